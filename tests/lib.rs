@@ -1,0 +1,1 @@
+//! Nothing here: the promises are in `main.rs`, one file each.
