@@ -1,1 +1,64 @@
-fn main() {}
+//! `cargo xtask`: everything that a newcomer or CI runs.
+
+#![allow(clippy::print_stdout, reason = "a command for people: what it prints is its result")]
+
+mod bench;
+mod suite;
+mod up;
+
+use std::process::ExitCode;
+
+use xtask::{Error, Result, Tool, say, tools};
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends it all
+  test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
+  bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
+  tools            only install what `up` and `test` need
+
+Programs are looked for in PATH and below target/tools. What is missing is installed with apt (as root or with sudo)
+and pip. DATABASE_URL and CHROMA_URL, when set, are used by `up` instead of starting a server.
+All state is below target/.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let outcome = match args.first().map(String::as_str) {
+        Some("up") => only(rest, 0).and_then(|()| up::run()),
+        Some("test") => suite::run(rest),
+        Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
+        Some("tools") => only(rest, 0).and_then(|()| install_all()),
+        // The comparison's own back end, a process of its own so that its time is not counted as the load's.
+        Some("bench-backend") => bench::backend(rest),
+        Some("help" | "--help" | "-h") => {
+            println!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(Error::new(format_args!("there is no command `{other}`")).hint(HELP)),
+        None => Err(Error::new("a command is missing").hint(HELP)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn only(args: &[String], most: usize) -> Result<()> {
+    match args.get(most) {
+        Some(extra) => Err(Error::new(format_args!("`{extra}` is one argument too many")).hint(HELP)),
+        None => Ok(()),
+    }
+}
+
+fn install_all() -> Result<()> {
+    tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
+    for tool in Tool::RUN.iter().chain(&Tool::TEST) {
+        println!("{:<12} {}", tool.name(), tool.get()?.display());
+    }
+    Ok(())
+}

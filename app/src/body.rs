@@ -1,0 +1,66 @@
+//! A request's JSON body: bounded, in time, and with errors that say where it is wrong.
+
+use axum::extract::{FromRequest, Request};
+use http::header;
+use serde::de::DeserializeOwned;
+
+use crate::App;
+use crate::deadline::Deadline;
+use crate::error::ApiError;
+
+/// The body, parsed.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if !kind.is_some_and(is_json) {
+            return Err(ApiError::UnsupportedMediaType);
+        }
+        let limit = app.limits.body_bytes();
+        let too_large = || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller document"));
+        let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if declared.is_some_and(|bytes: usize| bytes > limit) {
+            return Err(too_large());
+        }
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let deadline = deadline.ok_or_else(|| ApiError::Internal("a request without a deadline".to_owned()))?;
+        let read = deadline.run(axum::body::to_bytes(request.into_body(), limit)).await;
+        let bytes = read.map_err(|_| ApiError::BodyTimeout)?.map_err(|error| {
+            // The only error with a name is the limit; any other is a client that left or sent nonsense.
+            let text = error.to_string();
+            if text.contains("length limit") {
+                too_large()
+            } else {
+                ApiError::BadRequest(format!("the body cannot be read: {text}"))
+            }
+        })?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            if error.is_data() { ApiError::Invalid(error.to_string()) } else { ApiError::BadRequest(format!("the body is no JSON: {error}")) }
+        })
+    }
+}
+
+/// `application/json` and `application/anything+json`, whatever the parameters.
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_json_by_its_content_type() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
+            assert!(is_json(kind), "{kind}");
+        }
+        for kind in ["text/json", "application/x-www-form-urlencoded", "", "application/jsonp"] {
+            assert!(!is_json(kind), "{kind}");
+        }
+    }
+}

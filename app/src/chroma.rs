@@ -1,0 +1,496 @@
+//! ChromaDB: the few calls that we need of its v2 API, through a pool whose check is the heartbeat.
+//!
+//! Its collection is made when missing, and its id is kept until ChromaDB says that it is gone.
+//! Writes are upserts: `add` of an id that exists answers 201 and does nothing.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use reqwest::Url;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::config::{ChromaSettings, ConfigError};
+use crate::deadline::Deadline;
+use crate::error::{ApiError, Dependency};
+use crate::metrics::Metrics;
+use crate::pool::{Backend, ConnectionError, Pool, PoolSettings};
+use crate::postgres::describe;
+use crate::tls::{self, Trust};
+
+/// Longest time to open the TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// ChromaDB, as the rest of the app sees it.
+#[derive(Debug)]
+pub struct Chroma {
+    pool: Pool<ChromaBackend>,
+    backend: ChromaBackend,
+    prober: reqwest::Client,
+    name: String,
+    timeout: Duration,
+    dimension: u32,
+    collection: RwLock<Option<String>>,
+    /// One at a time looks the collection up; the others wait for what it finds.
+    lookup: tokio::sync::Mutex<()>,
+}
+
+/// What a document looks like in ChromaDB.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub id: Uuid,
+    pub embedding: Vec<f32>,
+    pub content: String,
+    pub metadata: Value,
+}
+
+/// A document near the one searched for.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub id: Uuid,
+    /// Cosine distance, 0 (same direction) to 2 (opposite).
+    pub distance: f64,
+    pub content: Option<String>,
+    pub metadata: Value,
+}
+
+/// Why ChromaDB did not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChromaError {
+    /// Nothing was sent.
+    #[error(transparent)]
+    NotAsked(ApiError),
+    /// It was sent, and may yet take effect.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// ChromaDB read it and will not do it, now or later.
+    #[error("ChromaDB refused it ({status}): {message}")]
+    Refused { status: u16, message: String },
+    /// ChromaDB tried and failed.
+    #[error("ChromaDB failed ({status}): {message}")]
+    Failed { status: u16, message: String },
+}
+
+impl ChromaError {
+    /// Whether the call may take effect after we stopped waiting for it.
+    pub fn is_doubtful(&self) -> bool {
+        matches!(self, Self::NoAnswer(_) | Self::Failed { .. })
+    }
+}
+
+impl From<ChromaError> for ApiError {
+    fn from(error: ChromaError) -> Self {
+        match error {
+            ChromaError::NotAsked(error) => error,
+            ChromaError::Refused { .. } => Self::Internal(error.to_string()),
+            ChromaError::NoAnswer(reason) => Self::Unavailable { dependency: Dependency::Chroma, reason },
+            ChromaError::Failed { .. } => {
+                Self::Unavailable { dependency: Dependency::Chroma, reason: error.to_string() }
+            }
+        }
+    }
+}
+
+impl Chroma {
+    /// Checks the address and starts the pool. The server may be away.
+    ///
+    /// # Errors
+    /// `CHROMA_URL` cannot be used, with a hint.
+    pub fn start(
+        settings: &ChromaSettings,
+        dimension: u32,
+        pool: PoolSettings,
+        metrics: Metrics,
+    ) -> Result<Self, ConfigError> {
+        let backend = ChromaBackend::new(settings)?;
+        let prober = backend.http_client().map_err(|e| bad_url(e.to_string()))?;
+        Ok(Self {
+            pool: Pool::start(backend.clone(), pool, metrics),
+            backend,
+            prober,
+            name: settings.chroma_collection.clone(),
+            timeout: settings.chroma_timeout.get(),
+            dimension,
+            collection: RwLock::new(None),
+            lookup: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Writes these records, over older ones of the same ids.
+    ///
+    /// # Errors
+    /// None of them, some or all may have been written unless [`ChromaError::is_doubtful`] is false.
+    pub async fn upsert(&self, deadline: Deadline, records: &[Record]) -> Result<(), ChromaError> {
+        let body = Columns {
+            ids: records.iter().map(|r| r.id).collect(),
+            embeddings: records.iter().map(|r| r.embedding.as_slice()).collect(),
+            documents: records.iter().map(|r| r.content.as_str()).collect(),
+            metadatas: records.iter().map(|r| &r.metadata).collect(),
+        };
+        self.on_collection("chroma::upsert", deadline, "upsert", &body).await.map(|_: Value| ())
+    }
+
+    /// Removes these ids; those that are not there are no error.
+    ///
+    /// # Errors
+    /// As [`Self::upsert`].
+    pub async fn delete(&self, deadline: Deadline, ids: &[Uuid]) -> Result<(), ChromaError> {
+        let body = json!({ "ids": ids });
+        self.on_collection("chroma::delete", deadline, "delete", &body).await.map(|_: Value| ())
+    }
+
+    /// The `limit` records nearest to `embedding`, nearest first.
+    ///
+    /// # Errors
+    /// ChromaDB cannot be asked, or does not answer in time.
+    pub async fn nearest(
+        &self,
+        deadline: Deadline,
+        embedding: &[f32],
+        limit: usize,
+    ) -> Result<Vec<Neighbour>, ChromaError> {
+        let body = json!({
+            "query_embeddings": [embedding],
+            "n_results": limit,
+            "include": ["documents", "metadatas", "distances"],
+        });
+        let found: Found = self.on_collection("chroma::nearest", deadline, "query", &body).await?;
+        Ok(found.into_neighbours())
+    }
+
+    /// Whether ChromaDB answers and has our collection as we need it, within `limit`. Takes no pool's place.
+    ///
+    /// # Errors
+    /// Why not, for the health report.
+    pub async fn probe(&self, limit: Duration) -> Result<(), String> {
+        let deadline = Deadline::after(limit);
+        let asked = deadline.run(self.prober.get(self.backend.url(&["healthcheck"])).send()).await;
+        let outcome = match asked {
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            Ok(Err(error)) => Err(describe(&error)),
+            Ok(Ok(answer)) if !answer.status().is_success() => Err(format!("its health check says {}", answer.status())),
+            Ok(Ok(_)) => match self.collection(deadline, &self.prober).await {
+                // Ours to wait for, not ChromaDB's fault.
+                Ok(_) | Err(ChromaError::NotAsked(_)) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            },
+        };
+        match &outcome {
+            Ok(()) => self.pool.succeeded(),
+            Err(reason) => self.pool.failed(reason),
+        }
+        outcome
+    }
+
+    /// Whether a connection can be had at all, before work is claimed that needs one.
+    ///
+    /// # Errors
+    /// As [`Pool::checkout`].
+    pub async fn reachable(&self, deadline: Deadline) -> Result<(), ApiError> {
+        self.pool.checkout("chroma::reachable", deadline).await.map(crate::pool::Checkout::release)
+    }
+
+    /// The pool, for its numbers.
+    pub fn pool(&self) -> &Pool<ChromaBackend> {
+        &self.pool
+    }
+
+    /// Posts `body` to the collection's `action`. A collection that is gone is looked up, or made, once more.
+    async fn on_collection<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        deadline: Deadline,
+        action: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ChromaError> {
+        let deadline = deadline.within(self.timeout);
+        let session = self.pool.checkout(what, deadline).await.map_err(ChromaError::NotAsked)?;
+        let mut first = true;
+        let outcome = loop {
+            let id = match self.collection(deadline, session.client()).await {
+                Ok(id) => id,
+                Err(error) => break Err(error),
+            };
+            let url = self.backend.collection_url(&[&id, action]);
+            match send(session.client(), deadline, url, body).await {
+                Err(ChromaError::Refused { status: 404, .. }) if first => {
+                    first = false;
+                    self.forget(&id);
+                }
+                outcome => break outcome,
+            }
+        };
+        match &outcome {
+            // The call is over, whatever the verdict: the connection can serve the next one.
+            Ok(_) | Err(ChromaError::Refused { .. }) => session.release(),
+            // Nobody's fault: our time ran out before we asked.
+            Err(ChromaError::NotAsked(ApiError::DeadlineExceeded)) => {}
+            Err(error) => self.pool.failed(&error.to_string()),
+        }
+        outcome
+    }
+
+    fn known_collection(&self) -> Option<String> {
+        self.collection.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget(&self, id: &str) {
+        let mut known = self.collection.write().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() == Some(id) {
+            *known = None;
+            tracing::warn!(collection = self.name, "ChromaDB lost collection {}; looking it up again", self.name);
+        }
+    }
+
+    /// The collection's id, made when missing.
+    async fn collection(&self, deadline: Deadline, client: &reqwest::Client) -> Result<String, ChromaError> {
+        if let Some(id) = self.known_collection() {
+            return Ok(id);
+        }
+        let _one_at_a_time = deadline.run(self.lookup.lock()).await.map_err(|e| ChromaError::NotAsked(e.into()))?;
+        if let Some(id) = self.known_collection() {
+            return Ok(id);
+        }
+        let body = json!({
+            "name": self.name,
+            "get_or_create": true,
+            "configuration": { "hnsw": { "space": "cosine" } },
+        });
+        let found: Collection =
+            send(client, deadline, self.backend.collection_url(&[]), &body).await?;
+        if let Some(other) = found.dimension.filter(|d| *d != self.dimension) {
+            let message = format!(
+                "collection {} holds vectors of {other} numbers and APP_VECTOR_DIMENSION is {}",
+                self.name, self.dimension
+            );
+            return Err(ChromaError::Refused { status: 409, message });
+        }
+        *self.collection.write().unwrap_or_else(PoisonError::into_inner) = Some(found.id.clone());
+        tracing::info!(collection = self.name, id = found.id, "ChromaDB has collection {}", self.name);
+        Ok(found.id)
+    }
+}
+
+/// One call, from request to parsed answer.
+async fn send<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    deadline: Deadline,
+    url: Url,
+    body: &impl Serialize,
+) -> Result<T, ChromaError> {
+    let exchange = async {
+        let answer = client.post(url).json(body).send().await?;
+        let status = answer.status();
+        Ok::<_, reqwest::Error>((status, answer.bytes().await?))
+    };
+    let started = std::time::Instant::now();
+    let (status, bytes) = match deadline.run(exchange).await {
+        Ok(Ok(answer)) => answer,
+        // Without a connection nothing was sent, and nothing can take effect later.
+        Ok(Err(error)) if error.is_connect() => {
+            let reason = describe(&error);
+            return Err(ChromaError::NotAsked(ApiError::Unavailable { dependency: Dependency::Chroma, reason }));
+        }
+        Ok(Err(error)) => return Err(ChromaError::NoAnswer(describe(&error))),
+        Err(_) => {
+            return Err(ChromaError::NoAnswer(format!("no answer within {} ms", started.elapsed().as_millis())));
+        }
+    };
+    if status.is_success() {
+        return serde_json::from_slice(&bytes)
+            .map_err(|e| ChromaError::Failed { status: status.as_u16(), message: format!("answer not understood: {e}") });
+    }
+    let message = serde_json::from_slice::<Value>(&bytes)
+        .ok()
+        .and_then(|body| body.get("message").and_then(Value::as_str).map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(200).collect());
+    let status = status.as_u16();
+    // 408 and 429 ask to come back; every other 4xx will be the same tomorrow.
+    Err(match status {
+        408 | 429 | 500.. => ChromaError::Failed { status, message },
+        _ => ChromaError::Refused { status, message },
+    })
+}
+
+/// Records as ChromaDB takes them: columns of equal length.
+#[derive(Serialize)]
+struct Columns<'a> {
+    ids: Vec<Uuid>,
+    embeddings: Vec<&'a [f32]>,
+    documents: Vec<&'a str>,
+    metadatas: Vec<&'a Value>,
+}
+
+#[derive(serde::Deserialize)]
+struct Collection {
+    id: String,
+    dimension: Option<u32>,
+}
+
+/// ChromaDB's answer to a query: columns of lists, one list for each vector asked for.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Found {
+    ids: Vec<Vec<String>>,
+    distances: Option<Vec<Vec<Option<f64>>>>,
+    documents: Option<Vec<Vec<Option<String>>>>,
+    metadatas: Option<Vec<Vec<Option<Value>>>>,
+}
+
+impl Found {
+    fn into_neighbours(self) -> Vec<Neighbour> {
+        fn column<T>(lists: Option<Vec<Vec<Option<T>>>>) -> impl Iterator<Item = Option<T>> {
+            let list = lists.and_then(|lists| lists.into_iter().next()).unwrap_or_default();
+            list.into_iter().chain(std::iter::repeat_with(|| None))
+        }
+        let ids = self.ids.into_iter().next().unwrap_or_default();
+        let columns = column(self.distances).zip(column(self.documents)).zip(column(self.metadatas));
+        ids.into_iter()
+            .zip(columns)
+            .filter_map(|(id, ((distance, content), metadata))| {
+                // Ids that are not ours were put there by somebody else.
+                let id = id.parse().ok()?;
+                let metadata = metadata.unwrap_or(Value::Null);
+                Some(Neighbour { id, distance: distance?, content, metadata })
+            })
+            .collect()
+    }
+}
+
+fn bad_url(problem: String) -> ConfigError {
+    ConfigError::setting("CHROMA_URL", problem, "write http://HOST:PORT or https://HOST")
+}
+
+/// Where ChromaDB is, and what the pool needs to know of it.
+#[derive(Clone, Debug)]
+pub struct ChromaBackend {
+    base: Url,
+    tenant: String,
+    database: String,
+    tls: rustls::ClientConfig,
+}
+
+impl ChromaBackend {
+    fn new(settings: &ChromaSettings) -> Result<Self, ConfigError> {
+        let base: Url = settings.chroma_url.parse().map_err(|e| bad_url(format!("is no address: {e}")))?;
+        let trust = match base.scheme() {
+            "http" => Trust::Nobody,
+            "https" => Trust::System,
+            other => return Err(bad_url(format!("speaks {other}, which ChromaDB does not"))),
+        };
+        if !base.has_host() || base.cannot_be_a_base() {
+            return Err(bad_url("names no host".to_owned()));
+        }
+        let tls = tls::client_config(trust).map_err(|e| bad_url(e.to_string()))?;
+        let (tenant, database) = (settings.chroma_tenant.clone(), settings.chroma_database.clone());
+        Ok(Self { base, tenant, database, tls })
+    }
+
+    /// A client with one connection to keep.
+    fn http_client(&self) -> reqwest::Result<reqwest::Client> {
+        reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(self.tls.clone())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(1)
+            .pool_idle_timeout(Duration::from_secs(600))
+            .tcp_keepalive(Duration::from_secs(15))
+            .tcp_user_timeout(Duration::from_secs(10))
+            .build()
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["api", "v2"]).extend(path);
+        }
+        url
+    }
+
+    fn collection_url(&self, path: &[&str]) -> Url {
+        let place = ["tenants", &self.tenant, "databases", &self.database, "collections"];
+        self.url(&[&place, path].concat())
+    }
+}
+
+impl Backend for ChromaBackend {
+    type Client = reqwest::Client;
+    const DEPENDENCY: Dependency = Dependency::Chroma;
+
+    /// Not only a client: its connection is open and warm when the heartbeat came back over it.
+    async fn open(&self) -> Result<reqwest::Client, ConnectionError> {
+        let client = self.http_client().map_err(|e| ConnectionError::Failed(describe(&e)))?;
+        self.check(&client).await?;
+        Ok(client)
+    }
+
+    async fn check(&self, client: &reqwest::Client) -> Result<(), ConnectionError> {
+        let failed = |e: reqwest::Error| ConnectionError::Failed(describe(&e));
+        let answer = client.get(self.url(&["heartbeat"])).send().await.map_err(failed)?;
+        let status = answer.status();
+        // Read to its end, or the connection could not be used again.
+        answer.bytes().await.map_err(failed)?;
+        if status.is_success() { Ok(()) } else { Err(ConnectionError::Failed(format!("its heartbeat says {status}"))) }
+    }
+
+    fn is_closed(&self, _client: &reqwest::Client) -> bool {
+        // The HTTP client opens a new connection by itself when the kept one is gone.
+        false
+    }
+
+    fn interrupt(&self, _client: &reqwest::Client) {
+        // An HTTP/1.1 call that is dropped closes its connection.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_chroma_answers_to_a_query() {
+        let id = "0193b0a0-0000-7000-8000-000000000001";
+        let text = format!(
+            r#"{{"ids":[["{id}","not-ours"]],"distances":[[0.25,0.5]],"documents":[["x",null]],
+                "metadatas":[[{{"title":"t"}},null]],"embeddings":null,"uris":null,"include":["documents"]}}"#
+        );
+        let neighbours = serde_json::from_str::<Found>(&text).unwrap().into_neighbours();
+        assert_eq!(neighbours.len(), 1);
+        assert_eq!(neighbours[0].id.to_string(), id);
+        assert_eq!(neighbours[0].content.as_deref(), Some("x"));
+        assert_eq!(neighbours[0].metadata["title"], "t");
+    }
+
+    #[test]
+    fn an_empty_collection_answers_with_nothing() {
+        let text = r#"{"ids":[[]],"distances":[[]],"documents":[[]],"metadatas":[[]]}"#;
+        assert!(serde_json::from_str::<Found>(text).unwrap().into_neighbours().is_empty());
+    }
+
+    #[test]
+    fn paths_are_escaped() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = <crate::config::Settings as clap::Parser>::try_parse_from([
+            "outrigger-app",
+            "--chroma-url=http://127.0.0.1:8000/prefix/",
+            "--chroma-tenant=a/b",
+        ]);
+        let backend = ChromaBackend::new(&settings.unwrap().chroma).unwrap();
+        assert_eq!(
+            backend.collection_url(&["x"]).as_str(),
+            "http://127.0.0.1:8000/prefix/api/v2/tenants/a%2Fb/databases/default_database/collections/x"
+        );
+    }
+
+    #[test]
+    fn an_address_that_cannot_work_is_refused() {
+        for url in ["127.0.0.1:8000", "ftp://h", "http://", ""] {
+            let arguments = ["outrigger-app", "--chroma-url", url];
+            let settings = <crate::config::Settings as clap::Parser>::try_parse_from(arguments).unwrap();
+            let error = ChromaBackend::new(&settings.chroma).unwrap_err().to_string();
+            assert!(error.starts_with("CHROMA_URL: "), "{error}");
+        }
+    }
+}

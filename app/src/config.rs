@@ -1,0 +1,365 @@
+//! Settings, from the environment or the command line, parsed once into values that work.
+//!
+//! `outrigger-app --help` prints every one with its default. Durations are text with a unit (`250ms`, `30s`, `5m`).
+//! Secrets (keys, tokens, the database's password) stay out of `Debug` and out of every message.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, ValueEnum};
+use outrigger_policy::flags::{Feature, Flag};
+
+/// The environment or command line, as written.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "outrigger-app", version, about = "Documents in PostgreSQL with embeddings in ChromaDB", long_about = None)]
+#[command(after_help = "Exit codes: 0 stopped as asked, 1 failed, 78 the configuration cannot work.")]
+pub struct Settings {
+    /// Address to listen on; a Unix socket is served besides it, not instead.
+    #[arg(long, env = "APP_LISTEN", default_value = "127.0.0.1:8081", value_name = "HOST:PORT")]
+    pub listen: SocketAddr,
+
+    /// Path of a Unix socket to listen on as well; a stale one is replaced, its mode is 0660.
+    #[arg(long, env = "APP_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Numbers that every embedding must have.
+    #[arg(long, env = "APP_VECTOR_DIMENSION", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    pub vector_dimension: u32,
+
+    /// Longest `content` of a document, in bytes of UTF-8.
+    #[arg(long, env = "APP_MAX_DOCUMENT_BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=33_554_432))]
+    pub max_document_bytes: u32,
+
+    /// Deadline of a request without `X-Request-Timeout-Ms`; the header can only lower it.
+    #[arg(long, env = "APP_REQUEST_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    pub request_timeout: Span,
+
+    /// Rows that may wait for ChromaDB before writes are refused with 503.
+    #[arg(long, env = "APP_OUTBOX_MAX", default_value_t = 100_000, value_name = "ROWS")]
+    pub outbox_max: u64,
+
+    /// After SIGTERM: how long to keep accepting while readiness already fails. The proxy drains first, so none.
+    #[arg(long, env = "APP_LAME_DUCK", default_value = "0s", value_name = "DURATION")]
+    pub lame_duck: Span,
+
+    /// After SIGTERM: how long requests in flight may take before the process leaves without them.
+    #[arg(long, env = "APP_DRAIN_TIMEOUT", default_value = "25s", value_name = "DURATION")]
+    pub drain_timeout: Span,
+
+    /// Lines of JSON for machines, or text for people.
+    #[arg(long, env = "APP_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// What to log, as in `info` or `outrigger_app=debug,info`. The access log is at debug.
+    #[arg(long, env = "APP_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub chroma: ChromaSettings,
+
+    #[command(flatten)]
+    pub auth: AuthSettings,
+}
+
+/// PostgreSQL, and the pools of both databases.
+#[derive(Clone, Debug, Args)]
+pub struct DatabaseSettings {
+    /// PostgreSQL. TLS is used for remote hosts unless `sslmode=disable`, and then always verified.
+    #[arg(long, env = "DATABASE_URL", default_value = "postgres://app@127.0.0.1:5432/app", hide_env_values = true)]
+    pub database_url: Secret,
+
+    /// Connections that each pool keeps warm.
+    #[arg(long, env = "DB_POOL_MIN", default_value_t = 5)]
+    pub db_pool_min: u32,
+
+    /// Connections that each pool may grow to.
+    #[arg(long, env = "DB_POOL_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub db_pool_max: u32,
+
+    /// Longest wait for a connection; a request's own deadline lowers it.
+    #[arg(long, env = "DB_POOL_ACQUIRE_TIMEOUT", default_value = "2s", value_name = "DURATION")]
+    pub db_pool_acquire_timeout: Span,
+
+    /// Age at which a connection is replaced; each lives 80 to 100 % of it, so that they never go together.
+    #[arg(long, env = "DB_POOL_MAX_LIFETIME", default_value = "30m", value_name = "DURATION")]
+    pub db_pool_max_lifetime: Span,
+
+    /// Idle time after which a connection is replaced, or dropped above the minimum.
+    #[arg(long, env = "DB_POOL_IDLE_TIMEOUT", default_value = "10m", value_name = "DURATION")]
+    pub db_pool_idle_timeout: Span,
+
+    /// How long a connection may be held before the log says by whom.
+    #[arg(long, env = "DB_POOL_LEAK_AFTER", default_value = "20s", value_name = "DURATION")]
+    pub db_pool_leak_after: Span,
+
+    /// Longest time to open a connection, handshake included.
+    #[arg(long, env = "DB_CONNECT_TIMEOUT", default_value = "2s", value_name = "DURATION")]
+    pub db_connect_timeout: Span,
+
+    /// PostgreSQL's own limit for each statement, should the app not be there to cancel it.
+    #[arg(long, env = "DB_STATEMENT_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    pub db_statement_timeout: Span,
+}
+
+/// ChromaDB.
+#[derive(Clone, Debug, Args)]
+pub struct ChromaSettings {
+    /// ChromaDB's base address, v2 API.
+    #[arg(long, env = "CHROMA_URL", default_value = "http://127.0.0.1:8000", hide_env_values = true)]
+    pub chroma_url: String,
+
+    /// Collection of the embeddings; created when missing, with cosine distance.
+    #[arg(long, env = "CHROMA_COLLECTION", default_value = "documents")]
+    pub chroma_collection: String,
+
+    /// Tenant of the collection.
+    #[arg(long, env = "CHROMA_TENANT", default_value = "default_tenant")]
+    pub chroma_tenant: String,
+
+    /// Database of the collection.
+    #[arg(long, env = "CHROMA_DATABASE", default_value = "default_database")]
+    pub chroma_database: String,
+
+    /// Longest time for one call; a request's own deadline lowers it.
+    #[arg(long, env = "CHROMA_TIMEOUT", default_value = "5s", value_name = "DURATION")]
+    pub chroma_timeout: Span,
+}
+
+/// Who may use the documents API. Health and metrics are open.
+#[derive(Clone, Debug, Args)]
+pub struct AuthSettings {
+    /// `off` lets everybody in; otherwise keys or a JWT key must be configured.
+    #[arg(long, env = "APP_AUTH", default_value = "on")]
+    pub auth: AuthMode,
+
+    /// Comma-separated `name:SHA-256 in hex` of the keys accepted in `X-Api-Key`.
+    #[arg(long, env = "APP_API_KEYS", hide_env_values = true)]
+    pub api_keys: Option<Secret>,
+
+    /// Secret that signs JWTs with HS256, at least 32 bytes.
+    #[arg(long, env = "APP_JWT_SECRET", hide_env_values = true, conflicts_with = "jwt_key_file")]
+    pub jwt_secret: Option<Secret>,
+
+    /// PEM file with the public key that verifies JWTs.
+    #[arg(long, env = "APP_JWT_KEY_FILE", value_name = "FILE")]
+    pub jwt_key_file: Option<PathBuf>,
+
+    /// Algorithm that the key file is for: RS256, ES256 or EdDSA. Tokens that name another one are refused.
+    #[arg(long, env = "APP_JWT_ALGORITHM", default_value = "RS256", ignore_case = true)]
+    pub jwt_algorithm: KeyAlgorithm,
+
+    /// `aud` that a JWT must carry; without it, tokens with any or no audience pass.
+    #[arg(long, env = "APP_JWT_AUDIENCE")]
+    pub jwt_audience: Option<String>,
+
+    /// `iss` that a JWT must carry.
+    #[arg(long, env = "APP_JWT_ISSUER")]
+    pub jwt_issuer: Option<String>,
+}
+
+/// Whether the documents API asks who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMode {
+    On,
+    Off,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Signature of a JWT that a public key verifies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeyAlgorithm {
+    #[value(name = "RS256")]
+    Rs256,
+    #[value(name = "ES256")]
+    Es256,
+    #[value(name = "EdDSA")]
+    EdDsa,
+}
+
+/// Text that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// A duration written with its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(Duration);
+
+impl Span {
+    /// The duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for Span {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let bad = || ConfigError::Duration(text.to_owned());
+        let text = text.trim();
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, unit) = text.split_at(unit_at);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let millis = match unit {
+            "ms" => Some(number),
+            "s" => number.checked_mul(1000),
+            "m" => number.checked_mul(60_000),
+            "h" => number.checked_mul(3_600_000),
+            _ => None,
+        };
+        // Beyond a year it is a typo, and some clocks overflow.
+        millis.filter(|ms| *ms <= 366 * 86_400_000).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// Settings that cannot work. The text says which one, what it holds and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("needs a duration with a unit such as \"250ms\", \"30s\" or \"5m\", got {0:?}")]
+    Duration(String),
+    #[error("{variable}: {problem}\nhint: {hint}")]
+    Setting { variable: &'static str, problem: String, hint: &'static str },
+    #[error(transparent)]
+    Flag(#[from] outrigger_policy::flags::FlagError),
+}
+
+impl ConfigError {
+    /// A setting, what is wrong with it, and what to write instead.
+    pub fn setting(variable: &'static str, problem: impl Into<String>, hint: &'static str) -> Self {
+        Self::Setting { variable, problem: problem.into(), hint }
+    }
+}
+
+impl Settings {
+    /// What no single setting can tell: how they fit together.
+    ///
+    /// # Errors
+    /// The first setting that contradicts another, with a hint.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let db = &self.database;
+        if db.db_pool_min > db.db_pool_max {
+            let problem = format!("{} is more than DB_POOL_MAX={}", db.db_pool_min, db.db_pool_max);
+            return Err(ConfigError::setting("DB_POOL_MIN", problem, "lower the minimum or raise the maximum"));
+        }
+        let positive = [
+            ("APP_REQUEST_TIMEOUT", self.request_timeout),
+            ("DB_POOL_ACQUIRE_TIMEOUT", db.db_pool_acquire_timeout),
+            ("DB_POOL_MAX_LIFETIME", db.db_pool_max_lifetime),
+            ("DB_POOL_IDLE_TIMEOUT", db.db_pool_idle_timeout),
+            ("DB_POOL_LEAK_AFTER", db.db_pool_leak_after),
+            ("DB_CONNECT_TIMEOUT", db.db_connect_timeout),
+            ("DB_STATEMENT_TIMEOUT", db.db_statement_timeout),
+            ("CHROMA_TIMEOUT", self.chroma.chroma_timeout),
+        ];
+        for (variable, span) in positive {
+            if span.get().is_zero() {
+                return Err(ConfigError::setting(variable, "must be more than zero", "write \"250ms\", \"30s\" or \"5m\""));
+            }
+        }
+        let name = &self.chroma.chroma_collection;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !(3..=512).contains(&name.len()) || !name.chars().all(allowed) {
+            let problem = format!("ChromaDB does not take {name:?} as a collection's name");
+            return Err(ConfigError::setting("CHROMA_COLLECTION", problem, "use 3 to 512 of a-z A-Z 0-9 . _ -"));
+        }
+        Ok(())
+    }
+}
+
+/// The feature flags of this process, from the environment.
+///
+/// # Errors
+/// Names the variable that cannot be read.
+pub fn flags(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(Feature, Flag)>, ConfigError> {
+    Feature::ALL
+        .into_iter()
+        .map(|feature| Ok((feature, Flag::default().overridden_by(feature, &variable)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(arguments: &[&str]) -> Settings {
+        Settings::try_parse_from([&["outrigger-app"], arguments].concat()).unwrap()
+    }
+
+    #[test]
+    fn a_duration_needs_a_unit() {
+        assert_eq!("250ms".parse::<Span>().unwrap().get(), Duration::from_millis(250));
+        assert_eq!("5m".parse::<Span>().unwrap().get(), Duration::from_secs(300));
+        for text in ["30", "", "s", "-1s", "1.5s", "99999999999999h", "3 s", "1d"] {
+            assert!(text.parse::<Span>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_minimum_above_the_maximum_is_refused_with_a_hint() {
+        let error = settings(&["--db-pool-min", "30"]).check().unwrap_err().to_string();
+        assert_eq!(error, "DB_POOL_MIN: 30 is more than DB_POOL_MAX=20\nhint: lower the minimum or raise the maximum");
+    }
+
+    #[test]
+    fn a_collection_name_that_chroma_refuses_is_refused_at_start() {
+        assert!(settings(&["--chroma-collection", "a b c"]).check().is_err());
+        assert!(settings(&["--chroma-collection", "notes-1"]).check().is_ok());
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug() {
+        let text = format!("{:?}", settings(&["--database-url", "postgres://u:hunter2@h/d", "--jwt-secret", "hunter3"]));
+        assert!(!text.contains("hunter"), "{text}");
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_read_is_named() {
+        let problem = flags(|name| (name == "FF_ENABLE_ENHANCED_POOLING").then(|| "maybe".to_owned())).unwrap_err();
+        assert!(problem.to_string().starts_with("FF_ENABLE_ENHANCED_POOLING needs"));
+    }
+}

@@ -1,0 +1,191 @@
+//! The one table from what went wrong to what the client reads: status, code, title, what to do.
+//!
+//! A handler returns an [`ApiError`]; it travels in the response's extensions until the outermost layer
+//! ([`crate::exchange`]) knows the request id and writes the body, `application/problem+json` (RFC 9457).
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+/// Which database a problem is about. The names are those of the health report and the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dependency {
+    Postgres,
+    Chroma,
+}
+
+impl Dependency {
+    /// The label in metrics and the key in health reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgresql",
+            Self::Chroma => "chromadb",
+        }
+    }
+}
+
+impl fmt::Display for Dependency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Chroma => "ChromaDB",
+        })
+    }
+}
+
+/// Why a request got no answer of its own.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The request cannot be read: broken JSON, a bad id, a broken cursor.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The body is JSON, but not a document or a search.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("this path takes other methods; see the Allow header")]
+    MethodNotAllowed,
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{0}")]
+    TooLarge(String),
+    #[error("send the body as application/json")]
+    UnsupportedMediaType,
+    /// The body did not arrive by the deadline.
+    #[error("the body did not arrive in time; send it faster, or allow more time in X-Request-Timeout-Ms")]
+    BodyTimeout,
+    /// Every connection is in use and none came free in time.
+    #[error("all connections to {0} are in use; retry after the time in Retry-After")]
+    PoolExhausted(Dependency),
+    /// A database does not answer.
+    #[error("{dependency} is not available ({reason}); retry after the time in Retry-After")]
+    Unavailable { dependency: Dependency, reason: String },
+    #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
+    OutboxFull,
+    /// Our own deadline passed. Whether a write took effect is not known.
+    #[error("no answer within the deadline; retry, or allow more time in X-Request-Timeout-Ms")]
+    DeadlineExceeded,
+    /// A fault of ours. The cause is in the log only.
+    #[error("the request failed inside the app; the log has the cause under this request_id")]
+    Internal(String),
+}
+
+/// A problem's fixed part.
+struct Kind {
+    status: StatusCode,
+    /// Ends the problem's `type`, and never changes once released.
+    code: &'static str,
+    title: &'static str,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// The one table: reason to status, code, title and when to come back.
+    fn kind(&self) -> Kind {
+        let (status, code, title, retry_after_s) = match self {
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "The request cannot be read", None),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The content is not acceptable", None),
+            Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "Who are you?", None),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found", "There is nothing here", None),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Not with this method", None)
+            }
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "It exists already", None),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The content is too large", None),
+            Self::UnsupportedMediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Not this kind of content", None)
+            }
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body came too slowly", None),
+            Self::PoolExhausted(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "pool-exhausted", "All connections are busy", Some(1))
+            }
+            Self::Unavailable { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "dependency-unavailable", "A database does not answer", Some(2))
+            }
+            Self::OutboxFull => (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(10)),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline-exceeded", "Out of time", None),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The app failed", None),
+        };
+        Kind { status, code, title, retry_after: retry_after_s.map(Duration::from_secs) }
+    }
+
+    /// The complete answer, body included. `www_authenticate` goes with a 401 only.
+    pub fn answer(&self, request_id: &str) -> Response {
+        let kind = self.kind();
+        let problem = Problem {
+            kind: format!("urn:outrigger:problem:{}", kind.code),
+            title: kind.title,
+            status: kind.status.as_u16(),
+            detail: self.to_string(),
+            request_id,
+        };
+        // A struct of strings and a number always serialises.
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = (kind.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(wait) = kind.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    request_id: &'a str,
+}
+
+impl IntoResponse for ApiError {
+    /// Status and reason only; the body follows once the request id is known.
+    fn into_response(self) -> Response {
+        let mut response = self.kind().status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<crate::deadline::Expired> for ApiError {
+    fn from(_: crate::deadline::Expired) -> Self {
+        Self::DeadlineExceeded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_503_says_when_to_come_back() {
+        let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
+        for error in [ApiError::PoolExhausted(Dependency::Postgres), unavailable, ApiError::OutboxFull] {
+            let answer = error.answer("r1");
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(answer.headers().contains_key(header::RETRY_AFTER), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_internal_cause_is_not_told_to_the_client() {
+        let error = ApiError::Internal("relation \"documents\" does not exist".into());
+        assert!(!error.to_string().contains("relation"));
+    }
+
+    #[tokio::test]
+    async fn a_problem_reads_as_rfc_9457_wants_it() {
+        let answer = ApiError::NotFound("no document has this id".into()).answer("r1");
+        let body = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
+        insta::assert_snapshot!(String::from_utf8(body.to_vec()).unwrap(), @r#"{"type":"urn:outrigger:problem:not-found","title":"There is nothing here","status":404,"detail":"no document has this id","request_id":"r1"}"#);
+    }
+}

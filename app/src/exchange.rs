@@ -1,0 +1,147 @@
+//! The outermost layer: every request gets an id, a deadline and an entry in the metrics, every problem its body.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, Method, header};
+use uuid::Uuid;
+
+use crate::App;
+use crate::deadline::Deadline;
+use crate::error::ApiError;
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// Wraps the whole router.
+pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let mut entry = Entry::new(&app, route, method(request.method()));
+    let mut response = match Deadline::of_request(request.headers(), app.request_timeout) {
+        Ok(deadline) => {
+            request.extensions_mut().insert(deadline);
+            next.run(request).await
+        }
+        Err(bad) => ApiError::BadRequest(bad.to_string()).into_response(),
+    };
+    if let Some(problem) = response.extensions_mut().remove::<ApiError>() {
+        response = answer_problem(&problem, &id, &entry, response.headers_mut());
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if app.is_draining() {
+        // Asks the proxy to take its next request elsewhere.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    entry.status = response.status().as_u16();
+    tracing::debug!(
+        request_id = id,
+        route = entry.route,
+        method = entry.method,
+        status = entry.status,
+        duration_ms = entry.started.elapsed().as_secs_f64() * 1000.0,
+        "{} {} {}",
+        entry.method,
+        entry.route,
+        entry.status
+    );
+    response
+}
+
+/// The deadline around the documents API: whatever a handler waits for, the answer comes in time.
+pub async fn bounded(request: Request, next: Next) -> Response {
+    let Some(deadline) = request.extensions().get::<Deadline>().copied() else {
+        return ApiError::Internal("a request without a deadline".to_owned()).into_response();
+    };
+    deadline.run(next.run(request)).await.unwrap_or_else(|expired| ApiError::from(expired).into_response())
+}
+
+/// A handler's panic, as an answer.
+pub fn panicked(app: &App, payload: &(dyn std::any::Any + Send)) -> Response {
+    app.metrics.panics.inc();
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+    ApiError::Internal(format!("a handler panicked: {text}")).into_response()
+}
+
+fn answer_problem(problem: &ApiError, id: &str, entry: &Entry, headers: &mut HeaderMap) -> Response {
+    if let ApiError::Internal(cause) = problem {
+        tracing::error!(request_id = id, route = entry.route, cause, "{} failed: {cause}", entry.route);
+    } else {
+        tracing::debug!(request_id = id, route = entry.route, "{} refused: {problem}", entry.route);
+    }
+    let mut answer = problem.answer(id);
+    // What the refusing layer said besides: a challenge, the methods allowed.
+    for name in [header::WWW_AUTHENTICATE, header::ALLOW] {
+        if let Some(value) = headers.remove(&name) {
+            answer.headers_mut().insert(name, value);
+        }
+    }
+    answer
+}
+
+/// The caller's id if it can be logged as it is, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+    given.filter(usable).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// A label for the metrics: a client can invent methods.
+fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// A request in the metrics. Counted on drop, so that a client that leaves is counted too, as 499.
+struct Entry {
+    app: App,
+    route: String,
+    method: &'static str,
+    status: u16,
+    started: Instant,
+}
+
+impl Entry {
+    fn new(app: &App, route: String, method: &'static str) -> Self {
+        app.metrics.http_in_flight.inc();
+        Self { app: app.clone(), route, method, status: 499, started: Instant::now() }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let metrics = &self.app.metrics;
+        metrics.http_in_flight.dec();
+        metrics.http_requests.with_label_values(&[&self.route, self.method, &self.status.to_string()]).inc();
+        metrics.http_duration.with_label_values(&[&self.route]).observe(self.started.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_cannot_be_logged_is_replaced() {
+        let id = |text: &[u8]| {
+            let value = HeaderValue::from_bytes(text).unwrap();
+            request_id(&HeaderMap::from_iter([(REQUEST_ID.parse().unwrap(), value)]))
+        };
+        assert_eq!(id(b"01JABC-iad"), "01JABC-iad");
+        for bad in [&b""[..], b"a b", b"\xff", &[b'x'; 129]] {
+            assert_eq!(id(bad).parse::<Uuid>().unwrap().get_version_num(), 7);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Alive, ready, and what exactly is wrong.
+//!
+//! | path | 200 when | asks |
+//! |---|---|---|
+//! | `/health` | the app is up | both databases, for `status` only |
+//! | `/health/detailed` | both databases are up, 503 otherwise | both databases |
+//! | `/health/ready` | it may get traffic: not draining, and one database at least answers | both databases |
+//! | `/health/live` | the event loop turns | nothing |
+//!
+//! A check is shared by all who ask within a second and takes 800 ms at most, so an answer is never older than two
+//! seconds and health traffic never becomes load. The databases are asked on connections of their own: a pool that is
+//! exhausted is busy, not down.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use jiff::{Timestamp, Unit};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::App;
+use crate::chroma::Chroma;
+use crate::error::Dependency;
+use crate::metrics::Metrics;
+use crate::postgres::{Postgres, Schema};
+
+/// How long a check is good, counted from its start.
+const FRESH: Duration = Duration::from_secs(1);
+/// Longest time for a check.
+const CHECK: Duration = Duration::from_millis(800);
+
+/// The last check of both databases.
+#[derive(Debug)]
+pub struct Health {
+    postgres: Arc<Postgres>,
+    chroma: Arc<Chroma>,
+    metrics: Metrics,
+    last: Mutex<Option<Report>>,
+}
+
+/// What a check found: why a database is of no use, or nothing when it is fine.
+#[derive(Clone, Debug)]
+pub struct Report {
+    at: Instant,
+    postgres: Result<(), String>,
+    chroma: Result<(), String>,
+}
+
+impl Report {
+    /// One word for all of it.
+    fn status(&self) -> &'static str {
+        match (&self.postgres, &self.chroma) {
+            (Ok(()), Ok(())) => "healthy",
+            (Err(_), Err(_)) => "unhealthy",
+            _ => "degraded",
+        }
+    }
+
+    /// Some route can still answer something.
+    fn is_usable(&self) -> bool {
+        self.postgres.is_ok() || self.chroma.is_ok()
+    }
+}
+
+impl Health {
+    /// Nothing is checked until somebody asks.
+    pub fn new(postgres: Arc<Postgres>, chroma: Arc<Chroma>, metrics: Metrics) -> Self {
+        Self { postgres, chroma, metrics, last: Mutex::new(None) }
+    }
+
+    /// The last report if it is fresh, else a new one. Whoever comes in the meantime gets the same.
+    pub async fn report(&self) -> Report {
+        let mut last = self.last.lock().await;
+        if let Some(report) = last.as_ref().filter(|report| report.at.elapsed() < FRESH) {
+            return report.clone();
+        }
+        let at = Instant::now();
+        let (postgres, chroma) = tokio::join!(self.postgres.probe(CHECK), self.chroma.probe(CHECK));
+        // It answers, but without our tables it is of no use yet.
+        let postgres = postgres.and_then(|()| match self.postgres.schema() {
+            Schema::Ready => Ok(()),
+            Schema::Pending(why) => Err(why),
+        });
+        for (dependency, outcome) in [(Dependency::Postgres, &postgres), (Dependency::Chroma, &chroma)] {
+            self.metrics.dependency_up.with_label_values(&[dependency.name()]).set(outcome.is_ok().into());
+        }
+        let report = Report { at, postgres, chroma };
+        *last = Some(report.clone());
+        report
+    }
+}
+
+/// `GET /health`.
+pub async fn summary(State(app): State<App>) -> Response {
+    let report = app.health.report().await;
+    // It is up, whatever it can reach: `degraded` is as bad as it gets here.
+    let status = if report.status() == "healthy" { "healthy" } else { "degraded" };
+    envelope(StatusCode::OK, basics(&app, status))
+}
+
+/// `GET /health/detailed`.
+pub async fn detailed(State(app): State<App>) -> Response {
+    let report = app.health.report().await;
+    let mut data = basics(&app, report.status());
+    data["services"] = json!({
+        "postgresql": service(&report.postgres, json!(app.postgres.pool().numbers())),
+        "chromadb": service(&report.chroma, json!(app.chroma.pool().numbers())),
+    });
+    // No breaker stands in front of the databases yet, so both are closed: `failures` counts those in a row.
+    data["circuitBreakers"] = json!({
+        "database": { "state": "CLOSED", "failures": app.postgres.pool().failures() },
+        "chromadb": { "state": "CLOSED", "failures": app.chroma.pool().failures() },
+    });
+    data["flags"] = app.flags.iter().map(|(name, switch)| (name.clone(), json!(switch))).collect();
+    data["outbox"] = json!(app.outbox.backlog());
+    data["draining"] = json!(app.is_draining());
+    let status = if report.status() == "healthy" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    envelope(status, data)
+}
+
+/// `GET /health/ready`.
+pub async fn ready(State(app): State<App>) -> Response {
+    if app.is_draining() {
+        return envelope(StatusCode::SERVICE_UNAVAILABLE, basics(&app, "draining"));
+    }
+    let report = app.health.report().await;
+    let status = if report.is_usable() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    envelope(status, basics(&app, report.status()))
+}
+
+/// `GET /health/live`. That this runs at all is the answer.
+pub async fn live(State(app): State<App>) -> Response {
+    envelope(StatusCode::OK, basics(&app, "alive"))
+}
+
+fn basics(app: &App, status: &str) -> Value {
+    let now = Timestamp::now().round(Unit::Millisecond).unwrap_or(Timestamp::UNIX_EPOCH);
+    json!({
+        "status": status,
+        "timestamp": now.to_string(),
+        "uptime": (app.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+fn service(outcome: &Result<(), String>, metrics: Value) -> Value {
+    match outcome {
+        Ok(()) => json!({ "status": "healthy", "metrics": metrics }),
+        Err(error) => json!({ "status": "unhealthy", "metrics": metrics, "error": error }),
+    }
+}
+
+fn envelope(status: StatusCode, data: Value) -> Response {
+    let body = json!({ "ok": status.is_success(), "data": data });
+    (status, [(header::CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(postgres: Result<(), String>, chroma: Result<(), String>) -> Report {
+        Report { at: Instant::now(), postgres, chroma }
+    }
+
+    #[test]
+    fn one_database_is_enough_to_be_of_use() {
+        let down = || Err("refused".to_owned());
+        assert_eq!(report(Ok(()), Ok(())).status(), "healthy");
+        for one_down in [report(down(), Ok(())), report(Ok(()), down())] {
+            assert_eq!(one_down.status(), "degraded");
+            assert!(one_down.is_usable());
+        }
+        let both_down = report(down(), down());
+        assert_eq!(both_down.status(), "unhealthy");
+        assert!(!both_down.is_usable());
+    }
+}

@@ -1,0 +1,194 @@
+//! Every metric of the app, declared once.
+//!
+//! Label values come from enums, the configuration and the router's path templates, never from a request.
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// Seconds, 0.5 ms to 10 s.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Handles to every metric. Cloning is cheap and shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub http_requests: IntCounterVec,
+    pub http_duration: HistogramVec,
+    pub http_in_flight: IntGauge,
+    pub auth_refusals: IntCounterVec,
+    pub panics: IntCounter,
+    pub pool_connections: IntGaugeVec,
+    pub pool_waiting: IntGaugeVec,
+    pub pool_acquire: HistogramVec,
+    pub pool_acquire_failures: IntCounterVec,
+    pub pool_connection_errors: IntCounterVec,
+    pub pool_opened: IntCounterVec,
+    pub pool_closed: IntCounterVec,
+    pub pool_leaks: IntCounterVec,
+    pub outbox_depth: IntGauge,
+    pub outbox_oldest_age: Gauge,
+    pub outbox_applied: IntCounterVec,
+    pub searches_degraded: IntCounter,
+    pub dependency_up: IntGaugeVec,
+    pub dependency_failures: IntGaugeVec,
+    pub loop_lag: Gauge,
+    pub loop_lag_seen: Histogram,
+    pub draining: IntGauge,
+}
+
+impl Metrics {
+    /// All metrics at zero, in a registry of their own.
+    ///
+    /// # Errors
+    /// A name is declared twice or is not a metric name: a bug that the tests find.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        let metrics = Self {
+            http_requests: add(
+                &r,
+                IntCounterVec::new(
+                    Opts::new("app_http_requests_total", "Requests answered, by path template, method and status."),
+                    &["route", "method", "status"],
+                )?,
+            )?,
+            http_duration: add(
+                &r,
+                HistogramVec::new(
+                    histogram("app_http_request_duration_seconds", "Time from request head to response head."),
+                    &["route"],
+                )?,
+            )?,
+            http_in_flight: add(&r, IntGauge::new("app_http_requests_in_flight", "Requests being worked on.")?)?,
+            auth_refusals: counters(&r, "app_auth_refusals_total", "Requests refused with 401.", &["reason"])?,
+            panics: add(&r, IntCounter::new("app_panics_total", "Handlers that panicked and were answered with 500.")?)?,
+            pool_connections: gauges(
+                &r,
+                "app_pool_connections",
+                "Connections of a pool, and the bounds they stay in.",
+                &["pool", "state"],
+            )?,
+            pool_waiting: gauges(&r, "app_pool_waiting", "Requests waiting for a connection.", &["pool"])?,
+            pool_acquire: add(
+                &r,
+                HistogramVec::new(
+                    histogram("app_pool_acquire_seconds", "Wait for a connection, also when none came."),
+                    &["pool"],
+                )?,
+            )?,
+            pool_acquire_failures: counters(
+                &r,
+                "app_pool_acquire_failures_total",
+                "Waits for a connection that ended without one.",
+                &["pool", "reason"],
+            )?,
+            pool_connection_errors: counters(
+                &r,
+                "app_pool_connection_errors_total",
+                "Connections that could not be opened or failed their check.",
+                &["pool"],
+            )?,
+            pool_opened: counters(&r, "app_pool_connections_opened_total", "Connections opened.", &["pool"])?,
+            pool_closed: counters(&r, "app_pool_connections_closed_total", "Connections closed.", &["pool", "reason"])?,
+            pool_leaks: counters(
+                &r,
+                "app_pool_leaks_total",
+                "Connections held longer than DB_POOL_LEAK_AFTER.",
+                &["pool"],
+            )?,
+            outbox_depth: add(
+                &r,
+                IntGauge::new("app_outbox_depth", "Documents that ChromaDB still has to hear about, all Machines.")?,
+            )?,
+            outbox_oldest_age: add(
+                &r,
+                Gauge::new("app_outbox_oldest_age_seconds", "Age of the oldest of them, 0 when there is none.")?,
+            )?,
+            outbox_applied: counters(
+                &r,
+                "app_outbox_applied_total",
+                "Attempts to bring a document up to date in ChromaDB.",
+                &["by", "result"],
+            )?,
+            searches_degraded: add(
+                &r,
+                IntCounter::new("app_searches_degraded_total", "Searches answered from ChromaDB alone.")?,
+            )?,
+            dependency_up: gauges(&r, "app_dependency_up", "1 when the last check succeeded.", &["dependency"])?,
+            dependency_failures: gauges(
+                &r,
+                "app_dependency_consecutive_failures",
+                "Failures since the last success.",
+                &["dependency"],
+            )?,
+            loop_lag: add(
+                &r,
+                Gauge::new("app_event_loop_lag_seconds", "How much later than asked the last timer fired.")?,
+            )?,
+            loop_lag_seen: add(
+                &r,
+                Histogram::with_opts(histogram(
+                    "app_event_loop_lag_distribution_seconds",
+                    "How much later than asked timers fire, every 100 ms.",
+                ))?,
+            )?,
+            draining: add(&r, IntGauge::new("app_draining", "1 from SIGTERM on.")?)?,
+            registry: r,
+        };
+        let build = GaugeVec::new(Opts::new("app_build_info", "Always 1; the version is the label."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        add(&metrics.registry, build)?;
+        metrics.registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// The text exposition of everything, and its content type.
+    ///
+    /// # Errors
+    /// A metric cannot be encoded: a bug.
+    pub fn render(&self) -> Result<(Vec<u8>, String), prometheus::Error> {
+        let encoder = TextEncoder::new();
+        let mut text = Vec::with_capacity(16 * 1024);
+        encoder.encode(&self.registry.gather(), &mut text)?;
+        Ok((text, encoder.format_type().to_owned()))
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec())
+}
+
+fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    add(r, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    add(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let metrics = Metrics::new().unwrap();
+        metrics.auth_refusals.with_label_values(&["missing"]).inc();
+        for family in metrics.registry.gather() {
+            let name = family.name();
+            assert!(name.starts_with("app_") || name.starts_with("process_"), "{name}");
+            assert!(!family.help().is_empty(), "{name} has no help");
+            let counter = family.get_field_type() == prometheus::proto::MetricType::COUNTER;
+            assert_eq!(counter, name.ends_with("_total"), "{name}");
+        }
+    }
+}

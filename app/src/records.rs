@@ -1,0 +1,215 @@
+//! Documents as rows: what we ask of PostgreSQL. Every write marks the document in the outbox, in the same statement.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::chroma::Record;
+use crate::deadline::Deadline;
+use crate::error::ApiError;
+use crate::outbox::{Claim, Job};
+use crate::postgres::Postgres;
+
+/// A document with everything it has.
+#[derive(Clone, Debug, Serialize)]
+pub struct Document {
+    pub id: Uuid,
+    pub title: Option<String>,
+    pub content: String,
+    pub embedding: Vec<f32>,
+    /// Always a JSON object.
+    pub metadata: Value,
+    pub created_at: Timestamp,
+}
+
+/// A document in a list, without its content and embedding: a page of those could be a hundred megabytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub id: Uuid,
+    pub title: Option<String>,
+    pub content_bytes: i32,
+    pub metadata: Value,
+    pub created_at: Timestamp,
+}
+
+/// What a write did. `job` is `None` when somebody else works on the document's copy in ChromaDB right now.
+#[derive(Debug)]
+pub struct Written {
+    pub created_at: Timestamp,
+    pub job: Option<Job>,
+}
+
+/// Marks the documents named by the statement before it; `$1` is the claim, `$2` its length in seconds.
+///
+/// An expired claim is taken over: its holder died or hangs, so its last call may still arrive.
+macro_rules! mark {
+    ($source:literal) => {
+        concat!(
+            "box AS (
+                INSERT INTO outbox AS o (document_id, claim, claimed_until)
+                SELECT id, $1, clock_timestamp() + make_interval(secs => $2) FROM ",
+            $source,
+            " ON CONFLICT (document_id) DO UPDATE SET
+                generation = o.generation + 1,
+                claim = CASE WHEN o.claimed_until <= clock_timestamp() THEN excluded.claim ELSE o.claim END,
+                doubtful = o.doubtful OR (o.claim IS NOT NULL AND o.claimed_until <= clock_timestamp()),
+                claimed_until = CASE WHEN o.claimed_until <= clock_timestamp()
+                    THEN excluded.claimed_until ELSE o.claimed_until END,
+                due_at = clock_timestamp(),
+                enqueued_at = CASE WHEN o.applied_at IS NULL THEN o.enqueued_at ELSE clock_timestamp() END,
+                applied_at = NULL
+                RETURNING document_id, generation, coalesce(claim = $1, false) AS ours
+            )"
+        )
+    };
+}
+
+/// Stores a new document, or returns `None` when its id is taken.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn insert(
+    postgres: &Postgres,
+    deadline: Deadline,
+    document: &Document,
+    claim: Claim,
+) -> Result<Option<Written>, ApiError> {
+    const STATEMENT: &str = concat!(
+        "WITH doc AS (
+            INSERT INTO documents (id, title, content, embedding, metadata, created_at)
+            VALUES ($3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING RETURNING id, created_at
+        ), ",
+        mark!("doc"),
+        " SELECT doc.created_at, box.* FROM doc, box"
+    );
+    let rows = postgres
+        .query(
+            "documents::insert",
+            deadline,
+            STATEMENT,
+            &[
+                (&claim.token, Type::UUID),
+                (&claim.seconds(), Type::FLOAT8),
+                (&document.id, Type::UUID),
+                (&document.title, Type::TEXT),
+                (&document.content, Type::TEXT),
+                (&document.embedding, Type::FLOAT4_ARRAY),
+                (&document.metadata, Type::JSONB),
+                (&document.created_at, Type::TIMESTAMPTZ),
+            ],
+        )
+        .await?;
+    rows.first().map(|row| Ok(Written { created_at: column(row, "created_at")?, job: job(row, claim)? })).transpose()
+}
+
+/// Removes a document, or returns `None` when there is none. The job is `None` when somebody else works on it.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn delete(
+    postgres: &Postgres,
+    deadline: Deadline,
+    id: Uuid,
+    claim: Claim,
+) -> Result<Option<Option<Job>>, ApiError> {
+    const STATEMENT: &str =
+        concat!("WITH doc AS (DELETE FROM documents WHERE id = $3 RETURNING id), ", mark!("doc"), " SELECT * FROM box");
+    let params = [(&claim.token as _, Type::UUID), (&claim.seconds() as _, Type::FLOAT8), (&id as _, Type::UUID)];
+    let rows = postgres.query("documents::delete", deadline, STATEMENT, &params).await?;
+    rows.first().map(|row| job(row, claim)).transpose()
+}
+
+/// Takes a document back that ChromaDB will never accept, unless it was written again since.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn undo(postgres: &Postgres, deadline: Deadline, job: &Job) -> Result<(), ApiError> {
+    const STATEMENT: &str = "
+        WITH box AS (
+            UPDATE outbox SET generation = generation + 1, claim = NULL, claimed_until = '-infinity',
+                due_at = clock_timestamp()
+            WHERE document_id = $1 AND claim = $2 AND generation = $3 RETURNING document_id
+        )
+        DELETE FROM documents USING box WHERE documents.id = box.document_id";
+    let params =
+        [(&job.document as _, Type::UUID), (&job.claim.token as _, Type::UUID), (&job.generation as _, Type::INT8)];
+    postgres.query("documents::undo", deadline, STATEMENT, &params).await.map(drop)
+}
+
+/// These documents, in no order; those that do not exist are left out.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn by_ids(postgres: &Postgres, deadline: Deadline, ids: &[Uuid]) -> Result<Vec<Document>, ApiError> {
+    const STATEMENT: &str =
+        "SELECT id, title, content, embedding, metadata, created_at FROM documents WHERE id = ANY($1)";
+    let rows = postgres.query("documents::by_ids", deadline, STATEMENT, &[(&ids, Type::UUID_ARRAY)]).await?;
+    rows.iter().map(document).collect()
+}
+
+/// Up to `limit` documents, newest first, older than `after`.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn page(
+    postgres: &Postgres,
+    deadline: Deadline,
+    after: Option<(Timestamp, Uuid)>,
+    limit: i64,
+) -> Result<Vec<Summary>, ApiError> {
+    const STATEMENT: &str = "
+        SELECT id, title, octet_length(content) AS content_bytes, metadata, created_at FROM documents
+        WHERE (created_at, id) < (coalesce($1, 'infinity'), coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+        ORDER BY created_at DESC, id DESC LIMIT $3";
+    let (created_at, id) = after.unzip();
+    let params = [(&created_at as _, Type::TIMESTAMPTZ), (&id as _, Type::UUID), (&limit as _, Type::INT8)];
+    let rows = postgres.query("documents::page", deadline, STATEMENT, &params).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Summary {
+                id: column(row, "id")?,
+                title: column(row, "title")?,
+                content_bytes: column(row, "content_bytes")?,
+                metadata: column(row, "metadata")?,
+                created_at: column(row, "created_at")?,
+            })
+        })
+        .collect()
+}
+
+impl Document {
+    /// Its copy for ChromaDB: enough to answer a search from there alone.
+    pub fn to_record(&self) -> Record {
+        let metadata = serde_json::json!({
+            // ChromaDB keeps no objects, and a key whose value is null not at all.
+            "title": self.title,
+            "metadata": self.metadata.to_string(),
+            "created_at": self.created_at.to_string(),
+        });
+        Record { id: self.id, embedding: self.embedding.clone(), content: self.content.clone(), metadata }
+    }
+}
+
+fn document(row: &Row) -> Result<Document, ApiError> {
+    Ok(Document {
+        id: column(row, "id")?,
+        title: column(row, "title")?,
+        content: column(row, "content")?,
+        embedding: column(row, "embedding")?,
+        metadata: column(row, "metadata")?,
+        created_at: column(row, "created_at")?,
+    })
+}
+
+fn job(row: &Row, claim: Claim) -> Result<Option<Job>, ApiError> {
+    let ours: bool = column(row, "ours")?;
+    ours.then(|| Job::from_row(row, claim)).transpose()
+}
+
+/// One column, checked: a schema that somebody changed by hand is an error, not a panic.
+pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, ApiError> {
+    row.try_get(name).map_err(|e| ApiError::Internal(format!("column {name}: {}", crate::postgres::describe(&e))))
+}

@@ -1,0 +1,485 @@
+//! Feature flags: on, off, on for some, or only watching.
+//!
+//! A flag answers one question, [`Flag::mode_for`]: what does this feature do for this client? Percentages are sticky:
+//! the same client gets the same answer for as long as the percentage stands, and keeps a *yes* when it grows. The
+//! formula is Unleash's (`normalizedStrategyValue` of its client specification): `murmur3_32("group:id", seed 0) % 100 + 1`
+//! gives a number from 1 to 100, and the client is in when that number is at most the percentage. The group is
+//! the flag's own name in the environment, so two flags at 10 % pick different clients.
+//!
+//! The environment, as deployed today:
+//!
+//! | variable | values |
+//! |---|---|
+//! | `FF_ENABLE_X` | `true`, `false`, `monitor` or a percentage such as `10%` |
+//! | `FF_ENABLE_X_PERCENTAGE` | `0` to `100`: narrows an enabled flag, or enables an unset one for that share |
+//! | `FF_ENABLE_X_USERS` | comma-separated user ids that always get the feature, unless the flag is `false` |
+//! | `FF_ENABLE_X_IPS` | the same for addresses and networks (`10.0.0.0/8`) |
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// What can be switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Feature {
+    /// Circuit breakers around the app and its dependencies.
+    CircuitBreaker,
+    /// Warm, jittered, watched connection pools in the app.
+    EnhancedPooling,
+    /// Rate limits by priority.
+    PrioritizedRateLimit,
+    /// The audit trail.
+    AuditTrail,
+    /// Sticky sessions.
+    SessionAffinity,
+}
+
+impl Feature {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 5] = [
+        Self::CircuitBreaker,
+        Self::EnhancedPooling,
+        Self::PrioritizedRateLimit,
+        Self::AuditTrail,
+        Self::SessionAffinity,
+    ];
+
+    /// The key in `[flags]`, and the label in metrics.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::CircuitBreaker => "circuit_breaker",
+            Self::EnhancedPooling => "enhanced_pooling",
+            Self::PrioritizedRateLimit => "prioritized_rate_limit",
+            Self::AuditTrail => "audit_trail",
+            Self::SessionAffinity => "session_affinity",
+        }
+    }
+
+    /// The variable in the environment, and the group of the rollout.
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::CircuitBreaker => "FF_ENABLE_CIRCUIT_BREAKER",
+            Self::EnhancedPooling => "FF_ENABLE_ENHANCED_POOLING",
+            Self::PrioritizedRateLimit => "FF_ENABLE_PRIORITIZED_RATE_LIMIT",
+            Self::AuditTrail => "FF_ENABLE_AUDIT_TRAIL",
+            Self::SessionAffinity => "FF_ENABLE_SESSION_AFFINITY",
+        }
+    }
+}
+
+/// What a feature does for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Its decisions count.
+    Enforce,
+    /// It decides and reports, and changes nothing.
+    Monitor,
+    /// It does not run.
+    Off,
+}
+
+impl Mode {
+    /// The name in configuration, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Monitor => "monitor",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// A share of all clients, 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percentage(u8);
+
+impl Percentage {
+    /// Everybody.
+    pub const ALL: Self = Self(100);
+
+    /// `None` above 100.
+    pub const fn new(percent: u8) -> Option<Self> {
+        if percent <= 100 { Some(Self(percent)) } else { None }
+    }
+
+    /// The number, 0 to 100.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Whether `id` is among this share of `group`.
+    pub fn includes(self, group: &str, id: &str) -> bool {
+        self == Self::ALL || bucket(group, id) <= self.0
+    }
+}
+
+/// The switch itself, before the allow-lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// For this share of clients; `true` is everybody.
+    On(Percentage),
+    /// Decides and reports for everybody.
+    Monitor,
+    /// For nobody, whatever the allow-lists say: the way back.
+    Off,
+}
+
+/// The text is no switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadSwitch(pub String);
+
+impl fmt::Display for BadSwitch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "needs true, false, \"monitor\" or a percentage such as \"10%\", got {:?}", self.0)
+    }
+}
+
+impl std::error::Error for BadSwitch {}
+
+impl FromStr for Switch {
+    type Err = BadSwitch;
+
+    fn from_str(text: &str) -> Result<Self, BadSwitch> {
+        let bad = || BadSwitch(text.to_owned());
+        match text.trim() {
+            "true" => Ok(Self::On(Percentage::ALL)),
+            "false" => Ok(Self::Off),
+            "monitor" => Ok(Self::Monitor),
+            share => {
+                let number = share.strip_suffix('%').ok_or_else(bad)?;
+                let percent = number.trim().parse().ok().and_then(Percentage::new).ok_or_else(bad)?;
+                Ok(Self::On(percent))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::On(Percentage::ALL) => f.write_str("true"),
+            Self::On(share) => write!(f, "{}%", share.get()),
+            Self::Monitor => f.write_str("monitor"),
+            Self::Off => f.write_str("false"),
+        }
+    }
+}
+
+/// An address or a network in CIDR notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix_bits: u8,
+}
+
+impl Network {
+    /// Whether `address` lies in this network. An IPv4 address written as IPv6 (`::ffff:1.2.3.4`) counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => same_prefix(net.to_bits().into(), ip.to_bits().into(), self.prefix_bits, 32),
+            (IpAddr::V6(net), IpAddr::V6(ip)) => same_prefix(net.to_bits(), ip.to_bits(), self.prefix_bits, 128),
+            _ => false,
+        }
+    }
+}
+
+fn same_prefix(a: u128, b: u128, prefix_bits: u8, width: u32) -> bool {
+    // A shift by the whole width would overflow: a prefix of 0 matches everything.
+    let host_bits = width.saturating_sub(u32::from(prefix_bits));
+    host_bits >= width || (a ^ b) >> host_bits == 0
+}
+
+/// The text is no address and no network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadNetwork(pub String);
+
+impl fmt::Display for BadNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "needs an address or a network such as \"10.0.0.0/8\" or \"fdaa::/16\", got {:?}", self.0)
+    }
+}
+
+impl std::error::Error for BadNetwork {}
+
+impl FromStr for Network {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<Self, BadNetwork> {
+        let bad = || BadNetwork(text.to_owned());
+        let (address, prefix) = match text.trim().split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text.trim(), None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| bad())?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let prefix_bits = match prefix {
+            None => width,
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= width).ok_or_else(bad)?,
+        };
+        Ok(Self { address, prefix_bits })
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+/// Who asks, as far as flags care.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// What the percentage sticks to: the user, else the key, else the address.
+    pub id: &'a str,
+    /// The verified user, if there is one.
+    pub user: Option<&'a str>,
+    /// The client's address.
+    pub address: IpAddr,
+}
+
+/// One feature's switch and allow-lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// For whom, in general.
+    pub switch: Switch,
+    /// Users who get it unless the switch is off.
+    pub users: Vec<String>,
+    /// Networks that get it unless the switch is off.
+    pub networks: Vec<Network>,
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self::always(Switch::On(Percentage::ALL))
+    }
+}
+
+impl Flag {
+    /// A flag without allow-lists.
+    pub const fn always(switch: Switch) -> Self {
+        Self { switch, users: Vec::new(), networks: Vec::new() }
+    }
+
+    /// What the feature does whoever asks, or `None` when that depends on the client. Lets the hot path skip identity.
+    pub fn mode_for_everybody(&self) -> Option<Mode> {
+        match self.switch {
+            Switch::Off => Some(Mode::Off),
+            Switch::On(Percentage::ALL) => Some(Mode::Enforce),
+            Switch::On(Percentage(0)) if self.users.is_empty() && self.networks.is_empty() => Some(Mode::Off),
+            Switch::Monitor if self.users.is_empty() && self.networks.is_empty() => Some(Mode::Monitor),
+            Switch::On(_) | Switch::Monitor => None,
+        }
+    }
+
+    /// What `feature` does for `subject`.
+    pub fn mode_for(&self, feature: Feature, subject: Subject<'_>) -> Mode {
+        if let Some(mode) = self.mode_for_everybody() {
+            return mode;
+        }
+        let listed = subject.user.is_some_and(|user| self.users.iter().any(|u| u == user))
+            || self.networks.iter().any(|network| network.contains(subject.address));
+        match self.switch {
+            Switch::Off => Mode::Off,
+            _ if listed => Mode::Enforce,
+            Switch::Monitor => Mode::Monitor,
+            Switch::On(share) if share.includes(feature.variable(), subject.id) => Mode::Enforce,
+            Switch::On(_) => Mode::Off,
+        }
+    }
+
+    /// The flag after the environment had its say: each variable that is set replaces that part of `self`.
+    ///
+    /// # Errors
+    /// Names the variable that cannot be read, and what it needs.
+    pub fn overridden_by(
+        mut self,
+        feature: Feature,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, FlagError> {
+        let name = feature.variable();
+        let read = |suffix: &str| {
+            let name = format!("{name}{suffix}");
+            variable(&name).filter(|value| !value.trim().is_empty()).map(|value| (name, value))
+        };
+        let switch = read("");
+        if let Some((name, value)) = &switch {
+            self.switch = value.parse().map_err(|e| FlagError::new(name, e))?;
+        }
+        if let Some((name, value)) = read("_PERCENTAGE") {
+            let percent = value.trim().trim_end_matches('%').parse().ok().and_then(Percentage::new);
+            let share = percent.ok_or_else(|| FlagError::new(&name, format!("needs 0 to 100, got {value:?}")))?;
+            // An explicit `10%`, `monitor` or `false` says more than the separate percentage.
+            if matches!(self.switch, Switch::On(Percentage::ALL)) || switch.is_none() {
+                self.switch = Switch::On(share);
+            }
+        }
+        if let Some((_, value)) = read("_USERS") {
+            self.users = list(&value).map(str::to_owned).collect();
+        }
+        if let Some((name, value)) = read("_IPS") {
+            self.networks =
+                list(&value).map(str::parse).collect::<Result<_, _>>().map_err(|e| FlagError::new(&name, e))?;
+        }
+        Ok(self)
+    }
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// A variable of the environment that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagError {
+    /// The variable.
+    pub variable: String,
+    /// What it needs and what it holds.
+    pub problem: String,
+}
+
+impl FlagError {
+    fn new(variable: &str, problem: impl fmt::Display) -> Self {
+        Self { variable: variable.to_owned(), problem: problem.to_string() }
+    }
+}
+
+impl fmt::Display for FlagError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.variable, self.problem)
+    }
+}
+
+impl std::error::Error for FlagError {}
+
+/// The client's place in the rollout of `group`, 1 to 100.
+pub fn bucket(group: &str, id: &str) -> u8 {
+    let hash = murmur3_32(group.bytes().chain([b':']).chain(id.bytes()));
+    // At most 100, so the cast keeps the value.
+    (hash % 100 + 1) as u8
+}
+
+/// MurmurHash3, x86, 32 bit, seed 0 (Austin Appleby's `MurmurHash3_x86_32`, public domain).
+fn murmur3_32(bytes: impl Iterator<Item = u8>) -> u32 {
+    let scramble = |k: u32| k.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    let (mut hash, mut length, mut block) = (0_u32, 0_u32, 0_u32);
+    for byte in bytes {
+        block |= u32::from(byte) << (8 * (length % 4));
+        length = length.wrapping_add(1);
+        if length.is_multiple_of(4) {
+            hash = (hash ^ scramble(block)).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
+            block = 0;
+        }
+    }
+    hash ^= scramble(block);
+    hash ^= length;
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn subject(id: &str) -> Subject<'_> {
+        Subject { id, user: Some(id), address: IpAddr::from([192, 0, 2, 7]) }
+    }
+
+    fn from_env(pairs: &[(&str, &str)]) -> Result<Flag, FlagError> {
+        let env: HashMap<String, String> =
+            pairs.iter().map(|(k, v)| (format!("FF_ENABLE_AUDIT_TRAIL{k}"), (*v).to_owned())).collect();
+        Flag::default().overridden_by(Feature::AuditTrail, |name| env.get(name).cloned())
+    }
+
+    #[test]
+    fn hashes_as_the_reference_implementation_does() {
+        let hash = |text: &str| murmur3_32(text.bytes());
+        assert_eq!(hash(""), 0);
+        assert_eq!(hash("test"), 0xba6b_d213);
+        assert_eq!(hash("Hello, world!"), 0xc036_3e43);
+        assert_eq!(hash("The quick brown fox jumps over the lazy dog"), 0x2e4f_f723);
+    }
+
+    #[test]
+    fn normalises_as_unleash_does() {
+        // The values of Unleash's own client specification.
+        assert_eq!(bucket("gr1", "123"), 73);
+        assert_eq!(bucket("groupX", "999"), 25);
+    }
+
+    #[test]
+    fn reads_the_environment_as_it_is_deployed_today() {
+        assert_eq!(from_env(&[]).unwrap(), Flag::default());
+        assert_eq!(from_env(&[("", "false")]).unwrap().switch, Switch::Off);
+        assert_eq!(from_env(&[("", "monitor")]).unwrap().switch, Switch::Monitor);
+        assert_eq!(from_env(&[("", "10%")]).unwrap().switch, Switch::On(Percentage(10)));
+        assert_eq!(from_env(&[("", "true"), ("_PERCENTAGE", "25")]).unwrap().switch, Switch::On(Percentage(25)));
+        assert_eq!(from_env(&[("", "false"), ("_PERCENTAGE", "25")]).unwrap().switch, Switch::Off);
+        assert_eq!(from_env(&[("_PERCENTAGE", "25%")]).unwrap().switch, Switch::On(Percentage(25)));
+        let flag = from_env(&[("_USERS", "ann, bob"), ("_IPS", "10.0.0.0/8,::1")]).unwrap();
+        assert_eq!(flag.users, ["ann", "bob"]);
+        assert_eq!(flag.networks.len(), 2);
+    }
+
+    #[test]
+    fn names_the_variable_that_cannot_be_read() {
+        let problem = |pairs: &[(&str, &str)]| from_env(pairs).unwrap_err().to_string();
+        assert_eq!(
+            problem(&[("", "yes")]),
+            "FF_ENABLE_AUDIT_TRAIL needs true, false, \"monitor\" or a percentage such as \"10%\", got \"yes\""
+        );
+        assert_eq!(problem(&[("_PERCENTAGE", "101")]), "FF_ENABLE_AUDIT_TRAIL_PERCENTAGE needs 0 to 100, got \"101\"");
+        assert!(problem(&[("_IPS", "10.0.0.0/33")]).starts_with("FF_ENABLE_AUDIT_TRAIL_IPS needs an address"));
+    }
+
+    #[test]
+    fn an_allow_list_beats_the_percentage_but_not_off() {
+        let mut flag = Flag { users: vec!["ann".into()], ..Flag::always(Switch::On(Percentage(0))) };
+        assert_eq!(flag.mode_for(Feature::AuditTrail, subject("ann")), Mode::Enforce);
+        assert_eq!(flag.mode_for(Feature::AuditTrail, subject("bob")), Mode::Off);
+        flag.switch = Switch::Monitor;
+        assert_eq!(flag.mode_for(Feature::AuditTrail, subject("ann")), Mode::Enforce);
+        assert_eq!(flag.mode_for(Feature::AuditTrail, subject("bob")), Mode::Monitor);
+        flag.switch = Switch::Off;
+        assert_eq!(flag.mode_for(Feature::AuditTrail, subject("ann")), Mode::Off);
+    }
+
+    #[test]
+    fn a_network_holds_its_own_addresses_only() {
+        let network: Network = "10.1.0.0/16".parse().unwrap();
+        assert!(network.contains("10.1.255.255".parse().unwrap()));
+        assert!(network.contains("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!network.contains("10.2.0.0".parse().unwrap()));
+        assert!(!network.contains("fdaa::1".parse().unwrap()));
+        let everything: Network = "0.0.0.0/0".parse().unwrap();
+        assert!(everything.contains("203.0.113.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_tenth_is_a_tenth() {
+        let share = Percentage(10);
+        let inside = (0..10_000).filter(|n| share.includes("FF_ENABLE_AUDIT_TRAIL", &format!("user-{n}"))).count();
+        assert!((900..=1100).contains(&inside), "{inside} of 10,000");
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_in_stays_in_when_the_share_grows(id in ".{0,40}", small in 0..=100_u8, more in 0..=100_u8) {
+            let (small, large) = (Percentage(small.min(more)), Percentage(small.max(more)));
+            prop_assert!(!small.includes("g", &id) || large.includes("g", &id));
+        }
+
+        #[test]
+        fn every_client_has_a_place_from_1_to_100(group in ".{0,20}", id in ".{0,40}") {
+            prop_assert!((1..=100).contains(&bucket(&group, &id)));
+        }
+
+        #[test]
+        fn a_switch_reads_back_as_written(percent in 0..=100_u8) {
+            let switch = Switch::On(Percentage(percent));
+            prop_assert_eq!(switch.to_string().parse(), Ok(switch));
+        }
+    }
+}

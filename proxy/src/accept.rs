@@ -1,0 +1,398 @@
+//! Connections: how many, how slowly they may speak, and when they rest.
+//!
+//! Pingora's hooks begin when a head is complete. Everything before that is here: the connection cap, the deadline and
+//! the bound of a head, what is malformed, and connections at rest, which cost a task and a socket but no buffer.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::HttpProxy;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use crate::client_stream::ClientStream;
+use crate::metrics::Outcome;
+use crate::pipeline::Gateway;
+use crate::rejection::Rejection;
+use crate::request_id::RequestId;
+use crate::state::{OpenConnection, Phase, State};
+use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
+
+/// When the process closes connections at rest: how long one must have rested. A client that is about to send on a
+/// connection it just used gets its answer, with `Connection: close`.
+const RESTED: Duration = Duration::from_millis(500);
+
+/// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What one worker thread serves with.
+#[derive(Clone)]
+pub struct Worker {
+    /// What all workers share.
+    pub state: Arc<State>,
+    /// This worker's own proxy and connections to the app.
+    pub proxy: Arc<HttpProxy<Gateway>>,
+    /// True from the moment on which clients are asked to reconnect.
+    pub leaving: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Worker")
+    }
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 and HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, with prior knowledge.
+    H2c,
+}
+
+/// Accepts until `closing`, then takes what has connected already and stops listening.
+pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, mut closing: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => break,
+        };
+        match accepted {
+            Ok((socket, client)) => take(socket, client, protocol, &worker),
+            Err(e) => accept_failed(&e).await,
+        }
+    }
+    // From here on the kernel answers nobody new, but those it has connected already are still served.
+    refuse_new(&listener);
+    while let Some(Ok((socket, client))) = poll_fn(|cx| Poll::Ready(now(listener.poll_accept(cx)))).await {
+        take(socket, client, protocol, &worker);
+    }
+}
+
+fn now<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// Drops every packet to the listening socket (a one-instruction packet filter that keeps zero bytes): a connection
+/// that is not complete yet stays incomplete, instead of being reset when the listener closes.
+fn refuse_new(listener: &TcpListener) {
+    // BPF_RET | BPF_K, with 0 bytes to keep.
+    let keep_nothing = [socket2::SockFilter::new(0x06, 0, 0, 0)];
+    if let Err(e) = socket2::SockRef::from(listener).attach_filter(&keep_nothing) {
+        tracing::debug!("the listener takes no filter: {e}");
+    }
+}
+
+async fn accept_failed(error: &std::io::Error) {
+    // A client that left between connecting and accepting is none of our concern. Anything else, such as too many
+    // open files, lasts: without a pause this loop would eat the CPU that could free some.
+    if error.kind() != std::io::ErrorKind::ConnectionAborted {
+        tracing::error!("no connection can be accepted: {error}; raise the limit of open files or lower max_connections");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Worker) {
+    let state = &worker.state;
+    state.metrics.connections_total.inc();
+    let most = state.rules.load().config.server.max_connections;
+    let Some(open) = state.open_connection(most) else {
+        return turn_away(&socket, state);
+    };
+    // Answers are written whole, so waiting for more to send only delays them.
+    if let Err(e) = socket.set_nodelay(true) {
+        tracing::debug!("a new connection has gone already: {e}");
+        return;
+    }
+    let stream = Box::new(ClientStream::new(socket, client));
+    let worker = worker.clone();
+    match protocol {
+        Protocol::Http1 => drop(tokio::spawn(Connection::new(stream, worker, open).serve())),
+        Protocol::H2c => drop(tokio::spawn(serve_h2(stream, worker, open))),
+    }
+}
+
+/// Says 503 without keeping anything: at the bound there is nothing to keep it in.
+fn turn_away(socket: &TcpStream, state: &State) {
+    let rejection = Rejection::TooManyConnections;
+    state.metrics.rejected(rejection);
+    let mut sink = [0; 4096];
+    // What has arrived is read, so that closing does not reset the answer away. Neither can be retried.
+    let _ = socket.try_read(&mut sink);
+    let _ = socket.try_write(rejection.problem().closing_answer(RequestId::generate().as_str()).as_bytes());
+}
+
+/// One client, request by request.
+struct Connection {
+    stream: Box<ClientStream>,
+    worker: Worker,
+    rest: Resting,
+    timer: Timer,
+    requests: u64,
+    _open: OpenConnection,
+}
+
+/// What waiting for a head came to.
+enum Arrival {
+    Head(Head),
+    /// The client is done, or gone.
+    Gone,
+    /// The process leaves, and this connection has rested.
+    Closing,
+    /// Nothing came for as long as a connection may rest.
+    Idle,
+    Refused(Rejection),
+}
+
+impl Connection {
+    fn new(stream: Box<ClientStream>, worker: Worker, open: OpenConnection) -> Self {
+        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), requests: 0, _open: open }
+    }
+
+    async fn serve(mut self) {
+        loop {
+            match self.next_head().await {
+                Arrival::Head(head) => self.stream.begin(head),
+                Arrival::Refused(rejection) => return self.refuse(rejection).await,
+                Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
+            }
+            self.requests += 1;
+            let mut session = ServerSession::new_http1(self.stream);
+            // Resting is our own affair: Pingora never waits for a head on this stream.
+            session.set_keepalive(Some(0));
+            let Some(finished) = self.worker.proxy.process_new_http(session, &self.worker.leaving).await else { return };
+            let (stream, _) = finished.consume();
+            let Ok(stream) = stream.into_any().downcast::<ClientStream>() else { return };
+            self.stream = stream;
+            if !self.stream.is_between_requests() {
+                return;
+            }
+            self.stream.finish_request();
+        }
+    }
+
+    async fn next_head(&mut self) -> Arrival {
+        let limits = self.worker.state.rules.load().config.client;
+        let mut scanner = HeadScanner::default();
+        let began = Instant::now();
+        // A new connection has to say something soon; one that has been served may rest.
+        let first_byte_by = began + if self.requests == 0 { limits.head_timeout } else { limits.idle_timeout };
+        let mut head_by = None;
+        loop {
+            self.stream.skip_empty_lines();
+            let pending = self.stream.pending();
+            if !pending.is_empty() {
+                match complete(&mut scanner, pending, limits.max_head_bytes, limits.max_fields) {
+                    Ok(Some(head)) => return Arrival::Head(head),
+                    Ok(None) => {}
+                    Err(rejection) => return Arrival::Refused(rejection),
+                }
+                head_by.get_or_insert_with(|| Instant::now() + limits.head_timeout);
+            } else {
+                self.stream.rest();
+            }
+            let filled = poll_fn(|cx| self.poll_arrival(cx, began, head_by, first_byte_by)).await;
+            match filled {
+                Waited::Read(Ok(0) | Err(_)) => return Arrival::Gone,
+                Waited::Read(Ok(_)) => {}
+                Waited::TooLong if head_by.is_some() => return Arrival::Refused(Rejection::HeadTooSlow),
+                Waited::TooLong => return Arrival::Idle,
+                Waited::Closing => return Arrival::Closing,
+            }
+        }
+    }
+
+    fn poll_arrival(
+        &mut self,
+        cx: &mut Context<'_>,
+        began: Instant,
+        head_by: Option<Instant>,
+        first_byte_by: Instant,
+    ) -> Poll<Waited> {
+        if let Poll::Ready(read) = self.stream.poll_fill(cx) {
+            return Poll::Ready(Waited::Read(read));
+        }
+        let mut deadline = head_by.unwrap_or(first_byte_by);
+        if head_by.is_none() {
+            self.rest.wake_me(cx.waker());
+            if self.worker.state.drain.phase() == Phase::Closing {
+                if began.elapsed() >= RESTED {
+                    return Poll::Ready(Waited::Closing);
+                }
+                deadline = deadline.min(began + RESTED);
+            }
+        }
+        ready!(self.timer.poll(cx, deadline));
+        if self.worker.state.drain.phase() == Phase::Closing && head_by.is_none() {
+            return Poll::Ready(Waited::Closing);
+        }
+        Poll::Ready(Waited::TooLong)
+    }
+
+    async fn refuse(self, rejection: Rejection) {
+        let state = &self.worker.state;
+        let id = RequestId::generate();
+        state.metrics.rejected(rejection);
+        let rules = state.rules.load_full();
+        if let Some(metrics) = rules.route_metrics.last() {
+            metrics.record(Outcome::Rejected, Duration::ZERO);
+        }
+        let problem = rejection.problem();
+        tracing::debug!(request_id = %id, reason = problem.label, "a request was refused before it was one");
+        self.stream.answer_and_close(problem.closing_answer(id.as_str()).as_bytes()).await;
+    }
+}
+
+enum Waited {
+    Read(std::io::Result<usize>),
+    TooLong,
+    Closing,
+}
+
+/// The head at the start of `pending`, if all of it is there and may pass.
+fn complete(
+    scanner: &mut HeadScanner,
+    pending: &[u8],
+    max_bytes: usize,
+    max_fields: usize,
+) -> Result<Option<Head>, Rejection> {
+    let len = match scanner.scan(pending).map_err(Rejection::Malformed)? {
+        Some(len) if len <= max_bytes => len,
+        None if pending.len() < max_bytes => return Ok(None),
+        Some(_) | None => return Err(Rejection::HeadTooLarge),
+    };
+    let head = wire::inspect(&pending[..len], Limits { max_bytes, max_fields }).map_err(|refused| match refused {
+        Refused::Malformed(malformed) => Rejection::Malformed(malformed),
+        Refused::TooLarge => Rejection::HeadTooLarge,
+    })?;
+    if head.framing == Framing::Chunked {
+        // What has come of the body is looked at now: the app should not hear of a request that is broken already.
+        Chunks::default().feed(&pending[len..]).map_err(Rejection::Malformed)?;
+    }
+    Ok(Some(head))
+}
+
+async fn serve_h2(mut stream: Box<ClientStream>, worker: Worker, open: OpenConnection) {
+    let patience = worker.state.rules.load().config.client.head_timeout;
+    let preface = tokio::time::timeout(patience, async {
+        while stream.pending().len() < H2_PREFACE.len() && H2_PREFACE.starts_with(stream.pending()) {
+            match poll_fn(|cx| stream.poll_fill(cx)).await {
+                Ok(0) | Err(_) => return false,
+                Ok(_) => {}
+            }
+        }
+        true
+    });
+    match preface.await {
+        Ok(true) if stream.pending().starts_with(H2_PREFACE) => {
+            stream.begin_tunnel();
+            worker.proxy.process_new(stream, &worker.leaving).await;
+        }
+        Ok(true) => {
+            let rejection = Rejection::Malformed(wire::Malformed::Version);
+            worker.state.metrics.rejected(rejection);
+            let answer = rejection.problem().closing_answer(RequestId::generate().as_str());
+            stream.answer_and_close(answer.as_bytes()).await;
+        }
+        Ok(false) | Err(_) => {}
+    }
+    drop(open);
+}
+
+/// One timer for the life of a connection. Moving its deadline is free; only when it fires does it look whether the
+/// deadline has moved, and waits on. So a busy connection never touches the runtime's timers.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    is_armed: bool,
+}
+
+impl Timer {
+    fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep_until(Instant::now())), is_armed: false }
+    }
+
+    /// Ready at `deadline`.
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        loop {
+            let must_move = !self.is_armed || self.sleep.is_elapsed() || self.sleep.deadline() > deadline;
+            if !must_move {
+                return Poll::Pending;
+            }
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(deadline);
+            self.is_armed = true;
+            ready!(self.sleep.as_mut().poll(cx));
+        }
+    }
+}
+
+thread_local! {
+    /// The connections of this worker that can be woken when the process closes.
+    static RESTING: RefCell<Wakers> = const { RefCell::new(Wakers { slots: Vec::new(), free: Vec::new() }) };
+}
+
+struct Wakers {
+    slots: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+/// A place among this worker's connections.
+struct Resting {
+    slot: usize,
+}
+
+impl Resting {
+    fn register() -> Self {
+        RESTING.with_borrow_mut(|wakers| {
+            let slot = wakers.free.pop().unwrap_or_else(|| {
+                wakers.slots.push(None);
+                wakers.slots.len() - 1
+            });
+            Self { slot }
+        })
+    }
+
+    fn wake_me(&self, waker: &Waker) {
+        RESTING.with_borrow_mut(|wakers| {
+            if let Some(slot) = wakers.slots.get_mut(self.slot)
+                && !slot.as_ref().is_some_and(|kept| kept.will_wake(waker))
+            {
+                *slot = Some(waker.clone());
+            }
+        });
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        // Gone only when the thread is ending, and the list with it.
+        let _ = RESTING.try_with(|wakers| {
+            let mut wakers = wakers.borrow_mut();
+            if let Some(slot) = wakers.slots.get_mut(self.slot) {
+                *slot = None;
+            }
+            wakers.free.push(self.slot);
+        });
+    }
+}
+
+/// Wakes every connection of this thread, so that those at rest see that the process closes.
+pub fn wake_resting() {
+    let wakers: Vec<Waker> = RESTING.with_borrow_mut(|wakers| wakers.slots.iter_mut().filter_map(Option::take).collect());
+    wakers.into_iter().for_each(Waker::wake);
+}

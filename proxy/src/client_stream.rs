@@ -1,0 +1,366 @@
+//! A client's connection as Pingora sees it: one request at a time, and small while it rests.
+//!
+//! Pingora reads whatever arrives and closes a connection on which a client sent its next request early. Here the
+//! stream hands out exactly the head and the body of the current request and keeps the rest for the next round, so
+//! pipelining works, and what follows a message can never become part of it. Writes are gathered until Pingora
+//! flushes, so a head and a small body leave in one system call. Both buffers are given back while the client rests.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, BytesMut};
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType, raw_connect::ProxyDigest,
+};
+use std::os::fd::AsRawFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::wire::{Chunks, Framing, Head};
+
+/// Gathered writes are sent when they reach this; larger ones go out directly.
+const GATHER_BYTES: usize = 32 << 10;
+/// How much of the next requests is read ahead while one is being answered.
+const READ_AHEAD_BYTES: usize = 8 << 10;
+/// The first piece of a head is read into this much.
+const HEAD_BUFFER_BYTES: usize = 2 << 10;
+/// How long and how much is read and thrown away after an answer that came before the end of its request, so that the
+/// client gets to read the answer instead of a reset.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What Pingora may read now.
+#[derive(Debug)]
+enum Current {
+    /// Nothing: the next request has not been looked at.
+    Between,
+    /// The rest of the head, then its body.
+    Head { left: usize, body: Body },
+    /// The body.
+    Body(Body),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Body {
+    Length(u64),
+    Chunked(Chunks),
+    /// The protocol may be switched, or is not HTTP/1: everything belongs to the current exchange.
+    Tunnel,
+}
+
+impl Body {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.is_done(),
+            Self::Tunnel => false,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// Taken only by `drop`.
+    socket: Option<TcpStream>,
+    /// Read and not yet handed out.
+    input: BytesMut,
+    /// Written and not yet sent.
+    output: BytesMut,
+    current: Current,
+    digest: Arc<SocketDigest>,
+}
+
+impl ClientStream {
+    /// Takes over an accepted socket.
+    pub fn new(socket: TcpStream, client: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+        // Known already: saves a system call later. A second setting is impossible, so the result says nothing.
+        let _ = digest.peer_addr.set(Some(client.into()));
+        Self {
+            socket: Some(socket),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            current: Current::Between,
+            digest: Arc::new(digest),
+        }
+    }
+
+    /// Everything that was read and belongs to no request yet.
+    pub fn pending(&self) -> &[u8] {
+        &self.input
+    }
+
+    /// Drops empty lines before a request line, as RFC 9112 section 2.2 allows.
+    pub fn skip_empty_lines(&mut self) {
+        while self.input.starts_with(b"\r\n") {
+            self.input.advance(2);
+        }
+    }
+
+    /// Reads more into [`Self::pending`]; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(0)) };
+        if self.input.capacity() - self.input.len() < HEAD_BUFFER_BYTES / 2 {
+            self.input.reserve(HEAD_BUFFER_BYTES);
+        }
+        let mut read = std::pin::pin!(socket.read_buf(&mut self.input));
+        read.as_mut().poll(cx)
+    }
+
+    /// Gives both buffers back while the connection rests.
+    pub fn rest(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        self.output = BytesMut::new();
+    }
+
+    /// Lets Pingora read the request whose head is at the start of [`Self::pending`].
+    pub fn begin(&mut self, head: Head) {
+        let body = match head.framing {
+            Framing::Length(0) if head.is_upgrade => Body::Tunnel,
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Chunks::default()),
+        };
+        self.current = Current::Head { left: head.len, body };
+    }
+
+    /// Lets Pingora read everything: the connection speaks HTTP/2.
+    pub fn begin_tunnel(&mut self) {
+        self.current = Current::Body(Body::Tunnel);
+    }
+
+    /// Whether the current request was read to its end, so that another may follow.
+    pub fn is_between_requests(&self) -> bool {
+        match &self.current {
+            Current::Between => true,
+            Current::Head { .. } => false,
+            Current::Body(body) => body.is_done(),
+        }
+    }
+
+    /// Waits for the next request.
+    pub fn finish_request(&mut self) {
+        self.current = Current::Between;
+    }
+
+    /// Sends `bytes` and closes, reading for a moment what the client still sends.
+    pub async fn answer_and_close(mut self, bytes: &[u8]) {
+        if let Some(mut socket) = self.socket.take() {
+            let send = async {
+                socket.write_all(bytes).await?;
+                socket.flush().await
+            };
+            if matches!(tokio::time::timeout(LINGER, send).await, Ok(Ok(()))) {
+                linger(socket).await;
+            }
+        }
+    }
+
+    fn poll_body(&mut self, mut body: Body, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = match &mut body {
+            Body::Length(left) => self.poll_length(left, cx, buf),
+            Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
+            Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
+        };
+        self.current = Current::Body(body);
+        result
+    }
+
+    fn poll_length(&mut self, left: &mut u64, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(self.poll_upto(usize::try_from(*left).unwrap_or(usize::MAX), cx, buf))?;
+        *left -= (buf.filled().len() - before) as u64;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_chunked(&mut self, chunks: &mut Chunks, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(self.poll_upto(usize::MAX, cx, buf))?;
+        let fresh = &buf.filled()[before..];
+        let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
+        if taken < fresh.len() {
+            // The start of the next request came along. It goes back to the front of what is kept.
+            let surplus = BytesMut::from(&fresh[taken..]);
+            let kept = std::mem::replace(&mut self.input, surplus);
+            self.input.unsplit(kept);
+            buf.set_filled(before + taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// At most `most` bytes: what was read ahead first, then the socket's.
+    fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = most.min(buf.remaining());
+        if !self.input.is_empty() {
+            let taken = most.min(self.input.len());
+            buf.put_slice(&self.input[..taken]);
+            self.input.advance(taken);
+            return Poll::Ready(Ok(()));
+        }
+        let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(())) };
+        if most == buf.remaining() {
+            return Pin::new(socket).poll_read(cx, buf);
+        }
+        let mut limited = (&mut *buf).limit(most);
+        let mut read = std::pin::pin!(socket.read_buf(&mut limited));
+        read.as_mut().poll(cx).map_ok(|_| ())
+    }
+
+    /// The request has been read: only the end of the connection is of interest to Pingora now.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.input.len() >= READ_AHEAD_BYTES {
+                // The answer's progress wakes the task; the client's next bytes can wait.
+                return Poll::Pending;
+            }
+            if ready!(self.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let sent = ready!(Pin::new(socket).poll_write(cx, &self.output))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(sent);
+        }
+        self.output.clear();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        let unread = matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_)) | Current::Head { .. })
+            && !self.is_between_requests();
+        if unread
+            && let Some(socket) = self.socket.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(linger(socket));
+        }
+    }
+}
+
+/// Reads and forgets what the client still sends, so that closing does not reset the answer away from it.
+async fn linger(mut socket: TcpStream) {
+    let drain = async {
+        socket.shutdown().await?;
+        let mut sink = [0_u8; 4096];
+        let mut total = 0;
+        while total < LINGER_BYTES {
+            match socket.read(&mut sink).await? {
+                0 => break,
+                n => total += n,
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whatever becomes of it, the connection is closed afterwards.
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match &mut this.current {
+            Current::Head { left, body } => {
+                let taken = (*left).min(buf.remaining()).min(this.input.len());
+                buf.put_slice(&this.input[..taken]);
+                this.input.advance(taken);
+                *left -= taken;
+                if *left == 0 {
+                    this.current = Current::Body(*body);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Current::Body(body) if !body.is_done() => {
+                let body = *body;
+                this.poll_body(body, cx, buf)
+            }
+            Current::Body(_) | Current::Between => this.poll_idle(cx),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.output.len() + bytes.len() > GATHER_BYTES {
+            ready!(this.poll_send(cx))?;
+            if bytes.len() > GATHER_BYTES {
+                let Some(socket) = this.socket.as_mut() else {
+                    return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+                };
+                return Pin::new(socket).poll_write(cx, bytes);
+            }
+        }
+        this.output.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        match this.socket.as_mut() {
+            Some(socket) => Pin::new(socket).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        // The connection ends either way; an error here has nobody to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+impl Ssl for ClientStream {}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}
+
+/// No peeking: Pingora then takes an h2c connection for what it is, without waiting for 24 bytes.
+impl Peek for ClientStream {}

@@ -1,0 +1,452 @@
+//! The rules in force, as types that cannot be wrong.
+//!
+//! [`Config::load`] reads the file, lays the environment over it, checks everything, and either gives a `Config` or
+//! *all* problems with their places. Nothing behind this module asks again whether a value makes sense.
+
+pub mod check;
+pub mod error;
+pub mod raw;
+pub mod reload;
+pub mod units;
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use outrigger_policy::flags::{Feature, Flag, Network};
+use outrigger_policy::priority::Priority;
+use serde::Deserialize;
+
+pub use self::error::ConfigError;
+pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
+use self::check::{Node, Step, Value};
+use self::error::{Place, Problem, did_you_mean};
+use self::raw::{Raw, RoutePriority};
+use self::units::{AppAddress, MetricsUrl};
+use crate::route::{Conditions, Route, RouteTable};
+
+/// Everything the proxy was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens and how it leaves.
+    pub server: Server,
+    /// What a client may send, and how slowly.
+    pub client: ClientLimits,
+    /// The app.
+    pub app: App,
+    /// The operators' listener.
+    pub admin_listen: SocketAddr,
+    /// Whose word about the client is believed.
+    pub trusted: Vec<Network>,
+    /// Which fields are added.
+    pub headers: raw::Headers,
+    /// Logs.
+    pub log: raw::Log,
+    /// Feature flags, the environment included, in the order of [`Feature::ALL`].
+    pub flags: [Flag; 5],
+    /// Compiled routes.
+    pub routes: RouteTable,
+}
+
+/// Where the proxy listens and how it leaves; fixed for the life of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The public HTTP/1.1 port.
+    pub listen: SocketAddr,
+    /// The h2c port.
+    pub h2c_listen: Option<SocketAddr>,
+    /// Worker threads, at least one.
+    pub threads: usize,
+    /// Client connections at the same time.
+    pub max_connections: usize,
+    /// How long health fails before listeners close.
+    pub lame_duck: Duration,
+    /// How long requests in flight may take after that.
+    pub drain_timeout: Duration,
+}
+
+/// What a client may send, and how slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// First byte to the end of the head.
+    pub head_timeout: Duration,
+    /// The largest head in bytes.
+    pub max_head_bytes: usize,
+    /// The most fields.
+    pub max_fields: usize,
+    /// The largest body in bytes.
+    pub max_body_bytes: u64,
+    /// Rest between requests.
+    pub idle_timeout: Duration,
+    /// Pause within a body.
+    pub body_timeout: Duration,
+    /// How long a client may take no byte.
+    pub write_timeout: Duration,
+}
+
+/// The app.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// As configured, for messages.
+    pub address: AppAddress,
+    /// As connected to.
+    pub target: Target,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long the app may take to begin its answer, and pause within it.
+    pub timeout: Duration,
+    /// How long a stream may be silent.
+    pub stream_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// Unused connections kept for each worker.
+    pub max_idle: usize,
+    /// Where the app's metrics are.
+    pub metrics: (Target, String),
+}
+
+/// A resolved address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+/// Variables that replace one key of the file.
+const VARIABLES: &[(&str, &str, &str)] = &[
+    ("OUTRIGGER_LISTEN", "server", "listen"),
+    ("OUTRIGGER_H2C_LISTEN", "server", "h2c_listen"),
+    ("OUTRIGGER_THREADS", "server", "threads"),
+    ("OUTRIGGER_APP_ADDRESS", "app", "address"),
+    ("OUTRIGGER_APP_METRICS", "app", "metrics"),
+    ("OUTRIGGER_ADMIN_LISTEN", "admin", "listen"),
+    ("OUTRIGGER_TRUSTED", "identity", "trusted"),
+    ("OUTRIGGER_LOG_FORMAT", "log", "format"),
+    ("OUTRIGGER_LOG_LEVEL", "log", "level"),
+];
+
+/// Reads a variable of the environment; a parameter, so that tests bring their own.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The environment of this process.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Config {
+    /// Reads and checks `file`.
+    ///
+    /// # Errors
+    /// Every problem of the file and of the environment, with its place.
+    pub fn load(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let source = std::fs::read_to_string(file).map_err(|e| {
+            let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))
+                .hint("name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start");
+            ConfigError::new(file, "", vec![problem])
+        })?;
+        Self::parse(file, &source, environment)
+    }
+
+    /// Checks `source`; `file` is its name in messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(file: &Path, source: &str, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let (mut root, mut problems) = check::parse(source);
+        overlay_environment(&mut root, environment);
+        problems.extend(check::against_schema(&root, &schema()));
+        if problems.is_empty() {
+            match Raw::deserialize(root.to_json()) {
+                Ok(raw) => {
+                    let mut builder = Builder { root: &root, environment, problems: Vec::new() };
+                    let config = builder.build(&raw);
+                    if let (Some(config), true) = (config, builder.problems.is_empty()) {
+                        return Ok(config);
+                    }
+                    problems = builder.problems;
+                }
+                Err(e) => problems.push(Problem::new(Place::Whole, e.to_string())),
+            }
+        }
+        Err(ConfigError::new(file, source, problems))
+    }
+
+    /// What a feature does for everybody, as text for `explain` and health.
+    pub fn flag(&self, feature: Feature) -> &Flag {
+        &self.flags[feature as usize]
+    }
+
+    /// Keys that differ from `next` and cannot change while the process runs.
+    pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
+        let (a, b) = (&self.server, &next.server);
+        let changes = [
+            (a.listen != b.listen, "server.listen"),
+            (a.h2c_listen != b.h2c_listen, "server.h2c_listen"),
+            (a.threads != b.threads, "server.threads"),
+            (self.admin_listen != next.admin_listen, "admin.listen"),
+            (self.app.max_idle != next.app.max_idle, "app.max_idle"),
+            (self.log.format != next.log.format, "log.format"),
+        ];
+        changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
+    }
+}
+
+/// The JSON Schema of the file, draft 7, which editors understand best.
+pub fn schema() -> serde_json::Value {
+    let generator = schemars::generate::SchemaSettings::draft07().into_generator();
+    generator.into_root_schema_for::<Raw>().to_value()
+}
+
+fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
+    for (variable, section, key) in VARIABLES {
+        let Some(text) = environment(variable).filter(|text| !text.trim().is_empty()) else { continue };
+        let place = Place::Variable((*variable).to_owned());
+        let value = match *key {
+            "threads" => text.trim().parse().map_or(Value::Text(text), Value::Integer),
+            "trusted" => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Value::List(items.map(|item| Node { place: place.clone(), value: Value::Text(item.to_owned()) }).collect())
+            }
+            _ => Value::Text(text),
+        };
+        root.overlay(section, key, Node { place, value });
+    }
+}
+
+/// Turns what fits the schema into what makes sense.
+struct Builder<'a> {
+    root: &'a Node,
+    environment: Environment<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Builder<'_> {
+    fn complain(&mut self, path: &[Step<'_>], message: impl Into<String>, hint: &str) {
+        let place = self.root.nearest(path).place.clone();
+        self.problems.push(Problem::new(place, message).hint(hint));
+    }
+
+    fn build(&mut self, raw: &Raw) -> Option<Config> {
+        self.check_spans(raw);
+        let server = Server {
+            listen: raw.server.listen.0,
+            h2c_listen: raw.server.h2c_listen.as_ref().map(|listen| listen.0),
+            threads: match raw.server.threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads.into(),
+            },
+            max_connections: raw.server.max_connections.get() as usize,
+            lame_duck: raw.server.lame_duck.0.0,
+            drain_timeout: raw.server.drain_timeout.0.0,
+        };
+        self.check_listeners(&server, raw.admin.listen.0);
+        let client = ClientLimits {
+            head_timeout: raw.client.head_timeout.0.0,
+            max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
+            max_fields: raw.client.max_fields.into(),
+            max_body_bytes: raw.client.max_body.0.0,
+            idle_timeout: raw.client.idle_timeout.0.0,
+            body_timeout: raw.client.body_timeout.0.0,
+            write_timeout: raw.client.write_timeout.0.0,
+        };
+        if !(1024..=1 << 20).contains(&client.max_head_bytes) {
+            let shown = raw.client.max_head.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_head")],
+                format!("`max_head` needs 1KiB to 1MiB, got {shown}"),
+                "most clients stay below 8KiB; cookies may need 32KiB",
+            );
+        }
+        let app = self.app(raw);
+        let flags = self.flags(raw);
+        let routes = self.routes(raw);
+        Some(Config {
+            server,
+            client,
+            app: app?,
+            admin_listen: raw.admin.listen.0,
+            trusted: raw.identity.trusted.iter().map(|network| network.0).collect(),
+            headers: raw.headers.clone(),
+            log: raw.log.clone(),
+            flags,
+            routes: RouteTable::compile(routes, default_route(raw)),
+        })
+    }
+
+    fn check_spans(&mut self, raw: &Raw) {
+        let must_be_positive = [
+            ("client", "head_timeout", &raw.client.head_timeout),
+            ("client", "idle_timeout", &raw.client.idle_timeout),
+            ("client", "body_timeout", &raw.client.body_timeout),
+            ("client", "write_timeout", &raw.client.write_timeout),
+            ("app", "connect_timeout", &raw.app.connect_timeout),
+            ("app", "timeout", &raw.app.timeout),
+            ("app", "stream_timeout", &raw.app.stream_timeout),
+            ("app", "idle_timeout", &raw.app.idle_timeout),
+        ];
+        for (section, key, span) in must_be_positive {
+            if span.0.0.is_zero() {
+                let path = [Step::Key(section), Step::Key(key)];
+                self.complain(&path, format!("`{key}` must be longer than zero"), "write \"30s\", for example");
+            }
+        }
+        for (index, route) in raw.routes.iter().enumerate() {
+            if route.timeout.as_ref().is_some_and(|timeout| timeout.0.0.is_zero()) {
+                let path = [Step::Key("routes"), Step::Index(index), Step::Key("timeout")];
+                self.complain(&path, "`timeout` must be longer than zero", "write \"30s\", for example");
+            }
+        }
+    }
+
+    fn check_listeners(&mut self, server: &Server, admin: SocketAddr) {
+        let overlap = |a: SocketAddr, b: SocketAddr| {
+            a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        };
+        if overlap(server.listen, admin) {
+            let path = [Step::Key("admin"), Step::Key("listen")];
+            self.complain(&path, format!("`admin.listen` and `server.listen` are both {admin}"), "give each its own port");
+        }
+        if let Some(h2c) = server.h2c_listen
+            && (overlap(h2c, admin) || overlap(h2c, server.listen))
+        {
+            let path = [Step::Key("server"), Step::Key("h2c_listen")];
+            self.complain(&path, format!("another listener is on {h2c} already"), "give each its own port");
+        }
+    }
+
+    fn app(&mut self, raw: &Raw) -> Option<App> {
+        let target = self.target(&raw.app.address.0, &[Step::Key("app"), Step::Key("address")]);
+        let metrics = match &raw.app.metrics {
+            Some(url) => {
+                let MetricsUrl { authority, path } = &url.0;
+                let address = AppAddress::Tcp(authority.clone());
+                self.target(&address, &[Step::Key("app"), Step::Key("metrics")]).map(|target| (target, path.clone()))
+            }
+            None => target.clone().map(|target| (target, "/metrics".to_owned())),
+        };
+        Some(App {
+            address: raw.app.address.0.clone(),
+            target: target?,
+            connect_timeout: raw.app.connect_timeout.0.0,
+            timeout: raw.app.timeout.0.0,
+            stream_timeout: raw.app.stream_timeout.0.0,
+            idle_timeout: raw.app.idle_timeout.0.0,
+            max_idle: raw.app.max_idle.get().into(),
+            metrics: metrics?,
+        })
+    }
+
+    fn target(&mut self, address: &AppAddress, path: &[Step<'_>]) -> Option<Target> {
+        match address {
+            AppAddress::Unix(path) => Some(Target::Unix(path.clone())),
+            AppAddress::Tcp(text) => match text.to_socket_addrs().map(|mut found| found.next()) {
+                Ok(Some(address)) => Some(Target::Tcp(address)),
+                Ok(None) | Err(_) => {
+                    let message = format!("no address is known for {text:?}");
+                    self.complain(path, message, "check the name, or write the address itself");
+                    None
+                }
+            },
+        }
+    }
+
+    fn flags(&mut self, raw: &Raw) -> [Flag; 5] {
+        Feature::ALL.map(|feature| {
+            let written = match feature {
+                Feature::CircuitBreaker => &raw.flags.circuit_breaker,
+                Feature::EnhancedPooling => &raw.flags.enhanced_pooling,
+                Feature::PrioritizedRateLimit => &raw.flags.prioritized_rate_limit,
+                Feature::AuditTrail => &raw.flags.audit_trail,
+                Feature::SessionAffinity => &raw.flags.session_affinity,
+            };
+            let flag = written.to_flag();
+            flag.clone().overridden_by(feature, self.environment).unwrap_or_else(|e| {
+                self.problems.push(Problem::new(Place::Variable(e.variable), e.problem));
+                flag
+            })
+        })
+    }
+
+    fn routes(&mut self, raw: &Raw) -> Vec<Route> {
+        let mut names = HashSet::new();
+        let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
+        for (index, written) in raw.routes.iter().enumerate() {
+            let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
+            let fits = (1..=64).contains(&written.name.len())
+                && written.name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'));
+            if !fits {
+                let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
+                self.complain(&at("name"), message, "it becomes a label in metrics");
+            } else if crate::route::RESERVED_NAMES.contains(&written.name.as_str()) {
+                let message = format!("the name {:?} is the proxy's own", written.name);
+                self.complain(&at("name"), message, "take another one");
+            } else if !names.insert(written.name.as_str()) {
+                let message = format!("a route above is called {:?} already", written.name);
+                self.complain(&at("name"), message, "give each its own name: it is the label in metrics");
+            }
+            match Conditions::compile(written) {
+                Ok(conditions) => {
+                    let covered_by = crate::route::BUILT_IN
+                        .iter()
+                        .map(|route| (route.name.as_ref(), &route.conditions))
+                        .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
+                        .find(|(_, earlier)| earlier.covers(&conditions));
+                    if let Some((earlier, _)) = covered_by {
+                        let message =
+                            format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
+                        self.complain(&at("path"), message, "move it up, or narrow the other one");
+                    }
+                    routes.push(Route {
+                        name: written.name.as_str().into(),
+                        conditions,
+                        priority: written.priority.into(),
+                        timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
+                        max_body_bytes: written.max_body.as_ref().map_or(raw.client.max_body.0.0, |size| size.0.0),
+                        is_health: false,
+                    });
+                }
+                Err(e) => self.complain(&at(e.key), e.message, &e.hint),
+            }
+        }
+        routes
+    }
+}
+
+/// What takes every request that no route of the file takes.
+fn default_route(raw: &Raw) -> Route {
+    Route {
+        name: "default".into(),
+        conditions: Conditions::default(),
+        priority: Priority::Medium,
+        timeout: raw.app.timeout.0.0,
+        max_body_bytes: raw.client.max_body.0.0,
+        is_health: false,
+    }
+}
+
+impl From<RoutePriority> for Priority {
+    fn from(priority: RoutePriority) -> Self {
+        match priority {
+            RoutePriority::Critical => Self::Critical,
+            RoutePriority::High => Self::High,
+            RoutePriority::Medium => Self::Medium,
+            RoutePriority::Low => Self::Low,
+            RoutePriority::Strict => Self::Strict,
+        }
+    }
+}
+
+/// Variables that look like ours and are not, with what was probably meant.
+pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
+    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(["OUTRIGGER_CONFIG"]);
+    let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    ours.filter(|name| name.starts_with("OUTRIGGER_") && !known().any(|k| k == name))
+        .map(|name| {
+            let meant = did_you_mean(&name, known());
+            (name, meant)
+        })
+        .collect()
+}

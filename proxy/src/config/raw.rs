@@ -1,0 +1,357 @@
+//! The file as written: every key, its default, and the words that editors show for it.
+//!
+//! `outrigger schema` is generated from these types, and the checker in [`super::check`] walks the file along that
+//! schema; so a key exists, has a default and a documentation in this one place.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+
+use outrigger_policy::flags::{Network, Percentage, Switch};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::units::{AppAddress, MetricsUrl, Size, Span, Text};
+
+const fn seconds(n: u64) -> Text<Span> {
+    Text(Span(Duration::from_secs(n)))
+}
+
+const fn bytes(n: u64) -> Text<Size> {
+    Text(Size(n))
+}
+
+/// The rules of an Outrigger proxy.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// The process: where it listens and how it leaves. Changes need a restart.
+    pub server: Server,
+    /// What a client may send, and how slowly.
+    pub client: Client,
+    /// The app behind the proxy.
+    pub app: App,
+    /// The operators' listener. Changes need a restart.
+    pub admin: Admin,
+    /// Whom to believe about who asks.
+    pub identity: Identity,
+    /// Which fields the proxy adds.
+    pub headers: Headers,
+    /// Logs. Changes of `level` and `access` are live; `format` needs a restart.
+    pub log: Log,
+    /// Feature flags; the environment (`FF_ENABLE_…`) wins over these.
+    pub flags: Flags,
+    /// Routes, tried from top to bottom; the first that matches wins.
+    pub routes: Vec<Route>,
+}
+
+/// The process: where it listens and how it leaves.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// The public HTTP/1.1 port. Environment: OUTRIGGER_LISTEN.
+    pub listen: Text<SocketAddr>,
+    /// A port that speaks HTTP/2 without TLS (prior knowledge), for edges with `h2_backend`. Unset: none.
+    /// Environment: OUTRIGGER_H2C_LISTEN.
+    pub h2c_listen: Option<Text<SocketAddr>>,
+    /// Worker threads; 0 takes one for each CPU. Environment: OUTRIGGER_THREADS.
+    #[schemars(range(max = 256))]
+    pub threads: u16,
+    /// Client connections at the same time, over all listeners; one more is answered 503 and closed.
+    pub max_connections: NonZeroU32,
+    /// After SIGTERM: how long health fails first, while traffic is still accepted.
+    pub lame_duck: Text<Span>,
+    /// After that: how long requests in flight may take before the process leaves without them.
+    pub drain_timeout: Text<Span>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: Text(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            h2c_listen: None,
+            threads: 0,
+            max_connections: NonZeroU32::new(20_000).unwrap_or(NonZeroU32::MIN),
+            lame_duck: seconds(5),
+            drain_timeout: seconds(30),
+        }
+    }
+}
+
+/// What a client may send, and how slowly.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Client {
+    /// From a request's first byte (or a new connection's start) to the end of its head. Later: 408 and close.
+    pub head_timeout: Text<Span>,
+    /// The largest head, request line and fields together. Larger: 431 and close. At most 1MiB.
+    pub max_head: Text<Size>,
+    /// The most fields in a head. More: 431 and close.
+    #[schemars(range(min = 1, max = 256))]
+    pub max_fields: u16,
+    /// The largest body. Larger: 413. A route may say otherwise.
+    pub max_body: Text<Size>,
+    /// How long a connection may rest between two requests.
+    pub idle_timeout: Text<Span>,
+    /// How long a request's body may pause.
+    pub body_timeout: Text<Span>,
+    /// How long a client may take no byte of an answer.
+    pub write_timeout: Text<Span>,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            head_timeout: seconds(10),
+            max_head: bytes(32 << 10),
+            max_fields: 100,
+            max_body: bytes(2 << 30),
+            idle_timeout: seconds(75),
+            body_timeout: seconds(30),
+            write_timeout: seconds(60),
+        }
+    }
+}
+
+/// The app behind the proxy.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct App {
+    /// `unix:PATH` or `HOST:PORT`. Environment: OUTRIGGER_APP_ADDRESS.
+    pub address: Text<AppAddress>,
+    /// How long connecting may take. Later: 504.
+    pub connect_timeout: Text<Span>,
+    /// How long the app may take to begin its answer, and pause within it. Later: 504. A route may say otherwise.
+    pub timeout: Text<Span>,
+    /// How long an event stream or a WebSocket may be silent.
+    pub stream_timeout: Text<Span>,
+    /// How long an unused connection to the app is kept. Keep it below the app's own keep-alive timeout.
+    pub idle_timeout: Text<Span>,
+    /// Unused connections kept for each worker thread.
+    pub max_idle: NonZeroU16,
+    /// Where the app shows its metrics. Unset: `/metrics` at `address`. Environment: OUTRIGGER_APP_METRICS.
+    pub metrics: Option<Text<MetricsUrl>>,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            address: Text(AppAddress::Tcp("127.0.0.1:8081".to_owned())),
+            connect_timeout: seconds(1),
+            timeout: seconds(30),
+            stream_timeout: seconds(3600),
+            idle_timeout: seconds(4),
+            max_idle: NonZeroU16::new(128).unwrap_or(NonZeroU16::MIN),
+            metrics: None,
+        }
+    }
+}
+
+/// The operators' listener.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where `/metrics`, `/metrics/all` and `/healthz` answer. Environment: OUTRIGGER_ADMIN_LISTEN.
+    pub listen: Text<SocketAddr>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Text(SocketAddr::from(([127, 0, 0, 1], 9091))) }
+    }
+}
+
+/// Whom to believe about who asks.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// Networks whose `Fly-Client-IP`, `Fly-Request-Id`, `Forwarded` and `X-Forwarded-…` are believed. From anybody
+    /// else they are removed. Environment: OUTRIGGER_TRUSTED, comma-separated.
+    pub trusted: Vec<Text<Network>>,
+}
+
+/// Which fields tell the app about the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedStyle {
+    /// `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded` (RFC 7239).
+    #[default]
+    Both,
+    /// `X-Forwarded-For`, `-Proto` and `-Host`.
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Rfc7239,
+    /// None of them.
+    Off,
+}
+
+/// Which fields the proxy adds.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Headers {
+    /// Which fields tell the app about the client.
+    pub forwarded: ForwardedStyle,
+    /// `X-Request-Id`, to the app and in the answer.
+    pub request_id: bool,
+    /// `traceparent` (W3C Trace Context): made when the client sent none.
+    pub traceparent: bool,
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Self { forwarded: ForwardedStyle::Both, request_id: true, traceparent: true }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Which log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// And what may become one.
+    Warn,
+    /// And what changes.
+    #[default]
+    Info,
+    /// And why.
+    Debug,
+}
+
+/// Logs, to standard output.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// How lines look. Environment: OUTRIGGER_LOG_FORMAT.
+    pub format: LogFormat,
+    /// Which lines are written. Environment: OUTRIGGER_LOG_LEVEL.
+    pub level: LogLevel,
+    /// One line a request, written beside the request's path; what does not fit the queue is counted and dropped.
+    pub access: bool,
+}
+
+/// A switch: `true`, `false`, `"monitor"`, `"10%"`, or a table with allow-lists.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FlagValue {
+    /// For everybody or nobody.
+    Whole(bool),
+    /// `"monitor"` or a share of clients, such as `"10%"`.
+    Share(Text<Switch>),
+    /// With allow-lists.
+    Listed(ListedFlag),
+}
+
+/// A switch with allow-lists.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListedFlag {
+    /// `"true"`, `"false"`, `"monitor"` or a share of clients, such as `"10%"`.
+    pub switch: Text<Switch>,
+    /// Verified users who always get the feature, unless the switch is `"false"`.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// The same for addresses and networks.
+    #[serde(default)]
+    pub networks: Vec<Text<Network>>,
+}
+
+impl Default for FlagValue {
+    fn default() -> Self {
+        Self::Whole(true)
+    }
+}
+
+impl FlagValue {
+    /// The flag as the policy knows it.
+    pub fn to_flag(&self) -> outrigger_policy::flags::Flag {
+        let (switch, users, networks) = match self {
+            Self::Whole(true) => (Switch::On(Percentage::ALL), Vec::new(), Vec::new()),
+            Self::Whole(false) => (Switch::Off, Vec::new(), Vec::new()),
+            Self::Share(switch) => (switch.0, Vec::new(), Vec::new()),
+            Self::Listed(flag) => {
+                (flag.switch.0, flag.users.clone(), flag.networks.iter().map(|network| network.0).collect())
+            }
+        };
+        outrigger_policy::flags::Flag { switch, users, networks }
+    }
+}
+
+/// Feature flags. All `false` is a plain proxy.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flags {
+    /// Circuit breakers. Environment: FF_ENABLE_CIRCUIT_BREAKER.
+    pub circuit_breaker: FlagValue,
+    /// Pools in the app that are warm, jittered and watched. Environment: FF_ENABLE_ENHANCED_POOLING.
+    pub enhanced_pooling: FlagValue,
+    /// Rate limits by priority. Environment: FF_ENABLE_PRIORITIZED_RATE_LIMIT.
+    pub prioritized_rate_limit: FlagValue,
+    /// The audit trail. Environment: FF_ENABLE_AUDIT_TRAIL.
+    pub audit_trail: FlagValue,
+    /// Sticky sessions. Environment: FF_ENABLE_SESSION_AFFINITY.
+    pub session_affinity: FlagValue,
+}
+
+/// How important a route is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RoutePriority {
+    /// Logins: the last to be refused.
+    Critical,
+    /// The core of the API.
+    High,
+    /// Everything else.
+    #[default]
+    Medium,
+    /// Expensive work that can wait.
+    Low,
+    /// Very expensive work: the first to be refused.
+    Strict,
+}
+
+/// One kind of request, and how it is treated.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// The label in metrics and logs: lower-case letters, digits, `-` and `_`; at most 64.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself).
+    #[serde(default = "everything")]
+    pub path: String,
+    /// Methods, in capitals. Empty: all.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// Hosts without port, such as `"api.example.com"` or `"*.example.com"`. Empty: all.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Fields that must be there, with their value; `"*"` is any value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// How important these requests are.
+    #[serde(default)]
+    pub priority: RoutePriority,
+    /// Instead of `app.timeout`.
+    #[serde(default)]
+    pub timeout: Option<Text<Span>>,
+    /// Instead of `client.max_body`.
+    #[serde(default)]
+    pub max_body: Option<Text<Size>>,
+}
+
+fn everything() -> String {
+    "/**".to_owned()
+}

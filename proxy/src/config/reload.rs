@@ -1,0 +1,126 @@
+//! Brings a saved file into force, or refuses it and keeps what is.
+//!
+//! The file is looked at five times a second: by its time, size and inode, then by its text. That works where change
+//! notifications do not (bind mounts, config maps, network file systems, editors that rename), costs one `stat`, and a
+//! file caught half-written is looked at again when it has settled.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Config, ConfigError, process_environment};
+use crate::log::LevelSwitch;
+use crate::state::{Snapshot, State};
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What tells one version of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    bytes: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(file).ok()?;
+        Some(Self { modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.size(), inode: meta.ino() })
+    }
+}
+
+/// Watches `file` for the life of the process.
+pub async fn watch(file: PathBuf, state: Arc<State>, level: LevelSwitch) {
+    let reloader = Reloader { file, state, level };
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => Some(hangup),
+        Err(e) => {
+            tracing::warn!("SIGHUP cannot be caught, saving the file still works: {e}");
+            None
+        }
+    };
+    let mut in_force = Stamp::of(&reloader.file);
+    let mut last_seen = in_force;
+    loop {
+        let asked = tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => false,
+            () = asked_by(&mut hangup) => true,
+        };
+        let seen = Stamp::of(&reloader.file);
+        // Twice the same: whoever writes it has finished.
+        let has_settled = seen == last_seen && seen.is_some();
+        last_seen = seen;
+        if asked || (has_settled && seen != in_force) {
+            in_force = seen;
+            reloader.reload();
+        }
+    }
+}
+
+async fn asked_by(hangup: &mut Option<tokio::signal::unix::Signal>) {
+    match hangup {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+struct Reloader {
+    file: PathBuf,
+    state: Arc<State>,
+    level: LevelSwitch,
+}
+
+impl Reloader {
+    fn reload(&self) {
+        match Config::load(&self.file, &process_environment) {
+            Ok(config) => self.apply(config),
+            Err(e) => self.refuse(&e),
+        }
+    }
+
+    fn refuse(&self, error: &ConfigError) {
+        self.state.metrics.reloads_refused.inc();
+        let version = self.state.rules.load().version;
+        tracing::error!(
+            config_version = version,
+            problems = error.problems.len(),
+            "the changed configuration is refused, the rules before it stay in force:\n{error}"
+        );
+    }
+
+    fn apply(&self, mut config: Config) {
+        let before = self.state.rules.load_full();
+        let fixed = before.config.needs_restart(&config);
+        if !fixed.is_empty() {
+            tracing::warn!(keys = fixed.join(", "), "these changes take effect at the next start; all others are in force");
+        }
+        // What the process really does is what the rules should say.
+        config.server.listen = before.config.server.listen;
+        config.server.h2c_listen = before.config.server.h2c_listen;
+        config.server.threads = before.config.server.threads;
+        config.admin_listen = before.config.admin_listen;
+        config.app.max_idle = before.config.app.max_idle;
+        config.log.format = before.config.log.format;
+        let next = Snapshot::new(config, before.version + 1, &self.state.metrics);
+        self.level.set(next.config.log.level);
+        self.state.metrics.reloads_applied.inc();
+        self.state.metrics.show_config(&next.config, next.version, unix_now());
+        tracing::info!(config_version = next.version, routes = next.config.routes.all().len(), "the configuration is in force");
+        let next = Arc::new(next);
+        self.state.rules.store(Arc::clone(&next));
+        for gone in before.config.routes.all() {
+            if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
+                self.state.metrics.forget_route(&gone.name, gone.priority);
+            }
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

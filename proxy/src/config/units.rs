@@ -1,0 +1,302 @@
+//! Values that the file writes as text: `"30s"`, `"64KiB"`, `"unix:/run/app.sock"`.
+//!
+//! Each is a type that reads itself from text, writes itself back, and says what it needs when the text is wrong. The
+//! JSON Schema names the kind as `format`, and the checker of the file looks the kind up by that name.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use outrigger_policy::flags::{Network, Switch};
+use outrigger_policy::priority::Priority;
+
+/// What a kind of text needs, for the error, and how it is written, for the hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Completes "`key` needs …".
+    pub what: &'static str,
+    /// Completes "hint: …".
+    pub hint: &'static str,
+}
+
+/// One kind of text: its name as `format` in the schema, and how to check it.
+pub struct Kind {
+    /// The `format`.
+    pub format: &'static str,
+    /// What is said when `check` fails.
+    pub needs: Needs,
+    /// Whether the text is of this kind.
+    pub check: fn(&str) -> bool,
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.format)
+    }
+}
+
+/// Every kind of text in the file.
+pub const KINDS: &[Kind] = &[
+    Kind::of::<Span>("duration", "a duration with a unit", r#"write "250ms", "30s", "5m", "12h" or "30d""#),
+    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "2GiB""#),
+    Kind::of::<AppAddress>("app-address", "the app's address", r#"write "unix:/run/app.sock" or "127.0.0.1:3000""#),
+    Kind::of::<SocketAddr>("listen-address", "an address and a port", r#"write "0.0.0.0:8080" or "[::]:8080""#),
+    Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
+    Kind::of::<Network>("network", "an address or a network", r#"write "10.0.0.0/8", "fdaa::/16" or "192.0.2.1""#),
+    Kind::of::<Switch>("switch", "a switch", r#"write true, false, "monitor" or a percentage such as "10%""#),
+    Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
+];
+
+impl Kind {
+    const fn of<T: FromStr>(format: &'static str, what: &'static str, hint: &'static str) -> Self {
+        Self { format, needs: Needs { what, hint }, check: |text| T::from_str(text).is_ok() }
+    }
+}
+
+/// The text is not of its kind; [`KINDS`] has the words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not of this kind")]
+pub struct WrongText;
+
+/// A length of time: a whole number and a unit, `ms`, `s`, `m`, `h` or `d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let (number, unit) = number_and_unit(text)?;
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(WrongText),
+        };
+        // A hundred years is more than anybody means, and keeps every later sum far from overflow.
+        const LONGEST: u64 = 100 * 366 * 86_400_000;
+        let total = number.checked_mul(milliseconds).filter(|ms| *ms <= LONGEST).ok_or(WrongText)?;
+        Ok(Self(Duration::from_millis(total)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        match units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", ms / unit),
+            None => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+/// A number of bytes: a whole number and a unit, `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB` (of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let (number, unit) = number_and_unit(text)?;
+        let bytes = match unit {
+            "B" => 1,
+            "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(WrongText),
+        };
+        number.checked_mul(bytes).filter(|total| *total <= i64::MAX as u64).map(Self).ok_or(WrongText)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+fn number_and_unit(text: &str) -> Result<(u64, &str), WrongText> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    Ok((number.parse().map_err(|_| WrongText)?, unit))
+}
+
+/// Where the app listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AppAddress {
+    /// `unix:PATH`
+    Unix(PathBuf),
+    /// `HOST:PORT`; a name is looked up when the configuration is loaded.
+    Tcp(String),
+}
+
+/// The longest path that fits into a Unix socket's address, on Linux.
+const SOCKET_PATH_BYTES: usize = 107;
+
+impl FromStr for AppAddress {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = !path.is_empty() && path.len() <= SOCKET_PATH_BYTES && !path.contains('\0');
+            return if fits { Ok(Self::Unix(path.into())) } else { Err(WrongText) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(WrongText)?;
+        let port: u16 = port.parse().map_err(|_| WrongText)?;
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host_is_plain = !host.is_empty() && !host.contains(['/', ' ', ':', '[', ']']);
+        if port > 0 && (host_is_plain || bracketed.is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok())) {
+            Ok(Self::Tcp(text.to_owned()))
+        } else {
+            Err(WrongText)
+        }
+    }
+}
+
+impl fmt::Display for AppAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
+/// Where metrics are fetched: `http://HOST:PORT/PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsUrl {
+    /// `HOST:PORT`
+    pub authority: String,
+    /// With its leading slash.
+    pub path: String,
+}
+
+impl FromStr for MetricsUrl {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let rest = text.strip_prefix("http://").ok_or(WrongText)?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = if path.is_empty() { "/" } else { path };
+        let authority = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+        match authority.parse::<AppAddress>()? {
+            AppAddress::Tcp(authority) if path.parse::<http::uri::PathAndQuery>().is_ok() => {
+                Ok(Self { authority, path: path.to_owned() })
+            }
+            _ => Err(WrongText),
+        }
+    }
+}
+
+impl fmt::Display for MetricsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.path)
+    }
+}
+
+/// Text of the kind `T` in the raw file: serde and the schema see a string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text<T>(pub T);
+
+impl<'de, T: FromStr> serde::Deserialize<'de> for Text<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        // The checker has already refused wrong text with a better message than this one.
+        T::from_str(&text).map(Self).map_err(|_| serde::de::Error::custom(format!("unreadable text {text:?}")))
+    }
+}
+
+impl<T: fmt::Display> serde::Serialize for Text<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+macro_rules! text_schema {
+    ($($type:ty => $format:literal),* $(,)?) => {$(
+        impl schemars::JsonSchema for Text<$type> {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $format.into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "format": $format })
+            }
+        }
+    )*};
+}
+
+text_schema! {
+    Span => "duration",
+    Size => "size",
+    AppAddress => "app-address",
+    SocketAddr => "listen-address",
+    MetricsUrl => "metrics-url",
+    Network => "network",
+    Switch => "switch",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_duration_needs_its_unit() {
+        assert_eq!("250ms".parse(), Ok(Span(Duration::from_millis(250))));
+        assert_eq!("2h".parse(), Ok(Span(Duration::from_secs(7200))));
+        for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30S", "99999999999999999999s", "9999999d"] {
+            assert_eq!(wrong.parse::<Span>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_size_needs_its_unit() {
+        assert_eq!("64KiB".parse(), Ok(Size(65_536)));
+        assert_eq!("10MB".parse(), Ok(Size(10_000_000)));
+        for wrong in ["", "64", "64k", "64kib", "1e3B", "99999999999GiB"] {
+            assert_eq!(wrong.parse::<Size>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_app_address_is_a_socket_or_a_host_and_port() {
+        assert_eq!("unix:/run/a.sock".parse(), Ok(AppAddress::Unix("/run/a.sock".into())));
+        assert_eq!("[::1]:3000".parse(), Ok(AppAddress::Tcp("[::1]:3000".into())));
+        for wrong in ["", "unix:", "3000", "localhost", "host:0", "host:70000", "http://a:1", "::1:3000", ":80"] {
+            assert_eq!(wrong.parse::<AppAddress>(), Err(WrongText), "{wrong}");
+        }
+        assert_eq!(format!("unix:/{}", "x".repeat(107)).parse::<AppAddress>(), Err(WrongText));
+    }
+
+    proptest! {
+        #[test]
+        fn text_reads_back_as_written(ms in 0..10_000_000_000_u64, bytes in 0..u64::MAX / 4) {
+            let (span, size) = (Span(Duration::from_millis(ms)), Size(bytes));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+
+        #[test]
+        fn no_text_makes_a_kind_panic(text in ".{0,60}") {
+            for kind in KINDS {
+                let _ = (kind.check)(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! One request and all that was decided about it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, Method};
+
+use crate::rejection::{Failure, Rejection};
+use crate::request_id::RequestId;
+use crate::route::Route;
+use crate::state::{InFlight, Snapshot};
+
+/// What the stages read of a request. Borrowed from whichever protocol it came by.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The path as sent, without the query.
+    pub path: &'a str,
+    /// `Host` or `:authority`; empty when there is none.
+    pub host: &'a str,
+    /// The fields.
+    pub headers: &'a HeaderMap,
+    /// HTTP/1.0 clients know neither chunks nor interim answers.
+    pub is_http10: bool,
+}
+
+/// Who asks, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The client's address: the connection's, or what a trusted edge says.
+    pub address: IpAddr,
+    /// The connection comes from a trusted network: its forwarding fields are believed.
+    pub is_trusted: bool,
+}
+
+/// A request's way through the proxy.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The rules that were in force when it began; they stay its rules.
+    pub rules: Arc<Snapshot>,
+    /// When its head was complete.
+    pub started: Instant,
+    /// Its name in logs and answers.
+    pub request_id: RequestId,
+    /// The address at the other end of the connection.
+    pub connected: IpAddr,
+    /// Who asks.
+    pub client: Client,
+    /// The number of its route in `rules`.
+    pub route: usize,
+    /// How it is delimited and held open.
+    pub kind: Kind,
+    /// Attempts at the app so far.
+    pub attempts: u32,
+    /// The next attempt must not use a kept connection.
+    pub needs_fresh_connection: bool,
+    /// Bytes of the request's body in this attempt.
+    pub body_bytes: u64,
+    /// We answered, and why.
+    pub rejection: Option<Rejection>,
+    /// The app failed, and how.
+    pub failure: Option<Failure>,
+    /// The answer's status, once its head is out.
+    pub status: u16,
+    /// The answer's head has come from the app.
+    pub answered_by_app: bool,
+    /// Counted while this lives.
+    pub in_flight: Option<InFlight>,
+}
+
+/// What a request asks for, as far as time limits care.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// An answer that ends.
+    #[default]
+    Plain,
+    /// An event stream.
+    Stream,
+    /// Another protocol, such as WebSocket.
+    Upgrade,
+}
+
+impl Exchange {
+    /// A request that has just been read.
+    pub fn new(rules: Arc<Snapshot>) -> Self {
+        let last = rules.config.routes.all().len() - 1;
+        Self {
+            rules,
+            started: Instant::now(),
+            request_id: RequestId::default(),
+            connected: IpAddr::from([0, 0, 0, 0]),
+            client: Client { address: IpAddr::from([0, 0, 0, 0]), is_trusted: false },
+            route: last,
+            kind: Kind::Plain,
+            attempts: 0,
+            needs_fresh_connection: false,
+            body_bytes: 0,
+            rejection: None,
+            failure: None,
+            status: 0,
+            answered_by_app: false,
+            in_flight: None,
+        }
+    }
+
+    /// The rules of its route.
+    pub fn route(&self) -> &Route {
+        &self.rules.config.routes.all()[self.route]
+    }
+}

@@ -1,0 +1,120 @@
+//! `outrigger explain`: what the rules in the file would do with a request.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use outrigger_policy::flags::{Feature, Subject};
+
+use crate::config::Config;
+use crate::config::units::{Size, Span};
+use crate::exchange::Request;
+
+/// What cannot be explained.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    /// No method.
+    #[error("{0:?} is no method; write it in capitals, such as GET")]
+    Method(String),
+    /// No path.
+    #[error("{0:?} is no path; it begins with a slash")]
+    Path(String),
+    /// No field.
+    #[error("{0:?} is no field; write -H 'Name: value'")]
+    Field(String),
+}
+
+/// Reads `Name: value`.
+///
+/// # Errors
+/// [`ExplainError::Field`]
+pub fn field(text: &str) -> Result<(HeaderName, HeaderValue), ExplainError> {
+    let bad = || ExplainError::Field(text.to_owned());
+    let (name, value) = text.split_once(':').ok_or_else(bad)?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| bad())?;
+    let value = HeaderValue::from_str(value.trim()).map_err(|_| bad())?;
+    Ok((name, value))
+}
+
+/// One paragraph that an operator can act on.
+///
+/// # Errors
+/// What is no request.
+pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap) -> Result<String, ExplainError> {
+    let method = Method::from_bytes(method.as_bytes())
+        .ok()
+        .filter(|m| !m.as_str().bytes().any(|b| b.is_ascii_lowercase()))
+        .ok_or_else(|| ExplainError::Method(method.to_owned()))?;
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    if !path.starts_with('/') {
+        return Err(ExplainError::Path(target.to_owned()));
+    }
+    let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let request = Request { method: &method, path, host, headers, is_http10: false };
+    let number = config.routes.find(&request);
+    let route = &config.routes.all()[number];
+    let subject = Subject { id: "127.0.0.1", user: None, address: IpAddr::from([127, 0, 0, 1]) };
+
+    let mut out = String::new();
+    let mut line = |key: &str, value: &str| {
+        // Writing into a string cannot fail.
+        let _ = writeln!(out, "{key:<14} {value}");
+    };
+    line("route", &route.name);
+    line("because", &because(&route.name, number, config));
+    line("priority", route.priority.name());
+    line("timeout", &Span(route.timeout).to_string());
+    line("max_body", &Size(route.max_body_bytes).to_string());
+    line("app", &config.app.address.to_string());
+    for feature in Feature::ALL {
+        let flag = config.flag(feature);
+        let who = if flag.mode_for_everybody().is_some() { "for everybody" } else { "for 127.0.0.1; depends on the client" };
+        let mode = flag.mode_for(feature, subject).name();
+        line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
+    }
+    Ok(out)
+}
+
+fn because(name: &str, number: usize, config: &Config) -> String {
+    match name {
+        "health" => "the health endpoints come before every route of the file".to_owned(),
+        "default" => "no route of the file matches".to_owned(),
+        _ => {
+            let before = crate::route::BUILT_IN.len();
+            format!("it is number {} of {} in the file, and the first that matches", number - before + 1, config.routes.all().len() - before - 1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn config() -> Config {
+        let source = r#"
+            [flags]
+            audit_trail = "10%"
+            [[routes]]
+            name = "search"
+            path = "/api/v1/documents/search"
+            methods = ["POST"]
+            priority = "low"
+            timeout = "10s"
+        "#;
+        Config::parse(Path::new("test.toml"), source, &|_| None).unwrap()
+    }
+
+    #[test]
+    fn says_which_route_and_why() {
+        insta::assert_snapshot!(explain(&config(), "POST", "/api/v1/documents/search?x=1", &HeaderMap::new()).unwrap());
+    }
+
+    #[test]
+    fn says_what_is_no_request() {
+        let error = |method, path| explain(&config(), method, path, &HeaderMap::new()).unwrap_err().to_string();
+        assert_eq!(error("get", "/"), "\"get\" is no method; write it in capitals, such as GET");
+        assert_eq!(error("GET", "x"), "\"x\" is no path; it begins with a slash");
+        assert_eq!(field("no colon").unwrap_err().to_string(), "\"no colon\" is no field; write -H 'Name: value'");
+    }
+}

@@ -1,0 +1,249 @@
+//! Builds and starts everything, top to bottom, and ends it in the right order.
+
+pub mod accept;
+pub mod access_log;
+pub mod admin;
+pub mod admit;
+pub mod cli;
+pub mod client_stream;
+pub mod config;
+pub mod exchange;
+pub mod explain;
+pub mod exposition;
+pub mod forwarding;
+pub mod health;
+pub mod identify;
+pub mod log;
+pub mod metrics;
+pub mod pipeline;
+pub mod record;
+pub mod rejection;
+pub mod request_id;
+pub mod route;
+pub mod state;
+pub mod wire;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::http_proxy;
+use pingora::server::configuration::ServerConf;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::accept::{Protocol, Worker};
+use crate::access_log::AccessLog;
+use crate::config::Config;
+use crate::log::LogQueue;
+use crate::metrics::Metrics;
+use crate::pipeline::{Gateway, MOST_ATTEMPTS};
+use crate::state::{Phase, State};
+
+/// Why the process cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener's address.
+    #[error("cannot listen on {address} ({key}): {source}{hint}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The key that names it.
+        key: &'static str,
+        /// What to do.
+        hint: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A thread, a runtime or a signal.
+    #[error("the system does not give what is needed: {0}")]
+    System(#[from] io::Error),
+    /// A metric that was declared twice: a fault of this program.
+    #[error("the metrics cannot be declared: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Serves until told to leave.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
+    let metrics = Metrics::new()?;
+    let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
+    let level = log::install(&queue, config.log.format, config.log.level);
+    for (name, meant) in config::unknown_variables() {
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+    }
+    metrics.show_config(&config, 1, config::reload::unix_now());
+    let public = bind(config.server.listen, "server.listen")?;
+    let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
+    let admin = bind(config.admin_listen, "admin.listen")?;
+    let state = Arc::new(State::new(config, metrics, AccessLog::new(queue.clone())));
+
+    let (leaving, _) = watch::channel(false);
+    let (closing, _) = watch::channel(false);
+    let server = state.rules.load().config.server.clone();
+    for number in 0..server.threads {
+        let listeners = [Some((public.try_clone()?, Protocol::Http1)), clone_h2c(h2c.as_ref())?];
+        let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || {
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, &closing) {
+                tracing::error!("a worker cannot serve: {e}");
+                std::process::abort();
+            }
+        })?;
+    }
+    // The workers have their own: once they stop listening, nobody listens.
+    drop((public, h2c));
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let result = runtime.block_on(async {
+        tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
+        tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
+        tracing::info!(
+            listen = %server.listen,
+            h2c_listen = server.h2c_listen.map(|a| a.to_string()),
+            admin_listen = %state.rules.load().config.admin_listen,
+            app = %state.rules.load().config.app.address,
+            threads = server.threads,
+            version = env!("CARGO_PKG_VERSION"),
+            "outrigger serves"
+        );
+        told_to_leave().await?;
+        leave(&state, &leaving, &closing).await;
+        Ok(())
+    });
+    queue.flush(Duration::from_secs(1));
+    // What is left has had its time; waiting for its tasks would only delay the exit.
+    runtime.shutdown_background();
+    result
+}
+
+fn clone_h2c(listener: Option<&std::net::TcpListener>) -> io::Result<Option<(std::net::TcpListener, Protocol)>> {
+    listener.map(|listener| Ok((listener.try_clone()?, Protocol::H2c))).transpose()
+}
+
+fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener, RunError> {
+    let try_bind = || {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // So that a restart does not wait for connections of the process before; two processes still cannot share it.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        // The kernel lowers it to net.core.somaxconn.
+        socket.listen(65_535)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    try_bind().map_err(|source: io::Error| {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => "; another process has the port: stop it, or choose another one",
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose a higher one",
+            io::ErrorKind::AddrNotAvailable => "; no interface has this address: 0.0.0.0 means all of them",
+            _ => "",
+        };
+        RunError::Listen { address, key, hint, source }
+    })
+}
+
+/// One worker: a thread, its own runtime, its own connections to the app. Nothing crosses threads on a request's way.
+fn work(
+    listeners: Vec<(std::net::TcpListener, Protocol)>,
+    state: &Arc<State>,
+    leaving: &watch::Receiver<bool>,
+    closing: &watch::Receiver<bool>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let worker = Worker { state: Arc::clone(state), proxy: Arc::new(proxy(state)), leaving: leaving.clone() };
+        let mut accepting = Vec::new();
+        for (listener, protocol) in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            accepting.push(tokio::spawn(accept::listen(listener, protocol, worker.clone(), closing.clone())));
+        }
+        for task in accepting {
+            if let Err(e) = task.await {
+                tracing::error!("an accept loop ended: {e}");
+            }
+        }
+        // Those at rest go now; the others finish. The process ends when the last is gone, and this thread with it.
+        loop {
+            accept::wake_resting();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+fn proxy(state: &Arc<State>) -> pingora::proxy::HttpProxy<Gateway> {
+    let rules = state.rules.load();
+    let conf = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: rules.config.app.max_idle,
+        max_retries: MOST_ATTEMPTS,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(state)));
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(rules.config.client.idle_timeout);
+    proxy.server_options = Some(options);
+    proxy
+}
+
+async fn told_to_leave() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "told to leave");
+    Ok(())
+}
+
+/// Health fails, then nothing new is taken, then what is in flight finishes. A second signal skips the waiting.
+async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
+    let server = state.rules.load().config.server.clone();
+    advance(state, Phase::LameDuck);
+    leaving.send_replace(true);
+    if !server.lame_duck.is_zero() {
+        tracing::info!(lame_duck_ms = server.lame_duck.as_millis() as u64, "health fails now, traffic is still served");
+        tokio::select! {
+            () = tokio::time::sleep(server.lame_duck) => {}
+            _ = told_to_leave() => {}
+        }
+    }
+    advance(state, Phase::Closing);
+    closing.send_replace(true);
+    let began = Instant::now();
+    let drained = async {
+        while state.connections() > 0 {
+            // The notice may have come before we listened for it, so it is not waited for alone.
+            let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;
+        }
+    };
+    tokio::select! {
+        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection has gone"),
+        () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
+            connections = state.connections(),
+            requests = state.in_flight(),
+            "drain_timeout is over, these are cut off"
+        ),
+        _ = told_to_leave() => tracing::warn!(
+            connections = state.connections(),
+            requests = state.in_flight(),
+            "told to leave again, these are cut off"
+        ),
+    }
+}
+
+fn advance(state: &State, phase: Phase) {
+    state.drain.advance(phase);
+    state.metrics.drain_phase.set(phase as i64);
+}

@@ -1,0 +1,314 @@
+//! Every metric of the proxy, declared once.
+//!
+//! Labels come from enums or the configuration, never from a request. What the hot path counts is looked up when the
+//! rules are loaded, so that counting is one addition.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use outrigger_policy::flags::{Feature, Mode};
+use outrigger_policy::priority::Priority;
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::config::Config;
+use crate::rejection::{Failure, Rejection};
+
+/// Seconds, from half a millisecond to ten seconds.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The app answered 1xx or 2xx.
+    Success,
+    /// The app answered 3xx.
+    Redirect,
+    /// The app answered 4xx.
+    ClientError,
+    /// The app answered 5xx.
+    ServerError,
+    /// We refused it.
+    Rejected,
+    /// 502: the app could not be reached or did not speak HTTP.
+    BadGateway,
+    /// 503: the app cannot be reached, said in its place.
+    Unavailable,
+    /// 504: the app was too slow.
+    GatewayTimeout,
+    /// 499: the client left before its answer.
+    ClientClosed,
+    /// The answer began and did not end.
+    Truncated,
+    /// 500: the fault is ours.
+    Internal,
+}
+
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Success,
+        Self::Redirect,
+        Self::ClientError,
+        Self::ServerError,
+        Self::Rejected,
+        Self::BadGateway,
+        Self::Unavailable,
+        Self::GatewayTimeout,
+        Self::ClientClosed,
+        Self::Truncated,
+        Self::Internal,
+    ];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Redirect => "redirect",
+            Self::ClientError => "client_error",
+            Self::ServerError => "server_error",
+            Self::Rejected => "rejected",
+            Self::BadGateway => "bad_gateway",
+            Self::Unavailable => "unavailable",
+            Self::GatewayTimeout => "gateway_timeout",
+            Self::ClientClosed => "client_closed",
+            Self::Truncated => "truncated",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// What is counted for one route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    name: String,
+    priority: Priority,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    /// Made when first needed, so that a thousand routes do not make ten thousand empty series.
+    by_outcome: [OnceLock<(IntCounter, Histogram)>; Outcome::ALL.len()],
+}
+
+impl RouteMetrics {
+    /// One request that ended.
+    pub fn record(&self, outcome: Outcome, duration: Duration) {
+        let (count, histogram) = self.by_outcome[outcome as usize].get_or_init(|| {
+            (
+                self.requests.with_label_values(&[&self.name, self.priority.name(), outcome.name()]),
+                self.durations.with_label_values(&[self.name.as_str(), outcome.name()]),
+            )
+        });
+        count.inc();
+        histogram.observe(duration.as_secs_f64());
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    rejections: Vec<(Rejection, IntCounter)>,
+    failures: Vec<(Failure, IntCounter)>,
+    /// Requests between their head and the end of their answer.
+    pub in_flight: IntGauge,
+    /// Client connections now.
+    pub connections: IntGauge,
+    /// Client connections ever.
+    pub connections_total: IntCounter,
+    /// Attempts on a new connection to the app.
+    pub attempts_new: IntCounter,
+    /// Attempts on a kept connection.
+    pub attempts_reused: IntCounter,
+    /// Attempts beyond a request's first.
+    pub retries: IntCounter,
+    /// Reloads that took effect.
+    pub reloads_applied: IntCounter,
+    /// Reloads that were refused.
+    pub reloads_refused: IntCounter,
+    /// The rules' version.
+    pub config_version: IntGauge,
+    /// When the rules came into force, in seconds since 1970.
+    pub config_loaded: IntGauge,
+    /// 0 serving, 1 lame duck, 2 closing.
+    pub drain_phase: IntGauge,
+    /// Log lines that did not fit their queue.
+    pub log_dropped: IntCounter,
+    /// Forwarding fields from clients that are not believed.
+    pub forged_fields: IntCounter,
+    flags: GaugeVec,
+}
+
+impl Metrics {
+    /// Declares everything.
+    ///
+    /// # Errors
+    /// A declaration that Prometheus refuses: a fault of this file.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let declare = Declare(&registry);
+        let rejected = declare.counters("outrigger_rejections_total", "Requests refused, by reason.", &["reason"])?;
+        let failed = declare.counters("outrigger_app_failures_total", "Requests that the app failed, by reason.", &["reason"])?;
+        let attempts =
+            declare.counters("outrigger_app_attempts_total", "Attempts at the app, by kind of connection.", &["connection"])?;
+        let reloads =
+            declare.counters("outrigger_config_reloads_total", "Changes of the configuration, by result.", &["result"])?;
+        let build = GaugeVec::new(Opts::new("outrigger_build_info", "Always 1; the label tells the version."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        registry.register(Box::new(build))?;
+        let flags = GaugeVec::new(
+            Opts::new("outrigger_feature_flag", "Share of clients for whom a feature is in a mode, 0 to 1."),
+            &["feature", "mode"],
+        )?;
+        registry.register(Box::new(flags.clone()))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            requests: declare.counters(
+                "outrigger_requests_total",
+                "Requests that ended, by route, priority and outcome.",
+                &["route", "priority", "outcome"],
+            )?,
+            durations: declare.histograms(
+                "outrigger_request_duration_seconds",
+                "From the end of a request's head to the end of its answer, by route and outcome.",
+                &["route", "outcome"],
+            )?,
+            rejections: Rejection::all().map(|r| (r, rejected.with_label_values(&[r.problem().label]))).collect(),
+            failures: Failure::ALL.map(|f| (f, failed.with_label_values(&[f.problem().label]))).into(),
+            in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
+            connections: declare.gauge("outrigger_connections", "Client connections now.")?,
+            connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
+            attempts_new: attempts.with_label_values(&["new"]),
+            attempts_reused: attempts.with_label_values(&["reused"]),
+            retries: declare.counter("outrigger_app_retries_total", "Attempts at the app beyond a request's first.")?,
+            reloads_applied: reloads.with_label_values(&["applied"]),
+            reloads_refused: reloads.with_label_values(&["refused"]),
+            config_version: declare.gauge("outrigger_config_version", "Counts up with every change of the rules.")?,
+            config_loaded: declare
+                .gauge("outrigger_config_loaded_timestamp_seconds", "When the rules in force were loaded.")?,
+            drain_phase: declare.gauge("outrigger_drain_phase", "0 serving, 1 lame duck, 2 closing.")?,
+            log_dropped: declare.counter("outrigger_log_lines_dropped_total", "Log lines that did not fit their queue.")?,
+            forged_fields: declare.counter(
+                "outrigger_forged_fields_total",
+                "Forwarding or edge fields removed because their sender is not trusted.",
+            )?,
+            flags,
+            registry,
+        })
+    }
+
+    /// What is counted for a route.
+    pub fn for_route(&self, name: &str, priority: Priority) -> RouteMetrics {
+        RouteMetrics {
+            name: name.to_owned(),
+            priority,
+            requests: self.requests.clone(),
+            durations: self.durations.clone(),
+            by_outcome: std::array::from_fn(|_| OnceLock::new()),
+        }
+    }
+
+    /// Forgets a route that the rules no longer have.
+    pub fn forget_route(&self, name: &str, priority: Priority) {
+        for outcome in Outcome::ALL {
+            // A series that was never made cannot be removed: that is no error.
+            let _ = self.requests.remove_label_values(&[name, priority.name(), outcome.name()]);
+            let _ = self.durations.remove_label_values(&[name, outcome.name()]);
+        }
+    }
+
+    /// One refusal.
+    pub fn rejected(&self, rejection: Rejection) {
+        if let Some((_, counter)) = self.rejections.iter().find(|(r, _)| *r == rejection) {
+            counter.inc();
+        }
+    }
+
+    /// One failure of the app.
+    pub fn failed(&self, failure: Failure) {
+        self.failures[failure as usize].1.inc();
+    }
+
+    /// Shows rules that came into force at `now`, in seconds since 1970.
+    pub fn show_config(&self, config: &Config, version: u64, now: u64) {
+        self.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.config_loaded.set(i64::try_from(now).unwrap_or(i64::MAX));
+        for feature in Feature::ALL {
+            use outrigger_policy::flags::Switch;
+            let (enforce, monitor) = match config.flag(feature).switch {
+                Switch::On(share) => (f64::from(share.get()) / 100.0, 0.0),
+                Switch::Monitor => (0.0, 1.0),
+                Switch::Off => (0.0, 0.0),
+            };
+            for (mode, share) in
+                [(Mode::Enforce, enforce), (Mode::Monitor, monitor), (Mode::Off, 1.0 - enforce - monitor)]
+            {
+                self.flags.with_label_values(&[feature.key(), mode.name()]).set(share);
+            }
+        }
+    }
+
+    /// The exposition, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// What the encoder refuses.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::with_capacity(16 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|e| prometheus::Error::Msg(e.to_string()))
+    }
+}
+
+struct Declare<'r>(&'r Registry);
+
+impl Declare<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let counter = IntCounter::new(name, help)?;
+        self.0.register(Box::new(counter.clone())).map(|()| counter)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::new(name, help)?;
+        self.0.register(Box::new(gauge.clone())).map(|()| gauge)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(counters.clone())).map(|()| counters)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        let histograms = HistogramVec::new(options, labels)?;
+        self.0.register(Box::new(histograms.clone())).map(|()| histograms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_is_what_dashboards_rely_on() {
+        let metrics = Metrics::new().unwrap();
+        metrics.for_route("a", Priority::High).record(Outcome::Success, Duration::from_millis(3));
+        metrics.forged_fields.inc();
+        let text = metrics.render().unwrap();
+        let mut types: Vec<_> =
+            text.lines().filter(|l| l.starts_with("# TYPE outrigger")).map(|l| l.trim_start_matches("# TYPE ")).collect();
+        types.sort_unstable();
+        insta::assert_snapshot!(types.join("\n"));
+    }
+
+    #[test]
+    fn a_route_that_is_gone_leaves_no_series() {
+        let metrics = Metrics::new().unwrap();
+        metrics.for_route("old", Priority::Low).record(Outcome::Rejected, Duration::ZERO);
+        assert!(metrics.render().unwrap().contains("route=\"old\""));
+        metrics.forget_route("old", Priority::Low);
+        assert!(!metrics.render().unwrap().contains("route=\"old\""));
+    }
+}

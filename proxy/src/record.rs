@@ -1,0 +1,141 @@
+//! Tells metrics and logs how a request ended.
+
+use std::time::SystemTime;
+
+use http::Method;
+
+use crate::access_log::Line;
+use crate::exchange::Exchange;
+use crate::metrics::Outcome;
+use crate::rejection::Failure;
+use crate::state::State;
+
+/// The longest part of a path that a log line shows.
+const SHOWN_PATH_BYTES: usize = 1024;
+/// The status in logs of a request whose client left, after NGINX.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// How the protocol saw the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// Something broke.
+    pub failed: bool,
+    /// And it was the client.
+    pub client_left: bool,
+    /// Bytes of the answer's body that were sent.
+    pub body_bytes: u64,
+}
+
+/// Counts a request that ended, once.
+pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Method, path: &str) {
+    let duration = exchange.started.elapsed();
+    let outcome = outcome(exchange, ending);
+    exchange.rules.route_metrics[exchange.route].record(outcome, duration);
+    if let Some(rejection) = exchange.rejection {
+        state.metrics.rejected(rejection);
+    }
+    if let Some(failure) = exchange.failure {
+        state.metrics.failed(failure);
+    }
+    if exchange.rules.config.log.access {
+        let reason =
+            exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
+        let shown = path.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= SHOWN_PATH_BYTES).last();
+        state.access_log.write(Line {
+            time: SystemTime::now(),
+            request_id: exchange.request_id,
+            client: exchange.client.address,
+            method: method.clone(),
+            path: path[..shown.unwrap_or(0)].to_owned(),
+            route: exchange.route().name.clone(),
+            status: if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status },
+            outcome,
+            reason,
+            duration,
+            attempts: exchange.attempts,
+            body_bytes: ending.body_bytes,
+        });
+    }
+}
+
+fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
+    if exchange.rejection.is_some() {
+        return Outcome::Rejected;
+    }
+    if ending.client_left {
+        return Outcome::ClientClosed;
+    }
+    if exchange.answered_by_app && ending.failed {
+        return Outcome::Truncated;
+    }
+    if let Some(failure) = exchange.failure {
+        return match failure {
+            _ if exchange.status == 503 => Outcome::Unavailable,
+            Failure::Unreachable | Failure::Closed | Failure::Invalid => Outcome::BadGateway,
+            Failure::ConnectTimeout | Failure::Timeout => Outcome::GatewayTimeout,
+            Failure::Internal => Outcome::Internal,
+        };
+    }
+    match exchange.status {
+        100..300 => Outcome::Success,
+        300..400 => Outcome::Redirect,
+        400..500 => Outcome::ClientError,
+        _ => Outcome::ServerError,
+    }
+}
+
+/// One line for a request that the app failed.
+pub fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
+    tracing::warn!(
+        request_id = %exchange.request_id,
+        route = %exchange.route().name,
+        app = %exchange.rules.config.app.address,
+        reason = failure.problem().label,
+        attempts = exchange.attempts,
+        duration_ms = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "the app failed a request: {error}"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::metrics::Metrics;
+    use crate::rejection::Rejection;
+    use crate::state::Snapshot;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn fresh() -> Exchange {
+        let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
+        Exchange::new(Arc::new(Snapshot::new(config, 1, &Metrics::new().unwrap())))
+    }
+
+    const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
+
+    #[test]
+    fn tells_502_503_504_and_499_apart() {
+        let failed = |failure, status| {
+            let mut e = fresh();
+            e.failure = Some(failure);
+            e.status = status;
+            outcome(&e, &Ending { failed: true, ..FINE })
+        };
+        assert_eq!(failed(Failure::Unreachable, 502), Outcome::BadGateway);
+        assert_eq!(failed(Failure::Unreachable, 503), Outcome::Unavailable);
+        assert_eq!(failed(Failure::Timeout, 504), Outcome::GatewayTimeout);
+        assert_eq!(outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }), Outcome::ClientClosed);
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_is_no_success() {
+        let mut e = fresh();
+        e.answered_by_app = true;
+        e.status = 200;
+        assert_eq!(outcome(&e, &FINE), Outcome::Success);
+        assert_eq!(outcome(&e, &Ending { failed: true, ..FINE }), Outcome::Truncated);
+        e.rejection = Some(Rejection::BodyTooLarge);
+        assert_eq!(outcome(&e, &Ending { failed: true, ..FINE }), Outcome::Rejected);
+    }
+}

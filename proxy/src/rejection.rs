@@ -1,0 +1,241 @@
+//! Why we answered instead of the app: the one table of statuses, labels and words.
+//!
+//! The client reads what to do, in `application/problem+json` (RFC 9457); the metric and the log carry the label.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::wire::Malformed;
+
+/// A request that we refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// It is no HTTP that could be passed on.
+    Malformed(Malformed),
+    /// Its head is larger than allowed.
+    HeadTooLarge,
+    /// Its head took too long.
+    HeadTooSlow,
+    /// Its body is larger than the route allows.
+    BodyTooLarge,
+    /// Its body paused for too long.
+    BodyTooSlow,
+    /// More connections than allowed.
+    TooManyConnections,
+    /// Health, while the process is leaving.
+    Draining,
+}
+
+/// A request that the app failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// No connection: refused, or nobody there.
+    Unreachable,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The answer did not begin in time, or paused for too long.
+    Timeout,
+    /// The connection ended before the answer did.
+    Closed,
+    /// What came is no HTTP answer.
+    Invalid,
+    /// The fault is ours.
+    Internal,
+}
+
+/// What a client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The status.
+    pub status: StatusCode,
+    /// The label in metrics and logs, and the last part of `type`.
+    pub label: &'static str,
+    /// In a few words.
+    pub title: &'static str,
+    /// What to do.
+    pub detail: &'static str,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+}
+
+const SOON: Option<Duration> = Some(Duration::from_secs(1));
+
+impl Rejection {
+    /// One of each kind, for tests and the metrics' catalogue.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let rest = [
+            Self::HeadTooLarge,
+            Self::HeadTooSlow,
+            Self::BodyTooLarge,
+            Self::BodyTooSlow,
+            Self::TooManyConnections,
+            Self::Draining,
+        ];
+        Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
+    }
+
+    /// The one table.
+    pub const fn problem(self) -> Problem {
+        let (status, label, title, detail, retry_after) = match self {
+            Self::Malformed(malformed) => return malformed_problem(malformed),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "head_too_large",
+                "The request's head is too large",
+                "send fewer or shorter fields; large cookies are the usual cause",
+                None,
+            ),
+            Self::HeadTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "head_too_slow",
+                "The request's head took too long",
+                "send the whole head at once",
+                None,
+            ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "The request's body is too large",
+                "send less, or in several requests; the operator can raise max_body of the route",
+                None,
+            ),
+            Self::BodyTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "body_too_slow",
+                "The request's body paused for too long",
+                "send the body without long pauses",
+                None,
+            ),
+            Self::TooManyConnections => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "The proxy has no connection to spare",
+                "come back after Retry-After; keep connections open and use them again",
+                SOON,
+            ),
+            Self::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "This process is about to leave",
+                "send traffic elsewhere",
+                SOON,
+            ),
+        };
+        Problem { status, label, title, detail, retry_after }
+    }
+}
+
+const fn malformed_problem(malformed: Malformed) -> Problem {
+    let (status, label) = match malformed {
+        Malformed::RequestLine => (StatusCode::BAD_REQUEST, "malformed_request_line"),
+        Malformed::Target => (StatusCode::BAD_REQUEST, "malformed_target"),
+        Malformed::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "malformed_version"),
+        Malformed::Connect => (StatusCode::METHOD_NOT_ALLOWED, "malformed_connect"),
+        Malformed::Field => (StatusCode::BAD_REQUEST, "malformed_field"),
+        Malformed::BareLineFeed => (StatusCode::BAD_REQUEST, "malformed_line_end"),
+        Malformed::FoldedField => (StatusCode::BAD_REQUEST, "malformed_folded_field"),
+        Malformed::Host => (StatusCode::BAD_REQUEST, "malformed_host"),
+        Malformed::HostMismatch => (StatusCode::BAD_REQUEST, "malformed_host_mismatch"),
+        Malformed::Length => (StatusCode::BAD_REQUEST, "malformed_length"),
+        Malformed::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
+        Malformed::LengthAndEncoding => (StatusCode::BAD_REQUEST, "malformed_length_and_encoding"),
+        Malformed::Chunk => (StatusCode::BAD_REQUEST, "malformed_chunk"),
+    };
+    Problem { status, label, title: "The request is malformed", detail: malformed.advice(), retry_after: None }
+}
+
+impl Failure {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Unreachable, Self::ConnectTimeout, Self::Timeout, Self::Closed, Self::Invalid, Self::Internal];
+
+    /// The one table.
+    pub const fn problem(self) -> Problem {
+        const RETRY: &str = "try again; if it persists, tell the operator the request_id";
+        let (status, label, title, retry_after) = match self {
+            Self::Unreachable => (StatusCode::BAD_GATEWAY, "app_unreachable", "The app cannot be reached", SOON),
+            Self::ConnectTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "app_connect_timeout", "The app does not take connections", SOON)
+            }
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "app_timeout", "The app did not answer in time", None),
+            Self::Closed => (StatusCode::BAD_GATEWAY, "app_closed", "The app ended the connection early", None),
+            Self::Invalid => (StatusCode::BAD_GATEWAY, "app_invalid", "The app's answer is no HTTP", None),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The proxy failed", None),
+        };
+        Problem { status, label, title, detail: RETRY, retry_after }
+    }
+}
+
+impl Problem {
+    /// The body, with the request's name.
+    pub fn body(&self, request_id: &str) -> String {
+        // Every part is ours or made of plain characters, so nothing needs escaping.
+        format!(
+            "{{\"type\":\"urn:outrigger:problem:{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{}\"}}\n",
+            self.label.replace('_', "-"),
+            self.title,
+            self.status.as_u16(),
+            self.detail,
+            request_id
+        )
+    }
+
+    /// A whole HTTP/1.1 answer that ends the connection, for requests that never became one.
+    pub fn closing_answer(&self, request_id: &str) -> String {
+        let body = self.body(request_id);
+        let status = self.status;
+        let retry_after = self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
+        format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+             X-Request-Id: {request_id}\r\n{retry_after}Connection: close\r\n\r\n{body}",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or("Error"),
+            body.len(),
+        )
+    }
+}
+
+/// Whole seconds, never earlier than the truth.
+pub fn seconds(after: Duration) -> u64 {
+    after.as_secs() + u64::from(after.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::fmt::Write as _;
+
+    #[test]
+    fn the_table_is_what_clients_rely_on() {
+        let mut table = String::new();
+        let problems = Rejection::all().map(Rejection::problem).chain(Failure::ALL.map(Failure::problem));
+        for p in problems {
+            writeln!(table, "{} {} | {} | {}", p.status.as_u16(), p.label, p.title, p.detail).unwrap();
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn every_reason_has_a_label_of_its_own() {
+        let labels: Vec<_> =
+            Rejection::all().map(|r| r.problem().label).chain(Failure::ALL.map(|f| f.problem().label)).collect();
+        assert_eq!(labels.iter().collect::<HashSet<_>>().len(), labels.len());
+    }
+
+    #[test]
+    fn a_body_is_valid_json() {
+        for problem in Rejection::all().map(Rejection::problem).chain(Failure::ALL.map(Failure::problem)) {
+            let body: serde_json::Value = serde_json::from_str(&problem.body("id-1")).unwrap();
+            assert_eq!(body["status"], problem.status.as_u16());
+            assert_eq!(body["request_id"], "id-1");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up() {
+        assert_eq!(seconds(Duration::from_millis(1001)), 2);
+        assert_eq!(seconds(Duration::from_secs(1)), 1);
+    }
+}

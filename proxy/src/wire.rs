@@ -1,0 +1,537 @@
+//! HTTP/1.1 as it comes off the wire: where a head ends, how long its body is, and what must not pass.
+//!
+//! Pingora parses heads too, but forgives more than a proxy should: what two parsers may read differently is how
+//! requests are smuggled (RFC 9112 section 11.2). Here everything ambiguous is refused before Pingora or the app see it.
+//! Pure: bytes in, verdicts out.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+
+/// How the body of a request is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// `Content-Length`, or none: zero.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// What is known of a request once its head is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes, the empty line included.
+    pub len: usize,
+    /// Its body.
+    pub framing: Framing,
+    /// The client asks to switch protocols: bytes after the head belong to nobody yet.
+    pub is_upgrade: bool,
+}
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Malformed {
+    /// No method, target and version, one space apart.
+    RequestLine,
+    /// A target that is neither a path, an absolute URL nor `*`.
+    Target,
+    /// Not HTTP/1.0 or HTTP/1.1.
+    Version,
+    /// `CONNECT`: this is no forward proxy.
+    Connect,
+    /// A field name or value with a character that may not be there.
+    Field,
+    /// A line that ends in LF alone.
+    BareLineFeed,
+    /// A line that continues the one before (`obs-fold`).
+    FoldedField,
+    /// HTTP/1.1 without `Host`, more than one, or one that is no host.
+    Host,
+    /// A `Host` that differs from the host of an absolute target.
+    HostMismatch,
+    /// A `Content-Length` that is no number, or several that differ.
+    Length,
+    /// A `Transfer-Encoding` other than `chunked`, or any in HTTP/1.0.
+    Encoding,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    LengthAndEncoding,
+    /// A chunk that does not follow the grammar.
+    Chunk,
+}
+
+impl Malformed {
+    /// All of them, for tests and the metrics' catalogue.
+    pub const ALL: [Self; 13] = [
+        Self::RequestLine,
+        Self::Target,
+        Self::Version,
+        Self::Connect,
+        Self::Field,
+        Self::BareLineFeed,
+        Self::FoldedField,
+        Self::Host,
+        Self::HostMismatch,
+        Self::Length,
+        Self::Encoding,
+        Self::LengthAndEncoding,
+        Self::Chunk,
+    ];
+
+    /// What to do about it, for the client.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::RequestLine => "send a method, a target and HTTP/1.1, with one space between them",
+            Self::Target => "send a path that begins with a slash, or an absolute http URL",
+            Self::Version => "speak HTTP/1.1",
+            Self::Connect => "this is no forward proxy: CONNECT is not served",
+            Self::Field => "send field names of letters, digits and hyphens, and values without control characters",
+            Self::BareLineFeed => "end every line of the head with CR LF",
+            Self::FoldedField => "send every field on one line",
+            Self::Host => "send exactly one Host field with a host and an optional port",
+            Self::HostMismatch => "send the same host in the target and in Host",
+            Self::Length => "send one Content-Length, in digits",
+            Self::Encoding => "send Transfer-Encoding: chunked, or none; in HTTP/1.0 send none",
+            Self::LengthAndEncoding => "send either Content-Length or Transfer-Encoding, not both",
+            Self::Chunk => "send each chunk as its size in hexadecimal, CR LF, the bytes, CR LF",
+        }
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.advice())
+    }
+}
+
+/// Why a head is not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is wrong.
+    Malformed(Malformed),
+    /// It is larger, or has more fields, than allowed.
+    TooLarge,
+}
+
+impl From<Malformed> for Refused {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// Bounds of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes.
+    pub max_bytes: usize,
+    /// Fields.
+    pub max_fields: usize,
+}
+
+/// The most fields that [`inspect`] can be asked to take.
+pub const MOST_FIELDS: usize = 256;
+
+/// Finds the end of a head that arrives in pieces, looking at each byte once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadScanner {
+    /// Up to here everything was looked at.
+    seen: usize,
+    /// Where the current line begins.
+    line: usize,
+}
+
+impl HeadScanner {
+    /// The length of the head at the start of `bytes`, if it is complete. `bytes` grows from call to call.
+    ///
+    /// # Errors
+    /// A line that ends in LF alone, or one that continues another.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        while let Some(found) = memchr::memchr(b'\n', &bytes[self.seen..]) {
+            let newline = self.seen + found;
+            if newline == 0 || bytes[newline - 1] != b'\r' {
+                return Err(Malformed::BareLineFeed);
+            }
+            let is_empty = newline - 1 == self.line;
+            if !is_empty && self.line > 0 && matches!(bytes[self.line], b' ' | b'\t') {
+                return Err(Malformed::FoldedField);
+            }
+            self.seen = newline + 1;
+            self.line = newline + 1;
+            if is_empty {
+                return Ok(Some(newline + 1));
+            }
+        }
+        self.seen = bytes.len();
+        Ok(None)
+    }
+}
+
+/// Reads the complete head at the start of `bytes`.
+///
+/// # Errors
+/// What must not pass, or is too large.
+pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
+    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..limits.max_fields.min(MOST_FIELDS)];
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(bytes, fields) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooLarge),
+        Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => return Err(Malformed::Field.into()),
+        Err(httparse::Error::Version) => return Err(Malformed::Version.into()),
+        Err(_) | Ok(httparse::Status::Partial) => return Err(Malformed::RequestLine.into()),
+    };
+    let is_http11 = request.version == Some(1);
+    let method = request.method.unwrap_or_default();
+    let target = request.path.unwrap_or_default();
+    if method == "CONNECT" {
+        return Err(Malformed::Connect.into());
+    }
+    let authority = target_authority(method, target)?;
+    let fields = Fields::read(request.headers)?;
+    match fields.host {
+        None if is_http11 => return Err(Malformed::Host.into()),
+        Some(host) if authority.is_some_and(|authority| !authority.as_bytes().eq_ignore_ascii_case(host)) => {
+            return Err(Malformed::HostMismatch.into());
+        }
+        _ => {}
+    }
+    let framing = match (fields.length, fields.chunked) {
+        (Some(_), true) => return Err(Malformed::LengthAndEncoding.into()),
+        (None, true) if !is_http11 => return Err(Malformed::Encoding.into()),
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11 })
+}
+
+/// The fields that decide how a message is read.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Malformed> {
+        let mut fields = Self::default();
+        for header in headers {
+            // By length first: most fields are none of these, and a comparison of lengths is one instruction.
+            let name = header.name;
+            match name.len() {
+                4 if name.eq_ignore_ascii_case("host") => {
+                    if fields.host.is_some() || !is_host(header.value) {
+                        return Err(Malformed::Host);
+                    }
+                    fields.host = Some(header.value);
+                }
+                7 if name.eq_ignore_ascii_case("upgrade") => fields.upgrade = true,
+                14 if name.eq_ignore_ascii_case("content-length") => {
+                    let length = digits(header.value).ok_or(Malformed::Length)?;
+                    if fields.length.is_some_and(|earlier| earlier != length) {
+                        return Err(Malformed::Length);
+                    }
+                    fields.length = Some(length);
+                }
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                    if fields.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(Malformed::Encoding);
+                    }
+                    fields.chunked = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The authority of an absolute target; `None` for a path or `*`.
+fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>, Malformed> {
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(None);
+    }
+    let scheme_end = target.find("://").ok_or(Malformed::Target)?;
+    let is_http = ["http", "https"].iter().any(|scheme| target[..scheme_end].eq_ignore_ascii_case(scheme));
+    let rest = &target[scheme_end + 3..];
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    if is_http && !authority.is_empty() && is_host(authority.as_bytes()) { Ok(Some(authority)) } else { Err(Malformed::Target) }
+}
+
+/// A host with an optional port; empty is allowed, as RFC 9112 section 3.2 does.
+fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
+}
+
+/// A whole number in digits alone: no sign, no list, no blanks.
+fn digits(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Follows a chunked body byte by byte, to know where it ends and that it keeps to the grammar (RFC 9112 section 7.1).
+#[derive(Clone, Copy, Debug)]
+pub struct Chunks {
+    state: ChunkState,
+    /// Of the chunk: bytes that are still to come.
+    left: u64,
+    /// Of the line: bytes so far.
+    line: u16,
+    /// Of all trailers: bytes so far.
+    trailers: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChunkState {
+    Size,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    LastLf,
+    End,
+}
+
+/// The longest line of a chunk's size and extensions.
+const CHUNK_LINE_BYTES: u16 = 1024;
+/// The most that trailers may take together.
+const TRAILER_BYTES: u32 = 16 << 10;
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self { state: ChunkState::Size, left: 0, line: 0, trailers: 0 }
+    }
+}
+
+impl Chunks {
+    /// Whether the body has ended.
+    pub fn is_done(&self) -> bool {
+        self.state == ChunkState::End
+    }
+
+    /// Takes the next bytes; gives how many of them belong to this body.
+    ///
+    /// # Errors
+    /// [`Malformed::Chunk`]
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut at = 0;
+        while at < bytes.len() && self.state != ChunkState::End {
+            if self.state == ChunkState::Data {
+                let available = bytes.len() - at;
+                let taken = usize::try_from(self.left).map_or(available, |left| left.min(available));
+                self.left -= taken as u64;
+                at += taken;
+                if self.left == 0 {
+                    self.state = ChunkState::DataCr;
+                }
+                continue;
+            }
+            self.step(bytes[at])?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        use ChunkState::{Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart};
+        self.line = self.line.saturating_add(1);
+        if matches!(self.state, Size | Extension) && self.line > CHUNK_LINE_BYTES {
+            return Err(Malformed::Chunk);
+        }
+        if matches!(self.state, TrailerStart | Trailer) {
+            self.trailers += 1;
+            if self.trailers > TRAILER_BYTES {
+                return Err(Malformed::Chunk);
+            }
+        }
+        let is_text = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+        self.state = match (self.state, byte) {
+            (Size, digit) if digit.is_ascii_hexdigit() => {
+                // 16 digits are 64 bits; leading zeros beyond that have no honest use.
+                if self.line > 16 || self.left >> 59 != 0 {
+                    return Err(Malformed::Chunk);
+                }
+                let value = char::from(digit).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(value);
+                Size
+            }
+            (Size, b'\r') if self.line > 1 => SizeLf,
+            (Size, b';' | b' ' | b'\t') if self.line > 1 => Extension,
+            (Extension, b'\r') => SizeLf,
+            (Extension, _) if is_text => Extension,
+            (SizeLf, b'\n') if self.left == 0 => TrailerStart,
+            (SizeLf, b'\n') => Data,
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => {
+                self.line = 0;
+                self.left = 0;
+                Size
+            }
+            (TrailerStart, b'\r') => LastLf,
+            (TrailerStart, b' ' | b'\t') => return Err(Malformed::Chunk),
+            (TrailerStart | Trailer, _) if is_text => Trailer,
+            (Trailer, b'\r') => TrailerLf,
+            (TrailerLf, b'\n') => TrailerStart,
+            (LastLf, b'\n') => End,
+            _ => return Err(Malformed::Chunk),
+        };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { max_bytes: 4096, max_fields: 8 };
+
+    fn read(text: &str) -> Result<Head, Refused> {
+        let mut scanner = HeadScanner::default();
+        match scanner.scan(text.as_bytes()) {
+            Ok(Some(len)) => inspect(&text.as_bytes()[..len], LIMITS),
+            Ok(None) => panic!("incomplete: {text:?}"),
+            Err(malformed) => Err(malformed.into()),
+        }
+    }
+
+    fn with(fields: &str) -> Result<Head, Refused> {
+        read(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+    }
+
+    #[test]
+    fn reads_how_long_a_body_is() {
+        assert_eq!(with("").unwrap().framing, Framing::Length(0));
+        assert_eq!(with("Content-Length: 12\r\n").unwrap().framing, Framing::Length(12));
+        assert_eq!(with("content-length: 12\r\nCONTENT-LENGTH: 12\r\n").unwrap().framing, Framing::Length(12));
+        assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().framing, Framing::Chunked);
+        assert!(with("Upgrade: websocket\r\n").unwrap().is_upgrade);
+    }
+
+    #[test]
+    fn refuses_whatever_two_parsers_could_read_differently() {
+        use Malformed::*;
+        for (fields, expected) in [
+            ("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", LengthAndEncoding),
+            ("Content-Length: 3\r\nContent-Length: 4\r\n", Length),
+            ("Content-Length: +3\r\n", Length),
+            ("Content-Length: 3, 3\r\n", Length),
+            ("Content-Length: \r\n", Length),
+            ("Content-Length: 0x10\r\n", Length),
+            ("Content-Length: 99999999999999999999\r\n", Length),
+            ("Transfer-Encoding: gzip, chunked\r\n", Encoding),
+            ("Transfer-Encoding: xchunked\r\n", Encoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Encoding),
+            ("Transfer-Encoding : chunked\r\n", Field),
+            ("X-A: 1\r\n folded\r\n", FoldedField),
+            ("X-A: 1\n", BareLineFeed),
+            ("X-A: \0\r\n", Field),
+            ("X-A: a\rb\r\n", Field),
+            ("X A: 1\r\n", Field),
+            (": 1\r\n", Field),
+            ("Host: b\r\n", Host),
+        ] {
+            assert_eq!(with(fields), Err(expected.into()), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_request_lines_that_are_none() {
+        use Malformed::*;
+        for (text, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Host),
+            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", HostMismatch),
+            ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Target),
+            ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Version),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", Connect),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Encoding),
+            ("\0 / HTTP/1.1\r\nHost: a\r\n\r\n", RequestLine),
+            ("GET /\r\n\r\n", RequestLine),
+        ] {
+            assert_eq!(read(text), Err(expected.into()), "{text:?}");
+        }
+        assert!(read("GET / HTTP/1.0\r\n\r\n").is_ok());
+        assert!(read("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
+        assert!(read("GET http://A:80/x HTTP/1.1\r\nHost: a:80\r\n\r\n").is_ok());
+    }
+
+    #[test]
+    fn counts_fields() {
+        assert_eq!(with(&"X: 1\r\n".repeat(8)), Err(Refused::TooLarge));
+        assert!(with(&"X: 1\r\n".repeat(7)).is_ok());
+    }
+
+    fn chunked(text: &[u8]) -> Result<(usize, bool), Malformed> {
+        let mut chunks = Chunks::default();
+        chunks.feed(text).map(|taken| (taken, chunks.is_done()))
+    }
+
+    #[test]
+    fn knows_where_a_chunked_body_ends() {
+        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nGET /"), Ok((13, true)));
+        assert_eq!(chunked(b"3;x=\"y\"\r\nabc\r\n0\r\nT: 1\r\n\r\n"), Ok((26, true)));
+        assert_eq!(chunked(b"FFFF\r\nabc"), Ok((9, false)));
+    }
+
+    #[test]
+    fn refuses_chunks_that_break_the_grammar() {
+        for text in [
+            &b"\r\n"[..], b"x\r\n", b"-1\r\n", b"3\nabc", b"3\r\nabcd\r\n", b"3\r\nabc\n", b"3\r\nabcX", b"0\r\n\n",
+            b"11111111111111111\r\n", b"3;\0\r\n", b"0\r\n folded: 1\r\n\r\n", b";\r\n",
+        ] {
+            assert_eq!(chunked(text), Err(Malformed::Chunk), "{:?}", String::from_utf8_lossy(text));
+        }
+        assert_eq!(chunked(format!("3;{}\r\n", "x".repeat(2000)).as_bytes()), Err(Malformed::Chunk));
+        assert_eq!(chunked(format!("0\r\n{}\r\n\r\n", "x: y\r\n".repeat(5000)).as_bytes()), Err(Malformed::Chunk));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_read_as_the_whole(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..5),
+            cut in 0..200_usize,
+        ) {
+            let mut body = Vec::new();
+            for part in &parts {
+                body.extend(format!("{:x}\r\n", part.len()).bytes());
+                body.extend(part);
+                body.extend(b"\r\n");
+            }
+            body.extend(b"0\r\n\r\n");
+            let (first, second) = body.split_at(cut.min(body.len()));
+            let mut chunks = Chunks::default();
+            prop_assert_eq!(chunks.feed(first), Ok(first.len()));
+            prop_assert_eq!(chunks.feed(second), Ok(second.len()));
+            prop_assert!(chunks.is_done());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut scanner = HeadScanner::default();
+            if let Ok(Some(len)) = scanner.scan(&bytes) {
+                let _ = inspect(&bytes[..len], LIMITS);
+            }
+            let _ = Chunks::default().feed(&bytes);
+        }
+
+        #[test]
+        fn a_head_in_pieces_ends_where_the_whole_does(fields in "(X: [a-z]{0,9}\r\n){0,5}", cut in 0..100_usize) {
+            let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\nrest");
+            let whole = HeadScanner::default().scan(text.as_bytes());
+            let mut scanner = HeadScanner::default();
+            let first = scanner.scan(&text.as_bytes()[..cut.min(text.len())]);
+            let pieces = if let Ok(Some(_)) = first { first } else { scanner.scan(text.as_bytes()) };
+            prop_assert_eq!(pieces, whole);
+        }
+    }
+}

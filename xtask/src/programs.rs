@@ -1,0 +1,46 @@
+//! Our own programs, built for development.
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::{Error, Result, error::While, paths};
+
+/// Set by `cargo xtask test`, which has built them already.
+pub const BUILT: &str = "XTASK_PROGRAMS_BUILT";
+
+/// Builds `outrigger` and `outrigger-app`, with cargo's own progress on standard error.
+pub fn build(release: bool) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--package", "outrigger", "--package", "outrigger-app", "--bins"]).current_dir(paths::root());
+    if release {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().while_("running cargo build")?;
+    if status.success() { Ok(()) } else { Err(Error::new("the programs do not build; see above")) }
+}
+
+/// Where a built program is. In a test process that runs without `cargo xtask test` the first call builds, as cargo
+/// itself builds no program of another package for a test.
+pub fn find(name: &str) -> Result<PathBuf> {
+    static READY: Mutex<bool> = Mutex::new(false);
+    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*ready && std::env::var_os(BUILT).is_none() {
+        build(false)?;
+    }
+    *ready = true;
+    let path = directory().join(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Error::new(format_args!("{} is not there", path.display())).hint("run `cargo build --workspace --bins`"))
+}
+
+/// The profile's directory: where the test that asks was built itself, else the one of the dev profile.
+fn directory() -> PathBuf {
+    let test = std::env::current_exe().ok();
+    let deps = test.as_ref().and_then(|test| test.parent()).filter(|dir| dir.ends_with("deps"));
+    deps.and_then(|deps| deps.parent()).map_or_else(|| paths::target().join("debug"), Into::into)
+}

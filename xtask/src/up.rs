@@ -1,0 +1,279 @@
+//! `cargo xtask up`: the whole house on this machine, until Ctrl-C.
+
+use std::{
+    env,
+    fs::{self, File, TryLockError},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use xtask::{
+    Chroma, Error, Postgres, Process, Program, Result, Signal, Tool, error::While, http, paths, ports, postgres,
+    programs, say, tools,
+};
+
+/// Sent as `X-Api-Key` in the tour; the app knows its SHA-256 only.
+const KEY: &str = "outrigger-demo-key";
+const KEY_SHA256: &str = "e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
+const START: Duration = Duration::from_secs(60);
+/// Longer than either program's own drain.
+const STOP: Duration = Duration::from_secs(60);
+
+/// What a search finds on the first day: title, content and a made-up embedding.
+const SEEDS: [(&str, &str, &str); 3] = [
+    ("Canoes", "An outrigger keeps a canoe upright in a swell.", "[0.9,0.1,0.0,0.2,0.0,0.0,0.1,0.0]"),
+    ("Proxies", "A sidecar keeps an app answering when things go wrong.", "[0.1,0.9,0.3,0.0,0.0,0.1,0.0,0.0]"),
+    ("Tides", "The tide is high twice a day.", "[0.7,0.0,0.0,0.6,0.1,0.0,0.0,0.2]"),
+];
+
+/// In the order of their start; they end in the reverse of it.
+struct House {
+    postgres: Option<Postgres>,
+    chroma: Option<Chroma>,
+    app: Process,
+    proxy: Process,
+}
+
+/// Where a person reaches it.
+struct Addresses {
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    app: SocketAddr,
+}
+
+pub fn run() -> Result<()> {
+    tools::install(&needed())?;
+    let state = paths::state("up")?;
+    let _only = lock(&state)?;
+    say("building the programs (development profile, optimised a little; the first time takes minutes)");
+    programs::build(false)?;
+
+    let stop = stop_signals()?;
+    let addresses = Addresses {
+        proxy: address("the proxy", 8080)?,
+        admin: address("the proxy's metrics", 9091)?,
+        app: address("the app's metrics", 8081)?,
+    };
+    let mut house = start(&state, &addresses)?;
+    let document = seed(addresses.proxy)?;
+    println!("{}", tour(&addresses, &document));
+    let outcome = watch(&mut house, &stop);
+    house.stop();
+    outcome
+}
+
+fn needed() -> Vec<Tool> {
+    let given = |variable: &str| env::var_os(variable).is_some_and(|value| !value.is_empty());
+    let unneeded = |tool: &Tool| match tool {
+        Tool::Postgres => given("DATABASE_URL"),
+        Tool::Chroma => given("CHROMA_URL"),
+        _ => false,
+    };
+    Tool::RUN.into_iter().filter(|tool| !unneeded(tool)).collect()
+}
+
+fn lock(state: &Path) -> Result<File> {
+    let path = state.join("lock");
+    let doing = format!("locking {}", path.display());
+    let file = File::create(&path).while_(&doing)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::new("`cargo xtask up` is running in this clone already")
+                .hint("use that one, or end it with Ctrl-C"))
+        }
+        Err(TryLockError::Error(cause)) => Err(Error::new(format_args!("{doing}: {cause}"))),
+    }
+}
+
+/// True after the first signal; the second ends us at once, and the kernel then ends the rest.
+fn stop_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let number = signal.as_raw();
+        signal_hook::flag::register_conditional_default(number, Arc::clone(&stop)).while_("catching signals")?;
+        signal_hook::flag::register(number, Arc::clone(&stop)).while_("catching signals")?;
+    }
+    Ok(stop)
+}
+
+fn address(whose: &str, wanted: u16) -> Result<SocketAddr> {
+    let (port, holder) = ports::prefer(wanted)?;
+    if let Some(holder) = holder {
+        say(format_args!("port {wanted} is taken by {holder}; {whose} gets {port}"));
+    }
+    Ok((Ipv4Addr::LOCALHOST, port).into())
+}
+
+fn start(state: &Path, addresses: &Addresses) -> Result<House> {
+    let (database_url, postgres) = match given("DATABASE_URL") {
+        Some(url) => (url, None),
+        None => {
+            let server = Postgres::start_on(state, address("PostgreSQL", 5432)?.port())?;
+            server.create_database("outrigger")?;
+            say(format_args!("PostgreSQL is ready on {}, its log is {}", server.address(), server.log().display()));
+            (server.url("outrigger"), Some(server))
+        }
+    };
+    let (chroma_url, chroma) = match given("CHROMA_URL") {
+        Some(url) => (url, None),
+        None => {
+            let server = Chroma::start_on(state, address("ChromaDB", 8000)?.port())?;
+            say(format_args!("ChromaDB is ready on {}, its log is {}", server.address(), server.log().display()));
+            (server.url(), Some(server))
+        }
+    };
+    let socket = paths::socket(state, "app.sock")?;
+    let app = start_app(state, addresses, &socket, &database_url, &chroma_url)?;
+    let proxy = start_proxy(state, addresses, &socket)?;
+    Ok(House { postgres, chroma, app, proxy })
+}
+
+fn given(variable: &str) -> Option<String> {
+    let value = env::var(variable).ok().filter(|value| !value.is_empty())?;
+    say(format_args!("using the server that {variable} names"));
+    Some(value)
+}
+
+fn start_app(state: &Path, at: &Addresses, socket: &Path, database: &str, chroma: &str) -> Result<Process> {
+    let mut app = Program::new(programs::find("outrigger-app")?)
+        .env("DATABASE_URL", database)
+        .env("CHROMA_URL", chroma)
+        .env("APP_SOCKET", socket)
+        .env("APP_LISTEN", at.app.to_string())
+        .env("APP_API_KEYS", format!("demo:{KEY_SHA256}"))
+        .env("APP_JWT_SECRET", postgres::random_hex(32)?)
+        .env("APP_VECTOR_DIMENSION", "8")
+        .env("APP_LOG_FORMAT", "text")
+        .start("the app", &fresh_log(state, "app.log"))?;
+    app.ready(START, || is_ok(at.app, "/health/ready"))?;
+    say(format_args!("the app is ready on {}, its log is {}", socket.display(), app.log().display()));
+    Ok(app)
+}
+
+fn start_proxy(state: &Path, at: &Addresses, socket: &Path) -> Result<Process> {
+    let config = paths::root().join("config/proxy.toml");
+    let mut proxy = Program::new(programs::find("outrigger")?)
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("OUTRIGGER_LISTEN", at.proxy.to_string())
+        .env("OUTRIGGER_ADMIN_LISTEN", at.admin.to_string())
+        .env("OUTRIGGER_APP_ADDRESS", format!("unix:{}", socket.display()))
+        .env("OUTRIGGER_APP_METRICS", format!("http://{}/metrics", at.app))
+        .env("OUTRIGGER_LOG_FORMAT", "text")
+        .start("the proxy", &fresh_log(state, "proxy.log"))?;
+    proxy.ready(START, || is_ok(at.proxy, "/health/ready"))?;
+    say(format_args!("the proxy is ready on {}, its log is {}", at.proxy, proxy.log().display()));
+    Ok(proxy)
+}
+
+/// One log for each run: the last one's end would be taken for this one's beginning.
+fn fresh_log(state: &Path, name: &str) -> PathBuf {
+    let log = state.join(name);
+    let _ = fs::remove_file(&log);
+    log
+}
+
+fn is_ok(address: SocketAddr, path: &str) -> bool {
+    http::get(address, path, Duration::from_secs(2)).is_ok_and(|answer| answer.status == 200)
+}
+
+/// Creates the documents unless there are some from an earlier run. Gives the id of one.
+fn seed(proxy: SocketAddr) -> Result<String> {
+    const DOCUMENTS: &str = "/api/v1/documents";
+    let headers = [("x-api-key", KEY), ("content-type", "application/json")];
+    let ask = |method: &str, body: &str| -> Result<String> {
+        let answer = http::send(method, proxy, DOCUMENTS, &headers, body, Duration::from_secs(30))?;
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.body);
+        }
+        let (status, said) = (answer.status, answer.body.trim());
+        Err(Error::new(format_args!("{method} {DOCUMENTS} through the proxy: {status} {said}")))
+    };
+    if let Some(id) = first_id(&ask("GET", "")?) {
+        return Ok(id);
+    }
+    let mut last = String::new();
+    for (title, content, embedding) in SEEDS {
+        last = ask("POST", &format!(r#"{{"title":"{title}","content":"{content}","embedding":{embedding}}}"#))?;
+    }
+    say(format_args!("{} documents are in both stores", SEEDS.len()));
+    first_id(&last).ok_or_else(|| Error::new(format_args!("a created document has no id: {last}")))
+}
+
+/// The first `"id": "…"` of a JSON text; enough here, and no parser to build.
+fn first_id(json: &str) -> Option<String> {
+    let (_, after) = json.split_once("\"id\"")?;
+    let (_, value) = after.split_once('"')?;
+    Some(value.split_once('"')?.0.to_owned())
+}
+
+fn tour(at: &Addresses, document: &str) -> String {
+    let Addresses { proxy, admin, .. } = at;
+    let api = format!("http://{proxy}/api/v1/documents");
+    let (key, json) = (format!("-H 'X-Api-Key: {KEY}'"), "-H 'Content-Type: application/json'");
+    let (_, _, near) = SEEDS[0];
+    let new = r#"{"title":"Hello","content":"From the tour.","embedding":[0.8,0.2,0.0,0.3,0.0,0.0,0.1,0.0]}"#;
+    format!(
+        "
+All is up. A tour, to paste into another terminal:
+
+curl -sS http://{proxy}/health/detailed
+curl -sS {api} {key} {json} -d '{new}'
+curl -sS {api}/search {key} {json} -d '{{\"embedding\":{near},\"limit\":3}}'
+curl -sS {api}/{document} {key}
+curl -sS http://{admin}/metrics/all | grep outrigger_requests_total
+
+Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in target/up/proxy.log.
+Ctrl-C ends all of it."
+    )
+}
+
+/// Until a signal, which is well, or the end of one of ours, which is not.
+fn watch(house: &mut House, stop: &AtomicBool) -> Result<()> {
+    while !stop.load(Ordering::SeqCst) {
+        if let Some(ended) = house.ended() {
+            return Err(ended);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+impl House {
+    /// Who has ended, with its last words.
+    fn ended(&mut self) -> Option<Error> {
+        let databases = [
+            self.postgres.as_mut().and_then(Postgres::process_mut),
+            self.chroma.as_mut().and_then(Chroma::process_mut),
+        ];
+        let all = databases.into_iter().flatten().chain([&mut self.app, &mut self.proxy]);
+        all.into_iter().find_map(|process| {
+            let status = process.ended()?;
+            let (name, log) = (process.name(), process.log().display());
+            let what = format!("{name} has ended: {status}");
+            Some(Error::new(what).hint(format_args!("the end of {log}:\n{}", process.log_tail(15))))
+        })
+    }
+
+    /// The proxy first, so that the app answers what is under way.
+    fn stop(mut self) {
+        say("stopping (again Ctrl-C: at once)");
+        for process in [&mut self.proxy, &mut self.app] {
+            if process.is_running() && process.stop(Signal::TERM, STOP).is_err() {
+                say(format_args!("{} did not end in time and was killed", process.name()));
+            }
+        }
+        let outcomes = [self.chroma.as_mut().map(Chroma::stop), self.postgres.as_mut().map(Postgres::stop)];
+        for error in outcomes.into_iter().flatten().filter_map(Result::err) {
+            say(error);
+        }
+        say("all has ended; the data stays in target/up");
+    }
+}
