@@ -1,1 +1,11 @@
-fn main() {}
+//! What Outrigger promises, tried on the real programs: one file for each kind of promise.
+//!
+//! `cargo xtask test` runs all of it. Every test starts its own proxy and its own app, so they run side by side.
+
+mod backend;
+mod harness;
+
+mod bad_input;
+mod deploy_docker;
+mod deploy_fly;
+mod deploy_supervisor;

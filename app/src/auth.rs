@@ -170,7 +170,8 @@ fn parse_keys(text: &str) -> Result<Vec<ApiKey>, ConfigError> {
             // The item itself might be a key in the clear: its place must do.
             let bad = || ConfigError::setting("APP_API_KEYS", format!("entry {} is no name:digest", at + 1), HINT);
             let (name, digest) = item.split_once(':').ok_or_else(bad)?;
-            let sha256 = unhex(digest.trim()).filter(|bytes| bytes.len() == digest::SHA256_OUTPUT_LEN).ok_or_else(bad)?;
+            let sha256 =
+                unhex(digest.trim()).filter(|bytes| bytes.len() == digest::SHA256_OUTPUT_LEN).ok_or_else(bad)?;
             if name.trim().is_empty() {
                 return Err(bad());
             }

@@ -21,8 +21,10 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             return Err(ApiError::UnsupportedMediaType);
         }
         let limit = app.limits.body_bytes();
-        let too_large = || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller document"));
-        let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let too_large =
+            || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller document"));
+        let declared =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if declared.is_some_and(|bytes: usize| bytes > limit) {
             return Err(too_large());
         }
@@ -39,7 +41,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             }
         })?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            if error.is_data() { ApiError::Invalid(error.to_string()) } else { ApiError::BadRequest(format!("the body is no JSON: {error}")) }
+            if error.is_data() {
+                ApiError::Invalid(error.to_string())
+            } else {
+                ApiError::BadRequest(format!("the body is no JSON: {error}"))
+            }
         })
     }
 }

@@ -169,8 +169,10 @@ impl Chroma {
         let asked = deadline.run(self.prober.get(self.backend.url(&["healthcheck"])).send()).await;
         let outcome = match asked {
             Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
-            Ok(Err(error)) => Err(describe(&error)),
-            Ok(Ok(answer)) if !answer.status().is_success() => Err(format!("its health check says {}", answer.status())),
+            Ok(Err(error)) => Err(describe_http(error)),
+            Ok(Ok(answer)) if !answer.status().is_success() => {
+                Err(format!("its health check says {}", answer.status()))
+            }
             Ok(Ok(_)) => match self.collection(deadline, &self.prober).await {
                 // Ours to wait for, not ChromaDB's fault.
                 Ok(_) | Err(ChromaError::NotAsked(_)) => Ok(()),
@@ -258,8 +260,7 @@ impl Chroma {
             "get_or_create": true,
             "configuration": { "hnsw": { "space": "cosine" } },
         });
-        let found: Collection =
-            send(client, deadline, self.backend.collection_url(&[]), &body).await?;
+        let found: Collection = send(client, deadline, self.backend.collection_url(&[]), &body).await?;
         if let Some(other) = found.dimension.filter(|d| *d != self.dimension) {
             let message = format!(
                 "collection {} holds vectors of {other} numbers and APP_VECTOR_DIMENSION is {}",
@@ -271,6 +272,11 @@ impl Chroma {
         tracing::info!(collection = self.name, id = found.id, "ChromaDB has collection {}", self.name);
         Ok(found.id)
     }
+}
+
+/// What happened, without the address: the text reaches clients.
+fn describe_http(error: reqwest::Error) -> String {
+    describe(&error.without_url())
 }
 
 /// One call, from request to parsed answer.
@@ -290,17 +296,19 @@ async fn send<T: DeserializeOwned>(
         Ok(Ok(answer)) => answer,
         // Without a connection nothing was sent, and nothing can take effect later.
         Ok(Err(error)) if error.is_connect() => {
-            let reason = describe(&error);
+            let reason = describe_http(error);
             return Err(ChromaError::NotAsked(ApiError::Unavailable { dependency: Dependency::Chroma, reason }));
         }
-        Ok(Err(error)) => return Err(ChromaError::NoAnswer(describe(&error))),
+        Ok(Err(error)) => return Err(ChromaError::NoAnswer(describe_http(error))),
         Err(_) => {
             return Err(ChromaError::NoAnswer(format!("no answer within {} ms", started.elapsed().as_millis())));
         }
     };
     if status.is_success() {
-        return serde_json::from_slice(&bytes)
-            .map_err(|e| ChromaError::Failed { status: status.as_u16(), message: format!("answer not understood: {e}") });
+        return serde_json::from_slice(&bytes).map_err(|e| ChromaError::Failed {
+            status: status.as_u16(),
+            message: format!("answer not understood: {e}"),
+        });
     }
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
@@ -421,13 +429,13 @@ impl Backend for ChromaBackend {
 
     /// Not only a client: its connection is open and warm when the heartbeat came back over it.
     async fn open(&self) -> Result<reqwest::Client, ConnectionError> {
-        let client = self.http_client().map_err(|e| ConnectionError::Failed(describe(&e)))?;
+        let client = self.http_client().map_err(|e| ConnectionError::Failed(describe_http(e)))?;
         self.check(&client).await?;
         Ok(client)
     }
 
     async fn check(&self, client: &reqwest::Client) -> Result<(), ConnectionError> {
-        let failed = |e: reqwest::Error| ConnectionError::Failed(describe(&e));
+        let failed = |e| ConnectionError::Failed(describe_http(e));
         let answer = client.get(self.url(&["heartbeat"])).send().await.map_err(failed)?;
         let status = answer.status();
         // Read to its end, or the connection could not be used again.

@@ -54,7 +54,7 @@ pub struct Settings {
     pub log_format: LogFormat,
 
     /// What to log, as in `info` or `outrigger_app=debug,info`. The access log is at debug.
-    #[arg(long, env = "APP_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(long, env = "APP_LOG", default_value = "info,tokio_postgres=warn,refinery_core=warn", value_name = "FILTER")]
     pub log: String,
 
     #[command(flatten)]
@@ -298,7 +298,11 @@ impl Settings {
         ];
         for (variable, span) in positive {
             if span.get().is_zero() {
-                return Err(ConfigError::setting(variable, "must be more than zero", "write \"250ms\", \"30s\" or \"5m\""));
+                return Err(ConfigError::setting(
+                    variable,
+                    "must be more than zero",
+                    "write \"250ms\", \"30s\" or \"5m\"",
+                ));
             }
         }
         let name = &self.chroma.chroma_collection;
@@ -316,10 +320,7 @@ impl Settings {
 /// # Errors
 /// Names the variable that cannot be read.
 pub fn flags(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(Feature, Flag)>, ConfigError> {
-    Feature::ALL
-        .into_iter()
-        .map(|feature| Ok((feature, Flag::default().overridden_by(feature, &variable)?)))
-        .collect()
+    Feature::ALL.into_iter().map(|feature| Ok((feature, Flag::default().overridden_by(feature, &variable)?))).collect()
 }
 
 #[cfg(test)]
@@ -353,7 +354,8 @@ mod tests {
 
     #[test]
     fn secrets_stay_out_of_debug() {
-        let text = format!("{:?}", settings(&["--database-url", "postgres://u:hunter2@h/d", "--jwt-secret", "hunter3"]));
+        let text =
+            format!("{:?}", settings(&["--database-url", "postgres://u:hunter2@h/d", "--jwt-secret", "hunter3"]));
         assert!(!text.contains("hunter"), "{text}");
     }
 

@@ -54,13 +54,14 @@ pub async fn create(
     let written = records::insert(&app.postgres, deadline, &document, claim).await?.ok_or_else(|| {
         ApiError::Conflict(format!("a document with id {} exists; delete it first or leave the id out", document.id))
     })?;
-    let indexed = match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(document.to_record())).await {
-        Applied::Now => true,
-        Applied::Later => false,
-        Applied::Refused(why) => {
-            return Err(ApiError::Invalid(format!("ChromaDB does not take this document: {why}")));
-        }
-    };
+    let indexed =
+        match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(document.clone().into_record())).await {
+            Applied::Now => true,
+            Applied::Later => false,
+            Applied::Refused(why) => {
+                return Err(ApiError::Invalid(format!("ChromaDB does not take this document: {why}")));
+            }
+        };
     let location = format!("/api/v1/documents/{}", document.id);
     let created = Created { document: Document { created_at: written.created_at, ..document }, indexed };
     let mut response = (StatusCode::CREATED, Json(created)).into_response();

@@ -108,7 +108,9 @@ impl ApiError {
             Self::Unavailable { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "dependency-unavailable", "A database does not answer", Some(2))
             }
-            Self::OutboxFull => (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(10)),
+            Self::OutboxFull => {
+                (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(10))
+            }
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline-exceeded", "Out of time", None),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The app failed", None),
         };

@@ -115,7 +115,7 @@ impl App {
             metrics.clone(),
             settings.outbox_max,
             settings.chroma.chroma_timeout.get(),
-            settings.max_document_bytes,
+            limits.content_bytes,
         );
         tokio::spawn(migrate::until_done(Arc::clone(&postgres)));
         tokio::spawn(Arc::clone(&outbox).work());

@@ -65,7 +65,10 @@ impl Metrics {
             )?,
             http_in_flight: add(&r, IntGauge::new("app_http_requests_in_flight", "Requests being worked on.")?)?,
             auth_refusals: counters(&r, "app_auth_refusals_total", "Requests refused with 401.", &["reason"])?,
-            panics: add(&r, IntCounter::new("app_panics_total", "Handlers that panicked and were answered with 500.")?)?,
+            panics: add(
+                &r,
+                IntCounter::new("app_panics_total", "Handlers that panicked and were answered with 500.")?,
+            )?,
             pool_connections: gauges(
                 &r,
                 "app_pool_connections",

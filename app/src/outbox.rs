@@ -48,9 +48,12 @@ const SETTLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
 /// Longest time for the worker's own statements.
 const STATEMENT: Duration = Duration::from_secs(5);
-/// Most bytes of content that the worker holds at a time.
-const BATCH_BYTES: u64 = 16 << 20;
-const BATCH_ROWS: u64 = 64;
+/// Longest time for one of the worker's calls: it decides how long a crashed Machine's documents wait for another one.
+const WORKER_CALL: Duration = Duration::from_secs(3);
+/// Rows that the worker claims at a time.
+const BATCH: usize = 64;
+/// Most bytes of content that it holds at a time.
+const CHUNK_BYTES: usize = 8 << 20;
 
 /// The sole right to talk to ChromaDB about a document, for a while.
 #[derive(Clone, Copy, Debug)]
@@ -125,8 +128,9 @@ pub struct Outbox {
     depth: AtomicU64,
     oldest_age_ms: AtomicU64,
     bound: u64,
-    batch: u64,
-    worker_claim: Duration,
+    /// Documents in one call of the worker.
+    chunk: usize,
+    /// Longest time for one call of the worker.
     call: Duration,
 }
 
@@ -138,9 +142,8 @@ impl Outbox {
         metrics: Metrics,
         bound: u64,
         call: Duration,
-        max_document_bytes: u32,
+        max_document_bytes: usize,
     ) -> Arc<Self> {
-        let batch = (BATCH_BYTES / u64::from(max_document_bytes).max(1)).clamp(1, BATCH_ROWS);
         Arc::new(Self {
             postgres,
             chroma,
@@ -149,10 +152,8 @@ impl Outbox {
             depth: AtomicU64::new(0),
             oldest_age_ms: AtomicU64::new(0),
             bound,
-            batch,
-            // One upsert, one delete, and our own statements around them.
-            worker_claim: call * 2 + STATEMENT * 2,
-            call,
+            chunk: (CHUNK_BYTES / max_document_bytes.max(1)).clamp(1, BATCH),
+            call: call.min(WORKER_CALL),
         })
     }
 
@@ -226,11 +227,19 @@ impl Outbox {
 
     /// Works off what is due, until the process ends.
     pub async fn work(self: Arc<Self>) {
+        let mut told = String::new();
         loop {
             let full_batch = match self.round().await {
-                Ok(done) => done == self.batch,
+                Ok(done) => {
+                    told.clear();
+                    done == BATCH
+                }
                 Err(ApiError::Internal(error)) => {
-                    tracing::error!(error, "the outbox cannot be worked off: {error}");
+                    // Once, not every second for as long as it lasts.
+                    if told != error {
+                        tracing::error!(error, "the outbox cannot be worked off: {error}");
+                        told = error;
+                    }
                     false
                 }
                 // A database that is away is told of where that is noticed, once.
@@ -246,20 +255,28 @@ impl Outbox {
     }
 
     /// One batch of what is due: how many it was.
-    async fn round(&self) -> Result<u64, ApiError> {
+    async fn round(&self) -> Result<usize, ApiError> {
         if self.look().await? == 0 {
             return Ok(0);
         }
         // Asked before anything is claimed: while ChromaDB is away, marks keep their place and their patience.
         self.chroma.reachable(Deadline::after(STATEMENT)).await?;
         let jobs = self.claim().await?;
-        if jobs.is_empty() {
-            return Ok(0);
+        for chunk in jobs.chunks(self.chunk) {
+            self.bring_up_to_date(chunk).await?;
+        }
+        Ok(jobs.len())
+    }
+
+    /// Makes ChromaDB's copies what PostgreSQL has now: upserts those that exist, deletes those that do not.
+    async fn bring_up_to_date(&self, jobs: &[Job]) -> Result<(), ApiError> {
+        if !jobs.first().is_some_and(|job| job.claim.leaves_time_for(self.call * 2)) {
+            self.postpone(jobs, &ChromaError::NotAsked(ApiError::DeadlineExceeded)).await;
+            return Ok(());
         }
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.document).collect();
         let documents = records::by_ids(&self.postgres, Deadline::after(STATEMENT), &ids).await?;
-        let mut records: HashMap<Uuid, Record> = documents.iter().map(|d| (d.id, d.to_record())).collect();
-        drop(documents);
+        let mut records: HashMap<Uuid, Record> = documents.into_iter().map(|d| (d.id, d.into_record())).collect();
         let (kept, deleted): (Vec<Job>, Vec<Job>) = jobs.iter().partition(|job| records.contains_key(&job.document));
         if !deleted.is_empty() {
             let ids: Vec<Uuid> = deleted.iter().map(|job| job.document).collect();
@@ -270,7 +287,7 @@ impl Outbox {
             let batch: Vec<Record> = kept.iter().filter_map(|job| records.remove(&job.document)).collect();
             self.upsert(&kept, &batch).await;
         }
-        Ok(jobs.len() as u64)
+        Ok(())
     }
 
     /// Upserts all at once, or one by one when ChromaDB refuses the batch: one bad document must not hold up the rest.
@@ -280,7 +297,7 @@ impl Outbox {
             return self.settle(jobs, outcome).await;
         }
         for (job, record) in jobs.iter().zip(batch) {
-            let outcome = if job.claim.leaves_time_for(self.call + STATEMENT) {
+            let outcome = if job.claim.leaves_time_for(self.call) {
                 self.chroma.upsert(Deadline::after(self.call), std::slice::from_ref(record)).await
             } else {
                 Err(ChromaError::NotAsked(ApiError::DeadlineExceeded))
@@ -307,7 +324,7 @@ impl Outbox {
                 coalesce(extract(epoch FROM clock_timestamp() - min(enqueued_at) FILTER (WHERE applied_at IS NULL)), 0)
                     ::float8 AS age,
                 count(*) FILTER (WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()) AS due
-            FROM (SELECT applied_at, enqueued_at, due_at, claimed_until FROM outbox LIMIT $1) AS some";
+            FROM (SELECT applied_at, enqueued_at, due_at, claimed_until FROM outbox LIMIT $1) AS bounded";
         // Beyond the bound the exact number changes nothing.
         let most = i64::try_from(self.bound).unwrap_or(i64::MAX).saturating_add(1);
         let rows =
@@ -330,8 +347,9 @@ impl Outbox {
                 WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()
                 ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
             RETURNING document_id, generation";
-        let claim = Claim::new(self.worker_claim);
-        let most = i64::try_from(self.batch).unwrap_or(1);
+        // One delete, one upsert, and our own statements around them.
+        let claim = Claim::new(self.call * 2 + Duration::from_secs(2));
+        let most = BATCH as i64;
         let params = [(&claim.token as _, Type::UUID), (&claim.seconds() as _, Type::FLOAT8), (&most as _, Type::INT8)];
         let rows = self.postgres.query("outbox::claim", Deadline::after(STATEMENT), CLAIM, &params).await?;
         rows.iter().map(|row| Job::from_row(row, claim)).collect()
@@ -403,8 +421,7 @@ impl Outbox {
     /// # Errors
     /// As [`Postgres::query`].
     pub async fn repair(&self, ids: &[Uuid]) -> Result<(), ApiError> {
-        const REPAIR: &str =
-            "INSERT INTO outbox (document_id) SELECT unnest($1) ON CONFLICT (document_id) DO NOTHING";
+        const REPAIR: &str = "INSERT INTO outbox (document_id) SELECT unnest($1) ON CONFLICT (document_id) DO NOTHING";
         let params = [(&ids as _, Type::UUID_ARRAY)];
         self.postgres.query("outbox::repair", Deadline::after(STATEMENT), REPAIR, &params).await?;
         self.wake.notify_one();

@@ -29,6 +29,10 @@ use crate::metrics::Metrics;
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// Longest time for the check of a connection that rested longer.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
+/// After this many failures in a row, a request waits for [`FAILING_PATIENCE`] only: long enough to notice that the
+/// database is back, and not so long that its requests pile up.
+const FAILING: u32 = 3;
+const FAILING_PATIENCE: Duration = Duration::from_millis(500);
 /// How often the pool refills itself and looks for leaks.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -128,6 +132,7 @@ impl<B: Backend> Pool<B> {
     /// # Errors
     /// [`ApiError::PoolExhausted`] when all are in use, [`ApiError::Unavailable`] when none can be had.
     pub async fn checkout(&self, what: &'static str, deadline: Deadline) -> Result<Checkout<B>, ApiError> {
+        let deadline = if self.failures() >= FAILING { deadline.within(FAILING_PATIENCE) } else { deadline };
         let waiting = Waiting::new(&self.shared);
         let acquired = deadline.run(self.inner.get_owned()).await;
         let waited = waiting.since.elapsed();

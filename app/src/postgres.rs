@@ -105,7 +105,7 @@ impl Postgres {
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         let answer = tokio::time::timeout(limit, self.connector.hello()).await;
         let outcome = match answer {
-            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("a new connection got no answer within {} ms", limit.as_millis())),
             Ok(Ok(())) => Ok(()),
             // The server answers, it only has no place left: busy, not down.
             Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Ok(()),
@@ -186,7 +186,8 @@ impl std::fmt::Debug for Connector {
 
 impl Connector {
     fn new(settings: &DatabaseSettings) -> Result<Self, ConfigError> {
-        const HINT: &str = "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=disable for a server without TLS";
+        const HINT: &str =
+            "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=disable for a server without TLS";
         let bad = |problem: String| ConfigError::setting("DATABASE_URL", problem, HINT);
         // We always verify, so libpq's stricter names mean what `require` means here.
         let url = settings.database_url.expose();
@@ -333,7 +334,8 @@ mod tests {
 
     #[test]
     fn an_address_that_cannot_work_is_refused_without_its_password() {
-        for url in ["not a url", "postgres://", "postgres://app:hunter2@h:x/app", "postgres://app@h/app?sslmode=maybe"] {
+        for url in ["not a url", "postgres://", "postgres://app:hunter2@h:x/app", "postgres://app@h/app?sslmode=maybe"]
+        {
             let error = connector(url).unwrap_err().to_string();
             assert!(error.starts_with("DATABASE_URL: "), "{error}");
             assert!(!error.contains("hunter2"), "{error}");

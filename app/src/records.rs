@@ -182,14 +182,14 @@ pub async fn page(
 
 impl Document {
     /// Its copy for ChromaDB: enough to answer a search from there alone.
-    pub fn to_record(&self) -> Record {
+    pub fn into_record(self) -> Record {
         let metadata = serde_json::json!({
             // ChromaDB keeps no objects, and a key whose value is null not at all.
             "title": self.title,
             "metadata": self.metadata.to_string(),
             "created_at": self.created_at.to_string(),
         });
-        Record { id: self.id, embedding: self.embedding.clone(), content: self.content.clone(), metadata }
+        Record { id: self.id, embedding: self.embedding, content: self.content, metadata }
     }
 }
 

@@ -122,7 +122,7 @@ impl Hit {
         Self { id, distance, title, content: Some(content), metadata, created_at: Some(created_at) }
     }
 
-    /// As [`Document::to_record`] wrote it, or as much of it as is there.
+    /// As [`Document::into_record`] wrote it, or as much of it as is there.
     fn from_copy(near: Neighbour) -> Self {
         let text = |key: &str| near.metadata.get(key).and_then(Value::as_str);
         Self {
@@ -150,7 +150,7 @@ mod tests {
             metadata: serde_json::json!({"a": [1, 2]}),
             created_at: "2026-01-02T03:04:05.000006Z".parse().unwrap(),
         };
-        let record = document.to_record();
+        let record = document.clone().into_record();
         let near = Neighbour { id: record.id, distance: 0.5, content: Some(record.content), metadata: record.metadata };
         let copy = serde_json::to_value(Hit::from_copy(near)).unwrap();
         assert_eq!(copy, serde_json::to_value(Hit::from_document(document, 0.5)).unwrap());

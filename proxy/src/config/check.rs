@@ -115,15 +115,21 @@ impl Node {
         }
     }
 
-    /// The node at `path`, or the nearest one above it that exists.
-    pub fn nearest(&self, path: &[Step<'_>]) -> &Self {
-        let Some((first, rest)) = path.split_first() else { return self };
-        let next = match (first, &self.value) {
-            (Step::Key(key), Value::Table(entries)) => entries.iter().find(|(k, ..)| k == key).map(|(_, _, n)| n),
-            (Step::Index(index), Value::List(items)) => items.get(*index),
-            _ => None,
-        };
-        next.map_or(self, |node| node.nearest(rest))
+    /// How many steps of `path` exist, and the node that they lead to.
+    pub fn nearest(&self, path: &[Step<'_>]) -> (usize, &Self) {
+        let mut node = self;
+        for (taken, step) in path.iter().enumerate() {
+            let next = match (step, &node.value) {
+                (Step::Key(key), Value::Table(entries)) => entries.iter().find(|(k, ..)| k == key).map(|(_, _, n)| n),
+                (Step::Index(index), Value::List(items)) => items.get(*index),
+                _ => None,
+            };
+            match next {
+                Some(next) => node = next,
+                None => return (taken, node),
+            }
+        }
+        (path.len(), node)
     }
 
     /// The same tree without places.
@@ -170,8 +176,9 @@ impl Checker<'_> {
     }
 
     fn resolve<'a>(&'a self, schema: &'a Json) -> &'a Json {
-        let named = schema["$ref"].as_str().and_then(|path| self.schema.pointer(path.trim_start_matches('#')));
-        named.unwrap_or(schema)
+        // A documented key of a named type is written `{ "allOf": [{ "$ref": … }], "description": … }` in draft 7.
+        let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
+        reference.and_then(|path| self.schema.pointer(path.trim_start_matches('#'))).unwrap_or(schema)
     }
 
     fn check(&mut self, key: &str, node: &Node, schema: &Json) {

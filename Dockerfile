@@ -1,0 +1,68 @@
+# Builds both programs and runs them under supervisord, as an ordinary user.
+#
+#   docker build -t outrigger .
+#   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… outrigger
+#
+# Renew both pinned bases together: the programs need the same Debian release to build and to run.
+
+FROM rust:1.95.0-slim-bookworm AS build
+# Versions follow the pinned base's release; pinning each would only break on Debian's next point release.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential cmake \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+# Line tables of a whole dependency tree would triple the image; backtraces keep their function names.
+ENV CARGO_PROFILE_RELEASE_DEBUG=false
+
+# Dependencies first, with empty sources in place of ours: this layer is built anew only when a manifest changes.
+COPY Cargo.toml Cargo.lock ./
+COPY policy/Cargo.toml policy/
+COPY proxy/Cargo.toml proxy/
+COPY app/Cargo.toml app/
+COPY tests/Cargo.toml tests/
+COPY xtask/Cargo.toml xtask/
+COPY bench/bare-pingora/Cargo.toml bench/bare-pingora/
+RUN mkdir policy/src proxy/src app/src xtask/src bench/bare-pingora/src \
+    && touch policy/src/lib.rs proxy/src/lib.rs app/src/lib.rs xtask/src/lib.rs tests/lib.rs \
+    && for program in proxy/src app/src xtask/src tests bench/bare-pingora/src; do echo 'fn main() {}' > "$program/main.rs"; done \
+    && cargo build --release --locked --package outrigger --package outrigger-app
+
+# The real sources. Their times are older than the layer above, so cargo must be told that they are new.
+COPY . .
+RUN find policy proxy app -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked --package outrigger --package outrigger-app
+
+
+FROM debian:bookworm-20260824-slim
+# supervisor brings Python, which the watchdog needs as well; ca-certificates is for TLS to the databases.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates supervisor \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --system --gid 10001 outrigger \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/outrigger --shell /usr/sbin/nologin outrigger \
+    && install -d -o 10001 -g 10001 -m 0750 /var/lib/outrigger /var/lib/outrigger/run
+
+COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
+COPY --chmod=0755 deploy/watchdog.py /usr/local/bin/outrigger-watchdog
+COPY supervisord.conf /etc/supervisord.conf
+COPY config/proxy.toml /etc/outrigger/proxy.toml
+
+# Not below /run: Fly mounts an empty file system there.
+ENV BIN_DIR=/usr/local/bin \
+    RUN_DIR=/var/lib/outrigger/run \
+    APP_SOCKET=/var/lib/outrigger/run/app.sock \
+    APP_LISTEN=127.0.0.1:8081 \
+    OUTRIGGER_CONFIG=/etc/outrigger/proxy.toml \
+    OUTRIGGER_LISTEN=0.0.0.0:8080 \
+    OUTRIGGER_ADMIN_LISTEN=0.0.0.0:9091 \
+    OUTRIGGER_APP_ADDRESS=unix:/var/lib/outrigger/run/app.sock \
+    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics
+
+# By number, so that a host can tell that it is not root.
+USER 10001:10001
+WORKDIR /var/lib/outrigger
+EXPOSE 8080 9091
+# CMD, not ENTRYPOINT: Fly's release_command replaces a CMD, while an entrypoint would start everything twice.
+CMD ["supervisord", "-c", "/etc/supervisord.conf"]

@@ -1,0 +1,81 @@
+//! The Dockerfile is what hadolint wants and what the workspace and `supervisord.conf` need.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use xtask::{Tool, paths};
+
+fn file(name: &str) -> String {
+    fs::read_to_string(paths::root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Instructions with their continued lines joined, comments left out.
+fn instructions() -> Vec<String> {
+    let lines = file("Dockerfile");
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let joined = lines.join("\n").replace("\\\n", " ");
+    joined.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn hadolint_is_content() {
+    let hadolint = Tool::Hadolint.get().unwrap();
+    let output = Command::new(hadolint).args(["--no-color", "Dockerfile"]).current_dir(paths::root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn bases_are_pinned_and_the_compiler_is_the_repository_s() {
+    let bases: Vec<String> = instructions()
+        .iter()
+        .filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next().map(str::to_owned))
+        .collect();
+    let channel: toml::Table = file("rust-toolchain.toml").parse().unwrap();
+    let channel = channel["toolchain"]["channel"].as_str().unwrap();
+    assert_eq!(bases[0], format!("rust:{channel}-slim-bookworm"));
+    let date = bases[1].strip_prefix("debian:bookworm-").and_then(|tag| tag.strip_suffix("-slim"));
+    assert!(date.is_some_and(|date| date.len() == 8 && date.parse::<u32>().is_ok()), "{bases:?}");
+}
+
+#[test]
+fn the_programs_run_as_an_ordinary_user_under_supervisord() {
+    let instructions = instructions();
+    let users: Vec<&String> = instructions.iter().filter(|line| line.starts_with("USER ")).collect();
+    assert!(users.len() == 1 && !users[0].contains("root") && !users[0].contains(" 0"), "{users:?}");
+    assert_eq!(instructions.last().unwrap(), r#"CMD ["supervisord", "-c", "/etc/supervisord.conf"]"#);
+    assert!(!instructions.iter().any(|line| line.starts_with("ENTRYPOINT")));
+}
+
+#[test]
+fn the_dependency_layer_knows_every_member_of_the_workspace() {
+    let workspace: toml::Table = file("Cargo.toml").parse().unwrap();
+    let instructions = instructions();
+    for member in workspace["workspace"]["members"].as_array().unwrap() {
+        let member = member.as_str().unwrap();
+        let copy = format!("COPY {member}/Cargo.toml {member}/");
+        assert!(instructions.contains(&copy), "the Dockerfile needs `{copy}`");
+    }
+}
+
+#[test]
+fn everything_that_is_copied_exists() {
+    for line in instructions().iter().filter(|line| line.starts_with("COPY ") && !line.contains("--from=")) {
+        let words: Vec<&str> = line.split_whitespace().skip(1).filter(|word| !word.starts_with("--")).collect();
+        let (_, sources) = words.split_last().unwrap();
+        for source in sources {
+            assert!(paths::root().join(source).exists(), "`{line}`: there is no {source}");
+        }
+    }
+}
+
+/// supervisord refuses to start when its file names a variable that is not set.
+#[test]
+fn every_variable_of_supervisord_is_set() {
+    let supervisord = file("supervisord.conf");
+    let named: BTreeSet<&str> =
+        supervisord.split("%(ENV_").skip(1).filter_map(|rest| Some(rest.split_once(")s")?.0)).collect();
+    assert!(named.contains("BIN_DIR"));
+    let env = instructions().into_iter().filter(|line| line.starts_with("ENV ")).collect::<Vec<_>>().join(" ");
+    for name in named {
+        assert!(env.contains(&format!(" {name}=")), "the Dockerfile sets no {name}");
+    }
+}

@@ -1,0 +1,314 @@
+//! `fly.toml` has only keys that exist, since Fly drops others silently, and fits the files it speaks of.
+
+use std::{fs, path::PathBuf};
+
+use toml::{Table, Value};
+
+/// Every table that we may use, with every key that Fly knows in it. `*` is a name of our own choice.
+///
+/// Taken from the structures that flyctl reads the file into. A table that is not here is refused too: look it up
+/// before adding it.
+const KEYS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "app",
+            "primary_region",
+            "kill_signal",
+            "kill_timeout",
+            "swap_size_mb",
+            "console_command",
+            "build",
+            "deploy",
+            "env",
+            "processes",
+            "mounts",
+            "http_service",
+            "checks",
+            "files",
+            "host_dedication_id",
+            "restart",
+            "vm",
+            "statics",
+            "metrics",
+        ],
+    ),
+    (
+        "build",
+        &[
+            "image",
+            "dockerfile",
+            "builder",
+            "buildpacks",
+            "args",
+            "build-target",
+            "ignorefile",
+            "compose",
+            "compression",
+            "compression_level",
+        ],
+    ),
+    (
+        "deploy",
+        &[
+            "strategy",
+            "max_unavailable",
+            "wait_timeout",
+            "release_command",
+            "release_command_timeout",
+            "release_command_vm",
+            "seed_command",
+        ],
+    ),
+    ("env", &["*"]),
+    ("processes", &["*"]),
+    (
+        "http_service",
+        &[
+            "internal_port",
+            "force_https",
+            "auto_stop_machines",
+            "auto_start_machines",
+            "min_machines_running",
+            "processes",
+            "concurrency",
+            "http_options",
+            "tls_options",
+            "checks",
+            "machine_checks",
+        ],
+    ),
+    ("http_service.concurrency", &["type", "soft_limit", "hard_limit"]),
+    (
+        "http_service.http_options",
+        &["h2_backend", "idle_timeout", "headers_read_timeout", "compress", "response", "replay_cache"],
+    ),
+    ("http_service.http_options.response", &["headers", "pristine"]),
+    ("http_service.http_options.response.headers", &["*"]),
+    ("http_service.http_options.replay_cache", &["path_prefix", "ttl_seconds", "type", "name", "allow_bypass"]),
+    ("http_service.tls_options", &["alpn", "versions", "default_self_signed"]),
+    (
+        "http_service.checks",
+        &[
+            "interval",
+            "timeout",
+            "grace_period",
+            "method",
+            "path",
+            "protocol",
+            "headers",
+            "tls_skip_verify",
+            "tls_server_name",
+        ],
+    ),
+    ("http_service.checks.headers", &["*"]),
+    ("http_service.machine_checks", &["command", "image", "entrypoint", "kill_signal", "kill_timeout"]),
+    ("checks", &["*"]),
+    (
+        "checks.*",
+        &[
+            "interval",
+            "timeout",
+            "grace_period",
+            "method",
+            "path",
+            "protocol",
+            "headers",
+            "tls_skip_verify",
+            "tls_server_name",
+            "port",
+            "type",
+            "processes",
+        ],
+    ),
+    ("checks.*.headers", &["*"]),
+    ("files", &["guest_path", "local_path", "raw_value", "secret_name", "processes"]),
+    (
+        "mounts",
+        &[
+            "source",
+            "destination",
+            "initial_size",
+            "snapshot_retention",
+            "scheduled_snapshots",
+            "auto_extend_size_threshold",
+            "auto_extend_size_increment",
+            "auto_extend_size_limit",
+            "processes",
+        ],
+    ),
+    ("restart", &["policy", "retries", "processes"]),
+    (
+        "vm",
+        &[
+            "size",
+            "memory",
+            "memory_mb",
+            "cpus",
+            "cpu_kind",
+            "kernel_args",
+            "host_dedication_id",
+            "persist_rootfs",
+            "processes",
+        ],
+    ),
+    ("statics", &["guest_path", "url_prefix", "tigris_bucket", "index_document"]),
+    ("metrics", &["port", "path", "https", "processes"]),
+];
+
+/// The keys, with their path, that Fly would drop.
+fn unknown_keys(path: &str, table: &Table) -> Vec<String> {
+    let known = KEYS.iter().find(|(name, _)| *name == path).map_or(&[][..], |(_, keys)| keys);
+    let is_free = known == ["*"];
+    let mut unknown = vec![];
+    for (key, value) in table {
+        if !is_free && !known.contains(&key.as_str()) {
+            unknown.push(format!("{path}.{key}").trim_start_matches('.').to_owned());
+            continue;
+        }
+        let inner = format!("{path}.{}", if is_free { "*" } else { key });
+        let inner = inner.trim_start_matches('.');
+        match value {
+            Value::Table(table) => unknown.extend(unknown_keys(inner, table)),
+            Value::Array(items) => {
+                let tables = items.iter().filter_map(Value::as_table);
+                unknown.extend(tables.flat_map(|table| unknown_keys(inner, table)));
+            }
+            _ => {}
+        }
+    }
+    unknown
+}
+
+fn file(name: &str) -> String {
+    let path: PathBuf = xtask::paths::root().join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn fly() -> Table {
+    file("fly.toml").parse().unwrap()
+}
+
+/// `at(&fly, "http_service.checks.0.path")`
+fn at<'a>(table: &'a Table, path: &str) -> &'a Value {
+    let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+    let start = table.get(first).unwrap_or_else(|| panic!("fly.toml has no {path}"));
+    rest.split('.').filter(|key| !key.is_empty()).fold(start, |value, key| {
+        let inner = key.parse::<usize>().ok().map_or_else(|| value.get(key), |index| value.get(index));
+        inner.unwrap_or_else(|| panic!("fly.toml has no {path}"))
+    })
+}
+
+fn number(path: &str) -> i64 {
+    at(&fly(), path).as_integer().unwrap_or_else(|| panic!("{path} is not a whole number"))
+}
+
+fn text(path: &str) -> String {
+    at(&fly(), path).as_str().unwrap_or_else(|| panic!("{path} is not text")).to_owned()
+}
+
+/// The value of `NAME=value` in the Dockerfile's `ENV`.
+fn image_variable(name: &str) -> String {
+    let dockerfile = file("Dockerfile");
+    let found = dockerfile.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    found.unwrap_or_else(|| panic!("the Dockerfile sets no {name}")).to_owned()
+}
+
+fn port_of(address: &str) -> i64 {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or_else(|| panic!("no port in {address}"))
+}
+
+#[test]
+fn every_key_exists() {
+    assert_eq!(unknown_keys("", &fly()), Vec::<String>::new());
+}
+
+#[test]
+fn keys_that_do_not_exist_are_found_at_any_depth() {
+    let wrong = r#"
+        [scaling]
+        max = 10
+        [scaling.cpu]
+        [http_service]
+        max_machines_running = 10
+        [http_service.sticky_session]
+        [http_service.concurrency]
+        softlimit = 1
+        [[http_service.checks]]
+        failure_threshold = 3
+        [checks.mine]
+        port = 8080
+        kind = "informational"
+        [[metrics]]
+        interval = "15s"
+        [env]
+        ANYTHING = "goes"
+        [[services]]
+    "#;
+    let expected = [
+        "checks.*.kind",
+        "http_service.checks.failure_threshold",
+        "http_service.concurrency.softlimit",
+        "http_service.max_machines_running",
+        "http_service.sticky_session",
+        "metrics.interval",
+        "scaling",
+        "services",
+    ];
+    let mut found = unknown_keys("", &wrong.parse().unwrap());
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn choices_are_ones_that_fly_knows() {
+    assert!(["off", "stop", "suspend"].contains(&text("http_service.auto_stop_machines").as_str()));
+    assert!(["connections", "requests"].contains(&text("http_service.concurrency.type").as_str()));
+    assert!(["rolling", "canary", "bluegreen", "immediate"].contains(&text("deploy.strategy").as_str()));
+    assert!(at(&fly(), "deploy.max_unavailable").is_integer() || at(&fly(), "deploy.max_unavailable").is_float());
+    assert!(number("http_service.concurrency.soft_limit") < number("http_service.concurrency.hard_limit"));
+    assert!(number("http_service.min_machines_running") >= 2);
+    for (name, _) in at(&fly(), "env").as_table().unwrap() {
+        assert!(!name.starts_with("FLY_"), "{name}: Fly keeps these names for itself");
+    }
+}
+
+#[test]
+fn ports_are_those_that_the_image_listens_on_for_the_edge_to_reach() {
+    let (public, admin) = (image_variable("OUTRIGGER_LISTEN"), image_variable("OUTRIGGER_ADMIN_LISTEN"));
+    assert!(public.starts_with("0.0.0.0:") && admin.starts_with("0.0.0.0:"), "Fly comes over private IPv4");
+    assert_eq!(number("http_service.internal_port"), port_of(&public));
+    assert_eq!(number("checks.detailed.port"), port_of(&public));
+    assert_eq!(number("metrics.0.port"), port_of(&admin));
+    assert!(image_variable("APP_LISTEN").starts_with("127.0.0.1:"), "only the proxy may reach the app");
+    let exposed = format!("EXPOSE {} {}", port_of(&public), port_of(&admin));
+    assert!(file("Dockerfile").contains(&exposed), "{exposed}");
+}
+
+#[test]
+fn the_service_check_asks_no_database_and_the_other_one_never_routes() {
+    let fly = fly();
+    let checks = at(&fly, "http_service.checks").as_array().unwrap();
+    let paths: Vec<_> = checks.iter().filter_map(|check| check.get("path")?.as_str()).collect();
+    assert_eq!(paths, ["/health"]);
+    assert_eq!(text("checks.detailed.path"), "/health/detailed");
+    assert_eq!(text("metrics.0.path"), "/metrics/all");
+}
+
+#[test]
+fn the_machine_waits_for_every_drain() {
+    let supervisord = file("supervisord.conf");
+    let waits = supervisord.lines().filter_map(|line| line.strip_prefix("stopwaitsecs="));
+    let waits: Vec<i64> = waits.map(|seconds| seconds.trim().parse().unwrap()).collect();
+    assert_eq!(waits.len(), 3, "the app, the proxy and the watchdog");
+    let total: i64 = waits.iter().sum();
+    let allowed = number("kill_timeout");
+    assert!(allowed > total && allowed <= 300, "{allowed} s against {total} s, and Fly's limit of 300 s");
+    assert_eq!(text("kill_signal"), "SIGTERM");
+}
+
+#[test]
+fn a_machine_whose_program_gave_up_is_started_again() {
+    // supervisord ends with 0, which "on-failure" takes for success.
+    assert_eq!(text("restart.0.policy"), "always");
+}

@@ -1,0 +1,183 @@
+//! What ships in `supervisord.conf`, run for real: crashes, hangs, giving up and the order of stopping.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use xtask::{
+    Process, Program, Signal, Tool, http, paths, ports,
+    process::{children, exists, signal},
+    programs, wait,
+};
+
+const START: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
+/// The API key's value does not matter here, only that there is one.
+const KEYS: &str = "test:e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
+
+/// One supervisord with the shipped file, on its own ports and directories. There is no database: the app starts
+/// without, which is enough to live, hang and die.
+struct Machine {
+    supervisord: Process,
+    bin: PathBuf,
+    app: SocketAddr,
+    proxy: SocketAddr,
+}
+
+impl Machine {
+    /// `proxy_config` goes into the proxy's configuration file.
+    fn start(name: &str, proxy_config: &str) -> Self {
+        let dir = paths::state(&format!("deploy-supervisor/{name}")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let (bin, run) = (dir.join("bin"), dir.join("run"));
+        fs::create_dir_all(&bin).unwrap();
+        fs::create_dir_all(&run).unwrap();
+        for program in ["outrigger", "outrigger-app"] {
+            symlink(programs::find(program).unwrap(), bin.join(program)).unwrap();
+        }
+        symlink(paths::root().join("deploy/watchdog.py"), bin.join("outrigger-watchdog")).unwrap();
+        let config = dir.join("proxy.toml");
+        fs::write(&config, proxy_config).unwrap();
+        let address = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().unwrap()));
+        let (app, proxy, admin, nobody) = (address(), address(), address(), address());
+        let socket = paths::socket(&run, "app.sock").unwrap();
+        let mut supervisord = Program::new(Tool::Supervisord.get().unwrap())
+            .arg("-c")
+            .arg(paths::root().join("supervisord.conf"))
+            .env("BIN_DIR", &bin)
+            .env("RUN_DIR", &run)
+            .env("APP_SOCKET", &socket)
+            .env("APP_LISTEN", app.to_string())
+            .env("APP_API_KEYS", KEYS)
+            .env("DATABASE_URL", format!("postgres://nobody@{nobody}/none"))
+            .env("CHROMA_URL", format!("http://{nobody}"))
+            .env("OUTRIGGER_CONFIG", &config)
+            .env("OUTRIGGER_LISTEN", proxy.to_string())
+            .env("OUTRIGGER_ADMIN_LISTEN", admin.to_string())
+            .env("OUTRIGGER_APP_ADDRESS", format!("unix:{}", socket.display()))
+            .env("OUTRIGGER_APP_METRICS", format!("http://{app}/metrics"))
+            // The kernel tells only supervisord of our end; it takes the rest with it.
+            .when_orphaned("TERM")
+            .start("supervisord", &dir.join("log"))
+            .unwrap();
+        supervisord.ready(START, || is_live(app) && TcpStream::connect(proxy).is_ok()).unwrap();
+        let mut machine = Self { supervisord, bin, app, proxy };
+        machine.wait_for_log("entered RUNNING state", 3);
+        machine
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.supervisord.log()).unwrap_or_default()
+    }
+
+    fn wait_for_log(&mut self, text: &str, times: usize) {
+        let log = self.supervisord.log().to_path_buf();
+        let count = || fs::read_to_string(&log).unwrap_or_default().matches(text).count();
+        self.supervisord.ready(START, || count() >= times).unwrap();
+    }
+
+    /// The process that runs this program now.
+    fn pid(&self, program: &str) -> Option<u32> {
+        let runs = |pid: &u32| {
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            exe.file_name().is_some_and(|name| name == program)
+        };
+        children(self.supervisord.pid()).into_iter().find(runs)
+    }
+
+    /// Waits until another process than `old` runs the app and answers.
+    fn wait_for_new_app(&self, old: u32, limit: Duration) {
+        let is_new = || self.pid("outrigger-app").is_some_and(|pid| pid != old) && is_live(self.app);
+        wait::until("a new app", limit, is_new).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let family = children(self.supervisord.pid());
+        let _ = self.supervisord.stop(Signal::TERM, Duration::from_secs(20));
+        for pid in family.into_iter().filter(|pid| exists(*pid)) {
+            signal(pid, Signal::KILL);
+        }
+    }
+}
+
+fn is_live(app: SocketAddr) -> bool {
+    http::get(app, "/health/live", SECOND).is_ok_and(|answer| answer.status == 200)
+}
+
+/// A drain of no length: these tests are about what ends, not about who waits for it.
+const AT_ONCE: &str = "[server]\nlame_duck = \"0s\"\n";
+
+#[test]
+fn a_killed_app_comes_back_behind_the_same_proxy() {
+    let machine = Machine::start("killed", AT_ONCE);
+    let (app, proxy) = (machine.pid("outrigger-app").unwrap(), machine.pid("outrigger").unwrap());
+    signal(app, Signal::KILL);
+    machine.wait_for_new_app(app, Duration::from_secs(10));
+    assert_eq!(machine.pid("outrigger"), Some(proxy));
+    let through = || http::get(machine.proxy, "/health", SECOND).is_ok_and(|answer| answer.status == 200);
+    wait::until("an answer through the proxy", Duration::from_secs(5), through).unwrap();
+}
+
+#[test]
+fn an_app_that_gives_up_ends_the_machine() {
+    let mut machine = Machine::start("gives-up", AT_ONCE);
+    let broken = machine.bin.join("outrigger-app");
+    fs::remove_file(&broken).unwrap();
+    symlink(Path::new("/bin/false"), &broken).unwrap();
+    let family = children(machine.supervisord.pid());
+    signal(machine.pid("outrigger-app").unwrap(), Signal::KILL);
+    // Four starts, 0, 1, 2 and 3 seconds apart, then the proxy's drain.
+    let status = machine.supervisord.wait(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{error}"));
+    assert!(status.code().is_some(), "supervisord left in order: {status}");
+    assert!(machine.log().contains("app has given up"), "{}", machine.log());
+    assert!(family.iter().all(|pid| !exists(*pid)), "nobody stays behind");
+}
+
+#[test]
+fn a_hung_app_is_killed_and_started_again() {
+    let machine = Machine::start("hung", AT_ONCE);
+    let app = machine.pid("outrigger-app").unwrap();
+    signal(app, Signal::STOP);
+    machine.wait_for_new_app(app, Duration::from_secs(30));
+    assert!(machine.log().contains("killing outrigger-app"), "{}", machine.log());
+}
+
+#[test]
+fn a_hung_proxy_is_killed_and_started_again() {
+    let machine = Machine::start("hung-proxy", AT_ONCE);
+    let proxy = machine.pid("outrigger").unwrap();
+    signal(proxy, Signal::STOP);
+    let answers = || {
+        machine.pid("outrigger").is_some_and(|pid| pid != proxy)
+            && http::get(machine.proxy, "/health", SECOND).is_ok_and(|answer| answer.status == 200)
+    };
+    wait::until("a new proxy", Duration::from_secs(30), answers).unwrap_or_else(|error| panic!("{error}\n{}", machine.log()));
+}
+
+#[test]
+fn the_app_answers_until_the_proxy_has_drained() {
+    let mut machine = Machine::start("order", "[server]\nlame_duck = \"2s\"\n");
+    let (app, proxy) = (machine.pid("outrigger-app").unwrap(), machine.pid("outrigger").unwrap());
+    let start = Instant::now();
+    machine.supervisord.signal(Signal::TERM);
+    let mut answers = 0;
+    while exists(proxy) {
+        // The proxy may end between the two looks; what counts is that the app is not stopped before.
+        let is_answering = is_live(machine.app);
+        assert!(is_answering || !exists(proxy), "the app ended before the proxy\n{}", machine.log());
+        answers += u32::from(is_answering);
+        assert!(start.elapsed() < START, "{}", machine.log());
+    }
+    assert!(answers > 0 && start.elapsed() > SECOND, "the proxy took its lame duck time");
+    machine.supervisord.wait(Duration::from_secs(30)).unwrap();
+    assert!(!exists(app));
+    let log = machine.log();
+    let place = |text: &str| log.find(text).unwrap_or_else(|| panic!("no `{text}` in\n{log}"));
+    assert!(place("stopped: proxy") < place("stopped: app"));
+}

@@ -1,0 +1,507 @@
+//! Starts the real proxy on free ports, speaks to it byte by byte, and reads what it says of itself.
+//!
+//! Everything here waits for a condition with a deadline. A test that fails prints its proxy's log.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use xtask::{Process, Program, Signal, http, paths, ports, programs, wait};
+
+use crate::backend::Backend;
+
+/// How long anything may take that ought to happen at once, on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Waits until `look` is true. `what` completes the sentence "waited 15s for …".
+#[track_caller]
+pub fn until(what: &str, look: impl FnMut() -> bool) {
+    if let Err(e) = wait::until(what, PATIENCE, look) {
+        panic!("{e}");
+    }
+}
+
+/// A proxy that has its place and its rules, and does not run yet.
+#[derive(Debug)]
+pub struct Setup {
+    /// Everything that belongs to this proxy.
+    pub dir: PathBuf,
+    /// The rules.
+    pub file: PathBuf,
+    pub address: SocketAddr,
+    pub h2c: SocketAddr,
+    pub admin: SocketAddr,
+    app: String,
+    env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// In front of `app`, with the given rules: lines such as `client.max_head = "1KiB"`, then `[[routes]]`.
+    pub fn new(app: &Backend, rules: &str) -> Self {
+        let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().expect("a free port")));
+        let dir = fresh_dir();
+        let file = dir.join("proxy.toml");
+        let (address, h2c, admin) = (local(), local(), local());
+        let setup = Self { dir, file, address, h2c, admin, app: app.address(), env: Vec::new() };
+        fs::write(&setup.file, setup.text(rules)).expect("the rules can be written");
+        setup
+    }
+
+    /// The file's text: where everything is, then `rules`.
+    pub fn text(&self, rules: &str) -> String {
+        let Self { address, h2c, admin, app, .. } = self;
+        format!(
+            "server.listen = \"{address}\"\nserver.h2c_listen = \"{h2c}\"\nserver.threads = 2\n\
+             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\nlog.access = true\n{rules}\n"
+        )
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(self) -> Proxy {
+        let mut program = Program::new(outrigger()).args(["run", "--config"]).arg(&self.file).dir(&self.dir);
+        for name in foreign_variables() {
+            program = program.without_env(name);
+        }
+        for (name, value) in &self.env {
+            program = program.env(name, value);
+        }
+        let log = self.dir.join("outrigger.log");
+        let process = program.start("outrigger", &log).expect("outrigger can be started");
+        let mut proxy = Proxy { setup: self, process };
+        let admin = proxy.admin;
+        let serves = || http::get(admin, "/healthz", PATIENCE).is_ok_and(|answer| answer.status == 200);
+        proxy.process.ready(PATIENCE, serves).expect("outrigger serves");
+        proxy
+    }
+
+    /// Runs `outrigger` with these arguments to its end, in this proxy's directory.
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(outrigger());
+        foreign_variables().for_each(|name| drop(command.env_remove(name)));
+        command.args(args).envs(self.env.iter().cloned()).current_dir(&self.dir);
+        command.output().expect("outrigger can be run")
+    }
+}
+
+/// A running proxy; killed when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    setup: Setup,
+    process: Process,
+}
+
+impl std::ops::Deref for Proxy {
+    type Target = Setup;
+
+    fn deref(&self) -> &Setup {
+        &self.setup
+    }
+}
+
+impl Proxy {
+    /// In front of `app`, with every default.
+    pub fn start(app: &Backend) -> Self {
+        Self::with(app, "")
+    }
+
+    /// See [`Setup::new`].
+    pub fn with(app: &Backend, rules: &str) -> Self {
+        Setup::new(app, rules).start()
+    }
+
+    /// A new connection to the public port.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address).expect("the proxy takes connections")
+    }
+
+    /// One request on a connection of its own.
+    pub fn ask(&self, request: &str) -> Answer {
+        self.connect().send(request).answer()
+    }
+
+    /// `GET path` on a connection of its own.
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask(&get(path))
+    }
+
+    /// What the admin listener answers.
+    pub fn admin(&self, path: &str) -> http::Answer {
+        http::get(self.admin, path, PATIENCE).expect("the admin listener answers")
+    }
+
+    /// The sum of all samples of `name` that have these labels; 0 when there is none.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        sum(&self.admin("/metrics").body, name, labels)
+    }
+
+    /// How many requests were refused for this reason.
+    pub fn rejections(&self, reason: &str) -> f64 {
+        self.metric("outrigger_rejections_total", &[("reason", reason)])
+    }
+
+    /// Waits until no request is in flight and no client is connected.
+    #[track_caller]
+    pub fn comes_to_rest(&self) {
+        until("the proxy to come to rest", || {
+            let text = self.admin("/metrics").body;
+            sum(&text, "outrigger_requests_in_flight", &[]) == 0.0 && sum(&text, "outrigger_connections", &[]) == 0.0
+        });
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.process.log()).unwrap_or_default()
+    }
+
+    /// Waits for a log line that contains `text`, and gives it.
+    #[track_caller]
+    pub fn says(&self, text: &str) -> String {
+        let what = format!("the log to say {text:?}");
+        let line = || self.log().lines().find(|line| line.contains(text)).map(str::to_owned);
+        wait::for_some(&what, PATIENCE, line).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// How it ended.
+    pub fn ends_within(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait(limit).expect("the proxy ends")
+    }
+
+    /// Resident memory in KiB: now, and the most there ever was.
+    pub fn memory_kib(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("the proxy runs");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux shows it");
+            line.trim().trim_end_matches(" kB").parse().expect("a number")
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- what {} said last ---\n{}\n---", self.setup.file.display(), self.process.log_tail(40));
+        }
+    }
+}
+
+/// The built program.
+fn outrigger() -> PathBuf {
+    programs::find("outrigger").expect("outrigger is built: run `cargo xtask test`, or `cargo build --package outrigger`")
+}
+
+/// What a developer has set for a proxy of their own must not reach the tests'.
+fn foreign_variables() -> impl Iterator<Item = String> {
+    let ours = |name: &String| name.starts_with("OUTRIGGER_") || name.starts_with("FF_");
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(ours)
+}
+
+/// An empty directory under `target/`, named after the test.
+pub fn fresh_dir() -> PathBuf {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let test = thread::current().name().unwrap_or("main").replace("::", "-");
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let dir = paths::state("e2e").expect("target/e2e").join(format!("{test}-{number}"));
+    // Of an earlier run, if there.
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).expect("a directory under target/e2e");
+    dir
+}
+
+/// Where a Unix socket in `dir` can be.
+pub fn socket(dir: &Path) -> PathBuf {
+    paths::socket(dir, "app.sock").expect("a place for a socket")
+}
+
+/// The sum of all samples of `name` in an exposition that have these labels.
+pub fn sum(exposition: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let fits = |line: &&str| {
+        let rest = line.strip_prefix(name).unwrap_or_default();
+        rest.starts_with(['{', ' ']) && labels.iter().all(|(key, value)| rest.contains(&format!("{key}=\"{value}\"")))
+    };
+    let value = |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
+    exposition.lines().filter(fits).filter_map(value).sum()
+}
+
+/// A plain `GET`.
+pub fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: outrigger.test\r\n\r\n")
+}
+
+/// A `POST` whose length is announced.
+pub fn post(path: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// One HTTP answer.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    pub status: u16,
+    /// As on the wire.
+    pub head: String,
+    /// Names in lower case; several values are joined by `, `.
+    pub headers: HashMap<String, String>,
+    pub body: Vec<u8>,
+    /// The heads of 1xx answers before it.
+    pub interim: Vec<String>,
+    /// What stood behind the last chunk.
+    pub trailers: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: no JSON: {self:?}"))
+    }
+
+    /// A field of the request, as the app saw it and echoed it.
+    #[track_caller]
+    pub fn seen(&self, name: &str) -> Option<String> {
+        self.json()["headers"][name].as_str().map(str::to_owned)
+    }
+
+    pub fn closes(&self) -> bool {
+        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+
+    /// Fails unless this is our own answer with this status and reason.
+    #[track_caller]
+    pub fn is_problem(&self, status: u16, reason: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let body = self.json();
+        assert_eq!(body["status"], status, "{body}");
+        assert_eq!(body["type"], format!("urn:outrigger:problem:{}", reason.replace('_', "-")), "{body}");
+        assert_eq!(body["request_id"].as_str(), self.header("x-request-id"), "{self:?}");
+        for key in ["title", "detail"] {
+            assert!(body[key].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+        }
+    }
+}
+
+/// One connection, on which any bytes can be sent.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    /// Read and not yet looked at.
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    /// Sends bytes. That nobody takes them any more shows when the answer is read.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        let _ = self.try_send(bytes);
+        self
+    }
+
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// No more will be sent.
+    pub fn finish_sending(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// The next final answer.
+    #[track_caller]
+    pub fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap_or_else(|e| panic!("no answer: {e}; got {:?}", String::from_utf8_lossy(&self.buffer)))
+    }
+
+    /// The next final answer, which has no body whatever its head says: that to a `HEAD`.
+    #[track_caller]
+    pub fn answer_to_head(&mut self) -> Answer {
+        self.head().unwrap_or_else(|e| panic!("no answer: {e}"))
+    }
+
+    pub fn try_answer(&mut self) -> io::Result<Answer> {
+        let mut answer = self.head()?;
+        if matches!(answer.status, 101 | 204 | 304) {
+            return Ok(answer);
+        }
+        if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+            loop {
+                let line = self.take_through(b"\r\n")?;
+                let size = String::from_utf8_lossy(&line[..line.len() - 2]).into_owned();
+                let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+                    .map_err(|_| broken(format!("{size:?} is no chunk's size")))?;
+                if size == 0 {
+                    break;
+                }
+                answer.body.extend(self.take(size)?);
+                if self.take(2)? != b"\r\n" {
+                    return Err(broken("a chunk does not end where it should"));
+                }
+            }
+            loop {
+                let line = self.take_through(b"\r\n")?;
+                if line == b"\r\n" {
+                    return Ok(answer);
+                }
+                answer.trailers.push_str(&String::from_utf8_lossy(&line));
+            }
+        }
+        answer.body = match answer.header("content-length").map(str::parse) {
+            Some(Ok(length)) => self.take(length)?,
+            Some(Err(_)) => return Err(broken("a length that is no number")),
+            None => self.rest()?,
+        };
+        Ok(answer)
+    }
+
+    /// The next final head, with the interim ones before it.
+    pub fn head(&mut self) -> io::Result<Answer> {
+        let mut interim = Vec::new();
+        loop {
+            let head = String::from_utf8_lossy(&self.take_through(b"\r\n\r\n")?).into_owned();
+            let mut lines = head.trim_end().split("\r\n");
+            let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
+            let status = status.ok_or_else(|| broken(format!("no HTTP: {head:?}")))?;
+            if (100..200).contains(&status) && status != 101 {
+                interim.push(head);
+                continue;
+            }
+            let mut headers = HashMap::<String, String>::new();
+            for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+                let joined = headers.entry(name.to_ascii_lowercase()).or_default();
+                if !joined.is_empty() {
+                    joined.push_str(", ");
+                }
+                joined.push_str(value.trim());
+            }
+            return Ok(Answer { status, head, headers, interim, ..Answer::default() });
+        }
+    }
+
+    /// Exactly this many bytes.
+    pub fn take(&mut self, bytes: usize) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.buffer.len() < bytes {
+            if self.fill(deadline)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let rest = self.buffer.split_off(bytes);
+        Ok(std::mem::replace(&mut self.buffer, rest))
+    }
+
+    /// Everything up to and with `end`.
+    pub fn take_through(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end) {
+                return self.take(at + end.len());
+            }
+            if self.fill(deadline)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Everything until the other side closes.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.fill(deadline)? > 0 {}
+        Ok(std::mem::take(&mut self.buffer))
+    }
+
+    /// The next piece, of any size; empty at the end.
+    pub fn piece(&mut self) -> io::Result<Vec<u8>> {
+        if self.buffer.is_empty() {
+            self.fill(Instant::now() + PATIENCE)?;
+        }
+        Ok(std::mem::take(&mut self.buffer))
+    }
+
+    /// Fails unless the other side closes now, without a reset and without another byte.
+    #[track_caller]
+    pub fn is_closed(&mut self) {
+        match self.rest() {
+            Ok(rest) => assert!(rest.is_empty(), "more came: {:?}", String::from_utf8_lossy(&rest)),
+            Err(e) => panic!("the connection was not closed: {e}"),
+        }
+    }
+
+    /// Whether nothing comes for this long.
+    pub fn stays_silent_for(&mut self, time: Duration) -> bool {
+        let quiet = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        self.buffer.is_empty() && self.fill(Instant::now() + time).is_err_and(|e| quiet.contains(&e.kind()))
+    }
+
+    fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.set_read_timeout(Some(left))?;
+        let mut piece = [0; 64 << 10];
+        let read = self.stream.read(&mut piece)?;
+        self.buffer.extend_from_slice(&piece[..read]);
+        Ok(read)
+    }
+}
+
+fn broken(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// A hash that can be taken piece by piece (FNV-1a).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash(u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hash {
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    }
+
+    pub fn of(bytes: &[u8]) -> String {
+        let mut hash = Self::default();
+        hash.add(bytes);
+        hash.text()
+    }
+
+    pub fn text(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
