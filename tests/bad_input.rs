@@ -82,3 +82,450 @@ fn a_length_that_is_no_single_number_is_refused() {
         ],
     );
 }
+
+#[test]
+fn the_same_length_twice_reaches_the_app_once_or_not_at_all() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.ask(&format!("{}hello", with("Content-Length: 5\r\nContent-Length: 5")));
+    if answer.status == 200 {
+        assert_eq!(answer.seen("content-length").as_deref(), Some("5"));
+        assert_eq!(answer.json()["body"]["bytes"], 5);
+    } else {
+        answer.is_problem(400, "malformed_length");
+    }
+}
+
+#[test]
+fn a_chunk_that_breaks_the_grammar_is_refused() {
+    let chunked = |body: &str| format!("{}{body}", with("Transfer-Encoding: chunked"));
+    refused(
+        400,
+        "malformed_chunk",
+        &[
+            &chunked("zz\r\nhello\r\n0\r\n\r\n"),
+            &chunked("\r\nhello\r\n0\r\n\r\n"),
+            &chunked("-5\r\nhello\r\n0\r\n\r\n"),
+            &chunked("0x5\r\nhello\r\n0\r\n\r\n"),
+            &chunked("5\nhello\r\n0\r\n\r\n"),
+            &chunked("5\rxhello\r\n0\r\n\r\n"),
+            &chunked("5\r\nhello0\r\n\r\n"),
+            &chunked("5\r\nhelloXX0\r\n\r\n"),
+            &chunked("5;a=\0\r\nhello\r\n0\r\n\r\n"),
+            &chunked("5\r\nhello\r\n0\r\nA: b\nC: d\r\n\r\n"),
+            &chunked("fffffffffffffffff\r\nhello"),
+            &chunked("10000000000000005\r\nhello\r\n0\r\n\r\n"),
+            &chunked(&format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(2000))),
+        ],
+    );
+}
+
+#[test]
+fn a_chunk_that_breaks_the_grammar_later_ends_the_request_before_the_app_has_it_whole() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    client.send(with("Transfer-Encoding: chunked")).send("5\r\nhello\r\n");
+    app.gets(1, "/");
+    client.send("zz\r\n").send(SMUGGLED);
+    client.answer().is_problem(400, "malformed_chunk");
+    client.is_closed();
+    proxy.comes_to_rest();
+    assert_eq!((app.whole_requests(), app.requests_to("/smuggled")), (0, 0));
+    assert_eq!(proxy.rejections("malformed_chunk"), 1.0);
+}
+
+#[test]
+fn a_folded_field_is_refused() {
+    refused(
+        400,
+        "malformed_folded_field",
+        &[
+            &with("X-A: b\r\n c"),
+            &with("X-A: b\r\n\tc"),
+            &with("X-A: b\r\n Transfer-Encoding: chunked"),
+            "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn a_line_that_ends_in_a_line_feed_alone_is_refused() {
+    refused(
+        400,
+        "malformed_line_end",
+        &[
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\n",
+            "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn a_request_without_exactly_one_proper_host_is_refused() {
+    refused(
+        400,
+        "malformed_host",
+        &[
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nX-Host: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a?b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: \"a\"\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn a_character_that_no_field_may_have_is_refused() {
+    refused(
+        400,
+        "malformed_field",
+        &[
+            &with("X-A: b\0c"),
+            &with("X-A: b\rc"),
+            &with("X-A: b\rTransfer-Encoding: chunked"),
+            &with("X-A: b\x01c"),
+            &with("X-A: b\x7fc"),
+            &with("X-A : b"),
+            &with("X A: b"),
+            &with("X\0A: b"),
+            &with(": b"),
+            &with("Content-Length\0: 5"),
+            &with("Transfer-Encoding\x0b: chunked"),
+            &with("no colon"),
+            &with("X(A): b"),
+        ],
+    );
+}
+
+#[test]
+fn a_target_that_is_neither_path_nor_url_is_refused() {
+    refused(
+        400,
+        "malformed_target",
+        &[
+            "GET foo HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://user@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn a_target_for_another_host_than_the_host_field_is_refused() {
+    refused(
+        400,
+        "malformed_host_mismatch",
+        &[
+            "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
+            "GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET https://a.b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost:\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn an_absolute_target_for_the_same_host_is_served() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.ask("GET http://A.example/x?y=1 HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.json()["target"].as_str().unwrap().ends_with("/x?y=1"), "{answer:?}");
+}
+
+#[test]
+fn what_is_no_request_line_is_refused() {
+    refused(
+        400,
+        "malformed_request_line",
+        &[
+            "hello\r\n\r\n",
+            "GET\r\n\r\n",
+            "GET /\r\n\r\n",
+            "GET / x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "G\0T / HTTP/1.1\r\nHost: a\r\n\r\n",
+            " GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\x16\x03\x01\x02\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn another_version_of_http_is_refused() {
+    refused(
+        505,
+        "malformed_version",
+        &[
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            "GET / HTTP/0.9\r\n\r\n",
+            "GET / http/1.1\r\nHost: a\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ],
+    );
+}
+
+#[test]
+fn connect_is_refused() {
+    refused(405, "malformed_connect", &["CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"]);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_refused() {
+    let field = "x".repeat(40 << 10);
+    let fields: String = (0..101).map(|n| format!("X-{n}: y\r\n")).collect();
+    let path = "x".repeat(40 << 10);
+    refused(
+        431,
+        "head_too_large",
+        &[
+            &with(&format!("X-Big: {field}")),
+            &with(fields.trim_end()),
+            &format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            // It is not waited for the end of what is too large already.
+            &format!("GET / HTTP/1.1\r\nHost: a\r\nX-Big: {field}"),
+        ],
+    );
+}
+
+#[test]
+fn the_bounds_of_a_head_are_configurable_and_live_inside_them_is_fine() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_head = \"1KiB\"\nclient.max_fields = 5");
+    let fields = |count: usize| (0..count).map(|n| format!("X-{n}: y\r\n")).collect::<String>();
+    let ask = |fields: &str| proxy.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+    assert_eq!(ask(&fields(4)).status, 200);
+    ask(&fields(5)).is_problem(431, "head_too_large");
+    let filler = 1024 - "GET / HTTP/1.1\r\nHost: a\r\nX-A: \r\n\r\n".len();
+    assert_eq!(ask(&format!("X-A: {}\r\n", "y".repeat(filler))).status, 200);
+    ask(&format!("X-A: {}\r\n", "y".repeat(filler + 1))).is_problem(431, "head_too_large");
+}
+
+#[test]
+fn a_head_that_drips_in_is_refused_at_its_deadline() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.head_timeout = \"500ms\"");
+    for kept in [false, true] {
+        let mut client = proxy.connect();
+        if kept {
+            assert_eq!(client.send(get("/")).answer().status, 200);
+        }
+        let heads = app.requests();
+        let began = Instant::now();
+        let drops = "GET /drip HTTP/1.1\r\nHost: a\r\nX-A: ".bytes().chain(std::iter::repeat(b'x'));
+        for drop in drops {
+            client.send([drop]);
+            if !client.stays_silent_for(Duration::from_millis(20)) {
+                break;
+            }
+        }
+        let took = began.elapsed();
+        let answer = client.answer();
+        answer.is_problem(408, "head_too_slow");
+        assert!(answer.closes());
+        client.is_closed();
+        assert!((500..2500).contains(&took.as_millis()), "{took:?}");
+        assert_eq!(proxy.rejections("head_too_slow"), f64::from(u8::from(kept)) + 1.0);
+        assert_eq!(app.requests(), heads);
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_disconnected_and_half_a_head_is_forgotten() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.head_timeout = \"300ms\"");
+    let (mut silent, mut half) = (proxy.connect(), proxy.connect());
+    half.send("GET / HTTP/1.1\r\nHost: a\r\n").finish_sending();
+    half.is_closed();
+    silent.is_closed();
+    proxy.comes_to_rest();
+    assert_eq!(app.connections(), 0);
+}
+
+#[test]
+fn a_connection_that_rests_longer_than_allowed_is_closed() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.idle_timeout = \"300ms\"");
+    let mut client = proxy.connect();
+    assert_eq!(client.send(get("/")).answer().status, 200);
+    client.is_closed();
+}
+
+#[test]
+fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_body = \"1KiB\"\n[[routes]]\nname = \"big\"\npath = \"/big\"\nmax_body = \"2KiB\"");
+    let mut client = proxy.connect();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1025\r\nExpect: 100-continue\r\n\r\n";
+    let answer = client.send(head).answer();
+    answer.is_problem(413, "body_too_large");
+    assert!(answer.interim.is_empty(), "the body was asked for: {answer:?}");
+    // A client that sends it all the same reads the answer, not a reset.
+    let mut client = proxy.connect();
+    client.send(post("/", &"x".repeat(300_000)));
+    client.answer().is_problem(413, "body_too_large");
+    assert_eq!(proxy.rejections("body_too_large"), 2.0);
+    assert_eq!(app.connections(), 0);
+    // What fits passes, and the route's own bound wins.
+    assert_eq!(proxy.ask(&post("/", &"x".repeat(1024))).status, 200);
+    assert_eq!(proxy.ask(&post("/big", &"x".repeat(2048))).status, 200);
+    proxy.ask(&post("/big", &"x".repeat(2049))).is_problem(413, "body_too_large");
+}
+
+#[test]
+fn a_small_body_that_is_refused_leaves_the_connection_open() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_body = \"10B\"");
+    let mut client = proxy.connect();
+    let answer = client.send(post("/", &"x".repeat(100))).answer();
+    answer.is_problem(413, "body_too_large");
+    assert!(!answer.closes(), "{answer:?}");
+    assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
+}
+
+#[test]
+fn a_body_that_turns_out_too_large_ends_the_request_before_the_app_has_it_whole() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_body = \"100KiB\"");
+    let mut client = proxy.connect();
+    client.send(with("Transfer-Encoding: chunked"));
+    let chunk = format!("2800\r\n{}\r\n", "x".repeat(0x2800));
+    let sent = (0..1000).take_while(|_| client.try_send(&chunk).is_ok()).count();
+    // The proxy does not read on, so this client may see a reset; one that reads in time gets the reason.
+    println!("sent {sent} chunks");
+    if let Ok(answer) = client.try_answer() {
+        answer.is_problem(413, "body_too_large");
+    }
+    proxy.comes_to_rest();
+    assert_eq!(app.whole_requests(), 0);
+    assert_eq!(proxy.rejections("body_too_large"), 1.0);
+
+    let mut client = proxy.connect();
+    client.send(with("Transfer-Encoding: chunked")).send(chunk.repeat(11));
+    client.answer().is_problem(413, "body_too_large");
+}
+
+#[test]
+fn a_body_that_pauses_for_too_long_is_refused() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.body_timeout = \"300ms\"");
+    for head in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
+        let mut client = proxy.connect();
+        let began = Instant::now();
+        client.send(with(head)).send("5\r\nhe");
+        let answer = client.answer();
+        answer.is_problem(408, "body_too_slow");
+        assert!(answer.closes());
+        client.is_closed();
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    assert_eq!(proxy.rejections("body_too_slow"), 2.0);
+    assert_eq!(app.whole_requests(), 0);
+}
+
+#[test]
+fn a_client_that_takes_no_answer_is_disconnected() {
+    let app = Backend::start();
+    app.at("/large", crate::backend::Play::Stream(64 << 20));
+    let proxy = Proxy::with(&app, "client.write_timeout = \"500ms\"");
+    let client = proxy.connect().send(get("/large")).head().map(drop);
+    assert!(client.is_ok());
+    let mut client = proxy.connect();
+    client.send(get("/large"));
+    proxy.comes_to_rest();
+    assert_eq!(proxy.metric("outrigger_requests_total", &[("outcome", "client_closed")]), 2.0);
+}
+
+#[test]
+fn more_connections_than_allowed_are_turned_away() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "server.max_connections = 3");
+    let mut kept: Vec<Client> = (0..3).map(|_| proxy.connect()).collect();
+    for client in &mut kept {
+        assert_eq!(client.send(get("/")).answer().status, 200);
+    }
+    let mut turned_away = proxy.connect();
+    let answer = turned_away.answer();
+    answer.is_problem(503, "too_many_connections");
+    assert!(answer.header("retry-after").is_some() && answer.closes(), "{answer:?}");
+    turned_away.is_closed();
+    assert_eq!(proxy.rejections("too_many_connections"), 1.0);
+    // Those inside are not disturbed, and a place that gets free is given away.
+    for client in &mut kept {
+        assert_eq!(client.send(get("/")).answer().status, 200);
+    }
+    drop(kept);
+    proxy.comes_to_rest();
+    assert_eq!(proxy.get("/").status, 200);
+}
+
+/// What only an edge may say, from somebody who may not.
+const FORGED: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\
+    X-Forwarded-Host: bank.example\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\nFly-Client-IP: 203.0.113.9\r\n\
+    Fly-Request-Id: forged\r\nFly-Forwarded-Proto: https\r\nX-Outrigger-Tier: internal\r\n\r\n";
+
+#[test]
+fn forged_forwarding_fields_are_removed_and_counted() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.ask(FORGED);
+    assert_eq!(answer.status, 200, "forged fields are no reason for an error page");
+    assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+    assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("http"));
+    assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("a"));
+    assert_eq!(answer.seen("forwarded").as_deref(), Some("for=127.0.0.1;host=\"a\";proto=http"));
+    for gone in ["x-real-ip", "fly-client-ip", "fly-request-id", "fly-forwarded-proto", "x-outrigger-tier"] {
+        assert_eq!(answer.seen(gone), None, "{gone}");
+    }
+    assert_ne!(answer.header("x-request-id"), Some("forged"));
+    assert_eq!(proxy.metric("outrigger_forged_fields_total", &[]), 1.0);
+    assert!(proxy.says("\"path\":\"/\"").contains("127.0.0.1"));
+}
+
+#[test]
+fn a_trusted_networks_forwarding_fields_are_believed() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "identity.trusted = [\"127.0.0.0/8\"]");
+    let answer = proxy.ask(FORGED);
+    assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"));
+    assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("https"));
+    assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("bank.example"));
+    assert_eq!(
+        answer.seen("forwarded").as_deref(),
+        Some("for=203.0.113.9, for=127.0.0.1;host=\"a\";proto=https")
+    );
+    assert_eq!(answer.seen("fly-client-ip").as_deref(), Some("203.0.113.9"));
+    assert_eq!(answer.header("x-request-id"), Some("forged"));
+    assert_eq!(answer.seen("x-outrigger-tier"), None, "nobody outside may say that");
+    assert!(proxy.says("\"path\":\"/\"").contains("203.0.113.9"));
+}
+
+#[test]
+fn a_service_survives_a_flood_of_bad_input() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let bad = ["\r\n\r\n\r\n", "\0\0\0\0\r\n\r\n", "GET", "GET / HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n", "{}\n", "\u{1F6F6}\r\n\r\n"];
+    for round in 0..300 {
+        let mut client = proxy.connect();
+        client.send(bad[round % bad.len()]);
+    }
+    assert_eq!(proxy.get("/").status, 200);
+    proxy.comes_to_rest();
+    let _ = PATIENCE;
+}

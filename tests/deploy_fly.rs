@@ -295,6 +295,21 @@ fn the_service_check_asks_no_database_and_the_other_one_never_routes() {
     assert_eq!(text("metrics.0.path"), "/metrics/all");
 }
 
+/// supervisord must not kill a proxy that still drains.
+#[test]
+fn supervisord_waits_for_the_proxy_s_own_drain() {
+    let config = file("config/proxy.toml");
+    let seconds = |key: &str| -> i64 {
+        let value = config.lines().find_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix(key));
+        let value = value.and_then(|rest| rest.strip_prefix(" = \"")?.strip_suffix("s\"")?.parse().ok());
+        value.unwrap_or_else(|| panic!("config/proxy.toml shows no {key} in seconds"))
+    };
+    let supervisord = file("supervisord.conf");
+    let (_, proxy) = supervisord.split_once("[program:proxy]").unwrap();
+    let wait = proxy.lines().find_map(|line| line.strip_prefix("stopwaitsecs=")?.parse::<i64>().ok()).unwrap();
+    assert!(wait > seconds("lame_duck") + seconds("drain_timeout"));
+}
+
 #[test]
 fn the_machine_waits_for_every_drain() {
     let supervisord = file("supervisord.conf");

@@ -91,7 +91,9 @@ impl Setup {
     /// Runs `outrigger` with these arguments to its end, in this proxy's directory.
     pub fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(outrigger());
-        foreign_variables().for_each(|name| drop(command.env_remove(name)));
+        for name in foreign_variables() {
+            command.env_remove(name);
+        }
         command.args(args).envs(self.env.iter().cloned()).current_dir(&self.dir);
         command.output().expect("outrigger can be run")
     }

@@ -9,3 +9,4 @@ mod bad_input;
 mod deploy_docker;
 mod deploy_fly;
 mod deploy_supervisor;
+mod deploy_up;

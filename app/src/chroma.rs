@@ -6,22 +6,17 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use reqwest::Url;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::chroma_http::{ChromaBackend, ChromaError, bad_url, describe_http, send};
 use crate::config::{ChromaSettings, ConfigError};
 use crate::deadline::Deadline;
-use crate::error::{ApiError, Dependency};
+use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::pool::{Backend, ConnectionError, Pool, PoolSettings};
-use crate::postgres::describe;
-use crate::tls::{self, Trust};
-
-/// Longest time to open the TCP connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::pool::{Pool, PoolSettings};
 
 /// ChromaDB, as the rest of the app sees it.
 #[derive(Debug)]
@@ -54,43 +49,6 @@ pub struct Neighbour {
     pub distance: f64,
     pub content: Option<String>,
     pub metadata: Value,
-}
-
-/// Why ChromaDB did not do it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ChromaError {
-    /// Nothing was sent.
-    #[error(transparent)]
-    NotAsked(ApiError),
-    /// It was sent, and may yet take effect.
-    #[error("{0}")]
-    NoAnswer(String),
-    /// ChromaDB read it and will not do it, now or later.
-    #[error("ChromaDB refused it ({status}): {message}")]
-    Refused { status: u16, message: String },
-    /// ChromaDB tried and failed.
-    #[error("ChromaDB failed ({status}): {message}")]
-    Failed { status: u16, message: String },
-}
-
-impl ChromaError {
-    /// Whether the call may take effect after we stopped waiting for it.
-    pub fn is_doubtful(&self) -> bool {
-        matches!(self, Self::NoAnswer(_) | Self::Failed { .. })
-    }
-}
-
-impl From<ChromaError> for ApiError {
-    fn from(error: ChromaError) -> Self {
-        match error {
-            ChromaError::NotAsked(error) => error,
-            ChromaError::Refused { .. } => Self::Internal(error.to_string()),
-            ChromaError::NoAnswer(reason) => Self::Unavailable { dependency: Dependency::Chroma, reason },
-            ChromaError::Failed { .. } => {
-                Self::Unavailable { dependency: Dependency::Chroma, reason: error.to_string() }
-            }
-        }
-    }
 }
 
 impl Chroma {
@@ -194,6 +152,11 @@ impl Chroma {
         self.pool.checkout("chroma::reachable", deadline).await.map(crate::pool::Checkout::release)
     }
 
+    /// The collection's name, and its id once ChromaDB was asked for it.
+    pub fn known(&self) -> (&str, Option<String>) {
+        (&self.name, self.known_collection())
+    }
+
     /// The pool, for its numbers.
     pub fn pool(&self) -> &Pool<ChromaBackend> {
         &self.pool
@@ -226,7 +189,7 @@ impl Chroma {
         };
         match &outcome {
             // The call is over, whatever the verdict: the connection can serve the next one.
-            Ok(_) | Err(ChromaError::Refused { .. }) => session.release(),
+            Ok(_) | Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => session.release(),
             // Nobody's fault: our time ran out before we asked.
             Err(ChromaError::NotAsked(ApiError::DeadlineExceeded)) => {}
             Err(error) => self.pool.failed(&error.to_string()),
@@ -266,60 +229,12 @@ impl Chroma {
                 "collection {} holds vectors of {other} numbers and APP_VECTOR_DIMENSION is {}",
                 self.name, self.dimension
             );
-            return Err(ChromaError::Refused { status: 409, message });
+            return Err(ChromaError::Misfit(message));
         }
         *self.collection.write().unwrap_or_else(PoisonError::into_inner) = Some(found.id.clone());
         tracing::info!(collection = self.name, id = found.id, "ChromaDB has collection {}", self.name);
         Ok(found.id)
     }
-}
-
-/// What happened, without the address: the text reaches clients.
-fn describe_http(error: reqwest::Error) -> String {
-    describe(&error.without_url())
-}
-
-/// One call, from request to parsed answer.
-async fn send<T: DeserializeOwned>(
-    client: &reqwest::Client,
-    deadline: Deadline,
-    url: Url,
-    body: &impl Serialize,
-) -> Result<T, ChromaError> {
-    let exchange = async {
-        let answer = client.post(url).json(body).send().await?;
-        let status = answer.status();
-        Ok::<_, reqwest::Error>((status, answer.bytes().await?))
-    };
-    let started = std::time::Instant::now();
-    let (status, bytes) = match deadline.run(exchange).await {
-        Ok(Ok(answer)) => answer,
-        // Without a connection nothing was sent, and nothing can take effect later.
-        Ok(Err(error)) if error.is_connect() => {
-            let reason = describe_http(error);
-            return Err(ChromaError::NotAsked(ApiError::Unavailable { dependency: Dependency::Chroma, reason }));
-        }
-        Ok(Err(error)) => return Err(ChromaError::NoAnswer(describe_http(error))),
-        Err(_) => {
-            return Err(ChromaError::NoAnswer(format!("no answer within {} ms", started.elapsed().as_millis())));
-        }
-    };
-    if status.is_success() {
-        return serde_json::from_slice(&bytes).map_err(|e| ChromaError::Failed {
-            status: status.as_u16(),
-            message: format!("answer not understood: {e}"),
-        });
-    }
-    let message = serde_json::from_slice::<Value>(&bytes)
-        .ok()
-        .and_then(|body| body.get("message").and_then(Value::as_str).map(str::to_owned))
-        .unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(200).collect());
-    let status = status.as_u16();
-    // 408 and 429 ask to come back; every other 4xx will be the same tomorrow.
-    Err(match status {
-        408 | 429 | 500.. => ChromaError::Failed { status, message },
-        _ => ChromaError::Refused { status, message },
-    })
 }
 
 /// Records as ChromaDB takes them: columns of equal length.
@@ -366,93 +281,6 @@ impl Found {
     }
 }
 
-fn bad_url(problem: String) -> ConfigError {
-    ConfigError::setting("CHROMA_URL", problem, "write http://HOST:PORT or https://HOST")
-}
-
-/// Where ChromaDB is, and what the pool needs to know of it.
-#[derive(Clone, Debug)]
-pub struct ChromaBackend {
-    base: Url,
-    tenant: String,
-    database: String,
-    tls: rustls::ClientConfig,
-}
-
-impl ChromaBackend {
-    fn new(settings: &ChromaSettings) -> Result<Self, ConfigError> {
-        let base: Url = settings.chroma_url.parse().map_err(|e| bad_url(format!("is no address: {e}")))?;
-        let trust = match base.scheme() {
-            "http" => Trust::Nobody,
-            "https" => Trust::System,
-            other => return Err(bad_url(format!("speaks {other}, which ChromaDB does not"))),
-        };
-        if !base.has_host() || base.cannot_be_a_base() {
-            return Err(bad_url("names no host".to_owned()));
-        }
-        let tls = tls::client_config(trust).map_err(|e| bad_url(e.to_string()))?;
-        let (tenant, database) = (settings.chroma_tenant.clone(), settings.chroma_database.clone());
-        Ok(Self { base, tenant, database, tls })
-    }
-
-    /// A client with one connection to keep.
-    fn http_client(&self) -> reqwest::Result<reqwest::Client> {
-        reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(self.tls.clone())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(1)
-            .pool_idle_timeout(Duration::from_secs(600))
-            .tcp_keepalive(Duration::from_secs(15))
-            .tcp_user_timeout(Duration::from_secs(10))
-            .build()
-    }
-
-    fn url(&self, path: &[&str]) -> Url {
-        let mut url = self.base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(["api", "v2"]).extend(path);
-        }
-        url
-    }
-
-    fn collection_url(&self, path: &[&str]) -> Url {
-        let place = ["tenants", &self.tenant, "databases", &self.database, "collections"];
-        self.url(&[&place, path].concat())
-    }
-}
-
-impl Backend for ChromaBackend {
-    type Client = reqwest::Client;
-    const DEPENDENCY: Dependency = Dependency::Chroma;
-
-    /// Not only a client: its connection is open and warm when the heartbeat came back over it.
-    async fn open(&self) -> Result<reqwest::Client, ConnectionError> {
-        let client = self.http_client().map_err(|e| ConnectionError::Failed(describe_http(e)))?;
-        self.check(&client).await?;
-        Ok(client)
-    }
-
-    async fn check(&self, client: &reqwest::Client) -> Result<(), ConnectionError> {
-        let failed = |e| ConnectionError::Failed(describe_http(e));
-        let answer = client.get(self.url(&["heartbeat"])).send().await.map_err(failed)?;
-        let status = answer.status();
-        // Read to its end, or the connection could not be used again.
-        answer.bytes().await.map_err(failed)?;
-        if status.is_success() { Ok(()) } else { Err(ConnectionError::Failed(format!("its heartbeat says {status}"))) }
-    }
-
-    fn is_closed(&self, _client: &reqwest::Client) -> bool {
-        // The HTTP client opens a new connection by itself when the kept one is gone.
-        false
-    }
-
-    fn interrupt(&self, _client: &reqwest::Client) {
-        // An HTTP/1.1 call that is dropped closes its connection.
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,30 +303,5 @@ mod tests {
     fn an_empty_collection_answers_with_nothing() {
         let text = r#"{"ids":[[]],"distances":[[]],"documents":[[]],"metadatas":[[]]}"#;
         assert!(serde_json::from_str::<Found>(text).unwrap().into_neighbours().is_empty());
-    }
-
-    #[test]
-    fn paths_are_escaped() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let settings = <crate::config::Settings as clap::Parser>::try_parse_from([
-            "outrigger-app",
-            "--chroma-url=http://127.0.0.1:8000/prefix/",
-            "--chroma-tenant=a/b",
-        ]);
-        let backend = ChromaBackend::new(&settings.unwrap().chroma).unwrap();
-        assert_eq!(
-            backend.collection_url(&["x"]).as_str(),
-            "http://127.0.0.1:8000/prefix/api/v2/tenants/a%2Fb/databases/default_database/collections/x"
-        );
-    }
-
-    #[test]
-    fn an_address_that_cannot_work_is_refused() {
-        for url in ["127.0.0.1:8000", "ftp://h", "http://", ""] {
-            let arguments = ["outrigger-app", "--chroma-url", url];
-            let settings = <crate::config::Settings as clap::Parser>::try_parse_from(arguments).unwrap();
-            let error = ChromaBackend::new(&settings.chroma).unwrap_err().to_string();
-            assert!(error.starts_with("CHROMA_URL: "), "{error}");
-        }
     }
 }

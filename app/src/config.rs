@@ -3,6 +3,7 @@
 //! `outrigger-app --help` prints every one with its default. Durations are text with a unit (`250ms`, `30s`, `5m`).
 //! Secrets (keys, tokens, the database's password) stay out of `Debug` and out of every message.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ pub struct Settings {
     pub listen: SocketAddr,
 
     /// Path of a Unix socket to listen on as well; a stale one is replaced, its mode is 0660.
-    #[arg(long, env = "APP_SOCKET", value_name = "PATH")]
+    #[arg(long, env = "APP_SOCKET", value_name = "PATH", value_parser = any_path)]
     pub socket: Option<PathBuf>,
 
     /// Numbers that every embedding must have.
@@ -102,7 +103,8 @@ pub struct DatabaseSettings {
     #[arg(long, env = "DB_CONNECT_TIMEOUT", default_value = "2s", value_name = "DURATION")]
     pub db_connect_timeout: Span,
 
-    /// PostgreSQL's own limit for each statement, should the app not be there to cancel it.
+    /// PostgreSQL's own limit for each statement, should the app not be there to cancel it. `0s` sends none, for poolers
+    /// such as PgBouncer that take no startup options.
     #[arg(long, env = "DB_STATEMENT_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub db_statement_timeout: Span,
 }
@@ -143,11 +145,11 @@ pub struct AuthSettings {
     pub api_keys: Option<Secret>,
 
     /// Secret that signs JWTs with HS256, at least 32 bytes.
-    #[arg(long, env = "APP_JWT_SECRET", hide_env_values = true, conflicts_with = "jwt_key_file")]
+    #[arg(long, env = "APP_JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<Secret>,
 
     /// PEM file with the public key that verifies JWTs.
-    #[arg(long, env = "APP_JWT_KEY_FILE", value_name = "FILE")]
+    #[arg(long, env = "APP_JWT_KEY_FILE", value_name = "FILE", value_parser = any_path)]
     pub jwt_key_file: Option<PathBuf>,
 
     /// Algorithm that the key file is for: RS256, ES256 or EdDSA. Tokens that name another one are refused.
@@ -275,7 +277,30 @@ impl ConfigError {
     }
 }
 
+fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 impl Settings {
+    /// Reads the command line and the environment. A variable that is set to nothing counts as not set, where it may be
+    /// missing: that is how supervisors and compose files leave one out.
+    ///
+    /// # Errors
+    /// What cannot be read, or the text that `--help` or `--version` asks for.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut settings = Self::try_parse_from(arguments)?;
+        let some_path = |path: &PathBuf| !path.as_os_str().is_empty();
+        let some_text = |text: &String| !text.trim().is_empty();
+        settings.socket = settings.socket.filter(some_path);
+        let auth = &mut settings.auth;
+        auth.api_keys = auth.api_keys.take().filter(|keys| !keys.expose().trim().is_empty());
+        auth.jwt_secret = auth.jwt_secret.take().filter(|secret| !secret.expose().is_empty());
+        auth.jwt_key_file = auth.jwt_key_file.take().filter(some_path);
+        auth.jwt_audience = auth.jwt_audience.take().filter(some_text);
+        auth.jwt_issuer = auth.jwt_issuer.take().filter(some_text);
+        Ok(settings)
+    }
+
     /// What no single setting can tell: how they fit together.
     ///
     /// # Errors
@@ -293,7 +318,6 @@ impl Settings {
             ("DB_POOL_IDLE_TIMEOUT", db.db_pool_idle_timeout),
             ("DB_POOL_LEAK_AFTER", db.db_pool_leak_after),
             ("DB_CONNECT_TIMEOUT", db.db_connect_timeout),
-            ("DB_STATEMENT_TIMEOUT", db.db_statement_timeout),
             ("CHROMA_TIMEOUT", self.chroma.chroma_timeout),
         ];
         for (variable, span) in positive {
@@ -328,7 +352,15 @@ mod tests {
     use super::*;
 
     fn settings(arguments: &[&str]) -> Settings {
-        Settings::try_parse_from([&["outrigger-app"], arguments].concat()).unwrap()
+        Settings::read([&["outrigger-app"], arguments].concat().into_iter().map(OsString::from)).unwrap()
+    }
+
+    #[test]
+    fn an_empty_variable_is_a_missing_one() {
+        let settings = settings(&["--socket=", "--api-keys=", "--jwt-secret=", "--jwt-key-file=", "--jwt-issuer="]);
+        assert_eq!(settings.socket, None);
+        let auth = settings.auth;
+        assert_eq!((auth.api_keys, auth.jwt_secret, auth.jwt_key_file, auth.jwt_issuer), (None, None, None, None));
     }
 
     #[test]

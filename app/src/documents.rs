@@ -58,9 +58,7 @@ pub async fn create(
         match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(document.clone().into_record())).await {
             Applied::Now => true,
             Applied::Later => false,
-            Applied::Refused(why) => {
-                return Err(ApiError::Invalid(format!("ChromaDB does not take this document: {why}")));
-            }
+            Applied::Refused(why) => return Err(why),
         };
     let location = format!("/api/v1/documents/{}", document.id);
     let created = Created { document: Document { created_at: written.created_at, ..document }, indexed };

@@ -1,12 +1,13 @@
 //! The app behind the proxy: documents in PostgreSQL, their embeddings in ChromaDB.
 //!
 //! Read in this order: [`config`] (the settings), [`router`] (every route and layer), [`documents`] and [`search`] (the
-//! endpoints), [`records`] and [`chroma`] (what they ask of the two databases), [`outbox`] (how those two stay in
-//! step), [`postgres`] and [`pool`] (connections and deadlines), [`health`], [`serve`] (listening and leaving).
+//! endpoints), [`records`] and [`chroma`] (what they ask of the two databases), [`outbox`] and [`worker`] (how those
+//! two stay in step), [`postgres`] and [`pool`] (connections and deadlines), [`health`], [`serve`] (listening and leaving).
 
 pub mod auth;
 pub mod body;
 pub mod chroma;
+pub mod chroma_http;
 pub mod config;
 pub mod cursor;
 pub mod deadline;
@@ -19,12 +20,14 @@ pub mod metrics;
 pub mod migrate;
 pub mod outbox;
 pub mod pool;
+pub mod pool_state;
 pub mod postgres;
 pub mod records;
 pub mod search;
 pub mod serve;
 pub mod tls;
 pub mod validate;
+pub mod worker;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -147,7 +150,7 @@ impl App {
     }
 }
 
-/// Every route and every layer, outermost last.
+/// Every route. The layers of the documents API are here too, outermost last; those of all routes are in [`wrap`].
 pub fn router(app: &App) -> Router {
     let documents = Router::new()
         .route("/api/v1/documents", post(documents::create).get(documents::list))
@@ -161,9 +164,13 @@ pub fn router(app: &App) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/metrics", get(scrape));
+    wrap(app, documents.merge(open))
+}
+
+/// The layers around every route, outermost last, and the answers where there is none.
+fn wrap(app: &App, routes: Router<App>) -> Router {
     let panicking = app.clone();
-    documents
-        .merge(open)
+    routes
         .fallback(|| async { ApiError::NotFound("no such path; the documents are at /api/v1/documents".to_owned()) })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(CatchPanicLayer::custom(move |payload: Box<dyn std::any::Any + Send>| {
@@ -200,5 +207,113 @@ async fn watch_the_loop(metrics: Metrics) {
         let lag = asked.elapsed().as_secs_f64();
         metrics.loop_lag.set(lag);
         metrics.loop_lag_seen.observe(lag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use serde_json::Value;
+    use tower::ServiceExt as _;
+
+    /// An app whose databases are away: nothing listens on port 1.
+    fn app(arguments: &[&str]) -> App {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let away =
+            ["outrigger-app", "--database-url=postgres://app@127.0.0.1:1/app", "--chroma-url=http://127.0.0.1:1"];
+        let arguments = [&away, arguments].concat();
+        App::start(&Settings::read(arguments.into_iter().map(Into::into)).unwrap(), &[]).unwrap()
+    }
+
+    async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, http::HeaderMap, Value) {
+        let (parts, body) = router.clone().oneshot(request).await.unwrap().into_parts();
+        let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    fn get_request(path: &str) -> Request<Body> {
+        Request::get(path).header("x-request-id", "r1").body(Body::empty()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn tells_the_truth_while_both_databases_are_away() {
+        let router = router(&app(&["--auth=off"]));
+        let (status, _, body) = ask(&router, get_request("/health/live")).await;
+        assert_eq!((status, &body["ok"]), (StatusCode::OK, &Value::Bool(true)));
+        let (status, _, body) = ask(&router, get_request("/health")).await;
+        assert_eq!((status, &body["data"]["status"]), (StatusCode::OK, &"degraded".into()));
+        let (status, _, body) = ask(&router, get_request("/health/ready")).await;
+        assert_eq!((status, &body["ok"]), (StatusCode::SERVICE_UNAVAILABLE, &Value::Bool(false)));
+        let (status, _, body) = ask(&router, get_request("/health/detailed")).await;
+        assert_eq!((status, &body["data"]["status"]), (StatusCode::SERVICE_UNAVAILABLE, &"unhealthy".into()));
+        assert_eq!(body["data"]["services"]["chromadb"]["status"], "unhealthy");
+        assert_eq!(body["data"]["services"]["postgresql"]["metrics"]["max"], 20);
+        assert_eq!(body["data"]["circuitBreakers"]["database"]["state"], "CLOSED");
+        let (status, headers, body) = ask(&router, get_request("/api/v1/documents")).await;
+        assert_eq!((status, &body["request_id"]), (StatusCode::SERVICE_UNAVAILABLE, &"r1".into()));
+        assert!(headers.contains_key(header::RETRY_AFTER));
+    }
+
+    #[tokio::test]
+    async fn only_health_and_metrics_are_open() {
+        let router = router(&app(&["--jwt-secret=0123456789abcdef0123456789abcdef"]));
+        for path in ["/api/v1/documents", "/api/v1/documents/x"] {
+            let (status, headers, body) = ask(&router, get_request(path)).await;
+            assert_eq!((status, &body["status"]), (StatusCode::UNAUTHORIZED, &401.into()));
+            assert!(headers.contains_key(header::WWW_AUTHENTICATE));
+            assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        }
+        assert_eq!(ask(&router, get_request("/metrics")).await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_a_problem_too() {
+        let router = router(&app(&["--auth=off"]));
+        let (status, headers, body) = ask(&router, get_request("/nope")).await;
+        assert_eq!((status, &body["request_id"]), (StatusCode::NOT_FOUND, &"r1".into()));
+        assert_eq!(headers["x-request-id"], "r1");
+        let request = Request::put("/api/v1/documents").body(Body::empty()).unwrap();
+        let (status, headers, _) = ask(&router, request).await;
+        assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+        assert!(headers[header::ALLOW].to_str().unwrap().contains("POST"));
+    }
+
+    #[tokio::test]
+    async fn a_full_outbox_refuses_writes() {
+        let router = router(&app(&["--auth=off", "--outbox-max=0", "--vector-dimension=1"]));
+        let request = Request::post("/api/v1/documents").header(header::CONTENT_TYPE, "application/json");
+        let request = request.body(Body::from(r#"{"content":"x","embedding":[1]}"#)).unwrap();
+        let (status, headers, body) = ask(&router, request).await;
+        assert_eq!(
+            (status, &body["type"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &"urn:outrigger:problem:outbox-full".into())
+        );
+        assert!(headers.contains_key(header::RETRY_AFTER));
+    }
+
+    #[tokio::test]
+    async fn draining_fails_readiness_and_closes_connections() {
+        let app = app(&["--auth=off"]);
+        let router = router(&app);
+        app.drain();
+        let (status, headers, body) = ask(&router, get_request("/health/ready")).await;
+        assert_eq!((status, &body["data"]["status"]), (StatusCode::SERVICE_UNAVAILABLE, &"draining".into()));
+        assert_eq!(headers[header::CONNECTION], "close");
+        assert_eq!(ask(&router, get_request("/health/live")).await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_or_hangs_is_answered_for() {
+        let app = app(&["--auth=off", "--request-timeout=50ms"]);
+        let hang = get(std::future::pending::<()>).layer(from_fn(exchange::bounded));
+        let routes = Router::new().route("/hang", hang).route("/panic", get(|| async { panic!("on purpose") as () }));
+        let router = wrap(&app, routes);
+        let (status, _, body) = ask(&router, get_request("/panic")).await;
+        assert_eq!((status, &body["request_id"]), (StatusCode::INTERNAL_SERVER_ERROR, &"r1".into()));
+        assert_eq!(app.metrics.panics.get(), 1);
+        let (status, _, _) = ask(&router, get_request("/hang")).await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
     }
 }

@@ -1,8 +1,8 @@
 //! Starts the app, waits for the signal to leave, drains. Exit codes: 0 as asked, 1 failed, 78 configuration.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use outrigger_app::config::{self, ConfigError, LogFormat, Settings};
 use outrigger_app::serve::{ListenError, Listeners};
 use outrigger_app::{App, jwt_ring, postgres, router};
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         tracing::debug!("the provider of TLS was installed before");
     }
     jwt_ring::install();
-    let settings = match Settings::try_parse() {
+    let settings = match Settings::read(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) => {
             // Help and version come as errors too, and are none.
@@ -40,7 +40,10 @@ fn main() -> ExitCode {
     };
     let outcome = start_logging(&settings).map_err(Fatal::from).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(run(&settings))
+        let outcome = runtime.block_on(run(&settings));
+        // A look-up of a name that hangs must not keep a drained process.
+        runtime.shutdown_background();
+        outcome
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,7 +100,8 @@ fn start_logging(settings: &Settings) -> Result<(), ConfigError> {
     let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
         ConfigError::setting("APP_LOG", error.to_string(), "write \"info\" or \"outrigger_app=debug,info\"")
     })?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
     match settings.log_format {
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
         LogFormat::Text => subscriber.init(),

@@ -19,9 +19,8 @@
 //! is then, so a late retry never brings a deleted document back. Only the claim's holder talks to ChromaDB about a
 //! document, and a mark is removed only if the document was not written since ([`Job::generation`]).
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -29,7 +28,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::chroma::{Chroma, ChromaError, Record};
+use crate::chroma::{Chroma, Record};
+use crate::chroma_http::ChromaError;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -44,16 +44,13 @@ const INLINE_BUDGET_WHEN_FAILING: Duration = Duration::from_millis(250);
 const INLINE_CLAIM: Duration = Duration::from_secs(5);
 /// How long a call that got no answer may still take to arrive.
 const SETTLE: Duration = Duration::from_secs(5);
-/// How often the worker looks for marks that other Machines left.
-const TICK: Duration = Duration::from_secs(1);
-/// Longest time for the worker's own statements.
-const STATEMENT: Duration = Duration::from_secs(5);
+/// Longest time for a statement of our own, outside any request.
+pub const STATEMENT: Duration = Duration::from_secs(5);
 /// Longest time for one of the worker's calls: it decides how long a crashed Machine's documents wait for another one.
 const WORKER_CALL: Duration = Duration::from_secs(3);
-/// Rows that the worker claims at a time.
-const BATCH: usize = 64;
 /// Most bytes of content that it holds at a time.
 const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_ROWS: usize = 64;
 
 /// The sole right to talk to ChromaDB about a document, for a while.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +62,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn new(length: Duration) -> Self {
+    /// From now on, for `length`.
+    pub fn new(length: Duration) -> Self {
         Self { token: Uuid::now_v7(), length, since: Instant::now() }
     }
 
@@ -75,7 +73,7 @@ impl Claim {
     }
 
     /// What is left, less the time that a call of `work` would need.
-    fn leaves_time_for(&self, work: Duration) -> bool {
+    pub fn leaves_time_for(&self, work: Duration) -> bool {
         self.since.elapsed() + work < self.length
     }
 }
@@ -107,7 +105,7 @@ pub enum Applied {
     /// The worker will see to it.
     Later,
     /// ChromaDB will never take it; the write was undone.
-    Refused(String),
+    Refused(ApiError),
 }
 
 /// What is waiting, as of the last look.
@@ -121,17 +119,19 @@ pub struct Backlog {
 /// The outbox of all Machines, seen from this one.
 #[derive(Debug)]
 pub struct Outbox {
-    postgres: Arc<Postgres>,
-    chroma: Arc<Chroma>,
-    metrics: Metrics,
-    wake: Notify,
-    depth: AtomicU64,
-    oldest_age_ms: AtomicU64,
-    bound: u64,
+    pub(crate) postgres: Arc<Postgres>,
+    pub(crate) chroma: Arc<Chroma>,
+    pub(crate) metrics: Metrics,
+    pub(crate) wake: Notify,
+    pub(crate) depth: AtomicU64,
+    pub(crate) oldest_age_ms: AtomicU64,
+    pub(crate) bound: u64,
+    /// The collection that is known to hold, or to get, every document.
+    pub(crate) collection: Mutex<Option<String>>,
     /// Documents in one call of the worker.
-    chunk: usize,
+    pub(crate) chunk: usize,
     /// Longest time for one call of the worker.
-    call: Duration,
+    pub(crate) call: Duration,
 }
 
 impl Outbox {
@@ -152,7 +152,8 @@ impl Outbox {
             depth: AtomicU64::new(0),
             oldest_age_ms: AtomicU64::new(0),
             bound,
-            chunk: (CHUNK_BYTES / max_document_bytes.max(1)).clamp(1, BATCH),
+            collection: Mutex::new(None),
+            chunk: (CHUNK_BYTES / max_document_bytes.max(1)).clamp(1, CHUNK_ROWS),
             call: call.min(WORKER_CALL),
         })
     }
@@ -210,13 +211,18 @@ impl Outbox {
                 self.finish(&[job]).await;
                 Applied::Now
             }
-            Err(ChromaError::Refused { message, .. }) if record.is_some() => {
+            Err(refusal @ (ChromaError::Refused { .. } | ChromaError::Misfit(_))) if record.is_some() => {
                 if let Err(error) = records::undo(&self.postgres, Deadline::after(STATEMENT), &job).await {
                     tracing::warn!(document = %job.document, error = %error, "a refused document could not be undone");
                     return Applied::Later;
                 }
                 self.wake.notify_one();
-                Applied::Refused(message)
+                Applied::Refused(match refusal {
+                    ChromaError::Refused { message, .. } => {
+                        ApiError::Invalid(format!("ChromaDB does not take this document: {message}"))
+                    }
+                    misfit => misfit.into(),
+                })
             }
             Err(error) => {
                 self.postpone(&[job], &error).await;
@@ -225,138 +231,8 @@ impl Outbox {
         }
     }
 
-    /// Works off what is due, until the process ends.
-    pub async fn work(self: Arc<Self>) {
-        let mut told = String::new();
-        loop {
-            let full_batch = match self.round().await {
-                Ok(done) => {
-                    told.clear();
-                    done == BATCH
-                }
-                Err(ApiError::Internal(error)) => {
-                    // Once, not every second for as long as it lasts.
-                    if told != error {
-                        tracing::error!(error, "the outbox cannot be worked off: {error}");
-                        told = error;
-                    }
-                    false
-                }
-                // A database that is away is told of where that is noticed, once.
-                Err(error) => {
-                    tracing::debug!(error = %error, "the outbox waits: {error}");
-                    false
-                }
-            };
-            if !full_batch {
-                let _ = tokio::time::timeout(TICK, self.wake.notified()).await;
-            }
-        }
-    }
-
-    /// One batch of what is due: how many it was.
-    async fn round(&self) -> Result<usize, ApiError> {
-        if self.look().await? == 0 {
-            return Ok(0);
-        }
-        // Asked before anything is claimed: while ChromaDB is away, marks keep their place and their patience.
-        self.chroma.reachable(Deadline::after(STATEMENT)).await?;
-        let jobs = self.claim().await?;
-        for chunk in jobs.chunks(self.chunk) {
-            self.bring_up_to_date(chunk).await?;
-        }
-        Ok(jobs.len())
-    }
-
-    /// Makes ChromaDB's copies what PostgreSQL has now: upserts those that exist, deletes those that do not.
-    async fn bring_up_to_date(&self, jobs: &[Job]) -> Result<(), ApiError> {
-        if !jobs.first().is_some_and(|job| job.claim.leaves_time_for(self.call * 2)) {
-            self.postpone(jobs, &ChromaError::NotAsked(ApiError::DeadlineExceeded)).await;
-            return Ok(());
-        }
-        let ids: Vec<Uuid> = jobs.iter().map(|job| job.document).collect();
-        let documents = records::by_ids(&self.postgres, Deadline::after(STATEMENT), &ids).await?;
-        let mut records: HashMap<Uuid, Record> = documents.into_iter().map(|d| (d.id, d.into_record())).collect();
-        let (kept, deleted): (Vec<Job>, Vec<Job>) = jobs.iter().partition(|job| records.contains_key(&job.document));
-        if !deleted.is_empty() {
-            let ids: Vec<Uuid> = deleted.iter().map(|job| job.document).collect();
-            let outcome = self.chroma.delete(Deadline::after(self.call), &ids).await;
-            self.settle(&deleted, outcome).await;
-        }
-        if !kept.is_empty() {
-            let batch: Vec<Record> = kept.iter().filter_map(|job| records.remove(&job.document)).collect();
-            self.upsert(&kept, &batch).await;
-        }
-        Ok(())
-    }
-
-    /// Upserts all at once, or one by one when ChromaDB refuses the batch: one bad document must not hold up the rest.
-    async fn upsert(&self, jobs: &[Job], batch: &[Record]) {
-        let outcome = self.chroma.upsert(Deadline::after(self.call), batch).await;
-        if jobs.len() == 1 || !matches!(outcome, Err(ChromaError::Refused { .. })) {
-            return self.settle(jobs, outcome).await;
-        }
-        for (job, record) in jobs.iter().zip(batch) {
-            let outcome = if job.claim.leaves_time_for(self.call) {
-                self.chroma.upsert(Deadline::after(self.call), std::slice::from_ref(record)).await
-            } else {
-                Err(ChromaError::NotAsked(ApiError::DeadlineExceeded))
-            };
-            self.settle(std::slice::from_ref(job), outcome).await;
-        }
-    }
-
-    async fn settle(&self, jobs: &[Job], outcome: Result<(), ChromaError>) {
-        self.count("worker", &outcome, jobs.len());
-        match outcome {
-            Ok(()) => self.finish(jobs).await,
-            Err(error) => {
-                tracing::warn!(documents = jobs.len(), error = %error, "{} documents wait: {error}", jobs.len());
-                self.postpone(jobs, &error).await;
-            }
-        }
-    }
-
-    /// Counts what waits, for the bound and the gauges: how many of it is due and nobody's.
-    async fn look(&self) -> Result<i64, ApiError> {
-        const LOOK: &str = "
-            SELECT count(*) FILTER (WHERE applied_at IS NULL) AS depth,
-                coalesce(extract(epoch FROM clock_timestamp() - min(enqueued_at) FILTER (WHERE applied_at IS NULL)), 0)
-                    ::float8 AS age,
-                count(*) FILTER (WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()) AS due
-            FROM (SELECT applied_at, enqueued_at, due_at, claimed_until FROM outbox LIMIT $1) AS bounded";
-        // Beyond the bound the exact number changes nothing.
-        let most = i64::try_from(self.bound).unwrap_or(i64::MAX).saturating_add(1);
-        let rows =
-            self.postgres.query("outbox::look", Deadline::after(STATEMENT), LOOK, &[(&most, Type::INT8)]).await?;
-        let row = rows.first().ok_or_else(|| ApiError::Internal("a count without a row".to_owned()))?;
-        let (depth, age): (i64, f64) = (column(row, "depth")?, column(row, "age")?);
-        self.depth.store(u64::try_from(depth).unwrap_or(0), Ordering::Relaxed);
-        self.oldest_age_ms.store((age.max(0.0) * 1000.0) as u64, Ordering::Relaxed);
-        self.metrics.outbox_depth.set(depth);
-        self.metrics.outbox_oldest_age.set(age.max(0.0));
-        column(row, "due")
-    }
-
-    async fn claim(&self) -> Result<Vec<Job>, ApiError> {
-        const CLAIM: &str = "
-            UPDATE outbox SET doubtful = doubtful OR claim IS NOT NULL, claim = $1,
-                claimed_until = clock_timestamp() + make_interval(secs => $2)
-            WHERE document_id IN (
-                SELECT document_id FROM outbox
-                WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()
-                ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
-            RETURNING document_id, generation";
-        // One delete, one upsert, and our own statements around them.
-        let claim = Claim::new(self.call * 2 + Duration::from_secs(2));
-        let most = BATCH as i64;
-        let params = [(&claim.token as _, Type::UUID), (&claim.seconds() as _, Type::FLOAT8), (&most as _, Type::INT8)];
-        let rows = self.postgres.query("outbox::claim", Deadline::after(STATEMENT), CLAIM, &params).await?;
-        rows.iter().map(|row| Job::from_row(row, claim)).collect()
-    }
-
     /// Removes the marks of what was applied. A mark whose document was written since, or that is in doubt, stays.
-    async fn finish(&self, jobs: &[Job]) {
+    pub(crate) async fn finish(&self, jobs: &[Job]) {
         const REMOVE: &str = "
             DELETE FROM outbox o USING unnest($1, $2) AS done (document_id, generation)
             WHERE o.document_id = done.document_id AND o.generation = done.generation AND o.claim = $3
@@ -394,7 +270,7 @@ impl Outbox {
     }
 
     /// Lets the marks go until later: half a second at first, then twice as long each time, 5 minutes at most.
-    async fn postpone(&self, jobs: &[Job], why: &ChromaError) {
+    pub(crate) async fn postpone(&self, jobs: &[Job], why: &ChromaError) {
         const POSTPONE: &str = "
             UPDATE outbox SET claim = NULL, claimed_until = '-infinity', attempts = attempts + 1,
                 doubtful = doubtful OR $3, last_error = left($4, 500),
@@ -428,12 +304,12 @@ impl Outbox {
         Ok(())
     }
 
-    fn count(&self, by: &str, outcome: &Result<(), ChromaError>, documents: usize) {
+    pub(crate) fn count(&self, by: &str, outcome: &Result<(), ChromaError>, documents: usize) {
         let result = match outcome {
             Ok(()) => "ok",
             Err(ChromaError::NotAsked(_)) => "not_asked",
             Err(ChromaError::NoAnswer(_)) => "no_answer",
-            Err(ChromaError::Refused { .. }) => "refused",
+            Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => "refused",
             Err(ChromaError::Failed { .. }) => "failed",
         };
         self.metrics.outbox_applied.with_label_values(&[by, result]).inc_by(documents as u64);

@@ -9,12 +9,10 @@
 //!
 //! `FF_ENABLE_ENHANCED_POOLING` off leaves plain bb8: no jitter, no watch, no warm minimum. `monitor` only watches.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bb8::{ManageConnection, PooledConnection, RunError};
@@ -24,6 +22,7 @@ use serde::Serialize;
 use crate::deadline::Deadline;
 use crate::error::{ApiError, Dependency};
 use crate::metrics::Metrics;
+use crate::pool_state::{Shared, Sink, Waiting, watch_for_leaks};
 
 /// A connection that worked this recently is handed out without a check.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// database is back, and not so long that its requests pile up.
 const FAILING: u32 = 3;
 const FAILING_PATIENCE: Duration = Duration::from_millis(500);
-/// How often the pool refills itself and looks for leaks.
+/// How often the pool refills itself.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// What the pool needs to know about a database.
@@ -158,7 +157,7 @@ impl<B: Backend> Pool<B> {
             total: state.connections,
             active: state.connections.saturating_sub(state.idle_connections),
             idle: state.idle_connections,
-            waiting: self.shared.waiting.load(Ordering::Relaxed),
+            waiting: self.shared.waiting(),
             max: self.settings.max,
             min: self.settings.min,
         }
@@ -166,12 +165,12 @@ impl<B: Backend> Pool<B> {
 
     /// Failures since the last success, of connections, checks and requests.
     pub fn failures(&self) -> u32 {
-        self.shared.failures.load(Ordering::Relaxed)
+        self.shared.failures()
     }
 
     /// Why the database was last found wanting, while it is.
     pub fn last_error(&self) -> Option<String> {
-        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.last_error()
     }
 
     /// The database did not do what it was asked for.
@@ -263,7 +262,7 @@ impl<B: Backend> Checkout<B> {
 
 impl<B: Backend> Drop for Checkout<B> {
     fn drop(&mut self) {
-        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.held);
+        self.shared.let_go(self.held);
         if !self.released {
             self.connection.interrupted = true;
             self.backend.interrupt(&self.connection.client);
@@ -333,123 +332,168 @@ impl<B: Backend> ManageConnection for Keeper<B> {
     }
 }
 
-/// What a pool's users, its connections and its watch share.
-#[derive(Debug)]
-struct Shared {
-    dependency: Dependency,
-    metrics: Metrics,
-    waiting: AtomicI64,
-    failures: AtomicU32,
-    last_error: Mutex<Option<String>>,
-    held: Mutex<HashMap<u64, Held>>,
-    next: AtomicU64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-#[derive(Debug)]
-struct Held {
-    what: &'static str,
-    since: Instant,
-    told: bool,
-}
+    /// A database that can be told to be away, and remembers what was done to it.
+    #[derive(Clone, Default)]
+    struct Fake(Arc<State>);
 
-impl Shared {
-    fn new(dependency: Dependency, metrics: Metrics) -> Self {
-        Self {
-            dependency,
-            metrics,
-            waiting: AtomicI64::new(0),
-            failures: AtomicU32::new(0),
-            last_error: Mutex::new(None),
-            held: Mutex::new(HashMap::new()),
-            next: AtomicU64::new(0),
-        }
+    #[derive(Default)]
+    struct State {
+        away: AtomicBool,
+        opened: AtomicUsize,
+        interrupted: AtomicUsize,
     }
 
-    fn name(&self) -> &'static str {
-        self.dependency.name()
-    }
+    impl Backend for Fake {
+        type Client = usize;
+        const DEPENDENCY: Dependency = Dependency::Postgres;
 
-    fn hold(&self, what: &'static str) -> u64 {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let held = Held { what, since: Instant::now(), told: false };
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, held);
-        id
-    }
-
-    fn failed(&self, reason: &str) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        // The first failure is news, the next thousand are a number in the metrics.
-        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!(dependency = self.name(), reason, "{} failed: {reason}", self.dependency);
-        }
-    }
-
-    fn succeeded(&self) {
-        // Read first: the common case writes nothing that other cores have to fetch.
-        if self.failures.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let failures = self.failures.swap(0, Ordering::Relaxed);
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if failures > 0 {
-            let dependency = self.dependency;
-            tracing::info!(dependency = self.name(), failures, "{dependency} answers again after {failures} failures");
-        }
-    }
-}
-
-/// Counts a wait for as long as it lasts, also when the request that waits goes away.
-struct Waiting {
-    shared: Arc<Shared>,
-    since: Instant,
-}
-
-impl Waiting {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.waiting.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(shared), since: Instant::now() }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Where bb8 tells why it could not connect.
-#[derive(Clone, Debug)]
-struct Sink(Arc<Shared>);
-
-impl bb8::ErrorSink<ConnectionError> for Sink {
-    fn sink(&self, error: ConnectionError) {
-        match error {
-            ConnectionError::Expired => {}
-            // A restarted database closes idle connections: worth a count, and no verdict on the database.
-            ConnectionError::Closed => self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc(),
-            error => {
-                self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc();
-                self.0.failed(&error.to_string());
+        async fn open(&self) -> Result<usize, ConnectionError> {
+            match self.0.away.load(Ordering::Relaxed) {
+                true => Err(ConnectionError::Failed("it is away".to_owned())),
+                false => Ok(self.0.opened.fetch_add(1, Ordering::Relaxed)),
             }
         }
-    }
 
-    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<ConnectionError>> {
-        Box::new(self.clone())
-    }
-}
-
-/// Names, once each, those who hold a connection for longer than `leak_after`. Ends with the pool.
-async fn watch_for_leaks(pool: std::sync::Weak<Shared>, leak_after: Duration) {
-    loop {
-        tokio::time::sleep(UPKEEP.min(leak_after)).await;
-        let Some(shared) = pool.upgrade() else { return };
-        let mut held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
-        for holder in held.values_mut().filter(|h| !h.told && h.since.elapsed() >= leak_after) {
-            holder.told = true;
-            shared.metrics.pool_leaks.with_label_values(&[shared.name()]).inc();
-            let (what, seconds) = (holder.what, holder.since.elapsed().as_secs());
-            tracing::warn!(pool = shared.name(), what, seconds, "{what} has held a connection for {seconds} s");
+        async fn check(&self, _client: &usize) -> Result<(), ConnectionError> {
+            Ok(())
         }
+
+        fn is_closed(&self, _client: &usize) -> bool {
+            false
+        }
+
+        fn interrupt(&self, _client: &usize) {
+            self.0.interrupted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn pool(fake: &Fake, enhanced: Mode) -> Pool<Fake> {
+        let settings = PoolSettings {
+            min: 2,
+            max: 3,
+            acquire_timeout: Duration::from_millis(200),
+            max_lifetime: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            leak_after: Duration::from_millis(20),
+            open_timeout: Duration::from_millis(200),
+            enhanced,
+        };
+        Pool::start(fake.clone(), settings, Metrics::new().unwrap())
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
+    }
+
+    /// Waits for a condition, not for a time.
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        for _ in 0..500 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within 5 s: {what}");
+    }
+
+    #[tokio::test]
+    async fn is_warm_at_its_minimum_before_anybody_asks() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Enforce);
+        until("two idle connections", || pool.numbers().idle == 2).await;
+    }
+
+    #[tokio::test]
+    async fn is_cold_when_the_flag_is_off() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Off);
+        pool.checkout("test", soon()).await.unwrap().release();
+        assert_eq!(pool.numbers().total, 1);
+    }
+
+    #[tokio::test]
+    async fn a_released_connection_is_used_again() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Off);
+        for _ in 0..5 {
+            pool.checkout("test", soon()).await.unwrap().release();
+        }
+        assert_eq!(fake.0.opened.load(Ordering::Relaxed), 1);
+        assert_eq!(fake.0.interrupted.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_dropped_in_the_middle_of_its_work_is_never_used_again() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Off);
+        let first = pool.checkout("test", soon()).await.unwrap();
+        let id = *first.client();
+        drop(first);
+        assert_eq!(fake.0.interrupted.load(Ordering::Relaxed), 1);
+        let second = pool.checkout("test", soon()).await.unwrap();
+        assert_ne!(*second.client(), id);
+        second.release();
+    }
+
+    #[tokio::test]
+    async fn tells_busy_from_away() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Enforce);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(pool.checkout("test", soon()).await.unwrap());
+        }
+        let busy = pool.checkout("test", soon()).await.unwrap_err();
+        assert!(matches!(busy, ApiError::PoolExhausted(Dependency::Postgres)), "{busy:?}");
+        // From now on nothing can be opened, and what was open is gone.
+        fake.0.away.store(true, Ordering::Relaxed);
+        drop(held);
+        until("a failed attempt", || pool.failures() > 0).await;
+        let away = pool.checkout("test", soon()).await.unwrap_err().to_string();
+        assert!(away.contains("it is away"), "{away}");
+        fake.0.away.store(false, Ordering::Relaxed);
+        until("a connection again", || pool.numbers().total > 0).await;
+        pool.checkout("test", soon()).await.unwrap().release();
+        assert_eq!((pool.failures(), pool.last_error()), (0, None));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_beyond_their_own_deadline() {
+        let fake = Fake::default();
+        fake.0.away.store(true, Ordering::Relaxed);
+        let pool = pool(&fake, Mode::Off);
+        let since = Instant::now();
+        assert!(pool.checkout("test", Deadline::after(Duration::from_millis(30))).await.is_err());
+        assert!(since.elapsed() < Duration::from_millis(150), "{:?}", since.elapsed());
+        assert_eq!(pool.numbers().waiting, 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_holds_a_connection_for_too_long_is_counted_once() {
+        let fake = Fake::default();
+        let pool = pool(&fake, Mode::Monitor);
+        let held = pool.checkout("test", soon()).await.unwrap();
+        let leaks = || pool.shared.metrics.pool_leaks.with_label_values(&["postgresql"]).get();
+        until("a leak", || leaks() > 0).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert_eq!(leaks(), 1);
+        held.release();
+    }
+
+    #[tokio::test]
+    async fn lifetimes_differ_and_never_exceed_the_limit() {
+        let fake = Fake::default();
+        let settings = pool(&fake, Mode::Enforce).settings;
+        let keeper = Keeper { backend: Arc::new(fake), settings, jitter: RandomState::new() };
+        let now = Instant::now();
+        let lives: std::collections::HashSet<Duration> =
+            (0..50).map(|n| keeper.expiry(now + Duration::from_nanos(n)).unwrap() - now).collect();
+        assert!(lives.len() > 5, "{lives:?}");
+        assert!(lives.iter().all(|life| (47..=60).contains(&life.as_secs())), "{lives:?}");
     }
 }

@@ -204,13 +204,13 @@ impl Connector {
         }
         let trust = if config.get_ssl_mode() == SslMode::Disable { Trust::Nobody } else { Trust::System };
         let tls = tls::client_config(trust).map_err(|e| bad(e.to_string()))?;
-        let options = format!(
-            "{} -c statement_timeout={} -c idle_in_transaction_session_timeout=60000",
-            config.get_options().unwrap_or_default(),
-            settings.db_statement_timeout.get().as_millis(),
-        );
+        let limit = settings.db_statement_timeout.get();
+        if !limit.is_zero() {
+            let options = config.get_options().unwrap_or_default();
+            let options = format!("{options} -c statement_timeout={}", limit.as_millis());
+            config.options(options.trim());
+        }
         config
-            .options(options.trim())
             .application_name("outrigger-app")
             .connect_timeout(settings.db_connect_timeout.get())
             .keepalives(true)

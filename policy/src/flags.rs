@@ -176,7 +176,9 @@ impl Network {
     /// Whether `address` lies in this network. An IPv4 address written as IPv6 (`::ffff:1.2.3.4`) counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
-            (IpAddr::V4(net), IpAddr::V4(ip)) => same_prefix(net.to_bits().into(), ip.to_bits().into(), self.prefix_bits, 32),
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                same_prefix(net.to_bits().into(), ip.to_bits().into(), self.prefix_bits, 32)
+            }
             (IpAddr::V6(net), IpAddr::V6(ip)) => same_prefix(net.to_bits(), ip.to_bits(), self.prefix_bits, 128),
             _ => false,
         }

@@ -5,8 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -16,14 +15,16 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::client_stream::ClientStream;
+use crate::lane;
 use crate::metrics::Outcome;
 use crate::pipeline::Gateway;
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::state::{OpenConnection, Phase, State};
+use crate::timer::Timer;
 use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
 
 /// When the process closes connections at rest: how long one must have rested. A client that is about to send on a
@@ -100,7 +101,9 @@ async fn accept_failed(error: &std::io::Error) {
     // A client that left between connecting and accepting is none of our concern. Anything else, such as too many
     // open files, lasts: without a pause this loop would eat the CPU that could free some.
     if error.kind() != std::io::ErrorKind::ConnectionAborted {
-        tracing::error!("no connection can be accepted: {error}; raise the limit of open files or lower max_connections");
+        tracing::error!(
+            "no connection can be accepted: {error}; raise the limit of open files or lower max_connections"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -120,7 +123,9 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let stream = Box::new(ClientStream::new(socket, client));
     let worker = worker.clone();
     match protocol {
-        Protocol::Http1 => drop(tokio::spawn(Connection::new(stream, worker, open).serve())),
+        Protocol::Http1 => {
+            drop(tokio::spawn(Connection::new(stream, client.ip().to_canonical(), worker, open).serve()))
+        }
         Protocol::H2c => drop(tokio::spawn(serve_h2(stream, worker, open))),
     }
 }
@@ -141,6 +146,7 @@ struct Connection {
     worker: Worker,
     rest: Resting,
     timer: Timer,
+    client: IpAddr,
     requests: u64,
     _open: OpenConnection,
 }
@@ -158,22 +164,32 @@ enum Arrival {
 }
 
 impl Connection {
-    fn new(stream: Box<ClientStream>, worker: Worker, open: OpenConnection) -> Self {
-        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), requests: 0, _open: open }
+    fn new(stream: Box<ClientStream>, client: IpAddr, worker: Worker, open: OpenConnection) -> Self {
+        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), client, requests: 0, _open: open }
     }
 
     async fn serve(mut self) {
         loop {
-            match self.next_head().await {
-                Arrival::Head(head) => self.stream.begin(head),
+            let head = match self.next_head().await {
+                Arrival::Head(head) => head,
                 Arrival::Refused(rejection) => return self.refuse(rejection).await,
                 Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
-            }
+            };
             self.requests += 1;
+            if head.is_simple {
+                let bytes = self.stream.take_head(head.len);
+                match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.client).await {
+                    lane::Next::Request => continue,
+                    lane::Next::Close => return,
+                }
+            }
+            self.stream.begin(head);
             let mut session = ServerSession::new_http1(self.stream);
             // Resting is our own affair: Pingora never waits for a head on this stream.
             session.set_keepalive(Some(0));
-            let Some(finished) = self.worker.proxy.process_new_http(session, &self.worker.leaving).await else { return };
+            let Some(finished) = self.worker.proxy.process_new_http(session, &self.worker.leaving).await else {
+                return;
+            };
             let (stream, _) = finished.consume();
             let Ok(stream) = stream.into_any().downcast::<ClientStream>() else { return };
             self.stream = stream;
@@ -312,35 +328,6 @@ async fn serve_h2(mut stream: Box<ClientStream>, worker: Worker, open: OpenConne
     drop(open);
 }
 
-/// One timer for the life of a connection. Moving its deadline is free; only when it fires does it look whether the
-/// deadline has moved, and waits on. So a busy connection never touches the runtime's timers.
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    is_armed: bool,
-}
-
-impl Timer {
-    fn new() -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep_until(Instant::now())), is_armed: false }
-    }
-
-    /// Ready at `deadline`.
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        loop {
-            let must_move = !self.is_armed || self.sleep.is_elapsed() || self.sleep.deadline() > deadline;
-            if !must_move {
-                return Poll::Pending;
-            }
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.sleep.as_mut().reset(deadline);
-            self.is_armed = true;
-            ready!(self.sleep.as_mut().poll(cx));
-        }
-    }
-}
-
 thread_local! {
     /// The connections of this worker that can be woken when the process closes.
     static RESTING: RefCell<Wakers> = const { RefCell::new(Wakers { slots: Vec::new(), free: Vec::new() }) };
@@ -393,6 +380,7 @@ impl Drop for Resting {
 
 /// Wakes every connection of this thread, so that those at rest see that the process closes.
 pub fn wake_resting() {
-    let wakers: Vec<Waker> = RESTING.with_borrow_mut(|wakers| wakers.slots.iter_mut().filter_map(Option::take).collect());
+    let wakers: Vec<Waker> =
+        RESTING.with_borrow_mut(|wakers| wakers.slots.iter_mut().filter_map(Option::take).collect());
     wakers.into_iter().for_each(Waker::wake);
 }

@@ -111,7 +111,7 @@ enum ScrapeError {
 async fn fetch(target: &Target, path: &str) -> Result<String, ScrapeError> {
     match target {
         Target::Tcp(address) => ask(TcpStream::connect(address).await?, path).await,
-        Target::Unix(socket) => ask(UnixStream::connect(socket).await?, path).await,
+        Target::Unix(socket) => ask(UnixStream::connect(&**socket).await?, path).await,
     }
 }
 

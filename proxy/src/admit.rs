@@ -18,7 +18,10 @@ pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchan
 /// # Errors
 /// [`Rejection::BodyTooLarge`]
 pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let announced = request.headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let announced = request
+        .fields
+        .get(&http::header::CONTENT_LENGTH)
+        .and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
     if announced.is_some_and(|bytes: u64| bytes > exchange.route().max_body_bytes) {
         return Err(Rejection::BodyTooLarge);
     }

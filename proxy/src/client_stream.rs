@@ -135,6 +135,27 @@ impl ClientStream {
         self.current = Current::Head { left: head.len, body };
     }
 
+    /// Takes the head of `len` bytes at the start of [`Self::pending`] out of the stream.
+    pub fn take_head(&mut self, len: usize) -> BytesMut {
+        if len == self.input.len() { std::mem::take(&mut self.input) } else { self.input.split_to(len) }
+    }
+
+    /// Where an answer is gathered; [`Self::poll_send`] sends it.
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Sends part of `bytes` directly. Nothing may be gathered.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_send_directly(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.socket.as_mut() {
+            Some(socket) => Pin::new(socket).poll_write(cx, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
     /// Lets Pingora read everything: the connection speaks HTTP/2.
     pub fn begin_tunnel(&mut self) {
         self.current = Current::Body(Body::Tunnel);
@@ -184,7 +205,12 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_chunked(&mut self, chunks: &mut Chunks, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_chunked(
+        &mut self,
+        chunks: &mut Chunks,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(self.poll_upto(usize::MAX, cx, buf))?;
         let fresh = &buf.filled()[before..];
@@ -217,8 +243,11 @@ impl ClientStream {
         read.as_mut().poll(cx).map_ok(|_| ())
     }
 
-    /// The request has been read: only the end of the connection is of interest to Pingora now.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when the client has ended the connection. What it sends meanwhile is its next request, and kept.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.input.len() >= READ_AHEAD_BYTES {
                 // The answer's progress wakes the task; the client's next bytes can wait.
@@ -230,9 +259,15 @@ impl ClientStream {
         }
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends what was gathered.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
-            let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let Some(socket) = self.socket.as_mut() else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
             let sent = ready!(Pin::new(socket).poll_write(cx, &self.output))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -293,7 +328,7 @@ impl AsyncRead for ClientStream {
                 let body = *body;
                 this.poll_body(body, cx, buf)
             }
-            Current::Body(_) | Current::Between => this.poll_idle(cx),
+            Current::Body(_) | Current::Between => this.poll_gone(cx),
         }
     }
 }

@@ -11,17 +11,18 @@ pub mod units;
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_policy::flags::{Feature, Flag, Network};
 use outrigger_policy::priority::Priority;
 use serde::Deserialize;
 
-pub use self::error::ConfigError;
-pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::check::{Node, Step, Value};
+pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
+pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::units::{AppAddress, MetricsUrl};
 use crate::route::{Conditions, Route, RouteTable};
@@ -110,7 +111,7 @@ pub struct App {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A Unix socket.
-    Unix(PathBuf),
+    Unix(Arc<Path>),
     /// TCP.
     Tcp(SocketAddr),
 }
@@ -143,8 +144,9 @@ impl Config {
     /// Every problem of the file and of the environment, with its place.
     pub fn load(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let source = std::fs::read_to_string(file).map_err(|e| {
-            let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))
-                .hint("name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start");
+            let problem = Problem::new(Place::Whole, format!("cannot be read: {e}")).hint(
+                "name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start",
+            );
             ConfigError::new(file, "", vec![problem])
         })?;
         Self::parse(file, &source, environment)
@@ -208,7 +210,9 @@ fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
             "threads" => text.trim().parse().map_or(Value::Text(text), Value::Integer),
             "trusted" => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                Value::List(items.map(|item| Node { place: place.clone(), value: Value::Text(item.to_owned()) }).collect())
+                Value::List(
+                    items.map(|item| Node { place: place.clone(), value: Value::Text(item.to_owned()) }).collect(),
+                )
             }
             _ => Value::Text(text),
         };
@@ -303,7 +307,9 @@ impl Builder<'_> {
 
     fn check_listeners(&mut self, server: &Server, admin: SocketAddr) {
         let overlap = |a: SocketAddr, b: SocketAddr| {
-            a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+            a.port() == b.port()
+                && a.port() != 0
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
         };
         // One of the two may be a default, which stands nowhere: the other one is pointed at.
         let clash = |section: &'static str, key: &'static str, other: [&'static str; 2]| {
@@ -312,12 +318,18 @@ impl Builder<'_> {
         };
         let mut clashes = Vec::new();
         if overlap(server.listen, admin) {
-            clashes.push((clash("admin", "listen", ["server", "listen"]), format!("`admin.listen` is {admin} and `server.listen` {}", server.listen)));
+            clashes.push((
+                clash("admin", "listen", ["server", "listen"]),
+                format!("`admin.listen` is {admin} and `server.listen` {}", server.listen),
+            ));
         }
         if let Some(h2c) = server.h2c_listen
             && (overlap(h2c, admin) || overlap(h2c, server.listen))
         {
-            clashes.push((clash("server", "h2c_listen", ["server", "h2c_listen"]), format!("another listener is on {h2c} already")));
+            clashes.push((
+                clash("server", "h2c_listen", ["server", "h2c_listen"]),
+                format!("another listener is on {h2c} already"),
+            ));
         }
         for (path, message) in clashes {
             self.complain(&path, message, "give each its own port");
@@ -348,7 +360,7 @@ impl Builder<'_> {
 
     fn target(&mut self, address: &AppAddress, path: &[Step<'_>]) -> Option<Target> {
         match address {
-            AppAddress::Unix(path) => Some(Target::Unix(path.clone())),
+            AppAddress::Unix(path) => Some(Target::Unix(path.as_path().into())),
             AppAddress::Tcp(text) => match text.to_socket_addrs().map(|mut found| found.next()) {
                 Ok(Some(address)) => Some(Target::Tcp(address)),
                 Ok(None) | Err(_) => {
@@ -402,8 +414,10 @@ impl Builder<'_> {
                         .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
                         .find(|(_, earlier)| earlier.covers(&conditions));
                     if let Some((earlier, _)) = covered_by {
-                        let message =
-                            format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
+                        let message = format!(
+                            "route {:?} can never match: {earlier:?} comes first and takes all of it",
+                            written.name
+                        );
                         self.complain(&at("path"), message, "move it up, or narrow the other one");
                     }
                     routes.push(Route {
@@ -493,9 +507,8 @@ mod tests {
             .collect();
         let spelled_out = load(&uncommented, &[]).unwrap_or_else(|e| panic!("{e}"));
         let silent = load(shipped, &[]).unwrap_or_else(|e| panic!("{e}"));
-        let without_routes = |config: &Config| {
-            format!("{:?}{:?}{:?}{:?}", config.server, config.client, config.app, config.log)
-        };
+        let without_routes =
+            |config: &Config| format!("{:?}{:?}{:?}{:?}", config.server, config.client, config.app, config.log);
         assert_eq!(without_routes(&spelled_out), without_routes(&silent));
         assert_eq!(without_routes(&silent), without_routes(&load("", &[]).unwrap()));
     }
@@ -582,7 +595,11 @@ methods = ["get"]
     fn the_environment_wins_and_its_mistakes_name_it() {
         let config = load(
             "[server]\nlisten = \"127.0.0.1:1\"\n[flags]\naudit_trail = false\n",
-            &[("OUTRIGGER_LISTEN", "127.0.0.1:2"), ("OUTRIGGER_TRUSTED", "10.0.0.0/8, ::1"), ("FF_ENABLE_AUDIT_TRAIL", "10%")],
+            &[
+                ("OUTRIGGER_LISTEN", "127.0.0.1:2"),
+                ("OUTRIGGER_TRUSTED", "10.0.0.0/8, ::1"),
+                ("FF_ENABLE_AUDIT_TRAIL", "10%"),
+            ],
         )
         .unwrap();
         assert_eq!(config.server.listen.port(), 2);

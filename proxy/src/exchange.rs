@@ -4,12 +4,50 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::RequestId;
 use crate::route::Route;
 use crate::state::{InFlight, Snapshot};
+
+/// The fields of a request, parsed by Pingora or as they came off the wire.
+#[derive(Clone, Copy, Debug)]
+pub enum Fields<'a> {
+    /// Pingora's.
+    Map(&'a HeaderMap),
+    /// Ours.
+    Wire(&'a [httparse::Header<'a>]),
+}
+
+impl<'a> Fields<'a> {
+    /// The first value of `name`.
+    pub fn get(&self, name: &HeaderName) -> Option<&'a [u8]> {
+        match self {
+            Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+            Self::Wire(fields) => fields.iter().find(|field| is_named(field, name)).map(|field| field.value),
+        }
+    }
+
+    /// All values of `name`, in order. Allocates: not for the way of every request.
+    pub fn all(&self, name: &HeaderName) -> Vec<&'a [u8]> {
+        match self {
+            Self::Map(map) => map.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
+            Self::Wire(fields) => {
+                fields.iter().filter(|field| is_named(field, name)).map(|field| field.value).collect()
+            }
+        }
+    }
+
+    /// Whether there is a `name`.
+    pub fn has(&self, name: &HeaderName) -> bool {
+        self.get(name).is_some()
+    }
+}
+
+fn is_named(field: &httparse::Header<'_>, name: &HeaderName) -> bool {
+    field.name.len() == name.as_str().len() && field.name.eq_ignore_ascii_case(name.as_str())
+}
 
 /// What the stages read of a request. Borrowed from whichever protocol it came by.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +59,7 @@ pub struct Request<'a> {
     /// `Host` or `:authority`; empty when there is none.
     pub host: &'a str,
     /// The fields.
-    pub headers: &'a HeaderMap,
+    pub fields: Fields<'a>,
     /// HTTP/1.0 clients know neither chunks nor interim answers.
     pub is_http10: bool,
 }

@@ -8,7 +8,7 @@ use outrigger_policy::flags::{Feature, Subject};
 
 use crate::config::Config;
 use crate::config::units::{Size, Span};
-use crate::exchange::Request;
+use crate::exchange::{Fields, Request};
 
 /// What cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
         return Err(ExplainError::Path(target.to_owned()));
     }
     let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let request = Request { method: &method, path, host, headers, is_http10: false };
+    let request = Request { method: &method, path, host, fields: Fields::Map(headers), is_http10: false };
     let number = config.routes.find(&request);
     let route = &config.routes.all()[number];
     let subject = Subject { id: "127.0.0.1", user: None, address: IpAddr::from([127, 0, 0, 1]) };
@@ -68,7 +68,8 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
     line("app", &config.app.address.to_string());
     for feature in Feature::ALL {
         let flag = config.flag(feature);
-        let who = if flag.mode_for_everybody().is_some() { "for everybody" } else { "for 127.0.0.1; depends on the client" };
+        let who =
+            if flag.mode_for_everybody().is_some() { "for everybody" } else { "for 127.0.0.1; depends on the client" };
         let mode = flag.mode_for(feature, subject).name();
         line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
     }
@@ -81,7 +82,11 @@ fn because(name: &str, number: usize, config: &Config) -> String {
         "default" => "no route of the file matches".to_owned(),
         _ => {
             let before = crate::route::BUILT_IN.len();
-            format!("it is number {} of {} in the file, and the first that matches", number - before + 1, config.routes.all().len() - before - 1)
+            format!(
+                "it is number {} of {} in the file, and the first that matches",
+                number - before + 1,
+                config.routes.all().len() - before - 1
+            )
         }
     }
 }

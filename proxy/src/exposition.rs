@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn what_is_no_sample_is_left_out() {
-        let merged = merge(&[("proxy", "# TYPE a counter\na 1\n"), ("app", "<html>\na b c\n1x 2\nb{x=\"1\" 2\nc{} NaN\n")]);
+        let merged =
+            merge(&[("proxy", "# TYPE a counter\na 1\n"), ("app", "<html>\na b c\n1x 2\nb{x=\"1\" 2\nc{} NaN\n")]);
         assert_eq!(
             merged,
             "# HELP a No help given.\n# TYPE a counter\na{process=\"proxy\"} 1\n# HELP c No help given.\n# TYPE c untyped\nc{process=\"app\"} NaN\n"

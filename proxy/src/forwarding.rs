@@ -1,55 +1,123 @@
 //! What the app is told about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239), `traceparent` (W3C Trace Context).
-//! Pure: text in, field values out.
+//! Pure: a request in, fields out.
 
 use std::io::Write;
 use std::net::IpAddr;
 
-use http::HeaderValue;
+use http::{HeaderName, header};
 
+use crate::config::ForwardedStyle;
+use crate::exchange::{Exchange, Kind, Request};
 use crate::request_id::{hex, random};
 
-/// Fields that only an edge or a proxy may set. From anybody who is not trusted they are removed.
-pub fn is_edge_field(name: &str) -> bool {
-    // The first letter decides for nearly every other field.
+/// In answers and requests.
+pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static FLY_FORWARDED_PROTO: HeaderName = HeaderName::from_static("fly-forwarded-proto");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+/// Whether a field may reach the app: what only an edge or a proxy may say is believed from trusted senders only, and
+/// the proxy's own (`X-Outrigger-…`) from nobody.
+pub fn may_pass(name: &str, is_trusted: bool) -> bool {
+    let starts = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    // The first letter decides for nearly every field.
     match name.as_bytes().first() {
-        Some(b'x') => {
-            name.starts_with("x-forwarded-") || name.starts_with("x-outrigger-") || name == "x-real-ip" || name == "x-request-id"
+        Some(b'x' | b'X') if starts("x-outrigger-") => false,
+        Some(b'x' | b'X') => is_trusted || !(starts("x-forwarded-") || is("x-real-ip") || is("x-request-id")),
+        Some(b'f' | b'F') => is_trusted || !(is("forwarded") || starts("fly-")),
+        _ => true,
+    }
+}
+
+/// The fields that the proxy adds to a request, replacing those of the same name.
+#[derive(Debug, Default)]
+pub struct Added {
+    text: Vec<u8>,
+    /// Each name, and where its value ends in `text`.
+    ends: Vec<(&'static HeaderName, usize)>,
+}
+
+impl Added {
+    /// For one request, by what was decided about it.
+    pub fn fill(&mut self, request: &Request<'_>, exchange: &Exchange) {
+        self.text.clear();
+        self.ends.clear();
+        let headers = &exchange.rules.config.headers;
+        let (fields, trusted) = (request.fields, exchange.client.is_trusted);
+        let earlier = |name| if trusted { fields.all(name) } else { Vec::new() };
+        if matches!(headers.forwarded, ForwardedStyle::Both | ForwardedStyle::XForwarded) {
+            self.add(&X_FORWARDED_FOR, |text| {
+                write_list(text, &earlier(&X_FORWARDED_FOR));
+                write_address(text, exchange.connected);
+            });
+            if !(trusted && fields.has(&X_FORWARDED_PROTO)) {
+                self.add(&X_FORWARDED_PROTO, |text| text.extend_from_slice(proto(request, trusted)));
+            }
+            if !request.host.is_empty() && !(trusted && fields.has(&X_FORWARDED_HOST)) {
+                self.add(&X_FORWARDED_HOST, |text| text.extend_from_slice(request.host.as_bytes()));
+            }
         }
-        Some(b'f') => name == "forwarded" || name.starts_with("fly-"),
-        _ => false,
+        if matches!(headers.forwarded, ForwardedStyle::Both | ForwardedStyle::Rfc7239) {
+            self.add(&header::FORWARDED, |text| {
+                write_list(text, &earlier(&header::FORWARDED));
+                write_forwarded(text, exchange.connected, request.host, proto(request, trusted));
+            });
+        }
+        if headers.request_id {
+            self.add(&X_REQUEST_ID, |text| text.extend_from_slice(exchange.request_id.as_bytes()));
+        }
+        if headers.traceparent && !fields.get(&TRACEPARENT).is_some_and(is_traceparent) {
+            self.add(&TRACEPARENT, |text| text.extend_from_slice(&new_traceparent()));
+        }
+        if exchange.kind == Kind::Plain {
+            // Writing into a vector cannot fail.
+            self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{}", exchange.route().timeout.as_millis())));
+        }
+    }
+
+    fn add(&mut self, name: &'static HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.text);
+        self.ends.push((name, self.text.len()));
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static HeaderName, &[u8])> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
+        starts.zip(&self.ends).map(|(start, (name, end))| (*name, &self.text[start..*end]))
+    }
+
+    /// Whether a field of this name is replaced.
+    pub fn replaces(&self, name: &str) -> bool {
+        self.ends.iter().any(|(own, _)| own.as_str().len() == name.len() && own.as_str().eq_ignore_ascii_case(name))
     }
 }
 
-/// The client, appended to what a trusted edge has sent.
-pub fn x_forwarded_for<'a>(earlier: impl Iterator<Item = &'a HeaderValue>, connected: IpAddr) -> Option<HeaderValue> {
-    let mut text = Vec::with_capacity(40);
-    for value in earlier {
-        text.extend_from_slice(value.as_bytes());
-        text.extend_from_slice(b", ");
-    }
-    write_address(&mut text, connected);
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
+/// The scheme that a trusted edge saw: `http` or `https`, nothing else.
+fn proto<'a>(request: &Request<'a>, is_trusted: bool) -> &'a [u8] {
+    let said = || request.fields.get(&FLY_FORWARDED_PROTO).or_else(|| request.fields.get(&X_FORWARDED_PROTO));
+    let said = if is_trusted { said() } else { None };
+    said.filter(|said| matches!(*said, b"http" | b"https")).unwrap_or(b"http")
 }
 
-/// One element of `Forwarded`, appended to what a trusted edge has sent.
-pub fn forwarded<'a>(
-    earlier: impl Iterator<Item = &'a HeaderValue>,
-    connected: IpAddr,
-    host: &str,
-    proto: &[u8],
-) -> Option<HeaderValue> {
-    let mut text = Vec::with_capacity(96);
+fn write_list(text: &mut Vec<u8>, earlier: &[&[u8]]) {
     for value in earlier {
-        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(value);
         text.extend_from_slice(b", ");
     }
+}
+
+fn write_forwarded(text: &mut Vec<u8>, connected: IpAddr, host: &str, proto: &[u8]) {
     text.extend_from_slice(b"for=");
     if connected.is_ipv6() {
         text.extend_from_slice(b"\"[");
-        write_address(&mut text, connected);
+        write_address(text, connected);
         text.extend_from_slice(b"]\"");
     } else {
-        write_address(&mut text, connected);
+        write_address(text, connected);
     }
     // A host was checked to hold neither quotes nor backslashes.
     if !host.is_empty() {
@@ -59,7 +127,6 @@ pub fn forwarded<'a>(
     }
     text.extend_from_slice(b";proto=");
     text.extend_from_slice(proto);
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
 }
 
 /// The address in its usual form. IPv4 is written by hand: formatting is on the way of every request.
@@ -103,42 +170,48 @@ pub fn is_traceparent(value: &[u8]) -> bool {
 }
 
 /// A new trace that nobody has decided to record.
-pub fn new_traceparent() -> Option<HeaderValue> {
+fn new_traceparent() -> [u8; 55] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let words = [random() | 1, random() | 1, random() | 1];
-    let bytes = words.iter().flat_map(|word| word.to_be_bytes());
-    for (index, byte) in bytes.enumerate() {
+    for (index, byte) in words.iter().flat_map(|word| word.to_be_bytes()).enumerate() {
         let at = if index < 16 { 3 + 2 * index } else { 36 + 2 * (index - 16) };
         text[at..at + 2].copy_from_slice(&hex(byte));
     }
-    HeaderValue::from_bytes(&text).ok()
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut text = Vec::new();
+        write(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
     #[test]
-    fn appends_the_client_to_what_the_edge_said() {
-        let earlier = [HeaderValue::from_static("203.0.113.9"), HeaderValue::from_static("198.51.100.1")];
-        let value = x_forwarded_for(earlier.iter(), "10.0.200.7".parse().unwrap()).unwrap();
-        assert_eq!(value, "203.0.113.9, 198.51.100.1, 10.0.200.7");
-        let value = x_forwarded_for([].iter(), "2001:db8::1".parse().unwrap()).unwrap();
-        assert_eq!(value, "2001:db8::1");
+    fn writes_addresses_as_everybody_does() {
+        for address in ["10.0.200.7", "255.255.255.255", "0.0.0.0", "192.168.1.99", "2001:db8::1"] {
+            let parsed: IpAddr = address.parse().unwrap();
+            assert_eq!(text(|out| write_address(out, parsed)), address);
+        }
     }
 
     #[test]
     fn writes_forwarded_as_rfc_7239_does() {
-        let value = forwarded([].iter(), "192.0.2.1".parse().unwrap(), "a.example:8080", b"https").unwrap();
-        assert_eq!(value, "for=192.0.2.1;host=\"a.example:8080\";proto=https");
-        let value = forwarded([].iter(), "2001:db8::1".parse().unwrap(), "", b"http").unwrap();
-        assert_eq!(value, "for=\"[2001:db8::1]\";proto=http");
+        let written =
+            |address: &str, host, proto| text(|out| write_forwarded(out, address.parse().unwrap(), host, proto));
+        assert_eq!(
+            written("192.0.2.1", "a.example:8080", b"https"),
+            "for=192.0.2.1;host=\"a.example:8080\";proto=https"
+        );
+        assert_eq!(written("2001:db8::1", "", b"http"), "for=\"[2001:db8::1]\";proto=http");
     }
 
     #[test]
     fn knows_a_traceparent() {
-        let made = new_traceparent().unwrap();
-        assert!(is_traceparent(made.as_bytes()), "{made:?}");
+        assert!(is_traceparent(&new_traceparent()));
         assert!(is_traceparent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert!(is_traceparent(b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"));
         for wrong in [
@@ -153,12 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_fields_of_an_edge() {
-        for name in ["x-forwarded-for", "x-forwarded-proto", "forwarded", "fly-client-ip", "fly-request-id", "x-outrigger-tier"] {
-            assert!(is_edge_field(name), "{name}");
+    fn believes_an_edge_only_when_it_is_one() {
+        for name in
+            ["X-Forwarded-For", "x-forwarded-proto", "Forwarded", "Fly-Client-IP", "fly-request-id", "X-Real-IP"]
+        {
+            assert!(!may_pass(name, false) && may_pass(name, true), "{name}");
         }
-        for name in ["x-api-key", "from", "x-forward", "host"] {
-            assert!(!is_edge_field(name), "{name}");
+        assert!(!may_pass("X-Outrigger-Tier", true));
+        for name in ["X-Api-Key", "From", "X-Forward", "Host"] {
+            assert!(may_pass(name, false), "{name}");
         }
     }
 }

@@ -2,13 +2,17 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::HeaderName;
 use outrigger_policy::flags::Network;
 
-use crate::exchange::{Client, Exchange, Kind, Request};
+use crate::exchange::{Client, Exchange, Fields, Kind, Request};
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::state::State;
+
+static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
+static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
 ///
@@ -16,33 +20,56 @@ use crate::state::State;
 /// None: whoever asks gets a name.
 pub fn client(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let connected = exchange.connected;
-    let is_trusted = exchange.rules.config.trusted.iter().any(|network| network.contains(connected));
-    let address = if is_trusted { edge_address(request.headers, &exchange.rules.config.trusted).unwrap_or(connected) } else { connected };
+    let trusted = &exchange.rules.config.trusted;
+    let is_trusted = trusted.iter().any(|network| network.contains(connected));
+    let address = if is_trusted { edge_address(request.fields, trusted).unwrap_or(connected) } else { connected };
+    let from_edge = if is_trusted { request.fields.get(&FLY_REQUEST_ID) } else { None };
     exchange.client = Client { address, is_trusted };
-    let from_edge = request.headers.get("fly-request-id").filter(|_| is_trusted);
-    exchange.request_id =
-        from_edge.and_then(|name| RequestId::from_edge(name.as_bytes())).unwrap_or_else(RequestId::generate);
+    exchange.request_id = from_edge.and_then(RequestId::from_edge).unwrap_or_else(RequestId::generate);
     exchange.kind = kind(request);
     Ok(())
 }
 
 /// `Fly-Client-IP`, which the edge overwrites; elsewhere the right-most address of `X-Forwarded-For` that is none of ours.
-fn edge_address(headers: &HeaderMap, trusted: &[Network]) -> Option<IpAddr> {
+fn edge_address(fields: Fields<'_>, trusted: &[Network]) -> Option<IpAddr> {
     let address = |text: &str| text.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
-    if let Some(named) = headers.get("fly-client-ip") {
-        return address(named.to_str().ok()?);
+    if let Some(named) = fields.get(&FLY_CLIENT_IP) {
+        return address(std::str::from_utf8(named).ok()?);
     }
-    let hops = headers.get_all("x-forwarded-for").iter().rev().filter_map(|value| value.to_str().ok());
+    let hops = fields.all(&X_FORWARDED_FOR);
+    let hops = hops.iter().rev().filter_map(|value| std::str::from_utf8(value).ok());
     hops.flat_map(|list| list.rsplit(',')).map_while(address).find(|ip| !trusted.iter().any(|n| n.contains(*ip)))
 }
 
 fn kind(request: &Request<'_>) -> Kind {
-    if request.headers.contains_key(http::header::UPGRADE) && !request.is_http10 {
+    if request.fields.has(&http::header::UPGRADE) && !request.is_http10 {
         return Kind::Upgrade;
     }
-    let accepts_events = request
-        .headers
-        .get(http::header::ACCEPT)
-        .is_some_and(|accept| memchr::memmem::find(accept.as_bytes(), b"text/event-stream").is_some());
+    let accept = request.fields.get(&http::header::ACCEPT);
+    let accepts_events = accept.is_some_and(|accept| memchr::memmem::find(accept, b"text/event-stream").is_some());
     if accepts_events { Kind::Stream } else { Kind::Plain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderValue};
+
+    fn address(fields: &[(&'static str, &'static str)]) -> Option<IpAddr> {
+        let map: HeaderMap =
+            fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
+        edge_address(Fields::Map(&map), &["10.0.0.0/8".parse().unwrap()])
+    }
+
+    #[test]
+    fn believes_the_edge_before_the_list_and_the_list_from_its_end() {
+        assert_eq!(
+            address(&[("fly-client-ip", "203.0.113.9"), ("x-forwarded-for", "1.1.1.1")]),
+            "203.0.113.9".parse().ok()
+        );
+        assert_eq!(address(&[("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.1.1.1")]), "203.0.113.9".parse().ok());
+        assert_eq!(address(&[("x-forwarded-for", "6.6.6.6, junk, 10.1.1.1")]), None);
+        assert_eq!(address(&[("fly-client-ip", "junk")]), None);
+        assert_eq!(address(&[]), None);
+    }
 }

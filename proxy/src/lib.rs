@@ -4,6 +4,7 @@ pub mod accept;
 pub mod access_log;
 pub mod admin;
 pub mod admit;
+pub mod app_pool;
 pub mod cli;
 pub mod client_stream;
 pub mod config;
@@ -11,8 +12,10 @@ pub mod exchange;
 pub mod explain;
 pub mod exposition;
 pub mod forwarding;
+pub mod head;
 pub mod health;
 pub mod identify;
+pub mod lane;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
@@ -21,6 +24,7 @@ pub mod rejection;
 pub mod request_id;
 pub mod route;
 pub mod state;
+pub mod timer;
 pub mod wire;
 
 use std::io;
@@ -167,6 +171,7 @@ fn work(
             let listener = TcpListener::from_std(listener)?;
             accepting.push(tokio::spawn(accept::listen(listener, protocol, worker.clone(), closing.clone())));
         }
+        tokio::spawn(sweep_kept_connections(Arc::clone(state)));
         for task in accepting {
             if let Err(e) = task.await {
                 tracing::error!("an accept loop ended: {e}");
@@ -178,6 +183,14 @@ fn work(
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
+}
+
+/// Closes this worker's connections to the app when they have been unused for long enough.
+async fn sweep_kept_connections(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        app_pool::sweep(state.rules.load().config.app.idle_timeout);
+    }
 }
 
 fn proxy(state: &Arc<State>) -> pingora::proxy::HttpProxy<Gateway> {

@@ -151,12 +151,23 @@ impl Metrics {
         let registry = Registry::new();
         let declare = Declare(&registry);
         let rejected = declare.counters("outrigger_rejections_total", "Requests refused, by reason.", &["reason"])?;
-        let failed = declare.counters("outrigger_app_failures_total", "Requests that the app failed, by reason.", &["reason"])?;
-        let attempts =
-            declare.counters("outrigger_app_attempts_total", "Attempts at the app, by kind of connection.", &["connection"])?;
-        let reloads =
-            declare.counters("outrigger_config_reloads_total", "Changes of the configuration, by result.", &["result"])?;
-        let build = GaugeVec::new(Opts::new("outrigger_build_info", "Always 1; the label tells the version."), &["version"])?;
+        let failed = declare.counters(
+            "outrigger_app_failures_total",
+            "Requests that the app failed, by reason.",
+            &["reason"],
+        )?;
+        let attempts = declare.counters(
+            "outrigger_app_attempts_total",
+            "Attempts at the app, by kind of connection.",
+            &["connection"],
+        )?;
+        let reloads = declare.counters(
+            "outrigger_config_reloads_total",
+            "Changes of the configuration, by result.",
+            &["result"],
+        )?;
+        let build =
+            GaugeVec::new(Opts::new("outrigger_build_info", "Always 1; the label tells the version."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         registry.register(Box::new(build))?;
         let flags = GaugeVec::new(
@@ -190,7 +201,8 @@ impl Metrics {
             config_loaded: declare
                 .gauge("outrigger_config_loaded_timestamp_seconds", "When the rules in force were loaded.")?,
             drain_phase: declare.gauge("outrigger_drain_phase", "0 serving, 1 lame duck, 2 closing.")?,
-            log_dropped: declare.counter("outrigger_log_lines_dropped_total", "Log lines that did not fit their queue.")?,
+            log_dropped: declare
+                .counter("outrigger_log_lines_dropped_total", "Log lines that did not fit their queue.")?,
             forged_fields: declare.counter(
                 "outrigger_forged_fields_total",
                 "Forwarding or edge fields removed because their sender is not trusted.",
@@ -297,8 +309,11 @@ mod tests {
         metrics.for_route("a", Priority::High).record(Outcome::Success, Duration::from_millis(3));
         metrics.forged_fields.inc();
         let text = metrics.render().unwrap();
-        let mut types: Vec<_> =
-            text.lines().filter(|l| l.starts_with("# TYPE outrigger")).map(|l| l.trim_start_matches("# TYPE ")).collect();
+        let mut types: Vec<_> = text
+            .lines()
+            .filter(|l| l.starts_with("# TYPE outrigger"))
+            .map(|l| l.trim_start_matches("# TYPE "))
+            .collect();
         types.sort_unstable();
         insta::assert_snapshot!(types.join("\n"));
     }

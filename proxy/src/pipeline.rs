@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderName, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
-use crate::config::{ForwardedStyle, Target};
-use crate::exchange::{Exchange, Kind, Request};
-use crate::forwarding;
+use crate::config::Target;
+use crate::exchange::{Exchange, Fields, Kind, Request};
+use crate::forwarding::{self, Added, X_REQUEST_ID};
 use crate::health;
 use crate::rejection::{Failure, Problem, Rejection, seconds};
 use crate::state::{Phase, State};
@@ -42,11 +42,6 @@ const DRAIN_BYTES: u64 = 64 << 10;
 /// Connections of this group are never kept: for requests that must not meet a connection that the app just closed.
 const FRESH_GROUP: u64 = 1;
 
-static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -120,11 +115,16 @@ impl Gateway {
                 Verdict::Rejected(Rejection::Malformed(Malformed::Field))
             }
             (ErrorSource::Downstream, _) => Verdict::ClientLeft,
-            (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Verdict::Failed(Failure::Timeout),
+            (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+                Verdict::Failed(Failure::Timeout)
+            }
             (ErrorSource::Upstream, ErrorType::ConnectTimedout) => Verdict::Failed(Failure::ConnectTimeout),
             (
                 ErrorSource::Upstream,
-                ErrorType::ConnectRefused | ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError,
+                ErrorType::ConnectRefused
+                | ErrorType::ConnectNoRoute
+                | ErrorType::ConnectError
+                | ErrorType::SocketError,
             ) => Verdict::Failed(Failure::Unreachable),
             (ErrorSource::Upstream, ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed) => {
                 Verdict::Failed(Failure::Closed)
@@ -212,7 +212,11 @@ impl ProxyHttp for Gateway {
         _: Option<&pingora::protocols::Digest>,
         _: &mut Exchange,
     ) -> Result<()> {
-        if reused { self.state.metrics.attempts_reused.inc() } else { self.state.metrics.attempts_new.inc() }
+        if reused {
+            self.state.metrics.attempts_reused.inc()
+        } else {
+            self.state.metrics.attempts_new.inc()
+        }
         Ok(())
     }
 
@@ -222,11 +226,15 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let forged = shed_edge_fields(request, exchange);
-        if forged {
+        if shed_edge_fields(request, exchange.client.is_trusted) {
             self.state.metrics.forged_fields.inc();
         }
-        tell_about_client(session.req_header(), request, exchange)
+        let mut added = Added::default();
+        added.fill(&view(session.req_header()), exchange);
+        for (name, value) in added.iter() {
+            request.insert_header(name, value)?;
+        }
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -253,7 +261,8 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.status = response.status.as_u16();
-        exchange.answered_by_app = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        exchange.answered_by_app =
+            !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);
         }
@@ -346,7 +355,7 @@ fn view(head: &RequestHeader) -> Request<'_> {
         method: &head.method,
         path: head.uri.path(),
         host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
-        headers: &head.headers,
+        fields: Fields::Map(&head.headers),
         is_http10: head.version == Version::HTTP_10,
     }
 }
@@ -360,9 +369,8 @@ fn is_invalid_data(error: &Error) -> bool {
 }
 
 /// Removes what only an edge may say, if the sender is none. True if anything was there.
-fn shed_edge_fields(request: &mut RequestHeader, exchange: &Exchange) -> bool {
-    let believed = |name: &HeaderName| exchange.client.is_trusted && !name.as_str().starts_with("x-outrigger-");
-    let is_forged = |name: &&HeaderName| forwarding::is_edge_field(name.as_str()) && !believed(name);
+fn shed_edge_fields(request: &mut RequestHeader, is_trusted: bool) -> bool {
+    let is_forged = |name: &&HeaderName| !forwarding::may_pass(name.as_str(), is_trusted);
     let mut any = false;
     // One at a time: nearly every request has none.
     while let Some(name) = request.headers.keys().find(is_forged).cloned() {
@@ -370,59 +378,6 @@ fn shed_edge_fields(request: &mut RequestHeader, exchange: &Exchange) -> bool {
         request.remove_header(&name);
     }
     any
-}
-
-/// Adds what the app should know about the client.
-fn tell_about_client(original: &RequestHeader, request: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
-    let headers = &exchange.rules.config.headers;
-    let trusted = exchange.client.is_trusted;
-    // An untrusted sender's fields are gone from `request` by now: whatever is left is believed.
-    let connected = exchange.connected;
-    let style = headers.forwarded;
-    if matches!(style, ForwardedStyle::Both | ForwardedStyle::XForwarded) {
-        let earlier = request.headers.get_all(&X_FORWARDED_FOR);
-        if let Some(value) = forwarding::x_forwarded_for(earlier.iter(), connected) {
-            request.insert_header(&X_FORWARDED_FOR, value)?;
-        }
-        if !(trusted && request.headers.contains_key(&X_FORWARDED_PROTO)) {
-            let proto = edge_proto(&request.headers).unwrap_or(HeaderValue::from_static("http"));
-            request.insert_header(&X_FORWARDED_PROTO, proto)?;
-        }
-        if let (Some(host), false) = (original.headers.get(header::HOST), request.headers.contains_key(&X_FORWARDED_HOST)) {
-            request.insert_header(&X_FORWARDED_HOST, host.clone())?;
-        }
-    }
-    if matches!(style, ForwardedStyle::Both | ForwardedStyle::Rfc7239) {
-        let proto = edge_proto(&request.headers);
-        let proto = proto.as_ref().map_or(&b"http"[..], HeaderValue::as_bytes);
-        let host = view(original).host;
-        let earlier = request.headers.get_all(header::FORWARDED);
-        if let Some(value) = forwarding::forwarded(earlier.iter(), connected, host, proto) {
-            request.insert_header(header::FORWARDED, value)?;
-        }
-    }
-    if headers.request_id {
-        request.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
-    }
-    if headers.traceparent {
-        let sent = request.headers.get(&TRACEPARENT).map(HeaderValue::as_bytes);
-        if !sent.is_some_and(forwarding::is_traceparent)
-            && let Some(value) = forwarding::new_traceparent()
-        {
-            request.insert_header(&TRACEPARENT, value)?;
-        }
-    }
-    if exchange.kind == Kind::Plain {
-        let patience = u64::try_from(exchange.route().timeout.as_millis()).unwrap_or(u64::MAX);
-        request.insert_header("X-Request-Timeout-Ms", patience)?;
-    }
-    Ok(())
-}
-
-/// The scheme that a trusted edge saw: `http` or `https`, nothing else.
-fn edge_proto(headers: &http::HeaderMap) -> Option<HeaderValue> {
-    let said = headers.get("fly-forwarded-proto").or_else(|| headers.get(&X_FORWARDED_PROTO))?;
-    matches!(said.as_bytes(), b"http" | b"https").then(|| said.clone())
 }
 
 /// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).

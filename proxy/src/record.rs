@@ -40,7 +40,8 @@ pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Me
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
-        let shown = path.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= SHOWN_PATH_BYTES).last();
+        let shown =
+            path.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= SHOWN_PATH_BYTES).last();
         state.access_log.write(Line {
             time: SystemTime::now(),
             request_id: exchange.request_id,
@@ -125,7 +126,10 @@ mod tests {
         assert_eq!(failed(Failure::Unreachable, 502), Outcome::BadGateway);
         assert_eq!(failed(Failure::Unreachable, 503), Outcome::Unavailable);
         assert_eq!(failed(Failure::Timeout, 504), Outcome::GatewayTimeout);
-        assert_eq!(outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }), Outcome::ClientClosed);
+        assert_eq!(
+            outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }),
+            Outcome::ClientClosed
+        );
     }
 
     #[test]

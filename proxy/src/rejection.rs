@@ -185,7 +185,8 @@ impl Problem {
     pub fn closing_answer(&self, request_id: &str) -> String {
         let body = self.body(request_id);
         let status = self.status;
-        let retry_after = self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
+        let retry_after =
+            self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
         format!(
             "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
              X-Request-Id: {request_id}\r\n{retry_after}Connection: close\r\n\r\n{body}",

@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderName, Method};
 use outrigger_policy::priority::Priority;
 
 use crate::config::raw;
-use crate::exchange::{Exchange, Request};
+use crate::exchange::{Exchange, Fields, Request};
 use crate::rejection::Rejection;
 use crate::state::State;
 
@@ -91,7 +91,8 @@ impl Conditions {
         let path = PathPattern::parse(&route.path).map_err(|(message, hint)| bad("path", message, hint))?;
         let mut methods = Vec::new();
         for name in &route.methods {
-            let known = Method::from_bytes(name.as_bytes()).ok().filter(|_| name.bytes().all(|b| !b.is_ascii_lowercase()));
+            let known =
+                Method::from_bytes(name.as_bytes()).ok().filter(|_| name.bytes().all(|b| !b.is_ascii_lowercase()));
             methods.push(known.ok_or_else(|| {
                 bad("methods", format!("{name:?} is no method"), "write them in capitals: [\"GET\", \"POST\"]")
             })?);
@@ -99,7 +100,11 @@ impl Conditions {
         let mut hosts = Vec::new();
         for host in &route.hosts {
             hosts.push(HostPattern::parse(host).ok_or_else(|| {
-                bad("hosts", format!("{host:?} is no host"), "write \"api.example.com\" or \"*.example.com\", without port")
+                bad(
+                    "hosts",
+                    format!("{host:?} is no host"),
+                    "write \"api.example.com\" or \"*.example.com\", without port",
+                )
             })?);
         }
         let mut headers = Vec::new();
@@ -117,21 +122,25 @@ impl Conditions {
             || (!other.methods.is_empty() && other.methods.iter().all(|m| self.methods.contains(m)));
         let hosts = self.hosts.is_empty()
             || (!other.hosts.is_empty() && other.hosts.iter().all(|h| self.hosts.iter().any(|own| own.covers(h))));
-        let headers = self.headers.iter().all(|(name, value)| {
-            other.headers.iter().any(|(n, v)| n == name && (value.is_none() || value == v))
-        });
+        let headers = self
+            .headers
+            .iter()
+            .all(|(name, value)| other.headers.iter().any(|(n, v)| n == name && (value.is_none() || value == v)));
         methods && hosts && headers && self.path.covers(&other.path)
     }
 
     fn hold(&self, request: &Request<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(request.method))
             && (self.hosts.is_empty() || self.hosts.iter().any(|host| host.fits(request.host)))
-            && self.headers.iter().all(|(name, wanted)| has(request.headers, name, wanted.as_deref()))
+            && self.headers.iter().all(|(name, wanted)| has(request.fields, name, wanted.as_deref()))
     }
 }
 
-fn has(headers: &HeaderMap, name: &HeaderName, wanted: Option<&str>) -> bool {
-    headers.get_all(name).iter().any(|value| wanted.is_none_or(|wanted| value.as_bytes() == wanted.as_bytes()))
+fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool {
+    match wanted {
+        None => fields.has(name),
+        Some(wanted) => fields.all(name).iter().any(|value| *value == wanted.as_bytes()),
+    }
 }
 
 /// One segment of a pattern.
@@ -192,8 +201,15 @@ impl PathPattern {
             }
         }
         let normal = normalise(text);
-        if !and_below && normal != text || and_below && segments.iter().any(|s| matches!(s, Segment::Literal(t) if t.is_empty() || &**t == "." || &**t == "..")) {
-            return fail("is not in normal form (no \"//\", \"/.\", \"/..\", no needless %-encoding), so nothing can match it");
+        if !and_below && normal != text
+            || and_below
+                && segments
+                    .iter()
+                    .any(|s| matches!(s, Segment::Literal(t) if t.is_empty() || &**t == "." || &**t == ".."))
+        {
+            return fail(
+                "is not in normal form (no \"//\", \"/.\", \"/..\", no needless %-encoding), so nothing can match it",
+            );
         }
         Ok(Self { segments, and_below })
     }
@@ -225,7 +241,8 @@ impl HostPattern {
             Some(rest) => (rest.strip_prefix('.')?, true),
             None => (text, false),
         };
-        let plain = !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        let plain =
+            !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
         let lower = domain.to_ascii_lowercase();
         plain.then(|| if below { Self::Below(format!(".{lower}").into()) } else { Self::Exact(lower.into()) })
     }
@@ -279,8 +296,7 @@ struct Node {
 impl RouteTable {
     /// Compiles `routes`, in the file's order, between the built-in ones and a default that takes the rest.
     pub fn compile(routes: Vec<Route>, default: Route) -> Self {
-        let routes: Vec<Arc<Route>> =
-            BUILT_IN.iter().cloned().chain(routes).chain([default]).map(Arc::new).collect();
+        let routes: Vec<Arc<Route>> = BUILT_IN.iter().cloned().chain(routes).chain([default]).map(Arc::new).collect();
         let mut tree = Node::default();
         for (index, route) in routes.iter().enumerate() {
             let mut node = &mut tree;
@@ -398,6 +414,7 @@ fn decode_unreserved(path: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     fn route(name: &str, path: &str) -> raw::Route {
@@ -421,7 +438,7 @@ mod tests {
 
     fn found<'t>(table: &'t RouteTable, method: &str, host: &str, path: &str, headers: &HeaderMap) -> &'t str {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let request = Request { method: &method, path, host, headers, is_http10: false };
+        let request = Request { method: &method, path, host, fields: Fields::Map(headers), is_http10: false };
         &table.all()[table.find(&request)].name
     }
 
@@ -444,7 +461,9 @@ mod tests {
     #[test]
     fn a_spelling_does_not_pass_by_a_rule() {
         let table = table(&[route("login", "/api/login")]);
-        for path in ["/api/login", "/api/%6Cogin", "/api//login", "/api/./login", "/api/x/../login", "/x/../../api/login"] {
+        for path in
+            ["/api/login", "/api/%6Cogin", "/api//login", "/api/./login", "/api/x/../login", "/x/../../api/login"]
+        {
             assert_eq!(get(&table, path), "login", "{path}");
         }
         for path in ["/api/login/", "/api/Login", "/api/%2flogin", "/api", "*", ""] {

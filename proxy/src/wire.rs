@@ -25,6 +25,9 @@ pub struct Head {
     pub framing: Framing,
     /// The client asks to switch protocols: bytes after the head belong to nobody yet.
     pub is_upgrade: bool,
+    /// HTTP/1.1, a path, no body, a method that may be repeated, and nothing special about the connection: what nearly
+    /// every request is, and what the fast lane takes.
+    pub is_simple: bool,
 }
 
 /// Why a head is refused.
@@ -200,7 +203,10 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         (None, true) => Framing::Chunked,
         (length, false) => Framing::Length(length.unwrap_or(0)),
     };
-    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11 })
+    let may_be_repeated = matches!(method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
+    let is_plain = !fields.upgrade && !fields.is_special && authority.is_none();
+    let is_simple = is_http11 && may_be_repeated && is_plain && framing == Framing::Length(0);
+    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11, is_simple })
 }
 
 /// The fields that decide how a message is read.
@@ -210,6 +216,8 @@ struct Fields<'a> {
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    /// `Expect`, or a `Connection` that says more than `keep-alive`.
+    is_special: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -225,7 +233,11 @@ impl<'a> Fields<'a> {
                     }
                     fields.host = Some(header.value);
                 }
+                6 if name.eq_ignore_ascii_case("expect") => fields.is_special = true,
                 7 if name.eq_ignore_ascii_case("upgrade") => fields.upgrade = true,
+                10 if name.eq_ignore_ascii_case("connection") => {
+                    fields.is_special |= !header.value.eq_ignore_ascii_case(b"keep-alive");
+                }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let length = digits(header.value).ok_or(Malformed::Length)?;
                     if fields.length.is_some_and(|earlier| earlier != length) {
@@ -255,12 +267,18 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>
     let is_http = ["http", "https"].iter().any(|scheme| target[..scheme_end].eq_ignore_ascii_case(scheme));
     let rest = &target[scheme_end + 3..];
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
-    if is_http && !authority.is_empty() && is_host(authority.as_bytes()) { Ok(Some(authority)) } else { Err(Malformed::Target) }
+    if is_http && !authority.is_empty() && is_host(authority.as_bytes()) {
+        Ok(Some(authority))
+    } else {
+        Err(Malformed::Target)
+    }
 }
 
 /// A host with an optional port; empty is allowed, as RFC 9112 section 3.2 does.
 fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
+    value
+        .iter()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
 }
 
 /// A whole number in digits alone: no sign, no list, no blanks.
@@ -339,7 +357,9 @@ impl Chunks {
     }
 
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
-        use ChunkState::{Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart};
+        use ChunkState::{
+            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart,
+        };
         self.line = self.line.saturating_add(1);
         if matches!(self.state, Size | Extension) && self.line > CHUNK_LINE_BYTES {
             return Err(Malformed::Chunk);
@@ -486,8 +506,18 @@ mod tests {
     #[test]
     fn refuses_chunks_that_break_the_grammar() {
         for text in [
-            &b"\r\n"[..], b"x\r\n", b"-1\r\n", b"3\nabc", b"3\r\nabcd\r\n", b"3\r\nabc\n", b"3\r\nabcX", b"0\r\n\n",
-            b"11111111111111111\r\n", b"3;\0\r\n", b"0\r\n folded: 1\r\n\r\n", b";\r\n",
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"3\nabc",
+            b"3\r\nabcd\r\n",
+            b"3\r\nabc\n",
+            b"3\r\nabcX",
+            b"0\r\n\n",
+            b"11111111111111111\r\n",
+            b"3;\0\r\n",
+            b"0\r\n folded: 1\r\n\r\n",
+            b";\r\n",
         ] {
             assert_eq!(chunked(text), Err(Malformed::Chunk), "{:?}", String::from_utf8_lossy(text));
         }

@@ -12,13 +12,14 @@ use crate::{
     Error, Process, Program, Result, Signal, Tool,
     error::While,
     paths::{self, User},
-    ports, process,
+    ports, process, wait,
 };
 
 /// The role that owns everything here. Its password is random, as anybody on this machine can reach the port.
 const ROLE: &str = "app";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
+const REAP: Duration = Duration::from_secs(5);
 
 /// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
 #[derive(Debug)]
@@ -88,6 +89,7 @@ impl Postgres {
         if self.process.as_mut().is_some_and(Process::is_running) {
             return Ok(());
         }
+        self.clear_zombie();
         // Nobody's data is at stake and a crash here is always one of the process, not of the machine: no fsync.
         let settings = ["fsync=off", "full_page_writes=off", "unix_socket_directories=", "max_connections=300"];
         let mut process = Program::new(self.programs.join("postgres"))
@@ -158,6 +160,18 @@ impl Postgres {
             .env("PGCONNECT_TIMEOUT", "5")
             .output()?;
         Ok(output.trim_end().to_owned())
+    }
+
+    /// A killed server that its new parent has not reaped yet looks alive to the next one, which then refuses to start.
+    fn clear_zombie(&self) {
+        let status = self.data.join("postmaster.pid");
+        let noted = fs::read_to_string(&status).unwrap_or_default();
+        let Some(old) = noted.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return };
+        let is_zombie = || process::stat(old).is_some() && !process::exists(old);
+        // Some containers' first process never reaps. By then its children have long seen its end and gone.
+        if is_zombie() && wait::until("the old server to be reaped", REAP, || !is_zombie()).is_err() {
+            let _ = fs::remove_file(&status);
+        }
     }
 
     fn signal_all(&mut self, signal: Signal) {
@@ -283,7 +297,7 @@ mod tests {
         server.pause();
         drop(server);
         let gone = || family.iter().chain([&pid]).all(|pid| !process::exists(*pid));
-        crate::wait::until("the server and its children to be gone", Duration::from_secs(5), gone).unwrap();
+        wait::until("the server and its children to be gone", Duration::from_secs(5), gone).unwrap();
     }
 
     #[test]

@@ -11,10 +11,13 @@ use crate::{Error, Result, error::While, paths};
 /// Set by `cargo xtask test`, which has built them already.
 pub const BUILT: &str = "XTASK_PROGRAMS_BUILT";
 
-/// Builds `outrigger` and `outrigger-app`, with cargo's own progress on standard error.
+/// Builds `outrigger`, `outrigger-app` and `xtask`, with cargo's own progress on standard error.
 pub fn build(release: bool) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--package", "outrigger", "--package", "outrigger-app", "--bins"]).current_dir(paths::root());
+    cargo.args(["build", "--bins"]).current_dir(paths::root());
+    for package in ["outrigger", "outrigger-app", "xtask"] {
+        cargo.args(["--package", package]);
+    }
     if release {
         cargo.arg("--release");
     }
@@ -22,15 +25,21 @@ pub fn build(release: bool) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::new("the programs do not build; see above")) }
 }
 
-/// Where a built program is. In a test process that runs without `cargo xtask test` the first call builds, as cargo
-/// itself builds no program of another package for a test.
-pub fn find(name: &str) -> Result<PathBuf> {
-    static READY: Mutex<bool> = Mutex::new(false);
-    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*ready && std::env::var_os(BUILT).is_none() {
+/// Builds them for development, once in a process, and not at all when the one who started us says that it did.
+pub fn ensure_built() -> Result<()> {
+    static BUILT_HERE: Mutex<bool> = Mutex::new(false);
+    let mut is_built = BUILT_HERE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*is_built && std::env::var_os(BUILT).is_none() {
         build(false)?;
     }
-    *ready = true;
+    *is_built = true;
+    Ok(())
+}
+
+/// Where a program is, built for development. In a test process that runs without `cargo xtask test` the first call
+/// builds, as cargo itself builds no program of another package for a test.
+pub fn find(name: &str) -> Result<PathBuf> {
+    ensure_built()?;
     let path = directory().join(name);
     if path.exists() {
         return Ok(path);

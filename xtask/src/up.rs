@@ -15,7 +15,7 @@ use std::{
 
 use xtask::{
     Chroma, Error, Postgres, Process, Program, Result, Signal, Tool, error::While, http, paths, ports, postgres,
-    programs, say, tools,
+    programs, say, tools, wait,
 };
 
 /// Sent as `X-Api-Key` in the tour; the app knows its SHA-256 only.
@@ -47,12 +47,15 @@ struct Addresses {
     app: SocketAddr,
 }
 
+/// Names another directory below `target/`, so that a test's house stands beside the developer's.
+const STATE: &str = "XTASK_UP_STATE";
+
 pub fn run() -> Result<()> {
     tools::install(&needed())?;
-    let state = paths::state("up")?;
+    let state = paths::state(&env::var(STATE).unwrap_or_else(|_| "up".to_owned()))?;
     let _only = lock(&state)?;
     say("building the programs (development profile, optimised a little; the first time takes minutes)");
-    programs::build(false)?;
+    programs::ensure_built()?;
 
     let stop = stop_signals()?;
     let addresses = Addresses {
@@ -62,7 +65,9 @@ pub fn run() -> Result<()> {
     };
     let mut house = start(&state, &addresses)?;
     let document = seed(addresses.proxy)?;
-    println!("{}", tour(&addresses, &document));
+    // The tour begins with it. A server of the developer's own may be unwell, which the tour then shows.
+    let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.proxy, "/health/detailed"));
+    println!("{}", tour(&addresses, &document, &state));
     let outcome = watch(&mut house, &stop);
     house.stop();
     outcome
@@ -214,11 +219,13 @@ fn first_id(json: &str) -> Option<String> {
     Some(value.split_once('"')?.0.to_owned())
 }
 
-fn tour(at: &Addresses, document: &str) -> String {
+fn tour(at: &Addresses, document: &str, state: &Path) -> String {
     let Addresses { proxy, admin, .. } = at;
     let api = format!("http://{proxy}/api/v1/documents");
     let (key, json) = (format!("-H 'X-Api-Key: {KEY}'"), "-H 'Content-Type: application/json'");
     let (_, _, near) = SEEDS[0];
+    let log = state.join("proxy.log");
+    let log = log.display();
     let new = r#"{"title":"Hello","content":"From the tour.","embedding":[0.8,0.2,0.0,0.3,0.0,0.0,0.1,0.0]}"#;
     format!(
         "
@@ -228,9 +235,10 @@ curl -sS http://{proxy}/health/detailed
 curl -sS {api} {key} {json} -d '{new}'
 curl -sS {api}/search {key} {json} -d '{{\"embedding\":{near},\"limit\":3}}'
 curl -sS {api}/{document} {key}
-curl -sS http://{admin}/metrics/all | grep outrigger_requests_total
+curl -sS http://{admin}/metrics/all | grep ^outrigger_requests_total
 
-Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in target/up/proxy.log.
+Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in
+{log}.
 Ctrl-C ends all of it."
     )
 }
@@ -274,6 +282,6 @@ impl House {
         for error in outcomes.into_iter().flatten().filter_map(Result::err) {
             say(error);
         }
-        say("all has ended; the data stays in target/up");
+        say("all has ended; the data is kept for the next time");
     }
 }

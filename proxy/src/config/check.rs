@@ -93,7 +93,9 @@ fn node(span: Range<usize>, value: DeValue<'_>) -> Node {
         DeValue::Boolean(yes) => Value::Boolean(yes),
         DeValue::Float(_) => Value::Other("a number with a fraction"),
         DeValue::Datetime(_) => Value::Other("a date"),
-        DeValue::Array(items) => Value::List(items.into_iter().map(|item| node(item.span(), item.into_inner())).collect()),
+        DeValue::Array(items) => {
+            Value::List(items.into_iter().map(|item| node(item.span(), item.into_inner())).collect())
+        }
         DeValue::Table(table) => return table_node(span, table),
     };
     Node { place, value }
@@ -262,7 +264,11 @@ impl Checker<'_> {
         }
         for required in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
             if !entries.iter().any(|(name, ..)| name == required) {
-                self.complain(&node.place, format!("`{key}` needs `{required}`"), Some(format!("add `{required} = …`")));
+                self.complain(
+                    &node.place,
+                    format!("`{key}` needs `{required}`"),
+                    Some(format!("add `{required} = …`")),
+                );
             }
         }
     }

@@ -129,7 +129,8 @@ mod tests {
     fn points_at_the_place_in_characters_not_bytes() {
         let source = "name = \"é\"\ncool_down = \"30\"\n";
         let start = source.find("\"30\"").unwrap();
-        let problem = Problem::new(Place::File(start..start + 4), "`cool_down` needs a duration with a unit, got \"30\"");
+        let problem =
+            Problem::new(Place::File(start..start + 4), "`cool_down` needs a duration with a unit, got \"30\"");
         let error = ConfigError::new("proxy.toml", source, vec![problem.hint("write \"250ms\", \"30s\" or \"5m\"")]);
         insta::assert_snapshot!(error, @r#"
         proxy.toml:2:13: `cool_down` needs a duration with a unit, got "30"

@@ -96,7 +96,10 @@ impl Reloader {
         let before = self.state.rules.load_full();
         let fixed = before.config.needs_restart(&config);
         if !fixed.is_empty() {
-            tracing::warn!(keys = fixed.join(", "), "these changes take effect at the next start; all others are in force");
+            tracing::warn!(
+                keys = fixed.join(", "),
+                "these changes take effect at the next start; all others are in force"
+            );
         }
         // What the process really does is what the rules should say.
         config.server.listen = before.config.server.listen;
@@ -109,7 +112,11 @@ impl Reloader {
         self.level.set(next.config.log.level);
         self.state.metrics.reloads_applied.inc();
         self.state.metrics.show_config(&next.config, next.version, unix_now());
-        tracing::info!(config_version = next.version, routes = next.config.routes.all().len(), "the configuration is in force");
+        tracing::info!(
+            config_version = next.version,
+            routes = next.config.routes.all().len(),
+            "the configuration is in force"
+        );
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
         for gone in before.config.routes.all() {

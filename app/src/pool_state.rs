@@ -1,0 +1,161 @@
+//! What the users of a pool share: who waits, who holds a connection and for how long, and whether the database fails.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::error::Dependency;
+use crate::metrics::Metrics;
+use crate::pool::ConnectionError;
+
+/// How often holders are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What a pool's users, its connections and its watch share.
+#[derive(Debug)]
+pub struct Shared {
+    dependency: Dependency,
+    pub metrics: Metrics,
+    waiting: AtomicI64,
+    failures: AtomicU32,
+    last_error: Mutex<Option<String>>,
+    held: Mutex<HashMap<u64, Held>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Held {
+    what: &'static str,
+    since: Instant,
+    told: bool,
+}
+
+impl Shared {
+    /// Nothing waits, nothing is held, nothing failed.
+    pub fn new(dependency: Dependency, metrics: Metrics) -> Self {
+        Self {
+            dependency,
+            metrics,
+            waiting: AtomicI64::new(0),
+            failures: AtomicU32::new(0),
+            last_error: Mutex::new(None),
+            held: Mutex::new(HashMap::new()),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// The pool's label in metrics and logs.
+    pub fn name(&self) -> &'static str {
+        self.dependency.name()
+    }
+
+    /// Somebody holds a connection for `what` from now on; the answer is for [`Self::let_go`].
+    pub fn hold(&self, what: &'static str) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let held = Held { what, since: Instant::now(), told: false };
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(id, held);
+        id
+    }
+
+    /// The holder gave its connection back.
+    pub fn let_go(&self, id: u64) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// How many wait for a connection.
+    pub fn waiting(&self) -> i64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Failures since the last success.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The last failure, until the next success.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The database did not do what it was asked for.
+    pub fn failed(&self, reason: &str) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        // The first failure is news, the next thousand are a number in the metrics.
+        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(dependency = self.name(), reason, "{} failed: {reason}", self.dependency);
+        }
+    }
+
+    /// The database answered.
+    pub fn succeeded(&self) {
+        // Read first: the common case writes nothing that other cores have to fetch.
+        if self.failures.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let failures = self.failures.swap(0, Ordering::Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if failures > 0 {
+            let dependency = self.dependency;
+            tracing::info!(dependency = self.name(), failures, "{dependency} answers again after {failures} failures");
+        }
+    }
+}
+
+/// Counts a wait for as long as it lasts, also when the request that waits goes away.
+#[derive(Debug)]
+pub struct Waiting {
+    shared: Arc<Shared>,
+    pub since: Instant,
+}
+
+impl Waiting {
+    /// From now on.
+    pub fn new(shared: &Arc<Shared>) -> Self {
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(shared), since: Instant::now() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where bb8 tells why it could not connect.
+#[derive(Clone, Debug)]
+pub struct Sink(pub Arc<Shared>);
+
+impl bb8::ErrorSink<ConnectionError> for Sink {
+    fn sink(&self, error: ConnectionError) {
+        match error {
+            ConnectionError::Expired => {}
+            // A restarted database closes idle connections: worth a count, and no verdict on the database.
+            ConnectionError::Closed => self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc(),
+            error => {
+                self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc();
+                self.0.failed(&error.to_string());
+            }
+        }
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<ConnectionError>> {
+        Box::new(self.clone())
+    }
+}
+
+/// Names, once each, those who hold a connection for longer than `leak_after`. Ends with the pool.
+pub async fn watch_for_leaks(pool: Weak<Shared>, leak_after: Duration) {
+    loop {
+        tokio::time::sleep(LOOK.min(leak_after)).await;
+        let Some(shared) = pool.upgrade() else { return };
+        let mut held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
+        for holder in held.values_mut().filter(|h| !h.told && h.since.elapsed() >= leak_after) {
+            holder.told = true;
+            shared.metrics.pool_leaks.with_label_values(&[shared.name()]).inc();
+            let (what, seconds) = (holder.what, holder.since.elapsed().as_secs());
+            tracing::warn!(pool = shared.name(), what, seconds, "{what} has held a connection for {seconds} s");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The fast lane's kept connections to the app: one list for each worker thread, newest first.
+//!
+//! Newest first keeps few connections warm and lets the rest grow old; what is older than `app.idle_timeout` is closed by
+//! a sweep, so that the app's own timeout is not what ends it.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::Target;
+
+/// A connection to the app.
+#[derive(Debug)]
+pub enum AppStream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
+
+impl AppStream {
+    /// Opens a new one.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn connect(target: &Target) -> io::Result<Self> {
+        match target {
+            Target::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+            Target::Unix(path) => UnixStream::connect(path).await.map(Self::Unix),
+        }
+    }
+
+    /// Whether the app has neither closed it nor said anything on it. Asks the kernel only if the runtime was told that
+    /// there is something.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let read = match self {
+            Self::Tcp(stream) => stream.try_read(&mut byte),
+            Self::Unix(stream) => stream.try_read(&mut byte),
+        };
+        matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl AsyncRead for AppStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for AppStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    stream: AppStream,
+    target: Target,
+    since: Instant,
+}
+
+thread_local! {
+    /// Oldest first.
+    static KEPT: RefCell<VecDeque<Kept>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// The newest connection to `target` that is still usable.
+pub fn take(target: &Target) -> Option<AppStream> {
+    KEPT.with_borrow_mut(|kept| {
+        while let Some(newest) = kept.pop_back() {
+            // After the app's address has changed, what leads to the old one is of no use.
+            if newest.target == *target && newest.stream.is_quiet() {
+                return Some(newest.stream);
+            }
+        }
+        None
+    })
+}
+
+/// Keeps a connection for the next request; beyond `most`, the oldest goes.
+pub fn keep(stream: AppStream, target: &Target, most: usize, now: Instant) {
+    KEPT.with_borrow_mut(|kept| {
+        if kept.len() >= most {
+            kept.pop_front();
+        }
+        kept.push_back(Kept { stream, target: target.clone(), since: now });
+    });
+}
+
+/// Closes what has been kept for longer than `idle_timeout`.
+pub fn sweep(idle_timeout: Duration) {
+    KEPT.with_borrow_mut(|kept| {
+        while kept.front().is_some_and(|oldest| oldest.since.elapsed() >= idle_timeout) {
+            kept.pop_front();
+        }
+    });
+}

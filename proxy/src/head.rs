@@ -1,0 +1,304 @@
+//! Heads as bytes: what the app is sent, and what the client gets back. Pure: bytes in, bytes out.
+//!
+//! Only the fast lane ([`crate::lane`]) writes heads itself; other requests have theirs written by Pingora.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::forwarding::{self, Added};
+use crate::wire::Framing;
+
+/// Whether a field speaks of one connection only (RFC 9110 section 7.6.1).
+fn is_hop_by_hop(name: &str) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        2 => is("te"),
+        7 => is("upgrade") || is("trailer"),
+        10 => is("connection") || is("keep-alive"),
+        14 => is("http2-settings"),
+        16 => is("proxy-connection"),
+        17 => is("transfer-encoding"),
+        18 => is("proxy-authenticate"),
+        19 => is("proxy-authorization"),
+        _ => false,
+    }
+}
+
+/// Writes what the app is sent, for a request without a body. True if fields were left out because their sender may
+/// not say them.
+pub fn write_request(out: &mut BytesMut, request: &httparse::Request<'_, '_>, added: &Added, is_trusted: bool) -> bool {
+    out.put_slice(request.method.unwrap_or_default().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(request.path.unwrap_or_default().as_bytes());
+    out.put_slice(b" HTTP/1.1\r\n");
+    let mut forged = false;
+    for field in request.headers.iter() {
+        if is_hop_by_hop(field.name) {
+            continue;
+        }
+        if !forwarding::may_pass(field.name, is_trusted) {
+            forged |= !field.name.eq_ignore_ascii_case(forwarding::X_REQUEST_ID.as_str());
+        } else if !added.replaces(field.name) {
+            put_field(out, field.name, field.value);
+        }
+    }
+    for (name, value) in added.iter() {
+        put_field(out, name.as_str(), value);
+    }
+    out.put_slice(b"\r\n");
+    forged
+}
+
+fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// How the body of an answer is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerBody {
+    /// By its length, or in chunks.
+    Framed(Framing),
+    /// By the end of the connection.
+    UntilClose,
+}
+
+/// What is known of an answer once its head is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerHead {
+    /// Bytes of the app's head.
+    pub len: usize,
+    /// The status.
+    pub status: u16,
+    /// Its body.
+    pub body: AnswerBody,
+    /// The app keeps the connection.
+    pub keeps_connection: bool,
+    /// Its body is an event stream, which may be silent for long.
+    pub is_event_stream: bool,
+}
+
+/// The app's answer cannot be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidAnswer;
+
+/// The most fields in an answer.
+const MOST_FIELDS: usize = 128;
+
+/// What is written around the app's own fields.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The request was `HEAD`: the answer has no body, whatever it says.
+    pub is_head_request: bool,
+    /// `X-Request-Id`, if answers carry it.
+    pub request_id: Option<&'a [u8]>,
+    /// `Date`, for an app that sends none (RFC 9110 section 6.6.1).
+    pub date: &'a [u8],
+    /// The client's connection ends with this answer.
+    pub closes: bool,
+}
+
+/// Reads the answer at the start of `input` and writes to `out` what the client gets; `None` until the head is complete.
+///
+/// # Errors
+/// What is no HTTP/1 answer, or contradicts itself.
+pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Result<Option<AnswerHead>, InvalidAnswer> {
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+    let mut answer = httparse::Response::new(&mut fields);
+    let len = match answer.parse(input) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(InvalidAnswer),
+    };
+    let status = answer.code.ok_or(InvalidAnswer)?;
+    if status == 101 || !(100..1000).contains(&status) {
+        return Err(InvalidAnswer);
+    }
+    let connection = Said::of(answer.headers)?;
+    let has_no_body = frame.is_head_request || status < 200 || status == 204 || status == 304;
+    let body = match (connection.length, connection.chunked) {
+        _ if has_no_body => AnswerBody::Framed(Framing::Length(0)),
+        (_, true) => AnswerBody::Framed(Framing::Chunked),
+        (Some(length), false) => AnswerBody::Framed(Framing::Length(length)),
+        (None, false) => AnswerBody::UntilClose,
+    };
+    out.put_slice(b"HTTP/1.1 ");
+    put_status(out, status);
+    out.put_u8(b' ');
+    out.put_slice(answer.reason.unwrap_or_default().as_bytes());
+    out.put_slice(b"\r\n");
+    let is_final = status >= 200;
+    let (mut has_date, mut is_event_stream) = (false, false);
+    for field in answer.headers.iter() {
+        let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
+        has_date |= is("date");
+        is_event_stream |= is("content-type") && field.value.starts_with(b"text/event-stream");
+        let stays =
+            !is_hop_by_hop(field.name) || (is("upgrade") && status == 426) || (is("trailer") && connection.chunked);
+        let replaced = frame.request_id.is_some() && is("x-request-id");
+        let nominated = connection.nominates.is_some_and(|names| nominates(names, field.name));
+        if stays && !replaced && !nominated {
+            put_field(out, field.name, field.value);
+        }
+    }
+    if connection.chunked && (frame.is_head_request || matches!(body, AnswerBody::Framed(Framing::Chunked))) {
+        out.put_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if is_final {
+        if let Some(id) = frame.request_id {
+            put_field(out, "X-Request-Id", id);
+        }
+        if !has_date {
+            put_field(out, "Date", frame.date);
+        }
+        if frame.closes || body == AnswerBody::UntilClose {
+            out.put_slice(b"Connection: close\r\n");
+        }
+    }
+    out.put_slice(b"\r\n");
+    let speaks_11 = answer.version == Some(1);
+    let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive };
+    Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream }))
+}
+
+fn put_status(out: &mut BytesMut, status: u16) {
+    // Three digits, checked by the caller; each remainder is below ten.
+    out.put_slice(&[100, 10, 1].map(|unit| b'0' + (status / unit % 10) as u8));
+}
+
+/// What an answer says about its connection and its body.
+#[derive(Default)]
+struct Said<'a> {
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    /// The value of `Connection`, when it names other fields.
+    nominates: Option<&'a [u8]>,
+}
+
+impl<'a> Said<'a> {
+    fn of(fields: &[httparse::Header<'a>]) -> Result<Self, InvalidAnswer> {
+        let mut said = Self::default();
+        for field in fields {
+            let is = |other: &str| field.name.eq_ignore_ascii_case(other);
+            match field.name.len() {
+                10 if is("connection") => {
+                    for token in field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                        if token.eq_ignore_ascii_case(b"close") {
+                            said.close = true;
+                        } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                            said.keep_alive = true;
+                        } else if !token.is_empty() {
+                            said.nominates = Some(field.value);
+                        }
+                    }
+                }
+                14 if is("content-length") => {
+                    let text = std::str::from_utf8(field.value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+                    let length = text.and_then(|t| t.parse().ok()).ok_or(InvalidAnswer)?;
+                    if said.length.is_some_and(|earlier| earlier != length) {
+                        return Err(InvalidAnswer);
+                    }
+                    said.length = Some(length);
+                }
+                17 if is("transfer-encoding") => {
+                    if said.chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(InvalidAnswer);
+                    }
+                    said.chunked = true;
+                }
+                _ => {}
+            }
+        }
+        // Two lengths for one body: whoever believes the other one reads the next answer wrongly.
+        if said.chunked && said.length.is_some() { Err(InvalidAnswer) } else { Ok(said) }
+    }
+}
+
+/// Whether `Connection: names` names `field`. Framing is not for an app to nominate away.
+fn nominates(names: &[u8], field: &str) -> bool {
+    !field.eq_ignore_ascii_case("content-length")
+        && names.split(|b| *b == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(field.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FRAME: Frame<'static> =
+        Frame { is_head_request: false, request_id: Some(b"id-1"), date: b"now", closes: false };
+
+    fn relay(answer: &str, frame: Frame<'_>) -> Result<Option<(AnswerHead, String)>, InvalidAnswer> {
+        let mut out = BytesMut::new();
+        let head = relay_answer(answer.as_bytes(), &mut out, frame)?;
+        Ok(head.map(|head| (head, String::from_utf8(out.to_vec()).unwrap())))
+    }
+
+    #[test]
+    fn passes_on_what_is_for_the_client() {
+        let answer = "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nConnection: keep-alive, X-Hop\r\n\
+                      X-Request-Id: theirs\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\nok";
+        let (head, written) = relay(answer, FRAME).unwrap().unwrap();
+        assert_eq!(
+            written,
+            "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Request-Id: id-1\r\nDate: now\r\n\r\n"
+        );
+        assert_eq!(
+            (head.status, head.body, head.keeps_connection),
+            (200, AnswerBody::Framed(Framing::Length(2)), true)
+        );
+        assert_eq!(head.len, answer.len() - 2);
+    }
+
+    #[test]
+    fn knows_how_an_answer_ends() {
+        let body = |answer: &str, frame| relay(answer, frame).unwrap().unwrap().0.body;
+        let nothing = AnswerBody::Framed(Framing::Length(0));
+        assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n", FRAME), AnswerBody::UntilClose);
+        assert_eq!(
+            body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", FRAME),
+            AnswerBody::Framed(Framing::Chunked)
+        );
+        assert_eq!(body("HTTP/1.1 204 No Content\r\n\r\n", FRAME), nothing);
+        assert_eq!(body("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", FRAME), nothing);
+        assert_eq!(body("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", FRAME), nothing);
+        assert_eq!(
+            body("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", Frame { is_head_request: true, ..FRAME }),
+            nothing
+        );
+    }
+
+    #[test]
+    fn an_answer_without_an_end_closes_the_connection() {
+        let (_, written) = relay("HTTP/1.0 200 OK\r\n\r\n", FRAME).unwrap().unwrap();
+        assert!(written.contains("Connection: close\r\n"), "{written}");
+    }
+
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "garbage garbage\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+        ] {
+            assert_eq!(relay(answer, FRAME).unwrap_err(), InvalidAnswer, "{answer:?}");
+        }
+        assert_eq!(relay("HTTP/1.1 200 OK\r\nContent-Le", FRAME), Ok(None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), status in 0..1000_u32) {
+            let mut answer = format!("HTTP/1.1 {status} x\r\n").into_bytes();
+            answer.extend(bytes);
+            let _ = relay_answer(&answer, &mut BytesMut::new(), FRAME);
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! The fast lane: nearly every request, without a detour.
+//!
+//! A request that has no body, may be repeated and asks nothing special of the connection ([`crate::wire::Head::is_simple`])
+//! needs none of what makes a general proxy expensive: no copy of its head in a map, no channels between two tasks, no
+//! filters behind pointers. Its head is rewritten from one buffer into another and its answer from the app's socket to the
+//! client's. The stages, the table of refusals, and what is counted and logged are the same as in [`crate::pipeline`],
+//! where every other request goes.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, BytesMut};
+use http::Method;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use crate::app_pool::{self, AppStream};
+use crate::client_stream::ClientStream;
+use crate::exchange::{Exchange, Fields, Kind, Request};
+use crate::forwarding::Added;
+use crate::head::{self, AnswerBody, AnswerHead, Frame};
+use crate::health;
+use crate::pipeline::STAGES;
+use crate::record::{self, Ending};
+use crate::rejection::{Failure, Problem};
+use crate::state::{Phase, State};
+use crate::timer::Timer;
+use crate::wire::{Chunks, Framing, MOST_FIELDS};
+
+/// The largest head of an answer.
+const ANSWER_HEAD_BYTES: usize = 64 << 10;
+/// How much of an answer's body is read at once.
+const READ_BYTES: usize = 16 << 10;
+/// What an answer begins to be read into: the head and body of most.
+const FIRST_READ_BYTES: usize = 4 << 10;
+
+/// What becomes of the client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It may bring another request.
+    Request,
+    /// It ends.
+    Close,
+}
+
+/// A request, ready to be sent.
+struct Prepared {
+    exchange: Exchange,
+    method: Method,
+    path: String,
+    /// The head for the app.
+    head: BytesMut,
+    /// A stage has refused it.
+    refused: Option<Problem>,
+}
+
+/// Why there is no whole answer from the app.
+#[derive(Debug)]
+enum Broken {
+    /// The app's fault, and what was seen of it.
+    App(Failure, Cow<'static, str>),
+    /// The client has gone.
+    ClientLeft,
+}
+
+/// Serves the request whose head is `head`; `client` is the address at the other end of `stream`.
+pub async fn serve(
+    state: &State,
+    stream: &mut ClientStream,
+    head: BytesMut,
+    timer: &mut Timer,
+    client: IpAddr,
+) -> Next {
+    let Some(mut prepared) = prepare(state, &head, client) else { return Next::Close };
+    drop(head);
+    let exchange = &mut prepared.exchange;
+    let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
+    let result = match prepared.refused {
+        Some(problem) => lane.answer(exchange, &problem).await,
+        None => lane.forward(exchange, &prepared.head).await,
+    };
+    recycle(prepared.head);
+    let (ending, next) = lane.end(exchange, result).await;
+    record::exchange(state, exchange, &ending, &prepared.method, &prepared.path);
+    next
+}
+
+/// Everything that needs no waiting. On the stack of one call, so that a connection at rest carries none of it.
+fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
+    thread_local! {
+        static ADDED: RefCell<Added> = RefCell::default();
+    }
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut fields);
+    // It was parsed before with the same bound; should that ever not hold, the connection ends.
+    parsed.parse(head).ok()?;
+    let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    let target = parsed.path?;
+    let path = &target[..memchr::memchr2(b'?', b'#', target.as_bytes()).unwrap_or(target.len())];
+    let host = parsed.headers.iter().find(|field| field.name.len() == 4 && field.name.eq_ignore_ascii_case("host"));
+    let host = host.and_then(|host| std::str::from_utf8(host.value).ok()).unwrap_or_default();
+    let request = Request { method: &method, path, host, fields: Fields::Wire(parsed.headers), is_http10: false };
+
+    let mut exchange = Exchange::new(state.rules.load_full());
+    exchange.connected = client;
+    exchange.in_flight = Some(state.enter());
+    let verdict = STAGES.iter().try_for_each(|stage| stage(state, &request, &mut exchange));
+    let mut out = scratch();
+    if verdict.is_ok() {
+        let forged = ADDED.with_borrow_mut(|added| {
+            added.fill(&request, &exchange);
+            head::write_request(&mut out, &parsed, added, exchange.client.is_trusted)
+        });
+        if forged {
+            state.metrics.forged_fields.inc();
+        }
+    }
+    exchange.rejection = verdict.err();
+    let refused = exchange.rejection.map(crate::rejection::Rejection::problem);
+    // Only the access log needs the path when the head is gone.
+    let path = if exchange.rules.config.log.access { path.to_owned() } else { String::new() };
+    Some(Prepared { exchange, method, path, head: out, refused })
+}
+
+struct Lane<'a> {
+    state: &'a State,
+    stream: &'a mut ClientStream,
+    timer: &'a mut Timer,
+    is_head: bool,
+    /// The client's connection ends with this answer.
+    closes: bool,
+    /// Bytes of the answer's body.
+    sent: u64,
+}
+
+impl Lane<'_> {
+    /// Sends the request to the app and its answer to the client. A kept connection that turns out to be dead is replaced
+    /// by a new one, once: the request may be repeated, and nothing of an answer has come.
+    async fn forward(&mut self, exchange: &mut Exchange, head: &BytesMut) -> Result<(), Broken> {
+        let rules = std::sync::Arc::clone(&exchange.rules);
+        let app = &rules.config.app;
+        let mut input = scratch();
+        exchange.attempts = 1;
+        if let Some(mut kept) = app_pool::take(&app.target) {
+            self.state.metrics.attempts_reused.inc();
+            match self.ask(&mut kept, head, &mut input, exchange).await {
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                Err(broken) => return Err(broken),
+                Ok(answer) => return self.relay(kept, input, answer, exchange).await,
+            }
+            exchange.attempts = 2;
+            self.state.metrics.retries.inc();
+        }
+        self.state.metrics.attempts_new.inc();
+        let connecting = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target));
+        let mut fresh = match connecting.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => return Err(Broken::App(Failure::Unreachable, e.to_string().into())),
+            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
+        };
+        let answer = self.ask(&mut fresh, head, &mut input, exchange).await?;
+        self.relay(fresh, input, answer, exchange).await
+    }
+
+    /// Sends the request and waits for the head of its answer, which is then in the client's output, rewritten.
+    async fn ask(
+        &mut self,
+        app: &mut AppStream,
+        head: &[u8],
+        input: &mut BytesMut,
+        exchange: &Exchange,
+    ) -> Result<AnswerHead, Broken> {
+        let deadline = tokio::time::Instant::from_std(exchange.started + exchange.route().timeout);
+        let mut unsent = head;
+        poll_fn(|cx| {
+            while !unsent.is_empty() {
+                match Pin::new(&mut *app).poll_write(cx, unsent) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(closed("the request could not be sent"))),
+                    Poll::Ready(Ok(sent)) => unsent = &unsent[sent..],
+                    Poll::Pending => return self.poll_deadline(cx, deadline),
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await?;
+        loop {
+            if input.capacity() - input.len() < FIRST_READ_BYTES / 4 {
+                input.reserve(FIRST_READ_BYTES);
+            }
+            let read = poll_fn(|cx| {
+                let mut read = pin!(app.read_buf(input));
+                match read.as_mut().poll(cx) {
+                    Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(closed("no whole head came"))),
+                    Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
+                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending => self.poll_deadline(cx, deadline),
+                }
+            });
+            read.await?;
+            while let Some(answer) = self.rewrite(input, exchange)? {
+                input.advance(answer.len);
+                if answer.status >= 200 {
+                    return Ok(answer);
+                }
+                // An interim answer, such as 103: the client gets it now.
+                self.send_gathered(exchange).await?;
+            }
+        }
+    }
+
+    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Result<T, Broken>> {
+        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the time is over".into())))
+    }
+
+    fn rewrite(&mut self, input: &[u8], exchange: &Exchange) -> Result<Option<AnswerHead>, Broken> {
+        if input.is_empty() {
+            return Ok(None);
+        }
+        self.closes = self.state.drain.phase() != Phase::Serving;
+        let frame = Frame {
+            is_head_request: self.is_head,
+            request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
+            date: &date(exchange.started),
+            closes: self.closes,
+        };
+        match head::relay_answer(input, self.stream.output(), frame) {
+            Ok(None) if input.len() > ANSWER_HEAD_BYTES => {
+                Err(Broken::App(Failure::Invalid, "the head is larger than 64 KiB".into()))
+            }
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(Broken::App(Failure::Invalid, "the head is no HTTP, or contradicts itself".into())),
+        }
+    }
+
+    /// Sends the head and then the body, as it comes.
+    async fn relay(
+        &mut self,
+        mut app: AppStream,
+        mut input: BytesMut,
+        answer: AnswerHead,
+        exchange: &mut Exchange,
+    ) -> Result<(), Broken> {
+        exchange.status = answer.status;
+        exchange.answered_by_app = true;
+        let is_stream = exchange.kind == Kind::Stream || answer.is_event_stream;
+        let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
+        let mut body = BodyEnd::new(answer.body);
+        let taken = body.take(&input)?;
+        self.stream.output().put_slice(&input[..taken]);
+        self.sent += taken as u64;
+        input.advance(taken);
+        self.send_gathered(exchange).await?;
+        while !body.is_done() {
+            // From here on the buffer is this body's own: what it held has been sent.
+            input.clear();
+            input.reserve(READ_BYTES);
+            let idle_since = tokio::time::Instant::now();
+            let read = poll_fn(|cx| {
+                let mut read = pin!(app.read_buf(&mut input));
+                match read.as_mut().poll(cx) {
+                    Poll::Ready(Ok(read)) => Poll::Ready(Ok(read)),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body broke off"))),
+                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending => self.poll_deadline(cx, idle_since + patience),
+                }
+            });
+            if read.await? == 0 {
+                if body.ends_with_connection() {
+                    break;
+                }
+                return Err(closed("the body broke off"));
+            }
+            let taken = body.take(&input)?;
+            self.send(&input[..taken], exchange).await?;
+            self.sent += taken as u64;
+            input.advance(taken);
+        }
+        if body.ends_with_connection() {
+            self.closes = true;
+        } else if answer.keeps_connection && input.is_empty() {
+            let rules = &exchange.rules.config.app;
+            app_pool::keep(app, &rules.target, rules.max_idle, Instant::now());
+        }
+        recycle(input);
+        Ok(())
+    }
+
+    async fn send_gathered(&mut self, exchange: &Exchange) -> Result<(), Broken> {
+        let patience = exchange.rules.config.client.write_timeout;
+        let mut stalled_since = None;
+        poll_fn(|cx| match self.stream.poll_send(cx) {
+            Poll::Ready(sent) => Poll::Ready(sent.map_err(|_| Broken::ClientLeft)),
+            Poll::Pending => self.poll_stalled(cx, &mut stalled_since, patience),
+        })
+        .await
+    }
+
+    async fn send(&mut self, mut bytes: &[u8], exchange: &Exchange) -> Result<(), Broken> {
+        let patience = exchange.rules.config.client.write_timeout;
+        while !bytes.is_empty() {
+            let mut stalled_since = None;
+            let sent = poll_fn(|cx| match self.stream.poll_send_directly(cx, bytes) {
+                Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Broken::ClientLeft)),
+                Poll::Ready(Ok(sent)) => Poll::Ready(Ok(sent)),
+                Poll::Pending => self.poll_stalled(cx, &mut stalled_since, patience).map(|r| r.map(|()| 0)),
+            });
+            bytes = &bytes[sent.await?..];
+        }
+        Ok(())
+    }
+
+    /// The client takes nothing: it may do so for `patience`.
+    fn poll_stalled(
+        &mut self,
+        cx: &mut Context<'_>,
+        since: &mut Option<tokio::time::Instant>,
+        patience: Duration,
+    ) -> Poll<Result<(), Broken>> {
+        let since = *since.get_or_insert_with(tokio::time::Instant::now);
+        self.timer.poll(cx, since + patience).map(|()| Err(Broken::ClientLeft))
+    }
+
+    /// What we answer ourselves; the connection stays.
+    async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
+        self.closes = self.state.drain.phase() != Phase::Serving;
+        let (status, kind, body) = if exchange.route().is_health {
+            let body = health::unhealthy(self.state.started.elapsed(), problem.label);
+            (http::StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
+        } else {
+            (problem.status, "application/problem+json", problem.body(exchange.request_id.as_str()))
+        };
+        exchange.status = status.as_u16();
+        let out = self.stream.output();
+        out.clear();
+        let reason = status.canonical_reason().unwrap_or("Error");
+        out.put_slice(format!("HTTP/1.1 {} {reason}\r\nContent-Type: {kind}\r\n", status.as_u16()).as_bytes());
+        out.put_slice(format!("Content-Length: {}\r\nCache-Control: no-store\r\n", body.len()).as_bytes());
+        if let Some(after) = problem.retry_after {
+            out.put_slice(format!("Retry-After: {}\r\n", crate::rejection::seconds(after)).as_bytes());
+        }
+        if exchange.rules.config.headers.request_id {
+            out.put_slice(format!("X-Request-Id: {}\r\n", exchange.request_id).as_bytes());
+        }
+        out.put_slice(b"Date: ");
+        out.put_slice(&date(exchange.started));
+        out.put_slice(if self.closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
+        if !self.is_head {
+            out.put_slice(body.as_bytes());
+            self.sent = body.len() as u64;
+        }
+        self.send_gathered(exchange).await
+    }
+
+    /// Answers what can still be answered, and says how it ended.
+    async fn end(mut self, exchange: &mut Exchange, result: Result<(), Broken>) -> (Ending, Next) {
+        let mut ending = Ending { failed: result.is_err(), client_left: false, body_bytes: 0 };
+        let mut next = Next::Close;
+        match result {
+            Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
+            Err(Broken::ClientLeft) => ending.client_left = true,
+            Err(Broken::App(failure, detail)) => {
+                exchange.failure = Some(failure);
+                record::log_failure(exchange, failure, &detail);
+                // Once its head is out, all that is left is to end the connection, so that the client sees that the
+                // answer is not whole.
+                if !exchange.answered_by_app {
+                    match self.answer(exchange, &failure.problem()).await {
+                        Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
+                        Err(_) => ending.client_left = true,
+                    }
+                }
+            }
+        }
+        ending.body_bytes = self.sent;
+        (ending, next)
+    }
+}
+
+fn closed(seen: &'static str) -> Broken {
+    Broken::App(Failure::Closed, seen.into())
+}
+
+/// Where the body of an answer ends.
+enum BodyEnd {
+    Length(u64),
+    Chunked(Chunks),
+    UntilClose,
+}
+
+impl BodyEnd {
+    fn new(body: AnswerBody) -> Self {
+        match body {
+            AnswerBody::Framed(Framing::Length(left)) => Self::Length(left),
+            AnswerBody::Framed(Framing::Chunked) => Self::Chunked(Chunks::default()),
+            AnswerBody::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// How many of `bytes` belong to it.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        match self {
+            Self::Length(left) => {
+                let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                *left -= taken as u64;
+                Ok(taken)
+            }
+            Self::Chunked(chunks) => {
+                chunks.feed(bytes).map_err(|_| Broken::App(Failure::Invalid, "the body's chunks are broken".into()))
+            }
+            Self::UntilClose => Ok(bytes.len()),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.is_done(),
+            Self::UntilClose => false,
+        }
+    }
+
+    fn ends_with_connection(&self) -> bool {
+        matches!(self, Self::UntilClose)
+    }
+}
+
+/// Buffers that are used again by the next request of this thread.
+const MOST_SCRATCH: usize = 16;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+fn scratch() -> BytesMut {
+    SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(FIRST_READ_BYTES))
+}
+
+fn recycle(mut buffer: BytesMut) {
+    buffer.clear();
+    // One that has grown for a large answer is given back to the allocator.
+    if (FIRST_READ_BYTES..=READ_BYTES * 2).contains(&buffer.capacity()) {
+        SCRATCH.with_borrow_mut(|kept| {
+            if kept.len() < MOST_SCRATCH {
+                kept.push(buffer);
+            }
+        });
+    }
+}
+
+/// The date in a field's form (RFC 9110 section 5.6.7), formatted once a second.
+fn date(now: Instant) -> [u8; 29] {
+    thread_local! {
+        static DATE: std::cell::Cell<Option<(Instant, [u8; 29])>> = const { std::cell::Cell::new(None) };
+    }
+    DATE.with(|kept| match kept.get() {
+        Some((since, text)) if now.duration_since(since) < Duration::from_millis(500) => text,
+        _ => {
+            let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
+            let written = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            if written.len() == text.len() {
+                text.copy_from_slice(written.as_bytes());
+            }
+            kept.set(Some((now, text)));
+            text
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_has_the_form_of_a_field() {
+        let text = String::from_utf8(date(Instant::now()).to_vec()).unwrap();
+        assert!(text.ends_with(" GMT") && text.as_bytes()[3] == b',' && !text.contains("1970"), "{text}");
+    }
+
+    #[test]
+    fn a_body_ends_where_its_framing_says() {
+        let mut length = BodyEnd::new(AnswerBody::Framed(Framing::Length(3)));
+        assert_eq!(length.take(b"abcd").unwrap(), 3);
+        assert!(length.is_done());
+        let mut chunked = BodyEnd::new(AnswerBody::Framed(Framing::Chunked));
+        assert_eq!(chunked.take(b"1\r\na\r\n0\r\n\r\nHTTP").unwrap(), 11);
+        assert!(chunked.is_done());
+        let mut open = BodyEnd::new(AnswerBody::UntilClose);
+        assert_eq!(open.take(b"abc").unwrap(), 3);
+        assert!(!open.is_done() && open.ends_with_connection());
+    }
+}

@@ -1,0 +1,100 @@
+//! `cargo xtask up`: the tour works as pasted, and nothing stays behind however it ends.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use xtask::{
+    Process, Program, Signal, paths,
+    process::{children, exists, signal},
+    programs, wait,
+};
+
+/// Both databases from nothing, two programs and three documents, on a busy machine.
+const START: Duration = Duration::from_secs(120);
+
+struct House {
+    xtask: Process,
+}
+
+impl House {
+    /// In a state directory of the test's own: a developer may have one running.
+    fn start(name: &str) -> Self {
+        let state = format!("deploy-up/{name}");
+        let log = paths::state("deploy-up").unwrap().join(format!("{name}.log"));
+        let _ = fs::remove_file(&log);
+        let mut xtask = Program::new(programs::find("xtask").unwrap())
+            .arg("up")
+            .env("XTASK_UP_STATE", state)
+            .env(programs::BUILT, "1")
+            .without_env("DATABASE_URL")
+            .without_env("CHROMA_URL")
+            .start("xtask up", &log)
+            .unwrap();
+        let is_up = || fs::read_to_string(&log).unwrap_or_default().contains("Ctrl-C ends all of it");
+        xtask.ready(START, is_up).unwrap();
+        Self { xtask }
+    }
+
+    fn tour(&self) -> Vec<String> {
+        let said = fs::read_to_string(self.xtask.log()).unwrap();
+        said.lines().filter(|line| line.starts_with("curl ")).map(str::to_owned).collect()
+    }
+
+    /// Every process below, at any depth.
+    fn family(&self) -> BTreeSet<u32> {
+        let mut family = BTreeSet::new();
+        let mut heads = vec![self.xtask.pid()];
+        while let Some(head) = heads.pop() {
+            let found = children(head);
+            heads.extend(found.iter().filter(|pid| !family.contains(*pid)));
+            family.extend(found);
+        }
+        family
+    }
+}
+
+fn paste(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{line}\n{said}{errors}");
+    said.into_owned()
+}
+
+#[test]
+fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
+    let mut house = House::start("tour");
+    let tour = house.tour();
+    assert_eq!(tour.len(), 5, "{tour:?}");
+    let expected = ["\"healthy\"", "From the tour.", "Canoes", "\"title\"", "outrigger_requests_total{"];
+    for (line, expected) in tour.iter().zip(expected) {
+        let said = paste(line);
+        assert!(said.contains(expected), "{line}\nshould show {expected} and says:\n{said}");
+    }
+    let family = house.family();
+    assert!(family.len() > 4, "PostgreSQL with children, ChromaDB, the app and the proxy: {family:?}");
+    let status = house.xtask.stop(Signal::INT, Duration::from_secs(60)).unwrap();
+    assert!(status.success(), "{status}\n{}", house.xtask.log_tail(20));
+    let left: Vec<&u32> = family.iter().filter(|pid| exists(**pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_kill_leaves_no_process_behind_and_the_next_start_works() {
+    let house = House::start("killed");
+    let family = house.family();
+    signal(house.xtask.pid(), Signal::KILL);
+    let all_gone = || family.iter().all(|pid| !exists(*pid));
+    wait::until("everything to follow a killed xtask", Duration::from_secs(20), all_gone).unwrap();
+    drop(house);
+
+    let start = Instant::now();
+    let mut house = House::start("killed");
+    let said = house.xtask.log_tail(100);
+    assert!(!said.contains("documents are in both stores"), "the seeds of before are still there:\n{said}");
+    house.xtask.stop(Signal::TERM, Duration::from_secs(60)).unwrap();
+    assert!(start.elapsed() < START);
+}
