@@ -1,5 +1,7 @@
 //! What ships in `supervisord.conf`, run for real: crashes, hangs, giving up and the order of stopping.
 
+#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -157,7 +159,8 @@ fn a_hung_proxy_is_killed_and_started_again() {
         machine.pid("outrigger").is_some_and(|pid| pid != proxy)
             && http::get(machine.proxy, "/health", SECOND).is_ok_and(|answer| answer.status == 200)
     };
-    wait::until("a new proxy", Duration::from_secs(30), answers).unwrap_or_else(|error| panic!("{error}\n{}", machine.log()));
+    wait::until("a new proxy", Duration::from_secs(30), answers)
+        .unwrap_or_else(|error| panic!("{error}\n{}", machine.log()));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::exchange::{Exchange, Fields, Kind, Request};
 use crate::forwarding::{self, Added, X_REQUEST_ID};
 use crate::health;
 use crate::rejection::{Failure, Problem, Rejection, seconds};
+use crate::request_id::random;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
 use crate::{admit, identify, record, route};
@@ -39,8 +40,8 @@ pub const MOST_ATTEMPTS: usize = 3;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// And how much of it at the most.
 const DRAIN_BYTES: u64 = 64 << 10;
-/// Connections of this group are never kept: for requests that must not meet a connection that the app just closed.
-const FRESH_GROUP: u64 = 1;
+/// How long Pingora keeps a connection that no other request can find. (Zero makes its timer overflow.)
+const NOT_KEPT: Duration = Duration::from_millis(1);
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -188,8 +189,9 @@ impl ProxyHttp for Gateway {
         // read or not, and only what is idempotent may be sent again: anything else gets a connection of its own.
         let may_repeat = session.req_header().method.is_idempotent();
         if exchange.needs_fresh_connection || !may_repeat {
-            peer.group_key = FRESH_GROUP;
-            peer.options.idle_timeout = Some(Duration::ZERO);
+            // Pingora finds kept connections by this key: a key that nobody has again makes it open a new one.
+            peer.group_key = random() | 1;
+            peer.options.idle_timeout = Some(NOT_KEPT);
         } else {
             peer.options.idle_timeout = Some(app.idle_timeout);
         }

@@ -40,11 +40,13 @@ struct House {
     proxy: Process,
 }
 
-/// Where a person reaches it.
+/// Who listens where.
 struct Addresses {
     proxy: SocketAddr,
     admin: SocketAddr,
     app: SocketAddr,
+    postgres: SocketAddr,
+    chroma: SocketAddr,
 }
 
 /// Names another directory below `target/`, so that a test's house stands beside the developer's.
@@ -58,12 +60,7 @@ pub fn run() -> Result<()> {
     programs::ensure_built()?;
 
     let stop = stop_signals()?;
-    let addresses = Addresses {
-        proxy: address("the proxy", 8080)?,
-        admin: address("the proxy's metrics", 9091)?,
-        app: address("the app's metrics", 8081)?,
-    };
-    let mut house = start(&state, &addresses)?;
+    let (mut house, addresses) = start_somewhere(&state)?;
     let document = seed(addresses.proxy)?;
     // The tour begins with it. A server of the developer's own may be unwell, which the tour then shows.
     let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.proxy, "/health/detailed"));
@@ -74,10 +71,9 @@ pub fn run() -> Result<()> {
 }
 
 fn needed() -> Vec<Tool> {
-    let given = |variable: &str| env::var_os(variable).is_some_and(|value| !value.is_empty());
     let unneeded = |tool: &Tool| match tool {
-        Tool::Postgres => given("DATABASE_URL"),
-        Tool::Chroma => given("CHROMA_URL"),
+        Tool::Postgres => is_given("DATABASE_URL"),
+        Tool::Chroma => is_given("CHROMA_URL"),
         _ => false,
     };
     Tool::RUN.into_iter().filter(|tool| !unneeded(tool)).collect()
@@ -108,6 +104,30 @@ fn stop_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// Another house may take a port between our look and our use, as when two are started at once: then once more.
+fn start_somewhere(state: &Path) -> Result<(House, Addresses)> {
+    for _ in 0..5 {
+        let addresses = Addresses {
+            proxy: address("the proxy", 8080)?,
+            admin: address("the proxy's metrics", 9091)?,
+            app: address("the app's metrics", 8081)?,
+            postgres: address_unless("DATABASE_URL", "PostgreSQL", 5432)?,
+            chroma: address_unless("CHROMA_URL", "ChromaDB", 8000)?,
+        };
+        let Addresses { proxy, admin, app, postgres, chroma } = &addresses;
+        // After a failure all of ours have ended, so a port that is not free now is somebody else's.
+        match start(state, &addresses) {
+            Ok(house) => return Ok((house, addresses)),
+            Err(_) if [proxy, admin, app, postgres, chroma].iter().any(|at| !ports::is_free(at.port())) => {
+                say("somebody took one of the ports meanwhile; once more");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::new("others keep taking the ports that we choose")
+        .hint("is another `cargo xtask up` failing over and over?"))
+}
+
 fn address(whose: &str, wanted: u16) -> Result<SocketAddr> {
     let (port, holder) = ports::prefer(wanted)?;
     if let Some(holder) = holder {
@@ -116,11 +136,19 @@ fn address(whose: &str, wanted: u16) -> Result<SocketAddr> {
     Ok((Ipv4Addr::LOCALHOST, port).into())
 }
 
+/// Where a server of ours will be; the one that the variable names may well be at the usual port.
+fn address_unless(variable: &str, whose: &str, wanted: u16) -> Result<SocketAddr> {
+    if is_given(variable) {
+        return Ok((Ipv4Addr::LOCALHOST, ports::free()?).into());
+    }
+    address(whose, wanted)
+}
+
 fn start(state: &Path, addresses: &Addresses) -> Result<House> {
     let (database_url, postgres) = match given("DATABASE_URL") {
         Some(url) => (url, None),
         None => {
-            let server = Postgres::start_on(state, address("PostgreSQL", 5432)?.port())?;
+            let server = Postgres::start_on(state, addresses.postgres.port())?;
             server.create_database("outrigger")?;
             say(format_args!("PostgreSQL is ready on {}, its log is {}", server.address(), server.log().display()));
             (server.url("outrigger"), Some(server))
@@ -129,7 +157,7 @@ fn start(state: &Path, addresses: &Addresses) -> Result<House> {
     let (chroma_url, chroma) = match given("CHROMA_URL") {
         Some(url) => (url, None),
         None => {
-            let server = Chroma::start_on(state, address("ChromaDB", 8000)?.port())?;
+            let server = Chroma::start_on(state, addresses.chroma.port())?;
             say(format_args!("ChromaDB is ready on {}, its log is {}", server.address(), server.log().display()));
             (server.url(), Some(server))
         }
@@ -137,7 +165,16 @@ fn start(state: &Path, addresses: &Addresses) -> Result<House> {
     let socket = paths::socket(state, "app.sock")?;
     let app = start_app(state, addresses, &socket, &database_url, &chroma_url)?;
     let proxy = start_proxy(state, addresses, &socket)?;
-    Ok(House { postgres, chroma, app, proxy })
+    let mut house = House { postgres, chroma, app, proxy };
+    // Somebody else's program on the same port may have answered in the place of ours.
+    match house.ended() {
+        Some(error) => Err(error),
+        None => Ok(house),
+    }
+}
+
+fn is_given(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 fn given(variable: &str) -> Option<String> {

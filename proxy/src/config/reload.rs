@@ -1,6 +1,6 @@
 //! Brings a saved file into force, or refuses it and keeps what is.
 //!
-//! The file is looked at five times a second: by its time, size and inode, then by its text. That works where change
+//! The file is looked at ten times a second: by its time, size and inode, then by its text. That works where change
 //! notifications do not (bind mounts, config maps, network file systems, editors that rename), costs one `stat`, and a
 //! file caught half-written is looked at again when it has settled.
 
@@ -16,7 +16,7 @@ use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
 
 /// How often the file is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What tells one version of a file from another, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
