@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     backend::Backend,
-    harness::{Client, PATIENCE, Proxy, get, post},
+    harness::{Client, Proxy, get, post},
 };
 
 /// What would be served if the bytes before it were read differently by two parties.
@@ -23,7 +23,7 @@ fn refused(status: u16, reason: &str, requests: &[&str]) {
         answer.is_problem(status, reason);
         assert!(answer.closes(), "{answer:?}");
         client.is_closed();
-        assert_eq!(proxy.rejections(reason), (sent + 1) as f64);
+        proxy.counts_rejections(reason, sent + 1);
     }
     assert_eq!(app.connections(), 0, "the app was contacted");
 }
@@ -72,6 +72,7 @@ fn a_length_that_is_no_single_number_is_refused() {
         "malformed_length",
         &[
             &with("Content-Length: 5\r\nContent-Length: 6"),
+            &with("Content-Length: 5\r\nContent-Length: 5"),
             &with("Content-Length: 5, 5"),
             &with("Content-Length: +5"),
             &with("Content-Length: -5"),
@@ -81,19 +82,6 @@ fn a_length_that_is_no_single_number_is_refused() {
             &with("Content-Length: 99999999999999999999999"),
         ],
     );
-}
-
-#[test]
-fn the_same_length_twice_reaches_the_app_once_or_not_at_all() {
-    let app = Backend::start();
-    let proxy = Proxy::start(&app);
-    let answer = proxy.ask(&format!("{}hello", with("Content-Length: 5\r\nContent-Length: 5")));
-    if answer.status == 200 {
-        assert_eq!(answer.seen("content-length").as_deref(), Some("5"));
-        assert_eq!(answer.json()["body"]["bytes"], 5);
-    } else {
-        answer.is_problem(400, "malformed_length");
-    }
 }
 
 #[test]
@@ -132,7 +120,7 @@ fn a_chunk_that_breaks_the_grammar_later_ends_the_request_before_the_app_has_it_
     client.is_closed();
     proxy.comes_to_rest();
     assert_eq!((app.whole_requests(), app.requests_to("/smuggled")), (0, 0));
-    assert_eq!(proxy.rejections("malformed_chunk"), 1.0);
+    proxy.counts_rejections("malformed_chunk", 1);
 }
 
 #[test]
@@ -256,7 +244,6 @@ fn what_is_no_request_line_is_refused() {
             "hello\r\n\r\n",
             "GET\r\n\r\n",
             "GET /\r\n\r\n",
-            "GET / x HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
             "G\0T / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -275,6 +262,7 @@ fn another_version_of_http_is_refused() {
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
             "GET / HTTP/0.9\r\n\r\n",
+            "GET / x HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / http/1.1\r\nHost: a\r\n\r\n",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ],
@@ -341,7 +329,7 @@ fn a_head_that_drips_in_is_refused_at_its_deadline() {
         assert!(answer.closes());
         client.is_closed();
         assert!((500..2500).contains(&took.as_millis()), "{took:?}");
-        assert_eq!(proxy.rejections("head_too_slow"), f64::from(u8::from(kept)) + 1.0);
+        proxy.counts_rejections("head_too_slow", usize::from(kept) + 1);
         assert_eq!(app.requests(), heads);
     }
 }
@@ -380,7 +368,7 @@ fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
     let mut client = proxy.connect();
     client.send(post("/", &"x".repeat(300_000)));
     client.answer().is_problem(413, "body_too_large");
-    assert_eq!(proxy.rejections("body_too_large"), 2.0);
+    proxy.counts_rejections("body_too_large", 2);
     assert_eq!(app.connections(), 0);
     // What fits passes, and the route's own bound wins.
     assert_eq!(proxy.ask(&post("/", &"x".repeat(1024))).status, 200);
@@ -414,7 +402,7 @@ fn a_body_that_turns_out_too_large_ends_the_request_before_the_app_has_it_whole(
     }
     proxy.comes_to_rest();
     assert_eq!(app.whole_requests(), 0);
-    assert_eq!(proxy.rejections("body_too_large"), 1.0);
+    proxy.counts_rejections("body_too_large", 1);
 
     let mut client = proxy.connect();
     client.send(with("Transfer-Encoding: chunked")).send(chunk.repeat(11));
@@ -435,7 +423,7 @@ fn a_body_that_pauses_for_too_long_is_refused() {
         client.is_closed();
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
-    assert_eq!(proxy.rejections("body_too_slow"), 2.0);
+    proxy.counts_rejections("body_too_slow", 2);
     assert_eq!(app.whole_requests(), 0);
 }
 
@@ -449,7 +437,7 @@ fn a_client_that_takes_no_answer_is_disconnected() {
     let mut client = proxy.connect();
     client.send(get("/large"));
     proxy.comes_to_rest();
-    assert_eq!(proxy.metric("outrigger_requests_total", &[("outcome", "client_closed")]), 2.0);
+    proxy.counts("outrigger_requests_total", &[("outcome", "client_closed")], 2);
 }
 
 #[test]
@@ -465,7 +453,7 @@ fn more_connections_than_allowed_are_turned_away() {
     answer.is_problem(503, "too_many_connections");
     assert!(answer.header("retry-after").is_some() && answer.closes(), "{answer:?}");
     turned_away.is_closed();
-    assert_eq!(proxy.rejections("too_many_connections"), 1.0);
+    proxy.counts_rejections("too_many_connections", 1);
     // Those inside are not disturbed, and a place that gets free is given away.
     for client in &mut kept {
         assert_eq!(client.send(get("/")).answer().status, 200);
@@ -494,7 +482,7 @@ fn forged_forwarding_fields_are_removed_and_counted() {
         assert_eq!(answer.seen(gone), None, "{gone}");
     }
     assert_ne!(answer.header("x-request-id"), Some("forged"));
-    assert_eq!(proxy.metric("outrigger_forged_fields_total", &[]), 1.0);
+    proxy.counts("outrigger_forged_fields_total", &[], 1);
     assert!(proxy.says("\"path\":\"/\"").contains("127.0.0.1"));
 }
 
@@ -527,5 +515,4 @@ fn a_service_survives_a_flood_of_bad_input() {
     }
     assert_eq!(proxy.get("/").status, 200);
     proxy.comes_to_rest();
-    let _ = PATIENCE;
 }

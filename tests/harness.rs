@@ -150,9 +150,23 @@ impl Proxy {
         sum(&self.admin("/metrics").body, name, labels)
     }
 
-    /// How many requests were refused for this reason.
-    pub fn rejections(&self, reason: &str) -> f64 {
-        self.metric("outrigger_rejections_total", &[("reason", reason)])
+    /// Waits until exactly so many requests were refused for this reason. A request is counted when it is over, which
+    /// may be a moment after its answer.
+    #[track_caller]
+    pub fn counts_rejections(&self, reason: &str, count: usize) {
+        self.counts("outrigger_rejections_total", &[("reason", reason)], count);
+    }
+
+    /// Waits until the samples of `name` with these labels add up to exactly this.
+    #[track_caller]
+    pub fn counts(&self, name: &str, labels: &[(&str, &str)], count: usize) {
+        let mut now = f64::NAN;
+        let what = format!("{name} {labels:?} to be {count}");
+        let reached = wait::until(&what, PATIENCE, || {
+            now = self.metric(name, labels);
+            now >= count as f64
+        });
+        assert!(reached.is_ok() && now == count as f64, "waited for {what}; it is {now}");
     }
 
     /// Waits until no request is in flight and no client is connected.

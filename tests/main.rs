@@ -4,8 +4,10 @@
 
 mod backend;
 mod harness;
+mod promtool;
 
 mod bad_input;
+mod databases;
 mod deploy_docker;
 mod deploy_fly;
 mod deploy_supervisor;

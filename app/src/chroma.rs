@@ -144,17 +144,21 @@ impl Chroma {
         outcome
     }
 
-    /// Whether a connection can be had at all, before work is claimed that needs one.
+    /// The collection's id, as far as we know it already or ChromaDB tells us now. It shows, too, that a connection can be
+    /// had, before work is claimed that needs one.
     ///
     /// # Errors
-    /// As [`Pool::checkout`].
-    pub async fn reachable(&self, deadline: Deadline) -> Result<(), ApiError> {
-        self.pool.checkout("chroma::reachable", deadline).await.map(crate::pool::Checkout::release)
+    /// ChromaDB cannot be asked, or does not answer in time.
+    pub async fn collection_id(&self, deadline: Deadline) -> Result<String, ChromaError> {
+        let session = self.pool.checkout("chroma::collection", deadline).await.map_err(ChromaError::NotAsked)?;
+        let id = self.collection(deadline, session.client()).await?;
+        session.release();
+        Ok(id)
     }
 
-    /// The collection's name, and its id once ChromaDB was asked for it.
-    pub fn known(&self) -> (&str, Option<String>) {
-        (&self.name, self.known_collection())
+    /// The collection's name.
+    pub fn collection_name(&self) -> &str {
+        &self.name
     }
 
     /// The pool, for its numbers.

@@ -52,12 +52,13 @@ impl Outbox {
 
     /// One batch of what is due: how many it was.
     async fn round(&self) -> Result<usize, ApiError> {
-        self.notice_new_collection().await?;
-        if self.look().await? == 0 {
+        let due = self.look().await?;
+        // Asked before anything is claimed: while ChromaDB is away, marks keep their place and their patience.
+        let collection = self.chroma.collection_id(Deadline::after(STATEMENT)).await?;
+        let marked = self.notice(&collection).await?;
+        if due == 0 && marked == 0 {
             return Ok(0);
         }
-        // Asked before anything is claimed: while ChromaDB is away, marks keep their place and their patience.
-        self.chroma.reachable(Deadline::after(STATEMENT)).await?;
         let jobs = self.claim().await?;
         for chunk in jobs.chunks(self.chunk) {
             self.bring_up_to_date(chunk).await?;
@@ -114,9 +115,9 @@ impl Outbox {
         }
     }
 
-    /// Marks every document when ChromaDB's collection is not the one that held their copies: it is new, and empty. So a
+    /// Marks every document when `id` is not the collection that held their copies: it is new, and empty. So a
     /// ChromaDB that lost its disk, or was replaced, fills itself again.
-    async fn notice_new_collection(&self) -> Result<(), ApiError> {
+    async fn notice(&self, id: &str) -> Result<i64, ApiError> {
         const NOTICE: &str = "
             WITH changed AS (
                 INSERT INTO collections AS c (name, id) VALUES ($1, $2)
@@ -127,10 +128,10 @@ impl Outbox {
                 ON CONFLICT (document_id) DO NOTHING RETURNING document_id
             )
             SELECT count(*) AS marked FROM marked";
-        let (name, Some(id)) = self.chroma.known() else { return Ok(()) };
-        if self.collection.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&id) {
-            return Ok(());
+        if self.collection.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(id) {
+            return Ok(0);
         }
+        let name = self.chroma.collection_name();
         let params = [(&name as _, Type::TEXT), (&id as _, Type::TEXT)];
         let rows = self.postgres.query("outbox::notice", Deadline::after(STATEMENT), NOTICE, &params).await?;
         let marked: i64 = rows.first().map_or(Ok(0), |row| column(row, "marked"))?;
@@ -141,8 +142,8 @@ impl Outbox {
                 "collection {name} is a new one: {marked} documents go there again"
             );
         }
-        *self.collection.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-        Ok(())
+        *self.collection.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned());
+        Ok(marked)
     }
 
     /// Counts what waits, for the bound and the gauges: how many of it is due and nobody's.

@@ -93,14 +93,24 @@ fn lock(state: &Path) -> Result<File> {
     }
 }
 
-/// True after the first signal; the second ends us at once, and the kernel then ends the rest.
+/// True after the first signal. One that comes a second or more later ends us at once, and the kernel then ends the
+/// rest; sooner it is the same Ctrl-C, told twice by some launcher.
 fn stop_signals() -> Result<Arc<AtomicBool>> {
+    const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        let number = signal.as_raw();
-        signal_hook::flag::register_conditional_default(number, Arc::clone(&stop)).while_("catching signals")?;
-        signal_hook::flag::register(number, Arc::clone(&stop)).while_("catching signals")?;
+    let impatient = Arc::new(AtomicBool::new(false));
+    for signal in SIGNALS.map(Signal::as_raw) {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&impatient)).while_("catching signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).while_("catching signals")?;
     }
+    let first = Arc::clone(&stop);
+    thread::spawn(move || {
+        while !first.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(100));
+        }
+        thread::sleep(Duration::from_secs(1));
+        impatient.store(true, Ordering::SeqCst);
+    });
     Ok(stop)
 }
 
