@@ -58,6 +58,37 @@ fn the_dependency_layer_knows_every_member_of_the_workspace() {
     }
 }
 
+/// The commands before the first `cargo build`, run for real: cargo must see a whole workspace.
+#[test]
+fn the_dependency_layer_s_empty_sources_make_a_workspace() {
+    let dir = paths::state("deploy-docker").unwrap().join("layer");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let instructions = instructions();
+    let start = instructions.iter().position(|line| line.starts_with("COPY Cargo.toml")).unwrap();
+    for line in &instructions[start..] {
+        let script = if let Some(copied) = line.strip_prefix("COPY ") {
+            let (sources, place) = copied.rsplit_once(' ').unwrap();
+            let sources: Vec<_> = sources.split(' ').map(|file| paths::root().join(file)).collect();
+            let sources: Vec<_> = sources.iter().map(|file| format!("'{}'", file.display())).collect();
+            format!("mkdir -p '{place}' && cp {} '{place}'", sources.join(" "))
+        } else {
+            let (before, build) = line.strip_prefix("RUN ").unwrap().split_once("&& cargo build").unwrap();
+            assert!(build.contains("--locked"));
+            format!("{before} && cargo metadata --no-deps --locked --offline --format-version 1 > metadata.json")
+        };
+        let output = Command::new("sh").args(["-ec", &script]).current_dir(&dir).output().unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        if line.starts_with("RUN ") {
+            break;
+        }
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("metadata.json")).unwrap()).unwrap();
+    let targets = metadata["packages"].as_array().unwrap().iter().flat_map(|package| package["targets"].as_array());
+    let names: BTreeSet<&str> = targets.flatten().filter_map(|target| target["name"].as_str()).collect();
+    assert!(names.contains("outrigger") && names.contains("outrigger-app"), "{names:?}");
+}
+
 #[test]
 fn everything_that_is_copied_exists() {
     for line in instructions().iter().filter(|line| line.starts_with("COPY ") && !line.contains("--from=")) {

@@ -37,7 +37,7 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn tests(args: &[String]) -> Result<Command> {
-    let mut command = cargo(&["test", "--workspace"]);
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.args(args).env(programs::BUILT, "1");
     // The tests find the tools by themselves; told, all of them use the same.
     for tool in Tool::RUN.iter().chain(&Tool::TEST) {

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use xtask::{
@@ -240,8 +240,17 @@ fn is_ok(address: SocketAddr, path: &str) -> bool {
 fn seed(proxy: SocketAddr) -> Result<String> {
     const DOCUMENTS: &str = "/api/v1/documents";
     let headers = [("x-api-key", KEY), ("content-type", "application/json")];
+    let ask_once = |method: &str, body: &str| -> Result<http::Answer> {
+        http::send(method, proxy, DOCUMENTS, &headers, body, Duration::from_secs(30))
+    };
     let ask = |method: &str, body: &str| -> Result<String> {
-        let answer = http::send(method, proxy, DOCUMENTS, &headers, body, Duration::from_secs(30))?;
+        // 503 is "not yet", as while the app still prepares its tables; nothing was done, so asking again is safe.
+        let patience = Instant::now() + START;
+        let mut answer = ask_once(method, body)?;
+        while answer.status == 503 && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(100));
+            answer = ask_once(method, body)?;
+        }
         if (200..300).contains(&answer.status) {
             return Ok(answer.body);
         }

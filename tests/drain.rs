@@ -1,0 +1,137 @@
+//! A process that is told to leave loses no request, and leaves as soon as it has nothing left to do.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xtask::Signal;
+
+use crate::backend::Backend;
+use crate::harness::{Client, Proxy, get, until};
+
+#[test]
+fn health_fails_first_while_everything_is_still_served() {
+    let app = Backend::start();
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"2s\"\n");
+    assert_eq!(proxy.get("/health").status, 200);
+    let mut kept = proxy.connect();
+    assert_eq!(kept.send(get("/a")).answer().status, 200);
+
+    proxy.signal(Signal::TERM);
+    until("health to fail", || proxy.get("/health").status == 503);
+    assert_eq!(proxy.get("/health").json()["data"]["reason"], "draining");
+    assert_eq!(proxy.get("/health/ready").status, 503);
+    assert_eq!(proxy.get("/health/live").status, 200);
+    assert_eq!(proxy.admin("/healthz").status, 503);
+    let answer = kept.send(get("/b")).answer();
+    assert_eq!(answer.status, 200);
+    assert!(answer.closes(), "the client is asked to connect elsewhere: {answer:?}");
+    let status = proxy.ends_within(Duration::from_secs(10));
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn leaving_under_load_fails_no_request() {
+    let app = Backend::start();
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"500ms\"\n");
+    let stop = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (stop, done, address) = (Arc::clone(&stop), Arc::clone(&done), proxy.address);
+            thread::spawn(move || {
+                let mut failures = Vec::new();
+                // Until nobody listens: only that is allowed to fail.
+                while !stop.load(Ordering::Relaxed) {
+                    let mut client = match Client::connect(address) {
+                        Ok(client) => client,
+                        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => break,
+                        Err(e) => {
+                            failures.push(format!("connecting: {e}"));
+                            break;
+                        }
+                    };
+                    loop {
+                        match client.try_send(get("/x")).and_then(|()| client.try_answer()) {
+                            Ok(answer) if answer.status == 200 => {
+                                done.fetch_add(1, Ordering::Relaxed);
+                                if answer.closes() {
+                                    break;
+                                }
+                            }
+                            Ok(answer) => failures.push(format!("{answer:?}")),
+                            Err(e) => {
+                                failures.push(format!("asking: {e}"));
+                                break;
+                            }
+                        }
+                    }
+                }
+                failures
+            })
+        })
+        .collect();
+    until("some requests", || done.load(Ordering::Relaxed) > 500);
+    proxy.signal(Signal::TERM);
+    let status = proxy.ends_within(Duration::from_secs(10));
+    stop.store(true, Ordering::Relaxed);
+    let failures: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    assert!(failures.is_empty(), "of {}: {failures:?}", done.load(Ordering::Relaxed));
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn what_is_in_flight_finishes_and_then_it_leaves_at_once() {
+    let app = Backend::start();
+    let gate = app.gate("/slow");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
+    let mut client = proxy.connect();
+    client.send(get("/slow"));
+    app.gets(1, "/slow");
+    proxy.signal(Signal::TERM);
+    until("the listener to close", || Client::connect(proxy.address).is_err());
+    assert!(proxy.is_running());
+    gate.add_permits(1);
+    let answer = client.answer();
+    assert_eq!(answer.status, 200);
+    assert!(answer.closes());
+    let answered = Instant::now();
+    let status = proxy.ends_within(Duration::from_secs(5));
+    assert!(answered.elapsed() < Duration::from_secs(1), "{:?}", answered.elapsed());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn drain_timeout_ends_what_does_not_end() {
+    let app = Backend::start();
+    let _gate = app.gate("/never");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"1s\"\n");
+    let mut client = proxy.connect();
+    client.send(get("/never"));
+    app.gets(1, "/never");
+    let began = Instant::now();
+    proxy.signal(Signal::TERM);
+    let status = proxy.ends_within(Duration::from_secs(5));
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert!(status.success(), "{status}");
+    proxy.says("drain_timeout is over");
+}
+
+#[test]
+fn a_second_signal_ends_the_waiting() {
+    let app = Backend::start();
+    let _gate = app.gate("/never");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"60s\"\n");
+    let mut client = proxy.connect();
+    client.send(get("/never"));
+    app.gets(1, "/never");
+    proxy.signal(Signal::TERM);
+    proxy.says("health fails now");
+    proxy.signal(Signal::TERM);
+    until("the listener to close", || Client::connect(proxy.address).is_err());
+    proxy.signal(Signal::TERM);
+    let status = proxy.ends_within(Duration::from_secs(5));
+    assert!(status.success(), "{status}");
+}

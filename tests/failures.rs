@@ -1,0 +1,165 @@
+//! What a client gets when the app fails, and what it does not get to see.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    backend::{Backend, Habit, Play},
+    harness::{Proxy, get, post},
+};
+
+#[test]
+fn an_app_that_is_not_there_is_a_502_until_it_is() {
+    let mut app = Backend::stopped();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.get("/");
+    answer.is_problem(502, "app_unreachable");
+    assert!(answer.header("retry-after").is_some());
+    proxy.ask(&post("/", "hello")).is_problem(502, "app_unreachable");
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_unreachable")], 2);
+    proxy.counts("outrigger_requests_total", &[("outcome", "bad_gateway")], 2);
+    let line = proxy.says("app_unreachable");
+    assert!(line.contains(&app.address()) && line.contains("WARN"), "{line}");
+    app.resume();
+    assert_eq!(proxy.get("/").status, 200, "the app is back");
+}
+
+#[test]
+fn an_app_that_does_not_answer_in_time_is_a_504() {
+    let app = Backend::start();
+    app.at("/hang", Play::Hang);
+    app.at("/slow/hang", Play::Hang);
+    app.at("/half", Play::Say(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()));
+    let slow = "[[routes]]\nname = \"slow\"\npath = \"/slow/**\"\ntimeout = \"900ms\"";
+    let proxy = Proxy::with(&app, &format!("app.timeout = \"300ms\"\n{slow}"));
+    for (path, least) in [("/hang", 300), ("/half", 300), ("/slow/hang", 900)] {
+        let began = Instant::now();
+        proxy.get(path).is_problem(504, "app_timeout");
+        let took = began.elapsed();
+        let fits = took >= Duration::from_millis(least) && took < Duration::from_millis(least + 2000);
+        assert!(fits, "{path} took {took:?}");
+    }
+    proxy.ask(&post("/hang", "hello")).is_problem(504, "app_timeout");
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_timeout")], 4);
+    proxy.counts("outrigger_requests_total", &[("outcome", "gateway_timeout")], 4);
+    assert_eq!(app.requests_to("/hang"), 2, "what may have been done is not done again");
+}
+
+#[test]
+fn an_app_that_closes_before_its_answer_is_a_502() {
+    let app = Backend::start();
+    app.at("/nothing", Play::SayAndClose(Vec::new()));
+    app.at("/half", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()));
+    let proxy = Proxy::start(&app);
+    proxy.get("/nothing").is_problem(502, "app_closed");
+    proxy.get("/half").is_problem(502, "app_closed");
+    proxy.ask(&post("/nothing", "hello")).is_problem(502, "app_closed");
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_closed")], 3);
+    assert_eq!(app.requests_to("/nothing"), 2, "on a new connection nothing is tried twice");
+}
+
+#[test]
+fn an_app_that_does_not_speak_http_is_a_502() {
+    let app = Backend::start();
+    let garbage = [
+        "SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        "\0\0\0\r\n\r\n",
+        "HTTP/1.1 abc OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nhi",
+        "HTTP/1.1 200 OK\r\nBad Name: x\r\n\r\n",
+    ];
+    for (n, bytes) in garbage.iter().enumerate() {
+        app.at(&format!("/{n}"), Play::SayAndClose(bytes.as_bytes().to_vec()));
+    }
+    let proxy = Proxy::start(&app);
+    for n in 0..garbage.len() {
+        println!("answering {:?}", garbage[n]);
+        proxy.get(&format!("/{n}")).is_problem(502, "app_invalid");
+    }
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_invalid")], garbage.len());
+}
+
+#[test]
+fn an_answer_that_breaks_off_never_looks_complete() {
+    let app = Backend::start();
+    app.at("/length", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
+    app.at("/chunks", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec()));
+    app.at("/bad", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n".to_vec()));
+    app.at("/pause", Play::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
+    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    let paths = ["/length", "/chunks", "/bad", "/pause"];
+    for path in paths {
+        let mut client = proxy.connect();
+        let answer = client.send(get(path)).try_answer();
+        assert!(answer.is_err(), "{path}: {answer:?}");
+    }
+    proxy.counts("outrigger_requests_total", &[("outcome", "truncated")], paths.len());
+    proxy.comes_to_rest();
+}
+
+#[test]
+fn an_app_that_answers_before_it_has_the_whole_request_is_heard() {
+    let app = Backend::start();
+    app.at("/", Play::Interrupt(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate".to_vec()));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.text().as_str()), (429, "late"));
+}
+
+/// Many clients at once, each on one connection; fails on anything but a 200.
+fn hammer(proxy: &Proxy, rounds: usize) {
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            scope.spawn(move || {
+                let mut client = proxy.connect();
+                for n in 0..rounds {
+                    let path = format!("/{worker}/{n}");
+                    let request = match n % 3 {
+                        0 => get(&path),
+                        1 => post(&path, "hello"),
+                        _ => format!("PUT {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"),
+                    };
+                    let answer = client.send(&request).answer();
+                    assert_eq!(answer.status, 200, "request {n}: {request:?} got {answer:?}");
+                    assert_eq!(answer.json()["target"], path);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_app_that_closes_kept_connections_unannounced_fails_no_request() {
+    for habit in [Habit::Close, Habit::CloseSoon] {
+        let app = Backend::start();
+        app.habit(habit);
+        let proxy = Proxy::start(&app);
+        hammer(&proxy, 240);
+        assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
+        proxy.counts("outrigger_requests_total", &[("outcome", "success")], 960);
+        // Every POST came once: what may have been done was not done again.
+        for worker in 0..4 {
+            let posts = (1..240).step_by(3).map(|n| app.requests_to(&format!("/{worker}/{n}")));
+            assert!(posts.into_iter().all(|times| times == 1), "a POST came more than once");
+        }
+    }
+}
+
+#[test]
+fn an_app_that_restarts_fails_no_request_that_comes_after() {
+    let mut app = Backend::start();
+    let proxy = Proxy::start(&app);
+    hammer(&proxy, 30);
+    for _ in 0..3 {
+        app.stop();
+        app.resume();
+        // The proxy still holds the connections of before; none of them may cost a request.
+        hammer(&proxy, 30);
+    }
+    assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
+}

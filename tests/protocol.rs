@@ -1,0 +1,353 @@
+//! What HTTP asks of a proxy: which fields pass, how messages are framed, which connections are kept.
+
+use crate::{
+    backend::{Backend, Play},
+    harness::{Proxy, get, post, socket},
+};
+
+#[test]
+fn a_request_passes_through_unchanged() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.ask(
+        "PATCH /a/b%20c//d/../e?x=1&y=%2F#f HTTP/1.1\r\nHost: A.example:8080\r\nX-Mixed-Case: a\r\nx-mixed-case: b\r\n\
+         Cookie: k=v\r\nAuthorization: Bearer t\r\nAccept-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let seen = answer.json();
+    assert_eq!(seen["method"], "PATCH");
+    assert_eq!(seen["target"], "/a/b%20c//d/../e?x=1&y=%2F#f");
+    assert_eq!(seen["version"], "HTTP/1.1");
+    assert_eq!(seen["body"]["bytes"], 5);
+    let fields = [
+        ("host", "A.example:8080"),
+        ("x-mixed-case", "a, b"),
+        ("cookie", "k=v"),
+        ("authorization", "Bearer t"),
+        ("accept-encoding", "gzip"),
+        ("content-length", "5"),
+    ];
+    for (name, value) in fields {
+        assert_eq!(answer.seen(name).as_deref(), Some(value), "{name}");
+    }
+    assert!(seen["head"].as_str().unwrap().contains("X-Mixed-Case: a\r\n"), "the case of names is kept: {seen}");
+}
+
+#[test]
+fn an_answer_passes_through_unchanged() {
+    let app = Backend::start();
+    app.says(
+        "/",
+        "HTTP/1.1 418 I'm a teapot\r\nX-Mixed-Case: a\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nServer: teapot\r\n\
+         ETag: \"x\"\r\nContent-Length: 3\r\n\r\ntea",
+    );
+    let proxy = Proxy::start(&app);
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.text().as_str()), (418, "tea"));
+    assert_eq!(answer.header("set-cookie"), Some("a=1, b=2"));
+    assert_eq!(answer.header("server"), Some("teapot"));
+    assert_eq!(answer.header("etag"), Some("\"x\""));
+    assert!(answer.head.contains("X-Mixed-Case: a\r\n"), "{answer:?}");
+    assert_eq!(answer.header("via"), None);
+}
+
+#[test]
+fn what_concerns_the_clients_connection_does_not_reach_the_app() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.ask(
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Secret, close\r\nX-Secret: 1\r\nKeep-Alive: timeout=9\r\n\
+         Proxy-Connection: keep-alive\r\nTE: gzip\r\nTrailer: X-T\r\nUpgrade: h2c\r\nProxy-Authorization: Basic eDp5\r\n\
+         X-Kept: 1\r\n\r\n",
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for gone in ["x-secret", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"] {
+        assert_eq!(answer.seen(gone), None, "{gone}: {answer:?}");
+    }
+    assert_eq!(answer.seen("x-kept").as_deref(), Some("1"));
+    assert!(answer.seen("connection").is_none_or(|value| !value.contains("close")), "{answer:?}");
+    assert!(answer.closes(), "the client asked for it");
+}
+
+#[test]
+fn what_concerns_the_apps_connection_does_not_reach_the_client() {
+    let app = Backend::start();
+    app.at(
+        "/",
+        Play::SayAndClose(
+            "HTTP/1.1 200 OK\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\nKeep-Alive: timeout=9\r\n\
+             Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nX-Kept: 1\r\n\
+             Content-Length: 2\r\n\r\nhi"
+                .into(),
+        ),
+    );
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..2 {
+        let answer = client.send(get("/")).answer();
+        for gone in ["x-secret", "keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
+            assert_eq!(answer.header(gone), None, "{gone}");
+        }
+        assert_eq!(answer.header("x-kept"), Some("1"));
+        assert!(!answer.closes(), "the app's close is not the client's");
+    }
+}
+
+#[test]
+fn the_app_is_told_who_asks() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let answer = proxy.get("/");
+    assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+    assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("http"));
+    assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("outrigger.test"));
+    assert_eq!(answer.seen("forwarded").as_deref(), Some("for=127.0.0.1;host=\"outrigger.test\";proto=http"));
+    assert_eq!(answer.seen("x-request-timeout-ms").as_deref(), Some("30000"));
+}
+
+#[test]
+fn added_fields_can_be_switched_off() {
+    let app = Backend::start();
+    let rules = "headers.forwarded = \"off\"\nheaders.request_id = false\nheaders.traceparent = false";
+    let proxy = Proxy::with(&app, rules);
+    let answer = proxy.get("/");
+    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-request-id", "traceparent"] {
+        assert_eq!(answer.seen(name), None, "{name}");
+    }
+    assert_eq!(answer.header("x-request-id"), None);
+}
+
+#[test]
+fn every_request_has_a_name_that_the_app_and_the_client_read() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let (one, two) = (proxy.get("/"), proxy.get("/"));
+    assert!(one.header("x-request-id").is_some_and(|id| id.len() == 36), "{one:?}");
+    assert_eq!(one.seen("x-request-id").as_deref(), one.header("x-request-id"));
+    assert_ne!(one.header("x-request-id"), two.header("x-request-id"));
+    // Nobody outside names requests.
+    let given = proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n\r\n");
+    assert_ne!(given.header("x-request-id"), Some("mine"));
+    assert_eq!(given.seen("x-request-id").as_deref(), given.header("x-request-id"));
+}
+
+#[test]
+fn a_trace_is_passed_on_or_begun() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let with = |value: &str| proxy.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\ntraceparent: {value}\r\n\r\n"));
+    assert_eq!(with(sent).seen("traceparent").as_deref(), Some(sent));
+    for made in [proxy.get("/").seen("traceparent"), with("garbage").seen("traceparent")] {
+        let made = made.expect("a trace");
+        assert!(made.starts_with("00-") && made.len() == sent.len() && made != sent, "{made}");
+    }
+}
+
+#[test]
+fn an_http_1_0_client_gets_no_chunks_and_no_kept_connection() {
+    let app = Backend::start();
+    app.says("/chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
+    app.at("/close", Play::SayAndClose("HTTP/1.1 200 OK\r\n\r\nhi".into()));
+    app.says("/length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    let proxy = Proxy::start(&app);
+    for path in ["/chunks", "/close", "/length"] {
+        let mut client = proxy.connect();
+        let answer = client.send(format!("GET {path} HTTP/1.0\r\n\r\n")).answer();
+        assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hi"), "{path}");
+        client.is_closed();
+    }
+}
+
+#[test]
+fn apaches_ab_speaks_http_1_0_through_the_proxy() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let ab = xtask::Tool::Ab.get().expect("ab");
+    let url = format!("http://{}/ab", proxy.address);
+    for keep_alive in [&["-q"][..], &["-q", "-k"]] {
+        let said = xtask::Program::new(&ab).args(["-n", "200", "-c", "8"]).args(keep_alive).arg(&url).output().unwrap();
+        assert!(said.contains("Complete requests:      200"), "{said}");
+        assert!(said.contains("Failed requests:        0") && !said.contains("Non-2xx"), "{said}");
+    }
+}
+
+#[test]
+fn the_answer_to_a_head_has_a_length_and_no_body() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    let answer = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-length").is_some_and(|length| length != "0"), "{answer:?}");
+    // The next answer begins right behind the head, or this would fail.
+    assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
+    // So it is with our own answers.
+    drop(app);
+    let answer = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
+    assert_eq!(answer.status, 502);
+}
+
+#[test]
+fn answers_without_a_body_keep_the_connection_in_step() {
+    let app = Backend::start();
+    app.says("/204", "HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n");
+    app.says("/304", "HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\nETag: \"x\"\r\n\r\n");
+    app.says("/empty", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for (path, status) in [("/204", 204), ("/304", 304), ("/empty", 200), ("/204", 204)] {
+        let answer = client.send(get(path)).answer();
+        assert_eq!(answer.status, status);
+        assert!(answer.body.is_empty() && !answer.closes(), "{answer:?}");
+        if status == 204 {
+            assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
+            assert_eq!(answer.header("content-length"), None, "{answer:?}");
+        }
+        assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
+    }
+}
+
+#[test]
+fn a_client_that_waits_for_100_gets_it_from_the_app() {
+    let app = Backend::start();
+    app.at("/", Play::Continue);
+    app.at("/refused", Play::Interrupt(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno".to_vec()));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    let head = "Host: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+    client.send(format!("POST / HTTP/1.1\r\n{head}"));
+    let interim = client.take_through(b"\r\n\r\n").expect("an interim answer before the body is sent");
+    assert!(interim.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&interim));
+    let answer = client.send("hello").answer();
+    assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &5.into()));
+    // An app that does not want the body says so, and nobody waits for it.
+    let answer = proxy.ask(&format!("POST /refused HTTP/1.1\r\n{head}"));
+    assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+    assert!(answer.interim.is_empty());
+}
+
+#[test]
+fn early_hints_reach_the_client_before_the_answer() {
+    let app = Backend::start();
+    app.says(
+        "/",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    );
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..2 {
+        let answer = client.send(get("/")).answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hi"));
+        assert_eq!(answer.interim.len(), 1);
+        assert!(answer.interim[0].starts_with("HTTP/1.1 103 ") && answer.interim[0].contains("</a.css>"), "{answer:?}");
+    }
+    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 2);
+}
+
+#[test]
+fn a_chunked_request_arrives_whole_and_the_next_one_is_not_touched() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for round in 0..3 {
+        client.send("POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send("5;ext=\"1\"\r\nhello\r\n1\r\n \r\n0005\r\nworld\r\n0\r\nX-Trailer: 1\r\n\r\n");
+        let seen = client.answer().json();
+        assert_eq!((&seen["body"]["bytes"], &seen["target"]), (&11.into(), &"/c".into()), "round {round}: {seen}");
+        assert_eq!(seen["body"]["hash"], crate::harness::Hash::of(b"hello world"));
+    }
+    // A part of a chunk at a time.
+    for byte in "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".bytes() {
+        client.send([byte]);
+    }
+    assert_eq!(client.answer().json()["body"]["bytes"], 3);
+}
+
+#[test]
+fn a_chunked_answer_arrives_whole() {
+    let app = Backend::start();
+    app.says(
+        "/",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n5;a=b\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\n\
+         X-T: 1\r\n\r\n",
+    );
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..3 {
+        let answer = client.send(get("/")).answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello world"));
+        assert_eq!(answer.header("content-length"), None);
+    }
+    assert_eq!(app.connections(), 1, "trailers do not cost the connection");
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection_arrives_whole() {
+    let app = Backend::start();
+    app.at("/", Play::SayAndClose("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nto the end".into()));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..2 {
+        let answer = client.send(get("/")).answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "to the end"));
+        assert!(!answer.closes(), "the client's connection is framed: {answer:?}");
+    }
+}
+
+#[test]
+fn requests_sent_ahead_are_answered_in_order() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    let chunked = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let ahead: String =
+        (0..20).map(|n| format!("{}{}{chunked}", get(&format!("/{n}")), post(&format!("/{n}/p"), "12345"))).collect();
+    client.send(&ahead);
+    for n in 0..20 {
+        assert_eq!(client.answer().json()["target"], format!("/{n}"));
+        let posted = client.answer().json();
+        assert_eq!((&posted["target"], &posted["body"]["bytes"]), (&format!("/{n}/p").into(), &5.into()));
+        let chunked = client.answer().json();
+        assert_eq!((&chunked["target"], &chunked["body"]["bytes"]), (&"/chunked".into(), &3.into()));
+    }
+    // Empty lines before a request are nothing (RFC 9112 section 2.2).
+    assert_eq!(client.send("\r\n\r\n").send(get("/last")).answer().json()["target"], "/last");
+}
+
+#[test]
+fn connections_are_kept_on_both_sides() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..50 {
+        let answer = client.send(get("/")).answer();
+        assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
+    }
+    assert_eq!(app.connections(), 1);
+    proxy.counts("outrigger_connections_total", &[], 1);
+    proxy.counts("outrigger_app_attempts_total", &[("connection", "new")], 1);
+    proxy.counts("outrigger_app_attempts_total", &[("connection", "reused")], 49);
+    let answer = client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").answer();
+    assert!(answer.closes(), "{answer:?}");
+    client.is_closed();
+}
+
+#[test]
+fn the_app_may_listen_on_a_unix_socket() {
+    let dir = crate::harness::fresh_dir();
+    let mut app = Backend::start_unix(&socket(&dir));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for _ in 0..10 {
+        assert_eq!(client.send(get("/unix")).answer().json()["target"], "/unix");
+    }
+    assert_eq!(app.connections(), 1);
+    let answer = client.send(post("/post", "12345")).answer();
+    assert_eq!(answer.json()["body"]["bytes"], 5);
+    app.stop();
+    client.send(get("/")).answer().is_problem(502, "app_unreachable");
+    app.resume();
+    assert_eq!(proxy.get("/").status, 200);
+}

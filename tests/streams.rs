@@ -1,0 +1,187 @@
+//! What is long: uploads, downloads, event streams, WebSockets. None is held back, none costs memory, none outlives
+//! its client.
+
+use std::time::Duration;
+
+use crate::{
+    backend::{Backend, PATTERN, Play},
+    harness::{Client, Hash, Proxy, get, until},
+};
+
+/// How much a large body may add to the proxy's resident memory.
+const GROWTH_KIB: u64 = 16 << 10;
+const LARGE: u64 = 200 << 20;
+
+#[test]
+fn a_large_download_arrives_whole_and_costs_no_memory() {
+    let app = Backend::start();
+    app.at("/large", Play::Stream(LARGE));
+    let proxy = Proxy::start(&app);
+    proxy.get("/warm");
+    let (before, _) = proxy.memory_kib();
+    let mut client = proxy.connect();
+    assert_eq!(client.send(get("/large")).head().unwrap().header("content-length"), Some("209715200"));
+    let mut received = 0_u64;
+    while received < LARGE {
+        let piece = client.piece().expect("the download goes on");
+        assert!(!piece.is_empty(), "cut off after {received} bytes");
+        let at = usize::try_from(received % PATTERN.len() as u64).unwrap();
+        let expected = PATTERN[at..].iter().chain(PATTERN.iter().cycle());
+        assert!(piece.iter().zip(expected).all(|(is, should)| is == should), "wrong bytes after {received}");
+        received += piece.len() as u64;
+    }
+    assert_eq!(received, LARGE);
+    let (_, peak) = proxy.memory_kib();
+    assert!(peak - before < GROWTH_KIB, "grew from {before} KiB to {peak} KiB");
+    assert_eq!(client.send(get("/next")).answer().status, 200);
+}
+
+#[test]
+fn a_large_upload_arrives_whole_and_costs_no_memory() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    proxy.get("/warm");
+    let (before, _) = proxy.memory_kib();
+    for chunked in [false, true] {
+        let mut client = proxy.connect();
+        let framing = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {LARGE}") };
+        client.send(format!("PUT /large HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n"));
+        let (mut left, mut hash) = (LARGE, Hash::default());
+        while left > 0 {
+            let piece = &PATTERN[..usize::try_from(left).unwrap_or(usize::MAX).min(PATTERN.len())];
+            hash.add(piece);
+            left -= piece.len() as u64;
+            if chunked {
+                client.send(format!("{:x}\r\n", piece.len())).send(piece).send("\r\n");
+            } else {
+                client.send(piece);
+            }
+        }
+        if chunked {
+            client.send("0\r\n\r\n");
+        }
+        let answer = client.answer();
+        assert_eq!(answer.json()["body"]["bytes"], LARGE);
+        assert_eq!(answer.json()["body"]["hash"], hash.text());
+    }
+    let (_, peak) = proxy.memory_kib();
+    assert!(peak - before < GROWTH_KIB, "grew from {before} KiB to {peak} KiB");
+}
+
+#[test]
+fn an_event_arrives_before_the_next_is_sent() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    for accept in ["", "Accept: text/event-stream\r\n"] {
+        let events = app.events("/events");
+        let mut client = proxy.connect();
+        let head = client.send(format!("GET /events HTTP/1.1\r\nHost: a\r\n{accept}\r\n")).head().unwrap();
+        assert_eq!(head.header("content-type"), Some("text/event-stream"));
+        for n in 0..20 {
+            events.send(format!("data: {n}\n\n")).unwrap();
+            let event = client.take_through(b"\n\n").expect("the event");
+            assert!(String::from_utf8_lossy(&event).ends_with(&format!("data: {n}\n\n")));
+        }
+        if !accept.is_empty() {
+            // A stream that announced itself may be silent for longer than an answer may.
+            assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(900)));
+            events.send("data: late\n\n".into()).unwrap();
+            client.take_through(b"late\n\n").expect("the late event");
+        }
+        drop(events);
+        let end = client.take_through(b"0\r\n\r\n").expect("the end");
+        assert!(!end.is_empty());
+    }
+}
+
+#[test]
+fn a_web_socket_carries_bytes_both_ways_at_once() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    let proxy = Proxy::with(&app, "client.body_timeout = \"300ms\"\napp.timeout = \"300ms\"\nclient.max_body = \"1KiB\"");
+    let mut client = upgraded(&proxy, "");
+    for n in 0..20 {
+        let message = format!("message {n}");
+        assert_eq!(client.send(&message).take(message.len()).unwrap(), message.as_bytes());
+    }
+    // Silence beyond every other timeout, and more than a body may have.
+    assert!(client.stays_silent_for(Duration::from_millis(900)));
+    assert_eq!(client.send(PATTERN).take(PATTERN.len()).unwrap(), PATTERN);
+    client.finish_sending();
+    client.is_closed();
+    proxy.comes_to_rest();
+    until("the app to see the end", || app.open_connections() == 0);
+    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1);
+}
+
+#[test]
+fn what_a_client_sends_right_behind_its_upgrade_reaches_the_other_end() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    let proxy = Proxy::start(&app);
+    assert_eq!(upgraded(&proxy, "early bytes").take(11).unwrap(), b"early bytes");
+}
+
+#[test]
+fn an_upgrade_that_the_app_declines_is_an_ordinary_request() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    let answer = client.send(upgrade("/plain")).answer();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.seen("upgrade").as_deref(), Some("websocket"));
+}
+
+/// A request to speak WebSocket.
+fn upgrade(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+/// A connection on which the protocol was switched; `early` was sent with the request.
+fn upgraded(proxy: &Proxy, early: &str) -> Client {
+    let mut client = proxy.connect();
+    let head = client.send(format!("{}{early}", upgrade("/ws"))).head().unwrap();
+    assert_eq!(head.status, 101, "{head:?}");
+    assert_eq!(head.header("upgrade"), Some("websocket"));
+    assert!(head.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("upgrade")), "{head:?}");
+    client
+}
+
+#[test]
+fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
+    let app = Backend::start();
+    app.at("/hang", Play::Hang);
+    app.at("/large", Play::Stream(LARGE));
+    app.at("/ignore", Play::Ignore);
+    app.at("/ws", Play::Upgrade);
+    let events = app.events("/events");
+    let proxy = Proxy::start(&app);
+    let upload = "POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf";
+    let requests = [get("/hang"), get("/large"), get("/events"), upload.to_owned(), upgrade("/ws")];
+    let paths = ["/hang", "/large", "/events", "/ignore", "/ws"];
+    let mut clients: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let mut client = proxy.connect();
+            client.send(request);
+            client
+        })
+        .collect();
+    paths.iter().for_each(|path| app.gets(1, path));
+    proxy.counts("outrigger_requests_in_flight", &[], paths.len());
+    assert_eq!(clients[4].head().unwrap().status, 101);
+    drop(clients);
+    proxy.comes_to_rest();
+    // The one that ignores its connection does not look; all others have seen it.
+    until("the app to see the clients leave", || app.open_connections() == 1);
+    drop(events);
+    proxy.counts("outrigger_requests_total", &[("outcome", "client_closed")], paths.len() - 1);
+    for path in &paths[..4] {
+        let line = proxy.says(&format!("\"path\":\"{path}\""));
+        assert!(line.contains("\"status\":499"), "{line}");
+    }
+    assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0, "it was not the app's fault");
+}
