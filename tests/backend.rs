@@ -510,5 +510,6 @@ fn echo(head: &Head, body: &Body) -> Vec<u8> {
     let answer = answer.to_string();
     let length = answer.len();
     let answer = if head.method == "HEAD" { String::new() } else { answer };
-    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{answer}").into_bytes()
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{answer}")
+        .into_bytes()
 }

@@ -358,7 +358,10 @@ fn a_connection_that_rests_longer_than_allowed_is_closed() {
 #[test]
 fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
     let app = Backend::start();
-    let proxy = Proxy::with(&app, "client.max_body = \"1KiB\"\n[[routes]]\nname = \"big\"\npath = \"/big\"\nmax_body = \"2KiB\"");
+    let proxy = Proxy::with(
+        &app,
+        "client.max_body = \"1KiB\"\n[[routes]]\nname = \"big\"\npath = \"/big\"\nmax_body = \"2KiB\"",
+    );
     let mut client = proxy.connect();
     let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1025\r\nExpect: 100-continue\r\n\r\n";
     let answer = client.send(head).answer();
@@ -494,10 +497,7 @@ fn a_trusted_networks_forwarding_fields_are_believed() {
     assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"));
     assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("https"));
     assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("bank.example"));
-    assert_eq!(
-        answer.seen("forwarded").as_deref(),
-        Some("for=203.0.113.9, for=127.0.0.1;host=\"a\";proto=https")
-    );
+    assert_eq!(answer.seen("forwarded").as_deref(), Some("for=203.0.113.9, for=127.0.0.1;host=\"a\";proto=https"));
     assert_eq!(answer.seen("fly-client-ip").as_deref(), Some("203.0.113.9"));
     assert_eq!(answer.header("x-request-id"), Some("forged"));
     assert_eq!(answer.seen("x-outrigger-tier"), None, "nobody outside may say that");
@@ -508,7 +508,14 @@ fn a_trusted_networks_forwarding_fields_are_believed() {
 fn a_service_survives_a_flood_of_bad_input() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let bad = ["\r\n\r\n\r\n", "\0\0\0\0\r\n\r\n", "GET", "GET / HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n", "{}\n", "\u{1F6F6}\r\n\r\n"];
+    let bad = [
+        "\r\n\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+        "GET",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n",
+        "{}\n",
+        "\u{1F6F6}\r\n\r\n",
+    ];
     for round in 0..300 {
         let mut client = proxy.connect();
         client.send(bad[round % bad.len()]);

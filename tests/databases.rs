@@ -1,6 +1,8 @@
 //! The whole house: the proxy, the app, PostgreSQL and ChromaDB, all real. What clients wrote is there, both stores
 //! agree after any crash, and health tells the truth while a database is gone.
 
+#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -133,7 +135,8 @@ fn start_app(dir: &Path, name: &str, postgres: &Postgres, chroma: &Chroma, addre
 }
 
 fn document(title: &str) -> String {
-    json!({ "title": title, "content": "An outrigger keeps a canoe upright.", "embedding": [1.0, 0.5, 0.25] }).to_string()
+    json!({ "title": title, "content": "An outrigger keeps a canoe upright.", "embedding": [1.0, 0.5, 0.25] })
+        .to_string()
 }
 
 #[test]

@@ -86,8 +86,14 @@ fn an_app_that_does_not_speak_http_is_a_502() {
 fn an_answer_that_breaks_off_never_looks_complete() {
     let app = Backend::start();
     app.at("/length", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
-    app.at("/chunks", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec()));
-    app.at("/bad", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n".to_vec()));
+    app.at(
+        "/chunks",
+        Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec()),
+    );
+    app.at(
+        "/bad",
+        Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n".to_vec()),
+    );
     app.at("/pause", Play::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
     let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
     let paths = ["/length", "/chunks", "/bad", "/pause"];
@@ -122,7 +128,9 @@ fn hammer(proxy: &Proxy, rounds: usize) {
                     let request = match n % 3 {
                         0 => get(&path),
                         1 => post(&path, "hello"),
-                        _ => format!("PUT {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"),
+                        _ => format!(
+                            "PUT {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+                        ),
                     };
                     let answer = client.send(&request).answer();
                     assert_eq!(answer.status, 200, "request {n}: {request:?} got {answer:?}");

@@ -23,7 +23,11 @@ fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<Bytes>) -> F)
 }
 
 /// One request; its status, its fields and its body.
-async fn ask(sender: &mut SendRequest<Bytes>, request: Request<()>, body: &'static [u8]) -> (http::HeaderMap, u16, Vec<u8>) {
+async fn ask(
+    sender: &mut SendRequest<Bytes>,
+    request: Request<()>,
+    body: &'static [u8],
+) -> (http::HeaderMap, u16, Vec<u8>) {
     let (answer, mut sending) = sender.send_request(request, body.is_empty()).unwrap();
     if !body.is_empty() {
         sending.send_data(Bytes::from_static(body), true).unwrap();
@@ -46,7 +50,8 @@ fn request(method: &str, path: &str) -> Request<()> {
 fn requests_over_http_2_reach_the_app_as_http_1() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let (headers, status, body) = with_h2(&proxy, async |mut sender| ask(&mut sender, request("POST", "/p?x=1"), b"hello").await);
+    let (headers, status, body) =
+        with_h2(&proxy, async |mut sender| ask(&mut sender, request("POST", "/p?x=1"), b"hello").await);
     assert_eq!(status, 200);
     assert!(headers.contains_key("x-request-id"));
     let seen: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -80,7 +85,8 @@ fn many_streams_share_one_connection_and_one_that_hangs_holds_up_no_other() {
 fn refusals_and_failures_over_http_2_say_why() {
     let mut app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_body = \"10B\"");
-    let too_large = Request::builder().method("POST").uri("http://h2.test/").header("content-length", 20).body(()).unwrap();
+    let too_large =
+        Request::builder().method("POST").uri("http://h2.test/").header("content-length", 20).body(()).unwrap();
     let (headers, status, body) =
         with_h2(&proxy, async |mut sender| ask(&mut sender, too_large, b"12345678901234567890").await);
     assert_eq!((status, headers["content-type"].as_bytes()), (413, &b"application/problem+json"[..]));

@@ -225,7 +225,8 @@ impl Drop for Proxy {
 
 /// The built program.
 fn outrigger() -> PathBuf {
-    programs::find("outrigger").expect("outrigger is built: run `cargo xtask test`, or `cargo build --package outrigger`")
+    programs::find("outrigger")
+        .expect("outrigger is built: run `cargo xtask test`, or `cargo build --package outrigger`")
 }
 
 /// What a developer has set for a proxy of their own must not reach the tests'.

@@ -1,5 +1,7 @@
 //! Rules change while the proxy runs, or are refused with a reason; no request notices.
 
+#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -69,7 +71,9 @@ fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
         assert!(line.contains(in_json.trim_matches('"')), "the log does not say {part:?}: {line}");
     }
     assert_eq!(proxy.metric("outrigger_config_version", &[]), 1.0);
-    proxy.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1100))).is_problem(431, "head_too_large");
+    proxy
+        .ask(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1100)))
+        .is_problem(431, "head_too_large");
 
     fs::write(&proxy.file, proxy.text("client.max_head = \"2KiB\"\n")).unwrap();
     version_becomes(&proxy, 2.0);
@@ -89,10 +93,12 @@ fn what_cannot_change_live_is_said() {
 fn fifty_changes_under_load_fail_no_request() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let (stop, failed, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (stop, failed, done) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let clients: Vec<_> = (0..4)
         .map(|_| {
-            let (stop, failed, done, address) = (Arc::clone(&stop), Arc::clone(&failed), Arc::clone(&done), proxy.address);
+            let (stop, failed, done, address) =
+                (Arc::clone(&stop), Arc::clone(&failed), Arc::clone(&done), proxy.address);
             thread::spawn(move || {
                 let mut client = Client::connect(address).unwrap();
                 while !stop.load(Ordering::Relaxed) {
@@ -123,7 +129,10 @@ fn the_environment_wins_over_the_file() {
     let wrong = Setup::new(&app, "").env("OUTRIGGER_LISTEN", "8080").run(&["check", "proxy.toml"]);
     assert_eq!(wrong.status.code(), Some(78));
     let said = String::from_utf8(wrong.stderr).unwrap();
-    assert!(said.starts_with("environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""), "{said}");
+    assert!(
+        said.starts_with("environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""),
+        "{said}"
+    );
 }
 
 #[test]
@@ -149,7 +158,10 @@ fn a_process_that_cannot_start_says_why() {
 #[test]
 fn the_commands_answer() {
     let app = Backend::start();
-    let setup = Setup::new(&app, "[[routes]]\nname = \"login\"\npath = \"/login\"\nmethods = [\"POST\"]\npriority = \"critical\"\n");
+    let setup = Setup::new(
+        &app,
+        "[[routes]]\nname = \"login\"\npath = \"/login\"\nmethods = [\"POST\"]\npriority = \"critical\"\n",
+    );
     let ask = |args: &[&str]| {
         let output = setup.run(&[&["--config", "proxy.toml"], args].concat());
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -7,14 +7,14 @@ mod harness;
 mod promtool;
 
 mod bad_input;
-mod failures;
-mod h2c;
-mod protocol;
-mod streams;
 mod databases;
 mod deploy_docker;
 mod deploy_fly;
 mod deploy_supervisor;
 mod deploy_up;
 mod drain;
+mod failures;
+mod h2c;
 mod live_config;
+mod protocol;
+mod streams;

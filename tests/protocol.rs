@@ -111,7 +111,8 @@ fn added_fields_can_be_switched_off() {
     let rules = "headers.forwarded = \"off\"\nheaders.request_id = false\nheaders.traceparent = false";
     let proxy = Proxy::with(&app, rules);
     let answer = proxy.get("/");
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-request-id", "traceparent"] {
+    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-request-id", "traceparent"]
+    {
         assert_eq!(answer.seen(name), None, "{name}");
     }
     assert_eq!(answer.header("x-request-id"), None);

@@ -44,7 +44,8 @@ fn a_large_upload_arrives_whole_and_costs_no_memory() {
     let (before, _) = proxy.memory_kib();
     for chunked in [false, true] {
         let mut client = proxy.connect();
-        let framing = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {LARGE}") };
+        let framing =
+            if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {LARGE}") };
         client.send(format!("PUT /large HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n"));
         let (mut left, mut hash) = (LARGE, Hash::default());
         while left > 0 {
@@ -98,7 +99,8 @@ fn an_event_arrives_before_the_next_is_sent() {
 fn a_web_socket_carries_bytes_both_ways_at_once() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
-    let proxy = Proxy::with(&app, "client.body_timeout = \"300ms\"\napp.timeout = \"300ms\"\nclient.max_body = \"1KiB\"");
+    let proxy =
+        Proxy::with(&app, "client.body_timeout = \"300ms\"\napp.timeout = \"300ms\"\nclient.max_body = \"1KiB\"");
     let mut client = upgraded(&proxy, "");
     for n in 0..20 {
         let message = format!("message {n}");

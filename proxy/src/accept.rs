@@ -124,9 +124,11 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let worker = worker.clone();
     match protocol {
         Protocol::Http1 => {
-            drop(tokio::spawn(Connection::new(stream, client.ip().to_canonical(), worker, open).serve()))
+            tokio::spawn(Connection::new(stream, client.ip().to_canonical(), worker, open).serve());
         }
-        Protocol::H2c => drop(tokio::spawn(serve_h2(stream, worker, open))),
+        Protocol::H2c => {
+            tokio::spawn(serve_h2(stream, worker, open));
+        }
     }
 }
 
@@ -172,7 +174,8 @@ impl Connection {
         loop {
             let head = match self.next_head().await {
                 Arrival::Head(head) => head,
-                Arrival::Refused(rejection) => return self.refuse(rejection).await,
+                // On the heap: what only a refusal needs would otherwise be part of every connection at rest.
+                Arrival::Refused(rejection) => return Box::pin(self.refuse(rejection)).await,
                 Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
             };
             self.requests += 1;

@@ -1,7 +1,7 @@
 //! The commands. Exit codes: 0 done, 1 failed, 78 the configuration is wrong (`EX_CONFIG` of sysexits.h).
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -56,10 +56,10 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(cli.config),
-        Command::Check { file } => check(file.unwrap_or(cli.config)),
+        Command::Run => run(&cli.config),
+        Command::Check { file } => check(&file.unwrap_or(cli.config)),
         Command::Explain { method, path, headers } => {
-            with_config(cli.config, |config| match explain(config, &method, &path, &HeaderMap::from_iter(headers)) {
+            with_config(&cli.config, |config| match explain(config, &method, &path, &HeaderMap::from_iter(headers)) {
                 Ok(text) => say(&text),
                 Err(e) => fail(&e),
             })
@@ -76,9 +76,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(file: PathBuf) -> ExitCode {
-    match Config::load(&file, &process_environment) {
-        Ok(config) => match crate::run(config, &file) {
+fn run(file: &Path) -> ExitCode {
+    match Config::load(file, &process_environment) {
+        Ok(config) => match crate::run(config, file) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },
@@ -86,7 +86,7 @@ fn run(file: PathBuf) -> ExitCode {
     }
 }
 
-fn check(file: PathBuf) -> ExitCode {
+fn check(file: &Path) -> ExitCode {
     let shown = file.display().to_string();
     with_config(file, |config| {
         // The health endpoints and the default are always there.
@@ -95,8 +95,8 @@ fn check(file: PathBuf) -> ExitCode {
     })
 }
 
-fn with_config(file: PathBuf, then: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
-    match Config::load(&file, &process_environment) {
+fn with_config(file: &Path, then: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match Config::load(file, &process_environment) {
         Ok(config) => then(&config),
         Err(e) => refuse(&e),
     }

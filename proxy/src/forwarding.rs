@@ -57,7 +57,8 @@ impl Added {
             if !(trusted && fields.has(&X_FORWARDED_PROTO)) {
                 self.add(&X_FORWARDED_PROTO, |text| text.extend_from_slice(proto(request, trusted)));
             }
-            if !request.host.is_empty() && !(trusted && fields.has(&X_FORWARDED_HOST)) {
+            let is_said = trusted && fields.has(&X_FORWARDED_HOST);
+            if !request.host.is_empty() && !is_said {
                 self.add(&X_FORWARDED_HOST, |text| text.extend_from_slice(request.host.as_bytes()));
             }
         }

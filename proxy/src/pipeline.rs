@@ -76,10 +76,11 @@ impl Gateway {
         exchange.rejection = Some(rejection);
         let unread = content_length(session.req_header());
         let waits_for_us = session.req_header().headers.contains_key(header::EXPECT);
-        if unread.is_some_and(|bytes| bytes <= DRAIN_BYTES) && !waits_for_us {
-            if let pingora::protocols::http::ServerSession::H1(h1) = session.as_mut() {
-                h1.set_close_on_response_before_downstream_finish(false);
-            }
+        if unread.is_some_and(|bytes| bytes <= DRAIN_BYTES)
+            && !waits_for_us
+            && let pingora::protocols::http::ServerSession::H1(h1) = session.as_mut()
+        {
+            h1.set_close_on_response_before_downstream_finish(false);
         }
         if self.state.drain.phase() != Phase::Serving {
             session.set_keepalive(None);
@@ -214,11 +215,8 @@ impl ProxyHttp for Gateway {
         _: Option<&pingora::protocols::Digest>,
         _: &mut Exchange,
     ) -> Result<()> {
-        if reused {
-            self.state.metrics.attempts_reused.inc()
-        } else {
-            self.state.metrics.attempts_new.inc()
-        }
+        let metrics = &self.state.metrics;
+        if reused { &metrics.attempts_reused } else { &metrics.attempts_new }.inc();
         Ok(())
     }
 

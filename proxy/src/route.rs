@@ -139,7 +139,7 @@ impl Conditions {
 fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool {
     match wanted {
         None => fields.has(name),
-        Some(wanted) => fields.all(name).iter().any(|value| *value == wanted.as_bytes()),
+        Some(wanted) => fields.all(name).contains(&wanted.as_bytes()),
     }
 }
 
