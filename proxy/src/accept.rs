@@ -179,6 +179,7 @@ impl Connection {
                 Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
             };
             self.requests += 1;
+            let head = self.stream.drop_origin(head);
             if head.is_simple {
                 let bytes = self.stream.take_head(head.len);
                 match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.client).await {

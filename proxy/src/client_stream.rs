@@ -22,7 +22,7 @@ use std::os::fd::AsRawFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::wire::{Chunks, Framing, Head};
+use crate::wire::{Chunks, Framing, Head, Origin};
 
 /// Gathered writes are sent when they reach this; larger ones go out directly.
 const GATHER_BYTES: usize = 32 << 10;
@@ -50,7 +50,9 @@ enum Current {
 enum Body {
     Length(u64),
     Chunked(Chunks),
-    /// The protocol may be switched, or is not HTTP/1: everything belongs to the current exchange.
+    /// The client asks to switch protocols, and nobody has answered: what it sends belongs to nobody yet.
+    Upgrade,
+    /// The protocol was switched, or is not HTTP/1: everything belongs to the current exchange.
     Tunnel,
 }
 
@@ -59,7 +61,7 @@ impl Body {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(chunks) => chunks.is_done(),
-            Self::Tunnel => false,
+            Self::Upgrade | Self::Tunnel => false,
         }
     }
 }
@@ -128,11 +130,28 @@ impl ClientStream {
     /// Lets Pingora read the request whose head is at the start of [`Self::pending`].
     pub fn begin(&mut self, head: Head) {
         let body = match head.framing {
-            Framing::Length(0) if head.is_upgrade => Body::Tunnel,
+            Framing::Length(0) if head.is_upgrade => Body::Upgrade,
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunked(Chunks::default()),
         };
         self.current = Current::Head { left: head.len, body };
+    }
+
+    /// Makes an absolute target a path, as apps expect it; its host is the same as `Host`.
+    #[must_use]
+    pub fn drop_origin(&mut self, mut head: Head) -> Head {
+        let Origin { start, mut len, lacks_path } = head.origin;
+        if len == 0 {
+            return head;
+        }
+        if lacks_path {
+            len -= 1;
+            self.input[start + len] = b'/';
+        }
+        self.input.copy_within(..start, len);
+        self.input.advance(len);
+        head.len -= len;
+        head
     }
 
     /// Takes the head of `len` bytes at the start of [`Self::pending`] out of the stream.
@@ -192,6 +211,7 @@ impl ClientStream {
         let result = match &mut body {
             Body::Length(left) => self.poll_length(left, cx, buf),
             Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
+            Body::Upgrade => self.poll_gone(cx),
             Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
         };
         self.current = Current::Body(body);
@@ -256,6 +276,15 @@ impl ClientStream {
             if ready!(self.poll_fill(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
+        }
+    }
+
+    /// Pingora writes a head whole: from its first line on it is known whether the protocol is switched.
+    fn see_answer_to_upgrade(&mut self, written: &[u8]) {
+        match written.get(9..12) {
+            Some(b"101") => self.current = Current::Body(Body::Tunnel),
+            Some([b'1', ..]) | None => {}
+            Some(_) => self.current = Current::Body(Body::Length(0)),
         }
     }
 
@@ -336,6 +365,9 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if matches!(this.current, Current::Body(Body::Upgrade)) {
+            this.see_answer_to_upgrade(bytes);
+        }
         if this.output.len() + bytes.len() > GATHER_BYTES {
             ready!(this.poll_send(cx))?;
             if bytes.len() > GATHER_BYTES {

@@ -142,7 +142,9 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             put_field(out, field.name, field.value);
         }
     }
-    if connection.chunked && (frame.is_head_request || matches!(body, AnswerBody::Framed(Framing::Chunked))) {
+    // The end of the app's connection is not the end of the client's: what has no length is passed on in chunks.
+    let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
+    if in_chunks || (connection.chunked && frame.is_head_request) {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if is_final {
@@ -152,7 +154,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         if !has_date {
             put_field(out, "Date", frame.date);
         }
-        if frame.closes || body == AnswerBody::UntilClose {
+        if frame.closes {
             out.put_slice(b"Connection: close\r\n");
         }
     }
@@ -272,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_an_end_closes_the_connection() {
+    fn an_answer_without_a_length_is_passed_on_in_chunks() {
         let (_, written) = relay("HTTP/1.0 200 OK\r\n\r\n", FRAME).unwrap().unwrap();
-        assert!(written.contains("Connection: close\r\n"), "{written}");
+        assert!(written.contains("Transfer-Encoding: chunked\r\n"), "{written}");
     }
 
     #[test]

@@ -250,7 +250,11 @@ impl Lane<'_> {
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);
         let taken = body.take(&input)?;
-        self.stream.output().put_slice(&input[..taken]);
+        if body.ends_with_connection() {
+            put_chunk(self.stream.output(), &input[..taken]);
+        } else {
+            self.stream.output().put_slice(&input[..taken]);
+        }
         self.sent += taken as u64;
         input.advance(taken);
         self.send_gathered(exchange).await?;
@@ -275,12 +279,18 @@ impl Lane<'_> {
                 return Err(closed("the body broke off"));
             }
             let taken = body.take(&input)?;
-            self.send(&input[..taken], exchange).await?;
+            if body.ends_with_connection() {
+                put_chunk(self.stream.output(), &input[..taken]);
+                self.send_gathered(exchange).await?;
+            } else {
+                self.send(&input[..taken], exchange).await?;
+            }
             self.sent += taken as u64;
             input.advance(taken);
         }
         if body.ends_with_connection() {
-            self.closes = true;
+            self.stream.output().put_slice(b"0\r\n\r\n");
+            self.send_gathered(exchange).await?;
         } else if answer.keeps_connection && input.is_empty() {
             let rules = &exchange.rules.config.app;
             app_pool::keep(app, &rules.target, rules.max_idle, Instant::now());
@@ -425,6 +435,15 @@ impl BodyEnd {
 
     fn ends_with_connection(&self) -> bool {
         matches!(self, Self::UntilClose)
+    }
+}
+
+/// One chunk of a body whose length is not known (RFC 9112 section 7.1). None for no bytes: that would be its end.
+fn put_chunk(out: &mut BytesMut, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+        out.put_slice(bytes);
+        out.put_slice(b"\r\n");
     }
 }
 

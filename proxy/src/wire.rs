@@ -25,9 +25,22 @@ pub struct Head {
     pub framing: Framing,
     /// The client asks to switch protocols: bytes after the head belong to nobody yet.
     pub is_upgrade: bool,
+    /// Of an absolute target: where its scheme and host are, which every app understands better without. Empty: a path.
+    pub origin: Origin,
     /// HTTP/1.1, a path, no body, a method that may be repeated, and nothing special about the connection: what nearly
     /// every request is, and what the fast lane takes.
     pub is_simple: bool,
+}
+
+/// Scheme and host of an absolute target, in bytes from the start of the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Where it begins.
+    pub start: usize,
+    /// How long it is; zero for a path.
+    pub len: usize,
+    /// Nothing but a query follows: a slash is missing.
+    pub lacks_path: bool,
 }
 
 /// Why a head is refused.
@@ -204,9 +217,15 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         (length, false) => Framing::Length(length.unwrap_or(0)),
     };
     let may_be_repeated = matches!(method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
-    let is_plain = !fields.upgrade && !fields.is_special && authority.is_none();
+    let is_plain = !fields.upgrade && !fields.is_special;
+    let origin = authority.map_or_else(Origin::default, |authority| {
+        // One space after the method, as httparse has it; then scheme, "://", authority.
+        let scheme = target.find("://").unwrap_or_default();
+        let len = scheme + 3 + authority.len();
+        Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
+    });
     let is_simple = is_http11 && may_be_repeated && is_plain && framing == Framing::Length(0);
-    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11, is_simple })
+    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11, origin, is_simple })
 }
 
 /// The fields that decide how a message is read.
@@ -260,13 +279,17 @@ impl<'a> Fields<'a> {
 
 /// The authority of an absolute target; `None` for a path or `*`.
 fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>, Malformed> {
+    // A fragment is the client's own: whoever sends one means something else than whoever reads it.
+    if target.contains('#') {
+        return Err(Malformed::Target);
+    }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok(None);
     }
     let scheme_end = target.find("://").ok_or(Malformed::Target)?;
     let is_http = ["http", "https"].iter().any(|scheme| target[..scheme_end].eq_ignore_ascii_case(scheme));
     let rest = &target[scheme_end + 3..];
-    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
     if is_http && !authority.is_empty() && is_host(authority.as_bytes()) {
         Ok(Some(authority))
     } else {
@@ -472,6 +495,7 @@ mod tests {
             ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Target),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Target),
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Target),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Version),
             ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", Connect),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Encoding),

@@ -1,7 +1,7 @@
 //! Free ports, and who holds the others.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fmt, fs,
     hash::{BuildHasher, RandomState},
     net::{Ipv4Addr, TcpListener},
@@ -13,32 +13,63 @@ use crate::{Error, Result};
 /// Below 32768, where Linux takes the ports of outgoing connections from: one of those under load would take ours.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// Handed out by this process and perhaps not listened on yet.
-static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+/// Handed out by this process and perhaps not listened on yet, each with what keeps other processes away.
+static GIVEN: LazyLock<Mutex<HashMap<u16, Option<Reservation>>>> = LazyLock::new(Mutex::default);
 
-/// A TCP port that nobody on 127.0.0.1 listens on, below 32768, and never the same one twice in a process.
+/// A TCP port on 127.0.0.1 that nobody listens on, below 32768. Until this process ends no one who asks here, in any
+/// process, gets the same one.
 pub fn free() -> Result<u16> {
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    // A random start keeps several test runs on one machine apart.
+    // A random start: most ports are free, so the first is nearly always taken.
     let span = u64::from(RANGE.end - RANGE.start);
     let start = RandomState::new().hash_one(std::process::id()) % span;
     (0..span)
         .map(|step| RANGE.start + u16::try_from((start + step) % span).unwrap_or(0))
-        .find(|port| !given.contains(port) && is_free(*port))
-        .inspect(|port| {
-            given.insert(*port);
-        })
+        .find(|port| take(*port))
         .ok_or_else(|| Error::new(format_args!("no free port in {}..{}", RANGE.start, RANGE.end)))
 }
 
 /// The wanted port, or else a free one and who holds the wanted one.
 pub fn prefer(wanted: u16) -> Result<(u16, Option<Holder>)> {
-    if is_free(wanted) {
+    let is_ours = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&wanted);
+    if (is_ours && is_free(wanted)) || take(wanted) {
         return Ok((wanted, None));
     }
     Ok((free()?, Some(holder(wanted).unwrap_or_default())))
 }
 
+/// Keeps a port for this process, unless somebody listens on it or keeps it.
+fn take(port: u16) -> bool {
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if given.contains_key(&port) || !is_free(port) {
+        return false;
+    }
+    match reserve(port) {
+        Ok(reservation) => given.insert(port, reservation).is_none(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(target_os = "linux")]
+type Reservation = std::os::unix::net::UnixListener;
+
+/// Tells other processes, of any user, that a port is spoken for before anybody listens on it: a name among the
+/// abstract sockets, which leaves no file and ends with us.
+#[cfg(target_os = "linux")]
+fn reserve(port: u16) -> std::io::Result<Option<Reservation>> {
+    use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
+    let name = SocketAddr::from_abstract_name(format!("outrigger-xtask-port-{port}"))?;
+    Reservation::bind_addr(&name).map(Some)
+}
+
+#[cfg(not(target_os = "linux"))]
+type Reservation = ();
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_port: u16) -> std::io::Result<Option<Reservation>> {
+    Ok(None)
+}
+
+/// Whether nobody listens on this port now.
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
@@ -54,7 +85,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
             Some(pid) => write!(f, "process {pid} ({})", self.command),
-            None => f.write_str("a process of another user"),
+            None => f.write_str("a process of another user, or one that is just starting"),
         }
     }
 }

@@ -11,12 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::error::{Place, Problem};
 use super::{Config, ConfigError, process_environment};
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// So many looks in a row that find the same: whoever writes it has finished.
+const SETTLED_AFTER: u32 = 2;
 
 /// What tells one version of a file from another, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +48,16 @@ pub async fn watch(file: PathBuf, state: Arc<State>, level: LevelSwitch) {
         }
     };
     let mut in_force = Stamp::of(&reloader.file);
-    let mut last_seen = in_force;
+    let (mut last_seen, mut looks_alike) = (in_force, 0);
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => false,
             () = asked_by(&mut hangup) => true,
         };
         let seen = Stamp::of(&reloader.file);
-        // Twice the same: whoever writes it has finished.
-        let has_settled = seen == last_seen && seen.is_some();
+        looks_alike = if seen == last_seen { looks_alike + 1 } else { 0 };
         last_seen = seen;
+        let has_settled = looks_alike >= SETTLED_AFTER && seen.is_some();
         if asked || (has_settled && seen != in_force) {
             in_force = seen;
             reloader.reload();
@@ -76,6 +80,13 @@ struct Reloader {
 
 impl Reloader {
     fn reload(&self) {
+        // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
+        // one that failed.
+        if std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
+            let problem =
+                Problem::new(Place::Whole, "is empty").hint("save it again; for all defaults, write a comment");
+            return self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
+        }
         match Config::load(&self.file, &process_environment) {
             Ok(config) => self.apply(config),
             Err(e) => self.refuse(&e),
