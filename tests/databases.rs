@@ -1,8 +1,6 @@
 //! The whole house: the proxy, the app, PostgreSQL and ChromaDB, all real. What clients wrote is there, both stores
 //! agree after any crash, and health tells the truth while a database is gone.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,7 +1,5 @@
 //! The Dockerfile is what hadolint wants and what the workspace and `supervisord.conf` need.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::{collections::BTreeSet, fs, process::Command};
 
 use xtask::{Tool, paths};

@@ -1,7 +1,5 @@
 //! `fly.toml` has only keys that exist, since Fly drops others silently, and fits the files it speaks of.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::{fs, path::PathBuf};
 
 use toml::{Table, Value};

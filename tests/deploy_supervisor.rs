@@ -1,7 +1,5 @@
 //! What ships in `supervisord.conf`, run for real: crashes, hangs, giving up and the order of stopping.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},

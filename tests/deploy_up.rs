@@ -1,7 +1,5 @@
 //! `cargo xtask up`: the tour works as pasted, and nothing stays behind however it ends.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::{
     collections::BTreeSet,
     fs,

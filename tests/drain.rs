@@ -1,7 +1,5 @@
 //! A process that is told to leave loses no request, and leaves as soon as it has nothing left to do.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -75,8 +75,8 @@ fn an_app_that_does_not_speak_http_is_a_502() {
         app.at(&format!("/{n}"), Play::SayAndClose(bytes.as_bytes().to_vec()));
     }
     let proxy = Proxy::start(&app);
-    for n in 0..garbage.len() {
-        println!("answering {:?}", garbage[n]);
+    for (n, bytes) in garbage.iter().enumerate() {
+        println!("answering {bytes:?}");
         proxy.get(&format!("/{n}")).is_problem(502, "app_invalid");
     }
     proxy.counts("outrigger_app_failures_total", &[("reason", "app_invalid")], garbage.len());

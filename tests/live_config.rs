@@ -1,7 +1,5 @@
 //! Rules change while the proxy runs, or are refused with a reason; no request notices.
 
-#![allow(clippy::unwrap_used, reason = "a step of the set-up that fails is a failed test")]
-
 use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;

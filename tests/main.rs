@@ -2,6 +2,12 @@
 //!
 //! `cargo xtask test` runs all of it. Every test starts its own proxy and its own app, so they run side by side.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a step that fails is a failed test, and says what it did"
+)]
+
 mod backend;
 mod harness;
 mod promtool;
@@ -16,5 +22,6 @@ mod drain;
 mod failures;
 mod h2c;
 mod live_config;
+mod memory;
 mod protocol;
 mod streams;
