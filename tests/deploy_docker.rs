@@ -59,8 +59,7 @@ fn the_dependency_layer_knows_every_member_of_the_workspace() {
 /// The commands before the first `cargo build`, run for real: cargo must see a whole workspace.
 #[test]
 fn the_dependency_layer_s_empty_sources_make_a_workspace() {
-    let dir = paths::state("deploy-docker").unwrap().join("layer");
-    let _ = fs::remove_dir_all(&dir);
+    let dir = paths::state("deploy-docker").unwrap().join(format!("layer-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let instructions = instructions();
     let start = instructions.iter().position(|line| line.starts_with("COPY Cargo.toml")).unwrap();
@@ -85,6 +84,7 @@ fn the_dependency_layer_s_empty_sources_make_a_workspace() {
     let targets = metadata["packages"].as_array().unwrap().iter().flat_map(|package| package["targets"].as_array());
     let names: BTreeSet<&str> = targets.flatten().filter_map(|target| target["name"].as_str()).collect();
     assert!(names.contains("outrigger") && names.contains("outrigger-app"), "{names:?}");
+    fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]

@@ -31,8 +31,8 @@ struct Machine {
 impl Machine {
     /// `proxy_config` goes into the proxy's configuration file.
     fn start(name: &str, proxy_config: &str) -> Self {
-        let dir = paths::state(&format!("deploy-supervisor/{name}")).unwrap();
-        fs::remove_dir_all(&dir).unwrap();
+        // With our process id: two test runs at once in one clone must not meet.
+        let dir = paths::state(&format!("deploy-supervisor/{name}-{}", std::process::id())).unwrap();
         let (bin, run) = (dir.join("bin"), dir.join("run"));
         fs::create_dir_all(&bin).unwrap();
         fs::create_dir_all(&run).unwrap();
@@ -102,6 +102,10 @@ impl Drop for Machine {
         let _ = self.supervisord.stop(Signal::TERM, Duration::from_secs(20));
         for pid in family.into_iter().filter(|pid| exists(*pid)) {
             signal(pid, Signal::KILL);
+        }
+        // A failed test leaves its files for a look.
+        if let Some(dir) = self.bin.parent().filter(|_| !std::thread::panicking()) {
+            let _ = fs::remove_dir_all(dir);
         }
     }
 }

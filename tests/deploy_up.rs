@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -18,13 +19,16 @@ const START: Duration = Duration::from_secs(120);
 
 struct House {
     xtask: Process,
+    dir: PathBuf,
 }
 
 impl House {
     /// In a state directory of the test's own: a developer may have one running.
     fn start(name: &str) -> Self {
-        let state = format!("deploy-up/{name}");
-        let log = paths::state("deploy-up").unwrap().join(format!("{name}.log"));
+        // And of this process's own: two test runs at once in one clone must not meet.
+        let state = format!("deploy-up/{name}-{}", std::process::id());
+        let dir = paths::state(&state).unwrap();
+        let log = dir.join("xtask.log");
         let _ = fs::remove_file(&log);
         let mut xtask = Program::new(programs::find("xtask").unwrap())
             .arg("up")
@@ -36,7 +40,13 @@ impl House {
             .unwrap();
         let is_up = || fs::read_to_string(&log).unwrap_or_default().contains("Ctrl-C ends all of it");
         xtask.ready(START, is_up).unwrap();
-        Self { xtask }
+        Self { xtask, dir }
+    }
+
+    /// Removes what it kept; a failed test leaves it for a look.
+    fn forget(self) {
+        drop(self.xtask);
+        fs::remove_dir_all(&self.dir).unwrap();
     }
 
     fn tour(&self) -> Vec<String> {
@@ -80,6 +90,7 @@ fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
     assert!(status.success(), "{status}\n{}", house.xtask.log_tail(20));
     let left: Vec<&u32> = family.iter().filter(|pid| exists(**pid)).collect();
     assert!(left.is_empty(), "{left:?}");
+    house.forget();
 }
 
 #[test]
@@ -97,4 +108,5 @@ fn a_kill_leaves_no_process_behind_and_the_next_start_works() {
     assert!(!said.contains("documents are in both stores"), "the seeds of before are still there:\n{said}");
     house.xtask.stop(Signal::TERM, Duration::from_secs(60)).unwrap();
     assert!(start.elapsed() < START);
+    house.forget();
 }

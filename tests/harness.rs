@@ -272,6 +272,12 @@ pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
+/// The same request twice: as nearly every request is, and as one that takes the general way through the proxy (the two
+/// lanes of `proxy/src/lane.rs`). What is promised is promised for both.
+pub fn both_ways(path: &str) -> [String; 2] {
+    [get(path), post(path, "hello")]
+}
+
 /// One HTTP answer.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {

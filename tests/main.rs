@@ -21,6 +21,7 @@ mod deploy_up;
 mod drain;
 mod failures;
 mod h2c;
+mod health_and_metrics;
 mod live_config;
 mod memory;
 mod protocol;

@@ -73,17 +73,19 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
             Err(e) => accept_failed(&e).await,
         }
     }
-    // From here on the kernel answers nobody new, but those it has connected already are still served.
+    // From here on the kernel answers nobody new, but those it has connected already are still served. They are asked
+    // of the kernel itself: the runtime knows only of those that it was told of so far.
     refuse_new(&listener);
-    while let Some(Ok((socket, client))) = poll_fn(|cx| Poll::Ready(now(listener.poll_accept(cx)))).await {
-        take(socket, client, protocol, &worker);
-    }
-}
-
-fn now<T>(poll: Poll<T>) -> Option<T> {
-    match poll {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
+    let Ok(listener) = listener.into_std() else { return };
+    loop {
+        match listener.accept() {
+            Ok((socket, client)) => match socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket)) {
+                Ok(socket) => take(socket, client, protocol, &worker),
+                Err(e) => tracing::error!("a connection cannot be taken: {e}"),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return,
+        }
     }
 }
 

@@ -244,12 +244,13 @@ impl Lane<'_> {
         answer: AnswerHead,
         exchange: &mut Exchange,
     ) -> Result<(), Broken> {
-        exchange.status = answer.status;
-        exchange.answered_by_app = true;
         let is_stream = exchange.kind == Kind::Stream || answer.is_event_stream;
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);
         let taken = body.take(&input)?;
+        // Until here nothing of it was sent, and a failure could still be told.
+        exchange.status = answer.status;
+        exchange.answered_by_app = true;
         if body.ends_with_connection() {
             put_chunk(self.stream.output(), &input[..taken]);
         } else {

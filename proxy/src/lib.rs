@@ -97,7 +97,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         thread.spawn(move || {
-            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, &closing) {
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
                 tracing::error!("a worker cannot serve: {e}");
                 std::process::abort();
             }
@@ -161,7 +161,7 @@ fn work(
     listeners: Vec<(std::net::TcpListener, Protocol)>,
     state: &Arc<State>,
     leaving: &watch::Receiver<bool>,
-    closing: &watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -177,6 +177,8 @@ fn work(
                 tracing::error!("an accept loop ended: {e}");
             }
         }
+        // Tells `leave` that this worker has taken everything that had connected.
+        drop(closing);
         // Those at rest go now; the others finish. The process ends when the last is gone, and this thread with it.
         loop {
             accept::wake_resting();
@@ -236,6 +238,8 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
     closing.send_replace(true);
     let began = Instant::now();
     let drained = async {
+        // Until every worker has taken what had connected, no connection is the last.
+        closing.closed().await;
         while state.connections() > 0 {
             // The notice may have come before we listened for it, so it is not waited for alone.
             let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;

@@ -1,0 +1,193 @@
+//! What the proxy says about itself and the app: health, metrics, logs.
+
+use std::collections::HashSet;
+
+use crate::backend::{Backend, Play};
+use crate::harness::{Client, Proxy, get, post, sum, until};
+use crate::promtool;
+
+const HEALTH: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
+
+#[test]
+fn health_is_the_apps_while_it_can_speak_and_the_proxys_when_it_cannot() {
+    let mut app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_body = \"1B\"\n");
+    for path in HEALTH {
+        app.says(path, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{\"ok\":true}");
+        let answer = proxy.get(path);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "{\"ok\":true}"), "{path}");
+    }
+    // The app's own bad news is passed on as it is.
+    app.says("/health/ready", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 12\r\n\r\n{\"ok\":false}");
+    assert_eq!(proxy.get("/health/ready").text(), "{\"ok\":false}");
+    app.stop();
+    for path in HEALTH {
+        let answer = proxy.get(path);
+        assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/json")), "{path}");
+        let body = answer.json();
+        let data = &body["data"];
+        assert_eq!((&body["ok"], &data["status"]), (&false.into(), &"unhealthy".into()), "{body}");
+        assert_eq!(data["reason"], "app_unreachable", "{body}");
+        assert!(data["uptime"].is_u64() && data["version"].is_string(), "{body}");
+        let timestamp = data["timestamp"].as_str().unwrap();
+        assert!(timestamp.len() >= 20 && timestamp.contains('T') && timestamp.ends_with('Z'), "{timestamp}");
+        assert!(answer.header("retry-after").is_some() && answer.header("cache-control") == Some("no-store"));
+    }
+    proxy.counts("outrigger_requests_total", &[("route", "health"), ("outcome", "unavailable")], HEALTH.len());
+    app.resume();
+    until("health to be the app's again", || proxy.get("/health").status == 200);
+}
+
+#[test]
+fn health_that_hangs_is_answered_in_its_place() {
+    let app = Backend::start();
+    app.at("/health", Play::Hang);
+    let proxy = Proxy::start(&app);
+    let answer = proxy.get("/health");
+    assert_eq!((answer.status, &answer.json()["data"]["reason"]), (503, &"app_timeout".into()));
+}
+
+/// Families that this proxy and an app both have, and one with awkward labels.
+const OF_THE_APP: &str = "# HELP process_cpu_seconds_total CPU.\n# TYPE process_cpu_seconds_total counter\n\
+    process_cpu_seconds_total 5\n# HELP app_pool_connections Connections.\n# TYPE app_pool_connections gauge\n\
+    app_pool_connections{pool=\"postgres\",state=\"idle \\\"}\\\"\"} 3\n# HELP app_wait_seconds Waits.\n\
+    # TYPE app_wait_seconds histogram\napp_wait_seconds_bucket{le=\"1\"} 1\napp_wait_seconds_bucket{le=\"+Inf\"} 1\n\
+    app_wait_seconds_sum 0.5\napp_wait_seconds_count 1\n";
+
+#[test]
+fn prometheus_is_content_with_every_endpoint_also_when_the_app_is_dead() {
+    let mut app = Backend::start();
+    let length = OF_THE_APP.len();
+    app.says("/metrics", &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{OF_THE_APP}"));
+    let proxy = Proxy::start(&app);
+    // Something of everything, so that every family has samples.
+    proxy.get("/");
+    proxy.ask(&post("/", "hello"));
+    proxy.ask("GET / HTTP/1.1\r\n\r\n");
+    proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n");
+    let own = proxy.admin("/metrics");
+    assert_eq!(own.status, 200);
+    promtool::check(&own.body).unwrap();
+
+    let all = proxy.admin("/metrics/all");
+    promtool::check(&all.body).unwrap();
+    assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), 1.0);
+    assert_eq!(sum(&all.body, "process_cpu_seconds_total", &[("process", "app")]), 5.0);
+    assert!(all.body.matches("# TYPE process_cpu_seconds_total").count() == 1, "no family twice");
+    assert_eq!(sum(&all.body, "app_pool_connections", &[("process", "app"), ("pool", "postgres")]), 3.0);
+    assert!(sum(&all.body, "outrigger_requests_total", &[("process", "proxy")]) >= 3.0);
+
+    app.stop();
+    let all = proxy.admin("/metrics/all");
+    assert_eq!(all.status, 200, "an app that is down is a metric, not an error");
+    promtool::check(&all.body).unwrap();
+    assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), 0.0);
+    assert!(all.body.contains("outrigger_app_metrics_up{process=\"proxy\"} 0"), "it is said, not left out");
+    assert_eq!(sum(&all.body, "process_cpu_seconds_total", &[("process", "app")]), 0.0);
+}
+
+#[test]
+fn an_app_whose_metrics_are_nonsense_or_hang_does_not_break_the_proxys() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let nonsense = "<html>\n# TYPE outrigger_connections histogram\noutrigger_connections 7\nx{ 1\n\0\n# TYPE\n";
+    let error = "HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops".to_owned();
+    let html = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{nonsense}", nonsense.len());
+    for (answer, up) in [(error, 0.0), (html, 1.0)] {
+        app.says("/metrics", &answer);
+        let all = proxy.admin("/metrics/all");
+        assert_eq!(all.status, 200);
+        promtool::check(&all.body).unwrap();
+        assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), up);
+        assert_eq!(sum(&all.body, "outrigger_connections", &[("process", "app")]), 0.0);
+    }
+    app.at("/metrics", Play::Hang);
+    let all = proxy.admin("/metrics/all");
+    assert_eq!((all.status, sum(&all.body, "outrigger_app_metrics_up", &[])), (200, 0.0));
+}
+
+#[test]
+fn a_thousand_paths_make_no_new_series() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "[[routes]]\nname = \"items\"\npath = \"/items/{id}\"\npriority = \"low\"\n");
+    let mut client = proxy.connect();
+    let mut ask = |path: &str| assert_eq!(client.send(get(path)).answer().status, 200);
+    ask("/items/first");
+    ask("/other");
+    let series = || {
+        let text = proxy.admin("/metrics").body;
+        let names = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+        names.map(|(name, _)| name.to_owned()).collect::<HashSet<_>>()
+    };
+    proxy.counts("outrigger_requests_total", &[], 2);
+    let before = series();
+    for n in 0..500 {
+        ask(&format!("/items/{n}"));
+        ask(&format!("/random-{n}/{n}?q={n}"));
+    }
+    proxy.counts("outrigger_requests_total", &[("route", "items"), ("priority", "low"), ("outcome", "success")], 501);
+    proxy.counts("outrigger_requests_total", &[("route", "default"), ("priority", "medium")], 501);
+    proxy.counts("outrigger_request_duration_seconds_count", &[], 1002);
+    assert_eq!(series().difference(&before).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
+#[test]
+fn every_outcome_has_its_own_count() {
+    let app = Backend::start();
+    for (path, status) in [("/302", "302 Found"), ("/404", "404 Not Found"), ("/500", "500 Oops"), ("/503", "503 Busy")]
+    {
+        app.says(path, &format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+    }
+    let proxy = Proxy::start(&app);
+    for path in ["/", "/302", "/404", "/500", "/503"] {
+        proxy.get(path);
+        proxy.ask(&post(path, "hello"));
+    }
+    proxy.ask("GET / HTTP/1.1\r\n\r\n");
+    for (outcome, count) in [("success", 2), ("redirect", 2), ("client_error", 2), ("server_error", 4), ("rejected", 1)]
+    {
+        proxy.counts("outrigger_requests_total", &[("outcome", outcome)], count);
+        proxy.counts("outrigger_request_duration_seconds_count", &[("outcome", outcome)], count);
+    }
+}
+
+#[test]
+fn the_log_is_json_and_keeps_secrets_to_itself() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let secret = "Authorization: Bearer s3cr3t\r\nCookie: session=s3cr3t\r\nX-Api-Key: s3cr3t\r\n";
+    for method in ["GET", "POST"] {
+        let answer = proxy.ask(&format!(
+            "{method} /x/\"quoted\"?token=s3cr3t HTTP/1.1\r\nHost: a\r\n{secret}Content-Length: 0\r\n\r\n"
+        ));
+        let id = answer.header("x-request-id").unwrap().to_owned();
+        let line: serde_json::Value = serde_json::from_str(&proxy.says(&id)).unwrap();
+        assert_eq!((&line["method"], &line["status"]), (&method.into(), &200.into()), "{line}");
+        assert_eq!((&line["route"], &line["outcome"]), (&"default".into(), &"success".into()), "{line}");
+        assert_eq!((&line["client"], &line["attempts"]), (&"127.0.0.1".into(), &1.into()), "{line}");
+        assert!(line["path"].as_str().unwrap().starts_with("/x/") && line["duration_ms"].is_number(), "{line}");
+    }
+    let log = proxy.log();
+    assert!(!log.contains("s3cr3t"), "{log}");
+    for line in log.lines() {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(line).is_ok_and(|line| line["timestamp"].is_string()),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn the_admin_listener_serves_no_requests_and_the_public_one_no_metrics() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    assert_eq!(proxy.admin("/nonsense").status, 404);
+    assert_eq!(proxy.admin("/healthz").body.trim(), "serving");
+    assert_eq!(app.requests(), 0);
+    assert!(!proxy.get("/metrics").text().contains("outrigger_"), "it is the app's own path");
+    assert_eq!(app.requests_to("/metrics"), 1);
+    // Neither does the one hold up the other.
+    let silent: Vec<_> = (0..50).map(|_| Client::connect(proxy.admin).unwrap()).collect();
+    assert_eq!(proxy.admin("/healthz").status, 200);
+    drop(silent);
+}
