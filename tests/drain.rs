@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use xtask::Signal;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Play};
 use crate::harness::{Client, Proxy, get, until};
 
 #[test]
@@ -134,4 +134,41 @@ fn a_second_signal_ends_the_waiting() {
     proxy.signal(Signal::TERM);
     let status = proxy.ends_within(Duration::from_secs(5));
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn streams_go_on_until_drain_timeout_and_then_end() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    let events = app.events("/events");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"2s\"\n");
+    let mut socket = proxy.connect();
+    socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(socket.head().unwrap().status, 101);
+    let mut stream = proxy.connect();
+    assert_eq!(stream.send(get("/events")).head().unwrap().status, 200);
+    proxy.signal(Signal::TERM);
+    until("the listener to close", || Client::connect(proxy.address).is_err());
+    events.send("data: still here\n\n".into()).unwrap();
+    stream.take_through(b"still here\n\n").unwrap();
+    assert_eq!(socket.send("still here").take(10).unwrap(), b"still here");
+    let status = proxy.ends_within(Duration::from_secs(10));
+    assert!(status.success(), "{status}");
+    proxy.says("drain_timeout is over");
+    assert!(stream.rest().is_ok_and(|rest| !rest.ends_with(b"0\r\n\r\n")), "what is cut off does not look complete");
+}
+
+#[test]
+fn connections_at_rest_do_not_delay_the_end() {
+    let app = Backend::start();
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
+    let mut resting: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    for client in &mut resting[..10] {
+        assert_eq!(client.send(get("/")).answer().status, 200);
+    }
+    let told = Instant::now();
+    proxy.signal(Signal::TERM);
+    resting.iter_mut().for_each(Client::is_closed);
+    let status = proxy.ends_within(Duration::from_secs(10));
+    assert!(status.success() && told.elapsed() < Duration::from_secs(3), "{status} after {:?}", told.elapsed());
 }

@@ -7,17 +7,19 @@ use std::{
 
 use crate::{
     backend::{Backend, Habit, Play},
-    harness::{Proxy, get, post},
+    harness::{Proxy, both_ways, get, post},
 };
 
 #[test]
 fn an_app_that_is_not_there_is_a_502_until_it_is() {
     let mut app = Backend::stopped();
     let proxy = Proxy::start(&app);
-    let answer = proxy.get("/");
-    answer.is_problem(502, "app_unreachable");
-    assert!(answer.header("retry-after").is_some());
-    proxy.ask(&post("/", "hello")).is_problem(502, "app_unreachable");
+    for request in both_ways("/") {
+        let answer = proxy.ask(&request);
+        answer.is_problem(502, "app_unreachable");
+        assert!(answer.header("retry-after").is_some());
+    }
+
     proxy.counts("outrigger_app_failures_total", &[("reason", "app_unreachable")], 2);
     proxy.counts("outrigger_requests_total", &[("outcome", "bad_gateway")], 2);
     let line = proxy.says("app_unreachable");
@@ -35,15 +37,16 @@ fn an_app_that_does_not_answer_in_time_is_a_504() {
     let slow = "[[routes]]\nname = \"slow\"\npath = \"/slow/**\"\ntimeout = \"900ms\"";
     let proxy = Proxy::with(&app, &format!("app.timeout = \"300ms\"\n{slow}"));
     for (path, least) in [("/hang", 300), ("/half", 300), ("/slow/hang", 900)] {
-        let began = Instant::now();
-        proxy.get(path).is_problem(504, "app_timeout");
-        let took = began.elapsed();
-        let fits = took >= Duration::from_millis(least) && took < Duration::from_millis(least + 2000);
-        assert!(fits, "{path} took {took:?}");
+        for request in both_ways(path) {
+            let began = Instant::now();
+            proxy.ask(&request).is_problem(504, "app_timeout");
+            let took = began.elapsed();
+            let fits = took >= Duration::from_millis(least) && took < Duration::from_millis(least + 2000);
+            assert!(fits, "{path} took {took:?}");
+        }
     }
-    proxy.ask(&post("/hang", "hello")).is_problem(504, "app_timeout");
-    proxy.counts("outrigger_app_failures_total", &[("reason", "app_timeout")], 4);
-    proxy.counts("outrigger_requests_total", &[("outcome", "gateway_timeout")], 4);
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_timeout")], 6);
+    proxy.counts("outrigger_requests_total", &[("outcome", "gateway_timeout")], 6);
     assert_eq!(app.requests_to("/hang"), 2, "what may have been done is not done again");
 }
 
@@ -53,10 +56,13 @@ fn an_app_that_closes_before_its_answer_is_a_502() {
     app.at("/nothing", Play::SayAndClose(Vec::new()));
     app.at("/half", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()));
     let proxy = Proxy::start(&app);
-    proxy.get("/nothing").is_problem(502, "app_closed");
-    proxy.get("/half").is_problem(502, "app_closed");
-    proxy.ask(&post("/nothing", "hello")).is_problem(502, "app_closed");
-    proxy.counts("outrigger_app_failures_total", &[("reason", "app_closed")], 3);
+    for path in ["/nothing", "/half"] {
+        for request in both_ways(path) {
+            proxy.ask(&request).is_problem(502, "app_closed");
+        }
+    }
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_closed")], 4);
+
     assert_eq!(app.requests_to("/nothing"), 2, "on a new connection nothing is tried twice");
 }
 
@@ -69,7 +75,10 @@ fn an_app_that_does_not_speak_http_is_a_502() {
         "HTTP/1.1 abc OK\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nhi",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhi",
         "HTTP/1.1 200 OK\r\nBad Name: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nBad: a\0b\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
     ];
     for (n, bytes) in garbage.iter().enumerate() {
         app.at(&format!("/{n}"), Play::SayAndClose(bytes.as_bytes().to_vec()));
@@ -77,9 +86,11 @@ fn an_app_that_does_not_speak_http_is_a_502() {
     let proxy = Proxy::start(&app);
     for (n, bytes) in garbage.iter().enumerate() {
         println!("answering {bytes:?}");
-        proxy.get(&format!("/{n}")).is_problem(502, "app_invalid");
+        for request in both_ways(&format!("/{n}")) {
+            proxy.ask(&request).is_problem(502, "app_invalid");
+        }
     }
-    proxy.counts("outrigger_app_failures_total", &[("reason", "app_invalid")], garbage.len());
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_invalid")], garbage.len() * 2);
 }
 
 #[test]
@@ -97,12 +108,18 @@ fn an_answer_that_breaks_off_never_looks_complete() {
     app.at("/pause", Play::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
     let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
     let paths = ["/length", "/chunks", "/bad", "/pause"];
+    let mut truncated = 0;
     for path in paths {
-        let mut client = proxy.connect();
-        let answer = client.send(get(path)).try_answer();
-        assert!(answer.is_err(), "{path}: {answer:?}");
+        for request in both_ways(path) {
+            match proxy.connect().send(request).try_answer() {
+                // What breaks before anything was sent can still be told.
+                Ok(answer) => answer.is_problem(502, "app_invalid"),
+                Err(_) => truncated += 1,
+            }
+        }
     }
-    proxy.counts("outrigger_requests_total", &[("outcome", "truncated")], paths.len());
+    proxy.counts("outrigger_requests_total", &[("outcome", "truncated")], truncated);
+    assert!(truncated >= 6, "{truncated}");
     proxy.comes_to_rest();
 }
 
@@ -170,4 +187,22 @@ fn an_app_that_restarts_fails_no_request_that_comes_after() {
         hammer(&proxy, 30);
     }
     assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
+}
+
+#[test]
+fn an_answer_that_says_twice_how_long_it_is_is_passed_on_with_one_length_or_refused() {
+    let app = Backend::start();
+    app.says("/twice", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\ncontent-length: 2\r\n\r\nhi");
+    let chunks = "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    app.says("/both", &format!("HTTP/1.1 200 OK\r\n{chunks}"));
+    let proxy = Proxy::start(&app);
+    for request in ["/twice", "/both"].into_iter().flat_map(both_ways) {
+        let mut client = proxy.connect();
+        let answer = client.send(&request).head().unwrap();
+        if answer.status != 502 {
+            let lengths = answer.head.to_ascii_lowercase().matches("content-length").count();
+            let encodings = answer.head.to_ascii_lowercase().matches("transfer-encoding").count();
+            assert_eq!(lengths + encodings, 1, "{answer:?}");
+        }
+    }
 }

@@ -130,3 +130,27 @@ fn h2load_sends_ten_thousand_requests_without_a_failure() {
     assert!(said.contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
     assert!(said.contains("status codes: 10000 2xx"), "{said}");
 }
+
+#[test]
+fn a_process_that_leaves_lets_streams_finish() {
+    let app = Backend::start();
+    let gate = app.gate("/slow");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
+    let address = proxy.address;
+    let pid = proxy.pid();
+    // The app is given back, as it must not end inside the runtime.
+    let _app = with_h2(&proxy, async |mut sender| {
+        let (slow, _) = sender.send_request(request("GET", "/slow"), true).unwrap();
+        let done = tokio::task::spawn_blocking(move || {
+            app.gets(1, "/slow");
+            xtask::process::signal(pid, xtask::Signal::TERM);
+            crate::harness::until("the listener to close", || Client::connect(address).is_err());
+            gate.add_permits(1);
+            app
+        });
+        assert_eq!(slow.await.unwrap().status(), 200);
+        done.await.unwrap()
+    });
+    let status = proxy.ends_within(PATIENCE);
+    assert!(status.success(), "{status}");
+}

@@ -191,6 +191,10 @@ impl Proxy {
         wait::for_some(&what, PATIENCE, line).unwrap_or_else(|e| panic!("{e}"))
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
     }
@@ -356,6 +360,11 @@ impl Client {
 
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.write_all(bytes.as_ref())
+    }
+
+    /// From now on sending fails when the other side takes nothing for so long.
+    pub fn gives_up_sending_after(&self, time: Duration) {
+        self.stream.set_write_timeout(Some(time)).expect("a time that is not zero");
     }
 
     /// No more will be sent.

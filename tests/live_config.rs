@@ -191,3 +191,32 @@ fn a_request_in_flight_finishes_under_the_rules_it_began_with() {
     assert_eq!(client.answer().status, 200);
     wait::until("rest", Duration::from_secs(5), || proxy.metric("outrigger_requests_in_flight", &[]) == 0.0).unwrap();
 }
+
+#[test]
+fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
+    let app = Backend::start();
+    let rules = "client.head_timeout = 10\nclient.max_hed = \"1KiB\"\nserver.threads = 300\n[limits]\n[affinity]\n[breaker]\n\
+                 [audit]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";
+    let setup = Setup::new(&app, "");
+    fs::write(&setup.file, rules).unwrap();
+    let checked = setup.run(&["check", "proxy.toml"]);
+    assert_eq!(checked.status.code(), Some(78));
+    let said = String::from_utf8(checked.stderr).unwrap();
+    let places = [
+        ("proxy.toml:1:23: ", "`head_timeout`"),
+        ("proxy.toml:2:8: ", "`max_hed`"),
+        ("proxy.toml:3:18: ", "`threads`"),
+        ("proxy.toml:4:2: ", "unknown section `limits`"),
+        ("proxy.toml:5:2: ", "unknown section `affinity`"),
+        ("proxy.toml:6:2: ", "unknown section `breaker`"),
+        ("proxy.toml:7:2: ", "unknown section `audit`"),
+        ("proxy.toml:11:1: ", "`priorty`"),
+    ];
+    for (place, problem) in places {
+        let found = said.lines().any(|line| line.starts_with(place) && line.contains(problem));
+        assert!(found, "no {problem} at {place}in:\n{said}");
+    }
+    assert!(said.contains("did you mean `max_head`?") && said.contains("did you mean `priority`?"), "{said}");
+    // A number's range says by itself what to do; everything else has a hint.
+    assert_eq!(said.matches("hint: ").count(), places.len() - 1, "{said}");
+}

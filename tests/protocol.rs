@@ -2,35 +2,45 @@
 
 use crate::{
     backend::{Backend, Play},
-    harness::{Proxy, get, post, socket},
+    harness::{Proxy, both_ways, get, post, socket},
 };
 
 #[test]
 fn a_request_passes_through_unchanged() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let answer = proxy.ask(
-        "PATCH /a/b%20c//d/../e?x=1&y=%2F HTTP/1.1\r\nHost: A.example:8080\r\nX-Mixed-Case: a\r\nx-mixed-case: b\r\n\
-         Cookie: k=v\r\nAuthorization: Bearer t\r\nAccept-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
-    );
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let seen = answer.json();
-    assert_eq!(seen["method"], "PATCH");
-    assert_eq!(seen["target"], "/a/b%20c//d/../e?x=1&y=%2F");
-    assert_eq!(seen["version"], "HTTP/1.1");
-    assert_eq!(seen["body"]["bytes"], 5);
-    let fields = [
-        ("host", "A.example:8080"),
-        ("x-mixed-case", "a, b"),
-        ("cookie", "k=v"),
-        ("authorization", "Bearer t"),
-        ("accept-encoding", "gzip"),
-        ("content-length", "5"),
-    ];
-    for (name, value) in fields {
-        assert_eq!(answer.seen(name).as_deref(), Some(value), "{name}");
+    let cases = [("PATCH", "hello"), ("GET", ""), ("GET", "hello"), ("DELETE", ""), ("OPTIONS", ""), ("QUERY", "x")];
+    for (method, body) in cases {
+        let length = body.len();
+        let answer = proxy.ask(&format!(
+            "{method} /a/b%20c//d/../e?x=1&y=%2F HTTP/1.1\r\nHost: A.example:8080\r\nX-Mixed-Case: a\r\nx-mixed-case: b\r\n\
+             Cookie: k=v\r\nAuthorization: Bearer t\r\nAccept-Encoding: gzip\r\nContent-Length: {length}\r\nX-Empty:\r\n\
+             X-Text: \u{e4}\r\n\r\n{body}",
+        ));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let seen = answer.json();
+        assert_eq!(seen["method"], method);
+        assert_eq!(seen["target"], "/a/b%20c//d/../e?x=1&y=%2F");
+        assert_eq!(seen["version"], "HTTP/1.1");
+        assert_eq!(seen["body"]["bytes"], length);
+        let fields = [
+            ("host", "A.example:8080"),
+            ("x-mixed-case", "a, b"),
+            ("cookie", "k=v"),
+            ("authorization", "Bearer t"),
+            ("accept-encoding", "gzip"),
+            ("content-length", &length.to_string()),
+            ("x-empty", ""),
+            ("x-text", "\u{e4}"),
+        ];
+        for (name, value) in fields {
+            assert_eq!(answer.seen(name).as_deref(), Some(value), "{method}: {name}");
+        }
+        let head = seen["head"].as_str().unwrap();
+        assert!(head.contains("X-Mixed-Case: a\r\n"), "the case of names is kept: {head}");
     }
-    assert!(seen["head"].as_str().unwrap().contains("X-Mixed-Case: a\r\n"), "the case of names is kept: {seen}");
+    // A question about the server as a whole.
+    assert_eq!(proxy.ask("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").json()["target"], "*");
 }
 
 #[test]
@@ -42,31 +52,61 @@ fn an_answer_passes_through_unchanged() {
          ETag: \"x\"\r\nContent-Length: 3\r\n\r\ntea",
     );
     let proxy = Proxy::start(&app);
-    let answer = proxy.get("/");
-    assert_eq!((answer.status, answer.text().as_str()), (418, "tea"));
-    assert_eq!(answer.header("set-cookie"), Some("a=1, b=2"));
-    assert_eq!(answer.header("server"), Some("teapot"));
-    assert_eq!(answer.header("etag"), Some("\"x\""));
-    assert!(answer.head.contains("X-Mixed-Case: a\r\n"), "{answer:?}");
-    assert_eq!(answer.header("via"), None);
+    for request in both_ways("/") {
+        let answer = proxy.ask(&request);
+        assert_eq!((answer.status, answer.text().as_str()), (418, "tea"));
+        assert_eq!(answer.header("set-cookie"), Some("a=1, b=2"));
+        assert_eq!(answer.header("server"), Some("teapot"));
+        assert_eq!(answer.header("etag"), Some("\"x\""));
+        assert!(answer.head.contains("X-Mixed-Case: a\r\n"), "{answer:?}");
+        assert_eq!(answer.header("via"), None);
+        assert!(answer.header("date").is_some_and(|date| date.ends_with(" GMT")), "{answer:?}");
+    }
 }
 
 #[test]
 fn what_concerns_the_clients_connection_does_not_reach_the_app() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let answer = proxy.ask(
-        "GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Secret, close\r\nX-Secret: 1\r\nKeep-Alive: timeout=9\r\n\
-         Proxy-Connection: keep-alive\r\nTE: gzip\r\nTrailer: X-T\r\nUpgrade: h2c\r\nProxy-Authorization: Basic eDp5\r\n\
-         X-Kept: 1\r\n\r\n",
-    );
-    assert_eq!(answer.status, 200, "{answer:?}");
-    for gone in ["x-secret", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"] {
-        assert_eq!(answer.seen(gone), None, "{gone}: {answer:?}");
+    let gone = ["x-secret", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"];
+    // Both ways through the proxy: only some of these values make it the general one.
+    for connection in ["X-Secret, close", "x-secret", "keep-alive", "close", "Keep-Alive, X-Secret"] {
+        for upgrade in ["", "Upgrade: h2c\r\n"] {
+            let answer = proxy.ask(&format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\nX-Secret: 1\r\nKeep-Alive: timeout=9\r\n\
+                 Proxy-Connection: keep-alive\r\nTE: gzip\r\nTrailer: X-T\r\n{upgrade}\
+                 Proxy-Authorization: Basic eDp5\r\nX-Kept: 1\r\n\r\n",
+            ));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let is_named = connection.to_ascii_lowercase().contains("x-secret");
+            for name in &gone[usize::from(!is_named)..] {
+                assert_eq!(answer.seen(name), None, "{connection}: {name}: {answer:?}");
+            }
+            assert_eq!(answer.seen("x-kept").as_deref(), Some("1"));
+            assert!(answer.seen("connection").is_none_or(|value| !value.contains("close")), "{answer:?}");
+            assert_eq!(answer.closes(), connection.contains("close"), "as the client asked: {answer:?}");
+        }
     }
-    assert_eq!(answer.seen("x-kept").as_deref(), Some("1"));
-    assert!(answer.seen("connection").is_none_or(|value| !value.contains("close")), "{answer:?}");
-    assert!(answer.closes(), "the client asked for it");
+}
+
+#[test]
+fn a_client_cannot_have_the_proxys_own_fields_removed() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    for named in ["X-Forwarded-For", "X-Request-Id, Forwarded", "Host", "Content-Length", "Cookie"] {
+        for request in both_ways("/") {
+            let request = request.replace("\r\n\r\n", &format!("\r\nConnection: {named}\r\n\r\n"));
+            // Refusing is as good as ignoring.
+            let answer = proxy.ask(&request);
+            if answer.status == 200 {
+                for kept in ["x-forwarded-for", "x-request-id", "forwarded", "host"] {
+                    assert!(answer.seen(kept).is_some(), "{named} took {kept}: {answer:?}");
+                }
+            } else {
+                answer.is_problem(400, "malformed_field");
+            }
+        }
+    }
 }
 
 #[test]
@@ -83,8 +123,8 @@ fn what_concerns_the_apps_connection_does_not_reach_the_client() {
     );
     let proxy = Proxy::start(&app);
     let mut client = proxy.connect();
-    for _ in 0..2 {
-        let answer = client.send(get("/")).answer();
+    for request in both_ways("/").iter().cycle().take(4) {
+        let answer = client.send(request).answer();
         for gone in ["x-secret", "keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
             assert_eq!(answer.header(gone), None, "{gone}");
         }
@@ -97,12 +137,14 @@ fn what_concerns_the_apps_connection_does_not_reach_the_client() {
 fn the_app_is_told_who_asks() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let answer = proxy.get("/");
-    assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("127.0.0.1"));
-    assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("http"));
-    assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("outrigger.test"));
-    assert_eq!(answer.seen("forwarded").as_deref(), Some("for=127.0.0.1;host=\"outrigger.test\";proto=http"));
-    assert_eq!(answer.seen("x-request-timeout-ms").as_deref(), Some("30000"));
+    for request in both_ways("/") {
+        let answer = proxy.ask(&request);
+        assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+        assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("http"));
+        assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("outrigger.test"));
+        assert_eq!(answer.seen("forwarded").as_deref(), Some("for=127.0.0.1;host=\"outrigger.test\";proto=http"));
+        assert_eq!(answer.seen("x-request-timeout-ms").as_deref(), Some("30000"));
+    }
 }
 
 #[test]
@@ -110,26 +152,37 @@ fn added_fields_can_be_switched_off() {
     let app = Backend::start();
     let rules = "headers.forwarded = \"off\"\nheaders.request_id = false\nheaders.traceparent = false";
     let proxy = Proxy::with(&app, rules);
-    let answer = proxy.get("/");
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-request-id", "traceparent"]
-    {
-        assert_eq!(answer.seen(name), None, "{name}");
+    for request in both_ways("/") {
+        let answer = proxy.ask(&request);
+        for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "x-request-id"] {
+            assert_eq!(answer.seen(name), None, "{name}");
+        }
+        assert_eq!((answer.seen("traceparent"), answer.header("x-request-id")), (None, None));
     }
-    assert_eq!(answer.header("x-request-id"), None);
 }
 
 #[test]
 fn every_request_has_a_name_that_the_app_and_the_client_read() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let (one, two) = (proxy.get("/"), proxy.get("/"));
-    assert!(one.header("x-request-id").is_some_and(|id| id.len() == 36), "{one:?}");
-    assert_eq!(one.seen("x-request-id").as_deref(), one.header("x-request-id"));
-    assert_ne!(one.header("x-request-id"), two.header("x-request-id"));
-    // Nobody outside names requests.
-    let given = proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n\r\n");
-    assert_ne!(given.header("x-request-id"), Some("mine"));
-    assert_eq!(given.seen("x-request-id").as_deref(), given.header("x-request-id"));
+    let mut names = std::collections::HashSet::new();
+    for request in both_ways("/").iter().cycle().take(10) {
+        let answer = proxy.ask(request);
+        let name = answer.header("x-request-id").unwrap();
+        assert_eq!(answer.seen("x-request-id").as_deref(), Some(name));
+        assert!(name.len() == 36 && names.insert(name.to_owned()), "{name}");
+    }
+    // Nobody outside names requests, and an app does not rename them.
+    app.says("/named", "HTTP/1.1 200 OK\r\nX-Request-Id: theirs\r\nContent-Length: 0\r\n\r\n");
+    for path in ["/", "/named"] {
+        for request in both_ways(path) {
+            let answer = proxy.ask(&request.replace("\r\n\r\n", "\r\nX-Request-Id: mine\r\n\r\n"));
+            assert_eq!(answer.header("x-request-id").unwrap().len(), 36, "{answer:?}");
+            if path == "/" {
+                assert_eq!(answer.seen("x-request-id").as_deref(), answer.header("x-request-id"));
+            }
+        }
+    }
 }
 
 #[test]
@@ -179,11 +232,20 @@ fn the_answer_to_a_head_has_a_length_and_no_body() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let mut client = proxy.connect();
-    let answer = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
-    assert_eq!(answer.status, 200);
-    assert!(answer.header("content-length").is_some_and(|length| length != "0"), "{answer:?}");
-    // The next answer begins right behind the head, or this would fail.
-    assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
+    app.says("/chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    app.says("/unknown", "HTTP/1.1 200 OK\r\nX-A: b\r\n\r\n");
+    // A field for the connection makes it take the general way.
+    for special in ["", "Connection: X-A\r\n"] {
+        for path in ["/", "/chunks", "/unknown"] {
+            let answer = client.send(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n{special}\r\n")).answer_to_head();
+            assert_eq!(answer.status, 200);
+            assert!(path != "/" || answer.header("content-length").is_some_and(|length| length != "0"), "{answer:?}");
+            assert!(!answer.closes(), "{path}: {answer:?}");
+            // The next answer begins right behind the head, or this would fail.
+            assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
+        }
+    }
+
     // So it is with our own answers.
     drop(app);
     let answer = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
@@ -199,14 +261,16 @@ fn answers_without_a_body_keep_the_connection_in_step() {
     let proxy = Proxy::start(&app);
     let mut client = proxy.connect();
     for (path, status) in [("/204", 204), ("/304", 304), ("/empty", 200), ("/204", 204)] {
-        let answer = client.send(get(path)).answer();
-        assert_eq!(answer.status, status);
-        assert!(answer.body.is_empty() && !answer.closes(), "{answer:?}");
-        if status == 204 {
-            assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
-            assert_eq!(answer.header("content-length"), None, "{answer:?}");
+        for request in both_ways(path) {
+            let answer = client.send(request).answer();
+            assert_eq!(answer.status, status);
+            assert!(answer.body.is_empty() && !answer.closes(), "{answer:?}");
+            if status == 204 {
+                assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
+                assert_eq!(answer.header("content-length"), None, "{answer:?}");
+            }
+            assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
         }
-        assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
     }
 }
 
@@ -238,13 +302,13 @@ fn early_hints_reach_the_client_before_the_answer() {
     );
     let proxy = Proxy::start(&app);
     let mut client = proxy.connect();
-    for _ in 0..2 {
-        let answer = client.send(get("/")).answer();
+    for request in both_ways("/").iter().cycle().take(4) {
+        let answer = client.send(request).answer();
         assert_eq!((answer.status, answer.text().as_str()), (200, "hi"));
         assert_eq!(answer.interim.len(), 1);
         assert!(answer.interim[0].starts_with("HTTP/1.1 103 ") && answer.interim[0].contains("</a.css>"), "{answer:?}");
     }
-    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 2);
+    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 4);
 }
 
 #[test]
@@ -282,6 +346,8 @@ fn a_chunked_answer_arrives_whole() {
         assert_eq!(answer.header("content-length"), None);
     }
     assert_eq!(app.connections(), 1, "trailers do not cost the connection");
+    let answer = client.send(post("/", "hello")).answer();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "hello world"));
 }
 
 #[test]
@@ -289,12 +355,41 @@ fn an_answer_that_ends_with_its_connection_arrives_whole() {
     let app = Backend::start();
     app.at("/", Play::SayAndClose("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nto the end".into()));
     let proxy = Proxy::start(&app);
+    app.at("/1.0", Play::SayAndClose("HTTP/1.0 200 OK\r\n\r\nto the end".into()));
+    app.at("/nothing", Play::SayAndClose("HTTP/1.1 200 OK\r\n\r\n".into()));
     let mut client = proxy.connect();
-    for _ in 0..2 {
-        let answer = client.send(get("/")).answer();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "to the end"));
-        assert!(!answer.closes(), "the client's connection is framed: {answer:?}");
+    for (path, body) in [("/", "to the end"), ("/1.0", "to the end"), ("/nothing", "")] {
+        for request in both_ways(path) {
+            let answer = client.send(request).answer();
+            assert_eq!((answer.status, answer.text().as_str()), (200, body));
+            assert!(!answer.closes(), "the client's connection is framed: {answer:?}");
+        }
     }
+}
+
+#[test]
+fn what_an_app_says_unasked_is_never_somebodys_answer() {
+    let app = Backend::start();
+    let stray = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray";
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    app.says("/more", &format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi{stray}"));
+    app.says("/chunks", &format!("{chunks}{stray}"));
+    app.says("/204", &format!("HTTP/1.1 204 No Content\r\n\r\n{stray}"));
+    app.says("/304", &format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nstray{stray}"));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    for path in ["/more", "/chunks", "/204", "/304"] {
+        for request in both_ways(path) {
+            let answer = client.send(request).answer();
+            assert!(answer.body.is_empty() || answer.text() == "hi", "{answer:?}");
+            for next in both_ways("/next") {
+                assert_eq!(client.send(next).answer().json()["target"], "/next", "after {path}");
+            }
+        }
+    }
+    let head = client.send("HEAD /more HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
+    assert_eq!(head.status, 200);
+    assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
 }
 
 #[test]

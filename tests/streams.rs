@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::{
     backend::{Backend, PATTERN, Play},
-    harness::{Client, Hash, Proxy, get, until},
+    harness::{Client, Hash, Proxy, both_ways, get, until},
 };
 
 /// How much a large body may add to the proxy's resident memory.
@@ -67,6 +67,36 @@ fn a_large_upload_arrives_whole_and_costs_no_memory() {
     }
     let (_, peak) = proxy.memory_kib();
     assert!(peak - before < GROWTH_KIB, "grew from {before} KiB to {peak} KiB");
+}
+
+#[test]
+fn whoever_does_not_read_makes_the_other_side_wait_and_costs_no_memory() {
+    let app = Backend::start();
+    app.at("/large", Play::Stream(LARGE));
+    app.at("/ignore", Play::Ignore);
+    let proxy = Proxy::start(&app);
+    both_ways("/warm").iter().for_each(|request| drop(proxy.ask(request)));
+    let (before, _) = proxy.memory_kib();
+    let mut clients = Vec::new();
+    for request in both_ways("/large").iter().cycle().take(16) {
+        let mut client = proxy.connect();
+        client.send(request);
+        clients.push(client);
+    }
+    for _ in 0..8 {
+        let mut client = proxy.connect();
+        client.send(format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n"));
+        // As much as all buffers between here and the app take; the app takes nothing.
+        client.gives_up_sending_after(Duration::from_millis(300));
+        let sent = (0..1000).take_while(|_| client.try_send(PATTERN).is_ok()).count();
+        assert!(sent < 1000, "64 MB were taken from us, and by nobody");
+        clients.push(client);
+    }
+    app.gets(16, "/large");
+    app.gets(8, "/ignore");
+    let (_, peak) = proxy.memory_kib();
+    assert!(peak - before < GROWTH_KIB, "grew from {before} KiB to {peak} KiB");
+    assert_eq!(proxy.get("/next").status, 200, "others are served meanwhile");
 }
 
 #[test]

@@ -200,10 +200,10 @@ impl<'a> Said<'a> {
                 14 if is("content-length") => {
                     let text = std::str::from_utf8(field.value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
                     let length = text.and_then(|t| t.parse().ok()).ok_or(InvalidAnswer)?;
-                    if said.length.is_some_and(|earlier| earlier != length) {
+                    // Also when both say the same: the client would get both.
+                    if said.length.replace(length).is_some() {
                         return Err(InvalidAnswer);
                     }
-                    said.length = Some(length);
                 }
                 17 if is("transfer-encoding") => {
                     if said.chunked || !field.value.eq_ignore_ascii_case(b"chunked") {

@@ -260,6 +260,12 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if !has_one_length(response) {
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length can be read in two ways").into_up());
+        }
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && exchange.kind != Kind::Upgrade {
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
+        }
         exchange.status = response.status.as_u16();
         exchange.answered_by_app =
             !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -378,6 +384,15 @@ fn shed_edge_fields(request: &mut RequestHeader, is_trusted: bool) -> bool {
         request.remove_header(&name);
     }
     any
+}
+
+/// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
+/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`crate::head`].
+fn has_one_length(response: &ResponseHeader) -> bool {
+    let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
+    let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = encodings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    lengths <= 1 && is_chunked && encodings.next().is_none()
 }
 
 /// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).
