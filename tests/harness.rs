@@ -241,10 +241,11 @@ fn foreign_variables() -> impl Iterator<Item = String> {
 
 /// An empty directory under `target/`, named after the test.
 pub fn fresh_dir() -> PathBuf {
+    // With our process id: two test runs at once in one clone must not meet.
     static MADE: AtomicUsize = AtomicUsize::new(0);
     let test = thread::current().name().unwrap_or("main").replace("::", "-");
     let number = MADE.fetch_add(1, Ordering::Relaxed);
-    let dir = paths::state("e2e").expect("target/e2e").join(format!("{test}-{number}"));
+    let dir = paths::state("e2e").expect("target/e2e").join(format!("{test}-{number}-{}", std::process::id()));
     // Of an earlier run, if there.
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).expect("a directory under target/e2e");
