@@ -9,7 +9,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -239,15 +242,24 @@ fn foreign_variables() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(ours)
 }
 
-/// An empty directory under `target/`, named after the test.
+/// An empty directory under `target/e2e/`, named after the process and the test: two test runs at once in one clone must
+/// not meet. What ended runs have left is there until the next one begins.
 pub fn fresh_dir() -> PathBuf {
-    // With our process id: two test runs at once in one clone must not meet.
+    static OF_THIS_RUN: LazyLock<PathBuf> = LazyLock::new(|| {
+        let all = paths::state("e2e").expect("target/e2e");
+        for old in fs::read_dir(&all).expect("target/e2e").flatten() {
+            let is_alive = Path::new("/proc").join(old.file_name()).exists();
+            if !is_alive {
+                // Another run that begins now may be faster.
+                let _ = fs::remove_dir_all(old.path());
+            }
+        }
+        all.join(std::process::id().to_string())
+    });
     static MADE: AtomicUsize = AtomicUsize::new(0);
     let test = thread::current().name().unwrap_or("main").replace("::", "-");
     let number = MADE.fetch_add(1, Ordering::Relaxed);
-    let dir = paths::state("e2e").expect("target/e2e").join(format!("{test}-{number}-{}", std::process::id()));
-    // Of an earlier run, if there.
-    let _ = fs::remove_dir_all(&dir);
+    let dir = OF_THIS_RUN.join(format!("{test}-{number}"));
     fs::create_dir_all(&dir).expect("a directory under target/e2e");
     dir
 }

@@ -31,6 +31,9 @@ use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
 /// connection it just used gets its answer, with `Connection: close`.
 const RESTED: Duration = Duration::from_millis(500);
 
+/// How long a connection may take to be complete that was being made when the listener stopped taking new ones.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
+
 /// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -73,9 +76,15 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
             Err(e) => accept_failed(&e).await,
         }
     }
-    // From here on the kernel answers nobody new, but those it has connected already are still served. They are asked
-    // of the kernel itself: the runtime knows only of those that it was told of so far.
+    // From here on the kernel answers nobody new. Who was being connected has a moment to be, and is served.
     refuse_new(&listener);
+    let last = async {
+        while let Ok((socket, client)) = listener.accept().await {
+            take(socket, client, protocol, &worker);
+        }
+    };
+    let _ = tokio::time::timeout(LAST_HANDSHAKES, last).await;
+    // At the end the kernel itself is asked: the runtime knows only of those that it was told of so far.
     let Ok(listener) = listener.into_std() else { return };
     loop {
         match listener.accept() {
@@ -89,12 +98,20 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
     }
 }
 
-/// Drops every packet to the listening socket (a one-instruction packet filter that keeps zero bytes): a connection
-/// that is not complete yet stays incomplete, instead of being reset when the listener closes.
+/// Drops every first packet of a connection (SYN without ACK) to the listening socket: nothing new begins, and what has
+/// begun goes on. Whoever comes now tries again, and is refused once the listener has closed; closing it at once would
+/// reset those whose last packet of three was still under way, which a client only notices when it has sent its request.
 fn refuse_new(listener: &TcpListener) {
-    // BPF_RET | BPF_K, with 0 bytes to keep.
-    let keep_nothing = [socket2::SockFilter::new(0x06, 0, 0, 0)];
-    if let Err(e) = socket2::SockRef::from(listener).attach_filter(&keep_nothing) {
+    use socket2::SockFilter;
+    // Classic BPF, on what begins with the TCP header, whose 14th byte is the flags: SYN is 0x02, ACK 0x10.
+    let only_what_has_begun = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    if let Err(e) = socket2::SockRef::from(listener).attach_filter(&only_what_has_begun) {
         tracing::debug!("the listener takes no filter: {e}");
     }
 }
