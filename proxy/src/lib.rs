@@ -83,6 +83,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("the environment has {name}, which means nothing here{hint}");
     }
+    raise_open_files(config.server.max_connections);
     metrics.show_config(&config, 1, config::reload::unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
@@ -127,6 +128,28 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     // What is left has had its time; waiting for its tasks would only delay the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Every client needs a file, and so may its connection to the app. The usual limit of 1,024 is a courtesy to programs
+/// that cannot take more; what the system really allows is the hard one.
+fn raise_open_files(max_connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!("the limit of open files stays at {current:?}: {e}");
+    }
+    // A limit that is not there is no limit.
+    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let wanted = 2 * max_connections as u64 + 100;
+    if allowed < wanted {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
+        );
+    }
 }
 
 fn clone_h2c(listener: Option<&std::net::TcpListener>) -> io::Result<Option<(std::net::TcpListener, Protocol)>> {
