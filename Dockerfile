@@ -18,19 +18,20 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=false
 # Dependencies first, with empty sources in place of ours: this layer is built anew only when a manifest changes.
 COPY Cargo.toml Cargo.lock ./
 COPY policy/Cargo.toml policy/
+COPY tokens/Cargo.toml tokens/
 COPY proxy/Cargo.toml proxy/
 COPY app/Cargo.toml app/
 COPY tests/Cargo.toml tests/
 COPY xtask/Cargo.toml xtask/
 COPY bench/bare-pingora/Cargo.toml bench/bare-pingora/
-RUN mkdir policy/src proxy/src app/src xtask/src bench/bare-pingora/src \
-    && touch policy/src/lib.rs proxy/src/lib.rs app/src/lib.rs xtask/src/lib.rs tests/lib.rs \
+RUN mkdir policy/src tokens/src proxy/src app/src xtask/src bench/bare-pingora/src \
+    && touch policy/src/lib.rs tokens/src/lib.rs proxy/src/lib.rs app/src/lib.rs xtask/src/lib.rs tests/lib.rs \
     && for program in proxy/src app/src xtask/src tests bench/bare-pingora/src; do echo 'fn main() {}' > "$program/main.rs"; done \
     && cargo build --release --locked --package outrigger --package outrigger-app
 
 # The real sources. Their times are older than the layer above, so cargo must be told that they are new.
 COPY . .
-RUN find policy proxy app -name '*.rs' -exec touch {} + \
+RUN find policy tokens proxy app -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --package outrigger --package outrigger-app
 
 

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -50,6 +50,41 @@ pub enum Play {
     Events(Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<String>>>),
     /// Switches to an echo of raw bytes, as a WebSocket would.
     Upgrade,
+    /// Works on it for a time, when one of its workers is free; once begun to the end, whoever has left meanwhile.
+    Work(Arc<Workers>),
+}
+
+/// Workers that take one request at a time, in the order in which they come.
+#[derive(Debug)]
+pub struct Workers {
+    free: Semaphore,
+    service: Duration,
+    stays: Mutex<Vec<(String, Duration)>>,
+}
+
+impl Workers {
+    /// So many, each of whom needs this long for a request.
+    pub fn new(number: usize, service: Duration) -> Arc<Self> {
+        Arc::new(Self { free: Semaphore::new(number), service, stays: Mutex::default() })
+    }
+
+    /// The path of each request that was done, in order, and how long it was with the app.
+    pub fn stays(&self) -> Vec<(String, Duration)> {
+        lock(&self.stays).clone()
+    }
+
+    /// False if whoever asks has `left` before it was begun.
+    async fn serve(&self, path: &str, left: impl Future) -> bool {
+        let came = Instant::now();
+        let permit = tokio::select! {
+            permit = self.free.acquire() => permit.expect("workers are never sent home"),
+            _ = left => return false,
+        };
+        tokio::time::sleep(self.service).await;
+        drop(permit);
+        lock(&self.stays).push((path.to_owned(), came.elapsed()));
+        true
+    }
 }
 
 /// What the app does with a connection after an answer.
@@ -177,6 +212,13 @@ impl Backend {
     /// From now on, requests for `path` get these bytes, and the connection is kept.
     pub fn says(&self, path: &str, bytes: &str) {
         self.at(path, Play::Say(bytes.into()));
+    }
+
+    /// From now on, requests for these paths are worked on by the same `number` of workers.
+    pub fn works(&self, paths: &[&str], number: usize, service: Duration) -> Arc<Workers> {
+        let workers = Workers::new(number, service);
+        paths.iter().for_each(|path| self.at(path, Play::Work(Arc::clone(&workers))));
+        workers
     }
 
     /// From now on, requests for `path` wait until the gate has a permit for them.
@@ -373,6 +415,12 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
             stream.write_all(&echo(head, body)).await?;
         }
         Play::Say(bytes) => stream.write_all(bytes).await?,
+        Play::Work(workers) => {
+            if !workers.serve(head.path(), stream.fill_buf()).await {
+                return Ok(false);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await?;
+        }
         Play::SayAndClose(bytes) => {
             stream.write_all(bytes).await?;
             return Ok(false);

@@ -58,12 +58,15 @@ impl Setup {
         setup
     }
 
-    /// The file's text: where everything is, then `rules`.
+    /// The file's text: where everything is, then `rules`. All tests are one client, so limits are off where the rules say
+    /// nothing of them.
     pub fn text(&self, rules: &str) -> String {
         let Self { address, h2c, admin, app, .. } = self;
+        let limits = if rules.contains("rate_limits.") { "" } else { "rate_limits.mode = \"off\"\n" };
+        let access = if rules.contains("log.access") { "" } else { "log.access = true\n" };
         format!(
             "server.listen = \"{address}\"\nserver.h2c_listen = \"{h2c}\"\nserver.threads = 2\n\
-             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\nlog.access = true\n{rules}\n"
+             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\n{access}{limits}{rules}\n"
         )
     }
 
@@ -172,6 +175,21 @@ impl Proxy {
         assert!(reached.is_ok() && now == count as f64, "waited for {what}; it is {now}");
     }
 
+    /// What the admin listener answers, as JSON.
+    #[track_caller]
+    pub fn shows(&self, path: &str) -> serde_json::Value {
+        let answer = self.admin(path);
+        serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e}: {path}: {}", answer.body))
+    }
+
+    /// Saves these rules and waits until they are in force.
+    #[track_caller]
+    pub fn changes_to(&self, rules: &str) {
+        let version = self.metric("outrigger_config_version", &[]);
+        fs::write(&self.file, self.text(rules)).expect("the rules can be written");
+        until("the change to be in force", || self.metric("outrigger_config_version", &[]) > version);
+    }
+
     /// Waits until no request is in flight and no client is connected.
     #[track_caller]
     pub fn comes_to_rest(&self) {
@@ -179,6 +197,13 @@ impl Proxy {
             let text = self.admin("/metrics").body;
             sum(&text, "outrigger_requests_in_flight", &[]) == 0.0 && sum(&text, "outrigger_connections", &[]) == 0.0
         });
+    }
+
+    /// The same, once this client has left.
+    #[track_caller]
+    pub fn comes_to_rest_after(&self, client: Client) {
+        drop(client);
+        self.comes_to_rest();
     }
 
     /// What it has said so far.
@@ -295,6 +320,26 @@ pub fn both_ways(path: &str) -> [String; 2] {
     [get(path), post(path, "hello")]
 }
 
+/// The same request with more fields: lines such as `X-Api-Key: k`.
+pub fn with_fields(request: &str, lines: &[&str]) -> String {
+    let (head, body) = request.split_once("\r\n\r\n").expect("a head that ends");
+    format!("{}\r\n\r\n{body}", [&[head], lines].concat().join("\r\n"))
+}
+
+/// The same request as a trusted edge passes it on.
+pub fn from_address(request: &str, address: &str) -> String {
+    with_fields(request, &[&format!("Fly-Client-IP: {address}")])
+}
+
+/// SHA-256 in hex, as the table of keys has it.
+pub fn sha256(text: &str) -> String {
+    hex(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref())
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// One HTTP answer.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
@@ -330,6 +375,13 @@ impl Answer {
         self.json()["headers"][name].as_str().map(str::to_owned)
     }
 
+    /// A field that is a number.
+    #[track_caller]
+    pub fn number(&self, name: &str) -> u64 {
+        let value = self.header(name).unwrap_or_else(|| panic!("no {name}: {self:?}"));
+        value.parse().unwrap_or_else(|e| panic!("{name}: {value:?}: {e}"))
+    }
+
     pub fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
@@ -341,7 +393,12 @@ impl Answer {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let body = self.json();
         assert_eq!(body["status"], status, "{body}");
-        assert_eq!(body["type"], format!("urn:outrigger:problem:{}", reason.replace('_', "-")), "{body}");
+        // Registered for everybody, or ours.
+        let is_registered =
+            matches!(reason, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected");
+        let registry =
+            if is_registered { "https://iana.org/assignments/http-problem-types#" } else { "urn:outrigger:problem:" };
+        assert_eq!(body["type"], format!("{registry}{}", reason.replace('_', "-")), "{body}");
         assert_eq!(body["request_id"].as_str(), self.header("x-request-id"), "{self:?}");
         for key in ["title", "detail"] {
             assert!(body[key].as_str().is_some_and(|text| !text.is_empty()), "{body}");

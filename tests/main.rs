@@ -12,6 +12,7 @@ mod backend;
 mod harness;
 mod promtool;
 
+mod abuse;
 mod bad_input;
 mod databases;
 mod deploy_docker;
@@ -22,7 +23,10 @@ mod drain;
 mod failures;
 mod h2c;
 mod health_and_metrics;
+mod identity;
+mod limits;
 mod live_config;
 mod memory;
+mod overload;
 mod protocol;
 mod streams;

@@ -1,11 +1,13 @@
 //! Who calls: an API key or a JWT. Both are checked here again, although the proxy knows them too: whoever reaches the
 //! socket is not trusted for that.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use outrigger_tokens::{Algorithm, Key, Verifier};
 use ring::digest;
 use subtle::{Choice, ConstantTimeEq};
 
@@ -22,7 +24,7 @@ const LEEWAY_S: u64 = 30;
 pub struct Authenticator {
     mode: AuthMode,
     keys: Vec<ApiKey>,
-    jwt: Option<Jwt>,
+    jwt: Option<Verifier>,
 }
 
 /// Who called. Goes into the request's extensions.
@@ -42,23 +44,6 @@ struct ApiKey {
     sha256: Vec<u8>,
 }
 
-struct Jwt {
-    key: DecodingKey,
-    validation: Validation,
-}
-
-impl std::fmt::Debug for Jwt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Jwt").field("algorithms", &self.validation.algorithms).finish_non_exhaustive()
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Claims {
-    #[serde(default)]
-    sub: String,
-}
-
 impl Authenticator {
     /// Reads the keys.
     ///
@@ -66,7 +51,7 @@ impl Authenticator {
     /// A key cannot be read, or there is none although authentication is on.
     pub fn new(settings: &AuthSettings) -> Result<Self, ConfigError> {
         let keys = settings.api_keys.as_ref().map_or(Ok(Vec::new()), |keys| parse_keys(keys.expose()))?;
-        let jwt = Jwt::new(settings)?;
+        let jwt = verifier(settings)?;
         if settings.auth == AuthMode::On && keys.is_empty() && jwt.is_none() {
             return Err(ConfigError::setting(
                 "APP_API_KEYS",
@@ -100,7 +85,7 @@ impl Authenticator {
             return Err(Refusal::Missing);
         }
         let jwt = self.jwt.as_ref().ok_or(Refusal::BadToken)?;
-        jwt.user(token.trim()).map(Principal::User).ok_or(Refusal::BadToken)
+        user(jwt, token.trim()).map(Principal::User).ok_or(Refusal::BadToken)
     }
 
     fn key_named(&self, presented: &[u8]) -> Option<Principal> {
@@ -180,65 +165,44 @@ fn parse_keys(text: &str) -> Result<Vec<ApiKey>, ConfigError> {
         .collect()
 }
 
-impl Jwt {
-    fn new(settings: &AuthSettings) -> Result<Option<Self>, ConfigError> {
-        let (algorithm, key) = match (&settings.jwt_secret, &settings.jwt_key_file) {
-            (None, None) => return Ok(None),
-            (Some(_), Some(_)) => {
-                let problem = "is set besides APP_JWT_SECRET, and a token must not choose how it is verified";
-                return Err(ConfigError::setting("APP_JWT_KEY_FILE", problem, "set one of the two"));
-            }
-            (Some(secret), None) => {
-                let secret = secret.expose().as_bytes();
-                if secret.len() < 32 {
-                    let problem = format!("has {} bytes; whoever sees one token could guess it", secret.len());
-                    return Err(ConfigError::setting("APP_JWT_SECRET", problem, "use at least 32 random bytes"));
-                }
-                (Algorithm::HS256, DecodingKey::from_secret(secret))
-            }
-            (None, Some(file)) => {
-                let bad = |problem: String| {
-                    let problem = format!("{}: {problem}", file.display());
-                    let hint = "give the PEM of a public key that fits APP_JWT_ALGORITHM";
-                    ConfigError::setting("APP_JWT_KEY_FILE", problem, hint)
-                };
-                let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
-                let (algorithm, key) = match settings.jwt_algorithm {
-                    KeyAlgorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_pem(&pem)),
-                    KeyAlgorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_pem(&pem)),
-                    KeyAlgorithm::EdDsa => (Algorithm::EdDSA, DecodingKey::from_ed_pem(&pem)),
-                };
-                let key = key.map_err(|e| bad(format!("is no public key for {algorithm:?} ({e})")))?;
-                (algorithm, key)
-            }
-        };
-        // One algorithm only: a token must not choose how it is verified.
-        let mut validation = Validation::new(algorithm);
-        validation.leeway = LEEWAY_S;
-        validation.validate_nbf = true;
-        validation.set_required_spec_claims(&["exp"]);
-        match &settings.jwt_audience {
-            Some(audience) => {
-                validation.set_audience(&[audience]);
-                validation.required_spec_claims.insert("aud".to_owned());
-            }
-            None => validation.validate_aud = false,
+fn verifier(settings: &AuthSettings) -> Result<Option<Verifier>, ConfigError> {
+    let key = match (&settings.jwt_secret, &settings.jwt_key_file) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            let problem = "is set besides APP_JWT_SECRET, and a token must not choose how it is verified";
+            return Err(ConfigError::setting("APP_JWT_KEY_FILE", problem, "set one of the two"));
         }
-        if let Some(issuer) = &settings.jwt_issuer {
-            validation.set_issuer(&[issuer]);
-            validation.required_spec_claims.insert("iss".to_owned());
+        (Some(secret), None) => Key::secret(secret.expose().as_bytes())
+            .map_err(|e| ConfigError::setting("APP_JWT_SECRET", e.to_string(), "use at least 32 random bytes"))?,
+        (None, Some(file)) => {
+            let bad = |problem: String| {
+                let problem = format!("{}: {problem}", file.display());
+                let hint = "give the PEM of a public key that fits APP_JWT_ALGORITHM";
+                ConfigError::setting("APP_JWT_KEY_FILE", problem, hint)
+            };
+            let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
+            let algorithm = match settings.jwt_algorithm {
+                KeyAlgorithm::Rs256 => Algorithm::Rs256,
+                KeyAlgorithm::Es256 => Algorithm::Es256,
+                KeyAlgorithm::EdDsa => Algorithm::EdDsa,
+            };
+            Key::pem(algorithm, &pem).map_err(|e| bad(e.to_string()))?
         }
-        Ok(Some(Self { key, validation }))
-    }
+    };
+    Ok(Some(Verifier::new(key, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref(), LEEWAY_S)))
+}
 
-    /// The token's subject, if the token is good.
-    fn user(&self, token: &str) -> Option<String> {
-        match jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation) {
-            Ok(token) => Some(token.claims.sub),
-            Err(error) => {
-                tracing::debug!(error = %error, "a token was refused: {error}");
-                None
-            }
+/// The token's subject, if the token is good.
+fn user(verifier: &Verifier, token: &str) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    match verifier.verify(token.as_bytes(), now) {
+        Ok(claims) => match claims.get("sub") {
+            None => Some(String::new()),
+            Some(subject) => subject.as_str().map(str::to_owned),
+        },
+        Err(error) => {
+            tracing::debug!(error = %error, "a token was refused: {error}");
+            None
         }
     }
 }
@@ -248,15 +212,12 @@ mod tests {
     use super::*;
     use crate::config::Settings;
     use crate::cursor::hex;
-    use jsonwebtoken::{EncodingKey, Header};
-    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+    use outrigger_tokens::mint::{self, KeyPair, LATER, RSA_PUBLIC, RSA_TOKEN};
     use serde_json::{Value, json};
 
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
-    const LATER: u64 = 4_102_444_800;
 
     fn authenticator(arguments: &[&str]) -> Result<Authenticator, ConfigError> {
-        crate::jwt_ring::install();
         let arguments = [&["outrigger-app"], arguments].concat();
         Authenticator::new(&Settings::read(arguments.into_iter().map(Into::into)).unwrap().auth)
     }
@@ -270,45 +231,7 @@ mod tests {
     }
 
     fn hs256(claims: &Value, secret: &str) -> HeaderMap {
-        let key = EncodingKey::from_secret(secret.as_bytes());
-        bearer(&jsonwebtoken::encode(&Header::default(), claims, &key).unwrap())
-    }
-
-    /// `header.payload` in base64, to be signed with something else.
-    fn unsigned(algorithm: &str) -> String {
-        let token = jsonwebtoken::encode(
-            &Header::default(),
-            &json!({"sub": "ann", "exp": LATER}),
-            &EncodingKey::from_secret(b"x"),
-        )
-        .unwrap();
-        let payload = token.split('.').nth(1).unwrap();
-        let header = match algorithm {
-            "ES256" => "eyJhbGciOiJFUzI1NiJ9",
-            "EdDSA" => "eyJhbGciOiJFZERTQSJ9",
-            _ => "eyJhbGciOiJub25lIn0",
-        };
-        format!("{header}.{payload}")
-    }
-
-    fn base64url(bytes: &[u8]) -> String {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
-        let sextets = bits.as_bytes().chunks(6);
-        sextets
-            .map(|six| {
-                let text = format!("{:0<6}", std::str::from_utf8(six).unwrap());
-                char::from(DIGITS[usize::from_str_radix(&text, 2).unwrap()])
-            })
-            .collect()
-    }
-
-    /// A key file with this DER prefix and public key.
-    fn key_file(name: &str, prefix: &str, public: &[u8]) -> String {
-        let der = [&unhex(prefix).unwrap(), public].concat();
-        let base64 = base64url(&der).replace('-', "+").replace('_', "/");
-        let padding = "=".repeat((4 - base64.len() % 4) % 4);
-        pem_file(name, &format!("-----BEGIN PUBLIC KEY-----\n{base64}{padding}\n-----END PUBLIC KEY-----\n"))
+        bearer(&mint::hs256(claims, secret.as_bytes()))
     }
 
     fn pem_file(name: &str, pem: &str) -> String {
@@ -348,35 +271,31 @@ mod tests {
             assert_eq!(auth.identify(&hs256(&bad, SECRET)), Err(Refusal::BadToken), "{field}: {value}");
         }
         assert_eq!(auth.identify(&hs256(&good, "another secret")), Err(Refusal::BadToken));
-        assert_eq!(auth.identify(&bearer(&format!("{}.", unsigned("none")))), Err(Refusal::BadToken));
+        assert_eq!(
+            auth.identify(&bearer(&mint::token(&json!({"alg": "none"}), &good, |_| Vec::new()))),
+            Err(Refusal::BadToken)
+        );
         assert_eq!(auth.identify(&bearer("")), Err(Refusal::BadToken));
     }
 
     #[test]
     fn verifies_ed25519() {
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).unwrap();
-        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
-        let file = key_file("ed", "302a300506032b6570032100", pair.public_key().as_ref());
-        let auth = authenticator(&["--jwt-key-file", &file, "--jwt-algorithm=EdDSA"]).unwrap();
-        let message = unsigned("EdDSA");
-        let signed = format!("{message}.{}", base64url(pair.sign(message.as_bytes()).as_ref()));
-        assert_eq!(auth.identify(&bearer(&signed)), Ok(Principal::User("ann".to_owned())));
-        let other = format!("{message}.{}", base64url(pair.sign(b"something else").as_ref()));
-        assert_eq!(auth.identify(&bearer(&other)), Err(Refusal::BadToken));
+        verifies("ed", "EdDSA", &KeyPair::ed25519());
     }
 
     #[test]
     fn verifies_es256() {
-        let random = ring::rand::SystemRandom::new();
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random).unwrap();
-        let prefix = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
-        let file = key_file("ec", prefix, pair.public_key().as_ref());
-        let auth = authenticator(&["--jwt-key-file", &file, "--jwt-algorithm=ES256"]).unwrap();
-        let message = unsigned("ES256");
-        let signature = pair.sign(&random, message.as_bytes()).unwrap();
-        let signed = format!("{message}.{}", base64url(signature.as_ref()));
-        assert_eq!(auth.identify(&bearer(&signed)), Ok(Principal::User("ann".to_owned())));
+        verifies("ec", "ES256", &KeyPair::p256());
+    }
+
+    fn verifies(name: &str, algorithm: &str, pair: &KeyPair) {
+        let file = pem_file(name, &pair.pem());
+        let auth = authenticator(&["--jwt-key-file", &file, "--jwt-algorithm", algorithm]).unwrap();
+        let claims = json!({"sub": "ann", "exp": LATER});
+        assert_eq!(auth.identify(&bearer(&pair.token(None, &claims))), Ok(Principal::User("ann".to_owned())));
+        let sign = |_: &[u8]| pair.sign(b"something else");
+        let other = mint::token(&json!({"alg": algorithm}), &claims, sign);
+        assert_eq!(auth.identify(&bearer(&other)), Err(Refusal::BadToken));
     }
 
     #[test]
@@ -408,21 +327,4 @@ mod tests {
         assert!(authenticator(&["--jwt-secret=short"]).is_err());
         assert!(authenticator(&["--jwt-secret", SECRET, "--jwt-key-file=x.pem"]).is_err());
     }
-
-    const RSA_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\n\
-MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAsqsfj9r/Bc/245eGbDJW\n\
-skwvR4+IuUTVZfLCfo7OzqYqPRDC3YnVpk8Y7pJhxXO/yHFf4oZmVt/Ak+Ck5eB3\n\
-Mr3SGjTdh+Amq/Z+n/ovxfMuK68iW5VDi/yCUYdbLK0bssumKqNP7hO3lVIzqcrp\n\
-0YOVP2TWl1QQsba0prWk8fGt2WCxMbS2K6nMzY91qUYLEoDMgf4DzYGYfBen6bWp\n\
-b7qmV2W7N1wNpU4IkaHydwvay2mgmqCagF1je09er6CZOyyrGk8wWvHd+UuEdIq9\n\
-0Q5xLgUbRYbjeTpCENyCeoi260tb1kioQbrTAVy67MK8brbHpEdEO4vDvzRYihAK\n\
-lwIDAQAB\n\
------END PUBLIC KEY-----\n";
-    const RSA_TOKEN: &str = concat!(
-        "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhbm4iLCJleHAiOjQxMDI0NDQ4MDB9.gT7Qxs80TvQtrIqldHWq59",
-        "4soYP0zMyLP-K_p7pMJuc1AKmexjdfDFxo4m1su9186F6Vwzn8o1H4YdU_zqBAfxe5vPiVKcRgJktqnT-xWl5sRqTr8CZ4PNSF0Q",
-        "411Y6IpSz3hwp8pq4wtBcdj2KWmqTY6nVsc2-5RFnyuiMHnvue2OyY9kVVU3YRFZt_0cSNqfJrBkToptuCyFag-BSlhE-S_OmQ3Y",
-        "pSigOj6GpDV2_MECqhvbdUFfIEn_026pDz9byLbS2ZQdRGxgo8hPO4sRDTfOHMe7CQm6SofGG4Oneheq2OpXRlrsVj1uHT3asnV7",
-        "o3aZEMsCn2LBE_f3q-OQ",
-    );
 }

@@ -15,7 +15,6 @@ pub mod documents;
 pub mod error;
 pub mod exchange;
 pub mod health;
-pub mod jwt_ring;
 pub mod metrics;
 pub mod migrate;
 pub mod outbox;

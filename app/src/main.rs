@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use outrigger_app::config::{self, ConfigError, LogFormat, Settings};
 use outrigger_app::serve::{ListenError, Listeners};
-use outrigger_app::{App, jwt_ring, postgres, router};
+use outrigger_app::{App, postgres, router};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -25,11 +25,10 @@ enum Fatal {
 }
 
 fn main() -> ExitCode {
-    // Before anything that might use TLS or a token: both panic without a provider.
+    // Before anything that might use TLS, which panics without a provider.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("the provider of TLS was installed before");
     }
-    jwt_ring::install();
     let settings = match Settings::read(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) => {

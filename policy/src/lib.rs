@@ -3,7 +3,14 @@
 //! The rule for this crate: no clock, no I/O, no locks, no randomness, no async. Time, chance and identity come in as
 //! arguments, decisions go out as values, so that each one can be tested by calling it.
 //!
-//! Read in this order: [`priority`] (how important a request is), [`flags`] (which features are on, and for whom).
+//! Read in this order: [`priority`] (how important a request is), [`tier`] (what its client may multiply), [`flags`] (which
+//! features are on, and for whom), [`limiter`] (how often), [`concurrency`] (how many at a time), [`admission`] (who waits,
+//! who goes), [`abuse`] (who is shut out).
 
+pub mod abuse;
+pub mod admission;
+pub mod concurrency;
 pub mod flags;
+pub mod limiter;
 pub mod priority;
+pub mod tier;

@@ -1,7 +1,12 @@
 //! The operators' listener, on a runtime of its own: a scrape never waits behind requests, nor they behind it.
+//!
+//! What changes something ([`control`]) is for this machine itself, or for whoever knows `OUTRIGGER_ADMIN_TOKEN`.
 
+pub mod control;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -25,7 +30,11 @@ const SCRAPE_BYTES: usize = 8 << 20;
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
-                     /healthz      200 while this process serves, 503 while it leaves\n";
+                     /healthz      200 while this process serves, 503 while it leaves\n\
+                     /admission    slots, queue and latency of the app\n\
+                     /limits       what each tier may ask of each limit\n\
+                     /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
+                     \x20             DELETE /bans/CLIENT lifts\n";
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: Arc<State>) {
@@ -34,9 +43,11 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
         .route("/healthz", get(healthz))
         .route("/metrics", get(own_metrics))
         .route("/metrics/all", get(all_metrics))
+        .merge(control::router(&state))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(state);
-    if let Err(e) = axum::serve(listener, router).await {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(e) = axum::serve(listener, service).await {
         tracing::error!("the admin listener ended: {e}");
     }
 }
@@ -81,6 +92,9 @@ async fn all_metrics(Shared(state): Shared<Arc<State>>) -> Response {
 fn render(state: &State) -> Result<String, prometheus::Error> {
     state.metrics.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
     state.metrics.connections.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
+    let now = state.nanoseconds(Instant::now());
+    let tokens = state.rules.load().config.credentials.cached_tokens();
+    state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);
     state.metrics.render()
 }
 

@@ -3,8 +3,10 @@
 //! [`Config::load`] reads the file, lays the environment over it, checks everything, and either gives a `Config` or
 //! *all* problems with their places. Nothing behind this module asks again whether a value makes sense.
 
+pub mod admission;
 pub mod check;
 pub mod error;
+pub mod identity;
 pub mod raw;
 pub mod reload;
 pub mod units;
@@ -25,6 +27,9 @@ use self::error::{Place, Problem, did_you_mean};
 pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::units::{AppAddress, MetricsUrl};
+use crate::abuse::Rules;
+use crate::credentials::Credentials;
+use crate::limits::Limits;
 use crate::route::{Conditions, Route, RouteTable};
 
 /// Everything the proxy was told.
@@ -40,6 +45,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Whose word about the client is believed.
     pub trusted: Vec<Network>,
+    /// Keys and tokens that count.
+    pub credentials: Arc<Credentials>,
     /// Which fields are added.
     pub headers: raw::Headers,
     /// Logs.
@@ -48,6 +55,14 @@ pub struct Config {
     pub flags: [Flag; 5],
     /// Compiled routes.
     pub routes: RouteTable,
+    /// How often a client may ask.
+    pub limits: Limits,
+    /// How many keys of limits are counted at the same time.
+    pub max_limit_keys: usize,
+    /// How many requests the app gets at a time.
+    pub gate: admission::Gate,
+    /// Who is shut out.
+    pub abuse: Rules,
 }
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
@@ -129,6 +144,10 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_LOG_LEVEL", "log", "level"),
 ];
 
+/// Variables that mean something else: the file itself, and secrets, which no file should hold.
+const OTHER_VARIABLES: [&str; 4] =
+    ["OUTRIGGER_CONFIG", identity::JWT_SECRET, identity::KEY_SECRET, crate::admin::control::TOKEN];
+
 /// Reads a variable of the environment; a parameter, so that tests bring their own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -191,6 +210,7 @@ impl Config {
             (self.admin_listen != next.admin_listen, "admin.listen"),
             (self.app.max_idle != next.app.max_idle, "app.max_idle"),
             (self.log.format != next.log.format, "log.format"),
+            (self.max_limit_keys != next.max_limit_keys, "rate_limits.max_keys"),
         ];
         changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
     }
@@ -265,18 +285,25 @@ impl Builder<'_> {
             );
         }
         let app = self.app(raw);
+        let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
-        let routes = self.routes(raw);
+        let routes = RouteTable::compile(self.routes(raw), default_route(raw));
+        let (limits, gate, abuse) = (self.limits(raw, &routes), self.gate(raw), self.abuse(raw));
         Some(Config {
             server,
             client,
             app: app?,
             admin_listen: raw.admin.listen.0,
             trusted: raw.identity.trusted.iter().map(|network| network.0).collect(),
+            credentials,
             headers: raw.headers.clone(),
             log: raw.log.clone(),
             flags,
-            routes: RouteTable::compile(routes, default_route(raw)),
+            routes,
+            limits,
+            max_limit_keys: raw.rate_limits.max_keys.get() as usize,
+            gate,
+            abuse,
         })
     }
 
@@ -394,9 +421,7 @@ impl Builder<'_> {
         let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
         for (index, written) in raw.routes.iter().enumerate() {
             let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
-            let fits = (1..=64).contains(&written.name.len())
-                && written.name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'));
-            if !fits {
+            if !is_name(&written.name) {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
                 self.complain(&at("name"), message, "it becomes a label in metrics");
             } else if crate::route::RESERVED_NAMES.contains(&written.name.as_str()) {
@@ -426,6 +451,7 @@ impl Builder<'_> {
                         priority: written.priority.into(),
                         timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
                         max_body_bytes: written.max_body.as_ref().map_or(raw.client.max_body.0.0, |size| size.0.0),
+                        cost: written.cost,
                         is_health: false,
                     });
                 }
@@ -436,6 +462,11 @@ impl Builder<'_> {
     }
 }
 
+/// What may be a label in metrics and a name in answers.
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+}
+
 /// What takes every request that no route of the file takes.
 fn default_route(raw: &Raw) -> Route {
     Route {
@@ -444,6 +475,7 @@ fn default_route(raw: &Raw) -> Route {
         priority: Priority::Medium,
         timeout: raw.app.timeout.0.0,
         max_body_bytes: raw.client.max_body.0.0,
+        cost: 1,
         is_health: false,
     }
 }
@@ -462,7 +494,7 @@ impl From<RoutePriority> for Priority {
 
 /// Variables that look like ours and are not, with what was probably meant.
 pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
-    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(["OUTRIGGER_CONFIG"]);
+    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES);
     let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     ours.filter(|name| name.starts_with("OUTRIGGER_") && !known().any(|k| k == name))
         .map(|name| {
@@ -503,7 +535,7 @@ mod tests {
                 Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => format!("{rest}\n"),
                 _ => format!("{line}\n"),
             })
-            .filter(|line| !line.starts_with("h2c_listen") && !line.starts_with("metrics"))
+            .filter(|line| !["h2c_listen", "metrics", "keys_file"].iter().any(|unset| line.starts_with(unset)))
             .collect();
         let spelled_out = load(&uncommented, &[]).unwrap_or_else(|e| panic!("{e}"));
         let silent = load(shipped, &[]).unwrap_or_else(|e| panic!("{e}"));
@@ -517,14 +549,53 @@ mod tests {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     }
 
+    /// The lines that describe a table which is not there by default, from the one that names it to the next empty one.
+    fn described<'a>(shipped: &'a str, table: &str) -> Vec<&'a str> {
+        let start = shipped.lines().position(|line| line.starts_with('#') && line.contains(table));
+        shipped.lines().skip(start.unwrap()).take_while(|line| !line.is_empty()).collect()
+    }
+
+    #[test]
+    fn the_shipped_file_gives_the_defaults_of_tables_that_are_not_there() {
+        let shipped = include_str!("../../config/proxy.toml");
+        let mut source = String::from("[identity.jwt]\n");
+        let mut key = "";
+        for line in described(shipped, "[identity.jwt]") {
+            let named = line.strip_prefix("#   ").and_then(|rest| rest.split_once(' ')).map(|(named, _)| named);
+            key = named.filter(|named| is_key(named)).unwrap_or(key);
+            if let Some((_, default)) = line.split_once("Default: ") {
+                source.push_str(&format!("{key} = {default}\n"));
+            }
+        }
+        assert_eq!(source.lines().count(), 7, "{source}");
+        let root = check::parse(&source).0.to_json();
+        let spelled_out = identity::Jwt::deserialize(&root["identity"]["jwt"]).unwrap();
+        assert_eq!(format!("{spelled_out:?}"), format!("{:?}", identity::Jwt::default()));
+    }
+
     #[test]
     fn the_shipped_file_names_every_key() {
         let shipped = include_str!("../../config/proxy.toml");
         let schema = schema();
         let definitions = schema["definitions"].as_object().unwrap();
-        for section in ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags"] {
+        for section in
+            ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags", "RateLimits", "Tiers"]
+                .into_iter()
+                .chain(["Admission", "Abuse"])
+        {
             for key in definitions[section]["properties"].as_object().unwrap().keys() {
-                assert!(shipped.contains(&format!("\n# {key} = ")), "{section}.{key} is not in config/proxy.toml");
+                let is_table =
+                    matches!((section, key.as_str()), ("Identity", "keys" | "jwt") | ("RateLimits", "rules"));
+                let has_key = shipped.contains(&format!("\n# {key} = "));
+                assert!(has_key || is_table, "{section}.{key} is not in config/proxy.toml");
+            }
+        }
+        let tables = [("ApiKey", "[[identity.keys]]"), ("Jwt", "[identity.jwt]"), ("Rule", "[[rate_limits.rules]]")];
+        for (section, intro) in tables {
+            let described = described(shipped, intro);
+            for key in definitions[section]["properties"].as_object().unwrap().keys() {
+                let has_key = described.iter().any(|line| line.starts_with(&format!("#   {key} ")));
+                assert!(has_key, "{section}.{key} is not in config/proxy.toml");
             }
         }
         for key in definitions["Route"]["properties"].as_object().unwrap().keys() {
@@ -543,6 +614,16 @@ max_connections = 0
 [limits]
 per_minute = 3
 
+[rate_limits]
+low = "0/1m"
+strict = "10 a minute"
+
+[[rate_limits.rules]]
+name = "x"
+rate = "5/1m"
+burst = 0
+by = "cleint"
+
 [log]
 level = "inof"
 access = "yes"
@@ -552,6 +633,7 @@ name = "Login"
 path = "/api/**"
 priority = "criticl"
 timeout = 5
+cost = 0
 
 [[routes]]
 path = "/api/login"
@@ -579,6 +661,25 @@ path = "/api/**"
 [[routes]]
 name = "login"
 path = "/api/login"
+
+[admission]
+min = 10
+max = 5
+
+[abuse]
+ban = "1h"
+max_ban = "1m"
+
+[[rate_limits.rules]]
+name = "high"
+rate = "5/1m"
+routes = ["lgin", "health"]
+
+[[routes]]
+name = "dear"
+path = "/dear"
+priority = "strict"
+cost = 11
 
 [[routes]]
 name = "all"

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use outrigger_policy::flags::Mode;
+use outrigger_policy::tier::Tier;
 
+use crate::admit::Lingering;
+use crate::credentials::{self, Verified};
+use crate::gate::{Permit, Waiting};
+use crate::limits::Shown;
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::RequestId;
 use crate::route::Route;
@@ -65,12 +71,60 @@ pub struct Request<'a> {
 }
 
 /// Who asks, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Client {
     /// The client's address: the connection's, or what a trusted edge says.
     pub address: IpAddr,
     /// The connection comes from a trusted network: its forwarding fields are believed.
     pub is_trusted: bool,
+    /// Who it is to limits: a hash of the verified user, else of the API key, else of the address.
+    pub id: u64,
+    /// A hash of the address (IPv6: of its /64), whoever signed in from there.
+    pub address_id: u64,
+    /// What it may multiply.
+    pub tier: Tier,
+    /// The user or key that was verified.
+    pub verified: Option<Arc<Verified>>,
+}
+
+impl Client {
+    /// Nobody yet.
+    pub const UNKNOWN: Self = Self {
+        address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        is_trusted: false,
+        id: 0,
+        address_id: 0,
+        tier: Tier::Anonymous,
+        verified: None,
+    };
+
+    /// As operators name it: `user:ann`, `key:acme`, `address:192.0.2.1`, `address:2001:db8:1:2::/64`; a key that nobody
+    /// knows only by its hash.
+    pub fn shown(&self) -> String {
+        match &self.verified {
+            Some(verified) => verified.shown(),
+            None if self.id != self.address_id => format!("unknown-key:{:016x}", self.id),
+            None => Self::shown_address(self.address),
+        }
+    }
+
+    /// The name that operators give an address.
+    pub fn shown_address(address: IpAddr) -> String {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => format!("address:{v4}"),
+            IpAddr::V6(v6) => {
+                format!("address:{}/64", std::net::Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)))
+            }
+        }
+    }
+
+    /// The hash by which limits know an address. A subscriber with IPv6 has a whole /64 to choose from.
+    pub fn hash_of(address: IpAddr) -> u64 {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => credentials::client_hash(b'4', &v4.octets()),
+            IpAddr::V6(v6) => credentials::client_hash(b'6', &v6.octets()[..8]),
+        }
+    }
 }
 
 /// A request's way through the proxy.
@@ -104,8 +158,20 @@ pub struct Exchange {
     pub status: u16,
     /// The answer's head has come from the app.
     pub answered_by_app: bool,
+    /// When that was.
+    pub head_at: Option<Instant>,
     /// Counted while this lives.
     pub in_flight: Option<InFlight>,
+    /// What limits, bans and slots do with this client.
+    pub admission: Mode,
+    /// What the answer tells of limits.
+    pub shown_limits: Shown,
+    /// Its slot.
+    pub permit: Option<Permit>,
+    /// Its slot, while a long answer is on its way.
+    pub lingering: Option<Lingering>,
+    /// Its place in the queue for one.
+    pub waiting: Option<Waiting>,
 }
 
 /// What a request asks for, as far as time limits care.
@@ -129,7 +195,7 @@ impl Exchange {
             started: Instant::now(),
             request_id: RequestId::default(),
             connected: IpAddr::from([0, 0, 0, 0]),
-            client: Client { address: IpAddr::from([0, 0, 0, 0]), is_trusted: false },
+            client: Client::UNKNOWN,
             route: last,
             kind: Kind::Plain,
             attempts: 0,
@@ -139,7 +205,23 @@ impl Exchange {
             failure: None,
             status: 0,
             answered_by_app: false,
+            head_at: None,
             in_flight: None,
+            admission: Mode::Off,
+            shown_limits: Shown::default(),
+            permit: None,
+            lingering: None,
+            waiting: None,
+        }
+    }
+
+    /// The limit that refused it.
+    pub fn violated_policy(&self) -> Option<&str> {
+        match self.rejection {
+            Some(Rejection::QuotaExceeded { limit, .. }) => {
+                self.rules.config.limits.all.get(usize::from(limit)).map(|limit| limit.name.as_str())
+            }
+            _ => None,
         }
     }
 

@@ -66,6 +66,12 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
     line("timeout", &Span(route.timeout).to_string());
     line("max_body", &Size(route.max_body_bytes).to_string());
     line("app", &config.app.address.to_string());
+    line("cost", &route.cost.to_string());
+    for (_, limit) in config.limits.of(number) {
+        line("limit", &limit.to_string());
+    }
+    let gate = if route.is_health { "never waits for a slot".to_owned() } else { gate(config) };
+    line("admission", &gate);
     for feature in Feature::ALL {
         let flag = config.flag(feature);
         let who =
@@ -74,6 +80,13 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
         line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
     }
     Ok(out)
+}
+
+fn gate(config: &Config) -> String {
+    let settings = config.gate.settings;
+    let wait = Span(settings.max_wait);
+    let concurrency = settings.concurrency;
+    format!("{}: {} to {} at a time, waits up to {wait}", config.gate.mode.name(), concurrency.min, concurrency.max)
 }
 
 fn because(name: &str, number: usize, config: &Config) -> String {

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use http::HeaderName;
-use outrigger_policy::flags::Network;
+use outrigger_policy::flags::{Feature, Mode, Network, Subject};
 
+use crate::config::reload::unix_now;
+use crate::credentials::{VerifiedKind, Who};
 use crate::exchange::{Client, Exchange, Fields, Kind, Request};
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
@@ -18,16 +20,52 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 ///
 /// # Errors
 /// None: whoever asks gets a name.
-pub fn client(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let connected = exchange.connected;
     let trusted = &exchange.rules.config.trusted;
     let is_trusted = trusted.iter().any(|network| network.contains(connected));
     let address = if is_trusted { edge_address(request.fields, trusted).unwrap_or(connected) } else { connected };
     let from_edge = if is_trusted { request.fields.get(&FLY_REQUEST_ID) } else { None };
-    exchange.client = Client { address, is_trusted };
+    let who = identified(state, request, exchange, address);
+    exchange.client = Client { is_trusted, ..who };
     exchange.request_id = from_edge.and_then(RequestId::from_edge).unwrap_or_else(RequestId::generate);
     exchange.kind = kind(request);
     Ok(())
+}
+
+/// Who it is to limits and flags, and what they do with it. Not looked for when nothing depends on it.
+fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, address: IpAddr) -> Client {
+    let mut client = Client { address, ..Client::UNKNOWN };
+    let config = &exchange.rules.config;
+    let flag = config.flag(Feature::PrioritizedRateLimit);
+    let for_everybody = flag.mode_for_everybody();
+    if for_everybody == Some(Mode::Off) {
+        return client;
+    }
+    client.address_id = Client::hash_of(address);
+    client.id = client.address_id;
+    if !config.credentials.is_empty() {
+        let identified = config.credentials.identify(request.fields, unix_now);
+        for ignored in identified.ignored() {
+            state.metrics.credential_refused(ignored.label());
+        }
+        match identified.who {
+            Who::Address => {}
+            Who::UnknownKey(hash) => client.id = hash,
+            Who::Verified(verified) => {
+                (client.id, client.tier) = (verified.hash, verified.tier);
+                client.verified = Some(verified);
+            }
+        }
+    }
+    exchange.admission = for_everybody.unwrap_or_else(|| {
+        let shown = client.shown();
+        let user = client.verified.as_ref().filter(|v| v.kind == VerifiedKind::User).map(|v| &*v.name);
+        // A percentage sticks to the name, which is the same on every Machine.
+        let id = client.verified.as_ref().map_or(shown.as_str(), |verified| &verified.name);
+        flag.mode_for(Feature::PrioritizedRateLimit, Subject { id, user, address })
+    });
+    client
 }
 
 /// `Fly-Client-IP`, which the edge overwrites; elsewhere the right-most address of `X-Forwarded-For` that is none of ours.

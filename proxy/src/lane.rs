@@ -26,10 +26,11 @@ use crate::head::{self, AnswerBody, AnswerHead, Frame};
 use crate::health;
 use crate::pipeline::STAGES;
 use crate::record::{self, Ending};
-use crate::rejection::{Failure, Problem};
+use crate::rejection::{Failure, Problem, Rejection};
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::{Chunks, Framing, MOST_FIELDS};
+use crate::{admit, limits};
 
 /// The largest head of an answer.
 const ANSWER_HEAD_BYTES: usize = 64 << 10;
@@ -81,7 +82,7 @@ pub async fn serve(
     let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
     let result = match prepared.refused {
         Some(problem) => lane.answer(exchange, &problem).await,
-        None => lane.forward(exchange, &prepared.head).await,
+        None => lane.forward_in_turn(exchange, &prepared.head).await,
     };
     recycle(prepared.head);
     let (ending, next) = lane.end(exchange, result).await;
@@ -138,6 +139,26 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
+    /// Waits for a slot where that is needed, then forwards.
+    async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &BytesMut) -> Result<(), Broken> {
+        if let Some(mut waiting) = exchange.waiting.take() {
+            let deadline = tokio::time::Instant::from_std(admit::wait_deadline(exchange));
+            let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
+                Poll::Ready(turn) => Poll::Ready(Ok(turn)),
+                Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
+            });
+            exchange.permit = turn.await?;
+            drop(waiting);
+            if exchange.permit.is_none() {
+                exchange.rejection = Some(Rejection::Overloaded);
+                return self.answer(exchange, &Rejection::Overloaded.problem()).await;
+            }
+            self.state.metrics.queue_wait.observe(exchange.started.elapsed().as_secs_f64());
+        }
+        self.forward(exchange, head).await
+    }
+
     /// Sends the request to the app and its answer to the client. A kept connection that turns out to be dead is replaced
     /// by a new one, once: the request may be repeated, and nothing of an answer has come.
     async fn forward(&mut self, exchange: &mut Exchange, head: &BytesMut) -> Result<(), Broken> {
@@ -172,7 +193,7 @@ impl Lane<'_> {
         app: &mut AppStream,
         head: &[u8],
         input: &mut BytesMut,
-        exchange: &Exchange,
+        exchange: &mut Exchange,
     ) -> Result<AnswerHead, Broken> {
         let deadline = tokio::time::Instant::from_std(exchange.started + exchange.route().timeout);
         let mut unsent = head;
@@ -220,14 +241,23 @@ impl Lane<'_> {
         if input.is_empty() {
             return Ok(None);
         }
+        thread_local! {
+            static MORE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let frame = Frame {
-            is_head_request: self.is_head,
-            request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
-            date: &date(exchange.started),
-            closes: self.closes,
-        };
-        match head::relay_answer(input, self.stream.output(), frame) {
+        let relayed = MORE.with_borrow_mut(|more| {
+            more.clear();
+            limits::headers::each(exchange, |name, value| put_line(more, name, value));
+            let frame = Frame {
+                is_head_request: self.is_head,
+                request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
+                date: &date(exchange.started),
+                more,
+                closes: self.closes,
+            };
+            head::relay_answer(input, self.stream.output(), frame)
+        });
+        match relayed {
             Ok(None) if input.len() > ANSWER_HEAD_BYTES => {
                 Err(Broken::App(Failure::Invalid, "the head is larger than 64 KiB".into()))
             }
@@ -251,6 +281,7 @@ impl Lane<'_> {
         // Until here nothing of it was sent, and a failure could still be told.
         exchange.status = answer.status;
         exchange.answered_by_app = true;
+        record::head(self.state, exchange, is_stream);
         if body.ends_with_connection() {
             put_chunk(self.stream.output(), &input[..taken]);
         } else {
@@ -264,6 +295,7 @@ impl Lane<'_> {
             input.clear();
             input.reserve(READ_BYTES);
             let idle_since = tokio::time::Instant::now();
+            admit::let_go_of_long_answer(exchange, idle_since.into_std());
             let read = poll_fn(|cx| {
                 let mut read = pin!(app.read_buf(&mut input));
                 match read.as_mut().poll(cx) {
@@ -294,30 +326,37 @@ impl Lane<'_> {
             self.send_gathered(exchange).await?;
         } else if answer.keeps_connection && input.is_empty() {
             let rules = &exchange.rules.config.app;
-            app_pool::keep(app, &rules.target, rules.max_idle, Instant::now());
+            app_pool::keep(app, &rules.target, rules.max_idle, exchange.head_at.unwrap_or_else(Instant::now));
         }
         recycle(input);
         Ok(())
     }
 
-    async fn send_gathered(&mut self, exchange: &Exchange) -> Result<(), Broken> {
+    async fn send_gathered(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
         let patience = exchange.rules.config.client.write_timeout;
         let mut stalled_since = None;
         poll_fn(|cx| match self.stream.poll_send(cx) {
             Poll::Ready(sent) => Poll::Ready(sent.map_err(|_| Broken::ClientLeft)),
-            Poll::Pending => self.poll_stalled(cx, &mut stalled_since, patience),
+            Poll::Pending => {
+                // It is the client who takes its time now, not the app.
+                exchange.permit = None;
+                self.poll_stalled(cx, &mut stalled_since, patience)
+            }
         })
         .await
     }
 
-    async fn send(&mut self, mut bytes: &[u8], exchange: &Exchange) -> Result<(), Broken> {
+    async fn send(&mut self, mut bytes: &[u8], exchange: &mut Exchange) -> Result<(), Broken> {
         let patience = exchange.rules.config.client.write_timeout;
         while !bytes.is_empty() {
             let mut stalled_since = None;
             let sent = poll_fn(|cx| match self.stream.poll_send_directly(cx, bytes) {
                 Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Broken::ClientLeft)),
                 Poll::Ready(Ok(sent)) => Poll::Ready(Ok(sent)),
-                Poll::Pending => self.poll_stalled(cx, &mut stalled_since, patience).map(|r| r.map(|()| 0)),
+                Poll::Pending => {
+                    exchange.permit = None;
+                    self.poll_stalled(cx, &mut stalled_since, patience).map(|r| r.map(|()| 0))
+                }
             });
             bytes = &bytes[sent.await?..];
         }
@@ -342,7 +381,11 @@ impl Lane<'_> {
             let body = health::unhealthy(self.state.started.elapsed(), problem.label);
             (http::StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
         } else {
-            (problem.status, "application/problem+json", problem.body(exchange.request_id.as_str()))
+            (
+                problem.status,
+                "application/problem+json",
+                problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
+            )
         };
         exchange.status = status.as_u16();
         let out = self.stream.output();
@@ -356,6 +399,7 @@ impl Lane<'_> {
         if exchange.rules.config.headers.request_id {
             out.put_slice(format!("X-Request-Id: {}\r\n", exchange.request_id).as_bytes());
         }
+        limits::headers::each(exchange, |name, value| put_line(out, name, value));
         out.put_slice(b"Date: ");
         out.put_slice(&date(exchange.started));
         out.put_slice(if self.closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
@@ -369,6 +413,10 @@ impl Lane<'_> {
     /// Answers what can still be answered, and says how it ended.
     async fn end(mut self, exchange: &mut Exchange, result: Result<(), Broken>) -> (Ending, Next) {
         let mut ending = Ending { failed: result.is_err(), client_left: false, body_bytes: 0 };
+        if let (Some(permit), Err(Broken::App(Failure::Timeout, _))) = (&mut exchange.permit, &result) {
+            permit.timed_out(Instant::now());
+        }
+        exchange.permit = None;
         let mut next = Next::Close;
         match result {
             Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
@@ -389,6 +437,13 @@ impl Lane<'_> {
         ending.body_bytes = self.sent;
         (ending, next)
     }
+}
+
+fn put_line(out: &mut impl BufMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
 }
 
 fn closed(seen: &'static str) -> Broken {

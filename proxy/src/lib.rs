@@ -1,5 +1,6 @@
 //! Builds and starts everything, top to bottom, and ends it in the right order.
 
+pub mod abuse;
 pub mod accept;
 pub mod access_log;
 pub mod admin;
@@ -8,14 +9,17 @@ pub mod app_pool;
 pub mod cli;
 pub mod client_stream;
 pub mod config;
+pub mod credentials;
 pub mod exchange;
 pub mod explain;
 pub mod exposition;
 pub mod forwarding;
+pub mod gate;
 pub mod head;
 pub mod health;
 pub mod identify;
 pub mod lane;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
@@ -111,6 +115,12 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let result = runtime.block_on(async {
         tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
+        let rules = Arc::clone(&state);
+        let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
+        let counted = Arc::clone(&state);
+        tokio::spawn(credentials::jwks::keep_fresh(credentials, move |fetched| {
+            counted.metrics.keys_fetched(fetched.is_ok());
+        }));
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),

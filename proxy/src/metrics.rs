@@ -6,14 +6,17 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use outrigger_policy::abuse::Offence;
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::Tier;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::config::Config;
+use crate::gate::Standing;
 use crate::rejection::{Failure, Rejection};
 
 /// Seconds, from half a millisecond to ten seconds.
@@ -105,13 +108,54 @@ impl RouteMetrics {
     }
 }
 
+/// What is counted for one limit.
+#[derive(Debug)]
+pub struct LimitMetrics {
+    /// Requests that it refused.
+    pub enforced: IntCounter,
+    /// Requests that it would have refused.
+    pub monitored: IntCounter,
+}
+
+/// Refusals that depend on who asks.
+#[derive(Debug)]
+pub struct Refusals {
+    counters: IntCounterVec,
+    /// Made when first needed: by reason, priority, tier and mode.
+    made: [OnceLock<IntCounter>; REASONS.len() * Priority::ALL.len() * Tier::ALL.len() * 2],
+}
+
+/// The reasons that are told apart by priority and tier.
+const REASONS: [Rejection; 3] = [Rejection::BANNED, Rejection::QUOTA_EXCEEDED, Rejection::Overloaded];
+
+impl Refusals {
+    /// One that was made.
+    pub fn enforced(&self, rejection: Rejection, priority: Priority, tier: Tier) {
+        self.count(rejection, priority, tier, Mode::Enforce);
+    }
+
+    /// One that would have been made.
+    pub fn monitored(&self, rejection: Rejection, priority: Priority, tier: Tier) {
+        self.count(rejection, priority, tier, Mode::Monitor);
+    }
+
+    fn count(&self, rejection: Rejection, priority: Priority, tier: Tier, mode: Mode) {
+        let label = rejection.problem().label;
+        let Some(reason) = REASONS.iter().position(|known| known.problem().label == label) else { return };
+        let row = (reason * Priority::ALL.len() + priority as usize) * Tier::ALL.len() + tier as usize;
+        let labels = [label, priority.name(), tier.name(), mode.name()];
+        let index = row * 2 + usize::from(mode == Mode::Monitor);
+        self.made[index].get_or_init(|| self.counters.with_label_values(&labels)).inc();
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     durations: HistogramVec,
-    rejections: Vec<(Rejection, IntCounter)>,
+    rejections: Vec<(&'static str, IntCounter)>,
     failures: Vec<(Failure, IntCounter)>,
     /// Requests between their head and the end of their answer.
     pub in_flight: IntGauge,
@@ -139,6 +183,24 @@ pub struct Metrics {
     pub log_dropped: IntCounter,
     /// Forwarding fields from clients that are not believed.
     pub forged_fields: IntCounter,
+    /// Refusals by limits, bans and for want of slots.
+    pub refusals: Refusals,
+    /// Requests of keys for which the table of limits had no room.
+    pub limit_overflow: IntCounter,
+    limit_refusals: IntCounterVec,
+    limit_keys: IntGaugeVec,
+    bans: IntCounterVec,
+    banned: IntGauge,
+    slots: IntGauge,
+    slots_used: IntGauge,
+    queue: IntGaugeVec,
+    queue_room: IntGauge,
+    latency: Gauge,
+    /// How long requests waited for a slot, those that got one.
+    pub queue_wait: Histogram,
+    credentials: IntCounterVec,
+    key_fetches: IntCounterVec,
+    tokens: IntGauge,
     flags: GaugeVec,
 }
 
@@ -187,7 +249,10 @@ impl Metrics {
                 "From the end of a request's head to the end of its answer, by route and outcome.",
                 &["route", "outcome"],
             )?,
-            rejections: Rejection::all().map(|r| (r, rejected.with_label_values(&[r.problem().label]))).collect(),
+            rejections: Rejection::all()
+                .map(|r| r.problem().label)
+                .map(|label| (label, rejected.with_label_values(&[label])))
+                .collect(),
             failures: Failure::ALL.map(|f| (f, failed.with_label_values(&[f.problem().label]))).into(),
             in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
             connections: declare.gauge("outrigger_connections", "Client connections now.")?,
@@ -207,9 +272,100 @@ impl Metrics {
                 "outrigger_forged_fields_total",
                 "Forwarding or edge fields removed because their sender is not trusted.",
             )?,
+            refusals: Refusals {
+                counters: declare.counters(
+                    "outrigger_refusals_total",
+                    "Requests that limits, bans or a busy app refused (enforce) or would have refused (monitor).",
+                    &["reason", "priority", "tier", "mode"],
+                )?,
+                made: std::array::from_fn(|_| OnceLock::new()),
+            },
+            limit_overflow: declare.counter(
+                "outrigger_limit_overflow_total",
+                "Requests of keys for which the table of limits had no room; they share one quota.",
+            )?,
+            limit_refusals: declare.counters(
+                "outrigger_limit_refusals_total",
+                "Requests beyond a limit, refused (enforce) or only counted (monitor).",
+                &["limit", "mode"],
+            )?,
+            limit_keys: declare.gauges(
+                "outrigger_limit_keys",
+                "Keys of limits that are not idle, and for how many there is room.",
+                &["state"],
+            )?,
+            bans: declare.counters("outrigger_bans_total", "Bans, by what led to them.", &["reason", "mode"])?,
+            banned: declare.gauge("outrigger_banned_clients", "Clients whose ban holds.")?,
+            slots: declare.gauge("outrigger_admission_limit", "Requests that the app gets at a time.")?,
+            slots_used: declare.gauge("outrigger_admission_in_flight", "Requests that hold one of these slots.")?,
+            queue: declare.gauges("outrigger_admission_queue", "Requests that wait for a slot.", &["priority"])?,
+            queue_room: declare.gauge("outrigger_admission_queue_limit", "Requests that may wait for a slot now.")?,
+            latency: declare
+                .real("outrigger_admission_latency_seconds", "What the app takes to the head of its answer.")?,
+            queue_wait: declare
+                .histograms("outrigger_admission_wait_seconds", "How long requests waited for the slot they got.", &[])?
+                .with_label_values::<&str>(&[]),
+            credentials: declare.counters(
+                "outrigger_credentials_refused_total",
+                "Keys and tokens that did not verify; their senders are treated as if they had sent none.",
+                &["reason"],
+            )?,
+            key_fetches: declare.counters(
+                "outrigger_jwks_fetches_total",
+                "Fetches of the keys that verify tokens, by result; after a failure the last ones stay.",
+                &["result"],
+            )?,
+            tokens: declare.gauge("outrigger_cached_tokens", "Tokens that are remembered, verified or not.")?,
             flags,
             registry,
         })
+    }
+
+    /// The keys that verify tokens were fetched, or not.
+    pub fn keys_fetched(&self, is_ok: bool) {
+        self.key_fetches.with_label_values(&[if is_ok { "fetched" } else { "failed" }]).inc();
+    }
+
+    /// What is counted for a limit.
+    pub fn for_limit(&self, name: &str) -> LimitMetrics {
+        LimitMetrics {
+            enforced: self.limit_refusals.with_label_values(&[name, Mode::Enforce.name()]),
+            monitored: self.limit_refusals.with_label_values(&[name, Mode::Monitor.name()]),
+        }
+    }
+
+    /// Forgets a limit that the rules no longer have.
+    pub fn forget_limit(&self, name: &str) {
+        for mode in [Mode::Enforce, Mode::Monitor] {
+            // It was made with the limit.
+            let _ = self.limit_refusals.remove_label_values(&[name, mode.name()]);
+        }
+    }
+
+    /// A client was banned, or would have been.
+    pub fn banned(&self, offence: Offence, mode: Mode) {
+        self.bans.with_label_values(&[offence.name(), mode.name()]).inc();
+    }
+
+    /// A key or token that did not verify.
+    pub fn credential_refused(&self, reason: &str) {
+        self.credentials.with_label_values(&[reason]).inc();
+    }
+
+    /// Shows what is only looked at when somebody asks.
+    pub fn show_admission(&self, gate: &Standing, (keys, room): (usize, usize), banned: usize, tokens: usize) {
+        let shown = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.tokens.set(shown(tokens));
+        self.slots.set(gate.limit.into());
+        self.slots_used.set(gate.in_flight.into());
+        self.queue_room.set(gate.room.into());
+        self.latency.set(gate.latency.unwrap_or_default().as_secs_f64());
+        for (priority, waiting) in Priority::ALL.into_iter().zip(gate.waiting) {
+            self.queue.with_label_values(&[priority.name()]).set(waiting.into());
+        }
+        self.limit_keys.with_label_values(&["used"]).set(shown(keys));
+        self.limit_keys.with_label_values(&["room"]).set(shown(room));
+        self.banned.set(shown(banned));
     }
 
     /// What is counted for a route.
@@ -234,7 +390,8 @@ impl Metrics {
 
     /// One refusal.
     pub fn rejected(&self, rejection: Rejection) {
-        if let Some((_, counter)) = self.rejections.iter().find(|(r, _)| *r == rejection) {
+        let label = rejection.problem().label;
+        if let Some((_, counter)) = self.rejections.iter().find(|(known, _)| *known == label) {
             counter.inc();
         }
     }
@@ -287,6 +444,16 @@ impl Declare<'_> {
         self.0.register(Box::new(gauge.clone())).map(|()| gauge)
     }
 
+    fn real(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        let gauge = Gauge::new(name, help)?;
+        self.0.register(Box::new(gauge.clone())).map(|()| gauge)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(gauges.clone())).map(|()| gauges)
+    }
+
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
         let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
         self.0.register(Box::new(counters.clone())).map(|()| counters)
@@ -308,6 +475,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.for_route("a", Priority::High).record(Outcome::Success, Duration::from_millis(3));
         metrics.forged_fields.inc();
+        metrics.keys_fetched(true);
+        metrics.credential_refused("bad_token");
+        metrics.banned(Offence::NotFound, Mode::Monitor);
+        metrics.for_limit("medium").enforced.inc();
+        metrics.refusals.enforced(Rejection::Overloaded, Priority::Low, Tier::Free);
+        metrics.show_admission(&Standing::default(), (0, 0), 0, 0);
         let text = metrics.render().unwrap();
         let mut types: Vec<_> = text
             .lines()

@@ -4,7 +4,7 @@
 //! request ends lives in the [`Exchange`] and lets go in `Drop`: a hook can be skipped, a drop cannot.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,15 +23,16 @@ use crate::rejection::{Failure, Problem, Rejection, seconds};
 use crate::request_id::random;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{admit, identify, record, route};
+use crate::{abuse, admit, identify, limits, record, route};
 
 /// One check of a request: lets it pass, or says why not.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// Every check a request passes, in order; the first that refuses answers.
 ///
-/// Affinity, abuse, limits, admission and the breaker take their places after [`route::choose`], in this order.
-pub const STAGES: [Stage; 4] = [identify::client, route::choose, admit::while_leaving, admit::body];
+/// Affinity takes its place after [`route::choose`], the breaker at the end.
+pub const STAGES: [Stage; 7] =
+    [identify::client, route::choose, admit::while_leaving, admit::body, abuse::check, limits::check, admit::slot];
 
 /// Attempts at the app for one request, the first included.
 pub const MOST_ATTEMPTS: usize = 3;
@@ -42,6 +43,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_BYTES: u64 = 64 << 10;
 /// How long Pingora keeps a connection that no other request can find. (Zero makes its timer overflow.)
 const NOT_KEPT: Duration = Duration::from_millis(1);
+
+/// An answer of more than this is a transfer, whose pace is the client's: it holds its slot no longer than to its head.
+const LARGE_BODY_BYTES: u64 = 1 << 20;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -71,6 +75,17 @@ impl Gateway {
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     }
 
+    /// Waits for a slot where that is needed.
+    async fn wait_for_slot(&self, exchange: &mut Exchange) -> Result<(), Rejection> {
+        let Some(waiting) = exchange.waiting.take() else { return Ok(()) };
+        exchange.permit = waiting.turn(admit::wait_deadline(exchange)).await;
+        if exchange.permit.is_none() {
+            return Err(Rejection::Overloaded);
+        }
+        self.state.metrics.queue_wait.observe(exchange.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
     /// Answers a refusal; the connection stays open where the protocol allows it.
     async fn reject(&self, session: &mut Session, exchange: &mut Exchange, rejection: Rejection) {
         exchange.rejection = Some(rejection);
@@ -94,7 +109,11 @@ impl Gateway {
             let body = health::unhealthy(self.state.started.elapsed(), problem.label);
             (StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
         } else {
-            (problem.status, "application/problem+json", problem.body(exchange.request_id.as_str()))
+            (
+                problem.status,
+                "application/problem+json",
+                problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
+            )
         };
         exchange.status = status.as_u16();
         let written = write_answer(session, exchange, status, content_type, body, problem.retry_after).await;
@@ -158,6 +177,10 @@ impl ProxyHttp for Gateway {
         self.prepare(session, exchange);
         let request = view(session.req_header());
         let verdict = STAGES.iter().try_for_each(|stage| stage(&self.state, &request, exchange));
+        let verdict = match verdict {
+            Ok(()) => self.wait_for_slot(exchange).await,
+            refused => refused,
+        };
         match verdict {
             Ok(()) => {
                 if exchange.kind == Kind::Upgrade {
@@ -272,6 +295,9 @@ impl ProxyHttp for Gateway {
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);
         }
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            record::head(&self.state, exchange, true);
+        }
         if response.status.is_informational() {
             return Ok(());
         }
@@ -285,6 +311,17 @@ impl ProxyHttp for Gateway {
         }
         if exchange.rules.config.headers.request_id {
             response.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
+        }
+        add_limits(response, exchange)?;
+        let is_event_stream = response
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let length = response_length(response);
+        let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
+        record::head(&self.state, exchange, exchange.kind != Kind::Plain || is_event_stream || is_large);
+        if length.is_none() {
+            admit::let_go_later(exchange);
         }
         Ok(())
     }
@@ -317,6 +354,9 @@ impl ProxyHttp for Gateway {
             }
             Verdict::Failed(failure) => {
                 exchange.failure = Some(failure);
+                if let (Some(permit), Failure::Timeout) = (&mut exchange.permit, failure) {
+                    permit.timed_out(Instant::now());
+                }
                 record::log_failure(exchange, failure, error);
                 Some(failure.problem())
             }
@@ -343,6 +383,8 @@ impl ProxyHttp for Gateway {
         let request = session.req_header();
         record::exchange(&self.state, exchange, &ending, &request.method, request.uri.path());
         exchange.in_flight = None;
+        exchange.permit = None;
+        exchange.lingering = None;
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
@@ -367,6 +409,10 @@ fn view(head: &RequestHeader) -> Request<'_> {
 }
 
 fn content_length(head: &RequestHeader) -> Option<u64> {
+    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn response_length(head: &ResponseHeader) -> Option<u64> {
     head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
@@ -427,6 +473,17 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
     }
 }
 
+/// Tells what is left of the client's limits.
+fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let mut result = Ok(());
+    limits::headers::each(exchange, |name, value| {
+        if let Err(e) = response.insert_header(name, value) {
+            result = Err(e);
+        }
+    });
+    result
+}
+
 async fn write_answer(
     session: &mut Session,
     exchange: &Exchange,
@@ -445,6 +502,7 @@ async fn write_answer(
     if exchange.rules.config.headers.request_id {
         head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
     }
+    add_limits(&mut head, exchange)?;
     let is_head = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(head), is_head).await?;
     if !is_head {

@@ -1,14 +1,16 @@
 //! Tells metrics and logs how a request ended.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::Method;
+use outrigger_policy::abuse::Offence;
 
 use crate::access_log::Line;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
-use crate::rejection::Failure;
+use crate::rejection::{Failure, Rejection};
 use crate::state::State;
+use crate::{abuse, limits};
 
 /// The longest part of a path that a log line shows.
 const SHOWN_PATH_BYTES: usize = 1024;
@@ -26,6 +28,24 @@ pub struct Ending {
     pub body_bytes: u64,
 }
 
+/// The head of the app's answer has come: tells the slot, and the limits that count failures, before the client knows.
+pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
+    let now = Instant::now();
+    exchange.head_at = Some(now);
+    if let Some(permit) = &mut exchange.permit {
+        permit.answered(now);
+        if is_stream {
+            exchange.permit = None;
+        }
+    }
+    match exchange.status {
+        401 | 403 => abuse::offend(state, exchange, Offence::LoginFailures),
+        404 => abuse::offend(state, exchange, Offence::NotFound),
+        _ => return,
+    }
+    limits::failed(state, exchange);
+}
+
 /// Counts a request that ended, once.
 pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Method, path: &str) {
     let duration = exchange.started.elapsed();
@@ -33,6 +53,12 @@ pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Me
     exchange.rules.route_metrics[exchange.route].record(outcome, duration);
     if let Some(rejection) = exchange.rejection {
         state.metrics.rejected(rejection);
+        state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
+        match rejection {
+            Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
+            Rejection::Overloaded => limits::give_back(state, exchange),
+            _ => {}
+        }
     }
     if let Some(failure) = exchange.failure {
         state.metrics.failed(failure);
@@ -103,7 +129,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::metrics::Metrics;
-    use crate::rejection::Rejection;
     use crate::state::Snapshot;
     use std::path::Path;
     use std::sync::Arc;

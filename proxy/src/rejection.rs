@@ -25,6 +25,20 @@ pub enum Rejection {
     TooManyConnections,
     /// Health, while the process is leaving.
     Draining,
+    /// The client is banned.
+    Banned {
+        /// When the ban ends.
+        retry_after: Duration,
+    },
+    /// The client has had what it may have.
+    QuotaExceeded {
+        /// The number of the limit in the rules.
+        limit: u16,
+        /// When it may have more.
+        retry_after: Duration,
+    },
+    /// The app has as many requests as it can take, and more important ones wait.
+    Overloaded,
 }
 
 /// A request that the app failed.
@@ -59,9 +73,16 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
 }
 
+/// Problem types that are not ours alone (draft-ietf-httpapi-ratelimit-headers-10 section 6).
+const REGISTRY: &str = "https://iana.org/assignments/http-problem-types#";
 const SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl Rejection {
+    /// As an example of its kind.
+    pub const BANNED: Self = Self::Banned { retry_after: Duration::ZERO };
+    /// As an example of its kind.
+    pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
+
     /// One of each kind, for tests and the metrics' catalogue.
     pub fn all() -> impl Iterator<Item = Self> {
         let rest = [
@@ -71,6 +92,9 @@ impl Rejection {
             Self::BodyTooSlow,
             Self::TooManyConnections,
             Self::Draining,
+            Self::BANNED,
+            Self::QUOTA_EXCEEDED,
+            Self::Overloaded,
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
     }
@@ -121,6 +145,27 @@ impl Rejection {
                 "send traffic elsewhere",
                 SOON,
             ),
+            Self::Banned { retry_after } => (
+                StatusCode::FORBIDDEN,
+                "abnormal_usage_detected",
+                "This client is banned for a time",
+                "stop, and come back after Retry-After; the operator can lift the ban",
+                Some(retry_after),
+            ),
+            Self::QuotaExceeded { retry_after, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "quota_exceeded",
+                "This client has exceeded its quota",
+                "wait for Retry-After, then go on at the pace that RateLimit-Policy allows",
+                Some(retry_after),
+            ),
+            Self::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporary_reduced_capacity",
+                "The app is busy with more important requests",
+                "come back after Retry-After; nothing is wrong with the request",
+                SOON,
+            ),
         };
         Problem { status, label, title, detail, retry_after }
     }
@@ -168,11 +213,13 @@ impl Failure {
 }
 
 impl Problem {
-    /// The body, with the request's name.
-    pub fn body(&self, request_id: &str) -> String {
+    /// The body, with the request's name and, where there is one, the policy that it violates.
+    pub fn body(&self, request_id: &str, policy: Option<&str>) -> String {
         // Every part is ours or made of plain characters, so nothing needs escaping.
+        let policies = policy.map_or_else(String::new, |name| format!(",\"violated-policies\":[\"{name}\"]"));
         format!(
-            "{{\"type\":\"urn:outrigger:problem:{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{}\"}}\n",
+            "{{\"type\":\"{}{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{}\"{policies}}}\n",
+            if self.is_registered() { REGISTRY } else { "urn:outrigger:problem:" },
             self.label.replace('_', "-"),
             self.title,
             self.status.as_u16(),
@@ -181,9 +228,14 @@ impl Problem {
         )
     }
 
+    /// Its type is one of those that the draft on rate limit fields registers for everybody.
+    fn is_registered(&self) -> bool {
+        matches!(self.label, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected")
+    }
+
     /// A whole HTTP/1.1 answer that ends the connection, for requests that never became one.
     pub fn closing_answer(&self, request_id: &str) -> String {
-        let body = self.body(request_id);
+        let body = self.body(request_id, None);
         let status = self.status;
         let retry_after =
             self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
@@ -228,9 +280,10 @@ mod tests {
     #[test]
     fn a_body_is_valid_json() {
         for problem in Rejection::all().map(Rejection::problem).chain(Failure::ALL.map(Failure::problem)) {
-            let body: serde_json::Value = serde_json::from_str(&problem.body("id-1")).unwrap();
+            let body: serde_json::Value = serde_json::from_str(&problem.body("id-1", Some("login"))).unwrap();
             assert_eq!(body["status"], problem.status.as_u16());
             assert_eq!(body["request_id"], "id-1");
+            assert_eq!(body["violated-policies"][0], "login");
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Route {
     pub timeout: Duration,
     /// The largest body in bytes.
     pub max_body_bytes: u64,
+    /// What a request takes from its limits.
+    pub cost: u32,
     /// The app's health endpoints: never limited, answered by the proxy when the app cannot.
     pub is_health: bool,
 }
@@ -57,6 +59,7 @@ pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
         priority: Priority::Critical,
         timeout: Duration::from_secs(5),
         max_body_bytes: 1 << 20,
+        cost: 1,
         is_health: true,
     })
 });
@@ -428,6 +431,7 @@ mod tests {
             priority: Priority::Medium,
             timeout: Duration::from_secs(1),
             max_body_bytes: 1,
+            cost: 1,
             is_health: false,
         }
     }

@@ -7,9 +7,13 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use crate::abuse::Bans;
 use crate::access_log::AccessLog;
 use crate::config::Config;
-use crate::metrics::{Metrics, RouteMetrics};
+use crate::credentials;
+use crate::gate::Gate;
+use crate::limits::table::Table;
+use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 
 /// One version of the rules, with what was prepared for it.
 #[derive(Debug)]
@@ -18,6 +22,10 @@ pub struct Snapshot {
     pub config: Config,
     /// The metrics of each route, in the order of the routes.
     pub route_metrics: Vec<RouteMetrics>,
+    /// A hash of each route's name.
+    pub route_tags: Vec<u64>,
+    /// The metrics of each limit, in the order of the limits.
+    pub limit_metrics: Vec<LimitMetrics>,
     /// Counts up with every change.
     pub version: u64,
 }
@@ -27,7 +35,10 @@ impl Snapshot {
     pub fn new(config: Config, version: u64, metrics: &Metrics) -> Self {
         let route_metrics =
             config.routes.all().iter().map(|route| metrics.for_route(&route.name, route.priority)).collect();
-        Self { config, route_metrics, version }
+        let tag = |name: &str| credentials::client_hash(b'r', name.as_bytes());
+        let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
+        let limit_metrics = config.limits.all.iter().map(|limit| metrics.for_limit(&limit.name)).collect();
+        Self { config, route_metrics, route_tags, limit_metrics, version }
     }
 }
 
@@ -44,6 +55,12 @@ pub struct State {
     pub drain: Drain,
     /// When it began.
     pub started: Instant,
+    /// What has been taken from every quota.
+    pub limits: Table,
+    /// Who is shut out.
+    pub bans: Bans,
+    /// The slots for requests to the app.
+    pub gate: Arc<Gate>,
     connections: AtomicUsize,
     in_flight: Arc<AtomicUsize>,
 }
@@ -51,8 +68,13 @@ pub struct State {
 impl State {
     /// A process that has just begun.
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
+        let limits = Table::new(config.max_limit_keys);
+        let gate = Arc::new(Gate::new(config.gate.settings));
         let rules = Snapshot::new(config, 1, &metrics);
         Self {
+            limits,
+            bans: Bans::default(),
+            gate,
             rules: ArcSwap::from_pointee(rules),
             metrics,
             access_log,
@@ -61,6 +83,13 @@ impl State {
             connections: AtomicUsize::new(0),
             in_flight: Arc::default(),
         }
+    }
+
+    /// Nanoseconds on the clock of limits and bans. It never jumps, and began long before this process: a time of 0 is past.
+    pub fn nanoseconds(&self, at: Instant) -> u64 {
+        const BEFORE: u64 = 1 << 50;
+        let since = u64::try_from(at.saturating_duration_since(self.started).as_nanos());
+        BEFORE.saturating_add(since.unwrap_or(u64::MAX))
     }
 
     /// Counts a connection for as long as the answer lives; `None` at the bound.

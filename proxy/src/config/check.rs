@@ -158,7 +158,7 @@ pub enum Step<'a> {
 
 /// Everything in `root` that does not fit `schema`.
 pub fn against_schema(root: &Node, schema: &Json) -> Vec<Problem> {
-    let mut checker = Checker { schema, problems: Vec::new() };
+    let mut checker = Checker { schema, problems: Vec::new(), hides_value: false };
     checker.check("the file", root, schema);
     checker.problems
 }
@@ -166,6 +166,8 @@ pub fn against_schema(root: &Node, schema: &Json) -> Vec<Problem> {
 struct Checker<'s> {
     schema: &'s Json,
     problems: Vec<Problem>,
+    /// The value at hand may be a secret in the wrong place (`"x-secret": "value"`): it is not shown.
+    hides_value: bool,
 }
 
 impl Checker<'_> {
@@ -174,6 +176,9 @@ impl Checker<'_> {
     }
 
     fn needs(&mut self, key: &str, node: &Node, what: &str, hint: Option<String>) {
+        if self.hides_value {
+            return self.complain(&node.place.clone().hidden(), format!("`{key}` needs {what}"), hint);
+        }
         self.complain(&node.place, format!("`{key}` needs {what}, got {}", node.value.shown()), hint);
     }
 
@@ -248,7 +253,9 @@ impl Checker<'_> {
         let properties = schema["properties"].as_object().unwrap_or(&no_properties);
         for (name, place, value) in entries {
             if let Some(property) = properties.get(name) {
+                let outside = std::mem::replace(&mut self.hides_value, property["x-secret"] == "value");
                 self.check(name, value, property);
+                self.hides_value = outside;
             } else if schema["additionalProperties"].is_object() {
                 self.check(name, value, &schema["additionalProperties"]);
             } else {
@@ -259,7 +266,10 @@ impl Checker<'_> {
                 );
                 let what = if matches!(value.value, Value::Table(_)) { "section" } else { "key" };
                 let within = if key == "the file" { String::new() } else { format!(" in `{key}`") };
-                self.complain(place, format!("unknown {what} `{name}`{within}"), Some(hint));
+                // Who writes a key or a secret where none belongs should not find it in a log as well.
+                let is_secret = schema["x-secret"] == "table";
+                let place = if is_secret { place.clone().hidden() } else { place.clone() };
+                self.complain(&place, format!("unknown {what} `{name}`{within}"), Some(hint));
             }
         }
         for required in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {

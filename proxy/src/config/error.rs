@@ -9,10 +9,23 @@ use std::path::PathBuf;
 pub enum Place {
     /// Bytes of the file.
     File(Range<usize>),
+    /// Bytes of the file that may be a secret: the place is told, the text is not shown.
+    Secret(Range<usize>),
     /// A variable of the environment.
     Variable(String),
     /// The file as a whole, such as one that cannot be read.
     Whole,
+}
+
+impl Place {
+    /// The same place, for what may be a secret.
+    #[must_use]
+    pub fn hidden(self) -> Self {
+        match self {
+            Self::File(span) => Self::Secret(span),
+            other => other,
+        }
+    }
 }
 
 /// One thing that is wrong.
@@ -54,7 +67,7 @@ impl ConfigError {
     pub fn new(file: impl Into<PathBuf>, source: impl Into<String>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| match &problem.place {
             Place::Whole => (0, 0),
-            Place::File(span) => (1, span.start),
+            Place::File(span) | Place::Secret(span) => (1, span.start),
             Place::Variable(_) => (2, 0),
         });
         problems.dedup();
@@ -65,6 +78,10 @@ impl ConfigError {
         let file = self.file.display();
         match &problem.place {
             Place::Whole => writeln!(f, "{file}: {}", problem.message)?,
+            Place::Secret(span) => {
+                let (line_number, column, _) = locate(&self.source, span.start);
+                writeln!(f, "{file}:{line_number}:{column}: {}", problem.message)?;
+            }
             Place::Variable(name) => writeln!(f, "environment, {name}: {}", problem.message)?,
             Place::File(span) => {
                 let (line_number, column, line) = locate(&self.source, span.start);

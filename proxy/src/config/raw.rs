@@ -12,6 +12,8 @@ use outrigger_policy::flags::{Network, Percentage, Switch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admission::{Abuse, Admission, RateLimits, Tiers};
+pub use super::identity::Identity;
 use super::units::{AppAddress, MetricsUrl, Size, Span, Text};
 
 const fn seconds(n: u64) -> Text<Span> {
@@ -42,6 +44,14 @@ pub struct Raw {
     pub log: Log,
     /// Feature flags; the environment (`FF_ENABLE_…`) wins over these.
     pub flags: Flags,
+    /// How often a client may ask.
+    pub rate_limits: RateLimits,
+    /// By how much a tier multiplies its clients' limits.
+    pub tiers: Tiers,
+    /// How many requests the app gets at a time.
+    pub admission: Admission,
+    /// Who is shut out.
+    pub abuse: Abuse,
     /// Routes, tried from top to bottom; the first that matches wins.
     pub routes: Vec<Route>,
 }
@@ -160,15 +170,6 @@ impl Default for Admin {
     fn default() -> Self {
         Self { listen: Text(SocketAddr::from(([127, 0, 0, 1], 9091))) }
     }
-}
-
-/// Whom to believe about who asks.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Identity {
-    /// Networks whose `Fly-Client-IP`, `Fly-Request-Id`, `Forwarded` and `X-Forwarded-…` are believed. From anybody
-    /// else they are removed. Environment: OUTRIGGER_TRUSTED, comma-separated.
-    pub trusted: Vec<Text<Network>>,
 }
 
 /// Which fields tell the app about the client.
@@ -350,6 +351,14 @@ pub struct Route {
     /// Instead of `client.max_body`.
     #[serde(default)]
     pub max_body: Option<Text<Size>>,
+    /// What a request takes from its limits, for those that are more expensive than others.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub cost: u32,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 fn everything() -> String {

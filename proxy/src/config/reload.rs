@@ -119,6 +119,10 @@ impl Reloader {
         config.admin_listen = before.config.admin_listen;
         config.app.max_idle = before.config.app.max_idle;
         config.log.format = before.config.log.format;
+        config.max_limit_keys = before.config.max_limit_keys;
+        if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
+            credentials.adopt(&before.config.credentials);
+        }
         let next = Snapshot::new(config, before.version + 1, &self.state.metrics);
         self.level.set(next.config.log.level);
         self.state.metrics.reloads_applied.inc();
@@ -128,11 +132,17 @@ impl Reloader {
             routes = next.config.routes.all().len(),
             "the configuration is in force"
         );
+        self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
                 self.state.metrics.forget_route(&gone.name, gone.priority);
+            }
+        }
+        for gone in &before.config.limits.all {
+            if !next.config.limits.all.iter().any(|limit| limit.name == gone.name) {
+                self.state.metrics.forget_limit(&gone.name);
             }
         }
     }

@@ -10,7 +10,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use outrigger_policy::flags::{Network, Switch};
+use outrigger_policy::limiter::Rate;
 use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::{Multiplier, Tier};
 
 /// What a kind of text needs, for the error, and how it is written, for the hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +48,24 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
     Kind::of::<Network>("network", "an address or a network", r#"write "10.0.0.0/8", "fdaa::/16" or "192.0.2.1""#),
     Kind::of::<Switch>("switch", "a switch", r#"write true, false, "monitor" or a percentage such as "10%""#),
+    Kind::of::<Rate>("rate", "a rate, of at least one and at most a million a second", RATE_HINT),
+    Kind::of::<OptionalRate>(
+        "rate-or-off",
+        "a rate, of at least one and at most a million a second, or \"off\"",
+        RATE_HINT,
+    ),
+    Kind::of::<Multiplier>("multiplier", "a multiplier above zero", r#"write "5x", "0.5x" or "unlimited""#),
+    Kind::of::<Tier>("tier", "a tier", r#"write "anonymous", "free", "pro", "enterprise" or "internal""#),
+    Kind::of::<FieldName>("field-name", "the name of a field", r#"write "X-Api-Key", for example"#),
+    Kind::of::<JwksUrl>(
+        "jwks-url",
+        "an http or https URL without user, password and fragment",
+        r#"write "https://login.example.com/.well-known/jwks.json", for example"#,
+    ),
     Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
 ];
+
+const RATE_HINT: &str = r#"write "100/1m", "5/1s" or "1000/1h"; to have no limit, leave it out or say "off""#;
 
 impl Kind {
     const fn of<T: FromStr>(format: &'static str, what: &'static str, hint: &'static str) -> Self {
@@ -124,6 +142,27 @@ impl fmt::Display for Size {
         match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// A limit that can be switched off: `"100/1m"` or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionalRate(pub Option<Rate>);
+
+impl FromStr for OptionalRate {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|rate| Self(Some(rate))).map_err(|_| WrongText) }
+    }
+}
+
+impl fmt::Display for OptionalRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(rate) => rate.fmt(f),
+            None => f.write_str("off"),
         }
     }
 }
@@ -207,6 +246,45 @@ impl fmt::Display for MetricsUrl {
     }
 }
 
+/// The name of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldName(pub http::HeaderName);
+
+impl FromStr for FieldName {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        text.parse().map(Self).map_err(|_| WrongText)
+    }
+}
+
+impl fmt::Display for FieldName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where an issuer of tokens publishes its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksUrl(pub reqwest::Url);
+
+impl FromStr for JwksUrl {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let url: reqwest::Url = text.parse().map_err(|_| WrongText)?;
+        let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
+        let is_plain = url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
+        if is_http && is_plain { Ok(Self(url)) } else { Err(WrongText) }
+    }
+}
+
+impl fmt::Display for JwksUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Text of the kind `T` in the raw file: serde and the schema see a string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text<T>(pub T);
@@ -249,6 +327,12 @@ text_schema! {
     MetricsUrl => "metrics-url",
     Network => "network",
     Switch => "switch",
+    Tier => "tier",
+    FieldName => "field-name",
+    JwksUrl => "jwks-url",
+    Rate => "rate",
+    OptionalRate => "rate-or-off",
+    Multiplier => "multiplier",
 }
 
 #[cfg(test)]

@@ -6,24 +6,42 @@
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, EncodingKey};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey};
 use ring::{hmac, signature};
 
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory,
     verifier_factory,
-    // Only for JSON Web Keys, which nothing here reads.
-    key_utils: KeyUtils::new_unimplemented(),
+    key_utils: KeyUtils {
+        rsa_pub_components_from_private_key: |_| unsupported(),
+        rsa_pub_components_from_public_key: |_| unsupported(),
+        ec_pub_components_from_private_key: |_, _| unsupported(),
+        ed_pub_components_from_private_key: |_, _| unsupported(),
+        compute_digest: |_, _| unsupported(),
+    },
 };
 
-/// Makes ring the one that verifies tokens. Needed before the first token; a second call changes nothing.
+/// JSON Web Keys are read here and never written, which is what these are for.
+fn unsupported<T>() -> Result<T, Error> {
+    Err(ErrorKind::UnsupportedAlgorithm.into())
+}
+
+/// Makes ring the one that verifies tokens. Every [`crate::Key`] sees to it; whoever signs first must call it.
 pub fn install() {
-    if PROVIDER.install_default().is_err() {
-        tracing::debug!("the provider of JWT signatures was installed before");
-    }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if PROVIDER.install_default().is_err() {
+            tracing::debug!("another provider of JWT signatures was installed before");
+        }
+    });
 }
 
 fn verifier_factory(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
+    if let (Algorithm::RS256, AlgorithmFamily::Rsa, DecodingKeyKind::RsaModulusExponent { n, e }) =
+        (algorithm, key.family(), key.kind())
+    {
+        return Ok(Box::new(RsaComponents(signature::RsaPublicKeyComponents { n: n.clone(), e: e.clone() })));
+    }
     let parameters: &'static dyn signature::VerificationAlgorithm = match (algorithm, key.family()) {
         (Algorithm::HS256, AlgorithmFamily::Hmac) => {
             return Ok(Box::new(Hs256(hmac::Key::new(hmac::HMAC_SHA256, key.try_get_as_bytes()?))));
@@ -86,5 +104,21 @@ impl Verifier<Vec<u8>> for PublicKey {
 impl JwtVerifier for PublicKey {
     fn algorithm(&self) -> Algorithm {
         self.algorithm
+    }
+}
+
+/// An RSA key as JSON Web Keys write it.
+struct RsaComponents(signature::RsaPublicKeyComponents<Vec<u8>>);
+
+impl Verifier<Vec<u8>> for RsaComponents {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
+        let outcome = self.0.verify(&signature::RSA_PKCS1_2048_8192_SHA256, message, signature);
+        outcome.map_err(|_| SignatureError::new())
+    }
+}
+
+impl JwtVerifier for RsaComponents {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::RS256
     }
 }

@@ -1,0 +1,119 @@
+//! What a decision costs: `cargo bench --package outrigger`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use divan::Bencher;
+use outrigger::gate::{Entry, Gate, Wish};
+use outrigger::limits::mix;
+use outrigger::limits::table::Table;
+use outrigger_policy::admission::Settings;
+use outrigger_policy::concurrency;
+use outrigger_policy::flags::Mode;
+use outrigger_policy::limiter::Quota;
+use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::Multiplier;
+
+fn main() {
+    divan::main();
+}
+
+fn quota() -> Quota {
+    "1000/1s".parse().ok().and_then(|rate| Quota::new(rate, 1000, Multiplier::ONE)).unwrap_or_else(|| unreachable!())
+}
+
+/// A table in which so many keys are in use, and the time at which they are.
+fn used(keys: u64) -> (Table, AtomicU64) {
+    let table = Table::new(usize::try_from(keys).unwrap_or(usize::MAX));
+    let now = 1 << 50;
+    for key in 0..keys {
+        let _ = table.take(mix(key), quota(), now, 1, table.latecomers(0));
+    }
+    (table, AtomicU64::new(now))
+}
+
+/// One limit of one request, for clients in no order.
+#[divan::bench(args = [1, 1_000, 100_000, 1_000_000])]
+fn limit(bencher: Bencher<'_, '_>, keys: u64) {
+    let (table, clock) = used(keys);
+    let quota = quota();
+    let next = AtomicU64::new(0);
+    bencher.bench(|| {
+        let key = mix(next.fetch_add(2_654_435_761, Ordering::Relaxed) % keys);
+        let now = clock.fetch_add(1_000_000, Ordering::Relaxed);
+        black_box(table.take(key, quota, now, 1, table.latecomers(0)).is_ok())
+    });
+}
+
+/// The same, refused.
+#[divan::bench]
+fn limit_refused(bencher: Bencher<'_, '_>) {
+    let (table, clock) = used(1);
+    let now = clock.load(Ordering::Relaxed);
+    while table.take(mix(0), quota(), now, 1, table.latecomers(0)).is_ok() {}
+    bencher.bench(|| black_box(table.take(mix(0), quota(), now, 1, table.latecomers(0)).is_err()));
+}
+
+/// Two threads, one key.
+#[divan::bench(threads = [2])]
+fn limit_contended(bencher: Bencher<'_, '_>) {
+    let (table, clock) = used(1);
+    let quota = quota();
+    bencher.bench(|| {
+        let now = clock.fetch_add(1_000_000, Ordering::Relaxed);
+        black_box(table.take(mix(0), quota, now, 1, table.latecomers(0)).is_ok())
+    });
+}
+
+fn gate(limit: u32) -> Arc<Gate> {
+    let concurrency = concurrency::Settings { min: limit, max: limit, initial: limit };
+    Arc::new(Gate::new(Settings { concurrency, max_wait: Duration::from_secs(1), max_queue: 1000 }))
+}
+
+fn wish(priority: Priority) -> Wish {
+    Wish { priority, client: 7, class: 3, mode: Mode::Enforce }
+}
+
+/// A slot taken, its answer recorded, and given back: two decisions.
+#[divan::bench(threads = [1, 2])]
+fn admission(bencher: Bencher<'_, '_>) {
+    let gate = gate(100);
+    let now = Instant::now();
+    bencher.bench(|| {
+        if let Entry::Go(mut permit) = gate.ask(wish(Priority::High), now, |_| {}) {
+            permit.answered(now + Duration::from_millis(5));
+        }
+    });
+}
+
+/// Nothing is free, and everybody who waits is at least as important.
+#[divan::bench]
+fn admission_refused(bencher: Bencher<'_, '_>) {
+    let gate = gate(100);
+    let now = Instant::now();
+    let mut held = Vec::new();
+    loop {
+        match gate.ask(wish(Priority::High), now, |_| {}) {
+            Entry::Refused => break,
+            entry => held.push(entry),
+        }
+    }
+    bencher.bench(|| black_box(matches!(gate.ask(wish(Priority::Low), now, |_| {}), Entry::Refused)));
+}
+
+/// A more important request takes a place in a full queue and leaves it.
+#[divan::bench]
+fn admission_displaced(bencher: Bencher<'_, '_>) {
+    let gate = gate(100);
+    let now = Instant::now();
+    let mut held = Vec::new();
+    bencher.bench_local(|| {
+        held.push(gate.ask(wish(Priority::Low), now, |_| {}));
+        if held.len() > 300 {
+            held.clear();
+        }
+        drop(black_box(gate.ask(wish(Priority::Critical), now, |_| {})));
+    });
+}

@@ -1,0 +1,230 @@
+//! Limits, slots and bans, for operators: JSON out, and bans in.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, Path, Request, State as Shared};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use outrigger_policy::limiter::Quota;
+use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::Tier;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::abuse::Banned;
+use crate::config::units::Span;
+use crate::credentials::{Verified, VerifiedKind};
+use crate::exchange::Client;
+use crate::state::State;
+
+/// The secret that lets others than this machine change something.
+pub const TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
+/// The longest name of a client.
+const NAME_BYTES: usize = 256;
+
+/// The routes.
+pub fn router(state: &Arc<State>) -> Router<Arc<State>> {
+    let changes = Router::new()
+        .route("/bans", post(ban))
+        .route("/bans/{client}", axum::routing::delete(lift))
+        .layer(middleware::from_fn(only_for_operators))
+        .with_state(Arc::clone(state));
+    Router::new()
+        .route("/admission", get(admission))
+        .route("/limits", get(limits))
+        .route("/bans", get(bans))
+        .merge(changes)
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(
+        "changes need `Authorization: Bearer` with {TOKEN} of the proxy's environment, or come from its own machine"
+    )]
+    NotAnOperator,
+    #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
+    Body(#[from] JsonRejection),
+    #[error("{0:?} is no client: write address:IP, user:NAME or key:NAME")]
+    Client(String),
+    #[error("{0:?} is no duration: write \"10m\", \"1h\" or \"1d\"")]
+    Duration(String),
+    #[error("{0:?} is not banned; GET /bans lists who is")]
+    NotBanned(String),
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::NotAnOperator => StatusCode::FORBIDDEN,
+            Self::Body(_) | Self::Client(_) | Self::Duration(_) => StatusCode::BAD_REQUEST,
+            Self::NotBanned(_) => StatusCode::NOT_FOUND,
+        };
+        (status, Json(json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+async fn only_for_operators(
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refused> {
+    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
+    let is_operator = match token {
+        // Hashes are compared, and nobody outside can foresee them: the time tells nothing.
+        Some(token) => {
+            let value = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+            let hash = |bytes: &[u8]| crate::credentials::client_hash(b't', bytes);
+            value
+                .and_then(|value| value.strip_prefix(b"Bearer "))
+                .is_some_and(|sent| hash(sent) == hash(token.as_bytes()))
+        }
+        None => from.ip().to_canonical().is_loopback(),
+    };
+    if is_operator { Ok(next.run(request).await) } else { Err(Refused::NotAnOperator) }
+}
+
+async fn admission(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let gate = state.gate.standing();
+    let rules = state.rules.load();
+    let waiting: serde_json::Map<String, Value> =
+        Priority::ALL.into_iter().zip(gate.waiting).map(|(p, n)| (p.name().to_owned(), n.into())).collect();
+    Json(json!({
+        "mode": rules.config.gate.mode.name(),
+        "limit": gate.limit,
+        "in_flight": gate.in_flight,
+        "queue": waiting,
+        "queue_limit": gate.room,
+        "latency_ms": gate.latency.map(|latency| latency.as_secs_f64() * 1000.0),
+    }))
+}
+
+async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let rules = state.rules.load();
+    let shown: Vec<Value> = rules
+        .config
+        .limits
+        .all
+        .iter()
+        .zip(&rules.limit_metrics)
+        .map(|(limit, counted)| {
+            let tiers: serde_json::Map<String, Value> = Tier::ALL
+                .into_iter()
+                .zip(limit.quotas)
+                .map(|(tier, quota)| (tier.name().to_owned(), quota.map_or(Value::Null, shown_quota)))
+                .collect();
+            json!({
+                "name": limit.name,
+                "mode": limit.mode.name(),
+                "tiers": tiers,
+                "refused": counted.enforced.get(),
+                "monitored": counted.monitored.get(),
+            })
+        })
+        .collect();
+    let (used, room) = state.limits.size(state.nanoseconds(Instant::now()));
+    Json(json!({ "limits": shown, "keys": { "used": used, "room": room } }))
+}
+
+fn shown_quota(quota: Quota) -> Value {
+    json!({ "burst": quota.burst(), "interval_ms": quota.charge_ns(1) as f64 / 1e6 })
+}
+
+async fn bans(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let now = state.nanoseconds(Instant::now());
+    let shown: Vec<Value> = state.bans.list(now).iter().map(|banned| shown_ban(banned, now)).collect();
+    Json(json!({ "bans": shown }))
+}
+
+fn shown_ban(banned: &Banned, now: u64) -> Value {
+    let until = SystemTime::now() + banned.ban.left(now);
+    json!({
+        "client": banned.who,
+        "reason": banned.ban.offence.name(),
+        "times": banned.ban.times,
+        "left_s": banned.ban.left(now).as_secs_f64().ceil(),
+        "until": jiff::Timestamp::try_from(until).map_or(Value::Null, |until| until.to_string().into()),
+    })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewBan {
+    client: String,
+    #[serde(rename = "for", default = "a_while")]
+    length: String,
+}
+
+fn a_while() -> String {
+    "1h".to_owned()
+}
+
+async fn ban(
+    Shared(state): Shared<Arc<State>>,
+    body: Result<Json<NewBan>, JsonRejection>,
+) -> Result<(StatusCode, Json<Value>), Refused> {
+    let Json(NewBan { client, length }) = body?;
+    let (who, hash) = client_named(&client).ok_or_else(|| Refused::Client(client.clone()))?;
+    let length: Duration = length.parse::<Span>().map_err(|_| Refused::Duration(length))?.0;
+    let now = state.nanoseconds(Instant::now());
+    let ban = state.bans.set(hash, &who, length, now, &state.rules.load().config.abuse);
+    tracing::warn!(client = who, ban_s = length.as_secs(), "an operator bans a client");
+    Ok((StatusCode::CREATED, Json(shown_ban(&Banned { who, ban }, now))))
+}
+
+async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> Result<StatusCode, Refused> {
+    let (who, hash) = client_named(&client).ok_or_else(|| Refused::Client(client.clone()))?;
+    if !state.bans.lift(hash, state.nanoseconds(Instant::now()), &state.limits) {
+        return Err(Refused::NotBanned(client));
+    }
+    tracing::warn!(client = who, "an operator lifts a ban");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The client that an operator means: as it is shown, and its hash.
+fn client_named(text: &str) -> Option<(String, u64)> {
+    if text.len() > NAME_BYTES {
+        return None;
+    }
+    let (kind, name) = text.split_once(':')?;
+    if name.is_empty() {
+        return None;
+    }
+    match kind {
+        "address" => {
+            let address = name.strip_suffix("/64").unwrap_or(name).parse().ok()?;
+            Some((Client::shown_address(address), Client::hash_of(address)))
+        }
+        // As it is listed: its hash is all that is known of it.
+        "unknown-key" => u64::from_str_radix(name, 16).ok().map(|hash| (text.to_owned(), hash)),
+        "user" | "key" => {
+            let kind = if kind == "user" { VerifiedKind::User } else { VerifiedKind::Key };
+            let verified = Verified::new(kind, name, Tier::default());
+            Some((verified.shown(), verified.hash))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_names_clients_as_they_are_shown() {
+        let shown = |text| client_named(text).map(|(who, _)| who);
+        assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
+        assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));
+        assert_eq!(client_named("address:2001:db8:1:2::/64"), client_named("address:2001:db8:1:2:3::9"));
+        assert_eq!(shown("user:ann").as_deref(), Some("user:ann"));
+        for wrong in ["", "192.0.2.1", "address:", "address:x", "tier:pro", "user:"] {
+            assert_eq!(shown(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Which user or key a request is from: only what could be verified, and why the rest was ignored.
+//!
+//! A forged, stale or unknown credential is never an error to the client: the request is then its address's, and the app
+//! decides what it thinks of it. The credentials themselves are passed on unchanged.
+
+pub mod cache;
+pub mod jwks;
+pub mod jwt;
+pub mod keys;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+use outrigger_policy::tier::Tier;
+
+use self::jwks::Source;
+use self::jwt::Users;
+use self::keys::KeyTable;
+use crate::exchange::Fields;
+
+/// The longest key that is looked at. What is longer is unknown.
+const KEY_BYTES: usize = 1024;
+
+/// What a client is known by, for [`client_hash`]: the same bytes are another client as another kind.
+pub mod kind {
+    /// The name of a verified user.
+    pub const USER: u8 = 1;
+    /// The name of a known key.
+    pub const KEY: u8 = 2;
+    /// A key that nobody knows, itself.
+    pub const UNKNOWN_KEY: u8 = 3;
+}
+
+/// A number for a client that nobody can predict or turn back, and that is another one in every process.
+pub fn client_hash(kind: u8, bytes: &[u8]) -> u64 {
+    static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let mut hasher = SEED.build_hasher();
+    hasher.write_u8(kind);
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// What was verified about who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// By which credential.
+    pub kind: VerifiedKind,
+    /// The user, or the name of the key.
+    pub name: Arc<str>,
+    /// From the key table or the token's claim.
+    pub tier: Tier,
+    /// [`client_hash`] of kind and name.
+    pub hash: u64,
+}
+
+/// By which credential a client was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifiedKind {
+    /// A token that somebody signed for this user.
+    User,
+    /// A key of the table.
+    Key,
+}
+
+impl Verified {
+    /// A client that was verified.
+    pub fn new(kind: VerifiedKind, name: &str, tier: Tier) -> Self {
+        let hashed_as = match kind {
+            VerifiedKind::User => kind::USER,
+            VerifiedKind::Key => kind::KEY,
+        };
+        Self { kind, name: name.into(), tier, hash: client_hash(hashed_as, name.as_bytes()) }
+    }
+
+    /// As operators name it: `user:ann`, `key:acme`.
+    pub fn shown(&self) -> String {
+        match self.kind {
+            VerifiedKind::User => format!("user:{}", self.name),
+            VerifiedKind::Key => format!("key:{}", self.name),
+        }
+    }
+}
+
+/// Whom a request counts for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Who {
+    /// Its address: nothing was presented, or nothing that counts.
+    #[default]
+    Address,
+    /// A key that nobody knows, by its hash (`unknown_keys = "count"`). Its tier is anonymous.
+    UnknownKey(u64),
+    /// Somebody.
+    Verified(Arc<Verified>),
+}
+
+/// Why a credential was ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ignored {
+    /// A key that is not in the table, longer than any, or sent twice.
+    UnknownKey,
+    /// No token of ours: signature, algorithm, issuer, audience, or a claim that must be there. Or two of them.
+    BadToken,
+    /// Longer than 8 KiB.
+    LongToken,
+    /// It was good once.
+    ExpiredToken,
+    /// It will be good one day.
+    EarlyToken,
+    /// Good, but it names no user.
+    NamelessToken,
+    /// Signed with a key that the issuer does not publish, or had not when we last asked.
+    UnknownSigner,
+    /// The issuer's keys have not come yet.
+    NoSigners,
+}
+
+impl Ignored {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::UnknownKey,
+        Self::BadToken,
+        Self::LongToken,
+        Self::ExpiredToken,
+        Self::EarlyToken,
+        Self::NamelessToken,
+        Self::UnknownSigner,
+        Self::NoSigners,
+    ];
+
+    /// The metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "unknown_key",
+            Self::BadToken => "bad_token",
+            Self::LongToken => "long_token",
+            Self::ExpiredToken => "expired_token",
+            Self::EarlyToken => "early_token",
+            Self::NamelessToken => "nameless_token",
+            Self::UnknownSigner => "unknown_signer",
+            Self::NoSigners => "no_signers",
+        }
+    }
+}
+
+/// What came of a request's credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identified {
+    /// Whom it counts for.
+    pub who: Who,
+    /// Why its token was ignored, if one was presented and was.
+    pub token: Option<Ignored>,
+    /// The same of its key.
+    pub key: Option<Ignored>,
+}
+
+impl Identified {
+    /// Each credential that was presented and ignored.
+    pub fn ignored(&self) -> impl Iterator<Item = Ignored> {
+        self.token.into_iter().chain(self.key)
+    }
+}
+
+/// Every credential that counts; built when the configuration is loaded, and shared by all workers.
+#[derive(Default)]
+pub struct Credentials {
+    keys: Option<Keys>,
+    users: Option<Users>,
+}
+
+/// How keys are presented and what they mean.
+#[derive(Debug)]
+pub struct Keys {
+    /// The field that carries them.
+    pub field: HeaderName,
+    /// Those that are known.
+    pub table: KeyTable,
+    /// Whether an unknown key is a client of its own.
+    pub counts_unknown: bool,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("keys", &self.keys).field("users", &self.users).finish()
+    }
+}
+
+impl Credentials {
+    /// Keys and tokens as configured. Keys that can mean nothing are not looked for.
+    pub fn new(keys: Keys, users: Option<Users>) -> Self {
+        let keys = (!keys.table.is_empty() || keys.counts_unknown).then_some(keys);
+        Self { keys, users }
+    }
+
+    /// Whether every request is its address's, whatever it presents.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_none() && self.users.is_none()
+    }
+
+    /// Whom a request counts for. A verified user counts before a key. `now` gives seconds since 1970, and is asked only
+    /// when there is a token.
+    pub fn identify(&self, fields: Fields<'_>, now: impl FnOnce() -> u64) -> Identified {
+        let mut found = Identified::default();
+        if let Some(users) = &self.users {
+            let outcome = match one(fields, &AUTHORIZATION) {
+                Presented::Nothing => None,
+                Presented::Once(value) => bearer(value).map(|token| users.identify(token, now())),
+                // The app may believe the other one.
+                Presented::Often => Some(Err(Ignored::BadToken)),
+            };
+            match outcome {
+                Some(Ok(user)) => {
+                    found.who = Who::Verified(user);
+                    return found;
+                }
+                Some(Err(why)) => found.token = Some(why),
+                None => {}
+            }
+        }
+        if let Some(keys) = &self.keys {
+            match one(fields, &keys.field) {
+                Presented::Nothing | Presented::Once(b"") => {}
+                Presented::Once(key) if key.len() <= KEY_BYTES => match keys.table.find(key) {
+                    Some(known) => found.who = Who::Verified(Arc::clone(known)),
+                    None => {
+                        found.key = (!keys.table.is_empty()).then_some(Ignored::UnknownKey);
+                        if keys.counts_unknown {
+                            found.who = Who::UnknownKey(client_hash(kind::UNKNOWN_KEY, key));
+                        }
+                    }
+                },
+                Presented::Once(_) | Presented::Often => found.key = Some(Ignored::UnknownKey),
+            }
+        }
+        found
+    }
+
+    /// Where the keys of tokens are fetched, if they are.
+    pub fn jwks(&self) -> Option<&Arc<Source>> {
+        self.users.as_ref().and_then(Users::jwks)
+    }
+
+    /// Takes over the keys that `before` has fetched, and their fetching, when both name the same place. Called on a
+    /// reload, before anybody uses these.
+    pub fn adopt(&mut self, before: &Self) {
+        if let (Some(users), Some(source)) = (&mut self.users, before.jwks()) {
+            users.adopt(source);
+        }
+    }
+
+    /// Tokens that are remembered, good and bad.
+    pub fn cached_tokens(&self) -> usize {
+        self.users.as_ref().map_or(0, Users::cached)
+    }
+}
+
+enum Presented<'a> {
+    Nothing,
+    Once(&'a [u8]),
+    Often,
+}
+
+fn one<'a>(fields: Fields<'a>, name: &HeaderName) -> Presented<'a> {
+    fn first_and_more<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Presented<'a> {
+        match (values.next(), values.next()) {
+            (None, _) => Presented::Nothing,
+            (Some(value), None) => Presented::Once(value),
+            (Some(_), Some(_)) => Presented::Often,
+        }
+    }
+    match fields {
+        Fields::Map(map) => first_and_more(map.get_all(name).iter().map(http::HeaderValue::as_bytes)),
+        Fields::Wire(fields) => {
+            let of_name = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_str()));
+            first_and_more(of_name.map(|field| field.value))
+        }
+    }
+}
+
+/// The token of `Bearer TOKEN`; nothing for other schemes, which are the app's.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! How often each client may ask: the limits of the rules, compiled, and the stage that applies them.
+//!
+//! A request needs the leave of every limit of its route. They are taken from one after the other; when one refuses, what
+//! was taken from those before it is given back.
+
+pub mod headers;
+pub mod table;
+
+use std::fmt;
+use std::time::Duration;
+
+use outrigger_policy::flags::Mode;
+use outrigger_policy::limiter::{Exceeded, Quota, Standing};
+use outrigger_policy::tier::Tier;
+
+use self::table::Charge;
+pub use crate::config::admission::{By, Count};
+use crate::exchange::{Exchange, Request};
+use crate::rejection::{Rejection, seconds};
+use crate::state::State;
+
+/// The most limits that apply to one request.
+pub const MOST_LIMITS: usize = 8;
+/// The most of them that an answer tells of.
+pub const MOST_SHOWN: usize = 4;
+
+/// One limit.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    /// Its name in metrics, logs and answers.
+    pub name: String,
+    /// Whose requests are counted together.
+    pub by: By,
+    /// What is counted.
+    pub count: Count,
+    /// Whether its refusals count.
+    pub mode: Mode,
+    /// For each tier; `None` is no limit.
+    pub quotas: [Option<Quota>; Tier::ALL.len()],
+    /// `RateLimit-Policy` for each tier.
+    pub policies: [Box<str>; Tier::ALL.len()],
+    /// Tells its keys from those of other limits. Made of its name, so that its state outlives a change of the rules.
+    salt: u64,
+}
+
+impl Limit {
+    /// Compiles one.
+    pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
+        let policy =
+            |quota: Option<Quota>| quota.map_or_else(String::new, |quota| headers::policy(name, quota, window_s));
+        Self {
+            name: name.to_owned(),
+            by,
+            count,
+            mode,
+            quotas,
+            policies: quotas.map(|quota| policy(quota).into()),
+            salt: crate::credentials::client_hash(SALT, name.as_bytes()),
+        }
+    }
+
+    /// Whether an answer tells the client of it: what others have used is none of its business.
+    fn is_shown(&self) -> bool {
+        !matches!(self.by, By::Route | By::Machine)
+    }
+
+    fn tag(&self, exchange: &Exchange) -> u64 {
+        let key = match self.by {
+            By::Client => exchange.client.id,
+            By::ClientAndRoute => exchange.client.id ^ route_tag(exchange),
+            By::Address => exchange.client.address_id,
+            By::Route => route_tag(exchange),
+            By::Machine => 0,
+        };
+        mix(self.salt ^ key)
+    }
+}
+
+impl fmt::Display for Limit {
+    /// For `explain`: as a client without a tier meets it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = match self.by {
+            By::Client => "each client",
+            By::ClientAndRoute => "each client on this route",
+            By::Address => "each address",
+            By::Route => "all clients on this route",
+            By::Machine => "this Machine",
+        };
+        let what = match self.count {
+            Count::Requests => "",
+            Count::Failures => " failures",
+        };
+        match self.quotas[Tier::Anonymous as usize] {
+            Some(quota) => {
+                let every = Duration::from_nanos(quota.charge_ns(1));
+                let burst = quota.burst();
+                write!(
+                    f,
+                    "{}: {burst}{what} at once, then one every {every:?}, for {by} ({})",
+                    self.name,
+                    self.mode.name()
+                )
+            }
+            None => write!(f, "{}: none for the anonymous", self.name),
+        }
+    }
+}
+
+/// What [`crate::credentials::client_hash`] is told that it hashes.
+const SALT: u8 = b'l';
+
+fn route_tag(exchange: &Exchange) -> u64 {
+    mix(exchange.rules.route_tags[exchange.route])
+}
+
+/// Spreads a difference in one bit over all of them (the finaliser of MurmurHash3).
+pub const fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+/// All limits, and which apply to which route.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Each once.
+    pub all: Vec<Limit>,
+    /// For each route, in the order of the routes, those that apply.
+    pub by_route: Vec<Box<[u16]>>,
+    /// Answers tell of them, in the standard's fields.
+    pub headers: bool,
+    /// And in the older ones.
+    pub legacy_headers: bool,
+}
+
+impl Limits {
+    /// Those of a route.
+    pub fn of(&self, route: usize) -> impl Iterator<Item = (u16, &Limit)> {
+        let numbers = self.by_route.get(route).map_or(&[][..], |numbers| numbers);
+        numbers.iter().filter_map(|number| Some((*number, self.all.get(usize::from(*number))?)))
+    }
+}
+
+/// What an answer tells of one limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Left {
+    /// The limit's number.
+    pub limit: u16,
+    /// So many may come now.
+    pub remaining: u32,
+    /// Nothing is taken any more after so many seconds.
+    pub full_in_s: u32,
+}
+
+impl Left {
+    fn new(limit: u16, standing: Standing) -> Self {
+        let full_in_s = u32::try_from(seconds(standing.full_in)).unwrap_or(u32::MAX);
+        Self { limit, remaining: standing.remaining, full_in_s }
+    }
+}
+
+/// What an answer tells of the limits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown {
+    items: [Left; MOST_SHOWN],
+    len: u8,
+}
+
+impl Shown {
+    fn push(&mut self, number: u16, standing: Standing) {
+        if let Some(item) = self.items.get_mut(usize::from(self.len)) {
+            *item = Left::new(number, standing);
+            self.len += 1;
+        }
+    }
+
+    /// What is left by now.
+    fn restate(&mut self, standing: impl Fn(u16) -> Option<Standing>) {
+        for left in &mut self.items[..usize::from(self.len)] {
+            *left = standing(left.limit).map_or(*left, |standing| Left::new(left.limit, standing));
+        }
+    }
+
+    /// Limit by limit.
+    pub fn iter(&self) -> impl Iterator<Item = Left> {
+        self.items[..usize::from(self.len)].iter().copied()
+    }
+}
+
+/// Takes what the request costs from all of its limits, or from none. The stage.
+///
+/// # Errors
+/// [`Rejection::QuotaExceeded`]
+pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    if exchange.admission == Mode::Off {
+        return Ok(());
+    }
+    let rules = &exchange.rules;
+    let limits = &rules.config.limits;
+    let now = state.nanoseconds(exchange.started);
+    let cost = rules.config.routes.all()[exchange.route].cost;
+    let tier = exchange.client.tier as usize;
+    // All at once, so that the processor fetches them together: they are far from each other and from everything else.
+    let mut tags = [0; MOST_LIMITS];
+    for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(exchange.route)) {
+        *tag = limit.tag(exchange);
+        state.limits.warm(*tag);
+    }
+    let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
+    let mut taken = charges.iter_mut();
+    let mut shown = Shown::default();
+    // The limit that makes the client wait longest, and whether it counts.
+    let (mut refused, mut monitored): (Option<(u16, Exceeded)>, Option<u16>) = (None, None);
+    for ((number, limit), tag) in limits.of(exchange.route).zip(tags) {
+        let Some(quota) = limit.quotas[tier] else { continue };
+        let is_monitored = limit.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
+        // Once one has refused, nothing is taken any more: the others only say how long they would have the client wait.
+        let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
+        let (verdict, tat) = if only_looks {
+            let tat = state.limits.look(tag);
+            (quota.take(tat, now, if limit.count == Count::Failures { 1 } else { cost }).map(drop), tat)
+        } else {
+            match state.limits.take(tag, quota, now, cost, state.limits.latecomers(limit.salt)) {
+                Ok(charge) => {
+                    if charge.overflowed {
+                        state.metrics.limit_overflow.inc();
+                    }
+                    if let Some(slot) = taken.next() {
+                        *slot = Some((charge, is_monitored));
+                    }
+                    (Ok(()), charge.tat)
+                }
+                // The table said no, so nothing has changed.
+                Err(refused) => {
+                    if refused.overflowed {
+                        state.metrics.limit_overflow.inc();
+                    }
+                    (Err(refused.exceeded), state.limits.look(tag))
+                }
+            }
+        };
+        match verdict {
+            Ok(()) => {}
+            Err(_) if is_monitored => monitored = Some(number),
+            Err(exceeded) if refused.is_none_or(|(_, before)| exceeded.retry_after > before.retry_after) => {
+                refused = Some((number, exceeded));
+            }
+            Err(_) => {}
+        }
+        if limit.is_shown() && !is_monitored {
+            shown.push(number, quota.standing(tat, now));
+        }
+    }
+    // What a monitored limit would have refused would not have been taken from the other monitored ones either.
+    if refused.is_some() || monitored.is_some() {
+        let is_given_back = |is_monitored: bool| refused.is_some() || is_monitored;
+        charges.into_iter().flatten().filter(|(_, m)| is_given_back(*m)).for_each(|(charge, _)| charge.take_back());
+        if refused.is_some() {
+            shown.restate(|number| {
+                let limit = limits.all.get(usize::from(number))?;
+                limit.quotas[tier].map(|quota| quota.standing(state.limits.look(limit.tag(exchange)), now))
+            });
+        }
+    }
+    if let Some(number) = monitored {
+        rules.limit_metrics[usize::from(number)].monitored.inc();
+        if refused.is_none() {
+            state.metrics.refusals.monitored(
+                Rejection::QUOTA_EXCEEDED,
+                rules.config.routes.all()[exchange.route].priority,
+                exchange.client.tier,
+            );
+        }
+    }
+    exchange.shown_limits = shown;
+    match refused {
+        None => Ok(()),
+        Some((number, Exceeded { retry_after })) => {
+            rules.limit_metrics[usize::from(number)].enforced.inc();
+            Err(Rejection::QuotaExceeded { limit: number, retry_after })
+        }
+    }
+}
+
+/// Gives back what a request took from its limits: it was refused for a reason that is none of the client's.
+pub fn give_back(state: &State, exchange: &Exchange) {
+    if exchange.admission == Mode::Off {
+        return;
+    }
+    let limits = &exchange.rules.config.limits;
+    let cost = exchange.route().cost;
+    for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Requests) {
+        if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
+            state.limits.give_back(limit.tag(exchange), quota.charge_ns(cost));
+        }
+    }
+}
+
+/// Takes from the limits that count failures, once an answer turns out to be one.
+pub fn failed(state: &State, exchange: &Exchange) {
+    let limits = &exchange.rules.config.limits;
+    let now = state.nanoseconds(exchange.head_at.unwrap_or(exchange.started));
+    for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {
+        if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
+            let latecomers = state.limits.latecomers(limit.salt);
+            // Already exhausted: the requests before this one were under way together.
+            let _ = state.limits.take(limit.tag(exchange), quota, now, 1, latecomers);
+        }
+    }
+}
