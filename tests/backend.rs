@@ -58,14 +58,19 @@ pub enum Play {
 #[derive(Debug)]
 pub struct Workers {
     free: Semaphore,
-    service: Duration,
+    service: Mutex<Duration>,
     stays: Mutex<Vec<(String, Duration)>>,
 }
 
 impl Workers {
     /// So many, each of whom needs this long for a request.
     pub fn new(number: usize, service: Duration) -> Arc<Self> {
-        Arc::new(Self { free: Semaphore::new(number), service, stays: Mutex::default() })
+        Arc::new(Self { free: Semaphore::new(number), service: Mutex::new(service), stays: Mutex::default() })
+    }
+
+    /// From now on, each needs this long.
+    pub fn need(&self, service: Duration) {
+        *lock(&self.service) = service;
     }
 
     /// The path of each request that was done, in order, and how long it was with the app.
@@ -80,7 +85,8 @@ impl Workers {
             permit = self.free.acquire() => permit.expect("workers are never sent home"),
             _ = left => return false,
         };
-        tokio::time::sleep(self.service).await;
+        let service = *lock(&self.service);
+        tokio::time::sleep(service).await;
         drop(permit);
         lock(&self.stays).push((path.to_owned(), came.elapsed()));
         true

@@ -463,6 +463,29 @@ fn monitor_changes_no_answer_and_predicts_what_enforce_does() {
 }
 
 #[test]
+fn an_app_that_becomes_twice_as_slow_is_found_again_under_load() {
+    let app = Backend::start();
+    let workers = four_workers(&app);
+    let proxy = Proxy::with(&app, &routes());
+    let (before, after) = (Duration::from_secs(3), Duration::from_secs(6));
+    let critical = run(async {
+        let load = Load::on(&proxy);
+        let flood = load.flow(mixed("/low"), 400.0, before + after);
+        let critical = load.flow(mixed("/critical"), 20.0, before + after);
+        tokio::time::sleep(before).await;
+        workers.need(Duration::from_millis(100));
+        flood.await.unwrap();
+        critical.await.unwrap()
+    });
+    assert_eq!(served(&critical), critical.len(), "critical requests are half of what the slower app can do");
+    let stays = workers.stays();
+    // Forty a second: the last two seconds and a half.
+    let late = mean(&stays[stays.len() - 100..]);
+    assert!(late <= Duration::from_millis(150), "with the app for {late:?} instead of 100 ms");
+    everything_has_returned(&proxy);
+}
+
+#[test]
 fn an_app_that_does_two_slow_requests_at_a_time_is_kept_busy() {
     let app = Backend::start();
     let workers = app.works(&PATHS, 2, Duration::from_millis(500));

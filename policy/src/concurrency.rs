@@ -49,13 +49,15 @@ const ROUGH: f64 = 0.12;
 const CALM: u32 = 2;
 /// Standard errors that settle a matter before that.
 const SURE: f64 = 3.5;
+/// Standard errors that allow a little more before that: if it was a mistake, the next window takes it back.
+const LIKELY: f64 = 1.5;
 /// Dips may cost this share of throughput.
 const DIPS_COST: f64 = 0.004;
 /// A dip follows so many round trips after a cut.
 const SOON: f64 = 20.0;
 /// A limit that was too high by one is tried again after so many windows.
 const RETRY_AFTER: u32 = 64;
-/// A sample counts as at most so many times what is usual for its class.
+/// A sample counts as at most so many times what is usual for its class now.
 const OUTLIER: f64 = 16.0;
 /// What is usual for a class is the mean over about so many samples.
 const MEMORY: f64 = 1024.0;
@@ -108,8 +110,10 @@ pub struct Concurrency {
     noise_samples: f64,
     /// Since the last decision.
     window: Window,
-    /// From here on, what comes back was sent under this limit.
+    /// From here on, what comes back was sent under this limit, unless it was sent before `moved_at`.
     settles_at: u64,
+    /// When the limit moved last.
+    moved_at: u64,
     /// What a request takes, long ones counting more, in nanoseconds.
     round_trip: u64,
     trial: Option<Trial>,
@@ -191,7 +195,7 @@ impl Window {
         let effective = self.usual * self.usual / self.usual_squares.max(f64::MIN_POSITIVE);
         Point {
             in_flight: self.in_flight / self.samples,
-            stretch: (self.took / self.usual).clamp(0.01, 100.0),
+            stretch: (self.took / self.usual).clamp(0.01, 1e6),
             error: (noise / effective.max(1.0)).sqrt(),
             target: TARGET.max(1.0 + self.samples * ALLOWED_NS / self.usual),
             latency: self.took / self.samples,
@@ -211,6 +215,7 @@ impl Concurrency {
             noise_samples: 0.0,
             window: Window::default(),
             settles_at: 0,
+            moved_at: 0,
             round_trip: 0,
             trial: None,
             is_suspect: false,
@@ -253,12 +258,21 @@ impl Concurrency {
     pub fn record(&mut self, now: u64, sample: Sample) {
         // A clock that went back says nothing.
         let Some(took) = now.checked_sub(sample.started) else { return };
-        // What was sent under another limit tells about that one. To go by when it was sent would be wrong: of what is sent
-        // after a change, the short ones come back first.
-        if now < self.settles_at && self.settles_at - now <= self.round_trip.saturating_mul(2) {
+        // What was sent under another limit tells about that one. To go by when it was sent alone would be wrong: of what is
+        // sent after a change, the short ones come back first.
+        if sample.started < self.moved_at
+            || (now < self.settles_at && self.settles_at - now <= self.round_trip.saturating_mul(2))
+        {
             return;
         }
         let took = (took as f64).max(1.0);
+        if self.round_trip == 0 {
+            // The first answer: nobody was there before it, or hardly anybody. Whoever was sent meanwhile found more at the app
+            // than the one before, so what they take is neither the latency without a queue nor that of a full app.
+            self.classes[usize::from(sample.class) % CLASSES] = Class { usual: took, seen: 1.0 };
+            self.round_trip = took as u64;
+            return self.move_to(self.limit, now);
+        }
         let stretch = if self.window.samples > 0.0 { self.window.took / self.window.usual } else { 1.0 };
         let in_flight = f64::from(sample.in_flight.max(1));
         let is_quiet = in_flight <= (QUIET * self.limit).max(1.0) || self.trial.is_some();
@@ -268,7 +282,8 @@ impl Concurrency {
             class.seen = 1.0;
         }
         let usual = class.usual * self.baseline;
-        let took = took.min(OUTLIER * usual);
+        // Relative to the others in this window: what is usual may be wrong, and has to be found out.
+        let took = took.min(OUTLIER * usual * stretch.max(1.0));
         let window = &mut self.window;
         window.samples += 1.0;
         window.unseen += 1.0;
@@ -311,7 +326,7 @@ impl Concurrency {
         match self.trial {
             Some(trial) => {
                 // A trial costs throughput while it lasts: it need not be as precise as what follows from it.
-                if point.error <= TOLERABLE || window.samples >= MOST / 4.0 || self.is_clear(trial.before, point) {
+                if point.error <= TOLERABLE || window.samples >= MOST / 4.0 || Self::is_clear(trial.before, point) {
                     self.judge(trial, point, now);
                 }
             }
@@ -327,8 +342,9 @@ impl Concurrency {
             let gain = if self.noise_samples <= FEWEST { 1.0 } else { 0.2 };
             self.baseline *= 1.0 + gain * (point.stretch - 1.0);
         } else if point.is_too_slow(SURE * point.error) {
-            // Slower, although there is room: what is not needed is not kept for the day when it would do harm.
-            let wanted = (point.in_flight / QUIET).max(point.wanted());
+            // Slower, although there is room: what is not needed is not kept for the day when it would do harm. A few slow
+            // answers at night are no reason to begin the day with less than at first.
+            let wanted = (point.in_flight / QUIET).max(point.wanted()).max(f64::from(self.settings.initial));
             if wanted.round() < self.limit.round() {
                 self.calm = 0;
                 return self.move_to(wanted, now);
@@ -357,10 +373,14 @@ impl Concurrency {
             self.baseline *= point.stretch;
             return self.dip(Point { stretch: 1.0, ..point }, now);
         }
-        if self.calm >= CALM && point.error < ROUGH && point.stretch < (point.target / 2.0).max(TARGET * (1.0 + BAND)) {
+        if self.calm >= CALM
+            && point.error < ROUGH
+            && point.stretch < (point.target / 2.0).max(1.0 + BAND + point.error)
+        {
             // Twice too much shows at once, whatever the noise.
             return self.move_to(2.0 * point.in_flight, now);
         }
+        let doubt = if is_precise { 0.0 } else { LIKELY * point.error * point.stretch };
         if point.stretch < point.target * (1.0 - BAND) - doubt {
             // Below the point where it queues, latency does not say how far below.
             let wanted = point.wanted().min(point.in_flight * TARGET);
@@ -409,7 +429,7 @@ impl Concurrency {
         (fewer * before.stretch / after.stretch, 1.0 - KEPT * (1.0 - fewer))
     }
 
-    fn is_clear(&self, before: Point, after: Point) -> bool {
+    fn is_clear(before: Point, after: Point) -> bool {
         let (left, bar) = Self::throughput(before, after);
         (left - bar).abs() > SURE * left * before.error.hypot(after.error)
     }
@@ -450,6 +470,7 @@ impl Concurrency {
 
     fn move_to(&mut self, limit: f64, now: u64) {
         self.limit = self.within(limit);
+        self.moved_at = now;
         self.settles_at = now.saturating_add(self.round_trip.saturating_mul(2));
         self.reset(self.settles_at);
     }

@@ -80,6 +80,28 @@ fn a_step_is_followed_within_a_few_service_times() {
 }
 
 #[test]
+fn a_flood_from_the_first_moment_is_settled_within_two_seconds() {
+    for shape in [Shape::Fixed, Shape::Jitter, Shape::Lognormal(0.1)] {
+        let end = 6 * SECOND;
+        let scenario = Scenario::steady(4, 50 * MS, shape, 12.0, end);
+        for seed in 0..100 {
+            let run = simulate(&scenario, seed);
+            // Forty service times, for an app that does eighty a second.
+            assert_good(run.figures(2 * SECOND, end, 4), 0.85, 1.5, &format!("{shape:?}, seed {seed}"));
+        }
+    }
+}
+
+#[test]
+fn a_first_answer_that_is_much_shorter_than_all_others_blinds_nobody() {
+    for seed in 100..130 {
+        let end = 40 * SECOND;
+        let run = simulate(&Scenario::steady(50, 10 * MS, Shape::Exponential, 5.0, end), seed);
+        assert_good(run.figures(end / 2, end, 50), 0.95, 1.5, &format!("seed {seed}"));
+    }
+}
+
+#[test]
 fn routes_of_very_different_lengths_are_no_congestion() {
     for seed in SEEDS {
         let end = 60 * SECOND;
@@ -120,6 +142,19 @@ fn a_quiet_night_leaves_room_for_the_morning() {
             .then(morning, |stage| stage.load = 5.0);
         let run = simulate(&scenario, seed);
         assert_good(run.figures(morning, morning + SECOND, 50), 0.93, 1.5, &format!("first second, seed {seed}"));
+    }
+}
+
+#[test]
+fn slow_answers_to_few_requests_leave_room_for_many() {
+    let mut law = law();
+    let mut now = 0;
+    for n in 0..500_u64 {
+        // One at a time, and from some time on ten times as slow.
+        let started = now;
+        now += if n < 100 { 20 * MS } else { 200 * MS };
+        law.record(now, Sample { class: 0, started, in_flight: 1, ended: Ended::Answered });
+        assert!(law.limit() >= 20, "{} after {n}", law.limit());
     }
 }
 
