@@ -8,7 +8,8 @@
 //!
 //! The order: more important first; among the same, whoever's client holds fewer slots and places; then oldest first. The
 //! queue is no longer than what the app answers in half of the longest wait, so who is let in is nearly always served,
-//! unless everything goes to others who are more important.
+//! unless everything goes to others who are more important. Of such a class, one newcomer in [`REFRESH`] has the place of
+//! the oldest, so that those who wait are not all about to give up when its turn comes.
 
 use std::time::Duration;
 
@@ -42,6 +43,13 @@ pub struct Ask {
 #[must_use = "a place that nobody gives back is lost"]
 pub struct Ticket(u32);
 
+impl Ticket {
+    /// The number of the place, for whoever gives it back.
+    const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -60,7 +68,7 @@ pub enum Turn {
     Waiting,
     /// It has a slot.
     Granted,
-    /// Somebody more important has its place.
+    /// Somebody has its place: more important, more modest, or only newer in a class that gets nothing for long.
     Displaced,
 }
 
@@ -207,13 +215,14 @@ impl<T: Default> Admission<T> {
     }
 
     /// What became of a place; one whose turn has come is given back by this.
-    #[allow(clippy::needless_pass_by_value, reason = "a ticket is given back once")]
     pub fn collect(&mut self, ticket: Ticket) -> Result<Turn, Ticket> {
-        let turn = self.places.get(ticket.0 as usize).and_then(Option::as_ref).map_or(Turn::Displaced, |p| p.turn);
+        let number = ticket.number();
+        let turn =
+            self.places.get(number as usize).and_then(Option::as_ref).map_or(Turn::Displaced, |place| place.turn);
         if turn == Turn::Waiting {
-            return Err(ticket);
+            return Err(Ticket(number));
         }
-        self.forget(ticket.0);
+        self.forget(number);
         Ok(turn)
     }
 
@@ -223,9 +232,9 @@ impl<T: Default> Admission<T> {
     }
 
     /// Nobody looks what becomes of it: it is only there to be counted.
-    #[allow(clippy::needless_pass_by_value, reason = "a ticket is given back once")]
     pub fn disown(&mut self, ticket: Ticket) {
-        if let Some(place) = self.places.get_mut(ticket.0 as usize).and_then(Option::as_mut) {
+        let number = ticket.number();
+        if let Some(place) = self.places.get_mut(number as usize).and_then(Option::as_mut) {
             place.is_owned = false;
         }
     }

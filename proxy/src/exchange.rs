@@ -166,6 +166,8 @@ pub struct Exchange {
     pub admission: Mode,
     /// What the answer tells of limits.
     pub shown_limits: Shown,
+    /// A monitored limit would have refused it, and nothing was taken from those that are monitored.
+    pub is_beyond_monitored: bool,
     /// Its slot.
     pub permit: Option<Permit>,
     /// Its slot, while a long answer is on its way.
@@ -209,6 +211,7 @@ impl Exchange {
             in_flight: None,
             admission: Mode::Off,
             shown_limits: Shown::default(),
+            is_beyond_monitored: false,
             permit: None,
             lingering: None,
             waiting: None,

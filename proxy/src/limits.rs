@@ -64,6 +64,11 @@ impl Limit {
         !matches!(self.by, By::Route | By::Machine)
     }
 
+    /// Whether its refusals are only counted, for a client with whom limits do `admission`.
+    fn is_monitored(&self, admission: Mode) -> bool {
+        self.mode == Mode::Monitor || admission == Mode::Monitor
+    }
+
     fn tag(&self, exchange: &Exchange) -> u64 {
         let key = match self.by {
             By::Client => exchange.client.id,
@@ -213,7 +218,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     let (mut refused, mut monitored): (Option<(u16, Exceeded)>, Option<u16>) = (None, None);
     for ((number, limit), tag) in limits.of(exchange.route).zip(tags) {
         let Some(quota) = limit.quotas[tier] else { continue };
-        let is_monitored = limit.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
+        let is_monitored = limit.is_monitored(exchange.admission);
         // Once one has refused, nothing is taken any more: the others only say how long they would have the client wait.
         let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
         let (verdict, tat) = if only_looks {
@@ -272,6 +277,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
             );
         }
     }
+    exchange.is_beyond_monitored = monitored.is_some();
     exchange.shown_limits = shown;
     match refused {
         None => Ok(()),
@@ -290,6 +296,9 @@ pub fn give_back(state: &State, exchange: &Exchange) {
     let limits = &exchange.rules.config.limits;
     let cost = exchange.route().cost;
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Requests) {
+        if exchange.is_beyond_monitored && limit.is_monitored(exchange.admission) {
+            continue;
+        }
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
             state.limits.give_back(limit.tag(exchange), quota.charge_ns(cost));
         }
@@ -306,5 +315,53 @@ pub fn failed(state: &State, exchange: &Exchange) {
             // Already exhausted: the requests before this one were under way together.
             let _ = state.limits.take(limit.tag(exchange), quota, now, 1, latecomers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access_log::AccessLog;
+    use crate::config::{Config, LogFormat};
+    use crate::exchange::Fields;
+    use crate::log::LogQueue;
+    use crate::metrics::Metrics;
+    use http::{HeaderMap, Method};
+    use std::path::Path;
+
+    fn state(rules: &str) -> State {
+        let config = Config::parse(Path::new("test"), rules, &|_| None).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log_dropped.clone()).unwrap();
+        State::new(config, metrics, AccessLog::new(queue))
+    }
+
+    fn asked(state: &State) -> (Exchange, Result<(), Rejection>) {
+        let (fields, method) = (HeaderMap::new(), Method::GET);
+        let fields = Fields::Map(&fields);
+        let request = Request { method: &method, path: "/", host: "a", fields, is_http10: false };
+        let mut exchange = Exchange::new(state.rules.load_full());
+        exchange.admission = Mode::Enforce;
+        let verdict = check(state, &request, &mut exchange);
+        (exchange, verdict)
+    }
+
+    #[test]
+    fn what_is_given_back_for_want_of_slots_is_given_back_once() {
+        let state = state(
+            "rate_limits.medium = \"2/1h\"\n[[rate_limits.rules]]\nname = \"watched\"\nrate = \"1/1h\"\nmode = \"monitor\"\n",
+        );
+        let monitored = || state.rules.load().limit_metrics.iter().map(|limit| limit.monitored.get()).sum::<u64>();
+        let (first, verdict) = asked(&state);
+        assert_eq!((verdict, monitored()), (Ok(()), 0));
+        // Nothing was taken from the monitored limit, so nothing comes back.
+        let (second, verdict) = asked(&state);
+        assert_eq!((verdict, monitored()), (Ok(()), 1));
+        give_back(&state, &second);
+        let (_, verdict) = asked(&state);
+        assert_eq!((verdict, monitored()), (Ok(()), 2));
+        assert!(asked(&state).1.is_err(), "the enforced limit has had its two");
+        give_back(&state, &first);
+        assert_eq!(asked(&state).1, Ok(()));
     }
 }

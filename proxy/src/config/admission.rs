@@ -237,7 +237,7 @@ pub struct Abuse {
     pub max_ban: Text<Span>,
     /// Addresses and networks that are never banned.
     pub allow: Vec<Text<Network>>,
-    /// Bans that are remembered. Beyond, the one that ends first makes room.
+    /// Bans that are remembered. Beyond, those that end first make room.
     pub max_bans: NonZeroU32,
 }
 
