@@ -5,12 +5,14 @@
 //!
 //! Read in this order: [`priority`] (how important a request is), [`tier`] (what its client may multiply), [`flags`] (which
 //! features are on, and for whom), [`limiter`] (how often), [`concurrency`] (how many at a time), [`admission`] (who waits,
-//! who goes), [`abuse`] (who is shut out).
+//! who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking), [`retry`] (when to ask again).
 
 pub mod abuse;
 pub mod admission;
+pub mod breaker;
 pub mod concurrency;
 pub mod flags;
 pub mod limiter;
 pub mod priority;
+pub mod retry;
 pub mod tier;
