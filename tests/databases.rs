@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use xtask::http::{self, Answer};
 use xtask::postgres::Postgres;
 use xtask::{Process, Program, Signal, paths, ports, programs, wait};
 
-use crate::harness::{fresh_dir, until};
+use crate::harness::{self, Client, fresh_dir, sum, until, with_fields};
 
 /// How soon health has to tell the truth.
 const TRUTH: Duration = Duration::from_secs(2);
@@ -50,11 +50,16 @@ struct House {
 
 impl House {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With these variables for the app.
+    fn with(env: &[(&str, &str)]) -> Self {
         let dir = fresh_dir();
         let postgres = postgres_in(&dir);
         let chroma = Chroma::start(&dir.join("chroma")).unwrap();
         let (app_address, address, admin) = (local(), local(), local());
-        let app = start_app(&dir, "app", &postgres, &chroma, app_address);
+        let app = start_app(&dir, "app", &postgres, &chroma, app_address, env);
         let rules = dir.join("proxy.toml");
         let text = format!(
             "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{admin}\"\n\
@@ -73,7 +78,7 @@ impl House {
     }
 
     fn restart_app(&mut self) {
-        self.app = start_app(&self.dir, "app", &self.postgres, &self.chroma, self.app_address);
+        self.app = start_app(&self.dir, "app", &self.postgres, &self.chroma, self.app_address, &[]);
     }
 
     fn send(&self, method: &str, path: &str, body: &str) -> xtask::Result<Answer> {
@@ -116,10 +121,18 @@ impl House {
     }
 }
 
-fn start_app(dir: &Path, name: &str, postgres: &Postgres, chroma: &Chroma, address: SocketAddr) -> Process {
+fn start_app(
+    dir: &Path,
+    name: &str,
+    postgres: &Postgres,
+    chroma: &Chroma,
+    address: SocketAddr,
+    env: &[(&str, &str)],
+) -> Process {
     // SHA-256 of "secret".
     let key = "test:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-    let mut app = Program::new(programs::find("outrigger-app").unwrap())
+    let program = env.iter().fold(Program::new(programs::find("outrigger-app").unwrap()), |p, (k, v)| p.env(k, v));
+    let mut app = program
         .env("DATABASE_URL", postgres.url("app"))
         .env("CHROMA_URL", chroma.url())
         .env("APP_SOCKET", paths::socket(dir, &format!("{name}.sock")).unwrap())
@@ -267,7 +280,7 @@ fn several_machines_that_start_at_once_migrate_once() {
             .map(|n| {
                 scope.spawn(move || {
                     let address = local();
-                    let mut app = start_app(dir, &format!("app{n}"), postgres, chroma, address);
+                    let mut app = start_app(dir, &format!("app{n}"), postgres, chroma, address, &[]);
                     let is_well = || http::get(address, "/health/detailed", LIMIT).is_ok_and(|a| a.status == 200);
                     app.ready(Duration::from_secs(20), is_well).unwrap();
                     app
@@ -298,4 +311,269 @@ fn prometheus_is_content_with_every_endpoint() {
     let all = http::get(house.admin, "/metrics/all", LIMIT).unwrap().body;
     assert!(all.contains("outrigger_app_metrics_up{process=\"proxy\"} 1"), "{all}");
     assert!(all.contains("app_pool_connections{process=\"app\""), "{all}");
+}
+
+/// What the app itself is asked, besides the proxy and its own breakers.
+impl House {
+    fn ask(&self, request: &str) -> (harness::Answer, Duration) {
+        ask_app(self.app_address, request)
+    }
+
+    fn search(&self) -> (harness::Answer, Duration) {
+        self.ask(&harness::post("/api/v1/documents/search", r#"{"embedding":[1,0.5,0.25]}"#))
+    }
+
+    fn create(&self, title: &str) -> (harness::Answer, Duration) {
+        self.ask(&harness::post("/api/v1/documents", &document(title)))
+    }
+
+    fn app_health(&self) -> Value {
+        let answer = http::get(self.app_address, "/health/detailed", LIMIT).unwrap();
+        serde_json::from_str::<Value>(&answer.body).unwrap()["data"].take()
+    }
+
+    fn breaker_is(&self, of: &str, state: &str) -> bool {
+        self.app_health()["circuitBreakers"][of]["state"] == state
+    }
+
+    fn app_metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        sum(&http::get(self.app_address, "/metrics", LIMIT).unwrap().body, name, labels)
+    }
+
+    /// Waits until no connection is in use, nobody waits for one, and the pool is as warm as it should be.
+    #[track_caller]
+    fn pool_comes_to_rest(&self, service: &str) {
+        until("the pool to come to rest", || {
+            let numbers = &self.app_health()["services"][service]["metrics"];
+            let number = |name: &str| numbers[name].as_i64().unwrap();
+            number("active") == 0 && number("waiting") == 0 && number("idle") >= number("min")
+        });
+    }
+
+    /// Fails unless every change of this breaker is in the log, once.
+    #[track_caller]
+    fn log_has_every_change(&self, dependency: &str) {
+        let log = fs::read_to_string(self.app.log()).unwrap();
+        for to in ["open", "half_open", "closed"] {
+            let counted = self.app_metric("app_breaker_transitions_total", &[("dependency", dependency), ("to", to)]);
+            let is_change = |line: &&str| {
+                let line: Value = serde_json::from_str(line).unwrap_or_default();
+                line["to"] == to && line["dependency"] == dependency
+            };
+            let told = log.lines().filter(is_change).count();
+            assert!(told > 0 && told as f64 == counted, "{to}: {told} told, {counted} counted: {log}");
+        }
+    }
+}
+
+fn ask_app(address: SocketAddr, request: &str) -> (harness::Answer, Duration) {
+    let deadline = format!("X-Request-Timeout-Ms: {}", DEADLINE.as_millis());
+    let fields = ["X-Api-Key: secret", "Content-Type: application/json", &deadline];
+    let began = Instant::now();
+    let answer = Client::connect(address).unwrap().send(with_fields(request, &fields)).answer();
+    (answer, began.elapsed())
+}
+
+/// Long beside a refusal, short beside a wait for a database.
+const AT_ONCE: Duration = Duration::from_millis(150);
+
+#[test]
+fn postgresql_that_hangs_under_load_is_left_alone_and_found_again() {
+    let mut house = House::start();
+    assert_eq!(house.create("one").0.status, 201);
+    until("the vector store to have it", || house.nothing_is_pending());
+    assert!(house.breaker_is("database", "CLOSED"));
+
+    house.postgres.pause();
+    let (stop, address) = (Arc::new(AtomicBool::new(false)), house.app_address);
+    let clients: Vec<_> = (0..30)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let mut longest = Duration::ZERO;
+                while !stop.load(Ordering::Relaxed) {
+                    let (answer, took) = ask_app(address, &harness::get("/api/v1/documents"));
+                    assert!(matches!(answer.status, 200 | 503 | 504), "{answer:?}");
+                    longest = longest.max(took);
+                    // A client that is told to come back, and is a little impatient.
+                    thread::sleep(Duration::from_millis(20));
+                }
+                longest
+            })
+        })
+        .collect();
+    until("the breaker to open", || house.breaker_is("database", "OPEN"));
+
+    let (refused, took) = house.ask(&harness::get("/api/v1/documents"));
+    refused.is_problem(503, "dependency-breaker-open");
+    assert!((1..=60).contains(&refused.number("retry-after")), "{refused:?}");
+    assert!(took < AT_ONCE, "{took:?}");
+    assert_eq!(house.create("two").0.status, 503);
+    let (found, took) = house.search();
+    assert_eq!((found.status, &found.json()["degraded"]), (200, &json!(true)));
+    assert_eq!(found.json()["documents"][0]["title"], "one", "{found:?}");
+    assert!(took < AT_ONCE, "{took:?}");
+    assert!(house.breaker_is("chromadb", "CLOSED"));
+    let metric = |name, label| house.app_metric(name, &[("dependency", "postgresql"), label]);
+    assert_eq!(metric("app_breaker_state", ("state", "open")), 1.0);
+    assert!(metric("app_breaker_refusals_total", ("mode", "enforce")) > 1.0);
+    let said = house.app_health();
+    let breaker = &said["circuitBreakers"]["database"];
+    assert_eq!(breaker["reason"], "consecutive_failures", "{said}");
+    assert!(breaker["lastFailure"].as_str().is_some_and(|text| !text.is_empty()), "{said}");
+
+    // The breaker would wait for a minute: this is much sooner, and nobody but the load asks.
+    house.postgres.resume();
+    let documents = || house.ask(&harness::get("/api/v1/documents")).0.status;
+    until("documents again", || documents() == 200);
+    until("the breaker to close", || house.breaker_is("database", "CLOSED"));
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let longest = client.join().unwrap();
+        assert!(longest < DEADLINE + SLACK, "{longest:?}");
+    }
+    assert_eq!(house.create("three").0.status, 201);
+    assert_eq!(house.search().0.json()["degraded"], false);
+    house.pool_comes_to_rest("postgresql");
+    house.log_has_every_change("postgresql");
+}
+
+#[test]
+fn a_database_that_is_down_hears_of_less_than_one_attempt_a_second() {
+    let mut house = House::start();
+    let address = house.postgres.address();
+    house.postgres.stop().unwrap();
+    // Takes connections, and says nothing.
+    let dead = TcpListener::bind(address).unwrap();
+    let (stop, attempts) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        let (house, stop, attempts) = (&house, &stop, &attempts);
+        scope.spawn(move || {
+            while let Ok((attempt, _)) = dead.accept() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                attempts.lock().unwrap().push((attempt, Instant::now()));
+            }
+        });
+        for path in ["/api/v1/documents", "/health/ready", "/health/detailed", "/metrics"] {
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    house.ask(&harness::get(path));
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        let seen = || attempts.lock().unwrap().len();
+        let more = |count: usize| {
+            let from = seen();
+            until("more attempts", || seen() >= from + count);
+            attempts.lock().unwrap()[from + count - 1].1
+        };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("the breaker to open", || house.breaker_is("database", "OPEN"));
+            // What was under way when it opened has arrived by then.
+            let from = more(2);
+            let took = more(5) - from;
+            assert!(took > Duration::from_secs(5), "{took:?} for five attempts");
+        }));
+        // Whatever came of it, the threads must end.
+        stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(address);
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    drop(attempts);
+    house.postgres.start_again().unwrap();
+    until("the breaker to close", || house.breaker_is("database", "CLOSED"));
+    assert_eq!(house.create("after").0.status, 201);
+}
+
+#[test]
+fn chromadb_that_hangs_is_left_alone_and_gets_what_was_written_meanwhile() {
+    let mut house = House::start();
+    assert_eq!(house.create("one").0.status, 201);
+    until("the vector store to have it", || house.nothing_is_pending());
+
+    house.chroma.pause();
+    until("the breaker to open", || {
+        let (searched, took) = house.search();
+        assert_eq!(searched.status, 503, "{searched:?}");
+        assert!(took < DEADLINE + SLACK, "{took:?}");
+        house.breaker_is("chromadb", "OPEN")
+    });
+    let (refused, took) = house.search();
+    refused.is_problem(503, "dependency-breaker-open");
+    assert!(refused.text().contains("ChromaDB") && took < AT_ONCE, "{took:?}: {refused:?}");
+    for n in 0..10 {
+        let (created, _) = house.create(&format!("meanwhile {n}"));
+        assert_eq!((created.status, &created.json()["indexed"]), (201, &json!(false)), "{created:?}");
+        let path = format!("/api/v1/documents/{}", created.json()["id"].as_str().unwrap());
+        assert_eq!(house.ask(&harness::get(&path)).0.status, 200);
+    }
+    assert!(house.breaker_is("database", "CLOSED"));
+
+    house.chroma.resume();
+    until("the breaker to close, with no request to help it", || house.breaker_is("chromadb", "CLOSED"));
+    until("the outbox to be empty", || house.nothing_is_pending());
+    assert_eq!(house.ids_in_chroma(), house.ids_in_postgres());
+    assert_eq!(house.search().0.json()["documents"].as_array().map(Vec::len), Some(10));
+    house.pool_comes_to_rest("chromadb");
+    house.log_has_every_change("chromadb");
+}
+
+#[test]
+fn a_statement_ends_with_its_request_and_at_the_latest_on_postgresqls_own_clock() {
+    let mut house = House::with(&[("DB_STATEMENT_TIMEOUT", "3s")]);
+    let waiting = "select count(*) from pg_stat_activity where application_name = 'outrigger-app' \
+                   and wait_event_type = 'Lock'";
+    let locked = "begin; lock table documents in access exclusive mode; select pg_sleep(60)";
+    let unlock = "select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(60)' and pid <> pg_backend_pid()";
+    let are_waiting = |house: &House, count: &str| house.postgres.sql("app", waiting).is_ok_and(|n| n == count);
+    let is_locked = "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and granted \
+                     and relation = 'documents'::regclass";
+    thread::scope(|scope| {
+        scope.spawn(|| house.postgres.sql("app", locked));
+        until("the lock", || house.postgres.sql("app", is_locked).is_ok_and(|n| n == "1"));
+        let asking = scope.spawn(|| house.ask(&harness::get("/api/v1/documents")));
+        until("a statement to hang", || are_waiting(&house, "1"));
+        let (answer, took) = asking.join().unwrap();
+        answer.is_problem(504, "deadline-exceeded");
+        assert!(took < DEADLINE + SLACK, "{took:?}");
+        until("it to be cancelled, though the lock is held", || are_waiting(&house, "0"));
+        house.postgres.sql("app", unlock).unwrap();
+    });
+    assert_eq!(house.ask(&harness::get("/api/v1/documents")).0.status, 200);
+    house.pool_comes_to_rest("postgresql");
+
+    // And once more, with nobody left to cancel it.
+    let address = house.app_address;
+    let (postgres, app) = (&house.postgres, &mut house.app);
+    thread::scope(|scope| {
+        scope.spawn(|| postgres.sql("app", locked));
+        until("the lock", || postgres.sql("app", is_locked).is_ok_and(|n| n == "1"));
+        let request = with_fields(&harness::get("/api/v1/documents"), &["X-Api-Key: secret"]);
+        let mut client = Client::connect(address).unwrap();
+        client.send(request);
+        let are_waiting = |count: &str| postgres.sql("app", waiting).is_ok_and(|n| n == count);
+        until("a statement to hang", || are_waiting("1"));
+        app.kill();
+        until("it to end without the app", || are_waiting("0"));
+        postgres.sql("app", unlock).unwrap();
+    });
+}
+
+#[test]
+fn breakers_that_cannot_work_are_refused_at_start() {
+    for (variable, value, hint) in [
+        ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "five", "such as \"5\""),
+        ("CIRCUIT_BREAKER_TIMEOUT", "soon", "such as \"60000\""),
+        ("CIRCUIT_BREAKER_TIMEOUT", "0", "more than zero"),
+        ("FF_ENABLE_CIRCUIT_BREAKER", "maybe", "monitor"),
+    ] {
+        let app = Program::new(programs::find("outrigger-app").unwrap()).env("APP_AUTH", "off").env(variable, value);
+        let said = app.env("APP_LISTEN", local().to_string()).output().unwrap_err().to_string();
+        assert!(said.contains("exit status: 78") && said.contains(hint), "{variable}={value}: {said}");
+    }
 }

@@ -4,7 +4,7 @@
 //! Writes are upserts: `add` of an id that exists answers 201 and does nothing.
 
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +16,7 @@ use crate::config::{ChromaSettings, ConfigError};
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::pool::{Pool, PoolSettings};
+use crate::pool::{Checkout, Pool, PoolSettings};
 
 /// ChromaDB, as the rest of the app sees it.
 #[derive(Debug)]
@@ -137,10 +137,7 @@ impl Chroma {
                 Err(error) => Err(error.to_string()),
             },
         };
-        match &outcome {
-            Ok(()) => self.pool.succeeded(),
-            Err(reason) => self.pool.failed(reason),
-        }
+        self.pool.probed(&outcome);
         outcome
     }
 
@@ -151,9 +148,16 @@ impl Chroma {
     /// ChromaDB cannot be asked, or does not answer in time.
     pub async fn collection_id(&self, deadline: Deadline) -> Result<String, ChromaError> {
         let session = self.pool.checkout("chroma::collection", deadline).await.map_err(ChromaError::NotAsked)?;
-        let id = self.collection(deadline, session.client()).await?;
-        session.release();
-        Ok(id)
+        let asked = Instant::now();
+        let outcome = match self.known_collection() {
+            Some(id) => {
+                session.put_back();
+                return Ok(id);
+            }
+            None => self.collection(deadline, session.client()).await,
+        };
+        self.judge(session, asked, &outcome);
+        outcome
     }
 
     /// The collection's name.
@@ -176,6 +180,7 @@ impl Chroma {
     ) -> Result<T, ChromaError> {
         let deadline = deadline.within(self.timeout);
         let session = self.pool.checkout(what, deadline).await.map_err(ChromaError::NotAsked)?;
+        let asked = Instant::now();
         let mut first = true;
         let outcome = loop {
             let id = match self.collection(deadline, session.client()).await {
@@ -191,14 +196,22 @@ impl Chroma {
                 outcome => break outcome,
             }
         };
-        match &outcome {
+        self.judge(session, asked, &outcome);
+        outcome
+    }
+
+    /// What a call's end says of ChromaDB and of the connection.
+    fn judge<T>(&self, session: Checkout<ChromaBackend>, asked: Instant, outcome: &Result<T, ChromaError>) {
+        match outcome {
             // The call is over, whatever the verdict: the connection can serve the next one.
             Ok(_) | Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => session.release(),
+            Err(error) if error.is_busy() => session.release(),
             // Nobody's fault: our time ran out before we asked.
             Err(ChromaError::NotAsked(ApiError::DeadlineExceeded)) => {}
-            Err(error) => self.pool.failed(&error.to_string()),
+            // Nor this: it was ours that was short.
+            Err(ChromaError::Silence(_)) if asked.elapsed() < self.pool.silence() => {}
+            Err(error) => session.fail(&error.to_string()),
         }
-        outcome
     }
 
     fn known_collection(&self) -> Option<String> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::config::{ChromaSettings, ConfigError};
 use crate::deadline::Deadline;
 use crate::error::{ApiError, Dependency};
-use crate::pool::{Backend, ConnectionError};
+use crate::keeper::{Backend, ConnectionError};
 use crate::postgres::describe;
 use crate::tls::{self, Trust};
 
@@ -26,6 +26,9 @@ pub enum ChromaError {
     /// It was sent, and may yet take effect.
     #[error("{0}")]
     NoAnswer(String),
+    /// The same, since our own time was over.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Silence(Duration),
     /// ChromaDB read it and will not do it, now or later.
     #[error("ChromaDB refused it ({status}): {message}")]
     Refused { status: u16, message: String },
@@ -40,7 +43,12 @@ pub enum ChromaError {
 impl ChromaError {
     /// Whether the call may take effect after we stopped waiting for it.
     pub fn is_doubtful(&self) -> bool {
-        matches!(self, Self::NoAnswer(_) | Self::Failed { .. })
+        matches!(self, Self::NoAnswer(_) | Self::Silence(_) | Self::Failed { .. })
+    }
+
+    /// Whether ChromaDB answered that it has too much to do, now: it is not down.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Failed { status: 408 | 429, .. })
     }
 }
 
@@ -52,7 +60,7 @@ impl From<ChromaError> for ApiError {
             ChromaError::NoAnswer(reason) | ChromaError::Misfit(reason) => {
                 Self::Unavailable { dependency: Dependency::Chroma, reason }
             }
-            ChromaError::Failed { .. } => {
+            ChromaError::Failed { .. } | ChromaError::Silence(_) => {
                 Self::Unavailable { dependency: Dependency::Chroma, reason: error.to_string() }
             }
         }
@@ -88,9 +96,7 @@ pub async fn send<T: DeserializeOwned>(
             return Err(ChromaError::NotAsked(ApiError::Unavailable { dependency: Dependency::Chroma, reason }));
         }
         Ok(Err(error)) => return Err(ChromaError::NoAnswer(describe_http(error))),
-        Err(_) => {
-            return Err(ChromaError::NoAnswer(format!("no answer within {} ms", started.elapsed().as_millis())));
-        }
+        Err(_) => return Err(ChromaError::Silence(started.elapsed())),
     };
     if status.is_success() {
         return serde_json::from_slice(&bytes).map_err(|e| ChromaError::Failed {

@@ -4,14 +4,13 @@
 //! Secrets (keys, tokens, the database's password) stay out of `Debug` and out of every message.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 use outrigger_policy::flags::{Feature, Flag};
+
+use crate::units::{Millis, Secret, Span};
 
 /// The environment or command line, as written.
 #[derive(Clone, Debug, Parser)]
@@ -63,6 +62,9 @@ pub struct Settings {
 
     #[command(flatten)]
     pub chroma: ChromaSettings,
+
+    #[command(flatten)]
+    pub breaker: BreakerSettings,
 
     #[command(flatten)]
     pub auth: AuthSettings,
@@ -133,6 +135,35 @@ pub struct ChromaSettings {
     pub chroma_timeout: Span,
 }
 
+/// The breakers in front of the two databases. The proxy reads the same variables for its own, so all that it takes is
+/// taken here. `FF_ENABLE_CIRCUIT_BREAKER` switches them; a percentage picks Machines.
+#[derive(Clone, Debug, Args)]
+pub struct BreakerSettings {
+    /// Failures in a row after which a database is left alone; 0: never.
+    #[arg(long, env = "CIRCUIT_BREAKER_FAILURE_THRESHOLD", default_value = FAILURES, value_name = "FAILURES", value_parser = failures)]
+    pub circuit_breaker_failure_threshold: u32,
+
+    /// For how long, in milliseconds, unless it is seen to answer sooner.
+    #[arg(long, env = "CIRCUIT_BREAKER_TIMEOUT", default_value = OPEN_MS, value_name = "MILLISECONDS", value_parser = open_ms)]
+    pub circuit_breaker_timeout: Millis,
+}
+
+const FAILURES: &str = "5";
+const OPEN_MS: &str = "60000";
+
+fn failures(text: &str) -> Result<u32, ConfigError> {
+    filled(text, FAILURES).parse().map_err(|_| ConfigError::Count(text.to_owned()))
+}
+
+fn open_ms(text: &str) -> Result<Millis, ConfigError> {
+    filled(text, OPEN_MS).parse()
+}
+
+/// A variable that is set to nothing is not set.
+fn filled<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.trim().is_empty() { default } else { text.trim() }
+}
+
 /// Who may use the documents API. Health and metrics are open.
 #[derive(Clone, Debug, Args)]
 pub struct AuthSettings {
@@ -190,80 +221,17 @@ pub enum KeyAlgorithm {
     EdDsa,
 }
 
-/// Text that `Debug` does not show.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Secret {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
-}
-
-/// A duration written with its unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(Duration);
-
-impl Span {
-    /// The duration.
-    pub const fn get(self) -> Duration {
-        self.0
-    }
-}
-
-impl FromStr for Span {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let bad = || ConfigError::Duration(text.to_owned());
-        let text = text.trim();
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let (number, unit) = text.split_at(unit_at);
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let millis = match unit {
-            "ms" => Some(number),
-            "s" => number.checked_mul(1000),
-            "m" => number.checked_mul(60_000),
-            "h" => number.checked_mul(3_600_000),
-            _ => None,
-        };
-        // Beyond a year it is a typo, and some clocks overflow.
-        millis.filter(|ms| *ms <= 366 * 86_400_000).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(bad)
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
-    }
-}
-
 /// Settings that cannot work. The text says which one, what it holds and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("needs a duration with a unit such as \"250ms\", \"30s\" or \"5m\", got {0:?}")]
     Duration(String),
+    #[error(
+        "needs milliseconds such as \"60000\", or a duration with a unit such as \"60s\", more than zero; got {0:?}"
+    )]
+    Millis(String),
+    #[error("needs a whole number such as \"5\", or \"0\" for never, got {0:?}")]
+    Count(String),
     #[error("{variable}: {problem}\nhint: {hint}")]
     Setting { variable: &'static str, problem: String, hint: &'static str },
     #[error(transparent)]
@@ -364,11 +332,16 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_needs_a_unit() {
-        assert_eq!("250ms".parse::<Span>().unwrap().get(), Duration::from_millis(250));
-        assert_eq!("5m".parse::<Span>().unwrap().get(), Duration::from_secs(300));
-        for text in ["30", "", "s", "-1s", "1.5s", "99999999999999h", "3 s", "1d"] {
-            assert!(text.parse::<Span>().is_err(), "{text:?} was taken");
+    fn the_breakers_variables_are_read_as_the_proxy_reads_them() {
+        let read = |arguments: &[&str]| {
+            let breaker = settings(arguments).breaker;
+            (breaker.circuit_breaker_failure_threshold, breaker.circuit_breaker_timeout.get().as_millis())
+        };
+        assert_eq!(read(&[]), (5, 60_000));
+        assert_eq!(read(&["--circuit-breaker-failure-threshold=0", "--circuit-breaker-timeout=250"]), (0, 250));
+        assert_eq!(read(&["--circuit-breaker-failure-threshold=", "--circuit-breaker-timeout= "]), (5, 60_000));
+        for bad in ["five", "-1", "4294967296"] {
+            assert!(failures(bad).is_err(), "{bad:?} was taken");
         }
     }
 

@@ -66,6 +66,9 @@ pub enum ApiError {
     /// A database does not answer.
     #[error("{dependency} is not available ({reason}); retry after the time in Retry-After")]
     Unavailable { dependency: Dependency, reason: String },
+    /// A database has failed, and is left alone for now.
+    #[error("{dependency} has failed and is left alone for now ({reason}); retry after the time in Retry-After")]
+    BreakerOpen { dependency: Dependency, reason: String, retry_after: Duration },
     #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
     OutboxFull,
     /// Our own deadline passed. Whether a write took effect is not known.
@@ -88,7 +91,8 @@ struct Kind {
 impl ApiError {
     /// The one table: reason to status, code, title and when to come back.
     fn kind(&self) -> Kind {
-        let (status, code, title, retry_after_s) = match self {
+        let seconds = Duration::from_secs;
+        let (status, code, title, retry_after) = match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "The request cannot be read", None),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The content is not acceptable", None),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized", "Who are you?", None),
@@ -103,18 +107,27 @@ impl ApiError {
             }
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body came too slowly", None),
             Self::PoolExhausted(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "pool-exhausted", "All connections are busy", Some(1))
+                (StatusCode::SERVICE_UNAVAILABLE, "pool-exhausted", "All connections are busy", Some(seconds(1)))
             }
-            Self::Unavailable { .. } => {
-                (StatusCode::SERVICE_UNAVAILABLE, "dependency-unavailable", "A database does not answer", Some(2))
-            }
+            Self::Unavailable { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "dependency-unavailable",
+                "A database does not answer",
+                Some(seconds(2)),
+            ),
+            Self::BreakerOpen { retry_after, .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "dependency-breaker-open",
+                "A database is recovering",
+                Some(*retry_after),
+            ),
             Self::OutboxFull => {
-                (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(10))
+                (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(seconds(10)))
             }
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline-exceeded", "Out of time", None),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The app failed", None),
         };
-        Kind { status, code, title, retry_after: retry_after_s.map(Duration::from_secs) }
+        Kind { status, code, title, retry_after }
     }
 
     /// The complete answer, body included. `www_authenticate` goes with a 401 only.
@@ -133,7 +146,9 @@ impl ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(wait) = kind.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+            // Never earlier than the truth.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -171,10 +186,21 @@ mod tests {
     #[test]
     fn every_503_says_when_to_come_back() {
         let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
-        for error in [ApiError::PoolExhausted(Dependency::Postgres), unavailable, ApiError::OutboxFull] {
+        let (dependency, reason) = (Dependency::Chroma, "refused".to_owned());
+        let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(1) };
+        for error in [ApiError::PoolExhausted(Dependency::Postgres), unavailable, open, ApiError::OutboxFull] {
             let answer = error.answer("r1");
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(answer.headers().contains_key(header::RETRY_AFTER), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_time_to_come_back_is_never_too_early() {
+        for (ms, told) in [(1, "1"), (1000, "1"), (1001, "2"), (59_001, "60")] {
+            let (dependency, reason) = (Dependency::Postgres, "refused".to_owned());
+            let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(ms) };
+            assert_eq!(open.answer("r1").headers()[header::RETRY_AFTER], told, "{ms} ms");
         }
     }
 

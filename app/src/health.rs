@@ -10,6 +10,9 @@
 //! A check is shared by all who ask within a second and takes 800 ms at most, so an answer is never older than two
 //! seconds and health traffic never becomes load. The databases are asked on connections of their own: a pool that is
 //! exhausted is busy, not down.
+//!
+//! While a breaker stands open the checks go on without anybody asking for them ([`Health::see_to_breakers`]): a database
+//! that comes back is noticed within seconds, however long the breaker would wait.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +32,11 @@ use crate::postgres::{Postgres, Schema};
 
 /// How long a check is good, counted from its start.
 const FRESH: Duration = Duration::from_secs(1);
+/// The same while a breaker is open: fewer than one attempt a second may reach a database that is down, and requests that
+/// try it come on top.
+const FRESH_WHILE_OPEN: Duration = Duration::from_millis(1100);
+/// How often a database behind an open breaker is checked if nobody asks.
+const PACE: Duration = Duration::from_secs(2);
 /// Longest time for a check.
 const CHECK: Duration = Duration::from_millis(800);
 
@@ -74,7 +82,8 @@ impl Health {
     /// The last report if it is fresh, else a new one. Whoever comes in the meantime gets the same.
     pub async fn report(&self) -> Report {
         let mut last = self.last.lock().await;
-        if let Some(report) = last.as_ref().filter(|report| report.at.elapsed() < FRESH) {
+        let fresh = if self.is_in_doubt() { FRESH_WHILE_OPEN } else { FRESH };
+        if let Some(report) = last.as_ref().filter(|report| report.at.elapsed() < fresh) {
             return report.clone();
         }
         let at = Instant::now();
@@ -90,6 +99,27 @@ impl Health {
         let report = Report { at, postgres, chroma };
         *last = Some(report.clone());
         report
+    }
+
+    /// Checks databases behind open breakers, and closes these by a first call or two, until the process ends.
+    pub async fn see_to_breakers(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PACE).await;
+            if !self.is_in_doubt() {
+                continue;
+            }
+            let report = self.report().await;
+            if report.postgres.is_ok() {
+                self.postgres.pool().try_out().await;
+            }
+            if report.chroma.is_ok() {
+                self.chroma.pool().try_out().await;
+            }
+        }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.postgres.pool().breaker().is_in_doubt() || self.chroma.pool().breaker().is_in_doubt()
     }
 }
 
@@ -109,10 +139,9 @@ pub async fn detailed(State(app): State<App>) -> Response {
         "postgresql": service(&report.postgres, json!(app.postgres.pool().numbers())),
         "chromadb": service(&report.chroma, json!(app.chroma.pool().numbers())),
     });
-    // No breaker stands in front of the databases yet, so both are closed: `failures` counts those in a row.
     data["circuitBreakers"] = json!({
-        "database": { "state": "CLOSED", "failures": app.postgres.pool().failures() },
-        "chromadb": { "state": "CLOSED", "failures": app.chroma.pool().failures() },
+        "database": app.postgres.pool().breaker().report(),
+        "chromadb": app.chroma.pool().breaker().report(),
     });
     data["flags"] = app.flags.iter().map(|(name, switch)| (name.clone(), json!(switch))).collect();
     data["outbox"] = json!(app.outbox.backlog());

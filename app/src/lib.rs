@@ -2,10 +2,12 @@
 //!
 //! Read in this order: [`config`] (the settings), [`router`] (every route and layer), [`documents`] and [`search`] (the
 //! endpoints), [`records`] and [`chroma`] (what they ask of the two databases), [`outbox`] and [`worker`] (how those
-//! two stay in step), [`postgres`] and [`pool`] (connections and deadlines), [`health`], [`serve`] (listening and leaving).
+//! two stay in step), [`postgres`], [`pool`] and [`keeper`] (connections and deadlines), [`breaker`] (when a database is left
+//! alone), [`health`], [`serve`] (listening and leaving).
 
 pub mod auth;
 pub mod body;
+pub mod breaker;
 pub mod chroma;
 pub mod chroma_http;
 pub mod config;
@@ -15,6 +17,7 @@ pub mod documents;
 pub mod error;
 pub mod exchange;
 pub mod health;
+pub mod keeper;
 pub mod metrics;
 pub mod migrate;
 pub mod outbox;
@@ -25,6 +28,7 @@ pub mod records;
 pub mod search;
 pub mod serve;
 pub mod tls;
+pub mod units;
 pub mod validate;
 pub mod worker;
 
@@ -43,6 +47,7 @@ use outrigger_policy::flags::{Feature, Flag, Mode, Subject};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::Authenticator;
+use crate::breaker::BreakerSettings;
 use crate::chroma::Chroma;
 use crate::config::{ConfigError, Settings};
 use crate::error::ApiError;
@@ -67,7 +72,7 @@ pub struct Parts {
     pub chroma: Arc<Chroma>,
     /// Name of the variable and what it is set to, for the health report.
     pub flags: Vec<(String, String)>,
-    pub health: Health,
+    pub health: Arc<Health>,
     pub limits: Limits,
     pub metrics: Metrics,
     pub outbox: Arc<Outbox>,
@@ -107,7 +112,12 @@ impl App {
             idle_timeout: db.db_pool_idle_timeout.get(),
             leak_after: db.db_pool_leak_after.get(),
             open_timeout: db.db_connect_timeout.get(),
-            enhanced: pooling_mode(flags),
+            enhanced: mode_here(Feature::EnhancedPooling, flags),
+            breaker: BreakerSettings {
+                failures: settings.breaker.circuit_breaker_failure_threshold,
+                open_for: settings.breaker.circuit_breaker_timeout.get(),
+                mode: mode_here(Feature::CircuitBreaker, flags),
+            },
         };
         let postgres = Arc::new(Postgres::start(db, pool, metrics.clone())?);
         let chroma = Arc::new(Chroma::start(&settings.chroma, settings.vector_dimension, pool, metrics.clone())?);
@@ -122,9 +132,11 @@ impl App {
         tokio::spawn(migrate::until_done(Arc::clone(&postgres)));
         tokio::spawn(Arc::clone(&outbox).work());
         tokio::spawn(watch_the_loop(metrics.clone()));
+        let health = Arc::new(Health::new(Arc::clone(&postgres), Arc::clone(&chroma), metrics.clone()));
+        tokio::spawn(Arc::clone(&health).see_to_breakers());
         Ok(Self(Arc::new(Parts {
             auth,
-            health: Health::new(Arc::clone(&postgres), Arc::clone(&chroma), metrics.clone()),
+            health,
             chroma,
             flags: flags.iter().map(|(f, flag)| (f.variable().to_owned(), flag.switch.to_string())).collect(),
             limits,
@@ -190,12 +202,12 @@ async fn scrape(State(app): State<App>) -> Response {
     }
 }
 
-/// The pools belong to the process, so a percentage picks Machines.
-fn pooling_mode(flags: &[(Feature, Flag)]) -> Mode {
+/// What a feature does in this process. Pools and their breakers are not a client's, so a percentage picks Machines.
+fn mode_here(feature: Feature, flags: &[(Feature, Flag)]) -> Mode {
     let machine = std::env::var("FLY_MACHINE_ID").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
     let subject = Subject { id: &machine, user: None, address: std::net::IpAddr::from([127, 0, 0, 1]) };
-    let flag = flags.iter().find(|(feature, _)| *feature == Feature::EnhancedPooling);
-    flag.map_or(Mode::Enforce, |(feature, flag)| flag.mode_for(*feature, subject))
+    let flag = flags.iter().find(|(of, _)| *of == feature);
+    flag.map_or(Mode::Enforce, |(_, flag)| flag.mode_for(feature, subject))
 }
 
 /// Measures how late timers fire: a loop that is blocked shows here before it shows anywhere else.

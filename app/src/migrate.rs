@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::ApiError;
 use crate::postgres::{Postgres, Schema, describe};
 
 /// Any number will do, as long as every Machine uses the same: the bytes of "outrigge".
 const LOCK: i64 = i64::from_be_bytes(*b"outrigge");
 /// Longest time for one try; a Machine that hangs in the middle must not keep the others for ever.
 const ATTEMPT: Duration = Duration::from_secs(300);
+/// How often an open breaker is asked, which costs nothing.
+const WHILE_OPEN: Duration = Duration::from_millis(250);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -26,6 +29,11 @@ pub async fn until_done(postgres: Arc<Postgres>) {
                 postgres.set_schema(Schema::Ready);
                 return;
             }
+            // What it has failed for is said already.
+            Ok(Err(MigrateError::Connection(ApiError::BreakerOpen { .. }))) => {
+                tokio::time::sleep(WHILE_OPEN).await;
+                continue;
+            }
             Ok(Err(error)) => describe(&error),
             Err(_) => format!("not done within {} s", ATTEMPT.as_secs()),
         };
@@ -41,6 +49,8 @@ pub async fn until_done(postgres: Arc<Postgres>) {
 
 #[derive(Debug, thiserror::Error)]
 enum MigrateError {
+    #[error(transparent)]
+    Connection(#[from] ApiError),
     #[error("cannot take the lock")]
     Lock(#[from] tokio_postgres::Error),
     #[error("a migration failed")]

@@ -308,7 +308,7 @@ impl Outbox {
         let result = match outcome {
             Ok(()) => "ok",
             Err(ChromaError::NotAsked(_)) => "not_asked",
-            Err(ChromaError::NoAnswer(_)) => "no_answer",
+            Err(ChromaError::NoAnswer(_) | ChromaError::Silence(_)) => "no_answer",
             Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => "refused",
             Err(ChromaError::Failed { .. }) => "failed",
         };

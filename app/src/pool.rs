@@ -6,65 +6,36 @@
 //! - Connections live between 80 and 100 % of the configured lifetime, so that they never go together.
 //! - Whoever holds one for too long is named in the log, once.
 //! - A wait that ends without a connection says why: all busy, or the database does not answer.
+//! - In front of all that stands a [`Breaker`]: a database that has failed is left alone, and nobody waits for it.
 //!
 //! `FF_ENABLE_ENHANCED_POOLING` off leaves plain bb8: no jitter, no watch, no warm minimum. `monitor` only watches.
 
 use std::fmt;
-use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bb8::{ManageConnection, PooledConnection, RunError};
+use bb8::{PooledConnection, RunError};
 use outrigger_policy::flags::Mode;
 use serde::Serialize;
 
+use crate::breaker::{Breaker, BreakerSettings, Call, SUCCESSES};
 use crate::deadline::Deadline;
-use crate::error::{ApiError, Dependency};
+use crate::error::ApiError;
+use crate::keeper::{Backend, CHECK_TIMEOUT, Keeper};
 use crate::metrics::Metrics;
 use crate::pool_state::{Shared, Sink, Waiting, watch_for_leaks};
 
-/// A connection that worked this recently is handed out without a check.
-const TRUSTED_FOR: Duration = Duration::from_secs(1);
-/// Longest time for the check of a connection that rested longer.
-const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// After this many failures in a row, a request waits for [`FAILING_PATIENCE`] only: long enough to notice that the
 /// database is back, and not so long that its requests pile up.
 const FAILING: u32 = 3;
 const FAILING_PATIENCE: Duration = Duration::from_millis(500);
+/// Silence for this long is the database's failure, whoever's time ran out; less is the caller's haste.
+const SILENCE: Duration = Duration::from_millis(500);
+/// The same while the database is known to fail: less than anybody allows it then.
+const SILENCE_WHEN_FAILING: Duration = Duration::from_millis(200);
 /// How often the pool refills itself.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// What the pool needs to know about a database.
-pub trait Backend: Send + Sync + 'static {
-    /// A connection.
-    type Client: Send + Sync + 'static;
-    /// Names the pool.
-    const DEPENDENCY: Dependency;
-
-    /// Opens a connection that is ready for work. The pool bounds its time.
-    fn open(&self) -> impl Future<Output = Result<Self::Client, ConnectionError>> + Send;
-    /// Asks whether the other end still answers. The pool bounds its time.
-    fn check(&self, client: &Self::Client) -> impl Future<Output = Result<(), ConnectionError>> + Send;
-    /// Whether the connection is known to be gone.
-    fn is_closed(&self, client: &Self::Client) -> bool;
-    /// Stops whatever the connection is doing; it is closed right after.
-    fn interrupt(&self, client: &Self::Client);
-}
-
-/// Why a connection is of no use.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    #[error("{0}")]
-    Failed(String),
-    #[error("no answer within {0:?}")]
-    TimedOut(Duration),
-    #[error("the connection was closed")]
-    Closed,
-    /// Old enough to be replaced; no failure.
-    #[error("the connection reached its age")]
-    Expired,
-}
 
 /// Sizes and times of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -77,12 +48,14 @@ pub struct PoolSettings {
     pub leak_after: Duration,
     pub open_timeout: Duration,
     pub enhanced: Mode,
+    pub breaker: BreakerSettings,
 }
 
 /// The pool of one database. Cloning is cheap and shares it.
 pub struct Pool<B: Backend> {
     inner: bb8::Pool<Keeper<B>>,
     backend: Arc<B>,
+    breaker: Arc<Breaker>,
     shared: Arc<Shared>,
     settings: PoolSettings,
 }
@@ -108,9 +81,11 @@ impl<B: Backend> Pool<B> {
     /// Starts filling the pool to its minimum in the background; the database may be away.
     pub fn start(backend: B, settings: PoolSettings, metrics: Metrics) -> Self {
         let backend = Arc::new(backend);
+        let breaker = Arc::new(Breaker::new(B::DEPENDENCY, settings.breaker, metrics.clone()));
         let shared = Arc::new(Shared::new(B::DEPENDENCY, metrics));
         let enhanced = settings.enhanced == Mode::Enforce;
-        let keeper = Keeper { backend: Arc::clone(&backend), settings, jitter: RandomState::new() };
+        let jitter = RandomState::new();
+        let keeper = Keeper { backend: Arc::clone(&backend), breaker: Arc::clone(&breaker), settings, jitter };
         let inner = bb8::Pool::builder()
             .max_size(settings.max)
             .min_idle(enhanced.then_some(settings.min))
@@ -123,14 +98,17 @@ impl<B: Backend> Pool<B> {
         if settings.enhanced != Mode::Off {
             tokio::spawn(watch_for_leaks(Arc::downgrade(&shared), settings.leak_after));
         }
-        Self { inner, backend, shared, settings }
+        Self { inner, backend, breaker, shared, settings }
     }
 
     /// A connection for `what`, a name for the log. Waits until the deadline or the acquire timeout, whichever is first.
     ///
     /// # Errors
-    /// [`ApiError::PoolExhausted`] when all are in use, [`ApiError::Unavailable`] when none can be had.
+    /// [`ApiError::BreakerOpen`] at once, [`ApiError::PoolExhausted`] when all are in use, [`ApiError::Unavailable`] when
+    /// none can be had.
     pub async fn checkout(&self, what: &'static str, deadline: Deadline) -> Result<Checkout<B>, ApiError> {
+        let call = self.breaker.ask()?;
+        let errors_before = self.shared.errors();
         let deadline = if self.failures() >= FAILING { deadline.within(FAILING_PATIENCE) } else { deadline };
         let waiting = Waiting::new(&self.shared);
         let acquired = deadline.run(self.inner.get_owned()).await;
@@ -142,11 +120,34 @@ impl<B: Backend> Pool<B> {
                 held: self.shared.hold(what),
                 shared: Arc::clone(&self.shared),
                 backend: Arc::clone(&self.backend),
+                call: Some(call),
                 connection,
                 released: false,
             }),
-            Ok(Err(RunError::User(error))) => Err(self.unavailable(error.to_string())),
-            Ok(Err(RunError::TimedOut)) | Err(_) => Err(self.why_none(waited)),
+            Ok(Err(RunError::User(error))) => {
+                let reason = error.to_string();
+                call.failed(&reason);
+                Err(self.unavailable(reason))
+            }
+            Ok(Err(RunError::TimedOut)) | Err(_) => Err(self.why_none(call, waited, errors_before)),
+        }
+    }
+
+    /// Asks the database a trifle, by the way that requests take, until the breaker closes or opens again: so it does either
+    /// without them.
+    pub async fn try_out(&self) {
+        for _ in 0..SUCCESSES {
+            if !self.breaker.is_in_doubt() {
+                return;
+            }
+            let Ok(session) = self.checkout("breaker::try_out", Deadline::after(CHECK_TIMEOUT * 2)).await else {
+                return;
+            };
+            match tokio::time::timeout(CHECK_TIMEOUT, self.backend.check(session.client())).await {
+                Ok(Ok(())) => session.release(),
+                Ok(Err(error)) => return session.fail(&error.to_string()),
+                Err(_) => return session.fail(&format!("no answer within {} ms", CHECK_TIMEOUT.as_millis())),
+            }
         }
     }
 
@@ -173,14 +174,25 @@ impl<B: Backend> Pool<B> {
         self.shared.last_error()
     }
 
-    /// The database did not do what it was asked for.
-    pub fn failed(&self, reason: &str) {
-        self.shared.failed(reason);
+    /// How long the database must be silent for its silence to count against it.
+    pub fn silence(&self) -> Duration {
+        if self.failures() > 0 { SILENCE_WHEN_FAILING } else { SILENCE }
     }
 
-    /// The database answered.
-    pub fn succeeded(&self) {
-        self.shared.succeeded();
+    /// What a health check found, on a connection of its own.
+    pub fn probed(&self, outcome: &Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                self.shared.succeeded();
+                self.breaker.answers();
+            }
+            Err(reason) => self.shared.failed(reason),
+        }
+    }
+
+    /// What stands in front of this pool.
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
     }
 
     /// Brings this pool's gauges and counters up to date, for a scrape.
@@ -209,15 +221,22 @@ impl<B: Backend> Pool<B> {
             follow(metrics.pool_closed.with_label_values(&[pool, reason]), total);
         }
         metrics.dependency_failures.with_label_values(&[pool]).set(self.failures().into());
+        self.breaker.publish();
     }
 
-    fn why_none(&self, waited: Duration) -> ApiError {
-        let state = self.inner.state();
-        if state.connections >= self.settings.max && self.failures() == 0 {
+    fn why_none(&self, call: Call, waited: Duration, errors_before: u64) -> ApiError {
+        let connections = self.inner.state().connections;
+        if connections >= self.settings.max && self.failures() == 0 {
             self.count_failure("exhausted");
             return ApiError::PoolExhausted(B::DEPENDENCY);
         }
-        self.unavailable(self.last_error().unwrap_or_else(|| format!("no connection within {} ms", waited.as_millis())))
+        let reason = self.last_error().unwrap_or_else(|| format!("no connection within {} ms", waited.as_millis()));
+        // While others have connections, an empty hand says nothing about the database: they will tell.
+        let is_silent = connections == 0 && waited >= self.silence();
+        if is_silent || self.shared.errors() > errors_before {
+            call.failed(&reason);
+        }
+        self.unavailable(reason)
     }
 
     fn unavailable(&self, reason: String) -> ApiError {
@@ -235,6 +254,7 @@ impl<B: Backend> Pool<B> {
 pub struct Checkout<B: Backend> {
     connection: PooledConnection<'static, Keeper<B>>,
     backend: Arc<B>,
+    call: Option<Call>,
     shared: Arc<Shared>,
     held: u64,
     released: bool,
@@ -257,6 +277,22 @@ impl<B: Backend> Checkout<B> {
         self.released = true;
         self.connection.worked_at = Instant::now();
         self.shared.succeeded();
+        if let Some(call) = self.call.take() {
+            call.succeeded();
+        }
+    }
+
+    /// Gives the connection back without having asked anything.
+    pub fn put_back(mut self) {
+        self.released = true;
+    }
+
+    /// The database failed, and the connection goes.
+    pub fn fail(mut self, reason: &str) {
+        self.shared.failed(reason);
+        if let Some(call) = self.call.take() {
+            call.failed(reason);
+        }
     }
 }
 
@@ -270,230 +306,5 @@ impl<B: Backend> Drop for Checkout<B> {
     }
 }
 
-/// A connection and what decides whether it is still good.
-#[derive(Debug)]
-pub struct Member<C> {
-    client: C,
-    expires_at: Option<Instant>,
-    worked_at: Instant,
-    interrupted: bool,
-}
-
-/// Opens, checks and judges connections for bb8.
-#[derive(Debug)]
-pub struct Keeper<B> {
-    backend: Arc<B>,
-    settings: PoolSettings,
-    jitter: RandomState,
-}
-
-impl<B: Backend> Keeper<B> {
-    /// Between 80 and 100 % of the lifetime, or `None` when bb8's own limit is all there is.
-    fn expiry(&self, now: Instant) -> Option<Instant> {
-        (self.settings.enhanced == Mode::Enforce).then(|| {
-            let percent = 80 + self.jitter.hash_one(now) % 20;
-            now + self.settings.max_lifetime.mul_f64(percent as f64 / 100.0)
-        })
-    }
-}
-
-impl<B: Backend> ManageConnection for Keeper<B> {
-    type Connection = Member<B::Client>;
-    type Error = ConnectionError;
-
-    async fn connect(&self) -> Result<Self::Connection, ConnectionError> {
-        let limit = self.settings.open_timeout;
-        let opened = tokio::time::timeout(limit, self.backend.open()).await;
-        let client = opened.map_err(|_| ConnectionError::TimedOut(limit))??;
-        let now = Instant::now();
-        Ok(Member { client, expires_at: self.expiry(now), worked_at: now, interrupted: false })
-    }
-
-    async fn is_valid(&self, member: &mut Self::Connection) -> Result<(), ConnectionError> {
-        if member.expires_at.is_some_and(|at| at <= Instant::now()) {
-            return Err(ConnectionError::Expired);
-        }
-        if self.backend.is_closed(&member.client) {
-            return Err(ConnectionError::Closed);
-        }
-        if member.worked_at.elapsed() < TRUSTED_FOR {
-            return Ok(());
-        }
-        let checked = tokio::time::timeout(CHECK_TIMEOUT, self.backend.check(&member.client)).await;
-        checked.map_err(|_| ConnectionError::TimedOut(CHECK_TIMEOUT))??;
-        member.worked_at = Instant::now();
-        Ok(())
-    }
-
-    fn has_broken(&self, member: &mut Self::Connection) -> bool {
-        member.interrupted
-            || self.backend.is_closed(&member.client)
-            || member.expires_at.is_some_and(|at| at <= Instant::now())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    /// A database that can be told to be away, and remembers what was done to it.
-    #[derive(Clone, Default)]
-    struct Fake(Arc<State>);
-
-    #[derive(Default)]
-    struct State {
-        away: AtomicBool,
-        opened: AtomicUsize,
-        interrupted: AtomicUsize,
-    }
-
-    impl Backend for Fake {
-        type Client = usize;
-        const DEPENDENCY: Dependency = Dependency::Postgres;
-
-        async fn open(&self) -> Result<usize, ConnectionError> {
-            match self.0.away.load(Ordering::Relaxed) {
-                true => Err(ConnectionError::Failed("it is away".to_owned())),
-                false => Ok(self.0.opened.fetch_add(1, Ordering::Relaxed)),
-            }
-        }
-
-        async fn check(&self, _client: &usize) -> Result<(), ConnectionError> {
-            Ok(())
-        }
-
-        fn is_closed(&self, _client: &usize) -> bool {
-            false
-        }
-
-        fn interrupt(&self, _client: &usize) {
-            self.0.interrupted.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn pool(fake: &Fake, enhanced: Mode) -> Pool<Fake> {
-        let settings = PoolSettings {
-            min: 2,
-            max: 3,
-            acquire_timeout: Duration::from_millis(200),
-            max_lifetime: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(60),
-            leak_after: Duration::from_millis(20),
-            open_timeout: Duration::from_millis(200),
-            enhanced,
-        };
-        Pool::start(fake.clone(), settings, Metrics::new().unwrap())
-    }
-
-    fn soon() -> Deadline {
-        Deadline::after(Duration::from_secs(5))
-    }
-
-    /// Waits for a condition, not for a time.
-    async fn until(what: &str, condition: impl Fn() -> bool) {
-        for _ in 0..500 {
-            if condition() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("not within 5 s: {what}");
-    }
-
-    #[tokio::test]
-    async fn is_warm_at_its_minimum_before_anybody_asks() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Enforce);
-        until("two idle connections", || pool.numbers().idle == 2).await;
-    }
-
-    #[tokio::test]
-    async fn is_cold_when_the_flag_is_off() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Off);
-        pool.checkout("test", soon()).await.unwrap().release();
-        assert_eq!(pool.numbers().total, 1);
-    }
-
-    #[tokio::test]
-    async fn a_released_connection_is_used_again() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Off);
-        for _ in 0..5 {
-            pool.checkout("test", soon()).await.unwrap().release();
-        }
-        assert_eq!(fake.0.opened.load(Ordering::Relaxed), 1);
-        assert_eq!(fake.0.interrupted.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn a_connection_dropped_in_the_middle_of_its_work_is_never_used_again() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Off);
-        let first = pool.checkout("test", soon()).await.unwrap();
-        let id = *first.client();
-        drop(first);
-        assert_eq!(fake.0.interrupted.load(Ordering::Relaxed), 1);
-        let second = pool.checkout("test", soon()).await.unwrap();
-        assert_ne!(*second.client(), id);
-        second.release();
-    }
-
-    #[tokio::test]
-    async fn tells_busy_from_away() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Enforce);
-        let mut held = Vec::new();
-        for _ in 0..3 {
-            held.push(pool.checkout("test", soon()).await.unwrap());
-        }
-        let busy = pool.checkout("test", soon()).await.unwrap_err();
-        assert!(matches!(busy, ApiError::PoolExhausted(Dependency::Postgres)), "{busy:?}");
-        // From now on nothing can be opened, and what was open is gone.
-        fake.0.away.store(true, Ordering::Relaxed);
-        drop(held);
-        until("a failed attempt", || pool.failures() > 0).await;
-        let away = pool.checkout("test", soon()).await.unwrap_err().to_string();
-        assert!(away.contains("it is away"), "{away}");
-        fake.0.away.store(false, Ordering::Relaxed);
-        until("a connection again", || pool.numbers().total > 0).await;
-        pool.checkout("test", soon()).await.unwrap().release();
-        assert_eq!((pool.failures(), pool.last_error()), (0, None));
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_beyond_their_own_deadline() {
-        let fake = Fake::default();
-        fake.0.away.store(true, Ordering::Relaxed);
-        let pool = pool(&fake, Mode::Off);
-        let since = Instant::now();
-        assert!(pool.checkout("test", Deadline::after(Duration::from_millis(30))).await.is_err());
-        assert!(since.elapsed() < Duration::from_millis(150), "{:?}", since.elapsed());
-        assert_eq!(pool.numbers().waiting, 0);
-    }
-
-    #[tokio::test]
-    async fn whoever_holds_a_connection_for_too_long_is_counted_once() {
-        let fake = Fake::default();
-        let pool = pool(&fake, Mode::Monitor);
-        let held = pool.checkout("test", soon()).await.unwrap();
-        let leaks = || pool.shared.metrics.pool_leaks.with_label_values(&["postgresql"]).get();
-        until("a leak", || leaks() > 0).await;
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        assert_eq!(leaks(), 1);
-        held.release();
-    }
-
-    #[tokio::test]
-    async fn lifetimes_differ_and_never_exceed_the_limit() {
-        let fake = Fake::default();
-        let settings = pool(&fake, Mode::Enforce).settings;
-        let keeper = Keeper { backend: Arc::new(fake), settings, jitter: RandomState::new() };
-        let now = Instant::now();
-        let lives: std::collections::HashSet<Duration> =
-            (0..50).map(|n| keeper.expiry(now + Duration::from_nanos(n)).unwrap() - now).collect();
-        assert!(lives.len() > 5, "{lives:?}");
-        assert!(lives.iter().all(|life| (47..=60).contains(&life.as_secs())), "{lives:?}");
-    }
-}
+mod tests;

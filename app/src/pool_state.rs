@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::Dependency;
+use crate::keeper::ConnectionError;
 use crate::metrics::Metrics;
-use crate::pool::ConnectionError;
 
 /// How often holders are looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -19,6 +19,7 @@ pub struct Shared {
     pub metrics: Metrics,
     waiting: AtomicI64,
     failures: AtomicU32,
+    errors: AtomicU64,
     last_error: Mutex<Option<String>>,
     held: Mutex<HashMap<u64, Held>>,
     next: AtomicU64,
@@ -39,6 +40,7 @@ impl Shared {
             metrics,
             waiting: AtomicI64::new(0),
             failures: AtomicU32::new(0),
+            errors: AtomicU64::new(0),
             last_error: Mutex::new(None),
             held: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
@@ -71,6 +73,11 @@ impl Shared {
     /// Failures since the last success.
     pub fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
+    }
+
+    /// How many connections could ever not be opened or failed their check, through the database's own fault.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
     }
 
     /// The last failure, until the next success.
@@ -134,6 +141,9 @@ impl bb8::ErrorSink<ConnectionError> for Sink {
             // A restarted database closes idle connections: worth a count, and no verdict on the database.
             ConnectionError::Closed => self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc(),
             error => {
+                if !matches!(error, ConnectionError::Full(_)) {
+                    self.0.errors.fetch_add(1, Ordering::Relaxed);
+                }
                 self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc();
                 self.0.failed(&error.to_string());
             }

@@ -16,14 +16,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::config::{ConfigError, DatabaseSettings};
 use crate::deadline::Deadline;
 use crate::error::{ApiError, Dependency};
+use crate::keeper::{Backend, ConnectionError};
 use crate::metrics::Metrics;
-use crate::pool::{Backend, ConnectionError, Pool, PoolSettings};
+use crate::pool::{Pool, PoolSettings};
 use crate::tls::{self, Trust};
 
 /// How long a cancel request may take; it has a connection of its own to open.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A query that got no answer for this long is the database's failure, not the client's haste.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A value and its type, so that a statement needs one round trip and no preparation.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -33,6 +32,7 @@ pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 pub struct Postgres {
     pool: Pool<PgBackend>,
     connector: Connector,
+    open_timeout: Duration,
     schema: tokio::sync::watch::Sender<Schema>,
 }
 
@@ -52,15 +52,16 @@ impl Postgres {
     pub fn start(settings: &DatabaseSettings, pool: PoolSettings, metrics: Metrics) -> Result<Self, ConfigError> {
         let connector = Connector::new(settings)?;
         let schema = tokio::sync::watch::Sender::new(Schema::Pending("migrations have not run yet".to_owned()));
-        Ok(Self { pool: Pool::start(PgBackend(connector.clone()), pool, metrics), connector, schema })
+        let open_timeout = pool.open_timeout;
+        Ok(Self { pool: Pool::start(PgBackend(connector.clone()), pool, metrics), connector, open_timeout, schema })
     }
 
     /// Runs one statement. `what` names it in the log.
     ///
     /// # Errors
     /// [`ApiError::DeadlineExceeded`] when it took too long (a write may or may not have happened),
-    /// [`ApiError::PoolExhausted`] or [`ApiError::Unavailable`] when it could not be asked (nothing happened, or the
-    /// connection broke on the way), [`ApiError::Internal`] when PostgreSQL refuses the statement.
+    /// [`ApiError::BreakerOpen`], [`ApiError::PoolExhausted`] or [`ApiError::Unavailable`] when it could not be asked
+    /// (nothing happened, or the connection broke on the way), [`ApiError::Internal`] when PostgreSQL refuses the statement.
     pub async fn query(
         &self,
         what: &'static str,
@@ -74,6 +75,7 @@ impl Postgres {
         let session = self.pool.checkout(what, deadline).await?;
         let started = std::time::Instant::now();
         let answer = deadline.run(session.client().client.query_typed(statement, params)).await;
+        let silent = || (started.elapsed() >= self.pool.silence()).then(|| started.elapsed().as_millis());
         let error = match answer {
             Ok(Ok(rows)) => {
                 session.release();
@@ -81,16 +83,17 @@ impl Postgres {
             }
             Ok(Err(error)) => error,
             Err(expired) => {
-                // Dropped, not released: the query is cancelled and the connection closed.
-                if started.elapsed() >= PATIENCE {
-                    self.pool.failed(&format!("{what} got no answer within {} ms", started.elapsed().as_millis()));
+                // Not released in either case: the query is cancelled and the connection closed.
+                if let Some(ms) = silent() {
+                    session.fail(&format!("{what} got no answer within {ms} ms"));
                 }
                 return Err(expired.into());
             }
         };
         let verdict = judge(what, &error);
-        match &verdict {
-            ApiError::Unavailable { reason, .. } => self.pool.failed(reason),
+        match (&verdict, silent()) {
+            (ApiError::DeadlineExceeded, Some(ms)) => session.fail(&format!("{what} was cancelled after {ms} ms")),
+            (ApiError::Unavailable { reason, .. }, _) if !is_short_of_something(&error) => session.fail(reason),
             // PostgreSQL answered, so the connection is fine.
             _ => session.release(),
         }
@@ -111,19 +114,26 @@ impl Postgres {
             Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Ok(()),
             Ok(Err(error)) => Err(describe(&error)),
         };
-        match &outcome {
-            Ok(()) => self.pool.succeeded(),
-            Err(reason) => self.pool.failed(reason),
-        }
+        self.pool.probed(&outcome);
         outcome
     }
 
     /// A connection outside the pool, for migrations.
     ///
     /// # Errors
-    /// As PostgreSQL or the network says.
-    pub async fn dedicated(&self) -> Result<Client, tokio_postgres::Error> {
-        Ok(self.connector.connect().await?.client)
+    /// [`ApiError::BreakerOpen`] at once, [`ApiError::Unavailable`] when PostgreSQL cannot be reached.
+    pub async fn dedicated(&self) -> Result<Client, ApiError> {
+        let call = self.pool.breaker().ask()?;
+        let reason = match tokio::time::timeout(self.open_timeout, self.connector.connect()).await {
+            Ok(Ok(session)) => {
+                call.succeeded();
+                return Ok(session.client);
+            }
+            Ok(Err(error)) => describe(&error),
+            Err(_) => format!("no connection within {} ms", self.open_timeout.as_millis()),
+        };
+        call.failed(&reason);
+        Err(unavailable(reason))
     }
 
     /// The pool, for its numbers.
@@ -158,6 +168,11 @@ fn judge(what: &'static str, error: &tokio_postgres::Error) -> ApiError {
         return unavailable(describe(error));
     }
     ApiError::Internal(format!("{what}: {}", describe(error)))
+}
+
+/// PostgreSQL answers, and lacks memory, disk or places: its reads may go on, so nothing is gained by not asking it.
+fn is_short_of_something(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("53"))
 }
 
 /// The error and its causes in one line; tokio-postgres alone says only "db error".
@@ -279,7 +294,10 @@ impl Backend for PgBackend {
     const DEPENDENCY: Dependency = Dependency::Postgres;
 
     async fn open(&self) -> Result<Session, ConnectionError> {
-        self.0.connect().await.map_err(|e| ConnectionError::Failed(describe(&e)))
+        self.0.connect().await.map_err(|e| match e.code() {
+            Some(&SqlState::TOO_MANY_CONNECTIONS) => ConnectionError::Full(describe(&e)),
+            _ => ConnectionError::Failed(describe(&e)),
+        })
     }
 
     async fn check(&self, session: &Session) -> Result<(), ConnectionError> {

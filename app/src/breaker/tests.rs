@@ -1,0 +1,137 @@
+use super::*;
+
+fn breaker(mode: Mode, open_for: Duration) -> Arc<Breaker> {
+    let settings = BreakerSettings { failures: 3, open_for, mode };
+    Arc::new(Breaker::new(Dependency::Postgres, settings, Metrics::new().unwrap()))
+}
+
+fn opened(mode: Mode, open_for: Duration) -> Arc<Breaker> {
+    let breaker = breaker(mode, open_for);
+    for _ in 0..3 {
+        breaker.ask().unwrap().failed("connection refused");
+    }
+    breaker
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_open_one_refuses_says_why_and_when_and_is_quick_about_it() {
+    let breaker = opened(Mode::Enforce, LONG);
+    let error = breaker.ask().unwrap_err();
+    let ApiError::BreakerOpen { dependency: Dependency::Postgres, reason, retry_after } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(reason, "connection refused");
+    assert!((Duration::from_secs(50)..=LONG).contains(retry_after), "{retry_after:?}");
+    let since = Instant::now();
+    for _ in 0..1000 {
+        assert!(breaker.ask().is_err());
+    }
+    assert!(since.elapsed() < Duration::from_millis(100), "a refusal takes {:?}", since.elapsed() / 1000);
+}
+
+#[test]
+fn a_success_between_failures_keeps_it_closed_and_a_client_that_left_is_neither() {
+    let breaker = breaker(Mode::Enforce, LONG);
+    for _ in 0..10 {
+        breaker.ask().unwrap().failed("x");
+        drop(breaker.ask().unwrap());
+        breaker.ask().unwrap().failed("x");
+        breaker.ask().unwrap().succeeded();
+    }
+    assert!(!breaker.is_in_doubt());
+    breaker.ask().unwrap().failed("x");
+    drop(breaker.ask().unwrap());
+    assert_eq!(breaker.report().failures, 1);
+}
+
+#[test]
+fn whoever_sees_the_database_answer_need_not_wait_for_the_time_to_pass() {
+    let breaker = opened(Mode::Enforce, LONG);
+    assert!(breaker.ask().is_err());
+    breaker.answers();
+    breaker.ask().unwrap().succeeded();
+    assert_eq!(breaker.report().state, "HALF_OPEN");
+    breaker.ask().unwrap().succeeded();
+    assert_eq!(breaker.report(), Report { state: "CLOSED", failures: 0, mode: "enforce", trouble: None });
+}
+
+#[test]
+fn a_few_probes_at_a_time_and_those_that_tell_nothing_make_room() {
+    let breaker = opened(Mode::Enforce, LONG);
+    breaker.answers();
+    let probes: Vec<Call> = (0..PROBES).map(|_| breaker.ask().unwrap()).collect();
+    assert!(breaker.ask().is_err());
+    drop(probes);
+    breaker.ask().unwrap().failed("still away");
+    let trouble = breaker.report().trouble.unwrap();
+    assert_eq!((trouble.reason, trouble.last_failure.as_str()), ("failed_probe", "still away"));
+    assert!(trouble.retry_after_ms > 50_000, "{trouble:?}");
+}
+
+#[test]
+fn only_watching_it_counts_and_refuses_nobody() {
+    let breaker = opened(Mode::Monitor, LONG);
+    for _ in 0..5 {
+        breaker.ask().unwrap().failed("x");
+    }
+    assert_eq!((breaker.report().state, breaker.report().mode), ("OPEN", "monitor"));
+    let counted = |mode| breaker.metrics.breaker_refusals.with_label_values(&["postgresql", mode]).get();
+    assert_eq!((counted("monitor"), counted("enforce")), (5, 0));
+    // And closes as it would have.
+    breaker.answers();
+    for _ in 0..SUCCESSES {
+        breaker.ask().unwrap().succeeded();
+    }
+    assert_eq!(breaker.report().state, "CLOSED");
+}
+
+#[test]
+fn switched_off_it_sees_nothing() {
+    let breaker = opened(Mode::Off, LONG);
+    assert_eq!(breaker.report(), Report { state: "CLOSED", failures: 0, mode: "off", trouble: None });
+}
+
+#[test]
+fn its_state_and_its_changes_are_in_the_metrics() {
+    let breaker = opened(Mode::Enforce, LONG);
+    breaker.answers();
+    breaker.ask().unwrap().succeeded();
+    breaker.publish();
+    let metrics = &breaker.metrics;
+    let state = |state| metrics.breaker_state.with_label_values(&["postgresql", state]).get();
+    assert_eq!(["closed", "open", "half_open", "ramp"].map(state), [0, 0, 1, 0]);
+    let to = |state| metrics.breaker_transitions.with_label_values(&["postgresql", state]).get();
+    assert_eq!(["closed", "open", "half_open", "ramp"].map(to), [0, 1, 1, 0]);
+}
+
+#[test]
+fn the_report_reads_as_the_design_says() {
+    let mut report = serde_json::to_value(opened(Mode::Enforce, LONG).report()).unwrap();
+    for passing in ["openForMs", "retryAfterMs"] {
+        assert!(report[passing].take().is_u64(), "{report}");
+    }
+    insta::assert_snapshot!(report, @r#"{"failures":3,"lastFailure":"connection refused","mode":"enforce","openForMs":null,"reason":"consecutive_failures","retryAfterMs":null,"state":"OPEN"}"#);
+}
+
+#[tokio::test]
+async fn nobody_connects_while_it_is_open_and_one_at_a_time_while_it_is_tried() {
+    let breaker = opened(Mode::Enforce, LONG);
+    let soon = |work| tokio::time::timeout(Duration::from_millis(50), work);
+    assert!(soon(breaker.turn_to_connect()).await.is_err());
+    let waiting = tokio::spawn({
+        let breaker = Arc::clone(&breaker);
+        async move { breaker.turn_to_connect().await.is_some() }
+    });
+    breaker.answers();
+    let probe = breaker.ask().unwrap();
+    assert!(waiting.await.unwrap(), "the change of state wakes those who wait");
+    let turn = breaker.turn_to_connect().await;
+    assert!(turn.is_some());
+    assert!(soon(breaker.turn_to_connect()).await.is_err());
+    drop(turn);
+    probe.succeeded();
+    breaker.ask().unwrap().succeeded();
+    assert!(breaker.turn_to_connect().await.is_none());
+}
