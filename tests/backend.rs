@@ -40,6 +40,12 @@ pub enum Play {
     SayAndClose(Vec<u8>),
     /// Sends these bytes once it has the head, and closes.
     Interrupt(Vec<u8>),
+    /// The same, but every fifth at random gets a 500.
+    FailFifth(Arc<AtomicUsize>),
+    /// Sends these bytes one at a time, so long apart.
+    Drip(Vec<u8>, Duration),
+    /// Sends 103 after 103.
+    HintForever,
     /// Reads it whole and never answers.
     Hang,
     /// Never reads the body.
@@ -128,6 +134,7 @@ pub struct Backend {
     address: Address,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
+    listener: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Backend {
@@ -158,7 +165,7 @@ impl Backend {
             open: AtomicUsize::new(0),
             abandoned: AtomicUsize::new(0),
         });
-        let mut app = Self { address, shared, runtime: None };
+        let mut app = Self { address, shared, runtime: None, listener: None };
         app.resume();
         app
     }
@@ -174,6 +181,11 @@ impl Backend {
     /// Ends: nobody listens, and every connection is closed.
     pub fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
+            // As when a process is killed: the kernel closes its sockets in the order in which they were opened.
+            if let Some(listener) = self.listener.take() {
+                listener.abort();
+                let _ = runtime.block_on(listener);
+            }
             runtime.shutdown_timeout(Duration::from_secs(5));
         }
         self.shared.open.store(0, Ordering::SeqCst);
@@ -187,7 +199,7 @@ impl Backend {
             .build()
             .expect("a runtime for the app");
         let shared = Arc::clone(&self.shared);
-        match self.address.clone() {
+        let listening = match self.address.clone() {
             Address::Tcp(address) => {
                 let listener = runtime.block_on(TcpListener::bind(address)).expect("the app's port");
                 runtime.spawn(async move {
@@ -195,7 +207,7 @@ impl Backend {
                         let _ = stream.set_nodelay(true);
                         tokio::spawn(serve(stream, Arc::clone(&shared)));
                     }
-                });
+                })
             }
             Address::Unix(path) => {
                 let _ = std::fs::remove_file(&path);
@@ -204,9 +216,10 @@ impl Backend {
                     while let Ok((stream, _)) = listener.accept().await {
                         tokio::spawn(serve(stream, Arc::clone(&shared)));
                     }
-                });
+                })
             }
-        }
+        };
+        self.listener = Some(listening);
         self.runtime = Some(runtime);
     }
 
@@ -421,6 +434,22 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
             stream.write_all(&echo(head, body)).await?;
         }
         Play::Say(bytes) => stream.write_all(bytes).await?,
+        Play::FailFifth(count) => {
+            // A fixed scramble of the count: as good as dice, and the same in each run.
+            let dice = (count.fetch_add(1, Ordering::SeqCst) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+            let status = if dice.is_multiple_of(5) { "500 Internal Server Error" } else { "200 OK" };
+            stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await?;
+        }
+        Play::Drip(bytes, pause) => {
+            for byte in bytes {
+                stream.write_all(&[*byte]).await?;
+                tokio::time::sleep(*pause).await;
+            }
+        }
+        Play::HintForever => loop {
+            stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n").await?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        },
         Play::Work(workers) => {
             if !workers.serve(head.path(), stream.fill_buf()).await {
                 return Ok(false);

@@ -59,14 +59,15 @@ impl Setup {
     }
 
     /// The file's text: where everything is, then `rules`. All tests are one client, so limits are off where the rules say
-    /// nothing of them.
+    /// nothing of them; and they make the app fail, so breakers are.
     pub fn text(&self, rules: &str) -> String {
         let Self { address, h2c, admin, app, .. } = self;
         let limits = if rules.contains("rate_limits.") { "" } else { "rate_limits.mode = \"off\"\n" };
+        let breaker = if rules.contains("breaker.") { "" } else { "breaker.mode = \"off\"\n" };
         let access = if rules.contains("log.access") { "" } else { "log.access = true\n" };
         format!(
             "server.listen = \"{address}\"\nserver.h2c_listen = \"{h2c}\"\nserver.threads = 2\n\
-             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\n{access}{limits}{rules}\n"
+             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\n{access}{limits}{breaker}{rules}\n"
         )
     }
 

@@ -14,6 +14,7 @@ mod promtool;
 
 mod abuse;
 mod bad_input;
+mod breaker;
 mod databases;
 mod deploy_docker;
 mod deploy_fly;
@@ -29,4 +30,5 @@ mod live_config;
 mod memory;
 mod overload;
 mod protocol;
+mod recovery;
 mod streams;

@@ -254,14 +254,14 @@ fn a_burst_that_a_quick_app_answers_in_no_time_is_not_refused_by_a_proxy_that_ha
 
 /// What became of one request.
 #[derive(Clone, Copy, Debug)]
-struct Outcome {
-    status: u16,
-    took: Duration,
+pub struct Outcome {
+    pub status: u16,
+    pub took: Duration,
 }
 
 /// Requests that come when they come, however long the ones before take.
 #[derive(Debug)]
-struct Load {
+pub struct Load {
     proxy: std::net::SocketAddr,
     idle: RefCell<Vec<TcpStream>>,
     /// Answers so far, to whatever.
@@ -269,7 +269,7 @@ struct Load {
 }
 
 impl Load {
-    fn on(proxy: &Proxy) -> Rc<Self> {
+    pub fn on(proxy: &Proxy) -> Rc<Self> {
         Rc::new(Self { proxy: proxy.address, idle: RefCell::default(), outcomes: RefCell::default() })
     }
 
@@ -292,7 +292,10 @@ impl Load {
             let read = stream.read_buf(&mut answer).await.expect("an answer");
             assert!(read > 0, "the connection ended in {:?}", String::from_utf8_lossy(&answer));
         }
-        self.idle.borrow_mut().push(stream);
+        let head = &answer[..end(&answer).unwrap_or_default()];
+        if !String::from_utf8_lossy(head).to_ascii_lowercase().contains("connection: close") {
+            self.idle.borrow_mut().push(stream);
+        }
         let status = std::str::from_utf8(&answer[9..12]).ok().and_then(|status| status.parse().ok()).expect("a status");
         let outcome = Outcome { status, took: asked.elapsed() };
         self.outcomes.borrow_mut().push(outcome);
@@ -300,7 +303,7 @@ impl Load {
     }
 
     /// Sends these requests in turn, so many a second, for so long.
-    fn flow(self: &Rc<Self>, requests: Vec<String>, per_second: f64, time: Duration) -> JoinHandle<Vec<Outcome>> {
+    pub fn flow(self: &Rc<Self>, requests: Vec<String>, per_second: f64, time: Duration) -> JoinHandle<Vec<Outcome>> {
         let load = Rc::clone(self);
         spawn_local(async move {
             let began = Instant::now();
@@ -321,18 +324,18 @@ impl Load {
     }
 }
 
-fn run<T>(load: impl Future<Output = T>) -> T {
+pub fn run<T>(load: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, load)
 }
 
 /// Three of four as nearly every request is, and one that takes the general way.
-fn mixed(path: &str) -> Vec<String> {
+pub fn mixed(path: &str) -> Vec<String> {
     let [simple, general] = both_ways(path);
     vec![simple.clone(), simple.clone(), simple, general]
 }
 
-fn served(outcomes: &[Outcome]) -> usize {
+pub fn served(outcomes: &[Outcome]) -> usize {
     outcomes.iter().filter(|outcome| outcome.status == 200).count()
 }
 

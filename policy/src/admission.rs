@@ -25,6 +25,8 @@ pub struct Settings {
     pub max_wait: Duration,
     /// The most that wait, however fast the app is.
     pub max_queue: u32,
+    /// The most that wait while the app is away.
+    pub max_held: u32,
 }
 
 /// Who asks.
@@ -119,6 +121,8 @@ pub struct Admission<T> {
     held: Box<[u16]>,
     /// Who found no room.
     turned_away: u32,
+    /// The app is away: nobody goes, and whoever comes waits for it.
+    is_suspended: bool,
 }
 
 impl<T: Default> Admission<T> {
@@ -135,6 +139,7 @@ impl<T: Default> Admission<T> {
             lists: [EMPTY; Priority::ALL.len() * SHARES],
             held: vec![0; COUNTED_CLIENTS].into(),
             turned_away: 0,
+            is_suspended: false,
         }
     }
 
@@ -172,8 +177,21 @@ impl<T: Default> Admission<T> {
         self.room_for(Priority::Medium)
     }
 
+    /// Nobody goes any more, until [`Admission::resume`]: the app is away. Whoever waits goes on waiting.
+    pub fn suspend(&mut self) {
+        self.is_suspended = true;
+    }
+
+    /// The app is back: those who wait go as slots allow.
+    pub fn resume(&mut self) {
+        self.is_suspended = false;
+    }
+
     /// Nobody goes before critical requests, so they may fill more: what the app answers in four fifths of it.
     fn room_for(&self, priority: Priority) -> u32 {
+        if self.is_suspended {
+            return self.settings.max_held;
+        }
         let Some(answered) = self.law.answers_in(self.settings.max_wait) else { return self.settings.max_queue };
         let share = if priority == Priority::Critical { 0.8 } else { 0.5 };
         // Too many for the type means as many as it holds.
@@ -182,7 +200,7 @@ impl<T: Default> Admission<T> {
 
     /// Somebody asks. If it takes somebody's place, `displaced` is called with what wakes that one, and its priority.
     pub fn ask(&mut self, ask: Ask, displaced: impl FnOnce(T, Priority)) -> Verdict {
-        if self.in_flight < self.law.limit() && self.waiting == 0 {
+        if self.in_flight < self.law.limit() && self.waiting == 0 && !self.is_suspended {
             self.in_flight += 1;
             self.hold(ask.client);
             return Verdict::Go;
@@ -203,7 +221,7 @@ impl<T: Default> Admission<T> {
 
     /// The next one whose turn it is, if a slot is free: it has the slot now, and the answer wakes it.
     pub fn grant(&mut self) -> Option<T> {
-        if self.waiting == 0 || self.in_flight >= self.law.limit() {
+        if self.waiting == 0 || self.is_suspended || self.in_flight >= self.law.limit() {
             return None;
         }
         let first = self.lists.iter().find(|list| list.len > 0)?.oldest;
@@ -412,7 +430,7 @@ mod tests {
 
     fn settings(limit: u32, max_queue: u32) -> Settings {
         let concurrency = concurrency::Settings { min: limit, max: limit, initial: limit };
-        Settings { concurrency, max_wait: Duration::from_secs(1), max_queue }
+        Settings { concurrency, max_wait: Duration::from_secs(1), max_queue, max_held: 2 * max_queue }
     }
 
     fn ask(priority: Priority, client: u64) -> Ask {
@@ -463,6 +481,31 @@ mod tests {
         for ticket in tickets {
             assert_eq!(a.collect(ticket), Ok(Turn::Granted));
         }
+    }
+
+    #[test]
+    fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
+        let mut a = Admission::new(settings(1, 2));
+        a.suspend();
+        let names = ["low", "medium", "high", "critical"];
+        let priorities = [Priority::Low, Priority::Medium, Priority::High, Priority::Critical];
+        let tickets: Vec<Ticket> = priorities
+            .into_iter()
+            .zip(names)
+            .zip(0..)
+            .map(|((priority, name), n)| wait(&mut a, priority, n, name))
+            .collect();
+        assert_eq!(a.ask(ask(Priority::Low, 9), |_, _| {}), Verdict::Refuse, "the bound is kept");
+        assert_eq!(a.grant(), None);
+        a.resume();
+        let mut order = Vec::new();
+        for _ in &tickets {
+            order.extend(a.grant());
+            assert_eq!(a.grant(), None, "one slot");
+            a.finish(0);
+        }
+        assert_eq!(order, ["critical", "high", "medium", "low"]);
+        assert!(tickets.into_iter().all(|ticket| a.collect(ticket) == Ok(Turn::Granted)));
     }
 
     #[test]

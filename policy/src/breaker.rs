@@ -347,6 +347,16 @@ impl Breaker {
         }
     }
 
+    /// It opened for something that was no fault of the other side, or that is over as a whole: as if it had not.
+    pub fn forgive(&mut self, now: u64) {
+        if matches!(self.inner, Inner::Open { .. }) {
+            self.trips = self.trips.saturating_sub(1);
+            self.closed_at = now;
+            self.consecutive = 0;
+            self.enter(Inner::Closed);
+        }
+    }
+
     fn trip(&self, now: u64) -> Option<Reason> {
         let settings = &self.settings;
         if settings.consecutive > 0 && self.consecutive >= settings.consecutive {

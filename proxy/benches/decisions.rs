@@ -69,7 +69,7 @@ fn limit_contended(bencher: Bencher<'_, '_>) {
 
 fn gate(limit: u32) -> Arc<Gate> {
     let concurrency = concurrency::Settings { min: limit, max: limit, initial: limit };
-    Arc::new(Gate::new(Settings { concurrency, max_wait: Duration::from_secs(1), max_queue: 1000 }))
+    Arc::new(Gate::new(Settings { concurrency, max_wait: Duration::from_secs(1), max_queue: 1000, max_held: 1000 }))
 }
 
 fn wish(priority: Priority) -> Wish {

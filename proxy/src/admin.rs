@@ -32,6 +32,7 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it leaves\n\
                      /admission    slots, queue and latency of the app\n\
+                     /breakers     where each stands; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
                      /limits       what each tier may ask of each limit\n\
                      /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
                      \x20             DELETE /bans/CLIENT lifts\n";
@@ -95,6 +96,13 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     let now = state.nanoseconds(Instant::now());
     let tokens = state.rules.load().config.credentials.cached_tokens();
     state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);
+    for cell in state.breakers.all() {
+        if let Some(standing) = cell.standing(now) {
+            state.metrics.show_breaker(&cell.name, standing.position);
+        }
+    }
+    let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
+    state.metrics.show_retry_budget(budget);
     state.metrics.render()
 }
 

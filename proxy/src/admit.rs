@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 
+use crate::breakers;
 use crate::exchange::{Exchange, Request};
+use crate::forwarding::X_REQUEST_TIMEOUT_MS;
 use crate::gate::{Entry, Wish};
+use crate::hold;
 use crate::rejection::Rejection;
 use crate::state::{Phase, State};
 
@@ -33,13 +36,33 @@ pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result
     Ok(())
 }
 
+/// Sets the time by which the head of the answer must be there: the route's, or less if the client has less.
+///
+/// # Errors
+/// None: what is no number of milliseconds is no wish.
+pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let route = exchange.route();
+    let mut timeout = route.timeout;
+    if route.heeds_client_timeout
+        && exchange.resilience != Mode::Off
+        && let Some(wish) = request.fields.get(&X_REQUEST_TIMEOUT_MS)
+        && let Some(wish) = std::str::from_utf8(wish).ok().and_then(|text| text.trim().parse().ok())
+    {
+        timeout = timeout.min(Duration::from_millis(wish));
+    }
+    exchange.deadline = exchange.started + timeout;
+    Ok(())
+}
+
 /// Gives the exchange a slot at the app, or a place in the queue for one. Health needs none.
 ///
 /// # Errors
-/// [`Rejection::Overloaded`]
+/// [`Rejection::Overloaded`], or [`Rejection::AppRestarting`] when too many wait for it already.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
     let mode = match (exchange.admission, exchange.rules.config.gate.mode) {
+        // Whoever waits for an app that is away does so in the same queue, whatever slots mean otherwise.
+        _ if hold::must_wait(state, exchange) => Mode::Enforce,
         (Mode::Off, _) | (_, Mode::Off) => return Ok(()),
         (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
         (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
@@ -47,6 +70,15 @@ pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(
     if route.is_health {
         return Ok(());
     }
+    ask(state, exchange, mode)
+}
+
+/// Asks for a slot.
+///
+/// # Errors
+/// As [`slot`].
+pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rejection> {
+    let route = &exchange.rules.config.routes.all()[exchange.route];
     // Kept by name, so that what was learnt of a route outlives a change of the rules.
     let class = (exchange.rules.route_tags[exchange.route] & 0xffff) as u16;
     let wish = Wish { priority: route.priority, client: exchange.client.id, class, mode };
@@ -55,24 +87,55 @@ pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(
     match state.gate.ask(wish, exchange.started, count) {
         Entry::Go(permit) => exchange.permit = Some(permit),
         Entry::Wait(waiting) => exchange.waiting = Some(waiting),
-        Entry::Refused => return Err(Rejection::Overloaded),
+        Entry::Refused => return Err(no_place(state, exchange)),
     }
     Ok(())
 }
 
-/// Until when a request may wait for its slot.
-pub fn wait_deadline(exchange: &Exchange) -> Instant {
-    let longest = exchange.rules.config.gate.settings.max_wait;
-    exchange.started + longest.min(exchange.route().timeout)
+/// Until when a request may wait for its turn: longer for an app that is away.
+pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
+    exchange.was_held |= hold::must_wait(state, exchange);
+    let config = &exchange.rules.config;
+    let longest = config.gate.settings.max_wait;
+    let longest = if exchange.was_held { longest.max(config.app.hold) } else { longest };
+    exchange.deadline.min(exchange.started + longest)
+}
+
+/// Why a request that waited did not get its turn.
+pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
+    if now >= exchange.deadline {
+        NoTurn::Refused(Rejection::Expired)
+    } else if hold::must_wait(state, exchange) && now >= exchange.started + exchange.rules.config.app.hold {
+        NoTurn::AppAway
+    } else {
+        NoTurn::Refused(no_place(state, exchange))
+    }
+}
+
+/// See [`no_turn`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTurn {
+    /// It is refused.
+    Refused(Rejection),
+    /// The app did not come back in time.
+    AppAway,
+}
+
+fn no_place(state: &State, exchange: &Exchange) -> Rejection {
+    if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
 }
 
 /// How long the body of an answer may go on before its slot is given back: what is left is a transfer, not work.
 const LONG_BODY: Duration = Duration::from_secs(1);
 
-/// Gives the slot back when the rest of the answer is long.
-pub fn let_go_of_long_answer(exchange: &mut Exchange, now: Instant) {
-    if exchange.permit.is_some() && exchange.head_at.is_some_and(|at| now.duration_since(at) > LONG_BODY) {
+/// Gives the slot back when the rest of the answer is long, and says that the attempt was a success.
+pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instant) {
+    let holds_any = exchange.permit.is_some() || exchange.attempt.is_some();
+    if let (true, Some(at)) = (holds_any, exchange.head_at)
+        && now.duration_since(at) > LONG_BODY
+    {
         exchange.permit = None;
+        breakers::ended(state, exchange, breakers::End::Answered(exchange.status, at));
     }
 }
 

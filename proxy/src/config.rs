@@ -9,9 +9,10 @@ pub mod error;
 pub mod identity;
 pub mod raw;
 pub mod reload;
+pub mod resilience;
 pub mod units;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
 pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
+use self::resilience::{BreakerRules, FaultRule, RetryRules};
 use self::units::{AppAddress, MetricsUrl};
 use crate::abuse::Rules;
 use crate::credentials::Credentials;
@@ -63,6 +65,12 @@ pub struct Config {
     pub gate: admission::Gate,
     /// Who is shut out.
     pub abuse: Rules,
+    /// Breakers; routes name them by number.
+    pub breakers: Vec<BreakerRules>,
+    /// When a request is sent again.
+    pub retry: RetryRules,
+    /// Faults on purpose.
+    pub faults: Vec<FaultRule>,
 }
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
@@ -110,8 +118,10 @@ pub struct App {
     pub target: Target,
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long the app may take to begin its answer, and pause within it.
+    /// How long a request may take until the head of its answer is there, and how long an answer may pause.
     pub timeout: Duration,
+    /// How long requests wait for an app that refuses connections; zero: not at all.
+    pub hold: Duration,
     /// How long a stream may be silent.
     pub stream_timeout: Duration,
     /// How long an unused connection is kept.
@@ -145,8 +155,17 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 ];
 
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
-const OTHER_VARIABLES: [&str; 4] =
-    ["OUTRIGGER_CONFIG", identity::JWT_SECRET, identity::KEY_SECRET, crate::admin::control::TOKEN];
+const OTHER_VARIABLES: [&str; 5] = [
+    "OUTRIGGER_CONFIG",
+    identity::JWT_SECRET,
+    identity::KEY_SECRET,
+    crate::admin::control::TOKEN,
+    resilience::ALLOW_FAULTS,
+];
+
+/// Variables that set the default of a key: the file, where it has the key, wins. As they are deployed today.
+const DEFAULTS: [(&str, &str, &str); 2] =
+    [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"), ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open")];
 
 /// Reads a variable of the environment; a parameter, so that tests bring their own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -238,6 +257,19 @@ fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
         };
         root.overlay(section, key, Node { place, value });
     }
+    for (variable, section, key) in DEFAULTS {
+        let Some(text) = environment(variable).filter(|text| !text.trim().is_empty()) else { continue };
+        if root.nearest(&[Step::Key(section), Step::Key(key)]).0 == 2 {
+            continue;
+        }
+        let place = Place::Variable(variable.to_owned());
+        let value = match (key, text.trim().parse()) {
+            ("open", Ok(milliseconds)) => Value::Text(format!("{}ms", i64::max(milliseconds, 0))),
+            (_, Ok(number)) => Value::Integer(number),
+            (_, Err(_)) => Value::Text(text),
+        };
+        root.overlay(section, key, Node { place, value });
+    }
 }
 
 /// Turns what fits the schema into what makes sense.
@@ -287,8 +319,11 @@ impl Builder<'_> {
         let app = self.app(raw);
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
-        let routes = RouteTable::compile(self.routes(raw), default_route(raw));
+        let (breakers, numbers) = self.breakers(raw);
+        let retry = self.retry(raw);
+        let routes = RouteTable::compile(self.routes(raw, &numbers), default_route(raw, &numbers));
         let (limits, gate, abuse) = (self.limits(raw, &routes), self.gate(raw), self.abuse(raw));
+        let faults = self.faults(raw, &routes);
         Some(Config {
             server,
             client,
@@ -304,6 +339,9 @@ impl Builder<'_> {
             max_limit_keys: raw.rate_limits.max_keys.get() as usize,
             gate,
             abuse,
+            breakers,
+            retry,
+            faults,
         })
     }
 
@@ -378,6 +416,7 @@ impl Builder<'_> {
             target: target?,
             connect_timeout: raw.app.connect_timeout.0.0,
             timeout: raw.app.timeout.0.0,
+            hold: raw.app.hold.0.0,
             stream_timeout: raw.app.stream_timeout.0.0,
             idle_timeout: raw.app.idle_timeout.0.0,
             max_idle: raw.app.max_idle.get().into(),
@@ -416,7 +455,7 @@ impl Builder<'_> {
         })
     }
 
-    fn routes(&mut self, raw: &Raw) -> Vec<Route> {
+    fn routes(&mut self, raw: &Raw, breakers: &HashMap<String, u16>) -> Vec<Route> {
         let mut names = HashSet::new();
         let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
         for (index, written) in raw.routes.iter().enumerate() {
@@ -431,6 +470,8 @@ impl Builder<'_> {
                 let message = format!("a route above is called {:?} already", written.name);
                 self.complain(&at("name"), message, "give each its own name: it is the label in metrics");
             }
+            let (attempts, retry_statuses) = self.route_retry(raw, written, index);
+            let fallback = self.fallback(written, index);
             match Conditions::compile(written) {
                 Ok(conditions) => {
                     let covered_by = crate::route::BUILT_IN
@@ -452,6 +493,11 @@ impl Builder<'_> {
                         timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
                         max_body_bytes: written.max_body.as_ref().map_or(raw.client.max_body.0.0, |size| size.0.0),
                         cost: written.cost,
+                        heeds_client_timeout: written.client_timeout,
+                        breaker: breakers.get(&written.name).copied(),
+                        attempts,
+                        retry_statuses,
+                        fallback,
                         is_health: false,
                     });
                 }
@@ -468,7 +514,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// What takes every request that no route of the file takes.
-fn default_route(raw: &Raw) -> Route {
+fn default_route(raw: &Raw, breakers: &HashMap<String, u16>) -> Route {
     Route {
         name: "default".into(),
         conditions: Conditions::default(),
@@ -476,6 +522,11 @@ fn default_route(raw: &Raw) -> Route {
         timeout: raw.app.timeout.0.0,
         max_body_bytes: raw.client.max_body.0.0,
         cost: 1,
+        heeds_client_timeout: true,
+        breaker: breakers.get("default").copied(),
+        attempts: raw.retry.attempts.into(),
+        retry_statuses: raw.retry.statuses.clone().into(),
+        fallback: None,
         is_health: false,
     }
 }
@@ -539,8 +590,13 @@ mod tests {
             .collect();
         let spelled_out = load(&uncommented, &[]).unwrap_or_else(|e| panic!("{e}"));
         let silent = load(shipped, &[]).unwrap_or_else(|e| panic!("{e}"));
-        let without_routes =
-            |config: &Config| format!("{:?}{:?}{:?}{:?}", config.server, config.client, config.app, config.log);
+        let without_routes = |config: &Config| {
+            let Config { server, client, app, log, breakers, retry, .. } = config;
+            format!(
+                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}",
+                breakers.first().map(|b| (b.mode, b.settings, b.counts_429))
+            )
+        };
         assert_eq!(without_routes(&spelled_out), without_routes(&silent));
         assert_eq!(without_routes(&silent), without_routes(&load("", &[]).unwrap()));
     }
@@ -581,16 +637,24 @@ mod tests {
         for section in
             ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags", "RateLimits", "Tiers"]
                 .into_iter()
-                .chain(["Admission", "Abuse"])
+                .chain(["Admission", "Abuse", "Breaker", "Retry"])
         {
             for key in definitions[section]["properties"].as_object().unwrap().keys() {
-                let is_table =
-                    matches!((section, key.as_str()), ("Identity", "keys" | "jwt") | ("RateLimits", "rules"));
+                let is_table = matches!(
+                    (section, key.as_str()),
+                    ("Identity", "keys" | "jwt") | ("RateLimits", "rules") | ("Breaker", "groups")
+                );
                 let has_key = shipped.contains(&format!("\n# {key} = "));
                 assert!(has_key || is_table, "{section}.{key} is not in config/proxy.toml");
             }
         }
-        let tables = [("ApiKey", "[[identity.keys]]"), ("Jwt", "[identity.jwt]"), ("Rule", "[[rate_limits.rules]]")];
+        let tables = [
+            ("ApiKey", "[[identity.keys]]"),
+            ("Jwt", "[identity.jwt]"),
+            ("Rule", "[[rate_limits.rules]]"),
+            ("Group", "[[breaker.groups]]"),
+            ("Fault", "[[faults]]"),
+        ];
         for (section, intro) in tables {
             let described = described(shipped, intro);
             for key in definitions[section]["properties"].as_object().unwrap().keys() {
@@ -709,6 +773,60 @@ methods = ["get"]
         let wrong = [("OUTRIGGER_LISTEN", "8080"), ("OUTRIGGER_THREADS", "many"), ("FF_ENABLE_AUDIT_TRAIL_IPS", "x")];
         insta::assert_snapshot!(load("", &wrong).unwrap_err());
         insta::assert_snapshot!(load("", &wrong[2..]).unwrap_err());
+    }
+
+    #[test]
+    fn says_what_is_wrong_about_failures() {
+        let source = r#"
+[breaker]
+failure_rate = "150%"
+window = "0 calls"
+slow_after = "2"
+
+[retry]
+attempts = 0
+budget = "off"
+"#;
+        insta::assert_snapshot!(load(source, &[]).unwrap_err());
+        let source = r#"
+[breaker]
+max_open = "1s"
+
+[[breaker.groups]]
+name = "payments"
+window = "5 calls"
+
+[retry]
+statuses = [404]
+
+[[routes]]
+name = "pay"
+path = "/pay"
+breaker = "paymens"
+fallback = { body = "x", status = 204 }
+
+[[faults]]
+routes = ["pai"]
+abort = 500
+reset = true
+
+[[faults]]
+headers = { "a b" = "1" }
+"#;
+        insta::assert_snapshot!(load(source, &[]).unwrap_err());
+        let allowed = [("OUTRIGGER_ALLOW_FAULTS", "1")];
+        assert_eq!(load("[[faults]]\nabort = 503\nshare = \"5%\"\n", &allowed).unwrap().faults.len(), 1);
+    }
+
+    #[test]
+    fn the_breakers_defaults_may_come_from_the_environment() {
+        let environment = [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "7"), ("CIRCUIT_BREAKER_TIMEOUT", "1500")];
+        let settings = |source| load(source, &environment).unwrap().breakers[0].settings;
+        assert_eq!((settings("").consecutive, settings("").open_for), (7, Duration::from_millis(1500)));
+        assert_eq!(settings("[breaker]\nfailures = 3\n").consecutive, 3, "the file wins");
+        let wrong = [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "many"), ("CIRCUIT_BREAKER_TIMEOUT", "0")];
+        insta::assert_snapshot!(load("", &wrong[..1]).unwrap_err());
+        insta::assert_snapshot!(load("", &wrong[1..]).unwrap_err());
     }
 
     #[test]

@@ -2,16 +2,18 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::tier::Tier;
 
 use crate::admit::Lingering;
+use crate::breakers::Attempt;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
+use crate::pipeline::line::Line;
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::RequestId;
 use crate::route::Route;
@@ -144,10 +146,10 @@ pub struct Exchange {
     pub route: usize,
     /// How it is delimited and held open.
     pub kind: Kind,
+    /// Until when the head of its answer must be there.
+    pub deadline: Instant,
     /// Attempts at the app so far.
     pub attempts: u32,
-    /// The next attempt must not use a kept connection.
-    pub needs_fresh_connection: bool,
     /// Bytes of the request's body in this attempt.
     pub body_bytes: u64,
     /// We answered, and why.
@@ -164,6 +166,24 @@ pub struct Exchange {
     pub in_flight: Option<InFlight>,
     /// What limits, bans and slots do with this client.
     pub admission: Mode,
+    /// What breakers, retries and the wait for an app that is away do with it.
+    pub resilience: Mode,
+    /// The attempt that is being made, to its breaker.
+    pub attempt: Option<Attempt>,
+    /// The app's answer says when to come back.
+    pub says_when: bool,
+    /// There is no other attempt after this one, whatever the rules allow: the budget has nothing left.
+    pub is_last_attempt: bool,
+    /// It has waited for an app that was away, and may do so until its `hold` is over.
+    pub was_held: bool,
+    /// What the next attempt begins with, on Pingora's way.
+    pub next: Next,
+    /// The connection of this attempt, on Pingora's way, until the head of the answer has come.
+    pub line: Option<Line>,
+    /// Interim answers in this attempt.
+    pub interim: usize,
+    /// The numbers of the faults on purpose that may befall it.
+    pub faults: Vec<usize>,
     /// What the answer tells of limits.
     pub shown_limits: Shown,
     /// A monitored limit would have refused it, and nothing was taken from those that are monitored.
@@ -174,6 +194,19 @@ pub struct Exchange {
     pub lingering: Option<Lingering>,
     /// Its place in the queue for one.
     pub waiting: Option<Waiting>,
+}
+
+/// What another attempt begins with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Next {
+    /// It pauses.
+    pub pause: Option<Duration>,
+    /// The app was away: it waits in the queue for it.
+    pub rejoins: bool,
+    /// The last one broke off: if the app is there, this one is a retry that has to be paid for.
+    pub owes: bool,
+    /// It was decided by the status of an answer, and is paid for.
+    pub is_planned: bool,
 }
 
 /// What a request asks for, as far as time limits care.
@@ -191,17 +224,18 @@ pub enum Kind {
 impl Exchange {
     /// A request that has just been read.
     pub fn new(rules: Arc<Snapshot>) -> Self {
+        let started = Instant::now();
         let last = rules.config.routes.all().len() - 1;
         Self {
             rules,
-            started: Instant::now(),
+            started,
             request_id: RequestId::default(),
             connected: IpAddr::from([0, 0, 0, 0]),
             client: Client::UNKNOWN,
             route: last,
             kind: Kind::Plain,
+            deadline: started,
             attempts: 0,
-            needs_fresh_connection: false,
             body_bytes: 0,
             rejection: None,
             failure: None,
@@ -210,6 +244,15 @@ impl Exchange {
             head_at: None,
             in_flight: None,
             admission: Mode::Off,
+            resilience: Mode::Off,
+            attempt: None,
+            says_when: false,
+            is_last_attempt: false,
+            was_held: false,
+            next: Next::default(),
+            line: None,
+            interim: 0,
+            faults: Vec::new(),
             shown_limits: Shown::default(),
             is_beyond_monitored: false,
             permit: None,

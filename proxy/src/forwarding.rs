@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, header};
 
@@ -17,7 +18,8 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static FLY_FORWARDED_PROTO: HeaderName = HeaderName::from_static("fly-forwarded-proto");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-static X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// The time that is left, in milliseconds.
+pub static X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 /// Whether a field may reach the app: what only an edge or a proxy may say is believed from trusted senders only, and
 /// the proxy's own (`X-Outrigger-…`) from nobody.
@@ -42,8 +44,8 @@ pub struct Added {
 }
 
 impl Added {
-    /// For one request, by what was decided about it.
-    pub fn fill(&mut self, request: &Request<'_>, exchange: &Exchange) {
+    /// For one request that is sent `now`, by what was decided about it.
+    pub fn fill(&mut self, request: &Request<'_>, exchange: &Exchange, now: Instant) {
         self.text.clear();
         self.ends.clear();
         let headers = &exchange.rules.config.headers;
@@ -75,8 +77,9 @@ impl Added {
             self.add(&TRACEPARENT, |text| text.extend_from_slice(&new_traceparent()));
         }
         if exchange.kind == Kind::Plain {
-            // Writing into a vector cannot fail.
-            self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{}", exchange.route().timeout.as_millis())));
+            // The last field: the fast lane writes it again when the request had to wait. Writing into a vector cannot fail.
+            let left = whole_milliseconds(exchange.deadline.saturating_duration_since(now));
+            self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{left}")));
         }
     }
 
@@ -95,6 +98,11 @@ impl Added {
     pub fn replaces(&self, name: &str) -> bool {
         self.ends.iter().any(|(own, _)| own.as_str().len() == name.len() && own.as_str().eq_ignore_ascii_case(name))
     }
+}
+
+/// Rounded up: nothing is left only when nothing is.
+pub fn whole_milliseconds(left: Duration) -> u128 {
+    left.as_nanos().div_ceil(1_000_000)
 }
 
 /// The scheme that a trusted edge saw: `http` or `https`, nothing else.

@@ -77,6 +77,18 @@ impl Gate {
         wake_all(queue);
     }
 
+    /// The app is away: nobody gets a slot.
+    pub fn suspend(&self) {
+        self.lock().suspend();
+    }
+
+    /// The app is back: slots are given again, in order.
+    pub fn resume(&self) {
+        let mut queue = self.lock();
+        queue.resume();
+        wake_all(queue);
+    }
+
     /// What there is to be seen.
     pub fn standing(&self) -> Standing {
         let queue = self.lock();
@@ -175,6 +187,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// It is sent now: what went before, such as an attempt that failed, says nothing about how long the app takes.
+    pub fn sent(&mut self, now: Instant) {
+        self.sent = self.gate.nanoseconds(now);
+    }
+
     /// The head of the answer has come.
     pub fn answered(&mut self, now: Instant) {
         self.head.get_or_insert((self.gate.nanoseconds(now), Ended::Answered));
@@ -238,10 +255,10 @@ impl Waiting {
         }
     }
 
-    /// Waits for its turn, but not beyond `deadline`.
-    pub async fn turn(mut self, deadline: Instant) -> Option<Permit> {
+    /// Waits for its turn, but not beyond `deadline`: then there is none.
+    pub async fn turn(&mut self, deadline: Instant) -> Option<Option<Permit>> {
         let turn = poll_fn(|cx| self.poll_turn(cx));
-        tokio::time::timeout_at(deadline.into(), turn).await.ok().flatten()
+        tokio::time::timeout_at(deadline.into(), turn).await.ok()
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Only the fast lane ([`crate::lane`]) writes heads itself; other requests have theirs written by Pingora.
 
+use std::time::Duration;
+
 use bytes::{BufMut, BytesMut};
 
 use crate::forwarding::{self, Added};
+use crate::retries;
 use crate::wire::Framing;
 
 /// Whether a field speaks of one connection only (RFC 9110 section 7.6.1).
@@ -48,6 +51,18 @@ pub fn write_request(out: &mut BytesMut, request: &httparse::Request<'_, '_>, ad
     forged
 }
 
+/// Writes the time that is left anew into a head of [`write_request`] whose last field it is.
+pub fn set_timeout(head: &mut BytesMut, left: Duration) {
+    let name = forwarding::X_REQUEST_TIMEOUT_MS.as_str().as_bytes();
+    let Some(end) = head.strip_suffix(b"\r\n\r\n") else { return };
+    let start = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let is_last = end[start..].strip_prefix(name).is_some_and(|value| value.starts_with(b": "));
+    if is_last {
+        head.truncate(start + name.len() + 2);
+        head.put_slice(format!("{}\r\n\r\n", forwarding::whole_milliseconds(left)).as_bytes());
+    }
+}
+
 fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(name.as_bytes());
     out.put_slice(b": ");
@@ -77,6 +92,8 @@ pub struct AnswerHead {
     pub keeps_connection: bool,
     /// Its body is an event stream, which may be silent for long.
     pub is_event_stream: bool,
+    /// The pause that it asks for before the next attempt.
+    pub retry_after: Option<Duration>,
 }
 
 /// The app's answer cannot be passed on.
@@ -134,11 +151,14 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     out.put_slice(answer.reason.unwrap_or_default().as_bytes());
     out.put_slice(b"\r\n");
     let is_final = status >= 200;
-    let (mut has_date, mut is_event_stream) = (false, false);
+    let (mut has_date, mut is_event_stream, mut retry_after) = (false, false, None);
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
         is_event_stream |= is("content-type") && field.value.starts_with(b"text/event-stream");
+        if is("retry-after") {
+            retry_after = retries::asked_for(field.value);
+        }
         let stays =
             !is_hop_by_hop(field.name) || (is("upgrade") && status == 426) || (is("trailer") && connection.chunked);
         let replaced = frame.request_id.is_some() && is("x-request-id");
@@ -167,7 +187,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     out.put_slice(b"\r\n");
     let speaks_11 = answer.version == Some(1);
     let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive };
-    Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream }))
+    Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after }))
 }
 
 fn put_status(out: &mut BytesMut, status: u16) {
@@ -243,6 +263,23 @@ mod tests {
         let mut out = BytesMut::new();
         let head = relay_answer(answer.as_bytes(), &mut out, frame)?;
         Ok(head.map(|head| (head, String::from_utf8(out.to_vec()).unwrap())))
+    }
+
+    #[test]
+    fn the_time_that_is_left_is_written_anew_where_it_is_the_last_field() {
+        let anew = |head: &str| {
+            let mut head = BytesMut::from(head);
+            set_timeout(&mut head, Duration::from_millis(250));
+            String::from_utf8(head.to_vec()).unwrap()
+        };
+        let line = "GET / HTTP/1.1\r\nhost: a\r\n";
+        assert_eq!(
+            anew(&format!("{line}x-request-timeout-ms: 30000\r\n\r\n")),
+            format!("{line}x-request-timeout-ms: 250\r\n\r\n")
+        );
+        for other in [format!("{line}\r\n"), format!("{line}x-request-timeout-ms: 1\r\nb: c\r\n\r\n"), String::new()] {
+            assert_eq!(anew(&other), other);
+        }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// The body of `/health` in the app's own shape, with the reason.
-pub fn unhealthy(uptime: Duration, reason: &str) -> String {
-    let body = serde_json::json!({
+/// The body of `/health` in the app's own shape, with the reason, and how many requests wait for an app that is away.
+pub fn unhealthy(uptime: Duration, reason: &str, held: Option<u32>) -> String {
+    let mut body = serde_json::json!({
         "ok": false,
         "data": {
             "status": "unhealthy",
@@ -14,5 +14,8 @@ pub fn unhealthy(uptime: Duration, reason: &str) -> String {
             "version": env!("CARGO_PKG_VERSION"),
         },
     });
+    if let Some(held) = held {
+        body["data"]["requestsHeld"] = held.into();
+    }
     format!("{body}\n")
 }

@@ -27,6 +27,10 @@ pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     let address = if is_trusted { edge_address(request.fields, trusted).unwrap_or(connected) } else { connected };
     let from_edge = if is_trusted { request.fields.get(&FLY_REQUEST_ID) } else { None };
     let who = identified(state, request, exchange, address);
+    let flag = exchange.rules.config.flag(Feature::CircuitBreaker);
+    exchange.resilience = flag
+        .mode_for_everybody()
+        .unwrap_or_else(|| with_subject(&who, |subject| flag.mode_for(Feature::CircuitBreaker, subject)));
     exchange.client = Client { is_trusted, ..who };
     exchange.request_id = from_edge.and_then(RequestId::from_edge).unwrap_or_else(RequestId::generate);
     exchange.kind = kind(request);
@@ -58,14 +62,18 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
             }
         }
     }
-    exchange.admission = for_everybody.unwrap_or_else(|| {
-        let shown = client.shown();
-        let user = client.verified.as_ref().filter(|v| v.kind == VerifiedKind::User).map(|v| &*v.name);
-        // A percentage sticks to the name, which is the same on every Machine.
-        let id = client.verified.as_ref().map_or(shown.as_str(), |verified| &verified.name);
-        flag.mode_for(Feature::PrioritizedRateLimit, Subject { id, user, address })
-    });
+    exchange.admission = for_everybody
+        .unwrap_or_else(|| with_subject(&client, |subject| flag.mode_for(Feature::PrioritizedRateLimit, subject)));
     client
+}
+
+/// The client, as flags see it.
+fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -> Mode {
+    let shown = client.shown();
+    let user = client.verified.as_ref().filter(|v| v.kind == VerifiedKind::User).map(|v| &*v.name);
+    // A percentage sticks to the name, which is the same on every Machine.
+    let id = client.verified.as_ref().map_or(shown.as_str(), |verified| &verified.name);
+    decide(Subject { id, user, address: client.address })
 }
 
 /// `Fly-Client-IP`, which the edge overwrites; elsewhere the right-most address of `X-Forwarded-For` that is none of ours.

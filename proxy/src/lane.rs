@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -18,22 +19,28 @@ use bytes::{Buf, BufMut, BytesMut};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use crate::admit::NoTurn;
 use crate::app_pool::{self, AppStream};
+use crate::breakers::{self, End};
 use crate::client_stream::ClientStream;
+use crate::config::resilience::Effect;
 use crate::exchange::{Exchange, Fields, Kind, Request};
 use crate::forwarding::Added;
 use crate::head::{self, AnswerBody, AnswerHead, Frame};
-use crate::health;
+use crate::hold;
 use crate::pipeline::STAGES;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
+use crate::reply::{self, Reply};
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::{Chunks, Framing, MOST_FIELDS};
-use crate::{admit, limits};
+use crate::{admit, faults, limits, retries};
 
 /// The largest head of an answer.
-const ANSWER_HEAD_BYTES: usize = 64 << 10;
+pub const ANSWER_HEAD_BYTES: usize = 64 << 10;
+/// The most interim answers (1xx) before the one that counts.
+pub const MOST_INTERIM: usize = 64;
 /// How much of an answer's body is read at once.
 const READ_BYTES: usize = 16 << 10;
 /// What an answer begins to be read into: the head and body of most.
@@ -64,13 +71,18 @@ struct Prepared {
 enum Broken {
     /// The app's fault, and what was seen of it.
     App(Failure, Cow<'static, str>),
+    /// We refuse it, although it was on its way.
+    Refused(Rejection),
     /// The client has gone.
     ClientLeft,
 }
 
+/// An attempt that came to an answer: the connection, what was read beyond the head, and the head.
+type Answered = (AppStream, AnswerHead);
+
 /// Serves the request whose head is `head`; `client` is the address at the other end of `stream`.
 pub async fn serve(
-    state: &State,
+    state: &Arc<State>,
     stream: &mut ClientStream,
     head: BytesMut,
     timer: &mut Timer,
@@ -82,7 +94,7 @@ pub async fn serve(
     let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
     let result = match prepared.refused {
         Some(problem) => lane.answer(exchange, &problem).await,
-        None => lane.forward_in_turn(exchange, &prepared.head).await,
+        None => lane.forward_in_turn(exchange, &mut prepared.head).await,
     };
     recycle(prepared.head);
     let (ending, next) = lane.end(exchange, result).await;
@@ -113,7 +125,7 @@ fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
     let mut out = scratch();
     if verdict.is_ok() {
         let forged = ADDED.with_borrow_mut(|added| {
-            added.fill(&request, &exchange);
+            added.fill(&request, &exchange, exchange.started);
             head::write_request(&mut out, &parsed, added, exchange.client.is_trusted)
         });
         if forged {
@@ -128,7 +140,7 @@ fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
 }
 
 struct Lane<'a> {
-    state: &'a State,
+    state: &'a Arc<State>,
     stream: &'a mut ClientStream,
     timer: &'a mut Timer,
     is_head: bool,
@@ -139,52 +151,196 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Waits for a slot where that is needed, then forwards.
-    async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &BytesMut) -> Result<(), Broken> {
-        if let Some(mut waiting) = exchange.waiting.take() {
-            let deadline = tokio::time::Instant::from_std(admit::wait_deadline(exchange));
-            let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
-                Poll::Ready(turn) => Poll::Ready(Ok(turn)),
-                Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
-                Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
-            });
-            exchange.permit = turn.await?;
-            drop(waiting);
-            if exchange.permit.is_none() {
-                exchange.rejection = Some(Rejection::Overloaded);
-                return self.answer(exchange, &Rejection::Overloaded.problem()).await;
-            }
-            self.state.metrics.queue_wait.observe(exchange.started.elapsed().as_secs_f64());
+    /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
+    async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
+        let mut now = exchange.started;
+        if exchange.waiting.is_some() {
+            now = self.wait_for_turn(exchange, head).await?;
         }
-        self.forward(exchange, head).await
+        retries::pay_in(self.state, exchange);
+        let mut input = scratch();
+        // What the last attempt failed with, where that may be because the app is gone: the next connection tells.
+        let mut owed = None;
+        loop {
+            let attempt = match owed.take() {
+                None => self.attempt(exchange, head, &mut input, now).await,
+                Some(broken) => self.attempt_again(exchange, head, &mut input, broken).await,
+            };
+            match attempt {
+                Ok((app, answer)) => {
+                    exchange.says_when = answer.retry_after.is_some();
+                    let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
+                        return self.relay(app, input, answer, exchange).await;
+                    };
+                    // The rest of that answer goes with its connection.
+                    drop(app);
+                    breakers::ended(self.state, exchange, End::Answered(answer.status, Instant::now()));
+                    self.pause(pause).await?;
+                }
+                Err(Broken::Refused(Rejection::FaultInjected { status })) => {
+                    let Some(pause) = self.pause_after(exchange, status.as_u16(), None) else {
+                        return Err(Broken::Refused(Rejection::FaultInjected { status }));
+                    };
+                    breakers::ended(self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
+                    self.pause(pause).await?;
+                }
+                Err(Broken::App(Failure::Unreachable, _)) if hold::refused(self.state, exchange) => {
+                    // Nothing was sent: it waits for the app like those that come now.
+                    breakers::ended(self.state, exchange, End::Unknown);
+                    hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
+                    self.wait_for_turn(exchange, head).await?;
+                }
+                Err(Broken::App(failure @ (Failure::Closed | Failure::ConnectTimeout), detail)) => {
+                    let Some(pause) = retries::pause(exchange, Instant::now(), None) else {
+                        return Err(Broken::App(failure, detail));
+                    };
+                    owed = Some(Broken::App(failure, detail));
+                    self.pause(pause).await?;
+                }
+                Err(broken) => return Err(broken),
+            }
+            input.clear();
+            self.stream.output().clear();
+            now = Instant::now();
+            if let Some(permit) = &mut exchange.permit {
+                permit.sent(now);
+            }
+            head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+        }
     }
 
-    /// Sends the request to the app and its answer to the client. A kept connection that turns out to be dead is replaced
-    /// by a new one, once: the request may be repeated, and nothing of an answer has come.
-    async fn forward(&mut self, exchange: &mut Exchange, head: &BytesMut) -> Result<(), Broken> {
-        let rules = std::sync::Arc::clone(&exchange.rules);
-        let app = &rules.config.app;
-        let mut input = scratch();
-        exchange.attempts = 1;
-        if let Some(mut kept) = app_pool::take(&app.target) {
-            self.state.metrics.attempts_reused.inc();
-            match self.ask(&mut kept, head, &mut input, exchange).await {
-                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
-                Err(broken) => return Err(broken),
-                Ok(answer) => return self.relay(kept, input, answer, exchange).await,
-            }
-            exchange.attempts = 2;
-            self.state.metrics.retries.inc();
+    /// One attempt, on a kept connection if there is one. A kept connection that turns out to be dead is replaced by a new one
+    /// at no cost: the app has not been asked.
+    async fn attempt(
+        &mut self,
+        exchange: &mut Exchange,
+        head: &[u8],
+        input: &mut BytesMut,
+        now: Instant,
+    ) -> Result<Answered, Broken> {
+        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
+        exchange.attempts += 1;
+        if !exchange.faults.is_empty() {
+            self.befall(exchange).await?;
         }
+        if let Some(mut kept) = app_pool::take(&exchange.rules.config.app.target) {
+            self.state.metrics.attempts_reused.inc();
+            match self.ask(&mut kept, head, input, exchange).await {
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                asked => return asked.map(|answer| (kept, answer)),
+            }
+            exchange.attempts += 1;
+            self.state.metrics.reconnects.inc();
+        }
+        let mut fresh = self.connect(exchange).await?;
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    /// One more attempt after one that `broken` ended, if the app is there and the budget has something left.
+    async fn attempt_again(
+        &mut self,
+        exchange: &mut Exchange,
+        head: &[u8],
+        input: &mut BytesMut,
+        broken: Broken,
+    ) -> Result<Answered, Broken> {
+        let mut fresh = self.connect(exchange).await?;
+        let now = Instant::now();
+        if !retries::pay(self.state, exchange, now) {
+            exchange.is_last_attempt = true;
+            return Err(broken);
+        }
+        breakers::ended(self.state, exchange, End::Failed);
+        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
+        exchange.attempts += 1;
+        if !exchange.faults.is_empty() {
+            self.befall(exchange).await?;
+        }
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    /// A new connection to the app.
+    async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
         self.state.metrics.attempts_new.inc();
-        let connecting = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target));
-        let mut fresh = match connecting.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(e)) => return Err(Broken::App(Failure::Unreachable, e.to_string().into())),
-            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
-        };
-        let answer = self.ask(&mut fresh, head, &mut input, exchange).await?;
-        self.relay(fresh, input, answer, exchange).await
+        let app = &exchange.rules.config.app;
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(app.connect_timeout.min(left), AppStream::connect(&app.target)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(e)) => Err(Broken::App(Failure::Unreachable, e.to_string().into())),
+            Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
+        }
+    }
+
+    /// The pause before another attempt, if an answer with this status is tried again; paid for.
+    fn pause_after(&self, exchange: &Exchange, status: u16, asked_for: Option<Duration>) -> Option<Duration> {
+        if !retries::is_wanted(exchange, status) {
+            return None;
+        }
+        let now = Instant::now();
+        retries::pause(exchange, now, asked_for).filter(|_| retries::pay(self.state, exchange, now))
+    }
+
+    /// Waits, unless the client leaves.
+    async fn pause(&mut self, pause: Duration) -> Result<(), Broken> {
+        let until = tokio::time::Instant::now() + pause;
+        poll_fn(|cx| {
+            if self.stream.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Broken::ClientLeft));
+            }
+            self.timer.poll(cx, until).map(Ok)
+        })
+        .await
+    }
+
+    /// Waits for the exchange's turn, and tells the app what is left of its time. Gives the time when its turn came.
+    async fn wait_for_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<Instant, Broken> {
+        if let Some(mut waiting) = exchange.waiting.take() {
+            loop {
+                let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
+                let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
+                    Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
+                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
+                });
+                let now = Instant::now();
+                match turn.await? {
+                    Some(Some(permit)) => {
+                        exchange.permit = Some(permit);
+                        break;
+                    }
+                    // The app went away while it waited: it may wait for that, too.
+                    None if admit::wait_deadline(self.state, exchange) > now => {}
+                    Some(None) | None => return Err(self.no_turn(exchange, Instant::now())),
+                }
+            }
+        }
+        let now = Instant::now();
+        self.state.metrics.waited(exchange, now);
+        head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+        Ok(now)
+    }
+
+    fn no_turn(&self, exchange: &Exchange, now: Instant) -> Broken {
+        match admit::no_turn(self.state, exchange, now) {
+            NoTurn::Refused(rejection) => Broken::Refused(rejection),
+            NoTurn::AppAway => Broken::App(Failure::Unreachable, "it did not come back within `hold`".into()),
+        }
+    }
+
+    /// A fault on purpose.
+    async fn befall(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let Some((delay, effect)) = faults::next(exchange) else { return Ok(()) };
+        self.state.metrics.faults.inc();
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        self.pause(delay.min(left)).await?;
+        match effect {
+            _ if delay >= left => Err(Broken::App(Failure::Timeout, "a fault on purpose took all of the time".into())),
+            Effect::Pass => Ok(()),
+            Effect::Abort(status) => Err(Broken::Refused(Rejection::FaultInjected { status })),
+            Effect::Reset => Err(closed("a fault on purpose")),
+        }
     }
 
     /// Sends the request and waits for the head of its answer, which is then in the client's output, rewritten.
@@ -195,7 +351,8 @@ impl Lane<'_> {
         input: &mut BytesMut,
         exchange: &mut Exchange,
     ) -> Result<AnswerHead, Broken> {
-        let deadline = tokio::time::Instant::from_std(exchange.started + exchange.route().timeout);
+        let deadline = tokio::time::Instant::from_std(exchange.deadline);
+        let mut interim = 0;
         let mut unsent = head;
         poll_fn(|cx| {
             while !unsent.is_empty() {
@@ -228,6 +385,10 @@ impl Lane<'_> {
                     return Ok(answer);
                 }
                 // An interim answer, such as 103: the client gets it now.
+                interim += 1;
+                if interim > MOST_INTERIM {
+                    return Err(Broken::App(Failure::Invalid, "there is no end of interim answers".into()));
+                }
                 self.send_gathered(exchange).await?;
             }
         }
@@ -295,7 +456,7 @@ impl Lane<'_> {
             input.clear();
             input.reserve(READ_BYTES);
             let idle_since = tokio::time::Instant::now();
-            admit::let_go_of_long_answer(exchange, idle_since.into_std());
+            admit::let_go_of_long_answer(self.state, exchange, idle_since.into_std());
             let read = poll_fn(|cx| {
                 let mut read = pin!(app.read_buf(&mut input));
                 match read.as_mut().poll(cx) {
@@ -377,23 +538,14 @@ impl Lane<'_> {
     /// What we answer ourselves; the connection stays.
     async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let (status, kind, body) = if exchange.route().is_health {
-            let body = health::unhealthy(self.state.started.elapsed(), problem.label);
-            (http::StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
-        } else {
-            (
-                problem.status,
-                "application/problem+json",
-                problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
-            )
-        };
+        let Reply { status, content_type, body, retry_after } = reply::to(self.state, exchange, problem);
         exchange.status = status.as_u16();
         let out = self.stream.output();
         out.clear();
         let reason = status.canonical_reason().unwrap_or("Error");
-        out.put_slice(format!("HTTP/1.1 {} {reason}\r\nContent-Type: {kind}\r\n", status.as_u16()).as_bytes());
+        out.put_slice(format!("HTTP/1.1 {} {reason}\r\nContent-Type: {content_type}\r\n", status.as_u16()).as_bytes());
         out.put_slice(format!("Content-Length: {}\r\nCache-Control: no-store\r\n", body.len()).as_bytes());
-        if let Some(after) = problem.retry_after {
+        if let Some(after) = retry_after {
             out.put_slice(format!("Retry-After: {}\r\n", crate::rejection::seconds(after)).as_bytes());
         }
         if exchange.rules.config.headers.request_id {
@@ -413,17 +565,22 @@ impl Lane<'_> {
     /// Answers what can still be answered, and says how it ended.
     async fn end(mut self, exchange: &mut Exchange, result: Result<(), Broken>) -> (Ending, Next) {
         let mut ending = Ending { failed: result.is_err(), client_left: false, body_bytes: 0 };
-        if let (Some(permit), Err(Broken::App(Failure::Timeout, _))) = (&mut exchange.permit, &result) {
-            permit.timed_out(Instant::now());
+        if let Err(Broken::App(failure, detail)) = &result {
+            record::failed(self.state, exchange, *failure, detail).await;
         }
         exchange.permit = None;
         let mut next = Next::Close;
         match result {
             Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
             Err(Broken::ClientLeft) => ending.client_left = true,
-            Err(Broken::App(failure, detail)) => {
-                exchange.failure = Some(failure);
-                record::log_failure(exchange, failure, &detail);
+            Err(Broken::Refused(rejection)) => {
+                exchange.rejection = Some(rejection);
+                match self.answer(exchange, &rejection.problem()).await {
+                    Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
+                    Err(_) => ending.client_left = true,
+                }
+            }
+            Err(Broken::App(failure, _)) => {
                 // Once its head is out, all that is left is to end the connection, so that the client sees that the
                 // answer is not whole.
                 if !exchange.answered_by_app {

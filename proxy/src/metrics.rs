@@ -4,9 +4,10 @@
 //! rules are loaded, so that counting is one addition.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_policy::abuse::Offence;
+use outrigger_policy::breaker::State as Position;
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
@@ -16,6 +17,7 @@ use prometheus::{
 };
 
 use crate::config::Config;
+use crate::exchange::Exchange;
 use crate::gate::Standing;
 use crate::rejection::{Failure, Rejection};
 
@@ -126,7 +128,13 @@ pub struct Refusals {
 }
 
 /// The reasons that are told apart by priority and tier.
-const REASONS: [Rejection; 3] = [Rejection::BANNED, Rejection::QUOTA_EXCEEDED, Rejection::Overloaded];
+const REASONS: [Rejection; 5] = [
+    Rejection::BANNED,
+    Rejection::QUOTA_EXCEEDED,
+    Rejection::Overloaded,
+    Rejection::BREAKER_OPEN,
+    Rejection::AppRestarting,
+];
 
 impl Refusals {
     /// One that was made.
@@ -167,8 +175,23 @@ pub struct Metrics {
     pub attempts_new: IntCounter,
     /// Attempts on a kept connection.
     pub attempts_reused: IntCounter,
-    /// Attempts beyond a request's first.
+    /// Requests sent again, and paid for.
     pub retries: IntCounter,
+    /// Requests sent again because a kept connection turned out to be dead.
+    pub reconnects: IntCounter,
+    /// Retries that the budget did not allow.
+    pub retries_denied: IntCounter,
+    retry_budget: Gauge,
+    /// Answers of a route's own, given instead of the app's.
+    pub fallbacks: IntCounter,
+    /// 1 while the app takes connections, as far as is known.
+    pub app_reachable: IntGauge,
+    /// Requests that waited for an app that was away, and reached it.
+    pub held: IntCounter,
+    /// Faults on purpose.
+    pub faults: IntCounter,
+    breaker_states: IntGaugeVec,
+    breaker_transitions: IntCounterVec,
     /// Reloads that took effect.
     pub reloads_applied: IntCounter,
     /// Reloads that were refused.
@@ -259,7 +282,41 @@ impl Metrics {
             connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
             attempts_new: attempts.with_label_values(&["new"]),
             attempts_reused: attempts.with_label_values(&["reused"]),
-            retries: declare.counter("outrigger_app_retries_total", "Attempts at the app beyond a request's first.")?,
+            retries: declare.counter("outrigger_app_retries_total", "Requests sent to the app once more.")?,
+            reconnects: declare.counter(
+                "outrigger_app_reconnects_total",
+                "Requests sent on a new connection because a kept one turned out to be closed.",
+            )?,
+            retries_denied: declare.counter(
+                "outrigger_app_retries_denied_total",
+                "Attempts that were not made because the budget for retries had nothing left.",
+            )?,
+            retry_budget: declare.real("outrigger_app_retry_budget", "Retries that could be made at once.")?,
+            fallbacks: declare.counter(
+                "outrigger_fallbacks_total",
+                "Answers that a route gives itself while its breaker is open or the app cannot be reached.",
+            )?,
+            app_reachable: {
+                let reachable =
+                    declare.gauge("outrigger_app_reachable", "0 while the app refuses connections, else 1.")?;
+                reachable.set(1);
+                reachable
+            },
+            held: declare.counter(
+                "outrigger_held_requests_total",
+                "Requests that waited for an app that refused connections, and then reached it.",
+            )?,
+            faults: declare.counter("outrigger_faults_injected_total", "Faults on purpose: see [[faults]].")?,
+            breaker_states: declare.gauges(
+                "outrigger_breaker_state",
+                "1 for the state in which a breaker is, 0 for the others.",
+                &["breaker", "state"],
+            )?,
+            breaker_transitions: declare.counters(
+                "outrigger_breaker_transitions_total",
+                "Changes of state, by the new one.",
+                &["breaker", "state"],
+            )?,
             reloads_applied: reloads.with_label_values(&["applied"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
             config_version: declare.gauge("outrigger_config_version", "Counts up with every change of the rules.")?,
@@ -319,6 +376,40 @@ impl Metrics {
             flags,
             registry,
         })
+    }
+
+    /// A request that waited has its turn.
+    pub fn waited(&self, exchange: &Exchange, now: Instant) {
+        self.queue_wait.observe(now.saturating_duration_since(exchange.started).as_secs_f64());
+        if exchange.was_held {
+            self.held.inc();
+        }
+    }
+
+    /// A breaker is in another state.
+    pub fn breaker_changed(&self, breaker: &str, to: Position) {
+        self.breaker_transitions.with_label_values(&[breaker, to.name()]).inc();
+    }
+
+    /// Shows where a breaker stands.
+    pub fn show_breaker(&self, breaker: &str, position: Position) {
+        for state in Position::ALL {
+            self.breaker_states.with_label_values(&[breaker, state.name()]).set((state == position).into());
+        }
+    }
+
+    /// Forgets a breaker that the rules no longer have.
+    pub fn forget_breaker(&self, breaker: &str) {
+        for state in Position::ALL {
+            // A series that was never made cannot be removed: that is no error.
+            let _ = self.breaker_states.remove_label_values(&[breaker, state.name()]);
+            let _ = self.breaker_transitions.remove_label_values(&[breaker, state.name()]);
+        }
+    }
+
+    /// Shows what is left for retries.
+    pub fn show_retry_budget(&self, left: f64) {
+        self.retry_budget.set(left);
     }
 
     /// The keys that verify tokens were fetched, or not.
@@ -481,6 +572,8 @@ mod tests {
         metrics.for_limit("medium").enforced.inc();
         metrics.refusals.enforced(Rejection::Overloaded, Priority::Low, Tier::Free);
         metrics.show_admission(&Standing::default(), (0, 0), 0, 0);
+        metrics.show_breaker("search", Position::Closed);
+        metrics.breaker_changed("search", Position::Open);
         let text = metrics.render().unwrap();
         let mut types: Vec<_> = text
             .lines()

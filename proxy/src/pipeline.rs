@@ -3,6 +3,8 @@
 //! Pingora calls the hooks; [`STAGES`] decide; [`crate::record`] tells how it ended. Whatever must be given back when a
 //! request ends lives in the [`Exchange`] and lets go in `Drop`: a hook can be skipped, a drop cannot.
 
+pub mod line;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,27 +17,43 @@ use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
+use crate::admit::NoTurn;
+use crate::breakers::{self, End};
 use crate::config::Target;
+use crate::config::resilience::Effect;
 use crate::exchange::{Exchange, Fields, Kind, Request};
 use crate::forwarding::{self, Added, X_REQUEST_ID};
-use crate::health;
+use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::rejection::{Failure, Problem, Rejection, seconds};
+use crate::reply::{self, Reply};
 use crate::request_id::random;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{abuse, admit, identify, limits, record, route};
+use crate::{abuse, admit, faults, hold, identify, limits, record, retries, route};
+
+use self::line::Line;
 
 /// One check of a request: lets it pass, or says why not.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// Every check a request passes, in order; the first that refuses answers.
 ///
-/// Affinity takes its place after [`route::choose`], the breaker at the end.
-pub const STAGES: [Stage; 7] =
-    [identify::client, route::choose, admit::while_leaving, admit::body, abuse::check, limits::check, admit::slot];
+/// Affinity takes its place after [`route::choose`]. The breaker is asked once more for each attempt.
+pub const STAGES: [Stage; 10] = [
+    identify::client,
+    route::choose,
+    admit::deadline,
+    admit::while_leaving,
+    admit::body,
+    abuse::check,
+    limits::check,
+    faults::choose,
+    breakers::may_pass,
+    admit::slot,
+];
 
-/// Attempts at the app for one request, the first included.
-pub const MOST_ATTEMPTS: usize = 3;
+/// More attempts than any route allows, the waits for an app that flaps included: how often is decided here, not by Pingora.
+pub const MOST_ATTEMPTS: usize = 64;
 
 /// How long the rest of a refused request is read, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -75,15 +93,47 @@ impl Gateway {
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     }
 
-    /// Waits for a slot where that is needed.
-    async fn wait_for_slot(&self, exchange: &mut Exchange) -> Result<(), Rejection> {
-        let Some(waiting) = exchange.waiting.take() else { return Ok(()) };
-        exchange.permit = waiting.turn(admit::wait_deadline(exchange)).await;
-        if exchange.permit.is_none() {
-            return Err(Rejection::Overloaded);
+    /// Waits for its turn where that is needed.
+    async fn wait_for_turn(&self, exchange: &mut Exchange) -> Result<(), NoTurn> {
+        let Some(mut waiting) = exchange.waiting.take() else { return Ok(()) };
+        loop {
+            let deadline = admit::wait_deadline(&self.state, exchange);
+            let turn = waiting.turn(deadline).await;
+            let now = Instant::now();
+            match turn {
+                Some(Some(permit)) => {
+                    exchange.permit = Some(permit);
+                    self.state.metrics.waited(exchange, now);
+                    return Ok(());
+                }
+                // The app went away while it waited: it may wait for that, too.
+                None if admit::wait_deadline(&self.state, exchange) > now => {}
+                Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
+            }
         }
-        self.state.metrics.queue_wait.observe(exchange.started.elapsed().as_secs_f64());
-        Ok(())
+    }
+
+    /// Everything that comes before an attempt: the wait for an app that is away, a pause, the breaker, a fault on purpose.
+    async fn before_attempt(&self, exchange: &mut Exchange) -> Result<(), Stop> {
+        if let Some(pause) = exchange.next.pause.take() {
+            tokio::time::sleep(pause).await;
+        }
+        if std::mem::take(&mut exchange.next.rejoins) {
+            hold::rejoin(&self.state, exchange).map_err(Stop::Refused)?;
+            self.wait_for_turn(exchange).await?;
+        }
+        breakers::enter(&self.state, exchange, Instant::now()).map_err(Stop::Refused)?;
+        let fault = if exchange.faults.is_empty() { None } else { faults::next(exchange) };
+        let Some((delay, effect)) = fault else { return Ok(()) };
+        self.state.metrics.faults.inc();
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        tokio::time::sleep(delay.min(left)).await;
+        match effect {
+            _ if delay >= left => Err(Stop::Refused(Rejection::Expired)),
+            Effect::Pass => Ok(()),
+            Effect::Abort(status) => Err(Stop::Refused(Rejection::FaultInjected { status })),
+            Effect::Reset => Err(Stop::Reset),
+        }
     }
 
     /// Answers a refusal; the connection stays open where the protocol allows it.
@@ -104,19 +154,9 @@ impl Gateway {
     }
 
     async fn answer(&self, session: &mut Session, exchange: &mut Exchange, problem: &Problem) {
-        let route = exchange.route();
-        let (status, content_type, body) = if route.is_health {
-            let body = health::unhealthy(self.state.started.elapsed(), problem.label);
-            (StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
-        } else {
-            (
-                problem.status,
-                "application/problem+json",
-                problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
-            )
-        };
-        exchange.status = status.as_u16();
-        let written = write_answer(session, exchange, status, content_type, body, problem.retry_after).await;
+        let reply = reply::to(&self.state, exchange, problem);
+        exchange.status = reply.status.as_u16();
+        let written = write_answer(session, exchange, reply).await;
         if let Err(e) = written {
             tracing::debug!(request_id = %exchange.request_id, "the answer could not be sent: {e}");
         }
@@ -126,6 +166,12 @@ impl Gateway {
     fn classify(&self, error: &Error, exchange: &Exchange) -> Verdict {
         if let Some(rejection) = exchange.rejection {
             return Verdict::Rejected(rejection);
+        }
+        if let Some(failure) = exchange.failure {
+            return Verdict::Failed(failure);
+        }
+        if exchange.line.as_ref().is_some_and(Line::is_cut) {
+            return Verdict::Failed(Failure::Timeout);
         }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Verdict::Rejected(Rejection::BodyTooSlow),
@@ -156,6 +202,24 @@ impl Gateway {
     }
 }
 
+/// Why an attempt is not made.
+#[derive(Clone, Copy)]
+enum Stop {
+    Refused(Rejection),
+    AppAway,
+    /// A fault on purpose: the app seems to have closed its connection.
+    Reset,
+}
+
+impl From<NoTurn> for Stop {
+    fn from(no_turn: NoTurn) -> Self {
+        match no_turn {
+            NoTurn::Refused(rejection) => Self::Refused(rejection),
+            NoTurn::AppAway => Self::AppAway,
+        }
+    }
+}
+
 enum Verdict {
     Rejected(Rejection),
     Failed(Failure),
@@ -178,29 +242,38 @@ impl ProxyHttp for Gateway {
         let request = view(session.req_header());
         let verdict = STAGES.iter().try_for_each(|stage| stage(&self.state, &request, exchange));
         let verdict = match verdict {
-            Ok(()) => self.wait_for_slot(exchange).await,
-            refused => refused,
+            Ok(()) => self.wait_for_turn(exchange).await,
+            Err(refused) => Err(NoTurn::Refused(refused)),
         };
         match verdict {
             Ok(()) => {
+                retries::pay_in(&self.state, exchange);
                 if exchange.kind == Kind::Upgrade {
                     session.set_read_timeout(Some(exchange.rules.config.app.stream_timeout));
                 }
                 Ok(false)
             }
-            Err(rejection) => {
+            Err(NoTurn::Refused(rejection)) => {
                 self.reject(session, exchange, rejection).await;
+                Ok(true)
+            }
+            Err(NoTurn::AppAway) => {
+                let seen = "it did not come back within `hold`";
+                record::failed(&self.state, exchange, Failure::Unreachable, &seen).await;
+                self.answer(session, exchange, &Failure::Unreachable.problem()).await;
                 Ok(true)
             }
         }
     }
 
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+        exchange.line = None;
+        if let Err(stop) = self.before_attempt(exchange).await {
+            return Err(self.stopped(session, exchange, stop));
+        }
         exchange.attempts += 1;
         exchange.body_bytes = 0;
-        if exchange.attempts > 1 {
-            self.state.metrics.retries.inc();
-        }
+        exchange.interim = 0;
         let app = &exchange.rules.config.app;
         let mut peer = match &app.target {
             Target::Tcp(address) => HttpPeer::new(*address, false, String::new()),
@@ -209,17 +282,14 @@ impl ProxyHttp for Gateway {
                 HttpPeer::new_uds(path, false, String::new())?
             }
         };
-        // A kept connection may be closed by the app at the moment we write. What was sent on it may then have been
-        // read or not, and only what is idempotent may be sent again: anything else gets a connection of its own.
-        let may_repeat = session.req_header().method.is_idempotent();
-        if exchange.needs_fresh_connection || !may_repeat {
-            // Pingora finds kept connections by this key: a key that nobody has again makes it open a new one.
-            peer.group_key = random() | 1;
-            peer.options.idle_timeout = Some(NOT_KEPT);
-        } else {
-            peer.options.idle_timeout = Some(app.idle_timeout);
-        }
-        peer.options.connection_timeout = Some(app.connect_timeout);
+        // Each attempt has a connection of its own, which is not kept. The app may close a kept one at the moment we write, and
+        // nobody can know whether it has read what was sent. Pingora finds kept connections by this key: nobody has it again.
+        peer.group_key = random() | 1;
+        peer.options.idle_timeout = Some(NOT_KEPT);
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let (line, opener) = Line::new(&app.target, app.connect_timeout.min(left));
+        peer.options.custom_l4 = Some(opener);
+        exchange.line = Some(line);
         let patience = match exchange.kind {
             Kind::Plain => exchange.route().timeout,
             Kind::Stream | Kind::Upgrade => app.stream_timeout,
@@ -229,17 +299,60 @@ impl ProxyHttp for Gateway {
         Ok(Box::new(peer))
     }
 
+    /// Nothing has been sent, so any request may be tried again.
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
+        let again = match error.etype() {
+            ErrorType::ConnectRefused if hold::refused(&self.state, exchange) => {
+                exchange.next.rejoins = true;
+                exchange.was_held = true;
+                exchange.attempts -= 1;
+                breakers::ended(&self.state, exchange, End::Unknown);
+                true
+            }
+            ErrorType::ConnectTimedout => self.pays_for_another(exchange, None),
+            _ => false,
+        };
+        if again {
+            breakers::ended(&self.state, exchange, End::Failed);
+        }
+        error.set_retry(again);
+        error
+    }
+
     async fn connected_to_upstream(
         &self,
         _: &mut Session,
-        reused: bool,
+        _: bool,
         _: &HttpPeer,
         _: std::os::fd::RawFd,
         _: Option<&pingora::protocols::Digest>,
-        _: &mut Exchange,
+        exchange: &mut Exchange,
     ) -> Result<()> {
-        let metrics = &self.state.metrics;
-        if reused { &metrics.attempts_reused } else { &metrics.attempts_new }.inc();
+        self.state.metrics.attempts_new.inc();
+        // The app is there, so what broke the last attempt was not that it restarts: this is a retry, and has its price.
+        if std::mem::take(&mut exchange.next.owes) && !retries::pay(&self.state, exchange, Instant::now()) {
+            exchange.is_last_attempt = true;
+            exchange.failure = Some(Failure::Closed);
+            return Err(Error::explain(ErrorType::ConnectionClosed, "no budget for another attempt").into_up());
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let status = response.status;
+        let asked_for =
+            response.headers.get(header::RETRY_AFTER).and_then(|value| retries::asked_for(value.as_bytes()));
+        exchange.says_when = asked_for.is_some();
+        if self.tries_again(session, exchange, status.as_u16(), asked_for) {
+            breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
+            exchange.next.is_planned = true;
+            return Err(Error::explain(ErrorType::HTTPStatus(status.as_u16()), "it is tried again").into_up());
+        }
         Ok(())
     }
 
@@ -253,7 +366,7 @@ impl ProxyHttp for Gateway {
             self.state.metrics.forged_fields.inc();
         }
         let mut added = Added::default();
-        added.fill(&view(session.req_header()), exchange);
+        added.fill(&view(session.req_header()), exchange, Instant::now());
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
         }
@@ -264,9 +377,22 @@ impl ProxyHttp for Gateway {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        // A long upload is the client's time. From its end on, it is the app's.
+        if is_end
+            && exchange.head_at.is_none()
+            && let Some(line) = &mut exchange.line
+        {
+            let longest = exchange.deadline.saturating_duration_since(exchange.started);
+            let waits_for_body = exchange.body_bytes > 0 || body.is_some();
+            line.cut_at(if waits_for_body {
+                exchange.deadline.max(Instant::now() + longest)
+            } else {
+                exchange.deadline
+            });
+        }
         let Some(bytes) = body else { return Ok(()) };
         exchange.body_bytes += bytes.len() as u64;
         // An upgraded connection carries no body, however much it carries.
@@ -288,6 +414,19 @@ impl ProxyHttp for Gateway {
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS && exchange.kind != Kind::Upgrade {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
+        }
+        if head_bytes(response) > ANSWER_HEAD_BYTES {
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its head is larger than 64 KiB").into_up());
+        }
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            exchange.interim += 1;
+            if exchange.interim > MOST_INTERIM {
+                let text = "there is no end of interim answers";
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
+            }
+        } else {
+            // It has come in time.
+            exchange.line = None;
         }
         exchange.status = response.status.as_u16();
         exchange.answered_by_app =
@@ -319,7 +458,8 @@ impl ProxyHttp for Gateway {
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         let length = response_length(response);
         let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
-        record::head(&self.state, exchange, exchange.kind != Kind::Plain || is_event_stream || is_large);
+        let is_long = exchange.kind != Kind::Plain || is_event_stream || is_large;
+        record::head(&self.state, exchange, is_long);
         if length.is_none() {
             admit::let_go_later(exchange);
         }
@@ -332,17 +472,25 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         mut error: BError,
         exchange: &mut Exchange,
-        reused: bool,
+        _: bool,
     ) -> BError {
+        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        if std::mem::take(&mut exchange.next.is_planned) {
+            error.set_retry(unanswered);
+            return error;
+        }
         let broke_off =
             matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
         let is_app = *error.esource() == ErrorSource::Upstream;
-        let may_repeat = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
-        error.set_retry(
-            reused && is_app && broke_off && may_repeat && unanswered && (exchange.attempts as usize) < MOST_ATTEMPTS,
-        );
-        exchange.needs_fresh_connection = true;
+        let is_cut = exchange.line.as_ref().is_some_and(Line::is_cut);
+        let again = is_app && broke_off && !is_cut && unanswered && may_repeat(session) && {
+            let pause = retries::pause(exchange, Instant::now(), None);
+            exchange.next.pause = pause;
+            pause.is_some()
+        };
+        // Whether the app is gone or only this connection, the next one tells.
+        exchange.next.owes = again;
+        error.set_retry(again);
         error
     }
 
@@ -353,11 +501,7 @@ impl ProxyHttp for Gateway {
                 Some(rejection.problem())
             }
             Verdict::Failed(failure) => {
-                exchange.failure = Some(failure);
-                if let (Some(permit), Failure::Timeout) = (&mut exchange.permit, failure) {
-                    permit.timed_out(Instant::now());
-                }
-                record::log_failure(exchange, failure, error);
+                record::failed(&self.state, exchange, failure, error).await;
                 Some(failure.problem())
             }
             Verdict::ClientLeft => None,
@@ -385,6 +529,7 @@ impl ProxyHttp for Gateway {
         exchange.in_flight = None;
         exchange.permit = None;
         exchange.lingering = None;
+        exchange.line = None;
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
@@ -394,6 +539,77 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
+}
+
+impl Gateway {
+    /// No attempt is made now: is one made later?
+    fn stopped(&self, session: &Session, exchange: &mut Exchange, stop: Stop) -> BError {
+        let (kind, again) = match stop {
+            Stop::Refused(Rejection::FaultInjected { status }) => {
+                exchange.attempts += 1;
+                let again = self.tries_again(session, exchange, status.as_u16(), None);
+                if again {
+                    breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
+                } else {
+                    exchange.rejection = Some(Rejection::FaultInjected { status });
+                }
+                (ErrorType::HTTPStatus(status.as_u16()), again)
+            }
+            Stop::Reset => {
+                exchange.attempts += 1;
+                let again = may_repeat(session) && self.pays_for_another(exchange, None);
+                if again {
+                    breakers::ended(&self.state, exchange, End::Failed);
+                } else {
+                    exchange.failure = Some(Failure::Closed);
+                }
+                (ErrorType::ConnectionClosed, again)
+            }
+            Stop::Refused(rejection) => {
+                exchange.rejection = Some(rejection);
+                (ErrorType::HTTPStatus(rejection.problem().status.as_u16()), false)
+            }
+            Stop::AppAway => {
+                exchange.failure = Some(Failure::Unreachable);
+                (ErrorType::ConnectRefused, false)
+            }
+        };
+        let mut error = Error::explain(kind, "no attempt is made").into_up();
+        error.set_retry(again);
+        error
+    }
+
+    /// Whether this answer is not passed on but tried again; then it is paid for, and the pause is set.
+    fn tries_again(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        status: u16,
+        asked_for: Option<Duration>,
+    ) -> bool {
+        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        retries::is_wanted(exchange, status)
+            && unanswered
+            && may_repeat(session)
+            && self.pays_for_another(exchange, asked_for)
+    }
+
+    fn pays_for_another(&self, exchange: &mut Exchange, asked_for: Option<Duration>) -> bool {
+        let now = Instant::now();
+        let pause = retries::pause(exchange, now, asked_for).filter(|_| retries::pay(&self.state, exchange, now));
+        exchange.next.pause = pause;
+        pause.is_some()
+    }
+}
+
+/// Whether it does no harm to send the request twice, and all of it is still there.
+fn may_repeat(session: &Session) -> bool {
+    session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
+}
+
+/// About as many bytes as the head of an answer had.
+fn head_bytes(response: &ResponseHeader) -> usize {
+    response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// What the stages may look at.
@@ -484,16 +700,10 @@ fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> 
     result
 }
 
-async fn write_answer(
-    session: &mut Session,
-    exchange: &Exchange,
-    status: StatusCode,
-    content_type: &'static str,
-    body: String,
-    retry_after: Option<Duration>,
-) -> Result<()> {
+async fn write_answer(session: &mut Session, exchange: &Exchange, reply: Reply) -> Result<()> {
+    let Reply { status, content_type, body, retry_after } = reply;
     let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header(header::CONTENT_TYPE, content_type)?;
+    head.insert_header(header::CONTENT_TYPE, &*content_type)?;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(after) = retry_after {

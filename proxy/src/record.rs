@@ -1,16 +1,18 @@
 //! Tells metrics and logs how a request ended.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::Method;
 use outrigger_policy::abuse::Offence;
 
 use crate::access_log::Line;
+use crate::breakers::{self, End};
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
 use crate::rejection::{Failure, Rejection};
 use crate::state::State;
-use crate::{abuse, limits};
+use crate::{abuse, hold, limits};
 
 /// The longest part of a path that a log line shows.
 const SHOWN_PATH_BYTES: usize = 1024;
@@ -38,6 +40,10 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
             exchange.permit = None;
         }
     }
+    // How a stream goes on is known in hours, and says nothing about how the app answers.
+    if is_stream || breakers::is_failure(exchange, exchange.status) {
+        breakers::ended(state, exchange, End::Answered(exchange.status, now));
+    }
     match exchange.status {
         401 | 403 => abuse::offend(state, exchange, Offence::LoginFailures),
         404 => abuse::offend(state, exchange, Offence::NotFound),
@@ -46,8 +52,36 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     limits::failed(state, exchange);
 }
 
+/// The app has failed a request: tells its breaker, before the client knows, and the log. That it has gone says nothing about
+/// how it answers: what was with it ends with it, and the next requests wait for it to be back.
+pub async fn failed(
+    state: &Arc<State>,
+    exchange: &mut Exchange,
+    failure: Failure,
+    error: &(dyn std::fmt::Display + Sync),
+) {
+    exchange.failure = Some(failure);
+    if failure == Failure::Closed && exchange.attempt.is_some() && hold::is_gone(state, exchange).await {
+        breakers::ended(state, exchange, End::Unknown);
+    }
+    if let (Some(permit), Failure::Timeout) = (&mut exchange.permit, failure) {
+        permit.timed_out(Instant::now());
+    }
+    breakers::ended(state, exchange, end_of(failure));
+    log_failure(exchange, failure, error);
+}
+
+const fn end_of(failure: Failure) -> End {
+    match failure {
+        Failure::Internal => End::Unknown,
+        Failure::Unreachable => End::Unreached,
+        Failure::ConnectTimeout | Failure::Timeout | Failure::Closed | Failure::Invalid => End::Failed,
+    }
+}
+
 /// Counts a request that ended, once.
-pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Method, path: &str) {
+pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method: &Method, path: &str) {
+    breakers::ended(state, exchange, end(exchange, ending));
     let duration = exchange.started.elapsed();
     let outcome = outcome(exchange, ending);
     exchange.rules.route_metrics[exchange.route].record(outcome, duration);
@@ -56,7 +90,9 @@ pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Me
         state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
         match rejection {
             Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
-            Rejection::Overloaded => limits::give_back(state, exchange),
+            Rejection::Overloaded | Rejection::AppRestarting | Rejection::BreakerOpen { .. } | Rejection::Expired => {
+                limits::give_back(state, exchange);
+            }
             _ => {}
         }
     }
@@ -82,6 +118,21 @@ pub fn exchange(state: &State, exchange: &Exchange, ending: &Ending, method: &Me
             attempts: exchange.attempts,
             body_bytes: ending.body_bytes,
         });
+    }
+}
+
+/// What the end of a request says about its last attempt.
+fn end(exchange: &Exchange, ending: &Ending) -> End {
+    if ending.client_left {
+        return End::Unknown;
+    }
+    match (exchange.rejection, exchange.failure, exchange.head_at) {
+        (Some(Rejection::FaultInjected { status }), ..) => End::Answered(status.as_u16(), Instant::now()),
+        (Some(_), ..) => End::Unknown,
+        (_, Some(failure), _) => end_of(failure),
+        (_, None, Some(at)) if exchange.answered_by_app && !ending.failed => End::Answered(exchange.status, at),
+        (_, None, Some(_)) => End::Failed,
+        (_, None, None) => End::Unknown,
     }
 }
 
@@ -112,7 +163,7 @@ fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
 }
 
 /// One line for a request that the app failed.
-pub fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
+fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
     tracing::warn!(
         request_id = %exchange.request_id,
         route = %exchange.route().name,
@@ -127,15 +178,15 @@ pub fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breakers::Registry;
     use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::state::Snapshot;
     use std::path::Path;
-    use std::sync::Arc;
 
     fn fresh() -> Exchange {
         let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
-        Exchange::new(Arc::new(Snapshot::new(config, 1, &Metrics::new().unwrap())))
+        Exchange::new(Arc::new(Snapshot::new(config, 1, &Metrics::new().unwrap(), &Registry::default())))
     }
 
     const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };

@@ -39,6 +39,20 @@ pub enum Rejection {
     },
     /// The app has as many requests as it can take, and more important ones wait.
     Overloaded,
+    /// The app is away, and as many as may wait for it do.
+    AppRestarting,
+    /// The app has failed too often.
+    BreakerOpen {
+        /// When it is tried again.
+        retry_after: Duration,
+    },
+    /// Its time was over before its turn came.
+    Expired,
+    /// A fault on purpose.
+    FaultInjected {
+        /// Its status.
+        status: StatusCode,
+    },
 }
 
 /// A request that the app failed.
@@ -82,6 +96,8 @@ impl Rejection {
     pub const BANNED: Self = Self::Banned { retry_after: Duration::ZERO };
     /// As an example of its kind.
     pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
+    /// As an example of its kind.
+    pub const BREAKER_OPEN: Self = Self::BreakerOpen { retry_after: Duration::ZERO };
 
     /// One of each kind, for tests and the metrics' catalogue.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -95,6 +111,10 @@ impl Rejection {
             Self::BANNED,
             Self::QUOTA_EXCEEDED,
             Self::Overloaded,
+            Self::AppRestarting,
+            Self::BREAKER_OPEN,
+            Self::Expired,
+            Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
     }
@@ -165,6 +185,34 @@ impl Rejection {
                 "The app is busy with more important requests",
                 "come back after Retry-After; nothing is wrong with the request",
                 SOON,
+            ),
+            Self::AppRestarting => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "app_restarting",
+                "The app is restarting, and too many requests wait for it",
+                "come back after Retry-After; nothing is wrong with the request",
+                SOON,
+            ),
+            Self::BreakerOpen { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "breaker_open",
+                "The app fails such requests, and is left alone for a while",
+                "come back after Retry-After; nothing is wrong with the request",
+                Some(retry_after),
+            ),
+            Self::Expired => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "deadline_exceeded",
+                "The request's time was over before its turn came",
+                "give it more time, or come back when there is less to do",
+                SOON,
+            ),
+            Self::FaultInjected { status } => (
+                status,
+                "fault_injected",
+                "The operator lets this request fail on purpose",
+                "try again; the operator's [[faults]] say which requests fail",
+                None,
             ),
         };
         Problem { status, label, title, detail, retry_after }

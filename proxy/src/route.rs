@@ -16,6 +16,7 @@ use http::{HeaderName, Method};
 use outrigger_policy::priority::Priority;
 
 use crate::config::raw;
+use crate::config::resilience::FallbackAnswer;
 use crate::exchange::{Exchange, Fields, Request};
 use crate::rejection::Rejection;
 use crate::state::State;
@@ -38,12 +39,22 @@ pub struct Route {
     pub conditions: Conditions,
     /// How important these requests are.
     pub priority: Priority,
-    /// How long the app may take to begin its answer, and pause within it.
+    /// How long a request may take until the head of its answer is there, and how long an answer may pause.
     pub timeout: Duration,
     /// The largest body in bytes.
     pub max_body_bytes: u64,
     /// What a request takes from its limits.
     pub cost: u32,
+    /// Whether the client's own limit of time makes it shorter.
+    pub heeds_client_timeout: bool,
+    /// The number of its breaker; none for health.
+    pub breaker: Option<u16>,
+    /// Attempts for one request, the first included.
+    pub attempts: u32,
+    /// Answers that are tried again.
+    pub retry_statuses: Box<[u16]>,
+    /// What is said when the app cannot answer.
+    pub fallback: Option<FallbackAnswer>,
     /// The app's health endpoints: never limited, answered by the proxy when the app cannot.
     pub is_health: bool,
 }
@@ -60,6 +71,11 @@ pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
         timeout: Duration::from_secs(5),
         max_body_bytes: 1 << 20,
         cost: 1,
+        heeds_client_timeout: true,
+        breaker: None,
+        attempts: 1,
+        retry_statuses: Box::default(),
+        fallback: None,
         is_health: true,
     })
 });
@@ -139,7 +155,7 @@ impl Conditions {
     }
 }
 
-fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool {
+pub fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool {
     match wanted {
         None => fields.has(name),
         Some(wanted) => fields.all(name).contains(&wanted.as_bytes()),
@@ -432,6 +448,11 @@ mod tests {
             timeout: Duration::from_secs(1),
             max_body_bytes: 1,
             cost: 1,
+            heeds_client_timeout: true,
+            breaker: None,
+            attempts: 1,
+            retry_statuses: Box::default(),
+            fallback: None,
             is_health: false,
         }
     }

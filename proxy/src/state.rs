@@ -1,17 +1,20 @@
 //! What requests share: the rules in force, the numbers, and whether the process is leaving.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use outrigger_policy::retry::Budget;
 use tokio::sync::Notify;
 
 use crate::abuse::Bans;
 use crate::access_log::AccessLog;
+use crate::breakers::{self, Cell};
 use crate::config::Config;
 use crate::credentials;
 use crate::gate::Gate;
+use crate::hold::Reach;
 use crate::limits::table::Table;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 
@@ -26,19 +29,22 @@ pub struct Snapshot {
     pub route_tags: Vec<u64>,
     /// The metrics of each limit, in the order of the limits.
     pub limit_metrics: Vec<LimitMetrics>,
+    /// The breakers, in the order of the rules.
+    pub breakers: Vec<Arc<Cell>>,
     /// Counts up with every change.
     pub version: u64,
 }
 
 impl Snapshot {
     /// Prepares `config` for use.
-    pub fn new(config: Config, version: u64, metrics: &Metrics) -> Self {
+    pub fn new(config: Config, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
         let route_metrics =
             config.routes.all().iter().map(|route| metrics.for_route(&route.name, route.priority)).collect();
         let tag = |name: &str| credentials::client_hash(b'r', name.as_bytes());
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.for_limit(&limit.name)).collect();
-        Self { config, route_metrics, route_tags, limit_metrics, version }
+        let breakers = breakers.prepare(&config.breakers);
+        Self { config, route_metrics, route_tags, limit_metrics, breakers, version }
     }
 }
 
@@ -61,6 +67,11 @@ pub struct State {
     pub bans: Bans,
     /// The slots for requests to the app.
     pub gate: Arc<Gate>,
+    /// The breakers of all routes.
+    pub breakers: breakers::Registry,
+    /// Whether the app takes connections.
+    pub reach: Reach,
+    retries: Mutex<Budget>,
     connections: AtomicUsize,
     in_flight: Arc<AtomicUsize>,
 }
@@ -70,11 +81,15 @@ impl State {
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
         let limits = Table::new(config.max_limit_keys);
         let gate = Arc::new(Gate::new(config.gate.settings));
-        let rules = Snapshot::new(config, 1, &metrics);
+        let breakers = breakers::Registry::default();
+        let rules = Snapshot::new(config, 1, &metrics, &breakers);
         Self {
             limits,
             bans: Bans::default(),
             gate,
+            breakers,
+            reach: Reach::default(),
+            retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,
             access_log,
@@ -90,6 +105,12 @@ impl State {
         const BEFORE: u64 = 1 << 50;
         let since = u64::try_from(at.saturating_duration_since(self.started).as_nanos());
         BEFORE.saturating_add(since.unwrap_or(u64::MAX))
+    }
+
+    /// What is left for retries.
+    pub fn retry_budget(&self) -> MutexGuard<'_, Budget> {
+        // Whoever panicked while holding it has left a number behind that is off by one at the worst.
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a connection for as long as the answer lives; `None` at the bound.

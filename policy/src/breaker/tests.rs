@@ -216,7 +216,7 @@ fn the_transition_table() {
         }),
         ("ramp", on_the_ramp),
     ];
-    let events: [Event; 9] = [
+    let events: [Event; 10] = [
         ("a success", |b, now| _ = call(b, now, QUICK)),
         ("a failure", |b, now| _ = call(b, now, Outcome::Failure)),
         ("a slow answer", |b, now| _ = call(b, now, SLOW)),
@@ -226,6 +226,7 @@ fn the_transition_table() {
             b.try_now();
             call(b, now, Outcome::Ignored);
         }),
+        ("what it opened for was nothing", |b, now| b.forgive(now)),
         ("forced open", |b, now| b.control_by(Control::ForcedOpen, now)),
         ("forced closed", |b, now| b.control_by(Control::ForcedClosed, now)),
         ("forced, and given back", |b, now| {
@@ -253,6 +254,7 @@ enum Step {
     End(usize, Outcome),
     Wait(u64),
     TryNow,
+    Forgive,
     Control(Control),
 }
 
@@ -273,6 +275,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (any::<usize>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
         2 => (0..90 * SECOND).prop_map(Step::Wait),
         1 => Just(Step::TryNow),
+        1 => Just(Step::Forgive),
         1 => control.prop_map(Step::Control),
     ]
 }
@@ -314,6 +317,7 @@ proptest! {
                 Step::End(..) => {}
                 Step::Wait(span) => now += span,
                 Step::TryNow => breaker.try_now(),
+                Step::Forgive => breaker.forgive(now),
                 Step::Control(control) => breaker.control_by(control, now),
             }
         }

@@ -11,6 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use outrigger_policy::breaker::{Control, Reason};
 use outrigger_policy::limiter::Quota;
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::abuse::Banned;
+use crate::breakers::Standing;
 use crate::config::units::Span;
 use crate::credentials::{Verified, VerifiedKind};
 use crate::exchange::Client;
@@ -33,10 +35,12 @@ pub fn router(state: &Arc<State>) -> Router<Arc<State>> {
     let changes = Router::new()
         .route("/bans", post(ban))
         .route("/bans/{client}", axum::routing::delete(lift))
+        .route("/breakers/{name}", post(force))
         .layer(middleware::from_fn(only_for_operators))
         .with_state(Arc::clone(state));
     Router::new()
         .route("/admission", get(admission))
+        .route("/breakers", get(breakers))
         .route("/limits", get(limits))
         .route("/bans", get(bans))
         .merge(changes)
@@ -57,14 +61,18 @@ enum Refused {
     Duration(String),
     #[error("{0:?} is not banned; GET /bans lists who is")]
     NotBanned(String),
+    #[error("{0}; send {{\"force\": \"open\"}}, \"closed\" or \"automatic\"")]
+    Force(JsonRejection),
+    #[error("there is no breaker {0:?}; GET /breakers lists those that were used, and each route has one of its name")]
+    NoBreaker(String),
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match self {
             Self::NotAnOperator => StatusCode::FORBIDDEN,
-            Self::Body(_) | Self::Client(_) | Self::Duration(_) => StatusCode::BAD_REQUEST,
-            Self::NotBanned(_) => StatusCode::NOT_FOUND,
+            Self::Body(_) | Self::Client(_) | Self::Duration(_) | Self::Force(_) => StatusCode::BAD_REQUEST,
+            Self::NotBanned(_) | Self::NoBreaker(_) => StatusCode::NOT_FOUND,
         };
         (status, Json(json!({ "error": self.to_string() }))).into_response()
     }
@@ -103,6 +111,67 @@ async fn admission(Shared(state): Shared<Arc<State>>) -> Json<Value> {
         "queue_limit": gate.room,
         "latency_ms": gate.latency.map(|latency| latency.as_secs_f64() * 1000.0),
     }))
+}
+
+async fn breakers(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let now = state.nanoseconds(Instant::now());
+    let all = state.breakers.all();
+    let shown: Vec<Value> =
+        all.iter().filter_map(|cell| cell.standing(now).map(|standing| shown_breaker(&cell.name, &standing))).collect();
+    let held: u32 = if state.reach.is_away() { state.gate.standing().waiting.iter().sum() } else { 0 };
+    Json(json!({ "breakers": shown, "app": { "reachable": !state.reach.is_away(), "held": held } }))
+}
+
+fn shown_breaker(name: &str, standing: &Standing) -> Value {
+    let (calls, failed, slow) = standing.seen;
+    json!({
+        "name": name,
+        "state": standing.position.name(),
+        "forced": standing.control != Control::Automatic,
+        "reason": standing.reason.map(Reason::name),
+        "failures_in_a_row": standing.failures,
+        "window": { "calls": calls, "failed": failed, "slow": slow },
+        "open_for_s": standing.left.map(|left| left.as_secs_f64()),
+    })
+}
+
+/// Who decides about a breaker from now on.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Force {
+    Open,
+    Closed,
+    Automatic,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Forced {
+    force: Force,
+}
+
+async fn force(
+    Shared(state): Shared<Arc<State>>,
+    Path(name): Path<String>,
+    body: Result<Json<Forced>, JsonRejection>,
+) -> Result<Json<Value>, Refused> {
+    let Json(Forced { force }) = body.map_err(Refused::Force)?;
+    let all = state.breakers.all();
+    let cell = all.iter().find(|cell| *cell.name == *name).ok_or(Refused::NoBreaker(name))?;
+    let (control, shown) = match force {
+        Force::Open => (Control::ForcedOpen, "open"),
+        Force::Closed => (Control::ForcedClosed, "closed"),
+        Force::Automatic => (Control::Automatic, "automatic"),
+    };
+    cell.control_by(&state, control);
+    tracing::warn!(
+        event = "breaker_forced",
+        breaker = &*cell.name,
+        force = shown,
+        "an operator decides about a breaker"
+    );
+    let now = state.nanoseconds(Instant::now());
+    Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
 }
 
 async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {

@@ -331,7 +331,7 @@ impl Builder<'_> {
         }
     }
 
-    fn check_route_name(&mut self, name: &str, routes: &RouteTable, path: &[Step<'_>]) {
+    pub(super) fn check_route_name(&mut self, name: &str, routes: &RouteTable, path: &[Step<'_>]) {
         let known = || routes.all().iter().filter(|route| !route.is_health).map(|route| &*route.name);
         if name == "health" {
             self.complain(path, "the route \"health\" is never limited", "leave it out");
@@ -392,6 +392,7 @@ impl Builder<'_> {
             concurrency,
             max_wait: written.max_wait.0.0,
             max_queue: written.max_queue.get().into(),
+            max_held: raw.app.max_held.get(),
         };
         Gate { mode: written.mode.into(), settings }
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::{Abuse, Admission, RateLimits, Tiers};
 pub use super::identity::Identity;
+use super::resilience::{Breaker, Fallback, Fault, Retry};
 use super::units::{AppAddress, MetricsUrl, Size, Span, Text};
 
 const fn seconds(n: u64) -> Text<Span> {
@@ -52,6 +53,12 @@ pub struct Raw {
     pub admission: Admission,
     /// Who is shut out.
     pub abuse: Abuse,
+    /// When to stop asking an app that fails.
+    pub breaker: Breaker,
+    /// When a request is sent again.
+    pub retry: Retry,
+    /// Faults on purpose, for game days; refused without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
+    pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.
     pub routes: Vec<Route>,
 }
@@ -132,8 +139,13 @@ pub struct App {
     pub address: Text<AppAddress>,
     /// How long connecting may take. Later: 504.
     pub connect_timeout: Text<Span>,
-    /// How long the app may take to begin its answer, and pause within it. Later: 504. A route may say otherwise.
+    /// How long a request may take until the head of its answer is there, the wait for its turn included, and how long an
+    /// answer may pause. Later: 504. A route may say otherwise.
     pub timeout: Text<Span>,
+    /// How long requests wait for an app that refuses connections, as one that restarts does. "0s": they fail at once.
+    pub hold: Text<Span>,
+    /// How many may wait for it. More are answered 503 at once, the least important first.
+    pub max_held: NonZeroU32,
     /// How long an event stream or a WebSocket may be silent.
     pub stream_timeout: Text<Span>,
     /// How long an unused connection to the app is kept. Keep it below the app's own keep-alive timeout.
@@ -150,6 +162,8 @@ impl Default for App {
             address: Text(AppAddress::Tcp("127.0.0.1:8081".to_owned())),
             connect_timeout: seconds(1),
             timeout: seconds(30),
+            hold: seconds(5),
+            max_held: NonZeroU32::new(10_000).unwrap_or(NonZeroU32::MIN),
             stream_timeout: seconds(3600),
             idle_timeout: seconds(4),
             max_idle: NonZeroU16::new(128).unwrap_or(NonZeroU16::MIN),
@@ -348,6 +362,22 @@ pub struct Route {
     /// Instead of `app.timeout`.
     #[serde(default)]
     pub timeout: Option<Text<Span>>,
+    /// Whether a client's `X-Request-Timeout-Ms` makes it shorter.
+    #[serde(default = "yes")]
+    pub client_timeout: bool,
+    /// The breaker that it shares with others: a `[[breaker.groups]]`, or that of another route. Unset: its own.
+    #[serde(default)]
+    pub breaker: Option<String>,
+    /// Instead of `retry.attempts`.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: Option<u8>,
+    /// Instead of `retry.statuses`.
+    #[serde(default)]
+    pub retry_statuses: Option<Vec<u16>>,
+    /// What is said while its breaker is open or the app cannot be reached.
+    #[serde(default)]
+    pub fallback: Option<Fallback>,
     /// Instead of `client.max_body`.
     #[serde(default)]
     pub max_body: Option<Text<Size>>,
@@ -355,6 +385,10 @@ pub struct Route {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10_000))]
     pub cost: u32,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 const fn one() -> u32 {

@@ -123,7 +123,7 @@ impl Reloader {
         if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
             credentials.adopt(&before.config.credentials);
         }
-        let next = Snapshot::new(config, before.version + 1, &self.state.metrics);
+        let next = Snapshot::new(config, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
         self.state.metrics.reloads_applied.inc();
         self.state.metrics.show_config(&next.config, next.version, unix_now());
@@ -140,6 +140,7 @@ impl Reloader {
                 self.state.metrics.forget_route(&gone.name, gone.priority);
             }
         }
+        self.state.breakers.forget(&next.config.breakers, |gone| self.state.metrics.forget_breaker(gone));
         for gone in &before.config.limits.all {
             if !next.config.limits.all.iter().any(|limit| limit.name == gone.name) {
                 self.state.metrics.forget_limit(&gone.name);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use outrigger_policy::breaker;
 use outrigger_policy::flags::{Network, Switch};
 use outrigger_policy::limiter::Rate;
 use outrigger_policy::priority::Priority;
@@ -61,6 +62,22 @@ pub const KINDS: &[Kind] = &[
         "jwks-url",
         "an http or https URL without user, password and fragment",
         r#"write "https://login.example.com/.well-known/jwks.json", for example"#,
+    ),
+    Kind::of::<Share>("share", "a share above zero", r#"write "50%" or "2.5%""#),
+    Kind::of::<OptionalShare>(
+        "share-or-off",
+        "a share above zero, or \"off\"",
+        r#"write "50%", or "off" to do without"#,
+    ),
+    Kind::of::<OptionalSpan>(
+        "duration-or-off",
+        "a duration with a unit, or \"off\"",
+        r#"write "250ms", "30s" or "5m", or "off" to do without"#,
+    ),
+    Kind::of::<CallWindow>(
+        "call-window",
+        "a duration, or a number of calls up to 10000",
+        r#"write "10s" or "100 calls""#,
     ),
     Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
 ];
@@ -163,6 +180,84 @@ impl fmt::Display for OptionalRate {
         match &self.0 {
             Some(rate) => rate.fmt(f),
             None => f.write_str("off"),
+        }
+    }
+}
+
+/// A share of something: above 0 % and at most 100 %, kept as 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f64);
+
+impl FromStr for Share {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let number = text.strip_suffix('%').ok_or(WrongText)?;
+        if !number.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            return Err(WrongText);
+        }
+        let percent: f64 = number.parse().map_err(|_| WrongText)?;
+        if percent > 0.0 && percent <= 100.0 { Ok(Self(percent / 100.0)) } else { Err(WrongText) }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Written to a ten-thousandth: `0.29 * 100.0` is not 29.
+        write!(f, "{}%", (self.0 * 1e6).round() / 1e4)
+    }
+}
+
+/// `T`, or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OrOff<T>(pub Option<T>);
+
+/// A share that can be switched off.
+pub type OptionalShare = OrOff<Share>;
+/// A length of time that can be switched off.
+pub type OptionalSpan = OrOff<Span>;
+
+impl<T: FromStr> FromStr for OrOff<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for OrOff<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// Over which calls rates are taken: `"10s"` or `"100 calls"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallWindow(pub breaker::Span);
+
+impl FromStr for CallWindow {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let span = match text.strip_suffix(" calls") {
+            Some(number) => {
+                let calls = number.parse().ok().filter(|calls| (1..=breaker::MOST_CALLS).contains(calls));
+                breaker::Span::Calls(calls.ok_or(WrongText)?)
+            }
+            None => breaker::Span::Time(text.parse::<Span>()?.0),
+        };
+        if span == breaker::Span::Time(Duration::ZERO) { Err(WrongText) } else { Ok(Self(span)) }
+    }
+}
+
+impl fmt::Display for CallWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            breaker::Span::Calls(calls) => write!(f, "{calls} calls"),
+            breaker::Span::Time(time) => Span(time).fmt(f),
         }
     }
 }
@@ -333,6 +428,10 @@ text_schema! {
     Rate => "rate",
     OptionalRate => "rate-or-off",
     Multiplier => "multiplier",
+    Share => "share",
+    OptionalShare => "share-or-off",
+    OptionalSpan => "duration-or-off",
+    CallWindow => "call-window",
 }
 
 #[cfg(test)]
@@ -366,6 +465,26 @@ mod tests {
             assert_eq!(wrong.parse::<AppAddress>(), Err(WrongText), "{wrong}");
         }
         assert_eq!(format!("unix:/{}", "x".repeat(107)).parse::<AppAddress>(), Err(WrongText));
+    }
+
+    #[test]
+    fn a_share_is_above_nothing_and_at_most_all() {
+        assert_eq!("50%".parse(), Ok(Share(0.5)));
+        assert_eq!("2.5%".parse::<Share>().unwrap().to_string(), "2.5%");
+        assert_eq!("29%".parse::<Share>().unwrap().to_string(), "29%");
+        assert_eq!("off".parse(), Ok(OptionalShare::from_str("off").unwrap()));
+        for wrong in ["", "50", "0%", "101%", "-1%", "1e1%", "%", "inf%", "nan%", " 5%", "+5%"] {
+            assert_eq!(wrong.parse::<Share>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_a_time_or_a_number_of_calls() {
+        assert_eq!("10s".parse(), Ok(CallWindow(breaker::Span::Time(Duration::from_secs(10)))));
+        assert_eq!("100 calls".parse(), Ok(CallWindow(breaker::Span::Calls(100))));
+        for wrong in ["", "0s", "100", "0 calls", "10001 calls", "calls", "-1 calls", "1.5 calls"] {
+            assert_eq!(wrong.parse::<CallWindow>(), Err(WrongText), "{wrong}");
+        }
     }
 
     proptest! {

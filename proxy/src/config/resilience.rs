@@ -1,0 +1,508 @@
+//! The sections that decide what happens when the app fails, as written: breakers, retries, faults on purpose.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use outrigger_policy::flags::Mode;
+use outrigger_policy::{breaker as policy, retry};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::admission::Acting;
+use super::check::Step;
+use super::error::did_you_mean;
+use super::raw::{self, Raw};
+use super::units::{CallWindow, OptionalShare, OptionalSpan, OrOff, Share, Span, Text};
+use super::{Builder, is_name};
+use crate::route::RouteTable;
+
+/// Lets `[[faults]]` be in force, if it is "1".
+pub const ALLOW_FAULTS: &str = "OUTRIGGER_ALLOW_FAULTS";
+
+const fn span(seconds: u64) -> Text<Span> {
+    Text(Span(Duration::from_secs(seconds)))
+}
+
+const fn share(share: f64) -> Text<OptionalShare> {
+    Text(OrOff(Some(Share(share))))
+}
+
+const fn small(n: u16) -> NonZeroU16 {
+    match NonZeroU16::new(n) {
+        Some(n) => n,
+        None => NonZeroU16::MIN,
+    }
+}
+
+/// When to stop asking an app that fails. Each route has a breaker of its own, unless it names another one.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Breaker {
+    /// Whether an open breaker refuses.
+    pub mode: Acting,
+    /// Opens after so many failures in a row; 0: never for that reason. Environment: CIRCUIT_BREAKER_FAILURE_THRESHOLD sets
+    /// the default.
+    pub failures: u32,
+    /// Opens when this share of calls failed.
+    pub failure_rate: Text<OptionalShare>,
+    /// An answer whose head takes this long is slow.
+    pub slow_after: Text<OptionalSpan>,
+    /// Opens when this share of calls was slow.
+    pub slow_rate: Text<OptionalShare>,
+    /// Over which calls the two shares are taken: "10s" or "100 calls".
+    pub window: Text<CallWindow>,
+    /// With fewer calls than this in the window, no share opens it.
+    pub min_calls: NonZeroU32,
+    /// How long it stays open. Environment: CIRCUIT_BREAKER_TIMEOUT, in milliseconds, sets the default.
+    pub open: Text<Span>,
+    /// Each time that it opens again doubles that, up to this.
+    pub max_open: Text<Span>,
+    /// And up to this share more, by chance.
+    pub jitter: Text<OptionalShare>,
+    /// How many requests are let through at the same time, to see whether the app is well again.
+    pub probes: NonZeroU16,
+    /// How many of them must succeed.
+    pub successes: NonZeroU16,
+    /// Over how long traffic then comes back, from a tenth to all.
+    pub ramp: Text<Span>,
+    /// Whether an answer 429 is a failure.
+    pub count_429: bool,
+    /// Breakers that differ, or that several routes share.
+    pub groups: Vec<Group>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            mode: Acting::Enforce,
+            failures: 5,
+            failure_rate: share(0.5),
+            slow_after: Text(OrOff(None)),
+            slow_rate: share(0.8),
+            window: Text(CallWindow(policy::Span::Time(Duration::from_secs(10)))),
+            min_calls: NonZeroU32::MIN.saturating_add(19),
+            open: span(60),
+            max_open: span(600),
+            jitter: share(0.2),
+            probes: small(3),
+            successes: small(3),
+            ramp: span(10),
+            count_429: false,
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// A breaker that differs from `[breaker]` in the keys that it has.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Its name in metrics and logs, and in `routes.breaker`; that of a route means the route's own breaker.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// See `[breaker]`, as all others.
+    pub mode: Option<Acting>,
+    /// Failures in a row.
+    pub failures: Option<u32>,
+    /// Share of failures.
+    pub failure_rate: Option<Text<OptionalShare>>,
+    /// What is slow.
+    pub slow_after: Option<Text<OptionalSpan>>,
+    /// Share of slow answers.
+    pub slow_rate: Option<Text<OptionalShare>>,
+    /// Over which calls.
+    pub window: Option<Text<CallWindow>>,
+    /// Calls that say something.
+    pub min_calls: Option<NonZeroU32>,
+    /// How long it stays open.
+    pub open: Option<Text<Span>>,
+    /// At the most.
+    pub max_open: Option<Text<Span>>,
+    /// By chance.
+    pub jitter: Option<Text<OptionalShare>>,
+    /// Probes at the same time.
+    pub probes: Option<NonZeroU16>,
+    /// Probes that must succeed.
+    pub successes: Option<NonZeroU16>,
+    /// The way back.
+    pub ramp: Option<Text<Span>>,
+    /// Whether 429 is a failure.
+    pub count_429: Option<bool>,
+}
+
+/// When a request is sent again.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Attempts for one request, the first included; 1: none is sent again. A route may say otherwise.
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: u8,
+    /// Answers that are tried again, such as [502, 503, 504]. A route may say otherwise.
+    pub statuses: Vec<u16>,
+    /// The pause before the first retry is anything up to this; the bound doubles with each.
+    pub backoff: Text<Span>,
+    /// And is no longer than this.
+    pub max_backoff: Text<Span>,
+    /// Retries as a share of requests, over all routes.
+    pub budget: Text<Share>,
+    /// Retries a second that are allowed in any case.
+    #[schemars(range(max = 1000))]
+    pub budget_min: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            statuses: Vec::new(),
+            backoff: Text(Span(Duration::from_millis(25))),
+            max_backoff: Text(Span(Duration::from_millis(250))),
+            budget: Text(Share(0.2)),
+            budget_min: 3,
+        }
+    }
+}
+
+/// What is said instead of an answer of an app that cannot give one.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// Its status, 200 to 599.
+    #[serde(default = "ok")]
+    #[schemars(range(min = 200, max = 599))]
+    pub status: u16,
+    /// Its type.
+    #[serde(default = "json")]
+    pub content_type: String,
+    /// Its body, of at most 64 KiB.
+    pub body: String,
+}
+
+const fn ok() -> u16 {
+    200
+}
+
+fn json() -> String {
+    "application/json".to_owned()
+}
+
+/// A fault on purpose, for game days. Only in force with OUTRIGGER_ALLOW_FAULTS=1 in the environment.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// The routes it befalls, by name. Empty: all but health.
+    #[serde(default)]
+    pub routes: Vec<String>,
+    /// Fields that a request must have, with their value; `"*"` is any value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Which share of these requests.
+    #[serde(default = "all")]
+    pub share: Text<Share>,
+    /// The attempt begins so much later.
+    pub delay: Option<Text<Span>>,
+    /// The attempt is answered with this status instead of being made.
+    #[schemars(range(min = 400, max = 599))]
+    pub abort: Option<u16>,
+    /// The attempt ends as if the app had closed its connection.
+    #[serde(default)]
+    pub reset: bool,
+}
+
+const fn all() -> Text<Share> {
+    Text(Share(1.0))
+}
+
+/// One breaker's rules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerRules {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it refuses.
+    pub mode: Mode,
+    /// When it trips, and how it comes back.
+    pub settings: policy::Settings,
+    /// Whether 429 is a failure.
+    pub counts_429: bool,
+}
+
+/// When a request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryRules {
+    /// The bound of the first pause.
+    pub backoff: Duration,
+    /// The bound of all.
+    pub max_backoff: Duration,
+    /// What retries may cost.
+    pub budget: retry::Settings,
+}
+
+/// What is said instead of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FallbackAnswer {
+    /// The status.
+    pub status: StatusCode,
+    /// The content type.
+    pub content_type: Arc<str>,
+    /// The body.
+    pub body: Arc<str>,
+}
+
+/// A fault on purpose, compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FaultRule {
+    /// For each route, whether it befalls it.
+    pub routes: Vec<bool>,
+    /// Fields that must be there.
+    pub headers: Vec<(HeaderName, Option<String>)>,
+    /// Which share of requests, 0 to 1.
+    pub share: f64,
+    /// Later by this.
+    pub delay: Duration,
+    /// What happens then.
+    pub effect: Effect,
+}
+
+/// What a fault does with an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing more: it is made.
+    Pass,
+    /// It is answered with this status.
+    Abort(StatusCode),
+    /// The app seems to have closed its connection.
+    Reset,
+}
+
+impl Breaker {
+    /// This, but for the keys that the group has.
+    fn with(&self, group: Option<&Group>) -> (Mode, policy::Settings, bool) {
+        macro_rules! key {
+            ($key:ident) => {
+                group.and_then(|group| group.$key.clone()).unwrap_or_else(|| self.$key.clone())
+            };
+        }
+        let rate = |share: Text<OptionalShare>| share.0.0.map(|share| share.0);
+        let settings = policy::Settings {
+            consecutive: key!(failures),
+            window: key!(window).0.0,
+            minimum: key!(min_calls).get(),
+            failure_rate: rate(key!(failure_rate)),
+            slow_after: key!(slow_after).0.0.map(|span| span.0),
+            slow_rate: rate(key!(slow_rate)),
+            open_for: key!(open).0.0,
+            max_open_for: key!(max_open).0.0,
+            jitter: rate(key!(jitter)).unwrap_or(0.0),
+            probes: key!(probes).get().into(),
+            successes: key!(successes).get().into(),
+            ramp: key!(ramp).0.0,
+        };
+        (key!(mode).into(), settings, key!(count_429))
+    }
+}
+
+impl Builder<'_> {
+    /// The breakers of the file, and the number of each route's; none for health.
+    pub(super) fn breakers(&mut self, raw: &Raw) -> (Vec<BreakerRules>, HashMap<String, u16>) {
+        let written = &raw.breaker;
+        let mut groups: HashMap<&str, &Group> = HashMap::new();
+        for (index, group) in written.groups.iter().enumerate() {
+            let at = |key| [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key(key)];
+            if !is_name(&group.name) {
+                let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", group.name);
+                self.complain(&at("name"), message, "it becomes a label in metrics");
+            } else if groups.insert(&group.name, group).is_some() {
+                let message = format!("a breaker above is called {:?} already", group.name);
+                self.complain(&at("name"), message, "give each its own name");
+            }
+        }
+        let own = || raw.routes.iter().map(|route| route.name.as_str()).chain(["default"]);
+        let is_known = |name: &str| groups.contains_key(name) || own().any(|route| route == name);
+        let mut numbers: HashMap<String, u16> = HashMap::new();
+        let mut names: Vec<&str> = Vec::new();
+        let mut number_of = |name| {
+            let found = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            });
+            // More routes than this are more than any file has; the last breaker would be shared.
+            u16::try_from(found).unwrap_or(u16::MAX)
+        };
+        let mut unknown = Vec::new();
+        for (index, route) in raw.routes.iter().enumerate() {
+            let name = route.breaker.as_deref().unwrap_or(&route.name);
+            if !is_known(name) {
+                unknown.push((index, name));
+            }
+            numbers.insert(route.name.clone(), number_of(name));
+        }
+        numbers.insert("default".to_owned(), number_of("default"));
+        for (index, name) in unknown {
+            let hint = did_you_mean(name, groups.keys().copied().chain(own())).map_or_else(
+                || "name a [[breaker.groups]] of this file, or a route".to_owned(),
+                |meant| format!("did you mean {meant:?}?"),
+            );
+            let path = [Step::Key("routes"), Step::Index(index), Step::Key("breaker")];
+            self.complain(&path, format!("there is no breaker {name:?}"), &hint);
+        }
+        for (index, group) in written.groups.iter().enumerate() {
+            if !names.contains(&group.name.as_str()) {
+                let path = [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key("name")];
+                let message = format!("no route uses the breaker {:?}", group.name);
+                self.complain(&path, message, "say `breaker = …` in a route, or give it the name of one");
+            }
+        }
+        let rules = names.into_iter().map(|name| {
+            let (mode, settings, counts_429) = written.with(groups.get(name).copied());
+            BreakerRules { name: name.into(), mode, settings, counts_429 }
+        });
+        let rules = rules.collect();
+        self.check_breakers(written);
+        (rules, numbers)
+    }
+
+    fn check_breakers(&mut self, written: &Breaker) {
+        let own = vec![Step::Key("breaker")];
+        let groups =
+            written.groups.iter().enumerate().map(|(index, group)| {
+                (vec![Step::Key("breaker"), Step::Key("groups"), Step::Index(index)], Some(group))
+            });
+        for (path, group) in std::iter::once((own, None)).chain(groups) {
+            let (_, settings, _) = written.with(group);
+            let before = self.problems.len();
+            let mut complain = |key, message: String, hint: &str| {
+                let path: Vec<Step<'_>> = path.iter().copied().chain([Step::Key(key)]).collect();
+                self.complain(&path, message, hint);
+            };
+            if settings.open_for.is_zero() {
+                complain("open", "`open` must be longer than zero".to_owned(), "write \"60s\", for example");
+            }
+            if settings.max_open_for < settings.open_for {
+                let hint = "`open` doubles from trip to trip, up to `max_open`";
+                complain("max_open", "`max_open` is shorter than `open`".to_owned(), hint);
+            }
+            if let policy::Span::Calls(calls) = settings.window
+                && calls < settings.minimum
+            {
+                let message = format!("`window` has {calls} calls, and fewer than {} say nothing", settings.minimum);
+                complain("window", message, "make it longer, or lower `min_calls`");
+            }
+            // What is wrong for all would be said again for each group.
+            if group.is_none() && self.problems.len() > before {
+                return;
+            }
+        }
+    }
+
+    /// The pauses and the budget.
+    pub(super) fn retry(&mut self, raw: &Raw) -> RetryRules {
+        let written = &raw.retry;
+        self.check_statuses(&written.statuses, &[Step::Key("retry"), Step::Key("statuses")]);
+        RetryRules {
+            backoff: written.backoff.0.0,
+            max_backoff: written.max_backoff.0.0,
+            budget: retry::Settings { share: written.budget.0.0, free_per_second: written.budget_min },
+        }
+    }
+
+    /// What a route says of retries: attempts, and the answers that are tried again.
+    pub(super) fn route_retry(&mut self, raw: &Raw, route: &raw::Route, index: usize) -> (u32, Box<[u16]>) {
+        let attempts = route.attempts.unwrap_or(raw.retry.attempts);
+        let statuses = route.retry_statuses.as_ref().unwrap_or(&raw.retry.statuses);
+        if route.retry_statuses.is_some() {
+            let path = [Step::Key("routes"), Step::Index(index), Step::Key("retry_statuses")];
+            self.check_statuses(statuses, &path);
+        }
+        (attempts.into(), statuses.clone().into())
+    }
+
+    fn check_statuses(&mut self, statuses: &[u16], path: &[Step<'_>]) {
+        if let Some(wrong) = statuses.iter().find(|status| !(**status == 429 || (500..600).contains(*status))) {
+            let message = format!("an answer {wrong} is nothing that another attempt could change");
+            self.complain(path, message, "take 429, or some of 500 to 599");
+        }
+    }
+
+    /// What a route says instead of an answer.
+    pub(super) fn fallback(&mut self, route: &raw::Route, index: usize) -> Option<FallbackAnswer> {
+        let written = route.fallback.as_ref()?;
+        let path = |key| [Step::Key("routes"), Step::Index(index), Step::Key("fallback"), Step::Key(key)];
+        if http::HeaderValue::from_str(&written.content_type).is_err() {
+            let message = format!("{:?} is no content type", written.content_type);
+            self.complain(&path("content_type"), message, "write \"application/json\", for example");
+        }
+        if written.body.len() > 64 << 10 {
+            let message = format!("`body` has {} bytes, and may have 65536", written.body.len());
+            self.complain(&path("body"), message, "say less");
+        }
+        let is_empty_by_nature = matches!(written.status, 204 | 205 | 304);
+        if is_empty_by_nature && !written.body.is_empty() {
+            let message = format!("an answer {} has no body", written.status);
+            self.complain(&path("status"), message, "take another status, or leave the body empty");
+        }
+        let status = StatusCode::from_u16(written.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let (content_type, body) = (written.content_type.as_str().into(), written.body.as_str().into());
+        Some(FallbackAnswer { status, content_type, body })
+    }
+
+    /// The faults of the file, if the environment allows any.
+    pub(super) fn faults(&mut self, raw: &Raw, routes: &RouteTable) -> Vec<FaultRule> {
+        if raw.faults.is_empty() {
+            return Vec::new();
+        }
+        if (self.environment)(ALLOW_FAULTS).as_deref() != Some("1") {
+            self.complain(
+                &[Step::Key("faults"), Step::Index(0)],
+                "this would make requests fail on purpose",
+                "set OUTRIGGER_ALLOW_FAULTS=1 in the environment if that is meant; else remove [[faults]]",
+            );
+        }
+        let mut rules = Vec::new();
+        for (index, written) in raw.faults.iter().enumerate() {
+            let at = |key| [Step::Key("faults"), Step::Index(index), Step::Key(key)];
+            for name in &written.routes {
+                self.check_route_name(name, routes, &at("routes"));
+            }
+            let mut headers = Vec::new();
+            for (name, value) in &written.headers {
+                match HeaderName::from_bytes(name.as_bytes()) {
+                    Ok(name) => headers.push((name, (value != "*").then(|| value.clone()))),
+                    Err(_) => {
+                        let message = format!("{name:?} is no field name");
+                        self.complain(&at("headers"), message, "write { \"X-Chaos\" = \"1\" }");
+                    }
+                }
+            }
+            let delay = written.delay.as_ref().map_or(Duration::ZERO, |delay| delay.0.0);
+            let effect = match (written.abort, written.reset) {
+                (Some(_), true) => {
+                    self.complain(&at("reset"), "a fault either aborts or resets", "make two of it, with shares");
+                    Effect::Reset
+                }
+                (Some(status), false) => {
+                    Effect::Abort(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+                }
+                (None, true) => Effect::Reset,
+                (None, false) => Effect::Pass,
+            };
+            if delay.is_zero() && effect == Effect::Pass {
+                self.complain(&at("routes")[..2], "this fault does nothing", "give it `delay`, `abort` or `reset`");
+            }
+            let befalls = |route: &Arc<crate::route::Route>| {
+                !route.is_health
+                    && (written.routes.is_empty() || written.routes.iter().any(|name| **name == *route.name))
+            };
+            rules.push(FaultRule {
+                routes: routes.all().iter().map(befalls).collect(),
+                headers,
+                share: written.share.0.0,
+                delay,
+                effect,
+            });
+        }
+        rules
+    }
+}

@@ -1,0 +1,409 @@
+//! An app that fails is left alone, tried again with care, and gets all of its traffic back.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    backend::{Backend, Play},
+    harness::{Answer, Proxy, Setup, both_ways, get, post, until, with_fields},
+};
+
+/// Opens after three failures in a row, and for long.
+const THREE: &str = "breaker.failures = 3\nbreaker.failure_rate = \"off\"\nretry.attempts = 1\n";
+
+const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+fn route(name: &str) -> String {
+    format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\n")
+}
+
+/// What is shown of a breaker; null while nobody has asked it.
+fn shown(proxy: &Proxy, name: &str) -> Value {
+    let all = proxy.shows("/breakers");
+    let found = all["breakers"].as_array().unwrap().iter().find(|breaker| breaker["name"] == name);
+    found.cloned().unwrap_or(Value::Null)
+}
+
+fn stands(proxy: &Proxy, name: &str) -> String {
+    shown(proxy, name)["state"].as_str().unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn is_refused(answer: &Answer) {
+    answer.is_problem(503, "breaker_open");
+    assert!(!answer.closes(), "the connection stays open: {answer:?}");
+}
+
+/// What an operator says about a breaker; gives the status.
+fn force(proxy: &Proxy, name: &str, body: &str) -> u16 {
+    let request = format!(
+        "POST /breakers/{name} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    crate::harness::Client::connect(proxy.admin).unwrap().send(request).answer().status
+}
+
+#[test]
+fn failures_in_a_row_open_it_and_then_the_app_is_not_asked() {
+    for way in 0..2 {
+        let app = Backend::start();
+        app.says("/bad", FAILED);
+        let proxy = Proxy::with(&app, &format!("{THREE}{}{}", route("bad"), route("good")));
+        let ask = |path: &str| proxy.ask(&both_ways(path)[way]);
+        for _ in 0..3 {
+            assert_eq!(ask("/bad").status, 500);
+        }
+        let mut took = Vec::new();
+        for _ in 0..20 {
+            let asked = Instant::now();
+            let answer = ask("/bad");
+            took.push(asked.elapsed());
+            is_refused(&answer);
+            assert!((59..=60).contains(&answer.number("retry-after")), "{answer:?}");
+        }
+        took.sort_unstable();
+        assert!(took[10] < Duration::from_millis(50), "half of the refusals took longer than {:?}", took[10]);
+        assert_eq!(app.requests_to("/bad"), 3);
+        assert_eq!(ask("/good").status, 200, "another route has another breaker");
+        proxy.counts_rejections("breaker_open", 20);
+        proxy.counts("outrigger_breaker_transitions_total", &[("breaker", "bad"), ("state", "open")], 1);
+        assert_eq!(proxy.metric("outrigger_breaker_state", &[("breaker", "bad"), ("state", "open")]), 1.0);
+        assert_eq!(proxy.metric("outrigger_breaker_state", &[("breaker", "good"), ("state", "closed")]), 1.0);
+        let line = proxy.says("breaker bad opens");
+        assert!(line.contains("consecutive_failures") && line.contains("\"event\":\"breaker\""), "{line}");
+        proxy.comes_to_rest();
+    }
+}
+
+#[test]
+fn what_a_client_does_wrong_and_a_client_that_leaves_open_nothing() {
+    let app = Backend::start();
+    app.says("/404", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    app.says("/429", "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
+    app.at("/hang", Play::Hang);
+    let proxy = Proxy::with(&app, THREE);
+    for _ in 0..5 {
+        assert_eq!((proxy.get("/404").status, proxy.get("/429").status), (404, 429));
+        let mut client = proxy.connect();
+        let before = app.requests_to("/hang");
+        client.send(get("/hang"));
+        app.gets(before + 1, "/hang");
+    }
+    proxy.comes_to_rest();
+    assert_eq!(
+        (stands(&proxy, "default").as_str(), &shown(&proxy, "default")["failures_in_a_row"]),
+        ("closed", &0.into())
+    );
+}
+
+#[test]
+fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
+    let app = Backend::start();
+    app.says("/", "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n");
+    let proxy = Proxy::with(&app, THREE);
+    for request in both_ways("/").iter().cycle().take(10) {
+        assert_eq!(proxy.ask(request).header("retry-after"), Some("2"));
+    }
+    assert_eq!(app.requests(), 10);
+    app.says("/", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").status, 503);
+    }
+    is_refused(&proxy.get("/"));
+}
+
+#[test]
+fn too_many_requests_is_a_failure_where_the_rules_say_so() {
+    let app = Backend::start();
+    app.says("/", "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
+    let proxy = Proxy::with(&app, &format!("{THREE}breaker.count_429 = true\n"));
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").status, 429);
+    }
+    is_refused(&proxy.get("/"));
+}
+
+#[test]
+fn slow_answers_open_it() {
+    let app = Backend::start();
+    app.at("/", Play::Drip(FINE.into(), Duration::from_millis(3)));
+    let rules =
+        "breaker.failures = 0\nbreaker.slow_after = \"50ms\"\nbreaker.min_calls = 4\nbreaker.window = \"10 calls\"\n";
+    let proxy = Proxy::with(&app, rules);
+    for _ in 0..4 {
+        assert_eq!(proxy.get("/").status, 200);
+    }
+    is_refused(&proxy.get("/"));
+    assert_eq!(shown(&proxy, "default")["reason"], "slow_call_rate");
+}
+
+/// An app that hangs is found out by its timeouts; when it works again, no more than the permitted probes reach it at a time.
+#[test]
+fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_answers() {
+    const PROBES: usize = 2;
+    for way in 0..2 {
+        let app = Backend::start();
+        app.at("/", Play::Hang);
+        let rules = "breaker.failures = 3\nbreaker.open = \"700ms\"\nbreaker.probes = 2\nbreaker.successes = 4\n\
+                     breaker.ramp = \"0s\"\nretry.attempts = 1\n";
+        let proxy = Proxy::with(&app, rules);
+        let request = &both_ways("/")[way];
+        for _ in 0..3 {
+            proxy.ask(&with_fields(request, &["X-Request-Timeout-Ms: 200"])).is_problem(504, "app_timeout");
+        }
+        is_refused(&proxy.ask(request));
+        let gate = app.gate("/");
+        let before = app.requests();
+        let reached = || app.requests() - before;
+        thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| {
+                    let mut client = proxy.connect();
+                    while client.send(request).answer().status != 200 {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                });
+            }
+            until("the probes to reach the app", || reached() == PROBES);
+            let refused = proxy.metric("outrigger_rejections_total", &[("reason", "breaker_open")]);
+            until("all others to be refused meanwhile", || {
+                proxy.metric("outrigger_rejections_total", &[("reason", "breaker_open")]) >= refused + 50.0
+            });
+            assert_eq!(reached(), PROBES);
+            gate.add_permits(1000);
+        });
+        assert_eq!(stands(&proxy, "default"), "closed");
+        proxy.comes_to_rest();
+    }
+}
+
+#[test]
+fn an_abandoned_probe_gives_its_place_to_the_next() {
+    for way in 0..2 {
+        let app = Backend::start();
+        app.says("/", FAILED);
+        let rules = "breaker.failures = 3\nbreaker.open = \"300ms\"\nbreaker.probes = 1\nbreaker.successes = 1\n\
+                     breaker.ramp = \"0s\"\nretry.attempts = 1\n";
+        let proxy = Proxy::with(&app, rules);
+        let request = &both_ways("/")[way];
+        for _ in 0..3 {
+            assert_eq!(proxy.ask(request).status, 500);
+        }
+        let gate = app.gate("/");
+        // The first probe hangs at the gate, and there is only one.
+        let mut probe = None;
+        until("a probe to reach the app", || {
+            let mut client = proxy.connect();
+            client.send(request);
+            let reached = app.requests() == 4 || wait_a_little(|| app.requests() == 4);
+            probe = reached.then_some(client);
+            reached
+        });
+        is_refused(&proxy.ask(request));
+        assert_eq!(stands(&proxy, "default"), "half_open");
+        drop(probe);
+        gate.add_permits(100);
+        until("the next probe to pass", || proxy.ask(request).status == 200);
+        until("it to close", || stands(&proxy, "default") == "closed");
+        proxy.comes_to_rest();
+    }
+}
+
+fn wait_a_little(condition: impl FnMut() -> bool) -> bool {
+    xtask::wait::until("a moment", Duration::from_millis(60), condition).is_ok()
+}
+
+/// Fifty clients that never stop asking, and a dead app behind an open breaker: what reaches it is a handful.
+#[test]
+fn a_dead_app_is_not_hammered_while_many_ask() {
+    let app = Backend::start();
+    app.says("/", FAILED);
+    let rules = "breaker.failures = 5\nbreaker.open = \"500ms\"\nbreaker.probes = 2\nretry.attempts = 1\n";
+    let proxy = Proxy::with(&app, rules);
+    let ends = Instant::now() + Duration::from_secs(3);
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let mut client = proxy.connect();
+                while Instant::now() < ends {
+                    let status = client.send(get("/")).answer().status;
+                    assert!(matches!(status, 500 | 503), "{status}");
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+    });
+    // Those that were on their way when it opened, then at most two at half a second, at a second and a half, …
+    let reached = app.requests();
+    assert!(reached <= 5 + 20 + 2 * 3, "{reached} requests reached it");
+}
+
+#[test]
+fn monitor_changes_no_answer_and_counts_what_it_would_refuse() {
+    let app = Backend::start();
+    app.says("/", FAILED);
+    for (rules, flag) in [("breaker.mode = \"monitor\"\n", "true"), ("", "monitor")] {
+        let before = app.requests();
+        let setup = Setup::new(&app, &format!("{THREE}{rules}"));
+        let proxy = setup.env("FF_ENABLE_CIRCUIT_BREAKER", flag).start();
+        for request in both_ways("/").iter().cycle().take(10) {
+            assert_eq!(proxy.ask(request).status, 500);
+        }
+        assert_eq!(app.requests() - before, 10);
+        assert_eq!(stands(&proxy, "default"), "open");
+        let labels = [("reason", "breaker_open"), ("mode", "monitor")];
+        proxy.counts("outrigger_refusals_total", &labels, 7);
+        assert_eq!(proxy.metric("outrigger_rejections_total", &[]), 0.0);
+    }
+}
+
+#[test]
+fn an_operator_opens_and_closes_it_by_hand() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, &format!("{THREE}{}", route("pay")));
+    assert_eq!(proxy.get("/pay").status, 200);
+    assert_eq!(force(&proxy, "pay", r#"{"force": "open"}"#), 200);
+    for request in both_ways("/pay") {
+        is_refused(&proxy.ask(&request));
+    }
+    assert_eq!((stands(&proxy, "pay").as_str(), &shown(&proxy, "pay")["forced"]), ("open", &true.into()));
+    app.says("/pay", FAILED);
+    assert_eq!(force(&proxy, "pay", r#"{"force": "closed"}"#), 200);
+    for request in both_ways("/pay").iter().cycle().take(10) {
+        assert_eq!(proxy.ask(request).status, 500, "it passes, whatever the app does");
+    }
+    app.says("/pay", FINE);
+    assert_eq!(force(&proxy, "pay", r#"{"force": "automatic"}"#), 200);
+    assert_eq!((proxy.get("/pay").status, stands(&proxy, "pay").as_str()), (200, "closed"));
+    let line = proxy.says("an operator decides about a breaker");
+    assert!(line.contains("\"event\":\"breaker_forced\"") && line.contains("\"breaker\":\"pay\""), "{line}");
+    for (name, body, status) in [
+        ("pya", r#"{"force": "open"}"#, 404),
+        ("pay", r#"{"force": "ajar"}"#, 400),
+        ("pay", "{}", 400),
+        ("pay", "", 400),
+    ] {
+        assert_eq!(force(&proxy, name, body), status, "{name} {body}");
+    }
+}
+
+#[test]
+fn only_operators_force_a_breaker() {
+    let app = Backend::start();
+    let proxy = Setup::new(&app, THREE).env("OUTRIGGER_ADMIN_TOKEN", "a secret of theirs").start();
+    assert_eq!(force(&proxy, "default", r#"{"force": "open"}"#), 403);
+    assert_eq!(proxy.get("/").status, 200);
+}
+
+#[test]
+fn routes_may_share_a_breaker_and_differ_in_its_rules() {
+    let app = Backend::start();
+    for path in ["/a", "/b", "/c"] {
+        app.says(path, FAILED);
+    }
+    let shared = |name| format!("{}breaker = \"pair\"\n", route(name));
+    let groups =
+        "[[breaker.groups]]\nname = \"pair\"\nfailures = 2\n[[breaker.groups]]\nname = \"c\"\nmode = \"off\"\n";
+    let proxy = Proxy::with(&app, &format!("{THREE}{groups}{}{}{}", shared("a"), shared("b"), route("c")));
+    assert_eq!((proxy.get("/a").status, proxy.get("/b").status), (500, 500));
+    is_refused(&proxy.get("/a"));
+    is_refused(&proxy.get("/b"));
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/c").status, 500);
+    }
+    // A change of the rules closes nothing.
+    proxy.changes_to(&format!("{THREE}breaker.ramp = \"1s\"\n{groups}{}{}{}", shared("a"), shared("b"), route("c")));
+    is_refused(&proxy.get("/a"));
+}
+
+#[test]
+fn a_route_may_have_an_answer_of_its_own_for_bad_times() {
+    let app = Backend::start();
+    app.says("/prices", FAILED);
+    let fallback = "fallback = { status = 200, content_type = \"text/plain\", body = \"yesterday's prices\" }\n";
+    let proxy = Proxy::with(&app, &format!("{THREE}{}{fallback}", route("prices")));
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/prices").status, 500, "what the app says is passed on");
+    }
+    for request in both_ways("/prices") {
+        let answer = proxy.ask(&request);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "yesterday's prices"));
+        assert_eq!(answer.header("content-type"), Some("text/plain"));
+    }
+    proxy.counts("outrigger_fallbacks_total", &[], 2);
+}
+
+#[test]
+fn the_environment_sets_the_defaults() {
+    let app = Backend::start();
+    app.says("/", FAILED);
+    let setup = Setup::new(&app, "breaker.probes = 1\nretry.attempts = 1\n");
+    let environment = setup.env("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "2").env("CIRCUIT_BREAKER_TIMEOUT", "5000");
+    let proxy = environment.start();
+    assert_eq!((proxy.get("/").status, proxy.get("/").status), (500, 500));
+    let answer = proxy.get("/");
+    is_refused(&answer);
+    assert_eq!(answer.number("retry-after"), 5);
+}
+
+#[test]
+fn switched_off_it_is_a_plain_proxy() {
+    let mut app = Backend::start();
+    app.says("/", FAILED);
+    let proxy = Setup::new(&app, "breaker.failures = 1\n").env("FF_ENABLE_CIRCUIT_BREAKER", "false").start();
+    for request in both_ways("/").iter().cycle().take(10) {
+        assert_eq!(proxy.ask(request).status, 500);
+    }
+    app.stop();
+    for request in both_ways("/") {
+        let asked = Instant::now();
+        proxy.ask(&request).is_problem(502, "app_unreachable");
+        assert!(asked.elapsed() < Duration::from_secs(2), "nobody waits");
+    }
+}
+
+#[test]
+fn faults_on_purpose_look_like_the_apps_own() {
+    let app = Backend::start();
+    let fault = |header: &str, what: &str| format!("[[faults]]\nheaders = {{ \"X-Chaos\" = \"{header}\" }}\n{what}\n");
+    let rules = format!(
+        "{THREE}app.timeout = \"1s\"\n{}{}{}{}",
+        fault("abort", "abort = 503"),
+        fault("reset", "reset = true"),
+        fault("delay", "delay = \"300ms\""),
+        fault("late", "delay = \"5s\"\nabort = 500")
+    );
+    let proxy = Setup::new(&app, &rules).env("OUTRIGGER_ALLOW_FAULTS", "1").start();
+    for request in both_ways("/") {
+        let with = |chaos: &str| with_fields(&request, &[&format!("X-Chaos: {chaos}")]);
+        let asked = Instant::now();
+        assert_eq!(proxy.ask(&with("delay")).status, 200);
+        assert!(asked.elapsed() >= Duration::from_millis(300));
+        proxy.ask(&with("reset")).is_problem(502, "app_closed");
+        let late = proxy.ask(&with("late"));
+        assert_eq!(late.status, 504, "{late:?}");
+        assert_eq!(proxy.ask(&with("other")).status, 200);
+    }
+    // Three in a row open the breaker, as if the app had failed.
+    let abort = with_fields(&get("/"), &["X-Chaos: abort"]);
+    for _ in 0..3 {
+        proxy.ask(&abort).is_problem(503, "fault_injected");
+    }
+    is_refused(&proxy.ask(&post("/", "x")));
+    assert!(proxy.metric("outrigger_faults_injected_total", &[]) >= 9.0);
+}
+
+#[test]
+fn faults_are_refused_unless_the_environment_allows_them() {
+    let app = Backend::start();
+    let setup = Setup::new(&app, "[[faults]]\nabort = 503\n");
+    let run = setup.run(&["run", "--config", "proxy.toml"]);
+    assert_eq!(run.status.code(), Some(78));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(said.contains("OUTRIGGER_ALLOW_FAULTS=1"), "{said}");
+}

@@ -1,0 +1,402 @@
+//! An app that restarts, is slow, or answers nonsense: who waits, who is asked again, and what is told in the end.
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    backend::{Backend, Play},
+    harness::{Client, Proxy, both_ways, get, post, until, with_fields},
+    overload::{Load, mixed, run, served},
+};
+
+/// How many wait for the app.
+fn held(proxy: &Proxy) -> u64 {
+    proxy.shows("/breakers")["app"]["held"].as_u64().unwrap()
+}
+
+fn is_reachable(proxy: &Proxy) -> bool {
+    proxy.shows("/breakers")["app"]["reachable"].as_bool().unwrap()
+}
+
+fn route(name: &str, more: &str) -> String {
+    format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\n{more}\n")
+}
+
+#[track_caller]
+fn is_at_rest(proxy: &Proxy) {
+    proxy.comes_to_rest();
+    let shown = proxy.shows("/admission");
+    assert_eq!(shown["in_flight"], 0, "{shown}");
+    assert!(shown["queue"].as_object().unwrap().values().all(|waiting| *waiting == 0), "{shown}");
+}
+
+#[test]
+fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
+    let priorities = ["low", "medium", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
+    let rules = format!("admission.min = 1\nadmission.max = 1\n{}", priorities.concat());
+    for way in 0..2 {
+        let mut app = Backend::stopped();
+        let proxy = Proxy::with(&app, &rules);
+        let mut clients: Vec<(&str, Client)> = Vec::new();
+        for (n, path) in ["/low", "/medium", "/critical"].into_iter().enumerate() {
+            let mut client = proxy.connect();
+            client.send(&both_ways(path)[way]);
+            until("the request to wait", || held(&proxy) == n as u64 + 1);
+            clients.push((path, client));
+        }
+        assert!(!is_reachable(&proxy));
+        assert_eq!(proxy.metric("outrigger_app_reachable", &[]), 0.0);
+        let health = proxy.get("/health");
+        assert_eq!((health.status, &health.json()["data"]["requestsHeld"]), (503, &3.into()));
+        let gates = ["/low", "/medium", "/critical"].map(|path| app.gate(path));
+        app.resume();
+        // One slot: each is only sent when the more important one before it has its answer.
+        for (n, path) in [(2, "/critical"), (1, "/medium"), (0, "/low")] {
+            app.gets(1, path);
+            let sent: usize = clients.iter().map(|(path, _)| app.requests_to(path)).sum();
+            assert_eq!(sent, 3 - n, "{path}");
+            gates[n].add_permits(1);
+            assert_eq!(clients[n].1.answer().status, 200, "{path}");
+        }
+        until("the app to be known as back", || is_reachable(&proxy));
+        proxy.counts("outrigger_held_requests_total", &[], 3);
+        proxy.says("the app takes connections again");
+        assert_eq!(proxy.metric("outrigger_app_reachable", &[]), 1.0);
+        drop(clients);
+        is_at_rest(&proxy);
+    }
+}
+
+/// Both ways at once: nothing fails but what was with the app when it died and may not be sent twice.
+#[test]
+fn an_app_that_is_killed_under_load_fails_nothing_that_may_be_repeated() {
+    let mut app = Backend::start();
+    app.works(&["/get", "/put"], 50, Duration::from_millis(20));
+    let proxy = Proxy::start(&app);
+    let put = "PUT /put HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".to_owned();
+    let outcomes = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            run(async { Load::on(&proxy).flow(vec![get("/get"), put], 300.0, Duration::from_secs(4)).await.unwrap() })
+        });
+        thread::sleep(Duration::from_secs(1));
+        for _ in 0..2 {
+            app.stop();
+            thread::sleep(Duration::from_millis(700));
+            app.resume();
+            thread::sleep(Duration::from_millis(300));
+        }
+        load.join().unwrap()
+    });
+    let failed: Vec<u16> = outcomes.iter().map(|one| one.status).filter(|status| *status != 200).collect();
+    assert_eq!((failed.as_slice(), served(&outcomes)), (&[][..], 1200));
+    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1200);
+    assert!(proxy.metric("outrigger_held_requests_total", &[]) > 100.0);
+    is_at_rest(&proxy);
+}
+
+/// A POST that was with the app when it died is told so, and never sent again; all others wait.
+#[test]
+fn orders_that_were_with_a_killed_app_are_told_so_and_all_others_are_served() {
+    let mut app = Backend::start();
+    app.works(&["/order"], 50, Duration::from_millis(50));
+    let proxy = Proxy::start(&app);
+    let outcomes = thread::scope(|scope| {
+        let orders = mixed("/order").last().cloned().into_iter().collect();
+        let load =
+            scope.spawn(|| run(async { Load::on(&proxy).flow(orders, 100.0, Duration::from_secs(2)).await.unwrap() }));
+        thread::sleep(Duration::from_millis(500));
+        app.stop();
+        thread::sleep(Duration::from_millis(500));
+        app.resume();
+        load.join().unwrap()
+    });
+    let lost = outcomes.len() - served(&outcomes);
+    // Five were with it, on average.
+    assert!(lost <= 15 && outcomes.iter().all(|one| matches!(one.status, 200 | 502)), "{lost} of {}", outcomes.len());
+    assert!(app.whole_requests() <= outcomes.len(), "none came twice");
+    is_at_rest(&proxy);
+}
+
+#[test]
+fn who_waited_in_vain_for_the_app_is_told_so() {
+    let app = Backend::stopped();
+    let proxy = Proxy::with(&app, "app.hold = \"400ms\"");
+    for request in both_ways("/") {
+        let asked = Instant::now();
+        let answer = proxy.ask(&request);
+        answer.is_problem(502, "app_unreachable");
+        assert_eq!(answer.number("retry-after"), 1);
+        let took = asked.elapsed();
+        assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(3), "{took:?}");
+    }
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_unreachable")], 2);
+    is_at_rest(&proxy);
+}
+
+#[test]
+fn no_more_wait_for_the_app_than_allowed_and_the_least_important_hear_it_at_once() {
+    let priorities = ["low", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
+    let rules = format!("app.hold = \"10s\"\napp.max_held = 1\n{}", priorities.concat());
+    for way in 0..2 {
+        let mut app = Backend::stopped();
+        let proxy = Proxy::with(&app, &rules);
+        let mut low = proxy.connect();
+        low.send(&both_ways("/low")[way]);
+        until("it to wait", || held(&proxy) == 1);
+        let asked = Instant::now();
+        proxy.ask(&both_ways("/low")[way]).is_problem(503, "app_restarting");
+        assert!(asked.elapsed() < Duration::from_secs(2));
+        let mut critical = proxy.connect();
+        critical.send(&both_ways("/critical")[way]);
+        low.answer().is_problem(503, "app_restarting");
+        app.resume();
+        assert_eq!(critical.answer().status, 200);
+        drop((low, critical));
+        is_at_rest(&proxy);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_while_the_app_is_away_frees_its_place() {
+    let mut app = Backend::stopped();
+    let proxy = Proxy::with(&app, "app.hold = \"30s\"");
+    let mut client = proxy.connect();
+    client.send(get("/"));
+    until("it to wait", || held(&proxy) == 1);
+    drop(client);
+    until("its place to be free", || held(&proxy) == 0);
+    app.resume();
+    until("the app to be known as back", || is_reachable(&proxy));
+    assert_eq!(app.requests(), 0, "the app never hears of who has left");
+    is_at_rest(&proxy);
+}
+
+/// Without `hold`, whoever comes hears at once that the app is away, also while a breaker is open for that; and when it is
+/// back, nobody has to wait for the breaker's time.
+#[test]
+fn without_hold_all_fail_at_once_until_the_app_listens_again() {
+    let mut app = Backend::stopped();
+    let proxy = Proxy::with(&app, "app.hold = \"0s\"\nbreaker.failures = 3\nbreaker.open = \"10m\"");
+    let mut took = Vec::new();
+    for n in 0..40 {
+        let asked = Instant::now();
+        let answer = proxy.ask(&both_ways("/")[n % 2]);
+        took.push(asked.elapsed());
+        assert!(matches!(answer.status, 502 | 503), "{answer:?}");
+    }
+    took.sort_unstable();
+    assert!(took[20] < Duration::from_millis(50), "half of them took longer than {:?}", took[20]);
+    assert!(proxy.metric("outrigger_rejections_total", &[("reason", "breaker_open")]) > 30.0);
+    app.resume();
+    let back = Instant::now();
+    until("the app to be reached", || proxy.get("/").status == 200);
+    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
+    for request in both_ways("/").iter().cycle().take(20) {
+        assert_eq!(proxy.ask(request).status, 200, "all of them, at once");
+    }
+}
+
+#[test]
+fn a_client_may_have_less_time_than_the_route_and_the_app_is_told_what_is_left() {
+    let app = Backend::start();
+    app.at("/hang", Play::Hang);
+    let rules = format!("app.timeout = \"20s\"\n{}", route("stubborn", "client_timeout = false\ntimeout = \"700ms\""));
+    let proxy = Proxy::with(&app, &rules);
+    app.at("/stubborn", Play::Hang);
+    for way in 0..2 {
+        let ask = |path: &str, ms: &str| {
+            proxy.ask(&with_fields(&both_ways(path)[way], &[&format!("X-Request-Timeout-Ms: {ms}")]))
+        };
+        let asked = Instant::now();
+        ask("/hang", "300").is_problem(504, "app_timeout");
+        let took = asked.elapsed();
+        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+        let left: u64 = ask("/", "5000").seen("x-request-timeout-ms").unwrap().parse().unwrap();
+        assert!((4000..=5000).contains(&left), "{left}");
+        for no_wish in ["99999999", "soon", "-1", ""] {
+            let left: u64 = ask("/", no_wish).seen("x-request-timeout-ms").unwrap().parse().unwrap();
+            assert!((19_000..=20_000).contains(&left), "{no_wish:?}: {left}");
+        }
+        let asked = Instant::now();
+        ask("/stubborn", "100").is_problem(504, "app_timeout");
+        assert!(asked.elapsed() >= Duration::from_millis(700));
+    }
+}
+
+#[test]
+fn the_time_in_the_queue_is_part_of_a_requests_time() {
+    let app = Backend::start();
+    let gate = app.gate("/gate");
+    let rules = "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"20s\"\napp.timeout = \"20s\"\n";
+    let proxy = Proxy::with(&app, rules);
+    for way in 0..2 {
+        let before = app.requests_to("/gate");
+        let mut first = proxy.connect();
+        first.send(get("/gate"));
+        app.gets(before + 1, "/gate");
+        // Its time ends while it waits.
+        let impatient = with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 300"]);
+        let asked = Instant::now();
+        proxy.ask(&impatient).is_problem(504, "deadline_exceeded");
+        assert!(asked.elapsed() >= Duration::from_millis(300));
+        // Its turn comes in time, and the app hears what is left.
+        let mut patient = proxy.connect();
+        patient.send(with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 15000"]));
+        assert!(patient.stays_silent_for(Duration::from_millis(500)));
+        gate.add_permits(1);
+        let left: u64 = patient.answer().seen("x-request-timeout-ms").unwrap().parse().unwrap();
+        assert!(left <= 14_500 && left > 0, "{left}");
+        assert_eq!(first.answer().status, 200);
+    }
+    is_at_rest(&proxy);
+}
+
+/// Whatever an app does wrong ends in a defined status, and nothing of it is left.
+#[test]
+fn an_app_that_answers_nonsense_leaves_nothing_behind() {
+    let app = Backend::start();
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone";
+    let large = format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(1 << 20));
+    let many: String = (0..2000).map(|n| format!("X-{n}: {}\r\n", "x".repeat(500))).collect();
+    let plays = [
+        ("/drip", Play::Drip(head.into(), Duration::from_secs(1)), 504, "app_timeout"),
+        ("/hints", Play::HintForever, 502, "app_invalid"),
+        ("/large", Play::Say(large.into()), 502, "app_invalid"),
+        ("/many", Play::Say(format!("HTTP/1.1 200 OK\r\n{many}\r\n").into()), 502, "app_invalid"),
+        ("/garbage", Play::SayAndClose(b"\x16\x03\x01\x02\x00garbage\r\n\r\n".to_vec()), 502, "app_invalid"),
+        ("/half", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), 502, "app_closed"),
+        ("/nothing", Play::SayAndClose(Vec::new()), 502, "app_closed"),
+        ("/hang", Play::Hang, 504, "app_timeout"),
+        ("/ignores", Play::Ignore, 504, "app_timeout"),
+    ];
+    for (path, play, ..) in &plays {
+        app.at(path, play.clone());
+    }
+    let proxy = Proxy::with(
+        &app,
+        "app.timeout = \"1s\"\nretry.attempts = 1\nbreaker.open = \"1s\"\nbreaker.failures = 0\nbreaker.failure_rate = \"off\"\n",
+    );
+    for (path, _, status, reason) in &plays {
+        for request in both_ways(path) {
+            println!("{path} {}", &request[..4]);
+            let asked = Instant::now();
+            proxy.ask(&request).is_problem(*status, reason);
+            assert!(asked.elapsed() < Duration::from_secs(4), "{path} took {:?}", asked.elapsed());
+        }
+    }
+    for (reason, times) in [("app_timeout", 6), ("app_invalid", 8), ("app_closed", 4)] {
+        proxy.counts("outrigger_app_failures_total", &[("reason", reason)], times);
+    }
+    // A body that nobody reads, longer than any buffer.
+    let mut client = proxy.connect();
+    client.send("POST /ignores HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n");
+    client.gives_up_sending_after(Duration::from_millis(200));
+    while client.try_send(vec![b'x'; 1 << 20]).is_ok() {}
+    client.answer().is_problem(504, "app_timeout");
+    // An answer that breaks off after its head ends the client's connection.
+    app.at("/breaks", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()));
+    for request in both_ways("/breaks") {
+        assert!(proxy.connect().send(&request).try_answer().is_err());
+    }
+    drop(client);
+    is_at_rest(&proxy);
+    assert_eq!(proxy.get("/").status, 200, "it goes on");
+}
+
+/// Asks one after the other; how many failed.
+fn failed(proxy: &Proxy, requests: usize, request: &str) -> usize {
+    let mut client = proxy.connect();
+    (0..requests).filter(|_| client.send(request).answer().status != 200).count()
+}
+
+#[test]
+fn retries_hide_faults_within_their_budget_and_never_beyond() {
+    const REQUESTS: usize = 1000;
+    // With a fifth of answers at random failing, hiding all but one in a hundred needs a quarter more attempts; a fifth more,
+    // the default, leaves four in a hundred.
+    for (budget, visible, most) in [("20%", 0.06, 1.2), ("30%", 0.015, 1.3)] {
+        let app = Backend::start();
+        app.at("/", Play::FailFifth(Arc::new(AtomicUsize::new(0))));
+        let rules = format!("retry.statuses = [500]\nretry.budget = \"{budget}\"\nretry.backoff = \"1ms\"\n");
+        let proxy = Proxy::with(&app, &rules);
+        let began = Instant::now();
+        let failed = failed(&proxy, REQUESTS, &get("/")) as f64 / REQUESTS as f64;
+        let free = 3.0 * (began.elapsed().as_secs_f64() + 1.0);
+        let attempts = app.requests() as f64;
+        println!("{budget}: {failed} failed, {attempts} attempts, {free} free ones at the most");
+        assert!(failed <= visible, "{failed} failed");
+        assert!(attempts <= most * REQUESTS as f64 + 3.0, "{attempts} attempts");
+        proxy.counts("outrigger_app_retries_total", &[], app.requests() - REQUESTS);
+    }
+}
+
+#[test]
+fn a_dead_app_gets_no_more_than_a_fifth_more_requests() {
+    let app = Backend::start();
+    app.says("/", "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+    app.at("/closes", Play::SayAndClose(Vec::new()));
+    let proxy = Proxy::with(&app, "retry.statuses = [500]\nretry.backoff = \"1ms\"\n");
+    for path in ["/", "/closes"] {
+        assert_eq!(failed(&proxy, 500, &get(path)), 500);
+        let attempts = app.requests_to(path);
+        assert!((500..=603).contains(&attempts), "{path}: {attempts}");
+    }
+    assert!(proxy.metric("outrigger_app_retries_denied_total", &[]) > 500.0);
+}
+
+#[test]
+fn what_may_not_be_repeated_is_not() {
+    let app = Backend::start();
+    app.says("/500", "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+    app.at("/closes", Play::SayAndClose(Vec::new()));
+    let proxy = Proxy::with(&app, "retry.statuses = [500]\n");
+    for path in ["/500", "/closes"] {
+        assert!(proxy.ask(&post(path, "an order")).status >= 500);
+        assert_eq!(app.requests_to(path), 1, "{path}");
+    }
+    // What may is, on the general way too: as long as its body is still there.
+    let put =
+        |bytes: usize| format!("PUT /500 HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes));
+    assert_eq!(proxy.ask(&put(60_000)).status, 500);
+    assert_eq!(app.requests_to("/500"), 1 + 3, "three attempts");
+    assert_eq!(proxy.ask(&put(200_000)).status, 500);
+    assert_eq!(app.requests_to("/500"), 1 + 3 + 1, "it is longer than what is kept");
+}
+
+#[test]
+fn the_apps_own_wish_for_a_pause_is_heeded_or_there_is_no_other_attempt() {
+    let app = Backend::start();
+    let later = |seconds: u32| {
+        format!("HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n")
+    };
+    app.says("/soon", &later(1));
+    app.says("/late", &later(60));
+    let proxy = Proxy::with(&app, "retry.statuses = [503]\nretry.attempts = 2\napp.timeout = \"10s\"\n");
+    let put = |path: &str| format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    for (n, ask) in [get, put as fn(&str) -> String].into_iter().enumerate() {
+        let asked = Instant::now();
+        assert_eq!(proxy.ask(&ask("/soon")).status, 503);
+        assert!(asked.elapsed() >= Duration::from_secs(1));
+        assert_eq!(app.requests_to("/soon"), 2 * (n + 1));
+        let asked = Instant::now();
+        assert_eq!(proxy.ask(&ask("/late")).status, 503, "the app's own answer");
+        assert!(asked.elapsed() < Duration::from_secs(5));
+        assert_eq!(app.requests_to("/late"), n + 1);
+    }
+}
+
+#[test]
+fn a_route_may_try_more_often_or_not_at_all() {
+    let app = Backend::start();
+    for path in ["/eager", "/once"] {
+        app.says(path, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
+    }
+    let routes =
+        route("eager", "attempts = 4\nretry_statuses = [502]") + &route("once", "attempts = 1\nretry_statuses = [502]");
+    let proxy = Proxy::with(&app, &format!("retry.backoff = \"1ms\"\n{routes}"));
+    assert_eq!((proxy.get("/eager").status, proxy.get("/once").status), (502, 502));
+    assert_eq!((app.requests_to("/eager"), app.requests_to("/once")), (4, 1));
+}
