@@ -2,13 +2,15 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::{Feature, Subject};
 
 use crate::config::Config;
-use crate::config::units::{Size, Span};
+use crate::config::units::{CallWindow, Share, Size, Span};
 use crate::exchange::{Fields, Request};
+use crate::route::Route;
 
 /// What cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +74,14 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
     }
     let gate = if route.is_health { "never waits for a slot".to_owned() } else { gate(config) };
     line("admission", &gate);
+    if !route.is_health {
+        line("hold", &hold(config));
+        line("breaker", &breaker(config, route));
+        line("retry", &retry(config, route));
+    }
+    if let Some(fallback) = &route.fallback {
+        line("fallback", &format!("{} {}", fallback.status.as_u16(), fallback.content_type));
+    }
     for feature in Feature::ALL {
         let flag = config.flag(feature);
         let who =
@@ -87,6 +97,45 @@ fn gate(config: &Config) -> String {
     let wait = Span(settings.max_wait);
     let concurrency = settings.concurrency;
     format!("{}: {} to {} at a time, waits up to {wait}", config.gate.mode.name(), concurrency.min, concurrency.max)
+}
+
+fn hold(config: &Config) -> String {
+    match config.app.hold {
+        Duration::ZERO => "never waits for an app that is away".to_owned(),
+        hold => format!("waits up to {} for an app that is away", Span(hold)),
+    }
+}
+
+fn breaker(config: &Config, route: &Route) -> String {
+    let Some(rules) = route.breaker.and_then(|number| config.breakers.get(usize::from(number))) else {
+        return "none".to_owned();
+    };
+    let settings = &rules.settings;
+    let share = |rate: Option<f64>, what: &str| {
+        rate.map(|rate| format!(", at {} {what} over {}", Share(rate), CallWindow(settings.window)))
+    };
+    format!(
+        "{} ({}): opens after {} failures in a row{}{}, for {}",
+        rules.name,
+        rules.mode.name(),
+        settings.consecutive,
+        share(settings.failure_rate, "failures").unwrap_or_default(),
+        share(settings.slow_rate.filter(|_| settings.slow_after.is_some()), "slow answers").unwrap_or_default(),
+        Span(settings.open_for)
+    )
+}
+
+fn retry(config: &Config, route: &Route) -> String {
+    if route.attempts < 2 {
+        return "never".to_owned();
+    }
+    let statuses: Vec<String> = route.retry_statuses.iter().map(u16::to_string).collect();
+    let statuses = if statuses.is_empty() { String::new() } else { format!(" and answers {}", statuses.join(", ")) };
+    format!(
+        "up to {} attempts after broken connections{statuses}, within {} of all requests",
+        route.attempts,
+        Share(config.retry.budget.share)
+    )
 }
 
 fn because(name: &str, number: usize, config: &Config) -> String {
