@@ -91,6 +91,8 @@ struct Place<T> {
     client: u64,
     since: u64,
     list: u8,
+    /// It came while the app was away.
+    is_stranded: bool,
     before: u32,
     after: u32,
 }
@@ -123,6 +125,8 @@ pub struct Admission<T> {
     turned_away: u32,
     /// The app is away: nobody goes, and whoever comes waits for it.
     is_suspended: bool,
+    /// Those of who waits that came while it was away.
+    stranded: u32,
 }
 
 impl<T: Default> Admission<T> {
@@ -140,6 +144,7 @@ impl<T: Default> Admission<T> {
             held: vec![0; COUNTED_CLIENTS].into(),
             turned_away: 0,
             is_suspended: false,
+            stranded: 0,
         }
     }
 
@@ -189,7 +194,8 @@ impl<T: Default> Admission<T> {
 
     /// Nobody goes before critical requests, so they may fill more: what the app answers in four fifths of it.
     fn room_for(&self, priority: Priority) -> u32 {
-        if self.is_suspended {
+        // When it is back, those who waited for it are no reason to refuse those who come.
+        if self.is_suspended || self.stranded > 0 {
             return self.settings.max_held;
         }
         let Some(answered) = self.law.answers_in(self.settings.max_wait) else { return self.settings.max_queue };
@@ -365,6 +371,7 @@ impl<T: Default> Admission<T> {
             since: ask.now,
             // 30 lists.
             list: list as u8,
+            is_stranded: self.is_suspended,
             before: newest,
             after: NOBODY,
         };
@@ -386,6 +393,7 @@ impl<T: Default> Admission<T> {
         self.lists[list].newest = number;
         self.lists[list].len += 1;
         self.waiting += 1;
+        self.stranded += u32::from(self.is_suspended);
         self.hold(ask.client);
         Ticket(number)
     }
@@ -394,7 +402,7 @@ impl<T: Default> Admission<T> {
     fn unlink(&mut self, number: u32, turn: Turn) -> T {
         let Some(place) = self.places.get_mut(number as usize).and_then(Option::as_mut) else { return T::default() };
         place.turn = turn;
-        let (waker, is_owned) = (std::mem::take(&mut place.waker), place.is_owned);
+        let (waker, is_owned, was_stranded) = (std::mem::take(&mut place.waker), place.is_owned, place.is_stranded);
         let (client, list, before, after) = (place.client, usize::from(place.list), place.before, place.after);
         match self.places.get_mut(before as usize).and_then(Option::as_mut) {
             Some(before) => before.after = after,
@@ -406,6 +414,7 @@ impl<T: Default> Admission<T> {
         }
         self.lists[list].len -= 1;
         self.waiting -= 1;
+        self.stranded -= u32::from(was_stranded);
         self.let_go(client);
         if !is_owned {
             self.forget(number);
@@ -485,7 +494,7 @@ mod tests {
 
     #[test]
     fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
-        let mut a = Admission::new(settings(1, 2));
+        let mut a = Admission::new(settings(1, 3));
         a.suspend();
         let names = ["low", "medium", "high", "critical"];
         let priorities = [Priority::Low, Priority::Medium, Priority::High, Priority::Critical];
@@ -495,9 +504,12 @@ mod tests {
             .zip(0..)
             .map(|((priority, name), n)| wait(&mut a, priority, n, name))
             .collect();
-        assert_eq!(a.ask(ask(Priority::Low, 9), |_, _| {}), Verdict::Refuse, "the bound is kept");
         assert_eq!(a.grant(), None);
         a.resume();
+        // Those that waited for it are no reason to refuse those that come now, up to the bound.
+        let late = [wait(&mut a, Priority::Strict, 20, "late"), wait(&mut a, Priority::Strict, 21, "late")];
+        assert_eq!(a.ask(ask(Priority::Strict, 22), |_, _| {}), Verdict::Refuse);
+        assert!(late.iter().all(|ticket| a.abandon(ticket)));
         let mut order = Vec::new();
         for _ in &tickets {
             order.extend(a.grant());
