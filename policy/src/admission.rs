@@ -91,8 +91,6 @@ struct Place<T> {
     client: u64,
     since: u64,
     list: u8,
-    /// It came while the app was away.
-    is_stranded: bool,
     before: u32,
     after: u32,
 }
@@ -125,8 +123,8 @@ pub struct Admission<T> {
     turned_away: u32,
     /// The app is away: nobody goes, and whoever comes waits for it.
     is_suspended: bool,
-    /// Those of who waits that came while it was away.
-    stranded: u32,
+    /// Since it is back: what the backlog of that time adds to the room, one less with each that goes.
+    backlog: u32,
 }
 
 impl<T: Default> Admission<T> {
@@ -144,7 +142,7 @@ impl<T: Default> Admission<T> {
             held: vec![0; COUNTED_CLIENTS].into(),
             turned_away: 0,
             is_suspended: false,
-            stranded: 0,
+            backlog: 0,
         }
     }
 
@@ -187,17 +185,22 @@ impl<T: Default> Admission<T> {
         self.is_suspended = true;
     }
 
-    /// The app is back: those who wait go as slots allow.
+    /// The app is back: those who wait go as slots allow. They are no reason to refuse those who come now, so there is room for
+    /// as many again, and less and less as they go.
     pub fn resume(&mut self) {
         self.is_suspended = false;
+        self.backlog = self.waiting.saturating_mul(2);
     }
 
     /// Nobody goes before critical requests, so they may fill more: what the app answers in four fifths of it.
     fn room_for(&self, priority: Priority) -> u32 {
-        // When it is back, those who waited for it are no reason to refuse those who come.
-        if self.is_suspended || self.stranded > 0 {
+        if self.is_suspended {
             return self.settings.max_held;
         }
+        self.usual_room_for(priority).max(self.backlog.min(self.settings.max_held))
+    }
+
+    fn usual_room_for(&self, priority: Priority) -> u32 {
         let Some(answered) = self.law.answers_in(self.settings.max_wait) else { return self.settings.max_queue };
         let share = if priority == Priority::Critical { 0.8 } else { 0.5 };
         // Too many for the type means as many as it holds.
@@ -233,6 +236,7 @@ impl<T: Default> Admission<T> {
         let first = self.lists.iter().find(|list| list.len > 0)?.oldest;
         let client = self.places.get(first as usize)?.as_ref()?.client;
         let waker = self.unlink(first, Turn::Granted);
+        self.backlog = self.backlog.saturating_sub(1);
         self.in_flight += 1;
         self.hold(client);
         Some(waker)
@@ -371,7 +375,6 @@ impl<T: Default> Admission<T> {
             since: ask.now,
             // 30 lists.
             list: list as u8,
-            is_stranded: self.is_suspended,
             before: newest,
             after: NOBODY,
         };
@@ -393,7 +396,6 @@ impl<T: Default> Admission<T> {
         self.lists[list].newest = number;
         self.lists[list].len += 1;
         self.waiting += 1;
-        self.stranded += u32::from(self.is_suspended);
         self.hold(ask.client);
         Ticket(number)
     }
@@ -402,7 +404,7 @@ impl<T: Default> Admission<T> {
     fn unlink(&mut self, number: u32, turn: Turn) -> T {
         let Some(place) = self.places.get_mut(number as usize).and_then(Option::as_mut) else { return T::default() };
         place.turn = turn;
-        let (waker, is_owned, was_stranded) = (std::mem::take(&mut place.waker), place.is_owned, place.is_stranded);
+        let (waker, is_owned) = (std::mem::take(&mut place.waker), place.is_owned);
         let (client, list, before, after) = (place.client, usize::from(place.list), place.before, place.after);
         match self.places.get_mut(before as usize).and_then(Option::as_mut) {
             Some(before) => before.after = after,
@@ -414,7 +416,6 @@ impl<T: Default> Admission<T> {
         }
         self.lists[list].len -= 1;
         self.waiting -= 1;
-        self.stranded -= u32::from(was_stranded);
         self.let_go(client);
         if !is_owned {
             self.forget(number);
