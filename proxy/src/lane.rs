@@ -6,6 +6,9 @@
 //! client's. The stages, the table of refusals, and what is counted and logged are the same as in [`crate::pipeline`],
 //! where every other request goes.
 
+mod attempts;
+mod body;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,23 +22,21 @@ use bytes::{Buf, BufMut, BytesMut};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use crate::admit::NoTurn;
 use crate::app_pool::{self, AppStream};
-use crate::breakers::{self, End};
 use crate::client_stream::ClientStream;
-use crate::config::resilience::Effect;
 use crate::exchange::{Exchange, Fields, Kind, Request};
 use crate::forwarding::Added;
-use crate::head::{self, AnswerBody, AnswerHead, Frame};
-use crate::hold;
+use crate::head::{self, AnswerHead, Frame};
 use crate::pipeline::STAGES;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self, Reply};
 use crate::state::{Phase, State};
 use crate::timer::Timer;
-use crate::wire::{Chunks, Framing, MOST_FIELDS};
-use crate::{admit, faults, limits, retries};
+use crate::wire::MOST_FIELDS;
+use crate::{admit, limits};
+
+use self::body::{BodyEnd, put_chunk};
 
 /// The largest head of an answer.
 pub const ANSWER_HEAD_BYTES: usize = 64 << 10;
@@ -151,198 +152,6 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
-    async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
-        let mut now = exchange.started;
-        if exchange.waiting.is_some() {
-            now = self.wait_for_turn(exchange, head).await?;
-        }
-        retries::pay_in(self.state, exchange);
-        let mut input = scratch();
-        // What the last attempt failed with, where that may be because the app is gone: the next connection tells.
-        let mut owed = None;
-        loop {
-            let attempt = match owed.take() {
-                None => self.attempt(exchange, head, &mut input, now).await,
-                Some(broken) => self.attempt_again(exchange, head, &mut input, broken).await,
-            };
-            match attempt {
-                Ok((app, answer)) => {
-                    exchange.says_when = answer.retry_after.is_some();
-                    let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
-                        return self.relay(app, input, answer, exchange).await;
-                    };
-                    // The rest of that answer goes with its connection.
-                    drop(app);
-                    breakers::ended(self.state, exchange, End::Answered(answer.status, Instant::now()));
-                    self.pause(pause).await?;
-                }
-                Err(Broken::Refused(Rejection::FaultInjected { status })) => {
-                    let Some(pause) = self.pause_after(exchange, status.as_u16(), None) else {
-                        return Err(Broken::Refused(Rejection::FaultInjected { status }));
-                    };
-                    breakers::ended(self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
-                    self.pause(pause).await?;
-                }
-                Err(Broken::App(Failure::Unreachable, _)) if hold::refused(self.state, exchange) => {
-                    // Nothing was sent: it waits for the app like those that come now.
-                    breakers::ended(self.state, exchange, End::Unknown);
-                    hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
-                    self.wait_for_turn(exchange, head).await?;
-                }
-                Err(Broken::App(failure @ (Failure::Closed | Failure::ConnectTimeout), detail)) => {
-                    let Some(pause) = retries::pause(exchange, Instant::now(), None) else {
-                        return Err(Broken::App(failure, detail));
-                    };
-                    owed = Some(Broken::App(failure, detail));
-                    self.pause(pause).await?;
-                }
-                Err(broken) => return Err(broken),
-            }
-            input.clear();
-            self.stream.output().clear();
-            now = Instant::now();
-            if let Some(permit) = &mut exchange.permit {
-                permit.sent(now);
-            }
-            head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
-        }
-    }
-
-    /// One attempt, on a kept connection if there is one. A kept connection that turns out to be dead is replaced by a new one
-    /// at no cost: the app has not been asked.
-    async fn attempt(
-        &mut self,
-        exchange: &mut Exchange,
-        head: &[u8],
-        input: &mut BytesMut,
-        now: Instant,
-    ) -> Result<Answered, Broken> {
-        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
-        exchange.attempts += 1;
-        if !exchange.faults.is_empty() {
-            self.befall(exchange).await?;
-        }
-        if let Some(mut kept) = app_pool::take(&exchange.rules.config.app.target) {
-            self.state.metrics.attempts_reused.inc();
-            match self.ask(&mut kept, head, input, exchange).await {
-                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
-                asked => return asked.map(|answer| (kept, answer)),
-            }
-            exchange.attempts += 1;
-            self.state.metrics.reconnects.inc();
-        }
-        let mut fresh = self.connect(exchange).await?;
-        let answer = self.ask(&mut fresh, head, input, exchange).await?;
-        Ok((fresh, answer))
-    }
-
-    /// One more attempt after one that `broken` ended, if the app is there and the budget has something left.
-    async fn attempt_again(
-        &mut self,
-        exchange: &mut Exchange,
-        head: &[u8],
-        input: &mut BytesMut,
-        broken: Broken,
-    ) -> Result<Answered, Broken> {
-        let mut fresh = self.connect(exchange).await?;
-        let now = Instant::now();
-        if !retries::pay(self.state, exchange, now) {
-            exchange.is_last_attempt = true;
-            return Err(broken);
-        }
-        breakers::ended(self.state, exchange, End::Failed);
-        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
-        exchange.attempts += 1;
-        if !exchange.faults.is_empty() {
-            self.befall(exchange).await?;
-        }
-        let answer = self.ask(&mut fresh, head, input, exchange).await?;
-        Ok((fresh, answer))
-    }
-
-    /// A new connection to the app.
-    async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
-        self.state.metrics.attempts_new.inc();
-        let app = &exchange.rules.config.app;
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
-        match tokio::time::timeout(app.connect_timeout.min(left), AppStream::connect(&app.target)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(e)) => Err(Broken::App(Failure::Unreachable, e.to_string().into())),
-            Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
-        }
-    }
-
-    /// The pause before another attempt, if an answer with this status is tried again; paid for.
-    fn pause_after(&self, exchange: &Exchange, status: u16, asked_for: Option<Duration>) -> Option<Duration> {
-        if !retries::is_wanted(exchange, status) {
-            return None;
-        }
-        let now = Instant::now();
-        retries::pause(exchange, now, asked_for).filter(|_| retries::pay(self.state, exchange, now))
-    }
-
-    /// Waits, unless the client leaves.
-    async fn pause(&mut self, pause: Duration) -> Result<(), Broken> {
-        let until = tokio::time::Instant::now() + pause;
-        poll_fn(|cx| {
-            if self.stream.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(Broken::ClientLeft));
-            }
-            self.timer.poll(cx, until).map(Ok)
-        })
-        .await
-    }
-
-    /// Waits for the exchange's turn, and tells the app what is left of its time. Gives the time when its turn came.
-    async fn wait_for_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<Instant, Broken> {
-        if let Some(mut waiting) = exchange.waiting.take() {
-            loop {
-                let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
-                let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
-                    Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
-                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
-                    Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
-                });
-                let now = Instant::now();
-                match turn.await? {
-                    Some(Some(permit)) => {
-                        exchange.permit = Some(permit);
-                        break;
-                    }
-                    // The app went away while it waited: it may wait for that, too.
-                    None if admit::wait_deadline(self.state, exchange) > now => {}
-                    Some(None) | None => return Err(self.no_turn(exchange, Instant::now())),
-                }
-            }
-        }
-        let now = Instant::now();
-        self.state.metrics.waited(exchange, now);
-        head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
-        Ok(now)
-    }
-
-    fn no_turn(&self, exchange: &Exchange, now: Instant) -> Broken {
-        match admit::no_turn(self.state, exchange, now) {
-            NoTurn::Refused(rejection) => Broken::Refused(rejection),
-            NoTurn::AppAway => Broken::App(Failure::Unreachable, "it did not come back within `hold`".into()),
-        }
-    }
-
-    /// A fault on purpose.
-    async fn befall(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
-        let Some((delay, effect)) = faults::next(exchange) else { return Ok(()) };
-        self.state.metrics.faults.inc();
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
-        self.pause(delay.min(left)).await?;
-        match effect {
-            _ if delay >= left => Err(Broken::App(Failure::Timeout, "a fault on purpose took all of the time".into())),
-            Effect::Pass => Ok(()),
-            Effect::Abort(status) => Err(Broken::Refused(Rejection::FaultInjected { status })),
-            Effect::Reset => Err(closed("a fault on purpose")),
-        }
-    }
-
     /// Sends the request and waits for the head of its answer, which is then in the client's output, rewritten.
     async fn ask(
         &mut self,
@@ -607,59 +416,6 @@ fn closed(seen: &'static str) -> Broken {
     Broken::App(Failure::Closed, seen.into())
 }
 
-/// Where the body of an answer ends.
-enum BodyEnd {
-    Length(u64),
-    Chunked(Chunks),
-    UntilClose,
-}
-
-impl BodyEnd {
-    fn new(body: AnswerBody) -> Self {
-        match body {
-            AnswerBody::Framed(Framing::Length(left)) => Self::Length(left),
-            AnswerBody::Framed(Framing::Chunked) => Self::Chunked(Chunks::default()),
-            AnswerBody::UntilClose => Self::UntilClose,
-        }
-    }
-
-    /// How many of `bytes` belong to it.
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        match self {
-            Self::Length(left) => {
-                let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                *left -= taken as u64;
-                Ok(taken)
-            }
-            Self::Chunked(chunks) => {
-                chunks.feed(bytes).map_err(|_| Broken::App(Failure::Invalid, "the body's chunks are broken".into()))
-            }
-            Self::UntilClose => Ok(bytes.len()),
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.is_done(),
-            Self::UntilClose => false,
-        }
-    }
-
-    fn ends_with_connection(&self) -> bool {
-        matches!(self, Self::UntilClose)
-    }
-}
-
-/// One chunk of a body whose length is not known (RFC 9112 section 7.1). None for no bytes: that would be its end.
-fn put_chunk(out: &mut BytesMut, bytes: &[u8]) {
-    if !bytes.is_empty() {
-        out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-        out.put_slice(bytes);
-        out.put_slice(b"\r\n");
-    }
-}
-
 /// Buffers that are used again by the next request of this thread.
 const MOST_SCRATCH: usize = 16;
 
@@ -710,18 +466,5 @@ mod tests {
     fn a_date_has_the_form_of_a_field() {
         let text = String::from_utf8(date(Instant::now()).to_vec()).unwrap();
         assert!(text.ends_with(" GMT") && text.as_bytes()[3] == b',' && !text.contains("1970"), "{text}");
-    }
-
-    #[test]
-    fn a_body_ends_where_its_framing_says() {
-        let mut length = BodyEnd::new(AnswerBody::Framed(Framing::Length(3)));
-        assert_eq!(length.take(b"abcd").unwrap(), 3);
-        assert!(length.is_done());
-        let mut chunked = BodyEnd::new(AnswerBody::Framed(Framing::Chunked));
-        assert_eq!(chunked.take(b"1\r\na\r\n0\r\n\r\nHTTP").unwrap(), 11);
-        assert!(chunked.is_done());
-        let mut open = BodyEnd::new(AnswerBody::UntilClose);
-        assert_eq!(open.take(b"abc").unwrap(), 3);
-        assert!(!open.is_done() && open.ends_with_connection());
     }
 }

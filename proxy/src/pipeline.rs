@@ -3,6 +3,8 @@
 //! Pingora calls the hooks; [`STAGES`] decide; [`crate::record`] tells how it ended. Whatever must be given back when a
 //! request ends lives in the [`Exchange`] and lets go in `Drop`: a hook can be skipped, a drop cannot.
 
+mod attempts;
+mod heads;
 pub mod line;
 
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, StatusCode, Version, header};
+use http::{StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -20,17 +22,20 @@ use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 use crate::admit::NoTurn;
 use crate::breakers::{self, End};
 use crate::config::Target;
-use crate::config::resilience::Effect;
-use crate::exchange::{Exchange, Fields, Kind, Request};
-use crate::forwarding::{self, Added, X_REQUEST_ID};
+use crate::exchange::{Exchange, Kind, Request};
+use crate::forwarding::{Added, X_REQUEST_ID};
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
-use crate::rejection::{Failure, Problem, Rejection, seconds};
-use crate::reply::{self, Reply};
+use crate::rejection::{Failure, Problem, Rejection};
+use crate::reply::{self};
 use crate::request_id::random;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
 use crate::{abuse, admit, faults, hold, identify, limits, record, retries, route};
 
+use self::heads::{
+    add_limits, content_length, has_one_length, head_bytes, is_invalid_data, may_repeat, remove_hop_by_hop,
+    response_length, shed_edge_fields, view, write_answer,
+};
 use self::line::Line;
 
 /// One check of a request: lets it pass, or says why not.
@@ -65,9 +70,6 @@ const NOT_KEPT: Duration = Duration::from_millis(1);
 /// An answer of more than this is a transfer, whose pace is the client's: it holds its slot no longer than to its head.
 const LARGE_BODY_BYTES: u64 = 1 << 20;
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// The proxy's decisions, as Pingora asks for them.
 #[derive(Debug)]
 pub struct Gateway {
@@ -91,49 +93,6 @@ impl Gateway {
         session.set_read_timeout(Some(limits.body_timeout));
         session.set_write_timeout(Some(limits.write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
-    }
-
-    /// Waits for its turn where that is needed.
-    async fn wait_for_turn(&self, exchange: &mut Exchange) -> Result<(), NoTurn> {
-        let Some(mut waiting) = exchange.waiting.take() else { return Ok(()) };
-        loop {
-            let deadline = admit::wait_deadline(&self.state, exchange);
-            let turn = waiting.turn(deadline).await;
-            let now = Instant::now();
-            match turn {
-                Some(Some(permit)) => {
-                    exchange.permit = Some(permit);
-                    self.state.metrics.waited(exchange, now);
-                    return Ok(());
-                }
-                // The app went away while it waited: it may wait for that, too.
-                None if admit::wait_deadline(&self.state, exchange) > now => {}
-                Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
-            }
-        }
-    }
-
-    /// Everything that comes before an attempt: the wait for an app that is away, a pause, the breaker, a fault on purpose.
-    async fn before_attempt(&self, exchange: &mut Exchange) -> Result<(), Stop> {
-        if let Some(pause) = exchange.next.pause.take() {
-            tokio::time::sleep(pause).await;
-        }
-        if std::mem::take(&mut exchange.next.rejoins) {
-            hold::rejoin(&self.state, exchange).map_err(Stop::Refused)?;
-            self.wait_for_turn(exchange).await?;
-        }
-        breakers::enter(&self.state, exchange, Instant::now()).map_err(Stop::Refused)?;
-        let fault = if exchange.faults.is_empty() { None } else { faults::next(exchange) };
-        let Some((delay, effect)) = fault else { return Ok(()) };
-        self.state.metrics.faults.inc();
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
-        tokio::time::sleep(delay.min(left)).await;
-        match effect {
-            _ if delay >= left => Err(Stop::Refused(Rejection::Expired)),
-            Effect::Pass => Ok(()),
-            Effect::Abort(status) => Err(Stop::Refused(Rejection::FaultInjected { status })),
-            Effect::Reset => Err(Stop::Reset),
-        }
     }
 
     /// Answers a refusal; the connection stays open where the protocol allows it.
@@ -198,24 +157,6 @@ impl Gateway {
             }
             (ErrorSource::Upstream, _) => Verdict::Failed(Failure::Invalid),
             (ErrorSource::Internal | ErrorSource::Unset, _) => Verdict::Failed(Failure::Internal),
-        }
-    }
-}
-
-/// Why an attempt is not made.
-#[derive(Clone, Copy)]
-enum Stop {
-    Refused(Rejection),
-    AppAway,
-    /// A fault on purpose: the app seems to have closed its connection.
-    Reset,
-}
-
-impl From<NoTurn> for Stop {
-    fn from(no_turn: NoTurn) -> Self {
-        match no_turn {
-            NoTurn::Refused(rejection) => Self::Refused(rejection),
-            NoTurn::AppAway => Self::AppAway,
         }
     }
 }
@@ -539,184 +480,4 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
-}
-
-impl Gateway {
-    /// No attempt is made now: is one made later?
-    fn stopped(&self, session: &Session, exchange: &mut Exchange, stop: Stop) -> BError {
-        let (kind, again) = match stop {
-            Stop::Refused(Rejection::FaultInjected { status }) => {
-                exchange.attempts += 1;
-                let again = self.tries_again(session, exchange, status.as_u16(), None);
-                if again {
-                    breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
-                } else {
-                    exchange.rejection = Some(Rejection::FaultInjected { status });
-                }
-                (ErrorType::HTTPStatus(status.as_u16()), again)
-            }
-            Stop::Reset => {
-                exchange.attempts += 1;
-                let again = may_repeat(session) && self.pays_for_another(exchange, None);
-                if again {
-                    breakers::ended(&self.state, exchange, End::Failed);
-                } else {
-                    exchange.failure = Some(Failure::Closed);
-                }
-                (ErrorType::ConnectionClosed, again)
-            }
-            Stop::Refused(rejection) => {
-                exchange.rejection = Some(rejection);
-                (ErrorType::HTTPStatus(rejection.problem().status.as_u16()), false)
-            }
-            Stop::AppAway => {
-                exchange.failure = Some(Failure::Unreachable);
-                (ErrorType::ConnectRefused, false)
-            }
-        };
-        let mut error = Error::explain(kind, "no attempt is made").into_up();
-        error.set_retry(again);
-        error
-    }
-
-    /// Whether this answer is not passed on but tried again; then it is paid for, and the pause is set.
-    fn tries_again(
-        &self,
-        session: &Session,
-        exchange: &mut Exchange,
-        status: u16,
-        asked_for: Option<Duration>,
-    ) -> bool {
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
-        retries::is_wanted(exchange, status)
-            && unanswered
-            && may_repeat(session)
-            && self.pays_for_another(exchange, asked_for)
-    }
-
-    fn pays_for_another(&self, exchange: &mut Exchange, asked_for: Option<Duration>) -> bool {
-        let now = Instant::now();
-        let pause = retries::pause(exchange, now, asked_for).filter(|_| retries::pay(&self.state, exchange, now));
-        exchange.next.pause = pause;
-        pause.is_some()
-    }
-}
-
-/// Whether it does no harm to send the request twice, and all of it is still there.
-fn may_repeat(session: &Session) -> bool {
-    session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
-}
-
-/// About as many bytes as the head of an answer had.
-fn head_bytes(response: &ResponseHeader) -> usize {
-    response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
-}
-
-/// What the stages may look at.
-fn view(head: &RequestHeader) -> Request<'_> {
-    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    Request {
-        method: &head.method,
-        path: head.uri.path(),
-        host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
-        fields: Fields::Map(&head.headers),
-        is_http10: head.version == Version::HTTP_10,
-    }
-}
-
-fn content_length(head: &RequestHeader) -> Option<u64> {
-    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn response_length(head: &ResponseHeader) -> Option<u64> {
-    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn is_invalid_data(error: &Error) -> bool {
-    error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
-}
-
-/// Removes what only an edge may say, if the sender is none. True if anything was there.
-fn shed_edge_fields(request: &mut RequestHeader, is_trusted: bool) -> bool {
-    let is_forged = |name: &&HeaderName| !forwarding::may_pass(name.as_str(), is_trusted);
-    let mut any = false;
-    // One at a time: nearly every request has none.
-    while let Some(name) = request.headers.keys().find(is_forged).cloned() {
-        any |= name != X_REQUEST_ID;
-        request.remove_header(&name);
-    }
-    any
-}
-
-/// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
-/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`crate::head`].
-fn has_one_length(response: &ResponseHeader) -> bool {
-    let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
-    let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_chunked = encodings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    lengths <= 1 && is_chunked && encodings.next().is_none()
-}
-
-/// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).
-fn remove_hop_by_hop(response: &mut ResponseHeader) {
-    if let Some(named) = response.headers.get(header::CONNECTION)
-        && !matches!(named.as_bytes(), b"keep-alive" | b"close")
-    {
-        let nominated: Vec<HeaderName> = response
-            .headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // Framing and routing are not for an app to nominate away.
-            .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH | header::CONNECTION))
-            .collect();
-        for name in nominated {
-            response.remove_header(&name);
-        }
-    }
-    let keeps_upgrade = response.status == StatusCode::UPGRADE_REQUIRED;
-    let is_hop = |name: &&HeaderName| {
-        **name == KEEP_ALIVE
-            || **name == PROXY_CONNECTION
-            || **name == header::TE
-            || **name == header::TRAILER
-            || **name == header::PROXY_AUTHENTICATE
-            || (**name == header::UPGRADE && !keeps_upgrade)
-    };
-    while let Some(name) = response.headers.keys().find(is_hop).cloned() {
-        response.remove_header(&name);
-    }
-}
-
-/// Tells what is left of the client's limits.
-fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    let mut result = Ok(());
-    limits::headers::each(exchange, |name, value| {
-        if let Err(e) = response.insert_header(name, value) {
-            result = Err(e);
-        }
-    });
-    result
-}
-
-async fn write_answer(session: &mut Session, exchange: &Exchange, reply: Reply) -> Result<()> {
-    let Reply { status, content_type, body, retry_after } = reply;
-    let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header(header::CONTENT_TYPE, &*content_type)?;
-    head.insert_header(header::CONTENT_LENGTH, body.len())?;
-    head.insert_header(header::CACHE_CONTROL, "no-store")?;
-    if let Some(after) = retry_after {
-        head.insert_header(header::RETRY_AFTER, seconds(after))?;
-    }
-    if exchange.rules.config.headers.request_id {
-        head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
-    }
-    add_limits(&mut head, exchange)?;
-    let is_head = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(head), is_head).await?;
-    if !is_head {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
-    }
-    Ok(())
 }

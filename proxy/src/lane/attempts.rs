@@ -1,0 +1,210 @@
+//! How often the app is asked, and what comes before each time: a turn, a pause, the breaker, a connection.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::{Answered, Broken, Lane, closed, scratch};
+use crate::admit::NoTurn;
+use crate::app_pool::{self, AppStream};
+use crate::breakers::{self, End};
+use crate::config::resilience::Effect;
+use crate::exchange::Exchange;
+use crate::rejection::{Failure, Rejection};
+use crate::{admit, faults, head, hold, retries};
+
+impl Lane<'_> {
+    /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
+    pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
+        let mut now = exchange.started;
+        if exchange.waiting.is_some() {
+            now = self.wait_for_turn(exchange, head).await?;
+        }
+        retries::pay_in(self.state, exchange);
+        let mut input = scratch();
+        // What the last attempt failed with, where that may be because the app is gone: the next connection tells.
+        let mut owed = None;
+        loop {
+            let attempt = match owed.take() {
+                None => self.attempt(exchange, head, &mut input, now).await,
+                Some(broken) => self.attempt_again(exchange, head, &mut input, broken).await,
+            };
+            match attempt {
+                Ok((app, answer)) => {
+                    exchange.says_when = answer.retry_after.is_some();
+                    let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
+                        return self.relay(app, input, answer, exchange).await;
+                    };
+                    // The rest of that answer goes with its connection.
+                    drop(app);
+                    breakers::ended(self.state, exchange, End::Answered(answer.status, Instant::now()));
+                    self.pause(pause).await?;
+                }
+                Err(Broken::Refused(Rejection::FaultInjected { status })) => {
+                    let Some(pause) = self.pause_after(exchange, status.as_u16(), None) else {
+                        return Err(Broken::Refused(Rejection::FaultInjected { status }));
+                    };
+                    breakers::ended(self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
+                    self.pause(pause).await?;
+                }
+                Err(Broken::App(Failure::Unreachable, _)) if hold::refused(self.state, exchange) => {
+                    // Nothing was sent: it waits for the app like those that come now.
+                    breakers::ended(self.state, exchange, End::Unknown);
+                    hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
+                    self.wait_for_turn(exchange, head).await?;
+                }
+                Err(Broken::App(failure @ (Failure::Closed | Failure::ConnectTimeout), detail)) => {
+                    let Some(pause) = retries::pause(exchange, Instant::now(), None) else {
+                        return Err(Broken::App(failure, detail));
+                    };
+                    owed = Some(Broken::App(failure, detail));
+                    self.pause(pause).await?;
+                }
+                Err(broken) => return Err(broken),
+            }
+            input.clear();
+            self.stream.output().clear();
+            now = Instant::now();
+            if let Some(permit) = &mut exchange.permit {
+                permit.sent(now);
+            }
+            head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+        }
+    }
+
+    /// One attempt, on a kept connection if there is one. A kept connection that turns out to be dead is replaced by a new one
+    /// at no cost: the app has not been asked.
+    async fn attempt(
+        &mut self,
+        exchange: &mut Exchange,
+        head: &[u8],
+        input: &mut BytesMut,
+        now: Instant,
+    ) -> Result<Answered, Broken> {
+        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
+        exchange.attempts += 1;
+        if !exchange.faults.is_empty() {
+            self.befall(exchange).await?;
+        }
+        if let Some(mut kept) = app_pool::take(&exchange.rules.config.app.target) {
+            self.state.metrics.attempts_reused.inc();
+            match self.ask(&mut kept, head, input, exchange).await {
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                asked => return asked.map(|answer| (kept, answer)),
+            }
+            exchange.attempts += 1;
+            self.state.metrics.reconnects.inc();
+        }
+        let mut fresh = self.connect(exchange).await?;
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    /// One more attempt after one that `broken` ended, if the app is there and the budget has something left.
+    async fn attempt_again(
+        &mut self,
+        exchange: &mut Exchange,
+        head: &[u8],
+        input: &mut BytesMut,
+        broken: Broken,
+    ) -> Result<Answered, Broken> {
+        let mut fresh = self.connect(exchange).await?;
+        let now = Instant::now();
+        if !retries::pay(self.state, exchange, now) {
+            exchange.is_last_attempt = true;
+            return Err(broken);
+        }
+        breakers::ended(self.state, exchange, End::Failed);
+        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
+        exchange.attempts += 1;
+        if !exchange.faults.is_empty() {
+            self.befall(exchange).await?;
+        }
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    /// A new connection to the app.
+    async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
+        self.state.metrics.attempts_new.inc();
+        let app = &exchange.rules.config.app;
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(app.connect_timeout.min(left), AppStream::connect(&app.target)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(e)) => Err(Broken::App(Failure::Unreachable, e.to_string().into())),
+            Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
+        }
+    }
+
+    /// The pause before another attempt, if an answer with this status is tried again; paid for.
+    fn pause_after(&self, exchange: &Exchange, status: u16, asked_for: Option<Duration>) -> Option<Duration> {
+        if !retries::is_wanted(exchange, status) {
+            return None;
+        }
+        let now = Instant::now();
+        retries::pause(exchange, now, asked_for).filter(|_| retries::pay(self.state, exchange, now))
+    }
+
+    /// Waits, unless the client leaves.
+    async fn pause(&mut self, pause: Duration) -> Result<(), Broken> {
+        let until = tokio::time::Instant::now() + pause;
+        poll_fn(|cx| {
+            if self.stream.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Broken::ClientLeft));
+            }
+            self.timer.poll(cx, until).map(Ok)
+        })
+        .await
+    }
+
+    /// Waits for the exchange's turn, and tells the app what is left of its time. Gives the time when its turn came.
+    async fn wait_for_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<Instant, Broken> {
+        if let Some(mut waiting) = exchange.waiting.take() {
+            loop {
+                let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
+                let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
+                    Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
+                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
+                });
+                let now = Instant::now();
+                match turn.await? {
+                    Some(Some(permit)) => {
+                        exchange.permit = Some(permit);
+                        break;
+                    }
+                    // The app went away while it waited: it may wait for that, too.
+                    None if admit::wait_deadline(self.state, exchange) > now => {}
+                    Some(None) | None => return Err(self.no_turn(exchange, Instant::now())),
+                }
+            }
+        }
+        let now = Instant::now();
+        self.state.metrics.waited(exchange, now);
+        head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+        Ok(now)
+    }
+
+    fn no_turn(&self, exchange: &Exchange, now: Instant) -> Broken {
+        match admit::no_turn(self.state, exchange, now) {
+            NoTurn::Refused(rejection) => Broken::Refused(rejection),
+            NoTurn::AppAway => Broken::App(Failure::Unreachable, "it did not come back within `hold`".into()),
+        }
+    }
+
+    /// A fault on purpose.
+    async fn befall(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let Some((delay, effect)) = faults::next(exchange) else { return Ok(()) };
+        self.state.metrics.faults.inc();
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        self.pause(delay.min(left)).await?;
+        match effect {
+            _ if delay >= left => Err(Broken::App(Failure::Timeout, "a fault on purpose took all of the time".into())),
+            Effect::Pass => Ok(()),
+            Effect::Abort(status) => Err(Broken::Refused(Rejection::FaultInjected { status })),
+            Effect::Reset => Err(closed("a fault on purpose")),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What comes before each attempt on Pingora's way, and whether there is another one: see [`crate::lane`] for the same there.
+
+use std::time::{Duration, Instant};
+
+use pingora::proxy::Session;
+use pingora::{BError, Error, ErrorType};
+
+use super::Gateway;
+use super::heads::may_repeat;
+use crate::admit::NoTurn;
+use crate::breakers::{self, End};
+use crate::config::resilience::Effect;
+use crate::exchange::Exchange;
+use crate::rejection::{Failure, Rejection};
+use crate::{admit, faults, hold, retries};
+
+/// Why an attempt is not made.
+#[derive(Clone, Copy)]
+pub(super) enum Stop {
+    Refused(Rejection),
+    AppAway,
+    /// A fault on purpose: the app seems to have closed its connection.
+    Reset,
+}
+
+impl From<NoTurn> for Stop {
+    fn from(no_turn: NoTurn) -> Self {
+        match no_turn {
+            NoTurn::Refused(rejection) => Self::Refused(rejection),
+            NoTurn::AppAway => Self::AppAway,
+        }
+    }
+}
+
+impl Gateway {
+    /// Waits for its turn where that is needed.
+    pub(super) async fn wait_for_turn(&self, exchange: &mut Exchange) -> Result<(), NoTurn> {
+        let Some(mut waiting) = exchange.waiting.take() else { return Ok(()) };
+        loop {
+            let deadline = admit::wait_deadline(&self.state, exchange);
+            let turn = waiting.turn(deadline).await;
+            let now = Instant::now();
+            match turn {
+                Some(Some(permit)) => {
+                    exchange.permit = Some(permit);
+                    self.state.metrics.waited(exchange, now);
+                    return Ok(());
+                }
+                // The app went away while it waited: it may wait for that, too.
+                None if admit::wait_deadline(&self.state, exchange) > now => {}
+                Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
+            }
+        }
+    }
+
+    /// Everything that comes before an attempt: the wait for an app that is away, a pause, the breaker, a fault on purpose.
+    pub(super) async fn before_attempt(&self, exchange: &mut Exchange) -> Result<(), Stop> {
+        if let Some(pause) = exchange.next.pause.take() {
+            tokio::time::sleep(pause).await;
+        }
+        if std::mem::take(&mut exchange.next.rejoins) {
+            hold::rejoin(&self.state, exchange).map_err(Stop::Refused)?;
+            self.wait_for_turn(exchange).await?;
+        }
+        breakers::enter(&self.state, exchange, Instant::now()).map_err(Stop::Refused)?;
+        let fault = if exchange.faults.is_empty() { None } else { faults::next(exchange) };
+        let Some((delay, effect)) = fault else { return Ok(()) };
+        self.state.metrics.faults.inc();
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        tokio::time::sleep(delay.min(left)).await;
+        match effect {
+            _ if delay >= left => Err(Stop::Refused(Rejection::Expired)),
+            Effect::Pass => Ok(()),
+            Effect::Abort(status) => Err(Stop::Refused(Rejection::FaultInjected { status })),
+            Effect::Reset => Err(Stop::Reset),
+        }
+    }
+
+    /// No attempt is made now: is one made later?
+    pub(super) fn stopped(&self, session: &Session, exchange: &mut Exchange, stop: Stop) -> BError {
+        let (kind, again) = match stop {
+            Stop::Refused(Rejection::FaultInjected { status }) => {
+                exchange.attempts += 1;
+                let again = self.tries_again(session, exchange, status.as_u16(), None);
+                if again {
+                    breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
+                } else {
+                    exchange.rejection = Some(Rejection::FaultInjected { status });
+                }
+                (ErrorType::HTTPStatus(status.as_u16()), again)
+            }
+            Stop::Reset => {
+                exchange.attempts += 1;
+                let again = may_repeat(session) && self.pays_for_another(exchange, None);
+                if again {
+                    breakers::ended(&self.state, exchange, End::Failed);
+                } else {
+                    exchange.failure = Some(Failure::Closed);
+                }
+                (ErrorType::ConnectionClosed, again)
+            }
+            Stop::Refused(rejection) => {
+                exchange.rejection = Some(rejection);
+                (ErrorType::HTTPStatus(rejection.problem().status.as_u16()), false)
+            }
+            Stop::AppAway => {
+                exchange.failure = Some(Failure::Unreachable);
+                (ErrorType::ConnectRefused, false)
+            }
+        };
+        let mut error = Error::explain(kind, "no attempt is made").into_up();
+        error.set_retry(again);
+        error
+    }
+
+    /// Whether this answer is not passed on but tried again; then it is paid for, and the pause is set.
+    pub(super) fn tries_again(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        status: u16,
+        asked_for: Option<Duration>,
+    ) -> bool {
+        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        retries::is_wanted(exchange, status)
+            && unanswered
+            && may_repeat(session)
+            && self.pays_for_another(exchange, asked_for)
+    }
+
+    pub(super) fn pays_for_another(&self, exchange: &mut Exchange, asked_for: Option<Duration>) -> bool {
+        let now = Instant::now();
+        let pause = retries::pause(exchange, now, asked_for).filter(|_| retries::pay(&self.state, exchange, now));
+        exchange.next.pause = pause;
+        pause.is_some()
+    }
+}

@@ -1,0 +1,135 @@
+//! Heads, as Pingora has them: what is looked at, removed and written.
+
+use bytes::Bytes;
+use http::{HeaderName, StatusCode, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::{Error, Result};
+
+use crate::exchange::{Exchange, Fields, Request};
+use crate::forwarding::{self, X_REQUEST_ID};
+use crate::limits;
+use crate::rejection::seconds;
+use crate::reply::Reply;
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Whether it does no harm to send the request twice, and all of it is still there.
+pub(super) fn may_repeat(session: &Session) -> bool {
+    session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
+}
+
+/// About as many bytes as the head of an answer had.
+pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
+    response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
+/// What the stages may look at.
+pub(super) fn view(head: &RequestHeader) -> Request<'_> {
+    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    Request {
+        method: &head.method,
+        path: head.uri.path(),
+        host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
+        fields: Fields::Map(&head.headers),
+        is_http10: head.version == Version::HTTP_10,
+    }
+}
+
+pub(super) fn content_length(head: &RequestHeader) -> Option<u64> {
+    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pub(super) fn response_length(head: &ResponseHeader) -> Option<u64> {
+    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pub(super) fn is_invalid_data(error: &Error) -> bool {
+    error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
+}
+
+/// Removes what only an edge may say, if the sender is none. True if anything was there.
+pub(super) fn shed_edge_fields(request: &mut RequestHeader, is_trusted: bool) -> bool {
+    let is_forged = |name: &&HeaderName| !forwarding::may_pass(name.as_str(), is_trusted);
+    let mut any = false;
+    // One at a time: nearly every request has none.
+    while let Some(name) = request.headers.keys().find(is_forged).cloned() {
+        any |= name != X_REQUEST_ID;
+        request.remove_header(&name);
+    }
+    any
+}
+
+/// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
+/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`crate::head`].
+pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
+    let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
+    let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = encodings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    lengths <= 1 && is_chunked && encodings.next().is_none()
+}
+
+/// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).
+pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
+    if let Some(named) = response.headers.get(header::CONNECTION)
+        && !matches!(named.as_bytes(), b"keep-alive" | b"close")
+    {
+        let nominated: Vec<HeaderName> = response
+            .headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // Framing and routing are not for an app to nominate away.
+            .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH | header::CONNECTION))
+            .collect();
+        for name in nominated {
+            response.remove_header(&name);
+        }
+    }
+    let keeps_upgrade = response.status == StatusCode::UPGRADE_REQUIRED;
+    let is_hop = |name: &&HeaderName| {
+        **name == KEEP_ALIVE
+            || **name == PROXY_CONNECTION
+            || **name == header::TE
+            || **name == header::TRAILER
+            || **name == header::PROXY_AUTHENTICATE
+            || (**name == header::UPGRADE && !keeps_upgrade)
+    };
+    while let Some(name) = response.headers.keys().find(is_hop).cloned() {
+        response.remove_header(&name);
+    }
+}
+
+/// Tells what is left of the client's limits.
+pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let mut result = Ok(());
+    limits::headers::each(exchange, |name, value| {
+        if let Err(e) = response.insert_header(name, value) {
+            result = Err(e);
+        }
+    });
+    result
+}
+
+pub(super) async fn write_answer(session: &mut Session, exchange: &Exchange, reply: Reply) -> Result<()> {
+    let Reply { status, content_type, body, retry_after } = reply;
+    let mut head = ResponseHeader::build(status, Some(6))?;
+    head.insert_header(header::CONTENT_TYPE, &*content_type)?;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if let Some(after) = retry_after {
+        head.insert_header(header::RETRY_AFTER, seconds(after))?;
+    }
+    if exchange.rules.config.headers.request_id {
+        head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
+    }
+    add_limits(&mut head, exchange)?;
+    let is_head = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(head), is_head).await?;
+    if !is_head {
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}
