@@ -1,10 +1,9 @@
-//! The whole house: the proxy, the app, PostgreSQL and ChromaDB, all real. What clients wrote is there, both stores
+//! The whole house, with real databases: what clients wrote is there, both stores
 //! agree after any crash, and health tells the truth while a database is gone.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,143 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use xtask::chroma::Chroma;
-use xtask::http::{self, Answer};
-use xtask::postgres::Postgres;
-use xtask::{Process, Program, Signal, paths, ports, programs, wait};
+use xtask::http;
+use xtask::{Program, Signal, programs};
 
 use crate::harness::{self, Client, fresh_dir, sum, until, with_fields};
-
-/// How soon health has to tell the truth.
-const TRUTH: Duration = Duration::from_secs(2);
-/// What a request may take in these tests, by the route's timeout, and what a busy machine adds.
-const DEADLINE: Duration = Duration::from_secs(2);
-const SLACK: Duration = Duration::from_millis(700);
-const LIMIT: Duration = Duration::from_secs(10);
-
-fn local() -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().expect("a free port")))
-}
-
-fn postgres_in(dir: &Path) -> Postgres {
-    let postgres = Postgres::start(&dir.join("postgres")).unwrap();
-    postgres.create_database("app").unwrap();
-    postgres
-}
-
-/// Everything, running.
-struct House {
-    dir: PathBuf,
-    postgres: Postgres,
-    chroma: Chroma,
-    app: Process,
-    /// The app's own port, and the proxy's two.
-    app_address: SocketAddr,
-    address: SocketAddr,
-    admin: SocketAddr,
-    _proxy: Process,
-}
-
-impl House {
-    fn start() -> Self {
-        Self::with(&[])
-    }
-
-    /// With these variables for the app.
-    fn with(env: &[(&str, &str)]) -> Self {
-        let dir = fresh_dir();
-        let postgres = postgres_in(&dir);
-        let chroma = Chroma::start(&dir.join("chroma")).unwrap();
-        let (app_address, address, admin) = (local(), local(), local());
-        let app = start_app(&dir, "app", &postgres, &chroma, app_address, env);
-        let rules = dir.join("proxy.toml");
-        let text = format!(
-            "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{admin}\"\n\
-             app.address = \"unix:{}\"\napp.timeout = \"{}s\"\nbreaker.open = \"1s\"\n",
-            paths::socket(&dir, "app.sock").unwrap().display(),
-            DEADLINE.as_secs()
-        );
-        fs::write(&rules, text).unwrap();
-        let mut proxy = Program::new(programs::find("outrigger").unwrap())
-            .args(["run", "--config", rules.to_str().unwrap()])
-            .start("outrigger", &dir.join("proxy.log"))
-            .unwrap();
-        let house_is_up = || http::get(address, "/health/detailed", LIMIT).is_ok_and(|answer| answer.status == 200);
-        proxy.ready(Duration::from_secs(30), house_is_up).unwrap();
-        Self { dir, postgres, chroma, app, app_address, address, admin, _proxy: proxy }
-    }
-
-    fn restart_app(&mut self) {
-        self.app = start_app(&self.dir, "app", &self.postgres, &self.chroma, self.app_address, &[]);
-    }
-
-    fn send(&self, method: &str, path: &str, body: &str) -> xtask::Result<Answer> {
-        let fields = [("x-api-key", "secret"), ("content-type", "application/json")];
-        http::send(method, self.address, path, &fields, body, LIMIT)
-    }
-
-    fn health(&self, path: &str) -> (u16, Value) {
-        let answer = http::get(self.address, path, LIMIT).unwrap();
-        (answer.status, serde_json::from_str(&answer.body).unwrap_or_default())
-    }
-
-    /// Waits, for as long as health may take, until PostgreSQL is reported as `status`.
-    #[track_caller]
-    fn health_says(&self, status: &str) {
-        let says_so = || self.health("/health/detailed").1["data"]["services"]["postgresql"]["status"] == status;
-        if let Err(e) = wait::until(&format!("health to say that postgresql is {status}"), TRUTH, says_so) {
-            panic!("{e}; it says {}", self.health("/health/detailed").1);
-        }
-    }
-
-    fn ids_in_postgres(&self) -> BTreeSet<String> {
-        let rows = self.postgres.sql("app", "select id from documents").unwrap();
-        rows.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
-    }
-
-    fn ids_in_chroma(&self) -> BTreeSet<String> {
-        let base = "/api/v2/tenants/default_tenant/databases/default_database/collections";
-        let found = http::get(self.chroma.address(), &format!("{base}/documents"), LIMIT).unwrap();
-        let collection: Value = serde_json::from_str(&found.body).unwrap();
-        let path = format!("{base}/{}/get", collection["id"].as_str().unwrap());
-        let json_body = [("content-type", "application/json")];
-        let got = http::send("POST", self.chroma.address(), &path, &json_body, r#"{"include":[]}"#, LIMIT).unwrap();
-        let got: Value = serde_json::from_str(&got.body).unwrap();
-        got["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
-    }
-
-    fn nothing_is_pending(&self) -> bool {
-        self.postgres.sql("app", "select count(*) from outbox").is_ok_and(|count| count.trim() == "0")
-    }
-}
-
-fn start_app(
-    dir: &Path,
-    name: &str,
-    postgres: &Postgres,
-    chroma: &Chroma,
-    address: SocketAddr,
-    env: &[(&str, &str)],
-) -> Process {
-    // SHA-256 of "secret".
-    let key = "test:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-    let program = env.iter().fold(Program::new(programs::find("outrigger-app").unwrap()), |p, (k, v)| p.env(k, v));
-    let mut app = program
-        .env("DATABASE_URL", postgres.url("app"))
-        .env("CHROMA_URL", chroma.url())
-        .env("APP_SOCKET", paths::socket(dir, &format!("{name}.sock")).unwrap())
-        .env("APP_LISTEN", address.to_string())
-        .env("APP_API_KEYS", key)
-        .env("APP_VECTOR_DIMENSION", "3")
-        .start("outrigger-app", &dir.join(format!("{name}.log")))
-        .unwrap();
-    app.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();
-    app
-}
-
-fn document(title: &str) -> String {
-    json!({ "title": title, "content": "An outrigger keeps a canoe upright.", "embedding": [1.0, 0.5, 0.25] })
-        .to_string()
-}
+use crate::house::{DEADLINE, House, LIMIT, SLACK, document, local, postgres_in, start_app};
 
 #[test]
 fn a_document_is_created_fetched_found_and_deleted() {
@@ -269,6 +136,41 @@ impl House {
             assert!(took < DEADLINE + SLACK, "{took:?}");
         }
     }
+}
+
+/// The real app, stopped with a signal as a debugger or a starved Machine would: it takes connections and says nothing.
+#[test]
+fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
+    let mut house = House::start();
+    let (address, admin) = (house.address, house.admin);
+    let ask = || {
+        let fields = [("x-api-key", "secret"), ("x-request-timeout-ms", "300")];
+        http::send("GET", address, "/api/v1/documents", &fields, "", LIMIT).unwrap()
+    };
+    let state = |name: &str| {
+        let shown = http::get(admin, "/breakers", LIMIT).unwrap().body;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown["breakers"].as_array().unwrap().iter().any(|breaker| breaker["state"] == name)
+    };
+    assert_eq!(ask().status, 200);
+    house.app.signal(Signal::STOP);
+    for _ in 0..5 {
+        assert_eq!(ask().status, 504);
+    }
+    assert!(state("open"));
+    let asked = Instant::now();
+    assert_eq!(ask().status, 503, "nobody waits for it any more");
+    assert!(asked.elapsed() < Duration::from_millis(250), "{:?}", asked.elapsed());
+    house.app.signal(Signal::CONT);
+    let on = Instant::now();
+    until("it to be found again", || ask().status == 200);
+    // One probe interval, twice as long and a fifth more if a probe was still too early.
+    assert!(on.elapsed() < Duration::from_millis(2400) + SLACK, "{:?}", on.elapsed());
+    until("no attempt to be open", || {
+        let text = http::get(admin, "/metrics", LIMIT).unwrap().body;
+        sum(&text, "outrigger_admission_in_flight", &[]) == 0.0
+            && sum(&text, "outrigger_requests_in_flight", &[]) == 0.0
+    });
 }
 
 #[test]

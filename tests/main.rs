@@ -10,6 +10,7 @@
 
 mod backend;
 mod harness;
+mod house;
 mod promtool;
 
 mod abuse;
