@@ -101,6 +101,19 @@ fn what_a_client_does_wrong_and_a_client_that_leaves_open_nothing() {
     );
 }
 
+/// Whoever asks for an answer within a few milliseconds and does not get it has no app shut out for others.
+#[test]
+fn impatient_clients_open_nothing() {
+    let app = Backend::start();
+    app.at("/", Play::Hang);
+    let proxy = Proxy::with(&app, THREE);
+    for request in both_ways("/").iter().cycle().take(10) {
+        proxy.ask(&with_fields(request, &["X-Request-Timeout-Ms: 20"])).is_problem(504, "app_timeout");
+    }
+    assert_eq!(app.requests(), 10);
+    assert_eq!(stands(&proxy, "default"), "closed");
+}
+
 #[test]
 fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
     let app = Backend::start();
@@ -151,12 +164,14 @@ fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_ans
         app.at("/", Play::Hang);
         let rules = "breaker.failures = 3\nbreaker.open = \"700ms\"\nbreaker.probes = 2\nbreaker.successes = 4\n\
                      breaker.ramp = \"0s\"\nretry.attempts = 1\n";
-        let proxy = Proxy::with(&app, rules);
+        let proxy = Proxy::with(&app, &format!("{rules}app.timeout = \"200ms\"\n"));
         let request = &both_ways("/")[way];
         for _ in 0..3 {
-            proxy.ask(&with_fields(request, &["X-Request-Timeout-Ms: 200"])).is_problem(504, "app_timeout");
+            proxy.ask(request).is_problem(504, "app_timeout");
         }
         is_refused(&proxy.ask(request));
+        // So that probes may wait.
+        proxy.changes_to(rules);
         let gate = app.gate("/");
         let before = app.requests();
         let reached = || app.requests() - before;

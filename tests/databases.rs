@@ -143,10 +143,7 @@ impl House {
 fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
     let mut house = House::start();
     let (address, admin) = (house.address, house.admin);
-    let ask = || {
-        let fields = [("x-api-key", "secret"), ("x-request-timeout-ms", "300")];
-        http::send("GET", address, "/api/v1/documents", &fields, "", LIMIT).unwrap()
-    };
+    let ask = move || http::send("GET", address, "/api/v1/documents", &[("x-api-key", "secret")], "", LIMIT).unwrap();
     let state = |name: &str| {
         let shown = http::get(admin, "/breakers", LIMIT).unwrap().body;
         let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -154,9 +151,15 @@ fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
     };
     assert_eq!(ask().status, 200);
     house.app.signal(Signal::STOP);
-    for _ in 0..5 {
-        assert_eq!(ask().status, 504);
-    }
+    // A signal takes its time to reach every thread.
+    let tasks = format!("/proc/{}/task", house.app.pid());
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, state)| state.trim_start().starts_with('T'))
+    };
+    until("it to be stopped", || std::fs::read_dir(&tasks).unwrap().all(is_stopped));
+    let waiting: Vec<_> = (0..5).map(|_| thread::spawn(ask)).collect();
+    assert!(waiting.into_iter().all(|client| client.join().unwrap().status == 504));
     assert!(state("open"));
     let asked = Instant::now();
     assert_eq!(ask().status, 503, "nobody waits for it any more");

@@ -361,36 +361,45 @@ fn everything_has_returned(proxy: &Proxy) {
     assert_eq!(proxy.ask(&get("/low")).status, 200);
 }
 
+/// Waits until requests are no longer with the app than this, over the last forty; gives how many were done by then. How soon
+/// that is, is the law's promise, and tested where no other program disturbs it.
+async fn settles(workers: &Workers, bound: Duration) -> usize {
+    let settled = async {
+        loop {
+            let stays = workers.stays();
+            if stays.len() >= 80 && mean(&stays[stays.len() - 40..]) <= bound {
+                return stays.len();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let settled = tokio::time::timeout(PATIENCE - Duration::from_secs(4), settled).await;
+    settled.unwrap_or_else(|_| {
+        let stays = workers.stays();
+        panic!("with the app for {:?} instead of {bound:?} at the most", mean(&stays[stays.len().saturating_sub(40)..]))
+    })
+}
+
 #[test]
 fn a_flood_of_what_matters_less_fails_no_critical_request_and_makes_the_app_no_slower() {
     let app = Backend::start();
     let workers = four_workers(&app);
     let proxy = Proxy::with(&app, &routes());
-    let (time, bound) = (Duration::from_secs(5), Duration::from_millis(75));
-    let (critical, flood, settled) = run(async {
-        let load = Load::on(&proxy);
+    let bound = Duration::from_millis(75);
+    let (critical, flood, stays) = run(async {
+        let (critical, flood) = (Load::on(&proxy), Load::on(&proxy));
         // Twelve times what the app can do.
-        let flood = load.flow(mixed("/low"), 960.0, time);
-        let critical = load.flow(mixed("/critical"), 24.0, time);
-        let settled = async {
-            loop {
-                let stays = workers.stays();
-                if stays.len() >= 80 && mean(&stays[stays.len() - 40..]) <= bound {
-                    return stays.len();
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let settled = tokio::time::timeout(time - Duration::from_secs(1), settled).await;
-        (critical.await.unwrap(), flood.await.unwrap(), settled)
+        flood.flow(mixed("/low"), 960.0, PATIENCE);
+        critical.flow(mixed("/critical"), 24.0, PATIENCE);
+        let settled = settles(&workers, bound).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        (critical.outcomes.take(), flood.outcomes.take(), workers.stays().split_off(settled))
     });
     let lost = critical.len() - served(&critical);
-    assert!(lost * 1000 <= critical.len(), "{lost} of {} critical requests were lost", critical.len());
-    let Ok(settled) = settled else { panic!("with the app for {:?} instead of 50 ms", mean(&workers.stays()[160..])) };
-    let stay = mean(&workers.stays()[settled..]);
-    println!("{stay:?} once it had settled, which took {settled} requests");
+    assert_eq!(lost, 0, "of {} critical requests", critical.len());
+    let stay = mean(&stays);
     assert!(stay <= bound, "with the app for {stay:?} instead of 50 ms");
-    let done = workers.stays().len() as f64 / time.as_secs_f64();
+    let done = stays.len() as f64 / 3.0;
     assert!(done >= 0.9 * 80.0, "the app could have done 80 a second, and did {done:.1}");
     let mut refusals: Vec<Duration> = flood.iter().filter(|one| one.status == 503).map(|one| one.took).collect();
     refusals.sort_unstable();
@@ -470,21 +479,21 @@ fn an_app_that_becomes_twice_as_slow_is_found_again_under_load() {
     let app = Backend::start();
     let workers = four_workers(&app);
     let proxy = Proxy::with(&app, &routes());
-    let (before, after) = (Duration::from_secs(3), Duration::from_secs(6));
     let critical = run(async {
-        let load = Load::on(&proxy);
-        let flood = load.flow(mixed("/low"), 400.0, before + after);
-        let critical = load.flow(mixed("/critical"), 20.0, before + after);
-        tokio::time::sleep(before).await;
+        let (critical, flood) = (Load::on(&proxy), Load::on(&proxy));
+        flood.flow(mixed("/low"), 400.0, 2 * PATIENCE);
+        critical.flow(mixed("/critical"), 20.0, 2 * PATIENCE);
+        settles(&workers, Duration::from_millis(75)).await;
         workers.need(Duration::from_millis(100));
-        flood.await.unwrap();
-        critical.await.unwrap()
+        // What is done from here on is slow: the forty that are looked at are all of that.
+        let changed = workers.stays().len();
+        while workers.stays().len() < changed + 40 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        settles(&workers, Duration::from_millis(150)).await;
+        critical.outcomes.take()
     });
     assert_eq!(served(&critical), critical.len(), "critical requests are half of what the slower app can do");
-    let stays = workers.stays();
-    // Forty a second: the last two seconds and a half.
-    let late = mean(&stays[stays.len() - 100..]);
-    assert!(late <= Duration::from_millis(150), "with the app for {late:?} instead of 100 ms");
     everything_has_returned(&proxy);
 }
 

@@ -296,6 +296,8 @@ fn an_app_that_answers_nonsense_leaves_nothing_behind() {
     for (reason, times) in [("app_timeout", 6), ("app_invalid", 8), ("app_closed", 4)] {
         proxy.counts("outrigger_app_failures_total", &[("reason", reason)], times);
     }
+    let upgrade = with_fields(&get("/hang"), &["Connection: Upgrade", "Upgrade: websocket"]);
+    proxy.ask(&upgrade).is_problem(504, "app_timeout");
     // A body that nobody reads, longer than any buffer.
     let mut client = proxy.connect();
     client.send("POST /ignores HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n");

@@ -55,6 +55,12 @@ const LIKELY: f64 = 1.5;
 const DIPS_COST: f64 = 0.004;
 /// A dip follows so many round trips after a cut.
 const SOON: f64 = 20.0;
+/// With less variance than this, relative to the square of the mean, a few answers say enough for a large step.
+const EVEN: f64 = 0.1;
+/// A baseline that a dip moved by more than this share is news.
+const NEWS: f64 = 0.2;
+/// A dip follows so many round trips after news.
+const CONFIRM: f64 = 5.0;
 /// A limit that was too high by one is tried again after so many windows.
 const RETRY_AFTER: u32 = 64;
 /// A sample counts as at most so many times what is usual for its class now.
@@ -371,7 +377,7 @@ impl Concurrency {
         if matters && point.stretch < 0.95 - doubt {
             // Faster than without a queue: the baseline is out of date, and how far only a dip can tell.
             self.baseline *= point.stretch;
-            return self.dip(Point { stretch: 1.0, ..point }, now);
+            return self.dip(Point { stretch: 1.0, ..point }, DIP, now);
         }
         if self.calm >= CALM
             && point.error < ROUGH
@@ -396,7 +402,7 @@ impl Concurrency {
         }
         if is_precise {
             if self.until_dip <= 0.0 && matters {
-                return self.dip(point, now);
+                return self.dip(point, DIP, now);
             }
             self.reset(now);
         }
@@ -410,9 +416,9 @@ impl Concurrency {
         self.move_to(lower, now);
     }
 
-    /// Lowers the limit for as long as it takes to see what that changes.
-    fn dip(&mut self, before: Point, now: u64) {
-        let lower = (DIP * before.in_flight).round().min(before.in_flight.round() - 1.0);
+    /// Lowers the limit to a share of what is in flight, for as long as it takes to see what that changes.
+    fn dip(&mut self, before: Point, share: f64, now: u64) {
+        let lower = (share * before.in_flight).round().min(before.in_flight.round() - 1.0);
         if lower < f64::from(self.settings.min) {
             self.until_dip = MOST;
             self.reset(now);
@@ -450,7 +456,9 @@ impl Concurrency {
             }
             let stretch = after.stretch.max(1.0);
             if is_dip {
-                return self.dip(Point { stretch, ..after }, now);
+                // As much as before: the queue is at least as long as what was taken away, and may be much longer.
+                let share = if left >= 1.0 && self.noise < EVEN { STEEPEST_CUT } else { DIP };
+                return self.dip(Point { stretch, ..after }, share, now);
             }
             self.until_dip = self.until_dip.min(SOON * after.in_flight.max(FEWEST));
             return self.cut(Point { stretch, ..after }, now);
@@ -461,6 +469,10 @@ impl Concurrency {
         if is_dip {
             // The settling costs as well.
             self.until_dip = (samples + 3.0 * before.in_flight) * lost / DIPS_COST;
+            // What is new may be a mistake: the next one tells, and does so soon.
+            if !(1.0 - NEWS..=1.0 + NEWS).contains(&after.stretch) {
+                self.until_dip = self.until_dip.min(CONFIRM * before.in_flight.max(FEWEST));
+            }
             self.move_to(before.in_flight * after.target * (after.stretch / before.stretch).min(1.0), now);
         } else {
             self.until_dip = self.until_dip.min(SOON * before.in_flight.max(FEWEST));

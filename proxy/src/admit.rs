@@ -42,13 +42,14 @@ pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result
 /// None: what is no number of milliseconds is no wish.
 pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = exchange.route();
-    let mut timeout = route.timeout;
-    if route.heeds_client_timeout
+    let (mut timeout, heeds_client) = (route.timeout, route.heeds_client_timeout);
+    if heeds_client
         && exchange.resilience != Mode::Off
         && let Some(wish) = request.fields.get(&X_REQUEST_TIMEOUT_MS)
         && let Some(wish) = std::str::from_utf8(wish).ok().and_then(|text| text.trim().parse().ok())
     {
-        timeout = timeout.min(Duration::from_millis(wish));
+        let wish = Duration::from_millis(wish);
+        (exchange.is_impatient, timeout) = (wish < timeout, timeout.min(wish));
     }
     exchange.deadline = exchange.started + timeout;
     Ok(())

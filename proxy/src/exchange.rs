@@ -148,6 +148,8 @@ pub struct Exchange {
     pub kind: Kind,
     /// Until when the head of its answer must be there.
     pub deadline: Instant,
+    /// The client has asked for less time than the route gives: that it is over says nothing about the app.
+    pub is_impatient: bool,
     /// Attempts at the app so far.
     pub attempts: u32,
     /// Bytes of the request's body in this attempt.
@@ -235,6 +237,7 @@ impl Exchange {
             route: last,
             kind: Kind::Plain,
             deadline: started,
+            is_impatient: false,
             attempts: 0,
             body_bytes: 0,
             rejection: None,

@@ -245,6 +245,8 @@ impl ProxyHttp for Gateway {
         let again = match error.etype() {
             ErrorType::ConnectRefused if hold::refused(&self.state, exchange) => {
                 exchange.next.rejoins = true;
+                // What broke off did so because the app went: it waits for it, and is no retry.
+                exchange.next.owes = false;
                 exchange.was_held = true;
                 exchange.attempts -= 1;
                 breakers::ended(&self.state, exchange, End::Unknown);
@@ -270,6 +272,10 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         self.state.metrics.attempts_new.inc();
+        if let (Kind::Upgrade, Some(line)) = (exchange.kind, &mut exchange.line) {
+            // It has no body whose end would begin the app's time.
+            line.cut_at(exchange.deadline);
+        }
         // The app is there, so what broke the last attempt was not that it restarts: this is a retry, and has its price.
         if std::mem::take(&mut exchange.next.owes) && !retries::pay(&self.state, exchange, Instant::now()) {
             exchange.is_last_attempt = true;

@@ -64,10 +64,12 @@ pub async fn failed(
     if failure == Failure::Closed && exchange.attempt.is_some() && hold::is_gone(state, exchange).await {
         breakers::ended(state, exchange, End::Unknown);
     }
-    if let (Some(permit), Failure::Timeout) = (&mut exchange.permit, failure) {
+    let is_impatient = failure == Failure::Timeout && exchange.is_impatient;
+    if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
         permit.timed_out(Instant::now());
     }
-    breakers::ended(state, exchange, end_of(failure));
+    // Otherwise anybody could have an app shut out by asking it for answers within a millisecond.
+    breakers::ended(state, exchange, if is_impatient { End::Unknown } else { end_of(failure) });
     log_failure(exchange, failure, error);
 }
 
