@@ -183,6 +183,15 @@ impl<T: Default> Admission<T> {
     /// Nobody goes any more, until [`Admission::resume`]: the app is away. Whoever waits goes on waiting.
     pub fn suspend(&mut self) {
         self.is_suspended = true;
+        // Those who are only counted have been sent already: nobody would give back the slots that they get.
+        let is_counted = |place: &Option<Place<T>>| {
+            place.as_ref().is_some_and(|place| !place.is_owned && place.turn == Turn::Waiting)
+        };
+        for number in 0..self.places.len() {
+            if is_counted(&self.places[number]) {
+                drop(self.unlink(number as u32, Turn::Displaced));
+            }
+        }
     }
 
     /// The app is back: those who wait go as slots allow. They are no reason to refuse those who come now, so there is room for
@@ -315,6 +324,7 @@ impl<T: Default> Admission<T> {
         for number in 0..self.lists.len() {
             while let Some(Some(place)) = self.places.get(self.lists[number].oldest as usize)
                 && now.saturating_sub(place.since) > longest
+                && !place.is_owned
             {
                 drop(self.unlink(self.lists[number].oldest, Turn::Displaced));
                 expired(Priority::ALL[number / SHARES]);

@@ -44,7 +44,7 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
     let route = exchange.route();
     let (mut timeout, heeds_client) = (route.timeout, route.heeds_client_timeout);
     if heeds_client
-        && exchange.resilience != Mode::Off
+        && exchange.resilience == Mode::Enforce
         && let Some(wish) = request.fields.get(&X_REQUEST_TIMEOUT_MS)
         && let Some(wish) = std::str::from_utf8(wish).ok().and_then(|text| text.trim().parse().ok())
     {
@@ -61,6 +61,10 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
 /// [`Rejection::Overloaded`], or [`Rejection::AppRestarting`] when too many wait for it already.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
+    if state.reach.is_away() && !hold::must_wait(state, exchange) {
+        // Others wait for the app; this one hears at once that it is away.
+        return Ok(());
+    }
     let mode = match (exchange.admission, exchange.rules.config.gate.mode) {
         // Whoever waits for an app that is away does so in the same queue, whatever slots mean otherwise.
         _ if hold::must_wait(state, exchange) => Mode::Enforce,
@@ -95,18 +99,22 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
 
 /// Until when a request may wait for its turn: longer for an app that is away.
 pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
-    exchange.was_held |= hold::must_wait(state, exchange);
+    if hold::must_wait(state, exchange) {
+        exchange.held_since.get_or_insert_with(Instant::now);
+    }
     let config = &exchange.rules.config;
-    let longest = config.gate.settings.max_wait;
-    let longest = if exchange.was_held { longest.max(config.app.hold) } else { longest };
-    exchange.deadline.min(exchange.started + longest)
+    let for_slot = exchange.started + config.gate.settings.max_wait;
+    let longest = exchange.held_since.map_or(for_slot, |since| for_slot.max(since + config.app.hold));
+    exchange.deadline.min(longest)
 }
 
 /// Why a request that waited did not get its turn.
 pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
     if now >= exchange.deadline {
         NoTurn::Refused(Rejection::Expired)
-    } else if hold::must_wait(state, exchange) && now >= exchange.started + exchange.rules.config.app.hold {
+    } else if hold::must_wait(state, exchange)
+        && exchange.held_since.is_some_and(|since| now >= since + exchange.rules.config.app.hold)
+    {
         NoTurn::AppAway
     } else {
         NoTurn::Refused(no_place(state, exchange))

@@ -176,8 +176,12 @@ pub struct Exchange {
     pub says_when: bool,
     /// There is no other attempt after this one, whatever the rules allow: the budget has nothing left.
     pub is_last_attempt: bool,
-    /// It has waited for an app that was away, and may do so until its `hold` is over.
-    pub was_held: bool,
+    /// Since when it waits, or waited, for an app that is away: it may until its `hold` is over.
+    pub held_since: Option<Instant>,
+    /// The attempt before this one, which broke off: whether it failed or the app had gone, the next connection tells.
+    pub broken: Option<Attempt>,
+    /// When the app began to get it, on Pingora's way.
+    pub sent_at: Instant,
     /// What the next attempt begins with, on Pingora's way.
     pub next: Next,
     /// The connection of this attempt, on Pingora's way, until the head of the answer has come.
@@ -251,7 +255,9 @@ impl Exchange {
             attempt: None,
             says_when: false,
             is_last_attempt: false,
-            was_held: false,
+            held_since: None,
+            broken: None,
+            sent_at: started,
             next: Next::default(),
             line: None,
             interim: 0,

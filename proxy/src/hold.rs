@@ -5,6 +5,7 @@
 //! it can take. Without `hold` nobody waits, but the app is watched all the same, so that breakers which opened because of it
 //! close in the moment in which it listens.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ pub async fn is_gone(state: &Arc<State>, exchange: &Exchange) -> bool {
     }
     let app = &exchange.rules.config.app;
     let tried = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target)).await;
-    let is_gone = matches!(tried, Ok(Err(_)));
+    let is_gone = matches!(tried, Ok(Err(e)) if e.kind() != ErrorKind::WouldBlock);
     if is_gone {
         refused(state, exchange);
     }
@@ -81,6 +82,10 @@ async fn watch(state: Arc<State>, since: Instant) {
         tokio::time::sleep(TRY_EVERY).await;
         let rules = state.rules.load_full();
         let app = &rules.config.app;
+        if !app.hold.is_zero() {
+            // It may have been zero when the app went.
+            state.gate.suspend();
+        }
         let tried = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target)).await;
         if matches!(tried, Ok(Ok(_))) {
             break;

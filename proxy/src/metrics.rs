@@ -381,7 +381,7 @@ impl Metrics {
     /// A request that waited has its turn.
     pub fn waited(&self, exchange: &Exchange, now: Instant) {
         self.queue_wait.observe(now.saturating_duration_since(exchange.started).as_secs_f64());
-        if exchange.was_held {
+        if exchange.held_since.is_some() {
             self.held.inc();
         }
     }

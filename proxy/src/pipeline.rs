@@ -247,12 +247,16 @@ impl ProxyHttp for Gateway {
                 exchange.next.rejoins = true;
                 // What broke off did so because the app went: it waits for it, and is no retry.
                 exchange.next.owes = false;
-                exchange.was_held = true;
+                exchange.broken = None;
+                exchange.held_since.get_or_insert_with(Instant::now);
                 exchange.attempts -= 1;
                 breakers::ended(&self.state, exchange, End::Unknown);
                 true
             }
-            ErrorType::ConnectTimedout => self.pays_for_another(exchange, None),
+            ErrorType::ConnectTimedout => {
+                exchange.next.owes = false;
+                self.pays_for_another(exchange, None)
+            }
             _ => false,
         };
         if again {
@@ -264,7 +268,7 @@ impl ProxyHttp for Gateway {
 
     async fn connected_to_upstream(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         _: bool,
         _: &HttpPeer,
         _: std::os::fd::RawFd,
@@ -272,9 +276,20 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         self.state.metrics.attempts_new.inc();
-        if let (Kind::Upgrade, Some(line)) = (exchange.kind, &mut exchange.line) {
+        exchange.sent_at = Instant::now();
+        let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+            .iter()
+            .any(|name| session.req_header().headers.contains_key(name));
+        if let (Kind::Upgrade, false, Some(line)) = (exchange.kind, has_body, &mut exchange.line) {
             // It has no body whose end would begin the app's time.
             line.cut_at(exchange.deadline);
+        }
+        if exchange.broken.is_some() {
+            // The app is there, so the attempt before this one failed.
+            let current = exchange.attempt.take();
+            exchange.attempt = exchange.broken.take();
+            breakers::ended(&self.state, exchange, End::Failed);
+            exchange.attempt = current;
         }
         // The app is there, so what broke the last attempt was not that it restarts: this is a retry, and has its price.
         if std::mem::take(&mut exchange.next.owes) && !retries::pay(&self.state, exchange, Instant::now()) {
@@ -332,13 +347,9 @@ impl ProxyHttp for Gateway {
             && exchange.head_at.is_none()
             && let Some(line) = &mut exchange.line
         {
-            let longest = exchange.deadline.saturating_duration_since(exchange.started);
+            let uploaded = exchange.sent_at.elapsed();
             let waits_for_body = exchange.body_bytes > 0 || body.is_some();
-            line.cut_at(if waits_for_body {
-                exchange.deadline.max(Instant::now() + longest)
-            } else {
-                exchange.deadline
-            });
+            line.cut_at(if waits_for_body { exchange.deadline + uploaded } else { exchange.deadline });
         }
         let Some(bytes) = body else { return Ok(()) };
         exchange.body_bytes += bytes.len() as u64;
@@ -408,6 +419,8 @@ impl ProxyHttp for Gateway {
         let is_long = exchange.kind != Kind::Plain || is_event_stream || is_large;
         record::head(&self.state, exchange, is_long);
         if length.is_none() {
+            // Nobody knows for how long it goes on, and a probe is not to be held by it.
+            breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
             admit::let_go_later(exchange);
         }
         Ok(())
@@ -437,6 +450,7 @@ impl ProxyHttp for Gateway {
         };
         // Whether the app is gone or only this connection, the next one tells.
         exchange.next.owes = again;
+        exchange.broken = if again { exchange.attempt.take() } else { None };
         error.set_retry(again);
         error
     }

@@ -64,7 +64,9 @@ pub async fn failed(
     if failure == Failure::Closed && exchange.attempt.is_some() && hold::is_gone(state, exchange).await {
         breakers::ended(state, exchange, End::Unknown);
     }
-    let is_impatient = failure == Failure::Timeout && exchange.is_impatient;
+    let is_late = matches!(failure, Failure::Timeout | Failure::ConnectTimeout);
+    // It had less time than its route gives: by its client's wish, or because it waited for the app.
+    let is_impatient = is_late && (exchange.is_impatient || exchange.held_since.is_some());
     if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
         permit.timed_out(Instant::now());
     }

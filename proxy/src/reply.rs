@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use outrigger_policy::flags::Mode;
 
 use crate::exchange::Exchange;
 use crate::health;
@@ -55,5 +56,5 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
 /// Nobody asked the app, because it is known to fail or to be away.
 fn is_for_want_of_the_app(exchange: &Exchange) -> bool {
     matches!(exchange.rejection, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting))
-        || matches!(exchange.failure, Some(Failure::Unreachable))
+        || (exchange.resilience == Mode::Enforce && exchange.failure == Some(Failure::Unreachable))
 }

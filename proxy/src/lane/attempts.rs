@@ -1,6 +1,7 @@
 //! How often the app is asked, and what comes before each time: a turn, a pause, the breaker, a connection.
 
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -53,13 +54,25 @@ impl Lane<'_> {
                     // Nothing was sent: it waits for the app like those that come now.
                     breakers::ended(self.state, exchange, End::Unknown);
                     hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
-                    self.wait_for_turn(exchange, head).await?;
+                    let turn = self.wait_for_turn(exchange, head).await?;
+                    if turn >= exchange.deadline {
+                        return Err(Broken::Refused(Rejection::Expired));
+                    }
+                    // Others have something to do, should the app go away as fast as it comes back.
+                    tokio::task::yield_now().await;
                 }
-                Err(Broken::App(failure @ (Failure::Closed | Failure::ConnectTimeout), detail)) => {
+                Err(Broken::App(Failure::ConnectTimeout, detail)) => {
+                    let now = Instant::now();
+                    let pause = retries::pause(exchange, now, None).filter(|_| retries::pay(self.state, exchange, now));
+                    let Some(pause) = pause else { return Err(Broken::App(Failure::ConnectTimeout, detail)) };
+                    breakers::ended(self.state, exchange, End::Failed);
+                    self.pause(pause).await?;
+                }
+                Err(Broken::App(Failure::Closed, detail)) => {
                     let Some(pause) = retries::pause(exchange, Instant::now(), None) else {
-                        return Err(Broken::App(failure, detail));
+                        return Err(Broken::App(Failure::Closed, detail));
                     };
-                    owed = Some(Broken::App(failure, detail));
+                    owed = Some(Broken::App(Failure::Closed, detail));
                     self.pause(pause).await?;
                 }
                 Err(broken) => return Err(broken),
@@ -133,6 +146,10 @@ impl Lane<'_> {
         let left = exchange.deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(app.connect_timeout.min(left), AppStream::connect(&app.target)).await {
             Ok(Ok(stream)) => Ok(stream),
+            // The socket's queue is full: it is there, and too slow to take more.
+            Ok(Err(e)) if e.kind() == ErrorKind::WouldBlock => {
+                Err(Broken::App(Failure::ConnectTimeout, e.to_string().into()))
+            }
             Ok(Err(e)) => Err(Broken::App(Failure::Unreachable, e.to_string().into())),
             Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
         }

@@ -110,6 +110,10 @@ impl Connect for Opener {
                 *self.shared.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
                 Ok(stream)
             }
+            // The socket's queue is full: it is there, and too slow to take more.
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(Error::because(ErrorType::ConnectTimedout, "the app's queue is full", e).into_up())
+            }
             Ok(Err(e)) => Err(Error::because(ErrorType::ConnectRefused, "the app takes no connection", e).into_up()),
             Err(_) => Err(Error::explain(ErrorType::ConnectTimedout, "connect_timeout is over").into_up()),
         }
