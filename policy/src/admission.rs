@@ -532,6 +532,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_only_counted_gets_no_slot_after_an_outage_and_takes_nobody_along() {
+        let mut a = full(1, 9);
+        let counted = wait(&mut a, Priority::High, 1, "counted");
+        a.disown(counted);
+        let waits = wait(&mut a, Priority::Low, 2, "waits");
+        // Those whom nobody wakes are taken out when their time is over; whoever waits sees to that itself.
+        a.expire(u64::MAX, |priority| assert_eq!(priority, Priority::High));
+        assert_eq!(a.waiting(Priority::Low), 1);
+        let counted = wait(&mut a, Priority::High, 1, "counted");
+        a.disown(counted);
+        a.suspend();
+        a.finish(1000);
+        a.resume();
+        assert_eq!((a.grant(), a.grant()), (Some("waits"), None));
+        assert_eq!(a.collect(waits), Ok(Turn::Granted));
+    }
+
+    #[test]
     fn the_newest_of_the_least_important_makes_room_and_nobody_else() {
         let mut a = full(1, 2);
         let (older, newer) = (wait(&mut a, Priority::Low, 1, "older"), wait(&mut a, Priority::Low, 2, "newer"));
