@@ -68,13 +68,14 @@ impl Feature {
 }
 
 /// What a feature does for one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
     /// Its decisions count.
     Enforce,
     /// It decides and reports, and changes nothing.
     Monitor,
     /// It does not run.
+    #[default]
     Off,
 }
 

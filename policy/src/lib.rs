@@ -5,10 +5,12 @@
 //!
 //! Read in this order: [`priority`] (how important a request is), [`tier`] (what its client may multiply), [`flags`] (which
 //! features are on, and for whom), [`limiter`] (how often), [`concurrency`] (how many at a time), [`admission`] (who waits,
-//! who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking), [`retry`] (when to ask again).
+//! who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking), [`retry`] (when to ask again), [`affinity`] (which
+//! Machine keeps a session).
 
 pub mod abuse;
 pub mod admission;
+pub mod affinity;
 pub mod breaker;
 pub mod concurrency;
 pub mod flags;

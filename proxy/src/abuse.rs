@@ -134,7 +134,8 @@ impl Bans {
 /// # Errors
 /// [`Rejection::Banned`]
 pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if state.bans.remembered.load(Ordering::Relaxed) == 0 || exchange.route().is_health {
+    let is_other_place = exchange.route().is_health || !exchange.is_counted_here();
+    if state.bans.remembered.load(Ordering::Relaxed) == 0 || is_other_place {
         return Ok(());
     }
     let rules = &exchange.rules.config.abuse;
@@ -158,7 +159,8 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
 pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
     let rules = &exchange.rules.config.abuse;
     let Some(quota) = rules.quotas[offence as usize] else { return };
-    if exchange.admission == Mode::Off || rules.mode == Mode::Off || exchange.route().is_health {
+    let is_other_place = exchange.route().is_health || !exchange.is_counted_here();
+    if exchange.admission == Mode::Off || rules.mode == Mode::Off || is_other_place {
         return;
     }
     let now = state.nanoseconds(Instant::now());

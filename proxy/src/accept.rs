@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::client_stream::ClientStream;
-use crate::lane;
+use crate::exchange::Listener;
+use crate::lane::{self, Origin};
 use crate::metrics::Outcome;
 use crate::pipeline::Gateway;
 use crate::rejection::Rejection;
@@ -44,6 +45,8 @@ pub struct Worker {
     pub state: Arc<State>,
     /// This worker's own proxy and connections to the app.
     pub proxy: Arc<HttpProxy<Gateway>>,
+    /// Who may come by the listener that it serves.
+    pub listener: Listener,
     /// True from the moment on which clients are asked to reconnect.
     pub leaving: watch::Receiver<bool>,
 }
@@ -143,7 +146,8 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let worker = worker.clone();
     match protocol {
         Protocol::Http1 => {
-            tokio::spawn(Connection::new(stream, client.ip().to_canonical(), worker, open).serve());
+            let origin = Origin { client: client.ip().to_canonical(), listener: worker.listener };
+            tokio::spawn(Connection::new(stream, origin, worker, open).serve());
         }
         Protocol::H2c => {
             tokio::spawn(serve_h2(stream, worker, open));
@@ -167,7 +171,7 @@ struct Connection {
     worker: Worker,
     rest: Resting,
     timer: Timer,
-    client: IpAddr,
+    origin: Origin,
     requests: u64,
     _open: OpenConnection,
 }
@@ -185,8 +189,8 @@ enum Arrival {
 }
 
 impl Connection {
-    fn new(stream: Box<ClientStream>, client: IpAddr, worker: Worker, open: OpenConnection) -> Self {
-        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), client, requests: 0, _open: open }
+    fn new(stream: Box<ClientStream>, origin: Origin, worker: Worker, open: OpenConnection) -> Self {
+        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), origin, requests: 0, _open: open }
     }
 
     async fn serve(mut self) {
@@ -201,7 +205,7 @@ impl Connection {
             let head = self.stream.drop_origin(head);
             if head.is_simple {
                 let bytes = self.stream.take_head(head.len);
-                match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.client).await {
+                match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
                     lane::Next::Request => continue,
                     lane::Next::Close => return,
                 }

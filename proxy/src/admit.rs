@@ -8,9 +8,9 @@ use crate::breakers;
 use crate::exchange::{Exchange, Request};
 use crate::forwarding::X_REQUEST_TIMEOUT_MS;
 use crate::gate::{Entry, Wish};
-use crate::hold;
 use crate::rejection::Rejection;
 use crate::state::{Phase, State};
+use crate::{failover, hold};
 
 /// Health fails first when the process is about to leave, so that traffic goes elsewhere while it can still be served.
 ///
@@ -42,14 +42,15 @@ pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result
 /// None: what is no number of milliseconds is no wish.
 pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = exchange.route();
-    let (mut timeout, heeds_client) = (route.timeout, route.heeds_client_timeout);
-    if heeds_client
-        && exchange.resilience == Mode::Enforce
+    let (mut timeout, comes_from_peer) = (route.timeout, exchange.hop.is_some());
+    // A peer says what is left of a time that it has given itself.
+    if (comes_from_peer || (route.heeds_client_timeout && exchange.resilience == Mode::Enforce))
         && let Some(wish) = request.fields.get(&X_REQUEST_TIMEOUT_MS)
         && let Some(wish) = std::str::from_utf8(wish).ok().and_then(|text| text.trim().parse().ok())
     {
         let wish = Duration::from_millis(wish);
-        (exchange.is_impatient, timeout) = (wish < timeout, timeout.min(wish));
+        let ample = if comes_from_peer { timeout / 2 } else { timeout };
+        (exchange.is_impatient, timeout) = (wish < ample, timeout.min(wish));
     }
     exchange.deadline = exchange.started + timeout;
     Ok(())
@@ -61,6 +62,9 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
 /// [`Rejection::Overloaded`], or [`Rejection::AppRestarting`] when too many wait for it already.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
+    if state.reach.is_away() && failover::is_guest(exchange) {
+        return Err(Rejection::AppRestarting);
+    }
     if state.reach.is_away() && !hold::must_wait(state, exchange) {
         // Others wait for the app; this one hears at once that it is away.
         return Ok(());
@@ -91,6 +95,8 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
     let count = |priority| state.metrics.refusals.monitored(Rejection::Overloaded, priority, tier);
     match state.gate.ask(wish, exchange.started, count) {
         Entry::Go(permit) => exchange.permit = Some(permit),
+        // What came from a peer has nothing to wait for: there it may.
+        Entry::Wait(_) if failover::is_guest(exchange) => return Err(Rejection::Overloaded),
         Entry::Wait(waiting) => exchange.waiting = Some(waiting),
         Entry::Refused => return Err(no_place(state, exchange)),
     }

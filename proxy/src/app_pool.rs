@@ -1,4 +1,4 @@
-//! The fast lane's kept connections to the app: one list for each worker thread, newest first.
+//! The fast lane's kept connections to the app, and to peers: one list for each worker thread, newest first.
 //!
 //! Newest first keeps few connections warm and lets the rest grow old; what is older than `app.idle_timeout` is closed by
 //! a sweep, so that the app's own timeout is not what ends it.
@@ -96,9 +96,9 @@ thread_local! {
 /// The newest connection to `target` that is still usable.
 pub fn take(target: &Target) -> Option<AppStream> {
     KEPT.with_borrow_mut(|kept| {
-        while let Some(newest) = kept.pop_back() {
-            // After the app's address has changed, what leads to the old one is of no use.
-            if newest.target == *target && newest.stream.is_quiet() {
+        // Nearly always the newest: few lead to peers, and to an app whose address has changed until they are old.
+        while let Some(at) = kept.iter().rposition(|kept| kept.target == *target) {
+            if let Some(newest) = kept.remove(at).filter(|newest| newest.stream.is_quiet()) {
                 return Some(newest.stream);
             }
         }

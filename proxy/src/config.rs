@@ -7,6 +7,7 @@ pub mod admission;
 pub mod check;
 pub mod error;
 pub mod identity;
+pub mod machines;
 pub mod raw;
 pub mod reload;
 pub mod resilience;
@@ -18,13 +19,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_policy::flags::{Feature, Flag, Network};
+use outrigger_policy::flags::{Feature, Flag, Mode, Network};
 use outrigger_policy::priority::Priority;
 use serde::Deserialize;
 
 use self::check::{Node, Step, Value};
 pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
+use self::machines::{AffinityRules, PeerRules, This};
 pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::resilience::{BreakerRules, FaultRule, RetryRules};
@@ -71,6 +73,12 @@ pub struct Config {
     pub retry: RetryRules,
     /// Faults on purpose.
     pub faults: Vec<FaultRule>,
+    /// This Machine, if it has a name and keys.
+    pub this: Option<This>,
+    /// Sessions that keep their Machine; `None` when nothing can be done for them.
+    pub affinity: Option<AffinityRules>,
+    /// The other Machines; `None` when this one is alone.
+    pub peers: Option<PeerRules>,
 }
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
@@ -143,6 +151,10 @@ pub enum Target {
 
 /// Variables that replace one key of the file.
 const VARIABLES: &[(&str, &str, &str)] = &[
+    ("OUTRIGGER_MACHINE", "server", "machine"),
+    ("OUTRIGGER_PEERS_LISTEN", "peers", "listen"),
+    ("OUTRIGGER_PEERS_DNS", "peers", "dns"),
+    ("OUTRIGGER_PEERS_LIST", "peers", "list"),
     ("OUTRIGGER_LISTEN", "server", "listen"),
     ("OUTRIGGER_H2C_LISTEN", "server", "h2c_listen"),
     ("OUTRIGGER_THREADS", "server", "threads"),
@@ -155,8 +167,9 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 ];
 
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
-const OTHER_VARIABLES: [&str; 5] = [
+const OTHER_VARIABLES: [&str; 6] = [
     "OUTRIGGER_CONFIG",
+    crate::seal::KEYS,
     identity::JWT_SECRET,
     identity::KEY_SECRET,
     crate::admin::control::TOKEN,
@@ -219,6 +232,14 @@ impl Config {
         &self.flags[feature as usize]
     }
 
+    fn machine(&self) -> Option<&str> {
+        self.this.as_ref().map(|this| &*this.name)
+    }
+
+    fn peers_at_start(&self) -> Option<PeerRules> {
+        self.peers.clone().map(|rules| PeerRules { failover: Mode::Off, ..rules })
+    }
+
     /// Keys that differ from `next` and cannot change while the process runs.
     pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
         let (a, b) = (&self.server, &next.server);
@@ -230,6 +251,8 @@ impl Config {
             (self.app.max_idle != next.app.max_idle, "app.max_idle"),
             (self.log.format != next.log.format, "log.format"),
             (self.max_limit_keys != next.max_limit_keys, "rate_limits.max_keys"),
+            (self.machine() != next.machine(), "server.machine"),
+            (self.peers_at_start() != next.peers_at_start(), "peers"),
         ];
         changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
     }
@@ -247,7 +270,7 @@ fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
         let place = Place::Variable((*variable).to_owned());
         let value = match *key {
             "threads" => text.trim().parse().map_or(Value::Text(text), Value::Integer),
-            "trusted" => {
+            "trusted" | "list" => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::List(
                     items.map(|item| Node { place: place.clone(), value: Value::Text(item.to_owned()) }).collect(),
@@ -324,6 +347,8 @@ impl Builder<'_> {
         let routes = RouteTable::compile(self.routes(raw, &numbers), default_route(raw, &numbers));
         let (limits, gate, abuse) = (self.limits(raw, &routes), self.gate(raw), self.abuse(raw));
         let faults = self.faults(raw, &routes);
+        let this = self.this_machine(raw);
+        let (affinity, peers) = (self.affinity(raw, this.as_ref()), self.peers(raw, this.as_ref()));
         Some(Config {
             server,
             client,
@@ -342,6 +367,9 @@ impl Builder<'_> {
             breakers,
             retry,
             faults,
+            this,
+            affinity,
+            peers,
         })
     }
 
@@ -586,19 +614,30 @@ mod tests {
                 Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => format!("{rest}\n"),
                 _ => format!("{line}\n"),
             })
-            .filter(|line| !["h2c_listen", "metrics", "keys_file"].iter().any(|unset| line.starts_with(unset)))
+            .filter(|line| {
+                !["h2c_listen", "metrics", "keys_file", "list =", "resolver"]
+                    .iter()
+                    .any(|unset| line.starts_with(unset))
+            })
             .collect();
-        let spelled_out = load(&uncommented, &[]).unwrap_or_else(|e| panic!("{e}"));
-        let silent = load(shipped, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let machine = [
+            (crate::seal::KEYS, "0123456789abcdef0123456789abcdef"),
+            ("OUTRIGGER_MACHINE", "a"),
+            ("FLY_APP_NAME", "myapp"),
+        ];
+        let spelled_out = load(&uncommented, &machine).unwrap_or_else(|e| panic!("{e}"));
+        let silent = load(shipped, &machine).unwrap_or_else(|e| panic!("{e}"));
         let without_routes = |config: &Config| {
-            let Config { server, client, app, log, breakers, retry, .. } = config;
+            let Config { server, client, app, log, breakers, retry, affinity, .. } = config;
             format!(
-                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}",
+                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}{affinity:?}",
                 breakers.first().map(|b| (b.mode, b.settings, b.counts_429))
             )
         };
         assert_eq!(without_routes(&spelled_out), without_routes(&silent));
-        assert_eq!(without_routes(&silent), without_routes(&load("", &[]).unwrap()));
+        assert_eq!(without_routes(&silent), without_routes(&load("", &machine).unwrap()));
+        let peers = load("[peers]\nlisten = \"[::]:8083\"\n", &machine).unwrap().peers;
+        assert_eq!(spelled_out.peers, peers);
     }
 
     fn is_key(text: &str) -> bool {

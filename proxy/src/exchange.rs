@@ -9,10 +9,13 @@ use outrigger_policy::flags::Mode;
 use outrigger_policy::tier::Tier;
 
 use crate::admit::Lingering;
+use crate::affinity::Sticky;
 use crate::breakers::Attempt;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
+use crate::peers::Peer;
+use crate::peers::hop::{self, Hop};
 use crate::pipeline::line::Line;
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::RequestId;
@@ -43,6 +46,16 @@ impl<'a> Fields<'a> {
             Self::Map(map) => map.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
             Self::Wire(fields) => {
                 fields.iter().filter(|field| is_named(field, name)).map(|field| field.value).collect()
+            }
+        }
+    }
+
+    /// Gives `each` all values of `name`, in order.
+    pub fn each(&self, name: &HeaderName, mut each: impl FnMut(&'a [u8])) {
+        match self {
+            Self::Map(map) => map.get_all(name).iter().for_each(|value| each(value.as_bytes())),
+            Self::Wire(fields) => {
+                fields.iter().filter(|field| is_named(field, name)).for_each(|field| each(field.value));
             }
         }
     }
@@ -142,6 +155,18 @@ pub struct Exchange {
     pub connected: IpAddr,
     /// Who asks.
     pub client: Client,
+    /// Which listener it came by.
+    pub listener: Listener,
+    /// The peer that sent it, and why.
+    pub hop: Option<Box<Hop>>,
+    /// Its session.
+    pub sticky: Sticky,
+    /// Where it goes.
+    pub destination: Destination,
+    /// Its session's home could not be reached.
+    pub has_lost_home: bool,
+    /// It was sent to a peer because the app here cannot take it; there is no second time.
+    pub has_failed_over: bool,
     /// The number of its route in `rules`.
     pub route: usize,
     /// How it is delimited and held open.
@@ -202,11 +227,37 @@ pub struct Exchange {
     pub waiting: Option<Waiting>,
 }
 
+/// Which listener a request came by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Listener {
+    /// The public one.
+    #[default]
+    Public,
+    /// That for peers: what comes without a hop is refused.
+    Peers,
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, Default)]
+pub enum Destination {
+    /// To the app here.
+    #[default]
+    App,
+    /// To a peer, and why.
+    Peer(Arc<Peer>, hop::Kind),
+    /// The edge sends it to the Machine of this name.
+    Replay(Box<str>),
+    /// Nowhere: a peer asks how we are.
+    Probe,
+}
+
 /// What another attempt begins with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Next {
     /// It pauses.
     pub pause: Option<Duration>,
+    /// A peer has not taken it: it is served here.
+    pub comes_back: bool,
     /// The app was away: it waits in the queue for it.
     pub rejoins: bool,
     /// The last one broke off: if the app is there, this one is a retry that has to be paid for.
@@ -238,6 +289,12 @@ impl Exchange {
             request_id: RequestId::default(),
             connected: IpAddr::from([0, 0, 0, 0]),
             client: Client::UNKNOWN,
+            listener: Listener::Public,
+            hop: None,
+            sticky: Sticky::default(),
+            destination: Destination::App,
+            has_lost_home: false,
+            has_failed_over: false,
             route: last,
             kind: Kind::Plain,
             deadline: started,
@@ -268,6 +325,12 @@ impl Exchange {
             lingering: None,
             waiting: None,
         }
+    }
+
+    /// Whether limits and bans count it here, and not on the Machine that it comes from or goes to.
+    pub fn is_counted_here(&self) -> bool {
+        let came_for_want_of_an_app = self.hop.as_ref().is_some_and(|hop| hop.kind == hop::Kind::Failover);
+        !came_for_want_of_an_app && !matches!(self.destination, Destination::Peer(_, hop::Kind::Session))
     }
 
     /// The limit that refused it.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, header};
 
+use crate::affinity::X_OUTRIGGER_MACHINE;
 use crate::config::ForwardedStyle;
 use crate::exchange::{Exchange, Kind, Request};
 use crate::request_id::{hex, random};
@@ -75,6 +76,11 @@ impl Added {
         }
         if headers.traceparent && !fields.get(&TRACEPARENT).is_some_and(is_traceparent) {
             self.add(&TRACEPARENT, |text| text.extend_from_slice(&new_traceparent()));
+        }
+        if exchange.sticky.is_enforced()
+            && let Some(name) = exchange.sticky.keeper(&exchange.rules.config.this)
+        {
+            self.add(&X_OUTRIGGER_MACHINE, |text| text.extend_from_slice(name.as_bytes()));
         }
         if exchange.kind == Kind::Plain {
             // The last field: the fast lane writes it again when the request had to wait. Writing into a vector cannot fail.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
+use crate::affinity::cookie;
 use crate::forwarding::{self, Added};
+use crate::peers::hop;
 use crate::retries;
 use crate::wire::Framing;
 
@@ -26,9 +28,23 @@ fn is_hop_by_hop(name: &str) -> bool {
     }
 }
 
+/// What is taken out of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sifting {
+    /// Its sender may say what an edge says.
+    pub is_trusted: bool,
+    /// The session's cookie is ours.
+    pub hides_session: bool,
+}
+
 /// Writes what the app is sent, for a request without a body. True if fields were left out because their sender may
 /// not say them.
-pub fn write_request(out: &mut BytesMut, request: &httparse::Request<'_, '_>, added: &Added, is_trusted: bool) -> bool {
+pub fn write_request(
+    out: &mut BytesMut,
+    request: &httparse::Request<'_, '_>,
+    added: &Added,
+    Sifting { is_trusted, hides_session }: Sifting,
+) -> bool {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.path.unwrap_or_default().as_bytes());
@@ -40,6 +56,11 @@ pub fn write_request(out: &mut BytesMut, request: &httparse::Request<'_, '_>, ad
         }
         if !forwarding::may_pass(field.name, is_trusted) {
             forged |= !field.name.eq_ignore_ascii_case(forwarding::X_REQUEST_ID.as_str());
+        } else if hides_session && field.name.eq_ignore_ascii_case("cookie") && cookie::is_in(field.value) {
+            let mut others = Vec::with_capacity(field.value.len());
+            if cookie::write_others(field.value, &mut others) {
+                put_field(out, field.name, &others);
+            }
         } else if !added.replaces(field.name) {
             put_field(out, field.name, field.value);
         }
@@ -49,6 +70,16 @@ pub fn write_request(out: &mut BytesMut, request: &httparse::Request<'_, '_>, ad
     }
     out.put_slice(b"\r\n");
     forged
+}
+
+/// Writes the head of [`write_request`] for a peer: with one field more, which only it is told.
+pub fn with_hop(head: &[u8], hop: &[u8]) -> BytesMut {
+    let first = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
+    let mut out = BytesMut::with_capacity(head.len() + hop.len() + 32);
+    out.put_slice(&head[..first]);
+    put_field(&mut out, hop::X_OUTRIGGER_HOP.as_str(), hop);
+    out.put_slice(&head[first..]);
+    out
 }
 
 /// Writes the time that is left anew into a head of [`write_request`] whose last field it is.
@@ -94,6 +125,8 @@ pub struct AnswerHead {
     pub is_event_stream: bool,
     /// The pause that it asks for before the next attempt.
     pub retry_after: Option<Duration>,
+    /// It is a peer's word that it does not take the request.
+    pub is_given_back: bool,
 }
 
 /// The app's answer cannot be passed on.
@@ -151,11 +184,12 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     out.put_slice(answer.reason.unwrap_or_default().as_bytes());
     out.put_slice(b"\r\n");
     let is_final = status >= 200;
-    let (mut has_date, mut is_event_stream, mut retry_after) = (false, false, None);
+    let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
         is_event_stream |= is("content-type") && field.value.starts_with(b"text/event-stream");
+        is_given_back |= is(hop::X_OUTRIGGER_REFUSED.as_str());
         if is("retry-after") {
             retry_after = retries::asked_for(field.value);
         }
@@ -187,7 +221,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     out.put_slice(b"\r\n");
     let speaks_11 = answer.version == Some(1);
     let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive };
-    Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after }))
+    Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after, is_given_back }))
 }
 
 fn put_status(out: &mut BytesMut, status: u16) {

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 
-use crate::admit;
 use crate::app_pool::AppStream;
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;
+use crate::{admit, failover};
 
 /// How often a watched app is tried. Connecting on the same machine costs it some ten microseconds.
 const TRY_EVERY: Duration = Duration::from_millis(20);
@@ -36,7 +36,8 @@ impl Reach {
 
 /// Whether requests wait for an app that is away.
 fn waits(exchange: &Exchange) -> bool {
-    exchange.resilience == Mode::Enforce && !exchange.rules.config.app.hold.is_zero() && !exchange.route().is_health
+    let has_hold = !exchange.rules.config.app.hold.is_zero() && !exchange.route().is_health;
+    exchange.resilience == Mode::Enforce && has_hold && !failover::is_guest(exchange)
 }
 
 /// Whether this request has to wait for the app before it may be sent.

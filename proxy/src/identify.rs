@@ -7,7 +7,10 @@ use outrigger_policy::flags::{Feature, Mode, Network, Subject};
 
 use crate::config::reload::unix_now;
 use crate::credentials::{VerifiedKind, Who};
-use crate::exchange::{Client, Exchange, Fields, Kind, Request};
+use crate::exchange::{Client, Destination, Exchange, Fields, Kind, Listener, Request};
+use crate::forwarding::X_REQUEST_ID;
+use crate::peers::hop::{self, Hop, X_OUTRIGGER_HOP};
+use crate::peers::probe::seconds;
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::state::State;
@@ -19,22 +22,48 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
 ///
 /// # Errors
-/// None: whoever asks gets a name.
+/// [`Rejection::NotAPeer`] on the listener for peers; anybody else gets a name.
 pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    if exchange.listener == Listener::Peers {
+        exchange.hop = Some(Box::new(peer(state, request)?));
+    }
     let connected = exchange.connected;
     let trusted = &exchange.rules.config.trusted;
-    let is_trusted = trusted.iter().any(|network| network.contains(connected));
-    let address = if is_trusted { edge_address(request.fields, trusted).unwrap_or(connected) } else { connected };
-    let from_edge = if is_trusted { request.fields.get(&FLY_REQUEST_ID) } else { None };
+    // A peer has taken out what its client may not say.
+    let is_trusted = exchange.hop.is_some() || trusted.iter().any(|network| network.contains(connected));
+    let (address, name) = match &exchange.hop {
+        Some(hop) => (hop.client, request.fields.get(&X_REQUEST_ID)),
+        None if is_trusted => {
+            let address = edge_address(request.fields, trusted).unwrap_or(connected);
+            (address, request.fields.get(&FLY_REQUEST_ID))
+        }
+        None => (connected, None),
+    };
     let who = identified(state, request, exchange, address);
     let flag = exchange.rules.config.flag(Feature::CircuitBreaker);
     exchange.resilience = flag
         .mode_for_everybody()
         .unwrap_or_else(|| with_subject(&who, |subject| flag.mode_for(Feature::CircuitBreaker, subject)));
     exchange.client = Client { is_trusted, ..who };
-    exchange.request_id = from_edge.and_then(RequestId::from_edge).unwrap_or_else(RequestId::generate);
+    let flag = exchange.rules.config.flag(Feature::SessionAffinity);
+    exchange.sticky.mode = flag
+        .mode_for_everybody()
+        .unwrap_or_else(|| with_subject(&exchange.client, |subject| flag.mode_for(Feature::SessionAffinity, subject)));
+    exchange.request_id = name.and_then(RequestId::from_edge).unwrap_or_else(RequestId::generate);
     exchange.kind = kind(request);
+    if exchange.hop.as_ref().is_some_and(|hop| hop.kind == hop::Kind::Probe) {
+        exchange.destination = Destination::Probe;
+    }
     Ok(())
+}
+
+/// The peer that a request on their listener comes from.
+fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
+    let peers = state.peers.as_ref().ok_or(Rejection::NotAPeer)?;
+    let sealed = request.fields.get(&X_OUTRIGGER_HOP).ok_or(Rejection::NotAPeer)?;
+    let hop = Hop::open(&peers.this.keys, sealed, request, &peers.this.name, seconds()).ok_or(Rejection::NotAPeer)?;
+    state.metrics.came_from_peer(hop.kind);
+    Ok(hop)
 }
 
 /// Who it is to limits and flags, and what they do with it. Not looked for when nothing depends on it.

@@ -8,6 +8,7 @@
 
 mod attempts;
 mod body;
+mod elsewhere;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -24,17 +25,19 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
-use crate::exchange::{Exchange, Fields, Kind, Request};
+use crate::config::Target;
+use crate::exchange::{Destination, Exchange, Fields, Kind, Listener, Request};
 use crate::forwarding::Added;
-use crate::head::{self, AnswerHead, Frame};
-use crate::pipeline::STAGES;
+use crate::head::{self, AnswerHead, Frame, Sifting};
+use crate::peers::hop;
+use crate::pipeline;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self, Reply};
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::MOST_FIELDS;
-use crate::{admit, limits};
+use crate::{admit, affinity, failover, limits};
 
 use self::body::{BodyEnd, put_chunk};
 
@@ -74,6 +77,8 @@ enum Broken {
     App(Failure, Cow<'static, str>),
     /// We refuse it, although it was on its way.
     Refused(Rejection),
+    /// A peer takes it: its destination has changed.
+    Moved,
     /// The client has gone.
     ClientLeft,
 }
@@ -81,30 +86,49 @@ enum Broken {
 /// An attempt that came to an answer: the connection, what was read beyond the head, and the head.
 type Answered = (AppStream, AnswerHead);
 
-/// Serves the request whose head is `head`; `client` is the address at the other end of `stream`.
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The address at the other end of its connection.
+    pub client: IpAddr,
+    /// The listener that it came by.
+    pub listener: Listener,
+}
+
+/// Serves the request whose head is `head`.
 pub async fn serve(
     state: &Arc<State>,
     stream: &mut ClientStream,
     head: BytesMut,
     timer: &mut Timer,
-    client: IpAddr,
+    origin: Origin,
 ) -> Next {
-    let Some(mut prepared) = prepare(state, &head, client) else { return Next::Close };
-    drop(head);
-    let exchange = &mut prepared.exchange;
+    let Some(mut prepared) = prepare(state, &head, origin, false) else { return Next::Close };
     let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
-    let result = match prepared.refused {
-        Some(problem) => lane.answer(exchange, &problem).await,
-        None => lane.forward_in_turn(exchange, &mut prepared.head).await,
+    let result = if let Destination::Peer(peer, hop::Kind::Session) = &prepared.exchange.destination {
+        let peer = Arc::clone(peer);
+        match lane.ask_peer(&mut prepared, &peer, hop::Kind::Session).await {
+            Some(result) => result,
+            None => {
+                // Its home is not there: it is looked at again, for it is served here now.
+                let Some(again) = prepare(state, &head, origin, true) else { return Next::Close };
+                prepared = again;
+                lane.serve_prepared(&mut prepared).await
+            }
+        }
+    } else {
+        drop(head);
+        lane.serve_prepared(&mut prepared).await
     };
     recycle(prepared.head);
+    let exchange = &mut prepared.exchange;
     let (ending, next) = lane.end(exchange, result).await;
     record::exchange(state, exchange, &ending, &prepared.method, &prepared.path);
     next
 }
 
 /// Everything that needs no waiting. On the stack of one call, so that a connection at rest carries none of it.
-fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
+fn prepare(state: &State, head: &[u8], origin: Origin, has_lost_home: bool) -> Option<Prepared> {
     thread_local! {
         static ADDED: RefCell<Added> = RefCell::default();
     }
@@ -120,14 +144,22 @@ fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
     let request = Request { method: &method, path, host, fields: Fields::Wire(parsed.headers), is_http10: false };
 
     let mut exchange = Exchange::new(state.rules.load_full());
-    exchange.connected = client;
+    exchange.connected = origin.client;
+    exchange.listener = origin.listener;
+    exchange.has_lost_home = has_lost_home;
     exchange.in_flight = Some(state.enter());
-    let verdict = STAGES.iter().try_for_each(|stage| stage(state, &request, &mut exchange));
+    let verdict = pipeline::decide(state, &request, &mut exchange);
     let mut out = scratch();
     if verdict.is_ok() {
         let forged = ADDED.with_borrow_mut(|added| {
             added.fill(&request, &exchange, exchange.started);
-            head::write_request(&mut out, &parsed, added, exchange.client.is_trusted)
+            let hides_session = exchange.sticky.is_enforced();
+            head::write_request(
+                &mut out,
+                &parsed,
+                added,
+                Sifting { is_trusted: exchange.client.is_trusted, hides_session },
+            )
         });
         if forged {
             state.metrics.forged_fields.inc();
@@ -135,8 +167,9 @@ fn prepare(state: &State, head: &[u8], client: IpAddr) -> Option<Prepared> {
     }
     exchange.rejection = verdict.err();
     let refused = exchange.rejection.map(crate::rejection::Rejection::problem);
-    // Only the access log needs the path when the head is gone.
-    let path = if exchange.rules.config.log.access { path.to_owned() } else { String::new() };
+    // Only the access log needs the path when the head is gone, and peers, which it is signed for.
+    let keeps_path = exchange.rules.config.log.access || state.peers.is_some();
+    let path = if keeps_path { path.to_owned() } else { String::new() };
     Some(Prepared { exchange, method, path, head: out, refused })
 }
 
@@ -218,6 +251,7 @@ impl Lane<'_> {
         let relayed = MORE.with_borrow_mut(|more| {
             more.clear();
             limits::headers::each(exchange, |name, value| put_line(more, name, value));
+            affinity::set_cookie(exchange, |name, value| put_line(more, name, value));
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
@@ -242,6 +276,7 @@ impl Lane<'_> {
         mut app: AppStream,
         mut input: BytesMut,
         answer: AnswerHead,
+        target: &Target,
         exchange: &mut Exchange,
     ) -> Result<(), Broken> {
         let is_stream = exchange.kind == Kind::Stream || answer.is_event_stream;
@@ -295,8 +330,8 @@ impl Lane<'_> {
             self.stream.output().put_slice(b"0\r\n\r\n");
             self.send_gathered(exchange).await?;
         } else if answer.keeps_connection && input.is_empty() {
-            let rules = &exchange.rules.config.app;
-            app_pool::keep(app, &rules.target, rules.max_idle, exchange.head_at.unwrap_or_else(Instant::now));
+            let most = exchange.rules.config.app.max_idle;
+            app_pool::keep(app, target, most, exchange.head_at.unwrap_or_else(Instant::now));
         }
         recycle(input);
         Ok(())
@@ -360,6 +395,9 @@ impl Lane<'_> {
         if exchange.rules.config.headers.request_id {
             out.put_slice(format!("X-Request-Id: {}\r\n", exchange.request_id).as_bytes());
         }
+        if failover::is_given_back(exchange) {
+            put_line(out, hop::X_OUTRIGGER_REFUSED.as_str(), b"1");
+        }
         limits::headers::each(exchange, |name, value| put_line(out, name, value));
         out.put_slice(b"Date: ");
         out.put_slice(&date(exchange.started));
@@ -381,7 +419,8 @@ impl Lane<'_> {
         let mut next = Next::Close;
         match result {
             Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
-            Err(Broken::ClientLeft) => ending.client_left = true,
+            // Whoever says that it has moved has also sent it there.
+            Err(Broken::ClientLeft | Broken::Moved) => ending.client_left = true,
             Err(Broken::Refused(rejection)) => {
                 exchange.rejection = Some(rejection);
                 match self.answer(exchange, &rejection.problem()).await {

@@ -5,6 +5,7 @@ pub mod accept;
 pub mod access_log;
 pub mod admin;
 pub mod admit;
+pub mod affinity;
 pub mod app_pool;
 pub mod breakers;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod credentials;
 pub mod exchange;
 pub mod explain;
 pub mod exposition;
+pub mod failover;
 pub mod faults;
 pub mod forwarding;
 pub mod gate;
@@ -25,6 +27,7 @@ pub mod lane;
 pub mod limits;
 pub mod log;
 pub mod metrics;
+pub mod peers;
 pub mod pipeline;
 pub mod record;
 pub mod rejection;
@@ -32,6 +35,7 @@ pub mod reply;
 pub mod request_id;
 pub mod retries;
 pub mod route;
+pub mod seal;
 pub mod state;
 pub mod timer;
 pub mod wire;
@@ -52,6 +56,7 @@ use tokio::sync::watch;
 use crate::accept::{Protocol, Worker};
 use crate::access_log::AccessLog;
 use crate::config::Config;
+use crate::exchange::Listener;
 use crate::log::LogQueue;
 use crate::metrics::Metrics;
 use crate::pipeline::{Gateway, MOST_ATTEMPTS};
@@ -96,14 +101,22 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     metrics.show_config(&config, 1, config::reload::unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
+    let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
     let admin = bind(config.admin_listen, "admin.listen")?;
+    if let Some(missing) = config.missing_for_affinity() {
+        tracing::warn!("sessions do not keep their Machine: {missing}; see docs/machines.md");
+    }
     let state = Arc::new(State::new(config, metrics, AccessLog::new(queue.clone())));
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
     let server = state.rules.load().config.server.clone();
     for number in 0..server.threads {
-        let listeners = [Some((public.try_clone()?, Protocol::Http1)), clone_h2c(h2c.as_ref())?];
+        let listeners = [
+            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
+            clone_of(h2c.as_ref(), Protocol::H2c, Listener::Public)?,
+            clone_of(peers.as_ref(), Protocol::Http1, Listener::Peers)?,
+        ];
         let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         thread.spawn(move || {
@@ -114,11 +127,13 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         })?;
     }
     // The workers have their own: once they stop listening, nobody listens.
-    drop((public, h2c));
+    drop((public, h2c, peers));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
         tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
+        tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
+        tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
         let rules = Arc::clone(&state);
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
@@ -129,6 +144,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
+            peers_listen = state.peers.as_ref().map(|peers| peers.rules.listen.to_string()),
             admin_listen = %state.rules.load().config.admin_listen,
             app = %state.rules.load().config.app.address,
             threads = server.threads,
@@ -167,8 +183,15 @@ fn raise_open_files(max_connections: usize) {
     }
 }
 
-fn clone_h2c(listener: Option<&std::net::TcpListener>) -> io::Result<Option<(std::net::TcpListener, Protocol)>> {
-    listener.map(|listener| Ok((listener.try_clone()?, Protocol::H2c))).transpose()
+/// A listener, what it speaks, and who may come by it.
+type Listening = (std::net::TcpListener, Protocol, Listener);
+
+fn clone_of(
+    listener: Option<&std::net::TcpListener>,
+    protocol: Protocol,
+    who: Listener,
+) -> io::Result<Option<Listening>> {
+    listener.map(|listener| Ok((listener.try_clone()?, protocol, who))).transpose()
 }
 
 fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener, RunError> {
@@ -196,18 +219,19 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener,
 
 /// One worker: a thread, its own runtime, its own connections to the app. Nothing crosses threads on a request's way.
 fn work(
-    listeners: Vec<(std::net::TcpListener, Protocol)>,
+    listeners: Vec<Listening>,
     state: &Arc<State>,
     leaving: &watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let worker = Worker { state: Arc::clone(state), proxy: Arc::new(proxy(state)), leaving: leaving.clone() };
         let mut accepting = Vec::new();
-        for (listener, protocol) in listeners {
-            let listener = TcpListener::from_std(listener)?;
-            accepting.push(tokio::spawn(accept::listen(listener, protocol, worker.clone(), closing.clone())));
+        for (socket, protocol, listener) in listeners {
+            let proxy = Arc::new(proxy(state, listener));
+            let worker = Worker { state: Arc::clone(state), proxy, listener, leaving: leaving.clone() };
+            let socket = TcpListener::from_std(socket)?;
+            accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
         }
         tokio::spawn(sweep_kept_connections(Arc::clone(state)));
         for task in accepting {
@@ -233,7 +257,7 @@ async fn sweep_kept_connections(state: Arc<State>) {
     }
 }
 
-fn proxy(state: &Arc<State>) -> pingora::proxy::HttpProxy<Gateway> {
+fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Gateway> {
     let rules = state.rules.load();
     let conf = ServerConf {
         threads: 1,
@@ -241,7 +265,7 @@ fn proxy(state: &Arc<State>) -> pingora::proxy::HttpProxy<Gateway> {
         max_retries: MOST_ATTEMPTS,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(state)));
+    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(state), listener));
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     options.h2_idle_timeout = Some(rules.config.client.idle_timeout);

@@ -197,7 +197,7 @@ impl Shown {
 /// # Errors
 /// [`Rejection::QuotaExceeded`]
 pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if exchange.admission == Mode::Off {
+    if exchange.admission == Mode::Off || !exchange.is_counted_here() {
         return Ok(());
     }
     let rules = &exchange.rules;
@@ -290,7 +290,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
 
 /// Gives back what a request took from its limits: it was refused for a reason that is none of the client's.
 pub fn give_back(state: &State, exchange: &Exchange) {
-    if exchange.admission == Mode::Off {
+    if exchange.admission == Mode::Off || !exchange.is_counted_here() {
         return;
     }
     let limits = &exchange.rules.config.limits;
@@ -307,6 +307,9 @@ pub fn give_back(state: &State, exchange: &Exchange) {
 
 /// Takes from the limits that count failures, once an answer turns out to be one.
 pub fn failed(state: &State, exchange: &Exchange) {
+    if !exchange.is_counted_here() {
+        return;
+    }
     let limits = &exchange.rules.config.limits;
     let now = state.nanoseconds(exchange.head_at.unwrap_or(exchange.started));
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {

@@ -19,6 +19,7 @@ use prometheus::{
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::gate::Standing;
+use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
 
 /// Seconds, from half a millisecond to ten seconds.
@@ -157,6 +158,80 @@ impl Refusals {
     }
 }
 
+/// What became of a request's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// It has none yet, and gets one.
+    New,
+    /// It is at home here.
+    Pinned,
+    /// The edge sends the request to its home.
+    Replayed,
+    /// The request goes to its home over the private network.
+    Forwarded,
+    /// Its home has gone: it has a new one.
+    Rehomed,
+    /// It is served here, though its home is elsewhere, because it cannot get there.
+    Visiting,
+    /// Its time was over.
+    Expired,
+    /// Its cookie, or the mark of a replay, is nothing that we have signed.
+    Forged,
+}
+
+impl Affinity {
+    const ALL: [Self; 8] = [
+        Self::New,
+        Self::Pinned,
+        Self::Replayed,
+        Self::Forwarded,
+        Self::Rehomed,
+        Self::Visiting,
+        Self::Expired,
+        Self::Forged,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Pinned => "pinned",
+            Self::Replayed => "replayed",
+            Self::Forwarded => "forwarded",
+            Self::Rehomed => "rehomed",
+            Self::Visiting => "visiting",
+            Self::Expired => "expired",
+            Self::Forged => "forged",
+        }
+    }
+}
+
+/// What became of a request that was sent to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SentOn {
+    /// It has an answer.
+    Answered,
+    /// The peer does not take it.
+    Refused,
+    /// The peer cannot be reached.
+    Unreachable,
+    /// The connection broke, or what came is no answer.
+    Broken,
+    /// There was no answer in time.
+    Late,
+}
+
+impl SentOn {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Broken => "broken",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -190,6 +265,13 @@ pub struct Metrics {
     pub held: IntCounter,
     /// Faults on purpose.
     pub faults: IntCounter,
+    affinity: [IntCounter; Affinity::ALL.len()],
+    peer_requests: IntCounterVec,
+    peer_received: IntCounterVec,
+    peer_states: IntGaugeVec,
+    machines: IntGauge,
+    machines_ready: IntGauge,
+    scaling: IntCounterVec,
     breaker_states: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     /// Reloads that took effect.
@@ -307,6 +389,38 @@ impl Metrics {
                 "Requests that waited for an app that refused connections, and then reached it.",
             )?,
             faults: declare.counter("outrigger_faults_injected_total", "Faults on purpose: see [[faults]].")?,
+            affinity: {
+                let text = "Requests by what became of their session: see docs/machines.md.";
+                let events = declare.counters("outrigger_affinity_total", text, &["event"])?;
+                Affinity::ALL.map(|event| events.with_label_values(&[event.name()]))
+            },
+            peer_requests: declare.counters(
+                "outrigger_peer_requests_total",
+                "Requests sent to another Machine, for their session or because the app here cannot take them.",
+                &["kind", "outcome"],
+            )?,
+            peer_received: declare.counters(
+                "outrigger_peer_requests_received_total",
+                "Requests that came from another Machine.",
+                &["kind"],
+            )?,
+            peer_states: declare.gauges("outrigger_peers", "Other Machines, by how they are.", &["state"])?,
+            machines: {
+                let machines = declare.gauge("outrigger_machines", "Started Machines known, this one included.")?;
+                machines.set(1);
+                machines
+            },
+            machines_ready: {
+                let ready =
+                    declare.gauge("outrigger_machines_ready", "Machines that take requests, this one included.")?;
+                ready.set(1);
+                ready
+            },
+            scaling: declare.counters(
+                "outrigger_scaling_events_total",
+                "Machines that came (up) or went (down), as seen from here.",
+                &["direction"],
+            )?,
             breaker_states: declare.gauges(
                 "outrigger_breaker_state",
                 "1 for the state in which a breaker is, 0 for the others.",
@@ -383,6 +497,43 @@ impl Metrics {
         self.queue_wait.observe(now.saturating_duration_since(exchange.started).as_secs_f64());
         if exchange.held_since.is_some() {
             self.held.inc();
+        }
+    }
+
+    /// What became of a request's session.
+    pub fn affinity(&self, event: Affinity) {
+        self.affinity[event as usize].inc();
+    }
+
+    /// A request was sent to a peer.
+    pub fn sent_to_peer(&self, kind: hop::Kind, outcome: SentOn) {
+        self.peer_requests.with_label_values(&[kind.name(), outcome.name()]).inc();
+    }
+
+    /// A peer has sent something.
+    pub fn came_from_peer(&self, kind: hop::Kind) {
+        self.peer_received.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// Shows how many Machines there are; a change is a scaling event, but for what the first look finds.
+    pub fn show_machines(&self, peers: &Peers, is_first_look: bool) {
+        let (known, ready) = peers.machines();
+        for standing in peers::Standing::ALL {
+            let count = peers.seen().peers.iter().filter(|peer| peer.standing() == standing).count();
+            self.peer_states.with_label_values(&[standing.name()]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let (before, known) = (self.machines.get(), i64::from(known));
+        self.machines.set(known);
+        self.machines_ready.set(ready.into());
+        if is_first_look {
+            return;
+        }
+        for (direction, change) in [("up", known - before), ("down", before - known)] {
+            self.scaling.with_label_values(&[direction]).inc_by(u64::try_from(change).unwrap_or(0));
+        }
+        if known != before {
+            let direction = if known > before { "up" } else { "down" };
+            tracing::info!(event = "scaling", direction, before, machines = known, "there are {known} Machines now");
         }
     }
 

@@ -22,40 +22,71 @@ use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 use crate::admit::NoTurn;
 use crate::breakers::{self, End};
 use crate::config::Target;
-use crate::exchange::{Exchange, Kind, Request};
+use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::{Added, X_REQUEST_ID};
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
+use crate::metrics::SentOn;
+use crate::peers::hop::{self, Hop};
+use crate::peers::probe::seconds;
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self};
 use crate::request_id::random;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{abuse, admit, faults, hold, identify, limits, record, retries, route};
+use crate::{abuse, admit, affinity, failover, faults, hold, identify, limits, record, retries, route};
 
+use self::attempts::Stop;
 use self::heads::{
-    add_limits, content_length, has_one_length, head_bytes, is_invalid_data, may_repeat, remove_hop_by_hop,
-    response_length, shed_edge_fields, view, write_answer,
+    add_limits, add_session, content_length, has_one_length, head_bytes, hide_session, is_invalid_data, may_repeat,
+    remove_hop_by_hop, response_length, shed_edge_fields, view, write_answer,
 };
 use self::line::Line;
 
 /// One check of a request: lets it pass, or says why not.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
-/// Every check a request passes, in order; the first that refuses answers.
-///
-/// Affinity takes its place after [`route::choose`]. The breaker is asked once more for each attempt.
+/// Every check a request passes, in order; the first that refuses answers, and the first that sends it elsewhere is the last.
 pub const STAGES: [Stage; 10] = [
     identify::client,
     route::choose,
+    affinity::choose,
     admit::deadline,
     admit::while_leaving,
     admit::body,
     abuse::check,
     limits::check,
     faults::choose,
-    breakers::may_pass,
-    admit::slot,
+    failover::choose,
 ];
+
+/// What comes before the app's turn, for a request that stays here. The breaker is asked once more for each attempt.
+const TURN: [Stage; 2] = [breakers::may_pass, admit::slot];
+
+/// Decides about a request: whether it is refused, and where it goes.
+///
+/// # Errors
+/// The refusal of a stage.
+pub fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    for stage in STAGES {
+        stage(state, request, exchange)?;
+        if !matches!(exchange.destination, Destination::App) {
+            return Ok(());
+        }
+    }
+    take_turn(state, request, exchange)
+}
+
+/// The rest of [`decide`], also for a request that comes back from a peer. A breaker that is open here may not be so there.
+///
+/// # Errors
+/// The refusal of a stage.
+pub fn take_turn(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let verdict = TURN.iter().try_for_each(|stage| stage(state, request, exchange));
+    match verdict {
+        Err(Rejection::BreakerOpen { .. }) if failover::takes(state, exchange) => Ok(()),
+        verdict => verdict,
+    }
+}
 
 /// More attempts than any route allows, the waits for an app that flaps included: how often is decided here, not by Pingora.
 pub const MOST_ATTEMPTS: usize = 64;
@@ -63,7 +94,7 @@ pub const MOST_ATTEMPTS: usize = 64;
 /// How long the rest of a refused request is read, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// And how much of it at the most.
-const DRAIN_BYTES: u64 = 64 << 10;
+const DRAIN_BYTES: u64 = 1 << 20;
 /// How long Pingora keeps a connection that no other request can find. (Zero makes its timer overflow.)
 const NOT_KEPT: Duration = Duration::from_millis(1);
 
@@ -74,12 +105,13 @@ const LARGE_BODY_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Gateway {
     state: Arc<State>,
+    listener: Listener,
 }
 
 impl Gateway {
-    /// One for each worker.
-    pub fn new(state: Arc<State>) -> Self {
-        Self { state }
+    /// One for each worker and listener.
+    pub fn new(state: Arc<State>, listener: Listener) -> Self {
+        Self { state, listener }
     }
 
     /// Time limits of the client's side, and who is connected.
@@ -90,6 +122,7 @@ impl Gateway {
             exchange.connected = address.to_canonical();
         }
         exchange.in_flight = Some(self.state.enter());
+        exchange.listener = self.listener;
         session.set_read_timeout(Some(limits.body_timeout));
         session.set_write_timeout(Some(limits.write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
@@ -98,6 +131,12 @@ impl Gateway {
     /// Answers a refusal; the connection stays open where the protocol allows it.
     async fn reject(&self, session: &mut Session, exchange: &mut Exchange, rejection: Rejection) {
         exchange.rejection = Some(rejection);
+        self.keep_after_answer(session);
+        self.answer(session, exchange, &rejection.problem()).await;
+    }
+
+    /// Has the connection stay after an answer of ours, where what is left of the request is short.
+    fn keep_after_answer(&self, session: &mut Session) {
         let unread = content_length(session.req_header());
         let waits_for_us = session.req_header().headers.contains_key(header::EXPECT);
         if unread.is_some_and(|bytes| bytes <= DRAIN_BYTES)
@@ -109,7 +148,6 @@ impl Gateway {
         if self.state.drain.phase() != Phase::Serving {
             session.set_keepalive(None);
         }
-        self.answer(session, exchange, &rejection.problem()).await;
     }
 
     async fn answer(&self, session: &mut Session, exchange: &mut Exchange, problem: &Problem) {
@@ -181,10 +219,17 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         self.prepare(session, exchange);
         let request = view(session.req_header());
-        let verdict = STAGES.iter().try_for_each(|stage| stage(&self.state, &request, exchange));
-        let verdict = match verdict {
-            Ok(()) => self.wait_for_turn(exchange).await,
-            Err(refused) => Err(NoTurn::Refused(refused)),
+        let verdict = decide(&self.state, &request, exchange);
+        let verdict = match (verdict, exchange.destination.clone()) {
+            (Ok(()), Destination::App) => self.wait_for_turn(exchange).await,
+            (Ok(()), Destination::Peer(..)) => Ok(()),
+            (Ok(()), Destination::Replay(home)) => {
+                self.replay(session, exchange, &home).await;
+                return Ok(true);
+            }
+            // Peers ask in a simpler way.
+            (Ok(()), Destination::Probe) => Err(NoTurn::Refused(Rejection::NotAPeer)),
+            (Err(refused), _) => Err(NoTurn::Refused(refused)),
         };
         match verdict {
             Ok(()) => {
@@ -209,14 +254,29 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         exchange.line = None;
-        if let Err(stop) = self.before_attempt(exchange).await {
+        if std::mem::take(&mut exchange.next.comes_back)
+            && let Err(no_turn) = self.take_back(session, exchange).await
+        {
+            return Err(self.stopped(session, exchange, no_turn.into()));
+        }
+        if matches!(exchange.destination, Destination::App)
+            && let Err(stop) = self.before_attempt(exchange).await
+            && !(matches!(stop, Stop::Refused(Rejection::BreakerOpen { .. })) && failover::takes(&self.state, exchange))
+        {
             return Err(self.stopped(session, exchange, stop));
         }
         exchange.attempts += 1;
         exchange.body_bytes = 0;
         exchange.interim = 0;
         let app = &exchange.rules.config.app;
-        let mut peer = match &app.target {
+        let (target, connect_timeout) = match &exchange.destination {
+            Destination::Peer(peer, _) => (
+                peer.target.clone(),
+                self.state.peers.as_ref().map_or(app.connect_timeout, |peers| peers.rules.timeout),
+            ),
+            _ => (app.target.clone(), app.connect_timeout),
+        };
+        let mut peer = match &target {
             Target::Tcp(address) => HttpPeer::new(*address, false, String::new()),
             Target::Unix(path) => {
                 let path = path.to_str().unwrap_or_default();
@@ -228,7 +288,7 @@ impl ProxyHttp for Gateway {
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let (line, opener) = Line::new(&app.target, app.connect_timeout.min(left));
+        let (line, opener) = Line::new(&target, connect_timeout.min(left));
         peer.options.custom_l4 = Some(opener);
         exchange.line = Some(line);
         let patience = match exchange.kind {
@@ -242,7 +302,15 @@ impl ProxyHttp for Gateway {
 
     /// Nothing has been sent, so any request may be tried again.
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
+        if let Destination::Peer(peer, kind) = &exchange.destination {
+            peer.not_reached();
+            self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
+            exchange.next.comes_back = true;
+            error.set_retry(true);
+            return error;
+        }
         let again = match error.etype() {
+            ErrorType::ConnectRefused if self.is_away(exchange) && failover::takes(&self.state, exchange) => true,
             ErrorType::ConnectRefused if hold::refused(&self.state, exchange) => {
                 exchange.next.rejoins = true;
                 // What broke off did so because the app went: it waits for it, and is no retry.
@@ -275,7 +343,6 @@ impl ProxyHttp for Gateway {
         _: Option<&pingora::protocols::Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        self.state.metrics.attempts_new.inc();
         exchange.sent_at = Instant::now();
         let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
             .iter()
@@ -284,6 +351,10 @@ impl ProxyHttp for Gateway {
             // It has no body whose end would begin the app's time.
             line.cut_at(exchange.deadline);
         }
+        if matches!(exchange.destination, Destination::Peer(..)) {
+            return Ok(());
+        }
+        self.state.metrics.attempts_new.inc();
         if exchange.broken.is_some() {
             // The app is there, so the attempt before this one failed.
             let current = exchange.attempt.take();
@@ -307,6 +378,19 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         let status = response.status;
+        if let Destination::Peer(_, kind) = exchange.destination {
+            let is_given_back = response.headers.contains_key(&hop::X_OUTRIGGER_REFUSED);
+            let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
+            if kind == hop::Kind::Failover && is_given_back && !session.as_ref().retry_buffer_truncated() {
+                self.state.metrics.sent_to_peer(kind, SentOn::Refused);
+                (exchange.next.comes_back, exchange.next.is_planned) = (true, true);
+                return Err(Error::explain(ErrorType::HTTPStatus(status.as_u16()), "a peer gives it back").into_up());
+            }
+            if !is_interim {
+                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+            }
+            return Ok(());
+        }
         let asked_for =
             response.headers.get(header::RETRY_AFTER).and_then(|value| retries::asked_for(value.as_bytes()));
         exchange.says_when = asked_for.is_some();
@@ -326,6 +410,17 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if shed_edge_fields(request, exchange.client.is_trusted) {
             self.state.metrics.forged_fields.inc();
+        }
+        if exchange.sticky.is_enforced() {
+            hide_session(request)?;
+        }
+        if let Destination::Peer(peer, kind) = &exchange.destination
+            && let Some(peers) = &self.state.peers
+        {
+            let from = peers.this.name.as_ref().into();
+            let hop = Hop { kind: *kind, client: exchange.client.address, nonce: random(), from };
+            let sealed = hop.seal(&peers.this.keys, &view(session.req_header()), &peer.name, seconds());
+            request.insert_header(&hop::X_OUTRIGGER_HOP, sealed)?;
         }
         let mut added = Added::default();
         added.fill(&view(session.req_header()), exchange, Instant::now());
@@ -410,6 +505,7 @@ impl ProxyHttp for Gateway {
             response.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
         }
         add_limits(response, exchange)?;
+        add_session(response, exchange)?;
         let is_event_stream = response
             .headers
             .get(header::CONTENT_TYPE)
@@ -443,6 +539,13 @@ impl ProxyHttp for Gateway {
             matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
         let is_app = *error.esource() == ErrorSource::Upstream;
         let is_cut = exchange.line.as_ref().is_some_and(Line::is_cut);
+        if let (Destination::Peer(_, kind), true) = (&exchange.destination, is_app) {
+            self.state.metrics.sent_to_peer(*kind, if is_cut { SentOn::Late } else { SentOn::Broken });
+            let again = !is_cut && unanswered && may_repeat(session);
+            exchange.next.comes_back = again;
+            error.set_retry(again);
+            return error;
+        }
         let again = is_app && broke_off && !is_cut && unanswered && may_repeat(session) && {
             let pause = retries::pause(exchange, Instant::now(), None);
             exchange.next.pause = pause;

@@ -53,6 +53,8 @@ pub enum Rejection {
         /// Its status.
         status: StatusCode,
     },
+    /// It came by the listener for peers, and shows no signature of one.
+    NotAPeer,
 }
 
 /// A request that the app failed.
@@ -115,6 +117,7 @@ impl Rejection {
             Self::BREAKER_OPEN,
             Self::Expired,
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
+            Self::NotAPeer,
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
     }
@@ -212,6 +215,13 @@ impl Rejection {
                 "fault_injected",
                 "The operator lets this request fail on purpose",
                 "try again; the operator's [[faults]] say which requests fail",
+                None,
+            ),
+            Self::NotAPeer => (
+                StatusCode::FORBIDDEN,
+                "not_a_peer",
+                "This listener is for the app's other Machines",
+                "use the public address; Machines need the same OUTRIGGER_AFFINITY_KEYS, and clocks that agree to a minute",
                 None,
             ),
         };

@@ -17,6 +17,7 @@ use crate::gate::Gate;
 use crate::hold::Reach;
 use crate::limits::table::Table;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
+use crate::peers::Peers;
 
 /// One version of the rules, with what was prepared for it.
 #[derive(Debug)]
@@ -71,6 +72,8 @@ pub struct State {
     pub breakers: breakers::Registry,
     /// Whether the app takes connections.
     pub reach: Reach,
+    /// The other Machines; `None` when this one is alone.
+    pub peers: Option<Peers>,
     retries: Mutex<Budget>,
     connections: AtomicUsize,
     in_flight: Arc<AtomicUsize>,
@@ -82,6 +85,7 @@ impl State {
         let limits = Table::new(config.max_limit_keys);
         let gate = Arc::new(Gate::new(config.gate.settings));
         let breakers = breakers::Registry::default();
+        let peers = config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Peers::new(rules, this));
         let rules = Snapshot::new(config, 1, &metrics, &breakers);
         Self {
             limits,
@@ -89,6 +93,7 @@ impl State {
             gate,
             breakers,
             reach: Reach::default(),
+            peers,
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,

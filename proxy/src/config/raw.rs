@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::{Abuse, Admission, RateLimits, Tiers};
 pub use super::identity::Identity;
+use super::machines::{Affinity, Peers};
 use super::resilience::{Breaker, Fallback, Fault, Retry};
 use super::units::{AppAddress, MetricsUrl, Size, Span, Text};
 
@@ -57,6 +58,10 @@ pub struct Raw {
     pub breaker: Breaker,
     /// When a request is sent again.
     pub retry: Retry,
+    /// Sessions that keep their Machine.
+    pub affinity: Affinity,
+    /// The other Machines of the same app.
+    pub peers: Peers,
     /// Faults on purpose, for game days; refused without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.
@@ -72,6 +77,8 @@ pub struct Server {
     /// A port that speaks HTTP/2 without TLS (prior knowledge), for edges with `h2_backend`. Unset: none.
     /// Environment: OUTRIGGER_H2C_LISTEN.
     pub h2c_listen: Option<Text<SocketAddr>>,
+    /// This Machine's name, for its peers and sessions. Unset: FLY_MACHINE_ID. Environment: OUTRIGGER_MACHINE.
+    pub machine: Option<String>,
     /// Worker threads; 0 takes one for each CPU. Environment: OUTRIGGER_THREADS.
     #[schemars(range(max = 256))]
     pub threads: u16,
@@ -88,6 +95,7 @@ impl Default for Server {
         Self {
             listen: Text(SocketAddr::from(([127, 0, 0, 1], 8080))),
             h2c_listen: None,
+            machine: None,
             threads: 0,
             max_connections: NonZeroU32::new(20_000).unwrap_or(NonZeroU32::MIN),
             lame_duck: seconds(5),

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::breakers::{self, End};
 use crate::config::resilience::Effect;
 use crate::exchange::Exchange;
 use crate::rejection::{Failure, Rejection};
-use crate::{admit, faults, head, hold, retries};
+use crate::{admit, failover, faults, head, hold, retries};
 
 impl Lane<'_> {
     /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
@@ -36,7 +37,8 @@ impl Lane<'_> {
                 Ok((app, answer)) => {
                     exchange.says_when = answer.retry_after.is_some();
                     let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
-                        return self.relay(app, input, answer, exchange).await;
+                        let rules = Arc::clone(&exchange.rules);
+                        return self.relay(app, input, answer, &rules.config.app.target, exchange).await;
                     };
                     // The rest of that answer goes with its connection.
                     drop(app);
@@ -53,6 +55,9 @@ impl Lane<'_> {
                 Err(Broken::App(Failure::Unreachable, _)) if hold::refused(self.state, exchange) => {
                     // Nothing was sent: it waits for the app like those that come now.
                     breakers::ended(self.state, exchange, End::Unknown);
+                    if failover::takes(self.state, exchange) {
+                        return Err(Broken::Moved);
+                    }
                     hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
                     let turn = self.wait_for_turn(exchange, head).await?;
                     if turn >= exchange.deadline {
@@ -74,6 +79,9 @@ impl Lane<'_> {
                     };
                     owed = Some(Broken::App(Failure::Closed, detail));
                     self.pause(pause).await?;
+                }
+                Err(Broken::Refused(Rejection::BreakerOpen { .. })) if failover::takes(self.state, exchange) => {
+                    return Err(Broken::Moved);
                 }
                 Err(broken) => return Err(broken),
             }

@@ -6,11 +6,14 @@ use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType};
 
 use super::Gateway;
-use super::heads::may_repeat;
+use super::heads::{may_repeat, view, write_replay};
 use crate::admit::NoTurn;
+use crate::affinity::replay;
 use crate::breakers::{self, End};
 use crate::config::resilience::Effect;
-use crate::exchange::Exchange;
+use crate::exchange::{Destination, Exchange};
+use crate::peers::hop;
+use crate::peers::probe::seconds;
 use crate::rejection::{Failure, Rejection};
 use crate::{admit, faults, hold, retries};
 
@@ -50,6 +53,35 @@ impl Gateway {
                 None if admit::wait_deadline(&self.state, exchange) > now => {}
                 Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
             }
+        }
+    }
+
+    /// A peer has not taken it. Whose session's home that was, it has a new one here; the others wait for their turn.
+    pub(super) async fn take_back(&self, session: &Session, exchange: &mut Exchange) -> Result<(), NoTurn> {
+        let request = view(session.req_header());
+        let was_home = matches!(exchange.destination, Destination::Peer(_, hop::Kind::Session));
+        exchange.destination = Destination::App;
+        exchange.has_lost_home |= was_home;
+        let decide = if was_home { super::decide } else { super::take_turn };
+        decide(&self.state, &request, exchange).map_err(NoTurn::Refused)?;
+        self.wait_for_turn(exchange).await
+    }
+
+    /// Whether the app is away: it has just refused a connection, and no other request may have noticed.
+    pub(super) fn is_away(&self, exchange: &Exchange) -> bool {
+        hold::refused(&self.state, exchange);
+        self.state.reach.is_away()
+    }
+
+    /// Asks the edge to send the request to its session's home.
+    pub(super) async fn replay(&self, session: &mut Session, exchange: &mut Exchange, home: &str) {
+        let rules = std::sync::Arc::clone(&exchange.rules);
+        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return };
+        let field = replay::field(this, home, affinity.replay_timeout, seconds());
+        self.keep_after_answer(session);
+        exchange.status = http::StatusCode::TEMPORARY_REDIRECT.as_u16();
+        if let Err(e) = write_replay(session, exchange, &field).await {
+            tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
         }
     }
 

@@ -6,11 +6,14 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
+use crate::affinity::replay::FLY_REPLAY;
+use crate::affinity::{self, cookie};
 use crate::exchange::{Exchange, Fields, Request};
 use crate::forwarding::{self, X_REQUEST_ID};
-use crate::limits;
+use crate::peers::hop::X_OUTRIGGER_REFUSED;
 use crate::rejection::seconds;
 use crate::reply::Reply;
+use crate::{failover, limits};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -113,6 +116,48 @@ pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> 
     result
 }
 
+/// Takes the session's cookie out of what the app gets.
+pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
+    if !request.headers.get_all(header::COOKIE).iter().any(|value| cookie::is_in(value.as_bytes())) {
+        return Ok(());
+    }
+    let mut kept = Vec::new();
+    for value in request.headers.get_all(header::COOKIE) {
+        let mut others = Vec::new();
+        if cookie::write_others(value.as_bytes(), &mut others) {
+            kept.push(others);
+        }
+    }
+    request.remove_header(&header::COOKIE);
+    for others in kept {
+        request.append_header(header::COOKIE, others)?;
+    }
+    Ok(())
+}
+
+/// Writes the session's cookie.
+pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let mut result = Ok(());
+    affinity::set_cookie(exchange, |name, value| {
+        if let Err(e) = response.append_header(name, value) {
+            result = Err(e);
+        }
+    });
+    result
+}
+
+/// Asks the edge to send the request elsewhere.
+pub(super) async fn write_replay(session: &mut Session, exchange: &Exchange, field: &[u8]) -> Result<()> {
+    let mut head = ResponseHeader::build(StatusCode::TEMPORARY_REDIRECT, Some(4))?;
+    head.insert_header(&FLY_REPLAY, field)?;
+    head.insert_header(header::CONTENT_LENGTH, 0)?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if exchange.rules.config.headers.request_id {
+        head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
+    }
+    session.write_response_header(Box::new(head), true).await
+}
+
 pub(super) async fn write_answer(session: &mut Session, exchange: &Exchange, reply: Reply) -> Result<()> {
     let Reply { status, content_type, body, retry_after } = reply;
     let mut head = ResponseHeader::build(status, Some(6))?;
@@ -124,6 +169,9 @@ pub(super) async fn write_answer(session: &mut Session, exchange: &Exchange, rep
     }
     if exchange.rules.config.headers.request_id {
         head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
+    }
+    if failover::is_given_back(exchange) {
+        head.insert_header(&X_OUTRIGGER_REFUSED, "1")?;
     }
     add_limits(&mut head, exchange)?;
     let is_head = session.req_header().method == http::Method::HEAD;

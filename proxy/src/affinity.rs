@@ -1,0 +1,217 @@
+//! A session keeps its Machine: its cookie is read, and the request goes where the session is at home.
+//!
+//! [`outrigger_policy::affinity`] decides where; [`cookie`] and [`replay`] are what clients and the edge see of it. The app sees in
+//! [`X_OUTRIGGER_MACHINE`] where the session is at home, and never the cookie.
+
+pub mod cookie;
+pub mod replay;
+
+use http::{HeaderName, header};
+use outrigger_policy::affinity::{Home, Mark, Sight, Via, Way, way};
+use outrigger_policy::flags::Mode;
+
+use self::cookie::Found;
+use self::replay::Marks;
+use crate::config::machines::{AffinityRules, This};
+use crate::exchange::{Destination, Exchange, Kind, Request};
+use crate::metrics::Affinity as Counted;
+use crate::peers::hop;
+use crate::peers::probe::seconds;
+use crate::rejection::Rejection;
+use crate::request_id::random;
+use crate::state::{Phase, State};
+
+/// Tells the app which Machine keeps the session.
+pub static X_OUTRIGGER_MACHINE: HeaderName = HeaderName::from_static("x-outrigger-machine");
+/// Larger bodies are not replayed by the edge.
+const REPLAYABLE_BYTES: u64 = 1_000_000;
+
+/// What was found of a request's session, and what becomes of it.
+#[derive(Debug, Default)]
+pub struct Sticky {
+    /// What is done with this client's sessions.
+    pub mode: Mode,
+    /// Where the session is at home.
+    pub at: Keeper,
+    /// What the answer does with the cookie.
+    pub cookie: Cookie,
+}
+
+/// The Machine that keeps a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Keeper {
+    /// There is no session.
+    #[default]
+    Nobody,
+    /// This one.
+    This,
+    /// Another one.
+    Other(Box<str>),
+}
+
+/// What an answer does with the cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cookie {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// It is written, for the session with this number that began then.
+    Write {
+        /// The session's number.
+        id: u64,
+        /// When it began.
+        born: u32,
+    },
+    /// It is taken away: this Machine is leaving, and the next one to see the client keeps it.
+    Clear,
+}
+
+impl Sticky {
+    /// Whether the cookie is ours: it is taken out of what the app gets.
+    pub fn is_enforced(&self) -> bool {
+        self.mode == Mode::Enforce
+    }
+
+    /// The name that the app is told.
+    pub fn keeper<'a>(&'a self, this: &'a Option<This>) -> Option<&'a str> {
+        match &self.at {
+            Keeper::Nobody => None,
+            Keeper::This => this.as_ref().map(|this| &*this.name),
+            Keeper::Other(name) => Some(name),
+        }
+    }
+}
+
+/// Finds the session, and sends the request to its home if that is elsewhere.
+///
+/// # Errors
+/// None: a cookie that does not count is as good as none.
+pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let rules = std::sync::Arc::clone(&exchange.rules);
+    let (Some(affinity), Some(this)) = (&rules.config.affinity, &rules.config.this) else {
+        exchange.sticky.mode = Mode::Off;
+        return Ok(());
+    };
+    let mode = match (exchange.sticky.mode, affinity.mode) {
+        (Mode::Off, _) | (_, Mode::Off) => Mode::Off,
+        (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
+        (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
+    };
+    exchange.sticky.mode = if exchange.route().is_health { Mode::Off } else { mode };
+    if exchange.sticky.mode == Mode::Off {
+        return Ok(());
+    }
+    if let Some(hop) = &exchange.hop {
+        // Whoever sent it has looked at the cookie, and writes it.
+        exchange.sticky.at = match hop.kind {
+            hop::Kind::Failover => Keeper::Other(hop.from.clone()),
+            hop::Kind::Session | hop::Kind::Probe => Keeper::This,
+        };
+        return Ok(());
+    }
+    let counted = decide(state, request, exchange, *affinity, this);
+    state.metrics.affinity(counted);
+    if exchange.sticky.mode == Mode::Monitor {
+        exchange.sticky = Sticky { mode: Mode::Monitor, ..Sticky::default() };
+        exchange.destination = Destination::App;
+    }
+    Ok(())
+}
+
+fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: AffinityRules, this: &This) -> Counted {
+    let now = seconds();
+    // From anybody else these fields are removed, and counted with the others that are.
+    let marks = if exchange.client.is_trusted { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
+    if marks.mark == Mark::Unsigned {
+        state.metrics.affinity(Counted::Forged);
+    }
+    let is_leaving = state.drain.phase() != Phase::Serving;
+    let mut buffer = cookie::Buffer::default();
+    let found = cookie::find(&this.keys, &rules.lifetime, request.fields, now, &mut buffer);
+    let (session, is_due) = match found {
+        Found::Session(session, is_due) => (session, is_due),
+        Found::Nothing | Found::Over | Found::Forged => {
+            // A Machine that is leaving begins nothing that it could not keep.
+            exchange.sticky.cookie = match (is_leaving, found) {
+                (false, _) => Cookie::Write { id: random(), born: now },
+                (true, Found::Nothing) => Cookie::Keep,
+                (true, _) => Cookie::Clear,
+            };
+            exchange.sticky.at = if is_leaving { Keeper::Nobody } else { Keeper::This };
+            return match found {
+                Found::Over => Counted::Expired,
+                Found::Forged => Counted::Forged,
+                _ => Counted::New,
+            };
+        }
+    };
+    let is_here = session.home == this.name.as_bytes();
+    let home = match &state.peers {
+        _ if is_here => Home::Here,
+        // It could not be reached a moment ago.
+        _ if exchange.has_lost_home => Home::Gone,
+        Some(peers) => peers.home(session.home, rules.via),
+        None => Home::Unknown,
+    };
+    let sight = Sight {
+        via: rules.via,
+        home,
+        mark: marks.mark,
+        was_refused: marks.was_refused,
+        can_be_replayed: exchange.client.is_trusted && has_short_body(request),
+        is_upgrade: exchange.kind == Kind::Upgrade,
+    };
+    let write = Cookie::Write { id: session.id, born: session.born };
+    let other = || Keeper::Other(String::from_utf8_lossy(session.home).into());
+    let refreshed = if is_due { write } else { Cookie::Keep };
+    let (at, cookie, destination, counted) = match way(sight) {
+        Way::Here if is_here && is_leaving => (Keeper::This, Cookie::Clear, Destination::App, Counted::Pinned),
+        Way::Here if is_here => (Keeper::This, refreshed, Destination::App, Counted::Pinned),
+        Way::Here => (other(), refreshed, Destination::App, Counted::Visiting),
+        Way::Rehome if is_leaving => (Keeper::Nobody, Cookie::Clear, Destination::App, Counted::Rehomed),
+        Way::Rehome => (Keeper::This, write, Destination::App, Counted::Rehomed),
+        Way::Replay => {
+            let to = String::from_utf8_lossy(session.home).into();
+            (other(), Cookie::Keep, Destination::Replay(to), Counted::Replayed)
+        }
+        Way::Forward => match state.peers.as_ref().and_then(|peers| peers.named(session.home)) {
+            Some(peer) => (other(), refreshed, Destination::Peer(peer, hop::Kind::Session), Counted::Forwarded),
+            // It has gone between two looks.
+            None => (Keeper::This, write, Destination::App, Counted::Rehomed),
+        },
+    };
+    exchange.sticky = Sticky { mode: exchange.sticky.mode, at, cookie };
+    exchange.destination = destination;
+    counted
+}
+
+/// Whether the request's body is short enough for the edge to send it again, and says so.
+fn has_short_body(request: &Request<'_>) -> bool {
+    if request.fields.has(&header::TRANSFER_ENCODING) {
+        return false;
+    }
+    let Some(length) = request.fields.get(&header::CONTENT_LENGTH) else { return true };
+    std::str::from_utf8(length)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .is_some_and(|bytes: u64| bytes <= REPLAYABLE_BYTES)
+}
+
+/// Gives `write` the `Set-Cookie` of an answer, if it has one.
+pub fn set_cookie(exchange: &Exchange, write: impl FnOnce(&'static str, &[u8])) {
+    if exchange.sticky.cookie == Cookie::Keep || !exchange.sticky.is_enforced() {
+        return;
+    }
+    let config = &exchange.rules.config;
+    let (Some(rules), Some(this)) = (&config.affinity, &config.this) else { return };
+    cookie::with_line(exchange, rules, this, |line| write(header::SET_COOKIE.as_str(), line));
+}
+
+/// How a session's transport is called.
+pub const fn via_name(via: Via) -> &'static str {
+    match via {
+        Via::Replay => "replay",
+        Via::Private => "private",
+        Via::Off => "off",
+    }
+}

@@ -1,0 +1,66 @@
+//! Requests that the app here cannot take go to a ready peer: once, and never what came from one.
+//!
+//! A peer takes them only while it has slots to spare: what is its own goes first. Whatever it does not take comes back, and is
+//! served as if there were no peers.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use outrigger_policy::flags::Mode;
+
+use crate::exchange::{Destination, Exchange, Request};
+use crate::peers::Peer;
+use crate::peers::hop::Kind;
+use crate::rejection::{Failure, Rejection};
+use crate::state::State;
+
+/// Sends the request to a peer while the app here says that it is not ready, or does not answer.
+///
+/// # Errors
+/// None: without a ready peer it is served here.
+pub fn choose(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let Some(peers) = &state.peers else { return Ok(()) };
+    if peers.local.is_unready() || state.reach.is_away() {
+        takes(state, exchange);
+    }
+    Ok(())
+}
+
+/// Whether a peer takes the request instead of the app here: then its destination is changed.
+pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
+    let Some(peer) = peer_for(state, exchange) else { return false };
+    exchange.has_failed_over = true;
+    exchange.permit = None;
+    exchange.waiting = None;
+    exchange.destination = Destination::Peer(peer, Kind::Failover);
+    true
+}
+
+fn peer_for(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
+    let peers = state.peers.as_ref()?;
+    let rules = exchange.rules.config.peers.as_ref()?;
+    let may = rules.failover == Mode::Enforce
+        && exchange.resilience == Mode::Enforce
+        && !exchange.has_failed_over
+        && exchange.hop.is_none()
+        && !exchange.route().is_health;
+    if may { peers.ready() } else { None }
+}
+
+/// Whether the sender of this request is told that it may serve it itself: nothing of it has reached the app.
+pub fn is_given_back(exchange: &Exchange) -> bool {
+    let is_failover = exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover);
+    let is_untouched = matches!(
+        exchange.rejection,
+        Some(Rejection::Overloaded | Rejection::AppRestarting | Rejection::BreakerOpen { .. } | Rejection::Draining)
+    ) || exchange.failure == Some(Failure::Unreachable);
+    is_failover && is_untouched
+}
+
+/// Whether a request is taken only if there is a slot for it at once: what came from a peer waits for nothing here.
+pub fn is_guest(exchange: &Exchange) -> bool {
+    exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover)
+}
+
+/// The status of what a peer gives back.
+pub const GIVEN_BACK: StatusCode = StatusCode::SERVICE_UNAVAILABLE;

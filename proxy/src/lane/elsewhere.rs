@@ -1,0 +1,168 @@
+//! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{BufMut, BytesMut};
+use http::Method;
+
+use super::{Answered, Broken, Lane, Prepared, put_line, recycle, scratch};
+use crate::affinity::replay;
+use crate::app_pool::{self, AppStream};
+use crate::exchange::{Destination, Exchange, Fields, Request};
+use crate::metrics::SentOn;
+use crate::peers::Peer;
+use crate::peers::hop::{Hop, Kind};
+use crate::peers::local;
+use crate::peers::probe::seconds;
+use crate::pipeline;
+use crate::rejection::Failure;
+use crate::request_id::random;
+use crate::{head, limits};
+
+impl Lane<'_> {
+    /// Serves the request: refuses it, or sends it where it goes. What a peer does not take comes back, once.
+    pub(super) async fn serve_prepared(&mut self, prepared: &mut Prepared) -> Result<(), Broken> {
+        if let Some(problem) = prepared.refused {
+            return self.answer(&mut prepared.exchange, &problem).await;
+        }
+        loop {
+            match prepared.exchange.destination.clone() {
+                Destination::App => match self.forward_in_turn(&mut prepared.exchange, &mut prepared.head).await {
+                    Err(Broken::Moved) => {}
+                    result => return result,
+                },
+                Destination::Replay(home) => return self.answer_replay(&mut prepared.exchange, &home).await,
+                Destination::Probe => return self.answer_probe(&mut prepared.exchange).await,
+                Destination::Peer(peer, kind) => {
+                    if let Some(result) = self.ask_peer(prepared, &peer, kind).await {
+                        return result;
+                    }
+                    let Prepared { exchange, method, path, .. } = &mut *prepared;
+                    exchange.destination = Destination::App;
+                    let request = Request { method, path, host: "", fields: Fields::Wire(&[]), is_http10: false };
+                    pipeline::take_turn(self.state, &request, exchange).map_err(Broken::Refused)?;
+                }
+            }
+        }
+    }
+
+    /// Sends the request to a peer and relays its answer. `None`: nothing has come of it, and it can be served here.
+    pub(super) async fn ask_peer(
+        &mut self,
+        prepared: &mut Prepared,
+        peer: &Arc<Peer>,
+        kind: Kind,
+    ) -> Option<Result<(), Broken>> {
+        let Prepared { exchange, method, path, head, .. } = prepared;
+        let hop = self.hop(exchange, method, path, &peer.name, kind)?;
+        let head = head::with_hop(head, &hop);
+        let mut input = scratch();
+        exchange.attempts += 1;
+        let asked = self.asked(exchange, peer, &head, &mut input).await;
+        let (outcome, result) = match asked {
+            Ok((_, answer)) if answer.is_given_back && kind == Kind::Failover => (SentOn::Refused, None),
+            Ok((stream, answer)) => {
+                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                return Some(self.relay(stream, input, answer, &peer.target, exchange).await);
+            }
+            Err(Broken::App(Failure::Unreachable | Failure::ConnectTimeout, _)) => {
+                peer.not_reached();
+                (SentOn::Unreachable, None)
+            }
+            // It may be sent again, as all that comes this way.
+            Err(Broken::App(Failure::Closed | Failure::Invalid, _)) => (SentOn::Broken, None),
+            Err(broken @ Broken::App(..)) => (SentOn::Late, Some(Err(broken))),
+            Err(broken) => return Some(Err(broken)),
+        };
+        self.state.metrics.sent_to_peer(kind, outcome);
+        self.stream.output().clear();
+        recycle(input);
+        let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
+        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
+        result
+    }
+
+    /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
+    async fn asked(
+        &mut self,
+        exchange: &mut Exchange,
+        peer: &Peer,
+        head: &[u8],
+        input: &mut BytesMut,
+    ) -> Result<Answered, Broken> {
+        if let Some(mut kept) = app_pool::take(&peer.target) {
+            match self.ask(&mut kept, head, input, exchange).await {
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                asked => return asked.map(|answer| (kept, answer)),
+            }
+        }
+        let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let connected = tokio::time::timeout(patience.min(left), AppStream::connect(&peer.target)).await;
+        let mut fresh = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) if e.kind() != ErrorKind::WouldBlock => {
+                return Err(Broken::App(Failure::Unreachable, e.to_string().into()));
+            }
+            Ok(Err(_)) | Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
+        };
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    fn hop(&self, exchange: &Exchange, method: &Method, path: &str, to: &str, kind: Kind) -> Option<Vec<u8>> {
+        let this = &self.state.peers.as_ref()?.this;
+        let request = Request { method, path, host: "", fields: Fields::Wire(&[]), is_http10: false };
+        let hop = Hop { kind, client: exchange.client.address, nonce: random(), from: this.name.as_ref().into() };
+        Some(hop.seal(&this.keys, &request, to, seconds()))
+    }
+
+    /// Asks the edge to send the request to its session's home.
+    async fn answer_replay(&mut self, exchange: &mut Exchange, home: &str) -> Result<(), Broken> {
+        let rules = Arc::clone(&exchange.rules);
+        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
+        let field = replay::field(this, home, affinity.replay_timeout, seconds());
+        self.begin(exchange, "307 Temporary Redirect", 0);
+        put_line(self.stream.output(), replay::FLY_REPLAY.as_str(), &field);
+        exchange.status = 307;
+        self.finish(exchange, b"").await
+    }
+
+    /// Tells a peer how we are.
+    async fn answer_probe(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
+        let condition = local::condition(self.state, &peers.local);
+        let body = condition.seal(&peers.this.keys, hop.nonce, &peers.this.name);
+        self.begin(exchange, "200 OK", body.len());
+        exchange.status = 200;
+        self.finish(exchange, &body).await
+    }
+
+    fn begin(&mut self, exchange: &Exchange, status: &str, length: usize) {
+        self.closes = self.state.drain.phase() != crate::state::Phase::Serving;
+        let out = self.stream.output();
+        out.clear();
+        out.put_slice(
+            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n").as_bytes(),
+        );
+        if exchange.rules.config.headers.request_id {
+            put_line(out, "X-Request-Id", exchange.request_id.as_bytes());
+        }
+        limits::headers::each(exchange, |name, value| put_line(out, name, value));
+    }
+
+    async fn finish(&mut self, exchange: &mut Exchange, body: &[u8]) -> Result<(), Broken> {
+        let closes = self.closes;
+        let out = self.stream.output();
+        out.put_slice(b"Date: ");
+        out.put_slice(&super::date(exchange.started));
+        out.put_slice(if closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
+        if !self.is_head {
+            out.put_slice(body);
+            self.sent = body.len() as u64;
+        }
+        self.send_gathered(exchange).await
+    }
+}

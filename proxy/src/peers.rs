@@ -1,0 +1,204 @@
+//! The other Machines of the same app: who they are, how they are, and what goes to them.
+//!
+//! ```text
+//! discovery.rs   where they are: a name's addresses, or a list
+//! hop.rs         the signed field of a request that goes from one Machine to another
+//! probe.rs       how they are: each is asked every second, and has to sign its answer
+//! local.rs       how the app here is, for the others
+//! ```
+//!
+//! A peer is known by the name that it signs, not by its address: addresses change, and a list has none. Which of the ready ones
+//! takes what cannot be done here is `pingora-load-balancing`'s choice.
+
+pub mod discovery;
+pub mod hop;
+pub mod local;
+pub mod probe;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use outrigger_policy::affinity::{Home, Via};
+use pingora::lb::selection::RoundRobin;
+use pingora::lb::{Backends, LoadBalancer};
+
+use self::discovery::{Finder, Last};
+use self::hop::Condition;
+use self::local::Local;
+use self::probe::{Check, Round};
+use crate::config::Target;
+use crate::config::machines::{PeerRules, This};
+
+/// What was found is believed for so many refreshes: a name server that does not answer says nothing about Machines.
+const BELIEVED_REFRESHES: u32 = 4;
+/// Where one chooses among peers, so many are looked at.
+const MOST_LOOKED_AT: usize = 16;
+
+/// How a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It takes what its peers cannot.
+    Ready,
+    /// Its own app cannot take requests.
+    Unready,
+    /// It is about to leave.
+    Leaving,
+    /// It does not answer, or not as a peer does.
+    Silent,
+}
+
+impl Standing {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Unready, Self::Leaving, Self::Silent];
+
+    /// For operators.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Leaving => "leaving",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+impl From<Condition> for Standing {
+    fn from(condition: Condition) -> Self {
+        match condition {
+            Condition::Ready => Self::Ready,
+            Condition::Unready => Self::Unready,
+            Condition::Leaving => Self::Leaving,
+        }
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub target: Target,
+    standing: AtomicU8,
+    /// Probes in a row that it did not answer.
+    missed: AtomicU32,
+}
+
+impl Peer {
+    fn new(name: Arc<str>, address: SocketAddr, standing: Standing) -> Self {
+        let (standing, missed) = (AtomicU8::new(standing as u8), AtomicU32::new(0));
+        Self { name, target: Target::Tcp(address), standing, missed }
+    }
+
+    /// How it is.
+    pub fn standing(&self) -> Standing {
+        Standing::ALL[usize::from(self.standing.load(Ordering::Relaxed)) % Standing::ALL.len()]
+    }
+
+    fn set(&self, standing: Standing) {
+        self.standing.store(standing as u8, Ordering::Relaxed);
+    }
+
+    /// A request did not reach it: it gets no other until it answers a probe again.
+    pub fn not_reached(&self) {
+        self.set(Standing::Silent);
+    }
+
+    /// Whether it has not answered for so long that it will not do so soon.
+    fn is_lost(&self) -> bool {
+        self.missed.load(Ordering::Relaxed) >= probe::MISSED_BEFORE_LOST
+    }
+}
+
+/// All that were seen, in the order of their addresses.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Those whose name is known; never this Machine itself.
+    pub peers: Vec<Arc<Peer>>,
+    /// Every address that was found has said its name at least once.
+    is_complete: bool,
+}
+
+/// What is known of the other Machines.
+pub struct Peers {
+    /// The rules, as they were at the start.
+    pub rules: PeerRules,
+    /// This Machine.
+    pub this: This,
+    /// How the app here is.
+    pub local: Local,
+    seen: ArcSwap<Seen>,
+    found: Arc<Last>,
+    round: Arc<Round>,
+    balancer: LoadBalancer<RoundRobin>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("rules", &self.rules).field("seen", &self.seen).finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// Nobody is known yet; [`probe::keep_asking`] finds them.
+    pub fn new(rules: PeerRules, this: This) -> Self {
+        let finder = Finder::new(rules.found_by.clone(), rules.refresh);
+        let found = finder.last();
+        let round = Arc::new(Round::default());
+        let mut backends = Backends::new(Box::new(finder));
+        let check = Check { this: this.clone(), patience: rules.timeout, round: Arc::clone(&round) };
+        backends.set_health_check(Box::new(check));
+        let balancer = LoadBalancer::from_backends(backends);
+        Self { rules, this, local: Local::default(), seen: ArcSwap::default(), found, round, balancer }
+    }
+
+    /// All that were seen.
+    pub fn seen(&self) -> Arc<Seen> {
+        self.seen.load_full()
+    }
+
+    /// The peer of this name.
+    pub fn named(&self, name: &[u8]) -> Option<Arc<Peer>> {
+        self.seen.load().peers.iter().find(|peer| peer.name.as_bytes() == name).cloned()
+    }
+
+    /// What is known of the Machine that keeps a session.
+    pub fn home(&self, name: &[u8], via: Via) -> Home {
+        let seen = self.seen.load();
+        let Some(peer) = seen.peers.iter().find(|peer| peer.name.as_bytes() == name) else {
+            let is_fresh = |age: Duration| age <= self.rules.refresh * BELIEVED_REFRESHES;
+            let is_known = seen.is_complete && self.found.age().is_some_and(is_fresh);
+            return if is_known { Home::Gone } else { Home::Unknown };
+        };
+        match peer.standing() {
+            Standing::Ready | Standing::Unready => Home::Alive,
+            Standing::Leaving => Home::Leaving,
+            // The edge knows better whether it is there. Where nobody is left who could, it is gone after a while.
+            Standing::Silent if via == Via::Private && peer.is_lost() => Home::Gone,
+            Standing::Silent => Home::Unknown,
+        }
+    }
+
+    /// One that takes what cannot be done here.
+    pub fn ready(&self) -> Option<Arc<Peer>> {
+        let seen = self.seen.load();
+        let of = |address: SocketAddr| seen.peers.iter().find(|peer| peer.target == Target::Tcp(address));
+        let is_ready = |address| of(address).is_some_and(|peer| peer.standing() == Standing::Ready);
+        let chosen = self.balancer.select_with(b"", MOST_LOOKED_AT, |backend, is_healthy| {
+            is_healthy && backend.addr.as_inet().is_some_and(|address| is_ready(*address))
+        })?;
+        of(*chosen.addr.as_inet()?).cloned()
+    }
+
+    /// Started Machines, this one included, as far as is known; and those among them that take requests.
+    pub fn machines(&self) -> (u32, u32) {
+        let seen = self.seen.load();
+        let count =
+            |is: fn(&Peer) -> bool| u32::try_from(seen.peers.iter().filter(|p| is(p)).count()).unwrap_or(u32::MAX);
+        let here = u32::from(!self.local.is_unready());
+        (count(|peer| !peer.is_lost()).saturating_add(1), count(|peer| peer.standing() == Standing::Ready) + here)
+    }
+}

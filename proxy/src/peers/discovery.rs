@@ -1,0 +1,127 @@
+//! Where the other Machines are: the addresses of a name, looked up anew, or a list.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use pingora::lb::Backend;
+use pingora::lb::discovery::ServiceDiscovery;
+use pingora::{Error, ErrorType, Result};
+
+use crate::config::machines::FoundBy;
+
+/// More Machines than this are not looked at: the answer of a name server is not ours to believe without a bound.
+const MOST_PEERS: usize = 256;
+/// How long one question to a name server may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Finds the peers of `rules`.
+pub struct Finder {
+    by: FoundBy,
+    resolver: Option<TokioResolver>,
+    refresh: Duration,
+    last: Arc<Last>,
+}
+
+/// What was found last, and when.
+#[derive(Debug, Default)]
+pub struct Last(Mutex<Option<(Instant, BTreeSet<Backend>)>>);
+
+impl Last {
+    fn get(&self) -> Option<(Instant, BTreeSet<Backend>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How old it is; `None` when nothing was ever found.
+    pub fn age(&self) -> Option<Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(at, _)| at.elapsed())
+    }
+
+    fn set(&self, found: BTreeSet<Backend>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found));
+    }
+}
+
+impl std::fmt::Debug for Finder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Finder").field("by", &self.by).finish_non_exhaustive()
+    }
+}
+
+impl Finder {
+    /// One for these rules.
+    pub fn new(by: FoundBy, refresh: Duration) -> Self {
+        let resolver = match &by {
+            FoundBy::Dns { resolver, .. } => resolver_for(*resolver),
+            FoundBy::List(_) => None,
+        };
+        Self { by, resolver, refresh, last: Arc::default() }
+    }
+
+    /// What it found last.
+    pub fn last(&self) -> Arc<Last> {
+        Arc::clone(&self.last)
+    }
+
+    async fn look_up(&self, name: &str, port: u16) -> Result<BTreeSet<Backend>> {
+        let failed = |text: String| Error::explain(ErrorType::InternalError, text);
+        let Some(resolver) = &self.resolver else {
+            return Err(failed("the system names no name server; set peers.resolver".to_owned()));
+        };
+        // Asked for as it is, not below the domains that the system searches.
+        let name = if name.ends_with('.') { name.to_owned() } else { format!("{name}.") };
+        let found = tokio::time::timeout(PATIENCE * 2, resolver.lookup_ip(name.as_str())).await;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(e)) => return Err(failed(format!("{name} has no address: {e}"))),
+            Err(_) => return Err(failed(format!("no name server says where {name} is"))),
+        };
+        Ok(found.iter().take(MOST_PEERS).filter_map(|ip| backend(SocketAddr::new(ip.to_canonical(), port))).collect())
+    }
+}
+
+#[async_trait]
+impl ServiceDiscovery for Finder {
+    async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let found = match (&self.by, self.last.get()) {
+            (FoundBy::Dns { .. }, Some((at, found))) if at.elapsed() < self.refresh => {
+                return Ok((found, HashMap::new()));
+            }
+            (FoundBy::Dns { name, port, .. }, _) => self.look_up(name, *port).await?,
+            (FoundBy::List(list), _) => list.iter().filter_map(|address| backend(*address)).collect(),
+        };
+        self.last.set(found.clone());
+        Ok((found, HashMap::new()))
+    }
+}
+
+fn backend(address: SocketAddr) -> Option<Backend> {
+    Backend::new(&address.to_string()).ok()
+}
+
+fn resolver_for(server: Option<SocketAddr>) -> Option<TokioResolver> {
+    let mut options = ResolverOpts::default();
+    options.timeout = PATIENCE;
+    options.attempts = 2;
+    // What is remembered of a Machine that has gone is of no use: each refresh asks.
+    options.cache_size = 0;
+    options.ip_strategy = hickory_resolver::config::LookupIpStrategy::Ipv6thenIpv4;
+    let builder = match server {
+        None => TokioResolver::builder_tokio().ok()?,
+        Some(server) => {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = server.port();
+                connection
+            });
+            let server = NameServerConfig::new(server.ip(), true, connections.into());
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    builder.with_options(options).build().ok()
+}

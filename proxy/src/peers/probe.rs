@@ -1,0 +1,197 @@
+//! How the peers are: each is asked every second, over the listener that requests come by, and has to sign its answer.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use pingora::lb::Backend;
+use pingora::lb::health_check::HealthCheck;
+use pingora::{Error, ErrorType};
+
+use super::hop::{Condition, Hop, Kind, PROBE_PATH, X_OUTRIGGER_HOP};
+use super::{Peer, Peers, Seen, Standing};
+use crate::app_pool::AppStream;
+use crate::config::Target;
+use crate::config::machines::This;
+use crate::config::reload::unix_now;
+use crate::exchange::{Fields, Request};
+use crate::request_id::random;
+use crate::state::State;
+
+/// After so many probes without an answer a peer is taken for gone.
+pub const MISSED_BEFORE_LOST: u32 = 3;
+/// The longest answer to a probe.
+const ANSWER_BYTES: usize = 4096;
+
+/// Why an answer to a probe is none.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    /// The system's word.
+    #[error("it cannot be reached: {0}")]
+    Io(#[from] std::io::Error),
+    /// It speaks something else.
+    #[error("it does not speak HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    /// Its answer has no end, or is too long.
+    #[error("its answer is no answer to a probe")]
+    Body,
+    /// It took too long.
+    #[error("it takes too long")]
+    Late(#[from] tokio::time::error::Elapsed),
+    /// It does not prove that it is a peer.
+    #[error("it answers {0} and does not prove that it is a peer: do all Machines have the same keys?")]
+    Unproven(StatusCode),
+}
+
+/// Asks `target` for `path`, with a hop if there is one. Gives the status and the body.
+///
+/// # Errors
+/// Whatever keeps it from answering within `patience`.
+pub async fn ask(
+    target: &Target,
+    path: &str,
+    hop: Option<Vec<u8>>,
+    patience: Duration,
+) -> Result<(StatusCode, Bytes), Unanswered> {
+    let asked = async {
+        let stream = AppStream::connect(target).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let mut request = hyper::Request::new(Empty::<Bytes>::new());
+        // A path of ours is one; should that ever not hold, the root is asked for.
+        *request.uri_mut() = path.parse().unwrap_or_default();
+        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("outrigger"));
+        if let Some(Ok(hop)) = hop.map(http::HeaderValue::from_maybe_shared) {
+            request.headers_mut().insert(&X_OUTRIGGER_HOP, hop);
+        }
+        // It ends when the sender is dropped, or with the other side.
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| Unanswered::Body)?;
+        Ok((status, body.to_bytes()))
+    };
+    tokio::time::timeout(patience, asked).await?
+}
+
+/// A peer's own word of how it is.
+async fn probe(this: &This, address: SocketAddr, patience: Duration) -> Result<(Standing, Box<str>), Unanswered> {
+    let nonce = random();
+    let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: this.name.as_ref().into() };
+    let (method, fields) = (Method::GET, Fields::Wire(&[]));
+    let request = Request { method: &method, path: PROBE_PATH, host: "outrigger", fields, is_http10: false };
+    let hop = hop.seal(&this.keys, &request, "", seconds());
+    let (status, body) = ask(&Target::Tcp(address), PROBE_PATH, Some(hop), patience).await?;
+    let (condition, name) = Condition::open(&this.keys, &body, nonce).ok_or(Unanswered::Unproven(status))?;
+    Ok((condition.into(), name))
+}
+
+/// Seconds since 1970, as hops have them.
+pub fn seconds() -> u32 {
+    u32::try_from(unix_now()).unwrap_or(u32::MAX)
+}
+
+/// What the probes of one round found, by address.
+pub type Round = Mutex<HashMap<SocketAddr, Result<(Standing, Box<str>), Unanswered>>>;
+
+/// Asks as `pingora-load-balancing` wants it, and keeps what it was told for [`Peers`].
+#[derive(Debug)]
+pub struct Check {
+    /// Who asks.
+    pub this: This,
+    /// How long an answer may take.
+    pub patience: Duration,
+    /// Where the answers go.
+    pub round: Arc<Round>,
+}
+
+#[async_trait]
+impl HealthCheck for Check {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let Some(address) = target.addr.as_inet() else { return Ok(()) };
+        let found = probe(&self.this, *address, self.patience).await;
+        let is_ready = matches!(found, Ok((Standing::Ready, _)));
+        self.round.lock().unwrap_or_else(PoisonError::into_inner).insert(*address, found);
+        if is_ready { Ok(()) } else { Err(Error::explain(ErrorType::InternalError, "it is not ready")) }
+    }
+
+    fn health_threshold(&self, _: bool) -> usize {
+        1
+    }
+}
+
+/// Looks for peers and asks them how they are, for as long as the process lives.
+pub async fn keep_asking(state: Arc<State>) {
+    let Some(peers) = &state.peers else { return };
+    let mut has_failed = false;
+    loop {
+        let found = peers.balancer.update().await;
+        if found.is_err() != has_failed {
+            has_failed = found.is_err();
+            match found {
+                Ok(()) => tracing::info!(event = "peers", "peers can be looked up again"),
+                Err(e) => tracing::warn!(event = "peers", "peers cannot be looked up, those known stay: {e}"),
+            }
+        }
+        peers.balancer.backends().run_health_check(true).await;
+        let answers = std::mem::take(&mut *peers.round.lock().unwrap_or_else(PoisonError::into_inner));
+        take_in(&state, peers, answers);
+        tokio::time::sleep(peers.rules.interval).await;
+    }
+}
+
+/// Makes the next table of peers from the one before and what a round found.
+fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(Standing, Box<str>), Unanswered>>) {
+    let before = peers.seen();
+    let mut next = Seen { peers: Vec::new(), is_complete: peers.found.age().is_some() };
+    let mut answers: Vec<_> = answers.into_iter().collect();
+    answers.sort_unstable_by_key(|(address, _)| *address);
+    for (address, answer) in answers {
+        let known = before.peers.iter().find(|peer| peer.target == Target::Tcp(address));
+        match (answer, known) {
+            (Ok((_, name)), _) if *name == *peers.this.name => {}
+            (Ok((standing, name)), Some(known)) if *name == *known.name => {
+                if known.standing() != standing {
+                    tell(known, standing);
+                }
+                known.set(standing);
+                known.missed.store(0, Ordering::Relaxed);
+                next.peers.push(Arc::clone(known));
+            }
+            (Ok((standing, name)), _) => {
+                let peer = Arc::new(Peer::new(name.into(), address, standing));
+                tell(&peer, standing);
+                next.peers.push(peer);
+            }
+            (Err(unanswered), Some(known)) => {
+                let missed = known.missed.fetch_add(1, Ordering::Relaxed) + 1;
+                if known.standing() != Standing::Silent {
+                    tracing::warn!(event = "peer", peer = %known.name, %address, "peer {}: {unanswered}", known.name);
+                }
+                known.set(Standing::Silent);
+                if missed == MISSED_BEFORE_LOST {
+                    tracing::warn!(event = "peer", peer = %known.name, %address, missed, "peer {} is taken for gone", known.name);
+                }
+                next.peers.push(Arc::clone(known));
+            }
+            (Err(unanswered), None) => {
+                tracing::debug!(%address, "no peer at {address}: {unanswered}");
+                next.is_complete = false;
+            }
+        }
+    }
+    peers.seen.store(Arc::new(next));
+    state.metrics.show_machines(peers, !before.is_complete);
+}
+
+fn tell(peer: &Peer, standing: Standing) {
+    let (name, standing) = (&*peer.name, standing.name());
+    tracing::info!(event = "peer", peer = name, standing, "peer {name} is {standing}");
+}
