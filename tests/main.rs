@@ -28,6 +28,7 @@ mod health_and_metrics;
 mod identity;
 mod limits;
 mod live_config;
+mod machines;
 mod memory;
 mod overload;
 mod protocol;

@@ -24,7 +24,10 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// # Errors
 /// [`Rejection::NotAPeer`] on the listener for peers; anybody else gets a name.
 pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    exchange.client.address = exchange.connected;
     if exchange.listener == Listener::Peers {
+        // Whoever is refused has a name already.
+        exchange.request_id = RequestId::generate();
         exchange.hop = Some(Box::new(peer(state, request)?));
     }
     let connected = exchange.connected;

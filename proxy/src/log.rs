@@ -169,5 +169,7 @@ fn filter(level: LogLevel) -> EnvFilter {
         LogLevel::Info => "info",
         LogLevel::Debug => "debug",
     };
-    EnvFilter::new(format!("{level},pingora_core=off,pingora_proxy=off,pingora_pool=off,h2=off,hyper=off"))
+    EnvFilter::new(format!(
+        "{level},pingora_core=off,pingora_proxy=off,pingora_pool=off,pingora_load_balancing=off,hickory_proto=off,hickory_net=off,hickory_resolver=off,h2=off,hyper=off"
+    ))
 }

@@ -102,8 +102,9 @@ impl Peer {
         self.standing.store(standing as u8, Ordering::Relaxed);
     }
 
-    /// A request did not reach it: it gets no other until it answers a probe again.
+    /// A request did not reach it: it gets no other until it answers a probe again, and its sessions have new homes.
     pub fn not_reached(&self) {
+        self.missed.fetch_max(probe::MISSED_BEFORE_LOST, Ordering::Relaxed);
         self.set(Standing::Silent);
     }
 
@@ -176,9 +177,10 @@ impl Peers {
         match peer.standing() {
             Standing::Ready | Standing::Unready => Home::Alive,
             Standing::Leaving => Home::Leaving,
-            // The edge knows better whether it is there. Where nobody is left who could, it is gone after a while.
-            Standing::Silent if via == Via::Private && peer.is_lost() => Home::Gone,
-            Standing::Silent => Home::Unknown,
+            // The edge knows better whether it is there. Where there is none, it is tried until it is lost.
+            Standing::Silent if via != Via::Private => Home::Unknown,
+            Standing::Silent if peer.is_lost() => Home::Gone,
+            Standing::Silent => Home::Alive,
         }
     }
 

@@ -49,8 +49,8 @@ pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection
 pub const STAGES: [Stage; 10] = [
     identify::client,
     route::choose,
-    affinity::choose,
     admit::deadline,
+    affinity::choose,
     admit::while_leaving,
     admit::body,
     abuse::check,

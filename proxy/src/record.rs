@@ -8,7 +8,7 @@ use outrigger_policy::abuse::Offence;
 
 use crate::access_log::Line;
 use crate::breakers::{self, End};
-use crate::exchange::Exchange;
+use crate::exchange::{Destination, Exchange};
 use crate::metrics::Outcome;
 use crate::rejection::{Failure, Rejection};
 use crate::state::State;
@@ -85,6 +85,10 @@ const fn end_of(failure: Failure) -> End {
 
 /// Counts a request that ended, once.
 pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method: &Method, path: &str) {
+    if matches!(exchange.destination, Destination::Probe) {
+        // Peers ask every second: that is nobody's request.
+        return;
+    }
     breakers::ended(state, exchange, end(exchange, ending));
     let duration = exchange.started.elapsed();
     let outcome = outcome(exchange, ending);

@@ -1,0 +1,475 @@
+//! Several Machines of one app: sessions keep theirs, and one does what another cannot.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    thread,
+    time::{Duration, Instant},
+};
+
+use xtask::{Signal, ports};
+
+use crate::{
+    backend::{Backend, Play},
+    harness::{Answer, Client, Proxy, Setup, both_ways, get, post, until, with_fields},
+};
+
+/// What all Machines of a test sign with.
+pub const KEYS: &str = "a-key-of-the-tests-that-nobody-can-guess";
+const COOKIE: &str = "_fly_affinity";
+
+/// One Machine: a proxy with a name, and its own app.
+#[derive(Debug)]
+pub struct Machine {
+    pub proxy: Proxy,
+    pub app: Backend,
+    pub peers: SocketAddr,
+}
+
+/// An address where a Machine listens for its peers.
+pub fn place() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, ports::free().expect("a free port")).into()
+}
+
+/// A Machine with these rules, which knows of peers at `places`, the first of which is its own.
+pub fn machine(name: &str, places: &[SocketAddr], rules: &str) -> Machine {
+    let app = Backend::start();
+    let list: Vec<String> = places[1..].iter().map(|place| format!("\"{place}\"")).collect();
+    let (own, list) = (places[0], list.join(", "));
+    let rules = format!(
+        "server.machine = \"{name}\"\nidentity.trusted = [\"127.0.0.1\"]\n\
+         peers.listen = \"{own}\"\npeers.list = [{list}]\npeers.interval = \"100ms\"\n{rules}"
+    );
+    let proxy = Setup::new(&app, &rules).env("OUTRIGGER_AFFINITY_KEYS", KEYS).start();
+    Machine { proxy, app, peers: own }
+}
+
+/// Two Machines, `a` and `b`, that know each other.
+fn pair(rules: &str) -> (Machine, Machine) {
+    let (here, there) = (place(), place());
+    let (a, b) = (machine("a", &[here, there], rules), machine("b", &[there, here], rules));
+    a.sees(1, "ready");
+    b.sees(1, "ready");
+    (a, b)
+}
+
+impl Machine {
+    /// Waits until it knows so many peers in this state.
+    #[track_caller]
+    pub fn sees(&self, number: usize, state: &str) {
+        until(&format!("{number} peers to be {state}"), || {
+            self.proxy.metric("outrigger_peers", &[("state", state)]) == number as f64
+        });
+    }
+
+    fn counts(&self, event: &str, number: usize) {
+        self.proxy.counts("outrigger_affinity_total", &[("event", event)], number);
+    }
+
+    /// The cookie of a new session here.
+    fn session(&self) -> String {
+        cookie(&self.proxy.get("/new")).expect("a new session has a cookie")
+    }
+}
+
+/// What a client keeps of `Set-Cookie`: `_fly_affinity=…`.
+pub fn cookie(answer: &Answer) -> Option<String> {
+    let field = answer.header("set-cookie")?;
+    assert!(field.starts_with(&format!("{COOKIE}=")), "{field}");
+    for attribute in ["; Path=/", "; HttpOnly", "; Secure", "; SameSite=Lax"] {
+        assert!(field.contains(attribute), "{field}");
+    }
+    Some(field.split(';').next().unwrap().to_owned())
+}
+
+fn with_cookie(request: &str, cookie: &str) -> String {
+    with_fields(request, &[&format!("Cookie: theme=dark; {cookie}; lang=en")])
+}
+
+#[test]
+fn a_session_keeps_its_machine_and_the_app_is_told_which_it_is() {
+    let (a, b) = pair("affinity.via = \"private\"");
+    for request in both_ways("/cart") {
+        let first = a.proxy.ask(&request);
+        let session = cookie(&first).unwrap();
+        assert!(first.header("set-cookie").unwrap().contains("Max-Age=3600"), "{first:?}");
+        assert_eq!(first.seen("x-outrigger-machine").as_deref(), Some("a"));
+        // The name cannot be read from it, and neither app sees it; what else the client keeps is the app's.
+        let before = [a.app.requests_to("/cart"), b.app.requests_to("/cart")];
+        for machine in [&a, &b, &b, &a] {
+            let answer = machine.proxy.ask(&with_cookie(&request, &session));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(answer.seen("cookie").as_deref(), Some("theme=dark; lang=en"));
+            assert_eq!(answer.seen("x-outrigger-machine").as_deref(), Some("a"));
+            assert_eq!(cookie(&answer), None, "a cookie is not written anew with every answer");
+            assert_eq!(answer.seen("x-outrigger-hop"), None);
+        }
+        let after = [a.app.requests_to("/cart"), b.app.requests_to("/cart")];
+        assert_eq!([after[0] - before[0], after[1] - before[1]], [4, 0]);
+    }
+    a.counts("pinned", 4);
+    b.counts("forwarded", 4);
+    b.proxy.counts("outrigger_peer_requests_total", &[("kind", "session"), ("outcome", "answered")], 4);
+    a.proxy.counts("outrigger_peer_requests_received_total", &[("kind", "session")], 4);
+}
+
+#[test]
+fn the_edge_is_asked_to_send_a_request_to_its_sessions_machine() {
+    let (a, b) = pair("");
+    for request in both_ways("/cart") {
+        let session = a.session();
+        let request = with_cookie(&request, &session);
+        let mut client = b.proxy.connect();
+        let replay = client.send(&request).answer();
+        assert_eq!((replay.status, replay.body.len()), (307, 0), "{replay:?}");
+        let field = replay.header("fly-replay").unwrap().to_owned();
+        assert!(field.starts_with("prefer_instance=a;timeout=5000ms;fallback=force_self;state="), "{field}");
+        assert_eq!(cookie(&replay), None);
+        assert!(!replay.closes(), "{replay:?}");
+        // Where the edge sends it, it is served; and where it could not be sent, too, with a new home.
+        let state = field.rsplit_once("state=").unwrap().1;
+        let source = format!("fly-replay-src: instance=b;region=ams;t=1790000000000000;state={state}");
+        let arrived = a.proxy.ask(&with_fields(&request, &[&source]));
+        assert_eq!((arrived.status, cookie(&arrived)), (200, None), "{arrived:?}");
+        let refused = ["fly-preferred-instance-unavailable: a", &source];
+        let rehomed = client.send(with_fields(&request, &refused)).answer();
+        assert_eq!(rehomed.seen("x-outrigger-machine").as_deref(), Some("b"));
+        let session = cookie(&rehomed).unwrap();
+        let stays = client.send(with_cookie(&get("/cart"), &session)).answer();
+        assert_eq!((stays.status, cookie(&stays)), (200, None), "{stays:?}");
+    }
+    b.counts("replayed", 2);
+    b.counts("rehomed", 2);
+    b.counts("forged", 0);
+}
+
+#[test]
+fn what_the_edge_cannot_send_goes_over_the_private_network() {
+    let (a, b) = pair("");
+    a.app.at("/ws", Play::Upgrade);
+    let session = a.session();
+    // Five megabytes, and a body of unknown length.
+    let body = "0123456789".repeat(500_000);
+    let answer = b.proxy.ask(&with_cookie(&post("/upload", &body), &session));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["body"]["bytes"], body.len(), "{answer:?}");
+    let chunked = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let answer = b.proxy.ask(&with_cookie(chunked, &session));
+    assert_eq!(answer.json()["body"]["bytes"], 5, "{answer:?}");
+    // A short one is replayed.
+    assert_eq!(b.proxy.ask(&with_cookie(&post("/upload", "short"), &session)).status, 307);
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut client = b.proxy.connect();
+    let head = client.send(with_cookie(upgrade, &session)).head().unwrap();
+    assert_eq!(head.status, 101, "{head:?}");
+    for n in 0..20 {
+        let message = format!("message {n}");
+        assert_eq!(client.send(&message).take(message.len()).unwrap(), message.as_bytes());
+    }
+    assert_eq!((a.app.requests_to("/ws"), b.app.requests_to("/upload"), a.app.requests_to("/upload")), (1, 0, 2));
+    drop(client);
+    b.counts("forwarded", 3);
+    a.proxy.comes_to_rest();
+    b.proxy.comes_to_rest();
+}
+
+#[test]
+fn a_session_whose_machine_has_gone_has_a_new_one_at_once() {
+    for via in ["private", "replay"] {
+        let (a, b) = pair(&format!("affinity.via = \"{via}\""));
+        let (first, second) = (a.session(), a.session());
+        drop(a);
+        // It has gone this moment, and nobody has noticed. What is replayed comes back from the edge.
+        let lost: &[&str] = if via == "replay" { &["fly-preferred-instance-unavailable: a"] } else { &[] };
+        for (request, session) in both_ways("/cart").into_iter().zip([first, second]) {
+            let answer = b.proxy.ask(&with_fields(&with_cookie(&request, &session), lost));
+            assert_eq!(answer.status, 200, "{via} {answer:?}");
+            assert_eq!(answer.seen("x-outrigger-machine").as_deref(), Some("b"));
+            let again = b.proxy.ask(&with_cookie(&request, &cookie(&answer).unwrap()));
+            assert_eq!((again.status, cookie(&again)), (200, None), "{again:?}");
+        }
+        b.counts("rehomed", 2);
+    }
+}
+
+#[test]
+fn a_machine_that_leaves_hands_its_sessions_on() {
+    let (mut a, b) = pair("server.lame_duck = \"30s\"\naffinity.via = \"private\"");
+    let (here, there) = (a.session(), a.session());
+    a.proxy.signal(Signal::TERM);
+    until("a to leave", || a.proxy.metric("outrigger_drain_phase", &[]) == 1.0);
+    // It serves its sessions to the last, and gives them away; and begins none.
+    let answer = a.proxy.ask(&with_cookie(&get("/cart"), &here));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(cookie(&answer).as_deref(), Some("_fly_affinity="), "{answer:?}");
+    assert!(answer.header("set-cookie").unwrap().contains("Max-Age=0"), "{answer:?}");
+    assert_eq!(cookie(&a.proxy.get("/cart")), None);
+    // The others know, and do not send it more of them.
+    b.sees(1, "leaving");
+    let before = a.app.requests_to("/cart");
+    let answer = b.proxy.ask(&with_cookie(&get("/cart"), &there));
+    assert_eq!(answer.seen("x-outrigger-machine").as_deref(), Some("b"));
+    assert!(cookie(&answer).is_some_and(|cookie| cookie.len() > 40), "{answer:?}");
+    assert_eq!(a.app.requests_to("/cart"), before);
+    b.counts("rehomed", 1);
+}
+
+#[test]
+fn cookies_that_do_not_count_are_replaced_and_never_an_error() {
+    let (a, _b) = pair("affinity.via = \"private\"");
+    let app = Backend::start();
+    let alone = |name: &str, keys: &str| {
+        Setup::new(&app, &format!("server.machine = \"{name}\"")).env("OUTRIGGER_AFFINITY_KEYS", keys).start()
+    };
+    let own = a.session();
+    let foreign = cookie(&alone("a", "another-app-has-another-key-that-is-long").get("/")).unwrap();
+    let flipped = own.replace(|c: char| c == own.chars().nth(30).unwrap(), "x");
+    let forged = [
+        foreign,
+        own[..own.len() - 3].to_owned(),
+        format!("{own}AAAA"),
+        flipped,
+        format!("{COOKIE}="),
+        format!("{COOKIE}=a"),
+        format!("{COOKIE}=%00%ff"),
+        format!("{COOKIE}={}", "A".repeat(4000)),
+    ];
+    let number = forged.len();
+    for session in forged {
+        for request in both_ways("/cart") {
+            let answer = a.proxy.ask(&with_cookie(&request, &session));
+            assert_eq!(answer.status, 200, "{session} {answer:?}");
+            assert_eq!(answer.seen("cookie").as_deref(), Some("theme=dark; lang=en"), "{session}");
+            assert!(cookie(&answer).is_some(), "{session} {answer:?}");
+        }
+    }
+    a.counts("forged", 2 * number);
+    // The same key and the same name: one of ours, whoever wrote it.
+    assert_eq!(cookie(&alone("a", KEYS).ask(&with_cookie(&get("/"), &own))), None);
+}
+
+#[test]
+fn a_cookie_names_a_machine_that_never_was() {
+    let (a, _b) = pair("affinity.via = \"private\"");
+    let app = Backend::start();
+    let destroyed = Setup::new(&app, "server.machine = \"destroyed\"").env("OUTRIGGER_AFFINITY_KEYS", KEYS).start();
+    let session = cookie(&destroyed.get("/")).unwrap();
+    drop(destroyed);
+    let answer = a.proxy.ask(&with_cookie(&get("/cart"), &session));
+    assert_eq!((answer.status, answer.seen("x-outrigger-machine").as_deref()), (200, Some("a")), "{answer:?}");
+    assert!(cookie(&answer).is_some());
+    a.counts("rehomed", 1);
+}
+
+#[test]
+fn replay_headers_of_a_client_are_not_believed() {
+    let (a, b) = pair("");
+    let session = a.session();
+    let request = with_cookie(&get("/cart"), &session);
+    // Never replayed again; but its home answers, so that is where it goes.
+    for line in [
+        "fly-replay-src: instance=b;region=ams;t=1;state=forged",
+        "fly-replay-src: instance=b;region=ams;t=1",
+        "fly-preferred-instance-unavailable: a",
+        "fly-replay-failed: instance=a;reason=timeout;elapsed_ms=1",
+    ] {
+        let answer = b.proxy.ask(&with_fields(&request, &[line]));
+        assert_eq!((answer.status, cookie(&answer)), (200, None), "{line}: {answer:?}");
+        assert_eq!(answer.seen("x-outrigger-machine").as_deref(), Some("a"), "{line}");
+    }
+    b.counts("forwarded", 4);
+    b.counts("forged", 2);
+    assert_eq!((a.app.requests_to("/cart"), b.app.requests_to("/cart")), (4, 0));
+}
+
+#[test]
+fn sessions_follow_their_flag_and_cost_nothing_when_off() {
+    let app = Backend::start();
+    let off = Setup::new(&app, "server.machine = \"a\"")
+        .env("OUTRIGGER_AFFINITY_KEYS", KEYS)
+        .env("FF_ENABLE_SESSION_AFFINITY", "false")
+        .start();
+    let answer = off.ask(&with_cookie(&get("/"), "_fly_affinity=x"));
+    assert_eq!(answer.seen("cookie").as_deref(), Some("theme=dark; _fly_affinity=x; lang=en"));
+    assert_eq!((cookie(&answer), answer.seen("x-outrigger-machine")), (None, None));
+    let watching = Setup::new(&app, "server.machine = \"a\"\naffinity.mode = \"monitor\"")
+        .env("OUTRIGGER_AFFINITY_KEYS", KEYS)
+        .start();
+    let answer = watching.ask(&with_cookie(&get("/"), "_fly_affinity=x"));
+    assert_eq!(answer.seen("cookie").as_deref(), Some("theme=dark; _fly_affinity=x; lang=en"));
+    assert_eq!((cookie(&answer), answer.seen("x-outrigger-machine")), (None, None));
+    watching.counts("outrigger_affinity_total", &[("event", "forged")], 1);
+}
+
+#[test]
+fn the_first_key_signs_and_all_verify() {
+    const OLD: &str = "the-old-key-of-this-app-which-is-long-enough";
+    const NEW: &str = "the-new-key-of-this-app-which-is-long-enough";
+    let app = Backend::start();
+    let with = |keys: &str| Setup::new(&app, "server.machine = \"a\"").env("OUTRIGGER_AFFINITY_KEYS", keys).start();
+    let (old, both, new) = (with(OLD), with(&format!("{NEW},{OLD}")), with(NEW));
+    let counts = |proxy: &Proxy, session: &str| cookie(&proxy.ask(&with_cookie(&get("/"), session))).is_none();
+    let (of_old, of_both) = (cookie(&old.get("/")).unwrap(), cookie(&both.get("/")).unwrap());
+    assert!(counts(&both, &of_old) && counts(&both, &of_both) && counts(&new, &of_both));
+    assert!(!counts(&new, &of_old) && !counts(&old, &of_both));
+}
+
+#[test]
+fn only_peers_get_in_by_their_listener_and_once() {
+    let (a, b) = pair("");
+    let ask = |request: &str| Client::connect(a.peers).unwrap().send(request).answer();
+    for request in both_ways("/cart") {
+        ask(&request).is_problem(403, "not_a_peer");
+        ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"])).is_problem(403, "not_a_peer");
+        ask(&with_fields(&request, &["Fly-Client-IP: 192.0.2.1"])).is_problem(403, "not_a_peer");
+        // On the public listener the field means nothing, and nobody sees it.
+        let answer = b.proxy.ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"]));
+        assert_eq!((answer.status, answer.seen("x-outrigger-hop")), (200, None), "{answer:?}");
+    }
+    ask(&get("/.outrigger/probe")).is_problem(403, "not_a_peer");
+    let nothing_came = a.app.requests_to("/cart") == 0;
+    assert!(nothing_came && a.proxy.get("/.outrigger/probe").status == 200, "there it is a path like any other");
+}
+
+#[test]
+fn an_app_that_is_away_is_stood_in_for_by_a_peer() {
+    let (mut a, b) = pair("app.hold = \"10s\"");
+    let session = a.session();
+    a.app.stop();
+    let began = Instant::now();
+    for request in both_ways("/cart").into_iter().chain([with_cookie(&get("/cart"), &session)]) {
+        let answer = a.proxy.ask(&with_fields(&request, &["Fly-Client-IP: 192.0.2.9"]));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.seen("x-forwarded-for").unwrap().starts_with("127.0.0.1"), "{answer:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody waited for the app");
+    assert_eq!(b.app.requests_to("/cart"), 3);
+    a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "answered")], 3);
+    b.sees(1, "unready");
+    // Back again, it serves its own.
+    a.app.resume();
+    b.sees(1, "ready");
+    let served = a.app.requests_to("/back");
+    until("the app here to be asked again", || {
+        assert_eq!(a.proxy.get("/back").status, 200);
+        a.app.requests_to("/back") > served
+    });
+}
+
+#[test]
+fn apps_that_are_all_away_are_waited_for_and_nothing_goes_in_circles() {
+    let (mut a, mut b) = pair("app.hold = \"10s\"");
+    a.app.stop();
+    b.app.stop();
+    let waiting: Vec<_> = both_ways("/cart")
+        .into_iter()
+        .map(|request| {
+            let mut client = a.proxy.connect();
+            client.send(&request);
+            client
+        })
+        .collect();
+    until("both to know", || {
+        [&a, &b].iter().all(|machine| machine.proxy.metric("outrigger_peers", &[("state", "unready")]) == 1.0)
+    });
+    thread::sleep(Duration::from_millis(300));
+    a.app.resume();
+    for mut client in waiting {
+        let answer = client.answer();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!((a.app.requests_to("/cart"), b.app.requests_to("/cart")), (2, 0));
+    let sent = |machine: &Machine| machine.proxy.metric("outrigger_peer_requests_total", &[("kind", "failover")]);
+    assert!(sent(&a) <= 2.0 && sent(&b) == 0.0, "{} and {}", sent(&a), sent(&b));
+}
+
+#[test]
+fn a_breaker_that_is_open_here_may_be_closed_there() {
+    let (a, b) = pair("breaker.failures = 2\nbreaker.open = \"60s\"\nretry.attempts = 1");
+    a.app.at("/sick", Play::SayAndClose(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".into()));
+    for _ in 0..2 {
+        assert_eq!(a.proxy.get("/sick").status, 500);
+    }
+    for request in both_ways("/sick") {
+        let answer = a.proxy.ask(&request);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!((a.app.requests_to("/sick"), b.app.requests_to("/sick")), (2, 2));
+}
+
+#[test]
+fn a_peer_that_is_busy_refuses_the_work_of_others_first() {
+    let (mut a, b) = pair("admission.min = 1\nadmission.max = 1\nadmission.initial = 1\napp.hold = \"10s\"");
+    let gate = b.app.gate("/slow");
+    let mut own = b.proxy.connect();
+    own.send(get("/slow"));
+    b.app.gets(1, "/slow");
+    a.app.stop();
+    let mut guest = a.proxy.connect();
+    guest.send(get("/guest"));
+    a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "refused")], 1);
+    // It waits at home, and what is b's own waits in b's queue.
+    let mut queued = b.proxy.connect();
+    queued.send(get("/queued"));
+    gate.add_permits(1);
+    assert_eq!(own.answer().status, 200);
+    assert_eq!(queued.answer().status, 200);
+    a.app.resume();
+    assert_eq!(guest.answer().status, 200);
+    assert_eq!((a.app.requests_to("/guest"), b.app.requests_to("/guest")), (1, 0));
+}
+
+/// Something that is no peer, where one should be.
+fn impostor(answer: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = [0; 8192];
+            let _ = stream.read(&mut head);
+            let _ = stream.write_all(answer);
+        }
+    });
+    address
+}
+
+#[test]
+fn peers_that_lie_or_speak_garbage_get_nothing() {
+    let impostors = [
+        impostor(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"),
+        impostor(b"\x00\x01\x02 garbage \xff\r\n\r\n"),
+        impostor(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n"),
+        impostor(b""),
+    ];
+    let places = [&[place()][..], &impostors].concat();
+    let mut a = machine("a", &places, "app.hold = \"10s\"");
+    // It asks itself as well, and knows itself.
+    assert_eq!(a.proxy.get("/").status, 200);
+    a.app.stop();
+    let mut client = a.proxy.connect();
+    client.send(get("/held"));
+    until("the app to be missed", || a.proxy.metric("outrigger_app_reachable", &[]) == 0.0);
+    thread::sleep(Duration::from_millis(300));
+    a.app.resume();
+    assert_eq!(client.answer().status, 200);
+    let (machines, sent) = (a.proxy.metric("outrigger_machines", &[]), "outrigger_peer_requests_total");
+    assert_eq!((machines, a.proxy.metric(sent, &[])), (1.0, 0.0));
+}
+
+#[test]
+fn a_peer_that_breaks_off_costs_a_session_nothing() {
+    let (here, there) = (place(), place());
+    let b = machine("b", &[there, here], "affinity.via = \"private\"");
+    let a = machine("a", &[here, there], "affinity.via = \"private\"");
+    b.sees(1, "ready");
+    a.app.at("/cart", Play::Interrupt(b"HTTP/1.1 2".into()));
+    let session = a.session();
+    // a's own proxy answers 502 for its app: an answer like any other, for the session is at home there.
+    let answer = b.proxy.ask(&with_cookie(&get("/cart"), &session));
+    assert_eq!((answer.status, b.app.requests_to("/cart")), (502, 0), "{answer:?}");
+    drop(a);
+    let answer = b.proxy.ask(&with_cookie(&get("/cart"), &session));
+    assert_eq!((answer.status, answer.seen("x-outrigger-machine").as_deref()), (200, Some("b")), "{answer:?}");
+}
