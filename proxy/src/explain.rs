@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use outrigger_policy::flags::{Feature, Subject};
+use outrigger_policy::flags::{Feature, Mode, Subject};
 
+use crate::affinity::via_name;
 use crate::config::Config;
 use crate::config::units::{CallWindow, Share, Size, Span};
 use crate::exchange::{Fields, Request};
@@ -78,6 +79,8 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
         line("hold", &hold(config));
         line("breaker", &breaker(config, route));
         line("retry", &retry(config, route));
+        line("session", &session(config));
+        line("failover", &failover(config));
     }
     if let Some(fallback) = &route.fallback {
         line("fallback", &format!("{} {}", fallback.status.as_u16(), fallback.content_type));
@@ -123,6 +126,25 @@ fn breaker(config: &Config, route: &Route) -> String {
         share(settings.slow_rate.filter(|_| settings.slow_after.is_some()), "slow answers").unwrap_or_default(),
         Span(settings.open_for)
     )
+}
+
+fn session(config: &Config) -> String {
+    match config.affinity.filter(|rules| rules.mode != Mode::Off) {
+        None => "keeps no Machine".to_owned(),
+        Some(rules) => format!(
+            "{}: keeps its Machine by {}, for {} without a request",
+            rules.mode.name(),
+            via_name(rules.via),
+            Span(rules.lifetime.idle)
+        ),
+    }
+}
+
+fn failover(config: &Config) -> String {
+    match &config.peers {
+        Some(peers) if peers.failover == Mode::Enforce => "to a ready peer, once".to_owned(),
+        _ => "none".to_owned(),
+    }
 }
 
 fn retry(config: &Config, route: &Route) -> String {

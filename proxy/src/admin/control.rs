@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use outrigger_policy::breaker::{Control, Reason};
+use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
@@ -19,10 +20,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::abuse::Banned;
+use crate::affinity::via_name;
 use crate::breakers::Standing;
+use crate::config::Target;
 use crate::config::units::Span;
 use crate::credentials::{Verified, VerifiedKind};
 use crate::exchange::Client;
+use crate::peers::{Peer, Standing as PeerStanding, local};
 use crate::state::State;
 
 /// The secret that lets others than this machine change something.
@@ -42,6 +46,7 @@ pub fn router(state: &Arc<State>) -> Router<Arc<State>> {
         .route("/admission", get(admission))
         .route("/breakers", get(breakers))
         .route("/limits", get(limits))
+        .route("/machines", get(machines))
         .route("/bans", get(bans))
         .merge(changes)
 }
@@ -120,6 +125,29 @@ async fn breakers(Shared(state): Shared<Arc<State>>) -> Json<Value> {
         all.iter().filter_map(|cell| cell.standing(now).map(|standing| shown_breaker(&cell.name, &standing))).collect();
     let held: u32 = if state.reach.is_away() { state.gate.standing().waiting.iter().sum() } else { 0 };
     Json(json!({ "breakers": shown, "app": { "reachable": !state.reach.is_away(), "held": held } }))
+}
+
+/// This Machine, and the others as it sees them.
+async fn machines(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let rules = state.rules.load();
+    let affinity = rules.config.affinity.as_ref().filter(|rules| rules.mode != Mode::Off);
+    let peers: Vec<Value> = state.peers.as_ref().map_or_else(Vec::new, |peers| {
+        let shown = |peer: &Arc<Peer>| {
+            let address = match &peer.target {
+                Target::Tcp(address) => address.to_string(),
+                Target::Unix(path) => path.display().to_string(),
+            };
+            json!({ "name": *peer.name, "address": address, "state": peer.standing().name() })
+        };
+        peers.seen().peers.iter().map(shown).collect()
+    });
+    let condition = state.peers.as_ref().map(|peers| PeerStanding::from(local::condition(&state, &peers.local)).name());
+    Json(json!({
+        "name": rules.config.this.as_ref().map(|this| &*this.name),
+        "state": condition,
+        "affinity": affinity.map(|rules| json!({ "mode": rules.mode.name(), "via": via_name(rules.via) })),
+        "peers": peers,
+    }))
 }
 
 fn shown_breaker(name: &str, standing: &Standing) -> Value {
