@@ -17,6 +17,7 @@ mod abuse;
 mod bad_input;
 mod breaker;
 mod databases;
+mod deploy_autoscaler;
 mod deploy_docker;
 mod deploy_fly;
 mod deploy_supervisor;
