@@ -122,17 +122,31 @@ fn rules() -> Value {
 struct Phase {
     minutes: usize,
     machines: usize,
-    /// Share of all processors that is busy; `None`: Fly's processor metrics are missing.
+    /// Share of all processors that is busy; `None`: Fly's processor metrics are missing; NaN: they stand still.
     cpu: Option<f64>,
+    /// NaN: memory of no size.
     memory: Option<f64>,
-    /// How long every request takes, and how many there are each second on each Machine; `None`: Outrigger's metrics
-    /// are missing.
-    requests: Option<(f64, f64)>,
+    /// `None`: Outrigger's metrics are missing.
+    requests: Option<Requests>,
+}
+
+/// What each Machine gets.
+#[derive(Clone, Copy, Debug)]
+struct Requests {
+    per_second: f64,
+    /// How long this share of them takes; the others take 30 ms.
+    seconds: f64,
+    share: f64,
 }
 
 /// Two Machines for this long, with little to do.
 fn quiet(minutes: usize) -> Phase {
-    Phase { minutes, machines: 2, cpu: Some(0.2), memory: Some(0.3), requests: Some((0.03, 20.0)) }
+    Phase { minutes, machines: 2, cpu: Some(0.2), memory: Some(0.3), requests: Some(answering_in(0.03)) }
+}
+
+/// All of them take this long.
+fn answering_in(seconds: f64) -> Requests {
+    Requests { per_second: 20.0, seconds, share: 1.0 }
 }
 
 impl Phase {
@@ -150,7 +164,7 @@ impl Phase {
 
     /// Every request takes this long.
     fn answers_in(self, seconds: f64) -> Self {
-        Self { requests: Some((seconds, 20.0)), ..self }
+        Self { requests: Some(answering_in(seconds)), ..self }
     }
 }
 
@@ -186,13 +200,14 @@ fn series(phases: &[Phase]) -> Value {
     let (mut scrape, mut busy, mut idle, mut buckets) = (0, 0.0, 0.0, [0.0; BUCKETS.len()]);
     for phase in phases {
         for _ in 0..phase.minutes * SCRAPES_A_MINUTE {
-            let cpu = phase.cpu.unwrap_or_default();
-            busy += cpu * 100.0 * SCRAPE_SECONDS as f64;
-            idle += (1.0 - cpu) * 100.0 * SCRAPE_SECONDS as f64;
-            let (seconds, rate) = phase.requests.unwrap_or_default();
-            for (bucket, bound) in buckets.iter_mut().zip(BUCKETS) {
-                if bound.parse::<f64>().unwrap() >= seconds {
-                    *bucket += rate * SCRAPE_SECONDS as f64;
+            if let Some(cpu) = phase.cpu.filter(|cpu| !cpu.is_nan()) {
+                busy += cpu * 100.0 * SCRAPE_SECONDS as f64;
+                idle += (1.0 - cpu) * 100.0 * SCRAPE_SECONDS as f64;
+            }
+            if let Some(Requests { per_second, seconds, share }) = phase.requests {
+                for (bucket, bound) in buckets.iter_mut().zip(BUCKETS) {
+                    let share = if bound.parse::<f64>().unwrap() >= seconds { 1.0 } else { 1.0 - share };
+                    *bucket += share * per_second * SCRAPE_SECONDS as f64;
                 }
             }
             series.push(scrape, "fly_instance_up{app=\"other\",instance=\"0\"}", Some(1.0));
@@ -209,8 +224,10 @@ fn series(phases: &[Phase]) -> Value {
                     push("fly_instance_cpu", &labels("user"), phase.cpu.map(|_| busy));
                     push("fly_instance_cpu", &labels("idle"), phase.cpu.map(|_| idle));
                 }
-                push("fly_instance_memory_mem_total", "", phase.memory.map(|_| 1e9));
-                push("fly_instance_memory_mem_available", "", phase.memory.map(|memory| (1.0 - memory) * 1e9));
+                let size = if phase.memory.is_some_and(f64::is_nan) { 0.0 } else { 1e9 };
+                push("fly_instance_memory_mem_total", "", phase.memory.map(|_| size));
+                let available = |memory: f64| if memory.is_nan() { 0.0 } else { (1.0 - memory) * size };
+                push("fly_instance_memory_mem_available", "", phase.memory.map(available));
                 push("outrigger_build_info", ",process=\"proxy\",version=\"0.1.0\"", phase.requests.map(|_| 1.0));
                 // Health checks are slow, refusals fast: neither may count.
                 for (route, outcome) in [("default", "success"), ("health", "success"), ("default", "rejected")] {
@@ -390,6 +407,15 @@ fn slow_answers_count_once_they_have_been_slow_for_three_minutes() {
 }
 
 #[test]
+fn just_above_a_threshold_is_above_it() {
+    let calm = quiet(20).machines(3);
+    let p99_of_1250_ms = Requests { share: 0.012, ..answering_in(2.0) };
+    for above in [calm.cpu(0.71), calm.memory(0.81), Phase { requests: Some(p99_of_1250_ms), ..calm }] {
+        wants(&[above], &[(19, 4)]);
+    }
+}
+
+#[test]
 fn exactly_at_a_threshold_nothing_changes() {
     let at = quiet(40).machines(3).cpu(0.7).memory(0.8).answers_in(1.0);
     wants(&[at], &[(10, 3), (39, 3)]);
@@ -407,8 +433,9 @@ fn the_signal_that_asks_for_most_decides() {
 fn one_signal_that_is_not_quiet_is_enough_to_keep_a_machine() {
     let calm = quiet(40).machines(4);
     wants(&[calm], &[(10, 4), (18, 3)]);
-    // The other three would be at 61 %, or at 76 %, or answers take 500 ms.
-    for kept in [calm.cpu(0.46), calm.memory(0.57), calm.answers_in(0.8)] {
+    // The other three would be at 61 %, or at 76 %, or answers take more than 500 ms.
+    let p99_of_667_ms = Requests { share: 0.015, ..answering_in(0.8) };
+    for kept in [calm.cpu(0.46), calm.memory(0.57), Phase { requests: Some(p99_of_667_ms), ..calm }] {
         wants(&[kept], &[(10, 4), (18, 4), (39, 4)]);
     }
     // Just below all of it.
@@ -460,15 +487,18 @@ fn a_deploy_that_takes_one_machine_away_at_a_time_changes_nothing() {
 
 #[test]
 fn an_app_that_nobody_asks_anything_is_quiet() {
-    let idle = Phase { requests: Some((0.0, 0.0)), ..quiet(40).machines(4).cpu(0.0).memory(0.1) };
+    let idle = Phase {
+        requests: Some(Requests { per_second: 0.0, ..answering_in(0.03) }),
+        ..quiet(40).machines(4).cpu(0.0).memory(0.1)
+    };
     wants(&[idle], &[(1, 4), (10, 4), (18, 3)]);
 }
 
 #[test]
 fn the_p99_of_a_handful_of_requests_is_an_accident() {
-    let handful = Phase { requests: Some((8.0, 0.1)), ..quiet(40).machines(4) };
+    let handful = Phase { requests: Some(Requests { per_second: 0.1, ..answering_in(8.0) }), ..quiet(40).machines(4) };
     wants(&[handful], &[(10, 4), (18, 3)]);
-    let many = Phase { requests: Some((8.0, 1.0)), ..handful };
+    let many = Phase { requests: Some(Requests { per_second: 1.0, ..answering_in(8.0) }), ..handful };
     wants(&[many], &[(10, 5), (18, 5)]);
 }
 
@@ -481,7 +511,9 @@ fn what_is_missing_adds_nothing_and_removes_nothing() {
         Phase { memory: None, ..calm },
         Phase { requests: None, ..calm },
         none,
-        // There, but of no use: counters that stand still, memory of no size.
+        // There, but of no use.
+        calm.cpu(f64::NAN),
+        calm.memory(f64::NAN),
     ];
     for phase in missing {
         wants(&[phase], &[(0, 5), (5, 5), (20, 5), (39, 5)]);
@@ -492,12 +524,29 @@ fn what_is_missing_adds_nothing_and_removes_nothing() {
 }
 
 #[test]
-fn metrics_that_come_back_have_to_fill_their_window_first() {
-    let gap = Phase { cpu: None, memory: None, requests: None, ..quiet(3).machines(5) };
-    let busy = quiet(12).machines(5).cpu(0.9).memory(0.9).answers_in(3.0);
-    wants(&[quiet(10).machines(5), gap, busy], &[(9, 5), (12, 5), (15, 5), (23, 7)]);
-    let calm = quiet(30).machines(5);
-    wants(&[calm, gap, calm], &[(18, 4), (32, 5), (40, 5), (46, 5), (52, 4)]);
+fn a_window_with_a_hole_is_not_full() {
+    let calm = quiet(10).machines(5);
+    let hole = Phase { minutes: 5, ..calm };
+    let holes = [
+        Phase { cpu: None, ..hole },
+        Phase { memory: None, ..hole },
+        Phase { requests: None, ..hole },
+        hole.cpu(f64::NAN),
+        hole.memory(f64::NAN),
+        // Nothing is known of any Machine, which is not the same as none.
+        Phase { cpu: None, memory: None, requests: None, ..hole }.machines(0),
+    ];
+    for hole in holes {
+        // Quiet again from minute 15 on.
+        play(&[calm, hole, Phase { minutes: 25, ..calm }], "autoscaler:keep", &[(20, 10), (29, 10), (33, 4)]);
+    }
+    let (hot, full, slow) = (calm.cpu(0.9), calm.memory(0.9), calm.answers_in(3.0));
+    let hole = Phase { minutes: 3, cpu: None, memory: None, requests: None, ..calm };
+    for busy in [hot, full, slow] {
+        let (begin, end) = (Phase { minutes: 2, ..busy }, Phase { minutes: 12, ..busy });
+        // It was hot in minutes 10 to 12, and is from 15 on.
+        wants(&[calm, begin, hole, end], &[(12, 5), (15, 5), (17, 5), (24, if busy.cpu == hot.cpu { 7 } else { 6 })]);
+    }
 }
 
 #[test]
@@ -506,41 +555,4 @@ fn one_signal_still_counts_when_the_others_are_missing() {
     wants(&[blind.cpu(1.0)], &[(10, 6)]);
     let slow = Phase { cpu: None, memory: None, ..quiet(20).machines(4).answers_in(3.0) };
     wants(&[slow], &[(10, 5)]);
-}
-
-/// Counters that stand still give 0/0, and memory of no size as well.
-#[test]
-fn numbers_that_are_none_count_as_missing() {
-    let dir = fresh_dir();
-    fs::write(dir.join("rules.yml"), rules().to_string()).unwrap();
-    let series = |series: &str, values: &str| json!({"series": series, "values": values});
-    let one = |expr: &str, value: f64| json!({"expr": expr, "eval_time": "40m", "exp_samples": [{"labels": "{}", "value": value}]});
-    let test = json!({
-        "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m",
-        "tests": [{
-            "interval": "15s",
-            "input_series": [
-                series("fly_instance_up{app=\"outrigger\",instance=\"0\"}", "1x200"),
-                series("fly_instance_cpu{app=\"outrigger\",instance=\"0\",mode=\"idle\"}", "0x200"),
-                series("fly_instance_cpu{app=\"outrigger\",instance=\"0\",mode=\"user\"}", "0x200"),
-                series("fly_instance_memory_mem_total{app=\"outrigger\",instance=\"0\"}", "0x200"),
-                series("fly_instance_memory_mem_available{app=\"outrigger\",instance=\"0\"}", "0x200"),
-                series("outrigger_request_duration_seconds_bucket{app=\"outrigger\",le=\"+Inf\"}", "5x200"),
-                series("outrigger_request_duration_seconds_count{app=\"outrigger\"}", "5x200"),
-                series("outrigger_build_info{app=\"outrigger\"}", "1x200"),
-            ],
-            "promql_expr_test": [
-                one("autoscaler:cpu + 0", 0.0),
-                one("autoscaler:memory + 0", 0.0),
-                one("autoscaler:latency + 0", 0.0),
-                one("autoscaler:keep + 0", 10.0),
-                one("autoscaler:at_least + 0", 2.0),
-                one("autoscaler:at_most + 0", 10.0),
-            ],
-        }],
-    });
-    let file = dir.join("test.yml");
-    fs::write(&file, test.to_string()).unwrap();
-    promtool::test_rules(&file).unwrap();
 }
