@@ -541,11 +541,14 @@ fn a_window_with_a_hole_is_not_full() {
         play(&[calm, hole, Phase { minutes: 25, ..calm }], "autoscaler:keep", &[(20, 10), (29, 10), (33, 4)]);
     }
     let (hot, full, slow) = (calm.cpu(0.9), calm.memory(0.9), calm.answers_in(3.0));
-    let hole = Phase { minutes: 3, cpu: None, memory: None, requests: None, ..calm };
-    for busy in [hot, full, slow] {
-        let (begin, end) = (Phase { minutes: 2, ..busy }, Phase { minutes: 12, ..busy });
-        // It was hot in minutes 10 to 12, and is from 15 on.
-        wants(&[calm, begin, hole, end], &[(12, 5), (15, 5), (17, 5), (24, if busy.cpu == hot.cpu { 7 } else { 6 })]);
+    let nothing = Phase { minutes: 3, cpu: None, memory: None, requests: None, ..calm };
+    let of_no_use = nothing.cpu(f64::NAN).memory(f64::NAN);
+    for (busy, wanted) in [(hot, 7), (full, 6), (slow, 6)] {
+        for hole in [nothing, of_no_use] {
+            let (begin, end) = (Phase { minutes: 2, ..busy }, Phase { minutes: 12, ..busy });
+            // It was hot in minutes 10 to 12, and is from 15 on.
+            wants(&[calm, begin, hole, end], &[(12, 5), (15, 5), (17, 5), (24, wanted)]);
+        }
     }
 }
 

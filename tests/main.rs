@@ -20,6 +20,7 @@ mod databases;
 mod deploy_autoscaler;
 mod deploy_docker;
 mod deploy_fly;
+mod deploy_monitoring;
 mod deploy_supervisor;
 mod deploy_up;
 mod drain;
