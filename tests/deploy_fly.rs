@@ -419,8 +419,8 @@ fn the_machine_waits_for_every_drain() {
     assert_eq!(text("kill_signal"), "SIGTERM");
 }
 
+/// With tests/deploy_supervisor.rs: who gives up fails, who is stopped does not.
 #[test]
-fn a_machine_whose_program_gave_up_is_started_again() {
-    // supervisord ends with 0, which "on-failure" takes for success.
-    assert_eq!(text("restart.0.policy"), "always");
+fn a_machine_whose_program_gave_up_is_started_again_and_one_that_was_stopped_is_not() {
+    assert_eq!(text("restart.0.policy"), "on-failure");
 }
