@@ -5,11 +5,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use xtask::{Process, Program, Tool, http};
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::harness::fresh_dir;
+use crate::harness::{PATIENCE, fresh_dir};
+use crate::house::local;
 use crate::promtool;
 
 /// Every key that fly-autoscaler 0.3 reads; it refuses a file with another.
@@ -350,13 +354,10 @@ fn expressions_become_the_same_in_promql_or_are_refused() {
     }
 }
 
-#[test]
-fn two_machines_with_little_to_do_stay_two() {
-    wants(&[quiet(40)], &[(0, 2), (1, 2), (5, 2), (20, 2), (39, 2)]);
-}
+/// What happens, and how many Machines are wanted at these minutes.
+type Hours = (Vec<Phase>, Vec<(usize, usize)>);
 
-#[test]
-fn a_busy_processor_counts_once_it_has_been_busy_for_five_minutes() {
+fn busy_processors() -> Hours {
     let busy = quiet(0).cpu(0.9);
     let phases = [
         quiet(20),
@@ -366,7 +367,46 @@ fn a_busy_processor_counts_once_it_has_been_busy_for_five_minutes() {
         // Work for less than one: 15 minutes later one fewer is enough, and it is one at a time.
         quiet(30).machines(3).cpu(0.1),
     ];
-    wants(&phases, &[(19, 2), (24, 2), (28, 3), (29, 3), (35, 3), (50, 3), (69, 3), (80, 3), (88, 2), (99, 2)]);
+    (phases.to_vec(), vec![(19, 2), (24, 2), (28, 3), (29, 3), (35, 3), (50, 3), (69, 3), (80, 3), (88, 2), (99, 2)])
+}
+
+fn full_memory() -> Hours {
+    let phases = [
+        quiet(20),
+        quiet(8).memory(0.9),
+        quiet(12).memory(0.9).machines(3),
+        quiet(20).machines(4),
+        quiet(20).machines(3),
+    ];
+    // The third came at minute 28 and does not help; the fourth is wanted when the third had its five minutes. Memory is
+    // fine from minute 40 on, so one fewer at 55; that happens at 60, and the next not before another 15 minutes.
+    (
+        phases.to_vec(),
+        vec![(24, 2), (26, 3), (29, 3), (32, 3), (34, 4), (39, 4), (50, 4), (57, 3), (61, 3), (73, 3), (77, 2)],
+    )
+}
+
+fn slow_answers() -> Hours {
+    let phases = [
+        quiet(20),
+        quiet(6).answers_in(2.0),
+        quiet(10).answers_in(2.0).machines(3),
+        // Faster than a second, yet not fast: nothing is added, nothing removed.
+        quiet(30).answers_in(0.8).machines(4),
+        quiet(25).machines(4),
+    ];
+    (phases.to_vec(), vec![(21, 2), (25, 3), (27, 3), (30, 4), (40, 4), (65, 4), (75, 4), (85, 3)])
+}
+
+#[test]
+fn two_machines_with_little_to_do_stay_two() {
+    wants(&[quiet(40)], &[(0, 2), (1, 2), (5, 2), (20, 2), (39, 2)]);
+}
+
+#[test]
+fn a_busy_processor_counts_once_it_has_been_busy_for_five_minutes() {
+    let (phases, expected) = busy_processors();
+    wants(&phases, &expected);
 }
 
 #[test]
@@ -378,32 +418,14 @@ fn what_a_busy_processor_takes_is_in_proportion() {
 
 #[test]
 fn full_memory_counts_once_it_has_been_full_for_five_minutes_and_adds_one_at_a_time() {
-    let phases = [
-        quiet(20),
-        quiet(8).memory(0.9),
-        quiet(12).memory(0.9).machines(3),
-        quiet(20).machines(4),
-        quiet(20).machines(3),
-    ];
-    // The third came at minute 28 and does not help; the fourth is wanted when the third had its five minutes. Memory is
-    // fine from minute 40 on, so one fewer at 55; that happens at 60, and the next not before another 15 minutes.
-    wants(
-        &phases,
-        &[(24, 2), (26, 3), (29, 3), (32, 3), (34, 4), (39, 4), (50, 4), (57, 3), (61, 3), (73, 3), (77, 2)],
-    );
+    let (phases, expected) = full_memory();
+    wants(&phases, &expected);
 }
 
 #[test]
 fn slow_answers_count_once_they_have_been_slow_for_three_minutes() {
-    let phases = [
-        quiet(20),
-        quiet(6).answers_in(2.0),
-        quiet(10).answers_in(2.0).machines(3),
-        // Faster than a second, yet not fast: nothing is added, nothing removed.
-        quiet(30).answers_in(0.8).machines(4),
-        quiet(25).machines(4),
-    ];
-    wants(&phases, &[(21, 2), (25, 3), (27, 3), (30, 4), (40, 4), (65, 4), (75, 4), (85, 3)]);
+    let (phases, expected) = slow_answers();
+    wants(&phases, &expected);
 }
 
 #[test]
@@ -558,4 +580,100 @@ fn one_signal_still_counts_when_the_others_are_missing() {
     wants(&[blind.cpu(1.0)], &[(10, 6)]);
     let slow = Phase { cpu: None, memory: None, ..quiet(20).machines(4).answers_in(3.0) };
     wants(&[slow], &[(10, 5)]);
+}
+
+/// fly-autoscaler asks VictoriaMetrics, whose language is nearly Prometheus'. Played on the real one.
+#[test]
+fn the_database_that_fly_asks_wants_as_many() {
+    let database = Database::start();
+    let gap = Phase { cpu: None, memory: None, requests: None, ..quiet(3).machines(5) };
+    let nothing = (vec![Phase { minutes: 25, ..gap.machines(0) }], vec![(1, 2), (20, 2)]);
+    let calm = quiet(30).machines(5);
+    let holes = (vec![calm, gap, calm], vec![(18, 4), (32, 5), (40, 5), (46, 5), (52, 4)]);
+    let of_no_use = (vec![calm.cpu(f64::NAN).memory(f64::NAN)], vec![(5, 5), (20, 5), (29, 5)]);
+    let idle = Phase { requests: Some(Requests { per_second: 0.0, ..answering_in(0.03) }), ..calm.cpu(0.0) };
+    let idle = (vec![idle], vec![(1, 5), (10, 5), (18, 4)]);
+    let all = [busy_processors(), full_memory(), slow_answers(), nothing, holes, of_no_use, idle];
+    for (n, (phases, expected)) in all.iter().enumerate() {
+        // Far enough apart that no window sees two.
+        let begin = database.begin + n * 4 * 3600;
+        database.load(begin, phases);
+        for &(minute, count) in expected {
+            let wanted = database.wants(begin + minute * 60);
+            assert_eq!(wanted, count, "at minute {minute} of {phases:#?}");
+        }
+    }
+}
+
+/// One VictoriaMetrics.
+struct Database {
+    _process: Process,
+    address: SocketAddr,
+    /// The second in which its past begins.
+    begin: usize,
+}
+
+impl Database {
+    fn start() -> Self {
+        let (dir, address) = (fresh_dir(), local());
+        let mut process = Program::new(Tool::VictoriaMetrics.get().unwrap())
+            .arg(format!("-storageDataPath={}", dir.join("data").display()))
+            .arg(format!("-httpListenAddr={address}"))
+            // Answers from before would hide what is loaded now.
+            .arg("-search.disableCache")
+            // A scraper of its own would mark the end of a series; what is loaded has no such marks.
+            .arg("-search.maxStalenessInterval=20s")
+            .start("victoria-metrics", &dir.join("log"))
+            .unwrap();
+        let is_up = || http::get(address, "/health", PATIENCE).is_ok_and(|answer| answer.status == 200);
+        process.ready(Duration::from_secs(30), is_up).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as usize;
+        // Two days back, on a whole minute: it keeps a month.
+        Self { _process: process, address, begin: now / 60 * 60 - 2 * 24 * 3600 }
+    }
+
+    fn send(&self, path: &str, body: &str) -> String {
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        let answer = http::send("POST", self.address, path, &form, body, PATIENCE).unwrap();
+        assert!((200..300).contains(&answer.status), "{path}: {}: {}", answer.status, answer.body);
+        answer.body
+    }
+
+    fn load(&self, begin: usize, phases: &[Phase]) {
+        let mut samples = String::new();
+        for one in series(phases).as_array().unwrap() {
+            let (name, values) = (one["series"].as_str().unwrap(), one["values"].as_str().unwrap());
+            for (scrape, value) in values.split(' ').enumerate().filter(|(_, value)| value.parse::<f64>().is_ok()) {
+                writeln!(samples, "{name} {value} {}", (begin + scrape * SCRAPE_SECONDS) * 1000).unwrap();
+            }
+        }
+        self.send("/api/v1/import/prometheus", &samples);
+        // What was loaded is to be seen at once.
+        http::get(self.address, "/internal/force_flush", PATIENCE).unwrap();
+    }
+
+    /// As fly-autoscaler asks: an instant query, of which it takes the first sample.
+    fn ask(&self, query: &str, second: usize) -> f64 {
+        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let answer = self.send("/api/v1/query", &format!("query={encoded}&time={second}"));
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let samples = answer["data"]["result"].as_array().unwrap();
+        assert!(answer["data"]["resultType"] == "vector" && samples.len() == 1, "{query}: {answer}");
+        let value: f64 = samples[0]["value"][1].as_str().unwrap().parse().unwrap();
+        assert!(value.is_finite(), "{query}: {answer}");
+        value
+    }
+
+    /// What the rules come to: each is asked for with the results of those before it in place of their names.
+    fn wants(&self, second: usize) -> usize {
+        let rules = rules();
+        let mut known: Vec<(&str, f64)> = vec![];
+        for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+            let query = known.iter().fold(rule["expr"].as_str().unwrap().to_owned(), |query, (name, value)| {
+                query.replace(name, &format!("vector({value})"))
+            });
+            known.push((rule["record"].as_str().unwrap(), self.ask(&query, second)));
+        }
+        known.last().unwrap().1 as usize
+    }
 }
