@@ -9,7 +9,9 @@ times in a row without an answer it gets SIGKILL, and supervisord starts it agai
 that hangs does not drain, and waiting for it would only lengthen the outage.
 
 When supervisord gives a program up (FATAL), supervisord itself is ended, so that the Machine ends and Fly's restart
-policy gives it a new start. Without this it would stay up, useless, for ever.
+policy gives it a new start. Without this it would stay up, useless, for ever. supervisord leaves with 0 after any
+SIGTERM, as after one that was asked for; so once everything else has drained and it ends this listener, the last one,
+it gets SIGKILL, and who looks at its exit sees a failure.
 
 The protocol: https://supervisord.org/events.html. Standard output belongs to it, so messages go to standard error.
 """
@@ -62,6 +64,8 @@ class Watchdog:
         self.probes = probes
         self.misses = dict.fromkeys(probes, 0)
         self.is_stopping = False
+        self.has_given_up = False
+        self.supervisord = os.getppid()
 
     def handle(self, event, payload):
         if event == "SUPERVISOR_STATE_CHANGE_STOPPING":
@@ -69,10 +73,17 @@ class Watchdog:
             self.is_stopping = True
         elif event == "PROCESS_STATE_FATAL" and not self.is_stopping:
             say(f"{payload.get('processname')} has given up, so all ends for a new start")
-            os.kill(os.getppid(), signal.SIGTERM)
+            self.has_given_up = True
+            os.kill(self.supervisord, signal.SIGTERM)
         elif event.startswith("TICK_") and not self.is_stopping:
             for executable, url in self.probes.items():
                 self.probe(executable, url)
+
+    def leave(self, *_):
+        # Not its parent any more: it is gone, and its number may be another's.
+        if self.has_given_up and os.getppid() == self.supervisord:
+            os.kill(self.supervisord, signal.SIGKILL)
+        sys.exit()
 
     def probe(self, executable, url):
         running = list(siblings(executable))
@@ -96,6 +107,7 @@ def fields(text):
 def main():
     probes = dict(argument.split("=", 1) for argument in sys.argv[1:])
     watchdog = Watchdog(probes)
+    signal.signal(signal.SIGTERM, watchdog.leave)
     while True:
         print("READY", flush=True)
         header = sys.stdin.readline()

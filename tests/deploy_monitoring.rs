@@ -1,0 +1,320 @@
+//! Alerts, dashboard and scaling rules ask only for what the two programs really say of themselves.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
+
+use serde_json::{Value, json};
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::backend::{Backend, Play};
+use crate::harness::{Proxy, fresh_dir, get, until};
+use crate::house::{House, document};
+use crate::promtool;
+
+/// What a platform adds to every series, and what the merged exposition does.
+const ADDED: [&str; 5] = ["app", "region", "host", "instance", "process"];
+
+/// Metrics of parts that are not here yet, with their labels. Whoever brings one takes it out of this list.
+const NOT_YET: &[(&str, &[&str])] = &[
+    ("outrigger_machines", &[]),
+    ("outrigger_machines_ready", &[]),
+    ("outrigger_scaling_events_total", &["direction"]),
+    ("outrigger_shared_limits_state", &["state"]),
+    ("outrigger_affinity_total", &["event"]),
+    ("outrigger_peer_requests_total", &["kind", "outcome"]),
+];
+
+/// Values that exist and that this test cannot bring about: a fault of our own (`Outcome::Internal`), and a pool whose
+/// connections are all in use for longer than a request waits (tests/databases.rs does).
+const NOT_SEEN: [(&str, &str); 2] = [("outcome", "internal"), ("reason", "exhausted")];
+
+/// Metrics of Fly's own, which fly-autoscaler reads.
+const OF_FLY: &[(&str, &[&str])] = &[
+    ("fly_instance_up", &[]),
+    ("fly_instance_cpu", &["cpu_id", "mode"]),
+    ("fly_instance_memory_mem_total", &[]),
+    ("fly_instance_memory_mem_available", &[]),
+];
+
+fn text(name: &str) -> String {
+    let path = xtask::paths::root().join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn yaml(name: &str) -> Yaml {
+    YamlLoader::load_from_str(&text(name)).unwrap().remove(0)
+}
+
+/// One `name{label="value"}` of an expression.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Selector {
+    metric: String,
+    /// Label and what it is compared with.
+    matchers: Vec<(String, String)>,
+}
+
+/// The selectors of an expression in PromQL, and the labels that it groups by.
+fn selectors(expr: &str) -> (Vec<Selector>, Vec<String>) {
+    const WORDS: [&str; 5] = ["and", "or", "unless", "bool", "offset"];
+    const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
+    let (mut found, mut grouping) = (Vec::<Selector>::new(), vec![]);
+    let mut rest = expr;
+    while let Some(c) = rest.chars().next() {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end.max(c.len_utf8()));
+        let next = after.trim_start();
+        rest = after;
+        match c {
+            '[' | '"' => {
+                let close = if c == '[' { ']' } else { '"' };
+                rest = after.split_once(close).map_or("", |(_, rest)| rest);
+            }
+            '#' => rest = after.split_once('\n').map_or("", |(_, rest)| rest),
+            _ if !(c.is_ascii_alphabetic() || c == '_') || WORDS.contains(&word) => {}
+            _ if LISTS.contains(&word) => {
+                let (list, after) = next.trim_start_matches('(').split_once(')').unwrap_or_default();
+                let names = list.split(',').map(|label| label.trim().to_owned());
+                grouping.extend(names.filter(|label| !label.is_empty()));
+                rest = after;
+            }
+            _ if next.starts_with('(') => {}
+            _ => {
+                let mut selector = Selector { metric: word.to_owned(), ..Selector::default() };
+                if let Some(inside) = next.strip_prefix('{') {
+                    let (matchers, after) = inside.split_once('}').unwrap_or((inside, ""));
+                    for matcher in matchers.split("\",") {
+                        let (label, value) = matcher.split_once('"').unwrap_or_default();
+                        let label = label.trim().trim_end_matches(['=', '!', '~']);
+                        selector.matchers.push((label.to_owned(), value.trim_end_matches('"').to_owned()));
+                    }
+                    rest = after;
+                }
+                // `sum by (x)(…)` and `sum(…) by (x)`: the function comes without its parenthesis in the first.
+                if !LISTS.iter().any(|list| next.starts_with(&format!("{list} ("))) {
+                    found.push(selector);
+                }
+            }
+        }
+    }
+    (found, grouping)
+}
+
+/// Every series' name, with its labels and their values.
+type Catalogue = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+fn catalogue(expositions: &[String]) -> Catalogue {
+    let mut catalogue = Catalogue::new();
+    for line in expositions.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#')) {
+        let series = line.rsplit_once(' ').map_or("", |(series, _)| series);
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let known = catalogue.entry(name.to_owned()).or_default();
+        for (label, value) in labels.trim_end_matches('}').split("\",").filter_map(|label| label.split_once("=\"")) {
+            known.entry(label.to_owned()).or_default().insert(value.trim_end_matches('"').to_owned());
+        }
+    }
+    for (name, labels) in NOT_YET.iter().chain(OF_FLY) {
+        let labels = labels.iter().map(|label| ((*label).to_owned(), BTreeSet::new()));
+        catalogue.entry((*name).to_owned()).or_insert_with(|| labels.collect());
+    }
+    catalogue
+}
+
+/// What an expression asks for and nobody says.
+fn unknown(catalogue: &Catalogue, expr: &str) -> Vec<String> {
+    let (selectors, grouping) = selectors(expr);
+    let mut unknown = vec![];
+    let mut labels: HashSet<&str> = ADDED.into();
+    for Selector { metric, matchers } in &selectors {
+        let Some(known) = catalogue.get(metric) else {
+            unknown.push(metric.clone());
+            continue;
+        };
+        labels.extend(known.keys().map(String::as_str));
+        for (label, value) in matchers.iter().filter(|(label, _)| !ADDED.contains(&label.as_str())) {
+            let Some(values) = known.get(label) else {
+                unknown.push(format!("{metric}{{{label}}}"));
+                continue;
+            };
+            // One that is chosen on the dashboard, or one of a part that is not here yet.
+            let is_free = value.contains(['$', '*']) || values.is_empty();
+            let missing = value
+                .split('|')
+                .filter(|value| !is_free && !values.contains(*value) && !NOT_SEEN.contains(&(label.as_str(), *value)));
+            unknown.extend(missing.map(|value| format!("{metric}{{{label}=\"{value}\"}}")));
+        }
+    }
+    unknown.extend(grouping.into_iter().filter(|label| !labels.contains(label.as_str())).map(|l| format!("by ({l})")));
+    unknown
+}
+
+/// What both programs say after everything has happened to them that rules ask for.
+fn everything_that_is_said() -> Catalogue {
+    // The real app, with both databases, until one is gone.
+    let mut house = House::start();
+    assert_eq!(house.send("POST", "/api/v1/documents", &document("one")).unwrap().status, 201);
+    until("the limit to be reached", || house.send("GET", "/", "").is_ok_and(|answer| answer.status == 429));
+    let metrics = |house: &House| xtask::http::get(house.admin, "/metrics/all", crate::house::LIMIT).unwrap().body;
+    let well = metrics(&house);
+    house.postgres.stop().unwrap();
+    until("a request to find no connection", || {
+        let _ = house.send("POST", "/api/v1/documents", &document("two"));
+        metrics(&house).contains("app_pool_acquire_failures_total{")
+    });
+    let unwell = metrics(&house);
+
+    // And an app that does everything wrong.
+    let mut app = Backend::start();
+    app.says("/500", "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n");
+    app.says("/404", "HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n");
+    app.says("/302", "HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n");
+    app.says("/invalid", "nonsense\r\n\r\n");
+    app.at("/truncated", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_vec()));
+    app.at("/hangs", Play::Hang);
+    app.at("/waits", Play::Hang);
+    let rules = "breaker.mode = \"monitor\"\napp.hold = \"0s\"\n[[routes]]\nname = \"short\"\npath = \"/hangs\"\ntimeout = \"100ms\"\n";
+    let proxy = Proxy::with(&app, rules);
+    for path in ["/", "/health", "/302", "/404", "/500", "/invalid", "/hangs"] {
+        proxy.get(path);
+    }
+    proxy.ask("GET / HTTP/1.1\r\n\r\n");
+    let _ = proxy.connect().send(get("/truncated")).try_answer();
+    let mut client = proxy.connect();
+    client.send(get("/waits"));
+    until("the request to be with the app", || app.requests_to("/waits") > 0);
+    drop(client);
+    app.says("/health", "HTTP/1.1 503 Unwell\r\nContent-Length: 0\r\n\r\n");
+    proxy.get("/health");
+    app.stop();
+    proxy.get("/health");
+    proxy.comes_to_rest();
+    catalogue(&[well, unwell, proxy.admin("/metrics/all").body])
+}
+
+/// Where it stands, and the expression.
+fn all_expressions() -> Vec<(String, String)> {
+    let mut all = vec![];
+    for (name, expr) in alerts() {
+        all.push((format!("alert {name}"), expr));
+    }
+    for (panel, expr) in dashboard_expressions(&dashboard()) {
+        all.push((format!("panel {panel}"), expr));
+    }
+    for collector in yaml("config/autoscaler/fly-autoscaler.yml")["metric-collectors"].as_vec().unwrap() {
+        let text = |key: &str| collector[key].as_str().unwrap().to_owned();
+        all.push((format!("collector {}", text("metric-name")), text("query")));
+    }
+    all
+}
+
+fn alerts() -> Vec<(String, String)> {
+    let file = yaml("config/prometheus/alerts.yml");
+    let groups = file["groups"].as_vec().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_vec().unwrap());
+    let text = |rule: &Yaml, key: &str| rule[key].as_str().unwrap().to_owned();
+    rules.map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&text("config/grafana/outrigger.json")).unwrap()
+}
+
+/// Panels, without the rows between them.
+fn panels(dashboard: &Value) -> Vec<&Value> {
+    dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row").collect()
+}
+
+fn dashboard_expressions(dashboard: &Value) -> Vec<(String, String)> {
+    let of_panel = |panel: &Value| -> Vec<(String, String)> {
+        let title = panel["title"].as_str().unwrap();
+        let targets = panel["targets"].as_array().unwrap();
+        targets.iter().map(|target| (title.to_owned(), target["expr"].as_str().unwrap().to_owned())).collect()
+    };
+    panels(dashboard).into_iter().flat_map(of_panel).collect()
+}
+
+#[test]
+fn every_metric_and_label_that_is_asked_for_exists() {
+    let catalogue = everything_that_is_said();
+    let mut missing = vec![];
+    for (place, expr) in all_expressions() {
+        missing.extend(unknown(&catalogue, &expr).into_iter().map(|what| format!("{place}: {what}")));
+    }
+    assert!(missing.is_empty(), "{missing:#?}\nknown: {:#?}", catalogue.keys());
+}
+
+#[test]
+fn what_does_not_exist_is_found() {
+    let said = "# TYPE a counter\na{state=\"open\",reason=\"x, y\"} 1\nb_bucket{le=\"+Inf\"} 2\n".to_owned();
+    let catalogue = catalogue(&[said]);
+    let unknown = |expr: &str| unknown(&catalogue, expr);
+    let fine = "sum by (app, state) (rate(a{state=~\"open\",app=\"x\"}[2m])) > bool 0 and on (instance) max(b_bucket{le=\"+Inf\"}) unless a # c";
+    assert_eq!(unknown(fine), Vec::<String>::new());
+    assert_eq!(unknown("sum(rate(c[1m])) or vector(0)"), ["c"]);
+    assert_eq!(unknown("a{stat=\"open\"}"), ["a{stat}"]);
+    assert_eq!(unknown("a{state!~\"open|opened\"} == 1"), ["a{state=\"opened\"}"]);
+    assert_eq!(unknown("histogram_quantile(0.99, sum(rate(b_bucket[2m])) by (le, route))"), ["by (route)"]);
+    assert_eq!(unknown("min_over_time((count(d) or vector(0))[5m:15s])"), ["d"]);
+}
+
+#[test]
+fn alerts_do_what_their_tests_say() {
+    let dir = xtask::paths::root().join("config/prometheus");
+    promtool::check_rules(&dir.join("alerts.yml")).unwrap();
+    promtool::test_rules(&dir.join("alerts.test.yml")).unwrap();
+}
+
+#[test]
+fn every_alert_has_a_test_that_it_fires_and_is_in_the_handbook() {
+    let file = yaml("config/prometheus/alerts.test.yml");
+    let tests = file["tests"].as_vec().unwrap();
+    let rule_tests = tests.iter().filter_map(|test| test["alert_rule_test"].as_vec()).flatten();
+    let fires = |test: &&Yaml| test["exp_alerts"].as_vec().is_some_and(|alerts| !alerts.is_empty());
+    let fired: Vec<&str> = rule_tests.filter(fires).filter_map(|test| test["alertname"].as_str()).collect();
+    let handbook = text("docs/operations.md");
+    for (name, _) in alerts() {
+        assert!(fired.contains(&name.as_str()), "no test makes {name} fire");
+        assert!(handbook.contains(&format!("`{name}`")), "docs/operations.md does not say what to do about {name}");
+    }
+}
+
+#[test]
+fn the_dashboard_can_be_imported_anywhere() {
+    let dashboard = dashboard();
+    let panels = panels(&dashboard);
+    let rows = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = rows.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), rows.len(), "an id is there twice");
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let source = variables.iter().find(|variable| variable["type"] == "datasource").unwrap();
+    assert_eq!((&source["name"], &source["query"]), (&"datasource".into(), &"prometheus".into()));
+    assert_eq!(dashboard["id"], Value::Null, "an id of some Grafana would overwrite another's dashboard");
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap();
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title} has no unit");
+        assert!(!panel["description"].as_str().unwrap_or_default().is_empty(), "{title} does not say what it shows");
+        let targets = panel["targets"].as_array().unwrap();
+        let letters: BTreeSet<_> = targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
+        assert!(!targets.is_empty() && letters.len() == targets.len(), "{title}");
+        let position = &panel["gridPos"];
+        assert!(position["x"].as_u64().unwrap() + position["w"].as_u64().unwrap() <= 24, "{title} is too wide");
+    }
+}
+
+#[test]
+fn prometheus_takes_every_expression_of_the_dashboard() {
+    let dashboard = dashboard();
+    let expressions = dashboard_expressions(&dashboard);
+    // What Grafana puts in.
+    let rules: Vec<Value> = expressions
+        .iter()
+        .enumerate()
+        .map(|(n, (_, expr))| json!({"record": format!("panel:{n}"), "expr": expr.replace("$__rate_interval", "1m")}))
+        .collect();
+    let file = fresh_dir().join("dashboard.yml");
+    fs::write(&file, json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string()).unwrap();
+    promtool::check_rules(&file).unwrap();
+    for (panel, expr) in expressions {
+        assert!(expr.contains("app=~\"$app\""), "{panel} mixes apps: {expr}");
+    }
+}
