@@ -9,9 +9,9 @@ use tokio::time::sleep;
 
 use crate::deploy;
 use crate::machine::{Machine, State};
-use crate::registry::MachineSnapshot;
 use crate::settings::{AutostopKind, Settings};
 use crate::shared::Shared;
+use crate::snapshot::MachineSnapshot;
 
 pub(crate) async fn run(shared: Arc<Shared>) {
     let settings = &shared.settings.autostop;

@@ -14,9 +14,9 @@ use tokio::time::{Instant, sleep};
 use crate::deploy::{self, DeployError, Strategy};
 use crate::dns::{Dns, DnsFault};
 use crate::machine::{Fleet, Machine, State};
-use crate::registry::Snapshot;
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::snapshot::Snapshot;
 use crate::{autostop, checks, server};
 
 /// A running edge; ended when dropped, with all its connections.
@@ -84,6 +84,11 @@ impl Edge {
     /// What has become of a Machine; the edge itself neither starts nor stops it. Started is a new run, with its grace period.
     pub fn set_state(&self, id: &str, state: State) -> bool {
         self.shared.registry.set_state(id, state)
+    }
+
+    /// Routing and DNS hear at once all that is on its way. With a `propagation` of hours, a test says what has been heard of.
+    pub fn settle(&self) {
+        self.shared.registry.settle();
     }
 
     pub fn snapshot(&self) -> Snapshot {

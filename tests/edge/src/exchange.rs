@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use crate::BoxError;
 use crate::code::{Code, EDGE_ERROR};
 use crate::headers::{self, PREFERRED_UNAVAILABLE, REPLAY_FAILED, REPLAY_SRC};
+use crate::idle::Watched;
 use crate::machine::Machine;
 use crate::reach::{Outgoing, Search, Unreached};
 use crate::replay::{Fallback, Form, Instruction, MAX_JSON};
@@ -86,7 +87,7 @@ async fn travel(shared: &Arc<Shared>, mut wish: Wish, original: &Outgoing) -> Re
     loop {
         let timeout = replaying.as_ref().and_then(|replaying| replaying.instruction.timeout);
         let end = timeout.map(|timeout| Instant::now() + shared.settings.scaled(timeout));
-        let reached = match Search::new(shared, end).reach(&wish, &mut outgoing).await {
+        let reached = match Search::new(shared, end, !is_fallback).reach(&wish, &mut outgoing).await {
             Ok(reached) => reached,
             Err(unreached) => match replaying.take().filter(|_| unreached.code != Code::Interrupted) {
                 Some(Replaying { origin, instruction, since }) if instruction.fallback.is_some() => {
@@ -192,10 +193,16 @@ fn give_back(
 fn tunnel(shared: &Arc<Shared>, client: OnUpgrade, reached: Reached) -> Answer {
     let (mut response, slot, sender) = reached.into_parts();
     let machine = hyper::upgrade::on(&mut response);
+    let idle = shared.settings.idle_timeout();
     shared.spawn(async move {
         let (Ok(client), Ok(machine)) = (client.await, machine.await) else { return };
+        let (mut client, activity) = Watched::new(TokioIo::new(client));
+        let mut machine = TokioIo::new(machine);
         // How a tunnel breaks off is between its two ends.
-        let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(machine)).await;
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut machine) => {}
+            () = activity.is_over(idle) => {}
+        }
         drop((slot, sender));
     });
     response.map(|_| nothing())

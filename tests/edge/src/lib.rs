@@ -5,12 +5,13 @@
 //! known of Fly is a setting marked *not established*, and our product has to be right with every value of it.
 //!
 //! ```text
-//! client ──► server.rs     connections, bounds, the idle limit
+//! client ──► server.rs     connections and their bounds; idle.rs
 //!              exchange.rs THE life of a request: replays, fallback, answers of our own
 //!                headers.rs  what the edge says of the client                       (pure)
 //!                replay.rs   what fly-replay asks for                               (pure)
 //!                reach.rs    waiting, starting, retrying
 //!                  routing.rs  which of those that can                              (pure)
+//!                  pick.rs     what there is for it: a place, a start, a wait
 //!                  registry.rs all Machines, and what routing has heard of them
 //!                  tape.rs     the body, kept so far as it may be needed again
 //!                  upstream.rs connections ──► a Machine
@@ -51,7 +52,9 @@ mod dns;
 mod edge;
 mod exchange;
 mod headers;
+mod idle;
 mod machine;
+mod pick;
 mod reach;
 mod registry;
 mod replay;
@@ -59,6 +62,7 @@ mod routing;
 mod server;
 pub mod settings;
 mod shared;
+mod snapshot;
 mod tape;
 mod upstream;
 
@@ -67,7 +71,7 @@ pub use deploy::{DeployError, Strategy};
 pub use dns::DnsFault;
 pub use edge::{Background, Edge};
 pub use machine::{Fleet, FleetError, Health, Machine, State};
-pub use registry::{Counts, MachineSnapshot, Snapshot};
 pub use settings::Settings;
+pub use snapshot::{Counts, MachineSnapshot, Snapshot};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -9,7 +9,8 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 use tokio::time::{Instant, sleep_until};
 
 use crate::code::Code;
-use crate::registry::{Pick, Slot, Tries};
+use crate::headers::{self, PREFERRED_UNAVAILABLE};
+use crate::pick::{Pick, Slot, Tries};
 use crate::routing::Wish;
 use crate::settings::RetryBegun;
 use crate::shared::Shared;
@@ -61,15 +62,17 @@ impl From<Code> for Unreached {
 
 /// The search of one request.
 pub(crate) struct Search<'a> {
-    pub(crate) shared: &'a Arc<Shared>,
+    shared: &'a Arc<Shared>,
     /// After this there is no other try; one that is under way goes on ("may overshoot").
-    pub(crate) end: Option<Instant>,
+    end: Option<Instant>,
+    /// Whether a Machine is told that another was preferred.
+    tells: bool,
     tries: Tries,
 }
 
 impl<'a> Search<'a> {
-    pub(crate) fn new(shared: &'a Arc<Shared>, end: Option<Instant>) -> Self {
-        Self { shared, end, tries: Tries::default() }
+    pub(crate) fn new(shared: &'a Arc<Shared>, end: Option<Instant>, tells: bool) -> Self {
+        Self { shared, end, tells, tries: Tries::default() }
     }
 
     /// Sends the request to the preferred Machine if it can take it now, or be started, and to another otherwise; the other is told so.
@@ -78,7 +81,8 @@ impl<'a> Search<'a> {
         if let Some(id) = &wish.prefer {
             match self.seek(&wish.exactly(id), request, false).await {
                 Err(Unreached { code: Code::Interrupted, .. }) => return Err(Code::Interrupted.into()),
-                Err(_) => crate::headers::set(&mut request.fields, crate::headers::PREFERRED_UNAVAILABLE, id),
+                Err(_) if self.tells => headers::set(&mut request.fields, PREFERRED_UNAVAILABLE, id),
+                Err(_) => {}
                 Ok(reached) => return Ok(reached),
             }
         }
@@ -93,7 +97,7 @@ impl<'a> Search<'a> {
                 self.shared.registry.count(Code::RecentlyStopped);
             } else {
                 self.pause(&id).await?;
-                match upstream::send(self.shared, slot, || request.request()).await {
+                match upstream::send(self.shared, slot, &request.tape, || request.request()).await {
                     Ok(reached) => return Ok(reached),
                     Err(Failed::Unconnected(code)) => self.shared.registry.count(code),
                     Err(Failed::Begun) if request.may_begin_again(self.shared.settings.routing.retry_begun) => {
@@ -115,7 +119,7 @@ impl<'a> Search<'a> {
     /// A place at a Machine, once there is one.
     async fn slot(&self, wish: &Wish, is_patient: bool) -> Result<Slot, Unreached> {
         let Shared { registry, settings, .. } = &**self.shared;
-        let mut has_woken = false;
+        let mut failed_before = None;
         let pick = || registry.pick(wish, &self.tries);
         let mut picked = pick();
         loop {
@@ -126,12 +130,13 @@ impl<'a> Search<'a> {
                     }
                     return Ok(slot);
                 }
-                Pick::Wake(machine) if has_woken => {
-                    registry.start_failed(&machine.id);
+                // It may have been stopped again meanwhile; only a start that failed is not tried again.
+                Pick::Wake(machine, failed) if failed_before.is_some_and(|before| failed > before) => {
+                    registry.start_given_up(&machine.id);
                     return Err(Code::WakeFailed.into());
                 }
-                Pick::Wake(machine) => {
-                    has_woken = true;
+                Pick::Wake(machine, failed) => {
+                    failed_before.get_or_insert(failed);
                     self.shared.wake(machine);
                     picked = pick();
                 }

@@ -3,7 +3,7 @@
 //! Routing does not see a change at once: each goes on its way and arrives after [`Routing::propagation`](crate::settings::Routing). So a
 //! Machine has a truth, and what the edge has heard of it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -11,164 +11,55 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::code::Code;
 use crate::machine::{Health, Machine, State};
-use crate::routing::{self, Candidate, Wish};
 use crate::settings::Settings;
+use crate::snapshot::{Counts, MachineSnapshot, Snapshot};
 
 #[derive(Debug)]
 pub struct Registry {
-    settings: Arc<Settings>,
+    pub(crate) settings: Arc<Settings>,
     /// Whether there is somebody who can start stopped Machines.
-    can_wake: bool,
+    pub(crate) can_wake: bool,
     inner: Mutex<Inner>,
     changes: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    entries: BTreeMap<String, Entry>,
-    random: fastrand::Rng,
-    waiting: usize,
+    pub(crate) entries: BTreeMap<String, Entry>,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) waiting: usize,
     births: u64,
     counts: Counts,
 }
 
-/// What the edge has done so far.
-#[derive(Debug, Clone, Default)]
-pub struct Counts {
-    /// Clients' requests.
-    pub requests: u64,
-    /// Requests that were sent again because of `fly-replay`.
-    pub replays: u64,
-    /// Requests that came back to who replayed them.
-    pub fallbacks: u64,
-    pub errors: BTreeMap<Code, u64>,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct View {
-    state: State,
-    is_cordoned: bool,
-    is_healthy: bool,
+pub(crate) struct View {
+    pub(crate) state: State,
+    pub(crate) is_cordoned: bool,
+    pub(crate) is_healthy: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
-    machine: Machine,
-    state: State,
+pub(crate) struct Entry {
+    pub(crate) machine: Machine,
+    pub(crate) state: State,
     health: Health,
     is_cordoned: bool,
     is_soft_cordoned: bool,
-    is_starting: bool,
-    stopped: Option<Instant>,
+    pub(crate) is_starting: bool,
+    failed_starts: u32,
+    pub(crate) stopped: Option<Instant>,
     /// What routing believes, and what it will hear when.
-    heard: View,
+    pub(crate) heard: View,
     on_the_way: VecDeque<(Instant, View)>,
     /// Tells Machines of the same id apart.
     birth: u64,
     /// Counts starts, so that what a check found about an earlier run does not count for this one.
     run: u64,
     results_in_a_row: (bool, u32),
-    load: usize,
+    pub(crate) load: usize,
     requests: u64,
     connections: u64,
-}
-
-/// One Machine as it is.
-#[derive(Debug, Clone)]
-pub struct MachineSnapshot {
-    pub machine: Machine,
-    pub state: State,
-    pub health: Health,
-    pub is_cordoned: bool,
-    /// By autostop or by a deploy that removes Machines from routing first.
-    pub is_soft_cordoned: bool,
-    /// Whether routing, which may not have heard the latest, would use it.
-    pub is_routed: bool,
-    /// Requests that are with it now.
-    pub load: usize,
-    /// Requests that were sent to it, and connections that were made to it.
-    pub requests: u64,
-    pub connections: u64,
-}
-
-/// Everything, at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    pub machines: Vec<MachineSnapshot>,
-    /// Requests that wait for a Machine.
-    pub waiting: usize,
-    pub counts: Counts,
-}
-
-impl Snapshot {
-    pub fn machine(&self, id: &str) -> Option<&MachineSnapshot> {
-        self.machines.iter().find(|m| m.machine.id == id)
-    }
-
-    /// How often this happened.
-    pub fn errors(&self, code: Code) -> u64 {
-        self.counts.errors.get(&code).copied().unwrap_or_default()
-    }
-}
-
-/// Which Machines a request has tried in vain.
-#[derive(Debug, Default)]
-pub(crate) struct Tries {
-    of: HashMap<String, u32>,
-    pub(crate) total: u32,
-}
-
-impl Tries {
-    pub(crate) fn add(&mut self, id: &str) {
-        *self.of.entry(id.to_owned()).or_default() += 1;
-        self.total += 1;
-    }
-
-    pub(crate) fn of(&self, id: &str) -> u32 {
-        self.of.get(id).copied().unwrap_or_default()
-    }
-}
-
-/// What there is for a request.
-#[derive(Debug)]
-pub(crate) enum Pick {
-    Go(Slot),
-    /// It sleeps, and is marked as starting: whoever gets this has to start it.
-    Wake(Machine),
-    /// There may be one later; this is what is missing.
-    Wait(Code),
-    Never(Code),
-}
-
-/// A place at a Machine. Dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    registry: Arc<Registry>,
-    pub(crate) machine: Machine,
-    /// It was stopped a moment ago, routing has not heard of it, and there is another.
-    pub(crate) bounces: bool,
-    /// Everybody is above the soft limit, and this one sleeps; marked as starting.
-    pub(crate) wake: Option<Machine>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.registry.change(|inner| {
-            if let Some(entry) = inner.entries.get_mut(&self.machine.id) {
-                entry.load = entry.load.saturating_sub(1);
-            }
-        });
-    }
-}
-
-/// A place among those who wait. Dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Registry>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.change(|inner| inner.waiting -= 1);
-    }
 }
 
 impl Registry {
@@ -190,6 +81,7 @@ impl Registry {
             is_cordoned,
             is_soft_cordoned: false,
             is_starting: false,
+            failed_starts: 0,
             stopped: None,
             // Nobody has heard of it; a Machine that is new is like one that was never started.
             heard: View { state: State::Created, is_cordoned: false, is_healthy: false },
@@ -252,7 +144,10 @@ impl Registry {
     }
 
     pub(crate) fn start_failed(&self, id: &str) {
-        self.update(id, |entry| entry.is_starting = false);
+        self.update(id, |entry| {
+            entry.is_starting = false;
+            entry.failed_starts += 1;
+        });
     }
 
     /// What a check of this run found.
@@ -285,6 +180,22 @@ impl Registry {
         self.lock().snapshot()
     }
 
+    /// Who was to start it does not.
+    pub(crate) fn start_given_up(&self, id: &str) {
+        self.update(id, |entry| entry.is_starting = false);
+    }
+
+    /// Routing hears at once all that is on its way.
+    pub(crate) fn settle(&self) {
+        self.change(|inner| {
+            for entry in inner.entries.values_mut() {
+                if let Some((_, latest)) = entry.on_the_way.drain(..).next_back() {
+                    entry.heard = latest;
+                }
+            }
+        });
+    }
+
     pub(crate) fn count(&self, code: Code) {
         self.count_with(|counts| *counts.errors.entry(code).or_default() += 1);
     }
@@ -306,67 +217,6 @@ impl Registry {
         let inner = self.lock();
         let started = inner.entries.values().filter(|entry| entry.heard.state == State::Started);
         started.map(|entry| entry.machine.clone()).collect()
-    }
-
-    /// A place among those who wait, unless there are too many.
-    pub(crate) fn wait_in_line(self: &Arc<Self>) -> Option<Place> {
-        let is_in = self.change(|inner| {
-            let is_in = inner.waiting < self.settings.routing.queue_length;
-            inner.waiting += usize::from(is_in);
-            is_in
-        });
-        is_in.then(|| Place(Arc::clone(self)))
-    }
-
-    pub(crate) fn pick(self: &Arc<Self>, wish: &Wish, tries: &Tries) -> Pick {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let limits = self.settings.concurrency;
-        let (mut candidates, mut asleep, mut missing) = (Vec::new(), Vec::new(), None);
-        for (id, entry) in &inner.entries {
-            let fits = wish.instance.as_ref().is_none_or(|wish| wish == id)
-                && wish.elsewhere.as_ref().is_none_or(|not| not != id)
-                && (!entry.heard.is_cordoned || (wish.reaches_cordoned && wish.instance.is_some()));
-            let distance = fits.then(|| wish.distance(&entry.machine.region, &self.settings.region)).flatten();
-            let Some(distance) = distance else { continue };
-            match entry.heard.state {
-                State::Stopped | State::Suspended if self.can_wake => asleep.push((distance, id.clone())),
-                State::Started if !entry.heard.is_healthy => missing = missing.or(Some(Code::NoHealthyMachine)),
-                State::Started if limits.hard_limit.is_some_and(|limit| entry.load >= limit) => {
-                    missing = Some(Code::NoCapacity);
-                }
-                State::Started => candidates.push(Candidate { id, load: entry.load, distance, tries: tries.of(id) }),
-                _ => {}
-            }
-        }
-        asleep.sort();
-        let is_waking = asleep.iter().any(|(_, id)| inner.entries.get(id).is_some_and(|entry| entry.is_starting));
-        let sleeper = asleep.into_iter().next().map(|(_, id)| id).filter(|_| !is_waking);
-
-        if let Some(chosen) = routing::choose(&candidates, limits, &mut inner.random) {
-            let has_others = candidates.iter().any(|c| c.id != chosen.id && c.tries == 0);
-            let needs_more = candidates.iter().all(|c| c.load >= limits.soft_limit);
-            let id = chosen.id.to_owned();
-            let wake = sleeper.filter(|_| needs_more).and_then(|id| inner.begin_wake(&id));
-            let Some(entry) = inner.entries.get_mut(&id) else { return Pick::Never(Code::MachineNotFound) };
-            entry.load += 1;
-            let recently = self.settings.scaled(self.settings.routing.recently_stopped);
-            let was_stopped = entry.state != State::Started && entry.stopped.is_some_and(|at| at.elapsed() < recently);
-            let (machine, bounces) = (entry.machine.clone(), was_stopped && has_others);
-            return Pick::Go(Slot { registry: Arc::clone(self), machine, bounces, wake });
-        }
-        if is_waking {
-            return Pick::Wait(Code::WakeTimeout);
-        }
-        if let Some(machine) = sleeper.and_then(|id| inner.begin_wake(&id)) {
-            return Pick::Wake(machine);
-        }
-        match missing {
-            Some(code) => Pick::Wait(code),
-            None if wish.instance.is_some() => Pick::Never(Code::MachineNotFound),
-            None if wish.only_regions => Pick::Never(Code::NoHealthyMachine),
-            None => Pick::Wait(Code::NoHealthyMachine),
-        }
     }
 
     /// Waits until `look` finds something, or until the deadline.
@@ -396,13 +246,13 @@ impl Registry {
         self.settings.scaled(self.settings.routing.propagation)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.hear(Instant::now());
         inner
     }
 
-    fn change<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+    pub(crate) fn change<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
         let result = act(&mut self.lock());
         self.changes.send_replace(());
         result
@@ -464,10 +314,11 @@ impl Inner {
         self.entries.values().filter_map(|entry| entry.on_the_way.front()).map(|(arrival, _)| *arrival).min()
     }
 
-    fn begin_wake(&mut self, id: &str) -> Option<Machine> {
+    /// Marks it as starting; how often that has failed before is told as well.
+    pub(crate) fn begin_wake(&mut self, id: &str) -> Option<(Machine, u32)> {
         let entry = self.entries.get_mut(id)?;
         let is_first = !std::mem::replace(&mut entry.is_starting, true);
-        is_first.then(|| entry.machine.clone())
+        is_first.then(|| (entry.machine.clone(), entry.failed_starts))
     }
 
     fn snapshot(&self) -> Snapshot {

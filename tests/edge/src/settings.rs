@@ -168,9 +168,9 @@ pub struct Limits {
     pub max_head: usize,
     /// Bytes of a request's body; more are 413. *Not established.*
     pub max_body: Option<u64>,
-    /// A client's connection without a byte in either direction for so long is closed. *Not established.*
+    /// A client's connection without a byte in either direction for so long is closed, a tunnel too. *Not established.*
     pub idle_timeout: Option<Duration>,
-    /// Clients' connections at once; more wait. Source: c/15160 (facts: 9).
+    /// Clients' connections at once, tunnels aside; more wait. Source: c/15160 (facts: 9).
     pub max_connections: usize,
 }
 
@@ -301,6 +301,10 @@ impl Settings {
     /// A duration of Fly's, as long as it is here.
     pub fn scaled(&self, duration: Duration) -> Duration {
         duration.mul_f64(self.time_scale.clamp(0.0, 1000.0))
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        self.limits.idle_timeout.map(|limit| self.scaled(limit))
     }
 }
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::code::Code;
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) fleet: Option<Arc<dyn Fleet>>,
     pub(crate) dns_fault: AtomicU8,
     tasks: Mutex<JoinSet<()>>,
+    runtime: Handle,
 }
 
 impl std::fmt::Debug for Shared {
@@ -28,6 +30,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// Its tasks run on the runtime that this is called in, also those of callers elsewhere.
     pub(crate) fn new(settings: Settings, fleet: Option<Arc<dyn Fleet>>) -> Self {
         let settings = Arc::new(settings);
         let can_wake = settings.autostop.starts && fleet.is_some();
@@ -38,6 +41,7 @@ impl Shared {
             fleet,
             dns_fault: AtomicU8::new(0),
             tasks: Mutex::new(JoinSet::new()),
+            runtime: Handle::current(),
         }
     }
 
@@ -45,7 +49,7 @@ impl Shared {
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     pub(crate) fn end(&self) {

@@ -94,6 +94,11 @@ impl Tape {
         }
     }
 
+    /// Has all of it come?
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
     /// Has more come than the edge takes?
     pub(crate) fn is_too_large(&self) -> bool {
         let inner = self.lock();

@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -19,10 +20,13 @@ use tokio::time::{Instant, timeout};
 use crate::BoxError;
 use crate::code::Code;
 use crate::machine::Machine;
-use crate::registry::Slot;
+use crate::pick::Slot;
 use crate::settings::ConcurrencyKind;
 use crate::shared::Shared;
-use crate::tape::Playback;
+use crate::tape::{Playback, Tape};
+
+/// How long a kept connection may take to be ready; then a new one is made.
+const READY: Duration = Duration::from_secs(1);
 
 /// Connections that no request uses, by Machine.
 #[derive(Debug, Default)]
@@ -36,12 +40,22 @@ struct Idle {
 }
 
 impl Pool {
-    fn take(&self, machine: &Machine, oldest: Instant) -> Option<SendRequest<Playback>> {
+    /// The latest that was used after `oldest`.
+    async fn take(&self, machine: &Machine, oldest: Instant) -> Option<SendRequest<Playback>> {
+        loop {
+            let mut sender = self.pop(machine, oldest)?;
+            // Its request and answer are over; its task may need a moment to see that.
+            if matches!(timeout(READY, sender.ready()).await, Ok(Ok(()))) {
+                return Some(sender);
+            }
+        }
+    }
+
+    fn pop(&self, machine: &Machine, oldest: Instant) -> Option<SendRequest<Playback>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = all.get_mut(&machine.id)?;
         idle.retain(|idle| idle.since >= oldest && idle.machine == *machine && !idle.sender.is_closed());
-        let at = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.swap_remove(at).sender)
+        idle.pop().map(|idle| idle.sender)
     }
 
     fn put(&self, machine: Machine, sender: SendRequest<Playback>) {
@@ -73,20 +87,25 @@ pub(crate) enum Failed {
 #[derive(Debug)]
 pub(crate) struct Reached {
     pub(crate) response: Response<Incoming>,
-    pub(crate) slot: Slot,
+    slot: Slot,
     sender: SendRequest<Playback>,
+    tape: Tape,
 }
 
 /// Sends a request to the Machine of this slot. `request` makes it anew when a kept connection turned out to be closed.
 pub(crate) async fn send(
     shared: &Arc<Shared>,
     slot: Slot,
+    tape: &Tape,
     request: impl Fn() -> Option<Request<Playback>>,
 ) -> Result<Reached, Failed> {
     let settings = &shared.settings;
     let is_pooled = settings.concurrency.kind == ConcurrencyKind::Requests;
     let oldest = Instant::now().checked_sub(settings.scaled(settings.routing.pool_idle));
-    let mut kept = oldest.filter(|_| is_pooled).and_then(|oldest| shared.pool.take(&slot.machine, oldest));
+    let mut kept = match oldest.filter(|_| is_pooled) {
+        Some(oldest) => shared.pool.take(&slot.machine, oldest).await,
+        None => None,
+    };
     loop {
         let is_kept = kept.is_some();
         let mut sender = match kept.take() {
@@ -96,7 +115,7 @@ pub(crate) async fn send(
         let request = request().ok_or(Failed::Begun)?;
         shared.registry.sent(&slot.machine.id);
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok(Reached { response, slot, sender }),
+            Ok(response) => return Ok(Reached { response, slot, sender, tape: tape.clone() }),
             // hyper gives the request back if nothing of it was written.
             Err(e) if e.message().is_none() => return Err(Failed::Begun),
             Err(_) if is_kept => {}
@@ -127,11 +146,11 @@ async fn connect(shared: &Arc<Shared>, machine: &Machine) -> Result<SendRequest<
 impl Reached {
     /// The answer as it goes on to the client: piece by piece, with the slot until its end.
     pub(crate) fn into_response(self, shared: &Arc<Shared>) -> Response<Tail> {
-        let Self { response, slot, sender } = self;
+        let Self { response, slot, sender, tape } = self;
         let keeps = shared.settings.concurrency.kind == ConcurrencyKind::Requests;
         let (head, body) = response.into_parts();
         let is_over = body.is_end_stream();
-        let tail = Tail { body, is_over, keeps, slot, sender: Some(sender), shared: Arc::clone(shared) };
+        let tail = Tail { body, is_over, keeps, slot, sender: Some(sender), tape, shared: Arc::clone(shared) };
         Response::from_parts(head, tail)
     }
 
@@ -149,6 +168,7 @@ pub(crate) struct Tail {
     keeps: bool,
     slot: Slot,
     sender: Option<SendRequest<Playback>>,
+    tape: Tape,
     shared: Arc<Shared>,
 }
 
@@ -173,7 +193,7 @@ impl Body for Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        let sender = self.sender.take().filter(|_| self.is_over && self.keeps);
+        let sender = self.sender.take().filter(|_| self.is_over && self.keeps && self.tape.is_over());
         if let Some(sender) = sender {
             self.shared.pool.put(self.slot.machine.clone(), sender);
         }

@@ -2,9 +2,9 @@
 //!
 //! Each Machine has an address of its own in 127/8, so that a port that it gives up is never taken by somebody else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -37,6 +37,8 @@ pub struct Seen {
     pub target: String,
     pub fields: HeaderMap,
     pub body: Bytes,
+    /// Who connected.
+    pub peer: IpAddr,
 }
 
 impl Seen {
@@ -62,7 +64,7 @@ pub enum Play {
     EchoAfter(Arc<Semaphore>),
     /// Reads the head and closes the connection.
     BreakOff,
-    /// Answers with these fields without reading the body.
+    /// Answers with this field before it reads the body, which it does afterwards.
     SayEarly(&'static str, String),
     /// Pieces of an answer, as they are sent here.
     Stream(Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>>),
@@ -77,6 +79,7 @@ struct Inner {
     seen: Mutex<Vec<Seen>>,
     plays: Mutex<HashMap<String, Play>>,
     health: AtomicU16,
+    next_health: Mutex<VecDeque<u16>>,
     checks: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     open: AtomicUsize,
@@ -107,6 +110,7 @@ impl Fake {
             seen: Mutex::default(),
             plays: Mutex::default(),
             health: AtomicU16::new(200),
+            next_health: Mutex::default(),
             checks: Mutex::default(),
             connections: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -173,6 +177,11 @@ impl Fake {
         self.inner.health.store(status, Ordering::SeqCst);
     }
 
+    /// What its next checks get, before that.
+    pub fn next_health(&self, statuses: &[u16]) {
+        lock(&self.inner.next_health).extend(statuses);
+    }
+
     pub fn checks(&self) -> Vec<Seen> {
         lock(&self.inner.checks).clone()
     }
@@ -199,14 +208,14 @@ async fn listen(listener: TcpListener, inner: Arc<Inner>) {
     // Dropped with this task, and all connections with it.
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
         while connections.try_join_next().is_some() {}
         inner.connections.fetch_add(1, Ordering::SeqCst);
         inner.open.fetch_add(1, Ordering::SeqCst);
         let inner = Arc::clone(&inner);
         connections.spawn(async move {
             let open = Open(Arc::clone(&inner));
-            let service = service_fn(move |request| answer(Arc::clone(&inner), request));
+            let service = service_fn(move |request| answer(Arc::clone(&inner), peer.ip(), request));
             let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             let _ = connection.with_upgrades().await;
             drop(open);
@@ -222,17 +231,19 @@ impl Drop for Open {
     }
 }
 
-async fn answer(inner: Arc<Inner>, mut request: Request<Incoming>) -> Result<Answered, BoxError> {
+async fn answer(inner: Arc<Inner>, peer: IpAddr, mut request: Request<Incoming>) -> Result<Answered, BoxError> {
     let path = request.uri().path().to_owned();
     let mut seen = Seen {
         method: request.method().clone(),
         target: request.uri().to_string(),
         fields: request.headers().clone(),
         body: Bytes::new(),
+        peer,
     };
     if path == "/health" {
         lock(&inner.checks).push(seen);
-        let status = StatusCode::from_u16(inner.health.load(Ordering::SeqCst)).unwrap();
+        let next = lock(&inner.next_health).pop_front();
+        let status = StatusCode::from_u16(next.unwrap_or(inner.health.load(Ordering::SeqCst))).unwrap();
         return Ok(Response::builder().status(status).header("location", "/health").body(full("")).unwrap());
     }
     let play = lock(&inner.plays).get(&path).cloned().unwrap_or(Play::Echo);
@@ -241,7 +252,10 @@ async fn answer(inner: Arc<Inner>, mut request: Request<Incoming>) -> Result<Ans
     }
     let mut answer = match play {
         Play::BreakOff => return Err("told to break off".into()),
-        Play::SayEarly(name, value) => Response::builder().header(name, value).body(full("")).unwrap(),
+        Play::SayEarly(name, value) => {
+            tokio::spawn(request.into_body().collect());
+            Response::builder().header(name, value).body(full("")).unwrap()
+        }
         Play::Upgrade => {
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
@@ -302,7 +316,6 @@ pub async fn edge(settings: Settings, fakes: &[&Fake]) -> Edge {
 }
 
 /// Waits until the edge shows this.
-#[track_caller]
 pub async fn shows(edge: &Edge, what: &str, look: impl FnMut(&Snapshot) -> bool) {
     assert!(edge.until(PATIENCE, look).await, "waited {PATIENCE:?} for {what}: {:#?}", edge.snapshot());
 }
@@ -415,11 +428,6 @@ pub async fn raw(stream: &mut TcpStream, bytes: &[u8], end: &str) -> String {
     text
 }
 
-/// Nothing, as a body.
-pub fn empty() -> Empty<Bytes> {
-    Empty::new()
-}
-
 /// A fleet of fakes that writes down what it was told.
 #[derive(Default)]
 pub struct Fakes {
@@ -431,9 +439,15 @@ pub struct Fakes {
     /// Machines of these ids cannot be started.
     pub broken: Mutex<Vec<String>>,
     created: AtomicUsize,
+    on_stop: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Fakes {
+    /// Called in the moment in which a Machine would get its signal.
+    pub fn on_stop(&self, act: impl Fn() + Send + 'static) {
+        *lock(&self.on_stop) = Some(Box::new(act));
+    }
+
     pub async fn of(ids: &[&str]) -> Arc<Self> {
         let fleet = Self::default();
         for id in ids {
@@ -481,6 +495,9 @@ impl Fleet for Fakes {
 
     async fn stop(&self, machine: &Machine, how: Stop) -> Result<(), FleetError> {
         self.note("stop", machine);
+        if let Some(act) = &*lock(&self.on_stop) {
+            act();
+        }
         lock(&self.stops).push(how);
         self.get(&machine.id).halt().await;
         Ok(())

@@ -1,5 +1,7 @@
 //! The edge in front of small Machines, one file for each of its promises.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails is a failed test, and says what it did")]
+
 mod autostop;
 mod bounds;
 mod checks;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outrigger_edge::settings::{ConcurrencyKind, RetryBegun};
 use outrigger_edge::{Code, Settings, State};
 
-use crate::fake::{Fake, Play, edge, get, get_with, in_background, post, shows};
+use crate::fake::{Fake, Play, edge, get, get_with, in_background, post, shows, until};
 
 fn settings() -> Settings {
     let mut settings = Settings::default();
@@ -80,14 +80,20 @@ async fn at_the_hard_limit_of_all_a_request_waits_and_then_is_503() {
     let mut settings = settings();
     settings.concurrency.hard_limit = Some(1);
     settings.routing.queue_timeout = Duration::from_millis(100);
+    let hasty = edge(settings.clone(), &[&a]).await;
+    let slow = in_background(&hasty, "/slow");
+    shows(&hasty, "a to be full", |now| now.machine("a").unwrap().load == 1).await;
+    let began = std::time::Instant::now();
+    get(&hasty, "/").await.is_error(503, "PR04");
+    assert!(began.elapsed() >= Duration::from_millis(100), "it did not wait");
+    gate.add_permits(1);
+    assert_eq!(slow.await.unwrap().status, 200);
+
+    settings.routing.queue_timeout = Duration::from_secs(3600);
     settings.routing.queue_length = 1;
     let edge = edge(settings, &[&a]).await;
     let slow = in_background(&edge, "/slow");
     shows(&edge, "a to be full", |now| now.machine("a").unwrap().load == 1).await;
-    let began = std::time::Instant::now();
-    get(&edge, "/").await.is_error(503, "PR04");
-    assert!(began.elapsed() >= Duration::from_millis(100), "it did not wait");
-
     let waiting = in_background(&edge, "/");
     shows(&edge, "one to wait", |now| now.waiting == 1).await;
     get(&edge, "/").await.is_error(503, "PR04");
@@ -142,13 +148,12 @@ async fn a_request_that_begun_is_tried_again_only_as_the_setting_says() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_for_a_while_with_requests_and_made_anew_with_connections() {
+async fn connections_are_kept_with_requests_and_made_anew_with_connections() {
     for (kind, connections) in [(ConcurrencyKind::Requests, 1), (ConcurrencyKind::Connections, 5)] {
         let a = Fake::running("a").await;
         let mut settings = settings();
         settings.concurrency.kind = kind;
-        // Kept for 400 ms.
-        settings.time_scale = 0.1;
+        settings.routing.pool_idle = Duration::from_secs(3600);
         let edge = edge(settings, &[&a]).await;
         for _ in 0..5 {
             assert_eq!(post(&edge, "/", b"hello").await.status, 200);
@@ -156,8 +161,21 @@ async fn connections_are_kept_for_a_while_with_requests_and_made_anew_with_conne
         }
         assert_eq!(a.connections(), connections, "{kind:?}");
         assert_eq!(edge.snapshot().machine("a").unwrap().connections, connections as u64);
-        crate::fake::until("connections to be closed", || a.open_connections() == 0).await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_is_closed_after_a_while() {
+    let a = Fake::running("a").await;
+    let mut settings = settings();
+    settings.concurrency.kind = ConcurrencyKind::Requests;
+    // 4 s are 80 ms.
+    settings.time_scale = 0.02;
+    let edge = edge(settings, &[&a]).await;
+    let began = std::time::Instant::now();
+    assert_eq!(get(&edge, "/").await.status, 200);
+    until("it to be closed", || a.open_connections() == 0).await;
+    assert!(began.elapsed() >= Duration::from_millis(80), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -191,28 +209,48 @@ async fn a_cordoned_machine_gets_nothing_until_it_is_uncordoned() {
     assert!(edge.snapshot().machine("a").is_none());
 }
 
-#[tokio::test]
-async fn a_change_reaches_routing_after_a_while() {
-    let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
+/// Routing hears of a change when `settle` is called, and not by itself.
+fn deaf() -> Settings {
     let mut settings = settings();
-    settings.routing.propagation = Duration::from_millis(300);
-    let edge = edge(settings, &[&a, &b]).await;
-    assert_eq!(get(&edge, "/").await.machine(), "a", "the first request waits until routing knows a Machine");
+    settings.routing.propagation = Duration::from_secs(3600);
+    settings
+}
+
+#[tokio::test]
+async fn what_routing_has_not_heard_of_it_does_not_heed() {
+    let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
+    let edge = edge(deaf(), &[&a, &b]).await;
+    edge.settle();
+    assert_eq!(get(&edge, "/").await.machine(), "a");
     edge.cordon("a");
     let now = edge.snapshot();
     let cordoned = now.machine("a").unwrap();
     assert!(cordoned.is_cordoned && cordoned.is_routed, "{cordoned:?}");
-    assert_eq!(get(&edge, "/").await.machine(), "a", "it has not been heard of");
-    shows(&edge, "routing to hear of it", |now| !now.machine("a").unwrap().is_routed).await;
+    assert_eq!(get(&edge, "/").await.machine(), "a");
+    edge.settle();
     assert_eq!(get(&edge, "/").await.machine(), "b");
+}
+
+#[tokio::test]
+async fn a_change_reaches_routing_after_a_while() {
+    let a = Fake::running("a").await;
+    let mut settings = settings();
+    settings.routing.propagation = Duration::from_millis(100);
+    let began = std::time::Instant::now();
+    let edge = edge(settings, &[&a]).await;
+    assert_eq!(get(&edge, "/").await.machine(), "a", "the first request waits until routing knows a Machine");
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
+    let began = std::time::Instant::now();
+    edge.cordon("a");
+    shows(&edge, "routing to hear of it", |now| !now.machine("a").unwrap().is_routed).await;
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
 async fn a_machine_that_was_just_stopped_sends_requests_on() {
     let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
-    let mut settings = settings();
-    settings.routing.propagation = Duration::from_millis(300);
-    let edge = edge(settings, &[&a, &b]).await;
+    let edge = edge(deaf(), &[&a, &b]).await;
+    edge.settle();
     assert_eq!(get(&edge, "/").await.machine(), "a");
     a.halt().await;
     edge.set_state("a", State::Stopped);
@@ -222,20 +260,31 @@ async fn a_machine_that_was_just_stopped_sends_requests_on() {
 }
 
 #[tokio::test]
-async fn a_machine_that_was_just_stopped_gets_the_request_if_there_is_no_other() {
-    let a = Fake::running("a").await;
-    let mut settings = settings();
-    settings.routing.propagation = Duration::from_millis(300);
-    settings.routing.queue_timeout = Duration::from_millis(50);
-    let edge = edge(settings, &[&a]).await;
-    shows(&edge, "routing to know it", |now| now.machine("a").unwrap().is_routed).await;
+async fn one_that_was_stopped_long_ago_refuses_instead() {
+    let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
+    let mut settings = deaf();
+    settings.routing.recently_stopped = Duration::ZERO;
+    let edge = edge(settings, &[&a, &b]).await;
+    edge.settle();
     a.halt().await;
     edge.set_state("a", State::Stopped);
-    // Refused until routing hears of the stop; then there is nobody.
-    get(&edge, "/").await.is_error(503, "PR01");
+    assert_eq!(get(&edge, "/").await.machine(), "b");
     let now = edge.snapshot();
-    assert_eq!(now.errors(Code::RecentlyStopped), 0);
-    assert!(now.errors(Code::ConnectionRefused) > 0);
+    assert_eq!((now.errors(Code::RecentlyStopped), now.errors(Code::ConnectionRefused)), (0, 1), "{now:?}");
+}
+
+#[tokio::test]
+async fn a_machine_that_was_just_stopped_gets_the_request_if_there_is_no_other() {
+    let a = Fake::running("a").await;
+    let mut settings = deaf();
+    settings.routing.retry_pause = Duration::ZERO;
+    let edge = edge(settings, &[&a]).await;
+    edge.settle();
+    a.halt().await;
+    edge.set_state("a", State::Stopped);
+    get(&edge, "/").await.is_error(502, "PR03");
+    let now = edge.snapshot();
+    assert_eq!((now.errors(Code::RecentlyStopped), now.errors(Code::ConnectionRefused)), (0, 91), "{now:?}");
 }
 
 #[tokio::test]
@@ -267,7 +316,7 @@ async fn a_client_that_leaves_frees_its_place() {
     shows(&edge, "the request to arrive", |now| now.machine("a").unwrap().load == 1).await;
     slow.abort();
     shows(&edge, "its place to be free", |now| now.machine("a").unwrap().load == 0).await;
-    crate::fake::until("the Machine to see it", || a.open_connections() == 0).await;
+    until("the Machine to see it", || a.open_connections() == 0).await;
     tokio::time::sleep(MOMENT).await;
     assert_eq!(a.seen().len(), 1, "nobody tries for a client that has left");
 }
