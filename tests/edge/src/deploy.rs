@@ -81,18 +81,30 @@ impl Deploy<'_> {
         let is_removed_first = settings.deploy.removal == Removal::BeforeSignal;
         if is_removed_first {
             registry.soft_cordon(&machine.id, true);
-            self.wait(machine, "taken out of routing", || {
-                registry.snapshot().machine(&machine.id).is_none_or(|m| !m.is_routed)
-            })
-            .await?;
         }
-        self.stop(machine).await?;
-        if is_removed_first {
+        let stopped = self.leave_and_stop(machine, is_removed_first).await;
+        if stopped.is_ok() && is_removed_first {
             registry.set_state(&machine.id, State::Stopped);
-            registry.soft_cordon(&machine.id, false);
         }
-        let machine = self.start(&next_version(machine)).await?;
-        self.wait_until_healthy(&machine).await
+        registry.soft_cordon(&machine.id, false);
+        stopped?;
+        match self.start(&next_version(machine)).await {
+            Ok(machine) => self.wait_until_healthy(&machine).await,
+            Err(e) => {
+                registry.set_state(&machine.id, State::Stopped);
+                Err(e)
+            }
+        }
+    }
+
+    /// Sends the signal; if wished, once routing has heard that it must not use the Machine any more.
+    async fn leave_and_stop(&self, machine: &Machine, leaves_first: bool) -> Result<(), DeployError> {
+        let registry = &self.shared.registry;
+        let has_left = || registry.snapshot().machine(&machine.id).is_none_or(|m| !m.is_routed);
+        if leaves_first {
+            self.wait(machine, "taken out of routing", has_left).await?;
+        }
+        self.stop(machine).await
     }
 
     /// Blue-green, everybody.

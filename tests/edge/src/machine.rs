@@ -47,7 +47,7 @@ pub trait Fleet: Send + Sync + 'static {
     /// the answer count from now on.
     async fn start(&self, machine: &Machine) -> Result<Machine, FleetError>;
 
-    /// Sends the signal, waits for the end of the process, and forces it after the timeout.
+    /// Sends the signal, waits for the end of the process, and forces it after the timeout. One that does not run is stopped already.
     async fn stop(&self, machine: &Machine, how: Stop) -> Result<(), FleetError>;
 
     /// Freezes it with all that is in its memory.

@@ -69,7 +69,7 @@ impl Drop for Place {
 }
 
 impl Registry {
-    /// A place among those who wait, unless there are too many.
+    /// A place among those who wait, unless there are too many. They have no order: who is woken first, goes first.
     pub(crate) fn wait_in_line(self: &Arc<Self>) -> Option<Place> {
         let is_in = self.change(|inner| {
             let is_in = inner.waiting < self.settings.routing.queue_length;

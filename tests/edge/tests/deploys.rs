@@ -128,6 +128,24 @@ async fn a_machine_that_does_not_pass_in_time_ends_the_deploy() {
 }
 
 #[tokio::test]
+async fn a_machine_that_cannot_be_started_again_ends_the_deploy() {
+    for removal in [Removal::BeforeSignal, Removal::ByCheck] {
+        let fleet = Fakes::of(&["a", "b"]).await;
+        let mut settings = settings();
+        settings.deploy.removal = removal;
+        let edge = edge_of(settings, &fleet, &["a", "b"]).await;
+        all_pass(&edge, 2).await;
+        fleet.broken.lock().unwrap().push("a".to_owned());
+        let error = edge.deploy(Strategy::Rolling).await.unwrap_err();
+        assert_eq!(error.to_string(), "Machine a cannot be started");
+        let now = edge.snapshot();
+        let a = now.machine("a").unwrap();
+        assert_eq!((a.state, a.is_soft_cordoned), (State::Stopped, false));
+        assert_eq!(get(&edge, "/").await.machine(), "b");
+    }
+}
+
+#[tokio::test]
 async fn blue_green_replaces_all_machines_and_nobody_notices() {
     let fleet = Fakes::of(&["a", "b"]).await;
     let edge = edge_of(settings(), &fleet, &["a", "b"]).await;

@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_resolver::Resolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use outrigger_edge::{DnsFault, Edge, Machine, Settings, State};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -153,4 +157,32 @@ async fn nonsense_is_not_answered_and_harms_nobody() {
         socket.send_to(nonsense, edge.dns().unwrap()).await.unwrap();
     }
     assert_eq!(addresses(&edge, "app.internal.").await, of(&[2]));
+}
+
+/// What the proxy uses, in front of the stand-in.
+#[tokio::test]
+async fn a_resolver_finds_machines_and_learns_of_those_that_are_not_there() {
+    let edge = edge_with(&[("a", "ams", 2), ("b", "syd", 3)]).await;
+    let dns = edge.dns().unwrap();
+    let mut server = NameServerConfig::udp_and_tcp(dns.ip());
+    server.connections.iter_mut().for_each(|connection| connection.port = dns.port());
+    let config = ResolverConfig::from_name_servers(vec![server]);
+    let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let resolver = builder.build().unwrap();
+    let addresses = async |name: &str| {
+        let found = resolver.lookup(name, RecordType::AAAA).await?;
+        let mut addresses: Vec<_> = found.answers().iter().map(address).collect();
+        addresses.sort();
+        Ok::<_, NetError>(addresses)
+    };
+    assert_eq!(addresses("app.internal.").await.ok(), of(&[2, 3]).ok());
+    assert_eq!(addresses("b.vm.app.internal.").await.ok(), of(&[3]).ok());
+    assert!(addresses("c.vm.app.internal.").await.is_err_and(|e| e.is_nx_domain()));
+    for host in 4..100 {
+        edge.add(machine(&format!("machine{host:03}"), "gru", host), State::Started);
+    }
+    let many = addresses("gru.app.internal.").await.unwrap();
+    assert_eq!(many.len(), 96, "over TCP");
+    edge.dns_fails(DnsFault::ServFail);
+    assert!(addresses("a.vm.app.internal.").await.is_err_and(|e| !e.is_nx_domain()));
 }

@@ -1,5 +1,6 @@
 //! `outrigger-edge` as a program, and the edge for callers that are not async.
 
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -63,7 +64,9 @@ fn callers_that_are_not_async_have_the_same_edge() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let a = runtime.block_on(Fake::running("a"));
     let check = Check { interval: Duration::from_millis(20), ..Check::of("/health") };
-    let settings = Settings { check: Some(check), ..Settings::default() };
+    // An address that nobody else takes when it is free again.
+    let listen = SocketAddr::new(a.machine.private, 0);
+    let settings = Settings { check: Some(check), listen, ..Settings::default() };
     let edge = Background::start(settings, None).unwrap();
     edge.add(a.machine, State::Started);
     assert!(edge.until(PATIENCE, |now| now.machine("a").unwrap().is_routed));
