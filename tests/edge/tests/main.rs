@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test, and says what it did")]
 
 mod autostop;
+mod background;
 mod bounds;
 mod checks;
 mod deploys;
 mod dns;
 mod fake;
 mod headers;
-mod program;
 mod replays;
 mod routing;
 mod streams;

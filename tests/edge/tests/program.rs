@@ -1,13 +1,15 @@
-//! `outrigger-edge` as a program, and the edge for callers that are not async.
+//! `outrigger-edge` as a program. A test program of its own: while a child is being started it has all files of its parent, so that
+//! Machines beside it could not give up their ports.
 
-use std::net::SocketAddr;
+#![allow(clippy::unwrap_used, reason = "a step that fails is a failed test, and says what it did")]
+
+#[allow(dead_code, reason = "most of it is for the other test program")]
+mod fake;
+
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use outrigger_edge::settings::Check;
-use outrigger_edge::{Background, Settings, State};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use xtask::{Signal, http};
+use xtask::Signal;
 
 use crate::fake::{Fake, PATIENCE};
 
@@ -57,21 +59,4 @@ fn an_address_that_is_taken_is_said() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains(&format!("cannot listen on {address}")), "{text}");
-}
-
-#[test]
-fn callers_that_are_not_async_have_the_same_edge() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let a = runtime.block_on(Fake::running("a"));
-    let check = Check { interval: Duration::from_millis(20), ..Check::of("/health") };
-    // An address that nobody else takes when it is free again.
-    let listen = SocketAddr::new(a.machine.private, 0);
-    let settings = Settings { check: Some(check), listen, ..Settings::default() };
-    let edge = Background::start(settings, None).unwrap();
-    edge.add(a.machine, State::Started);
-    assert!(edge.until(PATIENCE, |now| now.machine("a").unwrap().is_routed));
-    assert_eq!(http::get(edge.address(), "/", PATIENCE).unwrap().status, 200);
-    let address = edge.address();
-    drop(edge);
-    assert!(std::net::TcpStream::connect(address).is_err(), "it has ended");
 }
