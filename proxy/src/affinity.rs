@@ -204,7 +204,7 @@ pub fn set_cookie(exchange: &Exchange, write: impl FnOnce(&'static str, &[u8])) 
     }
     let config = &exchange.rules.config;
     let (Some(rules), Some(this)) = (&config.affinity, &config.this) else { return };
-    cookie::with_line(exchange, rules, this, |line| write(header::SET_COOKIE.as_str(), line));
+    cookie::with_line(exchange, rules, this, |line| write("Set-Cookie", line));
 }
 
 /// How a session's transport is called.
