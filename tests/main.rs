@@ -9,6 +9,7 @@
 )]
 
 mod backend;
+mod fleet;
 mod harness;
 mod house;
 mod promtool;
@@ -35,4 +36,5 @@ mod memory;
 mod overload;
 mod protocol;
 mod recovery;
+mod sessions;
 mod streams;
