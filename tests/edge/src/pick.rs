@@ -1,4 +1,8 @@
 //! What the registry has for a request: a place at a Machine, a Machine to start, a wait, or nothing.
+//!
+//! Sources: full and failing Machines make requests wait (docs:reference/load-balancing.html.md, docs:apps/app-availability.html.markerb; facts: 5,
+//! 6.1); one is started when all that run are above the soft limit, or when a request needs one that sleeps
+//! (docs:reference/fly-proxy-autostop-autostart.html.markerb, docs:blueprints/connecting-to-user-machines.html.md; facts: 2.3, 6.1).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,7 +46,7 @@ pub(crate) enum Pick {
 pub(crate) struct Slot {
     registry: Arc<Registry>,
     pub(crate) machine: Machine,
-    /// It was stopped a moment ago, routing has not heard of it, and there is another.
+    /// It was stopped a moment ago, routing has not heard of it, and there is another. Source: docs:monitoring/error-codes.html.md PM11 (facts: 7).
     pub(crate) bounces: bool,
     /// Everybody is above the soft limit, and this one sleeps; marked as starting.
     pub(crate) wake: Option<Machine>,

@@ -336,3 +336,30 @@ impl Inner {
         Snapshot { machines: machines.collect(), waiting: self.waiting, counts: self.counts.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Check;
+
+    #[test]
+    fn what_a_check_found_about_an_earlier_run_does_not_count() {
+        let settings = Settings { check: Some(Check::of("/health")), ..Settings::default() };
+        let registry = Registry::new(Arc::new(settings), false);
+        let public = "127.0.0.2:1".parse().unwrap();
+        let region = "ams".to_owned();
+        let machine = Machine { id: "a".to_owned(), region, version: 1, public, private: public.ip() };
+        let birth = registry.add(machine.clone(), State::Started, false);
+        let run = || match registry.run_of("a", birth) {
+            Run::Number(run, _) => run,
+            other => panic!("{other:?}"),
+        };
+        let health = || registry.snapshot().machine("a").unwrap().health;
+        let first = run();
+        registry.started(&machine);
+        registry.checked("a", first, true, 1, 1);
+        assert_eq!(health(), Health::Pending);
+        registry.checked("a", run(), true, 1, 1);
+        assert_eq!(health(), Health::Passing);
+    }
+}

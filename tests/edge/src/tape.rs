@@ -52,7 +52,8 @@ impl Tape {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// The body from its beginning, or `None` when that is not kept any more. Earlier ones end with an error.
+    /// The body from its beginning, or `None` when that is not kept any more. Earlier ones end with an error: only one task at a time can be
+    /// woken when more of it comes.
     pub(crate) fn play(&self) -> Option<Playback> {
         if !self.can_play() {
             return None;

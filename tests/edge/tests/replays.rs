@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::Response;
 use outrigger_edge::{Edge, Settings, State};
 
-use crate::fake::{Answer, Fake, Fakes, Play, edge, edge_of, full, get, get_with, post, shows};
+use tokio::io::AsyncWriteExt;
+
+use crate::fake::{Answer, Fake, Fakes, Play, edge, edge_of, full, get, get_with, post, raw, shows, until};
 
 /// The edge, with `origin` answering and others in another region, so that it gets every request first.
 async fn with_origin(settings: Settings, fly_replay: &str, others: &[&Fake]) -> (Edge, Fake) {
@@ -221,7 +223,7 @@ async fn without_the_origin_force_self_fails_and_prefer_self_finds_another() {
         let target = Fake::new("target").await.in_region("syd");
         let (edge, origin) = with_origin(settings, &value, &[&other, &target]).await;
         let request = crate::fake::in_background(&edge, "/");
-        crate::fake::until("the origin to ask", || !origin.seen().is_empty()).await;
+        until("the origin to ask", || !origin.seen().is_empty()).await;
         edge.remove("origin");
         let answer: Answer = request.await.unwrap();
         if survives {
@@ -301,6 +303,26 @@ async fn bodies_up_to_the_limit_are_replayed_and_larger_ones_are_not() {
             answer.is_error(502, "PA01");
         }
     }
+}
+
+#[tokio::test]
+async fn a_replay_that_is_asked_for_early_waits_for_the_rest_of_the_body() {
+    let target = far("target").await;
+    let (edge, origin) = with_origin(Settings::default(), "", &[&target]).await;
+    origin.plays("/", Play::SayEarly("fly-replay", "instance=target".to_owned()));
+    let mut client = tokio::net::TcpStream::connect(edge.address()).await.unwrap();
+    let head = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 30\r\n\r\n0123456789";
+    client.write_all(head).await.unwrap();
+    until("the origin to be asked", || !origin.seen().is_empty()).await;
+    // Time for the replay to begin, and for more to come in its course.
+    for _ in 0..19 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        client.write_all(b"x").await.unwrap();
+    }
+    assert!(target.seen().is_empty());
+    let answer = raw(&mut client, b"y", "\r\n\r\n").await;
+    assert!(answer.contains("x-machine: target"), "{answer}");
+    assert_eq!(&target.last().body[..], b"0123456789xxxxxxxxxxxxxxxxxxxy");
 }
 
 #[tokio::test]
