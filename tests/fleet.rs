@@ -56,6 +56,11 @@ struct Running {
     private: IpAddr,
 }
 
+/// On a thread of its own: what starts and ends processes and apps waits, and has runtimes of its own.
+fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"))
+}
+
 fn failed(e: impl std::fmt::Display) -> FleetError {
     FleetError(e.to_string())
 }
@@ -119,17 +124,17 @@ impl Machines {
 #[async_trait]
 impl outrigger_edge::Fleet for Machines {
     async fn create(&self, _: &str, version: u64) -> Result<Machine, FleetError> {
-        Ok(tokio::task::block_in_place(|| self.make(version)))
+        Ok(aside(|| self.make(version)))
     }
 
     async fn start(&self, machine: &Machine) -> Result<Machine, FleetError> {
-        tokio::task::block_in_place(|| self.run(machine))
+        aside(|| self.run(machine))
     }
 
     async fn stop(&self, machine: &Machine, how: Stop) -> Result<(), FleetError> {
         let Some(mut proxy) = self.take(&machine.id) else { return Ok(()) };
         assert_eq!(how.signal, settings::Signal::Terminate, "what fly.toml says");
-        tokio::task::block_in_place(|| {
+        aside(|| {
             proxy.signal(Signal::TERM);
             proxy.ends_within(how.timeout);
         });
@@ -141,7 +146,7 @@ impl outrigger_edge::Fleet for Machines {
     }
 
     async fn destroy(&self, machine: &Machine) -> Result<(), FleetError> {
-        tokio::task::block_in_place(|| self.lock().remove(&machine.id));
+        aside(|| drop(self.lock().remove(&machine.id)));
         Ok(())
     }
 }
