@@ -25,6 +25,10 @@ struct House {
 impl House {
     /// In a state directory of the test's own: a developer may have one running.
     fn start(name: &str) -> Self {
+        Self::start_with(name, &[])
+    }
+
+    fn start_with(name: &str, args: &[&str]) -> Self {
         // And of this process's own: two test runs at once in one clone must not meet.
         let state = format!("deploy-up/{name}-{}", std::process::id());
         let dir = paths::state(&state).unwrap();
@@ -32,6 +36,7 @@ impl House {
         let _ = fs::remove_file(&log);
         let mut xtask = Program::new(programs::find("xtask").unwrap())
             .arg("up")
+            .args(args)
             .env("XTASK_UP_STATE", state)
             .env(programs::BUILT, "1")
             .without_env("DATABASE_URL")
@@ -86,6 +91,40 @@ fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
     }
     let family = house.family();
     assert!(family.len() > 4, "PostgreSQL with children, ChromaDB, the app and the proxy: {family:?}");
+    let status = house.xtask.stop(Signal::INT, Duration::from_secs(60)).unwrap();
+    assert!(status.success(), "{status}\n{}", house.xtask.log_tail(20));
+    let left: Vec<&u32> = family.iter().filter(|pid| exists(**pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    house.forget();
+}
+
+#[test]
+fn three_machines_stand_behind_an_edge_and_one_that_dies_comes_back() {
+    let mut house = House::start_with("machines", &["--machines", "3"]);
+    let tour = house.tour();
+    let expected =
+        ["\"healthy\"", "From the tour.", "Canoes", "\"title\"", "outrigger_requests_total{", "1", "\"name\":\"m3\""];
+    assert_eq!(tour.len(), expected.len(), "{tour:?}");
+    for (line, expected) in tour.iter().zip(expected) {
+        let found = wait::until(&format!("{line} to show {expected}"), Duration::from_secs(20), || {
+            paste(line).contains(expected)
+        });
+        assert!(found.is_ok(), "{found:?}: {}", paste(line));
+    }
+    let proxy = |house: &House| {
+        let is_proxy =
+            |pid: &&u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "outrigger");
+        house.family().iter().find(is_proxy).copied().unwrap()
+    };
+    let victim = proxy(&house);
+    signal(victim, Signal::KILL);
+    // The edge has others, so nobody waits for it.
+    for _ in 0..5 {
+        assert!(paste(&tour[3]).contains("\"title\""));
+    }
+    let said = || fs::read_to_string(house.xtask.log()).unwrap_or_default();
+    wait::until("the Machine to start again", START, || said().contains("starts again")).unwrap();
+    let family = house.family();
     let status = house.xtask.stop(Signal::INT, Duration::from_secs(60)).unwrap();
     assert!(status.success(), "{status}\n{}", house.xtask.log_tail(20));
     let left: Vec<&u32> = family.iter().filter(|pid| exists(**pid)).collect();

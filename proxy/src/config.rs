@@ -155,6 +155,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_PEERS_LISTEN", "peers", "listen"),
     ("OUTRIGGER_PEERS_DNS", "peers", "dns"),
     ("OUTRIGGER_PEERS_LIST", "peers", "list"),
+    ("OUTRIGGER_PEERS_RESOLVER", "peers", "resolver"),
     ("OUTRIGGER_LISTEN", "server", "listen"),
     ("OUTRIGGER_H2C_LISTEN", "server", "h2c_listen"),
     ("OUTRIGGER_THREADS", "server", "threads"),

@@ -14,6 +14,7 @@ const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
   up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends it all
+  up --machines N  the same with N Machines behind a stand-in for Fly's edge
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   tools            only install what `up` and `test` need
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let rest = args.get(1..).unwrap_or_default();
     let outcome = match args.first().map(String::as_str) {
-        Some("up") => only(rest, 0).and_then(|()| up::run()),
+        Some("up") => up::run(rest),
         Some("test") => suite::run(rest),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),

@@ -11,11 +11,11 @@ use crate::{Error, Result, error::While, paths};
 /// Set by `cargo xtask test`, which has built them already.
 pub const BUILT: &str = "XTASK_PROGRAMS_BUILT";
 
-/// Builds `outrigger`, `outrigger-app` and `xtask`, with cargo's own progress on standard error.
+/// Builds `outrigger`, `outrigger-app`, `outrigger-edge` and `xtask`, with cargo's own progress on standard error.
 pub fn build(release: bool) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--bins"]).current_dir(paths::root());
-    for package in ["outrigger", "outrigger-app", "xtask"] {
+    for package in ["outrigger", "outrigger-app", "outrigger-edge", "xtask"] {
         cargo.args(["--package", package]);
     }
     if release {

@@ -1,10 +1,13 @@
-//! `cargo xtask up`: the whole house on this machine, until Ctrl-C.
+//! `cargo xtask up`: the whole house on this machine, until Ctrl-C. With `--machines`, as many Machines as one likes behind a
+//! stand-in for Fly's edge.
+
+mod machine;
 
 use std::{
     env,
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,16 +17,18 @@ use std::{
 };
 
 use xtask::{
-    Chroma, Error, Postgres, Process, Program, Result, Signal, Tool, error::While, http, paths, ports, postgres,
-    programs, say, tools, wait,
+    Chroma, Error, Postgres, Process, Result, Signal, Tool, error::While, http, paths, ports, postgres, programs, say,
+    tools, wait,
 };
 
-/// Sent as `X-Api-Key` in the tour; the app knows its SHA-256 only.
+use self::machine::{Machine, Peers, Shared, is_ok};
+
+/// Sent as `X-Api-Key` in the tour.
 const KEY: &str = "outrigger-demo-key";
-const KEY_SHA256: &str = "e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
 const START: Duration = Duration::from_secs(60);
-/// Longer than either program's own drain.
-const STOP: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(10);
+/// More would have no memory left on a laptop.
+const MOST_MACHINES: u8 = 10;
 
 /// What a search finds on the first day: title, content and a made-up embedding.
 const SEEDS: [(&str, &str, &str); 3] = [
@@ -36,15 +41,16 @@ const SEEDS: [(&str, &str, &str); 3] = [
 struct House {
     postgres: Option<Postgres>,
     chroma: Option<Chroma>,
-    app: Process,
-    proxy: Process,
+    machines: Vec<Machine>,
+    edge: Option<Process>,
+    shared: Shared,
 }
 
 /// Who listens where.
 struct Addresses {
-    proxy: SocketAddr,
-    admin: SocketAddr,
-    app: SocketAddr,
+    /// What people use: the proxy, or the edge in front of several.
+    front: SocketAddr,
+    machines: Vec<machine::Addresses>,
     postgres: SocketAddr,
     chroma: SocketAddr,
 }
@@ -52,7 +58,8 @@ struct Addresses {
 /// Names another directory below `target/`, so that a test's house stands beside the developer's.
 const STATE: &str = "XTASK_UP_STATE";
 
-pub fn run() -> Result<()> {
+pub fn run(args: &[String]) -> Result<()> {
+    let machines = wanted(args)?;
     tools::install(&needed())?;
     let state = paths::state(&env::var(STATE).unwrap_or_else(|_| "up".to_owned()))?;
     let _only = lock(&state)?;
@@ -60,14 +67,28 @@ pub fn run() -> Result<()> {
     programs::ensure_built()?;
 
     let stop = stop_signals()?;
-    let (mut house, addresses) = start_somewhere(&state)?;
-    let document = seed(addresses.proxy)?;
+    let (mut house, addresses) = start_somewhere(&state, machines)?;
+    let document = seed(addresses.front)?;
     // The tour begins with it. A server of the developer's own may be unwell, which the tour then shows.
-    let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.proxy, "/health/detailed"));
+    let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.front, "/health/detailed"));
     println!("{}", tour(&addresses, &document, &state));
     let outcome = watch(&mut house, &stop);
     house.stop();
     outcome
+}
+
+/// `--machines N`, or one.
+fn wanted(args: &[String]) -> Result<u8> {
+    let number = match args {
+        [] => return Ok(1),
+        [flag, number] if flag == "--machines" => number.as_str(),
+        [flag] => flag.strip_prefix("--machines=").unwrap_or_default(),
+        _ => "",
+    };
+    number.parse().ok().filter(|number| (1..=MOST_MACHINES).contains(number)).ok_or_else(|| {
+        Error::new(format_args!("`up {}` is not understood", args.join(" ")))
+            .hint(format_args!("`cargo xtask up`, or `cargo xtask up --machines 3` for 1 to {MOST_MACHINES}"))
+    })
 }
 
 fn needed() -> Vec<Tool> {
@@ -115,20 +136,29 @@ fn stop_signals() -> Result<Arc<AtomicBool>> {
 }
 
 /// Another house may take a port between our look and our use, as when two are started at once: then once more.
-fn start_somewhere(state: &Path) -> Result<(House, Addresses)> {
+fn start_somewhere(state: &Path, machines: u8) -> Result<(House, Addresses)> {
     for _ in 0..5 {
+        let front = address("the proxy", 8080)?;
         let addresses = Addresses {
-            proxy: address("the proxy", 8080)?,
-            admin: address("the proxy's metrics", 9091)?,
-            app: address("the app's metrics", 8081)?,
+            front,
+            machines: match machines {
+                1 => vec![machine::Addresses {
+                    proxy: front,
+                    admin: address("the proxy's metrics", 9091)?,
+                    app: address("the app's metrics", 8081)?,
+                }],
+                _ => (0..machines).map(|_| machine::Addresses::free()).collect::<Result<_>>()?,
+            },
             postgres: address_unless("DATABASE_URL", "PostgreSQL", 5432)?,
             chroma: address_unless("CHROMA_URL", "ChromaDB", 8000)?,
         };
-        let Addresses { proxy, admin, app, postgres, chroma } = &addresses;
+        let Addresses { front, postgres, chroma, .. } = &addresses;
+        let mut all: Vec<SocketAddr> = addresses.machines.iter().flat_map(machine::Addresses::all).collect();
+        all.extend([front, postgres, chroma]);
         // After a failure all of ours have ended, so a port that is not free now is somebody else's.
         match start(state, &addresses) {
             Ok(house) => return Ok((house, addresses)),
-            Err(_) if [proxy, admin, app, postgres, chroma].iter().any(|at| !ports::is_free(at.port())) => {
+            Err(_) if all.iter().any(|at| !ports::is_free(at.port())) => {
                 say("somebody took one of the ports meanwhile; once more");
             }
             Err(error) => return Err(error),
@@ -172,10 +202,20 @@ fn start(state: &Path, addresses: &Addresses) -> Result<House> {
             (server.url(), Some(server))
         }
     };
-    let socket = paths::socket(state, "app.sock")?;
-    let app = start_app(state, addresses, &socket, &database_url, &chroma_url)?;
-    let proxy = start_proxy(state, addresses, &socket)?;
-    let mut house = House { postgres, chroma, app, proxy };
+    let peers = match addresses.machines.as_slice() {
+        [_] => None,
+        _ => Some(Peers {
+            resolver: (Ipv4Addr::LOCALHOST, ports::free()?).into(),
+            port: ports::free()?,
+            key: postgres::random_hex(32)?,
+        }),
+    };
+    let token_secret = postgres::random_hex(32)?;
+    let shared = Shared { state: state.to_owned(), database_url, chroma_url, token_secret, peers };
+    let machines = (1..).zip(&addresses.machines).map(|(number, at)| Machine::start(&shared, number, *at));
+    let machines = machines.collect::<Result<Vec<_>>>()?;
+    let edge = shared.peers.is_some().then(|| machine::start_edge(&shared, addresses.front, &machines)).transpose()?;
+    let mut house = House { postgres, chroma, machines, edge, shared };
     // Somebody else's program on the same port may have answered in the place of ours.
     match house.ended() {
         Some(error) => Err(error),
@@ -191,49 +231,6 @@ fn given(variable: &str) -> Option<String> {
     let value = env::var(variable).ok().filter(|value| !value.is_empty())?;
     say(format_args!("using the server that {variable} names"));
     Some(value)
-}
-
-fn start_app(state: &Path, at: &Addresses, socket: &Path, database: &str, chroma: &str) -> Result<Process> {
-    let mut app = Program::new(programs::find("outrigger-app")?)
-        .env("DATABASE_URL", database)
-        .env("CHROMA_URL", chroma)
-        .env("APP_SOCKET", socket)
-        .env("APP_LISTEN", at.app.to_string())
-        .env("APP_API_KEYS", format!("demo:{KEY_SHA256}"))
-        .env("APP_JWT_SECRET", postgres::random_hex(32)?)
-        .env("APP_VECTOR_DIMENSION", "8")
-        .env("APP_LOG_FORMAT", "text")
-        .start("the app", &fresh_log(state, "app.log"))?;
-    app.ready(START, || is_ok(at.app, "/health/ready"))?;
-    say(format_args!("the app is ready on {}, its log is {}", socket.display(), app.log().display()));
-    Ok(app)
-}
-
-fn start_proxy(state: &Path, at: &Addresses, socket: &Path) -> Result<Process> {
-    let config = paths::root().join("config/proxy.toml");
-    let mut proxy = Program::new(programs::find("outrigger")?)
-        .args(["run", "--config"])
-        .arg(&config)
-        .env("OUTRIGGER_LISTEN", at.proxy.to_string())
-        .env("OUTRIGGER_ADMIN_LISTEN", at.admin.to_string())
-        .env("OUTRIGGER_APP_ADDRESS", format!("unix:{}", socket.display()))
-        .env("OUTRIGGER_APP_METRICS", format!("http://{}/metrics", at.app))
-        .env("OUTRIGGER_LOG_FORMAT", "text")
-        .start("the proxy", &fresh_log(state, "proxy.log"))?;
-    proxy.ready(START, || is_ok(at.proxy, "/health/ready"))?;
-    say(format_args!("the proxy is ready on {}, its log is {}", at.proxy, proxy.log().display()));
-    Ok(proxy)
-}
-
-/// One log for each run: the last one's end would be taken for this one's beginning.
-fn fresh_log(state: &Path, name: &str) -> PathBuf {
-    let log = state.join(name);
-    let _ = fs::remove_file(&log);
-    log
-}
-
-fn is_ok(address: SocketAddr, path: &str) -> bool {
-    http::get(address, path, Duration::from_secs(2)).is_ok_and(|answer| answer.status == 200)
 }
 
 /// Creates the documents unless there are some from an earlier run. Gives the id of one.
@@ -276,12 +273,27 @@ fn first_id(json: &str) -> Option<String> {
 }
 
 fn tour(at: &Addresses, document: &str, state: &Path) -> String {
-    let Addresses { proxy, admin, .. } = at;
+    let Addresses { front: proxy, machines, .. } = at;
+    let admin = machines[0].admin;
     let api = format!("http://{proxy}/api/v1/documents");
     let (key, json) = (format!("-H 'X-Api-Key: {KEY}'"), "-H 'Content-Type: application/json'");
     let (_, _, near) = SEEDS[0];
-    let log = state.join("proxy.log");
-    let log = log.display();
+    let many = machines.len() > 1;
+    let log = state.join(if many { "proxy-m1.log" } else { "proxy.log" });
+    let (log, jar) = (log.display(), state.join("cookies"));
+    let (jar, kept) = (jar.display(), "_fly_affinity");
+    let of_many = if many {
+        format!(
+            "
+curl -sS -c {jar} -b {jar} {api}/{document} {key} -o /dev/null && grep -c {kept} {jar}
+curl -sS http://{admin}/machines
+
+A session keeps its Machine by the cookie {kept}. Kill a proxy or an app (`ps` shows them): the others stand in, and it comes
+back. The edge is a stand-in for Fly's: see docs/machines.md."
+        )
+    } else {
+        String::new()
+    };
     let new = r#"{"title":"Hello","content":"From the tour.","embedding":[0.8,0.2,0.0,0.3,0.0,0.0,0.1,0.0]}"#;
     format!(
         "
@@ -292,7 +304,7 @@ curl -sS {api} {key} {json} -d '{new}'
 curl -sS {api}/search {key} {json} -d '{{\"embedding\":{near},\"limit\":3}}'
 curl -sS {api}/{document} {key}
 curl -sS http://{admin}/metrics/all | grep ^outrigger_requests_total
-
+{of_many}
 Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in
 {log}.
 Ctrl-C ends all of it."
@@ -302,6 +314,10 @@ Ctrl-C ends all of it."
 /// Until a signal, which is well, or the end of one of ours, which is not.
 fn watch(house: &mut House, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::SeqCst) {
+        if house.edge.is_some() {
+            let House { machines, shared, .. } = house;
+            machines.iter_mut().try_for_each(|machine| machine.revive(shared))?;
+        }
         if let Some(ended) = house.ended() {
             return Err(ended);
         }
@@ -317,8 +333,9 @@ impl House {
             self.postgres.as_mut().and_then(Postgres::process_mut),
             self.chroma.as_mut().and_then(Chroma::process_mut),
         ];
-        let all = databases.into_iter().flatten().chain([&mut self.app, &mut self.proxy]);
-        all.into_iter().find_map(|process| {
+        let machines = self.machines.iter_mut().flat_map(Machine::processes);
+        let mut all = databases.into_iter().flatten().chain(&mut self.edge).chain(machines);
+        all.find_map(|process| {
             let status = process.ended()?;
             let (name, log) = (process.name(), process.log().display());
             let what = format!("{name} has ended: {status}");
@@ -329,11 +346,17 @@ impl House {
     /// The proxy first, so that the app answers what is under way.
     fn stop(mut self) {
         say("stopping (again Ctrl-C: at once)");
-        for process in [&mut self.proxy, &mut self.app] {
-            if process.is_running() && process.stop(Signal::TERM, STOP).is_err() {
-                say(format_args!("{} did not end in time and was killed", process.name()));
-            }
+        if let Some(edge) = &mut self.edge
+            && edge.stop(Signal::TERM, STOP).is_err()
+        {
+            say("the edge did not end in time and was killed");
         }
+        // Together: each takes its time to drain.
+        thread::scope(|scope| {
+            for machine in &mut self.machines {
+                scope.spawn(|| machine.stop());
+            }
+        });
         let outcomes = [self.chroma.as_mut().map(Chroma::stop), self.postgres.as_mut().map(Postgres::stop)];
         for error in outcomes.into_iter().flatten().filter_map(Result::err) {
             say(error);

@@ -81,7 +81,7 @@ pub struct Peers {
     pub port: Option<u16>,
     /// Their addresses, instead of a name. Environment: OUTRIGGER_PEERS_LIST, comma-separated.
     pub list: Vec<Text<SocketAddr>>,
-    /// The name server. Unset: the system's.
+    /// The name server. Unset: the system's. Environment: OUTRIGGER_PEERS_RESOLVER.
     pub resolver: Option<Text<SocketAddr>>,
     /// How often the name is looked up.
     pub refresh: Text<Span>,
