@@ -221,6 +221,8 @@ pub enum SentOn {
 }
 
 impl SentOn {
+    const ALL: [Self; 5] = [Self::Answered, Self::Refused, Self::Unreachable, Self::Broken, Self::Late];
+
     const fn name(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -394,11 +396,18 @@ impl Metrics {
                 let events = declare.counters("outrigger_affinity_total", text, &["event"])?;
                 Affinity::ALL.map(|event| events.with_label_values(&[event.name()]))
             },
-            peer_requests: declare.counters(
-                "outrigger_peer_requests_total",
-                "Requests sent to another Machine, for their session or because the app here cannot take them.",
-                &["kind", "outcome"],
-            )?,
+            peer_requests: {
+                let sent = declare.counters(
+                    "outrigger_peer_requests_total",
+                    "Requests sent to another Machine, for their session or because the app here cannot take them.",
+                    &["kind", "outcome"],
+                )?;
+                for kind in hop::Kind::CARRYING {
+                    // All of them from the beginning: the first of its kind would not be seen as an increase.
+                    SentOn::ALL.iter().for_each(|outcome| drop(sent.with_label_values(&[kind.name(), outcome.name()])));
+                }
+                sent
+            },
             peer_received: declare.counters(
                 "outrigger_peer_requests_received_total",
                 "Requests that came from another Machine.",
@@ -416,11 +425,15 @@ impl Metrics {
                 ready.set(1);
                 ready
             },
-            scaling: declare.counters(
-                "outrigger_scaling_events_total",
-                "Machines that came (up) or went (down), as seen from here.",
-                &["direction"],
-            )?,
+            scaling: {
+                let events = declare.counters(
+                    "outrigger_scaling_events_total",
+                    "Machines that came (up) or went (down), as seen from here.",
+                    &["direction"],
+                )?;
+                ["up", "down"].iter().for_each(|direction| drop(events.with_label_values(&[*direction])));
+                events
+            },
             breaker_states: declare.gauges(
                 "outrigger_breaker_state",
                 "1 for the state in which a breaker is, 0 for the others.",
