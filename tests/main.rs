@@ -32,4 +32,5 @@ mod memory;
 mod overload;
 mod protocol;
 mod recovery;
+mod shared_limits;
 mod streams;

@@ -12,6 +12,7 @@ pub mod admission;
 pub mod breaker;
 pub mod concurrency;
 pub mod flags;
+pub mod lease;
 pub mod limiter;
 pub mod priority;
 pub mod retry;

@@ -155,11 +155,12 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 ];
 
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
-const OTHER_VARIABLES: [&str; 5] = [
+const OTHER_VARIABLES: [&str; 6] = [
     "OUTRIGGER_CONFIG",
     identity::JWT_SECRET,
     identity::KEY_SECRET,
     crate::admin::control::TOKEN,
+    admission::REDIS_URL,
     resilience::ALLOW_FAULTS,
 ];
 

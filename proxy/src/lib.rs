@@ -24,6 +24,7 @@ pub mod identify;
 pub mod lane;
 pub mod limits;
 pub mod log;
+pub mod machines;
 pub mod metrics;
 pub mod pipeline;
 pub mod record;
@@ -120,6 +121,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let result = runtime.block_on(async {
         tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
+        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
         let rules = Arc::clone(&state);
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
         let counted = Arc::clone(&state);

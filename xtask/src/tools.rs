@@ -29,6 +29,7 @@ pub enum Tool {
     Ab,
     /// nghttp2's load generator, which speaks HTTP/2 without TLS.
     H2load,
+    RedisServer,
     Haproxy,
     Nginx,
 }
@@ -47,7 +48,8 @@ impl Tool {
     /// What building and running takes.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// What the tests take besides.
-    pub const TEST: [Self; 6] = [Self::Promtool, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load];
+    pub const TEST: [Self; 7] =
+        [Self::Promtool, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load, Self::RedisServer];
     /// What the comparison takes.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
 
@@ -65,6 +67,7 @@ impl Tool {
             Self::Wrk => "wrk",
             Self::Ab => "ab",
             Self::H2load => "h2load",
+            Self::RedisServer => "redis-server",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
         }
@@ -83,6 +86,7 @@ impl Tool {
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
             Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),
             Self::H2load => Source::Unpacked("nghttp2-client", "usr/bin/h2load"),
+            Self::RedisServer => Source::Unpacked("redis-server", "usr/bin/redis-server"),
             Self::Haproxy => Source::Unpacked("haproxy", "usr/sbin/haproxy"),
             Self::Nginx => Source::Unpacked("nginx", "usr/sbin/nginx"),
         }
@@ -91,7 +95,7 @@ impl Tool {
     /// The environment variable that names another place, such as `XTASK_PROMTOOL`. For PostgreSQL it names the
     /// directory of its programs.
     pub fn variable(self) -> String {
-        format!("XTASK_{}", self.name().replace('+', "X").to_uppercase())
+        format!("XTASK_{}", self.name().replace('+', "X").replace('-', "_").to_uppercase())
     }
 
     /// Where it is: the variable, what was installed for this clone, `PATH`, in this order.
