@@ -202,7 +202,7 @@ fn a_redis_that_hangs_makes_no_request_wait() {
     let (p99, longest) = measured(&mut redis, true);
     println!("p99 {usual:?}, paused {p99:?}, longest {longest:?}");
     // A busy machine adds what it likes; whoever waited for Redis would have waited for 250 ms.
-    assert!(p99 < usual.mul_f64(1.05) + Duration::from_millis(2), "{p99:?}, and {usual:?} without");
+    assert!(p99 < usual.mul_f64(1.05) + Duration::from_millis(20), "{p99:?}, and {usual:?} without");
     assert!(longest < Duration::from_millis(200), "{longest:?}");
     redis.resume();
     let took = all_become(&fleet, "shared");
@@ -425,6 +425,41 @@ fn redis_may_want_a_password_tls_ipv6_or_a_socket() {
         assert!(line.contains(reason), "{line}");
         assert!(!proxy.log().contains(PASSWORD), "{line}");
     }
+}
+
+#[test]
+fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
+    let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
+    let fleet = fleet(&app, &redis, 2, &rule("all", "20/1h", "by = \"client\""));
+    assert_eq!(fleet[0].get("/").status, 200);
+    // Failed over: it follows another one now.
+    redis.command("REPLICAOF 127.0.0.1 1").unwrap();
+    until("the first to notice", || {
+        fleet[0].get("/");
+        is_in_state(&fleet[0], "degraded")
+    });
+    assert!(fleet[0].says("shared_limits_degraded").contains("READONLY"));
+    assert!(fleet[0].admin("/healthz").body.contains("it refuses"));
+    redis.command("REPLICAOF NO ONE").unwrap();
+    all_become(&fleet, "shared");
+    // Full, and not allowed to throw anything away.
+    redis.command("CONFIG SET maxmemory 1").unwrap();
+    until("the other to notice", || {
+        fleet[1].get("/");
+        is_in_state(&fleet[1], "degraded")
+    });
+    redis.command("CONFIG SET maxmemory 0").unwrap();
+    all_become(&fleet, "shared");
+    // A script that somebody made it forget is told it again.
+    redis.command("SCRIPT FLUSH").unwrap();
+    let errors = || fleet[1].metric("outrigger_shared_limits_errors_total", &[]);
+    let (before, settled) = (errors(), || fleet[1].metric("outrigger_shared_limits_tokens_total", &[]));
+    let was = settled();
+    until("it to be settled", || {
+        fleet[1].get("/");
+        settled() > was
+    });
+    assert_eq!(errors(), before);
 }
 
 #[test]

@@ -127,6 +127,9 @@ pub struct Exceeded {
 }
 
 impl Quota {
+    /// One in a millisecond, and one at once.
+    pub const MILLISECOND: Self = Self { interval_ns: 1_000_000, burst_ns: 1_000_000, burst: 1 };
+
     /// `rate`, of which `burst` may come at once, multiplied for a tier; `None` for a tier without limits. At least one
     /// may come at once.
     pub fn new(rate: Rate, burst: u32, multiplier: Multiplier) -> Option<Self> {

@@ -638,12 +638,12 @@ mod tests {
         for section in
             ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags", "RateLimits", "Tiers"]
                 .into_iter()
-                .chain(["Admission", "Abuse", "Breaker", "Retry"])
+                .chain(["Redis", "Admission", "Abuse", "Breaker", "Retry"])
         {
             for key in definitions[section]["properties"].as_object().unwrap().keys() {
                 let is_table = matches!(
                     (section, key.as_str()),
-                    ("Identity", "keys" | "jwt") | ("RateLimits", "rules") | ("Breaker", "groups")
+                    ("Identity", "keys" | "jwt") | ("RateLimits", "rules" | "redis") | ("Breaker", "groups")
                 );
                 let has_key = shipped.contains(&format!("\n# {key} = "));
                 assert!(has_key || is_table, "{section}.{key} is not in config/proxy.toml");

@@ -416,6 +416,11 @@ impl Builder<'_> {
             );
             self.complain(&at("timeout"), message, "it bounds how long a failure of Redis goes unnoticed");
         }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
+        if !(1..=64).contains(&written.prefix.len()) || !written.prefix.chars().all(is_plain) {
+            let message = format!("`prefix` needs 1 to 64 letters, digits, _ . : or -, got {:?}", written.prefix);
+            self.complain(&at("prefix"), message, "Machines that share limits have the same; other apps another one");
+        }
         let ca = match &written.ca_file {
             Some(file) => match std::fs::read(file) {
                 Ok(pem) => Some(pem),

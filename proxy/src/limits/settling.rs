@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::lease::{self, Bill};
+use outrigger_policy::limiter::Quota;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, Pipeline, RedisError, Value};
 use ring::hmac;
@@ -164,6 +165,7 @@ impl Link {
         let connection = connection.map_err(|e| LinkError::of(e, timeout, true))?;
         let mut link = Self { connection, script: String::new(), timeout, heard_at: Instant::now() };
         link.load().await?;
+        link.settle(settings, &[Due::PROBE], 1).await?;
         Ok(link)
     }
 
@@ -255,10 +257,21 @@ fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
 struct Due {
     index: usize,
     name: [u64; 2],
-    quota: outrigger_policy::limiter::Quota,
+    quota: Quota,
     bill: Bill,
     /// What it owed when the bill was written: the bill may ask for less.
     owed: i32,
+}
+
+impl Due {
+    /// A key that is nobody's, and gone within a millisecond: a Redis that only reads, or is full, says so.
+    const PROBE: Self = Self {
+        index: 0,
+        name: [0, 0],
+        quota: Quota::MILLISECOND,
+        bill: Bill { owed: 1, ago_ns: 0, known_ns: 0 },
+        owed: 1,
+    };
 }
 
 /// What the task remembers of a cell in use.
@@ -498,7 +511,6 @@ impl Settler {
     /// Connects, and settles what every key owes before Redis decides again.
     async fn come_back(&mut self, settings: &Settings, cells: &Cells, machines: u32) -> Result<Link, LinkError> {
         let mut link = Link::open(settings).await?;
-        link.ping().await?;
         let now = self.now();
         self.ledger.collect(cells, now);
         self.ledger.sweep(cells, machines, now);
@@ -585,5 +597,85 @@ impl Settler {
         }
         self.retry_at = Instant::now() + self.retry;
         self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::path::Path;
+
+    fn due(owed: i32) -> Due {
+        let quota = Quota::from_parts(1_000_000_000, 10);
+        Due { index: 0, name: [1, 2], quota, bill: Bill { owed, ..Bill::default() }, owed }
+    }
+
+    #[test]
+    fn believes_no_answer_that_the_script_cannot_have_given() {
+        let read = |answer: Value| ahead(&answer, &due(3), 5);
+        assert_eq!(read(Value::Int(0)).ok(), Some(0));
+        assert_eq!(read(Value::Int(1_500_000)).ok(), Some(1_500_000_000));
+        // Twice the burst, one of each of five Machines, and the bill.
+        assert!(read(Value::Int(28_000_000)).is_ok());
+        for wrong in [
+            Value::Int(-1),
+            Value::Int(28_002_000),
+            Value::Int(i64::MAX),
+            Value::Nil,
+            Value::Okay,
+            Value::BulkString(b"1".to_vec()),
+            Value::Array(vec![Value::Int(1)]),
+        ] {
+            assert_eq!(read(wrong.clone()).map_err(|e| e.kind()), Err("nonsense"), "{wrong:?}");
+        }
+    }
+
+    fn settings(environment: &[(&str, &str)], source: &str) -> Result<Arc<Settings>, String> {
+        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let source = format!("[rate_limits]\nshared = \"redis\"\n[rate_limits.redis]\n{source}");
+        let config = Config::parse(Path::new("proxy.toml"), &source, &lookup).map_err(|e| e.to_string())?;
+        Ok(config.limits.sharing.unwrap())
+    }
+
+    #[test]
+    fn the_address_of_redis_is_never_shown_with_its_password() {
+        let url = "rediss://ann:correct-horse@redis.internal:6380/2";
+        let settings = settings(&[("OUTRIGGER_REDIS_URL", url)], "url = \"redis://localhost\"\n").unwrap();
+        assert_eq!(settings.shown, "redis.internal:6380");
+        assert!(!format!("{settings:?}").contains("horse"));
+    }
+
+    #[test]
+    fn says_what_is_wrong_about_redis_and_not_the_password() {
+        let wrong = [
+            settings(&[], ""),
+            settings(&[], "url = \"http://:correct-horse@localhost\""),
+            settings(&[], "url = \"redis://:correct-horse@local host:x\""),
+            settings(&[("OUTRIGGER_REDIS_URL", "localhost:6379/correct-horse")], ""),
+            settings(&[], "url = \"redis://localhost\"\ntimeout = \"2s\"\nca_file = \"/nowhere.pem\"\nmachines = 0\n"),
+            settings(&[], "url = \"redis://localhost\"\ntimeout = \"2s\"\nca_file = \"/nowhere.pem\"\n"),
+            settings(&[], "url = \"redis://localhost\"\nprefix = \"a b\"\n"),
+            settings(&[], "url = 7\n"),
+        ];
+        let said: Vec<String> = wrong.into_iter().map(Result::unwrap_err).collect();
+        assert!(!said.concat().contains("horse"), "{said:?}");
+        insta::assert_snapshot!(said.join("\n"));
+    }
+
+    #[test]
+    fn urgent_keys_are_settled_at_once_and_others_in_their_time() {
+        let mut ledger = Ledger::default();
+        let now = 1 << 50;
+        let later = now + SETTLE_EVERY.as_nanos() as u64;
+        ledger.notes.insert(1, Note { settled_at: now, ..Note::default() });
+        ledger.queue(1, Asks::Soon, now);
+        ledger.queue(2, Asks::Soon, now);
+        // What was not heard of lately is new to the others as well.
+        assert_eq!((ledger.next(now), ledger.next(now)), (Some(2), None));
+        ledger.queue(1, Asks::Now, now);
+        ledger.queue(1, Asks::Now, now);
+        assert_eq!((ledger.next(now), ledger.next(later)), (Some(1), None));
+        assert_eq!(ledger.notes[&1].since, now);
     }
 }
