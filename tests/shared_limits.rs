@@ -270,7 +270,7 @@ fn a_quota_is_one_wherever_it_is_spent_and_whoever_forgets_it() {
     redis.start_again().unwrap();
     all_become(&fleet, "shared");
     assert_eq!(used_up(&fleet, &of("192.0.2.1")), 0);
-    assert!((20..=22).contains(&used_up(&fleet, &of("192.0.2.3"))));
+    assert!((20..=25).contains(&used_up(&fleet, &of("192.0.2.3"))));
 }
 
 #[test]
@@ -284,8 +284,9 @@ fn what_is_spent_in_an_outage_is_spent_after_it() {
     assert_eq!(used_up(&fleet[1..], &post("/", "hello")), 10);
     redis.start_again().unwrap();
     all_become(&fleet, "shared");
-    // One of them was told before the other had settled: it learns the rest with its first request.
-    assert!(used_up(&fleet, &get("/")) <= 2);
+    // The one that settled first was told of its own half only: it has at most a lease before it learns the rest.
+    let lease = 5;
+    assert!(used_up(&fleet, &get("/")) <= lease);
     assert_eq!(used_up(&fleet, &get("/")), 0);
 }
 
@@ -438,7 +439,7 @@ fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
         fleet[0].get("/");
         is_in_state(&fleet[0], "degraded")
     });
-    assert!(fleet[0].says("shared_limits_degraded").contains("READONLY"));
+    assert!(fleet[0].says("shared_limits_degraded").contains("read only replica"));
     assert!(fleet[0].admin("/healthz").body.contains("it refuses"));
     redis.command("REPLICAOF NO ONE").unwrap();
     all_become(&fleet, "shared");

@@ -556,7 +556,8 @@ impl Settler {
         for (due, ahead_ns) in bills.iter().zip(answers) {
             cells.cell(due.index).settled(due.owed, now.saturating_add(ahead_ns));
             if let Some(note) = self.ledger.notes.get_mut(&due.index) {
-                note.settled_at = now;
+                // Those who settle after us know more: what comes next asks at once.
+                note.settled_at = if was_alone { 0 } else { now };
             }
             let counter = if due.bill.owed < 0 { &metrics.given_back } else { &metrics.spent };
             counter.inc_by(due.bill.owed.unsigned_abs().into());
