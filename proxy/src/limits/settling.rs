@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Keys that asked are settled in batches, one batch under way at a time: when Redis is slow, batches grow and leases are
-//! used up, and no request waits. A bill whose answer never came is sent again after the way back; should Redis have
-//! charged it nevertheless, the key is charged twice for at most one lease.
+//! used up, and no request waits. A bill says until when it is good, in Redis's time, so that a Redis that was frozen does
+//! not charge afterwards what its sender has long taken for lost and sends again.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -26,12 +26,15 @@ use super::shared::{Asks, Cells, Mode};
 use crate::state::State;
 
 /// What Redis does for one key. It is [`lease::settle`], in microseconds of Redis's own clock, counted from 2025 on so that a
-/// double holds fractions of them. Only effects are replicated (Redis 5 and later), so the clock may be asked.
+/// double holds fractions of them ([`EPOCH_S`]). Only effects are replicated (Redis 5 and later), so the clock may be asked.
 const SCRIPT: &str = r"
 local interval, burst, owed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local ago, known, machines = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local clock = redis.call('TIME')
 local now = (clock[1] - 1735689600) * 1000000 + clock[2]
+if now > tonumber(ARGV[7]) then
+  return redis.error_reply('LATE nobody waits for this any more')
+end
 local kept = redis.call('GET', KEYS[1])
 local before = kept and tonumber(kept) or now + known
 local since = math.min(math.max(before, now - ago), now + 2 * burst + machines * interval)
@@ -43,6 +46,9 @@ elseif kept then
 end
 return math.ceil(tat - now)
 ";
+
+/// 2025 began so many seconds after 1970.
+const EPOCH_S: u64 = 1_735_689_600;
 
 /// What is spent is settled within this, when its lease lasts so long.
 const SETTLE_EVERY: Duration = Duration::from_millis(200);
@@ -149,7 +155,8 @@ struct Link {
     connection: MultiplexedConnection,
     script: String,
     timeout: Duration,
-    heard_at: Instant,
+    /// Redis's clock when it last answered, and when that was.
+    clock: (u64, Instant),
 }
 
 impl Link {
@@ -163,8 +170,9 @@ impl Link {
         // Resolving its name is not in the library's own limit.
         let connection = tokio::time::timeout(timeout * 2, opening).await.map_err(|_| LinkError::Timeout(timeout))?;
         let connection = connection.map_err(|e| LinkError::of(e, timeout, true))?;
-        let mut link = Self { connection, script: String::new(), timeout, heard_at: Instant::now() };
+        let mut link = Self { connection, script: String::new(), timeout, clock: (0, Instant::now()) };
         link.load().await?;
+        link.give_sign().await?;
         link.settle(settings, &[Due::PROBE], 1).await?;
         Ok(link)
     }
@@ -190,35 +198,61 @@ impl Link {
         if answers.len() != count {
             return Err(LinkError::Nonsense(format!("{} answers to {count} questions", answers.len())));
         }
-        self.heard_at = Instant::now();
         Ok(answers)
     }
 
-    async fn ping(&mut self) -> Result<(), LinkError> {
-        let mut ping = Pipeline::new();
-        ping.cmd("PING");
-        match &self.send(&ping, 1).await?[..] {
-            [Value::SimpleString(pong)] if pong == "PONG" => Ok(()),
-            [Value::ServerError(e)] => Err(LinkError::Refused(e.to_string())),
-            _ => Err(LinkError::Nonsense("no PONG to a PING".to_owned())),
-        }
+    /// Reads Redis's clock.
+    fn heard(&mut self, clock: &Value) -> Result<(), LinkError> {
+        let micros = match clock {
+            Value::Array(parts) => match &parts[..] {
+                [Value::BulkString(seconds), Value::BulkString(micros)] => {
+                    number(seconds).zip(number(micros).filter(|micros| *micros < 1_000_000)).and_then(
+                        |(seconds, micros)| seconds.checked_sub(EPOCH_S)?.checked_mul(1_000_000)?.checked_add(micros),
+                    )
+                }
+                _ => None,
+            },
+            Value::ServerError(e) => return Err(LinkError::Refused(e.to_string())),
+            _ => None,
+        };
+        let micros = micros.ok_or_else(|| LinkError::Nonsense("no time, or one before 2025".to_owned()))?;
+        self.clock = (micros, Instant::now());
+        Ok(())
+    }
+
+    /// Until when an answer is waited for, in Redis's time. What its last answer took on its way is not known, so it may be
+    /// twice as long.
+    fn good_until(&self) -> u64 {
+        let (clock, read_at) = self.clock;
+        let ahead = read_at.elapsed().saturating_add(self.timeout * 2).as_micros();
+        clock.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX))
+    }
+
+    /// Asks for a sign of life.
+    async fn give_sign(&mut self) -> Result<(), LinkError> {
+        let mut time = Pipeline::new();
+        time.cmd("TIME");
+        let answers = self.send(&time, 1).await?;
+        answers.first().map_or(Ok(()), |clock| self.heard(clock))
     }
 
     /// How far ahead each arrival time is afterwards, in nanoseconds.
     async fn settle(&mut self, settings: &Settings, bills: &[Due], machines: u32) -> Result<Vec<u64>, LinkError> {
-        let mut answers = self.send(&self.bills(settings, bills, machines), bills.len()).await?;
+        let mut answers = self.send(&self.bills(settings, bills, machines), bills.len() + 1).await?;
         let is_unknown = |answer: &Value| matches!(answer, Value::ServerError(e) if e.code() == "NOSCRIPT");
         // Somebody made Redis forget its scripts: then it did none of this.
-        if answers.iter().all(is_unknown) {
+        if answers[..bills.len()].iter().all(is_unknown) {
             self.load().await?;
-            answers = self.send(&self.bills(settings, bills, machines), bills.len()).await?;
+            answers = self.send(&self.bills(settings, bills, machines), bills.len() + 1).await?;
         }
+        self.heard(&answers[bills.len()])?;
         answers.iter().zip(bills).map(|(answer, due)| ahead(answer, due, machines)).collect()
     }
 
     fn bills(&self, settings: &Settings, bills: &[Due], machines: u32) -> Pipeline {
         let micros = |ns: u64| format!("{}.{:03}", ns / 1000, ns % 1000);
-        let mut commands = Pipeline::with_capacity(bills.len());
+        let good_until = self.good_until();
+        let mut commands = Pipeline::with_capacity(bills.len() + 1);
         for due in bills {
             let [one, other] = due.name;
             commands
@@ -231,10 +265,18 @@ impl Link {
                 .arg(due.bill.owed)
                 .arg(micros(due.bill.ago_ns))
                 .arg(micros(due.bill.known_ns))
-                .arg(machines);
+                .arg(machines)
+                .arg(good_until);
         }
+        commands.cmd("TIME");
         commands
     }
+}
+
+/// Reads a number that is nothing but digits.
+fn number(digits: &[u8]) -> Option<u64> {
+    let is_number = (1..=16).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    is_number.then(|| digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// Reads one answer of the script, and believes nothing that the script cannot have said.
@@ -502,8 +544,8 @@ impl Settler {
         machines: u32,
     ) -> Result<Link, LinkError> {
         let is_settled = self.settle_batch(&mut link, settings, cells, machines, false).await?;
-        if !is_settled && link.heard_at.elapsed() >= SIGN_OF_LIFE {
-            link.ping().await?;
+        if !is_settled && link.clock.1.elapsed() >= SIGN_OF_LIFE {
+            link.give_sign().await?;
         }
         Ok(link)
     }
