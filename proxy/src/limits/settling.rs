@@ -498,7 +498,9 @@ impl Settler {
     fn stop(&mut self) {
         self.link = None;
         self.set(Mode::Off, None);
-        if let Some(cells) = self.state.shared.cells() {
+        let state = Arc::clone(&self.state);
+        if let Some(cells) = state.shared.cells() {
+            self.ledger.collect(cells, self.now());
             self.ledger.close(cells);
         }
         tracing::info!(event = "shared_limits_off", "limits are no longer shared with other Machines");
