@@ -491,4 +491,31 @@ mod tests {
         give_back(&state, &first);
         assert_eq!(asked(&state).1, Ok(()));
     }
+
+    #[test]
+    fn all_machines_call_a_key_the_same_and_different_keys_differently() {
+        let rules = "rate_limits.shared = \"redis\"\nrate_limits.redis.url = \"redis://localhost\"\n\
+                     [[rate_limits.rules]]\nname = \"a\"\nrate = \"1/1h\"\nby = \"client-and-route\"\n\
+                     [[rate_limits.rules]]\nname = \"b\"\nrate = \"1/1h\"\nby = \"address\"\n\
+                     [[rate_limits.rules]]\nname = \"c\"\nrate = \"1/1h\"\nby = \"machine\"\n";
+        // By default it takes the last route; the first is another one.
+        let names = |address: &str, is_elsewhere: bool| {
+            let state = state(rules);
+            let mut exchange = Exchange::new(state.rules.load_full());
+            exchange.client.address = address.parse().unwrap();
+            exchange.route = if is_elsewhere { 0 } else { exchange.route };
+            let limits = &exchange.rules.config.limits.all;
+            assert_eq!(limits.iter().filter(|limit| limit.is_shared).count(), limits.len() - 1, "not the Machine's");
+            limits.iter().map(|limit| names::of(limit, &exchange, None).unwrap()).collect::<Vec<_>>()
+        };
+        let (one, again) = (names("192.0.2.1", false), names("::ffff:192.0.2.1", false));
+        assert_eq!(one, again);
+        let mut all = [one, names("192.0.2.2", false), names("192.0.2.1", true), names("2001:db8::1", false)].concat();
+        assert_eq!(names("2001:db8::1", false), names("2001:db8::2", false), "a /64 is one client");
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        // The second's name for the whole Machine, and the third's for all but the route, are the first's.
+        assert_eq!(count - all.len(), 3 + 6);
+    }
 }

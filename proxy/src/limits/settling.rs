@@ -56,8 +56,9 @@ const SETTLE_EVERY: Duration = Duration::from_millis(200);
 const BATCH: usize = 512;
 /// The most batches before Redis is believed to be back, whoever still owes: so many are all keys.
 const CATCH_UP: usize = 1000;
-/// How often it is looked who asks: while somebody does, and otherwise.
+/// How often it is looked who asks: while somebody does, for a while after, and otherwise.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LISTEN: Duration = Duration::from_millis(5);
 const REST: Duration = Duration::from_millis(20);
 /// The same while no limit is shared.
 const SLEEP: Duration = Duration::from_millis(100);
@@ -518,7 +519,8 @@ impl Settler {
         let machines = settings.machines.max(state.machines.known());
         state.shared.set_machines(machines);
         state.metrics.shared_limits.machines.set(machines.into());
-        if self.ledger.collect(cells, self.now()) {
+        let is_asked = self.ledger.collect(cells, self.now());
+        if is_asked {
             self.awake_until = Instant::now() + AWAKE;
         }
         if self.swept_at.elapsed() >= SWEEP_EVERY {
@@ -535,7 +537,11 @@ impl Settler {
             Ok(link) => self.link = Some(link),
             Err(e) => self.fail(&e, settings),
         }
-        if Instant::now() < self.awake_until { LOOK_EVERY } else { REST }
+        match Instant::now() < self.awake_until {
+            _ if is_asked => LOOK_EVERY,
+            true => LISTEN,
+            false => REST,
+        }
     }
 
     async fn settle(
