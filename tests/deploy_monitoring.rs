@@ -14,9 +14,6 @@ use crate::promtool;
 /// What a platform adds to every series, and what the merged exposition does.
 const ADDED: [&str; 5] = ["app", "region", "host", "instance", "process"];
 
-/// Metrics of parts that are not here yet, with their labels. Whoever brings one takes it out of this list.
-const NOT_YET: &[(&str, &[&str])] = &[("outrigger_shared_limits_state", &["state"])];
-
 /// Values that exist and that this test cannot bring about: a fault of our own (`Outcome::Internal`), and a pool whose
 /// connections are all in use for longer than a request waits (tests/databases.rs does).
 const NOT_SEEN: [(&str, &str); 2] = [("outcome", "internal"), ("reason", "exhausted")];
@@ -105,7 +102,7 @@ fn catalogue(expositions: &[String]) -> Catalogue {
             known.entry(label.to_owned()).or_default().insert(value.trim_end_matches('"').to_owned());
         }
     }
-    for (name, labels) in NOT_YET.iter().chain(OF_FLY) {
+    for (name, labels) in OF_FLY {
         let labels = labels.iter().map(|label| ((*label).to_owned(), BTreeSet::new()));
         catalogue.entry((*name).to_owned()).or_insert_with(|| labels.collect());
     }

@@ -37,4 +37,5 @@ mod overload;
 mod protocol;
 mod recovery;
 mod sessions;
+mod shared_limits;
 mod streams;

@@ -4,9 +4,9 @@
 //! arguments, decisions go out as values, so that each one can be tested by calling it.
 //!
 //! Read in this order: [`priority`] (how important a request is), [`tier`] (what its client may multiply), [`flags`] (which
-//! features are on, and for whom), [`limiter`] (how often), [`concurrency`] (how many at a time), [`admission`] (who waits,
-//! who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking), [`retry`] (when to ask again), [`affinity`] (which
-//! Machine keeps a session).
+//! features are on, and for whom), [`limiter`] (how often), [`lease`] (how often on several Machines), [`concurrency`] (how
+//! many at a time), [`admission`] (who waits, who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking),
+//! [`retry`] (when to ask again), [`affinity`] (which Machine keeps a session).
 
 pub mod abuse;
 pub mod admission;
@@ -14,6 +14,7 @@ pub mod affinity;
 pub mod breaker;
 pub mod concurrency;
 pub mod flags;
+pub mod lease;
 pub mod limiter;
 pub mod priority;
 pub mod retry;

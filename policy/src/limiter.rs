@@ -127,6 +127,9 @@ pub struct Exceeded {
 }
 
 impl Quota {
+    /// One in a millisecond, and one at once.
+    pub const MILLISECOND: Self = Self { interval_ns: 1_000_000, burst_ns: 1_000_000, burst: 1 };
+
     /// `rate`, of which `burst` may come at once, multiplied for a tier; `None` for a tier without limits. At least one
     /// may come at once.
     pub fn new(rate: Rate, burst: u32, multiplier: Multiplier) -> Option<Self> {
@@ -145,6 +148,30 @@ impl Quota {
     /// How far a request of `cost` moves the arrival time.
     pub const fn charge_ns(self, cost: u32) -> u64 {
         self.interval_ns.saturating_mul(cost as u64)
+    }
+
+    /// The same quota as it was taken apart by [`Quota::charge_ns`] of one and [`Quota::burst`].
+    pub fn from_parts(interval_ns: u64, burst: u32) -> Self {
+        let (interval_ns, burst) = (interval_ns.max(1), burst.max(1));
+        Self { interval_ns, burst_ns: interval_ns.saturating_mul(burst.into()), burst }
+    }
+
+    /// How far away the arrival time may be.
+    pub const fn burst_ns(self) -> u64 {
+        self.burst_ns
+    }
+
+    /// What one of so many that share it may have for itself, when it has to get along with requests of `cost`.
+    ///
+    /// Time is not divided, only what may be taken in it: an arrival time means the same share of the quota under both,
+    /// so a key can go from one to the other.
+    #[must_use]
+    pub fn share(self, sharers: u32, cost: u32) -> Self {
+        let interval_ns = self.interval_ns.saturating_mul(sharers.max(1).into());
+        // What is cheaper than the whole must pass somewhere: it pays with time.
+        let burst_ns = self.burst_ns.max(interval_ns.saturating_mul(cost.into()));
+        let burst = u32::try_from(burst_ns / interval_ns).unwrap_or(u32::MAX);
+        Self { interval_ns, burst_ns, burst }
     }
 
     /// The key's arrival time after a request of `cost` at `now`.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use divan::Bencher;
 use outrigger::gate::{Entry, Gate, Wish};
 use outrigger::limits::mix;
+use outrigger::limits::shared::{Mode as Sharing, Shared};
 use outrigger::limits::table::Table;
 use outrigger_policy::admission::Settings;
 use outrigger_policy::concurrency;
@@ -65,6 +66,36 @@ fn limit_contended(bencher: Bencher<'_, '_>) {
         let now = clock.fetch_add(1_000_000, Ordering::Relaxed);
         black_box(table.take(mix(0), quota, now, 1, table.latecomers(0)).is_ok())
     });
+}
+
+/// One shared limit of one request, for clients in no order, while somebody settles now and then.
+#[divan::bench(args = [1, 1_000, 100_000])]
+fn limit_shared(bencher: Bencher<'_, '_>, keys: u64) {
+    let shared = Shared::new(usize::try_from(keys).unwrap_or(usize::MAX));
+    let cells = shared.prepare();
+    shared.set(Sharing::Shared, None);
+    shared.set_machines(5);
+    for key in 0..keys {
+        let _ = cells.find_or_claim(mix(key), || Some([key + 1, 1]));
+    }
+    let (quota, clock, next) = (quota(), AtomicU64::new(1 << 50), AtomicU64::new(0));
+    bencher.bench(|| {
+        let key = mix(next.fetch_add(2_654_435_761, Ordering::Relaxed) % keys);
+        let now = clock.fetch_add(1_000_000, Ordering::Relaxed);
+        let Ok(index) = cells.find_or_claim(key, || None) else { return false };
+        let spent = black_box(cells.spend(index, quota, 1, shared.law(now)).is_ok());
+        if spent && cells.cell(index).account().owed > 50 {
+            cells.cell(index).settled(50, now);
+        }
+        spent
+    });
+}
+
+/// A key that has no cell yet: its name is a keyed hash.
+#[divan::bench]
+fn limit_shared_name(bencher: Bencher<'_, '_>) {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"outrigger");
+    bencher.bench(|| black_box(ring::hmac::sign(&key, black_box(b"medium and an address of a client"))));
 }
 
 fn gate(limit: u32) -> Arc<Gate> {

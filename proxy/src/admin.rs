@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use crate::config::Target;
 use crate::exposition;
+use crate::limits::shared::Mode as Sharing;
 use crate::state::{Phase, State};
 
 /// How long the app may take for its metrics; Prometheus gives ten seconds for both.
@@ -53,11 +54,19 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, &'static str) {
-    match state.drain.phase() {
-        Phase::Serving => (StatusCode::OK, "serving\n"),
-        Phase::LameDuck | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "leaving\n"),
-    }
+async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
+    let (status, phase) = match state.drain.phase() {
+        Phase::Serving => (StatusCode::OK, "serving"),
+        Phase::LameDuck | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
+    };
+    // What works with less than it should have still serves: it is said, and changes no status.
+    let sharing = state.shared.standpoint();
+    let detail = match (sharing.mode, sharing.reason) {
+        (Sharing::Degraded, Some(reason)) => format!("shared limits: degraded: {reason}\n"),
+        (Sharing::Degraded | Sharing::Shared, _) => format!("shared limits: {}\n", sharing.mode.name()),
+        (Sharing::Off, _) => String::new(),
+    };
+    (status, format!("{phase}\n{detail}"))
 }
 
 async fn own_metrics(Shared(state): Shared<Arc<State>>) -> Response {

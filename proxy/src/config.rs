@@ -168,12 +168,13 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 ];
 
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
-const OTHER_VARIABLES: [&str; 6] = [
+const OTHER_VARIABLES: [&str; 7] = [
     "OUTRIGGER_CONFIG",
     crate::seal::KEYS,
     identity::JWT_SECRET,
     identity::KEY_SECRET,
     crate::admin::control::TOKEN,
+    admission::REDIS_URL,
     resilience::ALLOW_FAULTS,
 ];
 
@@ -677,12 +678,12 @@ mod tests {
         for section in
             ["Server", "Client", "App", "Admin", "Identity", "Headers", "Log", "Flags", "RateLimits", "Tiers"]
                 .into_iter()
-                .chain(["Admission", "Abuse", "Breaker", "Retry"])
+                .chain(["Redis", "Admission", "Abuse", "Breaker", "Retry"])
         {
             for key in definitions[section]["properties"].as_object().unwrap().keys() {
                 let is_table = matches!(
                     (section, key.as_str()),
-                    ("Identity", "keys" | "jwt") | ("RateLimits", "rules") | ("Breaker", "groups")
+                    ("Identity", "keys" | "jwt") | ("RateLimits", "rules" | "redis") | ("Breaker", "groups")
                 );
                 let has_key = shipped.contains(&format!("\n# {key} = "));
                 assert!(has_key || is_table, "{section}.{key} is not in config/proxy.toml");

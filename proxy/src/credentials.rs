@@ -236,6 +236,14 @@ impl Credentials {
         found
     }
 
+    /// The API key that a request presents, known or not.
+    pub fn presented_key<'a>(&self, fields: Fields<'a>) -> Option<&'a [u8]> {
+        match one(fields, &self.keys.as_ref()?.field) {
+            Presented::Once(key) if key.len() <= KEY_BYTES => Some(key),
+            _ => None,
+        }
+    }
+
     /// Where the keys of tokens are fetched, if they are.
     pub fn jwks(&self) -> Option<&Arc<Source>> {
         self.users.as_ref().and_then(Users::jwks)

@@ -26,6 +26,7 @@ pub mod identify;
 pub mod lane;
 pub mod limits;
 pub mod log;
+pub mod machines;
 pub mod metrics;
 pub mod peers;
 pub mod pipeline;
@@ -135,6 +136,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
+        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
         let rules = Arc::clone(&state);
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
         let counted = Arc::clone(&state);

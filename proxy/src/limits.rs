@@ -2,18 +2,27 @@
 //!
 //! A request needs the leave of every limit of its route. They are taken from one after the other; when one refuses, what
 //! was taken from those before it is given back.
+//!
+//! What is taken is kept in one of two places: [`table`] has the keys that are this Machine's alone, [`shared`] those that all
+//! Machines count together.
 
 pub mod headers;
+mod names;
+pub mod settling;
+pub mod shared;
 pub mod table;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 use outrigger_policy::tier::Tier;
 
-use self::table::Charge;
+use self::settling::Settings;
+use self::shared::{Cells, Law};
+use self::table::Refused;
 pub use crate::config::admission::{By, Count};
 use crate::exchange::{Exchange, Request};
 use crate::rejection::{Rejection, seconds};
@@ -35,6 +44,8 @@ pub struct Limit {
     pub count: Count,
     /// Whether its refusals count.
     pub mode: Mode,
+    /// All Machines count together.
+    pub is_shared: bool,
     /// For each tier; `None` is no limit.
     pub quotas: [Option<Quota>; Tier::ALL.len()],
     /// `RateLimit-Policy` for each tier.
@@ -53,10 +64,17 @@ impl Limit {
             by,
             count,
             mode,
+            is_shared: false,
             quotas,
             policies: quotas.map(|quota| policy(quota).into()),
             salt: crate::credentials::client_hash(SALT, name.as_bytes()),
         }
+    }
+
+    /// The same, counted by all Machines together.
+    #[must_use]
+    pub fn shared(self, is_shared: bool) -> Self {
+        Self { is_shared, ..self }
     }
 
     /// Whether an answer tells the client of it: what others have used is none of its business.
@@ -89,8 +107,10 @@ impl fmt::Display for Limit {
             By::ClientAndRoute => "each client on this route",
             By::Address => "each address",
             By::Route => "all clients on this route",
+            By::Machine if self.is_shared => "all Machines",
             By::Machine => "this Machine",
         };
+        let where_ = if self.is_shared { ", shared by all Machines" } else { "" };
         let what = match self.count {
             Count::Requests => "",
             Count::Failures => " failures",
@@ -101,7 +121,7 @@ impl fmt::Display for Limit {
                 let burst = quota.burst();
                 write!(
                     f,
-                    "{}: {burst}{what} at once, then one every {every:?}, for {by} ({})",
+                    "{}: {burst}{what} at once, then one every {every:?}, for {by} ({}{where_})",
                     self.name,
                     self.mode.name()
                 )
@@ -136,6 +156,8 @@ pub struct Limits {
     pub headers: bool,
     /// And in the older ones.
     pub legacy_headers: bool,
+    /// How Machines share those that are shared; `None`: none is.
+    pub sharing: Option<Arc<Settings>>,
 }
 
 impl Limits {
@@ -192,24 +214,140 @@ impl Shown {
     }
 }
 
+/// Where what was taken is kept, as it is at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Books<'s> {
+    state: &'s State,
+    shared: Option<&'s Cells>,
+    law: Law,
+    now: u64,
+}
+
+/// What was taken from a limit, so that it can be taken back.
+#[derive(Clone, Copy, Debug)]
+enum Charge<'s> {
+    /// On this Machine.
+    Own(table::Charge<'s>),
+    /// From what all Machines share.
+    Shared(shared::Charge<'s>),
+}
+
+impl<'s> Books<'s> {
+    fn open(state: &'s State, limits: &Limits, now: u64) -> Self {
+        let shared = limits.sharing.as_ref().and_then(|_| state.shared.cells());
+        Self { state, shared, law: state.shared.law(now), now }
+    }
+
+    /// Asks the processor for a key that will be needed.
+    fn warm(self, limit: &Limit, tag: u64) {
+        match self.shared.filter(|_| limit.is_shared) {
+            Some(cells) => cells.warm(tag),
+            None => self.state.limits.warm(tag),
+        }
+    }
+
+    /// The quota of a key that is counted here: where it should be shared and cannot, only this Machine's part of it.
+    fn own(self, limit: &Limit, quota: Quota, cost: u32) -> Quota {
+        if limit.is_shared { self.law.share(quota, cost) } else { quota }
+    }
+
+    fn take(
+        self,
+        limit: &Limit,
+        tag: u64,
+        quota: Quota,
+        cost: u32,
+        name: impl FnOnce() -> Option<[u64; 2]>,
+    ) -> Result<(Charge<'s>, Standing), Exceeded> {
+        let mut is_full = false;
+        if let Some(cells) = self.shared.filter(|_| limit.is_shared) {
+            match cells.find_or_claim(tag, name) {
+                Ok(index) => {
+                    let charge = cells.spend(index, quota, cost, self.law)?;
+                    return Ok((Charge::Shared(charge), charge.standing()));
+                }
+                Err(shared::NoCell::Full) => is_full = true,
+                Err(shared::NoCell::Nameless) => {}
+            }
+        }
+        let own = self.own(limit, quota, cost);
+        let taken = self.state.limits.take(tag, own, self.now, cost, self.state.limits.latecomers(limit.salt));
+        let (Ok(table::Charge { overflowed, .. }) | Err(Refused { overflowed, .. })) = taken;
+        if is_full || overflowed {
+            self.state.metrics.limit_overflow.inc();
+        }
+        let charge = taken.map_err(|refused| refused.exceeded)?;
+        Ok((Charge::Own(charge), own.standing(charge.tat, self.now)))
+    }
+
+    /// Takes one for what has happened already, unless the quota is exhausted: the requests before it were under way together.
+    fn charge(self, limit: &Limit, tag: u64, quota: Quota, name: impl FnOnce() -> Option<[u64; 2]>) {
+        if let Some(cells) = self.shared.filter(|_| limit.is_shared)
+            && let Ok(index) = cells.find_or_claim(tag, name)
+        {
+            return cells.charge(index, quota, self.law);
+        }
+        let (own, latecomers) = (self.own(limit, quota, 1), self.state.limits.latecomers(limit.salt));
+        let _ = self.state.limits.take(tag, own, self.now, 1, latecomers);
+    }
+
+    /// Whether `cost` could be taken.
+    fn look(self, limit: &Limit, tag: u64, quota: Quota, cost: u32) -> Result<(), Exceeded> {
+        match self.cell(limit, tag) {
+            Some((cells, index)) => cells.look(index, quota, cost, self.law),
+            None => self.own(limit, quota, cost).take(self.state.limits.look(tag), self.now, cost).map(drop),
+        }
+    }
+
+    fn standing(self, limit: &Limit, tag: u64, quota: Quota) -> Standing {
+        match self.cell(limit, tag) {
+            Some((cells, index)) => cells.standing_of(index, quota, self.law),
+            None => self.own(limit, quota, 1).standing(self.state.limits.look(tag), self.now),
+        }
+    }
+
+    fn give_back(self, limit: &Limit, tag: u64, quota: Quota, cost: u32) {
+        match self.cell(limit, tag) {
+            Some((cells, index)) => cells.give_back_to(index, quota, cost, self.law),
+            None => self.state.limits.give_back(tag, self.own(limit, quota, cost).charge_ns(cost)),
+        }
+    }
+
+    fn cell(self, limit: &Limit, tag: u64) -> Option<(&'s Cells, usize)> {
+        let cells = self.shared.filter(|_| limit.is_shared)?;
+        cells.find(tag).map(|index| (cells, index))
+    }
+}
+
+impl Charge<'_> {
+    /// As if the request had never come.
+    fn take_back(self) {
+        match self {
+            Self::Own(charge) => charge.take_back(),
+            Self::Shared(charge) => charge.take_back(),
+        }
+    }
+}
+
 /// Takes what the request costs from all of its limits, or from none. The stage.
 ///
 /// # Errors
 /// [`Rejection::QuotaExceeded`]
-pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     if exchange.admission == Mode::Off || !exchange.is_counted_here() {
         return Ok(());
     }
     let rules = &exchange.rules;
     let limits = &rules.config.limits;
     let now = state.nanoseconds(exchange.started);
+    let books = Books::open(state, limits, now);
     let cost = rules.config.routes.all()[exchange.route].cost;
     let tier = exchange.client.tier as usize;
     // All at once, so that the processor fetches them together: they are far from each other and from everything else.
     let mut tags = [0; MOST_LIMITS];
     for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(exchange.route)) {
         *tag = limit.tag(exchange);
-        state.limits.warm(*tag);
+        books.warm(limit, *tag);
     }
     let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
     let mut taken = charges.iter_mut();
@@ -221,39 +359,29 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
         let is_monitored = limit.is_monitored(exchange.admission);
         // Once one has refused, nothing is taken any more: the others only say how long they would have the client wait.
         let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
-        let (verdict, tat) = if only_looks {
-            let tat = state.limits.look(tag);
-            (quota.take(tat, now, if limit.count == Count::Failures { 1 } else { cost }).map(drop), tat)
+        let verdict = if only_looks {
+            books.look(limit, tag, quota, if limit.count == Count::Failures { 1 } else { cost }).map(|()| None)
         } else {
-            match state.limits.take(tag, quota, now, cost, state.limits.latecomers(limit.salt)) {
-                Ok(charge) => {
-                    if charge.overflowed {
-                        state.metrics.limit_overflow.inc();
-                    }
-                    if let Some(slot) = taken.next() {
-                        *slot = Some((charge, is_monitored));
-                    }
-                    (Ok(()), charge.tat)
+            let name = || names::of(limit, exchange, Some(request));
+            books.take(limit, tag, quota, cost, name).map(|(charge, standing)| {
+                if let Some(slot) = taken.next() {
+                    *slot = Some((charge, is_monitored));
                 }
-                // The table said no, so nothing has changed.
-                Err(refused) => {
-                    if refused.overflowed {
-                        state.metrics.limit_overflow.inc();
-                    }
-                    (Err(refused.exceeded), state.limits.look(tag))
-                }
-            }
+                Some(standing)
+            })
         };
+        if limit.is_shown() && !is_monitored {
+            // Where nothing was taken, nothing has changed.
+            let standing = verdict.ok().flatten().unwrap_or_else(|| books.standing(limit, tag, quota));
+            shown.push(number, standing);
+        }
         match verdict {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(_) if is_monitored => monitored = Some(number),
             Err(exceeded) if refused.is_none_or(|(_, before)| exceeded.retry_after > before.retry_after) => {
                 refused = Some((number, exceeded));
             }
             Err(_) => {}
-        }
-        if limit.is_shown() && !is_monitored {
-            shown.push(number, quota.standing(tat, now));
         }
     }
     // What a monitored limit would have refused would not have been taken from the other monitored ones either.
@@ -263,7 +391,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
         if refused.is_some() {
             shown.restate(|number| {
                 let limit = limits.all.get(usize::from(number))?;
-                limit.quotas[tier].map(|quota| quota.standing(state.limits.look(limit.tag(exchange)), now))
+                limit.quotas[tier].map(|quota| books.standing(limit, limit.tag(exchange), quota))
             });
         }
     }
@@ -295,12 +423,13 @@ pub fn give_back(state: &State, exchange: &Exchange) {
     }
     let limits = &exchange.rules.config.limits;
     let cost = exchange.route().cost;
+    let books = Books::open(state, limits, state.nanoseconds(exchange.started));
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Requests) {
         if exchange.is_beyond_monitored && limit.is_monitored(exchange.admission) {
             continue;
         }
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            state.limits.give_back(limit.tag(exchange), quota.charge_ns(cost));
+            books.give_back(limit, limit.tag(exchange), quota, cost);
         }
     }
 }
@@ -311,12 +440,10 @@ pub fn failed(state: &State, exchange: &Exchange) {
         return;
     }
     let limits = &exchange.rules.config.limits;
-    let now = state.nanoseconds(exchange.head_at.unwrap_or(exchange.started));
+    let books = Books::open(state, limits, state.nanoseconds(exchange.head_at.unwrap_or(exchange.started)));
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            let latecomers = state.limits.latecomers(limit.salt);
-            // Already exhausted: the requests before this one were under way together.
-            let _ = state.limits.take(limit.tag(exchange), quota, now, 1, latecomers);
+            books.charge(limit, limit.tag(exchange), quota, || names::of(limit, exchange, None));
         }
     }
 }
@@ -366,5 +493,32 @@ mod tests {
         assert!(asked(&state).1.is_err(), "the enforced limit has had its two");
         give_back(&state, &first);
         assert_eq!(asked(&state).1, Ok(()));
+    }
+
+    #[test]
+    fn all_machines_call_a_key_the_same_and_different_keys_differently() {
+        let rules = "rate_limits.shared = \"redis\"\nrate_limits.redis.url = \"redis://localhost\"\n\
+                     [[rate_limits.rules]]\nname = \"a\"\nrate = \"1/1h\"\nby = \"client-and-route\"\n\
+                     [[rate_limits.rules]]\nname = \"b\"\nrate = \"1/1h\"\nby = \"address\"\n\
+                     [[rate_limits.rules]]\nname = \"c\"\nrate = \"1/1h\"\nby = \"machine\"\n";
+        // By default it takes the last route; the first is another one.
+        let names = |address: &str, is_elsewhere: bool| {
+            let state = state(rules);
+            let mut exchange = Exchange::new(state.rules.load_full());
+            exchange.client.address = address.parse().unwrap();
+            exchange.route = if is_elsewhere { 0 } else { exchange.route };
+            let limits = &exchange.rules.config.limits.all;
+            assert_eq!(limits.iter().filter(|limit| limit.is_shared).count(), limits.len() - 1, "not the Machine's");
+            limits.iter().map(|limit| names::of(limit, &exchange, None).unwrap()).collect::<Vec<_>>()
+        };
+        let (one, again) = (names("192.0.2.1", false), names("::ffff:192.0.2.1", false));
+        assert_eq!(one, again);
+        let mut all = [one, names("192.0.2.2", false), names("192.0.2.1", true), names("2001:db8::1", false)].concat();
+        assert_eq!(names("2001:db8::1", false), names("2001:db8::2", false), "a /64 is one client");
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        // The second's name for the whole Machine, and the third's for all but the route, are the first's.
+        assert_eq!(count - all.len(), 3 + 6);
     }
 }

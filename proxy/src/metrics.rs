@@ -19,6 +19,7 @@ use prometheus::{
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::gate::Standing;
+use crate::limits::shared::Mode as Sharing;
 use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
 
@@ -118,6 +119,68 @@ pub struct LimitMetrics {
     pub enforced: IntCounter,
     /// Requests that it would have refused.
     pub monitored: IntCounter,
+}
+
+/// What is counted of the limits that Machines share.
+#[derive(Debug)]
+pub struct SharedLimits {
+    states: IntGaugeVec,
+    /// Among how many a quota is divided.
+    pub machines: IntGauge,
+    /// Keys of which something is known.
+    pub keys: IntGauge,
+    /// Bills that Redis has settled: what was spent of one lease.
+    pub settled: IntCounter,
+    /// What was spent in them.
+    pub spent: IntCounter,
+    /// What was given back in them.
+    pub given_back: IntCounter,
+    /// How long Redis took for a batch of bills.
+    pub exchanges: Histogram,
+    errors: IntCounterVec,
+}
+
+impl SharedLimits {
+    fn new(declare: &Declare<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            states: declare.gauges(
+                "outrigger_shared_limits_state",
+                "1 for who decides about limits that Machines share: Redis (shared), each Machine alone (degraded), none.",
+                &["state"],
+            )?,
+            machines: declare.gauge("outrigger_shared_limits_machines", "Among how many Machines quotas are divided.")?,
+            keys: declare.gauge("outrigger_shared_limits_keys", "Keys of shared limits that are not idle.")?,
+            settled: declare.counter(
+                "outrigger_shared_limits_leases_settled_total",
+                "Times that what was spent of a lease was settled with Redis.",
+            )?,
+            spent: declare.counter("outrigger_shared_limits_tokens_total", "What was spent of leases, and settled.")?,
+            given_back: declare.counter(
+                "outrigger_shared_limits_tokens_returned_total",
+                "What was given back after it had been settled.",
+            )?,
+            exchanges: declare
+                .histograms("outrigger_shared_limits_exchange_seconds", "What Redis takes to settle a batch.", &[])?
+                .with_label_values::<&str>(&[]),
+            errors: declare.counters(
+                "outrigger_shared_limits_errors_total",
+                "Exchanges with Redis that failed, by kind.",
+                &["kind"],
+            )?,
+        })
+    }
+
+    /// Shows who decides.
+    pub fn show(&self, mode: Sharing) {
+        for state in Sharing::ALL {
+            self.states.with_label_values(&[state.name()]).set((state == mode).into());
+        }
+    }
+
+    /// An exchange failed.
+    pub fn failed(&self, kind: &str) {
+        self.errors.with_label_values(&[kind]).inc();
+    }
 }
 
 /// Refusals that depend on who asks.
@@ -296,6 +359,8 @@ pub struct Metrics {
     pub limit_overflow: IntCounter,
     limit_refusals: IntCounterVec,
     limit_keys: IntGaugeVec,
+    /// Limits that Machines share.
+    pub shared_limits: SharedLimits,
     bans: IntCounterVec,
     banned: IntGauge,
     slots: IntGauge,
@@ -478,6 +543,7 @@ impl Metrics {
                 "Keys of limits that are not idle, and for how many there is room.",
                 &["state"],
             )?,
+            shared_limits: SharedLimits::new(&declare)?,
             bans: declare.counters("outrigger_bans_total", "Bans, by what led to them.", &["reason", "mode"])?,
             banned: declare.gauge("outrigger_banned_clients", "Clients whose ban holds.")?,
             slots: declare.gauge("outrigger_admission_limit", "Requests that the app gets at a time.")?,
@@ -734,6 +800,8 @@ mod tests {
         metrics.credential_refused("bad_token");
         metrics.banned(Offence::NotFound, Mode::Monitor);
         metrics.for_limit("medium").enforced.inc();
+        metrics.shared_limits.show(Sharing::Degraded);
+        metrics.shared_limits.failed("timeout");
         metrics.refusals.enforced(Rejection::Overloaded, Priority::Low, Tier::Free);
         metrics.show_admission(&Standing::default(), (0, 0), 0, 0);
         metrics.show_breaker("search", Position::Closed);

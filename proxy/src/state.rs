@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::credentials;
 use crate::gate::Gate;
 use crate::hold::Reach;
+use crate::limits::shared::Shared;
 use crate::limits::table::Table;
+use crate::machines::Machines;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::peers::Peers;
 
@@ -64,6 +66,10 @@ pub struct State {
     pub started: Instant,
     /// What has been taken from every quota.
     pub limits: Table,
+    /// What is known of the quotas that Machines share.
+    pub shared: Shared,
+    /// How many Machines there are.
+    pub machines: Machines,
     /// Who is shut out.
     pub bans: Bans,
     /// The slots for requests to the app.
@@ -83,12 +89,15 @@ impl State {
     /// A process that has just begun.
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
         let limits = Table::new(config.max_limit_keys);
+        let shared = Shared::new(config.max_limit_keys);
         let gate = Arc::new(Gate::new(config.gate.settings));
         let breakers = breakers::Registry::default();
         let peers = config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Peers::new(rules, this));
         let rules = Snapshot::new(config, 1, &metrics, &breakers);
         Self {
             limits,
+            shared,
+            machines: Machines::default(),
             bans: Bans::default(),
             gate,
             breakers,

@@ -69,7 +69,7 @@ pub fn unpack(package: &str, program: &str) -> Result<PathBuf> {
             let _ = fs::remove_file(deb);
         }
         // Dependencies are generous; what the program really lacks, the loader knows.
-        if !lacks_libraries(&root, &real)? {
+        if real.exists() && !lacks_libraries(&root, &real)? {
             break;
         }
     }
@@ -108,14 +108,16 @@ fn wrapper(root: &Path, program: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// `libfoo1 (>= 2) | libbar, adduser, zlib1g` gives `libfoo1` and `zlib1g`: first choices, libraries only.
+/// `libfoo1 (>= 2) | libbar, adduser, zlib1g, tools (= 1.2)` gives `libfoo1`, `zlib1g` and `tools`: first choices; libraries,
+/// and what must be of the very same version, for it is another part of the same program.
 fn libraries(depends: &str) -> impl Iterator<Item = &str> {
     let first = |choice: &'_ str| -> Option<usize> { choice.find([' ', '|', '(', ':', '\n']) };
     depends
         .split(',')
         .map(str::trim)
-        .map(move |choice| first(choice).map_or(choice, |end| &choice[..end]))
-        .filter(|name| name.starts_with("lib") || name.starts_with("zlib"))
+        .map(move |choice| (choice, first(choice).map_or(choice, |end| &choice[..end])))
+        .filter(|(choice, name)| name.starts_with("lib") || name.starts_with("zlib") || choice.contains("(= "))
+        .map(|(_, name)| name)
 }
 
 fn is_installed(package: &str) -> bool {
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn only_libraries_are_followed_and_first_choices_taken() {
-        let depends = "libssl3 (>= 3.0), adduser, libev4:any, libfoo1 | libbar2, zlib1g,\nprocps";
-        assert_eq!(libraries(depends).collect::<Vec<_>>(), ["libssl3", "libev4", "libfoo1", "zlib1g"]);
+        let depends = "libssl3 (>= 3.0), adduser, libev4:any, libfoo1 | libbar2, zlib1g,\nprocps, tools (= 1:2.3-4)";
+        assert_eq!(libraries(depends).collect::<Vec<_>>(), ["libssl3", "libev4", "libfoo1", "zlib1g", "tools"]);
     }
 }

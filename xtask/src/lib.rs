@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod python;
+pub mod redis;
 pub mod tools;
 pub mod wait;
 
@@ -19,6 +20,7 @@ pub use chroma::Chroma;
 pub use error::{Error, Result};
 pub use postgres::Postgres;
 pub use process::{Process, Program, Signal};
+pub use redis::Redis;
 pub use tools::Tool;
 
 /// Tells the person at the terminal what is being done, on standard error.

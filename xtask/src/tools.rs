@@ -31,6 +31,7 @@ pub enum Tool {
     Ab,
     /// nghttp2's load generator, which speaks HTTP/2 without TLS.
     H2load,
+    RedisServer,
     Haproxy,
     Nginx,
 }
@@ -49,8 +50,16 @@ impl Tool {
     /// What building and running takes.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// What the tests take besides.
-    pub const TEST: [Self; 7] =
-        [Self::Promtool, Self::VictoriaMetrics, Self::Supervisord, Self::Hadolint, Self::Wrk, Self::Ab, Self::H2load];
+    pub const TEST: [Self; 8] = [
+        Self::Promtool,
+        Self::VictoriaMetrics,
+        Self::Supervisord,
+        Self::Hadolint,
+        Self::Wrk,
+        Self::Ab,
+        Self::H2load,
+        Self::RedisServer,
+    ];
     /// What the comparison takes.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
 
@@ -69,6 +78,7 @@ impl Tool {
             Self::Wrk => "wrk",
             Self::Ab => "ab",
             Self::H2load => "h2load",
+            Self::RedisServer => "redis-server",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
         }
@@ -88,6 +98,7 @@ impl Tool {
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
             Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),
             Self::H2load => Source::Unpacked("nghttp2-client", "usr/bin/h2load"),
+            Self::RedisServer => Source::Unpacked("redis-server", "usr/bin/redis-server"),
             Self::Haproxy => Source::Unpacked("haproxy", "usr/sbin/haproxy"),
             Self::Nginx => Source::Unpacked("nginx", "usr/sbin/nginx"),
         }

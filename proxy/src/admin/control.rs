@@ -219,6 +219,7 @@ async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
             json!({
                 "name": limit.name,
                 "mode": limit.mode.name(),
+                "shared": limit.is_shared,
                 "tiers": tiers,
                 "refused": counted.enforced.get(),
                 "monitored": counted.monitored.get(),
@@ -226,7 +227,17 @@ async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
         })
         .collect();
     let (used, room) = state.limits.size(state.nanoseconds(Instant::now()));
-    Json(json!({ "limits": shown, "keys": { "used": used, "room": room } }))
+    let sharing = state.shared.standpoint();
+    Json(json!({
+        "limits": shown,
+        "keys": { "used": used, "room": room },
+        "sharing": {
+            "state": sharing.mode.name(),
+            "reason": sharing.reason,
+            "since_s": sharing.since.elapsed().as_secs(),
+            "machines": state.shared.machines(),
+        },
+    }))
 }
 
 fn shown_quota(quota: Quota) -> Value {

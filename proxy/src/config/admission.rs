@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_policy::flags::{Mode, Network};
@@ -13,11 +15,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Step;
-use super::error::did_you_mean;
+use super::error::{Place, Problem, did_you_mean};
 use super::raw::Raw;
 use super::units::{OptionalRate, Span, Text};
 use super::{Builder, is_name};
 use crate::abuse::Rules;
+use crate::limits::settling::Settings;
 use crate::limits::{Limit, Limits, MOST_LIMITS};
 use crate::route::RouteTable;
 
@@ -73,6 +76,10 @@ pub struct RateLimits {
     /// bytes each. A change needs a restart.
     #[schemars(range(max = 100_000_000))]
     pub max_keys: NonZeroU32,
+    /// Whether all Machines count limits together.
+    pub shared: Sharing,
+    /// Where they do.
+    pub redis: Redis,
     /// What each client may ask of critical routes together.
     pub critical: Text<OptionalRate>,
     /// The same for high priority.
@@ -94,6 +101,8 @@ impl Default for RateLimits {
             headers: true,
             legacy_headers: false,
             max_keys: non_zero(100_000),
+            shared: Sharing::Off,
+            redis: Redis::default(),
             critical: per_minute(1000),
             high: per_minute(200),
             medium: per_minute(100),
@@ -103,6 +112,58 @@ impl Default for RateLimits {
         }
     }
 }
+
+/// Where limits are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// On each Machine by itself.
+    #[default]
+    Off,
+    /// In Redis, by all Machines together.
+    Redis,
+}
+
+/// Where Machines count limits together.
+#[derive(Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Redis {
+    /// `redis://HOST:PORT`, `rediss://…` with TLS, `redis+unix:///PATH`; with `USER:PASSWORD@` and `/DATABASE` if need be.
+    /// Environment, which wins and is the place for a password: OUTRIGGER_REDIS_URL.
+    #[schemars(extend("x-secret" = "value"))]
+    pub url: Option<String>,
+    /// What the keys begin with: Machines that share have the same.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_.:-]{1,64}$"))]
+    pub prefix: String,
+    /// How long Redis may take. Later: each Machine keeps to its share until it is back. At most 400ms, so that it is
+    /// noticed within a second.
+    pub timeout: Text<Span>,
+    /// A file with the certificate (PEM) of who signed Redis's, for `rediss://`. Unset: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// There are at least so many Machines. More count when more are found.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub machines: u32,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        let timeout = Text(Span(Duration::from_millis(250)));
+        Self { url: None, prefix: "outrigger".to_owned(), timeout, ca_file: None, machines: 1 }
+    }
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address may hold a password.
+        f.debug_struct("Redis").field("prefix", &self.prefix).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// The address of Redis; it holds the password.
+pub const REDIS_URL: &str = "OUTRIGGER_REDIS_URL";
+
+/// The longest `timeout` for Redis.
+const LONGEST_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Whose requests a limit counts together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -159,6 +220,9 @@ pub struct Rule {
     /// Whether its refusals count.
     #[serde(default)]
     pub mode: Acting,
+    /// Whether all Machines count together, where `rate_limits.shared` says how. Unset: yes, but for `by = "machine"`.
+    #[serde(default)]
+    pub shared: Option<bool>,
 }
 
 const fn yes() -> bool {
@@ -279,13 +343,16 @@ impl Builder<'_> {
         ];
         let mut by_route: Vec<Vec<u16>> = vec![Vec::new(); routes.all().len()];
         let mode = Mode::from(raw.rate_limits.mode);
+        let sharing = self.sharing(&raw.rate_limits);
+        let is_shared = raw.rate_limits.shared == Sharing::Redis;
         for (priority, written) in Priority::ALL.into_iter().zip(of_priority) {
             let Some(rate) = written.0.0 else { continue };
             let applies = |index: usize| !routes.all()[index].is_health && routes.all()[index].priority == priority;
             apply(&mut by_route, all.len(), applies);
             let quotas = tiers.map(|tier| Quota::new(rate, rate.count(), tier));
             let window = rate.window().as_secs();
-            all.push(Limit::new(priority.name(), By::Client, Count::Requests, mode, quotas, window));
+            let limit = Limit::new(priority.name(), By::Client, Count::Requests, mode, quotas, window);
+            all.push(limit.shared(is_shared));
         }
         let mut names: HashSet<&str> = Priority::ALL.map(Priority::name).into();
         for (index, rule) in raw.rate_limits.rules.iter().enumerate() {
@@ -317,7 +384,8 @@ impl Builder<'_> {
                 !route.is_health && (rule.routes.is_empty() || rule.routes.iter().any(|name| **name == *route.name))
             };
             apply(&mut by_route, all.len(), applies);
-            all.push(Limit::new(&rule.name, rule.by, rule.count, mode, quotas, rate.window().as_secs()));
+            let limit = Limit::new(&rule.name, rule.by, rule.count, mode, quotas, rate.window().as_secs());
+            all.push(limit.shared(is_shared && rule.shared.unwrap_or(rule.by != By::Machine)));
         }
         if mode == Mode::Off {
             return Limits::default();
@@ -328,6 +396,79 @@ impl Builder<'_> {
             by_route: by_route.into_iter().map(Into::into).collect(),
             headers: raw.rate_limits.headers,
             legacy_headers: raw.rate_limits.legacy_headers,
+            sharing,
+        }
+    }
+
+    /// How Machines share limits; `None` when they do not.
+    fn sharing(&mut self, raw: &RateLimits) -> Option<Arc<Settings>> {
+        if raw.shared == Sharing::Off {
+            return None;
+        }
+        let at = |key| [Step::Key("rate_limits"), Step::Key("redis"), Step::Key(key)];
+        let written = &raw.redis;
+        let timeout = written.timeout.0.0;
+        if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
+            let message = format!(
+                "`timeout` needs more than zero and at most {}, got {}",
+                Span(LONGEST_TIMEOUT),
+                written.timeout.0
+            );
+            self.complain(&at("timeout"), message, "it bounds how long a failure of Redis goes unnoticed");
+        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
+        if !(1..=64).contains(&written.prefix.len()) || !written.prefix.chars().all(is_plain) {
+            let message = format!("`prefix` needs 1 to 64 letters, digits, _ . : or -, got {:?}", written.prefix);
+            self.complain(&at("prefix"), message, "Machines that share limits have the same; other apps another one");
+        }
+        let ca = match &written.ca_file {
+            Some(file) => match std::fs::read(file) {
+                Ok(pem) => Some(pem),
+                Err(e) => {
+                    let message = format!("`ca_file` cannot be read: {}: {e}", file.display());
+                    self.complain(&at("ca_file"), message, "name a file with a certificate in PEM");
+                    return None;
+                }
+            },
+            None => None,
+        };
+        let variable = (self.environment)(REDIS_URL).filter(|url| !url.trim().is_empty());
+        // The address is never shown: it may hold a password.
+        let place = match &variable {
+            Some(_) => Place::Variable(REDIS_URL.to_owned()),
+            None => self.root.nearest(&at("url")).1.place.clone().hidden(),
+        };
+        let Some(url) = variable.or_else(|| written.url.clone()) else {
+            let message = "limits are to be shared, and nothing says where Redis is";
+            let hint = format!("set `url` in [rate_limits.redis], or {REDIS_URL} in the environment");
+            self.complain(&[Step::Key("rate_limits"), Step::Key("shared")], message, &hint);
+            return None;
+        };
+        let url = url.trim().to_owned();
+        if ca.is_some() && !(url.starts_with("rediss:") || url.starts_with("valkeys:")) {
+            self.complain(&at("ca_file"), "`ca_file` has no meaning without TLS", "write the address with rediss://");
+        }
+        match redis_client(&url, ca.clone()) {
+            Ok(client) => {
+                let secret = (self.environment)(super::identity::KEY_SECRET).filter(|secret| !secret.trim().is_empty());
+                let naming = secret.as_deref().map_or(&b"outrigger"[..], str::as_bytes);
+                Some(Arc::new(Settings {
+                    shown: client.get_connection_info().addr().to_string(),
+                    client,
+                    source: (url, ca),
+                    prefix: written.prefix.clone(),
+                    timeout,
+                    machines: written.machines,
+                    naming: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, naming),
+                    ca_file: written.ca_file.clone(),
+                }))
+            }
+            Err(problem) => {
+                let hint =
+                    "write \"redis://HOST:6379\", \"rediss://USER:PASSWORD@HOST:6380/0\" or \"redis+unix:///PATH\"";
+                self.problems.push(Problem::new(place, problem).hint(hint));
+                None
+            }
         }
     }
 
@@ -418,6 +559,23 @@ impl Builder<'_> {
             allow: written.allow.iter().map(|network| network.0).collect(),
             max_bans: usize::try_from(written.max_bans.get()).unwrap_or(usize::MAX),
         }
+    }
+}
+
+/// A client for the Redis at `url`.
+fn redis_client(url: &str, ca: Option<Vec<u8>>) -> Result<redis::Client, String> {
+    let known = ["redis://", "rediss://", "valkey://", "valkeys://", "redis+unix://", "unix://"];
+    if !known.iter().any(|scheme| url.starts_with(scheme)) {
+        return Err("this is no address of Redis".to_owned());
+    }
+    // Its errors name what is wrong and never the address.
+    let wrong = |e: redis::RedisError| format!("this is no address of Redis that can be used: {e}");
+    match ca {
+        Some(pem) => {
+            let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(pem) };
+            redis::Client::build_with_tls(url, certificates).map_err(wrong)
+        }
+        None => redis::Client::open(url).map_err(wrong),
     }
 }
 

@@ -188,6 +188,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(St
         }
     }
     peers.seen.store(Arc::new(next));
+    state.machines.set_known(peers.machines().0);
     state.metrics.show_machines(peers, !before.is_complete);
 }
 

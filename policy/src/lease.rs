@@ -1,0 +1,360 @@
+//! A quota that several Machines share: what each may spend of it before it has asked.
+//!
+//! The quota's arrival time (see [`crate::limiter`]) is kept in one place, the *store*. A Machine remembers what it was
+//! last told of it, and spends on its own up to a *lease*: its share of what was left then. What it spent it *owes*, until
+//! the two settle; then it is told the arrival time anew.
+//!
+//! ```text
+//!   store      ────────────●─────────────────────●──────►  the arrival time, with everything that was settled
+//!                     told ↓   ↑ owed        told ↓   ↑
+//!   a Machine  ── spends ──────┴──── spends ──────────┴──►  at most one lease between the two
+//! ```
+//!
+//! So nothing is ever set aside: a Machine whose clients are quiet holds nothing that another one's would miss, and nothing
+//! is lost with a Machine that ends. What is admitted too much is what was spent on old knowledge: at most one lease of
+//! each Machine, and it is owed, so the key waits for it afterwards. In the long run the rate is kept exactly.
+//!
+//! While the store cannot be asked, each Machine keeps to its [`Quota::share`], from the arrival time that it knows.
+
+use std::time::Duration;
+
+use crate::limiter::{Exceeded, Quota, Standing};
+
+/// How soon a Machine that has used up its lease knows more: this long it has its clients wait.
+pub const SETTLES_IN: Duration = Duration::from_millis(50);
+
+/// What a Machine knows of a key of a quota that it shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// The arrival time that the store told; 0 when it told nothing yet.
+    pub told: u64,
+    /// Spent and not settled. Below zero: to be given back.
+    pub owed: i32,
+}
+
+/// It may be spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// What is owed now.
+    pub owed: i32,
+    /// Half of the lease is used up: it is time to settle.
+    pub is_urgent: bool,
+}
+
+impl Account {
+    /// Spends `cost` of a quota that so many Machines share.
+    ///
+    /// # Errors
+    /// [`Exceeded`]: nothing is left, as far as is known, or the lease is used up.
+    #[inline]
+    pub fn spend(self, quota: Quota, machines: u32, now: u64, cost: u32) -> Result<Spent, Exceeded> {
+        let latest = now.saturating_add(quota.burst_ns());
+        let from = self.told.max(now);
+        let after = u64::from(self.owed.max(0).unsigned_abs()) + u64::from(cost);
+        let left = latest.saturating_sub(from) / quota.charge_ns(1);
+        if after > left {
+            let due = from.saturating_add(quota.charge_ns(1).saturating_mul(after)).saturating_sub(latest);
+            return Err(Exceeded { retry_after: Duration::from_nanos(due.max(1)) });
+        }
+        // At least this one request: a key of which little is left must not be out of everybody's reach.
+        let lease = (left / u64::from(machines.max(1))).max(cost.into());
+        if after > lease {
+            return Err(Exceeded { retry_after: SETTLES_IN });
+        }
+        let owed = self.owed.saturating_add(i32::try_from(cost).unwrap_or(i32::MAX));
+        Ok(Spent { owed, is_urgent: 2 * after > lease })
+    }
+
+    /// What is left of it at `now`.
+    #[inline]
+    pub fn standing(self, quota: Quota, now: u64) -> Standing {
+        quota.standing(self.arrival(quota, 1, now), now)
+    }
+
+    /// Its arrival time when what it owes counts so many times.
+    pub fn arrival(self, quota: Quota, times: u32, now: u64) -> u64 {
+        let owed = quota.charge_ns(self.owed.unsigned_abs()).saturating_mul(times.into());
+        match self.owed {
+            0.. => self.told.max(now).saturating_add(owed),
+            _ => self.told.max(now).saturating_sub(owed),
+        }
+    }
+}
+
+/// What of `owed` is still to be settled after a time in which the store could not be asked and this Machine kept to its
+/// share, up to the arrival time `tat`: what was spent long ago has been given back by time.
+pub fn still_owed(owed: i32, quota: Quota, machines: u32, tat: u64, now: u64) -> i32 {
+    let of_one = quota.charge_ns(machines.max(1));
+    let taken = tat.saturating_sub(now).div_ceil(of_one);
+    owed.min(i32::try_from(taken).unwrap_or(i32::MAX))
+}
+
+/// The longest time ahead that an arrival time can be: the quota, and what all Machines together may have spent too much.
+pub fn furthest(quota: Quota, machines: u32) -> u64 {
+    quota.burst_ns().saturating_mul(2).saturating_add(quota.charge_ns(machines))
+}
+
+/// What a Machine tells the store of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bill {
+    /// Spent since the last one.
+    pub owed: i32,
+    /// How long ago it began to be spent: what time has given back since then is not charged.
+    pub ago_ns: u64,
+    /// How far ahead the arrival time is that it was told. A store that has lost everything learns it from there.
+    pub known_ns: u64,
+}
+
+/// The store's side: the arrival time once a bill was settled at `now`, from the one before (`None`: it knows nothing).
+///
+/// The script in the proxy that Redis runs does the same; here it is to be simulated.
+pub fn settle(before: Option<u64>, bill: Bill, quota: Quota, machines: u32, now: u64) -> u64 {
+    let before = before.unwrap_or_else(|| now.saturating_add(bill.known_ns));
+    let since = before.max(now.saturating_sub(bill.ago_ns)).min(now.saturating_add(furthest(quota, machines)));
+    let owed = quota.charge_ns(bill.owed.unsigned_abs());
+    let after = if bill.owed < 0 { since.saturating_sub(owed) } else { since.saturating_add(owed) };
+    after.max(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tier::Multiplier;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+    const SECOND: u64 = 1000 * MS;
+
+    fn quota(rate: &str, burst: u32) -> Quota {
+        Quota::new(rate.parse().unwrap(), burst, Multiplier::ONE).unwrap()
+    }
+
+    fn bill(owed: i32) -> Bill {
+        Bill { owed, ..Bill::default() }
+    }
+
+    #[test]
+    fn a_key_of_which_nothing_is_known_has_one_lease() {
+        let quota = quota("600/1m", 600);
+        let mut account = Account::default();
+        for _ in 0..120 {
+            account.owed = account.spend(quota, 5, SECOND, 1).unwrap().owed;
+        }
+        assert_eq!(account.spend(quota, 5, SECOND, 1), Err(Exceeded { retry_after: SETTLES_IN }));
+        assert_eq!(account.standing(quota, SECOND).remaining, 480);
+        // What was settled is in what is told, and the next lease is a share of what is left.
+        let told = settle(None, bill(account.owed), quota, 5, SECOND);
+        assert_eq!(told, SECOND + 12 * SECOND);
+        let account = Account { told, owed: 95 };
+        assert!(account.spend(quota, 5, SECOND, 1).is_ok_and(|spent| spent.owed == 96 && spent.is_urgent));
+        assert!(account.spend(quota, 5, SECOND, 2).is_err());
+    }
+
+    #[test]
+    fn the_last_of_a_quota_can_be_had_whatever_it_costs() {
+        let quota = quota("60/1m", 20);
+        let full = Account::default();
+        assert!(full.spend(quota, 10, SECOND, 20).is_ok_and(|spent| spent.is_urgent));
+        let told = settle(None, bill(20), quota, 10, SECOND);
+        let wait = Account { told, owed: 0 }.spend(quota, 10, SECOND, 20).unwrap_err().retry_after;
+        assert_eq!(wait, Duration::from_secs(20));
+        assert!(Account { told, owed: 0 }.spend(quota, 10, SECOND + 20 * SECOND, 20).is_ok());
+    }
+
+    #[test]
+    fn what_is_given_back_is_had_again() {
+        let quota = quota("60/1m", 10);
+        let told = settle(None, bill(10), quota, 2, SECOND);
+        let told = settle(Some(told), bill(-4), quota, 2, SECOND);
+        assert_eq!(Account { told, owed: 0 }.standing(quota, SECOND).remaining, 4);
+        assert_eq!(settle(Some(told), bill(-40), quota, 2, SECOND), SECOND, "nobody has more than the burst");
+    }
+
+    #[test]
+    fn a_store_that_lost_everything_learns_it_from_who_knows() {
+        let quota = quota("60/1m", 10);
+        let told = settle(None, bill(7), quota, 2, SECOND);
+        assert_eq!(settle(None, Bill { known_ns: told - SECOND, ..bill(1) }, quota, 2, SECOND), told + SECOND);
+    }
+
+    #[test]
+    fn an_arrival_time_means_the_same_part_of_a_quota_and_of_its_share() {
+        let quota = quota("600/1m", 600);
+        let share = quota.share(5, 1);
+        let half = SECOND + quota.burst_ns() / 2;
+        assert_eq!((quota.standing(half, SECOND).remaining, share.standing(half, SECOND).remaining), (300, 60));
+        assert_eq!((share.burst(), share.charge_ns(1)), (120, SECOND / 2));
+        // Whoever may have less than one in its share has one, and waits for it.
+        let dear = quota.share(5, 200);
+        assert!(dear.take(0, SECOND, 200).is_ok_and(|tat| tat == SECOND + 100 * SECOND));
+    }
+
+    #[test]
+    fn time_settles_what_was_spent_while_nobody_could_be_asked() {
+        let quota = quota("60/1m", 60);
+        let mut tat = 0;
+        let mut owed = 0;
+        // Two of three Machines, a minute of all that their share allows.
+        for step in 0..600 {
+            if let Ok(after) = quota.share(3, 1).take(tat, SECOND + step * 100 * MS, 1) {
+                (tat, owed) = (after, owed + 1);
+            }
+        }
+        assert_eq!(owed, 39, "20 at once, then one every three seconds");
+        assert_eq!(still_owed(owed, quota, 3, tat, SECOND + 60 * SECOND), 19);
+        assert_eq!(still_owed(owed, quota, 3, tat, tat), 0);
+        assert_eq!(still_owed(5, quota, 3, tat, SECOND), 5);
+    }
+
+    /// One Machine of the simulation.
+    #[derive(Clone, Debug, Default)]
+    struct Machine {
+        account: Account,
+        /// What was sent: when it reaches the store.
+        sent: Option<(u64, Bill)>,
+        owes_since: u64,
+        /// What comes back: when it is here, and what it says.
+        coming: Option<(u64, u64, i32)>,
+        settled_at: u64,
+        most_lease: u64,
+    }
+
+    /// Machines that share one key, in steps of a millisecond. Gives when something was admitted, and how much the largest
+    /// leases add up to.
+    fn simulated(
+        quota: Quota,
+        loads: &[u32],
+        cost: u32,
+        delays: &[u64],
+        ms: u64,
+        mut random: impl FnMut(u64) -> u64,
+    ) -> (Vec<u64>, u64) {
+        let machines = u32::try_from(loads.len()).unwrap();
+        let mut all = vec![Machine::default(); loads.len()];
+        let mut store = None;
+        let mut admitted = Vec::new();
+        for step in 0..ms {
+            let now = SECOND + step * MS;
+            for (machine, load) in all.iter_mut().zip(loads) {
+                if let Some((at, told, owed)) = machine.coming
+                    && at <= now
+                {
+                    machine.account = Account { told, owed: machine.account.owed - owed };
+                    (machine.coming, machine.settled_at) = (None, now);
+                }
+                if let Some((at, bill)) = machine.sent
+                    && at <= now
+                {
+                    let told = settle(store, bill, quota, machines, now);
+                    store = Some(told);
+                    machine.sent = None;
+                    machine.coming = Some((now + delays[random(delays.len() as u64) as usize] * MS, told, bill.owed));
+                }
+                let mut urgent = false;
+                // So many in a thousand milliseconds, at random.
+                let asked = load / 1000 + u32::from(random(1000) < u64::from(load % 1000));
+                for _ in 0..asked {
+                    if let Ok(spent) = machine.account.spend(quota, machines, now, cost) {
+                        let left = u64::from(machine.account.standing(quota, now).remaining);
+                        machine.most_lease = machine.most_lease.max(left / u64::from(machines)).max(cost.into());
+                        if machine.account.owed == 0 {
+                            machine.owes_since = now;
+                        }
+                        machine.account.owed = spent.owed;
+                        urgent |= spent.is_urgent;
+                        admitted.push(now);
+                    }
+                }
+                let is_due = urgent || now >= machine.settled_at + 200 * MS;
+                if machine.account.owed != 0 && machine.sent.is_none() && machine.coming.is_none() && is_due {
+                    let delay = delays[random(delays.len() as u64) as usize];
+                    let account = machine.account;
+                    let (ago_ns, known_ns) = (now - machine.owes_since, account.told.saturating_sub(now));
+                    machine.sent = Some((now + delay * MS, Bill { owed: account.owed, ago_ns, known_ns }));
+                    machine.owes_since = now;
+                }
+            }
+        }
+        (admitted, all.iter().map(|machine| machine.most_lease).sum())
+    }
+
+    fn random(seed: u64) -> impl FnMut(u64) -> u64 {
+        let mut state = seed | 1;
+        move |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        }
+    }
+
+    #[test]
+    fn five_machines_under_ten_times_the_load_admit_the_quota_and_less_than_a_lease_each_more() {
+        let quota = quota("600/1m", 600);
+        let (admitted, leases) = simulated(quota, &[20; 5], 1, &[2, 3, 7], 300_000, random(7));
+        let due = 600 + 3000;
+        let count = admitted.len() as u64;
+        assert!((due..=due + leases).contains(&count), "{count} of {due}, leases of {leases}");
+        // In truth the leases are small when little is left.
+        assert!(count <= due + 5, "{count} of {due}");
+    }
+
+    #[test]
+    fn a_machine_whose_clients_are_quiet_holds_nothing_back() {
+        let quota = quota("6000/1m", 100);
+        let (admitted, _) = simulated(quota, &[1000, 1, 1, 1, 1], 1, &[5, 20], 60_000, random(3));
+        let due = 100 + 6000;
+        // What its fifth of the rest is too small for waits in the store: five times what comes while it settles.
+        assert!((due - 25..=due + 20).contains(&admitted.len()), "{} of {due}", admitted.len());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn in_no_time_is_more_admitted_than_the_quota_and_one_lease_of_each_machine(
+            (count, burst) in (1..3000_u32, 1..3000_u32),
+            loads in prop::collection::vec(0..4000_u32, 1..8),
+            delays in prop::collection::vec(0..80_u64, 1..4),
+            cost in 1..4_u32,
+            seed: u64,
+        ) {
+            let quota = Quota::new(crate::limiter::Rate::new(count, Duration::from_secs(3)).unwrap(), burst, Multiplier::ONE);
+            let (quota, cost) = (quota.unwrap(), cost.min(burst));
+            let (admitted, leases) = simulated(quota, &loads, cost, &delays, 5000, random(seed));
+            let mut taken = 0;
+            for at in &admitted {
+                taken += u64::from(cost);
+                let allowed = u64::from(burst) + (at - SECOND) / quota.charge_ns(1) + leases;
+                prop_assert!(taken <= allowed, "{taken} of {allowed} after {} ms", (at - SECOND) / MS);
+            }
+        }
+
+        #[test]
+        fn whoever_asks_often_enough_gets_the_whole_quota(
+            (count, burst) in (30..2000_u32, 20..2000_u32),
+            machines in 1..6_usize,
+            delays in prop::collection::vec(0..20_u64, 1..4),
+            seed: u64,
+        ) {
+            let quota = Quota::new(crate::limiter::Rate::new(count, Duration::from_secs(3)).unwrap(), burst, Multiplier::ONE);
+            let quota = quota.unwrap();
+            let each = (10 * count / 3 / machines as u32).max(20) + burst / machines as u32;
+            let (admitted, _) = simulated(quota, &vec![each; machines], 1, &delays, 6000, random(seed));
+            let due = u64::from(burst) + 6 * SECOND / quota.charge_ns(1);
+            // While two settle, what comes meanwhile has to wait: it stays in the store, and is had then.
+            let slow = 2 * (delays.iter().max().unwrap() + 2) * MS / quota.charge_ns(1) * machines as u64 + 2 * machines as u64;
+            prop_assert!(admitted.len() as u64 + slow >= due, "{} of {due}, {slow} may be missing", admitted.len());
+        }
+
+        #[test]
+        fn no_number_makes_it_panic(told: u64, owed: i32, now: u64, machines: u32, cost: u32, interval: u64, burst: u32) {
+            let quota = Quota::from_parts(interval, burst);
+            let account = Account { told, owed };
+            let _ = account.spend(quota, machines, now, cost);
+            let _ = account.standing(quota, now);
+            let _ = quota.share(machines, cost).take(told, now, cost);
+            let _ = still_owed(owed, quota, machines, told, now);
+            let bill = Bill { owed, ago_ns: told, known_ns: now };
+            prop_assert!(settle(Some(told), bill, quota, machines, now) >= now);
+            prop_assert!(settle(None, bill, quota, machines, now) >= now);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A Redis server of our own, which keeps nothing: what it knew is gone after a restart.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{Error, Process, Program, Result, Signal, Tool, error::While, ports};
+
+const START: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(10);
+/// For one command.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
+///
+/// It listens on 127.0.0.1 and, where there is IPv6, on `::1`, and knows no passwords unless told.
+#[derive(Debug)]
+pub struct Redis {
+    program: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    args: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Redis {
+    /// Starts on a free port. `dir` gets its log.
+    pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same with further options, such as `["--tls-port", "6380"]`.
+    pub fn start_with(dir: &Path, args: &[&str]) -> Result<Self> {
+        let dir = dir.join("redis");
+        fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
+        let args = args.iter().map(ToString::to_string).collect();
+        let mut server = Self { program: Tool::RedisServer.get()?, dir, port: ports::free()?, args, process: None };
+        server.start_again()?;
+        Ok(server)
+    }
+
+    /// `redis://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Starts a stopped server again, on the same port. One that runs is left alone.
+    pub fn start_again(&mut self) -> Result<()> {
+        if self.process.as_mut().is_some_and(Process::is_running) {
+            return Ok(());
+        }
+        let mut process = Program::new(&self.program)
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "-::1"])
+            // Nothing is written, so a full disk or a slow one is no part of any test.
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(&self.dir)
+            .args(&self.args)
+            .dir(&self.dir)
+            .start("Redis", &self.log())?;
+        let answers = || self.command("PING").is_ok();
+        process.ready(START, answers)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Sends one command as a line of words, such as `FLUSHALL`, and gives the first line or the bulk of the answer. An
+    /// error that the server answers is one here, `NOAUTH` excepted: it runs, then.
+    pub fn command(&self, words: &str) -> Result<String> {
+        let doing = format!("asking Redis: {words}");
+        let mut stream = TcpStream::connect_timeout(&self.address(), ANSWER).while_(&doing)?;
+        stream.set_read_timeout(Some(ANSWER)).while_(&doing)?;
+        stream.write_all(format!("{words}\r\nQUIT\r\n").as_bytes()).while_(&doing)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).while_(&doing)?;
+        let answer = answer.trim_end_matches("+OK\r\n").trim_end();
+        match answer.split_at_checked(1) {
+            Some(("-", error)) if !error.starts_with("NOAUTH") => Err(Error::new(format_args!("{doing}: {error}"))),
+            Some(("$", bulk)) => Ok(bulk.split_once("\r\n").map_or("", |(_, text)| text).to_owned()),
+            Some((_, rest)) => Ok(rest.to_owned()),
+            None => Ok("OK".to_owned()),
+        }
+    }
+
+    /// Ends it in order.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.stop(Signal::TERM, STOP).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// `kill -9`.
+    pub fn crash(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Freezes it: connections are still accepted by the kernel, and nothing answers.
+    pub fn pause(&mut self) {
+        if let Some(process) = self.process.as_mut() {
+            process.pause();
+        }
+    }
+
+    pub fn resume(&mut self) {
+        if let Some(process) = self.process.as_mut() {
+            process.resume();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths;
+
+    /// Needs Redis, which `cargo xtask test` unpacks.
+    #[test]
+    fn a_server_stops_crashes_and_comes_back_knowing_nothing() {
+        let mut server = Redis::start(&paths::state("redis-test").unwrap()).unwrap();
+        assert_eq!(server.command("SET a 1").unwrap(), "OK");
+        assert_eq!(server.command("GET a").unwrap(), "1");
+        assert!(server.command("NONSENSE").unwrap_err().to_string().contains("unknown command"));
+        server.crash();
+        assert!(server.command("PING").is_err());
+        server.start_again().unwrap();
+        assert_eq!(server.command("GET a").unwrap(), "");
+        server.stop().unwrap();
+        assert!(server.command("PING").is_err());
+    }
+}
