@@ -1,17 +1,12 @@
-//! Several Machines of one app: sessions keep theirs, and one does what another cannot.
+//! Several Machines of one app: sessions keep theirs.
 
-use std::{
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use xtask::{Signal, ports};
 
 use crate::{
     backend::{Backend, Play},
-    harness::{Answer, Client, Proxy, Setup, both_ways, get, post, until, with_fields},
+    harness::{Answer, Proxy, Setup, both_ways, get, post, until, with_fields},
 };
 
 /// What all Machines of a test sign with.
@@ -45,7 +40,7 @@ pub fn machine(name: &str, places: &[SocketAddr], rules: &str) -> Machine {
 }
 
 /// Two Machines, `a` and `b`, that know each other.
-fn pair(rules: &str) -> (Machine, Machine) {
+pub fn pair(rules: &str) -> (Machine, Machine) {
     let (here, there) = (place(), place());
     let (a, b) = (machine("a", &[here, there], rules), machine("b", &[there, here], rules));
     a.sees(1, "ready");
@@ -62,12 +57,12 @@ impl Machine {
         });
     }
 
-    fn counts(&self, event: &str, number: usize) {
+    pub fn counts(&self, event: &str, number: usize) {
         self.proxy.counts("outrigger_affinity_total", &[("event", event)], number);
     }
 
     /// The cookie of a new session here.
-    fn session(&self) -> String {
+    pub fn session(&self) -> String {
         cookie(&self.proxy.get("/new")).expect("a new session has a cookie")
     }
 }
@@ -82,8 +77,9 @@ pub fn cookie(answer: &Answer) -> Option<String> {
     Some(field.split(';').next().unwrap().to_owned())
 }
 
-fn with_cookie(request: &str, cookie: &str) -> String {
-    with_fields(request, &[&format!("Cookie: theme=dark; {cookie}; lang=en")])
+/// As the edge passes it on.
+pub fn with_cookie(request: &str, cookie: &str) -> String {
+    with_fields(request, &[&format!("Cookie: theme=dark; {cookie}; lang=en"), "Fly-Request-Id: 01J-ams"])
 }
 
 #[test]
@@ -316,160 +312,31 @@ fn the_first_key_signs_and_all_verify() {
 }
 
 #[test]
-fn only_peers_get_in_by_their_listener_and_once() {
-    let (a, b) = pair("");
-    let ask = |request: &str| Client::connect(a.peers).unwrap().send(request).answer();
-    for request in both_ways("/cart") {
-        ask(&request).is_problem(403, "not_a_peer");
-        ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"])).is_problem(403, "not_a_peer");
-        ask(&with_fields(&request, &["Fly-Client-IP: 192.0.2.1"])).is_problem(403, "not_a_peer");
-        // On the public listener the field means nothing, and nobody sees it.
-        let answer = b.proxy.ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"]));
-        assert_eq!((answer.status, answer.seen("x-outrigger-hop")), (200, None), "{answer:?}");
-    }
-    ask(&get("/.outrigger/probe")).is_problem(403, "not_a_peer");
-    let nothing_came = a.app.requests_to("/cart") == 0;
-    assert!(nothing_came && a.proxy.get("/.outrigger/probe").status == 200, "there it is a path like any other");
-}
-
-#[test]
-fn an_app_that_is_away_is_stood_in_for_by_a_peer() {
-    let (mut a, b) = pair("app.hold = \"10s\"");
-    let session = a.session();
-    a.app.stop();
-    let began = Instant::now();
-    for request in both_ways("/cart").into_iter().chain([with_cookie(&get("/cart"), &session)]) {
-        let answer = a.proxy.ask(&with_fields(&request, &["Fly-Client-IP: 192.0.2.9"]));
-        assert_eq!(answer.status, 200, "{answer:?}");
-        assert!(answer.seen("x-forwarded-for").unwrap().starts_with("127.0.0.1"), "{answer:?}");
-    }
-    assert!(began.elapsed() < Duration::from_secs(5), "nobody waited for the app");
-    assert_eq!(b.app.requests_to("/cart"), 3);
-    a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "answered")], 3);
-    b.sees(1, "unready");
-    // Back again, it serves its own.
-    a.app.resume();
-    b.sees(1, "ready");
-    let served = a.app.requests_to("/back");
-    until("the app here to be asked again", || {
-        assert_eq!(a.proxy.get("/back").status, 200);
-        a.app.requests_to("/back") > served
-    });
-}
-
-#[test]
-fn apps_that_are_all_away_are_waited_for_and_nothing_goes_in_circles() {
-    let (mut a, mut b) = pair("app.hold = \"10s\"");
-    a.app.stop();
-    b.app.stop();
-    let waiting: Vec<_> = both_ways("/cart")
-        .into_iter()
-        .map(|request| {
-            let mut client = a.proxy.connect();
-            client.send(&request);
-            client
-        })
-        .collect();
-    until("both to know", || {
-        [&a, &b].iter().all(|machine| machine.proxy.metric("outrigger_peers", &[("state", "unready")]) == 1.0)
-    });
-    thread::sleep(Duration::from_millis(300));
-    a.app.resume();
-    for mut client in waiting {
-        let answer = client.answer();
-        assert_eq!(answer.status, 200, "{answer:?}");
-    }
-    assert_eq!((a.app.requests_to("/cart"), b.app.requests_to("/cart")), (2, 0));
-    let sent = |machine: &Machine| machine.proxy.metric("outrigger_peer_requests_total", &[("kind", "failover")]);
-    assert!(sent(&a) <= 2.0 && sent(&b) == 0.0, "{} and {}", sent(&a), sent(&b));
-}
-
-#[test]
-fn a_breaker_that_is_open_here_may_be_closed_there() {
-    let (a, b) = pair("breaker.failures = 2\nbreaker.open = \"60s\"\nretry.attempts = 1");
-    a.app.at("/sick", Play::SayAndClose(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".into()));
-    for _ in 0..2 {
-        assert_eq!(a.proxy.get("/sick").status, 500);
-    }
-    for request in both_ways("/sick") {
-        let answer = a.proxy.ask(&request);
-        assert_eq!(answer.status, 200, "{answer:?}");
-    }
-    assert_eq!((a.app.requests_to("/sick"), b.app.requests_to("/sick")), (2, 2));
-}
-
-#[test]
-fn a_peer_that_is_busy_refuses_the_work_of_others_first() {
-    let (mut a, b) = pair("admission.min = 1\nadmission.max = 1\nadmission.initial = 1\napp.hold = \"10s\"");
-    let gate = b.app.gate("/slow");
-    let mut own = b.proxy.connect();
-    own.send(get("/slow"));
-    b.app.gets(1, "/slow");
-    a.app.stop();
-    let mut guest = a.proxy.connect();
-    guest.send(get("/guest"));
-    a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "refused")], 1);
-    // It waits at home, and what is b's own waits in b's queue.
-    let mut queued = b.proxy.connect();
-    queued.send(get("/queued"));
-    gate.add_permits(1);
-    assert_eq!(own.answer().status, 200);
-    assert_eq!(queued.answer().status, 200);
-    a.app.resume();
-    assert_eq!(guest.answer().status, 200);
-    assert_eq!((a.app.requests_to("/guest"), b.app.requests_to("/guest")), (1, 0));
-}
-
-/// Something that is no peer, where one should be.
-fn impostor(answer: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let mut head = [0; 8192];
-            let _ = stream.read(&mut head);
-            let _ = stream.write_all(answer);
+fn an_answer_that_others_may_get_carries_no_session() {
+    let (a, _b) = pair("");
+    let said = |control: &str| {
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nCache-Control: {control}\r\n\r\nok").into_bytes()
+    };
+    for (path, control, has_session) in [
+        ("/public", "public, max-age=60", false),
+        ("/shared", "max-age=1, S-MaxAge=600", false),
+        ("/private", "private, max-age=60", true),
+        ("/none", "no-store", true),
+    ] {
+        a.app.at(path, Play::Say(said(control)));
+        for request in both_ways(path) {
+            let answer = a.proxy.ask(&request);
+            assert_eq!((answer.status, cookie(&answer).is_some()), (200, has_session), "{path}: {answer:?}");
         }
-    });
-    address
+    }
 }
 
 #[test]
-fn peers_that_lie_or_speak_garbage_get_nothing() {
-    let impostors = [
-        impostor(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"),
-        impostor(b"\x00\x01\x02 garbage \xff\r\n\r\n"),
-        impostor(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n"),
-        impostor(b""),
-    ];
-    let places = [&[place()][..], &impostors].concat();
-    let mut a = machine("a", &places, "app.hold = \"10s\"");
-    // It asks itself as well, and knows itself.
-    assert_eq!(a.proxy.get("/").status, 200);
-    a.app.stop();
-    let mut client = a.proxy.connect();
-    client.send(get("/held"));
-    until("the app to be missed", || a.proxy.metric("outrigger_app_reachable", &[]) == 0.0);
-    thread::sleep(Duration::from_millis(300));
-    a.app.resume();
-    assert_eq!(client.answer().status, 200);
-    let (machines, sent) = (a.proxy.metric("outrigger_machines", &[]), "outrigger_peer_requests_total");
-    assert_eq!((machines, a.proxy.metric(sent, &[])), (1.0, 0.0));
-}
-
-#[test]
-fn a_peer_that_breaks_off_costs_a_session_nothing() {
-    let (here, there) = (place(), place());
-    let b = machine("b", &[there, here], "affinity.via = \"private\"");
-    let a = machine("a", &[here, there], "affinity.via = \"private\"");
-    b.sees(1, "ready");
-    a.app.at("/cart", Play::Interrupt(b"HTTP/1.1 2".into()));
+fn a_replay_is_only_asked_of_an_edge() {
+    let (a, b) = pair("");
     let session = a.session();
-    // a's own proxy answers 502 for its app: an answer like any other, for the session is at home there.
-    let answer = b.proxy.ask(&with_cookie(&get("/cart"), &session));
-    assert_eq!((answer.status, b.app.requests_to("/cart")), (502, 0), "{answer:?}");
-    drop(a);
-    let answer = b.proxy.ask(&with_cookie(&get("/cart"), &session));
-    assert_eq!((answer.status, answer.seen("x-outrigger-machine").as_deref()), (200, Some("b")), "{answer:?}");
+    // Trusted, but what came by the edge has its Fly-Request-Id.
+    let direct = with_fields(&get("/cart"), &[&format!("Cookie: {session}")]);
+    assert_eq!((b.proxy.ask(&direct).status, a.app.requests_to("/cart")), (200, 1));
+    assert_eq!(b.proxy.ask(&with_cookie(&get("/cart"), &session)).status, 307);
 }

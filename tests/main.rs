@@ -34,6 +34,7 @@ mod live_config;
 mod machines;
 mod memory;
 mod overload;
+mod peers;
 mod protocol;
 mod recovery;
 mod sessions;

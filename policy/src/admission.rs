@@ -216,11 +216,19 @@ impl<T: Default> Admission<T> {
         ((answered * share) as u32).max(self.law.limit()).min(self.settings.max_queue)
     }
 
+    /// Gives `client` a slot if one is free and nobody waits; takes nobody's place, and no place.
+    pub fn ask_now(&mut self, client: u64) -> bool {
+        let is_free = self.in_flight < self.law.limit() && self.waiting == 0 && !self.is_suspended;
+        if is_free {
+            self.in_flight += 1;
+            self.hold(client);
+        }
+        is_free
+    }
+
     /// Somebody asks. If it takes somebody's place, `displaced` is called with what wakes that one, and its priority.
     pub fn ask(&mut self, ask: Ask, displaced: impl FnOnce(T, Priority)) -> Verdict {
-        if self.in_flight < self.law.limit() && self.waiting == 0 && !self.is_suspended {
-            self.in_flight += 1;
-            self.hold(ask.client);
+        if self.ask_now(ask.client) {
             return Verdict::Go;
         }
         let share = self.share(ask.client);
@@ -480,6 +488,19 @@ mod tests {
             let sample = Sample { class: 0, started: n * latency_ns, in_flight, ended: Ended::Answered };
             admission.record((n + 1) * latency_ns, sample);
         }
+    }
+
+    #[test]
+    fn a_guest_takes_a_free_slot_or_none_and_nobodys_place() {
+        let mut admission: Admission<u32> = Admission::new(settings(1, 2));
+        assert!(admission.ask_now(9));
+        assert!(!admission.ask_now(9));
+        let mut displaced = 0;
+        for client in 1..=2 {
+            assert!(matches!(admission.ask(ask(Priority::Strict, client), |_, _| displaced += 1), Verdict::Wait(_)));
+        }
+        assert!(!admission.ask_now(9), "others wait");
+        assert_eq!((displaced, admission.waiting), (0, 2));
     }
 
     #[test]

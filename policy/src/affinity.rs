@@ -5,6 +5,7 @@
 //! at home here ──────────────────── served here
 //! at home on another Machine
 //!   it is leaving, or gone ──────── served here, which is its home from now on
+//!   its app is away ─────────────── served here, and it stays its home
 //!   it is there ─────────────────── sent there once: by the edge (replay), or over the private network
 //! ```
 //!
@@ -141,6 +142,8 @@ pub enum Home {
     Here,
     /// It answers over the private network.
     Alive,
+    /// It is there, and its app cannot take requests now.
+    Unready,
     /// It says that it is leaving.
     Leaving,
     /// The others are known, and it is not among them.
@@ -195,6 +198,8 @@ pub fn way(sight: Sight) -> Way {
     match sight.home {
         Home::Here => return Way::Here,
         _ if sight.via == Via::Off => return Way::Here,
+        // Its session waits for it; what it would do with the request is sent somewhere else as well.
+        Home::Unready => return Way::Here,
         Home::Leaving | Home::Gone => return Way::Rehome,
         Home::Alive | Home::Unknown => {}
     }
@@ -245,6 +250,19 @@ mod tests {
     }
 
     #[test]
+    fn an_app_that_restarts_does_not_lose_its_sessions() {
+        let sight = Sight {
+            via: Via::Replay,
+            home: Home::Unready,
+            mark: Mark::Signed,
+            was_refused: true,
+            can_be_replayed: true,
+            is_upgrade: false,
+        };
+        assert_eq!(way(sight), Way::Here);
+    }
+
+    #[test]
     fn clocks_may_differ_by_a_minute_and_no_more() {
         assert_eq!(HOUR.judge(&session(NOW + 60, NOW + 60), NOW), Age::Fresh);
         assert_eq!(HOUR.judge(&session(NOW + 61, NOW), NOW), Age::Future);
@@ -256,6 +274,7 @@ mod tests {
         let home = prop_oneof![
             Just(Home::Here),
             Just(Home::Alive),
+            Just(Home::Unready),
             Just(Home::Leaving),
             Just(Home::Gone),
             Just(Home::Unknown)
@@ -282,7 +301,7 @@ mod tests {
 
         #[test]
         fn nothing_is_sent_to_a_home_that_is_leaving_or_gone(sight in sights()) {
-            let is_off = matches!(sight.home, Home::Leaving | Home::Gone | Home::Here) || sight.via == Via::Off;
+            let is_off = matches!(sight.home, Home::Unready | Home::Leaving | Home::Gone | Home::Here) || sight.via == Via::Off;
             prop_assert!(!(is_off && matches!(way(sight), Way::Replay | Way::Forward)));
         }
 

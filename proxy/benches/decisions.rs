@@ -104,7 +104,7 @@ fn gate(limit: u32) -> Arc<Gate> {
 }
 
 fn wish(priority: Priority) -> Wish {
-    Wish { priority, client: 7, class: 3, mode: Mode::Enforce }
+    Wish { priority, client: 7, class: 3, mode: Mode::Enforce, is_guest: false }
 }
 
 /// A slot taken, its answer recorded, and given back: two decisions.

@@ -35,6 +35,10 @@ const RESTED: Duration = Duration::from_millis(500);
 /// How long a connection may take to be complete that was being made when the listener stopped taking new ones.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
+/// What a Machine adds to a head that it sends to a peer, at the most.
+const PEER_FIELDS_BYTES: usize = 4096;
+const PEER_FIELDS: usize = 16;
+
 /// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -134,8 +138,8 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let state = &worker.state;
     state.metrics.connections_total.inc();
     let most = state.rules.load().config.server.max_connections;
-    let Some(open) = state.open_connection(most) else {
-        return turn_away(&socket, state);
+    let Some(open) = state.open_connection(worker.listener, most) else {
+        return turn_away(&socket, worker);
     };
     // Answers are written whole, so waiting for more to send only delays them.
     if let Err(e) = socket.set_nodelay(true) {
@@ -156,13 +160,14 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
 }
 
 /// Says 503 without keeping anything: at the bound there is nothing to keep it in.
-fn turn_away(socket: &TcpStream, state: &State) {
+fn turn_away(socket: &TcpStream, worker: &Worker) {
     let rejection = Rejection::TooManyConnections;
-    state.metrics.rejected(rejection);
+    worker.state.metrics.rejected(rejection);
     let mut sink = [0; 4096];
     // What has arrived is read, so that closing does not reset the answer away. Neither can be retried.
     let _ = socket.try_read(&mut sink);
-    let _ = socket.try_write(rejection.problem().closing_answer(RequestId::generate().as_str()).as_bytes());
+    let answer = rejection.problem().closing_answer(RequestId::generate().as_str(), worker.listener);
+    let _ = socket.try_write(answer.as_bytes());
 }
 
 /// One client, request by request.
@@ -228,7 +233,12 @@ impl Connection {
     }
 
     async fn next_head(&mut self) -> Arrival {
-        let limits = self.worker.state.rules.load().config.client;
+        let mut limits = self.worker.state.rules.load().config.client;
+        if self.origin.listener == Listener::Peers {
+            // What the first Machine has let in, and what it has added.
+            limits.max_head_bytes += PEER_FIELDS_BYTES;
+            limits.max_fields += PEER_FIELDS;
+        }
         let mut scanner = HeadScanner::default();
         let began = Instant::now();
         // A new connection has to say something soon; one that has been served may rest.
@@ -295,7 +305,7 @@ impl Connection {
         }
         let problem = rejection.problem();
         tracing::debug!(request_id = %id, reason = problem.label, "a request was refused before it was one");
-        self.stream.answer_and_close(problem.closing_answer(id.as_str()).as_bytes()).await;
+        self.stream.answer_and_close(problem.closing_answer(id.as_str(), self.origin.listener).as_bytes()).await;
     }
 }
 
@@ -347,7 +357,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, worker: Worker, open: OpenConne
         Ok(true) => {
             let rejection = Rejection::Malformed(wire::Malformed::Version);
             worker.state.metrics.rejected(rejection);
-            let answer = rejection.problem().closing_answer(RequestId::generate().as_str());
+            let answer = rejection.problem().closing_answer(RequestId::generate().as_str(), worker.listener);
             stream.answer_and_close(answer.as_bytes()).await;
         }
         Ok(false) | Err(_) => {}

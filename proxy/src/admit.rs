@@ -26,15 +26,15 @@ pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchan
 /// # Errors
 /// [`Rejection::BodyTooLarge`]
 pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let announced = request
-        .fields
-        .get(&http::header::CONTENT_LENGTH)
-        .and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
-    if announced.is_some_and(|bytes: u64| bytes > exchange.route().max_body_bytes) {
+    if request.announced_bytes().is_some_and(|bytes| bytes > exchange.route().max_body_bytes) {
         return Err(Rejection::BodyTooLarge);
     }
+    exchange.is_replayable = request.has_body_up_to(REPLAYABLE_BYTES);
     Ok(())
 }
+
+/// So much of a body is kept by Pingora to be sent again.
+const REPLAYABLE_BYTES: u64 = 64 << 10;
 
 /// Sets the time by which the head of the answer must be there: the route's, or less if the client has less.
 ///
@@ -90,13 +90,12 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
     let route = &exchange.rules.config.routes.all()[exchange.route];
     // Kept by name, so that what was learnt of a route outlives a change of the rules.
     let class = (exchange.rules.route_tags[exchange.route] & 0xffff) as u16;
-    let wish = Wish { priority: route.priority, client: exchange.client.id, class, mode };
+    let is_guest = failover::is_guest(exchange);
+    let wish = Wish { priority: route.priority, client: exchange.client.id, class, mode, is_guest };
     let tier = exchange.client.tier;
     let count = |priority| state.metrics.refusals.monitored(Rejection::Overloaded, priority, tier);
-    match state.gate.ask(wish, exchange.started, count) {
+    match state.gate.ask(wish, exchange.turn_began, count) {
         Entry::Go(permit) => exchange.permit = Some(permit),
-        // What came from a peer has nothing to wait for: there it may.
-        Entry::Wait(_) if failover::is_guest(exchange) => return Err(Rejection::Overloaded),
         Entry::Wait(waiting) => exchange.waiting = Some(waiting),
         Entry::Refused => return Err(no_place(state, exchange)),
     }
@@ -109,7 +108,7 @@ pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
         exchange.held_since.get_or_insert_with(Instant::now);
     }
     let config = &exchange.rules.config;
-    let for_slot = exchange.started + config.gate.settings.max_wait;
+    let for_slot = exchange.turn_began + config.gate.settings.max_wait;
     let longest = exchange.held_since.map_or(for_slot, |since| for_slot.max(since + config.app.hold));
     exchange.deadline.min(longest)
 }

@@ -6,7 +6,7 @@
 pub mod cookie;
 pub mod replay;
 
-use http::{HeaderName, header};
+use http::HeaderName;
 use outrigger_policy::affinity::{Home, Mark, Sight, Via, Way, way};
 use outrigger_policy::flags::Mode;
 
@@ -14,6 +14,7 @@ use self::cookie::Found;
 use self::replay::Marks;
 use crate::config::machines::{AffinityRules, This};
 use crate::exchange::{Destination, Exchange, Kind, Request};
+use crate::identify::FLY_REQUEST_ID;
 use crate::metrics::Affinity as Counted;
 use crate::peers::hop;
 use crate::peers::probe::seconds;
@@ -87,20 +88,16 @@ impl Sticky {
 /// # Errors
 /// None: a cookie that does not count is as good as none.
 pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let rules = std::sync::Arc::clone(&exchange.rules);
-    let (Some(affinity), Some(this)) = (&rules.config.affinity, &rules.config.this) else {
-        exchange.sticky.mode = Mode::Off;
-        return Ok(());
+    exchange.sticky.mode = match (exchange.sticky.mode, exchange.rules.config.affinity.map(|rules| rules.mode)) {
+        (Mode::Off, _) | (_, None | Some(Mode::Off)) => Mode::Off,
+        (Mode::Monitor, _) | (_, Some(Mode::Monitor)) => Mode::Monitor,
+        (Mode::Enforce, Some(Mode::Enforce)) => Mode::Enforce,
     };
-    let mode = match (exchange.sticky.mode, affinity.mode) {
-        (Mode::Off, _) | (_, Mode::Off) => Mode::Off,
-        (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
-        (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
-    };
-    exchange.sticky.mode = if exchange.route().is_health { Mode::Off } else { mode };
-    if exchange.sticky.mode == Mode::Off {
+    if exchange.sticky.mode == Mode::Off || exchange.route().is_health {
         return Ok(());
     }
+    let rules = std::sync::Arc::clone(&exchange.rules);
+    let (Some(affinity), Some(this)) = (&rules.config.affinity, &rules.config.this) else { return Ok(()) };
     if let Some(hop) = &exchange.hop {
         // Whoever sent it has looked at the cookie, and writes it.
         exchange.sticky.at = match hop.kind {
@@ -148,17 +145,22 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let is_here = session.home == this.name.as_bytes();
     let home = match &state.peers {
         _ if is_here => Home::Here,
-        // It could not be reached a moment ago.
-        _ if exchange.has_lost_home => Home::Gone,
-        Some(peers) => peers.home(session.home, rules.via),
+        Some(peers) => match peers.home(session.home, rules.via) {
+            // It did not take the request a moment ago. That it has gone, a connection that it refused tells, or several probes.
+            Home::Alive | Home::Unknown if exchange.has_lost_home => {
+                if peers.named(session.home).is_some_and(|peer| peer.is_lost()) { Home::Gone } else { Home::Unready }
+            }
+            home => home,
+        },
         None => Home::Unknown,
     };
+    let came_by_edge = exchange.client.is_trusted && request.fields.has(&FLY_REQUEST_ID);
     let sight = Sight {
         via: rules.via,
         home,
         mark: marks.mark,
         was_refused: marks.was_refused,
-        can_be_replayed: exchange.client.is_trusted && has_short_body(request),
+        can_be_replayed: came_by_edge && request.has_body_up_to(REPLAYABLE_BYTES),
         is_upgrade: exchange.kind == Kind::Upgrade,
     };
     let write = Cookie::Write { id: session.id, born: session.born };
@@ -183,18 +185,6 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     exchange.sticky = Sticky { mode: exchange.sticky.mode, at, cookie };
     exchange.destination = destination;
     counted
-}
-
-/// Whether the request's body is short enough for the edge to send it again, and says so.
-fn has_short_body(request: &Request<'_>) -> bool {
-    if request.fields.has(&header::TRANSFER_ENCODING) {
-        return false;
-    }
-    let Some(length) = request.fields.get(&header::CONTENT_LENGTH) else { return true };
-    std::str::from_utf8(length)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .is_some_and(|bytes: u64| bytes <= REPLAYABLE_BYTES)
 }
 
 /// Gives `write` the `Set-Cookie` of an answer, if it has one.

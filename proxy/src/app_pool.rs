@@ -40,6 +40,18 @@ impl AppStream {
         }
     }
 
+    /// Opens one to a peer, which ends when the peer has gone without a word.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn connect_to_peer(target: &Target) -> io::Result<Self> {
+        let stream = Self::connect(target).await?;
+        if let Self::Tcp(stream) = &stream {
+            end_with_peer(stream)?;
+        }
+        Ok(stream)
+    }
+
     /// Whether the app has neither closed it nor said anything on it. Asks the kernel only if the runtime was told that
     /// there is something.
     fn is_quiet(&self) -> bool {
@@ -79,6 +91,21 @@ impl AsyncWrite for AppStream {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
+}
+
+/// How long a peer may be silent on a connection, on the level of TCP, before the connection ends.
+const PEER_SILENCE: Duration = Duration::from_secs(3);
+
+/// A host that vanishes says nothing, and without this a request that waits for it would wait to its deadline: what was sent has
+/// to be acknowledged, and so do the kernel's own questions meanwhile.
+///
+/// # Errors
+/// The system's.
+pub fn end_with_peer(stream: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(PEER_SILENCE))?;
+    let question = Duration::from_secs(1);
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(question).with_interval(question).with_retries(2))
 }
 
 #[derive(Debug)]

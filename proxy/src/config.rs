@@ -79,6 +79,8 @@ pub struct Config {
     pub affinity: Option<AffinityRules>,
     /// The other Machines; `None` when this one is alone.
     pub peers: Option<PeerRules>,
+    /// Sessions keep no Machine on Fly only because there are no keys.
+    pub lacks_affinity_keys: bool,
 }
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
@@ -369,6 +371,7 @@ impl Builder<'_> {
             breakers,
             retry,
             faults,
+            lacks_affinity_keys: self.lacks_keys(raw, this.as_ref()),
             this,
             affinity,
             peers,

@@ -83,6 +83,23 @@ pub struct Request<'a> {
     pub fields: Fields<'a>,
     /// HTTP/1.0 clients know neither chunks nor interim answers.
     pub is_http10: bool,
+    /// The path with the query.
+    pub target: &'a str,
+    /// It has a body, and says nothing about its length.
+    pub has_endless_body: bool,
+}
+
+impl Request<'_> {
+    /// The length that its body has, as it says.
+    pub fn announced_bytes(&self) -> Option<u64> {
+        let length = self.fields.get(&http::header::CONTENT_LENGTH)?;
+        std::str::from_utf8(length).ok()?.parse().ok()
+    }
+
+    /// Whether its body is no longer than this, or it has none.
+    pub fn has_body_up_to(&self, most: u64) -> bool {
+        !self.has_endless_body && self.announced_bytes().is_none_or(|bytes| bytes <= most)
+    }
 }
 
 /// Who asks, as far as it is known.
@@ -165,6 +182,10 @@ pub struct Exchange {
     pub destination: Destination,
     /// Its session's home could not be reached.
     pub has_lost_home: bool,
+    /// All of its body can be sent again, if it has one.
+    pub is_replayable: bool,
+    /// When it began to wait for the app here: at its start, or when a peer had not taken it.
+    pub turn_began: Instant,
     /// It was sent to a peer because the app here cannot take it; there is no second time.
     pub has_failed_over: bool,
     /// The number of its route in `rules`.
@@ -175,7 +196,7 @@ pub struct Exchange {
     pub deadline: Instant,
     /// The client has asked for less time than the route gives: that it is over says nothing about the app.
     pub is_impatient: bool,
-    /// Attempts at the app so far.
+    /// Attempts at the app here so far.
     pub attempts: u32,
     /// Bytes of the request's body in this attempt.
     pub body_bytes: u64,
@@ -294,6 +315,8 @@ impl Exchange {
             sticky: Sticky::default(),
             destination: Destination::App,
             has_lost_home: false,
+            is_replayable: true,
+            turn_began: started,
             has_failed_over: false,
             route: last,
             kind: Kind::Plain,

@@ -53,7 +53,15 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
         return Err(ExplainError::Path(target.to_owned()));
     }
     let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let request = Request { method: &method, path, host, fields: Fields::Map(headers), is_http10: false };
+    let request = Request {
+        method: &method,
+        path,
+        host,
+        fields: Fields::Map(headers),
+        is_http10: false,
+        target: path,
+        has_endless_body: false,
+    };
     let number = config.routes.find(&request);
     let route = &config.routes.all()[number];
     let subject = Subject { id: "127.0.0.1", user: None, address: IpAddr::from([127, 0, 0, 1]) };

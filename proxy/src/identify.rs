@@ -16,7 +16,8 @@ use crate::request_id::RequestId;
 use crate::state::State;
 
 static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
-static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
+/// What the edge calls a request: what came by it has one.
+pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.

@@ -34,6 +34,7 @@ use crate::pipeline;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self, Reply};
+use crate::request_id::RequestId;
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::MOST_FIELDS;
@@ -63,7 +64,8 @@ pub enum Next {
 struct Prepared {
     exchange: Exchange,
     method: Method,
-    path: String,
+    target: String,
+    host: String,
     /// The head for the app.
     head: BytesMut,
     /// A stage has refused it.
@@ -103,15 +105,16 @@ pub async fn serve(
     timer: &mut Timer,
     origin: Origin,
 ) -> Next {
-    let Some(mut prepared) = prepare(state, &head, origin, false) else { return Next::Close };
+    let Some(mut prepared) = prepare(state, &head, origin, None) else { return Next::Close };
     let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
     let result = if let Destination::Peer(peer, hop::Kind::Session) = &prepared.exchange.destination {
         let peer = Arc::clone(peer);
         match lane.ask_peer(&mut prepared, &peer, hop::Kind::Session).await {
             Some(result) => result,
             None => {
-                // Its home is not there: it is looked at again, for it is served here now.
-                let Some(again) = prepare(state, &head, origin, true) else { return Next::Close };
+                // Its home has not taken it: it is looked at again, for it is served here now.
+                let earlier = Earlier { started: prepared.exchange.started, request_id: prepared.exchange.request_id };
+                let Some(again) = prepare(state, &head, origin, Some(earlier)) else { return Next::Close };
                 prepared = again;
                 lane.serve_prepared(&mut prepared).await
             }
@@ -123,12 +126,20 @@ pub async fn serve(
     recycle(prepared.head);
     let exchange = &mut prepared.exchange;
     let (ending, next) = lane.end(exchange, result).await;
-    record::exchange(state, exchange, &ending, &prepared.method, &prepared.path);
+    let path = path_of(&prepared.target);
+    record::exchange(state, exchange, &ending, &prepared.method, path);
     next
 }
 
+/// What stays of a request that its session's home has not taken.
+#[derive(Clone, Copy, Debug)]
+struct Earlier {
+    started: Instant,
+    request_id: RequestId,
+}
+
 /// Everything that needs no waiting. On the stack of one call, so that a connection at rest carries none of it.
-fn prepare(state: &State, head: &[u8], origin: Origin, has_lost_home: bool) -> Option<Prepared> {
+fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>) -> Option<Prepared> {
     thread_local! {
         static ADDED: RefCell<Added> = RefCell::default();
     }
@@ -138,21 +149,36 @@ fn prepare(state: &State, head: &[u8], origin: Origin, has_lost_home: bool) -> O
     parsed.parse(head).ok()?;
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?;
-    let path = &target[..memchr::memchr2(b'?', b'#', target.as_bytes()).unwrap_or(target.len())];
+    let path = path_of(target);
     let host = parsed.headers.iter().find(|field| field.name.len() == 4 && field.name.eq_ignore_ascii_case("host"));
     let host = host.and_then(|host| std::str::from_utf8(host.value).ok()).unwrap_or_default();
-    let request = Request { method: &method, path, host, fields: Fields::Wire(parsed.headers), is_http10: false };
+    let request = Request {
+        method: &method,
+        path,
+        host,
+        fields: Fields::Wire(parsed.headers),
+        is_http10: false,
+        target,
+        has_endless_body: false,
+    };
 
     let mut exchange = Exchange::new(state.rules.load_full());
     exchange.connected = origin.client;
     exchange.listener = origin.listener;
-    exchange.has_lost_home = has_lost_home;
+    if let Some(earlier) = earlier {
+        exchange.has_lost_home = true;
+        exchange.started = earlier.started;
+    }
     exchange.in_flight = Some(state.enter());
     let verdict = pipeline::decide(state, &request, &mut exchange);
+    if let Some(earlier) = earlier {
+        exchange.request_id = earlier.request_id;
+    }
     let mut out = scratch();
-    if verdict.is_ok() {
+    if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
         let forged = ADDED.with_borrow_mut(|added| {
-            added.fill(&request, &exchange, exchange.started);
+            let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
+            added.fill(&request, &exchange, now);
             let hides_session = exchange.sticky.is_enforced();
             head::write_request(
                 &mut out,
@@ -161,16 +187,22 @@ fn prepare(state: &State, head: &[u8], origin: Origin, has_lost_home: bool) -> O
                 Sifting { is_trusted: exchange.client.is_trusted, hides_session },
             )
         });
-        if forged {
+        if forged && exchange.hop.is_none() {
             state.metrics.forged_fields.inc();
         }
     }
     exchange.rejection = verdict.err();
     let refused = exchange.rejection.map(crate::rejection::Rejection::problem);
     // Only the access log needs the path when the head is gone, and peers, which it is signed for.
-    let keeps_path = exchange.rules.config.log.access || state.peers.is_some();
-    let path = if keeps_path { path.to_owned() } else { String::new() };
-    Some(Prepared { exchange, method, path, head: out, refused })
+    let keeps_target = exchange.rules.config.log.access || state.peers.is_some();
+    let target = if keeps_target { target.to_owned() } else { String::new() };
+    let host = if state.peers.is_some() { host.to_owned() } else { String::new() };
+    Some(Prepared { exchange, method, target, host, head: out, refused })
+}
+
+/// The target without the query.
+fn path_of(target: &str) -> &str {
+    &target[..memchr::memchr2(b'?', b'#', target.as_bytes()).unwrap_or(target.len())]
 }
 
 struct Lane<'a> {
@@ -245,18 +277,20 @@ impl Lane<'_> {
             return Ok(None);
         }
         thread_local! {
-            static MORE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+            static MORE: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
         }
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let relayed = MORE.with_borrow_mut(|more| {
+        let relayed = MORE.with_borrow_mut(|(more, session)| {
             more.clear();
+            session.clear();
             limits::headers::each(exchange, |name, value| put_line(more, name, value));
-            affinity::set_cookie(exchange, |name, value| put_line(more, name, value));
+            affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
                 more,
+                session,
                 closes: self.closes,
             };
             head::relay_answer(input, self.stream.output(), frame)

@@ -47,6 +47,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_policy::flags::{Feature, Switch};
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
@@ -104,8 +105,8 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
     let admin = bind(config.admin_listen, "admin.listen")?;
-    if let Some(missing) = config.missing_for_affinity() {
-        tracing::warn!("sessions do not keep their Machine: {missing}; see docs/machines.md");
+    if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
+        tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
     let state = Arc::new(State::new(config, metrics, AccessLog::new(queue.clone())));
 
@@ -133,6 +134,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
         tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
+        tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
         tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));

@@ -469,7 +469,15 @@ mod tests {
     fn asked(state: &State) -> (Exchange, Result<(), Rejection>) {
         let (fields, method) = (HeaderMap::new(), Method::GET);
         let fields = Fields::Map(&fields);
-        let request = Request { method: &method, path: "/", host: "a", fields, is_http10: false };
+        let request = Request {
+            method: &method,
+            path: "/",
+            host: "a",
+            fields,
+            is_http10: false,
+            target: "/",
+            has_endless_body: false,
+        };
         let mut exchange = Exchange::new(state.rules.load_full());
         exchange.admission = Mode::Enforce;
         let verdict = check(state, &request, &mut exchange);

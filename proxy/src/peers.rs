@@ -15,9 +15,10 @@ pub mod hop;
 pub mod local;
 pub mod probe;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -36,6 +37,9 @@ use crate::config::machines::{PeerRules, This};
 const BELIEVED_REFRESHES: u32 = 4;
 /// Where one chooses among peers, so many are looked at.
 const MOST_LOOKED_AT: usize = 16;
+
+/// How long a session waits for a Machine whose app cannot take requests.
+const UNREADY_FOR_LONG: Duration = Duration::from_secs(30);
 
 /// How a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +89,20 @@ pub struct Peer {
     standing: AtomicU8,
     /// Probes in a row that it did not answer.
     missed: AtomicU32,
+    /// Probes in a row to which it said that its app cannot take requests.
+    unready: AtomicU32,
 }
 
 impl Peer {
     fn new(name: Arc<str>, address: SocketAddr, standing: Standing) -> Self {
-        let (standing, missed) = (AtomicU8::new(standing as u8), AtomicU32::new(0));
-        Self { name, target: Target::Tcp(address), standing, missed }
+        let standing = AtomicU8::new(standing as u8);
+        Self {
+            name,
+            target: Target::Tcp(address),
+            standing,
+            missed: AtomicU32::default(),
+            unready: AtomicU32::default(),
+        }
     }
 
     /// How it is.
@@ -102,14 +114,37 @@ impl Peer {
         self.standing.store(standing as u8, Ordering::Relaxed);
     }
 
+    /// It said that it is like this.
+    fn says(&self, standing: Standing) {
+        self.set(standing);
+        self.missed.store(0, Ordering::Relaxed);
+        match standing {
+            Standing::Unready => drop(self.unready.fetch_add(1, Ordering::Relaxed)),
+            _ => self.unready.store(0, Ordering::Relaxed),
+        }
+    }
+
+    /// An app that restarts is back by then; sessions of one that is not have new homes.
+    fn is_unready_for_long(&self, interval: Duration) -> bool {
+        interval * self.unready.load(Ordering::Relaxed) > UNREADY_FOR_LONG
+    }
+
     /// A request did not reach it: it gets no other until it answers a probe again, and its sessions have new homes.
     pub fn not_reached(&self) {
         self.missed.fetch_max(probe::MISSED_BEFORE_LOST, Ordering::Relaxed);
+        if self.standing() != Standing::Silent {
+            tracing::warn!(
+                event = "peer",
+                peer = &*self.name,
+                "peer {} refuses connections, and is taken for gone",
+                self.name
+            );
+        }
         self.set(Standing::Silent);
     }
 
-    /// Whether it has not answered for so long that it will not do so soon.
-    fn is_lost(&self) -> bool {
+    /// Whether it refused a connection, or has not answered for so long that it will not do so soon.
+    pub fn is_lost(&self) -> bool {
         self.missed.load(Ordering::Relaxed) >= probe::MISSED_BEFORE_LOST
     }
 }
@@ -119,8 +154,15 @@ impl Peer {
 pub struct Seen {
     /// Those whose name is known; never this Machine itself.
     pub peers: Vec<Arc<Peer>>,
-    /// Every address that was found has said its name at least once.
-    is_complete: bool,
+    /// Addresses that were found and have never said a name, and how often each was asked.
+    strangers: HashMap<SocketAddr, u32>,
+}
+
+impl Seen {
+    /// Whether whoever is not here is not there: all others were asked often enough to be no peers.
+    fn is_complete(&self) -> bool {
+        self.strangers.values().all(|asked| *asked >= probe::MISSED_BEFORE_LOST)
+    }
 }
 
 /// What is known of the other Machines.
@@ -132,6 +174,8 @@ pub struct Peers {
     /// How the app here is.
     pub local: Local,
     seen: ArcSwap<Seen>,
+    /// All have been seen at once: from then on a change is one.
+    has_looked: AtomicBool,
     found: Arc<Last>,
     round: Arc<Round>,
     balancer: LoadBalancer<RoundRobin>,
@@ -153,7 +197,16 @@ impl Peers {
         let check = Check { this: this.clone(), patience: rules.timeout, round: Arc::clone(&round) };
         backends.set_health_check(Box::new(check));
         let balancer = LoadBalancer::from_backends(backends);
-        Self { rules, this, local: Local::default(), seen: ArcSwap::default(), found, round, balancer }
+        Self {
+            rules,
+            this,
+            local: Local::default(),
+            seen: ArcSwap::default(),
+            has_looked: AtomicBool::new(false),
+            found,
+            round,
+            balancer,
+        }
     }
 
     /// All that were seen.
@@ -163,19 +216,26 @@ impl Peers {
 
     /// The peer of this name.
     pub fn named(&self, name: &[u8]) -> Option<Arc<Peer>> {
-        self.seen.load().peers.iter().find(|peer| peer.name.as_bytes() == name).cloned()
+        let seen = self.seen.load();
+        let mut found = seen.peers.iter().filter(|peer| peer.name.as_bytes() == name);
+        // A list may have two addresses of one: that which answers counts.
+        let first = found.next()?;
+        let answers = |peer: &&Arc<Peer>| peer.standing() != Standing::Silent;
+        Some(Arc::clone(found.find(answers).filter(|_| !answers(&first)).unwrap_or(first)))
     }
 
     /// What is known of the Machine that keeps a session.
     pub fn home(&self, name: &[u8], via: Via) -> Home {
         let seen = self.seen.load();
-        let Some(peer) = seen.peers.iter().find(|peer| peer.name.as_bytes() == name) else {
+        let Some(peer) = self.named(name) else {
             let is_fresh = |age: Duration| age <= self.rules.refresh * BELIEVED_REFRESHES;
-            let is_known = seen.is_complete && self.found.age().is_some_and(is_fresh);
+            let is_known = seen.is_complete() && self.found.age().is_some_and(is_fresh);
             return if is_known { Home::Gone } else { Home::Unknown };
         };
         match peer.standing() {
-            Standing::Ready | Standing::Unready => Home::Alive,
+            Standing::Ready => Home::Alive,
+            Standing::Unready if peer.is_unready_for_long(self.rules.interval) => Home::Gone,
+            Standing::Unready => Home::Unready,
             Standing::Leaving => Home::Leaving,
             // The edge knows better whether it is there. Where there is none, it is tried until it is lost.
             Standing::Silent if via != Via::Private => Home::Unknown,

@@ -37,8 +37,8 @@ use crate::{abuse, admit, affinity, failover, faults, hold, identify, limits, re
 
 use self::attempts::Stop;
 use self::heads::{
-    add_limits, add_session, content_length, has_one_length, head_bytes, hide_session, is_invalid_data, may_repeat,
-    remove_hop_by_hop, response_length, shed_edge_fields, view, write_answer,
+    add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
+    is_invalid_data, may_repeat, remove_hop_by_hop, response_length, shed_edge_fields, view, write_answer,
 };
 use self::line::Line;
 
@@ -218,7 +218,8 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         self.prepare(session, exchange);
-        let request = view(session.req_header());
+        let has_endless_body = has_endless_body(session);
+        let request = view(session.req_header(), has_endless_body);
         let verdict = decide(&self.state, &request, exchange);
         let verdict = match (verdict, exchange.destination.clone()) {
             (Ok(()), Destination::App) => self.wait_for_turn(exchange).await,
@@ -265,7 +266,9 @@ impl ProxyHttp for Gateway {
         {
             return Err(self.stopped(session, exchange, stop));
         }
-        exchange.attempts += 1;
+        if matches!(exchange.destination, Destination::App) {
+            exchange.attempts += 1;
+        }
         exchange.body_bytes = 0;
         exchange.interim = 0;
         let app = &exchange.rules.config.app;
@@ -288,7 +291,11 @@ impl ProxyHttp for Gateway {
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let (line, opener) = Line::new(&target, connect_timeout.min(left));
+        let is_to_peer = matches!(exchange.destination, Destination::Peer(..));
+        if is_to_peer && left.is_zero() {
+            return Err(self.stopped(session, exchange, Stop::Refused(Rejection::Expired)));
+        }
+        let (line, opener) = Line::new(&target, connect_timeout.min(left), is_to_peer);
         peer.options.custom_l4 = Some(opener);
         exchange.line = Some(line);
         let patience = match exchange.kind {
@@ -303,14 +310,20 @@ impl ProxyHttp for Gateway {
     /// Nothing has been sent, so any request may be tried again.
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
         if let Destination::Peer(peer, kind) = &exchange.destination {
-            peer.not_reached();
+            // A packet may have been lost: only a refusal says something about the next request.
+            if *error.etype() == ErrorType::ConnectRefused {
+                peer.not_reached();
+            }
             self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
             exchange.next.comes_back = true;
             error.set_retry(true);
             return error;
         }
         let again = match error.etype() {
-            ErrorType::ConnectRefused if self.is_away(exchange) && failover::takes(&self.state, exchange) => true,
+            ErrorType::ConnectRefused if self.is_away(exchange) && failover::takes(&self.state, exchange) => {
+                exchange.attempts -= 1;
+                true
+            }
             ErrorType::ConnectRefused if hold::refused(&self.state, exchange) => {
                 exchange.next.rejoins = true;
                 // What broke off did so because the app went: it waits for it, and is no retry.
@@ -381,7 +394,7 @@ impl ProxyHttp for Gateway {
         if let Destination::Peer(_, kind) = exchange.destination {
             let is_given_back = response.headers.contains_key(&hop::X_OUTRIGGER_REFUSED);
             let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
-            if kind == hop::Kind::Failover && is_given_back && !session.as_ref().retry_buffer_truncated() {
+            if is_given_back && !session.as_ref().retry_buffer_truncated() {
                 self.state.metrics.sent_to_peer(kind, SentOn::Refused);
                 (exchange.next.comes_back, exchange.next.is_planned) = (true, true);
                 return Err(Error::explain(ErrorType::HTTPStatus(status.as_u16()), "a peer gives it back").into_up());
@@ -408,7 +421,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if shed_edge_fields(request, exchange.client.is_trusted) {
+        if shed_edge_fields(request, exchange.client.is_trusted) && exchange.hop.is_none() {
             self.state.metrics.forged_fields.inc();
         }
         if exchange.sticky.is_enforced() {
@@ -419,11 +432,11 @@ impl ProxyHttp for Gateway {
         {
             let from = peers.this.name.as_ref().into();
             let hop = Hop { kind: *kind, client: exchange.client.address, nonce: random(), from };
-            let sealed = hop.seal(&peers.this.keys, &view(session.req_header()), &peer.name, seconds());
+            let sealed = hop.seal(&peers.this.keys, &view(session.req_header(), false), &peer.name, seconds());
             request.insert_header(&hop::X_OUTRIGGER_HOP, sealed)?;
         }
         let mut added = Added::default();
-        added.fill(&view(session.req_header()), exchange, Instant::now());
+        added.fill(&view(session.req_header(), false), exchange, Instant::now());
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
         }
@@ -484,6 +497,7 @@ impl ProxyHttp for Gateway {
         exchange.status = response.status.as_u16();
         exchange.answered_by_app =
             !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        response.remove_header(&hop::X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);
         }
@@ -541,7 +555,9 @@ impl ProxyHttp for Gateway {
         let is_cut = exchange.line.as_ref().is_some_and(Line::is_cut);
         if let (Destination::Peer(_, kind), true) = (&exchange.destination, is_app) {
             self.state.metrics.sent_to_peer(*kind, if is_cut { SentOn::Late } else { SentOn::Broken });
-            let again = !is_cut && unanswered && may_repeat(session);
+            let can_repeat = !is_cut && unanswered && may_repeat(session);
+            // The peer's app may have seen it, so it has its price.
+            let again = can_repeat && retries::pay(&self.state, exchange, Instant::now());
             exchange.next.comes_back = again;
             error.set_retry(again);
             return error;

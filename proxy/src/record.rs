@@ -172,6 +172,17 @@ fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
 
 /// One line for a request that the app failed.
 fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
+    if let Destination::Peer(peer, kind) = &exchange.destination {
+        tracing::warn!(
+            request_id = %exchange.request_id,
+            peer = %peer.name,
+            kind = kind.name(),
+            reason = failure.problem().label,
+            "peer {} failed a request: {error}",
+            peer.name
+        );
+        return;
+    }
     tracing::warn!(
         request_id = %exchange.request_id,
         route = %exchange.route().name,

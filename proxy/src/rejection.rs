@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::exchange::Listener;
 use crate::wire::Malformed;
 
 /// A request that we refused.
@@ -292,14 +293,16 @@ impl Problem {
     }
 
     /// A whole HTTP/1.1 answer that ends the connection, for requests that never became one.
-    pub fn closing_answer(&self, request_id: &str) -> String {
+    pub fn closing_answer(&self, request_id: &str, listener: Listener) -> String {
         let body = self.body(request_id, None);
         let status = self.status;
         let retry_after =
             self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
+        // A peer serves the request itself then.
+        let refused = if listener == Listener::Peers { "X-Outrigger-Refused: 1\r\n" } else { "" };
         format!(
             "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             X-Request-Id: {request_id}\r\n{retry_after}Connection: close\r\n\r\n{body}",
+             X-Request-Id: {request_id}\r\n{refused}{retry_after}Connection: close\r\n\r\n{body}",
             status.as_u16(),
             status.canonical_reason().unwrap_or("Error"),
             body.len(),

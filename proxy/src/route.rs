@@ -463,7 +463,15 @@ mod tests {
 
     fn found<'t>(table: &'t RouteTable, method: &str, host: &str, path: &str, headers: &HeaderMap) -> &'t str {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let request = Request { method: &method, path, host, fields: Fields::Map(headers), is_http10: false };
+        let request = Request {
+            method: &method,
+            path,
+            host,
+            fields: Fields::Map(headers),
+            is_http10: false,
+            target: path,
+            has_endless_body: false,
+        };
         &table.all()[table.find(&request)].name
     }
 

@@ -13,6 +13,7 @@ use crate::access_log::AccessLog;
 use crate::breakers::{self, Cell};
 use crate::config::Config;
 use crate::credentials;
+use crate::exchange::Listener;
 use crate::gate::Gate;
 use crate::hold::Reach;
 use crate::limits::shared::Shared;
@@ -82,6 +83,7 @@ pub struct State {
     pub peers: Option<Peers>,
     retries: Mutex<Budget>,
     connections: AtomicUsize,
+    peer_connections: AtomicUsize,
     in_flight: Arc<AtomicUsize>,
 }
 
@@ -110,6 +112,7 @@ impl State {
             drain: Drain::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
+            peer_connections: AtomicUsize::new(0),
             in_flight: Arc::default(),
         }
     }
@@ -127,10 +130,18 @@ impl State {
         self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A flood on the public listener must not keep peers out, nor the other way round: each has its own bound.
+    fn connections_by(&self, listener: Listener) -> &AtomicUsize {
+        match listener {
+            Listener::Public => &self.connections,
+            Listener::Peers => &self.peer_connections,
+        }
+    }
+
     /// Counts a connection for as long as the answer lives; `None` at the bound.
-    pub fn open_connection(self: &Arc<Self>, most: usize) -> Option<OpenConnection> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let open = OpenConnection { state: Arc::clone(self) };
+    pub fn open_connection(self: &Arc<Self>, listener: Listener, most: usize) -> Option<OpenConnection> {
+        let before = self.connections_by(listener).fetch_add(1, Ordering::Relaxed);
+        let open = OpenConnection { state: Arc::clone(self), listener };
         (before < most).then_some(open)
     }
 
@@ -140,9 +151,9 @@ impl State {
         InFlight { count: Arc::clone(&self.in_flight) }
     }
 
-    /// Client connections now.
+    /// Connections of clients and peers now.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.connections.load(Ordering::Relaxed) + self.peer_connections.load(Ordering::Relaxed)
     }
 
     /// Requests between their head and the end of their answer.
@@ -155,11 +166,12 @@ impl State {
 #[derive(Debug)]
 pub struct OpenConnection {
     state: Arc<State>,
+    listener: Listener,
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let before = self.state.connections.fetch_sub(1, Ordering::Relaxed);
+        let before = self.state.connections_by(self.listener).fetch_sub(1, Ordering::Relaxed);
         if before == 1 && self.state.drain.phase() != Phase::Serving {
             self.state.drain.idle.notify_one();
         }

@@ -54,16 +54,14 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
         }
     });
     let candidates = &candidates[..count];
-    let judge = |sealed: &[u8], buffer: &mut Opened| {
-        let session = keys.open(Purpose::Cookie, sealed, buffer).and_then(Session::decode)?;
-        Some(lifetime.judge(&session, now))
-    };
     let mut worst = Found::Nothing;
     for sealed in candidates {
-        match judge(sealed, &mut buffer.0) {
+        // Opened by length, because a loop cannot lend what its next turn may overwrite.
+        let length = keys.open(Purpose::Cookie, sealed, &mut buffer.0).map_or(0, <[u8]>::len);
+        let age = Session::decode(&buffer.0[..length]).map(|session| lifetime.judge(&session, now));
+        match age {
             Some(age @ (Age::Fresh | Age::Due)) => {
-                // Opened once more, because a loop cannot lend what it may overwrite.
-                let session = keys.open(Purpose::Cookie, sealed, &mut buffer.0).and_then(Session::decode);
+                let session = Session::decode(&buffer.0[..length]);
                 return session.map_or(Found::Forged, |session| Found::Session(session, age == Age::Due));
             }
             Some(Age::Over) => worst = Found::Over,
@@ -96,6 +94,15 @@ fn value_of(pair: &[u8]) -> Option<&[u8]> {
     let value = pair.trim_ascii().strip_prefix(NAME.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
     // Some clients quote what was never quoted.
     Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
+}
+
+/// Whether an answer with this `Cache-Control` may be kept for others: a session in it would become everybody's.
+pub fn is_shared(field: &[u8]) -> bool {
+    let mut directives = field.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    directives.any(|directive| {
+        directive.eq_ignore_ascii_case(b"public")
+            || directive.get(..9).is_some_and(|d| d.eq_ignore_ascii_case(b"s-maxage="))
+    })
 }
 
 /// Whether the field has our cookie in it.

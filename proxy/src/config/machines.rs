@@ -9,12 +9,12 @@ use outrigger_policy::flags::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Builder;
 use super::admission::Acting;
 use super::check::Step;
 use super::error::{Place, Problem};
 use super::raw::Raw;
 use super::units::{Span, Text};
-use super::{Builder, Config};
 use crate::seal::{KEYS, Keys};
 
 /// The name of this Machine on Fly.
@@ -187,6 +187,12 @@ impl Builder<'_> {
         Some(This { name: name?.into(), keys: keys? })
     }
 
+    /// Whether sessions keep no Machine on Fly only because there are no keys.
+    pub(super) fn lacks_keys(&self, raw: &Raw, this: Option<&This>) -> bool {
+        let is_on_fly = (self.environment)(FLY_MACHINE_ID).is_some();
+        is_on_fly && this.is_none() && raw.affinity.mode != Some(Acting::Off)
+    }
+
     /// What is done with sessions; `None` when nothing can be.
     pub(super) fn affinity(&mut self, raw: &Raw, this: Option<&This>) -> Option<AffinityRules> {
         let written = &raw.affinity;
@@ -286,17 +292,10 @@ impl Builder<'_> {
     }
 }
 
-impl Config {
-    /// Why sessions do not keep their Machine although the feature is on; `None` when they do, or nobody wants it.
-    pub fn missing_for_affinity(&self) -> Option<&'static str> {
-        (self.affinity.is_none() && std::env::var_os(FLY_MACHINE_ID).is_some())
-            .then_some("OUTRIGGER_AFFINITY_KEYS is not set")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use std::path::Path;
 
     const KEY: &str = "0123456789abcdef0123456789abcdef";

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{Place, Problem};
-use super::{Config, ConfigError, process_environment};
+use super::{Config, ConfigError, PeerRules, process_environment};
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
 
@@ -120,6 +120,11 @@ impl Reloader {
         config.app.max_idle = before.config.app.max_idle;
         config.log.format = before.config.log.format;
         config.max_limit_keys = before.config.max_limit_keys;
+        config.this = before.config.this.clone();
+        config.peers = match (&before.config.peers, config.peers) {
+            (Some(before), Some(after)) => Some(PeerRules { failover: after.failover, ..before.clone() }),
+            (before, _) => before.clone(),
+        };
         if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
             credentials.adopt(&before.config.credentials);
         }

@@ -20,7 +20,7 @@ use crate::{admit, failover, faults, head, hold, retries};
 impl Lane<'_> {
     /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
     pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
-        let mut now = exchange.started;
+        let mut now = exchange.turn_began;
         if exchange.waiting.is_some() {
             now = self.wait_for_turn(exchange, head).await?;
         }
@@ -52,12 +52,16 @@ impl Lane<'_> {
                     breakers::ended(self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
                     self.pause(pause).await?;
                 }
-                Err(Broken::App(Failure::Unreachable, _)) if hold::refused(self.state, exchange) => {
-                    // Nothing was sent: it waits for the app like those that come now.
-                    breakers::ended(self.state, exchange, End::Unknown);
+                Err(Broken::App(Failure::Unreachable, detail)) => {
+                    let waits = hold::refused(self.state, exchange);
+                    // Nothing was sent: a peer takes it, or it waits for the app like those that come now.
                     if failover::takes(self.state, exchange) {
                         return Err(Broken::Moved);
                     }
+                    if !waits {
+                        return Err(Broken::App(Failure::Unreachable, detail));
+                    }
+                    breakers::ended(self.state, exchange, End::Unknown);
                     hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
                     let turn = self.wait_for_turn(exchange, head).await?;
                     if turn >= exchange.deadline {

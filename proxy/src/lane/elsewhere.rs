@@ -7,19 +7,25 @@ use std::time::Instant;
 use bytes::{BufMut, BytesMut};
 use http::Method;
 
-use super::{Answered, Broken, Lane, Prepared, put_line, recycle, scratch};
+use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
 use crate::exchange::{Destination, Exchange, Fields, Request};
 use crate::metrics::SentOn;
-use crate::peers::Peer;
 use crate::peers::hop::{Hop, Kind};
 use crate::peers::local;
 use crate::peers::probe::seconds;
+use crate::peers::{Peer, Standing};
 use crate::pipeline;
-use crate::rejection::Failure;
+use crate::rejection::{Failure, Rejection};
 use crate::request_id::random;
-use crate::{head, limits};
+use crate::{head, limits, retries};
+
+/// What is signed of a request, and what later stages look at.
+fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
+    let fields = Fields::Wire(&[]);
+    Request { method, path: path_of(target), host, fields, is_http10: false, target, has_endless_body: false }
+}
 
 impl Lane<'_> {
     /// Serves the request: refuses it, or sends it where it goes. What a peer does not take comes back, once.
@@ -39,10 +45,11 @@ impl Lane<'_> {
                     if let Some(result) = self.ask_peer(prepared, &peer, kind).await {
                         return result;
                     }
-                    let Prepared { exchange, method, path, .. } = &mut *prepared;
-                    exchange.destination = Destination::App;
-                    let request = Request { method, path, host: "", fields: Fields::Wire(&[]), is_http10: false };
-                    pipeline::take_turn(self.state, &request, exchange).map_err(Broken::Refused)?;
+                    let Prepared { exchange, method, target, host, head, .. } = &mut *prepared;
+                    let now = Instant::now();
+                    (exchange.destination, exchange.turn_began) = (Destination::App, now);
+                    pipeline::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
+                    head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
                 }
             }
         }
@@ -55,24 +62,31 @@ impl Lane<'_> {
         peer: &Arc<Peer>,
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
-        let Prepared { exchange, method, path, head, .. } = prepared;
-        let hop = self.hop(exchange, method, path, &peer.name, kind)?;
+        let Prepared { exchange, method, target, host, head, .. } = prepared;
+        if exchange.deadline <= Instant::now() {
+            return Some(Err(Broken::Refused(Rejection::Expired)));
+        }
+        let hop = self.hop(exchange, &asked(method, target, host), &peer.name, kind)?;
         let head = head::with_hop(head, &hop);
         let mut input = scratch();
-        exchange.attempts += 1;
-        let asked = self.asked(exchange, peer, &head, &mut input).await;
+        let asked = self.ask_once(exchange, peer, &head, &mut input).await;
         let (outcome, result) = match asked {
-            Ok((_, answer)) if answer.is_given_back && kind == Kind::Failover => (SentOn::Refused, None),
+            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, None),
             Ok((stream, answer)) => {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
                 return Some(self.relay(stream, input, answer, &peer.target, exchange).await);
             }
-            Err(Broken::App(Failure::Unreachable | Failure::ConnectTimeout, _)) => {
+            Err(Broken::App(Failure::Unreachable, _)) => {
                 peer.not_reached();
                 (SentOn::Unreachable, None)
             }
-            // It may be sent again, as all that comes this way.
-            Err(Broken::App(Failure::Closed | Failure::Invalid, _)) => (SentOn::Broken, None),
+            // A packet may have been lost: that says nothing about the next request.
+            Err(Broken::App(Failure::ConnectTimeout, _)) => (SentOn::Unreachable, None),
+            // It may be sent again, as all that comes this way; the peer's app may have seen it, so it has its price.
+            Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
+                let is_paid = retries::pay(self.state, exchange, Instant::now());
+                (SentOn::Broken, (!is_paid).then_some(Err(Broken::App(failure, detail))))
+            }
             Err(broken @ Broken::App(..)) => (SentOn::Late, Some(Err(broken))),
             Err(broken) => return Some(Err(broken)),
         };
@@ -85,14 +99,15 @@ impl Lane<'_> {
     }
 
     /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
-    async fn asked(
+    async fn ask_once(
         &mut self,
         exchange: &mut Exchange,
         peer: &Peer,
         head: &[u8],
         input: &mut BytesMut,
     ) -> Result<Answered, Broken> {
-        if let Some(mut kept) = app_pool::take(&peer.target) {
+        let kept = if peer.standing() == Standing::Silent { None } else { app_pool::take(&peer.target) };
+        if let Some(mut kept) = kept {
             match self.ask(&mut kept, head, input, exchange).await {
                 Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
                 asked => return asked.map(|answer| (kept, answer)),
@@ -100,7 +115,7 @@ impl Lane<'_> {
         }
         let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let connected = tokio::time::timeout(patience.min(left), AppStream::connect(&peer.target)).await;
+        let connected = tokio::time::timeout(patience.min(left), AppStream::connect_to_peer(&peer.target)).await;
         let mut fresh = match connected {
             Ok(Ok(stream)) => stream,
             Ok(Err(e)) if e.kind() != ErrorKind::WouldBlock => {
@@ -112,11 +127,10 @@ impl Lane<'_> {
         Ok((fresh, answer))
     }
 
-    fn hop(&self, exchange: &Exchange, method: &Method, path: &str, to: &str, kind: Kind) -> Option<Vec<u8>> {
+    fn hop(&self, exchange: &Exchange, request: &Request<'_>, to: &str, kind: Kind) -> Option<Vec<u8>> {
         let this = &self.state.peers.as_ref()?.this;
-        let request = Request { method, path, host: "", fields: Fields::Wire(&[]), is_http10: false };
         let hop = Hop { kind, client: exchange.client.address, nonce: random(), from: this.name.as_ref().into() };
-        Some(hop.seal(&this.keys, &request, to, seconds()))
+        Some(hop.seal(&this.keys, request, to, seconds()))
     }
 
     /// Asks the edge to send the request to its session's home.

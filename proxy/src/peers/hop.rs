@@ -64,7 +64,9 @@ pub struct Hop {
 
 /// Which request a hop belongs to.
 fn fingerprint(request: &Request<'_>) -> [u8; DIGEST_BYTES] {
-    let text = [request.method.as_str().as_bytes(), b" ", request.path.as_bytes()].concat();
+    let parts = [request.method.as_str(), request.target, request.host];
+    // What is between them is in none of them.
+    let text = parts.join(" ").into_bytes();
     let mut fingerprint = [0; DIGEST_BYTES];
     fingerprint.copy_from_slice(&digest(&SHA256, &text).as_ref()[..DIGEST_BYTES]);
     fingerprint
@@ -166,7 +168,15 @@ mod tests {
     }
 
     fn request<'a>(method: &'a Method, path: &'a str) -> Request<'a> {
-        Request { method, path, host: "a", fields: Fields::Wire(&[]), is_http10: false }
+        Request {
+            method,
+            path,
+            host: "a",
+            fields: Fields::Wire(&[]),
+            is_http10: false,
+            target: path,
+            has_endless_body: false,
+        }
     }
 
     fn hop(kind: Kind) -> Hop {
@@ -184,6 +194,9 @@ mod tests {
         assert_eq!(opened(&keys("k"), &get, "b", NOW + 61), None, "too late");
         assert_eq!(opened(&keys("k"), &request(&Method::POST, "/cart"), "b", NOW), None, "another method");
         assert_eq!(opened(&keys("k"), &request(&Method::GET, "/admin"), "b", NOW), None, "another path");
+        let asked = Request { target: "/cart?all", ..get };
+        assert_eq!(opened(&keys("k"), &asked, "b", NOW), None, "another query");
+        assert_eq!(opened(&keys("k"), &Request { host: "b", ..get }, "b", NOW), None, "another host");
     }
 
     #[test]

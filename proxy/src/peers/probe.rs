@@ -86,7 +86,15 @@ async fn probe(this: &This, address: SocketAddr, patience: Duration) -> Result<(
     let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: this.name.as_ref().into() };
     let (method, fields) = (Method::GET, Fields::Wire(&[]));
-    let request = Request { method: &method, path: PROBE_PATH, host: "outrigger", fields, is_http10: false };
+    let request = Request {
+        method: &method,
+        path: PROBE_PATH,
+        host: "outrigger",
+        fields,
+        is_http10: false,
+        target: PROBE_PATH,
+        has_endless_body: false,
+    };
     let hop = hop.seal(&this.keys, &request, "", seconds());
     let (status, body) = ask(&Target::Tcp(address), PROBE_PATH, Some(hop), patience).await?;
     let (condition, name) = Condition::open(&this.keys, &body, nonce).ok_or(Unanswered::Unproven(status))?;
@@ -127,8 +135,8 @@ impl HealthCheck for Check {
     }
 }
 
-/// Looks for peers and asks them how they are, for as long as the process lives.
-pub async fn keep_asking(state: Arc<State>) {
+/// Looks for peers, for as long as the process lives.
+pub async fn keep_looking(state: Arc<State>) {
     let Some(peers) = &state.peers else { return };
     let mut has_failed = false;
     loop {
@@ -140,6 +148,14 @@ pub async fn keep_asking(state: Arc<State>) {
                 Err(e) => tracing::warn!(event = "peers", "peers cannot be looked up, those known stay: {e}"),
             }
         }
+        tokio::time::sleep(peers.rules.interval).await;
+    }
+}
+
+/// Asks them how they are, beside that: a name server that takes its time keeps nobody waiting.
+pub async fn keep_asking(state: Arc<State>) {
+    let Some(peers) = &state.peers else { return };
+    loop {
         peers.balancer.backends().run_health_check(true).await;
         let answers = std::mem::take(&mut *peers.round.lock().unwrap_or_else(PoisonError::into_inner));
         take_in(&state, peers, answers);
@@ -150,7 +166,7 @@ pub async fn keep_asking(state: Arc<State>) {
 /// Makes the next table of peers from the one before and what a round found.
 fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(Standing, Box<str>), Unanswered>>) {
     let before = peers.seen();
-    let mut next = Seen { peers: Vec::new(), is_complete: peers.found.age().is_some() };
+    let mut next = Seen::default();
     let mut answers: Vec<_> = answers.into_iter().collect();
     answers.sort_unstable_by_key(|(address, _)| *address);
     for (address, answer) in answers {
@@ -161,8 +177,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(St
                 if known.standing() != standing {
                     tell(known, standing);
                 }
-                known.set(standing);
-                known.missed.store(0, Ordering::Relaxed);
+                known.says(standing);
                 next.peers.push(Arc::clone(known));
             }
             (Ok((standing, name)), _) => {
@@ -183,13 +198,16 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(St
             }
             (Err(unanswered), None) => {
                 tracing::debug!(%address, "no peer at {address}: {unanswered}");
-                next.is_complete = false;
+                let asked = before.strangers.get(&address).copied().unwrap_or(0).saturating_add(1);
+                next.strangers.insert(address, asked);
             }
         }
     }
+    let is_complete = next.is_complete() && peers.found.age().is_some();
     peers.seen.store(Arc::new(next));
     state.machines.set_known(peers.machines().0);
-    state.metrics.show_machines(peers, !before.is_complete);
+    let is_first_look = !peers.has_looked.fetch_or(is_complete, Ordering::Relaxed);
+    state.metrics.show_machines(peers, is_first_look);
 }
 
 fn tell(peer: &Peer, standing: Standing) {

@@ -6,7 +6,7 @@ use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType};
 
 use super::Gateway;
-use super::heads::{may_repeat, view, write_replay};
+use super::heads::{has_endless_body, may_repeat, view, write_replay};
 use crate::admit::NoTurn;
 use crate::affinity::replay;
 use crate::breakers::{self, End};
@@ -57,10 +57,11 @@ impl Gateway {
     }
 
     /// A peer has not taken it. Whose session's home that was, it has a new one here; the others wait for their turn.
-    pub(super) async fn take_back(&self, session: &Session, exchange: &mut Exchange) -> Result<(), NoTurn> {
-        let request = view(session.req_header());
+    pub(super) async fn take_back(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), NoTurn> {
+        let has_endless_body = has_endless_body(session);
+        let request = view(session.req_header(), has_endless_body);
         let was_home = matches!(exchange.destination, Destination::Peer(_, hop::Kind::Session));
-        exchange.destination = Destination::App;
+        (exchange.destination, exchange.turn_began) = (Destination::App, Instant::now());
         exchange.has_lost_home |= was_home;
         let decide = if was_home { super::decide } else { super::take_turn };
         decide(&self.state, &request, exchange).map_err(NoTurn::Refused)?;

@@ -28,8 +28,16 @@ pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
     response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
+/// Whether the request has a body and does not say how long it is. HTTP/2 needs no field for that.
+pub(super) fn has_endless_body(session: &mut Session) -> bool {
+    let head = session.req_header();
+    let is_h2 = head.version == Version::HTTP_2;
+    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    head.headers.contains_key(header::TRANSFER_ENCODING) || (is_h2 && !has_length && !session.as_mut().is_body_empty())
+}
+
 /// What the stages may look at.
-pub(super) fn view(head: &RequestHeader) -> Request<'_> {
+pub(super) fn view(head: &RequestHeader, has_endless_body: bool) -> Request<'_> {
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     Request {
         method: &head.method,
@@ -37,6 +45,8 @@ pub(super) fn view(head: &RequestHeader) -> Request<'_> {
         host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
         fields: Fields::Map(&head.headers),
         is_http10: head.version == Version::HTTP_10,
+        target: head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
+        has_endless_body,
     }
 }
 
@@ -137,6 +147,11 @@ pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
 
 /// Writes the session's cookie.
 pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let mut said = response.headers.get_all(header::CACHE_CONTROL).iter();
+    let is_shared = said.any(|value| cookie::is_shared(value.as_bytes()));
+    if is_shared || response.status == StatusCode::NOT_MODIFIED {
+        return Ok(());
+    }
     let mut result = Ok(());
     affinity::set_cookie(exchange, |name, value| {
         if let Err(e) = response.append_header(name, value) {

@@ -16,6 +16,7 @@ use pingora::protocols::l4::stream::Stream;
 use pingora::{Error, ErrorType, Result};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::app_pool::end_with_peer;
 use crate::config::Target;
 
 /// The second handle.
@@ -56,9 +57,9 @@ pub struct Line {
 
 impl Line {
     /// One that opens a connection to `target`, and what Pingora calls to open it.
-    pub fn new(target: &Target, connect_timeout: Duration) -> (Self, Arc<Opener>) {
+    pub fn new(target: &Target, connect_timeout: Duration, is_to_peer: bool) -> (Self, Arc<Opener>) {
         let shared = Arc::new(Shared::default());
-        let opener = Opener { target: target.clone(), connect_timeout, shared: Arc::clone(&shared) };
+        let opener = Opener { target: target.clone(), connect_timeout, is_to_peer, shared: Arc::clone(&shared) };
         (Self { shared, cutter: None }, Arc::new(opener))
     }
 
@@ -98,13 +99,14 @@ impl Drop for Line {
 pub struct Opener {
     target: Target,
     connect_timeout: Duration,
+    is_to_peer: bool,
     shared: Arc<Shared>,
 }
 
 #[async_trait]
 impl Connect for Opener {
     async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
-        let opened = tokio::time::timeout(self.connect_timeout, open(&self.target)).await;
+        let opened = tokio::time::timeout(self.connect_timeout, open(&self.target, self.is_to_peer)).await;
         match opened {
             Ok(Ok((stream, handle))) => {
                 *self.shared.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
@@ -120,10 +122,14 @@ impl Connect for Opener {
     }
 }
 
-async fn open(target: &Target) -> std::io::Result<(Stream, Handle)> {
+async fn open(target: &Target, is_to_peer: bool) -> std::io::Result<(Stream, Handle)> {
     match target {
         Target::Tcp(address) => {
-            let stream = TcpStream::connect(address).await?.into_std()?;
+            let stream = TcpStream::connect(address).await?;
+            if is_to_peer {
+                end_with_peer(&stream)?;
+            }
+            let stream = stream.into_std()?;
             let handle = Handle::Tcp(stream.try_clone()?);
             Ok((TcpStream::from_std(stream)?.into(), handle))
         }
