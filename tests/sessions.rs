@@ -98,6 +98,21 @@ fn a_rolling_deploy_loses_no_request_and_is_slow_for_nobody() {
 }
 
 #[test]
+#[ignore = "cargo xtask soak: five minutes"]
+fn twenty_rolling_deploys_lose_no_request() {
+    let fleet = Fleet::start(3, "", |_| {});
+    let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 500.0, mixed);
+    for deploy in 0..20 {
+        fleet.edge.deploy(Strategy::Rolling).unwrap();
+        println!("deploy {deploy} is done");
+    }
+    let report = crowd.ends();
+    println!("{} requests, the longest took {:?}", report.requests, report.longest);
+    report.is_flawless();
+    assert!(report.longest < Duration::from_secs(30), "{:?}", report.longest);
+}
+
+#[test]
 fn apps_that_restart_one_after_the_other_are_not_noticed() {
     let fleet = Fleet::start(3, "", |_| {});
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 300.0, plain);

@@ -148,7 +148,11 @@ pub enum Home {
     Leaving,
     /// The others are known, and it is not among them.
     Gone,
-    /// Nothing: there is no private network, or it has not been seen yet, or it does not answer there.
+    /// It was there, and has not answered over the private network just now.
+    Silent,
+    /// It has not answered for a while, or refuses connections. The edge may still reach it.
+    Lost,
+    /// Nothing: there is no private network, or it has not been seen there yet.
     Unknown,
 }
 
@@ -201,26 +205,28 @@ pub fn way(sight: Sight) -> Way {
         // Its session waits for it; what it would do with the request is sent somewhere else as well.
         Home::Unready => return Way::Here,
         Home::Leaving | Home::Gone => return Way::Rehome,
-        Home::Alive | Home::Unknown => {}
+        Home::Alive | Home::Silent | Home::Lost | Home::Unknown => {}
     }
-    let is_alive = sight.home == Home::Alive;
+    // What becomes of it where no edge sends it on.
+    let by_ourselves = match sight.home {
+        // One that is only slow gets it; one that is not there refuses it, and then it is known to be lost.
+        Home::Alive | Home::Silent => Way::Forward,
+        // It cannot get there. Its home may only be slow to be seen, so the session keeps it.
+        Home::Unknown => Way::Here,
+        _ => Way::Rehome,
+    };
     match (sight.mark, sight.was_refused) {
         // Ours, and it could not get there: it has had its one try.
         (Mark::Signed, _) => return Way::Rehome,
         // Whoever makes this up gives up his own session at the worst; but a home that is there keeps it.
-        (_, true) => return if is_alive { Way::Forward } else { Way::Rehome },
+        (_, true) => return if sight.home == Home::Alive { Way::Forward } else { Way::Rehome },
         // Never replayed again, for the edge would count it as a loop; and not believed, either.
-        (Mark::Unsigned, false) => return if is_alive { Way::Forward } else { Way::Here },
+        (Mark::Unsigned, false) => return by_ourselves,
         (Mark::None, false) => {}
     }
-    let prefers_private = sight.via == Via::Private || sight.is_upgrade;
-    match (is_alive, sight.can_be_replayed) {
-        (true, true) if !prefers_private => Way::Replay,
-        (true, _) => Way::Forward,
-        (false, true) if sight.via == Via::Replay => Way::Replay,
-        // It cannot get there now. Its home may only be slow to be seen, so the session keeps it.
-        (false, _) => Way::Here,
-    }
+    let is_replayed = sight.via == Via::Replay && sight.can_be_replayed;
+    let prefers_private = sight.is_upgrade && sight.home == Home::Alive;
+    if is_replayed && !prefers_private { Way::Replay } else { by_ourselves }
 }
 
 #[cfg(test)]
@@ -277,6 +283,8 @@ mod tests {
             Just(Home::Unready),
             Just(Home::Leaving),
             Just(Home::Gone),
+            Just(Home::Silent),
+            Just(Home::Lost),
             Just(Home::Unknown)
         ];
         let mark = prop_oneof![Just(Mark::None), Just(Mark::Signed), Just(Mark::Unsigned)];
@@ -309,7 +317,7 @@ mod tests {
         fn only_what_can_be_replayed_is_and_only_who_answers_is_forwarded_to(sight in sights()) {
             match way(sight) {
                 Way::Replay => prop_assert!(sight.can_be_replayed && sight.via == Via::Replay),
-                Way::Forward => prop_assert!(sight.home == Home::Alive),
+                Way::Forward => prop_assert!(matches!(sight.home, Home::Alive | Home::Silent)),
                 Way::Here | Way::Rehome => {}
             }
         }

@@ -145,11 +145,10 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let is_here = session.home == this.name.as_bytes();
     let home = match &state.peers {
         _ if is_here => Home::Here,
-        Some(peers) => match peers.home(session.home, rules.via) {
+        Some(peers) => match peers.home(session.home) {
             // It did not take the request a moment ago. That it has gone, a connection that it refused tells, or several probes.
-            Home::Alive | Home::Unknown if exchange.has_lost_home => {
-                if peers.named(session.home).is_some_and(|peer| peer.is_lost()) { Home::Gone } else { Home::Unready }
-            }
+            Home::Alive | Home::Silent | Home::Unknown if exchange.has_lost_home => Home::Unready,
+            Home::Lost if exchange.has_lost_home => Home::Gone,
             home => home,
         },
         None => Home::Unknown,

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_policy::affinity::{Home, Via};
+use outrigger_policy::affinity::Home;
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backends, LoadBalancer};
 
@@ -144,7 +144,7 @@ impl Peer {
     }
 
     /// Whether it refused a connection, or has not answered for so long that it will not do so soon.
-    pub fn is_lost(&self) -> bool {
+    fn is_lost(&self) -> bool {
         self.missed.load(Ordering::Relaxed) >= probe::MISSED_BEFORE_LOST
     }
 }
@@ -225,7 +225,7 @@ impl Peers {
     }
 
     /// What is known of the Machine that keeps a session.
-    pub fn home(&self, name: &[u8], via: Via) -> Home {
+    pub fn home(&self, name: &[u8]) -> Home {
         let seen = self.seen.load();
         let Some(peer) = self.named(name) else {
             let is_fresh = |age: Duration| age <= self.rules.refresh * BELIEVED_REFRESHES;
@@ -237,10 +237,8 @@ impl Peers {
             Standing::Unready if peer.is_unready_for_long(self.rules.interval) => Home::Gone,
             Standing::Unready => Home::Unready,
             Standing::Leaving => Home::Leaving,
-            // The edge knows better whether it is there. Where there is none, it is tried until it is lost.
-            Standing::Silent if via != Via::Private => Home::Unknown,
-            Standing::Silent if peer.is_lost() => Home::Gone,
-            Standing::Silent => Home::Alive,
+            Standing::Silent if peer.is_lost() => Home::Lost,
+            Standing::Silent => Home::Silent,
         }
     }
 

@@ -16,6 +16,7 @@ Usage: cargo xtask COMMAND
   up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends it all
   up --machines N  the same with N Machines behind a stand-in for Fly's edge
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
+  soak [ARGS]      what takes too long for `test`: twenty deploys, minutes of shared limits; ARGS go to `cargo test`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   tools            only install what `up` and `test` need
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("up") => up::run(rest),
         Some("test") => suite::run(rest),
+        Some("soak") => suite::soak(rest),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),
         // The comparison's own back end, a process of its own so that its time is not counted as the load's.

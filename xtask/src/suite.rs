@@ -24,6 +24,15 @@ pub fn run(args: &[String]) -> Result<()> {
     Err(Error::new(format_args!("failed: {}", failed.join(", "))))
 }
 
+/// What takes minutes, one after the other.
+pub fn soak(args: &[String]) -> Result<()> {
+    tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
+    step("build", || programs::build(false))?;
+    let mut soak = with_tools(cargo(&["test", "--package", "outrigger-tests", "--test", "e2e", "--"]))?;
+    soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(args);
+    step("soak", || checked(&mut soak))
+}
+
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     say(format_args!("{name} …"));
     let start = Instant::now();
@@ -37,8 +46,14 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn tests(args: &[String]) -> Result<Command> {
-    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    command.args(args).env(programs::BUILT, "1");
+    let mut command = with_tools(cargo(&["test", "--workspace", "--no-fail-fast"]))?;
+    command.args(args);
+    Ok(command)
+}
+
+/// The tests of programs that are built.
+fn with_tools(mut command: Command) -> Result<Command> {
+    command.env(programs::BUILT, "1");
     // The tests find the tools by themselves; told, all of them use the same.
     for tool in Tool::RUN.iter().chain(&Tool::TEST) {
         command.env(tool.variable(), tool.get()?);
