@@ -17,9 +17,9 @@ use crate::exchange::{Destination, Exchange, Kind, Request};
 use crate::identify::FLY_REQUEST_ID;
 use crate::metrics::Affinity as Counted;
 use crate::peers::hop;
-use crate::peers::probe::seconds;
 use crate::rejection::Rejection;
 use crate::request_id::random;
+use crate::seal::seconds;
 use crate::state::{Phase, State};
 
 /// Tells the app which Machine keeps the session.

@@ -10,9 +10,9 @@ use crate::credentials::{VerifiedKind, Who};
 use crate::exchange::{Client, Destination, Exchange, Fields, Kind, Listener, Request};
 use crate::forwarding::X_REQUEST_ID;
 use crate::peers::hop::{self, Hop, X_OUTRIGGER_HOP};
-use crate::peers::probe::seconds;
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
+use crate::seal::seconds;
 use crate::state::State;
 
 static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");

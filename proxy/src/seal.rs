@@ -8,6 +8,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
+use crate::config::reload::unix_now;
+
 /// The variable with the keys, separated by commas.
 pub const KEYS: &str = "OUTRIGGER_AFFINITY_KEYS";
 /// Shorter ones can be guessed.
@@ -109,6 +111,11 @@ impl Keys {
         let (text, mac) = buffer[..length].split_at_checked(length.checked_sub(MAC_BYTES)?)?;
         self.verify(purpose, text, mac).then_some(text)
     }
+}
+
+/// Seconds since 1970, as everything that is signed has them.
+pub fn seconds() -> u32 {
+    u32::try_from(unix_now()).unwrap_or(u32::MAX)
 }
 
 /// The largest text that can be sealed.

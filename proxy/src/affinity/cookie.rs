@@ -10,7 +10,7 @@ use outrigger_policy::affinity::{Age, LARGEST, Lifetime, Session};
 use super::{Cookie, Keeper};
 use crate::config::machines::{AffinityRules, This};
 use crate::exchange::{Exchange, Fields};
-use crate::peers::probe::seconds;
+use crate::seal::seconds;
 use crate::seal::{Keys, Opened, Purpose};
 
 /// The cookie's name.

@@ -14,11 +14,11 @@ use crate::exchange::{Destination, Exchange, Fields, Request};
 use crate::metrics::SentOn;
 use crate::peers::hop::{Hop, Kind};
 use crate::peers::local;
-use crate::peers::probe::seconds;
 use crate::peers::{Peer, Standing};
 use crate::pipeline;
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::random;
+use crate::seal::seconds;
 use crate::{head, limits, retries};
 
 /// What is signed of a request, and what later stages look at.

@@ -20,9 +20,9 @@ use super::{Peer, Peers, Seen, Standing};
 use crate::app_pool::AppStream;
 use crate::config::Target;
 use crate::config::machines::This;
-use crate::config::reload::unix_now;
 use crate::exchange::{Fields, Request};
 use crate::request_id::random;
+use crate::seal::seconds;
 use crate::state::State;
 
 /// After so many probes without an answer a peer is taken for gone.
@@ -99,11 +99,6 @@ async fn probe(this: &This, address: SocketAddr, patience: Duration) -> Result<(
     let (status, body) = ask(&Target::Tcp(address), PROBE_PATH, Some(hop), patience).await?;
     let (condition, name) = Condition::open(&this.keys, &body, nonce).ok_or(Unanswered::Unproven(status))?;
     Ok((condition.into(), name))
-}
-
-/// Seconds since 1970, as hops have them.
-pub fn seconds() -> u32 {
-    u32::try_from(unix_now()).unwrap_or(u32::MAX)
 }
 
 /// What the probes of one round found, by address.

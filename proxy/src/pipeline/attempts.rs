@@ -13,8 +13,8 @@ use crate::breakers::{self, End};
 use crate::config::resilience::Effect;
 use crate::exchange::{Destination, Exchange};
 use crate::peers::hop;
-use crate::peers::probe::seconds;
 use crate::rejection::{Failure, Rejection};
+use crate::seal::seconds;
 use crate::{admit, faults, hold, retries};
 
 /// Why an attempt is not made.
