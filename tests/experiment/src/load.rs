@@ -46,6 +46,11 @@ pub enum End {
 }
 
 impl Outcome {
+    /// When it was over, in the run.
+    pub fn ended(&self) -> Duration {
+        self.arrival.at + self.latency
+    }
+
     pub fn is_good(&self) -> bool {
         self.end == End::Good
     }
@@ -107,10 +112,11 @@ impl Crowd {
         if head.status == StatusCode::OK {
             return Ok((End::Good, String::new()));
         }
-        let by = match (head.headers.contains_key(EDGE_ERROR), head.headers.contains_key("x-request-id")) {
-            (true, _) => "edge",
-            (false, true) => "Outrigger or app behind it",
-            (false, false) => "app",
+        let is_problem = field(&head.headers, "content-type").starts_with("application/problem+json");
+        let by = match (head.headers.contains_key(EDGE_ERROR), is_problem) {
+            (true, _) => "the edge",
+            (false, true) => "Outrigger",
+            (false, false) => "the app",
         };
         let words = String::from_utf8_lossy(&body).replace(['\n', '\t'], " ");
         let words = format!("{} {words}", field(&head.headers, EDGE_ERROR));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::load::{End, Outcome};
-use crate::script::{Kind, Script};
+use crate::script::{Kind, Script, WORKERS};
 
 /// Some requests together.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -72,16 +72,26 @@ pub fn of_kind(outcomes: &[Outcome], kind: Kind) -> Tally {
 pub fn by_fault(outcomes: &[Outcome], script: &Script) -> BTreeMap<&'static str, usize> {
     let mut all = BTreeMap::new();
     for outcome in well_behaved(outcomes).filter(|outcome| !outcome.is_good()) {
-        *all.entry(script.at(outcome.arrival.at)).or_default() += 1;
+        *all.entry(script.during(outcome.arrival.at, outcome.ended())).or_default() += 1;
     }
     all
 }
 
 /// Good answers a second under overload, once it has gone on for a while.
 pub fn goodput(overload: &[Outcome], script: &Script) -> f64 {
-    let counted = script.overload - script.warm_up;
-    let good = overload.iter().filter(|outcome| outcome.arrival.at >= script.warm_up && outcome.is_good()).count();
-    good as f64 / counted.as_secs_f64()
+    good_after_warm_up(overload, script).count() as f64 / (script.overload - script.warm_up).as_secs_f64()
+}
+
+/// The same as the share of what so many apps can do, by the work that is in those answers.
+pub fn work_done(overload: &[Outcome], script: &Script, apps: usize) -> f64 {
+    let done: f64 =
+        good_after_warm_up(overload, script).map(|outcome| outcome.arrival.kind.work().0.as_secs_f64()).sum();
+    done / (script.overload - script.warm_up).as_secs_f64() / (f64::from(WORKERS) * apps as f64)
+}
+
+fn good_after_warm_up<'a>(overload: &'a [Outcome], script: &Script) -> impl Iterator<Item = &'a Outcome> {
+    let from = script.warm_up;
+    overload.iter().filter(move |outcome| outcome.arrival.at >= from && outcome.is_good())
 }
 
 /// What was sent in each slice of time, in order.
@@ -178,6 +188,8 @@ pub mod tests {
         let script = Script { overload: Duration::from_secs(3), warm_up: Duration::from_secs(1), ..Script::short() };
         let all = [outcome(0.5, 1, End::Good), outcome(1.5, 1, End::Good), outcome(2.5, 1, End::Late)];
         assert_eq!(goodput(&all, &script), 0.5);
+        // One read of 20 ms in two seconds of eight workers.
+        assert!((work_done(&all, &script, 1) - 0.02 / 16.0).abs() < 1e-9);
     }
 
     #[test]

@@ -88,7 +88,8 @@ fn minute(at: Duration) -> f64 {
 fn draw(file: &Path, subject: &Subject<'_>, sides: &[Side], script: &Script) -> Drawn {
     let root = BitMapBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let root = root.titled(&format!("{}, {}", subject.title, subject.unit), ("sans-serif", 24))?;
+    let root =
+        root.titled(&format!("{}, {}, over the minutes of the hour", subject.title, subject.unit), ("sans-serif", 24))?;
     let (root, foot) = root.split_vertically(root.dim_in_pixel().1.saturating_sub(26));
     for (number, (area, side)) in root.split_evenly((sides.len().max(1), 1)).iter().zip(sides).enumerate() {
         panel(area, subject, side, script, number)?;
@@ -105,7 +106,11 @@ fn panel(area: &Area<'_>, subject: &Subject<'_>, side: &Side, script: &Script, n
         .x_label_area_size(24)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..script.minutes, 0.0..subject.top)?;
-    chart.configure_mesh().disable_x_mesh().x_labels(13).y_labels(5).label_style(("sans-serif", 14)).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().light_line_style(TRANSPARENT).x_labels(13).y_labels(4);
+    mesh.x_label_formatter(&|minute| format!("{minute:.0}")).y_label_formatter(&|value| format!("{value:.0}"));
+    mesh.label_style(("sans-serif", 14)).draw()?;
+    drop(mesh);
     for line in &script.lines {
         let (from, to) = (line.at, line.at + line.minutes);
         let shade = colour(line.fault).mix(0.25).filled();
@@ -166,7 +171,11 @@ fn overload(file: &Path, sides: &[Side], script: &Script) -> Drawn {
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..script.overload.as_secs_f64(), 0.0..top)?;
-    chart.configure_mesh().x_desc("seconds of the run").label_style(("sans-serif", 14)).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().light_line_style(TRANSPARENT).x_desc("seconds of the run");
+    mesh.y_label_formatter(&|value| format!("{value:.0}")).x_label_formatter(&|value| format!("{value:.0}"));
+    mesh.label_style(("sans-serif", 14)).draw()?;
+    drop(mesh);
     for (number, (line, side)) in lines.into_iter().zip(sides).enumerate() {
         let colour = Palette99::pick(number).to_rgba();
         let label = format!("{}: {:.0}", side.form.words(), numbers::goodput(&side.overload, script));

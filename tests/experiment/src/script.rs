@@ -234,10 +234,11 @@ impl Script {
         seconds(self.minutes * 60.0)
     }
 
-    /// What was going on then, or had just been: the last line that began before and was not over for more than half a minute.
-    pub fn at(&self, when: Duration) -> &'static str {
+    /// What was going on while a request was under way, or had been shortly before: the last line that began before its end, and was
+    /// not over for more than half a minute at its beginning.
+    pub fn during(&self, from: Duration, to: Duration) -> &'static str {
         let settles = seconds(30.0);
-        let under_way = |line: &&Line| line.begins() <= when && when <= line.ends() + settles;
+        let under_way = |line: &&Line| line.begins() <= to && from <= line.ends() + settles;
         self.lines.iter().rev().find(under_way).map_or("calm", |line| line.fault.name())
     }
 
@@ -342,9 +343,10 @@ mod tests {
     #[test]
     fn a_moment_is_put_down_to_what_was_going_on() {
         let script = Script::hour();
-        let minute = |minute: f64| script.at(seconds(60.0 * minute));
+        let minute = |minute: f64| script.during(seconds(60.0 * minute), seconds(60.0 * minute + 0.5));
         assert_eq!((minute(1.0), minute(3.1), minute(7.1)), ("calm", "Machine killed", "app crash"));
         assert_eq!((minute(14.3), minute(14.7)), ("slow database", "calm"));
+        assert_eq!(minute(6.999), "app crash", "it was under way when the app ended");
         assert_eq!(clock(seconds(61.0)), "01:01");
     }
 

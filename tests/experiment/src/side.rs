@@ -54,7 +54,7 @@ impl Form {
         }
     }
 
-    fn machines(self) -> usize {
+    pub fn machines(self) -> usize {
         if self == Self::One { 1 } else { 3 }
     }
 
