@@ -301,8 +301,10 @@ fn remarks(text: &mut String, sides: &[Side]) {
          became of it, so nobody sends it again. An app that hangs: what is sent to it fails at the end of its time, and is not tried elsewhere, until \
          breakers have opened or the app has missed two questions how it is; from then on peers take it. And a crowd that cannot be told from \
          well-behaved clients: their searches are refused with the crowd's, so that everything that matters more is served.\n\
+         - **A hang is where bare Machines do better.** The edge sends to whoever has fewest requests, so it soon avoids the one that answers none; \
+         sessions that Outrigger keeps on their Machine go there until it knows. A `GET` whose time is over is not tried at a peer.\n\
          - **Good answers are counted, not their work.** Under overload Outrigger refuses searches, which cost four times as much as reads, so there are \
-         more answers than its apps could give of the whole mix; the row below says how much of the apps' time went into good answers.\n\
+         more answers than its apps could give of the whole mix; the row after them says how much of the apps' time went into good answers.\n\
          - **Some of Outrigger's times are fixed** and do not shrink with the hour: it asks its app how it is with a patience of a second each time, \
          which is 15 s of the hour. A hang of the app is therefore noticed later here than it would be.\n\
          - **A script is not a year.** This hour is far worse than a usual one; what is compared are sides, not nines of a service.\n\
