@@ -254,3 +254,30 @@ fn peers_forge_nothing() {
         assert_eq!(machine.proxy.metric("outrigger_rejections_total", &[("reason", "not_a_peer")]), 0.0);
     }
 }
+
+#[test]
+fn who_finds_no_turn_here_has_one_where_nobody_waits() {
+    let (a, b) = pair("admission.min = 1\nadmission.max = 1\nadmission.initial = 1\nadmission.max_wait = \"300ms\"");
+    let (gate_a, gate_b) = (a.app.gate("/slow"), b.app.gate("/slow"));
+    let mut slow = a.proxy.connect();
+    slow.send(get("/slow"));
+    a.app.gets(1, "/slow");
+    // It waits for its turn, and then goes to the peer.
+    for request in both_ways("/cart") {
+        assert_eq!(a.proxy.ask(&request).status, 200);
+    }
+    assert_eq!((a.app.requests_to("/cart"), b.app.requests_to("/cart")), (0, 2));
+    // Where all are busy it is refused, after one wait and not two.
+    let mut slow_there = b.proxy.connect();
+    slow_there.send(get("/slow"));
+    b.app.gets(1, "/slow");
+    for request in both_ways("/cart") {
+        let began = Instant::now();
+        a.proxy.ask(&request).is_problem(503, "temporary_reduced_capacity");
+        assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+    }
+    gate_a.add_permits(1);
+    gate_b.add_permits(1);
+    assert_eq!((slow.answer().status, slow_there.answer().status), (200, 200));
+    until("every slot to be given back", || a.proxy.metric("outrigger_admission_in_flight", &[]) == 0.0);
+}

@@ -182,6 +182,8 @@ pub struct Exchange {
     pub destination: Destination,
     /// Its session's home could not be reached.
     pub has_lost_home: bool,
+    /// It found no place here before it was sent to a peer.
+    pub has_been_refused: bool,
     /// All of its body can be sent again, if it has one.
     pub is_replayable: bool,
     /// When it began to wait for the app here: at its start, or when a peer had not taken it.
@@ -315,6 +317,7 @@ impl Exchange {
             sticky: Sticky::default(),
             destination: Destination::App,
             has_lost_home: false,
+            has_been_refused: false,
             is_replayable: true,
             turn_began: started,
             has_failed_over: false,

@@ -28,7 +28,17 @@ pub fn choose(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result
 
 /// Whether a peer takes the request instead of the app here: then its destination is changed.
 pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
-    let Some(peer) = peer_for(state, exchange) else { return false };
+    peer_for(state, exchange, true).is_some_and(|peer| leave_for(peer, state, exchange))
+}
+
+/// The same for one that found no place here: only a peer at which nobody waits has something to spare. What that gives back is refused
+/// after all, for it has had its wait.
+pub fn spares_a_slot(state: &State, exchange: &mut Exchange) -> bool {
+    exchange.has_been_refused = peer_for(state, exchange, false).is_some_and(|peer| leave_for(peer, state, exchange));
+    exchange.has_been_refused
+}
+
+fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
     // The app here is not asked: nothing that was begun for it counts.
     breakers::ended(state, exchange, End::Unknown);
@@ -40,7 +50,7 @@ pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
     true
 }
 
-fn peer_for(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
+fn peer_for(state: &State, exchange: &Exchange, may_be_busy: bool) -> Option<Arc<Peer>> {
     let peers = state.peers.as_ref()?;
     let rules = exchange.rules.config.peers.as_ref()?;
     // A longer body could not come back from there, while here it can be held.
@@ -50,7 +60,7 @@ fn peer_for(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
         && !exchange.has_failed_over
         && exchange.hop.is_none()
         && !exchange.route().is_health;
-    if may { peers.ready() } else { None }
+    if may { peers.ready(may_be_busy) } else { None }
 }
 
 /// Whether the sender of this request is told that it may serve it itself: nothing of it has reached the app.

@@ -46,6 +46,8 @@ const UNREADY_FOR_LONG: Duration = Duration::from_secs(30);
 pub enum Standing {
     /// It takes what its peers cannot.
     Ready,
+    /// Requests wait for their turn at it.
+    Busy,
     /// Its own app cannot take requests.
     Unready,
     /// It is about to leave.
@@ -56,12 +58,13 @@ pub enum Standing {
 
 impl Standing {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Ready, Self::Unready, Self::Leaving, Self::Silent];
+    pub const ALL: [Self; 5] = [Self::Ready, Self::Busy, Self::Unready, Self::Leaving, Self::Silent];
 
     /// For operators.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Busy => "busy",
             Self::Unready => "unready",
             Self::Leaving => "leaving",
             Self::Silent => "silent",
@@ -73,6 +76,7 @@ impl From<Condition> for Standing {
     fn from(condition: Condition) -> Self {
         match condition {
             Condition::Ready => Self::Ready,
+            Condition::Busy => Self::Busy,
             Condition::Unready => Self::Unready,
             Condition::Leaving => Self::Leaving,
         }
@@ -233,7 +237,7 @@ impl Peers {
             return if is_known { Home::Gone } else { Home::Unknown };
         };
         match peer.standing() {
-            Standing::Ready => Home::Alive,
+            Standing::Ready | Standing::Busy => Home::Alive,
             Standing::Unready if peer.is_unready_for_long(self.rules.interval) => Home::Gone,
             Standing::Unready => Home::Unready,
             Standing::Leaving => Home::Leaving,
@@ -242,11 +246,15 @@ impl Peers {
         }
     }
 
-    /// One that takes what cannot be done here.
-    pub fn ready(&self) -> Option<Arc<Peer>> {
+    /// One that takes what cannot be done here; one at which requests wait only if that `may_be`, and no other is there.
+    pub fn ready(&self, may_be_busy: bool) -> Option<Arc<Peer>> {
+        self.chosen(Standing::Ready).or_else(|| if may_be_busy { self.chosen(Standing::Busy) } else { None })
+    }
+
+    fn chosen(&self, standing: Standing) -> Option<Arc<Peer>> {
         let seen = self.seen.load();
         let of = |address: SocketAddr| seen.peers.iter().find(|peer| peer.target == Target::Tcp(address));
-        let is_ready = |address| of(address).is_some_and(|peer| peer.standing() == Standing::Ready);
+        let is_ready = |address| of(address).is_some_and(|peer| peer.standing() == standing);
         let chosen = self.balancer.select_with(b"", MOST_LOOKED_AT, |backend, is_healthy| {
             is_healthy && backend.addr.as_inet().is_some_and(|address| is_ready(*address))
         })?;
@@ -259,6 +267,7 @@ impl Peers {
         let count =
             |is: fn(&Peer) -> bool| u32::try_from(seen.peers.iter().filter(|p| is(p)).count()).unwrap_or(u32::MAX);
         let here = u32::from(!self.local.is_unready());
-        (count(|peer| !peer.is_lost()).saturating_add(1), count(|peer| peer.standing() == Standing::Ready) + here)
+        let takes_requests = |peer: &Peer| matches!(peer.standing(), Standing::Ready | Standing::Busy);
+        (count(|peer| !peer.is_lost()).saturating_add(1), count(takes_requests) + here)
     }
 }

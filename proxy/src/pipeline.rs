@@ -81,9 +81,13 @@ pub fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
 /// # Errors
 /// The refusal of a stage.
 pub fn take_turn(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    if exchange.has_been_refused {
+        return Err(Rejection::Overloaded);
+    }
     let verdict = TURN.iter().try_for_each(|stage| stage(state, request, exchange));
     match verdict {
         Err(Rejection::BreakerOpen { .. }) if failover::takes(state, exchange) => Ok(()),
+        Err(Rejection::Overloaded) if failover::spares_a_slot(state, exchange) => Ok(()),
         verdict => verdict,
     }
 }
@@ -222,7 +226,11 @@ impl ProxyHttp for Gateway {
         let request = view(session.req_header(), has_endless_body);
         let verdict = decide(&self.state, &request, exchange);
         let verdict = match (verdict, exchange.destination.clone()) {
-            (Ok(()), Destination::App) => self.wait_for_turn(exchange).await,
+            (Ok(()), Destination::App) => match self.wait_for_turn(exchange).await {
+                // Its turn has not come; a peer may have a slot to spare.
+                Err(NoTurn::Refused(Rejection::Overloaded)) if failover::spares_a_slot(&self.state, exchange) => Ok(()),
+                turn => turn,
+            },
             (Ok(()), Destination::Peer(..)) => Ok(()),
             (Ok(()), Destination::Replay(home)) => {
                 self.replay(session, exchange, &home).await;

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command for people: what it prints is its result")]
 
 mod bench;
+mod experiment;
 mod suite;
 mod up;
 
@@ -18,6 +19,8 @@ Usage: cargo xtask COMMAND
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
   soak [ARGS]      what takes too long for `test`: twenty deploys, minutes of shared limits; ARGS go to `cargo test`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
+  experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
+                   only sees that it works, --help says what else
   tools            only install what `up` and `test` need
 
 Programs are looked for in PATH and below target/tools. What is missing is installed with apt (as root or with sudo)
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Some("test") => suite::run(rest),
         Some("soak") => suite::soak(rest),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
+        Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),
         // The comparison's own back end, a process of its own so that its time is not counted as the load's.
         Some("bench-backend") => bench::backend(rest),

@@ -13,9 +13,14 @@ pub const BUILT: &str = "XTASK_PROGRAMS_BUILT";
 
 /// Builds `outrigger`, `outrigger-app`, `outrigger-edge` and `xtask`, with cargo's own progress on standard error.
 pub fn build(release: bool) -> Result<()> {
+    build_packages(&["outrigger", "outrigger-app", "outrigger-edge", "xtask"], release)
+}
+
+/// Builds the programs of these packages.
+pub fn build_packages(packages: &[&str], release: bool) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--bins"]).current_dir(paths::root());
-    for package in ["outrigger", "outrigger-app", "outrigger-edge", "xtask"] {
+    for package in packages {
         cargo.args(["--package", package]);
     }
     if release {

@@ -22,7 +22,13 @@ impl Lane<'_> {
     pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
         let mut now = exchange.turn_began;
         if exchange.waiting.is_some() {
-            now = self.wait_for_turn(exchange, head).await?;
+            now = match self.wait_for_turn(exchange, head).await {
+                // Its turn has not come; a peer may have a slot to spare.
+                Err(Broken::Refused(Rejection::Overloaded)) if failover::spares_a_slot(self.state, exchange) => {
+                    return Err(Broken::Moved);
+                }
+                turn => turn?,
+            };
         }
         retries::pay_in(self.state, exchange);
         let mut input = scratch();

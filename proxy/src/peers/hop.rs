@@ -131,6 +131,8 @@ pub enum Condition {
     Unready = 2,
     /// It is about to leave.
     Leaving = 3,
+    /// Requests wait for their turn at it: it has nothing to spare.
+    Busy = 4,
 }
 
 impl Condition {
@@ -148,7 +150,7 @@ impl Condition {
         let text = keys.open(Purpose::Probe, sealed, &mut buffer)?;
         let (condition, rest) = text.split_first()?;
         let (answered, name) = rest.split_first_chunk::<8>()?;
-        let all = [Self::Ready, Self::Unready, Self::Leaving];
+        let all = [Self::Ready, Self::Unready, Self::Leaving, Self::Busy];
         let condition = all.into_iter().find(|known| *known as u8 == *condition)?;
         let is_asked_for = u64::from_be_bytes(*answered) == nonce && outrigger_policy::affinity::is_name(name);
         is_asked_for.then_some((condition, std::str::from_utf8(name).ok()?.into()))

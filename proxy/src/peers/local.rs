@@ -13,8 +13,6 @@ use crate::state::{Phase, State};
 
 /// Asked without an answer so often in a row, the app is not ready: one slow answer is none.
 const MOST_UNANSWERED: u32 = 2;
-/// How long it may take to say so.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is known of the app here.
 #[derive(Debug, Default)]
@@ -35,6 +33,8 @@ pub fn condition(state: &State, local: &Local) -> Condition {
         Condition::Leaving
     } else if state.reach.is_away() || local.is_unready() {
         Condition::Unready
+    } else if state.gate.standing().waiting.iter().any(|waiting| *waiting > 0) {
+        Condition::Busy
     } else {
         Condition::Ready
     }
@@ -46,7 +46,7 @@ pub async fn keep_asking(state: Arc<State>) {
     let mut unanswered = 0;
     loop {
         let target = state.rules.load().config.app.target.clone();
-        let is_unready = match is_ready(&target).await {
+        let is_unready = match is_ready(&target, peers.rules.timeout).await {
             Some(is_ready) => {
                 unanswered = 0;
                 !is_ready
@@ -66,7 +66,7 @@ pub async fn keep_asking(state: Arc<State>) {
 }
 
 /// What the app says; `None` when it says nothing. One that knows no such question is ready whenever it answers.
-async fn is_ready(target: &Target) -> Option<bool> {
-    let (status, _) = ask(target, "/health/ready", None, PATIENCE).await.ok()?;
+async fn is_ready(target: &Target, patience: Duration) -> Option<bool> {
+    let (status, _) = ask(target, "/health/ready", None, patience).await.ok()?;
     Some(status != StatusCode::SERVICE_UNAVAILABLE)
 }

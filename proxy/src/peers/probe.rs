@@ -120,7 +120,7 @@ impl HealthCheck for Check {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
         let Some(address) = target.addr.as_inet() else { return Ok(()) };
         let found = probe(&self.this, *address, self.patience).await;
-        let is_ready = matches!(found, Ok((Standing::Ready, _)));
+        let is_ready = matches!(found, Ok((Standing::Ready | Standing::Busy, _)));
         self.round.lock().unwrap_or_else(PoisonError::into_inner).insert(*address, found);
         if is_ready { Ok(()) } else { Err(Error::explain(ErrorType::InternalError, "it is not ready")) }
     }

@@ -1,0 +1,289 @@
+//! Machines made of real processes: an app, and on one side a proxy before it. They are started, stopped and killed as their
+//! hosts and supervisors would.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{env, fs};
+
+use async_trait::async_trait;
+use outrigger_edge::{Fleet, FleetError, Machine, settings};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use xtask::error::While;
+use xtask::{Error, Process, Program, Result, Signal, http, paths, ports, wait};
+
+use crate::PATIENCE;
+use crate::clock::{self, seconds};
+use crate::script::{QUEUE, WORKERS, times};
+
+/// What all Machines of a side have in common. Cheap to clone.
+#[derive(Clone)]
+pub struct Machines(Arc<Inner>);
+
+struct Inner {
+    has_proxy: bool,
+    dns: SocketAddr,
+    peers_port: u16,
+    dir: PathBuf,
+    running: Mutex<BTreeMap<String, Running>>,
+    /// Each has an address of its own, 127.0.0.2 and so on.
+    made: AtomicU8,
+    database_percent: AtomicU64,
+}
+
+/// One Machine, whether it runs or not.
+struct Running {
+    machine: Machine,
+    app_address: SocketAddr,
+    admin: SocketAddr,
+    app: Option<Process>,
+    proxy: Option<Process>,
+}
+
+fn local() -> Result<SocketAddr> {
+    Ok((Ipv4Addr::LOCALHOST, ports::free()?).into())
+}
+
+fn failed(e: impl std::fmt::Display) -> FleetError {
+    FleetError(e.to_string())
+}
+
+/// Off the runtime: what starts and ends processes waits.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::new(e)))
+}
+
+impl Machines {
+    pub fn new(has_proxy: bool, dns: SocketAddr, dir: &Path) -> Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            has_proxy,
+            dns,
+            peers_port: ports::free()?,
+            dir: dir.to_owned(),
+            running: Mutex::default(),
+            made: AtomicU8::new(2),
+            database_percent: AtomicU64::new(100),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name of the n-th of those that there are, from the first again where there are fewer.
+    pub fn nth(&self, n: usize) -> Option<String> {
+        let all = self.lock();
+        all.keys().nth(n % all.len().max(1)).cloned()
+    }
+
+    /// Makes one that does not run yet.
+    pub fn make(&self, version: u64) -> Result<Machine> {
+        let number = self.0.made.fetch_add(1, Ordering::Relaxed);
+        let private = IpAddr::from([127, 0, 0, number]);
+        let machine =
+            Machine { id: format!("m{number:02}"), region: "ams".to_owned(), version, public: local()?, private };
+        // Without a proxy the app is what the edge reaches.
+        let app_address = if self.0.has_proxy { local()? } else { machine.public };
+        let running = Running { machine: machine.clone(), app_address, admin: local()?, app: None, proxy: None };
+        self.lock().insert(machine.id.clone(), running);
+        Ok(machine)
+    }
+
+    /// Boots it, and waits until it says that it is healthy.
+    pub async fn run(&self, id: &str) -> Result<()> {
+        sleep(seconds(times::MACHINE_BOOT)).await;
+        self.start_app(id).await?;
+        let (machines, id) = (self.clone(), id.to_owned());
+        aside(move || {
+            let public = if machines.0.has_proxy {
+                machines.start_proxy(&id)?
+            } else {
+                machines.of(&id, |m| m.machine.public)?
+            };
+            let is_healthy = || http::get(public, "/health", PATIENCE).is_ok_and(|answer| answer.status == 200);
+            wait::until(&format!("Machine {id} to be healthy"), PATIENCE, is_healthy)
+        })
+        .await
+    }
+
+    fn of<T>(&self, id: &str, look: impl FnOnce(&mut Running) -> T) -> Result<T> {
+        self.lock().get_mut(id).map(look).ok_or_else(|| Error::new(format_args!("there is no Machine {id}")))
+    }
+
+    /// Starts the app of a Machine, as its supervisor does.
+    pub async fn start_app(&self, id: &str) -> Result<()> {
+        let (machines, id) = (self.clone(), id.to_owned());
+        aside(move || {
+            let address = machines.of(&id, |running| running.app_address)?;
+            let milliseconds = |real: f64| seconds(real).as_millis().to_string();
+            // Not `current_exe`, which is gone when somebody builds this crate meanwhile.
+            let app = Program::new(format!("/proc/{}/exe", std::process::id()))
+                .args(["app", "--listen", &address.to_string()])
+                .args(["--start-after", &milliseconds(times::APP_START), "--grace", &milliseconds(times::APP_GRACE)])
+                .args(["--workers", &WORKERS.to_string(), "--queue", &QUEUE.to_string()])
+                .args(["--database", &machines.0.database_percent.load(Ordering::Relaxed).to_string()])
+                .start("the app", &machines.0.dir.join(format!("{id}-app.log")))?;
+            machines.of(&id, |running| running.app = Some(app))
+        })
+        .await
+    }
+
+    /// Starts the proxy of a Machine; gives its public address.
+    fn start_proxy(&self, id: &str) -> Result<SocketAddr> {
+        let (machine, app, admin) = self.of(id, |m| (m.machine.clone(), m.app_address, m.admin))?;
+        let Inner { dns, peers_port, dir, .. } = &*self.0;
+        let places: toml::Table = toml::from_str(&format!(
+            "server.listen = \"{}\"\nserver.machine = \"{id}\"\nadmin.listen = \"{admin}\"\napp.address = \"{app}\"\n\
+             peers.listen = \"{}:{peers_port}\"\npeers.dns = \"app.internal\"\npeers.resolver = \"{dns}\"\nlog.access = true\n",
+            machine.public, machine.private
+        ))
+        .while_("writing the rules")?;
+        let mut rules: toml::Table = toml::from_str(&clock::rules()).while_("reading the rules")?;
+        for (section, keys) in places {
+            let (Some(into), toml::Value::Table(keys)) =
+                (rules.entry(section).or_insert_with(|| toml::Table::new().into()).as_table_mut(), keys)
+            else {
+                continue;
+            };
+            into.extend(keys);
+        }
+        let file = dir.join(format!("{id}.toml"));
+        fs::write(&file, rules.to_string()).while_(format_args!("writing {}", file.display()))?;
+        let mut program = Program::new(outrigger()?)
+            .args(["run", "--config"])
+            .arg(&file)
+            .dir(dir)
+            .env("OUTRIGGER_AFFINITY_KEYS", KEYS);
+        // What a developer has set for a proxy of their own.
+        for (name, _) in env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("OUTRIGGER_") || name.starts_with("FF_"))
+                && name != KEYS_NAME
+            {
+                program = program.without_env(name);
+            }
+        }
+        let mut proxy = program.start("outrigger", &dir.join(format!("{id}-outrigger.log")))?;
+        let serves = || http::get(admin, "/healthz", PATIENCE).is_ok_and(|answer| answer.status == 200);
+        proxy.ready(PATIENCE, serves)?;
+        self.of(id, |running| running.proxy = Some(proxy))?;
+        Ok(machine.public)
+    }
+
+    /// As when a host fails: all of it is gone without a word.
+    pub async fn kill(&self, id: &str) -> Result<()> {
+        let gone = self.of(id, |running| (running.proxy.take(), running.app.take()))?;
+        aside(move || {
+            drop(gone);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The app ends at once; nobody has told it to.
+    pub async fn kill_app(&self, id: &str) -> Result<()> {
+        let gone = self.of(id, |running| running.app.take())?;
+        aside(move || {
+            drop(gone);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The app stands still and does not know it.
+    pub fn freeze_app(&self, id: &str) -> Result<()> {
+        self.of(id, |running| {
+            if let Some(app) = &mut running.app {
+                app.pause();
+            }
+        })
+    }
+
+    /// From now on, and in those that start later, the database takes so many times as long.
+    pub async fn database(&self, factor: f64) -> Result<()> {
+        let percent = (100.0 * factor).round() as u64;
+        self.0.database_percent.store(percent, Ordering::Relaxed);
+        let apps: Vec<SocketAddr> =
+            self.lock().values().filter(|running| running.app.is_some()).map(|running| running.app_address).collect();
+        aside(move || {
+            for app in apps {
+                http::send("PUT", app, &format!("/database?{percent}"), &[], "", PATIENCE)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether every proxy knows every other one as ready.
+    pub async fn know_each_other(&self) -> Result<()> {
+        if !self.0.has_proxy {
+            return Ok(());
+        }
+        let admins: Vec<SocketAddr> = self.lock().values().map(|running| running.admin).collect();
+        aside(move || {
+            let known = |admin: &SocketAddr| {
+                let metrics = http::get(*admin, "/metrics", PATIENCE).map(|answer| answer.body).unwrap_or_default();
+                let ready =
+                    metrics.lines().find(|line| line.starts_with("outrigger_peers{") && line.contains("\"ready\""));
+                ready.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()) == Some(admins.len() - 1)
+            };
+            wait::until("all proxies to know each other", PATIENCE, || admins.iter().all(known))
+        })
+        .await
+    }
+}
+
+const KEYS_NAME: &str = "OUTRIGGER_AFFINITY_KEYS";
+const KEYS: &str = "a-key-of-the-experiment-that-nobody-guesses";
+
+/// The proxy as it ships, beside this program in cargo's directory.
+fn outrigger() -> Result<PathBuf> {
+    let us = env::current_exe().while_("looking for this program")?;
+    let beside = us.parent().unwrap_or(Path::new(".")).join("outrigger");
+    let release = paths::target().join("release/outrigger");
+    [beside, release].into_iter().find(|path| path.exists()).ok_or_else(|| {
+        Error::new("the program `outrigger` is not there").hint("run `cargo xtask experiment`, which builds it")
+    })
+}
+
+#[async_trait]
+impl Fleet for Machines {
+    async fn create(&self, _: &str, version: u64) -> Result<Machine, FleetError> {
+        self.make(version).map_err(failed)
+    }
+
+    async fn start(&self, machine: &Machine) -> Result<Machine, FleetError> {
+        self.run(&machine.id).await.map_err(failed)?;
+        Ok(machine.clone())
+    }
+
+    async fn stop(&self, machine: &Machine, how: settings::Stop) -> Result<(), FleetError> {
+        let (proxy, app) =
+            self.of(&machine.id, |running| (running.proxy.take(), running.app.take())).map_err(failed)?;
+        aside(move || {
+            // As supervisord does: the proxy goes first, while the app still answers. What does not end is killed.
+            for mut process in [proxy, app].into_iter().flatten() {
+                let _ = process.stop(Signal::TERM, how.timeout);
+            }
+            Ok(())
+        })
+        .await
+        .map_err(failed)
+    }
+
+    async fn suspend(&self, _: &Machine) -> Result<(), FleetError> {
+        Err(failed("these Machines are never suspended"))
+    }
+
+    async fn destroy(&self, machine: &Machine) -> Result<(), FleetError> {
+        let gone = self.lock().remove(&machine.id);
+        aside(move || {
+            drop(gone);
+            Ok(())
+        })
+        .await
+        .map_err(failed)
+    }
+}

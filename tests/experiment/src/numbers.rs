@@ -1,0 +1,204 @@
+//! What became of the requests, in figures.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::load::{End, Outcome};
+use crate::script::{Kind, Script, WORKERS};
+
+/// Some requests together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    pub requests: usize,
+    pub good: usize,
+    /// Those that were not answered well, by how they ended.
+    pub failed: BTreeMap<End, usize>,
+    /// Of good answers, in order.
+    latencies: Vec<Duration>,
+}
+
+impl Tally {
+    pub fn of<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> Self {
+        let mut tally = Self::default();
+        for outcome in outcomes {
+            tally.requests += 1;
+            if outcome.is_good() {
+                tally.good += 1;
+                tally.latencies.push(outcome.latency);
+            } else {
+                *tally.failed.entry(outcome.end.clone()).or_default() += 1;
+            }
+        }
+        tally.latencies.sort_unstable();
+        tally
+    }
+
+    pub fn bad(&self) -> usize {
+        self.requests - self.good
+    }
+
+    /// The share of requests that were answered well; 1 when there were none.
+    pub fn availability(&self) -> f64 {
+        if self.requests == 0 { 1.0 } else { self.good as f64 / self.requests as f64 }
+    }
+
+    /// Of a hundred good answers, so many were there within this time. `None` without any.
+    pub fn percentile(&self, percent: f64) -> Option<Duration> {
+        percentile(&self.latencies, percent)
+    }
+}
+
+/// The nearest rank of a list in order.
+fn percentile(sorted: &[Duration], percent: f64) -> Option<Duration> {
+    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// Requests of well-behaved clients.
+pub fn well_behaved(outcomes: &[Outcome]) -> impl Iterator<Item = &Outcome> + Clone {
+    outcomes.iter().filter(|outcome| !outcome.arrival.is_flood)
+}
+
+/// Requests of floods.
+pub fn floods(outcomes: &[Outcome]) -> impl Iterator<Item = &Outcome> + Clone {
+    outcomes.iter().filter(|outcome| outcome.arrival.is_flood)
+}
+
+pub fn of_kind(outcomes: &[Outcome], kind: Kind) -> Tally {
+    Tally::of(well_behaved(outcomes).filter(|outcome| outcome.arrival.kind == kind))
+}
+
+/// Failed requests of well-behaved clients, by what was going on.
+pub fn by_fault(outcomes: &[Outcome], script: &Script) -> BTreeMap<&'static str, usize> {
+    let mut all = BTreeMap::new();
+    for outcome in well_behaved(outcomes).filter(|outcome| !outcome.is_good()) {
+        *all.entry(script.during(outcome.arrival.at, outcome.ended())).or_default() += 1;
+    }
+    all
+}
+
+/// Good answers a second under overload, once it has gone on for a while.
+pub fn goodput(overload: &[Outcome], script: &Script) -> f64 {
+    good_after_warm_up(overload, script).count() as f64 / (script.overload - script.warm_up).as_secs_f64()
+}
+
+/// The same as the share of what so many apps can do, by the work that is in those answers.
+pub fn work_done(overload: &[Outcome], script: &Script, apps: usize) -> f64 {
+    let done: f64 =
+        good_after_warm_up(overload, script).map(|outcome| outcome.arrival.kind.work().0.as_secs_f64()).sum();
+    done / (script.overload - script.warm_up).as_secs_f64() / (f64::from(WORKERS) * apps as f64)
+}
+
+fn good_after_warm_up<'a>(overload: &'a [Outcome], script: &Script) -> impl Iterator<Item = &'a Outcome> {
+    let from = script.warm_up;
+    overload.iter().filter(move |outcome| outcome.arrival.at >= from && outcome.is_good())
+}
+
+/// What was sent in each slice of time, in order.
+pub fn slices<'a>(
+    outcomes: impl IntoIterator<Item = &'a Outcome>,
+    length: Duration,
+    width: Duration,
+) -> Vec<(Duration, Tally)> {
+    let slices = (length.as_secs_f64() / width.as_secs_f64()).ceil() as usize;
+    let mut all: Vec<Vec<&Outcome>> = vec![Vec::new(); slices];
+    for outcome in outcomes {
+        let slice = (outcome.arrival.at.as_secs_f64() / width.as_secs_f64()) as usize;
+        if let Some(slice) = all.get_mut(slice) {
+            slice.push(outcome);
+        }
+    }
+    let start = |number: usize| width.mul_f64(number as f64);
+    all.into_iter().enumerate().map(|(number, slice)| (start(number), Tally::of(slice))).collect()
+}
+
+/// The three claims of the experiment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Claims {
+    pub availability: f64,
+    /// p99 of good answers beside that of the other side: 0.7 is 30 % less.
+    pub p99: f64,
+    pub goodput: f64,
+}
+
+impl Claims {
+    /// Of a side beside another one.
+    pub fn of(ours: &[Outcome], theirs: &[Outcome], our_overload: f64, their_overload: f64) -> Self {
+        let (us, them) = (Tally::of(well_behaved(ours)), Tally::of(well_behaved(theirs)));
+        let p99 = |tally: &Tally| tally.percentile(99.0).map_or(f64::NAN, |latency| latency.as_secs_f64());
+        Self { availability: us.availability(), p99: p99(&us) / p99(&them), goodput: our_overload / their_overload }
+    }
+
+    pub fn is_available(&self) -> bool {
+        self.availability >= 0.9999
+    }
+
+    pub fn is_faster(&self) -> bool {
+        self.p99 <= 0.7
+    }
+
+    pub fn does_more(&self) -> bool {
+        self.goodput >= 2.0
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::script::Arrival;
+
+    /// A request of a well-behaved client that was sent at this second and took so many milliseconds.
+    pub fn outcome(second: f64, ms: u64, end: End) -> Outcome {
+        let arrival = Arrival { at: Duration::from_secs_f64(second), client: 1, kind: Kind::Read, is_flood: false };
+        let (request_id, words) = ("01ABC-ams".to_owned(), String::new());
+        Outcome { arrival, latency: Duration::from_millis(ms), end, request_id, words }
+    }
+
+    #[test]
+    fn percentiles_are_of_good_answers_by_the_nearest_rank() {
+        let mut all: Vec<Outcome> = (1..=100).map(|ms| outcome(0.0, ms, End::Good)).collect();
+        all.push(outcome(0.0, 9999, End::Late));
+        let tally = Tally::of(&all);
+        let p = |percent| tally.percentile(percent).unwrap().as_millis();
+        assert_eq!((p(50.0), p(99.0), p(100.0)), (50, 99, 100));
+        assert_eq!((tally.requests, tally.bad()), (101, 1));
+        assert_eq!(Tally::default().percentile(50.0), None);
+    }
+
+    #[test]
+    fn a_flood_counts_for_nothing_that_is_claimed() {
+        let mut flood = outcome(0.0, 600, End::Late);
+        flood.arrival.is_flood = true;
+        let all = [outcome(0.0, 10, End::Good), flood];
+        assert_eq!(Tally::of(well_behaved(&all)).availability(), 1.0);
+        assert_eq!(Tally::of(floods(&all)).availability(), 0.0);
+    }
+
+    #[test]
+    fn slices_cover_the_whole_time_also_where_nothing_was_sent() {
+        let all = [outcome(0.1, 1, End::Good), outcome(2.5, 1, End::Broken)];
+        let seconds = Duration::from_secs;
+        let found: Vec<_> =
+            slices(&all, seconds(4), seconds(1)).into_iter().map(|(at, t)| (at.as_secs(), t.good, t.bad())).collect();
+        assert_eq!(found, [(0, 1, 0), (1, 0, 0), (2, 0, 1), (3, 0, 0)]);
+    }
+
+    #[test]
+    fn goodput_leaves_the_warm_up_out() {
+        let script = Script { overload: Duration::from_secs(3), warm_up: Duration::from_secs(1), ..Script::short() };
+        let all = [outcome(0.5, 1, End::Good), outcome(1.5, 1, End::Good), outcome(2.5, 1, End::Late)];
+        assert_eq!(goodput(&all, &script), 0.5);
+        // One read of 20 ms in two seconds of eight workers.
+        assert!((work_done(&all, &script, 1) - 0.02 / 16.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn claims_hold_at_their_bounds_and_not_beyond() {
+        let ours: Vec<_> = (0..10_000).map(|n| outcome(0.0, 69, if n == 0 { End::Late } else { End::Good })).collect();
+        let theirs = [outcome(0.0, 100, End::Good)];
+        let claims = Claims::of(&ours, &theirs, 200.0, 100.0);
+        assert!(claims.is_available() && claims.is_faster() && claims.does_more(), "{claims:?}");
+        let claims = Claims::of(&ours[..5000], &[outcome(0.0, 98, End::Good)], 199.0, 100.0);
+        assert!(!claims.is_available() && !claims.is_faster() && !claims.does_more(), "{claims:?}");
+    }
+}

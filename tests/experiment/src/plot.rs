@@ -1,0 +1,196 @@
+//! The pictures: one for each subject, with all sides above each other over the same hour.
+
+use std::error::Error as StdError;
+use std::path::Path;
+use std::sync::Once;
+use std::time::Duration;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::register_font;
+use xtask::Result;
+use xtask::error::While;
+
+use crate::clock::{FACTOR, seconds};
+use crate::numbers::{self, Tally, slices, well_behaved};
+use crate::script::{DEADLINE, Fault, Script};
+use crate::side::Side;
+
+const SIZE: (u32, u32) = (1100, 780);
+/// Each point of a line is about so many seconds of the hour.
+const WIDTH: f64 = 15.0;
+
+type Drawn = std::result::Result<(), Box<dyn StdError>>;
+type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Point = (f64, f64);
+
+/// One picture: what it is about, the unit of its axis, how far that goes, and each side's points.
+struct Subject<'a> {
+    title: &'a str,
+    unit: &'a str,
+    top: f64,
+    values: &'a dyn Fn(&Side) -> Vec<Point>,
+}
+
+/// Writes all pictures into this directory.
+pub fn all(dir: &Path, sides: &[Side], script: &Script) -> Result<()> {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // It is a font: the crate exists for it.
+        let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
+    let width = seconds(WIDTH);
+    let over_time = |side: &Side, value: &dyn Fn(&Tally) -> Option<f64>| -> Vec<Point> {
+        let all = slices(well_behaved(&side.outcomes), script.length(), width);
+        all.iter().filter_map(|(at, tally)| Some((minute(*at), value(tally)?))).collect()
+    };
+    let errors = |side: &Side| over_time(side, &|tally| Some(100.0 * (1.0 - tally.availability())));
+    let p99 = |side: &Side| over_time(side, &|tally| Some(tally.percentile(99.0)?.as_secs_f64() * 1000.0));
+    let goodput = |side: &Side| -> Vec<Point> {
+        let all = slices(&side.outcomes, script.length(), width);
+        all.iter().map(|(at, tally)| (minute(*at), tally.good as f64 / width.as_secs_f64())).collect()
+    };
+    let most = |values: &dyn Fn(&Side) -> Vec<Point>| {
+        sides.iter().flat_map(values).map(|(_, value)| value).fold(1.0, f64::max) * 1.08
+    };
+    let subjects = [
+        (
+            "errors",
+            Subject { title: "Failed requests of well-behaved clients", unit: "%", top: 105.0, values: &errors },
+        ),
+        (
+            "latency",
+            Subject {
+                title: "p99 of good answers to well-behaved clients",
+                unit: "ms of the run",
+                top: seconds(DEADLINE).as_secs_f64() * 1000.0,
+                values: &p99,
+            },
+        ),
+        (
+            "goodput",
+            Subject { title: "Good answers, floods included", unit: "a second", top: most(&goodput), values: &goodput },
+        ),
+    ];
+    for (name, subject) in subjects {
+        let file = dir.join(format!("{name}.png"));
+        draw(&file, &subject, sides, script).while_(format_args!("drawing {}", file.display()))?;
+    }
+    let file = dir.join("overload.png");
+    overload(&file, sides, script).while_(format_args!("drawing {}", file.display()))
+}
+
+/// A time of the run, in minutes of the hour.
+fn minute(at: Duration) -> f64 {
+    at.as_secs_f64() * f64::from(FACTOR) / 60.0
+}
+
+fn draw(file: &Path, subject: &Subject<'_>, sides: &[Side], script: &Script) -> Drawn {
+    let root = BitMapBackend::new(file, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let root =
+        root.titled(&format!("{}, {}, over the minutes of the hour", subject.title, subject.unit), ("sans-serif", 24))?;
+    let (root, foot) = root.split_vertically(root.dim_in_pixel().1.saturating_sub(26));
+    for (number, (area, side)) in root.split_evenly((sides.len().max(1), 1)).iter().zip(sides).enumerate() {
+        panel(area, subject, side, script, number)?;
+    }
+    legend(&foot)?;
+    root.present()?;
+    Ok(())
+}
+
+fn panel(area: &Area<'_>, subject: &Subject<'_>, side: &Side, script: &Script, number: usize) -> Drawn {
+    let mut chart = ChartBuilder::on(area)
+        .caption(side.form.words(), ("sans-serif", 17))
+        .margin_right(16)
+        .x_label_area_size(24)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..script.minutes, 0.0..subject.top)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().light_line_style(TRANSPARENT).x_labels(13).y_labels(4);
+    mesh.x_label_formatter(&|minute| format!("{minute:.0}")).y_label_formatter(&|value| format!("{value:.0}"));
+    mesh.label_style(("sans-serif", 14)).draw()?;
+    drop(mesh);
+    for line in &script.lines {
+        let (from, to) = (line.at, line.at + line.minutes);
+        let shade = colour(line.fault).mix(0.25).filled();
+        chart.draw_series([Rectangle::new([(from, 0.0), (to, subject.top)], shade)])?;
+    }
+    let colour = Palette99::pick(number).to_rgba();
+    chart.draw_series(LineSeries::new((subject.values)(side), colour.stroke_width(2)))?;
+    Ok(())
+}
+
+fn colour(fault: Fault) -> RGBColor {
+    match fault {
+        Fault::MachineKilled(_) => RGBColor(200, 0, 0),
+        Fault::AppCrash(_) => RGBColor(230, 120, 0),
+        Fault::AppHang(_) => RGBColor(150, 0, 150),
+        Fault::SlowDatabase(_) => RGBColor(150, 120, 40),
+        Fault::Deploy(_) => RGBColor(0, 90, 200),
+        Fault::Burst(_) => RGBColor(80, 80, 80),
+    }
+}
+
+/// Which shade is what.
+fn legend(area: &Area<'_>) -> Drawn {
+    use crate::script::Flood;
+    use outrigger_edge::Strategy;
+    let faults = [
+        (Fault::MachineKilled(0), "Machine killed"),
+        (Fault::AppCrash(0), "app crash"),
+        (Fault::AppHang(0), "app hang"),
+        (Fault::SlowDatabase(1.0), "slow database"),
+        (Fault::Deploy(Strategy::Rolling), "deploy"),
+        (Fault::Burst(Flood::Crowd), "burst"),
+    ];
+    for ((fault, words), x) in faults.into_iter().zip((60..).step_by(165)) {
+        area.draw(&Rectangle::new([(x, 5), (x + 18, 19)], colour(fault).mix(0.45).filled()))?;
+        area.draw(&Text::new(words, (x + 24, 4), ("sans-serif", 16)))?;
+    }
+    Ok(())
+}
+
+/// Good answers a second of each side while far more is offered.
+fn overload(file: &Path, sides: &[Side], script: &Script) -> Drawn {
+    let root = BitMapBackend::new(file, (1100, 420)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let width = Duration::from_millis(500);
+    let lines: Vec<Vec<Point>> = sides
+        .iter()
+        .map(|side| {
+            let all = slices(&side.overload, script.overload, width);
+            all.iter().map(|(at, tally)| (at.as_secs_f64(), tally.good as f64 / width.as_secs_f64())).collect()
+        })
+        .collect();
+    let top = lines.iter().flatten().map(|(_, value)| *value).fold(1.0, f64::max) * 1.1;
+    let offered = crate::script::OVERLOAD * crate::script::capacity();
+    let mut chart = ChartBuilder::on(&root)
+        .caption(format!("Good answers a second while {offered:.0} are asked for"), ("sans-serif", 24))
+        .margin_right(16)
+        .x_label_area_size(36)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..script.overload.as_secs_f64(), 0.0..top)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().light_line_style(TRANSPARENT).x_desc("seconds of the run");
+    mesh.y_label_formatter(&|value| format!("{value:.0}")).x_label_formatter(&|value| format!("{value:.0}"));
+    mesh.label_style(("sans-serif", 14)).draw()?;
+    drop(mesh);
+    for (number, (line, side)) in lines.into_iter().zip(sides).enumerate() {
+        let colour = Palette99::pick(number).to_rgba();
+        let label = format!("{}: {:.0}", side.form.words(), numbers::goodput(&side.overload, script));
+        chart
+            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
+            .label(label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .label_font(("sans-serif", 15))
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! One side, from its first process to its last request.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use outrigger_edge::settings::{Check, Concurrency, ConcurrencyKind, RetryBegun, Signal};
+use outrigger_edge::{Edge, Settings, State};
+use tokio::runtime::Builder;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, interval, sleep, sleep_until};
+use xtask::error::While;
+use xtask::{Error, Result, ports, process, say};
+
+use crate::clock::{FACTOR, seconds};
+use crate::load::{self, Outcome};
+use crate::machines::Machines;
+use crate::script::{DEADLINE, Fault, Line, Script, times};
+
+/// What stands behind the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// One bare app.
+    One,
+    /// Three of them.
+    Three,
+    /// Three, each behind Outrigger.
+    Outrigger,
+    /// The same, behind an edge that sends nothing again that a Machine had begun.
+    OutriggerNoRetry,
+}
+
+impl Form {
+    pub const ALL: [Self; 4] = [Self::One, Self::Three, Self::Outrigger, Self::OutriggerNoRetry];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Three => "three",
+            Self::Outrigger => "outrigger",
+            Self::OutriggerNoRetry => "outrigger-no-retry",
+        }
+    }
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::One => "one bare app",
+            Self::Three => "three bare apps",
+            Self::Outrigger => "three with Outrigger",
+            Self::OutriggerNoRetry => "three with Outrigger, edge without retries",
+        }
+    }
+
+    pub fn machines(self) -> usize {
+        if self == Self::One { 1 } else { 3 }
+    }
+
+    fn has_proxy(self) -> bool {
+        matches!(self, Self::Outrigger | Self::OutriggerNoRetry)
+    }
+}
+
+/// What a side did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Side {
+    pub form: Form,
+    pub outcomes: Vec<Outcome>,
+    pub overload: Vec<Outcome>,
+    pub busy: Vec<Busy>,
+    pub busy_overload: Vec<Busy>,
+}
+
+/// How busy the computer was for a second; 1 is all of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Busy {
+    pub all: f64,
+    /// With the experiment: the load, the edge, and all that is behind it.
+    pub ours: f64,
+}
+
+/// Runs one side.
+pub fn run(form: Form, script: &Script, seed: u64, state: &Path) -> Result<Side> {
+    let dir = state.join(form.name());
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().while_("starting a runtime")?;
+    let side = runtime.block_on(go(form, script, seed, &dir))?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(side)
+}
+
+async fn go(form: Form, script: &Script, seed: u64, dir: &Path) -> Result<Side> {
+    let dns = (Ipv4Addr::LOCALHOST, ports::free()?).into();
+    let machines = Machines::new(form.has_proxy(), dns, dir)?;
+    let edge = Edge::start(settings(form, dns), Some(Arc::new(machines.clone()))).await.while_("starting the edge")?;
+    let edge = Arc::new(edge);
+    for _ in 0..form.machines() {
+        let machine = machines.make(1)?;
+        machines.run(&machine.id).await?;
+        edge.add(machine, State::Started);
+    }
+    is_whole(&edge, form).await?;
+    machines.know_each_other().await?;
+
+    say(format_args!("{}: {} s for {} minutes", form.words(), script.length().as_secs(), script.minutes));
+    let begin = Instant::now() + Duration::from_millis(200);
+    let mut faults = JoinSet::new();
+    for line in script.lines.clone() {
+        let (machines, edge) = (machines.clone(), Arc::clone(&edge));
+        faults.spawn(async move {
+            sleep_until(begin + line.begins()).await;
+            say(format_args!("  {} {}", crate::script::clock(line.begins()), line.fault.name()));
+            befall(&machines, &edge, &line).await.while_(line.fault.name())
+        });
+    }
+    let watch = Watch::start();
+    let outcomes = load::run(edge.address(), begin, script.arrivals(seed), seconds(DEADLINE)).await;
+    let busy = watch.stop();
+    while let Some(done) = faults.join_next().await {
+        done.while_("a fault")??;
+    }
+
+    is_whole(&edge, form).await?;
+    machines.know_each_other().await?;
+    say("  overload");
+    let watch = Watch::start();
+    let begin = Instant::now() + Duration::from_millis(200);
+    let overload = load::run(edge.address(), begin, script.overload(seed), seconds(DEADLINE)).await;
+    let busy_overload = watch.stop();
+    Ok(Side { form, outcomes, overload, busy, busy_overload })
+}
+
+/// The edge as `fly.toml` has it; what that does not say is Fly's default.
+fn settings(form: Form, dns: SocketAddr) -> Settings {
+    let mut check = Check::of("/health");
+    check.interval = Duration::from_secs(5);
+    // Two seconds are 133 ms here, which a busy computer may hesitate for.
+    check.timeout = Duration::from_secs(5);
+    let mut settings = Settings {
+        dns: Some(dns),
+        time_scale: 1.0 / f64::from(FACTOR),
+        concurrency: Concurrency { kind: ConcurrencyKind::Requests, soft_limit: 200, hard_limit: Some(1000) },
+        check: Some(check),
+        ..Settings::default()
+    };
+    settings.headers.client_address_field = Some(load::ADDRESS);
+    settings.routing.propagation = Duration::from_secs(2);
+    settings.routing.retry_begun =
+        if form == Form::OutriggerNoRetry { RetryBegun::None } else { RetryBegun::Idempotent };
+    settings.deploy.max_unavailable = 1.0;
+    settings.deploy.stop.signal = Signal::Terminate;
+    settings.deploy.stop.timeout = Duration::from_secs(80);
+    settings
+}
+
+async fn is_whole(edge: &Edge, form: Form) -> Result<()> {
+    let all = |snapshot: &outrigger_edge::Snapshot| {
+        snapshot.machines.iter().filter(|machine| machine.is_routed).count() == form.machines()
+    };
+    if edge.until(crate::PATIENCE, all).await {
+        return Ok(());
+    }
+    Err(Error::new(format_args!("the edge does not route to all Machines: {:?}", edge.snapshot().machines)))
+}
+
+async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
+    let of = |n| machines.nth(n).ok_or_else(|| Error::new("there is no Machine"));
+    match line.fault {
+        Fault::MachineKilled(n) => {
+            let id = of(n)?;
+            machines.kill(&id).await?;
+            edge.set_state(&id, State::Stopped);
+            sleep(seconds(times::REPLACEMENT)).await;
+            machines.run(&id).await?;
+            edge.set_state(&id, State::Started);
+            Ok(())
+        }
+        Fault::AppCrash(n) => {
+            let id = of(n)?;
+            machines.kill_app(&id).await?;
+            sleep(seconds(times::SUPERVISOR)).await;
+            machines.start_app(&id).await
+        }
+        Fault::AppHang(n) => {
+            let id = of(n)?;
+            machines.freeze_app(&id)?;
+            sleep(seconds(times::WATCHDOG)).await;
+            machines.kill_app(&id).await?;
+            sleep(seconds(times::SUPERVISOR)).await;
+            machines.start_app(&id).await
+        }
+        Fault::SlowDatabase(factor) => {
+            machines.database(factor).await?;
+            sleep(line.ends() - line.begins()).await;
+            machines.database(1.0).await
+        }
+        Fault::Deploy(strategy) => edge.deploy(strategy).await.while_("deploying"),
+        // It is in the load.
+        Fault::Burst(_) => Ok(()),
+    }
+}
+
+/// Looks once a second how busy the computer is, until it is stopped.
+struct Watch {
+    seen: Arc<Mutex<Vec<Busy>>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn start() -> Self {
+        let seen: Arc<Mutex<Vec<Busy>>> = Arc::default();
+        let into = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_secs(1));
+            let mut before = None;
+            loop {
+                ticks.tick().await;
+                let now = cpu();
+                if let (Some(before), Some(now)) = (before, now) {
+                    into.lock().unwrap_or_else(PoisonError::into_inner).push(Ticks::between(before, now));
+                }
+                before = now;
+            }
+        });
+        Self { seen, task }
+    }
+
+    fn stop(self) -> Vec<Busy> {
+        self.task.abort();
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Ticks of all CPUs since some time.
+#[derive(Clone, Copy)]
+struct Ticks {
+    all: f64,
+    busy: f64,
+    ours: f64,
+}
+
+impl Ticks {
+    fn between(before: Self, now: Self) -> Busy {
+        let all = f64::max(now.all - before.all, 1.0);
+        // A process that ends between being seen alive and being waited for is missed for a moment.
+        Busy { all: (now.busy - before.busy) / all, ours: f64::max(now.ours - before.ours, 0.0) / all }
+    }
+}
+
+/// From the first line of `/proc/stat`, and what is said there of us and our children.
+fn cpu() -> Option<Ticks> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let all: f64 = ticks.iter().take(8).sum();
+    // The fields of a process count from the third: 14 and 15 are its own, 16 and 17 those of the children that have ended.
+    let of = |pid: u32, fields: std::ops::Range<usize>| -> f64 {
+        let stat = process::stat(pid).unwrap_or_default();
+        fields.filter_map(|field| stat.get(field - 3)?.parse::<f64>().ok()).sum()
+    };
+    let us = std::process::id();
+    let ours = of(us, 14..18) + process::children(us).into_iter().map(|child| of(child, 14..16)).sum::<f64>();
+    // The fourth is idle, the fifth waits for disks.
+    Some(Ticks { all, busy: all - ticks.get(3)? - ticks.get(4)?, ours })
+}

@@ -1,0 +1,17 @@
+//! `cargo xtask experiment`: builds the availability experiment and the proxy as it ships, and runs it. See `tests/experiment/`.
+
+use std::process::Command;
+
+use xtask::{Error, Result, error::While, paths, programs, say};
+
+/// `args` go to the program.
+pub fn run(args: &[String]) -> Result<()> {
+    say("building the proxy and the experiment with all optimisations, which takes minutes");
+    // One after the other: built together, the proxy would get features of its dependencies that only the experiment asks for.
+    for package in ["outrigger", "outrigger-experiment"] {
+        programs::build_packages(&[package], true)?;
+    }
+    let program = paths::target().join("release/outrigger-experiment");
+    let status = Command::new(&program).args(args).status().while_(format_args!("running {}", program.display()))?;
+    if status.success() { Ok(()) } else { Err(Error::new("the experiment did not come to its end; see above")) }
+}
