@@ -1,9 +1,6 @@
 //! A thousand sessions on three Machines behind Fly's edge: each keeps its Machine, through deaths and deploys.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 
 use outrigger_edge::{Code, Strategy, settings::Removal};
 
@@ -98,7 +95,7 @@ fn a_rolling_deploy_loses_no_request_and_is_slow_for_nobody() {
 }
 
 #[test]
-#[ignore = "cargo xtask soak: five minutes"]
+#[ignore = "cargo xtask soak: most of a minute"]
 fn twenty_rolling_deploys_lose_no_request() {
     let fleet = Fleet::start(3, "", |_| {});
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 500.0, mixed);
@@ -118,10 +115,13 @@ fn apps_that_restart_one_after_the_other_are_not_noticed() {
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 300.0, plain);
     for name in fleet.names() {
         fleet.machines.with(&name, |_, app| app.stop());
-        let since = Instant::now();
-        while since.elapsed() < Duration::from_millis(500) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // What still comes to it goes to peers, and what would be sent to it is served where it arrives.
+        let stood_in = || {
+            fleet.machines.metric("outrigger_peer_requests_total", &[("kind", "failover")])
+                + fleet.machines.metric("outrigger_affinity_total", &[("event", "visiting")])
+        };
+        let before = stood_in();
+        until("peers to stand in for it", || stood_in() >= before + 20.0);
         fleet.machines.with(&name, |_, app| app.resume());
         until("the app to be back", || {
             fleet.machines.metric("outrigger_app_reachable", &[]) == 3.0
@@ -131,9 +131,6 @@ fn apps_that_restart_one_after_the_other_are_not_noticed() {
     let report = crowd.ends();
     report.is_flawless();
     assert!(report.longest < Duration::from_secs(3), "{:?}", report.longest);
-    assert!(
-        fleet.machines.metric("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "answered")]) > 10.0
-    );
 }
 
 #[test]

@@ -183,16 +183,16 @@ fn keeps_the_quota_through(outage: &Outage) {
 
 #[test]
 fn a_redis_that_dies_and_forgets_everything_costs_no_quota_and_gives_none() {
-    keeps_the_quota_through(&Outage { begin: Redis::crash, end: |redis| redis.start_again().unwrap() });
+    keeps_the_quota_through(&Outage { begin: |redis| redis.crash(), end: |redis| redis.start_again().unwrap() });
 }
 
 #[test]
 fn a_redis_that_freezes_and_goes_on_costs_no_quota_and_gives_none() {
-    keeps_the_quota_through(&Outage { begin: Redis::pause, end: Redis::resume });
+    keeps_the_quota_through(&Outage { begin: |redis| redis.pause(), end: |redis| redis.resume() });
 }
 
 #[test]
-#[ignore = "takes five minutes: cargo test -p outrigger-tests --test e2e for_five_minutes -- --ignored --nocapture"]
+#[ignore = "cargo xtask soak: five minutes"]
 fn for_five_minutes_the_quota_is_kept_and_redis_is_killed_half_way() {
     let (app, mut redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 5, &rule("all", "600/1m", "by = \"client\""));

@@ -135,6 +135,17 @@ pub enum Via {
     Off,
 }
 
+impl Via {
+    /// The name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::Private => "private",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// What is known of the Machine that keeps the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {

@@ -7,7 +7,7 @@ pub mod cookie;
 pub mod replay;
 
 use http::HeaderName;
-use outrigger_policy::affinity::{Home, Mark, Sight, Via, Way, way};
+use outrigger_policy::affinity::{Home, Mark, Sight, Way, way};
 use outrigger_policy::flags::Mode;
 
 use self::cookie::Found;
@@ -194,13 +194,4 @@ pub fn set_cookie(exchange: &Exchange, write: impl FnOnce(&'static str, &[u8])) 
     let config = &exchange.rules.config;
     let (Some(rules), Some(this)) = (&config.affinity, &config.this) else { return };
     cookie::with_line(exchange, rules, this, |line| write("Set-Cookie", line));
-}
-
-/// How a session's transport is called.
-pub const fn via_name(via: Via) -> &'static str {
-    match via {
-        Via::Replay => "replay",
-        Via::Private => "private",
-        Via::Off => "off",
-    }
 }

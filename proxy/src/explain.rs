@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::{Feature, Mode, Subject};
 
-use crate::affinity::via_name;
 use crate::config::Config;
 use crate::config::units::{CallWindow, Share, Size, Span};
 use crate::exchange::{Fields, Request};
@@ -142,7 +141,7 @@ fn session(config: &Config) -> String {
         Some(rules) => format!(
             "{}: keeps its Machine by {}, for {} without a request",
             rules.mode.name(),
-            via_name(rules.via),
+            rules.via.name(),
             Span(rules.lifetime.idle)
         ),
     }

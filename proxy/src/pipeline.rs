@@ -327,12 +327,15 @@ impl ProxyHttp for Gateway {
             error.set_retry(true);
             return error;
         }
+        let is_refused = *error.etype() == ErrorType::ConnectRefused;
+        let waits = is_refused && hold::refused(&self.state, exchange);
         let again = match error.etype() {
-            ErrorType::ConnectRefused if self.is_away(exchange) && failover::takes(&self.state, exchange) => {
+            // Nothing was sent: a peer takes it, or it waits for the app like those that come now.
+            ErrorType::ConnectRefused if failover::takes(&self.state, exchange) => {
                 exchange.attempts -= 1;
                 true
             }
-            ErrorType::ConnectRefused if hold::refused(&self.state, exchange) => {
+            ErrorType::ConnectRefused if waits => {
                 exchange.next.rejoins = true;
                 // What broke off did so because the app went: it waits for it, and is no retry.
                 exchange.next.owes = false;

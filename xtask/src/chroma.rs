@@ -3,25 +3,25 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{Process, Program, Result, Signal, Tool, error::While, http, ports};
+use crate::{Program, Result, Service, Tool, error::While, http, ports};
 
 const RUN: &str = "import sys, chromadb_rust_bindings as b; b.cli(['chroma'] + sys.argv[1:])";
 const START: Duration = Duration::from_secs(60);
-const STOP: Duration = Duration::from_secs(10);
 
 /// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
 ///
-/// It knows no passwords: whoever is on this machine can reach it.
+/// What was acknowledged is there after a crash. It knows no passwords: whoever is on this machine can reach it.
 #[derive(Debug)]
 pub struct Chroma {
     python: PathBuf,
     dir: PathBuf,
     port: u16,
-    process: Option<Process>,
+    service: Service,
 }
 
 impl Chroma {
@@ -33,7 +33,7 @@ impl Chroma {
     pub fn start_on(dir: &Path, port: u16) -> Result<Self> {
         let dir = dir.join("chroma");
         fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
-        let mut server = Self { python: Tool::Chroma.get()?, dir, port, process: None };
+        let mut server = Self { python: Tool::Chroma.get()?, dir, port, service: Service::default() };
         server.start_again()?;
         Ok(server)
     }
@@ -51,23 +51,13 @@ impl Chroma {
         self.port
     }
 
-    /// The server's process, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(Process::pid)
-    }
-
-    /// The process, for who waits for its unexpected end.
-    pub fn process_mut(&mut self) -> Option<&mut Process> {
-        self.process.as_mut()
-    }
-
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
 
     /// Starts a stopped server again, on the same port and data. One that runs is left alone.
     pub fn start_again(&mut self) -> Result<()> {
-        if self.process.as_mut().is_some_and(Process::is_running) {
+        if self.service.is_running() {
             return Ok(());
         }
         let mut process = Program::new(&self.python)
@@ -83,36 +73,22 @@ impl Chroma {
             let answer = http::get(address, "/api/v2/healthcheck", Duration::from_secs(1));
             answer.is_ok_and(|answer| answer.status == 200)
         })?;
-        self.process = Some(process);
+        self.service.runs(process);
         Ok(())
     }
+}
 
-    /// Ends it in order.
-    pub fn stop(&mut self) -> Result<()> {
-        match self.process.take() {
-            Some(mut process) => process.stop(Signal::TERM, STOP).map(drop),
-            None => Ok(()),
-        }
+impl Deref for Chroma {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
     }
+}
 
-    /// `kill -9`; everything acknowledged is there after the next start.
-    pub fn crash(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// Freezes it: connections are still accepted by the kernel, and nothing answers.
-    pub fn pause(&mut self) {
-        if let Some(process) = self.process.as_mut() {
-            process.pause();
-        }
-    }
-
-    pub fn resume(&mut self) {
-        if let Some(process) = self.process.as_mut() {
-            process.resume();
-        }
+impl DerefMut for Chroma {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.service
     }
 }
 

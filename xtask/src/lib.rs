@@ -13,6 +13,7 @@ pub mod process;
 pub mod programs;
 pub mod python;
 pub mod redis;
+pub mod service;
 pub mod tools;
 pub mod wait;
 
@@ -21,6 +22,7 @@ pub use error::{Error, Result};
 pub use postgres::Postgres;
 pub use process::{Process, Program, Signal};
 pub use redis::Redis;
+pub use service::Service;
 pub use tools::Tool;
 
 /// Tells the person at the terminal what is being done, on standard error.

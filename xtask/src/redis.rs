@@ -4,14 +4,14 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{Error, Process, Program, Result, Signal, Tool, error::While, ports};
+use crate::{Error, Program, Result, Service, Tool, error::While, ports};
 
 const START: Duration = Duration::from_secs(20);
-const STOP: Duration = Duration::from_secs(10);
 /// For one command.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -24,7 +24,7 @@ pub struct Redis {
     dir: PathBuf,
     port: u16,
     args: Vec<String>,
-    process: Option<Process>,
+    service: Service,
 }
 
 impl Redis {
@@ -38,7 +38,8 @@ impl Redis {
         let dir = dir.join("redis");
         fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
         let args = args.iter().map(ToString::to_string).collect();
-        let mut server = Self { program: Tool::RedisServer.get()?, dir, port: ports::free()?, args, process: None };
+        let mut server =
+            Self { program: Tool::RedisServer.get()?, dir, port: ports::free()?, args, service: Service::default() };
         server.start_again()?;
         Ok(server)
     }
@@ -62,7 +63,7 @@ impl Redis {
 
     /// Starts a stopped server again, on the same port. One that runs is left alone.
     pub fn start_again(&mut self) -> Result<()> {
-        if self.process.as_mut().is_some_and(Process::is_running) {
+        if self.service.is_running() {
             return Ok(());
         }
         let mut process = Program::new(&self.program)
@@ -75,7 +76,7 @@ impl Redis {
             .start("Redis", &self.log())?;
         let answers = || self.command("PING").is_ok();
         process.ready(START, answers)?;
-        self.process = Some(process);
+        self.service.runs(process);
         Ok(())
     }
 
@@ -96,33 +97,19 @@ impl Redis {
             None => Ok("OK".to_owned()),
         }
     }
+}
 
-    /// Ends it in order.
-    pub fn stop(&mut self) -> Result<()> {
-        match self.process.take() {
-            Some(mut process) => process.stop(Signal::TERM, STOP).map(drop),
-            None => Ok(()),
-        }
+impl Deref for Redis {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
     }
+}
 
-    /// `kill -9`.
-    pub fn crash(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// Freezes it: connections are still accepted by the kernel, and nothing answers.
-    pub fn pause(&mut self) {
-        if let Some(process) = self.process.as_mut() {
-            process.pause();
-        }
-    }
-
-    pub fn resume(&mut self) {
-        if let Some(process) = self.process.as_mut() {
-            process.resume();
-        }
+impl DerefMut for Redis {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.service
     }
 }
 

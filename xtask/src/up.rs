@@ -331,7 +331,7 @@ impl House {
     fn ended(&mut self) -> Option<Error> {
         let databases = [
             self.postgres.as_mut().and_then(Postgres::process_mut),
-            self.chroma.as_mut().and_then(Chroma::process_mut),
+            self.chroma.as_mut().and_then(|chroma| chroma.process_mut()),
         ];
         let machines = self.machines.iter_mut().flat_map(Machine::processes);
         let mut all = databases.into_iter().flatten().chain(&mut self.edge).chain(machines);
@@ -357,7 +357,7 @@ impl House {
                 scope.spawn(|| machine.stop());
             }
         });
-        let outcomes = [self.chroma.as_mut().map(Chroma::stop), self.postgres.as_mut().map(Postgres::stop)];
+        let outcomes = [self.chroma.as_mut().map(|chroma| chroma.stop()), self.postgres.as_mut().map(Postgres::stop)];
         for error in outcomes.into_iter().flatten().filter_map(Result::err) {
             say(error);
         }

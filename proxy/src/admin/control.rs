@@ -20,7 +20,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::abuse::Banned;
-use crate::affinity::via_name;
 use crate::breakers::Standing;
 use crate::config::Target;
 use crate::config::units::Span;
@@ -145,7 +144,7 @@ async fn machines(Shared(state): Shared<Arc<State>>) -> Json<Value> {
     Json(json!({
         "name": rules.config.this.as_ref().map(|this| &*this.name),
         "state": condition,
-        "affinity": affinity.map(|rules| json!({ "mode": rules.mode.name(), "via": via_name(rules.via) })),
+        "affinity": affinity.map(|rules| json!({ "mode": rules.mode.name(), "via": rules.via.name() })),
         "peers": peers,
     }))
 }

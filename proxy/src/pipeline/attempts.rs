@@ -68,12 +68,6 @@ impl Gateway {
         self.wait_for_turn(exchange).await
     }
 
-    /// Whether the app is away: it has just refused a connection, and no other request may have noticed.
-    pub(super) fn is_away(&self, exchange: &Exchange) -> bool {
-        hold::refused(&self.state, exchange);
-        self.state.reach.is_away()
-    }
-
     /// Asks the edge to send the request to its session's home.
     pub(super) async fn replay(&self, session: &mut Session, exchange: &mut Exchange, home: &str) {
         let rules = std::sync::Arc::clone(&exchange.rules);
