@@ -1,0 +1,645 @@
+//! What the audit trail says about an act, and how a line of it is written.
+//!
+//! An *entry* is one line of JSON. Each carries the hash of the one before, so that none can be taken away, added, moved or changed
+//! without the next one showing it. A *chain* is all entries of one [`Class`] that one spool has written: what is kept equally long
+//! is dropped together, and what is left is still a chain. docs/audit.md has the whole format.
+
+use std::fmt::{self, Write as _};
+
+/// How long an entry is kept, and how surely it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// What somebody tried and did not get.
+    Security,
+    /// Who came in, and who did not.
+    Authentication,
+    /// Who read or changed what.
+    Data,
+    /// What operators did.
+    Administration,
+    /// What was deleted, and what subjects asked for: the proof that it was done.
+    Deletion,
+}
+
+/// Days.
+const DAY_S: u64 = 86_400;
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Security, Self::Authentication, Self::Data, Self::Administration, Self::Deletion];
+
+    /// The name in entries, files and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Security => "security",
+            Self::Authentication => "authentication",
+            Self::Data => "data",
+            Self::Administration => "administration",
+            Self::Deletion => "deletion",
+        }
+    }
+
+    /// The class of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+
+    /// For how many seconds its entries are kept, unless the operator says otherwise.
+    pub const fn default_retention_s(self) -> u64 {
+        DAY_S
+            * match self {
+                Self::Security => 30,
+                Self::Authentication => 90,
+                Self::Data => 365,
+                Self::Administration => 730,
+                Self::Deletion => 1095,
+            }
+    }
+}
+
+/// When the client gets its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// At once; the entry is on disk at most 50 ms later.
+    #[default]
+    Group,
+    /// Once the entry is on disk.
+    BeforeResponse,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventType {
+    /// Somebody came in.
+    Login,
+    /// Somebody left.
+    Logout,
+    /// Somebody was not let in.
+    AuthFailed,
+    /// Somebody stays.
+    TokenRefresh,
+    /// Data was read.
+    Read,
+    /// Data was made or changed.
+    Write,
+    /// Data was deleted.
+    Delete,
+    /// Data was taken away in bulk.
+    Export,
+    /// An operator acted.
+    AdminAction,
+    /// The rules changed.
+    ConfigChange,
+    /// A flag changed.
+    FlagChange,
+    /// A quota was used up.
+    RateLimited,
+    /// A client is, or was, shut out.
+    Banned,
+    /// A breaker changed its state, or refused.
+    Breaker,
+    /// Something signed did not verify.
+    Forged,
+    /// There was no turn for it.
+    Shed,
+    /// A subject asked what is known of it.
+    AccessRequest,
+    /// A subject asked to be forgotten.
+    ErasureRequest,
+    /// A subject agreed, or no longer does.
+    Consent,
+}
+
+impl EventType {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::Login,
+        Self::Logout,
+        Self::AuthFailed,
+        Self::TokenRefresh,
+        Self::Read,
+        Self::Write,
+        Self::Delete,
+        Self::Export,
+        Self::AdminAction,
+        Self::ConfigChange,
+        Self::FlagChange,
+        Self::RateLimited,
+        Self::Banned,
+        Self::Breaker,
+        Self::Forged,
+        Self::Shed,
+        Self::AccessRequest,
+        Self::ErasureRequest,
+        Self::Consent,
+    ];
+
+    /// The name in entries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Login => "auth.login",
+            Self::Logout => "auth.logout",
+            Self::AuthFailed => "auth.failed",
+            Self::TokenRefresh => "auth.token_refresh",
+            Self::Read => "data.read",
+            Self::Write => "data.write",
+            Self::Delete => "data.delete",
+            Self::Export => "data.export",
+            Self::AdminAction => "admin.action",
+            Self::ConfigChange => "admin.config_change",
+            Self::FlagChange => "admin.flag_change",
+            Self::RateLimited => "security.rate_limited",
+            Self::Banned => "security.banned",
+            Self::Breaker => "security.breaker",
+            Self::Forged => "security.forged",
+            Self::Shed => "security.shed",
+            Self::AccessRequest => "subject.access_request",
+            Self::ErasureRequest => "subject.erasure_request",
+            Self::Consent => "subject.consent",
+        }
+    }
+
+    /// The type of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|event| event.name() == name)
+    }
+
+    /// Where its entries go.
+    pub const fn class(self) -> Class {
+        match self {
+            Self::RateLimited | Self::Banned | Self::Breaker | Self::Forged | Self::Shed => Class::Security,
+            Self::Login | Self::Logout | Self::AuthFailed | Self::TokenRefresh => Class::Authentication,
+            Self::Read | Self::Write | Self::Export => Class::Data,
+            Self::AdminAction | Self::ConfigChange | Self::FlagChange => Class::Administration,
+            Self::Delete | Self::AccessRequest | Self::ErasureRequest | Self::Consent => Class::Deletion,
+        }
+    }
+
+    /// What was done, in a word.
+    pub const fn action(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Logout => "logout",
+            Self::AuthFailed => "login",
+            Self::TokenRefresh => "refresh",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Delete => "delete",
+            Self::Export | Self::AccessRequest => "export",
+            Self::AdminAction => "act",
+            Self::ConfigChange => "reload",
+            Self::FlagChange => "switch",
+            Self::RateLimited => "limit",
+            Self::Banned => "ban",
+            Self::Breaker => "break",
+            Self::Forged => "verify",
+            Self::Shed => "shed",
+            Self::ErasureRequest => "erase",
+            Self::Consent => "consent",
+        }
+    }
+}
+
+/// What a route says about its requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Declared {
+    /// Only refusals are entered.
+    #[default]
+    Off,
+    /// Method and status tell the type.
+    Class(Class),
+    /// This type, whatever the method; a refused sign-in is still a failed one.
+    Type(EventType),
+}
+
+impl Declared {
+    /// Reads `"off"`, a class or a type. `"security"` is none: those entries are made of refusals, not of routes.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "off" => Some(Self::Off),
+            "security" => None,
+            name => Class::named(name)
+                .map(Self::Class)
+                .or_else(|| EventType::named(name).map(Self::Type).filter(|_| !name.starts_with("security."))),
+        }
+    }
+
+    /// The type of a request with this method that the app has answered, or that nobody could; `None`: it is not entered.
+    pub fn event(self, method: &str, status: u16) -> Option<EventType> {
+        let is_denied = matches!(status, 401 | 403);
+        let by_method = match method {
+            "GET" | "HEAD" | "OPTIONS" | "TRACE" => EventType::Read,
+            "DELETE" => EventType::Delete,
+            _ => EventType::Write,
+        };
+        let event = match self {
+            Self::Off => return None,
+            Self::Class(Class::Authentication) if method == "DELETE" => EventType::Logout,
+            Self::Class(Class::Authentication) => EventType::Login,
+            Self::Class(Class::Data) => by_method,
+            Self::Class(Class::Administration | Class::Security) => EventType::AdminAction,
+            Self::Class(Class::Deletion) => match by_method {
+                EventType::Read => EventType::AccessRequest,
+                EventType::Delete => EventType::ErasureRequest,
+                _ => EventType::Consent,
+            },
+            Self::Type(event) => event,
+        };
+        let signs_in = matches!(event, EventType::Login | EventType::TokenRefresh);
+        // Nobody came in, whatever was wrong with what was sent.
+        Some(if status == 401 || is_denied && signs_in || signs_in && (400..500).contains(&status) {
+            EventType::AuthFailed
+        } else {
+            event
+        })
+    }
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// It was done.
+    Success,
+    /// The app said no.
+    Failure,
+    /// Something broke; whether it was done may be unknown.
+    Error,
+    /// We said no; the app never saw it.
+    Refused,
+}
+
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Success, Self::Failure, Self::Error, Self::Refused];
+
+    /// The name in entries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Error => "error",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// The outcome of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.name() == name)
+    }
+
+    /// Of an answer of the app's.
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            0..400 => Self::Success,
+            400..500 => Self::Failure,
+            _ => Self::Error,
+        }
+    }
+}
+
+/// The hash of an entry: SHA-256 of its line, without the newline.
+pub type Hash = [u8; 32];
+
+/// What the first entry of a chain has for the one before.
+pub const NO_HASH: Hash = [0; 32];
+
+/// The end of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the last entry; 0 when there is none.
+    pub last: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { last: 0, hash: NO_HASH }
+    }
+}
+
+/// A time as entries have it: microseconds since 1970, UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(pub i64);
+
+/// Microseconds of a day.
+const DAY_US: i64 = 86_400_000_000;
+
+impl Time {
+    /// Writes it as RFC 3339: `2026-11-24T14:00:00.123456Z`.
+    pub fn write(self, out: &mut Vec<u8>) {
+        // Years 1970 to 9999: four digits, and what the chain's clock can mean.
+        let us = self.0.clamp(0, 253_402_300_799_999_999);
+        let (year, month, day) = civil(us / DAY_US);
+        let in_day = us % DAY_US;
+        let (seconds, fraction) = (in_day / 1_000_000, in_day % 1_000_000);
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        digits(&mut text[0..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day);
+        digits(&mut text[11..13], seconds / 3600);
+        digits(&mut text[14..16], seconds / 60 % 60);
+        digits(&mut text[17..19], seconds % 60);
+        digits(&mut text[20..26], fraction);
+        out.extend_from_slice(&text);
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::with_capacity(27);
+        self.write(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
+    }
+}
+
+fn digits(out: &mut [u8], mut value: i64) {
+    for digit in out.iter_mut().rev() {
+        // At most nine, and never negative: `civil` and the clamp see to it.
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+}
+
+/// The date of a day since 1970, after Howard Hinnant's `civil_from_days`.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let of_era = z.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// An entry before it has its place in the chain. Text that comes from outside is escaped and shortened when it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Draft<'a> {
+    /// Its name, as a UUIDv7.
+    pub id: u128,
+    /// When it happened.
+    pub time: Time,
+    /// Where.
+    pub machine: &'a str,
+    /// The request.
+    pub request_id: Option<&'a str>,
+    /// The trace that it belongs to (W3C Trace Context).
+    pub trace_id: Option<u128>,
+    /// What was done.
+    pub event: EventType,
+    /// The same in a word, where the type says less.
+    pub action: Option<&'a str>,
+    /// The request's method.
+    pub method: Option<&'a str>,
+    /// Its route.
+    pub route: Option<&'a str>,
+    /// Path parameters that may be written: name and value.
+    pub resource: &'a [(&'a str, &'a [u8])],
+    /// Fields that may be written: name and value.
+    pub headers: &'a [(&'a str, &'a [u8])],
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// From the request's head to the end.
+    pub duration_us: Option<u64>,
+    /// Who: members as they are written, from `"actor":{…}` to `"sealed":"…"`.
+    pub who: &'a str,
+    /// Why.
+    pub reason: Option<&'a str>,
+    /// What else there is to say: a JSON object.
+    pub details: Option<&'a str>,
+}
+
+/// The longest text from outside in an entry, in bytes before it is escaped; the rest is cut off and `…` stands for it.
+pub const LONGEST_TEXT: usize = 256;
+/// The most fields or parameters in an entry.
+pub const MOST_PAIRS: usize = 16;
+
+impl<'a> Draft<'a> {
+    /// Something that was done, and nothing else yet.
+    pub const fn new(id: u128, time: Time, machine: &'a str, event: EventType, outcome: Outcome, who: &'a str) -> Self {
+        Self {
+            id,
+            time,
+            machine,
+            request_id: None,
+            trace_id: None,
+            event,
+            action: None,
+            method: None,
+            route: None,
+            resource: &[],
+            headers: &[],
+            outcome,
+            status: None,
+            duration_us: None,
+            who,
+            reason: None,
+            details: None,
+        }
+    }
+
+    /// Writes its line, without the newline, as the next of `class` after `head`.
+    pub fn write(&self, class: Class, head: &Head, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"seq\":");
+        number(out, head.last + 1);
+        self.write_members(class, out);
+        out.extend_from_slice(b",\"prev\":\"");
+        hex(out, &head.hash);
+        out.extend_from_slice(b"\"}");
+    }
+
+    /// Writes it as a line that is in no chain.
+    pub fn write_unchained(&self, class: Class, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.write_members(class, out);
+        // The first member begins with a comma.
+        if let Some(first) = out.get_mut(start) {
+            *first = b'{';
+        }
+        out.push(b'}');
+    }
+
+    fn write_members(&self, class: Class, out: &mut Vec<u8>) {
+        let plain = |out: &mut Vec<u8>, name: &str, value: &str| {
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+            out.push(b'"');
+        };
+        plain(out, ",\"class\":\"", class.name());
+        out.extend_from_slice(b",\"id\":\"");
+        uuid(out, self.id);
+        out.extend_from_slice(b"\",\"time\":\"");
+        self.time.write(out);
+        out.extend_from_slice(b"\",\"machine\":");
+        text(out, self.machine.as_bytes());
+        if let Some(id) = self.request_id {
+            out.extend_from_slice(b",\"request_id\":");
+            text(out, id.as_bytes());
+        }
+        if let Some(trace) = self.trace_id {
+            out.extend_from_slice(b",\"trace_id\":\"");
+            hex(out, &trace.to_be_bytes());
+            out.push(b'"');
+        }
+        plain(out, ",\"type\":\"", self.event.name());
+        plain(out, ",\"action\":\"", self.action.unwrap_or(self.event.action()));
+        if let Some(method) = self.method {
+            out.extend_from_slice(b",\"method\":");
+            text(out, method.as_bytes());
+        }
+        if let Some(route) = self.route {
+            out.extend_from_slice(b",\"route\":");
+            text(out, route.as_bytes());
+        }
+        pairs(out, ",\"resource\":{", self.resource);
+        pairs(out, ",\"headers\":{", self.headers);
+        plain(out, ",\"outcome\":\"", self.outcome.name());
+        if let Some(status) = self.status {
+            out.extend_from_slice(b",\"status\":");
+            number(out, u64::from(status));
+        }
+        if let Some(duration) = self.duration_us {
+            out.extend_from_slice(b",\"duration_us\":");
+            number(out, duration);
+        }
+        out.push(b',');
+        out.extend_from_slice(self.who.as_bytes());
+        if let Some(reason) = self.reason {
+            out.extend_from_slice(b",\"reason\":");
+            text(out, reason.as_bytes());
+        }
+        if let Some(details) = self.details {
+            out.extend_from_slice(b",\"details\":");
+            out.extend_from_slice(details.as_bytes());
+        }
+    }
+}
+
+fn pairs(out: &mut Vec<u8>, opening: &str, pairs: &[(&str, &[u8])]) {
+    let mut opening = opening.as_bytes();
+    for (name, value) in pairs.iter().take(MOST_PAIRS) {
+        out.extend_from_slice(opening);
+        opening = b",";
+        text(out, name.as_bytes());
+        out.push(b':');
+        text(out, value);
+    }
+    if opening == b"," {
+        out.push(b'}');
+    }
+}
+
+/// Writes `bytes` as a JSON string: what is no UTF-8 becomes U+FFFD, control characters are escaped (U+0000 becomes U+FFFD, which
+/// PostgreSQL takes), and what is longer than [`LONGEST_TEXT`] is cut.
+pub fn text(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    let is_plain = |b: u8| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\';
+    if bytes.len() <= LONGEST_TEXT && bytes.iter().all(|b| is_plain(*b)) {
+        out.extend_from_slice(bytes);
+    } else {
+        escape(out, bytes);
+    }
+    out.push(b'"');
+}
+
+#[cold]
+fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
+    let shown = &bytes[..bytes.len().min(LONGEST_TEXT)];
+    // A character that was cut in two is no character.
+    let shown = if shown.len() < bytes.len() {
+        let whole = shown.utf8_chunks().last().map_or(0, |chunk| chunk.invalid().len());
+        &shown[..shown.len() - whole]
+    } else {
+        shown
+    };
+    let mut escaped = String::with_capacity(shown.len() + 16);
+    for chunk in shown.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' => escaped.push_str("\\\""),
+                '\\' => escaped.push_str("\\\\"),
+                '\0' => escaped.push('\u{fffd}'),
+                // The controls of Unicode too: they turn a line on a terminal into something else.
+                c if c.is_control()
+                    || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
+                {
+                    // Writing to a string does not fail.
+                    let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+                }
+                c => escaped.push(c),
+            }
+        }
+        if !chunk.invalid().is_empty() {
+            escaped.push('\u{fffd}');
+        }
+    }
+    if shown.len() < bytes.len() {
+        escaped.push('…');
+    }
+    out.extend_from_slice(escaped.as_bytes());
+}
+
+fn number(out: &mut Vec<u8>, mut value: u64) {
+    let mut text = [0; 20];
+    let mut at = text.len();
+    loop {
+        at -= 1;
+        text[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&text[at..]);
+}
+
+/// Writes `bytes` as hexadecimal digits in lower case.
+pub fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.reserve(bytes.len() * 2);
+    for byte in bytes {
+        out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+}
+
+/// Reads a hash that [`hex`] has written.
+pub fn unhex(text: &[u8]) -> Option<Hash> {
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let mut hash = NO_HASH;
+    if text.len() != hash.len() * 2 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(hash)
+}
+
+fn uuid(out: &mut Vec<u8>, id: u128) {
+    let bytes = id.to_be_bytes();
+    for (at, part) in [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].into_iter().enumerate() {
+        if at > 0 {
+            out.push(b'-');
+        }
+        hex(out, part);
+    }
+}
+
+/// A UUIDv7 (RFC 9562) of this time with these random bits.
+pub const fn uuid_v7(time: Time, random: (u64, u64)) -> u128 {
+    let milliseconds = (time.0 / 1000) as u64;
+    let high = milliseconds << 16 | 0x7000 | random.0 & 0x0fff;
+    let low = 0b10 << 62 | random.1 >> 2;
+    (high as u128) << 64 | low as u128
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,464 @@
+//! The keys of the trail, and what they do: pseudonyms, sealed values, signatures.
+//!
+//! Operators give *master keys*. From each, HKDF-SHA-256 (RFC 5869) derives three: one for pseudonyms (HMAC-SHA-256), one that wraps the
+//! *data keys* of subjects (AES-256-GCM), and one that signs (Ed25519). A data key is random and belongs to one subject: once it is
+//! destroyed, what it has sealed is lost, wherever it is stored.
+
+use std::cell::RefCell;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use ring::{hkdf, hmac};
+use serde::{Deserialize, Serialize};
+
+/// The variable with the master keys.
+pub const KEYS: &str = "OUTRIGGER_AUDIT_KEYS";
+/// Shorter ones can be guessed.
+pub const SHORTEST_SECRET: usize = 32;
+const MOST_KEYS: usize = 16;
+const SALT: &[u8] = b"outrigger audit trail v1";
+
+/// What is wrong with keys, or with what they should open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// One of a list cannot be read.
+    #[error(
+        "key number {number} {problem}; write \"id:secret,older:secret\", secrets of at least {SHORTEST_SECRET} characters"
+    )]
+    Unreadable {
+        /// From 1.
+        number: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The key is not among those that are known.
+    #[error("made with key {0:?}, which is not among the keys given ({KEYS})")]
+    Unknown(String),
+    /// It does not open, or does not verify.
+    #[error("key {0:?} is another one than that it was made with, or it was changed since")]
+    Wrong(String),
+    /// The system gives no randomness.
+    #[error("the system gives no random bytes")]
+    NoRandomness,
+}
+
+/// Whom a subject is named by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SubjectKind {
+    /// A verified user.
+    User,
+    /// A known API key.
+    Key,
+    /// An address.
+    Address,
+}
+
+impl SubjectKind {
+    /// The name in entries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Key => "key",
+            Self::Address => "address",
+        }
+    }
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::User => "u_",
+            Self::Key => "k_",
+            Self::Address => "a_",
+        }
+    }
+
+    /// Takes `user:ann` apart.
+    pub fn of(subject: &str) -> Option<Self> {
+        let (kind, name) = subject.split_once(':')?;
+        [Self::User, Self::Key, Self::Address].into_iter().find(|of| of.name() == kind && !name.is_empty())
+    }
+}
+
+/// The master keys: the first is used, all can open.
+#[derive(Clone, Debug)]
+pub struct MasterKeys {
+    keys: Vec<std::sync::Arc<MasterKey>>,
+}
+
+struct MasterKey {
+    id: String,
+    pseudonyms: hmac::Key,
+    wrapping: LessSafeKey,
+    signing: Ed25519KeyPair,
+}
+
+impl std::fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MasterKey({})", self.id)
+    }
+}
+
+impl MasterKeys {
+    /// Reads `id:secret,older:secret`; `None` when there is none.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(text: &str) -> Result<Option<Self>, KeyError> {
+        let mut keys: Vec<std::sync::Arc<MasterKey>> = Vec::new();
+        for (at, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
+            let bad = |problem| KeyError::Unreadable { number: at + 1, problem };
+            let (id, secret) = part.split_once(':').ok_or(bad("has no id before a colon"))?;
+            let is_id = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+            if !(1..=32).contains(&id.len()) || !id.bytes().all(is_id) {
+                return Err(bad("has an id that is not made of 1 to 32 letters, digits, \"-\", \"_\" and \".\""));
+            }
+            if secret.len() < SHORTEST_SECRET {
+                return Err(bad("has a secret that is too short"));
+            }
+            if keys.iter().any(|key| key.id == id) {
+                return Err(bad("has an id that another one has"));
+            }
+            if keys.len() == MOST_KEYS {
+                return Err(bad("is one too many"));
+            }
+            keys.push(std::sync::Arc::new(MasterKey::derive(id, secret.as_bytes()).ok_or(bad("cannot be used"))?));
+        }
+        Ok((!keys.is_empty()).then_some(Self { keys }))
+    }
+
+    /// The one in use. There is at least one.
+    fn current(&self) -> &MasterKey {
+        &self.keys[0]
+    }
+
+    /// The name of the one in use.
+    pub fn current_id(&self) -> &str {
+        &self.current().id
+    }
+
+    /// What `subject`, as in `user:ann`, is called in the trail.
+    pub fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
+        self.current().pseudonym(kind, subject)
+    }
+
+    /// What it may be called: under the key in use, and under those before it. `None` when it is none of `user:…`, `key:…`,
+    /// `address:…`.
+    pub fn pseudonyms(&self, subject: &str) -> Option<Vec<String>> {
+        let kind = SubjectKind::of(subject)?;
+        Some(self.keys.iter().map(|key| key.pseudonym(kind, subject.as_bytes())).collect())
+    }
+
+    /// Makes a data key for the subject of this pseudonym.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn new_data_key(&self, subject: &str) -> Result<(DataKey, WrappedKey), KeyError> {
+        let mut id = [0; 16];
+        random(&mut id)?;
+        let mut secret = [0; 32];
+        random(&mut secret)?;
+        let id = URL_SAFE_NO_PAD.encode(id);
+        let wrapped = seal(&self.current().wrapping, &[id.as_bytes(), b" ", subject.as_bytes()].concat(), &secret)?;
+        let key = data_key(&id, &secret).ok_or(KeyError::NoRandomness)?;
+        Ok((
+            key,
+            WrappedKey {
+                id,
+                subject: subject.to_owned(),
+                master: self.current().id.clone(),
+                wrapped,
+                created: String::new(),
+            },
+        ))
+    }
+
+    /// Opens a data key.
+    ///
+    /// # Errors
+    /// Its master key is unknown or another one.
+    pub fn unwrap_key(&self, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
+        let master = self.keys.iter().find(|key| key.id == wrapped.master);
+        let master = master.ok_or_else(|| KeyError::Unknown(wrapped.master.clone()))?;
+        let aad = [wrapped.id.as_bytes(), b" ", wrapped.subject.as_bytes()].concat();
+        let secret = open(&master.wrapping, &aad, &wrapped.wrapped);
+        secret.and_then(|secret| data_key(&wrapped.id, &secret)).ok_or_else(|| KeyError::Wrong(wrapped.master.clone()))
+    }
+
+    /// Wraps a data key again, under the master key in use: so that an old one can be given up.
+    ///
+    /// # Errors
+    /// Its master key is unknown or another one.
+    pub fn rewrap(&self, wrapped: &WrappedKey) -> Result<WrappedKey, KeyError> {
+        let master = self.keys.iter().find(|key| key.id == wrapped.master);
+        let master = master.ok_or_else(|| KeyError::Unknown(wrapped.master.clone()))?;
+        let aad = [wrapped.id.as_bytes(), b" ", wrapped.subject.as_bytes()].concat();
+        let secret =
+            open(&master.wrapping, &aad, &wrapped.wrapped).ok_or_else(|| KeyError::Wrong(wrapped.master.clone()))?;
+        let again = seal(&self.current().wrapping, &aad, &secret)?;
+        Ok(WrappedKey { master: self.current().id.clone(), wrapped: again, ..wrapped.clone() })
+    }
+
+    /// Signs `message` with the key in use.
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        let signature = self.current().signing.sign(message);
+        Signature { key: self.current().id.clone(), signature: URL_SAFE_NO_PAD.encode(signature.as_ref()) }
+    }
+
+    /// What verifies their signatures: no secrets.
+    pub fn public(&self) -> PublicKeys {
+        let public = |key: &std::sync::Arc<MasterKey>| (key.id.clone(), key.signing.public_key().as_ref().to_vec());
+        PublicKeys { keys: self.keys.iter().map(public).collect() }
+    }
+}
+
+impl MasterKey {
+    fn derive(id: &str, secret: &[u8]) -> Option<Self> {
+        struct Length(usize);
+        impl hkdf::KeyType for Length {
+            fn len(&self) -> usize {
+                self.0
+            }
+        }
+        let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(secret);
+        let expand = |purpose: &[u8]| {
+            let mut key = [0; 32];
+            extracted.expand(&[purpose], Length(key.len())).and_then(|okm| okm.fill(&mut key)).ok()?;
+            Some(key)
+        };
+        Some(Self {
+            id: id.to_owned(),
+            pseudonyms: hmac::Key::new(hmac::HMAC_SHA256, &expand(b"pseudonyms")?),
+            wrapping: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &expand(b"wrapping")?).ok()?),
+            signing: Ed25519KeyPair::from_seed_unchecked(&expand(b"signing")?).ok()?,
+        })
+    }
+
+    fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
+        let tag = hmac::sign(&self.pseudonyms, subject);
+        let mut text = String::with_capacity(24);
+        text.push_str(kind.prefix());
+        URL_SAFE_NO_PAD.encode_string(&tag.as_ref()[..16], &mut text);
+        text
+    }
+}
+
+/// A subject's key. Never in logs.
+pub struct DataKey {
+    id: String,
+    key: LessSafeKey,
+}
+
+impl std::fmt::Debug for DataKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DataKey({})", self.id)
+    }
+}
+
+fn data_key(id: &str, secret: &[u8]) -> Option<DataKey> {
+    Some(DataKey { id: id.to_owned(), key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, secret).ok()?) })
+}
+
+impl DataKey {
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Seals `plain` as `id.text`.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn seal(&self, plain: &[u8]) -> Result<String, KeyError> {
+        Ok(format!("{}.{}", self.id, seal(&self.key, self.id.as_bytes(), plain)?))
+    }
+
+    /// Opens what [`DataKey::seal`] has made; `None` for anything else.
+    pub fn open(&self, sealed: &str) -> Option<Vec<u8>> {
+        let (id, text) = sealed.split_once('.')?;
+        if id != self.id {
+            return None;
+        }
+        open(&self.key, self.id.as_bytes(), text)
+    }
+}
+
+/// A data key as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrappedKey {
+    /// Its name: what stands before the dot in what it has sealed.
+    pub id: String,
+    /// Whose it is, as a pseudonym.
+    pub subject: String,
+    /// The master key around it.
+    pub master: String,
+    /// The key, sealed.
+    pub wrapped: String,
+    /// When it was made, RFC 3339.
+    #[serde(default)]
+    pub created: String,
+}
+
+/// A signature and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// The master key whose signing key made it.
+    pub key: String,
+    /// Ed25519, as base64url.
+    pub signature: String,
+}
+
+/// What verifies signatures. Knows no secret, so an auditor may have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublicKeys {
+    keys: Vec<(String, Vec<u8>)>,
+}
+
+impl PublicKeys {
+    /// Reads `id:base64url,…`, as [`PublicKeys`] shows itself.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let mut keys = Vec::new();
+        for (at, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
+            let bad = |problem| KeyError::Unreadable { number: at + 1, problem };
+            let (id, key) = part.split_once(':').ok_or(bad("has no id before a colon"))?;
+            let key = URL_SAFE_NO_PAD.decode(key).ok().filter(|key| key.len() == 32);
+            keys.push((id.to_owned(), key.ok_or(bad("is no public key: 32 bytes as base64url"))?));
+        }
+        Ok(Self { keys })
+    }
+
+    /// Whether `signature` is one of these keys' over `message`.
+    ///
+    /// # Errors
+    /// Its key is unknown, or it is not the signature of this message.
+    pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), KeyError> {
+        let key = self.keys.iter().find(|(id, _)| *id == signature.key);
+        let (_, key) = key.ok_or_else(|| KeyError::Unknown(signature.key.clone()))?;
+        let wrong = || KeyError::Wrong(signature.key.clone());
+        let bytes = URL_SAFE_NO_PAD.decode(&signature.signature).map_err(|_| wrong())?;
+        UnparsedPublicKey::new(&ED25519, key).verify(message, &bytes).map_err(|_| wrong())
+    }
+}
+
+impl std::fmt::Display for PublicKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (id, key)) in self.keys.iter().enumerate() {
+            write!(f, "{}{id}:{}", if at > 0 { "," } else { "" }, URL_SAFE_NO_PAD.encode(key))?;
+        }
+        Ok(())
+    }
+}
+
+fn seal(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Result<String, KeyError> {
+    let mut nonce = [0; NONCE_LEN];
+    random(&mut nonce)?;
+    let mut text = Vec::with_capacity(NONCE_LEN + plain.len() + 16);
+    text.extend_from_slice(&nonce);
+    text.extend_from_slice(plain);
+    let tag =
+        key.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut text[NONCE_LEN..]);
+    // It fails for more than 64 GiB only.
+    text.extend_from_slice(tag.map_err(|_| KeyError::NoRandomness)?.as_ref());
+    Ok(URL_SAFE_NO_PAD.encode(text))
+}
+
+fn open(key: &LessSafeKey, aad: &[u8], text: &str) -> Option<Vec<u8>> {
+    let mut text = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (nonce, sealed) = text.split_at_mut_checked(NONCE_LEN)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    key.open_in_place(nonce, Aad::from(aad), sealed).ok().map(|plain| plain.to_vec())
+}
+
+/// Fills `out` from the system's generator, which is asked for a page at a time: a system call for each key would cost more than
+/// the key.
+fn random(out: &mut [u8]) -> Result<(), KeyError> {
+    thread_local! {
+        static POOL: RefCell<([u8; 4096], usize)> = const { RefCell::new(([0; 4096], 4096)) };
+    }
+    POOL.with_borrow_mut(|(pool, used)| {
+        if *used + out.len() > pool.len() {
+            SystemRandom::new().fill(pool).map_err(|_| KeyError::NoRandomness)?;
+            *used = 0;
+        }
+        let taken = &mut pool[*used..*used + out.len()];
+        out.copy_from_slice(taken);
+        // What was given is not kept.
+        taken.fill(0);
+        *used += out.len();
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "fedcba9876543210fedcba9876543210";
+
+    fn keys(text: &str) -> MasterKeys {
+        MasterKeys::parse(text).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_sealed_value_opens_with_its_key_only() {
+        let keys = keys(&format!("k1:{SECRET}"));
+        let (ann, wrapped) = keys.new_data_key("u_ann").unwrap();
+        let (bob, _) = keys.new_data_key("u_bob").unwrap();
+        let sealed = ann.seal(b"user:ann").unwrap();
+        assert_eq!(keys.unwrap_key(&wrapped).unwrap().open(&sealed).unwrap(), b"user:ann");
+        assert_eq!(bob.open(&sealed), None);
+        let renamed = WrappedKey { subject: "u_bob".to_owned(), ..wrapped };
+        assert_eq!(keys.unwrap_key(&renamed).unwrap_err(), KeyError::Wrong("k1".to_owned()));
+    }
+
+    #[test]
+    fn a_master_key_is_rotated_without_losing_what_it_wrapped() {
+        let old = keys(&format!("k1:{SECRET}"));
+        let (_, wrapped) = old.new_data_key("u_ann").unwrap();
+        let both = keys(&format!("k2:{OTHER},k1:{SECRET}"));
+        let again = both.rewrap(&wrapped).unwrap();
+        let new = keys(&format!("k2:{OTHER}"));
+        assert_eq!(new.unwrap_key(&wrapped).unwrap_err(), KeyError::Unknown("k1".to_owned()));
+        assert_eq!(new.unwrap_key(&again).unwrap().id(), wrapped.id);
+        let names = both.pseudonyms("user:ann").unwrap();
+        assert_eq!(names[1], old.pseudonym(SubjectKind::User, b"user:ann"));
+        assert_eq!(names[0], new.pseudonym(SubjectKind::User, b"user:ann"));
+        let wrong = keys(&format!("k1:{OTHER}"));
+        assert_eq!(wrong.unwrap_key(&wrapped).unwrap_err(), KeyError::Wrong("k1".to_owned()));
+    }
+
+    #[test]
+    fn whoever_has_the_public_key_can_verify_and_nothing_else() {
+        let keys = keys(&format!("k1:{SECRET}"));
+        let signature = keys.sign(b"text");
+        let public = PublicKeys::parse(&keys.public().to_string()).unwrap();
+        assert_eq!(public, keys.public());
+        assert_eq!(public.verify(b"text", &signature), Ok(()));
+        assert_eq!(public.verify(b"texT", &signature), Err(KeyError::Wrong("k1".to_owned())));
+        assert!(public.verify(b"text", &Signature { key: "k2".to_owned(), ..signature }).is_err());
+    }
+
+    #[test]
+    fn keys_that_cannot_be_read_are_said_to_be_so_without_being_shown() {
+        for bad in [SECRET.to_owned(), "a:short".to_owned(), format!("a b:{SECRET}"), format!("a:{SECRET},a:{OTHER}")] {
+            let error = MasterKeys::parse(&bad).unwrap_err().to_string();
+            assert!(error.starts_with("key number") && !error.contains(SECRET), "{error}");
+        }
+        assert!(MasterKeys::parse(" , ").unwrap().is_none());
+        assert!(!format!("{:?}", keys(&format!("k1:{SECRET}"))).contains(SECRET));
+    }
+
+    #[test]
+    fn a_pseudonym_tells_its_kind_and_nothing_else() {
+        let keys = keys(&format!("k1:{SECRET}"));
+        let name = keys.pseudonym(SubjectKind::Address, b"address:192.0.2.1");
+        assert!(name.starts_with("a_") && name.len() == 24, "{name}");
+        assert_eq!(keys.pseudonyms("address:192.0.2.1").unwrap(), [name]);
+        assert_eq!(keys.pseudonyms("ann"), None);
+    }
+}
