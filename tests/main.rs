@@ -15,6 +15,7 @@ mod house;
 mod promtool;
 
 mod abuse;
+mod audit;
 mod bad_input;
 mod breaker;
 mod databases;
