@@ -82,10 +82,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
 }
 
 /// The database's clock, and up to which number retention has removed this chain.
-async fn look(
-    transaction: &Transaction<'_>,
-    batch: &Batch<'_>,
-) -> Result<(Timestamp, i64), tokio_postgres::Error> {
+async fn look(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(Timestamp, i64), tokio_postgres::Error> {
     const LOOK: &str = "
         SELECT clock_timestamp(), coalesce(max(through), 0) FROM audit_drops WHERE chain = $1 AND class = $2";
     let class = batch.class.name();
@@ -279,8 +276,10 @@ async fn keep_refused(
     let hashes: Vec<Vec<u8>> = refused.iter().map(|refused| hash(&refused.line)).collect();
     let lines: Vec<&[u8]> = refused.iter().map(|refused| refused.line.as_ref()).collect();
     // What a sender wrote may be quoted in it, with what PostgreSQL does not take.
-    let whys: Vec<String> =
-        refused.iter().map(|refused| refused.why.replace('\0', "\u{fffd}").chars().take(LONGEST_WHY).collect()).collect();
+    let whys: Vec<String> = refused
+        .iter()
+        .map(|refused| refused.why.replace('\0', "\u{fffd}").chars().take(LONGEST_WHY).collect())
+        .collect();
     let params: [Param<'_>; 6] = [
         (&batch.chain, Type::TEXT),
         (&class, Type::TEXT),

@@ -103,7 +103,8 @@ pub async fn retain(client: &mut Client, retention: &Retention, now: Timestamp) 
 
 fn before(now: Timestamp, seconds: u64) -> Result<Timestamp, StoreError> {
     let span = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(SignedDuration::from_secs);
-    let span = span.ok_or_else(|| StoreError::Invalid(format!("needs a retention of more than zero, got {seconds}")))?;
+    let span =
+        span.ok_or_else(|| StoreError::Invalid(format!("needs a retention of more than zero, got {seconds}")))?;
     // Longer than time itself is for ever.
     Ok(now.checked_sub(span).unwrap_or(Timestamp::MIN).max(Timestamp::UNIX_EPOCH))
 }
@@ -287,8 +288,7 @@ async fn sweep(
     expiry: &Expiry,
     partition: &Partition,
 ) -> Result<(i64, i64), tokio_postgres::Error> {
-    let (beginning, held, class, name) =
-        (Expiry::IN_BEGINNING, Expiry::HELD, expiry.class.name(), partition.name());
+    let (beginning, held, class, name) = (Expiry::IN_BEGINNING, Expiry::HELD, expiry.class.name(), partition.name());
     let count = format!("SELECT count(*) FILTER (WHERE {beginning} AND NOT {held}), count(*) FROM {name} e");
     let row = transaction.query_typed_one(&count, &expiry.params(&class)).await?;
     let (gone, all): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);

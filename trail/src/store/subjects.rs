@@ -129,7 +129,8 @@ fn is_storable(key: &WrappedKey) -> bool {
 /// # Errors
 /// PostgreSQL did not tell.
 pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
-    const KEYS: &str = "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
+    const KEYS: &str =
+        "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
     let rows = client.query_typed(KEYS, &[(&subjects, Type::TEXT_ARRAY)]).await?;
     rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
 }
