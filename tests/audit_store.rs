@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::{Class, Outcome};
 use outrigger_trail::keys::{MasterKeys, WrappedKey};
 use outrigger_trail::store::retention::Dropped;
-use outrigger_trail::store::search::{Found, Search, search};
+use outrigger_trail::store::search::{Found, Search, explain, search};
 use outrigger_trail::store::{StoreError, chains, subjects};
 use serde_json::{Value, json};
 use tokio_postgres::Client as Database;
@@ -629,12 +629,12 @@ fn a_key_that_was_erased_does_not_come_back_and_every_spool_hears_of_it() {
         subjects::erasures_of(client, &["u_ann".to_owned()]).await.unwrap()
     });
     assert_eq!((erasures.len(), erasures[0].keys, erasures[0].receipt.as_deref()), (1, 1, Some("entry")));
-    assert_eq!(known(), [other.id.clone()]);
+    assert_eq!(known(), [&*other.id]);
 
     // By the batch that was under way, by a spool that has not heard, and by one that claims that it has.
     for seen in [0, 0, 100] {
         ship(seen, &[&stored, &late, &other]);
-        assert_eq!(known(), [other.id.clone()], "{seen}");
+        assert_eq!(known(), [&*other.id], "{seen}");
     }
     let heard = ship(0, &[]);
     assert_eq!(
@@ -709,7 +709,7 @@ fn entries_are_found_by_what_they_say_newest_first_a_page_at_a_time() {
         }
     }
     assert_eq!(pages, bobs);
-    assert_eq!(find(&Search { classes: vec![Class::Security], ..bob.clone() }).len(), 1);
+    assert_eq!(find(&Search { classes: vec![Class::Security], ..bob }).len(), 1);
     assert_eq!(find(&Search { outcome: Some(Outcome::Refused), ..any() })[0].line, security.lines[0]);
     assert_eq!(find(&Search { types: vec!["security.banned".to_owned()], ..any() }).len(), 1);
     assert_eq!(find(&Search { request_id: Some("r1".to_owned()), ..any() }).len(), 2);
@@ -923,10 +923,7 @@ fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
             println!("{name}: {count} entries; first {:?}", times[0]);
             times.sort();
             println!("{name}: median {:?}, longest {:?}", times[5], times[10]);
-            let classes: Vec<&str> = Class::ALL.iter().map(|class| class.name()).collect();
-            let (statement, params) = outrigger_trail::store::search::compose(&asked, &classes, &None);
-            let plan = client.query_typed(&format!("EXPLAIN (ANALYZE) {statement}"), &params).await.unwrap();
-            let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+            let plan = explain(client, &asked).await.unwrap();
             let told = |line: &&String| !line.contains("never executed");
             println!("{}", plan.iter().filter(told).cloned().collect::<Vec<_>>().join("\n"));
             assert!(count > 50, "{count}");

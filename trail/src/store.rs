@@ -83,11 +83,6 @@ impl Lock {
         self.ask("pg_advisory_xact_lock_shared", transaction).await.map(drop)
     }
 
-    /// Whether it could be had at once.
-    pub(crate) async fn try_take(self, transaction: &Transaction<'_>) -> Result<bool, tokio_postgres::Error> {
-        self.ask("pg_try_advisory_xact_lock", transaction).await?.try_get(0)
-    }
-
     /// Whether it could be shared at once.
     pub(crate) async fn try_share(self, transaction: &Transaction<'_>) -> Result<bool, tokio_postgres::Error> {
         self.ask("pg_try_advisory_xact_lock_shared", transaction).await?.try_get(0)

@@ -129,15 +129,14 @@ pub(crate) async fn make(
     class: Class,
     months: &BTreeSet<Month>,
 ) -> Result<(), tokio_postgres::Error> {
-    let partitions: Vec<Partition> = months.iter().map(|month| Partition { class, month: *month }).collect();
-    if missing(transaction, &partitions).await?.is_empty() {
+    if missing(transaction, class, months).await?.is_empty() {
         return Ok(());
     }
     Lock::Partitions.take(transaction).await?;
     // Somebody else may have made them while we waited.
-    for name in missing(transaction, &partitions).await? {
-        let Some(partition) = partitions.iter().find(|partition| partition.name() == name) else { continue };
-        let (parent, from, to) = (parent(class), partition.month.start(), partition.month.end());
+    for month in missing(transaction, class, months).await? {
+        let (name, parent) = (Partition { class, month }.name(), parent(class));
+        let (from, to) = (month.start(), month.end());
         // Attached, not made as a partition: so nobody who reads or writes has to wait.
         let statements = format!(
             "CREATE TABLE {name} (LIKE {parent} INCLUDING ALL);
@@ -148,11 +147,16 @@ pub(crate) async fn make(
     Ok(())
 }
 
-async fn missing(transaction: &Transaction<'_>, of: &[Partition]) -> Result<Vec<String>, tokio_postgres::Error> {
-    let names: Vec<String> = of.iter().map(Partition::name).collect();
-    let statement = "SELECT name FROM unnest($1) AS name WHERE to_regclass(name) IS NULL";
-    let rows = transaction.query_typed(statement, &[(&names, Type::TEXT_ARRAY)]).await?;
-    rows.iter().map(|row| row.try_get(0)).collect()
+/// Those of `months` that there is no partition for. Read from the catalogue's tables: `to_regclass` and the like may remember, for
+/// the rest of a transaction, that there was none.
+async fn missing(
+    transaction: &Transaction<'_>,
+    class: Class,
+    months: &BTreeSet<Month>,
+) -> Result<Vec<Month>, tokio_postgres::Error> {
+    let there = of_class(transaction, class).await?;
+    let is_missing = |month: &Month| !there.iter().any(|partition| partition.month == *month);
+    Ok(months.iter().copied().filter(is_missing).collect())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::keys::Signature;
 pub const OFFERED_AT_ONCE: i64 = 1000;
 /// How long whoever was told of a removal has to enter it into the trail, before somebody else is told.
 const TURN: &str = "1 minute";
-/// Longest wait for a partition that somebody uses. It is tried again with the next retention.
+/// Longest wait for a class or a partition that somebody uses. It is tried again with the next retention.
 const LOCK_TIMEOUT: &str = "5s";
 /// Keys that are looked at in one retention: each is looked for in every partition.
 const KEYS_AT_ONCE: i64 = 10_000;
@@ -86,14 +86,20 @@ pub type Retention = BTreeMap<Class, u64>;
 /// `now` is the asker's clock. A clock that is ahead removes nothing too early: the database's counts where it is behind.
 ///
 /// # Errors
-/// PostgreSQL failed; what was removed before stays removed, and is recorded. [`StoreError::Busy`] when somebody else is at it.
+/// PostgreSQL failed for one class at least, or somebody had it locked; what was removed of others stays removed, and is recorded.
 pub async fn retain(client: &mut Client, retention: &Retention, now: Timestamp) -> Result<Vec<Dropped>, StoreError> {
     let clock: Timestamp = client.query_typed_one("SELECT clock_timestamp()", &[]).await?.try_get(0)?;
     let now = now.min(clock);
-    let mut dropped = Vec::new();
+    let (mut dropped, mut failed) = (Vec::new(), None);
     for (class, seconds) in retention {
-        let cutoff = before(now, *seconds)?;
-        dropped.extend(retain_class(client, *class, cutoff, clock).await?);
+        match retain_class(client, *class, before(now, *seconds)?, clock).await {
+            Ok(of_class) => dropped.extend(of_class),
+            // One that is in use must not keep the others.
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     let longest = Class::ALL.map(|class| retention.get(&class).copied().unwrap_or(class.default_retention_s()));
     let longest = longest.into_iter().max().unwrap_or(u64::MAX);
@@ -150,9 +156,8 @@ async fn retain_class(
     let transaction = client.transaction().await?;
     transaction.batch_execute(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
     Lock::Holds.share(&transaction).await?;
-    if !Lock::Class(class).try_take(&transaction).await? {
-        return Err(StoreError::Busy("entries of this class are being stored"));
-    }
+    // Whoever ships to this class meanwhile is told to come back; so this does not wait for a moment when nobody does.
+    Lock::Class(class).take(&transaction).await?;
     let Some(held) = held(&transaction, class).await? else { return Ok(Vec::new()) };
     let all = partitions::of_class(&transaction, class).await?;
     let (whole, rest): (Vec<Partition>, Vec<Partition>) =

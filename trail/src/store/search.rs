@@ -68,12 +68,8 @@ pub async fn search(client: &Client, search: &Search) -> Result<Vec<Found>, Stor
     if !(1..=LARGEST_PAGE).contains(&search.limit) {
         return Err(StoreError::Invalid(format!("a page has 1 to {LARGEST_PAGE} entries, not {}", search.limit)));
     }
-    let classes: Vec<&str> = match search.classes.as_slice() {
-        [] => Class::ALL.iter().map(|class| class.name()).collect(),
-        some => some.iter().map(|class| class.name()).collect(),
-    };
-    let outcome = search.outcome.map(Outcome::name);
-    let (statement, params) = compose(search, &classes, &outcome);
+    let names = Names::of(search);
+    let (statement, params) = compose(search, &names);
     let rows = client.query_typed(&statement, &params).await?;
     let found = |row: &tokio_postgres::Row| {
         Ok(Found {
@@ -87,14 +83,34 @@ pub async fn search(client: &Client, search: &Search) -> Result<Vec<Found>, Stor
     rows.iter().map(found).collect()
 }
 
+/// How PostgreSQL goes about it, as `EXPLAIN (ANALYZE)` tells: for who wonders why it takes so long.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn explain(client: &Client, search: &Search) -> Result<Vec<String>, StoreError> {
+    let names = Names::of(search);
+    let (statement, params) = compose(search, &names);
+    let rows = client.query_typed(&format!("EXPLAIN (ANALYZE) {statement}"), &params).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// What a search names, as the tables name it.
+struct Names {
+    classes: Vec<&'static str>,
+    outcome: Option<&'static str>,
+}
+
+impl Names {
+    fn of(search: &Search) -> Self {
+        let classes = if search.classes.is_empty() { &Class::ALL } else { search.classes.as_slice() };
+        Self { classes: classes.iter().map(|class| class.name()).collect(), outcome: search.outcome.map(Outcome::name) }
+    }
+}
+
 /// The statement. For each class, and for each way in which a subject can be meant, the newest are read from an index, in order and
 /// no more than a page; then the newest of those. So the time depends on the page's size, not on how many entries fit.
-pub fn compose<'a>(
-    search: &'a Search,
-    classes: &'a Vec<&'a str>,
-    outcome: &'a Option<&'a str>,
-) -> (String, Vec<Param<'a>>) {
-    let mut params: Vec<Param<'a>> = vec![(classes, Type::TEXT_ARRAY), (&search.limit, Type::INT8)];
+fn compose<'a>(search: &'a Search, names: &'a Names) -> (String, Vec<Param<'a>>) {
+    let mut params: Vec<Param<'a>> = vec![(&names.classes, Type::TEXT_ARRAY), (&search.limit, Type::INT8)];
     let mut fits = String::from("e.class = of.class");
     let mut add = |text: &str, value: &'a (dyn ToSql + Sync), kind: Type| {
         params.push((value, kind));
@@ -113,8 +129,8 @@ pub fn compose<'a>(
     if search.request_id.is_some() {
         add("e.request_id = ?", &search.request_id, Type::TEXT);
     }
-    if outcome.is_some() {
-        add("e.outcome = ?", outcome, Type::TEXT);
+    if names.outcome.is_some() {
+        add("e.outcome = ?", &names.outcome, Type::TEXT);
     }
     if search.machine.is_some() {
         add("e.machine = ?", &search.machine, Type::TEXT);
