@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::{Class, Outcome};
 use outrigger_trail::keys::{MasterKeys, WrappedKey};
-use outrigger_trail::store::retention::Dropped;
+use outrigger_trail::store::drops::Dropped;
 use outrigger_trail::store::search::{Found, Search, explain, search};
 use outrigger_trail::store::{StoreError, chains, subjects};
 use serde_json::{Value, json};
@@ -332,6 +332,31 @@ fn a_row_that_the_database_refuses_is_kept_as_it_came_and_stops_nobody() {
     assert_eq!(store.metric("app_audit_rows_total", &[("result", "refused")]), 15.0);
 }
 
+#[test]
+fn a_document_that_is_taken_back_is_entered_as_deleted() {
+    let house = House::with(&[("OUTRIGGER_AUDIT_KEYS", KEYS)]);
+    // ChromaDB keeps to the dimension that it saw first: another one is refused there, after PostgreSQL has taken the document.
+    assert_eq!(house.send("POST", "/api/v1/documents", &document("one")).unwrap().status, 201);
+    until("the vector store to have it", || house.nothing_is_pending());
+    let (dir, address) = (fresh_dir(), local());
+    let env = [("OUTRIGGER_AUDIT_KEYS", KEYS), ("APP_VECTOR_DIMENSION", "4")];
+    let _second = crate::house::start_app(&dir, "second", &house.postgres, &house.chroma, address, &env);
+    let other = json!({ "content": "x", "embedding": [1, 2, 3, 4] }).to_string();
+    let fields = [("x-api-key", "secret"), ("content-type", "application/json")];
+    let mut answer = None;
+    until("the second app's tables", || {
+        answer = http::send("POST", address, "/api/v1/documents", &fields, &other, LIMIT).ok();
+        answer.as_ref().is_some_and(|answer| answer.status != 503)
+    });
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    let entries = own(&house.postgres);
+    let acts: Vec<&str> = entries.iter().map(|entry| entry[1].as_str()).collect();
+    assert_eq!(acts, ["create", "create", "undo"]);
+    assert_eq!((&entries[1][2], &entries[1][5]), (&entries[2][2], &entries[2][5]), "the same document and request");
+    assert_eq!(entries[2][4], "outrigger");
+}
+
 /// Text that cannot be compressed.
 fn noise(length: usize) -> String {
     (0..).map(|n: u32| sha256(&n.to_string())).flat_map(|text| text.chars().collect::<Vec<_>>()).take(length).collect()
@@ -476,6 +501,8 @@ fn retention_removes_what_the_table_says_and_nothing_else() {
     assert!(before >= 13 && tables("security") <= 3, "{before} → {}", tables("security"));
     let classes: Vec<&str> = drops.iter().map(|drop| drop["class"].as_str().unwrap()).collect();
     assert_eq!(classes, ["security", "authentication", "data"]);
+    let tables = store.count("pg_class where relkind = 'r' and relname ~ '^audit_events_.*_[0-9]{4}_[0-9]{2}$'");
+    until("the gauge", || store.metric("app_audit_partitions", &[]) == tables as f64);
     for drop in &drops {
         let class = Class::named(drop["class"].as_str().unwrap()).unwrap();
         let gone = DAYS as u64 - expected[class.name()];
@@ -586,6 +613,21 @@ fn of_a_chain_only_a_beginning_goes_though_its_clock_went_back() {
     let drops = store.retains(&defaults());
     assert_eq!((&drops[0]["through"], &drops[0]["count"]), (&json!(1), &json!(1)));
     assert_eq!(store.sql("select seq from audit_events where class = 'security' order by seq"), "2\n3\n4\n5");
+}
+
+#[test]
+fn the_apps_own_entries_go_by_their_time() {
+    let store = Store::start();
+    store.ships(thirteen_months(Class::Data).batch(), DAYS as u64, 0, 0);
+    store.sql(
+        "insert into audit_events (class, time, id, chain, machine, type, action, outcome, actor, entry)
+         select 'data', now() - day * interval '1 day' - interval '1 hour', gen_random_uuid(), 'app', 'm1', 'data.read', 'read', 'success', 'u_ann', '{}'
+         from generate_series(0, 399) day",
+    );
+    let drops = store.retains(&defaults());
+    assert_eq!(store.by_class("chain = 'app'")["data"], 365);
+    let own = drops.iter().find(|drop| drop["chain"] == "app").unwrap();
+    assert_eq!((&own["through"], &own["count"], &own["hash"]), (&json!(0), &json!(35), &json!("0".repeat(64))));
 }
 
 #[test]
@@ -901,7 +943,7 @@ fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
         select 'data', now() - n * interval '3.1 seconds', md5(n::text)::uuid, '00000000000000cc', n, 'm' || n % 10, 'data.read', 'read', 'success', 200,
             'u_' || md5((n * 7919 % 100000)::text), 'a_' || md5((n * 104729 % 10000)::text), 'r' || n, 'documents',
             format('{"seq":%s,"class":"data","id":"%s","time":"2026-11-24T14:00:00.123456Z","machine":"m1","request_id":"r%s","type":"data.read","action":"read","method":"GET","route":"documents","resource":{"id":"42"},"outcome":"success","status":200,"duration_us":1234,"actor":{"id":"u_","kind":"user"},"client":"a_","sealed":"%s","prev":"%s"}', n, n, n, repeat('x', 120), repeat('0', 64))
-        from generate_series(1, 10000000) n"#,
+        from generate_series(1, 10000000::bigint) n"#,
     );
     store.sql("analyze audit_events");
     let size =

@@ -53,17 +53,18 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let document = new.check(&app)?;
     let claim = app.outbox.admit()?;
-    let row = app.audit.row(&app.metrics, &asker, Act::Create(document.id));
-    let written = records::insert(&app.postgres, deadline, &document, claim, row.as_ref()).await;
+    let entry = app.audit.entry(&app.metrics, &asker, Act::Create(document.id));
+    let written = records::insert(&app.postgres, deadline, &document, claim, entry.as_ref()).await;
     let written = written.map_err(|error| app.audit.blame(error))?.ok_or_else(|| {
         ApiError::Conflict(format!("a document with id {} exists; delete it first or leave the id out", document.id))
     })?;
-    let indexed =
-        match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(document.clone().into_record())).await {
-            Applied::Now => true,
-            Applied::Later => false,
-            Applied::Refused(why) => return Err(why),
-        };
+    let undo = app.audit.entry(&app.metrics, &asker, Act::Undo(document.id));
+    let record = document.clone().into_record();
+    let indexed = match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(record), undo).await {
+        Applied::Now => true,
+        Applied::Later => false,
+        Applied::Refused(why) => return Err(why),
+    };
     let location = format!("/api/v1/documents/{}", document.id);
     let created = Created { document: Document { created_at: written.created_at, ..document }, indexed };
     let mut response = (StatusCode::CREATED, Json(created)).into_response();
@@ -81,8 +82,8 @@ pub async fn read(
     Path(id): Path<String>,
 ) -> Result<Json<Document>, ApiError> {
     let id = parse_id(&id)?;
-    let row = app.audit.row(&app.metrics, &asker, Act::Read(id));
-    let found = records::read(&app.postgres, deadline, id, row.as_ref()).await;
+    let entry = app.audit.entry(&app.metrics, &asker, Act::Read(id));
+    let found = records::read(&app.postgres, deadline, id, entry.as_ref()).await;
     found.map_err(|error| app.audit.blame(error))?.map(Json).ok_or_else(|| no_such(id))
 }
 
@@ -95,10 +96,10 @@ pub async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let id = parse_id(&id)?;
     let claim = app.outbox.admit()?;
-    let row = app.audit.row(&app.metrics, &asker, Act::Delete(id));
-    let deleted = records::delete(&app.postgres, deadline, id, claim, row.as_ref()).await;
+    let entry = app.audit.entry(&app.metrics, &asker, Act::Delete(id));
+    let deleted = records::delete(&app.postgres, deadline, id, claim, entry.as_ref()).await;
     let job = deleted.map_err(|error| app.audit.blame(error))?.ok_or_else(|| no_such(id))?;
-    app.outbox.apply(deadline.reserving(ANSWER), job, None).await;
+    app.outbox.apply(deadline.reserving(ANSWER), job, None, None).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -130,8 +131,8 @@ pub async fn list(
     let after = after.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     // One more than asked for tells whether there is a next page.
     let after = after.map(|cursor| (cursor.created_at, cursor.id));
-    let row = app.audit.row(&app.metrics, &asker, Act::List);
-    let found = records::page(&app.postgres, deadline, after, limit + 1, row.as_ref()).await;
+    let entry = app.audit.entry(&app.metrics, &asker, Act::List);
+    let found = records::page(&app.postgres, deadline, after, limit + 1, entry.as_ref()).await;
     let mut documents = found.map_err(|error| app.audit.blame(error))?;
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = documents.len() > wanted;

@@ -4,10 +4,11 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::audit::own::Row;
+use crate::audit::own::Entry;
 use crate::chroma::Record;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
@@ -77,7 +78,7 @@ pub async fn insert(
     deadline: Deadline,
     document: &Document,
     claim: Claim,
-    trail: Option<&Row>,
+    trail: Option<&Entry>,
 ) -> Result<Option<Written>, ApiError> {
     const WRITE: &str = concat!(
         "WITH doc AS (
@@ -97,8 +98,8 @@ pub async fn insert(
         (&document.metadata, Type::JSONB),
         (&document.created_at, Type::TIMESTAMPTZ),
     ];
-    let audited = trail.map_or_else(String::new, |row| row.with_any("doc", params.len()));
-    params.extend(trail.into_iter().flat_map(Row::params));
+    let audited = trail.map_or_else(String::new, |entry| entry.with_any("doc", params.len()));
+    params.extend(trail.into_iter().flat_map(Entry::params));
     let statement = format!("{WRITE}{audited} SELECT doc.created_at, box.* FROM doc, box");
     let rows = postgres.query("documents::insert", deadline, &statement, &params).await?;
     rows.first().map(|row| Ok(Written { created_at: column(row, "created_at")?, job: job(row, claim)? })).transpose()
@@ -113,13 +114,13 @@ pub async fn delete(
     deadline: Deadline,
     id: Uuid,
     claim: Claim,
-    trail: Option<&Row>,
+    trail: Option<&Entry>,
 ) -> Result<Option<Option<Job>>, ApiError> {
     const DELETE: &str = concat!("WITH doc AS (DELETE FROM documents WHERE id = $3 RETURNING id), ", mark!("doc"));
     let seconds = claim.seconds();
     let mut params: Vec<Param<'_>> = vec![(&claim.token, Type::UUID), (&seconds, Type::FLOAT8), (&id, Type::UUID)];
-    let audited = trail.map_or_else(String::new, |row| row.with_any("doc", params.len()));
-    params.extend(trail.into_iter().flat_map(Row::params));
+    let audited = trail.map_or_else(String::new, |entry| entry.with_any("doc", params.len()));
+    params.extend(trail.into_iter().flat_map(Entry::params));
     let statement = format!("{DELETE}{audited} SELECT * FROM box");
     let rows = postgres.query("documents::delete", deadline, &statement, &params).await?;
     rows.first().map(|row| job(row, claim)).transpose()
@@ -129,17 +130,19 @@ pub async fn delete(
 ///
 /// # Errors
 /// As [`Postgres::query`].
-pub async fn undo(postgres: &Postgres, deadline: Deadline, job: &Job) -> Result<(), ApiError> {
-    const STATEMENT: &str = "
+pub async fn undo(postgres: &Postgres, deadline: Deadline, job: &Job, trail: Option<&Entry>) -> Result<(), ApiError> {
+    const UNDO: &str = "
         WITH box AS (
             UPDATE outbox SET generation = generation + 1, claim = NULL, claimed_until = '-infinity',
                 due_at = clock_timestamp()
             WHERE document_id = $1 AND claim = $2 AND generation = $3 RETURNING document_id
-        )
-        DELETE FROM documents USING box WHERE documents.id = box.document_id";
-    let params =
-        [(&job.document as _, Type::UUID), (&job.claim.token as _, Type::UUID), (&job.generation as _, Type::INT8)];
-    postgres.query("documents::undo", deadline, STATEMENT, &params).await.map(drop)
+        ), gone AS (DELETE FROM documents USING box WHERE documents.id = box.document_id RETURNING documents.id)";
+    let mut params: Vec<Param<'_>> =
+        vec![(&job.document, Type::UUID), (&job.claim.token, Type::UUID), (&job.generation, Type::INT8)];
+    let audited = trail.map_or_else(String::new, |entry| entry.with_any("gone", params.len()));
+    params.extend(trail.into_iter().flat_map(Entry::params));
+    let statement = format!("{UNDO}{audited} SELECT id FROM gone");
+    postgres.query("documents::undo", deadline, &statement, &params).await.map(drop)
 }
 
 const BY_IDS: &str =
@@ -164,12 +167,12 @@ pub async fn show(
     deadline: Deadline,
     ids: &[Uuid],
     shown: usize,
-    row: &Row,
+    entry: &Entry,
 ) -> Result<Vec<Document>, ApiError> {
     let shown = i64::try_from(shown).unwrap_or(i64::MAX);
     let mut params: Vec<Param<'_>> = vec![(&ids, Type::UUID_ARRAY), (&shown, Type::INT8)];
-    let audited = row.with_all("SELECT id FROM found ORDER BY array_position($1, id) LIMIT $2", params.len());
-    params.extend(row.params());
+    let audited = entry.with_all("SELECT id FROM found ORDER BY array_position($1, id) LIMIT $2", params.len());
+    params.extend(entry.params());
     let statement = format!("{BY_IDS}{audited} SELECT * FROM found");
     let rows = postgres.query("documents::show", deadline, &statement, &params).await?;
     rows.iter().map(document).collect()
@@ -183,13 +186,13 @@ pub async fn read(
     postgres: &Postgres,
     deadline: Deadline,
     id: Uuid,
-    trail: Option<&Row>,
+    trail: Option<&Entry>,
 ) -> Result<Option<Document>, ApiError> {
     let ids = [id];
     let ids = ids.as_slice();
     let mut params: Vec<Param<'_>> = vec![(&ids, Type::UUID_ARRAY)];
-    let audited = trail.map_or_else(String::new, |row| row.with_any("found", params.len()));
-    params.extend(trail.into_iter().flat_map(Row::params));
+    let audited = trail.map_or_else(String::new, |entry| entry.with_any("found", params.len()));
+    params.extend(trail.into_iter().flat_map(Entry::params));
     let statement = format!("{BY_IDS}{audited} SELECT * FROM found");
     let rows = postgres.query("documents::read", deadline, &statement, &params).await?;
     rows.first().map(document).transpose()
@@ -204,7 +207,7 @@ pub async fn page(
     deadline: Deadline,
     after: Option<(Timestamp, Uuid)>,
     limit: i64,
-    trail: Option<&Row>,
+    trail: Option<&Entry>,
 ) -> Result<Vec<Summary>, ApiError> {
     const PAGE: &str = "
         WITH found AS (
@@ -217,8 +220,8 @@ pub async fn page(
     let mut params: Vec<Param<'_>> = vec![(&created_at, Type::TIMESTAMPTZ), (&id, Type::UUID), (&limit, Type::INT8)];
     // The last one of a full page only tells that there is another page.
     let shown = format!("SELECT id {NEWEST_FIRST} LIMIT $3 - 1");
-    let audited = trail.map_or_else(String::new, |row| row.with_all(&shown, params.len()));
-    params.extend(trail.into_iter().flat_map(Row::params));
+    let audited = trail.map_or_else(String::new, |entry| entry.with_all(&shown, params.len()));
+    params.extend(trail.into_iter().flat_map(Entry::params));
     let statement = format!("{PAGE}{audited} SELECT * {NEWEST_FIRST}");
     let rows = postgres.query("documents::page", deadline, &statement, &params).await?;
     rows.iter()
@@ -247,7 +250,7 @@ impl Document {
     }
 }
 
-fn document(row: &tokio_postgres::Row) -> Result<Document, ApiError> {
+fn document(row: &Row) -> Result<Document, ApiError> {
     Ok(Document {
         id: column(row, "id")?,
         title: column(row, "title")?,
@@ -258,15 +261,12 @@ fn document(row: &tokio_postgres::Row) -> Result<Document, ApiError> {
     })
 }
 
-fn job(row: &tokio_postgres::Row, claim: Claim) -> Result<Option<Job>, ApiError> {
+fn job(row: &Row, claim: Claim) -> Result<Option<Job>, ApiError> {
     let ours: bool = column(row, "ours")?;
     ours.then(|| Job::from_row(row, claim)).transpose()
 }
 
 /// One column, checked: a schema that somebody changed by hand is an error, not a panic.
-pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
-    row: &'a tokio_postgres::Row,
-    name: &str,
-) -> Result<T, ApiError> {
+pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, ApiError> {
     row.try_get(name).map_err(|e| ApiError::Internal(format!("column {name}: {}", crate::postgres::describe(&e))))
 }

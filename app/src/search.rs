@@ -75,9 +75,9 @@ pub async fn search(
     let embedding = app.limits.embedding(&search.embedding)?;
     let neighbours = app.chroma.nearest(deadline, &embedding, limit + SPARE).await?;
     let ids: Vec<Uuid> = neighbours.iter().map(|n| n.id).collect();
-    if let Some(row) = app.audit.row(&app.metrics, &asker, Act::Search) {
+    if let Some(entry) = app.audit.entry(&app.metrics, &asker, Act::Search) {
         // What cannot be entered into the trail is not shown, so ChromaDB's copies are of no use here.
-        let found = records::show(&app.postgres, deadline.reserving(ANSWER), &ids, limit, &row).await;
+        let found = records::show(&app.postgres, deadline.reserving(ANSWER), &ids, limit, &entry).await;
         let mut hits = join(&app, neighbours, found.map_err(|error| app.audit.blame(error))?);
         hits.truncate(limit);
         return Ok(Json(Results { documents: hits, degraded: false }));

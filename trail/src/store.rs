@@ -5,10 +5,11 @@
 //! locks ([`Lock`]), which end with their transaction.
 //!
 //! Read in this order: [`batch`] (what a proxy ships), [`ingest`] (how it is stored, once), [`partitions`] (where), [`subjects`] (keys,
-//! erasures, holds), [`retention`] (what goes, and what is said of it), [`search`], [`chains`] (rows for who verifies them).
+//! erasures, holds), [`retention`] (what goes), [`drops`] (what is said of it), [`search`], [`chains`] (rows for who verifies them).
 
 pub mod batch;
 pub mod chains;
+pub mod drops;
 pub mod ingest;
 pub mod partitions;
 pub mod retention;

@@ -14,8 +14,9 @@ use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use outrigger_policy::audit::Class;
 use outrigger_trail::store::batch::{Batch, MOST_BYTES};
+use outrigger_trail::store::drops::{self, Dropped, Offered, Recorded};
 use outrigger_trail::store::ingest::{self, Ingested};
-use outrigger_trail::store::retention::{self, Dropped, Offered, Recorded, Retention};
+use outrigger_trail::store::retention::{self, Retention};
 use outrigger_trail::store::{StoreError, partitions};
 use ring::digest;
 use serde::de::DeserializeOwned;
@@ -154,7 +155,7 @@ pub async fn retain(
     let done = deadline.run(task).await?;
     done.map_err(|panicked| ApiError::Internal(format!("a removal panicked: {panicked}")))??;
     let mut lent = app.postgres.lend("audit::offer", deadline).await?;
-    let answer = deadline.run(retention::offer(lent.client())).await;
+    let answer = deadline.run(drops::offer(lent.client())).await;
     let drops = settle(lent, answer)?;
     app.audit.wanting.notify_one();
     Ok(Json(Removed { drops }))
@@ -194,7 +195,7 @@ pub async fn note(
         return Err(ApiError::BadRequest(format!("send at most {MOST_RECORDED} at once")));
     }
     let mut lent = app.postgres.lend("audit::note", deadline).await?;
-    let answer = deadline.run(retention::note(lent.client(), &noting.recorded)).await;
+    let answer = deadline.run(drops::note(lent.client(), &noting.recorded)).await;
     Ok(Json(Noted { noted: settle(lent, answer)? }))
 }
 

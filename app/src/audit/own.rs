@@ -23,7 +23,9 @@ use crate::metrics::Metrics;
 use crate::postgres::Param;
 
 /// Who is at it when nobody has to say who they are.
-const ANONYMOUS: &str = r#""actor":{"id":"anonymous","kind":"system"}"#;
+const ANONYMOUS: &str = "anonymous";
+/// Who is at it when nobody asked.
+const OURSELVES: &str = "outrigger";
 
 /// What is done to documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum Act {
     Create(Uuid),
     Read(Uuid),
     Delete(Uuid),
+    /// The app takes a document back that ChromaDB does not accept.
+    Undo(Uuid),
     List,
     Search,
 }
@@ -42,6 +46,7 @@ impl Act {
             Self::Create(_) => (EventType::Write, "create", "POST", "/api/v1/documents", 201),
             Self::Read(_) => (EventType::Read, "read", "GET", "/api/v1/documents/{id}", 200),
             Self::Delete(_) => (EventType::Delete, "delete", "DELETE", "/api/v1/documents/{id}", 204),
+            Self::Undo(_) => (EventType::Delete, "undo", "POST", "/api/v1/documents", 422),
             Self::List => (EventType::Read, "list", "GET", "/api/v1/documents", 200),
             Self::Search => (EventType::Read, "search", "POST", "/api/v1/documents/search", 200),
         }
@@ -49,7 +54,7 @@ impl Act {
 
     const fn document(self) -> Option<Uuid> {
         match self {
-            Self::Create(id) | Self::Read(id) | Self::Delete(id) => Some(id),
+            Self::Create(id) | Self::Read(id) | Self::Delete(id) | Self::Undo(id) => Some(id),
             Self::List | Self::Search => None,
         }
     }
@@ -74,27 +79,29 @@ impl FromRequestParts<App> for Asker {
 }
 
 impl Audit {
-    /// The row that this act needs; `None` when the trail is off for whoever asks.
-    pub fn row(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Row> {
+    /// The entry that this act needs; `None` when the trail is off for whoever asks.
+    pub fn entry(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Entry> {
         let keys = self.keys.as_ref()?;
         let (event, ..) = act.table();
         let mode = self.mode(&asker.principal);
-        if mode != Mode::Off {
+        // Taking back is prepared with every write, and hardly ever done.
+        if mode != Mode::Off && !matches!(act, Act::Undo(_)) {
             metrics.audit_events.with_label_values(&[event.name(), mode.name()]).inc();
         }
         if mode != Mode::Enforce {
             return None;
         }
-        let actor = match &asker.principal {
-            Principal::User(name) if !name.is_empty() => Some((SubjectKind::User, name)),
-            Principal::Key(name) => Some((SubjectKind::Key, name)),
-            Principal::User(_) | Principal::Anybody => None,
-        };
-        let actor = actor.map(|(kind, name)| {
+        let of = |kind: SubjectKind, name: &str| {
             let subject = format!("{}:{name}", kind.name());
             (keys.pseudonym(kind, subject.as_bytes()), kind.name())
-        });
-        Some(Row::new(&self.machine, &asker.request_id, act, actor, Timestamp::now(), Uuid::now_v7()))
+        };
+        let actor = match &asker.principal {
+            _ if matches!(act, Act::Undo(_)) => (OURSELVES.to_owned(), "system"),
+            Principal::User(name) if !name.is_empty() => of(SubjectKind::User, name),
+            Principal::Key(name) => of(SubjectKind::Key, name),
+            Principal::User(_) | Principal::Anybody => (ANONYMOUS.to_owned(), "system"),
+        };
+        Some(Entry::new(&self.machine, &asker.request_id, act, actor, Timestamp::now(), Uuid::now_v7()))
     }
 
     fn mode(&self, principal: &Principal) -> Mode {
@@ -109,7 +116,7 @@ impl Audit {
         self.flag.mode_for(Feature::AuditTrail, Subject { id, user, address })
     }
 
-    /// What an error of a statement with a row in it means: the trail's own troubles are no fault of the request.
+    /// What an error of a statement with an entry in it means: the trail's own troubles are no fault of the request.
     pub fn blame(&self, error: ApiError) -> ApiError {
         match error {
             ApiError::Internal(why) if why.contains("audit_events") => {
@@ -124,7 +131,7 @@ impl Audit {
 
 /// An entry of the app's, ready to become part of a statement.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct Entry {
     time: Timestamp,
     id: Uuid,
     class: &'static str,
@@ -139,20 +146,18 @@ pub struct Row {
     line: String,
 }
 
-impl Row {
+impl Entry {
     /// `actor`: pseudonym and kind.
     fn new(
         machine: &str,
         request_id: &str,
         act: Act,
-        actor: Option<(String, &'static str)>,
+        (actor, kind): (String, &'static str),
         now: Timestamp,
         id: Uuid,
     ) -> Self {
         let (event, action, method, route, status) = act.table();
-        let who = actor
-            .as_ref()
-            .map_or(ANONYMOUS.to_owned(), |(id, kind)| format!(r#""actor":{{"id":"{id}","kind":"{kind}"}}"#));
+        let who = format!(r#""actor":{{"id":"{actor}","kind":"{kind}"}}"#);
         let document = act.document().map(|id| id.to_string());
         let resource = document.as_ref().map(|id| ("id", id.as_bytes()));
         // What the column holds must be what the line says: microseconds.
@@ -177,7 +182,7 @@ impl Row {
             event: event.name(),
             action,
             status: i32::from(status),
-            actor: actor.map_or_else(|| "anonymous".to_owned(), |(id, _)| id),
+            actor,
             request_id: request_id.to_owned(),
             route,
             // What is written there is text.
@@ -250,22 +255,22 @@ mod tests {
 
     #[test]
     fn an_entry_says_who_did_what_to_which_document() {
-        let row = Row::new(
+        let entry = Entry::new(
             "m1",
             "r\"1",
             Act::Read(Uuid::from_u128(7)),
-            Some(("u_x".to_owned(), "user")),
+            ("u_x".to_owned(), "user"),
             "2026-11-24T14:00:00.0000019Z".parse().unwrap(),
             Uuid::from_u128(1),
         );
-        insta::assert_snapshot!(row.line, @r#"{"class":"data","id":"00000000-0000-0000-0000-000000000001","time":"2026-11-24T14:00:00.000001Z","machine":"m1","request_id":"r\"1","type":"data.read","action":"read","method":"GET","route":"/api/v1/documents/{id}","resource":{"id":"00000000-0000-0000-0000-000000000007"},"outcome":"success","status":200,"actor":{"id":"u_x","kind":"user"}"#);
-        assert_eq!(row.time.as_microsecond() % 10, 1);
+        insta::assert_snapshot!(entry.line, @r#"{"class":"data","id":"00000000-0000-0000-0000-000000000001","time":"2026-11-24T14:00:00.000001Z","machine":"m1","request_id":"r\"1","type":"data.read","action":"read","method":"GET","route":"/api/v1/documents/{id}","resource":{"id":"00000000-0000-0000-0000-000000000007"},"outcome":"success","status":200,"actor":{"id":"u_x","kind":"user"}"#);
+        assert_eq!(entry.time.as_microsecond() % 10, 1);
     }
 
     #[test]
     fn everybody_is_somebody_else_and_nobody_is_called_by_name() {
         let (audit, metrics) = (audit(KEY, "true"), Metrics::new().unwrap());
-        let actor = |principal| audit.row(&metrics, &asker(principal), Act::List).unwrap().actor;
+        let actor = |principal| audit.entry(&metrics, &asker(principal), Act::List).unwrap().actor;
         let (user, key) = (actor(Principal::User("ann".to_owned())), actor(Principal::Key("ann".to_owned())));
         assert!(user.starts_with("u_") && key.starts_with("k_") && user[2..] != key[2..], "{user} {key}");
         assert_eq!(actor(Principal::Anybody), "anonymous");
@@ -277,12 +282,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let counted = |mode: &str| metrics.audit_events.with_label_values(&["data.read", mode]).get();
         let ann = asker(Principal::User("ann".to_owned()));
-        assert!(audit(&[], "true").row(&metrics, &ann, Act::List).is_none());
-        assert!(audit(KEY, "false").row(&metrics, &ann, Act::List).is_none());
-        assert!(audit(KEY, "0%").row(&metrics, &ann, Act::List).is_none());
+        assert!(audit(&[], "true").entry(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "false").entry(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "0%").entry(&metrics, &ann, Act::List).is_none());
         assert_eq!((counted("enforce"), counted("monitor")), (0, 0));
-        assert!(audit(KEY, "monitor").row(&metrics, &ann, Act::List).is_none());
-        assert!(audit(KEY, "true").row(&metrics, &ann, Act::List).is_some());
+        assert!(audit(KEY, "monitor").entry(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "true").entry(&metrics, &ann, Act::List).is_some());
         assert_eq!((counted("enforce"), counted("monitor")), (1, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! Makes the partitions of this month and the next before anything needs them, once a day, and at once when one is missed.
+//! Makes the partitions of this month and the next before anything needs them, and at once when one is missed.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use crate::App;
 use crate::audit::intake;
 use crate::deadline::Deadline;
 
-/// How often it is done though nothing is missed. The next month's partition is there for a month by then.
-const PERIOD: Duration = Duration::from_secs(86_400);
+/// How often it is looked though nothing is missed: for the gauge. The next month's partition is there long before it is needed.
+const PERIOD: Duration = Duration::from_secs(60);
 /// After a failure, and at the least between two times.
 const RETRY: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(10);

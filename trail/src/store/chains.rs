@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::retention::{Dropped, read_dropped};
+use super::drops::{Dropped, read_dropped};
 use super::{Param, StoreError};
 use crate::keys::Signature;
 

@@ -15,8 +15,8 @@ use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::batch::{Batch, Line, Refused};
+use super::drops::{self, Offered};
 use super::partitions::{self, Month};
-use super::retention::{self, Offered};
 use super::subjects::{self, Erased};
 use super::{Lock, Param, StoreError};
 
@@ -70,7 +70,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
     keep_refused(&transaction, batch, &refused).await?;
     let entries_refused = refused.iter().filter(|refused| refused.is_entry).count() as u64;
     let erasures = subjects::erasures_after(&transaction, batch.erasures_seen).await?;
-    let drops = retention::offer(&transaction).await?;
+    let drops = drops::offer(&transaction).await?;
     transaction.commit().await?;
     Ok(Ingested {
         stored,

@@ -72,7 +72,7 @@ impl Partition {
     }
 }
 
-fn parent(class: Class) -> String {
+pub(crate) fn parent(class: Class) -> String {
     format!("audit_events_{}", class.name())
 }
 

@@ -9,74 +9,21 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
-use serde::{Deserialize, Serialize};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, GenericClient, Transaction};
-use uuid::Uuid;
+use tokio_postgres::{Client, Transaction};
 
+use super::drops::{self, Dropped};
 use super::partitions::{self, Partition};
 use super::{APP_CHAIN, Lock, Param, StoreError, text_of};
-use crate::keys::Signature;
 
-/// The most removals in one answer.
-pub const OFFERED_AT_ONCE: i64 = 1000;
-/// How long whoever was told of a removal has to enter it into the trail, before somebody else is told.
-const TURN: &str = "1 minute";
 /// Longest wait for a class or a partition that somebody uses. It is tried again with the next retention.
 const LOCK_TIMEOUT: &str = "5s";
+/// The same where everybody else has to wait behind us.
+const LOCK_OUT_TIMEOUT: &str = "200ms";
+const TRIES: usize = 60;
 /// Keys that are looked at in one retention: each is looked for in every partition.
 const KEYS_AT_ONCE: i64 = 10_000;
-
-/// What was removed of a chain, as the trail says it: its members in the order in which they are signed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dropped {
-    /// The chain; [`APP_CHAIN`]: entries without numbers, by their time alone.
-    pub chain: String,
-    /// The class.
-    pub class: String,
-    /// The number of the last entry of the removed beginning; 0 where there are no numbers.
-    pub through: i64,
-    /// Its hash, in hexadecimal: what the next entry has for `prev`.
-    pub hash: String,
-    /// How many entries went.
-    pub count: i64,
-    /// How many of that beginning are still here, under a hold.
-    pub kept: i64,
-    /// SHA-256 over their hashes, in the order of their numbers.
-    pub kept_digest: String,
-    /// When, as entries have it.
-    pub at: String,
-}
-
-impl Dropped {
-    /// The text that is signed.
-    pub fn canonical(&self) -> String {
-        // Texts and numbers: writing them as JSON does not fail.
-        serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
-/// A removal that nobody has entered into the trail yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offered {
-    /// Its number.
-    pub id: i64,
-    /// What was removed.
-    #[serde(flatten)]
-    pub dropped: Dropped,
-}
-
-/// A removal and the entry of the trail that says so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recorded {
-    /// The removal's number.
-    pub id: i64,
-    /// The entry.
-    pub entry: Uuid,
-    /// Who has signed [`Dropped::canonical`], and the signature.
-    #[serde(flatten)]
-    pub signature: Signature,
-}
 
 /// For how many seconds each class is kept. A class that is not named is left alone.
 pub type Retention = BTreeMap<Class, u64>;
@@ -174,24 +121,19 @@ async fn retain_class(
     for partition in &rest {
         removed += delete(&transaction, &expiry, partition).await?;
     }
-    let mut empty = Vec::new();
+    let mut swept = Vec::new();
     for partition in &whole {
-        let (gone, stay) = sweep(&transaction, &expiry, partition).await?;
-        removed += gone;
-        if stay == 0 {
-            empty.push(partition.name());
-        }
+        let sweep = sweep(&transaction, &expiry, partition).await?;
+        removed += sweep.gone;
+        swept.push(sweep);
     }
     let said: i64 = dropped.iter().map(|dropped| dropped.count).sum();
     if removed != said {
         return Err(StoreError::Busy("entries appeared while they were counted"));
     }
-    record(&transaction, &dropped).await?;
+    drops::record(&transaction, &dropped).await?;
     tidy(&transaction, &dropped, class, cutoff).await?;
-    // Last: from here to the end of the transaction, nobody else can use the class's table.
-    for name in &empty {
-        transaction.batch_execute(&format!("DROP TABLE {name}")).await?;
-    }
+    replace(&transaction, class, &swept).await?;
     transaction.commit().await?;
     Ok(dropped)
 }
@@ -287,54 +229,81 @@ async fn delete(
     Ok(i64::try_from(gone).unwrap_or(i64::MAX))
 }
 
-/// Empties a partition of which everything is old enough, but for what stays: how many go, and how many stay.
+/// What is done to a partition of which everything is old enough.
+struct Swept {
+    name: String,
+    gone: i64,
+    /// The table that takes its place; `None`: nothing stays, or nothing goes.
+    kept: Option<Kept>,
+    is_empty: bool,
+}
+
+/// A table with what stays, not yet in its place.
+struct Kept {
+    name: String,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+/// Copies what stays of a partition. As a rule that is nothing or a small part of it; the rest costs nothing to remove.
 async fn sweep(
     transaction: &Transaction<'_>,
     expiry: &Expiry,
     partition: &Partition,
-) -> Result<(i64, i64), tokio_postgres::Error> {
+) -> Result<Swept, tokio_postgres::Error> {
     let (beginning, held, class, name) = (Expiry::IN_BEGINNING, Expiry::HELD, expiry.class.name(), partition.name());
     let count = format!("SELECT count(*) FILTER (WHERE {beginning} AND NOT {held}), count(*) FROM {name} e");
     let row = transaction.query_typed_one(&count, &expiry.params(&class)).await?;
     let (gone, all): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let mut swept = Swept { gone, kept: None, is_empty: gone == all, name };
     if gone > 0 && gone < all {
-        // What stays is a small part of it, as a rule: copied out and in again, the rest costs nothing to remove.
-        let statements = [
-            format!("CREATE TEMPORARY TABLE audit_stays (LIKE {name}) ON COMMIT DROP"),
-            format!("TRUNCATE {name}"),
-            format!("INSERT INTO {name} SELECT * FROM audit_stays"),
-            "DROP TABLE audit_stays".to_owned(),
-        ];
-        let [create, truncate, put_back, drop] = &statements;
-        transaction.batch_execute(create).await?;
-        let copy = format!("INSERT INTO audit_stays SELECT e.* FROM {name} e WHERE NOT ({beginning} AND NOT {held})");
+        let (name, kept) = (&swept.name, format!("{}_kept", swept.name));
+        transaction.batch_execute(&format!("CREATE TABLE {kept} (LIKE {name} INCLUDING ALL)")).await?;
+        let copy = format!("INSERT INTO {kept} SELECT e.* FROM {name} e WHERE NOT ({beginning} AND NOT {held})");
         transaction.execute_typed(&copy, &expiry.params(&class)).await?;
-        for statement in [truncate, put_back, drop] {
-            transaction.batch_execute(statement).await?;
-        }
+        swept.kept = Some(Kept { name: kept, from: partition.month.start(), to: partition.month.end() });
     }
-    Ok((gone, all - gone))
+    Ok(swept)
 }
 
-async fn record(transaction: &Transaction<'_>, dropped: &[Dropped]) -> Result<(), StoreError> {
-    const RECORD: &str = "
-        INSERT INTO audit_drops (chain, class, through, hash, count, kept, kept_digest, at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-    for of in dropped {
-        let at: Timestamp = of.at.parse().map_err(|e| StoreError::Invalid(format!("{e}: {}", of.at)))?;
-        let params: [Param<'_>; 8] = [
-            (&of.chain, Type::TEXT),
-            (&of.class, Type::TEXT),
-            (&of.through, Type::INT8),
-            (&of.hash, Type::TEXT),
-            (&of.count, Type::INT8),
-            (&of.kept, Type::INT8),
-            (&of.kept_digest, Type::TEXT),
-            (&at, Type::TIMESTAMPTZ),
-        ];
-        transaction.execute_typed(RECORD, &params).await?;
+/// Takes away what is empty, and puts what stays in the place of what it was copied from. From here to the end of the transaction
+/// nobody else can use the class's table, so all that takes long is done before.
+async fn replace(transaction: &Transaction<'_>, class: Class, swept: &[Swept]) -> Result<(), StoreError> {
+    if !swept.iter().any(|swept| swept.is_empty || swept.kept.is_some()) {
+        return Ok(());
+    }
+    let parent = partitions::parent(class);
+    lock_out(transaction, &parent).await?;
+    for Swept { name, kept, is_empty, .. } in swept {
+        if *is_empty || kept.is_some() {
+            transaction.batch_execute(&format!("DROP TABLE {name}")).await?;
+        }
+        if let Some(Kept { name: kept, from, to }) = kept {
+            let statements = format!(
+                "ALTER TABLE {kept} RENAME TO {name};
+                 ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
+            );
+            transaction.batch_execute(&statements).await?;
+        }
     }
     Ok(())
+}
+
+/// Locks everybody out of a table, in short tries: whoever comes while we wait behind a long search has to wait behind us.
+async fn lock_out(transaction: &Transaction<'_>, table: &str) -> Result<(), StoreError> {
+    for _ in 0..TRIES {
+        let statements = format!(
+            "SAVEPOINT lock_out; SET LOCAL lock_timeout = '{LOCK_OUT_TIMEOUT}'; LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"
+        );
+        match transaction.batch_execute(&statements).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                transaction.batch_execute("ROLLBACK TO SAVEPOINT lock_out; SELECT pg_sleep(0.5)").await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::Busy("entries of this class are being read"))
 }
 
 /// Removes the signed lines of segments of which nothing is left, and refused lines that are as old.
@@ -377,77 +346,9 @@ async fn forget_keys(client: &mut Client, cutoff: Timestamp) -> Result<u64, Stor
     Ok(gone)
 }
 
-/// What was removed and is not entered into the trail: told to one at a time, so that it is not entered by everybody.
-///
-/// # Errors
-/// PostgreSQL failed.
-pub async fn offer(client: &impl GenericClient) -> Result<Vec<Offered>, StoreError> {
-    let offer = format!(
-        "WITH next AS (SELECT id FROM audit_drops WHERE entry IS NULL AND offered < clock_timestamp() - interval '{TURN}'
-            ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED),
-        told AS (UPDATE audit_drops d SET offered = clock_timestamp() FROM next WHERE d.id = next.id RETURNING d.*)
-        SELECT id, chain, class, through, hash, count, kept, kept_digest, at FROM told ORDER BY id"
-    );
-    let rows = client.query_typed(&offer, &[(&OFFERED_AT_ONCE, Type::INT8)]).await?;
-    rows.iter().map(|row| Ok(Offered { id: row.try_get(0)?, dropped: read_dropped(row)? })).collect()
-}
-
-/// Reads the columns from the second on.
-pub(crate) fn read_dropped(row: &tokio_postgres::Row) -> Result<Dropped, tokio_postgres::Error> {
-    Ok(Dropped {
-        chain: row.try_get(1)?,
-        class: row.try_get(2)?,
-        through: row.try_get(3)?,
-        hash: row.try_get(4)?,
-        count: row.try_get(5)?,
-        kept: row.try_get(6)?,
-        kept_digest: row.try_get(7)?,
-        at: text_of(row.try_get(8)?),
-    })
-}
-
-/// Notes the entries that say what was removed: how many were not noted before.
-///
-/// # Errors
-/// PostgreSQL failed.
-pub async fn note(client: &Client, recorded: &[Recorded]) -> Result<u64, StoreError> {
-    const NOTE: &str = "
-        UPDATE audit_drops d SET entry = r.entry, key = r.key, signature = r.signature
-        FROM unnest($1, $2, $3, $4) AS r (id, entry, key, signature) WHERE d.id = r.id AND d.entry IS NULL";
-    let ids: Vec<i64> = recorded.iter().map(|recorded| recorded.id).collect();
-    let entries: Vec<Uuid> = recorded.iter().map(|recorded| recorded.entry).collect();
-    let keys: Vec<&str> = recorded.iter().map(|recorded| recorded.signature.key.as_str()).collect();
-    let signatures: Vec<&str> = recorded.iter().map(|recorded| recorded.signature.signature.as_str()).collect();
-    let params: [Param<'_>; 4] = [
-        (&ids, Type::INT8_ARRAY),
-        (&entries, Type::UUID_ARRAY),
-        (&keys, Type::TEXT_ARRAY),
-        (&signatures, Type::TEXT_ARRAY),
-    ];
-    Ok(client.execute_typed(NOTE, &params).await?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_signed_has_its_members_in_order() {
-        let dropped = Dropped {
-            chain: "0123456789abcdef".to_owned(),
-            class: "data".to_owned(),
-            through: 7,
-            hash: "00".to_owned(),
-            count: 6,
-            kept: 1,
-            kept_digest: "11".to_owned(),
-            at: "2026-11-24T14:00:00.000000Z".to_owned(),
-        };
-        let text = r#"{"chain":"0123456789abcdef","class":"data","through":7,"hash":"00","count":6,"kept":1,"kept_digest":"11","at":"2026-11-24T14:00:00.000000Z"}"#;
-        assert_eq!(dropped.canonical(), text);
-        let offered = Offered { id: 3, dropped };
-        assert_eq!(serde_json::to_string(&offered).unwrap(), text.replacen('{', "{\"id\":3,", 1));
-    }
 
     #[test]
     fn no_retention_is_zero_and_none_is_too_long() {
