@@ -41,14 +41,15 @@ pub enum Act {
 
 impl Act {
     /// The one table: type, action, method, route and status of what succeeds.
-    const fn table(self) -> (EventType, &'static str, &'static str, &'static str, u16) {
+    const fn table(self) -> (EventType, &'static str, &'static str, &'static str, Option<u16>) {
         match self {
-            Self::Create(_) => (EventType::Write, "create", "POST", "/api/v1/documents", 201),
-            Self::Read(_) => (EventType::Read, "read", "GET", "/api/v1/documents/{id}", 200),
-            Self::Delete(_) => (EventType::Delete, "delete", "DELETE", "/api/v1/documents/{id}", 204),
-            Self::Undo(_) => (EventType::Delete, "undo", "POST", "/api/v1/documents", 422),
-            Self::List => (EventType::Read, "list", "GET", "/api/v1/documents", 200),
-            Self::Search => (EventType::Read, "search", "POST", "/api/v1/documents/search", 200),
+            Self::Create(_) => (EventType::Write, "create", "POST", "/api/v1/documents", Some(201)),
+            Self::Read(_) => (EventType::Read, "read", "GET", "/api/v1/documents/{id}", Some(200)),
+            Self::Delete(_) => (EventType::Delete, "delete", "DELETE", "/api/v1/documents/{id}", Some(204)),
+            // What the client is told depends on why.
+            Self::Undo(_) => (EventType::Delete, "undo", "POST", "/api/v1/documents", None),
+            Self::List => (EventType::Read, "list", "GET", "/api/v1/documents", Some(200)),
+            Self::Search => (EventType::Read, "search", "POST", "/api/v1/documents/search", Some(200)),
         }
     }
 
@@ -138,7 +139,7 @@ pub struct Entry {
     machine: String,
     event: &'static str,
     action: &'static str,
-    status: i32,
+    status: Option<i32>,
     actor: String,
     request_id: String,
     route: &'static str,
@@ -168,7 +169,7 @@ impl Entry {
             method: Some(method),
             route: Some(route),
             resource: resource.as_slice(),
-            status: Some(status),
+            status,
             ..Draft::new(id.as_u128(), time, machine, event, Outcome::Success, &who)
         };
         let mut line = Vec::with_capacity(512);
@@ -181,7 +182,7 @@ impl Entry {
             machine: machine.to_owned(),
             event: event.name(),
             action,
-            status: i32::from(status),
+            status: status.map(i32::from),
             actor,
             request_id: request_id.to_owned(),
             route,

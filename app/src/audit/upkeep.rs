@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::App;
 use crate::audit::intake;
 use crate::deadline::Deadline;
+use crate::error::ApiError;
 
 /// How often it is looked though nothing is missed: for the gauge. The next month's partition is there long before it is needed.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -24,9 +25,13 @@ pub async fn go_on(app: App) {
         let pause = match &made {
             Ok(()) => PERIOD,
             Err(error) => {
-                // Once, not every few seconds for as long as it lasts.
-                if !told {
-                    tracing::warn!(error = ?error, "the partitions of the audit trail cannot be made now: {error}");
+                match error {
+                    // Once, not every few seconds for as long as it lasts.
+                    ApiError::Internal(cause) if !told => {
+                        tracing::error!(cause, "the partitions of the audit trail cannot be made: {cause}");
+                    }
+                    // A database that is away is told of where that is noticed.
+                    error => tracing::debug!(error = %error, "the partitions of the audit trail wait: {error}"),
                 }
                 RETRY
             }
