@@ -22,8 +22,8 @@ const LOCK_TIMEOUT: &str = "5s";
 /// The same where everybody else has to wait behind us.
 const LOCK_OUT_TIMEOUT: &str = "200ms";
 const TRIES: usize = 60;
-/// Keys that are looked at in one retention: each is looked for in every partition.
-const KEYS_AT_ONCE: i64 = 10_000;
+/// Keys that are forgotten in one retention: the rest has time until the next one.
+const KEYS_AT_ONCE: i64 = 100_000;
 
 /// For how many seconds each class is kept. A class that is not named is left alone.
 pub type Retention = BTreeMap<Class, u64>;
@@ -334,8 +334,9 @@ async fn tidy(
 async fn forget_keys(client: &mut Client, cutoff: Timestamp) -> Result<u64, StoreError> {
     const KEYS: &str = "
         DELETE FROM audit_keys WHERE id IN (
-            SELECT id FROM (SELECT id, subject FROM audit_keys WHERE created < $1 ORDER BY created LIMIT $2) AS old
-            WHERE NOT EXISTS (SELECT 1 FROM audit_events e WHERE e.actor = old.subject))";
+            SELECT id FROM audit_keys old WHERE created < $1
+                AND NOT EXISTS (SELECT 1 FROM audit_events e WHERE e.actor = old.subject)
+            LIMIT $2)";
     const ERASED: &str = "DELETE FROM audit_erased_keys WHERE at < $1";
     let cutoff = (&cutoff as _, Type::TIMESTAMPTZ);
     let transaction = client.transaction().await?;
