@@ -935,12 +935,12 @@ fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
 
     // A year of them, of 100,000 users from 10,000 addresses.
     let mut year = Chain::new("00000000000000bb", Class::Data);
-    (0..366).for_each(|day| year.add(Timestamp::now() - SignedDuration::from_hours(24 * day), "u_x", "a_x"));
+    (0..366).rev().for_each(|day| year.add(Timestamp::now() - SignedDuration::from_hours(24 * day), "u_x", "a_x"));
     store.ships(year.batch(), 366, 0, 0);
     let began = Instant::now();
     store.sql(
         r#"insert into audit_events (class, time, id, chain, seq, machine, type, action, outcome, status, actor, client, request_id, route, entry)
-        select 'data', now() - n * interval '3.1 seconds', md5(n::text)::uuid, '00000000000000cc', n, 'm' || n % 10, 'data.read', 'read', 'success', 200,
+        select 'data', now() - n * interval '3.1 seconds', md5(n::text)::uuid, '00000000000000cc', 10000001 - n, 'm' || n % 10, 'data.read', 'read', 'success', 200,
             'u_' || md5((n * 7919 % 100000)::text), 'a_' || md5((n * 104729 % 10000)::text), 'r' || n, 'documents',
             format('{"seq":%s,"class":"data","id":"%s","time":"2026-11-24T14:00:00.123456Z","machine":"m1","request_id":"r%s","type":"data.read","action":"read","method":"GET","route":"documents","resource":{"id":"42"},"outcome":"success","status":200,"duration_us":1234,"actor":{"id":"u_","kind":"user"},"client":"a_","sealed":"%s","prev":"%s"}', n, n, n, repeat('x', 120), repeat('0', 64))
         from generate_series(1, 10000000::bigint) n"#,
