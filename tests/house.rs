@@ -127,16 +127,16 @@ pub fn start_app(
 ) -> Process {
     // SHA-256 of "secret".
     let key = "test:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-    let program = env.iter().fold(Program::new(programs::find("outrigger-app").unwrap()), |p, (k, v)| p.env(k, v));
-    let mut app = program
+    let program = Program::new(programs::find("outrigger-app").unwrap())
         .env("DATABASE_URL", postgres.url("app"))
         .env("CHROMA_URL", chroma.url())
         .env("APP_SOCKET", paths::socket(dir, &format!("{name}.sock")).unwrap())
         .env("APP_LISTEN", address.to_string())
         .env("APP_API_KEYS", key)
-        .env("APP_VECTOR_DIMENSION", "3")
-        .start("outrigger-app", &dir.join(format!("{name}.log")))
-        .unwrap();
+        .env("APP_VECTOR_DIMENSION", "3");
+    // What a test wants counts.
+    let program = env.iter().fold(program, |program, (name, value)| program.env(name, value));
+    let mut app = program.start("outrigger-app", &dir.join(format!("{name}.log"))).unwrap();
     app.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();
     app
 }

@@ -16,6 +16,7 @@ mod promtool;
 
 mod abuse;
 mod audit;
+mod audit_store;
 mod bad_input;
 mod breaker;
 mod databases;

@@ -28,6 +28,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use crate::audit::own::Entry;
 use crate::chroma::{Chroma, Record};
 use crate::chroma_http::ChromaError;
 use crate::deadline::Deadline;
@@ -177,14 +178,21 @@ impl Outbox {
 
     /// Brings ChromaDB up to date right after a write: `record` is the document, `None` when it was deleted. Answers by
     /// the deadline; the attempt itself goes on without the request if it must.
-    pub async fn apply(self: &Arc<Self>, deadline: Deadline, job: Option<Job>, record: Option<Record>) -> Applied {
+    /// `undo` is the trail's row for a document that has to be taken back.
+    pub async fn apply(
+        self: &Arc<Self>,
+        deadline: Deadline,
+        job: Option<Job>,
+        record: Option<Record>,
+        undo: Option<Entry>,
+    ) -> Applied {
         let Some(job) = job else {
             // Somebody is at it with an older state; when they see the new generation, the worker's turn comes.
             self.wake.notify_one();
             return Applied::Later;
         };
         let this = Arc::clone(self);
-        let attempt = tokio::spawn(async move { this.attempt(job, record).await });
+        let attempt = tokio::spawn(async move { this.attempt(job, record, undo).await });
         match deadline.run(attempt).await {
             Ok(Ok(applied)) => applied,
             Ok(Err(panicked)) => {
@@ -195,7 +203,7 @@ impl Outbox {
         }
     }
 
-    async fn attempt(&self, job: Job, record: Option<Record>) -> Applied {
+    async fn attempt(&self, job: Job, record: Option<Record>, undo: Option<Entry>) -> Applied {
         let failing = self.chroma.pool().failures() > 0;
         let budget = if failing { INLINE_BUDGET_WHEN_FAILING } else { INLINE_BUDGET };
         if !job.claim.leaves_time_for(budget) {
@@ -212,7 +220,8 @@ impl Outbox {
                 Applied::Now
             }
             Err(refusal @ (ChromaError::Refused { .. } | ChromaError::Misfit(_))) if record.is_some() => {
-                if let Err(error) = records::undo(&self.postgres, Deadline::after(STATEMENT), &job).await {
+                if let Err(error) = records::undo(&self.postgres, Deadline::after(STATEMENT), &job, undo.as_ref()).await
+                {
                     tracing::warn!(document = %job.document, error = %error, "a refused document could not be undone");
                     return Applied::Later;
                 }
