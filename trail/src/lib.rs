@@ -7,3 +7,4 @@ pub mod entry;
 pub mod keys;
 pub mod layout;
 pub mod spool;
+pub mod verify;
