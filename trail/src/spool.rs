@@ -1,1 +1,580 @@
-//! How entries get to disk.
+//! The spool: the directory in which entries get their place in a chain, and are on disk before anybody relies on it.
+//!
+//! ```text
+//! append  → in memory, hashed                        (nothing is promised yet)
+//! commit  → data keys, then lines, fdatasync          (promised)
+//!         → HEAD says where each chain ends, signed   (at most every 50 ms)
+//! roll    → checkpoint, signed; the next commit begins a new segment
+//! ```
+//!
+//! A commit that fails leaves its class as if nothing had been appended since the last one: the file is cut back to what was
+//! promised, and the caller still has what it wanted to write. Opening a spool cuts off what a crash has torn, and writes down that
+//! it did.
+
+mod files;
+mod recovery;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use outrigger_policy::audit::{Class, Draft, EventType, Hash, Head, Outcome, Time};
+use ring::digest::{SHA256, digest};
+
+use self::files::Open;
+use crate::keys::{MasterKeys, WrappedKey};
+use crate::layout::{self, End, HEAD_SLOT, Heads, Segment, Shipped, Span};
+
+/// The least time between two signatures of `HEAD`.
+const HEAD_EVERY_US: i64 = 50_000;
+/// Room for a header and a checkpoint.
+const FRAME_BYTES: u64 = 1536;
+/// The oldest segment that is still written to.
+const LONGEST_SEGMENT_US: i64 = 86_400_000_000;
+/// What the program itself is called in entries.
+pub const SYSTEM: &str = r#""actor":{"id":"outrigger","kind":"system"}"#;
+/// What an operator is called in entries; `details` says which.
+pub const OPERATOR: &str = r#""actor":{"id":"operator","kind":"operator"}"#;
+
+/// The bounds of a spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A segment of this many bytes is closed.
+    pub segment_bytes: u64,
+    /// All of them together have no more. Half of it is the most that the class [`Class::Security`] gets, which strangers can fill.
+    pub max_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { segment_bytes: 16 << 20, max_bytes: 1 << 30 }
+    }
+}
+
+/// Why a spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// Another process writes to it.
+    #[error("another process writes to {0}")]
+    Locked(PathBuf),
+    /// The file system says no.
+    #[error("{path}: {source}")]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// What it says.
+        source: io::Error,
+    },
+    /// A file holds something that it cannot hold.
+    #[error("{path} {problem}")]
+    Broken {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// There is no room, and nothing that the app already has.
+    #[error("the spool has reached its bound, and nothing in it is shipped")]
+    Full,
+    /// Its files are no longer where they were.
+    #[error("{0} has been removed or replaced")]
+    Gone(PathBuf),
+}
+
+impl SpoolError {
+    /// In a word, for metrics and gap entries.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Locked(_) => "locked",
+            Self::Full => "spool_full",
+            Self::Gone(_) => "gone",
+            Self::Broken { .. } => "broken",
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
+                io::ErrorKind::ReadOnlyFilesystem => "read_only",
+                io::ErrorKind::PermissionDenied => "permission_denied",
+                io::ErrorKind::NotFound => "gone",
+                _ => "io_error",
+            },
+        }
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    let path = path.to_owned();
+    move |source| SpoolError::File { path, source }
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its number.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// What was dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// From which chain.
+    pub class: Class,
+    /// The first entry.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// Bytes of its file.
+    pub bytes: u64,
+}
+
+/// A spool that this process writes to.
+#[derive(Debug)]
+pub struct Spool {
+    directory: PathBuf,
+    chain: String,
+    machine: String,
+    keys: MasterKeys,
+    settings: Settings,
+    chains: [Chain; Class::ALL.len()],
+    heads: File,
+    number: u64,
+    signed_at: Time,
+    is_head_due: bool,
+    /// What the app has, by class.
+    shipped: [u64; Class::ALL.len()],
+    /// Held as long as this lives.
+    _lock: File,
+}
+
+/// A chain of this spool.
+#[derive(Debug)]
+struct Chain {
+    class: Class,
+    /// With what is appended and not committed.
+    head: Head,
+    /// What is promised.
+    committed: Head,
+    /// The first entry that is kept.
+    floor: u64,
+    open: Option<Open>,
+    /// Complete, in order.
+    closed: Vec<Closed>,
+    /// Lines that are appended and not committed.
+    lines: Vec<u8>,
+    /// Data keys that were not written yet.
+    new_keys: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct Closed {
+    segment: Segment,
+    last: u64,
+    bytes: u64,
+}
+
+impl Spool {
+    /// Opens the spool in `directory`, or begins one. What a crash has torn is cut off, and written down with the next commit.
+    ///
+    /// # Errors
+    /// It is somebody else's now, or its files cannot be used.
+    pub fn open(
+        directory: &Path,
+        keys: MasterKeys,
+        machine: &str,
+        settings: Settings,
+        now: Time,
+    ) -> Result<Self, SpoolError> {
+        files::make_private(directory)?;
+        let lock = files::open_private(&directory.join(layout::LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SpoolError::Locked(directory.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(at(&directory.join(layout::LOCK))(source)),
+        }
+        let chain = files::chain_id(directory)?;
+        let heads = files::open_private(&directory.join(layout::HEAD))?;
+        let mut spool = Self {
+            directory: directory.to_owned(),
+            chain,
+            machine: machine.to_owned(),
+            keys,
+            settings,
+            chains: Class::ALL.map(Chain::new),
+            heads,
+            number: 0,
+            signed_at: Time(0),
+            is_head_due: true,
+            shipped: [0; Class::ALL.len()],
+            _lock: lock,
+        };
+        let shipped = files::shipped(directory)?;
+        for class in Class::ALL {
+            spool.shipped[class as usize] = shipped.through.get(class.name()).copied().unwrap_or(0);
+        }
+        spool.recover(now)?;
+        spool.sign_heads(now)?;
+        Ok(spool)
+    }
+
+    /// The id of its chains.
+    pub fn chain_id(&self) -> &str {
+        &self.chain
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What is promised of a chain.
+    pub fn committed(&self, class: Class) -> Head {
+        self.chains[class as usize].committed
+    }
+
+    /// The first entry of a chain that is kept.
+    pub fn floor(&self, class: Class) -> u64 {
+        self.chains[class as usize].floor
+    }
+
+    /// Bytes of its segments.
+    pub fn bytes(&self) -> u64 {
+        self.chains.iter().map(Chain::bytes).sum()
+    }
+
+    /// Appends an entry to the chain of its type's class; it is promised once it is committed.
+    pub fn append(&mut self, draft: &Draft<'_>) -> Placed {
+        self.append_to(draft.event.class(), draft)
+    }
+
+    /// Appends an entry to the chain of another class: a gap is written where something is missing.
+    pub fn append_to(&mut self, class: Class, draft: &Draft<'_>) -> Placed {
+        let chain = &mut self.chains[class as usize];
+        let start = chain.lines.len();
+        draft.write(class, &chain.head, &mut chain.lines);
+        let hash = sha256(&chain.lines[start..]);
+        chain.lines.push(b'\n');
+        chain.head = Head { last: chain.head.last + 1, hash };
+        Placed { seq: chain.head.last, hash }
+    }
+
+    /// Has a data key written with the next commit of `class`, before the entries that use it.
+    pub fn add_key(&mut self, class: Class, key: &WrappedKey) {
+        // Text only: writing it as JSON does not fail.
+        let new_keys = &mut self.chains[class as usize].new_keys;
+        new_keys.extend(serde_json::to_vec(key).unwrap_or_default());
+        new_keys.push(b'\n');
+    }
+
+    /// Whether a commit would write something.
+    pub fn is_dirty(&self) -> bool {
+        self.is_head_due || self.chains.iter().any(|chain| !chain.lines.is_empty())
+    }
+
+    /// Writes everything that was appended. A class that cannot be written is as it was after its last commit, and what was appended
+    /// to it since is the caller's again.
+    pub fn commit(&mut self, now: Time) -> Vec<(Class, SpoolError)> {
+        let mut failed = Vec::new();
+        for class in Class::ALL {
+            if self.chains[class as usize].lines.is_empty() {
+                continue;
+            }
+            match self.commit_class(class, now) {
+                Ok(()) => self.is_head_due = true,
+                Err(e) => {
+                    let chain = &mut self.chains[class as usize];
+                    chain.lines.clear();
+                    chain.head = chain.committed;
+                    failed.push((class, e));
+                }
+            }
+        }
+        if self.is_head_due && now.0.abs_diff(self.signed_at.0) >= HEAD_EVERY_US.unsigned_abs() {
+            // It lags behind, which it may; the next commit tries again.
+            let _ = self.sign_heads(now);
+        }
+        failed
+    }
+
+    fn commit_class(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
+        self.make_room(class)?;
+        let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
+        let heads = heads_of(&self.chains, class);
+        let chain = &mut self.chains[class as usize];
+        if let Some(open) = &chain.open {
+            if open.is_gone() {
+                // What is written to it would be read by nobody.
+                chain.open = None;
+                return Err(SpoolError::Gone(Segment::new(directory, class, chain.committed.last + 1).path));
+            }
+            let is_old = now.0.saturating_sub(open.created.0) >= LONGEST_SEGMENT_US;
+            if open.length >= self.settings.segment_bytes || is_old {
+                chain.close(chain_id, &heads, &self.keys, now)?;
+            }
+        }
+        let open = match &mut chain.open {
+            Some(open) => open,
+            none => none.insert(Open::create(directory, class, chain_id, machine, &chain.committed, now)?),
+        };
+        if !chain.new_keys.is_empty() {
+            open.write_keys(&chain.new_keys)?;
+            chain.new_keys.clear();
+        }
+        open.write(&chain.lines)?;
+        chain.lines.clear();
+        if chain.lines.capacity() > 4 << 20 {
+            chain.lines = Vec::new();
+        }
+        chain.committed = chain.head;
+        Ok(())
+    }
+
+    /// Signs `HEAD`, and closes what is open.
+    ///
+    /// # Errors
+    /// What was not closed; nothing that was promised is lost by it.
+    pub fn close(mut self, now: Time) -> Result<(), SpoolError> {
+        self.roll(now, |_| true)?;
+        self.sign_heads(now)?;
+        self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD)))
+    }
+
+    /// Closes the open segments for which `wanted` says so; without entries they stay open.
+    fn roll(&mut self, now: Time, wanted: impl Fn(&Open) -> bool) -> Result<(), SpoolError> {
+        for class in Class::ALL {
+            let heads = heads_of(&self.chains, class);
+            let chain = &mut self.chains[class as usize];
+            if chain.open.as_ref().is_some_and(&wanted) {
+                chain.close(&self.chain, &heads, &self.keys, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `HEAD`, whatever the time.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn sign_heads(&mut self, now: Time) -> Result<(), SpoolError> {
+        self.number += 1;
+        let span =
+            |chain: &Chain| Span { first: chain.floor, last: chain.committed.last, hash: hex(&chain.committed.hash) };
+        let heads = Heads {
+            head: 1,
+            chain: self.chain.clone(),
+            machine: self.machine.clone(),
+            number: self.number,
+            time: now.to_string(),
+            classes: self.chains.iter().map(|chain| (chain.class.name().to_owned(), span(chain))).collect(),
+            key: self.keys.current_id().to_owned(),
+        };
+        let mut slot = layout::sign(&heads, &self.keys);
+        slot.resize(HEAD_SLOT - 1, b' ');
+        slot.push(b'\n');
+        let offset = self.number % 2 * HEAD_SLOT as u64;
+        let path = self.directory.join(layout::HEAD);
+        self.heads.write_all_at(&slot, offset).map_err(at(&path))?;
+        self.signed_at = now;
+        self.is_head_due = false;
+        Ok(())
+    }
+
+    /// The app has everything of `class` up to `through`: those segments may go when room is needed, and their data keys are in
+    /// PostgreSQL now.
+    ///
+    /// # Errors
+    /// It cannot be written down; the app is sent it again after a restart then.
+    pub fn shipped(&mut self, class: Class, through: u64, erasures: u64) -> Result<(), SpoolError> {
+        self.shipped[class as usize] = through;
+        let through = Class::ALL.iter().map(|class| (class.name().to_owned(), self.shipped[*class as usize])).collect();
+        files::write_shipped(&self.directory, &Shipped { through, erasures })?;
+        for closed in &self.chains[class as usize].closed {
+            if closed.last <= self.shipped[class as usize] {
+                files::remove(&closed.segment.keys())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the app has of a class, and the last erasure that was heard of.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn shipped_through(&self) -> Result<Shipped, SpoolError> {
+        files::shipped(&self.directory)
+    }
+
+    /// Drops shipped segments, the oldest first, until what is to be written fits.
+    fn make_room(&mut self, class: Class) -> Result<(), SpoolError> {
+        let wanted = self.chains[class as usize].lines.len() as u64 + FRAME_BYTES;
+        let mut dropped = false;
+        loop {
+            let most_of_class =
+                if class == Class::Security { self.settings.max_bytes / 2 } else { self.settings.max_bytes };
+            let used = self.chains[class as usize].bytes();
+            if used + wanted <= most_of_class && self.bytes() + wanted <= self.settings.max_bytes {
+                break;
+            }
+            let is_own_bound = used + wanted > most_of_class;
+            let shipped = self.shipped;
+            let candidates = self.chains.iter().filter(|chain| !is_own_bound || chain.class == class);
+            let oldest = candidates
+                .filter_map(|chain| chain.closed.first().filter(|closed| closed.last <= shipped[chain.class as usize]))
+                .min_by_key(|closed| files::modified(&closed.segment.path));
+            let Some(oldest) = oldest.cloned() else { return Err(SpoolError::Full) };
+            self.drop_first(oldest.segment.class)?;
+            dropped = true;
+        }
+        if dropped {
+            files::sync_directory(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the first closed segment of a class. `HEAD` says so before the file goes: a crash in between leaves one too many.
+    fn drop_first(&mut self, class: Class) -> Result<Option<Dropped>, SpoolError> {
+        let chain = &mut self.chains[class as usize];
+        let Some(closed) = chain.closed.first().cloned() else { return Ok(None) };
+        let before = std::mem::replace(&mut chain.floor, closed.last + 1);
+        let signed_at = self.signed_at;
+        let said = self
+            .sign_heads(signed_at)
+            .and_then(|()| self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD))));
+        let chain = &mut self.chains[class as usize];
+        if let Err(e) = said {
+            chain.floor = before;
+            return Err(e);
+        }
+        chain.closed.remove(0);
+        files::remove(&closed.segment.path)?;
+        files::remove(&closed.segment.keys())?;
+        Ok(Some(Dropped { class, first: before, last: closed.last, bytes: closed.bytes }))
+    }
+
+    /// What retention would drop: for each class the segments whose last entry is older than `oldest` says.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn expired(
+        &mut self,
+        now: Time,
+        oldest: impl Fn(Class) -> Time,
+        is_held: impl Fn(Class, &[u8]) -> bool,
+    ) -> Result<Vec<Dropped>, SpoolError> {
+        self.roll(now, |open| now.0.saturating_sub(open.created.0) >= LONGEST_SEGMENT_US)?;
+        let mut expired = Vec::new();
+        for chain in &self.chains {
+            let mut first = chain.floor;
+            for closed in &chain.closed {
+                let content = std::fs::read(&closed.segment.path).map_err(at(&closed.segment.path))?;
+                let is_old = files::last_time(&content).is_none_or(|last| last < oldest(chain.class));
+                // What comes after a segment that stays has to stay as well: what is left must begin with one entry.
+                if !is_old || is_held(chain.class, &content) {
+                    break;
+                }
+                expired.push(Dropped { class: chain.class, first, last: closed.last, bytes: closed.bytes });
+                first = closed.last + 1;
+            }
+        }
+        Ok(expired)
+    }
+
+    /// Drops what [`Spool::expired`] has named.
+    ///
+    /// # Errors
+    /// What could not be removed stays for the next time.
+    pub fn drop_expired(&mut self, expired: &[Dropped]) -> Result<(), SpoolError> {
+        for wanted in expired {
+            let first = self.chains[wanted.class as usize].closed.first();
+            if first.is_some_and(|closed| closed.last == wanted.last) {
+                self.drop_first(wanted.class)?;
+            }
+        }
+        files::sync_directory(&self.directory)
+    }
+
+    /// Destroys the data keys of these subjects, as pseudonyms, and tells how many there were.
+    ///
+    /// # Errors
+    /// A file cannot be changed; keys before it are destroyed.
+    pub fn forget(&mut self, subjects: &[String]) -> Result<usize, SpoolError> {
+        let mut destroyed = 0;
+        for chain in &mut self.chains {
+            destroyed += files::blank_keys(&mut chain.new_keys, subjects);
+            let open = chain.open.as_ref().map(|open| open.segment.keys());
+            for path in chain.closed.iter().map(|closed| closed.segment.keys()).chain(open) {
+                destroyed += files::forget(&path, subjects)?;
+            }
+        }
+        Ok(destroyed)
+    }
+}
+
+impl Chain {
+    fn new(class: Class) -> Self {
+        Self {
+            class,
+            head: Head::default(),
+            committed: Head::default(),
+            floor: 1,
+            open: None,
+            closed: Vec::new(),
+            lines: Vec::new(),
+            new_keys: Vec::new(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.open.as_ref().map_or(0, |open| open.length)
+    }
+
+    /// Ends the open segment with its checkpoint.
+    fn close(
+        &mut self,
+        chain_id: &str,
+        heads: &BTreeMap<String, End>,
+        keys: &MasterKeys,
+        now: Time,
+    ) -> Result<(), SpoolError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.write_checkpoint(chain_id, &self.committed, heads, keys, now)?;
+        if let Some(open) = self.open.take() {
+            self.closed.push(Closed { last: self.committed.last, bytes: open.length, segment: open.segment });
+        }
+        Ok(())
+    }
+}
+
+/// Where the other chains end, for the checkpoint of `class`: who shortens one would have to change the others.
+fn heads_of(chains: &[Chain], class: Class) -> BTreeMap<String, End> {
+    let others = chains.iter().filter(|chain| chain.class != class && chain.committed.last > 0);
+    let end = |chain: &Chain| End { last: chain.committed.last, hash: hex(&chain.committed.hash) };
+    others.map(|chain| (chain.class.name().to_owned(), end(chain))).collect()
+}
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> Hash {
+    let mut hash = Hash::default();
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
+}
+
+/// In lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = Vec::new();
+    outrigger_policy::audit::hex(&mut text, bytes);
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// Something that the program did itself, with what else there is to say as a JSON object.
+pub fn system<'a>(id: u128, now: Time, machine: &'a str, action: &'a str, details: &'a str) -> Draft<'a> {
+    Draft {
+        action: Some(action),
+        details: Some(details),
+        ..Draft::new(id, now, machine, EventType::AdminAction, Outcome::Success, SYSTEM)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! The files of a spool, as whoever writes them sees them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::SystemTime;
+
+use outrigger_policy::audit::{Class, Head, Time};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::{SpoolError, at, hex, sha256};
+use crate::entry::Entry;
+use crate::keys::{MasterKeys, WrappedKey};
+use crate::layout::{self, Checkpoint, End, Header, Segment, Shipped};
+
+/// A segment that is written to.
+#[derive(Debug)]
+pub struct Open {
+    pub segment: Segment,
+    file: File,
+    /// Bytes that are promised.
+    pub length: u64,
+    header: [u8; 32],
+    pub created: Time,
+}
+
+impl Open {
+    /// Begins the segment after `committed`.
+    pub fn create(
+        directory: &Path,
+        class: Class,
+        chain: &str,
+        machine: &str,
+        committed: &Head,
+        now: Time,
+    ) -> Result<Self, SpoolError> {
+        let segment = Segment::new(directory, class, committed.last + 1);
+        let header = Header {
+            segment: 1,
+            chain: chain.to_owned(),
+            class: class.name().to_owned(),
+            machine: machine.to_owned(),
+            first: segment.first,
+            prev: hex(&committed.hash),
+            created: now.to_string(),
+        };
+        // Text and numbers: writing them as JSON does not fail.
+        let mut line = serde_json::to_vec(&header).unwrap_or_default();
+        let hash = sha256(&line);
+        line.push(b'\n');
+        // What an attempt before this one has left, when the disk was full, was never promised.
+        let file = open_private(&segment.path)?;
+        let mut open = Self { segment, file, length: 0, header: hash, created: now };
+        open.file.set_len(0).map_err(at(&open.segment.path))?;
+        open.write(&line)?;
+        sync_directory(directory)?;
+        Ok(open)
+    }
+
+    /// Goes on with a segment that a crash has left open.
+    pub fn reopen(segment: Segment, length: u64, header: [u8; 32], created: Time) -> Result<Self, SpoolError> {
+        let file = open_private(&segment.path)?;
+        file.set_len(length).and_then(|()| file.sync_data()).map_err(at(&segment.path))?;
+        Ok(Self { segment, file, length, header, created })
+    }
+
+    /// Writes `lines` behind what is promised, and promises them; or cuts them off again.
+    pub fn write(&mut self, lines: &[u8]) -> Result<(), SpoolError> {
+        let written = self.file.write_all_at(lines, self.length).and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            // Should that fail too, the next write goes over the same place, and a restart cuts it off.
+            let _ = self.file.set_len(self.length);
+            return Err(at(&self.segment.path)(source));
+        }
+        self.length += lines.len() as u64;
+        Ok(())
+    }
+
+    /// Appends data keys to the segment's file of keys, on disk when it returns.
+    pub fn write_keys(&self, lines: &[u8]) -> Result<(), SpoolError> {
+        let path = self.segment.keys();
+        let is_new = !path.exists();
+        let file = open_private(&path)?;
+        let end = file.metadata().map_err(at(&path))?.len();
+        if let Err(source) = file.write_all_at(lines, end).and_then(|()| file.sync_data()) {
+            let _ = file.set_len(end);
+            return Err(at(&path)(source));
+        }
+        if is_new { sync_directory(path.parent().unwrap_or(Path::new("."))) } else { Ok(()) }
+    }
+
+    pub fn write_checkpoint(
+        &mut self,
+        chain: &str,
+        last: &Head,
+        heads: &BTreeMap<String, End>,
+        keys: &MasterKeys,
+        now: Time,
+    ) -> Result<(), SpoolError> {
+        let checkpoint = Checkpoint {
+            checkpoint: 1,
+            chain: chain.to_owned(),
+            class: self.segment.class.name().to_owned(),
+            first: self.segment.first,
+            last: last.last,
+            header: hex(&self.header),
+            hash: hex(&last.hash),
+            time: now.to_string(),
+            heads: heads.clone(),
+            key: keys.current_id().to_owned(),
+        };
+        let mut line = layout::sign(&checkpoint, keys);
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    /// Somebody has removed its file, or put another one in its place.
+    pub fn is_gone(&self) -> bool {
+        let here = self.file.metadata().map(|file| (file.dev(), file.ino()));
+        let there = fs::metadata(&self.segment.path).map(|file| (file.dev(), file.ino()));
+        !matches!((here, there), (Ok(here), Ok(there)) if here == there)
+    }
+}
+
+pub fn make_private(directory: &Path) -> Result<(), SpoolError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))
+}
+
+/// Opens a file for reading and writing that only its owner may read, making it if need be.
+pub fn open_private(path: &Path) -> Result<File, SpoolError> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at(path))
+}
+
+pub fn sync_directory(directory: &Path) -> Result<(), SpoolError> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
+}
+
+/// Writes a file whole or not at all.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), SpoolError> {
+    let beside = path.with_extension("new");
+    let file = open_private(&beside)?;
+    file.set_len(0)
+        .and_then(|()| file.write_all_at(content, 0))
+        .and_then(|()| file.sync_data())
+        .map_err(at(&beside))?;
+    fs::rename(&beside, path).map_err(at(path))?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+pub fn remove(path: &Path) -> Result<(), SpoolError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+pub fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Reads the chain's id, or makes one.
+pub fn chain_id(directory: &Path) -> Result<String, SpoolError> {
+    let path = directory.join(layout::CHAIN);
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim_end();
+            let is_id = id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit());
+            let problem = "is not the id of a chain: put it back from a copy, or move the directory away";
+            if is_id { Ok(id.to_owned()) } else { Err(SpoolError::Broken { path, problem }) }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut id = [0; 8];
+            let filled = SystemRandom::new().fill(&mut id);
+            filled.map_err(|_| at(&path)(io::Error::other("the system gives no random bytes")))?;
+            let id = hex(&id);
+            replace(&path, format!("{id}\n").as_bytes())?;
+            Ok(id)
+        }
+        Err(e) => Err(at(&path)(e)),
+    }
+}
+
+/// What the app has. A file that cannot be read as that means that it is asked again: it knows what it has.
+pub fn shipped(directory: &Path) -> Result<Shipped, SpoolError> {
+    let path = directory.join(layout::SHIPPED);
+    match fs::read(&path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Shipped::default()),
+        Err(e) => Err(at(&path)(e)),
+    }
+}
+
+pub fn write_shipped(directory: &Path, shipped: &Shipped) -> Result<(), SpoolError> {
+    replace(&directory.join(layout::SHIPPED), &serde_json::to_vec(shipped).unwrap_or_default())
+}
+
+/// When the last entry of a segment was made.
+pub fn last_time(content: &[u8]) -> Option<Time> {
+    let lines = content.rsplit(|b| *b == b'\n');
+    let time = lines.filter_map(|line| Entry::parse(line).ok().map(|entry| entry.time)).next()?;
+    time.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
+}
+
+/// Destroys the keys of `subjects` in a file of keys.
+pub fn forget(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(at(path)(e)),
+    };
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).map_err(at(path))?;
+    let destroyed = blank_keys(&mut content, subjects);
+    if destroyed > 0 {
+        // In place: a new file would leave the old one's blocks behind.
+        file.write_all_at(&content, 0).and_then(|()| file.sync_data()).map_err(at(path))?;
+    }
+    Ok(destroyed)
+}
+
+/// Puts spaces in the place of the keys of `subjects`.
+pub fn blank_keys(lines: &mut [u8], subjects: &[String]) -> usize {
+    let mut destroyed = 0;
+    for line in lines.split_mut(|b| *b == b'\n') {
+        let key = serde_json::from_slice::<WrappedKey>(line);
+        if key.is_ok_and(|key| subjects.contains(&key.subject)) {
+            line.fill(b' ');
+            destroyed += 1;
+        }
+    }
+    destroyed
+}

@@ -1,0 +1,232 @@
+//! What a crash has left: the end of each chain is looked for, what is torn is cut off, and all of it is written down.
+//!
+//! What is missing below the end that `HEAD` vouches for is no tear: it was promised. It is left as it is found, the chain goes on
+//! where it should have, and the hole stays for `outrigger audit verify` to see.
+
+use std::fs;
+
+use outrigger_policy::audit::{Class, EventType, Head, NO_HASH, Outcome, Time, unhex, uuid_v7};
+
+use super::files::{self, Open};
+use super::{Closed, Spool, SpoolError, at, heads_of, hex, sha256, system};
+use crate::layout::{self, Checkpoint, HEAD_SLOT, Header, Heads, Segment};
+
+/// Something that was found when a spool was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    class: Option<Class>,
+    action: &'static str,
+    details: String,
+    is_alarm: bool,
+}
+
+/// How far a segment can be believed.
+#[derive(Debug)]
+struct Scan {
+    header: Option<(Header, [u8; 32])>,
+    head: Head,
+    /// Bytes of what is in order.
+    length: usize,
+    is_closed: bool,
+}
+
+impl Spool {
+    /// Finds the ends of all chains.
+    pub(super) fn recover(&mut self, now: Time) -> Result<(), SpoolError> {
+        let mut findings = Vec::new();
+        let vouched = self.read_heads(&mut findings)?;
+        if let Some(vouched) = &vouched {
+            self.number = vouched.number;
+        }
+        let segments = layout::segments(&self.directory).map_err(at(&self.directory))?;
+        for class in Class::ALL {
+            let span = vouched.as_ref().and_then(|heads| heads.classes.get(class.name()));
+            let floor = span.map_or(1, |span| span.first);
+            let mut own: Vec<Segment> = segments.iter().filter(|segment| segment.class == class).cloned().collect();
+            // A crash between saying that they are dropped and dropping them.
+            while own.get(1).map_or_else(|| own.len() == 1 && is_below(&own[0], floor), |next| next.first <= floor) {
+                let gone = own.remove(0);
+                files::remove(&gone.path)?;
+                files::remove(&gone.keys())?;
+            }
+            let end = span.map(|span| Head { last: span.last, hash: unhex(span.hash.as_bytes()).unwrap_or(NO_HASH) });
+            self.chains[class as usize].floor = floor;
+            self.recover_class(class, &own, end.unwrap_or_default(), now, &mut findings)?;
+        }
+        let machine = self.machine.clone();
+        for (at, finding) in findings.iter().enumerate() {
+            let id = uuid_v7(now, (at as u64, u64::from_be_bytes(random())));
+            let mut draft = system(id, now, &machine, finding.action, &finding.details);
+            if finding.is_alarm {
+                (draft.event, draft.outcome) = (EventType::AdminAction, Outcome::Error);
+            }
+            self.append(&draft);
+        }
+        Ok(())
+    }
+
+    /// The newest of the two slots that verifies.
+    fn read_heads(&self, findings: &mut Vec<Finding>) -> Result<Option<Heads>, SpoolError> {
+        let path = self.directory.join(layout::HEAD);
+        let content = fs::read(&path).map_err(at(&path))?;
+        let public = self.keys.public();
+        let slot = |slot: &[u8]| {
+            let line = slot.trim_ascii_end();
+            let heads: Heads = serde_json::from_slice(line).ok()?;
+            layout::verify(line, &heads.key, &public).ok().filter(|()| heads.chain == self.chain)?;
+            Some(heads)
+        };
+        let newest = content.chunks(HEAD_SLOT).filter_map(slot).max_by_key(|heads| heads.number);
+        let has_entries = !layout::segments(&self.directory).map_err(at(&self.directory))?.is_empty();
+        if newest.is_none() && (has_entries || !content.trim_ascii().is_empty()) {
+            let details = r#"{"file":"HEAD","problem":"it is missing, or no key given verifies it"}"#.to_owned();
+            findings.push(Finding { class: None, action: "audit.unvouched", details, is_alarm: true });
+        }
+        Ok(newest)
+    }
+
+    fn recover_class(
+        &mut self,
+        class: Class,
+        segments: &[Segment],
+        vouched: Head,
+        now: Time,
+        findings: &mut Vec<Finding>,
+    ) -> Result<(), SpoolError> {
+        let Some((newest, earlier)) = segments.split_last() else {
+            let chain = &mut self.chains[class as usize];
+            (chain.head, chain.committed) = (vouched, vouched);
+            if vouched.last >= chain.floor {
+                findings.push(missing(class, chain.floor, vouched.last));
+            }
+            return Ok(());
+        };
+        for (segment, next) in earlier.iter().zip(&segments[1..]) {
+            let bytes = fs::metadata(&segment.path).map_err(at(&segment.path))?.len();
+            let last = next.first.saturating_sub(1);
+            self.chains[class as usize].closed.push(Closed { segment: segment.clone(), last, bytes });
+        }
+        let content = fs::read(&newest.path).map_err(at(&newest.path))?;
+        let scan = scan(&content, newest.first);
+        let is_short = scan.head.last < vouched.last || scan.header.is_none() && newest.first <= vouched.last;
+        if is_short {
+            findings.push(missing(class, scan.head.last.max(newest.first.saturating_sub(1)) + 1, vouched.last));
+            let bytes = content.len() as u64;
+            let chain = &mut self.chains[class as usize];
+            // Nothing of it is touched, and what comes next has another file.
+            chain.closed.push(Closed { segment: newest.clone(), last: vouched.last, bytes });
+            (chain.head, chain.committed) = (vouched, vouched);
+            return Ok(());
+        }
+        let torn = &content[scan.length..];
+        if !torn.is_empty() {
+            let details = format!(
+                r#"{{"class":"{}","after_seq":{},"bytes":{},"sha256":"{}"}}"#,
+                class.name(),
+                scan.head.last,
+                torn.len(),
+                hex(&sha256(torn))
+            );
+            findings.push(Finding { class: Some(class), action: "audit.recovered", details, is_alarm: false });
+        }
+        let Some((header, hash)) = scan.header else {
+            // It was begun, and nothing was promised of it.
+            files::remove(&newest.path)?;
+            let before = self.chains[class as usize].closed.pop();
+            return match before {
+                None => Ok(()),
+                Some(before) => {
+                    let all: Vec<Segment> =
+                        self.chains[class as usize].closed.drain(..).map(|closed| closed.segment).collect();
+                    let all = [all, vec![before.segment]].concat();
+                    self.recover_class(class, &all, vouched, now, findings)
+                }
+            };
+        };
+        let heads = heads_of(&self.chains, class);
+        let chain = &mut self.chains[class as usize];
+        (chain.head, chain.committed) = (scan.head, scan.head);
+        if scan.is_closed {
+            if !torn.is_empty() {
+                Open::reopen(newest.clone(), scan.length as u64, hash, now)?;
+            }
+            chain.closed.push(Closed { segment: newest.clone(), last: scan.head.last, bytes: scan.length as u64 });
+            return Ok(());
+        }
+        let created = header.created.parse::<jiff::Timestamp>().map_or(now, |time| Time(time.as_microsecond()));
+        chain.open = Some(Open::reopen(newest.clone(), scan.length as u64, hash, created)?);
+        chain.close(&self.chain, &heads, &self.keys, now)
+    }
+}
+
+/// A single segment that is dropped whole: nothing but its checkpoint could tell, so it is asked.
+fn is_below(segment: &Segment, floor: u64) -> bool {
+    segment.first < floor
+        && fs::read(&segment.path).is_ok_and(|content| {
+            let scan = scan(&content, segment.first);
+            scan.is_closed && scan.head.last < floor
+        })
+}
+
+fn missing(class: Class, first: u64, last: u64) -> Finding {
+    let details = format!(
+        r#"{{"class":"{}","first":{first},"last":{last},"problem":"these entries were promised and are not there"}}"#,
+        class.name()
+    );
+    Finding { class: Some(class), action: "audit.missing", details, is_alarm: true }
+}
+
+/// Reads a segment up to where it stops being one.
+fn scan(content: &[u8], first: u64) -> Scan {
+    let mut scan =
+        Scan { header: None, head: Head { last: first.saturating_sub(1), hash: NO_HASH }, length: 0, is_closed: false };
+    for line in content.split_inclusive(|b| *b == b'\n') {
+        let Some(text) = line.strip_suffix(b"\n") else { break };
+        if scan.header.is_none() {
+            let Ok(header) = serde_json::from_slice::<Header>(text) else { break };
+            let Some(prev) = unhex(header.prev.as_bytes()).filter(|_| header.first == first) else { break };
+            scan.head.hash = prev;
+            scan.header = Some((header, sha256(text)));
+        } else if let Some((seq, prev)) = link(text) {
+            if seq != scan.head.last + 1 || prev != scan.head.hash {
+                break;
+            }
+            scan.head = Head { last: seq, hash: sha256(text) };
+        } else {
+            let checkpoint = serde_json::from_slice::<serde_json::Value>(text).is_ok()
+                && serde_json::from_slice::<Checkpoint>(&strip_signature(text)).is_ok();
+            if !checkpoint {
+                break;
+            }
+            scan.is_closed = true;
+            scan.length += line.len();
+            break;
+        }
+        scan.length += line.len();
+    }
+    scan
+}
+
+fn strip_signature(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    text.rsplit_once(layout::SIGNATURE).map_or_else(Vec::new, |(message, _)| format!("{message}}}").into_bytes())
+}
+
+/// The number of an entry, and the hash of the one before: the first member and the last.
+fn link(line: &[u8]) -> Option<(u64, [u8; 32])> {
+    let rest = line.strip_prefix(b"{\"seq\":")?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    let end = line.strip_suffix(b"\"}")?;
+    let (before, hash) = end.split_at_checked(end.len().checked_sub(64)?)?;
+    before.ends_with(b",\"prev\":\"").then_some(())?;
+    Some((seq, unhex(hash)?))
+}
+
+fn random() -> [u8; 8] {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0; 8];
+    // Without randomness the number of the finding and the time still tell entries apart.
+    let _ = ring::rand::SystemRandom::new().fill(&mut bytes);
+    bytes
+}

@@ -1,0 +1,271 @@
+use super::*;
+use crate::entry::Entry;
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const SECRET: &str = "k1:0123456789abcdef0123456789abcdef";
+const NOW: Time = Time(1_795_528_800_000_000);
+
+/// A directory of its own for each test, removed at its end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("outrigger-spool-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn open(&self) -> Spool {
+        self.open_with(Settings::default())
+    }
+
+    fn open_with(&self, settings: Settings) -> Spool {
+        Spool::open(&self.0, keys(), "m1", settings, NOW).unwrap()
+    }
+
+    fn lines(&self, class: Class) -> Vec<String> {
+        let segments = layout::segments(&self.0).unwrap().into_iter().filter(|segment| segment.class == class);
+        segments
+            .flat_map(|s| fs::read_to_string(s.path).unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
+    fn entries(&self, class: Class) -> Vec<String> {
+        self.lines(class).into_iter().filter(|line| line.starts_with("{\"seq\":")).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn keys() -> MasterKeys {
+    MasterKeys::parse(SECRET).unwrap().unwrap()
+}
+
+fn read(number: u128, time: Time) -> Draft<'static> {
+    Draft::new(number, time, "m1", EventType::Read, Outcome::Success, SYSTEM)
+}
+
+fn append(spool: &mut Spool, count: u128) {
+    for number in 0..count {
+        spool.append(&read(number, NOW));
+    }
+    assert!(spool.commit(NOW).is_empty());
+}
+
+/// Every entry has the hash of the one before, whatever segments they are in.
+fn assert_chained(entries: &[String]) {
+    let mut hash = hex(&[0; 32]);
+    for (at, line) in entries.iter().enumerate() {
+        let entry = Entry::parse(line.as_bytes()).unwrap();
+        assert_eq!((entry.seq, entry.prev), (Some(at as u64 + 1), Some(hash.as_str())), "{line}");
+        hash = hex(&sha256(line.as_bytes()));
+    }
+}
+
+#[test]
+fn a_chain_goes_on_across_restarts_and_segments() {
+    let place = Place::new();
+    let small = Settings { segment_bytes: 2000, ..Settings::default() };
+    let mut spool = place.open_with(small);
+    for _ in 0..5 {
+        append(&mut spool, 5);
+    }
+    spool.close(NOW).unwrap();
+    let mut spool = place.open_with(small);
+    append(&mut spool, 1);
+    let entries = place.entries(Class::Data);
+    assert_eq!(entries.len(), 26);
+    assert_chained(&entries);
+    assert!(place.entries(Class::Administration).is_empty(), "nothing had to be recovered");
+    let lines = place.lines(Class::Data);
+    let checkpoints: Vec<_> = lines.iter().filter(|line| line.starts_with("{\"checkpoint\"")).collect();
+    assert!(checkpoints.len() >= 2);
+    for line in checkpoints {
+        layout::verify(line.as_bytes(), "k1", &keys().public()).unwrap();
+    }
+}
+
+#[test]
+fn two_processes_never_write_to_one_spool() {
+    let place = Place::new();
+    let spool = place.open();
+    let second = Spool::open(&place.0, keys(), "m1", Settings::default(), NOW);
+    assert!(matches!(second, Err(SpoolError::Locked(_))));
+    drop(spool);
+    place.open();
+}
+
+#[test]
+fn a_torn_end_is_cut_off_and_written_down() {
+    let place = Place::new();
+    let mut spool = place.open();
+    append(&mut spool, 3);
+    let path = layout::segments(&place.0).unwrap()[0].path.clone();
+    drop(spool);
+    let whole = fs::read(&path).unwrap();
+    for torn in [&b"{\"seq\":4,\"cla"[..], b"{\"seq\":4,\"class\":\"data\"}\n", b"\0\0\0\0", b"\xff\xfe\n"] {
+        fs::write(&path, [whole.as_slice(), torn].concat()).unwrap();
+        // HEAD as it was: everything else is as a crash leaves it.
+        for segment in layout::segments(&place.0).unwrap().into_iter().filter(|segment| segment.path != path) {
+            fs::remove_file(segment.path).unwrap();
+        }
+        fs::remove_file(place.0.join(layout::HEAD)).unwrap();
+        let mut spool = place.open();
+        assert!(spool.commit(NOW).is_empty());
+        append(&mut spool, 1);
+        drop(spool);
+        let entries = place.entries(Class::Data);
+        assert_eq!(entries.len(), 4, "{torn:?}");
+        assert_chained(&entries);
+        let notes = place.entries(Class::Administration).join("\n");
+        assert!(notes.contains("audit.recovered") && notes.contains("\"after_seq\":3"), "{notes}");
+    }
+}
+
+#[test]
+fn a_segment_that_was_only_begun_is_no_loss() {
+    let place = Place::new();
+    let small = Settings { segment_bytes: 1, ..Settings::default() };
+    let mut spool = place.open_with(small);
+    append(&mut spool, 2);
+    append(&mut spool, 2);
+    drop(spool);
+    for begun in ["", "{\"segment\":1,\"cha"] {
+        fs::write(Segment::new(&place.0, Class::Data, 5).path, begun).unwrap();
+        let mut spool = place.open_with(small);
+        assert!(spool.commit(NOW).is_empty());
+        assert_eq!(spool.committed(Class::Data).last, 4);
+        drop(spool);
+    }
+    let mut spool = place.open_with(small);
+    append(&mut spool, 1);
+    assert_chained(&place.entries(Class::Data));
+    assert_eq!(place.entries(Class::Data).len(), 5);
+}
+
+#[test]
+fn what_was_promised_and_is_gone_leaves_a_hole_that_stays() {
+    let place = Place::new();
+    let mut spool = place.open();
+    append(&mut spool, 5);
+    spool.sign_heads(NOW).unwrap();
+    let path = layout::segments(&place.0).unwrap()[0].path.clone();
+    drop(spool);
+    let text = fs::read_to_string(&path).unwrap();
+    let shorter: String = text.split_inclusive('\n').take(4).collect();
+    fs::write(&path, &shorter).unwrap();
+    let mut spool = place.open();
+    append(&mut spool, 1);
+    drop(spool);
+    let entries = place.entries(Class::Data);
+    let numbers: Vec<_> = entries.iter().map(|line| Entry::parse(line.as_bytes()).unwrap().seq.unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 3, 6]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), shorter, "the evidence is as it was found");
+    let notes = place.entries(Class::Administration).join("\n");
+    assert!(notes.contains("audit.missing") && notes.contains("\"first\":4,\"last\":5"), "{notes}");
+}
+
+#[test]
+fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
+    let place = Place::new();
+    let small = Settings { segment_bytes: 1, max_bytes: 20_000 };
+    let mut spool = place.open_with(small);
+    let mut written = 0;
+    let full = loop {
+        spool.append(&read(written, NOW));
+        let failed = spool.commit(NOW);
+        if let Some((_, e)) = failed.into_iter().next() {
+            break e;
+        }
+        written += 1;
+    };
+    assert!(matches!(full, SpoolError::Full), "{full}");
+    assert!(written > 5 && spool.bytes() <= small.max_bytes);
+    spool.shipped(Class::Data, 3, 0).unwrap();
+    append(&mut spool, 1);
+    assert!(spool.floor(Class::Data) > 1 && spool.floor(Class::Data) <= 4);
+    let floor = spool.floor(Class::Data);
+    spool.close(NOW).unwrap();
+    let spool = place.open_with(small);
+    assert_eq!(spool.floor(Class::Data), floor);
+    assert_eq!(spool.committed(Class::Data).last, u64::try_from(written).unwrap() + 1);
+}
+
+#[test]
+fn strangers_cannot_fill_more_than_half_of_it() {
+    let place = Place::new();
+    let mut spool = place.open_with(Settings { segment_bytes: 1000, max_bytes: 10_000 });
+    let shed = Draft { event: EventType::Shed, ..read(1, NOW) };
+    while spool.commit(NOW).is_empty() {
+        spool.append(&shed);
+    }
+    assert!(spool.bytes() <= 5_000);
+    append(&mut spool, 3);
+}
+
+#[test]
+fn a_commit_that_fails_is_as_if_it_had_not_been_tried() {
+    let place = Place::new();
+    let mut spool = place.open();
+    append(&mut spool, 2);
+    let path = layout::segments(&place.0).unwrap()[0].path.clone();
+    let away = place.0.join("away");
+    fs::rename(&path, &away).unwrap();
+    spool.append(&read(9, NOW));
+    let failed = spool.commit(NOW);
+    assert!(matches!(failed.as_slice(), [(Class::Data, SpoolError::Gone(_))]), "{failed:?}");
+    assert_eq!(spool.committed(Class::Data).last, 2);
+    append(&mut spool, 1);
+    fs::rename(&away, &path).unwrap();
+    assert_chained(&place.entries(Class::Data));
+}
+
+#[test]
+fn retention_drops_what_is_older_and_nothing_behind_what_stays() {
+    let place = Place::new();
+    let mut spool = place.open_with(Settings { segment_bytes: 1, ..Settings::default() });
+    let day = 86_400_000_000;
+    for age in [40, 35, 31, 29, 1] {
+        let then = Time(NOW.0 - age * day);
+        spool.append(&Draft { event: EventType::Shed, ..read(1, then) });
+        spool.append(&read(1, then));
+        assert!(spool.commit(then).is_empty());
+    }
+    let oldest = |class| Time(NOW.0 - if class == Class::Security { 30 * day } else { 365 * day });
+    let expired = spool.expired(NOW, oldest, |_, _| false).unwrap();
+    assert_eq!(
+        expired.iter().map(|d| (d.class, d.first, d.last)).collect::<Vec<_>>(),
+        [(Class::Security, 1, 1), (Class::Security, 2, 2), (Class::Security, 3, 3)]
+    );
+    let held =
+        spool.expired(NOW, oldest, |_, content| String::from_utf8_lossy(content).contains("\"seq\":2,")).unwrap();
+    assert_eq!(held.len(), 1, "what is held is kept, and what follows it");
+    spool.drop_expired(&expired).unwrap();
+    assert_eq!(place.entries(Class::Security).len(), 2);
+    assert_eq!(place.entries(Class::Data).len(), 5);
+    spool.close(NOW).unwrap();
+    assert_eq!(place.open().floor(Class::Security), 4);
+}
+
+#[test]
+fn a_forgotten_subject_has_no_keys_left_on_disk() {
+    let place = Place::new();
+    let mut spool = place.open();
+    let keys = keys();
+    let (_, ann) = keys.new_data_key("u_ann").unwrap();
+    let (_, bob) = keys.new_data_key("u_bob").unwrap();
+    spool.add_key(Class::Data, &ann);
+    append(&mut spool, 1);
+    spool.add_key(Class::Data, &bob);
+    append(&mut spool, 1);
+    spool.add_key(Class::Data, &ann);
+    assert_eq!(spool.forget(&["u_ann".to_owned()]).unwrap(), 2);
+    append(&mut spool, 1);
+    let kept = fs::read_to_string(layout::segments(&place.0).unwrap()[0].keys()).unwrap();
+    assert!(!kept.contains(&ann.wrapped) && kept.contains(&bob.wrapped), "{kept}");
+}
