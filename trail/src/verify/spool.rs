@@ -52,7 +52,7 @@ pub fn spool(
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(String::new()),
         Err(source) => return Err(VerifyError::Read { path: directory.join(layout::CHAIN), source }),
     };
-    if segments.is_empty() && !heads.is_there {
+    if segments.is_empty() && heads.is_blank {
         return Err(VerifyError::Nothing(directory.to_owned()));
     }
 
@@ -133,7 +133,8 @@ fn name(segment: &Segment) -> String {
 
 /// What `HEAD` says.
 struct HeadFile {
-    is_there: bool,
+    /// It is not there, or nothing was ever written to it.
+    is_blank: bool,
     newest: Option<Heads>,
     claims: Vec<(Class, Claim)>,
     wrong: Vec<Wrong>,
@@ -146,7 +147,7 @@ fn read_heads(directory: &Path, keys: &PublicKeys) -> io::Result<HeadFile> {
         let bytes = match std::fs::read(directory.join(HEAD)) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok(HeadFile { is_there: false, newest: None, claims: Vec::new(), wrong: vec![Wrong::NoHead] });
+                return Ok(HeadFile { is_blank: true, newest: None, claims: Vec::new(), wrong: vec![Wrong::NoHead] });
             }
             Err(e) => return Err(e),
         };
@@ -196,7 +197,7 @@ fn parse_heads(bytes: &[u8], keys: &PublicKeys) -> HeadFile {
             }
         }
     }
-    HeadFile { is_there: true, newest: slots.pop(), claims, wrong }
+    HeadFile { is_blank: bytes.iter().all(u8::is_ascii_whitespace), newest: slots.pop(), claims, wrong }
 }
 
 /// Reads a slot; `None` when nothing was ever written there.

@@ -346,6 +346,144 @@ fn a_trail_that_grows_meanwhile_raises_no_alarm() {
     });
 }
 
+/// What the spool itself writes, with everything that happens to it.
+#[test]
+fn a_spool_is_whole_whatever_happened_to_the_program() {
+    use crate::spool::{SYSTEM, Settings, Spool};
+    let directory = Directory::new("spool");
+    let settings = Settings { segment_bytes: 4_000, ..Settings::default() };
+    let mut dice = Dice(11);
+    let mut now = Time(1_795_528_800_000_000);
+    let open = |now| Spool::open(&directory.0, keys(), "m1", settings, now).unwrap();
+    let mut spool = open(now);
+    let mut dropped = 0;
+    for round in 0..500u32 {
+        now.0 += 10_000 + dice.roll(90_000) as i64;
+        match dice.roll(30) {
+            0 => {
+                // As after kill -9: nothing is closed, HEAD lags behind.
+                drop(spool);
+                assert_eq!(look(&directory.0).problems, [], "round {round}, after a crash");
+                spool = open(now);
+            }
+            1 => {
+                spool.close(now).unwrap();
+                assert_eq!(look(&directory.0).problems, [], "round {round}, after it was closed");
+                spool = open(now);
+            }
+            2 => {
+                let expired = spool.expired(now, |_| Time(now.0 - 20_000_000), |_, _| false).unwrap();
+                spool.drop_expired(&expired).unwrap();
+                dropped += expired.len();
+            }
+            _ => {
+                for _ in 0..dice.roll(4) {
+                    let event = TYPES[dice.roll(TYPES.len())];
+                    spool.append(&Draft::new(u128::from(round), now, "m1", event, Outcome::Success, SYSTEM));
+                }
+                assert!(spool.commit(now).is_empty());
+            }
+        }
+        let findings = look(&directory.0);
+        assert_eq!(findings.problems, [], "round {round}");
+    }
+    assert!(dropped > 3, "{dropped}");
+}
+
+mod rows_of_a_database {
+    use super::*;
+    use crate::verify::rows::{Beside, DropRecord, Dropped, Rows};
+
+    /// The frames and the entries of one class.
+    fn read(directory: &Path) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let segments = layout::segments(directory).unwrap().into_iter().filter(|s| s.class == Class::Data);
+        let lines = segments.flat_map(|s| {
+            fs::read_to_string(s.path).unwrap().lines().map(|line| line.as_bytes().to_vec()).collect::<Vec<_>>()
+        });
+        lines.partition(|line| !line.starts_with(b"{\"seq\""))
+    }
+
+    fn walk(entries: &[(u64, &[u8])], beside: Beside) -> Findings {
+        let mut rows = Rows::new(CHAIN, Class::Data, beside, &keys().public());
+        for (seq, line) in entries {
+            rows.row(*seq, line);
+        }
+        rows.finish()
+    }
+
+    fn record(entries: &[(u64, &[u8])], through: u64, held: &[u64]) -> DropRecord {
+        let mut hashes = Vec::new();
+        for (_, line) in entries.iter().filter(|(seq, _)| held.contains(seq)) {
+            hashes.extend(hash_of(line));
+        }
+        DropRecord {
+            id: 1,
+            chain: CHAIN.to_owned(),
+            class: "data".to_owned(),
+            through,
+            hash: hexed(&hash_of(entries[through as usize - 1].1)),
+            count: through - held.len() as u64,
+            kept: held.len() as u64,
+            kept_digest: hexed(&hash_of(&hashes)),
+            at: "2026-11-24T14:00:00Z".to_owned(),
+        }
+    }
+
+    #[test]
+    fn are_verified_with_what_retention_has_left_of_them() {
+        let (directory, writer) = trail("rows", 1_000, 10_000);
+        writer.finish();
+        let (frames, lines) = read(&directory.0);
+        let all: Vec<(u64, &[u8])> = (1..).zip(lines.iter().map(Vec::as_slice)).collect();
+        let beside =
+            |drops| Beside { frames: frames.clone(), drops, shipped: Some(all.len() as u64), ..Beside::default() };
+        let whole = walk(&all, beside(Vec::new()));
+        assert!(whole.is_whole() && whole.notes.is_empty(), "{whole:?}");
+
+        let record = record(&all, 100, &[7, 50]);
+        let signed = Dropped { signature: Some(keys().sign(&record.message())), record };
+        let left: Vec<_> = all.iter().copied().filter(|(seq, _)| *seq > 100 || [7, 50].contains(seq)).collect();
+        let found = walk(&left, beside(vec![signed.clone()]));
+        assert!(found.is_whole() && found.notes.is_empty(), "{found:?}");
+        assert_eq!((found.classes[0].first, found.classes[0].entries), (7, left.len() as u64));
+
+        let without = |seq: u64| left.iter().copied().filter(|row| row.0 != seq).collect::<Vec<_>>();
+        for gone in [7, 50, 101, 150, all.len() as u64] {
+            assert!(!walk(&without(gone), beside(vec![signed.clone()])).is_whole(), "{gone}");
+        }
+        let mut moved = left.clone();
+        moved.swap(0, 1);
+        assert!(!walk(&moved, beside(vec![signed.clone()])).is_whole());
+        let changed = String::from_utf8(left[0].1.to_vec()).unwrap().replace("200", "500");
+        let mut rows = left.clone();
+        rows[0].1 = changed.as_bytes();
+        assert!(!walk(&rows, beside(vec![signed.clone()])).is_whole());
+        // Somebody drops more, and writes that down.
+        let mut forged = signed.clone();
+        forged.record.through = 200;
+        let fewer: Vec<_> = left.iter().copied().filter(|row| row.0 <= 100 || row.0 > 200).collect();
+        assert!(!walk(&fewer, beside(vec![forged])).is_whole());
+        assert!(!walk(&left, beside(Vec::new())).is_whole());
+        // Nobody vouches for it yet.
+        let unsigned = Dropped { signature: None, ..signed };
+        let found = walk(&left, beside(vec![unsigned]));
+        assert!(found.is_whole() && found.notes.len() == 1, "{found:?}");
+    }
+
+    #[test]
+    fn are_missed_when_the_spool_was_told_that_they_are_stored() {
+        let (directory, writer) = trail("unstored", 100, 100_000);
+        writer.finish();
+        let (_, lines) = read(&directory.0);
+        let some: Vec<(u64, &[u8])> = (1..6).zip(lines.iter().map(Vec::as_slice)).collect();
+        let found = walk(&some, Beside { shipped: Some(8), ..Beside::default() });
+        assert_eq!(found.problems[0].wrong, Wrong::Unstored { shipped: 8, last: 5 });
+        let hash = hash_of(&lines[6]);
+        let claims = vec![Claim { seq: 6, hash, by: "the spool".to_owned() }];
+        assert!(!walk(&some, Beside { claims, ..Beside::default() }).is_whole());
+    }
+}
+
 /// What somebody without the key could do to a trail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tampering {
