@@ -1,0 +1,236 @@
+//! What a proxy ships: a line that says whose it is, then lines of segments as they are on disk.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use outrigger_policy::audit::Class;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::entry::Entry;
+use crate::keys::WrappedKey;
+use crate::layout::{Checkpoint, Header};
+
+/// The most bytes of a batch.
+pub const MOST_BYTES: usize = 4 << 20;
+/// The most lines of a batch, its first one not counted.
+pub const MOST_LINES: usize = 2000;
+
+/// What is sent is no batch at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of the batch {problem}")]
+pub struct BadBatch {
+    /// From 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// A batch. A line that is no entry is no reason to refuse the others: it is among [`Self::refused`].
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The chain.
+    pub chain: String,
+    /// Who ships it.
+    pub machine: String,
+    /// The class of all its entries.
+    pub class: Class,
+    /// The last erasure that the spool has heard of, and forgotten its keys for.
+    pub erasures_seen: i64,
+    /// The data keys that its entries were the first to use.
+    pub keys: Vec<WrappedKey>,
+    /// Its entries.
+    pub entries: Vec<Line<'a>>,
+    /// The first and last lines of segments.
+    pub marks: Vec<Mark<'a>>,
+    /// What cannot be stored, and why.
+    pub refused: Vec<Refused<'a>>,
+}
+
+/// An entry, with what the database needs of it.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    /// The exact text.
+    pub text: &'a str,
+    /// When.
+    pub time: Timestamp,
+    /// Its name.
+    pub id: Uuid,
+    /// Its number.
+    pub seq: i64,
+    /// What it says.
+    pub entry: Entry<'a>,
+}
+
+/// A header or a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Mark<'a> {
+    /// The exact text.
+    pub text: &'a str,
+    /// `header` or `checkpoint`.
+    pub kind: &'static str,
+    /// The number of the segment's first entry.
+    pub first: i64,
+    /// The number of its last entry: of a header, one less than `first`.
+    pub last: i64,
+}
+
+/// A line that is kept as it came.
+#[derive(Clone, Debug)]
+pub struct Refused<'a> {
+    /// The line.
+    pub line: Cow<'a, [u8]>,
+    /// Why it is not stored as what it says it is.
+    pub why: String,
+    /// Whether it counts among [`Batch::entries`].
+    pub(crate) is_entry: bool,
+}
+
+#[derive(Deserialize)]
+struct FirstLine<'a> {
+    chain: String,
+    machine: String,
+    #[serde(borrow)]
+    class: Cow<'a, str>,
+    #[serde(default)]
+    erasures_seen: i64,
+    #[serde(default)]
+    keys: Vec<WrappedKey>,
+}
+
+impl<'a> Batch<'a> {
+    /// Reads a batch.
+    ///
+    /// # Errors
+    /// What is sent is none: where, and what is wrong.
+    pub fn parse(body: &'a [u8]) -> Result<Self, BadBatch> {
+        let bad = |line: usize, problem: String| BadBatch { line, problem };
+        let body = body.strip_suffix(b"\n").unwrap_or(body);
+        let mut lines = body.split(|b| *b == b'\n');
+        let first = lines.next().unwrap_or_default();
+        let first: FirstLine<'a> =
+            serde_json::from_slice(first).map_err(|e| bad(1, format!("does not say what it is: {e}")))?;
+        let is_chain = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        if first.chain.len() != 16 || !first.chain.bytes().all(is_chain) {
+            return Err(bad(1, format!("needs a chain of 16 hexadecimal digits, got {:?}", first.chain)));
+        }
+        let class = Class::named(&first.class)
+            .ok_or_else(|| bad(1, format!("needs a class such as \"data\", got {:?}", first.class)))?;
+        if first.machine.is_empty() || first.machine.len() > 256 || first.machine.contains('\0') {
+            return Err(bad(1, "needs a machine of 1 to 256 bytes".to_owned()));
+        }
+        let mut batch = Self {
+            chain: first.chain,
+            machine: first.machine,
+            class,
+            erasures_seen: first.erasures_seen,
+            keys: first.keys,
+            entries: Vec::new(),
+            marks: Vec::new(),
+            refused: Vec::new(),
+        };
+        for (at, line) in lines.enumerate() {
+            if at == MOST_LINES {
+                return Err(bad(at + 2, format!("is one too many: at most {MOST_LINES} fit")));
+            }
+            batch.add(line);
+        }
+        Ok(batch)
+    }
+
+    fn add(&mut self, line: &'a [u8]) {
+        let added = match std::str::from_utf8(line) {
+            Err(_) => Err("is no UTF-8".to_owned()),
+            Ok(text) if text.starts_with("{\"segment\":") => self.mark(text, "header"),
+            Ok(text) if text.starts_with("{\"checkpoint\":") => self.mark(text, "checkpoint"),
+            Ok(text) => self.entry(text),
+        };
+        if let Err(why) = added {
+            self.refused.push(Refused { line: line.into(), why, is_entry: false });
+        }
+    }
+
+    fn mark(&mut self, text: &'a str, kind: &'static str) -> Result<(), String> {
+        let no = |e: serde_json::Error| format!("is no {kind}: {e}");
+        let (chain, class, first, last) = if kind == "header" {
+            let header: Header = serde_json::from_str(text).map_err(no)?;
+            (header.chain, header.class, header.first, header.first.saturating_sub(1))
+        } else {
+            let checkpoint: Checkpoint = serde_json::from_str(text).map_err(no)?;
+            (checkpoint.chain, checkpoint.class, checkpoint.first, checkpoint.last)
+        };
+        self.is_ours(Some(&chain), &class)?;
+        let number = |n: u64| i64::try_from(n).map_err(|_| format!("has a number beyond all bounds: {n}"));
+        self.marks.push(Mark { text, kind, first: number(first)?, last: number(last)? });
+        Ok(())
+    }
+
+    fn entry(&mut self, text: &'a str) -> Result<(), String> {
+        let entry = Entry::parse(text.as_bytes()).map_err(|e| format!("is no entry: {e}"))?;
+        self.is_ours(None, entry.class)?;
+        let seq = entry.seq.and_then(|seq| i64::try_from(seq).ok()).ok_or("has no number in its chain")?;
+        let id = entry.id.parse().map_err(|_| format!("has an id that is no UUID: {:?}", entry.id))?;
+        let time = entry.time.parse().map_err(|_| format!("has a time that cannot be read: {:?}", entry.time))?;
+        self.entries.push(Line { text, time, id, seq, entry });
+        Ok(())
+    }
+
+    fn is_ours(&self, chain: Option<&str>, class: &str) -> Result<(), String> {
+        if class != self.class.name() {
+            return Err(format!("is of class {class:?} in a batch of class {:?}", self.class.name()));
+        }
+        match chain {
+            Some(chain) if chain != self.chain => Err(format!("is of chain {chain:?} in a batch of {:?}", self.chain)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = r#"{"chain":"0123456789abcdef","machine":"m1","class":"data"}"#;
+    const ENTRY: &str = r#"{"seq":1,"class":"data","id":"0199a7a5-0000-7000-8000-000000000001","time":"2026-11-24T14:00:00.000001Z","machine":"m1","type":"data.read","action":"read","outcome":"success","actor":{"id":"u_x","kind":"user"},"prev":"00"}"#;
+
+    fn refused(line: &[u8]) -> String {
+        let body = [FIRST.as_bytes(), line].join(&b'\n');
+        let batch = Batch::parse(&body).unwrap();
+        assert!(batch.entries.is_empty() && batch.marks.is_empty());
+        batch.refused[0].why.clone()
+    }
+
+    #[test]
+    fn reads_entries_headers_and_checkpoints() {
+        let header = r#"{"segment":1,"chain":"0123456789abcdef","class":"data","machine":"m1","first":1,"prev":"00","created":"2026-11-24T14:00:00Z"}"#;
+        let checkpoint = r#"{"checkpoint":1,"chain":"0123456789abcdef","class":"data","first":1,"last":1,"header":"00","hash":"00","time":"2026-11-24T14:00:00Z","heads":{},"key":"k1","signature":"x"}"#;
+        let body = format!("{FIRST}\n{header}\n{ENTRY}\n{checkpoint}\n");
+        let batch = Batch::parse(body.as_bytes()).unwrap();
+        assert_eq!((batch.entries.len(), batch.marks.len(), batch.refused.len()), (1, 2, 0), "{:?}", batch.refused);
+        assert_eq!((batch.entries[0].seq, batch.entries[0].text), (1, ENTRY));
+        assert_eq!((batch.marks[0].first, batch.marks[0].last), (1, 0));
+        assert_eq!((batch.marks[1].first, batch.marks[1].last), (1, 1));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_stored_does_not_take_the_batch_with_it() {
+        assert!(refused(b"").starts_with("is no entry"));
+        assert!(refused(b"\xff").starts_with("is no UTF-8"));
+        assert!(refused(ENTRY.replace("\"seq\":1,", "").as_bytes()).contains("no number"));
+        assert!(refused(ENTRY.replace("\"class\":\"data\"", "\"class\":\"security\"").as_bytes()).contains("security"));
+        assert!(refused(ENTRY.replace("2026-11-24T", "").as_bytes()).contains("a time"));
+        assert!(refused(ENTRY.replace("0199a7a5", "x").as_bytes()).contains("no UUID"));
+        assert!(refused(br#"{"segment":1,"chain":"x"}"#).starts_with("is no header"));
+    }
+
+    #[test]
+    fn what_is_no_batch_is_refused_with_its_place() {
+        let error = |body: &str| Batch::parse(body.as_bytes()).unwrap_err().to_string();
+        assert!(error("").starts_with("line 1 of the batch does not say what it is"));
+        assert!(error(&FIRST.replace("0123", "app")).contains("16 hexadecimal digits"));
+        assert!(error(&FIRST.replace("data", "date")).contains("needs a class"));
+        assert!(error(&FIRST.replace("m1", "")).contains("needs a machine"));
+        let many = format!("{FIRST}{}", "\nx".repeat(MOST_LINES + 1));
+        assert!(error(&many).starts_with("line 2002 of the batch is one too many"), "{}", error(&many));
+    }
+}

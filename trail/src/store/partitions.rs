@@ -1,0 +1,179 @@
+//! Partitions: one for each class and month, made when an entry needs it.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use outrigger_policy::audit::Class;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Transaction};
+
+use super::{Lock, StoreError};
+
+/// A month of UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Month {
+    year: i16,
+    month: i8,
+}
+
+impl Month {
+    /// The month of this moment.
+    pub fn of(time: Timestamp) -> Self {
+        let date = time.to_zoned(TimeZone::UTC).date();
+        Self { year: date.year(), month: date.month() }
+    }
+
+    /// The one after it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        if self.month == 12 {
+            Self { year: self.year + 1, month: 1 }
+        } else {
+            Self { year: self.year, month: self.month + 1 }
+        }
+    }
+
+    /// Its first moment.
+    pub fn start(self) -> Timestamp {
+        let date = Date::new(self.year, self.month, 1);
+        let zoned = date.and_then(|date| date.to_zoned(TimeZone::UTC));
+        // A month that was made of a time has a beginning in the range of times.
+        zoned.map_or(Timestamp::MIN, |zoned| zoned.timestamp())
+    }
+
+    /// The first moment after it.
+    pub fn end(self) -> Timestamp {
+        self.next().start()
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (year, month) = text.split_once('_')?;
+        let (year, month) = (year.parse().ok()?, month.parse().ok()?);
+        (text.len() == 7 && (1..=12).contains(&month)).then_some(Self { year, month })
+    }
+}
+
+/// The partition of a class and month.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Partition {
+    /// The class.
+    pub class: Class,
+    /// The month.
+    pub month: Month,
+}
+
+impl Partition {
+    /// The table's name. It is made of letters, digits and `_` only.
+    pub fn name(&self) -> String {
+        let Month { year, month } = self.month;
+        format!("{}_{year:04}_{month:02}", parent(self.class))
+    }
+}
+
+fn parent(class: Class) -> String {
+    format!("audit_events_{}", class.name())
+}
+
+/// The partitions of a class that there are, oldest first.
+pub(crate) async fn of_class(
+    transaction: &Transaction<'_>,
+    class: Class,
+) -> Result<Vec<Partition>, tokio_postgres::Error> {
+    const LIST: &str = "
+        SELECT relname::text FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = to_regclass($1)";
+    let parent = parent(class);
+    let rows = transaction.query_typed(LIST, &[(&parent, Type::TEXT)]).await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let name: &str = row.try_get(0)?;
+        // One that somebody has made by hand is not ours to drop.
+        if let Some(month) = name.strip_prefix(&parent).and_then(|rest| rest.strip_prefix('_')).and_then(Month::read) {
+            found.push(Partition { class, month });
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// How many partitions there are, of all classes.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn count(client: &Client) -> Result<i64, StoreError> {
+    const COUNT: &str = "
+        SELECT count(*) FROM pg_inherits leaf JOIN pg_inherits class ON class.inhrelid = leaf.inhparent
+        WHERE class.inhparent = to_regclass('audit_events')";
+    Ok(client.query_typed_one(COUNT, &[]).await?.try_get(0)?)
+}
+
+/// Makes the partitions that the app's own entries need: of this month and the next. Entries that are shipped get theirs with
+/// them.
+///
+/// # Errors
+/// PostgreSQL refused.
+pub async fn make_ahead(client: &mut Client, classes: &[Class], now: Timestamp) -> Result<(), StoreError> {
+    let transaction = client.transaction().await?;
+    let this = Month::of(now);
+    for class in classes {
+        make(&transaction, *class, &BTreeSet::from([this, this.next()])).await?;
+    }
+    Ok(transaction.commit().await?)
+}
+
+/// Makes those that are missing, one Machine after the other.
+pub(crate) async fn make(
+    transaction: &Transaction<'_>,
+    class: Class,
+    months: &BTreeSet<Month>,
+) -> Result<(), tokio_postgres::Error> {
+    let partitions: Vec<Partition> = months.iter().map(|month| Partition { class, month: *month }).collect();
+    if missing(transaction, &partitions).await?.is_empty() {
+        return Ok(());
+    }
+    Lock::Partitions.take(transaction).await?;
+    // Somebody else may have made them while we waited.
+    for name in missing(transaction, &partitions).await? {
+        let Some(partition) = partitions.iter().find(|partition| partition.name() == name) else { continue };
+        let (parent, from, to) = (parent(class), partition.month.start(), partition.month.end());
+        // Attached, not made as a partition: so nobody who reads or writes has to wait.
+        let statements = format!(
+            "CREATE TABLE {name} (LIKE {parent} INCLUDING ALL);
+             ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
+        );
+        transaction.batch_execute(&statements).await?;
+    }
+    Ok(())
+}
+
+async fn missing(transaction: &Transaction<'_>, of: &[Partition]) -> Result<Vec<String>, tokio_postgres::Error> {
+    let names: Vec<String> = of.iter().map(Partition::name).collect();
+    let statement = "SELECT name FROM unnest($1) AS name WHERE to_regclass(name) IS NULL";
+    let rows = transaction.query_typed(statement, &[(&names, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_begins_where_the_one_before_ends() {
+        let december = Month::of("2026-12-31T23:59:59.999999Z".parse().unwrap());
+        assert_eq!(december.start().to_string(), "2026-12-01T00:00:00Z");
+        assert_eq!(december.end().to_string(), "2027-01-01T00:00:00Z");
+        assert_eq!(december.next(), Month::of(december.end()));
+    }
+
+    #[test]
+    fn a_partition_is_found_by_its_name() {
+        let partition = Partition { class: Class::Data, month: Month { year: 2026, month: 3 } };
+        assert_eq!(partition.name(), "audit_events_data_2026_03");
+        assert_eq!(Month::read("2026_03"), Some(partition.month));
+        for other in ["2026_3", "2026_13", "old_one", "2026_03_b"] {
+            assert_eq!(Month::read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What concerns subjects: their keys, who was forgotten, and what is on hold for them.
+
+use jiff::{SignedDuration, Timestamp};
+use outrigger_policy::audit::Class;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, GenericClient, Transaction};
+
+use super::batch::{Batch, Refused};
+use super::{Lock, Param, StoreError, text_of};
+use crate::keys::WrappedKey;
+
+/// The most erasures in one answer.
+pub const PAGE: i64 = 1000;
+/// How far the clocks of a spool and of the database may differ before a key that was made after an erasure is taken for an older
+/// one.
+const CLOCKS: SignedDuration = SignedDuration::from_hours(1);
+/// The longest text of a key. Those that are made are shorter by far.
+const LONGEST: usize = 512;
+
+/// Somebody was forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// Counts up, in the order in which they can be seen.
+    pub number: i64,
+    /// The pseudonym.
+    pub subject: String,
+    /// When, as entries have it.
+    pub at: String,
+}
+
+/// All that is known of an erasure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// What spools are told.
+    pub erased: Erased,
+    /// Who asked for it here.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// How many keys were destroyed.
+    pub keys: i32,
+    /// What proves it: the entry of the trail.
+    pub receipt: Option<String>,
+}
+
+/// Something that is kept beyond its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Its number.
+    pub id: i64,
+    /// The class that it keeps; `None`: all.
+    pub class: Option<Class>,
+    /// Whose entries it keeps, as actor or client, by pseudonyms; empty: everybody's.
+    pub subjects: Vec<String>,
+    /// Why.
+    pub reason: String,
+    /// Who asked for it.
+    pub by: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when, once it is over.
+    pub released: Option<Timestamp>,
+}
+
+/// Stores the batch's keys, except those of who was forgotten: which of them make no sense.
+pub(crate) async fn store_keys<'a>(
+    transaction: &Transaction<'_>,
+    batch: &Batch<'_>,
+    now: Timestamp,
+) -> Result<Vec<Refused<'a>>, tokio_postgres::Error> {
+    // A key of a subject that was erased without the spool's knowing may be older than the erasure. One that the spool has made since
+    // is lost too, if it was made within the time that clocks may differ by.
+    const FORGET: &str = "
+        INSERT INTO audit_erased_keys (id)
+        SELECT sent.id FROM unnest($1, $2, $3) AS sent (id, subject, created)
+        WHERE EXISTS (SELECT 1 FROM audit_erasures e
+            WHERE e.subject = sent.subject AND e.number > $4 AND e.at + make_interval(secs => $5) >= sent.created)
+        ON CONFLICT DO NOTHING";
+    const STORE: &str = "
+        INSERT INTO audit_keys (id, subject, master, wrapped, created)
+        SELECT sent.* FROM unnest($1, $2, $3, $4, $5) AS sent (id, subject, master, wrapped, created)
+        WHERE NOT EXISTS (SELECT 1 FROM audit_erased_keys e WHERE e.id = sent.id)
+        ON CONFLICT (id) DO NOTHING";
+    if batch.keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    Lock::Erasures.share(transaction).await?;
+    let (keys, bad): (Vec<&WrappedKey>, Vec<&WrappedKey>) = batch.keys.iter().partition(|key| is_storable(key));
+    let ids: Vec<&str> = keys.iter().map(|key| key.id.as_str()).collect();
+    let subjects: Vec<&str> = keys.iter().map(|key| key.subject.as_str()).collect();
+    let masters: Vec<&str> = keys.iter().map(|key| key.master.as_str()).collect();
+    let wrapped: Vec<&str> = keys.iter().map(|key| key.wrapped.as_str()).collect();
+    let created: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(now)).collect();
+    // Of a key whose age cannot be told, the worst is assumed.
+    let oldest: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(Timestamp::UNIX_EPOCH)).collect();
+    let seconds = CLOCKS.as_secs_f64();
+    let forget: [Param<'_>; 5] = [
+        (&ids, Type::TEXT_ARRAY),
+        (&subjects, Type::TEXT_ARRAY),
+        (&oldest, Type::TIMESTAMPTZ_ARRAY),
+        (&batch.erasures_seen, Type::INT8),
+        (&seconds, Type::FLOAT8),
+    ];
+    transaction.execute_typed(FORGET, &forget).await?;
+    let store: [Param<'_>; 5] = [
+        (&ids, Type::TEXT_ARRAY),
+        (&subjects, Type::TEXT_ARRAY),
+        (&masters, Type::TEXT_ARRAY),
+        (&wrapped, Type::TEXT_ARRAY),
+        (&created, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    transaction.execute_typed(STORE, &store).await?;
+    let refused = |key: &WrappedKey| Refused {
+        line: serde_json::to_vec(key).unwrap_or_default().into(),
+        why: "is no key that can be stored".to_owned(),
+        is_entry: false,
+    };
+    Ok(bad.into_iter().map(refused).collect())
+}
+
+fn is_storable(key: &WrappedKey) -> bool {
+    let good = |text: &str| (1..=LONGEST).contains(&text.len()) && !text.contains('\0');
+    [&key.id, &key.subject, &key.master, &key.wrapped].into_iter().all(|text| good(text))
+}
+
+/// The keys of these subjects.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
+    const KEYS: &str =
+        "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
+    let rows = client.query_typed(KEYS, &[(&subjects, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
+}
+
+/// The keys of these names.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn keys_named(client: &Client, ids: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
+    const KEYS: &str = "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE id = ANY($1)";
+    let rows = client.query_typed(KEYS, &[(&ids, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
+}
+
+fn wrapped_key(row: &tokio_postgres::Row) -> Result<WrappedKey, tokio_postgres::Error> {
+    let created: Timestamp = row.try_get(4)?;
+    Ok(WrappedKey {
+        id: row.try_get(0)?,
+        subject: row.try_get(1)?,
+        master: row.try_get(2)?,
+        wrapped: row.try_get(3)?,
+        created: text_of(created),
+    })
+}
+
+/// Destroys the keys of these pseudonyms, and lets every spool know: one erasure for each, also where there was no key, since a
+/// spool may have one that is not here yet.
+///
+/// # Errors
+/// [`StoreError::Held`] when a hold keeps what is about one of them; PostgreSQL failed.
+pub async fn erase(
+    client: &mut Client,
+    subjects: &[String],
+    by: &str,
+    reason: Option<&str>,
+) -> Result<Vec<Erasure>, StoreError> {
+    const HELD: &str = "SELECT min(id) FROM audit_holds WHERE released IS NULL AND subjects && $1";
+    const ERASE: &str = "
+        WITH gone AS (DELETE FROM audit_keys WHERE subject = ANY($1) RETURNING id, subject),
+        never AS (INSERT INTO audit_erased_keys (id) SELECT id FROM gone ON CONFLICT DO NOTHING)
+        INSERT INTO audit_erasures (subject, by, reason, keys)
+        SELECT name, $2, $3, (SELECT count(*) FROM gone WHERE gone.subject = name) FROM unnest($1) AS name
+        RETURNING number, subject, at, by, reason, keys, receipt";
+    let transaction = client.transaction().await?;
+    Lock::Holds.share(&transaction).await?;
+    Lock::Erasures.take(&transaction).await?;
+    let row = transaction.query_typed_one(HELD, &[(&subjects, Type::TEXT_ARRAY)]).await?;
+    if let Some(id) = row.try_get(0)? {
+        return Err(StoreError::Held(id));
+    }
+    let params: [Param<'_>; 3] = [(&subjects, Type::TEXT_ARRAY), (&by, Type::TEXT), (&reason, Type::TEXT)];
+    let rows = transaction.query_typed(ERASE, &params).await?;
+    let erasures: Result<Vec<Erasure>, tokio_postgres::Error> = rows.iter().map(erasure).collect();
+    let erasures = erasures?;
+    transaction.commit().await?;
+    Ok(erasures)
+}
+
+/// Notes what proves these erasures.
+///
+/// # Errors
+/// PostgreSQL failed.
+pub async fn set_receipt(client: &Client, numbers: &[i64], receipt: &str) -> Result<(), StoreError> {
+    const NOTE: &str = "UPDATE audit_erasures SET receipt = $2 WHERE number = ANY($1)";
+    client.execute_typed(NOTE, &[(&numbers, Type::INT8_ARRAY), (&receipt, Type::TEXT)]).await?;
+    Ok(())
+}
+
+/// The erasures of these pseudonyms, in order; of everybody when there is none.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn erasures_of(client: &Client, subjects: &[String]) -> Result<Vec<Erasure>, StoreError> {
+    const OF: &str = "
+        SELECT number, subject, at, by, reason, keys, receipt FROM audit_erasures
+        WHERE cardinality($1) = 0 OR subject = ANY($1) ORDER BY number";
+    let rows = client.query_typed(OF, &[(&subjects, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(erasure(row)?)).collect()
+}
+
+fn erasure(row: &tokio_postgres::Row) -> Result<Erasure, tokio_postgres::Error> {
+    Ok(Erasure {
+        erased: Erased { number: row.try_get(0)?, subject: row.try_get(1)?, at: text_of(row.try_get(2)?) },
+        by: row.try_get(3)?,
+        reason: row.try_get(4)?,
+        keys: row.try_get(5)?,
+        receipt: row.try_get(6)?,
+    })
+}
+
+/// The erasures after number `number`, in order, at most [`PAGE`].
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn erasures_after(client: &impl GenericClient, number: i64) -> Result<Vec<Erased>, StoreError> {
+    const AFTER: &str = "SELECT number, subject, at FROM audit_erasures WHERE number > $1 ORDER BY number LIMIT $2";
+    let rows = client.query_typed(AFTER, &[(&number, Type::INT8), (&PAGE, Type::INT8)]).await?;
+    let erased = |row: &tokio_postgres::Row| {
+        Ok(Erased { number: row.try_get(0)?, subject: row.try_get(1)?, at: text_of(row.try_get(2)?) })
+    };
+    rows.iter().map(erased).collect()
+}
+
+/// Keeps what would expire, from now on: entries of `class`, entries about `subjects` (pseudonyms), or those that are both. Waits
+/// for a retention that is under way.
+///
+/// # Errors
+/// It names neither; PostgreSQL failed.
+pub async fn hold(
+    client: &mut Client,
+    class: Option<Class>,
+    subjects: &[String],
+    reason: &str,
+    by: &str,
+) -> Result<Hold, StoreError> {
+    const HOLD: &str = "
+        INSERT INTO audit_holds (class, subjects, reason, by) VALUES ($1, nullif($2, '{}'), $3, $4)
+        RETURNING id, class, subjects, reason, by, since, released";
+    if class.is_none() && subjects.is_empty() {
+        return Err(StoreError::Invalid("a hold needs a class or a subject".to_owned()));
+    }
+    let transaction = client.transaction().await?;
+    Lock::Holds.take(&transaction).await?;
+    let class = class.map(Class::name);
+    let params: [Param<'_>; 4] =
+        [(&class, Type::TEXT), (&subjects, Type::TEXT_ARRAY), (&reason, Type::TEXT), (&by, Type::TEXT)];
+    let row = transaction.query_typed_one(HOLD, &params).await?;
+    let hold = read_hold(&row)?;
+    transaction.commit().await?;
+    Ok(hold)
+}
+
+/// Lets go of a hold: `None` when there is none of this number that is not over.
+///
+/// # Errors
+/// PostgreSQL failed.
+pub async fn release(client: &Client, id: i64) -> Result<Option<Hold>, StoreError> {
+    const RELEASE: &str = "
+        UPDATE audit_holds SET released = clock_timestamp() WHERE id = $1 AND released IS NULL
+        RETURNING id, class, subjects, reason, by, since, released";
+    let row = client.query_typed_opt(RELEASE, &[(&id, Type::INT8)]).await?;
+    Ok(row.as_ref().map(read_hold).transpose()?)
+}
+
+/// All holds, also those that are over, oldest first.
+///
+/// # Errors
+/// PostgreSQL did not tell.
+pub async fn holds(client: &Client) -> Result<Vec<Hold>, StoreError> {
+    const HOLDS: &str = "SELECT id, class, subjects, reason, by, since, released FROM audit_holds ORDER BY id";
+    let rows = client.query_typed(HOLDS, &[]).await?;
+    rows.iter().map(|row| Ok(read_hold(row)?)).collect()
+}
+
+fn read_hold(row: &tokio_postgres::Row) -> Result<Hold, tokio_postgres::Error> {
+    let class: Option<String> = row.try_get(1)?;
+    let subjects: Option<Vec<String>> = row.try_get(2)?;
+    Ok(Hold {
+        id: row.try_get(0)?,
+        class: class.as_deref().and_then(Class::named),
+        subjects: subjects.unwrap_or_default(),
+        reason: row.try_get(3)?,
+        by: row.try_get(4)?,
+        since: row.try_get(5)?,
+        released: row.try_get(6)?,
+    })
+}
