@@ -8,6 +8,7 @@ pub mod entry;
 pub mod holds;
 pub mod keys;
 pub mod layout;
+pub mod lines;
 pub mod spool;
 #[cfg(feature = "postgres")]
 pub mod store;

@@ -8,10 +8,8 @@
 //! A program may be appending meanwhile: `HEAD` is read first and never runs ahead of the files, so whatever it names is there, and
 //! what is newer is not missed. Entries are not parsed: their number and hash are at fixed places of the line.
 //!
-//! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/lines.rs` (a file in blocks), `verify/spool.rs` (a
-//! directory), [`rows`] (what PostgreSQL keeps).
+//! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/spool.rs` (a directory), [`rows`] (what PostgreSQL keeps).
 
-mod lines;
 pub mod rows;
 mod spool;
 mod walk;

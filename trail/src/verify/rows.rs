@@ -3,6 +3,8 @@
 //!
 //! All of it has to be read in one transaction that sees one state (`repeatable read`): retention may be dropping meanwhile.
 
+use std::collections::HashSet;
+
 use outrigger_policy::audit::{Class, Hash, NO_HASH, unhex};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
@@ -222,11 +224,11 @@ fn checkpoints(
     keys: &PublicKeys,
     findings: &mut Findings,
 ) -> Vec<Claim> {
-    let mut headers = Vec::new();
+    let mut headers = HashSet::new();
     let mut claims = Vec::new();
     for line in frames {
         if let Ok(header) = serde_json::from_slice::<Header>(line) {
-            headers.push((header.first, hash_of(line)));
+            headers.insert((header.first, hash_of(line)));
         }
     }
     for line in frames.iter().filter(|line| !line.starts_with(b"{\"segment\":")) {
@@ -242,7 +244,7 @@ fn checkpoints(
             wrong(last, "belongs to another chain".to_owned());
         } else {
             let header = unhex(checkpoint.header.as_bytes());
-            if !headers.iter().any(|(first, hash)| *first == checkpoint.first && Some(*hash) == header) {
+            if !header.is_some_and(|hash| headers.contains(&(checkpoint.first, hash))) {
                 wrong(last, "was made for another header".to_owned());
             }
             if let Some(hash) = unhex(checkpoint.hash.as_bytes()) {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use outrigger_policy::audit::{Class, Hash, unhex};
 use serde::de::DeserializeOwned;
 
-use super::lines::Lines;
 use super::walk::{Step, Walk, hash_of};
 use super::{Claim, Findings, Found, Place, Progress, VerifyError, Wrong};
 use crate::keys::PublicKeys;
+use crate::lines::Lines;
 use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
 
 /// A checkpoint is shorter; so much of a file's end is read to find it.

@@ -8,7 +8,8 @@ const BLOCK: usize = 1 << 20;
 const LONGEST: usize = 4 << 20;
 
 /// Reads lines.
-pub(super) struct Lines {
+#[derive(Debug)]
+pub struct Lines {
     file: File,
     buffer: Vec<u8>,
     start: usize,
@@ -19,27 +20,32 @@ pub(super) struct Lines {
 }
 
 /// One of them.
-pub(super) struct Line<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
     /// Without the newline.
-    pub(super) bytes: &'a [u8],
+    pub bytes: &'a [u8],
     /// From 1.
-    pub(super) number: u64,
+    pub number: u64,
     /// Whether a newline ended it.
-    pub(super) is_whole: bool,
+    pub is_whole: bool,
 }
 
 impl Lines {
-    pub(super) fn new(file: File) -> Self {
+    /// Begins at the file's position.
+    pub fn new(file: File) -> Self {
         Self { file, buffer: vec![0; BLOCK], start: 0, end: 0, number: 0, read: 0, at_end: false }
     }
 
     /// Bytes read so far.
-    pub(super) fn read(&self) -> u64 {
+    pub fn read(&self) -> u64 {
         self.read
     }
 
-    /// The next line. One that is longer than any entry comes in pieces, none of which is whole.
-    pub(super) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
+    /// The next line; `None` at the end. One that is longer than any entry comes in pieces, none of which is whole.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         let mut looked = self.start;
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.buffer[looked..self.end]) {
