@@ -10,6 +10,7 @@ use outrigger_policy::abuse::{Ban, Offence, Settings};
 use outrigger_policy::flags::{Mode, Network};
 use outrigger_policy::limiter::Quota;
 
+use crate::audit;
 use crate::exchange::{Client, Exchange, Request};
 use crate::limits::mix;
 use crate::limits::table::Table;
@@ -190,6 +191,7 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
             ban_s = ban.left(now).as_secs(),
             "a client is banned"
         );
+        audit::acts::banned(state, exchange, offence.name(), ban.left(now).as_secs(), mode);
     }
 }
 

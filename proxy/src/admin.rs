@@ -2,6 +2,7 @@
 //!
 //! What changes something ([`control`]) is for this machine itself, or for whoever knows `OUTRIGGER_ADMIN_TOKEN`.
 
+pub mod audit;
 pub mod control;
 
 use std::net::SocketAddr;
@@ -112,6 +113,9 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     }
     let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
     state.metrics.show_retry_budget(budget);
+    if let Some(trail) = &state.trail {
+        state.metrics.audit.queued.set(i64::try_from(trail.queued()).unwrap_or(i64::MAX));
+    }
     state.metrics.render()
 }
 

@@ -121,6 +121,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let marks = if exchange.client.is_trusted { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
     if marks.mark == Mark::Unsigned {
         state.metrics.affinity(Counted::Forged);
+        exchange.audit.forged = Some("replay_mark");
     }
     let is_leaving = state.drain.phase() != Phase::Serving;
     let mut buffer = cookie::Buffer::default();
@@ -135,6 +136,9 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
                 (true, _) => Cookie::Clear,
             };
             exchange.sticky.at = if is_leaving { Keeper::Nobody } else { Keeper::This };
+            if matches!(found, Found::Forged) {
+                exchange.audit.forged = Some("session_cookie");
+            }
             return match found {
                 Found::Over => Counted::Expired,
                 Found::Forged => Counted::Forged,

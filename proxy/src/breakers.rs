@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use outrigger_policy::breaker::{Breaker, Control, Outcome, Permit, Reason, Refused, State as Position};
 use outrigger_policy::flags::Mode;
 
+use crate::audit;
 use crate::config::resilience::BreakerRules;
 use crate::exchange::{Exchange, Request};
 use crate::rejection::Rejection;
@@ -90,6 +91,7 @@ impl Cell {
     fn tell(&self, state: &State, from: Position, to: Position, reason: Option<Reason>, open_for: Option<Duration>) {
         state.metrics.breaker_changed(&self.name, to);
         let (breaker, from) = (&*self.name, from.name());
+        audit::acts::breaker(state, breaker, from, to.name(), reason.map(Reason::name));
         if to == Position::Open {
             let reason = reason.map_or("operator", Reason::name);
             let open_ms = open_for.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));

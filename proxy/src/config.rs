@@ -4,6 +4,7 @@
 //! *all* problems with their places. Nothing behind this module asks again whether a value makes sense.
 
 pub mod admission;
+pub mod audit;
 pub mod check;
 pub mod error;
 pub mod identity;
@@ -19,10 +20,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_policy::audit::Declared;
 use outrigger_policy::flags::{Feature, Flag, Mode, Network};
 use outrigger_policy::priority::Priority;
 use serde::Deserialize;
 
+use self::audit::AuditRules;
 use self::check::{Node, Step, Value};
 pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
@@ -79,6 +82,8 @@ pub struct Config {
     pub affinity: Option<AffinityRules>,
     /// The other Machines; `None` when this one is alone.
     pub peers: Option<PeerRules>,
+    /// The audit trail; `None` when there is none.
+    pub audit: Option<AuditRules>,
     /// Sessions keep no Machine on Fly only because there are no keys.
     pub lacks_affinity_keys: bool,
 }
@@ -163,6 +168,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_THREADS", "server", "threads"),
     ("OUTRIGGER_APP_ADDRESS", "app", "address"),
     ("OUTRIGGER_APP_METRICS", "app", "metrics"),
+    ("OUTRIGGER_AUDIT_DIRECTORY", "audit", "directory"),
     ("OUTRIGGER_ADMIN_LISTEN", "admin", "listen"),
     ("OUTRIGGER_TRUSTED", "identity", "trusted"),
     ("OUTRIGGER_LOG_FORMAT", "log", "format"),
@@ -170,7 +176,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 ];
 
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 9] = [
     "OUTRIGGER_CONFIG",
     crate::seal::KEYS,
     identity::JWT_SECRET,
@@ -178,6 +184,8 @@ const OTHER_VARIABLES: [&str; 7] = [
     crate::admin::control::TOKEN,
     admission::REDIS_URL,
     resilience::ALLOW_FAULTS,
+    outrigger_trail::keys::KEYS,
+    audit::SECRET,
 ];
 
 /// Variables that set the default of a key: the file, where it has the key, wins. As they are deployed today.
@@ -244,6 +252,10 @@ impl Config {
         self.peers.clone().map(|rules| PeerRules { failover: Mode::Off, ..rules })
     }
 
+    fn audit_at_start(&self) -> Option<audit::AtStart<'_>> {
+        self.audit.as_ref().map(AuditRules::at_start)
+    }
+
     /// Keys that differ from `next` and cannot change while the process runs.
     pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
         let (a, b) = (&self.server, &next.server);
@@ -257,6 +269,7 @@ impl Config {
             (self.max_limit_keys != next.max_limit_keys, "rate_limits.max_keys"),
             (self.machine() != next.machine(), "server.machine"),
             (self.peers_at_start() != next.peers_at_start(), "peers"),
+            (self.audit_at_start() != next.audit_at_start(), "audit"),
         ];
         changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
     }
@@ -348,9 +361,13 @@ impl Builder<'_> {
         let flags = self.flags(raw);
         let (breakers, numbers) = self.breakers(raw);
         let retry = self.retry(raw);
-        let routes = RouteTable::compile(self.routes(raw, &numbers), default_route(raw, &numbers));
+        let routes = {
+            let audited = self.declared(&[Step::Key("audit"), Step::Key("default")], &raw.audit.default);
+            RouteTable::compile(self.routes(raw, &numbers, audited), default_route(raw, &numbers, audited))
+        };
         let (limits, gate, abuse) = (self.limits(raw, &routes), self.gate(raw), self.abuse(raw));
         let faults = self.faults(raw, &routes);
+        let audit = self.audit(raw);
         let this = self.this_machine(raw);
         let (affinity, peers) = (self.affinity(raw, this.as_ref()), self.peers(raw, this.as_ref()));
         Some(Config {
@@ -375,6 +392,7 @@ impl Builder<'_> {
             this,
             affinity,
             peers,
+            audit,
         })
     }
 
@@ -488,7 +506,7 @@ impl Builder<'_> {
         })
     }
 
-    fn routes(&mut self, raw: &Raw, breakers: &HashMap<String, u16>) -> Vec<Route> {
+    fn routes(&mut self, raw: &Raw, breakers: &HashMap<String, u16>, audited: Declared) -> Vec<Route> {
         let mut names = HashSet::new();
         let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
         for (index, written) in raw.routes.iter().enumerate() {
@@ -531,6 +549,8 @@ impl Builder<'_> {
                         attempts,
                         retry_statuses,
                         fallback,
+                        audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
+                        resource: crate::route::parameters(&written.path, &raw.audit.parameters),
                         is_health: false,
                     });
                 }
@@ -547,7 +567,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// What takes every request that no route of the file takes.
-fn default_route(raw: &Raw, breakers: &HashMap<String, u16>) -> Route {
+fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) -> Route {
     Route {
         name: "default".into(),
         conditions: Conditions::default(),
@@ -560,6 +580,8 @@ fn default_route(raw: &Raw, breakers: &HashMap<String, u16>) -> Route {
         attempts: raw.retry.attempts.into(),
         retry_statuses: raw.retry.statuses.clone().into(),
         fallback: None,
+        audit,
+        resource: Box::default(),
         is_health: false,
     }
 }

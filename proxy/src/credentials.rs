@@ -129,6 +129,11 @@ impl Ignored {
         Self::NoSigners,
     ];
 
+    /// Whether somebody made it who could not: not old, not unknown, but wrong.
+    pub const fn is_forgery(self) -> bool {
+        matches!(self, Self::BadToken | Self::UnknownSigner)
+    }
+
     /// The metric's label.
     pub const fn label(self) -> &'static str {
         match self {

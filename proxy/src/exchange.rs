@@ -10,6 +10,7 @@ use outrigger_policy::tier::Tier;
 
 use crate::admit::Lingering;
 use crate::affinity::Sticky;
+use crate::audit::Noted;
 use crate::breakers::Attempt;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
@@ -176,6 +177,8 @@ pub struct Exchange {
     pub listener: Listener,
     /// The peer that sent it, and why.
     pub hop: Option<Box<Hop>>,
+    /// What the audit trail wants to know of it.
+    pub audit: Noted,
     /// Its session.
     pub sticky: Sticky,
     /// Where it goes.
@@ -314,6 +317,7 @@ impl Exchange {
             client: Client::UNKNOWN,
             listener: Listener::Public,
             hop: None,
+            audit: Noted::default(),
             sticky: Sticky::default(),
             destination: Destination::App,
             has_lost_home: false,

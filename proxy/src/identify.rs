@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use http::HeaderName;
 use outrigger_policy::flags::{Feature, Mode, Network, Subject};
 
+use crate::config::Config;
 use crate::config::reload::unix_now;
 use crate::credentials::{VerifiedKind, Who};
 use crate::exchange::{Client, Destination, Exchange, Fields, Kind, Listener, Request};
@@ -76,7 +77,7 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
     let config = &exchange.rules.config;
     let flag = config.flag(Feature::PrioritizedRateLimit);
     let for_everybody = flag.mode_for_everybody();
-    if for_everybody == Some(Mode::Off) {
+    if for_everybody == Some(Mode::Off) && !is_audited(config) {
         return client;
     }
     client.address_id = Client::hash_of(address);
@@ -85,6 +86,9 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
         let identified = config.credentials.identify(request.fields, unix_now);
         for ignored in identified.ignored() {
             state.metrics.credential_refused(ignored.label());
+            if ignored.is_forgery() {
+                exchange.audit.forged = Some(ignored.label());
+            }
         }
         match identified.who {
             Who::Address => {}
@@ -100,8 +104,12 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
     client
 }
 
+fn is_audited(config: &Config) -> bool {
+    config.audit.is_some() && config.flag(Feature::AuditTrail).mode_for_everybody() != Some(Mode::Off)
+}
+
 /// The client, as flags see it.
-fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -> Mode {
+pub fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -> Mode {
     let shown = client.shown();
     let user = client.verified.as_ref().filter(|v| v.kind == VerifiedKind::User).map(|v| &*v.name);
     // A percentage sticks to the name, which is the same on every Machine.

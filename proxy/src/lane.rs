@@ -38,7 +38,7 @@ use crate::request_id::RequestId;
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::MOST_FIELDS;
-use crate::{admit, affinity, failover, limits};
+use crate::{admit, affinity, audit, failover, limits};
 
 use self::body::{BodyEnd, put_chunk};
 
@@ -189,6 +189,7 @@ fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>)
         });
         if forged && exchange.hop.is_none() {
             state.metrics.forged_fields.inc();
+            exchange.audit.forged = Some("forwarding_field");
         }
     }
     exchange.rejection = verdict.err();
@@ -319,6 +320,7 @@ impl Lane<'_> {
         let taken = body.take(&input)?;
         // Until here nothing of it was sent, and a failure could still be told.
         exchange.status = answer.status;
+        audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         exchange.answered_by_app = true;
         record::head(self.state, exchange, is_stream);
         if body.ends_with_connection() {
@@ -416,8 +418,7 @@ impl Lane<'_> {
     /// What we answer ourselves; the connection stays.
     async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let Reply { status, content_type, body, retry_after } = reply::to(self.state, exchange, problem);
-        exchange.status = status.as_u16();
+        let Reply { status, content_type, body, retry_after } = reply::entered(self.state, exchange, problem).await;
         let out = self.stream.output();
         out.clear();
         let reason = status.canonical_reason().unwrap_or("Error");

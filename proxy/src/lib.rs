@@ -7,6 +7,7 @@ pub mod admin;
 pub mod admit;
 pub mod affinity;
 pub mod app_pool;
+pub mod audit;
 pub mod breakers;
 pub mod cli;
 pub mod client_stream;
@@ -57,6 +58,7 @@ use tokio::sync::watch;
 
 use crate::accept::{Protocol, Worker};
 use crate::access_log::AccessLog;
+use crate::audit::Trail;
 use crate::config::Config;
 use crate::exchange::Listener;
 use crate::log::LogQueue;
@@ -82,6 +84,9 @@ pub enum RunError {
     /// A thread, a runtime or a signal.
     #[error("the system does not give what is needed: {0}")]
     System(#[from] io::Error),
+    /// The audit trail has no keys.
+    #[error(transparent)]
+    Audit(#[from] audit::NoKeys),
     /// A metric that was declared twice: a fault of this program.
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -108,7 +113,11 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
         tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
-    let state = Arc::new(State::new(config, metrics, AccessLog::new(queue.clone())));
+    let workers = config.server.threads;
+    let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
+    let (trail, commands) = trail.unzip();
+    let state = Arc::new(State::with_trail(config, metrics, AccessLog::new(queue.clone()), trail));
+    audit::start(&state, commands)?;
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
@@ -122,6 +131,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         thread.spawn(move || {
+            audit::is_worker(number);
             if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
                 tracing::error!("a worker cannot serve: {e}");
                 std::process::abort();
@@ -139,6 +149,8 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
         tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
         tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
+        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
+        tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
         let rules = Arc::clone(&state);
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
         let counted = Arc::clone(&state);
@@ -159,6 +171,10 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         leave(&state, &leaving, &closing).await;
         Ok(())
     });
+    if let Some(trail) = &state.trail {
+        audit::acts::process(&state, "stop");
+        trail.close(Duration::from_secs(5));
+    }
     queue.flush(Duration::from_secs(1));
     // What is left has had its time; waiting for its tasks would only delay the exit.
     runtime.shutdown_background();

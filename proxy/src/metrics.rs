@@ -3,6 +3,8 @@
 //! Labels come from enums or the configuration, never from a request. What the hot path counts is looked up when the
 //! rules are loaded, so that counting is one addition.
 
+pub mod audit;
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+pub use self::audit::AuditMetrics;
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::gate::Standing;
@@ -351,6 +354,8 @@ pub struct Metrics {
     pub drain_phase: IntGauge,
     /// Log lines that did not fit their queue.
     pub log_dropped: IntCounter,
+    /// The audit trail.
+    pub audit: AuditMetrics,
     /// Forwarding fields from clients that are not believed.
     pub forged_fields: IntCounter,
     /// Refusals by limits, bans and for want of slots.
@@ -566,6 +571,7 @@ impl Metrics {
                 &["result"],
             )?,
             tokens: declare.gauge("outrigger_cached_tokens", "Tokens that are remembered, verified or not.")?,
+            audit: AuditMetrics::new(&declare)?,
             flags,
             registry,
         })
@@ -780,6 +786,11 @@ impl Declare<'_> {
         self.0.register(Box::new(counters.clone())).map(|()| counters)
     }
 
+    fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+        let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
+        self.0.register(Box::new(histogram.clone())).map(|()| histogram)
+    }
+
     fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
         let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
         let histograms = HistogramVec::new(options, labels)?;
@@ -795,6 +806,8 @@ mod tests {
     fn the_catalogue_is_what_dashboards_rely_on() {
         let metrics = Metrics::new().unwrap();
         metrics.for_route("a", Priority::High).record(Outcome::Success, Duration::from_millis(3));
+        metrics.audit.lost(outrigger_policy::audit::Class::Data, "disk_full", 1);
+        metrics.audit.dropped(outrigger_policy::audit::Class::Data, "spool", 1);
         metrics.forged_fields.inc();
         metrics.keys_fetched(true);
         metrics.credential_refused("bad_token");

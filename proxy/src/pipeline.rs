@@ -33,7 +33,7 @@ use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{abuse, admit, affinity, failover, faults, hold, identify, limits, record, retries, route};
+use crate::{abuse, admit, affinity, audit, failover, faults, hold, identify, limits, record, retries, route};
 
 use self::attempts::Stop;
 use self::heads::{
@@ -46,15 +46,17 @@ use self::line::Line;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// Every check a request passes, in order; the first that refuses answers, and the first that sends it elsewhere is the last.
-pub const STAGES: [Stage; 10] = [
+pub const STAGES: [Stage; 12] = [
     identify::client,
     route::choose,
+    audit::choose,
     admit::deadline,
     affinity::choose,
     admit::while_leaving,
     admit::body,
     abuse::check,
     limits::check,
+    audit::may_write,
     faults::choose,
     failover::choose,
 ];
@@ -155,8 +157,7 @@ impl Gateway {
     }
 
     async fn answer(&self, session: &mut Session, exchange: &mut Exchange, problem: &Problem) {
-        let reply = reply::to(&self.state, exchange, problem);
-        exchange.status = reply.status.as_u16();
+        let reply = reply::entered(&self.state, exchange, problem).await;
         let written = write_answer(session, exchange, reply).await;
         if let Err(e) = written {
             tracing::debug!(request_id = %exchange.request_id, "the answer could not be sent: {e}");
@@ -434,6 +435,7 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if shed_edge_fields(request, exchange.client.is_trusted) && exchange.hop.is_none() {
             self.state.metrics.forged_fields.inc();
+            exchange.audit.forged = Some("forwarding_field");
         }
         if exchange.sticky.is_enforced() {
             hide_session(request)?;
@@ -506,6 +508,13 @@ impl ProxyHttp for Gateway {
             exchange.line = None;
         }
         exchange.status = response.status.as_u16();
+        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+            if let Err(rejection) = audit::before_response(&self.state, exchange).await {
+                exchange.rejection = Some(rejection);
+                let status = rejection.problem().status.as_u16();
+                return Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"));
+            }
+        }
         exchange.answered_by_app =
             !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
         response.remove_header(&hop::X_OUTRIGGER_REFUSED);

@@ -12,7 +12,7 @@ use crate::exchange::{Destination, Exchange};
 use crate::metrics::Outcome;
 use crate::rejection::{Failure, Rejection};
 use crate::state::State;
-use crate::{abuse, hold, limits};
+use crate::{abuse, audit, hold, limits};
 
 /// The longest part of a path that a log line shows.
 const SHOWN_PATH_BYTES: usize = 1024;
@@ -107,6 +107,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     if let Some(failure) = exchange.failure {
         state.metrics.failed(failure);
     }
+    audit::ended(state, exchange, outcome, ending.client_left);
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));

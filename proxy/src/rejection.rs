@@ -54,6 +54,8 @@ pub enum Rejection {
         /// Its status.
         status: StatusCode,
     },
+    /// What it does could not be entered into the audit trail.
+    AuditUnavailable,
     /// It came by the listener for peers, and shows no signature of one.
     NotAPeer,
 }
@@ -118,6 +120,7 @@ impl Rejection {
             Self::BREAKER_OPEN,
             Self::Expired,
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
+            Self::AuditUnavailable,
             Self::NotAPeer,
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
@@ -217,6 +220,13 @@ impl Rejection {
                 "The operator lets this request fail on purpose",
                 "try again; the operator's [[faults]] say which requests fail",
                 None,
+            ),
+            Self::AuditUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "audit_unavailable",
+                "What this request does cannot be written down, as it has to be",
+                "come back after Retry-After; what changes something may have been done: look before sending it again",
+                SOON,
             ),
             Self::NotAPeer => (
                 StatusCode::FORBIDDEN,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger_policy::flags::Mode;
 
+use crate::audit;
 use crate::exchange::Exchange;
 use crate::health;
 use crate::rejection::{Failure, Problem, Rejection};
@@ -51,6 +52,18 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
         body: problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
         retry_after: problem.retry_after,
     }
+}
+
+/// The same, once its entry in the audit trail is on disk where its class says so; else it is an answer about that.
+pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) -> Reply {
+    let mut reply = to(state, exchange, problem);
+    exchange.status = reply.status.as_u16();
+    if let Err(rejection) = audit::before_response(state, exchange).await {
+        exchange.rejection = Some(rejection);
+        reply = to(state, exchange, &rejection.problem());
+        exchange.status = reply.status.as_u16();
+    }
+    reply
 }
 
 /// Nobody asked the app, because it is known to fail or to be away.

@@ -13,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::{HeaderName, Method};
+use outrigger_policy::audit::Declared;
 use outrigger_policy::priority::Priority;
 
 use crate::config::raw;
@@ -55,6 +56,10 @@ pub struct Route {
     pub retry_statuses: Box<[u16]>,
     /// What is said when the app cannot answer.
     pub fallback: Option<FallbackAnswer>,
+    /// What its requests are to the audit trail.
+    pub audit: Declared,
+    /// Parameters of its path that are entered there: the number of the segment, and the name.
+    pub resource: Box<[(usize, Box<str>)]>,
     /// The app's health endpoints: never limited, answered by the proxy when the app cannot.
     pub is_health: bool,
 }
@@ -76,6 +81,8 @@ pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
         attempts: 1,
         retry_statuses: Box::default(),
         fallback: None,
+        audit: Declared::Off,
+        resource: Box::default(),
         is_health: true,
     })
 });
@@ -246,6 +253,14 @@ impl PathPattern {
     }
 }
 
+/// The parameters of a pattern that are among `wanted`.
+pub fn parameters(pattern: &str, wanted: &[String]) -> Box<[(usize, Box<str>)]> {
+    let segments = pattern.split('/').skip(1).enumerate();
+    let name = |segment: &str| segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')).map(Box::from);
+    let named = segments.filter_map(|(at, segment)| Some((at, name(segment)?)));
+    named.filter(|(_, name): &(usize, Box<str>)| wanted.iter().any(|wanted| **wanted == **name)).collect()
+}
+
 /// `api.example.com` or `*.example.com`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum HostPattern {
@@ -372,7 +387,7 @@ impl RouteTable {
 }
 
 /// The path in normal form; borrowed, unless something has to change.
-fn normalise(path: &str) -> Cow<'_, str> {
+pub fn normalise(path: &str) -> Cow<'_, str> {
     let bytes = path.as_bytes();
     let is_plain = memchr::memchr(b'%', bytes).is_none()
         && memchr::memmem::find(bytes, b"//").is_none()

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::abuse::Bans;
 use crate::access_log::AccessLog;
+use crate::audit::Trail;
 use crate::breakers::{self, Cell};
 use crate::config::Config;
 use crate::credentials;
@@ -81,6 +82,8 @@ pub struct State {
     pub reach: Reach,
     /// The other Machines; `None` when this one is alone.
     pub peers: Option<Peers>,
+    /// The audit trail; `None` when there is none.
+    pub trail: Option<Trail>,
     retries: Mutex<Budget>,
     connections: AtomicUsize,
     peer_connections: AtomicUsize,
@@ -90,6 +93,11 @@ pub struct State {
 impl State {
     /// A process that has just begun.
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
+        Self::with_trail(config, metrics, access_log, None)
+    }
+
+    /// The same, with an audit trail.
+    pub fn with_trail(config: Config, metrics: Metrics, access_log: AccessLog, trail: Option<Trail>) -> Self {
         let limits = Table::new(config.max_limit_keys);
         let shared = Shared::new(config.max_limit_keys);
         let gate = Arc::new(Gate::new(config.gate.settings));
@@ -105,6 +113,7 @@ impl State {
             breakers,
             reach: Reach::default(),
             peers,
+            trail,
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,

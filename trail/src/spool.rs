@@ -553,6 +553,15 @@ fn heads_of(chains: &[Chain], class: Class) -> BTreeMap<String, End> {
     others.map(|chain| (chain.class.name().to_owned(), end(chain))).collect()
 }
 
+/// Writes a file, whole or not at all, that only its owner may read; its directory is made if need be.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), SpoolError> {
+    files::make_private(path.parent().unwrap_or(Path::new(".")))?;
+    files::replace(path, content)
+}
+
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Hash {
     let mut hash = Hash::default();

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::abuse::Banned;
+use crate::audit;
 use crate::breakers::Standing;
 use crate::config::Target;
 use crate::config::units::Span;
@@ -39,6 +40,7 @@ pub fn router(state: &Arc<State>) -> Router<Arc<State>> {
         .route("/bans", post(ban))
         .route("/bans/{client}", axum::routing::delete(lift))
         .route("/breakers/{name}", post(force))
+        .merge(super::audit::router())
         .layer(middleware::from_fn(only_for_operators))
         .with_state(Arc::clone(state));
     Router::new()
@@ -197,6 +199,7 @@ async fn force(
         force = shown,
         "an operator decides about a breaker"
     );
+    audit::acts::breaker_forced(&state, &cell.name, shown);
     let now = state.nanoseconds(Instant::now());
     Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
 }
@@ -282,6 +285,7 @@ async fn ban(
     let now = state.nanoseconds(Instant::now());
     let ban = state.bans.set(hash, &who, length, now, &state.rules.load().config.abuse);
     tracing::warn!(client = who, ban_s = length.as_secs(), "an operator bans a client");
+    audit::acts::ban_changed(&state, "ban", &who, Some(length.as_secs()));
     Ok((StatusCode::CREATED, Json(shown_ban(&Banned { who, ban }, now))))
 }
 
@@ -291,6 +295,7 @@ async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> 
         return Err(Refused::NotBanned(client));
     }
     tracing::warn!(client = who, "an operator lifts a ban");
+    audit::acts::ban_changed(&state, "ban.lift", &who, None);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::admission::{Abuse, Admission, RateLimits, Tiers};
+use super::audit::Audit;
 pub use super::identity::Identity;
 use super::machines::{Affinity, Peers};
 use super::resilience::{Breaker, Fallback, Fault, Retry};
@@ -62,6 +63,8 @@ pub struct Raw {
     pub affinity: Affinity,
     /// The other Machines of the same app.
     pub peers: Peers,
+    /// The audit trail.
+    pub audit: Audit,
     /// Faults on purpose, for game days; refused without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.
@@ -386,6 +389,10 @@ pub struct Route {
     /// What is said while its breaker is open or the app cannot be reached.
     #[serde(default)]
     pub fallback: Option<Fallback>,
+    /// What its requests are to the audit trail: `"off"`, a class (`"authentication"`, `"data"`, `"administration"`, `"deletion"`) or a
+    /// type such as `"auth.logout"`. Unset: `audit.default`.
+    #[serde(default)]
+    pub audit: Option<String>,
     /// Instead of `client.max_body`.
     #[serde(default)]
     pub max_body: Option<Text<Size>>,

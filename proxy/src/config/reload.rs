@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{Place, Problem};
 use super::{Config, ConfigError, PeerRules, process_environment};
+use crate::audit::acts;
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
 
@@ -96,6 +97,8 @@ impl Reloader {
     fn refuse(&self, error: &ConfigError) {
         self.state.metrics.reloads_refused.inc();
         let version = self.state.rules.load().version;
+        // What is wrong may hold a secret: only how much it is is entered.
+        acts::reloaded(&self.state, version, Some(error.problems.len()));
         tracing::error!(
             config_version = version,
             problems = error.problems.len(),
@@ -121,6 +124,10 @@ impl Reloader {
         config.log.format = before.config.log.format;
         config.max_limit_keys = before.config.max_limit_keys;
         config.this = before.config.this.clone();
+        config.audit = match (&before.config.audit, config.audit) {
+            (Some(before), Some(after)) => Some(after.keeping(before)),
+            (before, _) => before.clone(),
+        };
         config.peers = match (&before.config.peers, config.peers) {
             (Some(before), Some(after)) => Some(PeerRules { failover: after.failover, ..before.clone() }),
             (before, _) => before.clone(),
@@ -140,6 +147,8 @@ impl Reloader {
         self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
+        acts::reloaded(&self.state, next.version, None);
+        acts::flags_changed(&self.state, &before.config, &next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
                 self.state.metrics.forget_route(&gone.name, gone.priority);

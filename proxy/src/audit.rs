@@ -1,0 +1,466 @@
+//! The audit trail, on a request's way: what is noted of a request, and how it gets to the writer.
+//!
+//! ```text
+//! stages: choose ─ may_write          record: ended ──────────┐ queue of this worker, bounded
+//!                                     answer: before_response ┴──► writer (a thread): hashes, writes, fdatasync
+//!                                              ◄── on disk, or not within commit_timeout: 503
+//! ```
+//!
+//! Nothing here waits for a disk, except for requests whose class says so. What finds no room is counted, and the writer puts
+//! the count into the chain.
+
+pub mod acts;
+mod event;
+mod identities;
+pub mod shipping;
+pub mod upkeep;
+mod writer;
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use http::{HeaderName, Method};
+use outrigger_policy::audit::{Class, Declared, Durability, EventType, Hash, Outcome as Ended};
+use outrigger_policy::flags::{Feature, Mode};
+use outrigger_trail::keys::{KEYS, MasterKeys};
+use outrigger_trail::local;
+use tokio::sync::{Notify, oneshot};
+
+pub use self::event::{Act, Captured, Event, Item, Who};
+use self::writer::Writer;
+use crate::config::audit::AuditRules;
+use crate::exchange::{Destination, Exchange, Request};
+use crate::identify::with_subject;
+use crate::metrics::{AuditMetrics, Outcome};
+use crate::rejection::Rejection;
+use crate::state::{Snapshot, State};
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What is noted of a request until it ends.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// What the trail does with it.
+    pub mode: Mode,
+    /// Its entry is on disk, or on its way there.
+    pub is_entered: bool,
+    method: Method,
+    trace: Option<[u8; 16]>,
+    captured: Option<Box<Captured>>,
+    /// Something signed that did not verify.
+    pub forged: Option<&'static str>,
+}
+
+/// Where an entry has its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Receipt {
+    /// Its name.
+    pub id: u128,
+    /// Its chain.
+    pub class: Class,
+    /// Its number there.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// Who is told that an entry is on disk; dropped, it is not.
+pub type Done = oneshot::Sender<Receipt>;
+
+/// The near end of the trail: queues, and what the writer says of itself.
+#[derive(Debug)]
+pub struct Trail {
+    shards: Vec<Mutex<Batch>>,
+    /// Items in each shard at the most.
+    room: usize,
+    /// By class: what found no room since the writer last looked.
+    lost: [AtomicU64; Class::ALL.len()],
+    /// By class: whether entries get to disk.
+    writable: [AtomicBool; Class::ALL.len()],
+    /// By class: the last entry that is on disk.
+    committed: [AtomicU64; Class::ALL.len()],
+    /// The writer sleeps until it is woken.
+    asleep: AtomicBool,
+    /// Somebody waits for it.
+    urgent: AtomicBool,
+    thread: OnceLock<Thread>,
+    keys: OnceLock<MasterKeys>,
+    commands: Mutex<Sender<Command>>,
+    /// Entries have got to disk.
+    pub progress: Notify,
+    metrics: AuditMetrics,
+}
+
+/// What is queued, and the rules that it was decided under: `rules[i].0` is the first item with them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    items: Vec<Item>,
+    rules: Vec<(usize, Arc<Snapshot>)>,
+}
+
+impl Batch {
+    fn push(&mut self, rules: &Arc<Snapshot>, item: Item) {
+        if self.rules.last().is_none_or(|(_, last)| !Arc::ptr_eq(last, rules)) {
+            self.rules.push((self.items.len(), Arc::clone(rules)));
+        }
+        self.items.push(item);
+    }
+
+    /// An item and its rules.
+    fn get(&self, number: usize) -> Option<(&Arc<Snapshot>, &Item)> {
+        let of = self.rules.partition_point(|(first, _)| *first <= number).checked_sub(1)?;
+        Some((&self.rules.get(of)?.1, self.items.get(number)?))
+    }
+
+    fn clear(&mut self) {
+        self.items.clear();
+        self.rules.clear();
+        // A burst's room is given back.
+        self.items.shrink_to(4096);
+    }
+}
+
+/// What else the writer is asked for.
+#[derive(Debug)]
+pub enum Command {
+    /// The data keys of these subjects are to be destroyed.
+    Forget(Vec<String>, oneshot::Sender<Result<usize, String>>),
+    /// The app has everything of a class up to this entry, and heard of this erasure.
+    Shipped(Class, u64, u64),
+    /// What is too old is to be dropped.
+    Expire,
+    /// Everything before this is to be on disk, and the chains closed.
+    Close(oneshot::Sender<()>),
+}
+
+thread_local! {
+    /// The shard of this thread: workers have one each, everything else shares the first.
+    static SHARD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// From now on this thread is worker `number`, from 0.
+pub fn is_worker(number: usize) {
+    SHARD.set(number + 1);
+}
+
+impl Trail {
+    /// A trail for so many workers; whoever writes it gets the far end.
+    pub fn new(rules: &AuditRules, workers: usize, metrics: AuditMetrics) -> (Self, Receiver<Command>) {
+        let (commands, receiver) = channel();
+        let trail = Self {
+            shards: (0..=workers).map(|_| Mutex::default()).collect(),
+            room: (rules.queue / (workers + 1)).max(8),
+            lost: Default::default(),
+            writable: std::array::from_fn(|_| AtomicBool::new(true)),
+            committed: Default::default(),
+            asleep: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            thread: OnceLock::new(),
+            keys: OnceLock::new(),
+            commands: Mutex::new(commands),
+            progress: Notify::new(),
+            metrics,
+        };
+        (trail, receiver)
+    }
+
+    /// Queues an item; what finds no room is counted, and nobody waits for it.
+    fn push(&self, rules: &Arc<Snapshot>, item: Item) {
+        let class = item.event().class();
+        let is_awaited = item.is_awaited();
+        let mut batch = lock(&self.shards[SHARD.get() % self.shards.len()]);
+        if batch.items.len() >= self.room {
+            drop(batch);
+            self.lost[class as usize].fetch_add(1, Ordering::Relaxed);
+            self.metrics.lost(class, "queue_full", 1);
+            return;
+        }
+        batch.push(rules, item);
+        drop(batch);
+        if is_awaited {
+            self.wake_now();
+        } else if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            self.unpark();
+        }
+    }
+
+    /// Queues something that was done, whatever the flag says.
+    pub fn enter(&self, rules: &Arc<Snapshot>, act: Act) {
+        self.push(rules, Item::Act(Box::new(act)));
+    }
+
+    fn wake_now(&self) {
+        if !self.urgent.swap(true, Ordering::AcqRel) {
+            self.unpark();
+        }
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Asks the writer for something.
+    pub fn command(&self, command: Command) {
+        // Without a writer there is nobody to ask, and whoever waits for an answer sees that.
+        let _ = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command);
+        self.wake_now();
+    }
+
+    /// Whether entries of a class get to disk.
+    pub fn is_writable(&self, class: Class) -> bool {
+        self.writable[class as usize].load(Ordering::Relaxed)
+    }
+
+    /// The last entry of a class that is on disk.
+    pub fn committed(&self, class: Class) -> u64 {
+        self.committed[class as usize].load(Ordering::Acquire)
+    }
+
+    /// What is queued now.
+    pub fn queued(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).items.len()).sum()
+    }
+
+    /// Waits until everything is on disk and the chains are closed.
+    pub fn close(&self, patience: Duration) {
+        let (done, closed) = oneshot::channel();
+        self.command(Command::Close(done));
+        let deadline = Instant::now() + patience;
+        let mut closed = closed;
+        while matches!(closed.try_recv(), Err(oneshot::error::TryRecvError::Empty)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Why the trail has no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum NoKeys {
+    /// The system gives no randomness.
+    #[error("the system gives no random bytes for a key of the audit trail: set {KEYS}")]
+    NoRandomness,
+}
+
+/// Starts the writer, if there is a trail.
+///
+/// # Errors
+/// There are no keys, or the system gives no thread.
+pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<(), crate::RunError> {
+    let rules = state.rules.load();
+    let (Some(commands), Some(audit)) = (commands, &rules.config.audit) else { return Ok(()) };
+    let keys = match &audit.keys {
+        Some(keys) => keys.clone(),
+        None => local_key(audit)?,
+    };
+    if let Some(trail) = &state.trail {
+        // Set once, here.
+        let _ = trail.keys.set(keys.clone());
+    }
+    let before = upkeep::flags_before(audit);
+    let writer = Writer::new(Arc::clone(state), keys, commands);
+    std::thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
+    acts::process(state, "start");
+    upkeep::note_flags(state, before);
+    Ok(())
+}
+
+/// Without master keys one is kept beside the trail: better than none, and no protection from whoever reads the disk.
+fn local_key(rules: &AuditRules) -> Result<MasterKeys, NoKeys> {
+    tracing::warn!(
+        "the audit trail's key is kept beside it, where whoever reads the disk finds it: set {KEYS} (`openssl rand -base64 32`); \
+         see docs/audit.md"
+    );
+    match local::keys(&rules.directory) {
+        Ok(keys) => Ok(keys),
+        Err(e) => {
+            tracing::error!("the audit trail's own key cannot be kept, it lasts as long as this process: {e}");
+            local::passing_keys().ok_or(NoKeys::NoRandomness)
+        }
+    }
+}
+
+/// An entry's name as entries show it.
+pub fn shown_id(id: u128) -> String {
+    let mut hexed = Vec::new();
+    outrigger_policy::audit::hex(&mut hexed, &id.to_be_bytes());
+    let text = String::from_utf8_lossy(&hexed).into_owned();
+    [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
+}
+
+fn lock(shard: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
+    // Whoever panicked while holding it has left items, which are whole.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes what the trail will want to know when the head is gone. The stage.
+///
+/// # Errors
+/// None.
+pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let (Some(_), Some(rules)) = (&state.trail, &exchange.rules.config.audit) else { return Ok(()) };
+    let route = exchange.route();
+    if route.is_health {
+        return Ok(());
+    }
+    let flag = exchange.rules.config.flag(Feature::AuditTrail);
+    let mode = flag
+        .mode_for_everybody()
+        .unwrap_or_else(|| with_subject(&exchange.client, |subject| flag.mode_for(Feature::AuditTrail, subject)));
+    if mode == Mode::Off {
+        return Ok(());
+    }
+    let wants = route.audit != Declared::Off;
+    let captured = (wants && !(route.resource.is_empty() && rules.headers.is_empty()))
+        .then(|| Box::new(Captured::of(request, route, rules)));
+    let trace = request.fields.get(&TRACEPARENT).and_then(event::trace_id);
+    let noted = &mut exchange.audit;
+    (noted.mode, noted.method, noted.trace, noted.captured) = (mode, request.method.clone(), trace, captured);
+    Ok(())
+}
+
+/// Refuses what could not be entered before its answer, before the app sees it. The stage.
+///
+/// # Errors
+/// [`Rejection::AuditUnavailable`]
+pub fn may_write(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let (Some(trail), Mode::Enforce) = (&state.trail, exchange.audit.mode) else { return Ok(()) };
+    let Some(class) = exchange.route().audit.event(exchange.audit.method.as_str(), 200).map(EventType::class) else {
+        return Ok(());
+    };
+    let is_sure = durability(exchange, class) == Durability::BeforeResponse;
+    if is_sure && !trail.is_writable(class) { Err(Rejection::AuditUnavailable) } else { Ok(()) }
+}
+
+fn durability(exchange: &Exchange, class: Class) -> Durability {
+    exchange.rules.config.audit.as_ref().map_or(Durability::Group, |rules| rules.durability[class as usize])
+}
+
+/// What a request is to the trail that ends now; `None`: nothing.
+fn event_of(exchange: &Exchange) -> Option<EventType> {
+    let declared = || exchange.route().audit.event(exchange.audit.method.as_str(), exchange.status);
+    match exchange.rejection {
+        Some(Rejection::QuotaExceeded { .. }) => Some(EventType::RateLimited),
+        Some(Rejection::Banned { .. }) => Some(EventType::Banned),
+        Some(Rejection::BreakerOpen { .. }) => Some(EventType::Breaker),
+        Some(Rejection::Overloaded | Rejection::AppRestarting | Rejection::Expired) => Some(EventType::Shed),
+        Some(Rejection::NotAPeer) => Some(EventType::Forged),
+        _ => declared(),
+    }
+}
+
+/// Whether a peer or the edge has it: it is entered where it is answered.
+fn is_elsewhere(exchange: &Exchange) -> bool {
+    !matches!(exchange.destination, Destination::App) && exchange.rejection.is_none() && exchange.failure.is_none()
+}
+
+/// An answer is about to be sent, and its status is known: where its class says so, its entry is on disk first.
+///
+/// # Errors
+/// [`Rejection::AuditUnavailable`]: it cannot be, or not in time.
+pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
+    let (Some(trail), Mode::Enforce, false) = (&state.trail, exchange.audit.mode, exchange.audit.is_entered) else {
+        return Ok(());
+    };
+    if exchange.rejection == Some(Rejection::AuditUnavailable) {
+        return Ok(());
+    }
+    let Some(event) = event_of(exchange) else { return Ok(()) };
+    let class = event.class();
+    if durability(exchange, class) == Durability::Group || is_elsewhere(exchange) {
+        return Ok(());
+    }
+    exchange.audit.is_entered = true;
+    let patience = exchange.rules.config.audit.as_ref().map_or(Duration::ZERO, |rules| rules.commit_timeout);
+    let (done, receipt) = oneshot::channel();
+    let ended = Instant::now();
+    let outcome = match (exchange.rejection, exchange.failure) {
+        (Some(_), _) => Ended::Refused,
+        (None, Some(_)) => Ended::Error,
+        (None, None) => Ended::of_status(exchange.status),
+    };
+    enter(trail, exchange, event, outcome, ended, Some(done));
+    match tokio::time::timeout(patience, receipt).await {
+        Ok(Ok(_)) => Ok(()),
+        late_or_failed => {
+            if late_or_failed.is_err() {
+                // Until it has written something, others need not find out the same way.
+                trail.writable[class as usize].store(false, Ordering::Relaxed);
+            }
+            // How this ends is an entry of its own.
+            exchange.audit.is_entered = false;
+            Err(Rejection::AuditUnavailable)
+        }
+    }
+}
+
+/// A request has ended.
+pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_left: bool) {
+    let (Some(trail), true) = (&state.trail, exchange.audit.mode != Mode::Off) else { return };
+    if is_elsewhere(exchange) {
+        return;
+    }
+    let ended = Instant::now();
+    if let Some(what) = exchange.audit.forged {
+        if exchange.audit.mode == Mode::Monitor {
+            trail.metrics.monitored(Class::Security);
+        } else {
+            let event = Event { reason: Some(what), ..request(exchange, EventType::Forged, Ended::Refused, ended) };
+            trail.push(&exchange.rules, Item::Request(event));
+        }
+    }
+    if exchange.audit.is_entered {
+        return;
+    }
+    let Some(event) = event_of(exchange) else { return };
+    if exchange.audit.mode == Mode::Monitor {
+        trail.metrics.monitored(event.class());
+        return;
+    }
+    let ended_as = match outcome {
+        Outcome::Rejected => Ended::Refused,
+        Outcome::Success | Outcome::Redirect => Ended::Success,
+        Outcome::ClientError => Ended::Failure,
+        _ => Ended::Error,
+    };
+    if client_left && exchange.rejection.is_none() {
+        let event = Event { reason: Some("client_closed"), ..request(exchange, event, ended_as, ended) };
+        trail.push(&exchange.rules, Item::Request(event));
+        return;
+    }
+    enter(trail, exchange, event, ended_as, ended, None);
+}
+
+fn enter(trail: &Trail, exchange: &mut Exchange, event: EventType, outcome: Ended, ended: Instant, done: Option<Done>) {
+    let reason = exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
+    let captured = exchange.audit.captured.take();
+    let event = Event { reason, captured, done, ..request(exchange, event, outcome, ended) };
+    trail.push(&exchange.rules, Item::Request(event));
+}
+
+fn request(exchange: &Exchange, event: EventType, outcome: Ended, ended: Instant) -> Event {
+    Event {
+        ended,
+        duration: ended.saturating_duration_since(exchange.started),
+        event,
+        outcome,
+        status: exchange.status,
+        route: exchange.route,
+        reason: None,
+        method: exchange.audit.method.clone(),
+        request_id: exchange.request_id,
+        trace: exchange.audit.trace,
+        who: Who {
+            address: exchange.client.address,
+            tier: exchange.client.tier,
+            verified: exchange.client.verified.clone(),
+        },
+        captured: None,
+        done: None,
+    }
+}

@@ -1,0 +1,124 @@
+//! What is entered that is no request: bans, breakers, changes of rules and flags, and what operators do.
+
+use outrigger_policy::audit::{EventType, Outcome};
+use outrigger_policy::flags::{Feature, Mode};
+use serde_json::json;
+
+use super::{Act, Item, Who};
+use crate::config::Config;
+use crate::exchange::Exchange;
+use crate::state::State;
+
+/// Enters something that was done. Nobody waits for it.
+pub fn enter(state: &State, act: Act) {
+    let Some(trail) = &state.trail else { return };
+    let rules = state.rules.load();
+    // It is nobody's request: the flag is asked for everybody, and a share counts as on.
+    match rules.config.flag(Feature::AuditTrail).mode_for_everybody() {
+        Some(Mode::Off) => {}
+        Some(Mode::Monitor) => trail.metrics.monitored(act.event.class()),
+        _ => trail.push(&rules, Item::Act(Box::new(act))),
+    }
+}
+
+/// A client is banned for what it did.
+pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mode: Mode) {
+    if state.trail.is_none() {
+        return;
+    }
+    let client = &exchange.client;
+    enter(
+        state,
+        Act {
+            who: Some(Who { address: client.address, tier: client.tier, verified: client.verified.clone() }),
+            request_id: Some(exchange.request_id),
+            reason: Some(reason.to_owned()),
+            details: Some(json!({ "ban_s": seconds, "mode": mode.name() }).to_string()),
+            ..Act::new(EventType::Banned, "ban", Outcome::Success)
+        },
+    );
+}
+
+/// An operator bans a client, or lifts a ban.
+pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: Option<u64>) {
+    if state.trail.is_none() {
+        return;
+    }
+    // A client of whom only an address or a hash is known is named by that; users and keys as subjects.
+    let is_subject = client.starts_with("user:") || client.starts_with("key:") || client.starts_with("address:");
+    let details = json!({ "ban_s": seconds, "by": "operator" }).to_string();
+    let subject = is_subject.then(|| client.to_owned());
+    enter(
+        state,
+        Act {
+            is_operator: true,
+            subject,
+            details: Some(details),
+            ..Act::new(EventType::Banned, action, Outcome::Success)
+        },
+    );
+}
+
+/// A breaker has changed its state.
+pub fn breaker(state: &State, name: &str, from: &str, to: &'static str, reason: Option<&str>) {
+    if state.trail.is_none() {
+        return;
+    }
+    let details = json!({ "breaker": name, "from": from, "to": to }).to_string();
+    let reason = reason.map(str::to_owned);
+    enter(state, Act { reason, details: Some(details), ..Act::new(EventType::Breaker, to, Outcome::Success) });
+}
+
+/// An operator decides about a breaker.
+pub fn breaker_forced(state: &State, name: &str, force: &str) {
+    let details = json!({ "breaker": name, "force": force, "by": "operator" }).to_string();
+    enter(
+        state,
+        Act {
+            is_operator: true,
+            details: Some(details),
+            ..Act::new(EventType::AdminAction, "breaker.force", Outcome::Success)
+        },
+    );
+}
+
+/// Rules came into force, or were refused.
+pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
+    let outcome = if problems.is_some() { Outcome::Refused } else { Outcome::Success };
+    let details = json!({ "config_version": version, "problems": problems.unwrap_or(0) }).to_string();
+    let reason = problems.map(|_| "invalid".to_owned());
+    let act = Act::new(EventType::ConfigChange, "reload", outcome);
+    enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
+}
+
+/// The flags that differ between two versions of the rules.
+pub fn flags_changed(state: &State, before: &Config, after: &Config) {
+    let shown = |config: &Config| Feature::ALL.map(|feature| (feature.key(), config.flag(feature).switch.to_string()));
+    flags_differ(state, shown(before), shown(after));
+}
+
+/// The same between what was in force when the process before this one ended, and now.
+pub fn flags_differ<'a>(
+    state: &State,
+    before: impl IntoIterator<Item = (&'a str, String)>,
+    after: impl IntoIterator<Item = (&'a str, String)>,
+) {
+    let after: std::collections::BTreeMap<_, _> = after.into_iter().collect();
+    for (flag, from) in before {
+        let Some(to) = after.get(flag).filter(|to| **to != from) else { continue };
+        let details = json!({ "flag": flag, "from": from, "to": to }).to_string();
+        let act = Act::new(EventType::FlagChange, "switch", Outcome::Success);
+        enter(state, Act { is_operator: true, details: Some(details), ..act });
+    }
+}
+
+/// The process has begun, or is about to end.
+pub fn process(state: &State, action: &'static str) {
+    let rules = state.rules.load();
+    let flags: serde_json::Map<_, _> = Feature::ALL
+        .into_iter()
+        .map(|feature| (feature.key().to_owned(), rules.config.flag(feature).switch.to_string().into()))
+        .collect();
+    let details = json!({ "version": env!("CARGO_PKG_VERSION"), "flags": flags }).to_string();
+    enter(state, Act { details: Some(details), ..Act::new(EventType::AdminAction, action, Outcome::Success) });
+}

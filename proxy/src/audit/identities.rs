@@ -1,0 +1,163 @@
+//! Who somebody is, as entries say it: pseudonyms, and the name itself sealed under the subject's key.
+//!
+//! Making one takes a data key, two encryptions and two hashes, so it is made once and remembered. At the bound the older half is
+//! forgotten: whoever comes back has a new data key.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use outrigger_policy::audit::Class;
+use outrigger_policy::tier::Tier;
+use outrigger_trail::keys::{KeyError, MasterKeys, SubjectKind, WrappedKey};
+
+use super::event::Who;
+use crate::credentials::VerifiedKind;
+
+/// So many are remembered, and at times twice as many: some 40 MB.
+const MOST: usize = 65_536;
+
+/// What tells one from another. A verified client is told by a hash that nobody outside can foresee.
+type Name = (u64, IpAddr, u8);
+
+/// Those that were seen lately.
+#[derive(Debug)]
+pub struct Identities {
+    keys: MasterKeys,
+    young: HashMap<Name, Box<str>, foldhash::fast::RandomState>,
+    old: HashMap<Name, Box<str>, foldhash::fast::RandomState>,
+    most: usize,
+}
+
+impl Identities {
+    /// Nobody yet.
+    pub fn new(keys: MasterKeys) -> Self {
+        Self { keys, young: HashMap::default(), old: HashMap::default(), most: MOST }
+    }
+
+    /// The members of an entry that say who it was. A new subject's key is given to `keep` first.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn of(&mut self, who: &Who, keep: impl FnOnce(WrappedKey)) -> Result<&str, KeyError> {
+        let name = (who.verified.as_ref().map_or(0, |verified| verified.hash), who.address, who.tier as u8);
+        if !self.young.contains_key(&name) {
+            let known = self.old.remove(&name);
+            if self.young.len() >= self.most {
+                self.old = std::mem::take(&mut self.young);
+            }
+            let text = match known {
+                Some(text) => text,
+                None => {
+                    let (text, key) = describe(&self.keys, who)?;
+                    keep(key);
+                    text
+                }
+            };
+            self.young.insert(name, text);
+        }
+        // It was there, or has just come.
+        Ok(self.young.get(&name).map_or("", |text| text))
+    }
+
+    /// Forgets subjects, as pseudonyms: they get a new key when they come back.
+    pub fn forget(&mut self, subjects: &[String]) {
+        let is_of = |text: &str| {
+            subjects
+                .iter()
+                .any(|subject| text.strip_prefix(ACTOR).is_some_and(|rest| rest.starts_with(subject.as_str())))
+        };
+        self.young.retain(|_, text| !is_of(text));
+        self.old.retain(|_, text| !is_of(text));
+    }
+}
+
+const ACTOR: &str = "\"actor\":{\"id\":\"";
+
+/// Makes pseudonyms, a data key, and the sealed name.
+fn describe(keys: &MasterKeys, who: &Who) -> Result<(Box<str>, WrappedKey), KeyError> {
+    let address = format!("address:{}", who.address.to_canonical());
+    let (kind, subject) = match &who.verified {
+        None => (SubjectKind::Address, address.clone()),
+        Some(verified) => match verified.kind {
+            VerifiedKind::User => (SubjectKind::User, verified.shown()),
+            VerifiedKind::Key => (SubjectKind::Key, verified.shown()),
+        },
+    };
+    let client = keys.pseudonym(SubjectKind::Address, address.as_bytes());
+    members(keys, kind, &subject, Some((&client, who.address)), Some(who.tier))
+}
+
+/// The same for a subject that an operator names, such as `user:ann`; `None` when it is none.
+pub fn named(keys: &MasterKeys, subject: &str) -> Option<Result<(Box<str>, WrappedKey), KeyError>> {
+    Some(members(keys, SubjectKind::of(subject)?, subject, None, None))
+}
+
+fn members(
+    keys: &MasterKeys,
+    kind: SubjectKind,
+    subject: &str,
+    client: Option<(&str, IpAddr)>,
+    tier: Option<Tier>,
+) -> Result<(Box<str>, WrappedKey), KeyError> {
+    let actor = keys.pseudonym(kind, subject.as_bytes());
+    let (key, mut wrapped) = keys.new_data_key(&actor)?;
+    wrapped.created = format!("{:.6}", jiff::Timestamp::now());
+    let plain = serde_json::json!({ "actor": subject, "address": client.map(|(_, address)| address.to_canonical().to_string()) });
+    let sealed = key.seal(plain.to_string().as_bytes())?;
+    let tier = tier.map_or_else(String::new, |tier| format!(",\"tier\":\"{}\"", tier.name()));
+    let client = client.map_or_else(String::new, |(pseudonym, _)| format!(",\"client\":\"{pseudonym}\""));
+    let text = format!("{ACTOR}{actor}\",\"kind\":\"{}\"{tier}}}{client},\"sealed\":\"{sealed}\"", kind.name());
+    Ok((text.into(), wrapped))
+}
+
+/// Where the key of somebody who is only named goes.
+pub const OF_NAMED: Class = Class::Deletion;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::Verified;
+
+    fn who(name: &str, address: [u8; 4]) -> Who {
+        let verified = Verified::new(VerifiedKind::User, name, Tier::Pro);
+        Who { address: address.into(), tier: Tier::Pro, verified: Some(std::sync::Arc::new(verified)) }
+    }
+
+    fn identities() -> Identities {
+        Identities::new(MasterKeys::parse("k1:0123456789abcdef0123456789abcdef").unwrap().unwrap())
+    }
+
+    #[test]
+    fn somebody_is_described_once_until_forgotten() {
+        let mut identities = identities();
+        let mut made = Vec::new();
+        let mut text = |identities: &mut Identities, who: &Who| {
+            let mut count = None;
+            let text = identities.of(who, |key| count = Some(key)).unwrap().to_owned();
+            made.extend(count);
+            text
+        };
+        let ann = text(&mut identities, &who("ann", [192, 0, 2, 1]));
+        assert_eq!(text(&mut identities, &who("ann", [192, 0, 2, 1])), ann);
+        assert!(!ann.contains("ann") && !ann.contains("192.0.2.1"), "{ann}");
+        let bob = text(&mut identities, &who("bob", [192, 0, 2, 1]));
+        let subject = ann[ACTOR.len()..][..24].to_owned();
+        identities.forget(&[subject]);
+        assert_ne!(text(&mut identities, &who("ann", [192, 0, 2, 1])), ann, "with another key");
+        assert_eq!(text(&mut identities, &who("bob", [192, 0, 2, 1])), bob);
+        assert_eq!(made.len(), 3);
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_there_is_room_for() {
+        let mut identities = Identities { most: 10, ..identities() };
+        for number in 0..1000_u16 {
+            let [high, low] = number.to_be_bytes();
+            identities.of(&who("ann", [10, 0, high, low]), |_| {}).unwrap();
+            assert!(identities.young.len() + identities.old.len() <= 20);
+        }
+        let mut is_new = false;
+        identities.of(&who("ann", [10, 0, 3, 231]), |_| is_new = true).unwrap();
+        assert!(!is_new, "whoever was here last is known");
+    }
+}

@@ -1,0 +1,177 @@
+//! What is done to the trail beside writing it: once a day and at the start, what is too old is dropped; and what has changed while
+//! the process was away is noted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_policy::audit::{Class, EventType, Outcome, Time};
+use outrigger_policy::flags::Feature;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::shipping::{ShipError, ask};
+use super::{Act, Command, acts, shown_id, writer};
+use crate::config::audit::AuditRules;
+use crate::state::State;
+
+/// How often what is too old is looked for.
+const DAILY: Duration = Duration::from_secs(86_400);
+/// After a failure.
+const SOON: Duration = Duration::from_secs(60);
+/// Once the process has begun: there is more urgent work at first.
+const SETTLED: Duration = Duration::from_secs(5);
+/// The file with the flags of the process before this one.
+const FLAGS: &str = "FLAGS";
+
+/// Drops what is too old, for the life of the process.
+pub async fn keep_up(state: Arc<State>) {
+    let Some(trail) = &state.trail else { return };
+    tokio::time::sleep(SETTLED).await;
+    loop {
+        trail.command(Command::Expire);
+        let wait = match in_postgres(&state).await {
+            Ok(()) => DAILY,
+            Err(e) => {
+                tracing::warn!("what is too old in PostgreSQL's audit trail stays for now: {e}");
+                SOON
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// What PostgreSQL has dropped.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Drop {
+    /// Its number.
+    pub id: i64,
+    /// From which chain.
+    pub chain: String,
+    /// Of which class.
+    pub class: String,
+    /// Up to which entry.
+    pub through: u64,
+    /// That entry's hash.
+    pub hash: String,
+    /// How many.
+    pub count: u64,
+    /// How many before it are kept, because they are held.
+    pub kept: u64,
+    /// A hash over those.
+    pub kept_digest: String,
+    /// When.
+    pub at: String,
+}
+
+/// What is signed of a [`Drop`]: everything but its number.
+#[derive(Debug, Serialize)]
+struct Signed<'a> {
+    chain: &'a str,
+    class: &'a str,
+    through: u64,
+    hash: &'a str,
+    count: u64,
+    kept: u64,
+    kept_digest: &'a str,
+    at: &'a str,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Dropped {
+    #[serde(default)]
+    drops: Vec<Drop>,
+}
+
+/// Has PostgreSQL drop what is too old.
+async fn in_postgres(state: &State) -> Result<(), ShipError> {
+    let rules = state.rules.load_full();
+    let Some(audit) = rules.config.audit.as_ref().filter(|audit| audit.secret.is_some()) else { return Ok(()) };
+    let retention: BTreeMap<&str, u64> =
+        Class::ALL.into_iter().map(|class| (class.name(), audit.retention[class as usize].as_secs())).collect();
+    let now = writer::now();
+    let body = json!({ "retention": retention, "now": now.to_string() }).to_string();
+    let answer = ask(&rules, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
+    let dropped: Dropped = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
+    record(state, &dropped.drops).await
+}
+
+/// Enters what was dropped, and tells the app that it is entered: until then it says so again.
+///
+/// # Errors
+/// What could not be entered or told is tried again.
+pub async fn record(state: &State, drops: &[Drop]) -> Result<(), ShipError> {
+    let (Some(trail), rules) = (&state.trail, state.rules.load_full()) else { return Ok(()) };
+    let Some(keys) = trail.keys.get() else { return Ok(()) };
+    let mut recorded = Vec::new();
+    for dropped in drops {
+        let signed = Signed {
+            chain: &dropped.chain,
+            class: &dropped.class,
+            through: dropped.through,
+            hash: &dropped.hash,
+            count: dropped.count,
+            kept: dropped.kept,
+            kept_digest: &dropped.kept_digest,
+            at: &dropped.at,
+        };
+        // Text and numbers: writing them as JSON does not fail.
+        let signed = serde_json::to_string(&signed).unwrap_or_default();
+        let signature = keys.sign(signed.as_bytes());
+        let details = json!({ "where": "postgres", "dropped": dropped });
+        let (done, receipt) = oneshot::channel();
+        let act = Act {
+            details: Some(details.to_string()),
+            done: Some(done),
+            ..Act::new(EventType::AdminAction, "audit.retention", Outcome::Success)
+        };
+        trail.enter(&rules, act);
+        let receipt = receipt.await.map_err(|_| ShipError::Unwritable)?;
+        recorded.push(json!({
+            "id": dropped.id, "entry": shown_id(receipt.id), "key": signature.key, "signature": signature.signature,
+        }));
+        if let Some(class) = Class::named(&dropped.class) {
+            state.metrics.audit.dropped(class, "postgres", dropped.count);
+        }
+    }
+    if recorded.is_empty() {
+        return Ok(());
+    }
+    let body = json!({ "recorded": recorded }).to_string();
+    ask(&rules, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
+}
+
+/// The flags that the process before this one had.
+pub(super) fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String>> {
+    let text = std::fs::read(rules.directory.join(FLAGS)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Enters which flags differ from what the process before this one had, and keeps those of this one.
+pub fn note_flags(state: &State, before: Option<BTreeMap<String, String>>) {
+    let rules = state.rules.load();
+    let Some(audit) = &rules.config.audit else { return };
+    let now: BTreeMap<String, String> = Feature::ALL
+        .into_iter()
+        .map(|feature| (feature.key().to_owned(), rules.config.flag(feature).switch.to_string()))
+        .collect();
+    if let Some(before) = before.filter(|before| *before != now) {
+        let pairs = |flags: &BTreeMap<String, String>| flags.clone();
+        let (before, after) = (pairs(&before), pairs(&now));
+        acts::flags_differ(
+            state,
+            before.iter().map(|(flag, switch)| (flag.as_str(), switch.clone())),
+            after.iter().map(|(flag, switch)| (flag.as_str(), switch.clone())),
+        );
+    }
+    let text = serde_json::to_vec(&now).unwrap_or_default();
+    if let Err(e) = outrigger_trail::spool::write_private(&audit.directory.join(FLAGS), &text) {
+        tracing::warn!("a change of flags while the process is away will not be entered into the audit trail: {e}");
+    }
+}
+
+/// Microseconds since 1970 of an entry's time.
+pub fn microseconds(text: &str) -> Option<Time> {
+    text.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
+}

@@ -1,0 +1,45 @@
+//! The master key that is made when none is given.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::keys::MasterKeys;
+use crate::layout::MASTER_KEY;
+use crate::spool::SpoolError;
+
+/// Reads the key in `directory`, or makes one that only its owner may read.
+///
+/// # Errors
+/// The directory cannot be used, or the file holds no key.
+pub fn keys(directory: &Path) -> Result<MasterKeys, SpoolError> {
+    let path = directory.join(MASTER_KEY);
+    let broken = || SpoolError::Broken {
+        path: path.clone(),
+        problem: "holds no key: put it back from a copy, or set OUTRIGGER_AUDIT_KEYS",
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => MasterKeys::parse(text.trim()).ok().flatten().ok_or_else(broken),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let text = new_key().ok_or_else(broken)?;
+            crate::spool::write_private(&path, text.as_bytes())?;
+            MasterKeys::parse(&text).ok().flatten().ok_or_else(broken)
+        }
+        Err(source) => Err(SpoolError::File { path, source }),
+    }
+}
+
+/// A key that is kept nowhere; `None` when the system gives no randomness.
+pub fn passing_keys() -> Option<MasterKeys> {
+    MasterKeys::parse(&new_key()?).ok().flatten()
+}
+
+fn new_key() -> Option<String> {
+    let mut secret = [0; 32];
+    SystemRandom::new().fill(&mut secret).ok()?;
+    Some(format!("local:{}", URL_SAFE_NO_PAD.encode(secret)))
+}
