@@ -45,7 +45,7 @@ impl Lines {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<Line<'_>>> {
+    pub fn take(&mut self) -> io::Result<Option<Line<'_>>> {
         let mut looked = self.start;
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.buffer[looked..self.end]) {

@@ -26,12 +26,14 @@ use outrigger_policy::audit::Time;
 use outrigger_trail::holds::HoldError;
 use outrigger_trail::keys::{KEYS, KeyError, MasterKeys, SubjectKind};
 use outrigger_trail::layout;
+use outrigger_trail::local;
 use outrigger_trail::spool::SpoolError;
 use outrigger_trail::store::StoreError;
 use outrigger_trail::verify::VerifyError;
 
 use self::database::{Database, Url};
 use super::EX_CONFIG;
+use crate::config::audit::AuditRules;
 use crate::config::{Config, ConfigError, process_environment};
 
 /// What is done with the trail.
@@ -57,7 +59,7 @@ pub enum Audit {
 /// Where the trail is.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
-    /// The spool.
+    /// The spool. Unset: audit.directory of the configuration.
     #[arg(long, env = "OUTRIGGER_AUDIT_DIRECTORY", value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
     /// PostgreSQL as well. Without a URL, DATABASE_URL: the password does not show in the list of processes then.
@@ -118,7 +120,9 @@ pub enum AuditError {
     #[error("{0}")]
     Config(ConfigError),
     /// No directory is named.
-    #[error("no trail is named: write --directory DIRECTORY, or set OUTRIGGER_AUDIT_DIRECTORY as the program has it")]
+    #[error(
+        "no trail is named: set audit.directory in the configuration, or OUTRIGGER_AUDIT_DIRECTORY, or write --directory DIRECTORY"
+    )]
     NoDirectory,
     /// No keys are there.
     #[error("{KEYS} is not set, and {} is not there: set it to what the program has", .0.display())]
@@ -218,7 +222,11 @@ fn run(config: &Path, audit: Audit) -> Result<ExitCode, AuditError> {
             let context = context(place)?;
             let public = context.keys()?.public().to_string();
             let json = context.place.json;
-            Ok(super::say(&if json { format!("{}\n", serde_json::json!({ "public_keys": public })) } else { format!("{public}\n") }))
+            Ok(super::say(&if json {
+                format!("{}\n", serde_json::json!({ "public_keys": public }))
+            } else {
+                format!("{public}\n")
+            }))
         }
     }
 }
@@ -227,6 +235,10 @@ fn run(config: &Path, audit: Audit) -> Result<ExitCode, AuditError> {
 struct Context {
     config_file: PathBuf,
     place: Place,
+    /// The spool; `None`: only PostgreSQL is asked.
+    directory: Option<PathBuf>,
+    /// The trail's rules, when the configuration was asked where it is.
+    rules: Option<AuditRules>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -234,34 +246,42 @@ impl Context {
     fn new(config_file: &Path, place: Place) -> Result<Self, AuditError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(AuditError::file(Path::new("the system")))?;
-        Ok(Self { config_file: config_file.to_owned(), place, runtime })
+        let directory = place.directory.clone();
+        let mut context = Self { config_file: config_file.to_owned(), place, directory, rules: None, runtime };
+        if context.directory.is_none() {
+            match context.config() {
+                Ok(config) => {
+                    context.directory = config.audit.as_ref().map(|rules| rules.directory.clone());
+                    context.rules = config.audit;
+                }
+                // Who names a database may be where no proxy is configured.
+                Err(_) if context.place.database.is_some() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(context)
     }
 
     fn config(&self) -> Result<Config, AuditError> {
         Config::load(&self.config_file, &process_environment).map_err(AuditError::Config)
     }
 
-    fn directory(&self) -> Result<PathBuf, AuditError> {
-        self.place.directory.clone().ok_or(AuditError::NoDirectory)
+    fn directory(&self) -> Result<&Path, AuditError> {
+        self.directory.as_deref().ok_or(AuditError::NoDirectory)
     }
 
-    /// The master keys, as the program has them.
+    /// The master keys, as the program has them. None are made here: what they would seal, the program could not open.
     fn keys(&self) -> Result<MasterKeys, AuditError> {
         if let Some(text) = std::env::var(KEYS).ok().filter(|text| !text.trim().is_empty()) {
             let keys = MasterKeys::parse(&text).map_err(|source| AuditError::Keys { from: KEYS.to_owned(), source })?;
             return keys.ok_or_else(|| AuditError::NoKeys(PathBuf::from(layout::MASTER_KEY)));
         }
-        let path = self.directory()?.join(layout::MASTER_KEY);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(AuditError::NoKeys(path)),
-            Err(source) => return Err(AuditError::File { path, source }),
-        };
-        let text = text.trim();
-        let text = if text.contains(':') { text.to_owned() } else { format!("local:{text}") };
-        let from = path.display().to_string();
-        let keys = MasterKeys::parse(&text).map_err(|source| AuditError::Keys { from, source })?;
-        keys.ok_or(AuditError::NoKeys(path))
+        let directory = self.directory()?;
+        let path = directory.join(layout::MASTER_KEY);
+        if !path.exists() {
+            return Err(AuditError::NoKeys(path));
+        }
+        Ok(local::keys(directory)?)
     }
 
     /// The listener of the program that writes.

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use super::walk::{Step, Walk, hash_of};
 use super::{Claim, Findings, Found, Place, Progress, VerifyError, Wrong};
 use crate::keys::PublicKeys;
-use crate::lines::Lines;
 use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
+use crate::lines::Lines;
 
 /// A checkpoint is shorter; so much of a file's end is read to find it.
 const CHECKPOINT: u64 = 16 * 1024;
@@ -337,7 +337,7 @@ impl Pass<'_> {
         let before = self.bytes;
         let entries_before = walk.entries;
 
-        match lines.next()? {
+        match lines.take()? {
             Some(line) if line.is_whole => {
                 header_hash = hash_of(line.bytes);
                 self.header(segment, line.bytes, walk, &place(1, None));
@@ -346,12 +346,12 @@ impl Pass<'_> {
             _ if is_torn_at(segment.first.saturating_sub(1)) => closing = Closing::Torn,
             _ => self.findings.add(place(1, None), Wrong::Header("is missing or cut off".to_owned())),
         }
-        while let Some(line) = lines.next()? {
+        while let Some(line) = lines.take()? {
             let number = line.number;
             if line.bytes.starts_with(b"{\"checkpoint\":") && line.is_whole {
                 self.checkpoint(segment, line.bytes, walk, &header_hash, &place(number, None));
                 closing = Closing::Checkpoint;
-                if lines.next()?.is_some() {
+                if lines.take()?.is_some() {
                     self.findings.add(place(number + 1, None), Wrong::AfterCheckpoint);
                 }
                 break;

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use super::{AuditError, By, Context, Subject, now};
+use crate::config::machines::FLY_MACHINE_ID;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
@@ -53,7 +54,7 @@ pub(super) enum Writer {
 impl Writer {
     /// Finds out who writes.
     pub(super) fn find(context: &Context) -> Result<Self, AuditError> {
-        let Some(directory) = &context.place.directory else {
+        let Some(directory) = &context.directory else {
             return match context.place.admin {
                 Some(address) => Ok(Self::Program(address)),
                 None => Err(AuditError::NoDirectory),
@@ -68,9 +69,11 @@ impl Writer {
         }
         refuse_strangers(directory)?;
         let keys = context.keys()?;
-        let machine = std::env::var("FLY_MACHINE_ID").ok().filter(|id| !id.is_empty());
+        let fly = || std::env::var(FLY_MACHINE_ID).ok().filter(|id| !id.is_empty());
+        let machine = context.rules.as_ref().map(|rules| rules.machine.clone()).or_else(fly);
         let machine = machine.unwrap_or_else(|| "local".to_owned());
-        match Spool::open(directory, keys.clone(), &machine, Settings::default(), now()) {
+        let settings = context.rules.as_ref().map_or_else(Settings::default, |rules| rules.spool);
+        match Spool::open(directory, keys.clone(), &machine, settings, now()) {
             Ok(spool) => Ok(Self::Own { spool: Box::new(spool), keys, machine }),
             Err(SpoolError::Locked(_)) => Ok(Self::Program(context.admin()?)),
             Err(e) => Err(e.into()),
@@ -209,7 +212,8 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     let http = |e: hyper::Error| bad(super::database::describe(&e));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     tokio::spawn(connection);
-    let mut request = http::Request::post(path).header("host", address.to_string()).header("content-type", "application/json");
+    let mut request =
+        http::Request::post(path).header("host", address.to_string()).header("content-type", "application/json");
     if let Some(token) = std::env::var(crate::admin::control::TOKEN).ok().filter(|token| !token.is_empty()) {
         request = request.header("authorization", format!("Bearer {token}"));
     }

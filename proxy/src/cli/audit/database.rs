@@ -62,7 +62,8 @@ impl Database {
             AuditError::Url(format!("{what}: {problem}; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"))
         };
         // It is always verified, so libpq's stricter names mean what `require` means here.
-        let given = given.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
+        let given =
+            given.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
         let mut config: Config = given.parse().map_err(|e: tokio_postgres::Error| bad(describe(&e)))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(bad("names no host".to_owned()));
@@ -74,7 +75,9 @@ impl Database {
         if config.get_ssl_mode() != SslMode::Disable {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
-                return Err(bad("no CA certificates on this machine; install ca-certificates or set SSL_CERT_FILE".to_owned()));
+                return Err(bad(
+                    "no CA certificates on this machine; install ca-certificates or set SSL_CERT_FILE".to_owned()
+                ));
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -119,7 +119,8 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     let mut erasures = Vec::new();
     let mut postgres = None;
     if let Some(database) = &mut database {
-        erasures = context.runtime.block_on(subjects::erase(&mut database.client, &subjects, &options.by.by, reason))?;
+        erasures =
+            context.runtime.block_on(subjects::erase(&mut database.client, &subjects, &options.by.by, reason))?;
         postgres = Some(erasures.iter().map(|erasure| u64::try_from(erasure.keys).unwrap_or_default()).sum());
     }
     let spool = writer.forget(context, &subjects).map_err(|e| half(postgres, &e))?;
@@ -138,7 +139,9 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         details,
     };
     let Entered { id, class, seq, hash } = writer.enter(context, &done).map_err(|e| {
-        AuditError::Refused(format!("the keys are destroyed, but there is no receipt, since it cannot be entered: {e}; run it again"))
+        AuditError::Refused(format!(
+            "the keys are destroyed, but there is no receipt, since it cannot be entered: {e}; run it again"
+        ))
     })?;
     writer.close()?;
     let receipt = Receipt {
@@ -160,7 +163,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         let numbers: Vec<i64> = erasures.iter().map(|erasure| erasure.erased.number).collect();
         context.runtime.block_on(subjects::set_receipt(&database.client, &numbers, &line))?;
     }
-    Ok(super::super::say(&show(&receipt, &line, context.place.json)))
+    Ok(crate::cli::say(&show(&receipt, &line, context.place.json)))
 }
 
 fn half(postgres: Option<u64>, error: &AuditError) -> AuditError {

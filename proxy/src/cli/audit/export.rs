@@ -58,7 +58,7 @@ pub struct Options {
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let subjects = context.keys()?.pseudonyms(&options.subject.0).unwrap_or_default();
     let database = context.database()?;
-    let directory = context.place.directory.as_deref();
+    let directory = context.directory.as_deref();
     if directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
@@ -102,11 +102,11 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         Format::Csv => csv(&hits, &opener),
     };
     let Some((mut file, path)) = file.zip(options.output.as_deref()) else {
-        return Ok(super::super::say(&content));
+        return Ok(crate::cli::say(&content));
     };
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(AuditError::file(path))?;
     let said = format!("{} entries in {}\n", text::grouped(hits.len() as u64), text::safe(&path.display().to_string()));
-    Ok(super::super::say(&said))
+    Ok(crate::cli::say(&said))
 }
 
 /// A new file that only its owner may read.
@@ -126,8 +126,25 @@ fn jsonl(hits: &[Hit], opener: &Opener) -> String {
 }
 
 const COLUMNS: [&str; 19] = [
-    "time", "class", "type", "action", "outcome", "status", "method", "route", "resource", "headers", "actor", "client",
-    "who", "address", "reason", "request_id", "machine", "details", "id",
+    "time",
+    "class",
+    "type",
+    "action",
+    "outcome",
+    "status",
+    "method",
+    "route",
+    "resource",
+    "headers",
+    "actor",
+    "client",
+    "who",
+    "address",
+    "reason",
+    "request_id",
+    "machine",
+    "details",
+    "id",
 ];
 
 fn csv(hits: &[Hit], opener: &Opener) -> String {

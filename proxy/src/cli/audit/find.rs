@@ -191,7 +191,7 @@ fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, Aud
             let mut lines = Lines::new(file);
             // Of this segment.
             let mut latest = None;
-            while let Some(line) = lines.next().map_err(AuditError::file(&segment.path))? {
+            while let Some(line) = lines.take().map_err(AuditError::file(&segment.path))? {
                 if !line.is_whole || !line.bytes.starts_with(b"{\"seq\":") {
                     continue;
                 }
@@ -202,7 +202,8 @@ fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, Aud
                 let Ok(entry) = Entry::parse(line.bytes) else { continue };
                 let Ok(time) = entry.time.parse::<Timestamp>() else { continue };
                 latest = latest.max(Some(time));
-                let is_too_old = newest.len() >= query.limit && newest.peek().is_some_and(|Reverse(hit)| time < hit.time);
+                let is_too_old =
+                    newest.len() >= query.limit && newest.peek().is_some_and(|Reverse(hit)| time < hit.time);
                 if is_too_old || !query.fits(&entry, time) {
                     continue;
                 }
@@ -214,7 +215,8 @@ fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, Aud
             }
             bar.inc(lines.read());
             // Segments before this one are older still.
-            let oldest_wanted = (newest.len() >= query.limit).then(|| newest.peek().map(|Reverse(hit)| hit.time)).flatten();
+            let oldest_wanted =
+                (newest.len() >= query.limit).then(|| newest.peek().map(|Reverse(hit)| hit.time)).flatten();
             if latest.is_some_and(|latest| {
                 query.since.is_some_and(|since| latest < since) || oldest_wanted.is_some_and(|oldest| latest < oldest)
             }) {
@@ -292,7 +294,8 @@ impl Opener {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                     Err(source) => return Err(AuditError::File { path, source }),
                 };
-                let read = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<WrappedKey>(line).ok());
+                let read =
+                    content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<WrappedKey>(line).ok());
                 keys.extend(read.filter(|key| wanted.contains(&key.id)).map(|key| (key.id.clone(), key)));
             }
         }
@@ -342,7 +345,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         limit: options.limit as usize,
     };
     let database = context.database()?;
-    let directory = context.place.directory.as_deref();
+    let directory = context.directory.as_deref();
     if directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
@@ -363,7 +366,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         details,
     };
     enter_first(context, &act)?;
-    Ok(super::super::say(&show(&hits, opener.as_ref(), options.place.json)))
+    Ok(crate::cli::say(&show(&hits, opener.as_ref(), options.place.json)))
 }
 
 /// The hits as text.

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use outrigger_policy::audit::{Class, EventType, Outcome};
 use outrigger_trail::holds::{self, Hold, Holds, Release};
 use outrigger_trail::store::subjects;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::act::{Act, enter_first};
@@ -64,17 +64,14 @@ pub(super) fn run(config: &Path, command: &Command) -> Result<ExitCode, AuditErr
     }
 }
 
-fn act<'a>(by: &'a By, what: &str, details: Value) -> Act<'a> {
-    let mut members = Map::new();
-    members.insert("what".to_owned(), what.into());
-    members.extend(details.as_object().cloned().unwrap_or_default());
+fn act<'a>(by: &'a By, action: &'static str, details: Value) -> Act<'a> {
     Act {
         event: EventType::AdminAction,
-        action: "audit.hold",
+        action,
         outcome: Outcome::Success,
         by,
         subject: None,
-        details: members,
+        details: details.as_object().cloned().unwrap_or_default(),
     }
 }
 
@@ -91,7 +88,7 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
     let id = format!("h-{}", &Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).simple().to_string()[20..]);
     let class = options.class.map(Class::name);
     let details = json!({ "hold": id, "class": class, "subjects": subjects });
-    enter_first(context, &act(&options.by, "add", details))?;
+    enter_first(context, &act(&options.by, "audit.hold", details))?;
     let hold = Hold {
         id: id.clone(),
         class: class.map(str::to_owned),
@@ -109,9 +106,9 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
         said.push(context.runtime.block_on(hold)?.id.to_string());
     }
     if context.place.json {
-        return Ok(super::super::say(&format!("{}\n", json!({ "holds": said }))));
+        return Ok(crate::cli::say(&format!("{}\n", json!({ "holds": said }))));
     }
-    Ok(super::super::say(&format!("held: {}\n", said.join(" in the spool, in PostgreSQL as "))))
+    Ok(crate::cli::say(&format!("held: {}\n", said.join(" in the spool, in PostgreSQL as "))))
 }
 
 fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
@@ -121,11 +118,13 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
             options.id
         ))
     };
-    let enter = || enter_first(context, &act(&options.by, "release", json!({ "hold": options.id })));
+    let enter = || enter_first(context, &act(&options.by, "audit.release", json!({ "hold": options.id })));
     match options.id.parse::<i64>() {
         Ok(id) => {
             let Some(database) = context.database()? else {
-                return Err(AuditError::Refused("a hold with a number is in PostgreSQL: name it with --database".to_owned()));
+                return Err(AuditError::Refused(
+                    "a hold with a number is in PostgreSQL: name it with --database".to_owned(),
+                ));
             };
             enter()?;
             context.runtime.block_on(subjects::release(&database.client, id))?.ok_or_else(|| unknown("PostgreSQL"))?;
@@ -140,8 +139,12 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
             holds::release(&directory, &release)?;
         }
     }
-    let said = if context.place.json { json!({ "released": options.id }).to_string() } else { format!("released: {}", options.id) };
-    Ok(super::super::say(&(text::safe_lines(&said) + "\n")))
+    let said = if context.place.json {
+        json!({ "released": options.id }).to_string()
+    } else {
+        format!("released: {}", options.id)
+    };
+    Ok(crate::cli::say(&(text::safe_lines(&said) + "\n")))
 }
 
 /// One hold, wherever it is.
@@ -158,7 +161,7 @@ struct Shown {
 
 fn list(context: &Context) -> Result<ExitCode, AuditError> {
     let mut all = Vec::new();
-    if let Some(directory) = &context.place.directory {
+    if let Some(directory) = &context.directory {
         for hold in Holds::read(directory)?.0 {
             all.push(Shown {
                 at: "spool",
@@ -187,7 +190,7 @@ fn list(context: &Context) -> Result<ExitCode, AuditError> {
             });
         }
     }
-    if context.place.directory.is_none() && database.is_none() {
+    if context.directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
     if context.place.json {
@@ -198,15 +201,15 @@ fn list(context: &Context) -> Result<ExitCode, AuditError> {
             });
             text::safe_json(&value.to_string()) + "\n"
         };
-        return Ok(super::super::say(&all.iter().map(line).collect::<String>()));
+        return Ok(crate::cli::say(&all.iter().map(line).collect::<String>()));
     }
     if all.is_empty() {
-        return Ok(super::super::say("nothing is held\n"));
+        return Ok(crate::cli::say("nothing is held\n"));
     }
     let header = ["WHERE", "HOLD", "CLASS", "SUBJECTS", "SINCE", "BY", "REASON", "RELEASED"];
     let row = |hold: Shown| {
         vec![hold.at.to_owned(), hold.id, hold.class, hold.subjects, hold.since, hold.by, hold.reason, hold.released]
     };
     let rows: Vec<Vec<String>> = all.into_iter().map(row).collect();
-    Ok(super::super::say(&text::table(&header, &rows)))
+    Ok(crate::cli::say(&text::table(&header, &rows)))
 }

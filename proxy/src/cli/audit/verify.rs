@@ -45,12 +45,13 @@ struct Looked {
 /// `outrigger audit verify`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let keys = match &options.public_keys {
-        Some(text) => PublicKeys::parse(text)
-            .map_err(|source| AuditError::Keys { from: "--public-keys".to_owned(), source })?,
+        Some(text) => {
+            PublicKeys::parse(text).map_err(|source| AuditError::Keys { from: "--public-keys".to_owned(), source })?
+        }
         None => context.keys()?.public(),
     };
     let database = context.database()?;
-    let directory = context.place.directory.clone();
+    let directory = context.directory.clone();
     if directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
@@ -98,7 +99,8 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     } else {
         show(&looked, is_whole, found_receipt)
     };
-    let code = if super::super::say(&shown) == ExitCode::SUCCESS && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let code =
+        if crate::cli::say(&shown) == ExitCode::SUCCESS && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     // Nothing was revealed: what was found counts, whether or not it can be entered.
     if options.public_keys.is_none() {
         let mut details = Map::new();
@@ -115,7 +117,8 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         };
         if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
             let e = text::safe(&e.to_string());
-            let _ = writeln!(io::stderr(), "outrigger audit: that this was verified is not entered into the trail: {e}");
+            let _ =
+                writeln!(io::stderr(), "outrigger audit: that this was verified is not entered into the trail: {e}");
         }
     }
     Ok(code)
@@ -261,12 +264,16 @@ fn show(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> String 
     }
     if let Some(evidence) = receipt {
         let _ = match evidence {
-            Evidence::There(at) => writeln!(out, "receipt: signed by a key of the trail, and its entry is there ({at})"),
+            Evidence::There(at) => {
+                writeln!(out, "receipt: signed by a key of the trail, and its entry is there ({at})")
+            }
             Evidence::NotHere => writeln!(
                 out,
                 "receipt: signed by a key of the trail; its entry is not here: it is in another spool, or its time is over"
             ),
-            Evidence::Contradicted => writeln!(out, "receipt: signed by a key of the trail, but its entry is another one"),
+            Evidence::Contradicted => {
+                writeln!(out, "receipt: signed by a key of the trail, but its entry is another one")
+            }
         };
     }
     let entries = looked.iter().map(|looked| looked.findings.entries()).sum();
