@@ -15,6 +15,7 @@ mod house;
 mod promtool;
 
 mod abuse;
+mod audit_store;
 mod bad_input;
 mod breaker;
 mod databases;

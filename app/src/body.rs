@@ -1,5 +1,6 @@
 //! A request's JSON body: bounded, in time, and with errors that say where it is wrong.
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use http::header;
 use serde::de::DeserializeOwned;
@@ -20,26 +21,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         if !kind.is_some_and(is_json) {
             return Err(ApiError::UnsupportedMediaType);
         }
-        let limit = app.limits.body_bytes();
-        let too_large =
-            || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller document"));
-        let declared =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if declared.is_some_and(|bytes: usize| bytes > limit) {
-            return Err(too_large());
-        }
-        let deadline = request.extensions().get::<Deadline>().copied();
-        let deadline = deadline.ok_or_else(|| ApiError::Internal("a request without a deadline".to_owned()))?;
-        let read = deadline.run(axum::body::to_bytes(request.into_body(), limit)).await;
-        let bytes = read.map_err(|_| ApiError::BodyTimeout)?.map_err(|error| {
-            // The only error with a name is the limit; any other is a client that left or sent nonsense.
-            let text = error.to_string();
-            if text.contains("length limit") {
-                too_large()
-            } else {
-                ApiError::BadRequest(format!("the body cannot be read: {text}"))
-            }
-        })?;
+        let bytes = read(request, app.limits.body_bytes(), "document").await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             if error.is_data() {
                 ApiError::Invalid(error.to_string())
@@ -48,6 +30,30 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             }
         })
     }
+}
+
+/// Reads a body of at most `limit` bytes, by the request's deadline. `what` is what should be smaller.
+///
+/// # Errors
+/// It is too large, too slow, or the client left.
+pub async fn read(request: Request, limit: usize, what: &str) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller {what}"));
+    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if declared.is_some_and(|bytes: usize| bytes > limit) {
+        return Err(too_large());
+    }
+    let deadline = request.extensions().get::<Deadline>().copied();
+    let deadline = deadline.ok_or_else(|| ApiError::Internal("a request without a deadline".to_owned()))?;
+    let read = deadline.run(axum::body::to_bytes(request.into_body(), limit)).await;
+    read.map_err(|_| ApiError::BodyTimeout)?.map_err(|error| {
+        // The only error with a name is the limit; any other is a client that left or sent nonsense.
+        let text = error.to_string();
+        if text.contains("length limit") {
+            too_large()
+        } else {
+            ApiError::BadRequest(format!("the body cannot be read: {text}"))
+        }
+    })
 }
 
 /// `application/json` and `application/anything+json`, whatever the parameters.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
 use outrigger_policy::flags::{Feature, Flag};
+use outrigger_trail::keys::KEYS;
 
 use crate::units::{Millis, Secret, Span};
 
@@ -68,6 +69,9 @@ pub struct Settings {
 
     #[command(flatten)]
     pub auth: AuthSettings,
+
+    #[command(flatten)]
+    pub audit: AuditSettings,
 }
 
 /// PostgreSQL, and the pools of both databases.
@@ -196,6 +200,19 @@ pub struct AuthSettings {
     pub jwt_issuer: Option<String>,
 }
 
+/// The audit trail. `FF_ENABLE_AUDIT_TRAIL` switches what the app enters by itself; what a proxy ships is always stored.
+#[derive(Clone, Debug, Args)]
+pub struct AuditSettings {
+    /// What a proxy shows to store entries here, at least 32 characters; both programs read it. Unset, nothing is taken.
+    #[arg(long, env = "OUTRIGGER_AUDIT_SECRET", hide_env_values = true)]
+    pub audit_secret: Option<Secret>,
+
+    /// The trail's master keys, `id:secret` with commas between, as the proxy has them. With them, the app enters who
+    /// reads and writes which document.
+    #[arg(long, env = KEYS, hide_env_values = true)]
+    pub audit_keys: Option<Secret>,
+}
+
 /// Whether the documents API asks who calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
@@ -260,10 +277,12 @@ impl Settings {
         let some_path = |path: &PathBuf| !path.as_os_str().is_empty();
         let some_text = |text: &String| !text.trim().is_empty();
         settings.socket = settings.socket.filter(some_path);
-        let auth = &mut settings.auth;
+        let (auth, audit) = (&mut settings.auth, &mut settings.audit);
         auth.api_keys = auth.api_keys.take().filter(|keys| !keys.expose().trim().is_empty());
         auth.jwt_secret = auth.jwt_secret.take().filter(|secret| !secret.expose().is_empty());
         auth.jwt_key_file = auth.jwt_key_file.take().filter(some_path);
+        audit.audit_secret = audit.audit_secret.take().filter(|secret| !secret.expose().trim().is_empty());
+        audit.audit_keys = audit.audit_keys.take().filter(|keys| !keys.expose().trim().is_empty());
         auth.jwt_audience = auth.jwt_audience.take().filter(some_text);
         auth.jwt_issuer = auth.jwt_issuer.take().filter(some_text);
         Ok(settings)

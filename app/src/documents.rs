@@ -10,6 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::App;
+use crate::audit::own::{Act, Asker};
 use crate::body;
 use crate::cursor::Cursor;
 use crate::deadline::Deadline;
@@ -47,11 +48,14 @@ struct Created {
 pub async fn create(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
+    asker: Asker,
     body::Json(new): body::Json<NewDocument>,
 ) -> Result<Response, ApiError> {
     let document = new.check(&app)?;
     let claim = app.outbox.admit()?;
-    let written = records::insert(&app.postgres, deadline, &document, claim).await?.ok_or_else(|| {
+    let row = app.audit.row(&app.metrics, &asker, Act::Create(document.id));
+    let written = records::insert(&app.postgres, deadline, &document, claim, row.as_ref()).await;
+    let written = written.map_err(|error| app.audit.blame(error))?.ok_or_else(|| {
         ApiError::Conflict(format!("a document with id {} exists; delete it first or leave the id out", document.id))
     })?;
     let indexed =
@@ -73,22 +77,27 @@ pub async fn create(
 pub async fn read(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
+    asker: Asker,
     Path(id): Path<String>,
 ) -> Result<Json<Document>, ApiError> {
     let id = parse_id(&id)?;
-    let found = records::by_ids(&app.postgres, deadline, &[id]).await?;
-    found.into_iter().next().map(Json).ok_or_else(|| no_such(id))
+    let row = app.audit.row(&app.metrics, &asker, Act::Read(id));
+    let found = records::read(&app.postgres, deadline, id, row.as_ref()).await;
+    found.map_err(|error| app.audit.blame(error))?.map(Json).ok_or_else(|| no_such(id))
 }
 
 /// `DELETE /api/v1/documents/{id}`: 204 once PostgreSQL forgot it; from then on no search returns it.
 pub async fn delete(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
+    asker: Asker,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let id = parse_id(&id)?;
     let claim = app.outbox.admit()?;
-    let job = records::delete(&app.postgres, deadline, id, claim).await?.ok_or_else(|| no_such(id))?;
+    let row = app.audit.row(&app.metrics, &asker, Act::Delete(id));
+    let deleted = records::delete(&app.postgres, deadline, id, claim, row.as_ref()).await;
+    let job = deleted.map_err(|error| app.audit.blame(error))?.ok_or_else(|| no_such(id))?;
     app.outbox.apply(deadline.reserving(ANSWER), job, None).await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -112,6 +121,7 @@ pub struct Page {
 pub async fn list(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
+    asker: Asker,
     query: Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Page>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
@@ -120,7 +130,9 @@ pub async fn list(
     let after = after.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     // One more than asked for tells whether there is a next page.
     let after = after.map(|cursor| (cursor.created_at, cursor.id));
-    let mut documents = records::page(&app.postgres, deadline, after, limit + 1).await?;
+    let row = app.audit.row(&app.metrics, &asker, Act::List);
+    let found = records::page(&app.postgres, deadline, after, limit + 1, row.as_ref()).await;
+    let mut documents = found.map_err(|error| app.audit.blame(error))?;
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = documents.len() > wanted;
     documents.truncate(wanted);

@@ -71,6 +71,14 @@ pub enum ApiError {
     BreakerOpen { dependency: Dependency, reason: String, retry_after: Duration },
     #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
     OutboxFull,
+    /// Somebody else has to finish first.
+    #[error("{0}; retry after the time in Retry-After")]
+    Busy(String),
+    /// The trail cannot take the entry without which nothing may be read or written. The cause is in the log only.
+    #[error(
+        "what is done here has to be entered into the audit trail, which is not possible now; retry after the time in Retry-After"
+    )]
+    Unaudited(String),
     /// Our own deadline passed. Whether a write took effect is not known.
     #[error("no answer within the deadline; retry, or allow more time in X-Request-Timeout-Ms")]
     DeadlineExceeded,
@@ -124,6 +132,13 @@ impl ApiError {
             Self::OutboxFull => {
                 (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(seconds(10)))
             }
+            Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Something else is under way", Some(seconds(5))),
+            Self::Unaudited(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "audit-unavailable",
+                "The audit trail cannot be written",
+                Some(seconds(5)),
+            ),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline-exceeded", "Out of time", None),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The app failed", None),
         };
@@ -188,7 +203,9 @@ mod tests {
         let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
         let (dependency, reason) = (Dependency::Chroma, "refused".to_owned());
         let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(1) };
-        for error in [ApiError::PoolExhausted(Dependency::Postgres), unavailable, open, ApiError::OutboxFull] {
+        let (busy, unaudited) = (ApiError::Busy("wait".to_owned()), ApiError::Unaudited("why".to_owned()));
+        let full = ApiError::PoolExhausted(Dependency::Postgres);
+        for error in [full, unavailable, open, ApiError::OutboxFull, busy, unaudited] {
             let answer = error.answer("r1");
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(answer.headers().contains_key(header::RETRY_AFTER), "{error}");

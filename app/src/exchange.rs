@@ -14,6 +14,10 @@ use crate::error::ApiError;
 
 const REQUEST_ID: &str = "x-request-id";
 
+/// The request's name. Goes into its extensions.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
 /// Wraps the whole router.
 pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -22,6 +26,7 @@ pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> 
     let mut response = match Deadline::of_request(request.headers(), app.request_timeout) {
         Ok(deadline) => {
             request.extensions_mut().insert(deadline);
+            request.extensions_mut().insert(RequestId(id.clone()));
             next.run(request).await
         }
         Err(bad) => ApiError::BadRequest(bad.to_string()).into_response(),
@@ -68,7 +73,7 @@ pub fn panicked(app: &App, payload: &(dyn std::any::Any + Send)) -> Response {
 }
 
 fn answer_problem(problem: &ApiError, id: &str, entry: &Entry, headers: &mut HeaderMap) -> Response {
-    if let ApiError::Internal(cause) = problem {
+    if let ApiError::Internal(cause) | ApiError::Unaudited(cause) = problem {
         tracing::error!(request_id = id, route = entry.route, cause, "{} failed: {cause}", entry.route);
     } else {
         tracing::debug!(request_id = id, route = entry.route, "{} refused: {problem}", entry.route);

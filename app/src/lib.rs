@@ -3,8 +3,9 @@
 //! Read in this order: [`config`] (the settings), [`router`] (every route and layer), [`documents`] and [`search`] (the
 //! endpoints), [`records`] and [`chroma`] (what they ask of the two databases), [`outbox`] and [`worker`] (how those
 //! two stay in step), [`postgres`], [`pool`] and [`keeper`] (connections and deadlines), [`breaker`] (when a database is left
-//! alone), [`health`], [`serve`] (listening and leaving).
+//! alone), [`audit`] (the trail), [`health`], [`serve`] (listening and leaving).
 
+pub mod audit;
 pub mod auth;
 pub mod body;
 pub mod breaker;
@@ -46,6 +47,7 @@ use http::header;
 use outrigger_policy::flags::{Feature, Flag, Mode, Subject};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::audit::{Audit, intake};
 use crate::auth::Authenticator;
 use crate::breaker::BreakerSettings;
 use crate::chroma::Chroma;
@@ -68,6 +70,7 @@ pub struct App(Arc<Parts>);
 /// See [`App`].
 #[derive(Debug)]
 pub struct Parts {
+    pub audit: Audit,
     pub auth: Authenticator,
     pub chroma: Arc<Chroma>,
     /// Name of the variable and what it is set to, for the health report.
@@ -98,6 +101,7 @@ impl App {
     pub fn start(settings: &Settings, flags: &[(Feature, Flag)]) -> Result<Self, ConfigError> {
         settings.check()?;
         let auth = Authenticator::new(&settings.auth)?;
+        let audit = Audit::new(&settings.audit, flag(Feature::AuditTrail, flags), machine())?;
         let metrics = Metrics::new().map_err(|e| ConfigError::setting("APP", e.to_string(), "this is a bug"))?;
         let limits = Limits {
             dimension: settings.vector_dimension as usize,
@@ -134,7 +138,8 @@ impl App {
         tokio::spawn(watch_the_loop(metrics.clone()));
         let health = Arc::new(Health::new(Arc::clone(&postgres), Arc::clone(&chroma), metrics.clone()));
         tokio::spawn(Arc::clone(&health).see_to_breakers());
-        Ok(Self(Arc::new(Parts {
+        let app = Self(Arc::new(Parts {
+            audit,
             auth,
             health,
             chroma,
@@ -146,7 +151,9 @@ impl App {
             request_timeout: settings.request_timeout.get(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
-        })))
+        }));
+        tokio::spawn(audit::upkeep::go_on(app.clone()));
+        Ok(app)
     }
 
     /// Fails readiness and asks for connections to be closed, from now on.
@@ -169,13 +176,19 @@ pub fn router(app: &App) -> Router {
         .route("/api/v1/documents/{id}", get(documents::read).delete(documents::delete))
         .layer(from_fn_with_state(app.clone(), auth::require))
         .layer(from_fn(exchange::bounded));
+    let internal = Router::new()
+        .route("/internal/audit/batches", post(intake::batches))
+        .route("/internal/audit/retention", post(intake::retain))
+        .route("/internal/audit/drops", post(intake::note))
+        .layer(from_fn_with_state(app.clone(), intake::require))
+        .layer(from_fn(exchange::bounded));
     let open = Router::new()
         .route("/health", get(health::summary))
         .route("/health/detailed", get(health::detailed))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/metrics", get(scrape));
-    wrap(app, documents.merge(open))
+    wrap(app, documents.merge(internal).merge(open))
 }
 
 /// The layers around every route, outermost last, and the answers where there is none.
@@ -204,10 +217,19 @@ async fn scrape(State(app): State<App>) -> Response {
 
 /// What a feature does in this process. Pools and their breakers are not a client's, so a percentage picks Machines.
 fn mode_here(feature: Feature, flags: &[(Feature, Flag)]) -> Mode {
-    let machine = std::env::var("FLY_MACHINE_ID").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
+    let machine = machine();
     let subject = Subject { id: &machine, user: None, address: std::net::IpAddr::from([127, 0, 0, 1]) };
-    let flag = flags.iter().find(|(of, _)| *of == feature);
-    flag.map_or(Mode::Enforce, |(_, flag)| flag.mode_for(feature, subject))
+    flag(feature, flags).mode_for(feature, subject)
+}
+
+fn flag(feature: Feature, flags: &[(Feature, Flag)]) -> Flag {
+    flags.iter().find(|(of, _)| *of == feature).map_or_else(Flag::default, |(_, flag)| flag.clone())
+}
+
+/// What this Machine is called; `local` where it has no name.
+fn machine() -> String {
+    let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
+    named("FLY_MACHINE_ID").or_else(|| named("HOSTNAME")).unwrap_or_else(|| "local".to_owned())
 }
 
 /// Measures how late timers fire: a loop that is blocked shows here before it shows anywhere else.

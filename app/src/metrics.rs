@@ -39,6 +39,11 @@ pub struct Metrics {
     pub breaker_state: IntGaugeVec,
     pub breaker_transitions: IntCounterVec,
     pub breaker_refusals: IntCounterVec,
+    pub audit_rows: IntCounterVec,
+    pub audit_batches: IntCounterVec,
+    pub audit_ingest: Histogram,
+    pub audit_partitions: IntGauge,
+    pub audit_events: IntCounterVec,
     pub loop_lag: Gauge,
     pub loop_lag_seen: Histogram,
     pub draining: IntGauge,
@@ -148,6 +153,30 @@ impl Metrics {
                 "app_breaker_refusals_total",
                 "Calls that an open breaker refused, or would have (mode=monitor).",
                 &["dependency", "mode"],
+            )?,
+            audit_rows: counters(
+                &r,
+                "app_audit_rows_total",
+                "Entries of the audit trail that proxies have sent.",
+                &["result"],
+            )?,
+            audit_batches: counters(&r, "app_audit_batches_total", "Batches of them.", &["result"])?,
+            audit_ingest: add(
+                &r,
+                Histogram::with_opts(histogram(
+                    "app_audit_ingest_duration_seconds",
+                    "Time to store a batch, once it was read.",
+                ))?,
+            )?,
+            audit_partitions: add(
+                &r,
+                IntGauge::new("app_audit_partitions", "Monthly partitions of the audit trail, all classes.")?,
+            )?,
+            audit_events: counters(
+                &r,
+                "app_audit_events_total",
+                "Acts on documents that the app enters if they succeed, or would (mode=monitor).",
+                &["type", "mode"],
             )?,
             loop_lag: add(
                 &r,

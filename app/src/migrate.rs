@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use outrigger_trail::store::{StoreError, partitions};
+
+use crate::audit::OWN_CLASSES;
 use crate::error::ApiError;
 use crate::postgres::{Postgres, Schema, describe};
 
@@ -55,6 +59,8 @@ enum MigrateError {
     Lock(#[from] tokio_postgres::Error),
     #[error("a migration failed")]
     Migration(#[from] refinery::Error),
+    #[error("the audit trail has no partitions")]
+    Partitions(#[from] StoreError),
 }
 
 /// One try, on a connection of its own. The lock ends with the connection, however this ends.
@@ -64,5 +70,7 @@ async fn once(postgres: &Postgres) -> Result<usize, MigrateError> {
     client.batch_execute("SET statement_timeout = 0").await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     let report = embedded::migrations::runner().run_async(&mut client).await?;
+    // The first request has to be entered into the trail already.
+    partitions::make_ahead(&mut client, &OWN_CLASSES, Timestamp::now()).await?;
     Ok(report.applied_migrations().len())
 }

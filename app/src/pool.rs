@@ -272,6 +272,11 @@ impl<B: Backend> Checkout<B> {
         &self.connection.client
     }
 
+    /// The connection, alone.
+    pub fn client_mut(&mut self) -> &mut B::Client {
+        &mut self.connection.client
+    }
+
     /// Gives the connection back: its work ended, it is as good as before.
     pub fn release(mut self) {
         self.released = true;

@@ -1,10 +1,11 @@
 //! PostgreSQL: how to reach it, and one way to ask it anything.
 //!
-//! Every question is a single statement, so there is never a transaction left open, and it ends by the request's
+//! Nearly every question is a single statement, so there is never a transaction left open, and it ends by the request's
 //! deadline: past it, the query is cancelled and its connection closed. `statement_timeout` is the server's own
-//! limit, should the app die in between.
+//! limit, should the app die in between. What needs more than one statement borrows a connection ([`Postgres::lend`]) and
+//! gives it back with its outcome ([`Lent::settle`]); forgotten on the way, it is closed, and its transaction with it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 use tokio_postgres::config::{Host, SslMode};
@@ -14,11 +15,11 @@ use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::{ConfigError, DatabaseSettings};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Expired};
 use crate::error::{ApiError, Dependency};
 use crate::keeper::{Backend, ConnectionError};
 use crate::metrics::Metrics;
-use crate::pool::{Pool, PoolSettings};
+use crate::pool::{Checkout, Pool, PoolSettings};
 use crate::tls::{self, Trust};
 
 /// How long a cancel request may take; it has a connection of its own to open.
@@ -69,35 +70,32 @@ impl Postgres {
         statement: &str,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, ApiError> {
-        if let Schema::Pending(why) = &*self.schema.borrow() {
-            return Err(unavailable(why.clone()));
-        }
+        let mut lent = self.lend(what, deadline).await?;
+        let answer = deadline.run(lent.client().query_typed(statement, params)).await;
+        lent.settle(answer)
+    }
+
+    /// A connection for more than one statement. `what` names it in the log.
+    ///
+    /// # Errors
+    /// As [`Self::query`], when it could not be asked.
+    pub async fn lend(&self, what: &'static str, deadline: Deadline) -> Result<Lent<'_>, ApiError> {
+        self.is_ready()?;
         let session = self.pool.checkout(what, deadline).await?;
-        let started = std::time::Instant::now();
-        let answer = deadline.run(session.client().client.query_typed(statement, params)).await;
-        let silent = || (started.elapsed() >= self.pool.silence()).then(|| started.elapsed().as_millis());
-        let error = match answer {
-            Ok(Ok(rows)) => {
-                session.release();
-                return Ok(rows);
-            }
-            Ok(Err(error)) => error,
-            Err(expired) => {
-                // Not released in either case: the query is cancelled and the connection closed.
-                if let Some(ms) = silent() {
-                    session.fail(&format!("{what} got no answer within {ms} ms"));
-                }
-                return Err(expired.into());
-            }
-        };
-        let verdict = judge(what, &error);
-        match (&verdict, silent()) {
-            (ApiError::DeadlineExceeded, Some(ms)) => session.fail(&format!("{what} was cancelled after {ms} ms")),
-            (ApiError::Unavailable { reason, .. }, _) if !is_short_of_something(&error) => session.fail(reason),
-            // PostgreSQL answered, so the connection is fine.
-            _ => session.release(),
+        Ok(Lent { pool: &self.pool, session, what, started: Instant::now() })
+    }
+
+    fn is_ready(&self) -> Result<(), ApiError> {
+        match &*self.schema.borrow() {
+            Schema::Pending(why) => Err(unavailable(why.clone())),
+            Schema::Ready => Ok(()),
         }
-        Err(verdict)
+    }
+
+    /// Waits until the tables are there.
+    pub async fn until_ready(&self) {
+        // The sender lives as long as we do, so there is always somebody to wait for.
+        let _ = self.schema.subscribe().wait_for(|schema| *schema == Schema::Ready).await;
     }
 
     /// Whether PostgreSQL takes new connections and answers on them, within `limit`. Never takes a pool's place, so that
@@ -116,6 +114,15 @@ impl Postgres {
         };
         self.pool.probed(&outcome);
         outcome
+    }
+
+    /// A connection outside the pool, for what takes longer than a request may.
+    ///
+    /// # Errors
+    /// The tables are not there yet, or as [`Self::dedicated`].
+    pub async fn for_long_work(&self) -> Result<Client, ApiError> {
+        self.is_ready()?;
+        self.dedicated().await
     }
 
     /// A connection outside the pool, for migrations.
@@ -152,12 +159,65 @@ impl Postgres {
     }
 }
 
+/// A connection for more than one statement. Dropped before [`Self::settle`], its work is cancelled and it is closed.
+#[must_use = "a connection that is not settled is closed"]
+#[derive(Debug)]
+pub struct Lent<'p> {
+    pool: &'p Pool<PgBackend>,
+    session: Checkout<PgBackend>,
+    what: &'static str,
+    started: Instant,
+}
+
+impl Lent<'_> {
+    /// The connection.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.session.client_mut().client
+    }
+
+    /// What it was lent for.
+    pub const fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// Gives it back with what came of it.
+    ///
+    /// # Errors
+    /// What the error means for the request, as [`Postgres::query`] says.
+    pub fn settle<T>(self, answer: Result<Result<T, tokio_postgres::Error>, Expired>) -> Result<T, ApiError> {
+        let Self { pool, session, what, started } = self;
+        let silent = || (started.elapsed() >= pool.silence()).then(|| started.elapsed().as_millis());
+        let error = match answer {
+            Ok(Ok(rows)) => {
+                session.release();
+                return Ok(rows);
+            }
+            Ok(Err(error)) => error,
+            Err(expired) => {
+                // Not released in either case: the query is cancelled and the connection closed.
+                if let Some(ms) = silent() {
+                    session.fail(&format!("{what} got no answer within {ms} ms"));
+                }
+                return Err(expired.into());
+            }
+        };
+        let verdict = judge(what, &error);
+        match (&verdict, silent()) {
+            (ApiError::DeadlineExceeded, Some(ms)) => session.fail(&format!("{what} was cancelled after {ms} ms")),
+            (ApiError::Unavailable { reason, .. }, _) if !is_short_of_something(&error) => session.fail(reason),
+            // PostgreSQL answered, so the connection is fine.
+            _ => session.release(),
+        }
+        Err(verdict)
+    }
+}
+
 fn unavailable(reason: String) -> ApiError {
     ApiError::Unavailable { dependency: Dependency::Postgres, reason }
 }
 
 /// What an error of PostgreSQL or of the connection means for the request.
-fn judge(what: &'static str, error: &tokio_postgres::Error) -> ApiError {
+pub fn judge(what: &'static str, error: &tokio_postgres::Error) -> ApiError {
     let Some(code) = error.code() else { return unavailable(describe(error)) };
     if *code == SqlState::QUERY_CANCELED {
         return ApiError::DeadlineExceeded;

@@ -1,17 +1,18 @@
-//! Documents as rows: what we ask of PostgreSQL. Every write marks the document in the outbox, in the same statement.
+//! Documents as rows: what we ask of PostgreSQL. Every write marks the document in the outbox, in the same statement; and what
+//! somebody may want to know of later is entered into the audit trail by it ([`crate::audit::own`]).
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use crate::audit::own::Row;
 use crate::chroma::Record;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 use crate::outbox::{Claim, Job};
-use crate::postgres::Postgres;
+use crate::postgres::{Param, Postgres};
 
 /// A document with everything it has.
 #[derive(Clone, Debug, Serialize)]
@@ -76,32 +77,30 @@ pub async fn insert(
     deadline: Deadline,
     document: &Document,
     claim: Claim,
+    trail: Option<&Row>,
 ) -> Result<Option<Written>, ApiError> {
-    const STATEMENT: &str = concat!(
+    const WRITE: &str = concat!(
         "WITH doc AS (
             INSERT INTO documents (id, title, content, embedding, metadata, created_at)
             VALUES ($3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING RETURNING id, created_at
         ), ",
-        mark!("doc"),
-        " SELECT doc.created_at, box.* FROM doc, box"
+        mark!("doc")
     );
-    let rows = postgres
-        .query(
-            "documents::insert",
-            deadline,
-            STATEMENT,
-            &[
-                (&claim.token, Type::UUID),
-                (&claim.seconds(), Type::FLOAT8),
-                (&document.id, Type::UUID),
-                (&document.title, Type::TEXT),
-                (&document.content, Type::TEXT),
-                (&document.embedding, Type::FLOAT4_ARRAY),
-                (&document.metadata, Type::JSONB),
-                (&document.created_at, Type::TIMESTAMPTZ),
-            ],
-        )
-        .await?;
+    let seconds = claim.seconds();
+    let mut params: Vec<Param<'_>> = vec![
+        (&claim.token, Type::UUID),
+        (&seconds, Type::FLOAT8),
+        (&document.id, Type::UUID),
+        (&document.title, Type::TEXT),
+        (&document.content, Type::TEXT),
+        (&document.embedding, Type::FLOAT4_ARRAY),
+        (&document.metadata, Type::JSONB),
+        (&document.created_at, Type::TIMESTAMPTZ),
+    ];
+    let audited = trail.map_or_else(String::new, |row| row.with_any("doc", params.len()));
+    params.extend(trail.into_iter().flat_map(Row::params));
+    let statement = format!("{WRITE}{audited} SELECT doc.created_at, box.* FROM doc, box");
+    let rows = postgres.query("documents::insert", deadline, &statement, &params).await?;
     rows.first().map(|row| Ok(Written { created_at: column(row, "created_at")?, job: job(row, claim)? })).transpose()
 }
 
@@ -114,11 +113,15 @@ pub async fn delete(
     deadline: Deadline,
     id: Uuid,
     claim: Claim,
+    trail: Option<&Row>,
 ) -> Result<Option<Option<Job>>, ApiError> {
-    const STATEMENT: &str =
-        concat!("WITH doc AS (DELETE FROM documents WHERE id = $3 RETURNING id), ", mark!("doc"), " SELECT * FROM box");
-    let params = [(&claim.token as _, Type::UUID), (&claim.seconds() as _, Type::FLOAT8), (&id as _, Type::UUID)];
-    let rows = postgres.query("documents::delete", deadline, STATEMENT, &params).await?;
+    const DELETE: &str = concat!("WITH doc AS (DELETE FROM documents WHERE id = $3 RETURNING id), ", mark!("doc"));
+    let seconds = claim.seconds();
+    let mut params: Vec<Param<'_>> = vec![(&claim.token, Type::UUID), (&seconds, Type::FLOAT8), (&id, Type::UUID)];
+    let audited = trail.map_or_else(String::new, |row| row.with_any("doc", params.len()));
+    params.extend(trail.into_iter().flat_map(Row::params));
+    let statement = format!("{DELETE}{audited} SELECT * FROM box");
+    let rows = postgres.query("documents::delete", deadline, &statement, &params).await?;
     rows.first().map(|row| job(row, claim)).transpose()
 }
 
@@ -139,18 +142,60 @@ pub async fn undo(postgres: &Postgres, deadline: Deadline, job: &Job) -> Result<
     postgres.query("documents::undo", deadline, STATEMENT, &params).await.map(drop)
 }
 
+const BY_IDS: &str =
+    "WITH found AS (SELECT id, title, content, embedding, metadata, created_at FROM documents WHERE id = ANY($1))";
+
 /// These documents, in no order; those that do not exist are left out.
 ///
 /// # Errors
 /// As [`Postgres::query`].
 pub async fn by_ids(postgres: &Postgres, deadline: Deadline, ids: &[Uuid]) -> Result<Vec<Document>, ApiError> {
-    const STATEMENT: &str =
-        "SELECT id, title, content, embedding, metadata, created_at FROM documents WHERE id = ANY($1)";
-    let rows = postgres.query("documents::by_ids", deadline, STATEMENT, &[(&ids, Type::UUID_ARRAY)]).await?;
+    let statement = format!("{BY_IDS} SELECT * FROM found");
+    let rows = postgres.query("documents::by_ids", deadline, &statement, &[(&ids, Type::UUID_ARRAY)]).await?;
     rows.iter().map(document).collect()
 }
 
-/// Up to `limit` documents, newest first, older than `after`.
+/// The same for who gets to see the first `shown` that exist, in the order of `ids`.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn show(
+    postgres: &Postgres,
+    deadline: Deadline,
+    ids: &[Uuid],
+    shown: usize,
+    row: &Row,
+) -> Result<Vec<Document>, ApiError> {
+    let shown = i64::try_from(shown).unwrap_or(i64::MAX);
+    let mut params: Vec<Param<'_>> = vec![(&ids, Type::UUID_ARRAY), (&shown, Type::INT8)];
+    let audited = row.with_all("SELECT id FROM found ORDER BY array_position($1, id) LIMIT $2", params.len());
+    params.extend(row.params());
+    let statement = format!("{BY_IDS}{audited} SELECT * FROM found");
+    let rows = postgres.query("documents::show", deadline, &statement, &params).await?;
+    rows.iter().map(document).collect()
+}
+
+/// One document, if there is one.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn read(
+    postgres: &Postgres,
+    deadline: Deadline,
+    id: Uuid,
+    trail: Option<&Row>,
+) -> Result<Option<Document>, ApiError> {
+    let ids = [id];
+    let ids = ids.as_slice();
+    let mut params: Vec<Param<'_>> = vec![(&ids, Type::UUID_ARRAY)];
+    let audited = trail.map_or_else(String::new, |row| row.with_any("found", params.len()));
+    params.extend(trail.into_iter().flat_map(Row::params));
+    let statement = format!("{BY_IDS}{audited} SELECT * FROM found");
+    let rows = postgres.query("documents::read", deadline, &statement, &params).await?;
+    rows.first().map(document).transpose()
+}
+
+/// Up to `limit` documents, newest first, older than `after`: one more than are shown.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -159,14 +204,23 @@ pub async fn page(
     deadline: Deadline,
     after: Option<(Timestamp, Uuid)>,
     limit: i64,
+    trail: Option<&Row>,
 ) -> Result<Vec<Summary>, ApiError> {
-    const STATEMENT: &str = "
-        SELECT id, title, octet_length(content) AS content_bytes, metadata, created_at FROM documents
-        WHERE (created_at, id) < (coalesce($1, 'infinity'), coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
-        ORDER BY created_at DESC, id DESC LIMIT $3";
+    const PAGE: &str = "
+        WITH found AS (
+            SELECT id, title, octet_length(content) AS content_bytes, metadata, created_at FROM documents
+            WHERE (created_at, id) < (coalesce($1, 'infinity'), coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+            ORDER BY created_at DESC, id DESC LIMIT $3
+        )";
+    const NEWEST_FIRST: &str = "FROM found ORDER BY created_at DESC, id DESC";
     let (created_at, id) = after.unzip();
-    let params = [(&created_at as _, Type::TIMESTAMPTZ), (&id as _, Type::UUID), (&limit as _, Type::INT8)];
-    let rows = postgres.query("documents::page", deadline, STATEMENT, &params).await?;
+    let mut params: Vec<Param<'_>> = vec![(&created_at, Type::TIMESTAMPTZ), (&id, Type::UUID), (&limit, Type::INT8)];
+    // The last one of a full page only tells that there is another page.
+    let shown = format!("SELECT id {NEWEST_FIRST} LIMIT $3 - 1");
+    let audited = trail.map_or_else(String::new, |row| row.with_all(&shown, params.len()));
+    params.extend(trail.into_iter().flat_map(Row::params));
+    let statement = format!("{PAGE}{audited} SELECT * {NEWEST_FIRST}");
+    let rows = postgres.query("documents::page", deadline, &statement, &params).await?;
     rows.iter()
         .map(|row| {
             Ok(Summary {
@@ -193,7 +247,7 @@ impl Document {
     }
 }
 
-fn document(row: &Row) -> Result<Document, ApiError> {
+fn document(row: &tokio_postgres::Row) -> Result<Document, ApiError> {
     Ok(Document {
         id: column(row, "id")?,
         title: column(row, "title")?,
@@ -204,12 +258,15 @@ fn document(row: &Row) -> Result<Document, ApiError> {
     })
 }
 
-fn job(row: &Row, claim: Claim) -> Result<Option<Job>, ApiError> {
+fn job(row: &tokio_postgres::Row, claim: Claim) -> Result<Option<Job>, ApiError> {
     let ours: bool = column(row, "ours")?;
     ours.then(|| Job::from_row(row, claim)).transpose()
 }
 
 /// One column, checked: a schema that somebody changed by hand is an error, not a panic.
-pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, ApiError> {
+pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
+    row: &'a tokio_postgres::Row,
+    name: &str,
+) -> Result<T, ApiError> {
     row.try_get(name).map_err(|e| ApiError::Internal(format!("column {name}: {}", crate::postgres::describe(&e))))
 }

@@ -110,7 +110,8 @@ async fn store<'a>(
 ) -> Result<(u64, Vec<Refused<'a>>), StoreError> {
     let (mut stored, mut refused) = (0, Vec::new());
     // The next to store is the last of these.
-    let mut ranges: Vec<Range<usize>> = vec![0..lines.len()];
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    ranges.push(0..lines.len());
     while let Some(range) = ranges.pop() {
         let Some(part) = lines.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
         transaction.batch_execute("SAVEPOINT part").await?;

@@ -1,0 +1,272 @@
+//! `/internal/audit/…`: what a proxy ships is stored, what is too old is removed, and what the trail says of that is noted.
+//!
+//! Behind the proxy's own secret, not behind a client's credentials. Without a secret there are no such paths.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use http::{HeaderMap, HeaderValue, header};
+use jiff::Timestamp;
+use outrigger_policy::audit::Class;
+use outrigger_trail::store::batch::{Batch, MOST_BYTES};
+use outrigger_trail::store::ingest::{self, Ingested};
+use outrigger_trail::store::retention::{self, Dropped, Offered, Recorded, Retention};
+use outrigger_trail::store::{StoreError, partitions};
+use ring::digest;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use crate::App;
+use crate::body;
+use crate::deadline::{Deadline, Expired};
+use crate::error::ApiError;
+use crate::postgres::{Lent, Postgres};
+
+/// Longest time for a removal. What it has not begun then goes with the next one.
+const LONGEST_RETENTION: Duration = Duration::from_secs(3600);
+/// Most removals that are noted at once.
+const MOST_RECORDED: usize = 1000;
+
+/// The layer around these paths.
+pub async fn require(State(app): State<App>, request: Request, next: Next) -> Response {
+    let Some(secret) = &app.audit.secret else {
+        return ApiError::NotFound("no such path; OUTRIGGER_AUDIT_SECRET is not set".to_owned()).into_response();
+    };
+    if is_secret(request.headers(), secret.expose()) {
+        return next.run(request).await;
+    }
+    app.metrics.auth_refusals.with_label_values(&["audit_secret"]).inc();
+    let refusal = "send OUTRIGGER_AUDIT_SECRET as Authorization: Bearer SECRET, the same as this program has";
+    let mut response = ApiError::Unauthorized(refusal).into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"audit\""));
+    response
+}
+
+fn is_secret(headers: &HeaderMap, secret: &str) -> bool {
+    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    // Digests are equally long, so that the time tells nothing, not even a length.
+    let [given, secret] = [given, secret.as_bytes()].map(|text| digest::digest(&digest::SHA256, text));
+    given.as_ref().ct_eq(secret.as_ref()).into()
+}
+
+/// `POST /internal/audit/batches`: 200 once all of it is durable.
+pub async fn batches(
+    State(app): State<App>,
+    Extension(deadline): Extension<Deadline>,
+    request: Request,
+) -> Result<Json<Ingested>, ApiError> {
+    let stored = store(&app, deadline, request).await;
+    let result = match &stored {
+        Ok(_) => "ok",
+        Err(ApiError::BadRequest(_) | ApiError::TooLarge(_) | ApiError::BodyTimeout) => "bad",
+        Err(_) => "failed",
+    };
+    app.metrics.audit_batches.with_label_values(&[result]).inc();
+    if let Ok(Json(done)) = &stored {
+        for (result, rows) in [("stored", done.stored), ("known", done.known), ("refused", done.refused)] {
+            app.metrics.audit_rows.with_label_values(&[result]).inc_by(rows);
+        }
+        if done.refused > 0 {
+            tracing::warn!(
+                lines = done.refused,
+                "{} lines of the audit trail could not be stored as entries; the table audit_refused has them",
+                done.refused
+            );
+        }
+    }
+    stored
+}
+
+async fn store(app: &App, deadline: Deadline, request: Request) -> Result<Json<Ingested>, ApiError> {
+    // Before the body is read: so there are never more of them in memory either.
+    let _turn = deadline.run(app.audit.batches.acquire()).await?;
+    let body = body::read(request, MOST_BYTES, "batch").await?;
+    let batch = Batch::parse(&body).map_err(|bad| ApiError::BadRequest(bad.to_string()))?;
+    let started = Instant::now();
+    let mut lent = app.postgres.lend("audit::ingest", deadline).await?;
+    let answer = deadline.run(ingest::ingest(lent.client(), &batch)).await;
+    let done = settle(lent, answer)?;
+    app.metrics.audit_ingest.observe(started.elapsed().as_secs_f64());
+    Ok(Json(done))
+}
+
+/// How long each class is kept, and the asker's clock.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionRequest {
+    /// Seconds, by class; a class that is not named is left alone.
+    retention: BTreeMap<String, u64>,
+    now: Timestamp,
+}
+
+/// What was removed, and is not entered into the trail yet.
+#[derive(Debug, Serialize)]
+pub struct Removed {
+    drops: Vec<Offered>,
+}
+
+/// `POST /internal/audit/retention`: removes what is too old. A removal that takes longer than the request goes on without it; the
+/// next answer tells of it.
+pub async fn retain(
+    State(app): State<App>,
+    Extension(deadline): Extension<Deadline>,
+    request: Request,
+) -> Result<Json<Removed>, ApiError> {
+    let asked: RetentionRequest = json(request).await?;
+    let mut retention = Retention::new();
+    for (name, seconds) in asked.retention {
+        let class = Class::named(&name).ok_or_else(|| ApiError::BadRequest(format!("{name:?} is no class")))?;
+        if seconds == 0 {
+            return Err(ApiError::BadRequest(format!("{name} would be kept for 0 seconds; leave it out to keep all")));
+        }
+        retention.insert(class, seconds);
+    }
+    let turn = Arc::clone(&app.audit.retention).try_lock_owned();
+    let turn = turn.map_err(|_| ApiError::Busy("an earlier removal is still under way".to_owned()))?;
+    let removing = app.clone();
+    let task = tokio::spawn(async move {
+        let _turn = turn;
+        let outcome = remove(&removing.postgres, &retention, asked.now).await;
+        match &outcome {
+            Ok(dropped) => {
+                for of in dropped {
+                    let (count, class, chain, kept) = (of.count, &of.class, &of.chain, of.kept);
+                    tracing::info!(
+                        count,
+                        class,
+                        chain,
+                        kept,
+                        "removed {count} entries of {class}, chain {chain}: too old"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(error = %error, "too old entries stay for now: {error}"),
+        }
+        outcome.map(drop)
+    });
+    let done = deadline.run(task).await?;
+    done.map_err(|panicked| ApiError::Internal(format!("a removal panicked: {panicked}")))??;
+    let mut lent = app.postgres.lend("audit::offer", deadline).await?;
+    let answer = deadline.run(retention::offer(lent.client())).await;
+    let drops = settle(lent, answer)?;
+    app.audit.wanting.notify_one();
+    Ok(Json(Removed { drops }))
+}
+
+/// On a connection of its own: it may take long, and requests need the pool's.
+async fn remove(postgres: &Postgres, retention: &Retention, now: Timestamp) -> Result<Vec<Dropped>, ApiError> {
+    let mut client = postgres.for_long_work().await?;
+    let work = async {
+        client.batch_execute("SET statement_timeout = 0").await?;
+        retention::retain(&mut client, retention, now).await
+    };
+    let outcome = tokio::time::timeout(LONGEST_RETENTION, work).await;
+    outcome.map_err(|_| ApiError::DeadlineExceeded)?.map_err(|error| meaning("audit::retain", error))
+}
+
+/// The entries that say what was removed.
+#[derive(Debug, Deserialize)]
+struct Noting {
+    recorded: Vec<Recorded>,
+}
+
+/// How many were not noted before.
+#[derive(Debug, Serialize)]
+pub struct Noted {
+    noted: u64,
+}
+
+/// `POST /internal/audit/drops`: notes which entries of the trail say what was removed.
+pub async fn note(
+    State(app): State<App>,
+    Extension(deadline): Extension<Deadline>,
+    request: Request,
+) -> Result<Json<Noted>, ApiError> {
+    let noting: Noting = json(request).await?;
+    if noting.recorded.len() > MOST_RECORDED {
+        return Err(ApiError::BadRequest(format!("send at most {MOST_RECORDED} at once")));
+    }
+    let mut lent = app.postgres.lend("audit::note", deadline).await?;
+    let answer = deadline.run(retention::note(lent.client(), &noting.recorded)).await;
+    Ok(Json(Noted { noted: settle(lent, answer)? }))
+}
+
+async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+    let bytes = body::read(request, MOST_BYTES, "body").await?;
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("the body cannot be read: {error}")))
+}
+
+/// Gives the connection back with what the store says.
+fn settle<T>(lent: Lent<'_>, answer: Result<Result<T, StoreError>, Expired>) -> Result<T, ApiError> {
+    let what = lent.what();
+    let answer = match answer {
+        Ok(Err(StoreError::Database(error))) if !is_about_others(&error) => Ok(Err(error)),
+        // The connection is as good as before: its transaction was rolled back.
+        Ok(outcome) => Ok(Ok(outcome)),
+        Err(expired) => Err(expired),
+    };
+    lent.settle(answer)?.map_err(|error| meaning(what, error))
+}
+
+/// A deadlock, or a lock that somebody else has: nothing is wrong with the database.
+fn is_about_others(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| matches!(code.code().get(..2), Some("40" | "55")))
+}
+
+fn meaning(what: &'static str, error: StoreError) -> ApiError {
+    match error {
+        StoreError::Database(error) if is_about_others(&error) => {
+            ApiError::Busy("the audit trail is in use by something else".to_owned())
+        }
+        StoreError::Database(error) => crate::postgres::judge(what, &error),
+        StoreError::Busy(_) => ApiError::Busy(error.to_string()),
+        StoreError::Held(_) | StoreError::Invalid(_) => ApiError::BadRequest(error.to_string()),
+    }
+}
+
+/// Counts the partitions, for their gauge.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn count_partitions(app: &App, deadline: Deadline) -> Result<(), ApiError> {
+    let mut lent = app.postgres.lend("audit::count", deadline).await?;
+    let answer = deadline.run(partitions::count(lent.client())).await;
+    app.metrics.audit_partitions.set(settle(lent, answer)?);
+    Ok(())
+}
+
+/// Makes the partitions that the app's own entries will need.
+///
+/// # Errors
+/// As [`Postgres::query`].
+pub async fn make_ahead(app: &App, deadline: Deadline) -> Result<(), ApiError> {
+    let mut lent = app.postgres.lend("audit::make_ahead", deadline).await?;
+    let answer = deadline.run(partitions::make_ahead(lent.client(), &super::OWN_CLASSES, Timestamp::now())).await;
+    settle(lent, answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_secret_is_the_secret() {
+        let secret = "0123456789abcdef0123456789abcdef";
+        let with =
+            |value: &str| is_secret(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]), secret);
+        assert!(with(&format!("Bearer {secret}")));
+        for bad in
+            [secret, "Bearer ", "Bearer 0123456789abcdef", &format!("Bearer {secret}0"), &format!("Basic {secret}")]
+        {
+            assert!(!with(bad), "{bad:?} was taken");
+        }
+        assert!(!is_secret(&HeaderMap::new(), secret));
+    }
+}

@@ -1,0 +1,288 @@
+//! What the app enters by itself: who reads, writes, deletes, lists and finds which documents.
+//!
+//! The row is written by the statement that does the act, so neither is ever there without the other: no answer goes out that the
+//! trail does not know of, and where the trail cannot be written nothing is read or written either. These entries are in no chain: a
+//! chain is one writer's, and the app's Machines write side by side.
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use jiff::Timestamp;
+use outrigger_policy::audit::{Draft, EventType, Outcome, Time};
+use outrigger_policy::flags::{Feature, Mode, Subject};
+use outrigger_trail::keys::SubjectKind;
+use outrigger_trail::store::APP_CHAIN;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::App;
+use crate::audit::Audit;
+use crate::auth::Principal;
+use crate::error::ApiError;
+use crate::exchange::RequestId;
+use crate::metrics::Metrics;
+use crate::postgres::Param;
+
+/// Who is at it when nobody has to say who they are.
+const ANONYMOUS: &str = r#""actor":{"id":"anonymous","kind":"system"}"#;
+
+/// What is done to documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Create(Uuid),
+    Read(Uuid),
+    Delete(Uuid),
+    List,
+    Search,
+}
+
+impl Act {
+    /// The one table: type, action, method, route and status of what succeeds.
+    const fn table(self) -> (EventType, &'static str, &'static str, &'static str, u16) {
+        match self {
+            Self::Create(_) => (EventType::Write, "create", "POST", "/api/v1/documents", 201),
+            Self::Read(_) => (EventType::Read, "read", "GET", "/api/v1/documents/{id}", 200),
+            Self::Delete(_) => (EventType::Delete, "delete", "DELETE", "/api/v1/documents/{id}", 204),
+            Self::List => (EventType::Read, "list", "GET", "/api/v1/documents", 200),
+            Self::Search => (EventType::Read, "search", "POST", "/api/v1/documents/search", 200),
+        }
+    }
+
+    const fn document(self) -> Option<Uuid> {
+        match self {
+            Self::Create(id) | Self::Read(id) | Self::Delete(id) => Some(id),
+            Self::List | Self::Search => None,
+        }
+    }
+}
+
+/// Who asks, and in which request.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    principal: Principal,
+    request_id: String,
+}
+
+impl FromRequestParts<App> for Asker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let missing = || ApiError::Internal("a request of nobody, or without a name".to_owned());
+        let principal = parts.extensions.get::<Principal>().cloned().ok_or_else(missing)?;
+        let RequestId(request_id) = parts.extensions.get::<RequestId>().cloned().ok_or_else(missing)?;
+        Ok(Self { principal, request_id })
+    }
+}
+
+impl Audit {
+    /// The row that this act needs; `None` when the trail is off for whoever asks.
+    pub fn row(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Row> {
+        let keys = self.keys.as_ref()?;
+        let (event, ..) = act.table();
+        let mode = self.mode(&asker.principal);
+        if mode != Mode::Off {
+            metrics.audit_events.with_label_values(&[event.name(), mode.name()]).inc();
+        }
+        if mode != Mode::Enforce {
+            return None;
+        }
+        let actor = match &asker.principal {
+            Principal::User(name) if !name.is_empty() => Some((SubjectKind::User, name)),
+            Principal::Key(name) => Some((SubjectKind::Key, name)),
+            Principal::User(_) | Principal::Anybody => None,
+        };
+        let actor = actor.map(|(kind, name)| {
+            let subject = format!("{}:{name}", kind.name());
+            (keys.pseudonym(kind, subject.as_bytes()), kind.name())
+        });
+        Some(Row::new(&self.machine, &asker.request_id, act, actor, Timestamp::now(), Uuid::now_v7()))
+    }
+
+    fn mode(&self, principal: &Principal) -> Mode {
+        let (id, user) = match principal {
+            Principal::User(name) => (name.as_str(), Some(name.as_str())),
+            Principal::Key(name) => (name.as_str(), None),
+            // Without a name there is nothing that a percentage could stick to but the Machine.
+            Principal::Anybody => (self.machine.as_str(), None),
+        };
+        // The address is the proxy's, which says nothing about the client.
+        let address = std::net::IpAddr::from([127, 0, 0, 1]);
+        self.flag.mode_for(Feature::AuditTrail, Subject { id, user, address })
+    }
+
+    /// What an error of a statement with a row in it means: the trail's own troubles are no fault of the request.
+    pub fn blame(&self, error: ApiError) -> ApiError {
+        match error {
+            ApiError::Internal(why) if why.contains("audit_events") => {
+                // A missing partition is the one that can be helped.
+                self.wanting.notify_one();
+                ApiError::Unaudited(why)
+            }
+            error => error,
+        }
+    }
+}
+
+/// An entry of the app's, ready to become part of a statement.
+#[derive(Clone, Debug)]
+pub struct Row {
+    time: Timestamp,
+    id: Uuid,
+    class: &'static str,
+    machine: String,
+    event: &'static str,
+    action: &'static str,
+    status: i32,
+    actor: String,
+    request_id: String,
+    route: &'static str,
+    /// The line without its last brace.
+    line: String,
+}
+
+impl Row {
+    /// `actor`: pseudonym and kind.
+    fn new(
+        machine: &str,
+        request_id: &str,
+        act: Act,
+        actor: Option<(String, &'static str)>,
+        now: Timestamp,
+        id: Uuid,
+    ) -> Self {
+        let (event, action, method, route, status) = act.table();
+        let who = actor
+            .as_ref()
+            .map_or(ANONYMOUS.to_owned(), |(id, kind)| format!(r#""actor":{{"id":"{id}","kind":"{kind}"}}"#));
+        let document = act.document().map(|id| id.to_string());
+        let resource = document.as_ref().map(|id| ("id", id.as_bytes()));
+        // What the column holds must be what the line says: microseconds.
+        let time = Time(now.as_microsecond());
+        let draft = Draft {
+            request_id: Some(request_id),
+            action: Some(action),
+            method: Some(method),
+            route: Some(route),
+            resource: resource.as_slice(),
+            status: Some(status),
+            ..Draft::new(id.as_u128(), time, machine, event, Outcome::Success, &who)
+        };
+        let mut line = Vec::with_capacity(512);
+        draft.write_unchained(event.class(), &mut line);
+        line.pop();
+        Self {
+            time: Timestamp::from_microsecond(time.0).unwrap_or(now),
+            id,
+            class: event.class().name(),
+            machine: machine.to_owned(),
+            event: event.name(),
+            action,
+            status: i32::from(status),
+            actor: actor.map_or_else(|| "anonymous".to_owned(), |(id, _)| id),
+            request_id: request_id.to_owned(),
+            route,
+            // What is written there is text.
+            line: String::from_utf8_lossy(&line).into_owned(),
+        }
+    }
+
+    /// How many parameters [`Self::params`] are.
+    pub const PARAMS: usize = 12;
+
+    /// Another part of a `WITH`, which writes the row if `source`, the name of a part before it, has any; its parameters come after
+    /// `before` others.
+    pub fn with_any(&self, source: &str, before: usize) -> String {
+        self.insert(&format!("(SELECT FROM {source} LIMIT 1) AS act"), "'}'", before)
+    }
+
+    /// The same for what shows several documents, or none: the row is written always, and `shown`, a query for their ids, tells
+    /// which they are.
+    pub fn with_all(&self, shown: &str, before: usize) -> String {
+        let ids = format!(r#"(SELECT string_agg('"' || id || '"', ',') AS ids FROM ({shown}) AS shown) AS act"#);
+        self.insert(&ids, r#"',"details":{"documents":[' || coalesce(act.ids, '') || ']}}'"#, before)
+    }
+
+    fn insert(&self, from: &str, ending: &str, before: usize) -> String {
+        let p = |n: usize| before + n;
+        format!(
+            ", trail AS (INSERT INTO audit_events (chain, class, time, id, machine, type, action, outcome, status, actor,
+                request_id, route, entry)
+            SELECT '{APP_CHAIN}', ${}, ${}, ${}, ${}, ${}, ${}, ${}, ${}, ${}, ${}, ${}, ${} || {ending} FROM {from})",
+            p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12)
+        )
+    }
+
+    /// What goes with it.
+    pub fn params(&self) -> [Param<'_>; Self::PARAMS] {
+        [
+            (&self.class, Type::TEXT),
+            (&self.time, Type::TIMESTAMPTZ),
+            (&self.id, Type::UUID),
+            (&self.machine, Type::TEXT),
+            (&self.event, Type::TEXT),
+            (&self.action, Type::TEXT),
+            (&"success", Type::TEXT),
+            (&self.status, Type::INT4),
+            (&self.actor, Type::TEXT),
+            (&self.request_id, Type::TEXT),
+            (&self.route, Type::TEXT),
+            (&self.line, Type::TEXT),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use outrigger_policy::flags::Flag;
+
+    fn audit(keys: &[&str], switch: &str) -> Audit {
+        let arguments = [&["outrigger-app"], keys].concat();
+        let settings = Settings::read(arguments.into_iter().map(Into::into)).unwrap();
+        Audit::new(&settings.audit, Flag::always(switch.parse().unwrap()), "m1".to_owned()).unwrap()
+    }
+
+    fn asker(principal: Principal) -> Asker {
+        Asker { principal, request_id: "r1".to_owned() }
+    }
+
+    const KEY: &[&str] = &["--audit-keys=k1:0123456789abcdef0123456789abcdef"];
+
+    #[test]
+    fn an_entry_says_who_did_what_to_which_document() {
+        let row = Row::new(
+            "m1",
+            "r\"1",
+            Act::Read(Uuid::from_u128(7)),
+            Some(("u_x".to_owned(), "user")),
+            "2026-11-24T14:00:00.0000019Z".parse().unwrap(),
+            Uuid::from_u128(1),
+        );
+        insta::assert_snapshot!(row.line, @r#"{"class":"data","id":"00000000-0000-0000-0000-000000000001","time":"2026-11-24T14:00:00.000001Z","machine":"m1","request_id":"r\"1","type":"data.read","action":"read","method":"GET","route":"/api/v1/documents/{id}","resource":{"id":"00000000-0000-0000-0000-000000000007"},"outcome":"success","status":200,"actor":{"id":"u_x","kind":"user"}"#);
+        assert_eq!(row.time.as_microsecond() % 10, 1);
+    }
+
+    #[test]
+    fn everybody_is_somebody_else_and_nobody_is_called_by_name() {
+        let (audit, metrics) = (audit(KEY, "true"), Metrics::new().unwrap());
+        let actor = |principal| audit.row(&metrics, &asker(principal), Act::List).unwrap().actor;
+        let (user, key) = (actor(Principal::User("ann".to_owned())), actor(Principal::Key("ann".to_owned())));
+        assert!(user.starts_with("u_") && key.starts_with("k_") && user[2..] != key[2..], "{user} {key}");
+        assert_eq!(actor(Principal::Anybody), "anonymous");
+        assert_eq!(actor(Principal::User(String::new())), "anonymous");
+    }
+
+    #[test]
+    fn off_writes_nothing_and_monitor_only_counts() {
+        let metrics = Metrics::new().unwrap();
+        let counted = |mode: &str| metrics.audit_events.with_label_values(&["data.read", mode]).get();
+        let ann = asker(Principal::User("ann".to_owned()));
+        assert!(audit(&[], "true").row(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "false").row(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "0%").row(&metrics, &ann, Act::List).is_none());
+        assert_eq!((counted("enforce"), counted("monitor")), (0, 0));
+        assert!(audit(KEY, "monitor").row(&metrics, &ann, Act::List).is_none());
+        assert!(audit(KEY, "true").row(&metrics, &ann, Act::List).is_some());
+        assert_eq!((counted("enforce"), counted("monitor")), (1, 1));
+    }
+}
