@@ -33,7 +33,7 @@ pub fn until(what: &str, look: impl FnMut() -> bool) {
 }
 
 /// A proxy that has its place and its rules, and does not run yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Everything that belongs to this proxy.
     pub dir: PathBuf,

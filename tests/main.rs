@@ -15,6 +15,8 @@ mod house;
 mod promtool;
 
 mod abuse;
+mod audit;
+mod audit_commands;
 mod audit_store;
 mod bad_input;
 mod breaker;

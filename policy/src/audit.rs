@@ -538,7 +538,8 @@ fn pairs(out: &mut Vec<u8>, opening: &str, pairs: &[(&str, &[u8])]) {
 pub fn text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     let is_plain = |b: u8| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\';
-    if bytes.len() <= LONGEST_TEXT && bytes.iter().all(|b| is_plain(*b)) {
+    // Without leaving early: that is many bytes at a time.
+    if bytes.len() <= LONGEST_TEXT && bytes.iter().fold(true, |plain, b| plain & is_plain(*b)) {
         out.extend_from_slice(bytes);
     } else {
         escape(out, bytes);
@@ -599,11 +600,18 @@ fn number(out: &mut Vec<u8>, mut value: u64) {
 
 /// Writes `bytes` as hexadecimal digits in lower case.
 pub fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.reserve(bytes.len() * 2);
-    for byte in bytes {
-        out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    for chunk in bytes.chunks(32) {
+        let mut digits = [0; 64];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(chunk) {
+            pair.copy_from_slice(&hex_pair(*byte));
+        }
+        out.extend_from_slice(&digits[..chunk.len() * 2]);
     }
+}
+
+const fn hex_pair(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [DIGITS[(byte >> 4) as usize], DIGITS[(byte & 15) as usize]]
 }
 
 /// Reads a hash that [`hex`] has written.
@@ -624,13 +632,15 @@ pub fn unhex(text: &[u8]) -> Option<Hash> {
 }
 
 fn uuid(out: &mut Vec<u8>, id: u128) {
-    let bytes = id.to_be_bytes();
-    for (at, part) in [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].into_iter().enumerate() {
-        if at > 0 {
-            out.push(b'-');
-        }
-        hex(out, part);
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (number, byte) in id.to_be_bytes().into_iter().enumerate() {
+        // The hyphens are there already.
+        at += usize::from(matches!(number, 4 | 6 | 8 | 10));
+        text[at..at + 2].copy_from_slice(&hex_pair(byte));
+        at += 2;
     }
+    out.extend_from_slice(&text);
 }
 
 /// A UUIDv7 (RFC 9562) of this time with these random bits.

@@ -57,10 +57,10 @@ pub struct Entry<'a> {
     /// Who.
     #[serde(borrow)]
     pub actor: Actor<'a>,
-    /// The pseudonym of the address.
+    /// The pseudonym of the address, where the actor is another one.
     #[serde(borrow, default)]
     pub client: Option<&'a str>,
-    /// Who, sealed.
+    /// The data key with which the actor's name and address are sealed.
     #[serde(borrow, default)]
     pub sealed: Option<&'a str>,
     /// Why.

@@ -109,17 +109,26 @@ impl Holds {
     }
 
     /// Those that are not over.
-    pub fn active(&self) -> impl Iterator<Item = &Hold> {
+    pub fn active(&self) -> impl Iterator<Item = &Hold> + Clone {
         self.0.iter().filter(|hold| hold.released.is_none())
     }
 
-    /// The hold that keeps a segment of `class` with this content, if there is one.
-    pub fn keeps(&self, class: Class, content: &[u8]) -> Option<&Hold> {
-        self.active().find(|hold| {
-            hold.class.as_deref().is_none_or(|name| name == class.name())
-                && (hold.subjects.is_empty()
-                    || hold.subjects.iter().any(|subject| memmem::find(content, subject.as_bytes()).is_some()))
-        })
+    /// The hold that keeps the segment of `class` in the file `segment`, if there is one.
+    ///
+    /// # Errors
+    /// The segment cannot be read, which only a hold for a subject asks for.
+    pub fn keeps(&self, class: Class, segment: &Path) -> Result<Option<&Hold>, HoldError> {
+        let mut of_class = self.active().filter(|hold| hold.class.as_deref().is_none_or(|name| name == class.name()));
+        if let Some(hold) = of_class.clone().find(|hold| hold.subjects.is_empty()) {
+            return Ok(Some(hold));
+        }
+        if of_class.clone().next().is_none() {
+            return Ok(None);
+        }
+        let content = std::fs::read(segment);
+        let content = content.map_err(|source| HoldError::File { path: segment.to_owned(), source })?;
+        let is_there = |subject: &String| memmem::find(&content, subject.as_bytes()).is_some();
+        Ok(of_class.find(|hold| hold.subjects.iter().any(is_there)))
     }
 
     /// The hold that keeps what is about one of these pseudonyms, if there is one.
@@ -182,14 +191,22 @@ mod tests {
         add(&directory, &hold("h1", Some(Class::Data), &[])).unwrap();
         add(&directory, &hold("h2", None, &["u_ann"])).unwrap();
         let holds = Holds::read(&directory).unwrap();
-        assert_eq!(holds.keeps(Class::Data, b"").unwrap().id, "h1");
-        assert_eq!(holds.keeps(Class::Security, b"{\"client\":\"u_bob\"}"), None);
-        assert_eq!(holds.keeps(Class::Security, b"{\"client\":\"u_ann\"}").unwrap().id, "h2");
+        let segment = |name: &str, content: &str| {
+            let path = directory.join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let (of_bob, of_ann) = (segment("bob", "{\"client\":\"u_bob\"}"), segment("ann", "{\"client\":\"u_ann\"}"));
+        let keeps = |holds: &Holds, class, path| holds.keeps(class, path).unwrap().map(|hold| hold.id.clone());
+        assert_eq!(keeps(&holds, Class::Data, &of_bob).unwrap(), "h1");
+        assert_eq!(keeps(&holds, Class::Security, &of_bob), None);
+        assert_eq!(keeps(&holds, Class::Security, &of_ann).unwrap(), "h2");
+        assert!(holds.keeps(Class::Security, &directory.join("gone")).is_err());
         assert_eq!(holds.keeps_subject(&["u_ann".to_owned()]).unwrap().id, "h2");
         let end = Release { id: "h1".to_owned(), by: "bob".to_owned(), at: "2026-11-25T14:00:00Z".to_owned() };
         release(&directory, &end).unwrap();
         let holds = Holds::read(&directory).unwrap();
-        assert_eq!(holds.keeps(Class::Data, b""), None);
+        assert_eq!(keeps(&holds, Class::Data, &of_bob), None);
         assert_eq!((holds.0.len(), holds.0[0].released.as_ref()), (2, Some(&end)));
         std::fs::write(directory.join(HOLDS), "{\"hold\":\n").unwrap();
         assert!(Holds::read(&directory).unwrap_err().to_string().contains("HOLDS:1 is no hold"));

@@ -170,6 +170,7 @@ impl MasterKeys {
                 master: self.current().id.clone(),
                 wrapped,
                 created: String::new(),
+                sealed: String::new(),
             },
         ))
     }
@@ -298,6 +299,9 @@ pub struct WrappedKey {
     /// When it was made, RFC 3339.
     #[serde(default)]
     pub created: String,
+    /// Who the subject is, sealed with it: what entries name this key for.
+    #[serde(default)]
+    pub sealed: String,
 }
 
 /// A signature and whose it is.

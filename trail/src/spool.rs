@@ -460,17 +460,16 @@ impl Spool {
         &mut self,
         now: Time,
         oldest: impl Fn(Class) -> Time,
-        is_held: impl Fn(Class, &[u8]) -> bool,
+        is_held: impl Fn(Class, &Path) -> Result<bool, SpoolError>,
     ) -> Result<Vec<Dropped>, SpoolError> {
         self.roll(now, |open| now.0.saturating_sub(open.created.0) >= LONGEST_SEGMENT_US)?;
         let mut expired = Vec::new();
         for chain in &self.chains {
             let mut first = chain.floor;
             for closed in &chain.closed {
-                let content = std::fs::read(&closed.segment.path).map_err(at(&closed.segment.path))?;
-                let is_old = files::last_time(&content).is_none_or(|last| last < oldest(chain.class));
+                let is_old = files::last_time(&closed.segment.path)?.is_none_or(|last| last < oldest(chain.class));
                 // What comes after a segment that stays has to stay as well: what is left must begin with one entry.
-                if !is_old || is_held(chain.class, &content) {
+                if !is_old || is_held(chain.class, &closed.segment.path)? {
                     break;
                 }
                 expired.push(Dropped { class: chain.class, first, last: closed.last, bytes: closed.bytes });

@@ -83,8 +83,8 @@ fn describe(keys: &MasterKeys, who: &Who) -> Result<(Box<str>, WrappedKey), KeyE
             VerifiedKind::Key => (SubjectKind::Key, verified.shown()),
         },
     };
-    let client = keys.pseudonym(SubjectKind::Address, address.as_bytes());
-    members(keys, kind, &subject, Some((&client, who.address)), Some(who.tier))
+    let client = (kind != SubjectKind::Address).then_some((address.as_str(), who.address));
+    members(keys, kind, &subject, client, Some(who.tier))
 }
 
 /// The same for a subject that an operator names, such as `user:ann`; `None` when it is none.
@@ -100,14 +100,20 @@ fn members(
     tier: Option<Tier>,
 ) -> Result<(Box<str>, WrappedKey), KeyError> {
     let actor = keys.pseudonym(kind, subject.as_bytes());
-    let (key, mut wrapped) = keys.new_data_key(&actor)?;
-    wrapped.created = format!("{:.6}", jiff::Timestamp::now());
-    let plain = serde_json::json!({ "actor": subject, "address": client.map(|(_, address)| address.to_canonical().to_string()) });
-    let sealed = key.seal(plain.to_string().as_bytes())?;
+    let (key, wrapped) = keys.new_data_key(&actor)?;
+    let mut plain = serde_json::Map::from_iter([("actor".to_owned(), subject.into())]);
+    if let Some((_, address)) = client {
+        plain.insert("address".to_owned(), address.to_canonical().to_string().into());
+    }
+    let sealed = key.seal(serde_json::Value::Object(plain).to_string().as_bytes())?;
+    let tier = tier.filter(|tier| *tier != Tier::Anonymous);
     let tier = tier.map_or_else(String::new, |tier| format!(",\"tier\":\"{}\"", tier.name()));
-    let client = client.map_or_else(String::new, |(pseudonym, _)| format!(",\"client\":\"{pseudonym}\""));
-    let text = format!("{ACTOR}{actor}\",\"kind\":\"{}\"{tier}}}{client},\"sealed\":\"{sealed}\"", kind.name());
-    Ok((text.into(), wrapped))
+    let client = client.map_or_else(String::new, |(address, _)| {
+        format!(",\"client\":\"{}\"", keys.pseudonym(SubjectKind::Address, address.as_bytes()))
+    });
+    let text = format!("{ACTOR}{actor}\",\"kind\":\"{}\"{tier}}}{client},\"sealed\":\"{}\"", kind.name(), wrapped.id);
+    let created = format!("{:.6}", jiff::Timestamp::now());
+    Ok((text.into(), WrappedKey { created, sealed, ..wrapped }))
 }
 
 /// Where the key of somebody who is only named goes.

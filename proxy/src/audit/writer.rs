@@ -479,7 +479,7 @@ impl Writer {
             let kept = i64::try_from(audit.retention[class as usize].as_micros()).unwrap_or(i64::MAX);
             Time(now.0.saturating_sub(kept))
         };
-        let expired = match spool.expired(now, oldest, |_, _| false) {
+        let expired = match spool.expired(now, oldest, |_, _| Ok(false)) {
             Ok(expired) => expired,
             Err(e) => {
                 tracing::warn!("what is too old in the audit trail stays for now: {e}");

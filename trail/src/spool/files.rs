@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
@@ -14,6 +14,9 @@ use super::{SpoolError, at, hex, sha256};
 use crate::entry::Entry;
 use crate::keys::{MasterKeys, WrappedKey};
 use crate::layout::{self, Checkpoint, End, Header, Segment, Shipped};
+
+/// The longest entry and a checkpoint fit in it.
+const END_BYTES: u64 = 256 << 10;
 
 /// A segment that is written to.
 #[derive(Debug)]
@@ -196,11 +199,17 @@ pub fn write_shipped(directory: &Path, shipped: &Shipped) -> Result<(), SpoolErr
     replace(&directory.join(layout::SHIPPED), &serde_json::to_vec(shipped).unwrap_or_default())
 }
 
-/// When the last entry of a segment was made.
-pub fn last_time(content: &[u8]) -> Option<Time> {
-    let lines = content.rsplit(|b| *b == b'\n');
-    let time = lines.filter_map(|line| Entry::parse(line).ok().map(|entry| entry.time)).next()?;
-    time.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
+/// When the last entry of a segment was made; `None` when it has none.
+pub fn last_time(path: &Path) -> Result<Option<Time>, SpoolError> {
+    let mut file = File::open(path).map_err(at(path))?;
+    let length = file.metadata().map_err(at(path))?.len();
+    let mut end = Vec::new();
+    file.seek(SeekFrom::Start(length.saturating_sub(END_BYTES)))
+        .and_then(|_| file.read_to_end(&mut end))
+        .map_err(at(path))?;
+    let mut entries = end.rsplit(|b| *b == b'\n').filter_map(|line| Entry::parse(line).ok());
+    let time = entries.next().and_then(|entry| entry.time.parse::<jiff::Timestamp>().ok());
+    Ok(time.map(|time| Time(time.as_microsecond())))
 }
 
 /// Destroys the keys of `subjects` in a file of keys.

@@ -153,6 +153,8 @@ fn wrapped_key(row: &tokio_postgres::Row) -> Result<WrappedKey, tokio_postgres::
         master: row.try_get(2)?,
         wrapped: row.try_get(3)?,
         created: text_of(created),
+        // The column comes with what stores it.
+        sealed: String::new(),
     })
 }
 

@@ -372,7 +372,7 @@ fn a_spool_is_whole_whatever_happened_to_the_program() {
                 spool = open(now);
             }
             2 => {
-                let expired = spool.expired(now, |_| Time(now.0 - 20_000_000), |_, _| false).unwrap();
+                let expired = spool.expired(now, |_| Time(now.0 - 20_000_000), |_, _| Ok(false)).unwrap();
                 spool.drop_expired(&expired).unwrap();
                 dropped += expired.len();
             }

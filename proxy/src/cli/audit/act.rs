@@ -163,9 +163,9 @@ fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> 
             let id = keys.pseudonym(kind, subject.as_bytes());
             let (key, mut wrapped) = keys.new_data_key(&id).map_err(cannot_seal)?;
             wrapped.created = now.to_string();
-            let sealed = key.seal(json!({ "actor": subject }).to_string().as_bytes()).map_err(cannot_seal)?;
+            wrapped.sealed = key.seal(json!({ "actor": subject }).to_string().as_bytes()).map_err(cannot_seal)?;
             spool.add_key(class, &wrapped);
-            format!(r#""actor":{{"id":"{id}","kind":"{}"}},"sealed":"{sealed}""#, kind.name())
+            format!(r#""actor":{{"id":"{id}","kind":"{}"}},"sealed":"{}""#, kind.name(), wrapped.id)
         }
     };
     let details = details_of(act);

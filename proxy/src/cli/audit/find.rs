@@ -268,7 +268,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// Gets the data keys that these lines were sealed with, and no others.
+    /// Gets the data keys that these lines name, and no others; of `of`, when it is given, as actors.
     pub(super) fn new(
         context: &Context,
         directory: Option<&Path>,
@@ -280,7 +280,7 @@ impl Opener {
         for hit in hits {
             if let Ok(entry) = Entry::parse(hit.line.as_bytes())
                 && of.is_none_or(|subjects| subjects.iter().any(|subject| entry.actor.id == subject))
-                && let Some((id, _)) = entry.sealed.and_then(|sealed| sealed.split_once('.'))
+                && let Some(id) = entry.sealed
             {
                 wanted.insert(id.to_owned());
             }
@@ -309,12 +309,16 @@ impl Opener {
         Ok(Self { master: context.keys()?, keys })
     }
 
-    /// What was sealed, if its key is still there.
+    /// Who it was, and from where, if the key is still there.
     pub(super) fn open(&self, entry: &Entry<'_>) -> Option<BTreeMap<String, String>> {
-        let sealed = entry.sealed?;
-        let wrapped = self.keys.get(sealed.split_once('.')?.0)?;
-        let plain = self.master.unwrap_key(wrapped).ok()?.open(sealed)?;
-        serde_json::from_slice(&plain).ok()
+        let wrapped = self.keys.get(entry.sealed?)?;
+        let plain = self.master.unwrap_key(wrapped).ok()?.open(&wrapped.sealed)?;
+        let mut plain: BTreeMap<String, String> = serde_json::from_slice(&plain).ok()?;
+        // It is not said twice when the actor is the address.
+        if let Some(address) = plain.get("actor").and_then(|actor| actor.strip_prefix("address:")).map(str::to_owned) {
+            plain.entry("address".to_owned()).or_insert(address);
+        }
+        Some(plain)
     }
 }
 
