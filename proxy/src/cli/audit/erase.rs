@@ -89,7 +89,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             "keys that were shipped are in PostgreSQL: name it with --database, or say --without-database".to_owned(),
         ));
     }
-    if let Some(hold) = Holds::read(&directory)?.keeps_subject(&subjects) {
+    if let Some(hold) = Holds::read(directory)?.keeps_subject(&subjects) {
         return Err(AuditError::Refused(format!(
             "hold {} of {} keeps what is about this subject ({}); release it first, if it may be",
             hold.id, hold.by, hold.reason

@@ -64,7 +64,7 @@ pub(super) fn run(config: &Path, command: &Command) -> Result<ExitCode, AuditErr
     }
 }
 
-fn act<'a>(by: &'a By, action: &'static str, details: Value) -> Act<'a> {
+fn act<'a>(by: &'a By, action: &'static str, details: &Value) -> Act<'a> {
     Act {
         event: EventType::AdminAction,
         action,
@@ -88,7 +88,7 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
     let id = format!("h-{}", &Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).simple().to_string()[20..]);
     let class = options.class.map(Class::name);
     let details = json!({ "hold": id, "class": class, "subjects": subjects });
-    enter_first(context, &act(&options.by, "audit.hold", details))?;
+    enter_first(context, &act(&options.by, "audit.hold", &details))?;
     let hold = Hold {
         id: id.clone(),
         class: class.map(str::to_owned),
@@ -98,7 +98,7 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
         since: now().to_string(),
         released: None,
     };
-    holds::add(&directory, &hold)?;
+    holds::add(directory, &hold)?;
     let mut said = vec![id];
     if let Some(database) = &mut database {
         let by = &options.by.by;
@@ -118,7 +118,7 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
             options.id
         ))
     };
-    let enter = || enter_first(context, &act(&options.by, "audit.release", json!({ "hold": options.id })));
+    let enter = || enter_first(context, &act(&options.by, "audit.release", &json!({ "hold": options.id })));
     match options.id.parse::<i64>() {
         Ok(id) => {
             let Some(database) = context.database()? else {
@@ -131,12 +131,12 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
         }
         Err(_) => {
             let directory = context.directory()?;
-            if !Holds::read(&directory)?.active().any(|hold| hold.id == options.id) {
+            if !Holds::read(directory)?.active().any(|hold| hold.id == options.id) {
                 return Err(unknown("the spool"));
             }
             enter()?;
             let release = Release { id: options.id.clone(), by: options.by.by.clone(), at: now().to_string() };
-            holds::release(&directory, &release)?;
+            holds::release(directory, &release)?;
         }
     }
     let said = if context.place.json {
