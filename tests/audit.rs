@@ -319,7 +319,7 @@ pub fn killed(rounds: usize, load: Duration) {
         // At a moment that differs from round to round, as the load is: there is nothing to wait for.
         let moment = load / 2 + load * u32::try_from(round * 7919 % 100).unwrap() / 200;
         thread::sleep(moment);
-        proxy.signal(Signal::SIGKILL);
+        proxy.signal(Signal::KILL);
         proxy.ends_within(Duration::from_secs(10));
         seen.extend(clients.into_iter().flat_map(|client| client.join().unwrap()));
         drop(proxy);

@@ -63,7 +63,7 @@ fn asked(app: &Backend) -> Proxy {
 
 fn stopped(app: &Backend) -> Proxy {
     let mut proxy = asked(app);
-    proxy.signal(Signal::Terminate);
+    proxy.signal(Signal::TERM);
     assert!(proxy.ends_within(Duration::from_secs(15)).success());
     proxy
 }

@@ -304,4 +304,23 @@ fn now() -> Time {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_written_as_the_trail_has_it() {
+        let read = |text: &str| text.parse::<Subject>().map(|subject| subject.0);
+        assert_eq!(read("user:ann").unwrap(), "user:ann");
+        assert_eq!(read("address:::ffff:192.0.2.1").unwrap(), "address:192.0.2.1");
+        assert_eq!(read("address:2001:DB8::0:1").unwrap(), "address:2001:db8::1");
+        for bad in ["ann", "user:", "address:ann", "role:admin"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_in_no_debug_text() {
+        let url: Url = "postgres://app:secret@db/app".parse().unwrap_or_else(|e| match e {});
+        assert!(!format!("{url:?}").contains("secret"));
+    }
+}
