@@ -143,6 +143,11 @@ fn what_was_done_to_a_trail_is_said_with_its_place() {
     let said = audit(&proxy, &[&by_auditor[..], &["--json"]].concat()).ends_with(1);
     let said: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!((said["whole"].as_bool(), said["problems"][0]["entry"].as_u64()), (Some(false), Some(1)), "{said}");
+    // Verifying mends nothing: it says the same again.
+    for _ in 0..2 {
+        let said = audit(&proxy, &["verify"]).ends_with(1);
+        assert!(said.out.contains(place) && said.err.contains("as it was found"), "{}{}", said.out, said.err);
+    }
     fs::remove_file(segment(&proxy)).unwrap();
     let said = audit(&proxy, &by_auditor).ends_with(1);
     assert!(said.out.contains("HEAD vouches for 7 entries") || said.out.contains("vouches for 7"), "{}", said.out);

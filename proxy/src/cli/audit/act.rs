@@ -132,6 +132,12 @@ pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, A
     enter().map_err(|e| AuditError::NotEntered(Box::new(e)))
 }
 
+/// Whether a program has the spool: then it writes, and a command need not open it.
+pub(super) fn is_written(directory: &std::path::Path) -> bool {
+    let lock = std::fs::File::open(directory.join(layout::LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+}
+
 /// What a command writes has to be the program's: files of somebody else would keep it from writing.
 fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
     use std::os::unix::fs::MetadataExt;

@@ -13,7 +13,7 @@ use outrigger_trail::layout::{self, Shipped};
 use outrigger_trail::verify::{Claim, Findings, Progress, VerifyError, spool};
 use serde_json::{Map, Value, json};
 
-use super::act::{Act, enter_first};
+use super::act::{Act, enter_first, is_written};
 use super::database::Database;
 use super::erase::Receipt;
 use super::{AuditError, By, Context, Place, text};
@@ -101,8 +101,16 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     };
     let code =
         if crate::cli::say(&shown) == ExitCode::SUCCESS && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    // Opening a spool mends what a crash has left, and signs anew: what is wrong has to stay as it was found.
+    let is_evidence = !is_whole && directory.as_deref().is_some_and(|directory| !is_written(directory));
+    if is_evidence && options.public_keys.is_none() {
+        let _ = writeln!(
+            io::stderr(),
+            "outrigger audit: that this was verified is not entered into the trail, to leave it as it was found; copy it before the program starts"
+        );
+    }
     // Nothing was revealed: what was found counts, whether or not it can be entered.
-    if options.public_keys.is_none() {
+    if options.public_keys.is_none() && !is_evidence {
         let mut details = Map::new();
         details.insert("whole".to_owned(), is_whole.into());
         details.insert("problems".to_owned(), problems.into());
