@@ -173,15 +173,17 @@ impl Trail {
         let class = item.event().class();
         let is_awaited = item.is_awaited();
         let mut batch = lock(&self.shards[SHARD.get() % self.shards.len()]);
-        if batch.items.len() >= self.room {
+        // Who waits is one of so many connections, and is not to be kept out by those who do not.
+        if batch.items.len() >= if is_awaited { 2 * self.room } else { self.room } {
             drop(batch);
             self.lost[class as usize].fetch_add(1, Ordering::Relaxed);
             self.metrics.lost(class, "queue_full", 1);
             return;
         }
         batch.push(rules, item);
+        let is_half_full = batch.items.len() == self.room / 2;
         drop(batch);
-        if is_awaited {
+        if is_awaited || is_half_full {
             self.wake_now();
         } else if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
             self.unpark();
