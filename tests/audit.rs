@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use xtask::Signal;
@@ -396,7 +396,7 @@ fn a_spool_that_is_full_keeps_its_bound_and_says_so() {
     let mut refused = None;
     until("a request that has to be entered to be refused", || {
         for _ in 0..50 {
-            assert_eq!(client.send(&get("/a")).answer().status, 200, "who need not wait is served");
+            assert_eq!(client.send(get("/a")).answer().status, 200, "who need not wait is served");
         }
         let answer = client.send(&delete).answer();
         refused = (answer.status == 503).then_some(answer);
@@ -405,7 +405,7 @@ fn a_spool_that_is_full_keeps_its_bound_and_says_so() {
     refused.expect("a refusal").is_problem(503, "audit_unavailable");
     proxy.says("spool_full");
     until("what is lost to be counted", || {
-        client.send(&get("/a")).answer();
+        client.send(get("/a")).answer();
         proxy.metric("outrigger_audit_lost_total", &[("why", "spool_full")]) > 0.0
     });
     let bytes: u64 =

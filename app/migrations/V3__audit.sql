@@ -78,7 +78,9 @@ CREATE TABLE audit_keys (
     subject text        NOT NULL,
     master  text        NOT NULL,
     wrapped text        NOT NULL,
-    created timestamptz NOT NULL
+    created timestamptz NOT NULL,
+    -- Who the subject is, sealed with this key. It goes with it.
+    sealed  text        NOT NULL
 );
 CREATE INDEX ON audit_keys (subject);
 CREATE INDEX ON audit_keys (created);

@@ -1,4 +1,6 @@
-//! The commands. Exit codes: 0 done, 1 failed, 78 the configuration is wrong (`EX_CONFIG` of sysexits.h).
+//! The commands. Exit codes: 0 done, 1 failed, 78 the configuration is wrong (`EX_CONFIG` of sysexits.h). `audit` has more.
+
+mod audit;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -43,6 +45,9 @@ enum Command {
         #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = field)]
         headers: Vec<(HeaderName, HeaderValue)>,
     },
+    /// Verify, search, export and erase what the audit trail knows.
+    #[command(subcommand)]
+    Audit(Box<audit::Audit>),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// Print a completion script for a shell.
@@ -64,6 +69,7 @@ pub fn main() -> ExitCode {
                 Err(e) => fail(&e),
             })
         }
+        Command::Audit(what) => audit::main(&cli.config, *what),
         Command::Schema => match serde_json::to_string_pretty(&crate::config::schema()) {
             Ok(text) => say(&format!("{text}\n")),
             Err(e) => fail(&e),

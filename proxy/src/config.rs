@@ -642,7 +642,7 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .filter(|line| {
-                !["h2c_listen", "metrics", "keys_file", "list =", "resolver"]
+                !["h2c_listen", "metrics", "keys_file", "list =", "resolver", "directory"]
                     .iter()
                     .any(|unset| line.starts_with(unset))
             })
@@ -651,13 +651,14 @@ mod tests {
             (crate::seal::KEYS, "0123456789abcdef0123456789abcdef"),
             ("OUTRIGGER_MACHINE", "a"),
             ("FLY_APP_NAME", "myapp"),
+            ("OUTRIGGER_AUDIT_DIRECTORY", "/trail"),
         ];
         let spelled_out = load(&uncommented, &machine).unwrap_or_else(|e| panic!("{e}"));
         let silent = load(shipped, &machine).unwrap_or_else(|e| panic!("{e}"));
         let without_routes = |config: &Config| {
-            let Config { server, client, app, log, breakers, retry, affinity, .. } = config;
+            let Config { server, client, app, log, breakers, retry, affinity, audit, .. } = config;
             format!(
-                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}{affinity:?}",
+                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}",
                 breakers.first().map(|b| (b.mode, b.settings, b.counts_429))
             )
         };

@@ -508,15 +508,13 @@ impl ProxyHttp for Gateway {
             exchange.line = None;
         }
         exchange.status = response.status.as_u16();
-        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
-            if let Err(rejection) = audit::before_response(&self.state, exchange).await {
-                exchange.rejection = Some(rejection);
-                let status = rejection.problem().status.as_u16();
-                return Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"));
-            }
+        let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if is_final && let Err(rejection) = audit::before_response(&self.state, exchange).await {
+            exchange.rejection = Some(rejection);
+            let status = rejection.problem().status.as_u16();
+            return Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"));
         }
-        exchange.answered_by_app =
-            !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        exchange.answered_by_app = is_final;
         response.remove_header(&hop::X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);

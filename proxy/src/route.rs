@@ -468,6 +468,8 @@ mod tests {
             attempts: 1,
             retry_statuses: Box::default(),
             fallback: None,
+            audit: outrigger_policy::audit::Declared::Off,
+            resource: Box::default(),
             is_health: false,
         }
     }

@@ -128,6 +128,9 @@ pub struct Heads {
     pub time: String,
     /// By class.
     pub classes: BTreeMap<String, Span>,
+    /// The program has ended in order: every segment is closed by a checkpoint.
+    #[serde(default)]
+    pub closed: bool,
     /// The master key.
     pub key: String,
 }

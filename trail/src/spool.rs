@@ -142,6 +142,7 @@ pub struct Spool {
     number: u64,
     signed_at: Time,
     is_head_due: bool,
+    is_closed: bool,
     /// What the app has, by class.
     shipped: [u64; Class::ALL.len()],
     /// Held as long as this lives.
@@ -206,6 +207,7 @@ impl Spool {
             number: 0,
             signed_at: Time(0),
             is_head_due: true,
+            is_closed: false,
             shipped: [0; Class::ALL.len()],
             _lock: lock,
         };
@@ -336,6 +338,7 @@ impl Spool {
     /// What was not closed; nothing that was promised is lost by it.
     pub fn close(mut self, now: Time) -> Result<(), SpoolError> {
         self.roll(now, |_| true)?;
+        self.is_closed = true;
         self.sign_heads(now)?;
         self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD)))
     }
@@ -367,6 +370,7 @@ impl Spool {
             number: self.number,
             time: now.to_string(),
             classes: self.chains.iter().map(|chain| (chain.class.name().to_owned(), span(chain))).collect(),
+            closed: self.is_closed,
             key: self.keys.current_id().to_owned(),
         };
         let mut slot = layout::sign(&heads, &self.keys);

@@ -23,8 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The most subjects in one request.
 const MOST_SUBJECTS: usize = 1000;
 /// What the commands do. Nothing else can be entered from outside.
-const ACTIONS: [&str; 8] =
-    ["audit.verify", "audit.search", "audit.export", "audit.report", "audit.hold", "audit.release", "export", "erase"];
+const ACTIONS: [&str; 9] = [
+    "audit.verify",
+    "audit.search",
+    "audit.export",
+    "audit.erase",
+    "audit.report",
+    "audit.hold",
+    "audit.release",
+    "export",
+    "erase",
+];
 
 /// The routes; whoever may use them is asked around them.
 pub fn router() -> Router<Arc<State>> {

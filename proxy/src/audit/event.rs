@@ -17,6 +17,10 @@ use crate::route::{Route, normalise};
 
 /// Something for the trail.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are requests, and a box for each would be an allocation on its way"
+)]
 pub enum Item {
     /// A request that ended.
     Request(Event),

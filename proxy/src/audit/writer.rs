@@ -5,12 +5,14 @@
 //! count goes into the chain, signed, before the next entry. A spool that cannot be opened or is taken away is looked for again.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrigger_policy::audit::{Class, Draft, EventType, Outcome, Time, uuid_v7};
+use outrigger_trail::holds::{HoldError, Holds};
 use outrigger_trail::keys::MasterKeys;
 use outrigger_trail::spool::{self, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
 use serde_json::json;
@@ -253,7 +255,7 @@ impl Writer {
             };
             let is_dirty = self.spool.as_ref().is_some_and(Spool::is_dirty);
             if !is_idle || is_dirty || Class::ALL.into_iter().any(is_lost) {
-                self.write(trail, &mut batches, beyond);
+                self.write(trail, &mut batches, &beyond);
             }
         }
         for batch in &mut batches {
@@ -263,7 +265,7 @@ impl Writer {
         !is_idle
     }
 
-    fn write(&mut self, trail: &Trail, batches: &mut [Batch], beyond: Vec<(Refusal, Beyond)>) {
+    fn write(&mut self, trail: &Trail, batches: &mut [Batch], beyond: &[(Refusal, Beyond)]) {
         let gaps = self.write_gaps(trail);
         self.awaited.clear();
         let mut next = vec![0; batches.len()];
@@ -288,7 +290,7 @@ impl Writer {
                 self.awaited.push((at, number, Receipt { id, class, seq: placed.seq, hash: placed.hash }));
             }
         }
-        for ((event, route, reason), beyond) in &beyond {
+        for ((event, route, reason), beyond) in beyond {
             self.append_beyond(*event, *route, reason, beyond);
         }
         let Some(spool) = &mut self.spool else { return };
@@ -479,7 +481,19 @@ impl Writer {
             let kept = i64::try_from(audit.retention[class as usize].as_micros()).unwrap_or(i64::MAX);
             Time(now.0.saturating_sub(kept))
         };
-        let expired = match spool.expired(now, oldest, |_, _| Ok(false)) {
+        let holds = match Holds::read(&audit.directory) {
+            Ok(holds) => holds,
+            Err(e) => {
+                tracing::error!("nothing of the audit trail is dropped while its holds cannot be read: {e}");
+                return;
+            }
+        };
+        let is_held = |class: Class, segment: &Path| {
+            let unreadable =
+                |e: HoldError| SpoolError::File { path: segment.to_owned(), source: std::io::Error::other(e) };
+            holds.keeps(class, segment).map(|hold| hold.is_some()).map_err(unreadable)
+        };
+        let expired = match spool.expired(now, oldest, is_held) {
             Ok(expired) => expired,
             Err(e) => {
                 tracing::warn!("what is too old in the audit trail stays for now: {e}");
@@ -524,10 +538,10 @@ impl Writer {
     fn close(&mut self, trail: &Trail) {
         let beyond = std::mem::take(&mut self.refusals.beyond);
         let deadline = Instant::now() + Duration::from_secs(1);
-        let mut rest: Vec<_> = beyond.into_iter().collect();
+        let rest: Vec<_> = beyond.into_iter().collect();
         while self.take_and_write(trail) && Instant::now() < deadline {}
         if self.spool.is_some() && !rest.is_empty() {
-            self.write(trail, &mut [], std::mem::take(&mut rest));
+            self.write(trail, &mut [], &rest);
         }
         if !self.pending.items.is_empty() {
             tracing::error!(

@@ -359,7 +359,7 @@ impl Builder<'_> {
                 }
                 Ok(name) => headers.push(name),
                 Err(_) => {
-                    self.complain(&path, format!("{name:?} is no field name"), "write \"User-Agent\", for example")
+                    self.complain(&path, format!("{name:?} is no field name"), "write \"User-Agent\", for example");
                 }
             }
         }

@@ -51,7 +51,9 @@ impl Spool {
             }
             let end = span.map(|span| Head { last: span.last, hash: unhex(span.hash.as_bytes()).unwrap_or(NO_HASH) });
             self.chains[class as usize].floor = floor;
-            self.recover_class(class, &own, end.unwrap_or_default(), now, &mut findings)?;
+            let was_closed = vouched.as_ref().is_some_and(|heads| heads.closed);
+            let end = Vouched { head: end.unwrap_or_default(), was_closed };
+            self.recover_class(class, &own, end, now, &mut findings)?;
         }
         let machine = self.machine.clone();
         for (at, finding) in findings.iter().enumerate() {
@@ -89,10 +91,11 @@ impl Spool {
         &mut self,
         class: Class,
         segments: &[Segment],
-        vouched: Head,
+        vouched: Vouched,
         now: Time,
         findings: &mut Vec<Finding>,
     ) -> Result<(), SpoolError> {
+        let Vouched { head: vouched, was_closed } = vouched;
         let Some((newest, earlier)) = segments.split_last() else {
             let chain = &mut self.chains[class as usize];
             (chain.head, chain.committed) = (vouched, vouched);
@@ -109,8 +112,12 @@ impl Spool {
         let content = fs::read(&newest.path).map_err(at(&newest.path))?;
         let scan = scan(&content, newest.first);
         let is_short = scan.head.last < vouched.last || scan.header.is_none() && newest.first <= vouched.last;
-        if is_short {
-            findings.push(missing(class, scan.head.last.max(newest.first.saturating_sub(1)) + 1, vouched.last));
+        if is_short || was_closed && !scan.is_closed {
+            findings.push(if is_short {
+                missing(class, scan.head.last.max(newest.first.saturating_sub(1)) + 1, vouched.last)
+            } else {
+                reopened(class, vouched.last)
+            });
             let bytes = content.len() as u64;
             let chain = &mut self.chains[class as usize];
             // Nothing of it is touched, and what comes next has another file.
@@ -139,7 +146,7 @@ impl Spool {
                     let all: Vec<Segment> =
                         self.chains[class as usize].closed.drain(..).map(|closed| closed.segment).collect();
                     let all = [all, vec![before.segment]].concat();
-                    self.recover_class(class, &all, vouched, now, findings)
+                    self.recover_class(class, &all, Vouched { head: vouched, was_closed }, now, findings)
                 }
             };
         };
@@ -166,6 +173,20 @@ fn is_below(segment: &Segment, floor: u64) -> bool {
             let scan = scan(&content, segment.first);
             scan.is_closed && scan.head.last < floor
         })
+}
+
+/// What vouches for the end of a chain.
+#[derive(Clone, Copy, Debug)]
+struct Vouched {
+    head: Head,
+    /// The program had closed it.
+    was_closed: bool,
+}
+
+fn reopened(class: Class, last: u64) -> Finding {
+    let problem = "it was closed, and its checkpoint is gone: what stands behind the last entry is not the program's";
+    let details = format!(r#"{{"class":"{}","last":{last},"problem":"{problem}"}}"#, class.name());
+    Finding { class: Some(class), action: "audit.reopened", details, is_alarm: true }
 }
 
 fn missing(class: Class, first: u64, last: u64) -> Finding {

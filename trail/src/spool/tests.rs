@@ -171,6 +171,29 @@ fn what_was_promised_and_is_gone_leaves_a_hole_that_stays() {
 }
 
 #[test]
+fn what_is_added_to_a_closed_chain_is_no_part_of_it() {
+    let place = Place::new();
+    let mut spool = place.open();
+    append(&mut spool, 3);
+    spool.close(NOW).unwrap();
+    let path = layout::segments(&place.0).unwrap()[0].path.clone();
+    let text = fs::read_to_string(&path).unwrap();
+    let open: String = text.split_inclusive('\n').take(4).collect();
+    let last = place.entries(Class::Data).pop().unwrap();
+    let mut forged = Vec::new();
+    read(9, NOW).write(Class::Data, &Head { last: 3, hash: sha256(last.as_bytes()) }, &mut forged);
+    fs::write(&path, [open.as_bytes(), &forged, b"\n"].concat()).unwrap();
+    let findings = crate::verify::spool(&place.0, &keys().public(), &[], &mut |_| {}).unwrap();
+    assert!(!findings.problems.is_empty());
+    let mut spool = place.open();
+    append(&mut spool, 1);
+    drop(spool);
+    assert!(place.entries(Class::Administration).join("").contains("audit.reopened"));
+    let findings = crate::verify::spool(&place.0, &keys().public(), &[], &mut |_| {}).unwrap();
+    assert!(!findings.problems.is_empty(), "what was forged is not signed by the next start");
+}
+
+#[test]
 fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
     let place = Place::new();
     let small = Settings { segment_bytes: 1, max_bytes: 20_000 };

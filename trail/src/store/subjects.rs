@@ -78,8 +78,8 @@ pub(crate) async fn store_keys<'a>(
             WHERE e.subject = sent.subject AND e.number > $4 AND e.at + make_interval(secs => $5) >= sent.created)
         ON CONFLICT DO NOTHING";
     const STORE: &str = "
-        INSERT INTO audit_keys (id, subject, master, wrapped, created)
-        SELECT sent.* FROM unnest($1, $2, $3, $4, $5) AS sent (id, subject, master, wrapped, created)
+        INSERT INTO audit_keys (id, subject, master, wrapped, created, sealed)
+        SELECT sent.* FROM unnest($1, $2, $3, $4, $5, $6) AS sent (id, subject, master, wrapped, created, sealed)
         WHERE NOT EXISTS (SELECT 1 FROM audit_erased_keys e WHERE e.id = sent.id)
         ON CONFLICT (id) DO NOTHING";
     if batch.keys.is_empty() {
@@ -91,6 +91,7 @@ pub(crate) async fn store_keys<'a>(
     let subjects: Vec<&str> = keys.iter().map(|key| key.subject.as_str()).collect();
     let masters: Vec<&str> = keys.iter().map(|key| key.master.as_str()).collect();
     let wrapped: Vec<&str> = keys.iter().map(|key| key.wrapped.as_str()).collect();
+    let sealed: Vec<&str> = keys.iter().map(|key| key.sealed.as_str()).collect();
     let created: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(now)).collect();
     // Of a key whose age cannot be told, the worst is assumed.
     let oldest: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(Timestamp::UNIX_EPOCH)).collect();
@@ -103,12 +104,13 @@ pub(crate) async fn store_keys<'a>(
         (&seconds, Type::FLOAT8),
     ];
     transaction.execute_typed(FORGET, &forget).await?;
-    let store: [Param<'_>; 5] = [
+    let store: [Param<'_>; 6] = [
         (&ids, Type::TEXT_ARRAY),
         (&subjects, Type::TEXT_ARRAY),
         (&masters, Type::TEXT_ARRAY),
         (&wrapped, Type::TEXT_ARRAY),
         (&created, Type::TIMESTAMPTZ_ARRAY),
+        (&sealed, Type::TEXT_ARRAY),
     ];
     transaction.execute_typed(STORE, &store).await?;
     let refused = |key: &WrappedKey| Refused {
@@ -121,7 +123,8 @@ pub(crate) async fn store_keys<'a>(
 
 fn is_storable(key: &WrappedKey) -> bool {
     let good = |text: &str| (1..=LONGEST).contains(&text.len()) && !text.contains('\0');
-    [&key.id, &key.subject, &key.master, &key.wrapped].into_iter().all(|text| good(text))
+    let is_sealed = key.sealed.len() <= LONGEST && !key.sealed.contains('\0');
+    is_sealed && [&key.id, &key.subject, &key.master, &key.wrapped].into_iter().all(|text| good(text))
 }
 
 /// The keys of these subjects.
@@ -130,7 +133,7 @@ fn is_storable(key: &WrappedKey) -> bool {
 /// PostgreSQL did not tell.
 pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
     const KEYS: &str =
-        "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
+        "SELECT id, subject, master, wrapped, created, sealed FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
     let rows = client.query_typed(KEYS, &[(&subjects, Type::TEXT_ARRAY)]).await?;
     rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
 }
@@ -140,7 +143,7 @@ pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<Wrapped
 /// # Errors
 /// PostgreSQL did not tell.
 pub async fn keys_named(client: &Client, ids: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
-    const KEYS: &str = "SELECT id, subject, master, wrapped, created FROM audit_keys WHERE id = ANY($1)";
+    const KEYS: &str = "SELECT id, subject, master, wrapped, created, sealed FROM audit_keys WHERE id = ANY($1)";
     let rows = client.query_typed(KEYS, &[(&ids, Type::TEXT_ARRAY)]).await?;
     rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
 }
@@ -153,6 +156,7 @@ fn wrapped_key(row: &tokio_postgres::Row) -> Result<WrappedKey, tokio_postgres::
         master: row.try_get(2)?,
         wrapped: row.try_get(3)?,
         created: text_of(created),
+        sealed: row.try_get(5)?,
     })
 }
 

@@ -1,0 +1,243 @@
+//! How what a command does gets into the trail itself: written by the command while no program writes, else by the program.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use outrigger_policy::audit::{Draft, EventType, Outcome};
+use outrigger_trail::keys::{MasterKeys, SubjectKind};
+use outrigger_trail::layout;
+use outrigger_trail::spool::{OPERATOR, Settings, Spool, SpoolError, hex};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
+use super::{AuditError, By, Context, Subject, now};
+use crate::config::machines::FLY_MACHINE_ID;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer that is read.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// Something that was done, or is about to be.
+pub(super) struct Act<'a> {
+    pub(super) event: EventType,
+    pub(super) action: &'static str,
+    pub(super) outcome: Outcome,
+    pub(super) by: &'a By,
+    /// Whose act it counts as; `None`: the operator's.
+    pub(super) subject: Option<&'a Subject>,
+    pub(super) details: Map<String, Value>,
+}
+
+/// Where it stands now.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Entered {
+    pub(super) id: String,
+    pub(super) class: String,
+    pub(super) seq: u64,
+    pub(super) hash: String,
+}
+
+/// Whoever writes the trail.
+pub(super) enum Writer {
+    /// This command, which has locked the spool.
+    Own { spool: Box<Spool>, keys: MasterKeys, machine: String },
+    /// The program, through its admin listener.
+    Program(SocketAddr),
+}
+
+impl Writer {
+    /// Finds out who writes.
+    pub(super) fn find(context: &Context) -> Result<Self, AuditError> {
+        let Some(directory) = &context.directory else {
+            return match context.place.admin {
+                Some(address) => Ok(Self::Program(address)),
+                None => Err(AuditError::NoDirectory),
+            };
+        };
+        // A spool is begun by the program that owns it, not by a command that was given another directory by mistake.
+        if !directory.join(layout::CHAIN).exists() {
+            return Err(AuditError::Refused(format!(
+                "{} holds no trail (it has no file CHAIN); name the directory that the program writes to",
+                directory.display()
+            )));
+        }
+        refuse_strangers(directory)?;
+        let keys = context.keys()?;
+        let fly = || std::env::var(FLY_MACHINE_ID).ok().filter(|id| !id.is_empty());
+        let machine = context.rules.as_ref().map(|rules| rules.machine.clone()).or_else(fly);
+        let machine = machine.unwrap_or_else(|| "local".to_owned());
+        let settings = context.rules.as_ref().map_or_else(Settings::default, |rules| rules.spool);
+        match Spool::open(directory, keys.clone(), &machine, settings, now()) {
+            Ok(spool) => Ok(Self::Own { spool: Box::new(spool), keys, machine }),
+            Err(SpoolError::Locked(_)) => Ok(Self::Program(context.admin()?)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Enters what was done; on disk when it returns.
+    pub(super) fn enter(&mut self, context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
+        match self {
+            Self::Own { spool, keys, machine } => enter(spool, keys, machine, act),
+            Self::Program(address) => {
+                let body = json!({
+                    "type": act.event.name(),
+                    "action": act.action,
+                    "outcome": act.outcome.name(),
+                    "by": act.by.by,
+                    "subject": act.subject.map(|subject| &subject.0),
+                    "reason": act.by.reason,
+                    "details": act.details,
+                });
+                let answer = context.runtime.block_on(ask(*address, "/audit/entries", without_null(body)))?;
+                serde_json::from_value(answer).map_err(|e| program(*address)(format!("its answer is none: {e}")))
+            }
+        }
+    }
+
+    /// Destroys the data keys of these pseudonyms where they are not shipped yet, and tells how many there were.
+    pub(super) fn forget(&mut self, context: &Context, subjects: &[String]) -> Result<u64, AuditError> {
+        match self {
+            Self::Own { spool, .. } => Ok(spool.forget(subjects)? as u64),
+            Self::Program(address) => {
+                let answer =
+                    context.runtime.block_on(ask(*address, "/audit/erase", json!({ "subjects": subjects })))?;
+                answer["keys"].as_u64().ok_or_else(|| program(*address)("its answer does not say how many".to_owned()))
+            }
+        }
+    }
+
+    /// Ends it: what this command has written gets its checkpoint.
+    pub(super) fn close(self) -> Result<(), AuditError> {
+        match self {
+            Self::Own { spool, .. } => Ok(spool.close(now())?),
+            Self::Program(_) => Ok(()),
+        }
+    }
+}
+
+/// Enters one act and ends. `NotEntered` when that cannot be done: the caller must not go on then.
+pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
+    let enter = || {
+        let mut writer = Writer::find(context)?;
+        let entered = writer.enter(context, act)?;
+        writer.close()?;
+        Ok(entered)
+    };
+    enter().map_err(|e| AuditError::NotEntered(Box::new(e)))
+}
+
+/// Whether a program has the spool: then it writes, and a command need not open it.
+pub(super) fn is_written(directory: &std::path::Path) -> bool {
+    let lock = std::fs::File::open(directory.join(layout::LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+}
+
+/// What a command writes has to be the program's: files of somebody else would keep it from writing.
+fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(directory).map_err(AuditError::file(directory))?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    if owner == own {
+        return Ok(());
+    }
+    Err(AuditError::Refused(format!(
+        "{} belongs to the user {owner}, and this is {own}: run it as that user, so that the program can go on writing there",
+        directory.display()
+    )))
+}
+
+fn details_of(act: &Act<'_>) -> String {
+    let mut details = Map::new();
+    details.insert("by".to_owned(), Value::from(act.by.by.as_str()));
+    details.extend(act.details.clone());
+    Value::Object(details).to_string()
+}
+
+fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> Result<Entered, AuditError> {
+    let now = now();
+    let class = act.event.class();
+    let who = match act.subject {
+        None => OPERATOR.to_owned(),
+        Some(Subject(subject)) => {
+            let kind = SubjectKind::of(subject).unwrap_or(SubjectKind::User);
+            let id = keys.pseudonym(kind, subject.as_bytes());
+            let (key, mut wrapped) = keys.new_data_key(&id).map_err(cannot_seal)?;
+            wrapped.created = now.to_string();
+            wrapped.sealed = key.seal(json!({ "actor": subject }).to_string().as_bytes()).map_err(cannot_seal)?;
+            spool.add_key(class, &wrapped);
+            format!(r#""actor":{{"id":"{id}","kind":"{}"}},"sealed":"{}""#, kind.name(), wrapped.id)
+        }
+    };
+    let details = details_of(act);
+    let id = Uuid::now_v7();
+    let draft = Draft {
+        action: Some(act.action),
+        reason: act.by.reason.as_deref(),
+        details: Some(&details),
+        ..Draft::new(id.as_u128(), now, machine, act.event, act.outcome, &who)
+    };
+    let placed = spool.append(&draft);
+    if let Some((_, error)) = spool.commit(now).into_iter().next() {
+        return Err(error.into());
+    }
+    spool.sign_heads(now)?;
+    Ok(Entered { id: id.to_string(), class: class.name().to_owned(), seq: placed.seq, hash: hex(&placed.hash) })
+}
+
+fn cannot_seal(source: outrigger_trail::keys::KeyError) -> AuditError {
+    AuditError::Keys { from: "the subject's data key".to_owned(), source }
+}
+
+fn without_null(mut value: Value) -> Value {
+    if let Some(members) = value.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
+    value
+}
+
+fn program(address: SocketAddr) -> impl Fn(String) -> AuditError {
+    move |problem| AuditError::Program { address, problem }
+}
+
+async fn ask(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
+    let late = || program(address)(format!("no answer within {} s", TIMEOUT.as_secs()));
+    tokio::time::timeout(TIMEOUT, exchange(address, path, body)).await.map_err(|_| late())?
+}
+
+async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
+    let bad = program(address);
+    let stream = TcpStream::connect(address).await.map_err(|e| {
+        bad(format!("{e}; the spool is locked, so something writes there: name its admin listener with --admin"))
+    })?;
+    let http = |e: hyper::Error| bad(super::database::describe(&e));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    tokio::spawn(connection);
+    let mut request =
+        http::Request::post(path).header("host", address.to_string()).header("content-type", "application/json");
+    if let Some(token) = std::env::var(crate::admin::control::TOKEN).ok().filter(|token| !token.is_empty()) {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| bad(e.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(http)?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|e| bad(e.to_string()))?;
+    let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("it does not say why");
+    Err(bad(format!("{status}: {why}")))
+}
+
+/// The chain's id of a spool.
+pub(super) fn chain_of(context: &Context) -> Result<String, AuditError> {
+    let path: PathBuf = context.directory()?.join(layout::CHAIN);
+    let text = std::fs::read_to_string(&path).map_err(AuditError::file(&path))?;
+    Ok(text.trim_end().to_owned())
+}

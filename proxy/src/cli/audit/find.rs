@@ -1,0 +1,511 @@
+//! `outrigger audit search`, and finding entries for the other commands: in the spool, and in PostgreSQL.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Args;
+use jiff::Timestamp;
+use memchr::memmem;
+use outrigger_policy::audit::{Class, EventType, Outcome};
+use outrigger_trail::entry::Entry;
+use outrigger_trail::keys::{MasterKeys, WrappedKey};
+use outrigger_trail::layout;
+use outrigger_trail::lines::Lines;
+use outrigger_trail::store::search::{self, LARGEST_PAGE, Search};
+use outrigger_trail::store::subjects;
+use serde_json::{Map, Value};
+
+use super::act::{Act, enter_first};
+use super::database::Database;
+use super::{AuditError, By, Context, Place, Subject, text};
+use crate::config::units::Span;
+
+/// What is looked for.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Where.
+    #[command(flatten)]
+    pub place: Place,
+    /// Not before: RFC 3339, or how long ago, such as 2h or 3d.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Before: RFC 3339, or how long ago.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<Timestamp>,
+    /// Of this type, such as data.read; may be given several times.
+    #[arg(long = "type", value_name = "TYPE", value_parser = event)]
+    types: Vec<EventType>,
+    /// Of this class, such as data; may be given several times.
+    #[arg(long, value_parser = class)]
+    class: Vec<Class>,
+    /// About user:NAME, key:NAME or address:IP.
+    #[arg(long)]
+    subject: Option<Subject>,
+    /// Of this request.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// That ended so: success, failure, error or refused.
+    #[arg(long, value_parser = outcome)]
+    outcome: Option<Outcome>,
+    /// Of this Machine.
+    #[arg(long)]
+    machine: Option<String>,
+    /// Of this route.
+    #[arg(long)]
+    route: Option<String>,
+    /// At most so many.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Open sealed values: who it was, and from where.
+    #[arg(long)]
+    reveal: bool,
+    /// Who.
+    #[command(flatten)]
+    by: By,
+}
+
+/// Reads a time: `2026-11-24T14:00:00Z`, or `2h` for two hours ago.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(span) = text.parse::<Span>() {
+        return Timestamp::now().checked_sub(span.0).map_err(|e| e.to_string());
+    }
+    text.parse().map_err(|_| "write a time such as 2026-11-24T14:00:00Z, or how long ago, such as 2h or 3d".to_owned())
+}
+
+pub(super) fn class(name: &str) -> Result<Class, String> {
+    let all = || Class::ALL.map(Class::name).join(", ");
+    Class::named(name).ok_or_else(|| format!("write one of {}", all()))
+}
+
+fn event(name: &str) -> Result<EventType, String> {
+    EventType::named(name).ok_or_else(|| format!("write one of {}", EventType::ALL.map(EventType::name).join(", ")))
+}
+
+fn outcome(name: &str) -> Result<Outcome, String> {
+    Outcome::named(name).ok_or_else(|| format!("write one of {}", Outcome::ALL.map(Outcome::name).join(", ")))
+}
+
+/// What is looked for: everything that is given must fit.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Query {
+    pub(super) since: Option<Timestamp>,
+    pub(super) until: Option<Timestamp>,
+    pub(super) types: Vec<EventType>,
+    pub(super) classes: Vec<Class>,
+    /// Pseudonyms, as actor or client.
+    pub(super) subjects: Vec<String>,
+    pub(super) request_id: Option<String>,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) machine: Option<String>,
+    pub(super) route: Option<String>,
+    pub(super) limit: usize,
+}
+
+impl Query {
+    /// Whether the line can be one: what its text tells without reading it as JSON.
+    fn can_fit(&self, line: &[u8]) -> bool {
+        self.subjects.is_empty() || self.subjects.iter().any(|subject| memmem::find(line, subject.as_bytes()).is_some())
+    }
+
+    fn fits(&self, entry: &Entry<'_>, time: Timestamp) -> bool {
+        let is = |wanted: &Option<String>, there: Option<&str>| wanted.as_deref().is_none_or(|w| there == Some(w));
+        self.since.is_none_or(|since| time >= since)
+            && self.until.is_none_or(|until| time < until)
+            && (self.types.is_empty() || self.types.iter().any(|event| event.name() == entry.event))
+            && (self.classes.is_empty() || self.classes.iter().any(|class| class.name() == entry.class))
+            && (self.subjects.is_empty()
+                || self.subjects.iter().any(|s| entry.actor.id == s || entry.client == Some(s.as_str())))
+            && is(&self.request_id, entry.request_id.as_deref())
+            && self.outcome.is_none_or(|outcome| outcome.name() == entry.outcome)
+            && is(&self.machine, Some(&entry.machine))
+            && is(&self.route, entry.route.as_deref())
+    }
+
+    /// What the trail says about the search: pseudonyms, no names.
+    fn details(&self) -> Map<String, Value> {
+        let mut details = Map::new();
+        let mut say = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                details.insert(name.to_owned(), value);
+            }
+        };
+        let list = |names: Vec<&str>| (!names.is_empty()).then(|| Value::from(names));
+        say("since", self.since.map(|time| time.to_string().into()));
+        say("until", self.until.map(|time| time.to_string().into()));
+        say("types", list(self.types.iter().map(|event| event.name()).collect()));
+        say("classes", list(self.classes.iter().map(|class| class.name()).collect()));
+        say("subjects", list(self.subjects.iter().map(String::as_str).collect()));
+        say("request_id", self.request_id.clone().map(Value::from));
+        say("outcome", self.outcome.map(|outcome| outcome.name().into()));
+        say("machine", self.machine.clone().map(Value::from));
+        say("route", self.route.clone().map(Value::from));
+        details
+    }
+}
+
+/// An entry that was found. Ordered by time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hit {
+    time: Timestamp,
+    id: String,
+    pub(super) line: String,
+}
+
+/// Finds the newest entries that fit, newest first, in the spool and in PostgreSQL. What is in both is one.
+pub(super) fn find(
+    context: &Context,
+    directory: Option<&Path>,
+    database: Option<&Database>,
+    query: &Query,
+) -> Result<Vec<Hit>, AuditError> {
+    let mut hits = match directory {
+        Some(directory) => in_spool(directory, query, context.place.json)?,
+        None => Vec::new(),
+    };
+    if let Some(database) = database {
+        let known: HashSet<String> = hits.iter().map(|hit| hit.id.clone()).collect();
+        let stored = context.runtime.block_on(in_database(database, query))?;
+        hits.extend(stored.into_iter().filter(|hit| !known.contains(&hit.id)));
+    }
+    hits.sort_unstable_by(|a, b| b.cmp(a));
+    hits.truncate(query.limit);
+    Ok(hits)
+}
+
+fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, AuditError> {
+    let segments = layout::segments(directory).map_err(AuditError::file(directory))?;
+    let bar = text::progress(json, "searching");
+    bar.set_length(segments.iter().filter_map(|s| s.path.metadata().ok()).map(|file| file.len()).sum());
+    let mut newest: BinaryHeap<Reverse<Hit>> = BinaryHeap::new();
+    for class in Class::ALL.into_iter().filter(|c| query.classes.is_empty() || query.classes.contains(c)) {
+        for segment in segments.iter().rev().filter(|segment| segment.class == class) {
+            let file = match std::fs::File::open(&segment.path) {
+                Ok(file) => file,
+                // Retention has dropped it meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(AuditError::File { path: segment.path.clone(), source }),
+            };
+            let mut lines = Lines::new(file);
+            // Of this segment.
+            let mut latest = None;
+            while let Some(line) = lines.take().map_err(AuditError::file(&segment.path))? {
+                if !line.is_whole || !line.bytes.starts_with(b"{\"seq\":") {
+                    continue;
+                }
+                let is_timed = query.since.is_some() || newest.len() >= query.limit;
+                if !query.can_fit(line.bytes) && !is_timed {
+                    continue;
+                }
+                let Ok(entry) = Entry::parse(line.bytes) else { continue };
+                let Ok(time) = entry.time.parse::<Timestamp>() else { continue };
+                latest = latest.max(Some(time));
+                let is_too_old =
+                    newest.len() >= query.limit && newest.peek().is_some_and(|Reverse(hit)| time < hit.time);
+                if is_too_old || !query.fits(&entry, time) {
+                    continue;
+                }
+                let Ok(text) = std::str::from_utf8(line.bytes) else { continue };
+                newest.push(Reverse(Hit { time, id: entry.id.to_owned(), line: text.to_owned() }));
+                if newest.len() > query.limit {
+                    newest.pop();
+                }
+            }
+            bar.inc(lines.read());
+            // Segments before this one are older still.
+            let oldest_wanted =
+                (newest.len() >= query.limit).then(|| newest.peek().map(|Reverse(hit)| hit.time)).flatten();
+            if latest.is_some_and(|latest| {
+                query.since.is_some_and(|since| latest < since) || oldest_wanted.is_some_and(|oldest| latest < oldest)
+            }) {
+                break;
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(newest.into_iter().map(|Reverse(hit)| hit).collect())
+}
+
+async fn in_database(database: &Database, query: &Query) -> Result<Vec<Hit>, AuditError> {
+    let page = i64::try_from(query.limit).unwrap_or(i64::MAX).min(LARGEST_PAGE);
+    let mut search = Search {
+        from: query.since,
+        until: query.until,
+        classes: query.classes.clone(),
+        types: query.types.iter().map(|event| event.name().to_owned()).collect(),
+        subjects: query.subjects.clone(),
+        request_id: query.request_id.clone(),
+        outcome: query.outcome,
+        machine: query.machine.clone(),
+        limit: page,
+        after: None,
+    };
+    let mut hits = Vec::new();
+    loop {
+        let found = search::search(&database.client, &search).await?;
+        let is_last = (found.len() as i64) < page;
+        search.after = found.last().map(|found| found.place);
+        for found in found {
+            let fits = Entry::parse(found.line.as_bytes())
+                .is_ok_and(|entry| query.route.as_deref().is_none_or(|route| entry.route.as_deref() == Some(route)));
+            if fits {
+                hits.push(Hit { time: found.place.time, id: found.place.id.to_string(), line: found.line });
+            }
+        }
+        if is_last || hits.len() >= query.limit {
+            hits.truncate(query.limit);
+            return Ok(hits);
+        }
+    }
+}
+
+/// What opens sealed values.
+pub(super) struct Opener {
+    master: MasterKeys,
+    keys: HashMap<String, WrappedKey>,
+}
+
+impl Opener {
+    /// Gets the data keys that these lines name, and no others; of `of`, when it is given, as actors.
+    pub(super) fn new(
+        context: &Context,
+        directory: Option<&Path>,
+        database: Option<&Database>,
+        hits: &[Hit],
+        of: Option<&[String]>,
+    ) -> Result<Self, AuditError> {
+        let mut wanted = BTreeSet::new();
+        for hit in hits {
+            if let Ok(entry) = Entry::parse(hit.line.as_bytes())
+                && of.is_none_or(|subjects| subjects.iter().any(|subject| entry.actor.id == subject))
+                && let Some(id) = entry.sealed
+            {
+                wanted.insert(id.to_owned());
+            }
+        }
+        let mut keys = HashMap::new();
+        if let Some(directory) = directory {
+            for segment in layout::segments(directory).map_err(AuditError::file(directory))? {
+                let path = segment.keys();
+                let content = match std::fs::read(&path) {
+                    Ok(content) => content,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(source) => return Err(AuditError::File { path, source }),
+                };
+                let read =
+                    content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<WrappedKey>(line).ok());
+                keys.extend(read.filter(|key| wanted.contains(&key.id)).map(|key| (key.id.clone(), key)));
+            }
+        }
+        if let Some(database) = database {
+            let missing: Vec<String> = wanted.into_iter().filter(|id| !keys.contains_key(id)).collect();
+            for ids in missing.chunks(10_000) {
+                let found = context.runtime.block_on(subjects::keys_named(&database.client, ids))?;
+                keys.extend(found.into_iter().map(|key| (key.id.clone(), key)));
+            }
+        }
+        Ok(Self { master: context.keys()?, keys })
+    }
+
+    /// Who it was, and from where, if the key is still there.
+    pub(super) fn open(&self, entry: &Entry<'_>) -> Option<BTreeMap<String, String>> {
+        let wrapped = self.keys.get(entry.sealed?)?;
+        let plain = self.master.unwrap_key(wrapped).ok()?.open(&wrapped.sealed)?;
+        let mut plain: BTreeMap<String, String> = serde_json::from_slice(&plain).ok()?;
+        // It is not said twice when the actor is the address.
+        if let Some(address) = plain.get("actor").and_then(|actor| actor.strip_prefix("address:")).map(str::to_owned) {
+            plain.entry("address".to_owned()).or_insert(address);
+        }
+        Some(plain)
+    }
+}
+
+/// A line with what was opened as its last member.
+pub(super) fn with_revealed(line: &str, revealed: Option<&BTreeMap<String, String>>) -> String {
+    let Some(revealed) = revealed else { return line.to_owned() };
+    // Text only: writing it as JSON does not fail.
+    let revealed = serde_json::to_string(revealed).unwrap_or_default();
+    format!("{},\"revealed\":{revealed}}}", line.strip_suffix('}').unwrap_or(line))
+}
+
+/// `outrigger audit search`.
+pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
+    let subjects = match &options.subject {
+        Some(subject) => context.keys()?.pseudonyms(&subject.0).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let query = Query {
+        since: options.since,
+        until: options.until,
+        types: options.types.clone(),
+        classes: options.class.clone(),
+        subjects,
+        request_id: options.request_id.clone(),
+        outcome: options.outcome,
+        machine: options.machine.clone(),
+        route: options.route.clone(),
+        limit: options.limit as usize,
+    };
+    let database = context.database()?;
+    let directory = context.directory.as_deref();
+    if directory.is_none() && database.is_none() {
+        return Err(AuditError::NoDirectory);
+    }
+    let hits = find(context, directory, database.as_ref(), &query)?;
+    let opener = match options.reveal {
+        true => Some(Opener::new(context, directory, database.as_ref(), &hits, None)?),
+        false => None,
+    };
+    let mut details = query.details();
+    details.insert("found".to_owned(), hits.len().into());
+    details.insert("revealed".to_owned(), options.reveal.into());
+    let act = Act {
+        event: EventType::AdminAction,
+        action: "audit.search",
+        outcome: Outcome::Success,
+        by: &options.by,
+        subject: None,
+        details,
+    };
+    enter_first(context, &act)?;
+    Ok(crate::cli::say(&show(&hits, opener.as_ref(), options.place.json)))
+}
+
+/// The hits as text.
+pub(super) fn show(hits: &[Hit], opener: Option<&Opener>, json: bool) -> String {
+    if json {
+        let line = |hit: &Hit| {
+            let revealed = Entry::parse(hit.line.as_bytes()).ok().and_then(|entry| opener?.open(&entry));
+            text::safe_json(&with_revealed(&hit.line, revealed.as_ref())) + "\n"
+        };
+        return hits.iter().map(line).collect();
+    }
+    if hits.is_empty() {
+        return "nothing fits\n".to_owned();
+    }
+    let mut header = vec!["TIME", "TYPE", "OUTCOME", "STATUS", "ACTOR", "ROUTE", "RESOURCE", "REASON", "REQUEST"];
+    if opener.is_some() {
+        header.extend(["WHO", "FROM"]);
+    }
+    let mut rows = Vec::new();
+    for hit in hits {
+        let Ok(entry) = Entry::parse(hit.line.as_bytes()) else { continue };
+        let mut row = vec![
+            entry.time.to_owned(),
+            what(&entry),
+            entry.outcome.to_owned(),
+            entry.status.map_or_else(String::new, |status| status.to_string()),
+            entry.actor.id.to_owned(),
+            entry.route.as_deref().unwrap_or_default().to_owned(),
+            entry.resource.map(|resource| pairs(resource.get())).unwrap_or_default(),
+            entry.reason.as_deref().unwrap_or_default().to_owned(),
+            entry.request_id.as_deref().unwrap_or_default().to_owned(),
+        ];
+        if let Some(opener) = opener {
+            let revealed = opener.open(&entry);
+            let of = |name: &str| match (&revealed, entry.sealed) {
+                (Some(revealed), _) => revealed.get(name).cloned().unwrap_or_default(),
+                (None, Some(_)) => "(no key)".to_owned(),
+                (None, None) => String::new(),
+            };
+            row.extend([of("actor"), of("address")]);
+        }
+        rows.push(row);
+    }
+    text::table(&header, &rows)
+}
+
+/// The type, and the action where it says more.
+fn what(entry: &Entry<'_>) -> String {
+    let says_more = EventType::named(entry.event).is_none_or(|event| event.action() != entry.action);
+    if says_more { format!("{} {}", entry.event, entry.action) } else { entry.event.to_owned() }
+}
+
+/// `{"id":"42"}` as `id=42`.
+fn pairs(object: &str) -> String {
+    let Ok(members) = serde_json::from_str::<BTreeMap<String, Value>>(object) else { return object.to_owned() };
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    members.into_iter().map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outrigger_policy::audit::{Draft, Head, Time, uuid_v7};
+
+    fn hit(number: u64, draft: &dyn Fn(Draft<'static>) -> Draft<'static>) -> Hit {
+        let time = Time(1_795_528_800_000_000 + number as i64 * 1_000_000);
+        let who = r#""actor":{"id":"u_aaaaaaaaaaaaaaaaaaaaaa","kind":"user"}"#;
+        let plain = Draft::new(uuid_v7(time, (number, 0)), time, "m1", EventType::Read, Outcome::Success, who);
+        let mut line = Vec::new();
+        draft(plain).write(Class::Data, &Head { last: number, hash: [7; 32] }, &mut line);
+        let line = String::from_utf8(line).unwrap();
+        let entry = Entry::parse(line.as_bytes()).unwrap();
+        Hit { time: entry.time.parse().unwrap(), id: entry.id.to_owned(), line: line.clone() }
+    }
+
+    #[test]
+    fn what_was_found_is_a_table_or_lines_of_json_and_steers_no_terminal() {
+        let hits = [
+            hit(1, &|draft| Draft {
+                request_id: Some("r-1"),
+                route: Some("documents"),
+                resource: &[("id", b"42"), ("name", b"\x1b]0;owned\x07\xc2\x9b31m")],
+                status: Some(200),
+                ..draft
+            }),
+            hit(2, &|draft| Draft {
+                event: EventType::AdminAction,
+                action: Some("audit.search"),
+                reason: Some("\u{202e}because\u{200b}"),
+                ..draft
+            }),
+        ];
+        insta::assert_snapshot!("table", show(&hits, None, false));
+        insta::assert_snapshot!("lines", show(&hits, None, true));
+        insta::assert_snapshot!("nothing", show(&[], None, false));
+    }
+
+    #[test]
+    fn a_time_is_a_moment_or_how_long_ago() {
+        assert_eq!(moment("2026-11-24T14:00:00Z").unwrap().to_string(), "2026-11-24T14:00:00Z");
+        let then = moment("2h").unwrap();
+        let ago = Timestamp::now().duration_since(then);
+        assert!((7200..7260).contains(&ago.as_secs()), "{ago:?}");
+        assert!(moment("yesterday").is_err());
+    }
+
+    #[test]
+    fn a_query_fits_what_it_says_and_nothing_else() {
+        let hit = hit(1, &|draft| Draft { request_id: Some("r-1"), route: Some("documents"), ..draft });
+        let entry = Entry::parse(hit.line.as_bytes()).unwrap();
+        let some = |text: &str| Some(text.to_owned());
+        let fitting = Query {
+            since: Some(hit.time),
+            types: vec![EventType::Read, EventType::Write],
+            classes: vec![Class::Data],
+            subjects: vec!["u_aaaaaaaaaaaaaaaaaaaaaa".to_owned()],
+            request_id: some("r-1"),
+            outcome: Some(Outcome::Success),
+            machine: some("m1"),
+            route: some("documents"),
+            ..Query::default()
+        };
+        assert!(fitting.fits(&entry, hit.time) && Query::default().fits(&entry, hit.time));
+        let others = [
+            Query { until: Some(hit.time), since: None, ..fitting.clone() },
+            Query { types: vec![EventType::Write], ..fitting.clone() },
+            Query { classes: vec![Class::Security], ..fitting.clone() },
+            Query { subjects: vec!["u_b".to_owned()], ..fitting.clone() },
+            Query { request_id: some("r-2"), ..fitting.clone() },
+            Query { outcome: Some(Outcome::Error), ..fitting.clone() },
+            Query { machine: some("m2"), ..fitting.clone() },
+            Query { route: some("other"), ..fitting },
+        ];
+        for other in others {
+            assert!(!other.fits(&entry, hit.time), "{other:?}");
+        }
+    }
+}

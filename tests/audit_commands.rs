@@ -1,0 +1,271 @@
+//! What operators and auditors do with the trail: `outrigger audit`, beside a program that writes and without one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use outrigger_trail::store::batch::Batch;
+use outrigger_trail::store::ingest::ingest;
+use serde_json::{Value, json};
+use xtask::Signal;
+use xtask::postgres::Postgres;
+
+use crate::backend::Backend;
+use crate::harness::{Proxy, Setup, get, until, with_fields};
+use crate::house::postgres_in;
+use crate::limits::EDGE;
+
+const KEYS: (&str, &str) = ("OUTRIGGER_AUDIT_KEYS", "k1:fedcba9876543210fedcba9876543210");
+const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
+const ANN: &str = "address:192.0.2.7";
+
+/// What a command said.
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    /// The lines of JSON that it printed.
+    #[track_caller]
+    fn json(&self) -> Vec<Value> {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+
+    #[track_caller]
+    fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        self
+    }
+}
+
+fn audit(setup: &Setup, args: &[&str]) -> Said {
+    let file = setup.file.to_str().unwrap();
+    let output = setup.run(&[&["audit"], args, &["--config", file]].concat());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A proxy that was asked five times by one address, and twice by another.
+fn asked(app: &Backend) -> Proxy {
+    let proxy = Setup::new(app, &format!("{EDGE}{TRAIL}")).env(KEYS.0, KEYS.1).start();
+    for (address, count) in [("192.0.2.7", 5), ("192.0.2.8", 2)] {
+        for _ in 0..count {
+            let request = with_fields(&get("/documents"), &[&format!("Fly-Client-IP: {address}")]);
+            assert_eq!(proxy.ask(&request).status, 200);
+        }
+    }
+    until("seven entries on disk", || proxy.metric("outrigger_audit_entries_total", &[("class", "data")]) >= 7.0);
+    proxy
+}
+
+fn stopped(app: &Backend) -> Proxy {
+    let mut proxy = asked(app);
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ends_within(Duration::from_secs(15)).success());
+    proxy
+}
+
+fn segment(setup: &Setup) -> PathBuf {
+    setup.dir.join("trail/data-00000000000000000001.jsonl")
+}
+
+#[test]
+fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_that_writes() {
+    let app = Backend::start();
+    let proxy = asked(&app);
+    let verified = audit(&proxy, &["verify"]).ends_with(0);
+    assert!(verified.out.contains("whole: "), "{}", verified.out);
+
+    let found = audit(&proxy, &["search", "--subject", ANN, "--json"]);
+    assert_eq!(found.json().len(), 5, "{}", found.out);
+    assert!(!found.out.contains("192.0.2.7"), "{}", found.out);
+    let table = audit(&proxy, &["search", "--subject", ANN, "--reveal", "--limit", "2"]).ends_with(0);
+    assert_eq!(table.out.matches("192.0.2.7").count(), 4, "who and from where, twice: {}", table.out);
+    assert_eq!(audit(&proxy, &["search", "--since", "1h", "--type", "data.read", "--json"]).json().len(), 7);
+    assert_eq!(audit(&proxy, &["search", "--until", "1h", "--json"]).json().len(), 0);
+
+    let csv = audit(&proxy, &["export", "--subject", ANN, "--format", "csv"]).ends_with(0);
+    assert!(csv.out.starts_with("time,class,type,") && csv.out.lines().count() == 6, "{}", csv.out);
+    assert_eq!(csv.out.matches("address:192.0.2.7").count(), 5, "{}", csv.out);
+    audit(&proxy, &["export", "--subject", ANN, "--output", "ann.jsonl"]).ends_with(0);
+    let exported = fs::read_to_string(proxy.dir.join("ann.jsonl")).unwrap();
+    // The first export is an entry about the subject by now.
+    assert_eq!(exported.lines().count(), 6, "{exported}");
+    audit(&proxy, &["export", "--subject", ANN, "--output", "ann.jsonl"]).ends_with(1);
+
+    let without = ["erase", "--subject", ANN, "--without-database", "--yes", "--json"];
+    let held = audit(&proxy, &["hold", "add", "--subject", ANN, "--reason", "a court", "--json"]);
+    let hold = held.json()[0]["holds"][0].as_str().unwrap().to_owned();
+    let refused = audit(&proxy, &without).ends_with(1);
+    assert!(refused.err.contains(&hold) && refused.err.contains("a court"), "{}", refused.err);
+    audit(&proxy, &["hold", "release", &hold]).ends_with(0);
+    assert!(audit(&proxy, &["hold", "list"]).out.contains(&hold));
+
+    let receipt = audit(&proxy, &[&without[..], &["--by", "eve", "--reason", "asked to"]].concat());
+    let said = receipt.json().remove(0);
+    assert!(said["keys"]["spool"].as_u64().unwrap() >= 1, "{said}");
+    assert_eq!((said["by"].as_str(), said["reason"].as_str()), (Some("eve"), Some("asked to")));
+    fs::write(proxy.dir.join("receipt.json"), &receipt.out).unwrap();
+    let proved = audit(&proxy, &["verify", "--receipt", "receipt.json"]).ends_with(0);
+    assert!(proved.out.contains("its entry is there (spool)"), "{}", proved.out);
+    fs::write(proxy.dir.join("receipt.json"), receipt.out.replace("\"eve\"", "\"bob\"")).unwrap();
+    audit(&proxy, &["verify", "--receipt", "receipt.json"]).ends_with(1);
+
+    let left = audit(&proxy, &["search", "--type", "data.read", "--reveal", "--json"]).json();
+    let revealed: Vec<_> = left.iter().filter_map(|entry| entry["revealed"]["actor"].as_str()).collect();
+    assert_eq!(revealed, ["address:192.0.2.8"; 2]);
+
+    let acts = audit(&proxy, &["search", "--class", "administration", "--class", "deletion", "--json"]).json();
+    for action in ["audit.verify", "audit.search", "export", "audit.hold", "audit.release", "audit.erase", "erase"] {
+        assert!(acts.iter().any(|act| act["action"] == action), "{action} is not entered: {acts:?}");
+    }
+    audit(&proxy, &["verify"]).ends_with(0);
+}
+
+#[test]
+fn what_was_done_to_a_trail_is_said_with_its_place() {
+    let app = Backend::start();
+    let proxy = stopped(&app);
+    let public = audit(&proxy, &["keys"]).ends_with(0).out;
+    let by_auditor = ["verify", "--public-keys", public.trim(), "--directory", "trail"];
+    let whole = audit(&proxy, &by_auditor).ends_with(0);
+    assert!(!whole.out.contains("note:"), "{}", whole.out);
+
+    let before = fs::read_to_string(segment(&proxy)).unwrap();
+    fs::write(segment(&proxy), before.replacen("\"status\":200", "\"status\":500", 1)).unwrap();
+    let said = audit(&proxy, &by_auditor).ends_with(1);
+    let place =
+        "data-00000000000000000001.jsonl:2, data entry 1: is not the entry that the next one, 2, was written after";
+    assert!(said.out.contains(place) && said.out.contains("NOT WHOLE: 1 problem"), "{}", said.out);
+    let said = audit(&proxy, &[&by_auditor[..], &["--json"]].concat()).ends_with(1);
+    let said: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said["whole"].as_bool(), said["problems"][0]["entry"].as_u64()), (Some(false), Some(1)), "{said}");
+    // Verifying mends nothing: it says the same again.
+    for _ in 0..2 {
+        let said = audit(&proxy, &["verify"]).ends_with(1);
+        assert!(said.out.contains(place) && said.err.contains("as it was found"), "{}{}", said.out, said.err);
+    }
+    fs::remove_file(segment(&proxy)).unwrap();
+    let said = audit(&proxy, &by_auditor).ends_with(1);
+    assert!(said.out.contains("HEAD vouches for 7 entries") || said.out.contains("vouches for 7"), "{}", said.out);
+    fs::write(segment(&proxy), before).unwrap();
+    audit(&proxy, &by_auditor).ends_with(0);
+
+    // Commands write to it themselves now, and what they write is whole.
+    audit(&proxy, &["search"]).ends_with(0);
+    audit(&proxy, &["verify"]).ends_with(0);
+    let after = audit(&proxy, &by_auditor).ends_with(0);
+    assert!(after.out.contains("administration") && !after.out.contains("note:"), "{}", after.out);
+
+    audit(&proxy, &["verify", "--directory", "nowhere"]).ends_with(2);
+    let report = audit(&proxy, &["report", "--format", "json"]).json_of_all();
+    assert_eq!(report["retention"][2]["kept"], "365d", "{report}");
+    fs::remove_dir_all(proxy.dir.join("trail")).unwrap();
+    let none = audit(&proxy, &by_auditor).ends_with(2);
+    assert!(none.err.contains("has no trail"), "{}", none.err);
+    fs::write(&proxy.file, "nonsense = 1\n").unwrap();
+    audit(&proxy, &["search"]).ends_with(78);
+}
+
+impl Said {
+    #[track_caller]
+    fn json_of_all(&self) -> Value {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+#[test]
+fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
+    let app = Backend::start();
+    let proxy = asked(&app);
+    // The program has the lock, and its admin listener is not where it is looked for.
+    let astray = ["--admin", "127.0.0.1:1"];
+    for act in [
+        &["search", "--reveal"][..],
+        &["export", "--subject", ANN, "--output", "ann.jsonl"],
+        &["erase", "--subject", ANN, "--without-database", "--yes"],
+        &["hold", "add", "--class", "data", "--reason", "a court"],
+    ] {
+        let said = audit(&proxy, &[act, &astray].concat()).ends_with(1);
+        assert!(said.out.is_empty() && said.err.contains("nothing was done"), "{act:?}: {}{}", said.out, said.err);
+    }
+    assert!(!proxy.dir.join("ann.jsonl").exists());
+    assert!(!proxy.dir.join("trail/HOLDS").exists());
+    let found = audit(&proxy, &["search", "--subject", ANN, "--reveal", "--json"]).json();
+    assert!(found.iter().all(|entry| entry["revealed"]["address"] == "192.0.2.7"), "{found:?}");
+}
+
+/// Stores a stopped proxy's segments as the app does.
+fn store(setup: &Setup, postgres: &Postgres) {
+    let migration = concat!(env!("CARGO_MANIFEST_DIR"), "/../app/migrations/V3__audit.sql");
+    postgres.sql("app", &fs::read_to_string(migration).unwrap()).unwrap();
+    let chain = fs::read_to_string(setup.dir.join("trail/CHAIN")).unwrap();
+    let lines = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut client, connection) =
+            tokio_postgres::connect(&postgres.url("app"), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        for class in ["data", "administration"] {
+            let segment = setup.dir.join(format!("trail/{class}-00000000000000000001.jsonl"));
+            let keys: Vec<Value> = lines(segment.with_extension("keys"))
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            let first = json!({
+                "chain": chain.trim(), "machine": "m1", "class": class, "erasures_seen": 0, "keys": keys,
+            });
+            let body = format!("{first}\n{}", lines(segment));
+            ingest(&mut client, &Batch::parse(body.as_bytes()).unwrap()).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
+    let app = Backend::start();
+    let proxy = stopped(&app);
+    let postgres = postgres_in(&proxy.dir);
+    store(&proxy, &postgres);
+    let url = postgres.url("app");
+    let with = |args: &[&str]| audit(&proxy, &[args, &["--database", &url]].concat());
+    let said = with(&["verify", "--json"]).json_of_all();
+    let stored = |class: &str| {
+        let is_it = |chain: &&Value| chain["where"] == "postgres" && chain["class"] == class;
+        said["chains"].as_array().unwrap().iter().find(is_it).unwrap()["entries"].clone()
+    };
+    assert_eq!((said["whole"].as_bool(), stored("data")), (Some(true), json!(7)), "{said}");
+    // What is in both is shown once.
+    assert_eq!(with(&["search", "--type", "data.read", "--json"]).json().len(), 7);
+
+    let receipt = with(&["erase", "--subject", ANN, "--yes", "--json"]).json().remove(0);
+    assert!(receipt["keys"]["postgres"].as_u64().unwrap() >= 1, "{receipt}");
+    assert!(receipt["keys"]["spool"].as_u64().unwrap() >= 1, "{receipt}");
+    assert_eq!(postgres.sql("app", "select count(*) from audit_erasures where receipt is not null").unwrap(), "1");
+    with(&["hold", "add", "--class", "data", "--reason", "a court"]).ends_with(0);
+    assert!(with(&["hold", "list"]).ends_with(0).out.contains("postgres"));
+    with(&["hold", "release", "1"]).ends_with(0);
+    with(&["hold", "release", "1"]).ends_with(1);
+
+    for (harm, words) in [
+        ("delete from audit_events where class = 'data' and seq = 7", "entries"),
+        ("delete from audit_events where class = 'data' and seq = 3", "entry 3 is missing"),
+        (
+            "update audit_events set entry = replace(entry, '200', '500') where class = 'data' and seq = 5",
+            "data entry 5",
+        ),
+    ] {
+        postgres.sql("app", &format!("create table spare as select * from audit_events; {harm}")).unwrap();
+        let said = with(&["verify"]).ends_with(1);
+        assert!(said.out.contains("audit_events") && said.out.contains(words), "{harm}: {}", said.out);
+        let mend = "delete from audit_events; insert into audit_events select * from spare; drop table spare";
+        postgres.sql("app", mend).unwrap();
+        with(&["verify"]).ends_with(0);
+    }
+    let away = audit(&proxy, &["verify", "--database", "postgres://app@127.0.0.1:1/app"]).ends_with(1);
+    assert!(away.err.contains("PostgreSQL: ") && away.err.contains("is it up"), "{}", away.err);
+}

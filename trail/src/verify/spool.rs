@@ -1,0 +1,476 @@
+//! A spool directory, from `HEAD` to the last line of each newest segment.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::Duration;
+
+use outrigger_policy::audit::{Class, Hash, unhex};
+use serde::de::DeserializeOwned;
+
+use super::walk::{Step, Walk, hash_of};
+use super::{Claim, Findings, Found, Place, Progress, VerifyError, Wrong};
+use crate::keys::PublicKeys;
+use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
+use crate::lines::Lines;
+
+/// A checkpoint is shorter; so much of a file's end is read to find it.
+const CHECKPOINT: u64 = 16 * 1024;
+/// How often the progress is told, in lines.
+const TOLD_EVERY: u64 = 4096;
+
+/// Verifies the spool in `directory`. `more` is what somebody else vouches for, such as a database or a receipt. `progress` is called
+/// now and then.
+///
+/// # Errors
+/// There is nothing, or it cannot be read. What is wrong with a trail that can be read is in the findings.
+pub fn spool(
+    directory: &Path,
+    keys: &PublicKeys,
+    more: &[(Class, Claim)],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Findings, VerifyError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| VerifyError::Read { path, source }
+    };
+    // In this order: what HEAD or a checkpoint names was on disk before it did, so it is in files that are listed afterwards; and
+    // retention moves the floor before it drops anything, so a floor that is read last explains what is not listed.
+    let heads = read_heads(directory, keys).map_err(unreadable(&directory.join(HEAD)))?;
+    let mut closing = Vec::new();
+    for segment in layout::segments(directory).map_err(unreadable(directory))? {
+        if let Some(last) = last_line(&segment).map_err(unreadable(&segment.path))? {
+            closing.push((segment, last));
+        }
+    }
+    let segments = layout::segments(directory).map_err(unreadable(directory))?;
+    let after = read_heads(directory, keys).map_err(unreadable(&directory.join(HEAD)))?;
+    let chain_file = match std::fs::read_to_string(directory.join(layout::CHAIN)) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(String::new()),
+        Err(source) => return Err(VerifyError::Read { path: directory.join(layout::CHAIN), source }),
+    };
+    if segments.is_empty() && heads.is_blank {
+        return Err(VerifyError::Nothing(directory.to_owned()));
+    }
+
+    let mut findings = Findings::default();
+    for wrong in heads.wrong {
+        findings.add(Place::file(HEAD), wrong);
+    }
+    findings.chain = name_chain(chain_file.as_deref(), heads.newest.as_ref(), &mut findings);
+    // Closed before the walk and after it: nobody has written to it meanwhile.
+    let is_closed = [&heads.newest, &after.newest].iter().all(|heads| heads.as_ref().is_some_and(|heads| heads.closed));
+    let floors = after.newest.or_else(|| heads.newest.clone()).map(|heads| heads.classes).unwrap_or_default();
+    let mut pass = Pass {
+        directory,
+        keys,
+        floors: floors.into_iter().map(|(class, span)| (class, span.first)).collect(),
+        of: segments.iter().filter_map(|segment| segment.path.metadata().ok()).map(|file| file.len()).sum(),
+        bytes: 0,
+        entries: 0,
+        progress,
+        findings,
+        open: Vec::new(),
+    };
+    let mut claims: BTreeMap<Class, Vec<Claim>> = BTreeMap::new();
+    for (class, claim) in heads.claims.into_iter().chain(more.iter().cloned()) {
+        claims.entry(class).or_default().push(claim);
+    }
+    // By class: the last entry that its own checkpoints vouch for.
+    let mut closed: BTreeMap<Class, u64> = BTreeMap::new();
+    for (segment, (line, checkpoint)) in &closing {
+        if layout::verify(line, &checkpoint.key, keys).is_err() || checkpoint.chain != pass.findings.chain {
+            continue;
+        }
+        closed.insert(segment.class, checkpoint.last);
+        for (class, end) in &checkpoint.heads {
+            if let (Some(class), Some(hash)) = (Class::named(class), unhex(end.hash.as_bytes()))
+                && class != segment.class
+            {
+                let by = format!("the checkpoint of {}", name(segment));
+                claims.entry(class).or_default().push(Claim { seq: end.last, hash, by });
+            }
+        }
+    }
+    for class in Class::ALL {
+        let of_class: Vec<&Segment> = segments.iter().filter(|segment| segment.class == class).collect();
+        let claims = claims.remove(&class).unwrap_or_default();
+        let closed = closed.get(&class).copied().unwrap_or_default();
+        if !of_class.is_empty() || claims.iter().any(|claim| claim.seq > 0) {
+            pass.class(class, &of_class, claims, closed)?;
+        }
+    }
+    let Pass { mut findings, open, .. } = pass;
+    if is_closed {
+        for name in &open {
+            findings.add(Place::file(name), Wrong::Unclosed);
+        }
+    } else if !open.is_empty() {
+        let open = open.join(", ");
+        findings
+            .notes
+            .push(format!("not closed by a checkpoint: {open}; a program writes there, or was ended by force"));
+    }
+    Ok(findings)
+}
+
+/// What the id of the chain is, and what is wrong with the file that has it.
+fn name_chain(file: Option<&str>, heads: Option<&Heads>, findings: &mut Findings) -> String {
+    let id = file.and_then(|text| text.strip_suffix('\n'));
+    let id = id.filter(|id| id.len() == 16 && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')));
+    let wrong = match (file, id, heads) {
+        (None, ..) => Some("it is missing"),
+        (_, None, _) => Some("it is not 16 hexadecimal digits and a newline"),
+        (_, Some(id), Some(heads)) if id != heads.chain => Some("HEAD names another one"),
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        findings.add(Place::file(layout::CHAIN), Wrong::Chain(wrong));
+    }
+    heads.map(|heads| heads.chain.clone()).or(id.map(str::to_owned)).unwrap_or_default()
+}
+
+fn name(segment: &Segment) -> String {
+    segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What `HEAD` says.
+struct HeadFile {
+    /// It is not there, or nothing was ever written to it.
+    is_blank: bool,
+    newest: Option<Heads>,
+    claims: Vec<(Class, Claim)>,
+    wrong: Vec<Wrong>,
+}
+
+fn read_heads(directory: &Path, keys: &PublicKeys) -> io::Result<HeadFile> {
+    let mut before = Vec::new();
+    // Whoever writes a slot may be halfway: what is wrong has to be so twice.
+    for _ in 0..20 {
+        let bytes = match std::fs::read(directory.join(HEAD)) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(HeadFile { is_blank: true, newest: None, claims: Vec::new(), wrong: vec![Wrong::NoHead] });
+            }
+            Err(e) => return Err(e),
+        };
+        let read = parse_heads(&bytes, keys);
+        if read.wrong.is_empty() || bytes == before {
+            return Ok(read);
+        }
+        before = bytes;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(parse_heads(&before, keys))
+}
+
+fn parse_heads(bytes: &[u8], keys: &PublicKeys) -> HeadFile {
+    let mut wrong = Vec::new();
+    let mut slots: Vec<Heads> = Vec::new();
+    let mut blank = None;
+    for slot in 0..2 {
+        let from = (slot * HEAD_SLOT).min(bytes.len());
+        let bytes = &bytes[from..bytes.len().min(from + HEAD_SLOT)];
+        match parse_slot(bytes, keys) {
+            Ok(Some(heads)) => slots.push(heads),
+            Ok(None) => blank = Some(slot + 1),
+            Err(problem) => wrong.push(Wrong::Slot { slot: slot + 1, problem }),
+        }
+    }
+    if bytes.len() > 2 * HEAD_SLOT {
+        wrong.push(Wrong::Slot { slot: 2, problem: "is not the end of the file".to_owned() });
+    }
+    slots.sort_by_key(|heads| heads.number);
+    if let [older, newer] = slots.as_slice()
+        && (older.number + 1 != newer.number || older.chain != newer.chain)
+    {
+        wrong.push(Wrong::Apart(older.number, newer.number));
+    }
+    // The second slot is written with the second commit.
+    if let Some(slot) = blank
+        && slots.last().is_none_or(|heads| heads.number > 1)
+    {
+        wrong.push(Wrong::Slot { slot, problem: "is empty".to_owned() });
+    }
+    let mut claims = Vec::new();
+    for heads in &slots {
+        for (class, span) in &heads.classes {
+            if let (Some(class), Some(hash)) = (Class::named(class), unhex(span.hash.as_bytes())) {
+                claims.push((class, Claim { seq: span.last, hash, by: HEAD.to_owned() }));
+            }
+        }
+    }
+    HeadFile { is_blank: bytes.iter().all(u8::is_ascii_whitespace), newest: slots.pop(), claims, wrong }
+}
+
+/// Reads a slot; `None` when nothing was ever written there.
+fn parse_slot(bytes: &[u8], keys: &PublicKeys) -> Result<Option<Heads>, String> {
+    let padded = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let end = padded.iter().rposition(|b| *b != b' ').map_or(0, |at| at + 1);
+    let line = &padded[..end];
+    if line.is_empty() || bytes.iter().all(|b| *b == 0) {
+        return Ok(None);
+    }
+    let heads: Heads = parse(line).ok_or("cannot be read")?;
+    if heads.head != 1 {
+        return Err(format!("has version {}, which this program does not know", heads.head));
+    }
+    layout::verify(line, &heads.key, keys).map_err(|e| Wrong::signature(&e))?;
+    // Signed, but followed by something else than its padding.
+    if bytes.len() != HEAD_SLOT || !bytes.ends_with(b"\n") {
+        return Err("is not as long as it was".to_owned());
+    }
+    Ok(Some(heads))
+}
+
+/// Reads a line that ends with a signature, or none.
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
+    serde_json::from_slice(line).ok()
+}
+
+/// The last line, if it is a checkpoint.
+fn last_line(segment: &Segment) -> io::Result<Option<(Vec<u8>, Checkpoint)>> {
+    let mut file = match File::open(&segment.path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(CHECKPOINT)))?;
+    let mut end = Vec::new();
+    file.take(CHECKPOINT).read_to_end(&mut end)?;
+    let Some(whole) = end.strip_suffix(b"\n") else { return Ok(None) };
+    let line = whole.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+    Ok(parse(line).map(|checkpoint| (line.to_vec(), checkpoint)))
+}
+
+/// One look at everything.
+struct Pass<'a> {
+    directory: &'a Path,
+    keys: &'a PublicKeys,
+    /// By class: entries before this one may be gone.
+    floors: BTreeMap<String, u64>,
+    of: u64,
+    bytes: u64,
+    entries: u64,
+    progress: &'a mut dyn FnMut(Progress),
+    findings: Findings,
+    /// Segments without a checkpoint.
+    open: Vec<String>,
+}
+
+/// What ends a segment, as it was found.
+enum Closing {
+    Not,
+    Checkpoint,
+    Torn,
+}
+
+impl Pass<'_> {
+    fn floor(&self, class: Class) -> u64 {
+        self.floors.get(class.name()).copied().unwrap_or(1).max(1)
+    }
+
+    fn class(
+        &mut self,
+        class: Class,
+        segments: &[&Segment],
+        claims: Vec<Claim>,
+        closed: u64,
+    ) -> Result<(), VerifyError> {
+        let vouched = claims.iter().map(|claim| claim.seq).max().unwrap_or_default().max(closed);
+        let problems = self.findings.count();
+        let mut claims = Some(claims);
+        let mut walk: Option<(Walk, u64)> = None;
+        let mut last_file = None;
+        for (at, segment) in segments.iter().enumerate() {
+            let file = match File::open(&segment.path) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    // Retention may have dropped it meanwhile: then it has moved the floor before.
+                    if let Ok(HeadFile { newest: Some(heads), .. }) = read_heads(self.directory, self.keys) {
+                        self.floors.extend(heads.classes.into_iter().map(|(class, span)| (class, span.first)));
+                    }
+                    continue;
+                }
+                Err(source) => return Err(VerifyError::Read { path: segment.path.clone(), source }),
+            };
+            let begin = segment.first.min(self.floor(class));
+            let (walk, _) =
+                walk.get_or_insert_with(|| (Walk::new(class, begin, None, claims.take().unwrap_or_default()), begin));
+            let is_newest = at + 1 == segments.len();
+            let torn_after = is_newest.then_some(vouched);
+            self.segment(segment, file, walk, torn_after)
+                .map_err(|source| VerifyError::Read { path: segment.path.clone(), source })?;
+            last_file = Some(name(segment));
+        }
+        let floor = self.floor(class);
+        let (walk, first) =
+            walk.unwrap_or_else(|| (Walk::new(class, floor, None, claims.take().unwrap_or_default()), floor));
+        if let Some(claim) = walk.unmet(floor) {
+            let wrong = Wrong::Truncated { last: walk.last(), claimed: claim.seq, by: claim.by.clone() };
+            self.findings.add(Place { file: last_file, line: None, class: Some(class), entry: None }, wrong);
+        }
+        if walk.last() > vouched {
+            let (from, to) = (vouched + 1, walk.last());
+            let which = if from == to { format!("entry {from} is") } else { format!("entries {from} to {to} are") };
+            self.findings.notes.push(format!("{}: {which} chained, but not signed yet", class.name()));
+        }
+        self.findings.classes.push(Found {
+            class,
+            entries: walk.entries,
+            first,
+            last: walk.last(),
+            hash: walk.hash(),
+            vouched,
+            problems: self.findings.count() - problems,
+        });
+        Ok(())
+    }
+
+    /// Walks one segment. Whatever cannot be read after entry `torn_after` is a torn tail.
+    fn segment(&mut self, segment: &Segment, file: File, walk: &mut Walk, torn_after: Option<u64>) -> io::Result<()> {
+        let file_name = name(segment);
+        let class = segment.class;
+        let place = |line, entry| Place { file: Some(file_name.clone()), line: Some(line), class: Some(class), entry };
+        let mut lines = Lines::new(file);
+        let is_torn_at = |last: u64| torn_after.is_some_and(|after| last >= after);
+        let mut header_hash = Hash::default();
+        let mut closing = Closing::Not;
+        let before = self.bytes;
+        let entries_before = walk.entries;
+
+        match lines.take()? {
+            Some(line) if line.is_whole => {
+                header_hash = hash_of(line.bytes);
+                self.header(segment, line.bytes, walk, &place(1, None));
+            }
+            // The program was ended in the moment in which it began the segment.
+            _ if is_torn_at(segment.first.saturating_sub(1)) => closing = Closing::Torn,
+            _ => self.findings.add(place(1, None), Wrong::Header("is missing or cut off".to_owned())),
+        }
+        while let Some(line) = lines.take()? {
+            let number = line.number;
+            if line.bytes.starts_with(b"{\"checkpoint\":") && line.is_whole {
+                self.checkpoint(segment, line.bytes, walk, &header_hash, &place(number, None));
+                closing = Closing::Checkpoint;
+                if lines.take()?.is_some() {
+                    self.findings.add(place(number + 1, None), Wrong::AfterCheckpoint);
+                }
+                break;
+            }
+            if !line.is_whole && is_torn_at(walk.last()) {
+                closing = Closing::Torn;
+                break;
+            }
+            let (last, hash) = (walk.last(), walk.hash());
+            match walk.step(line.bytes) {
+                Step::Due if line.is_whole => {}
+                Step::Due => self
+                    .findings
+                    .add(place(number, Some(walk.last())), Wrong::Unreadable("it does not end with a newline")),
+                Step::Wrong(_, Wrong::Unreadable(_)) if is_torn_at(last) && line.bytes.contains(&0) => {
+                    // What a power failure leaves where a block was not written: nothing after it counts.
+                    walk.jump(last + 1, hash);
+                    closing = Closing::Torn;
+                    break;
+                }
+                Step::Wrong(entry, wrong) => {
+                    let line = if matches!(wrong, Wrong::Changed { .. }) && number > 2 { number - 1 } else { number };
+                    self.findings.add(place(line, entry), wrong);
+                }
+            }
+            if number % TOLD_EVERY == 0 {
+                let entries = self.entries + (walk.entries - entries_before);
+                (self.progress)(Progress { bytes: before + lines.read(), of: self.of, entries });
+            }
+        }
+        match closing {
+            Closing::Checkpoint => {}
+            Closing::Not | Closing::Torn if torn_after.is_none() => {
+                self.findings.add(Place::file(&file_name), Wrong::NoCheckpoint);
+            }
+            Closing::Not => self.open.push(file_name),
+            Closing::Torn => {
+                self.findings.notes.push(format!(
+                    "{file_name}: its last line is torn, after what is signed; the program cuts it off when it starts next, and enters that"
+                ));
+                self.open.push(file_name);
+            }
+        }
+        self.bytes = before + lines.read();
+        self.entries += walk.entries - entries_before;
+        (self.progress)(Progress { bytes: self.bytes, of: self.of.max(self.bytes), entries: self.entries });
+        Ok(())
+    }
+
+    fn header(&mut self, segment: &Segment, line: &[u8], walk: &mut Walk, place: &Place) {
+        let header = parse::<Header>(line).filter(|header| serde_json::to_vec(header).is_ok_and(|same| same == line));
+        let prev = header.as_ref().and_then(|header| unhex(header.prev.as_bytes()));
+        let wrong = match &header {
+            None => Some("cannot be read".to_owned()),
+            Some(header) if header.segment != 1 => Some(format!("has version {}", header.segment)),
+            Some(header) if header.chain != self.findings.chain => Some("names another chain".to_owned()),
+            Some(header) if header.class != segment.class.name() => Some("names another class".to_owned()),
+            Some(header) if header.first != segment.first => Some(format!(
+                "says that the first entry is {}, and the file's name says {}",
+                header.first, segment.first
+            )),
+            Some(_) if prev.is_none() => Some("has no hash of the entry before".to_owned()),
+            Some(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            self.findings.add(place.clone(), Wrong::Header(wrong));
+        }
+        let due = walk.next();
+        if segment.first < due {
+            let place = Place { entry: Some(segment.first), ..place.clone() };
+            self.findings.add(place, Wrong::OutOfPlace { expected: due });
+            return;
+        }
+        if segment.first > due {
+            if segment.first > self.floor(segment.class) {
+                let from = due.max(self.floor(segment.class));
+                self.findings.add(place.clone(), Wrong::Missing { from, to: segment.first - 1 });
+            }
+            walk.jump(segment.first, prev);
+        } else if walk.hash().is_none() {
+            walk.jump(segment.first, prev);
+        } else if prev.is_some() && walk.hash() != prev {
+            let wrong = "names another entry before it than the last one of the segment before".to_owned();
+            self.findings.add(place.clone(), Wrong::Header(wrong));
+        }
+        if let Some((entry, wrong)) = walk.begin() {
+            self.findings.add(Place { entry: Some(entry), ..place.clone() }, wrong);
+        }
+    }
+
+    fn checkpoint(&mut self, segment: &Segment, line: &[u8], walk: &Walk, header: &Hash, place: &Place) {
+        let Some(checkpoint) = parse::<Checkpoint>(line) else {
+            return self.findings.add(place.clone(), Wrong::Checkpoint("cannot be read".to_owned()));
+        };
+        if let Err(e) = layout::verify(line, &checkpoint.key, self.keys) {
+            return self.findings.add(place.clone(), Wrong::Checkpoint(Wrong::signature(&e)));
+        }
+        let mut wrong = Vec::new();
+        if checkpoint.chain != self.findings.chain || checkpoint.class != segment.class.name() {
+            wrong.push("belongs to another chain".to_owned());
+        } else if checkpoint.first != segment.first {
+            wrong.push(format!("is of the segment that begins with entry {}", checkpoint.first));
+        }
+        if unhex(checkpoint.header.as_bytes()) != Some(*header) {
+            wrong.push("was made for another header".to_owned());
+        }
+        if checkpoint.last != walk.last() {
+            wrong.push(format!("says that the last entry is {}, and it is {}", checkpoint.last, walk.last()));
+        } else if walk.hash().is_some_and(|hash| unhex(checkpoint.hash.as_bytes()) != Some(hash)) {
+            wrong.push(format!("vouches for another entry {}", checkpoint.last));
+        }
+        for wrong in wrong {
+            self.findings.add(place.clone(), Wrong::Checkpoint(wrong));
+        }
+    }
+}
