@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use xtask::Signal;
 
 use crate::backend::Backend;
-use crate::harness::{Answer, Proxy, Setup, both_ways, get, post, sha256, until, with_fields};
+use crate::harness::{Answer, Client, Proxy, Setup, both_ways, get, post, sha256, until, with_fields};
 use crate::limits::{EDGE, NO_DEFAULTS};
 
 /// Everything is entered, beside the rules.
@@ -60,7 +61,7 @@ fn finds(setup: &Setup, wanted: &[(&str, &str)]) -> Value {
     find(setup, wanted).remove(0)
 }
 
-fn id(answer: &Answer) -> String {
+pub fn id(answer: &Answer) -> String {
     answer.header("x-request-id").expect("an id").to_owned()
 }
 
@@ -283,6 +284,26 @@ fn monitor_and_off_write_nothing() {
     }
 }
 
+/// Asks the same again and again until nobody listens any more; gives the names of the requests that the app has answered.
+pub fn ask_until_it_ends(address: SocketAddr, request: String) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || {
+        let mut seen = Vec::new();
+        while let Ok(mut client) = Client::connect(address) {
+            while client.try_send(&request).is_ok()
+                && let Ok(answer) = client.try_answer()
+            {
+                if answer.status == 200 {
+                    seen.push(id(&answer));
+                }
+                if answer.closes() {
+                    break;
+                }
+            }
+        }
+        seen
+    })
+}
+
 /// What a client has seen is in the trail, whenever the process is killed.
 pub fn killed(rounds: usize, load: Duration) {
     let app = Backend::start();
@@ -292,27 +313,8 @@ pub fn killed(rounds: usize, load: Duration) {
     for round in 0..rounds {
         let mut proxy = setup.clone().start();
         let address = proxy.address;
-        let clients: Vec<_> = (0..8)
-            .map(|n| {
-                thread::spawn(move || {
-                    let mut seen = Vec::new();
-                    while let Ok(mut client) = crate::harness::Client::connect(address) {
-                        let request = if n % 2 == 0 { get("/a") } else { post("/b", "hello") };
-                        while client.try_send(&request).is_ok()
-                            && let Ok(answer) = client.try_answer()
-                        {
-                            if answer.status == 200 {
-                                seen.push(id(&answer));
-                            }
-                            if answer.closes() {
-                                break;
-                            }
-                        }
-                    }
-                    seen
-                })
-            })
-            .collect();
+        let requests = [get("/a"), post("/b", "hello")];
+        let clients: Vec<_> = (0..8).map(|n| ask_until_it_ends(address, requests[n % 2].clone())).collect();
         // At a moment that differs from round to round, as the load is: there is nothing to wait for.
         let moment = load / 2 + load * u32::try_from(round * 7919 % 100).unwrap() / 200;
         thread::sleep(moment);
@@ -405,7 +407,9 @@ fn a_spool_that_is_full_keeps_its_bound_and_says_so() {
     refused.expect("a refusal").is_problem(503, "audit_unavailable");
     proxy.says("spool_full");
     until("what is lost to be counted", || {
-        client.send(get("/a")).answer();
+        for _ in 0..50 {
+            client.send(get("/a")).answer();
+        }
         proxy.metric("outrigger_audit_lost_total", &[("why", "spool_full")]) > 0.0
     });
     let bytes: u64 =
