@@ -428,3 +428,92 @@ fn a_segment_that_is_taken_away_does_not_stop_the_trail() {
     assert_eq!(answer.status, 200);
     finds(&proxy, &[("request_id", &id(&answer))]);
 }
+
+/// Also what is done about the trail itself.
+#[test]
+fn that_the_trail_is_switched_off_is_its_last_entry() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, TRAIL);
+    assert_eq!(proxy.get("/a").status, 200);
+    proxy.changes_to(&format!("{TRAIL}flags.audit_trail = false\n"));
+    let off = finds(&proxy, &[("type", "admin.flag_change"), ("details.flag", "audit_trail")]);
+    assert_eq!((off["details"]["from"].as_str(), off["details"]["to"].as_str()), (Some("true"), Some("false")));
+    let unseen = id(&proxy.get("/b"));
+    proxy.changes_to(TRAIL);
+    let seen = id(&proxy.get("/c"));
+    finds(&proxy, &[("request_id", &seen)]);
+    assert!(find(&proxy, &[("request_id", &unseen)]).is_empty());
+}
+
+#[test]
+fn whoever_hangs_up_does_not_hide_what_was_read() {
+    let app = Backend::start();
+    app.at("/documents/42", crate::backend::Play::Stream(64 << 20));
+    let rules = format!(
+        "{TRAIL}audit.parameters = [\"id\"]\n[[routes]]\nname = \"documents\"\npath = \"/documents/{{id}}\"\naudit = \"data\"\n"
+    );
+    let proxy = Proxy::with(&app, &rules);
+    let mut client = proxy.connect();
+    client.send(get("/documents/42"));
+    client.answer_to_head();
+    drop(client);
+    let entry = finds(&proxy, &[("reason", "client_closed")]);
+    assert_eq!((entry["resource"]["id"].as_str(), entry["type"].as_str()), (Some("42"), Some("data.read")), "{entry}");
+}
+
+/// More than the trail enters one by one: none of them is forgotten.
+#[test]
+fn a_flood_of_refusals_is_entered_with_its_count() {
+    let app = Backend::start();
+    let rare = "[[rate_limits.rules]]\nname = \"rare\"\nby = \"client\"\nrate = \"1/1h\"\n";
+    let proxy = Proxy::with(&app, &format!("{TRAIL}{NO_DEFAULTS}{rare}"));
+    let refused: usize = thread::scope(|scope| {
+        let flood = || {
+            let mut client = proxy.connect();
+            (0..1500).filter(|_| client.send(get("/a")).answer().status == 429).count()
+        };
+        let floods: Vec<_> = (0..4).map(|_| scope.spawn(flood)).collect();
+        floods.into_iter().map(|flood| flood.join().unwrap()).sum()
+    });
+    let counted = || {
+        let found = find(&proxy, &[("type", "security.rate_limited")]);
+        found.iter().map(|entry| entry["details"]["count"].as_u64().unwrap_or(1)).sum::<u64>()
+    };
+    until("all refusals to be entered", || counted() == refused as u64);
+    assert!(find(&proxy, &[("type", "security.rate_limited")]).len() < refused, "the rest is entered as one");
+}
+
+#[test]
+fn where_entries_are_shipped_to_nobody_from_outside_has_business() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, TRAIL);
+    for path in ["/internal/audit/batches", "/%69nternal//audit/retention"] {
+        for request in both_ways(path) {
+            let refused = proxy.ask(&request);
+            refused.is_problem(404, "reserved_path");
+            finds(&proxy, &[("request_id", &id(&refused)), ("type", "security.forged")]);
+        }
+    }
+    assert_eq!(app.requests(), 0);
+}
+
+/// A trail that began without keys of the operator's is read with both.
+#[test]
+fn keys_that_come_later_open_what_was_there_before() {
+    let app = Backend::start();
+    let setup = Setup::new(&app, TRAIL);
+    for key in ["", "k1:0123456789abcdef0123456789abcdef"] {
+        let mut proxy = setup.clone().env("OUTRIGGER_AUDIT_KEYS", key).start();
+        let answer = proxy.get("/a");
+        finds(&proxy, &[("request_id", &id(&answer))]);
+        proxy.signal(Signal::TERM);
+        assert!(proxy.ends_within(Duration::from_secs(15)).success());
+    }
+    assert!(find(&setup, &[("action", "audit.unvouched")]).is_empty());
+    is_chained(&setup);
+    let file = setup.file.to_str().unwrap().to_owned();
+    let verified = setup
+        .env("OUTRIGGER_AUDIT_KEYS", "k1:0123456789abcdef0123456789abcdef")
+        .run(&["audit", "verify", "--config", &file]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&[verified.stdout, verified.stderr].concat()));
+}

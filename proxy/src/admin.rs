@@ -114,7 +114,7 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
     state.metrics.show_retry_budget(budget);
     if let Some(trail) = &state.trail {
-        state.metrics.audit.queued.set(i64::try_from(trail.queued()).unwrap_or(i64::MAX));
+        trail.show();
     }
     state.metrics.render()
 }

@@ -37,7 +37,11 @@ use crate::exchange::{Destination, Exchange, Request};
 use crate::identify::with_subject;
 use crate::metrics::{AuditMetrics, Outcome};
 use crate::rejection::Rejection;
+use crate::route::normalise;
 use crate::state::{Snapshot, State};
+
+/// Where entries are shipped to: nobody from outside has business there.
+const INTERNAL: &str = "/internal/audit/";
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -87,6 +91,10 @@ pub struct Trail {
     asleep: AtomicBool,
     /// Somebody waits for it.
     urgent: AtomicBool,
+    /// Nothing is written any more.
+    is_closed: AtomicBool,
+    /// How often a spool was opened: what was known of the one before may not hold.
+    pub openings: AtomicU64,
     thread: OnceLock<Thread>,
     keys: OnceLock<MasterKeys>,
     commands: Mutex<Sender<Command>>,
@@ -159,6 +167,8 @@ impl Trail {
             committed: Default::default(),
             asleep: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            openings: AtomicU64::new(0),
             thread: OnceLock::new(),
             keys: OnceLock::new(),
             commands: Mutex::new(commands),
@@ -173,6 +183,11 @@ impl Trail {
         let class = item.event().class();
         let is_awaited = item.is_awaited();
         let mut batch = lock(&self.shards[SHARD.get() % self.shards.len()]);
+        if self.is_closed.load(Ordering::Relaxed) {
+            drop(batch);
+            self.metrics.lost(class, "closed", 1);
+            return;
+        }
         // Who waits is one of so many connections, and is not to be kept out by those who do not.
         if batch.items.len() >= if is_awaited { 2 * self.room } else { self.room } {
             drop(batch);
@@ -224,6 +239,12 @@ impl Trail {
         self.committed[class as usize].load(Ordering::Acquire)
     }
 
+    /// Shows whether entries get to disk.
+    pub fn show(&self) {
+        self.metrics.show_writable(&self.writable);
+        self.metrics.queued.set(i64::try_from(self.queued()).unwrap_or(i64::MAX));
+    }
+
     /// What is queued now.
     pub fn queued(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).items.len()).sum()
@@ -257,7 +278,7 @@ pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<
     let rules = state.rules.load();
     let (Some(commands), Some(audit)) = (commands, &rules.config.audit) else { return Ok(()) };
     let keys = match &audit.keys {
-        Some(keys) => keys.clone(),
+        Some(keys) => local::behind(&audit.directory, keys.clone()),
         None => local_key(audit)?,
     };
     if let Some(trail) = &state.trail {
@@ -303,9 +324,12 @@ fn lock(shard: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
 /// Notes what the trail will want to know when the head is gone. The stage.
 ///
 /// # Errors
-/// None.
+/// [`Rejection::Reserved`]: it is for this program itself.
 pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let (Some(_), Some(rules)) = (&state.trail, &exchange.rules.config.audit) else { return Ok(()) };
+    if is_internal(request.path) {
+        return Err(Rejection::Reserved);
+    }
     let route = exchange.route();
     if route.is_health {
         return Ok(());
@@ -324,6 +348,16 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     let noted = &mut exchange.audit;
     (noted.mode, noted.method, noted.trace, noted.captured) = (mode, request.method.clone(), trace, captured);
     Ok(())
+}
+
+/// Whether a path, however it is spelled, is one that entries are shipped to.
+fn is_internal(path: &str) -> bool {
+    // Nearly no path begins like that.
+    if !path.as_bytes().get(1).is_some_and(|first| b"iI%/.".contains(first)) {
+        return false;
+    }
+    let path = normalise(path);
+    path.as_bytes().get(..INTERNAL.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(INTERNAL.as_bytes()))
 }
 
 /// Refuses what could not be entered before its answer, before the app sees it. The stage.
@@ -351,7 +385,7 @@ fn event_of(exchange: &Exchange) -> Option<EventType> {
         Some(Rejection::Banned { .. }) => Some(EventType::Banned),
         Some(Rejection::BreakerOpen { .. }) => Some(EventType::Breaker),
         Some(Rejection::Overloaded | Rejection::AppRestarting | Rejection::Expired) => Some(EventType::Shed),
-        Some(Rejection::NotAPeer) => Some(EventType::Forged),
+        Some(Rejection::NotAPeer | Rejection::Reserved) => Some(EventType::Forged),
         _ => declared(),
     }
 }
@@ -386,7 +420,11 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
         (None, Some(_)) => Ended::Error,
         (None, None) => Ended::of_status(exchange.status),
     };
-    enter(trail, exchange, event, outcome, ended, Some(done));
+    // It is needed once more should this come to nothing.
+    let captured = exchange.audit.captured.clone();
+    // The app has answered: while we wait for the disk, somebody else has its slot.
+    exchange.permit = None;
+    enter(trail, exchange, Entry { event, outcome, ended, reason: None, captured, done: Some(done) });
     match tokio::time::timeout(patience, receipt).await {
         Ok(Ok(_)) => Ok(()),
         late_or_failed => {
@@ -402,12 +440,16 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
 }
 
 /// A request has ended.
-pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_left: bool) {
-    let (Some(trail), true) = (&state.trail, exchange.audit.mode != Mode::Off) else { return };
-    if is_elsewhere(exchange) {
+pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_left: bool, ended: Instant) {
+    let Some(trail) = &state.trail else { return };
+    if matches!(exchange.rejection, Some(Rejection::NotAPeer | Rejection::Reserved)) {
+        // It was refused before anything else was asked.
+        exchange.audit.mode =
+            exchange.rules.config.flag(Feature::AuditTrail).mode_for_everybody().unwrap_or(Mode::Enforce);
+    }
+    if exchange.audit.mode == Mode::Off {
         return;
     }
-    let ended = Instant::now();
     if let Some(what) = exchange.audit.forged {
         if exchange.audit.mode == Mode::Monitor {
             trail.metrics.monitored(Class::Security);
@@ -415,6 +457,9 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
             let event = Event { reason: Some(what), ..request(exchange, EventType::Forged, Ended::Refused, ended) };
             trail.push(&exchange.rules, Item::Request(event));
         }
+    }
+    if is_elsewhere(exchange) {
+        return;
     }
     if exchange.audit.is_entered {
         return;
@@ -425,22 +470,35 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
         return;
     }
     let ended_as = match outcome {
+        // The app has done it, or may have.
+        Outcome::Rejected if exchange.attempts > 0 && exchange.rejection == Some(Rejection::AuditUnavailable) => {
+            Ended::Error
+        }
         Outcome::Rejected => Ended::Refused,
         Outcome::Success | Outcome::Redirect => Ended::Success,
         Outcome::ClientError => Ended::Failure,
         _ => Ended::Error,
     };
-    if client_left && exchange.rejection.is_none() {
-        let event = Event { reason: Some("client_closed"), ..request(exchange, event, ended_as, ended) };
-        trail.push(&exchange.rules, Item::Request(event));
-        return;
-    }
-    enter(trail, exchange, event, ended_as, ended, None);
+    let reason = (client_left && exchange.rejection.is_none()).then_some("client_closed");
+    let captured = exchange.audit.captured.take();
+    enter(trail, exchange, Entry { event, outcome: ended_as, ended, reason, captured, done: None });
 }
 
-fn enter(trail: &Trail, exchange: &mut Exchange, event: EventType, outcome: Ended, ended: Instant, done: Option<Done>) {
-    let reason = exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
-    let captured = exchange.audit.captured.take();
+/// What a request is entered as.
+struct Entry {
+    event: EventType,
+    outcome: Ended,
+    ended: Instant,
+    /// Instead of why it was refused or failed.
+    reason: Option<&'static str>,
+    captured: Option<Box<Captured>>,
+    done: Option<Done>,
+}
+
+fn enter(trail: &Trail, exchange: &Exchange, entry: Entry) {
+    let Entry { event, outcome, ended, reason, captured, done } = entry;
+    let refused = || exchange.rejection.map(|r| r.problem().label);
+    let reason = reason.or_else(refused).or_else(|| exchange.failure.map(|f| f.problem().label));
     let event = Event { reason, captured, done, ..request(exchange, event, outcome, ended) };
     trail.push(&exchange.rules, Item::Request(event));
 }
@@ -464,5 +522,26 @@ fn request(exchange: &Exchange, event: EventType, outcome: Ended, ended: Instant
         },
         captured: None,
         done: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_the_proxy_itself_is_so_in_every_spelling() {
+        for path in [
+            "/internal/audit/batches",
+            "//internal/audit/drops",
+            "/%69nternal/%61udit/x",
+            "/./internal/audit/",
+            "/INTERNAL/audit/x",
+        ] {
+            assert!(is_internal(path), "{path}");
+        }
+        for path in ["/internal", "/internal/other", "/api/internal/audit/x", "/", ""] {
+            assert!(!is_internal(path), "{path}");
+        }
     }
 }

@@ -320,9 +320,9 @@ impl Lane<'_> {
         let taken = body.take(&input)?;
         // Until here nothing of it was sent, and a failure could still be told.
         exchange.status = answer.status;
-        audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         exchange.answered_by_app = true;
         record::head(self.state, exchange, is_stream);
+        audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         if body.ends_with_connection() {
             put_chunk(self.stream.output(), &input[..taken]);
         } else {

@@ -164,6 +164,14 @@ impl Gateway {
         }
     }
 
+    /// Waits until the answer's entry in the audit trail is on disk, where its class says so.
+    async fn entered(&self, exchange: &mut Exchange) -> Result<()> {
+        let Err(rejection) = audit::before_response(&self.state, exchange).await else { return Ok(()) };
+        exchange.rejection = Some(rejection);
+        let status = rejection.problem().status.as_u16();
+        Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"))
+    }
+
     /// What an error means, and what the client is told.
     fn classify(&self, error: &Error, exchange: &Exchange) -> Verdict {
         if let Some(rejection) = exchange.rejection {
@@ -509,11 +517,6 @@ impl ProxyHttp for Gateway {
         }
         exchange.status = response.status.as_u16();
         let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
-        if is_final && let Err(rejection) = audit::before_response(&self.state, exchange).await {
-            exchange.rejection = Some(rejection);
-            let status = rejection.problem().status.as_u16();
-            return Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"));
-        }
         exchange.answered_by_app = is_final;
         response.remove_header(&hop::X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
@@ -521,6 +524,7 @@ impl ProxyHttp for Gateway {
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             record::head(&self.state, exchange, true);
+            self.entered(exchange).await?;
         }
         if response.status.is_informational() {
             return Ok(());
@@ -551,7 +555,7 @@ impl ProxyHttp for Gateway {
             breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
             admit::let_go_later(exchange);
         }
-        Ok(())
+        self.entered(exchange).await
     }
 
     fn error_while_proxy(

@@ -90,7 +90,8 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         return;
     }
     breakers::ended(state, exchange, end(exchange, ending));
-    let duration = exchange.started.elapsed();
+    let ended = Instant::now();
+    let duration = ended.saturating_duration_since(exchange.started);
     let outcome = outcome(exchange, ending);
     exchange.rules.route_metrics[exchange.route].record(outcome, duration);
     if let Some(rejection) = exchange.rejection {
@@ -107,7 +108,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     if let Some(failure) = exchange.failure {
         state.metrics.failed(failure);
     }
-    audit::ended(state, exchange, outcome, ending.client_left);
+    audit::ended(state, exchange, outcome, ending.client_left, ended);
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));

@@ -56,6 +56,8 @@ pub enum Rejection {
     },
     /// What it does could not be entered into the audit trail.
     AuditUnavailable,
+    /// Its path is for this program alone.
+    Reserved,
     /// It came by the listener for peers, and shows no signature of one.
     NotAPeer,
 }
@@ -121,6 +123,7 @@ impl Rejection {
             Self::Expired,
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
             Self::AuditUnavailable,
+            Self::Reserved,
             Self::NotAPeer,
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
@@ -227,6 +230,13 @@ impl Rejection {
                 "What this request does cannot be written down, as it has to be",
                 "come back after Retry-After; what changes something may have been done: look before sending it again",
                 SOON,
+            ),
+            Self::Reserved => (
+                StatusCode::NOT_FOUND,
+                "reserved_path",
+                "There is nothing here",
+                "this path is for the proxy itself",
+                None,
             ),
             Self::NotAPeer => (
                 StatusCode::FORBIDDEN,

@@ -128,6 +128,17 @@ impl MasterKeys {
         Ok((!keys.is_empty()).then_some(Self { keys }))
     }
 
+    /// These keys, and behind them those of `older` that are not among them: they open what was made before.
+    #[must_use]
+    pub fn and(mut self, older: &Self) -> Self {
+        for key in &older.keys {
+            if self.keys.iter().all(|known| known.id != key.id) {
+                self.keys.push(std::sync::Arc::clone(key));
+            }
+        }
+        self
+    }
+
     /// The one in use. There is at least one.
     fn current(&self) -> &MasterKey {
         &self.keys[0]

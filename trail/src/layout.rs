@@ -169,6 +169,12 @@ pub fn sign(value: &impl Serialize, keys: &crate::keys::MasterKeys) -> Vec<u8> {
     line
 }
 
+/// A signed line as it was before it was signed; empty when it is none.
+pub fn unsigned(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    text.rsplit_once(SIGNATURE).map_or_else(Vec::new, |(message, _)| format!("{message}}}").into_bytes())
+}
+
 /// Whether a line that [`sign`] has written is as it was.
 ///
 /// # Errors

@@ -33,13 +33,28 @@ pub fn keys(directory: &Path) -> Result<MasterKeys, SpoolError> {
     }
 }
 
+/// `given` keys, and the one in `directory` behind them where there is one: a trail that began with it is still read.
+pub fn behind(directory: &Path, given: MasterKeys) -> MasterKeys {
+    let text = fs::read_to_string(directory.join(MASTER_KEY)).unwrap_or_default();
+    match MasterKeys::parse(text.trim()) {
+        Ok(Some(local)) => given.and(&local),
+        _ => given,
+    }
+}
+
 /// A key that is kept nowhere; `None` when the system gives no randomness.
 pub fn passing_keys() -> Option<MasterKeys> {
-    MasterKeys::parse(&new_key()?).ok().flatten()
+    // With a name of its own: what it signs is not said to be the kept one's.
+    let name = URL_SAFE_NO_PAD.encode(&random()?[..8]);
+    MasterKeys::parse(&format!("passing-{name}:{}", URL_SAFE_NO_PAD.encode(random()?))).ok().flatten()
 }
 
 fn new_key() -> Option<String> {
+    Some(format!("local:{}", URL_SAFE_NO_PAD.encode(random()?)))
+}
+
+fn random() -> Option<[u8; 32]> {
     let mut secret = [0; 32];
     SystemRandom::new().fill(&mut secret).ok()?;
-    Some(format!("local:{}", URL_SAFE_NO_PAD.encode(secret)))
+    Some(secret)
 }

@@ -27,6 +27,8 @@ use self::files::Open;
 use crate::keys::{MasterKeys, WrappedKey};
 use crate::layout::{self, End, HEAD_SLOT, Heads, Segment, Shipped, Span};
 
+/// The least time between two notes of what the app has.
+const NOTE_EVERY_US: i64 = 1_000_000;
 /// The least time between two signatures of `HEAD`.
 const HEAD_EVERY_US: i64 = 50_000;
 /// Room for a header and a checkpoint.
@@ -145,8 +147,15 @@ pub struct Spool {
     is_closed: bool,
     /// What the app has, by class.
     shipped: [u64; Class::ALL.len()],
+    /// The last erasure that was heard of.
+    erasures: u64,
+    /// When that was written down, and that it has changed since.
+    noted_at: Time,
+    is_note_due: bool,
+    /// What went to make room.
+    dropped: Vec<Dropped>,
     /// Held as long as this lives.
-    _lock: File,
+    lock: File,
 }
 
 /// A chain of this spool.
@@ -173,6 +182,8 @@ struct Closed {
     segment: Segment,
     last: u64,
     bytes: u64,
+    /// Bytes of its data keys, as long as only they are here.
+    keys_bytes: u64,
 }
 
 impl Spool {
@@ -209,14 +220,21 @@ impl Spool {
             is_head_due: true,
             is_closed: false,
             shipped: [0; Class::ALL.len()],
-            _lock: lock,
+            erasures: 0,
+            noted_at: Time(0),
+            is_note_due: false,
+            dropped: Vec::new(),
+            lock,
         };
         let shipped = files::shipped(directory)?;
         for class in Class::ALL {
             spool.shipped[class as usize] = shipped.through.get(class.name()).copied().unwrap_or(0);
         }
+        spool.erasures = shipped.erasures;
         spool.recover(now)?;
         spool.sign_heads(now)?;
+        // What says that nobody writes must not outlast a loss of power behind what is written now.
+        spool.heads.sync_data().map_err(at(&directory.join(layout::HEAD)))?;
         Ok(spool)
     }
 
@@ -278,13 +296,16 @@ impl Spool {
     /// to it since is the caller's again.
     pub fn commit(&mut self, now: Time) -> Vec<(Class, SpoolError)> {
         let mut failed = Vec::new();
-        for class in Class::ALL {
-            if self.chains[class as usize].lines.is_empty() {
-                continue;
-            }
-            match self.commit_class(class, now) {
-                Ok(()) => self.is_head_due = true,
-                Err(e) => {
+        let dirty = Class::ALL.map(|class| !self.chains[class as usize].lines.is_empty());
+        let is_gone = dirty.contains(&true) && self.is_gone();
+        // The keys of all classes before the lines of any: an entry must not name a key that a crash can take.
+        for step in [Self::prepare, Self::write_lines] {
+            for class in Class::ALL.into_iter().filter(|class| dirty[*class as usize]) {
+                if failed.iter().any(|(of, _)| *of == class) {
+                    continue;
+                }
+                let done = if is_gone { Err(SpoolError::Gone(self.directory.clone())) } else { step(self, class, now) };
+                if let Err(e) = done {
                     let chain = &mut self.chains[class as usize];
                     chain.lines.clear();
                     chain.head = chain.committed;
@@ -292,6 +313,7 @@ impl Spool {
                 }
             }
         }
+        self.is_head_due |= dirty.contains(&true);
         if self.is_head_due && now.0.abs_diff(self.signed_at.0) >= HEAD_EVERY_US.unsigned_abs() {
             // It lags behind, which it may; the next commit tries again.
             let _ = self.sign_heads(now);
@@ -299,14 +321,19 @@ impl Spool {
         failed
     }
 
-    fn commit_class(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
-        self.make_room(class)?;
+    /// Somebody has removed the directory, or put another one in its place: what is written would be read by nobody.
+    fn is_gone(&self) -> bool {
+        files::is_another(&self.lock, &self.directory.join(layout::LOCK))
+    }
+
+    /// Has an open segment with room, and its keys on disk.
+    fn prepare(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
+        self.make_room(class, now)?;
         let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
         let heads = heads_of(&self.chains, class);
         let chain = &mut self.chains[class as usize];
         if let Some(open) = &chain.open {
             if open.is_gone() {
-                // What is written to it would be read by nobody.
                 chain.open = None;
                 return Err(SpoolError::Gone(Segment::new(directory, class, chain.committed.last + 1).path));
             }
@@ -323,6 +350,12 @@ impl Spool {
             open.write_keys(&chain.new_keys)?;
             chain.new_keys.clear();
         }
+        Ok(())
+    }
+
+    fn write_lines(&mut self, class: Class, _: Time) -> Result<(), SpoolError> {
+        let chain = &mut self.chains[class as usize];
+        let Some(open) = &mut chain.open else { return Err(SpoolError::Gone(self.directory.clone())) };
         open.write(&chain.lines)?;
         chain.lines.clear();
         if chain.lines.capacity() > 4 << 20 {
@@ -337,6 +370,7 @@ impl Spool {
     /// # Errors
     /// What was not closed; nothing that was promised is lost by it.
     pub fn close(mut self, now: Time) -> Result<(), SpoolError> {
+        self.note_shipped(now)?;
         self.roll(now, |_| true)?;
         self.is_closed = true;
         self.sign_heads(now)?;
@@ -389,15 +423,27 @@ impl Spool {
     ///
     /// # Errors
     /// It cannot be written down; the app is sent it again after a restart then.
-    pub fn shipped(&mut self, class: Class, through: u64, erasures: u64) -> Result<(), SpoolError> {
+    pub fn shipped(&mut self, class: Class, through: u64, erasures: u64, now: Time) -> Result<(), SpoolError> {
         self.shipped[class as usize] = through;
-        let through = Class::ALL.iter().map(|class| (class.name().to_owned(), self.shipped[*class as usize])).collect();
-        files::write_shipped(&self.directory, &Shipped { through, erasures })?;
-        for closed in &self.chains[class as usize].closed {
-            if closed.last <= self.shipped[class as usize] {
+        self.erasures = self.erasures.max(erasures);
+        self.is_note_due = true;
+        for closed in &mut self.chains[class as usize].closed {
+            if closed.last <= through && closed.keys_bytes > 0 {
                 files::remove(&closed.segment.keys())?;
+                closed.keys_bytes = 0;
             }
         }
+        // At most once a second: it costs more than a batch of entries, and what is not noted is sent again, which is harmless.
+        if now.0.abs_diff(self.noted_at.0) >= NOTE_EVERY_US.unsigned_abs() { self.note_shipped(now) } else { Ok(()) }
+    }
+
+    fn note_shipped(&mut self, now: Time) -> Result<(), SpoolError> {
+        if !self.is_note_due {
+            return Ok(());
+        }
+        let through = Class::ALL.iter().map(|class| (class.name().to_owned(), self.shipped[*class as usize])).collect();
+        files::write_shipped(&self.directory, &Shipped { through, erasures: self.erasures })?;
+        (self.noted_at, self.is_note_due) = (now, false);
         Ok(())
     }
 
@@ -410,8 +456,9 @@ impl Spool {
     }
 
     /// Drops shipped segments, the oldest first, until what is to be written fits.
-    fn make_room(&mut self, class: Class) -> Result<(), SpoolError> {
-        let wanted = self.chains[class as usize].lines.len() as u64 + FRAME_BYTES;
+    fn make_room(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
+        let chain = &self.chains[class as usize];
+        let wanted = (chain.lines.len() + chain.new_keys.len()) as u64 + FRAME_BYTES;
         let mut dropped = false;
         loop {
             let most_of_class =
@@ -427,7 +474,8 @@ impl Spool {
                 .filter_map(|chain| chain.closed.first().filter(|closed| closed.last <= shipped[chain.class as usize]))
                 .min_by_key(|closed| files::modified(&closed.segment.path));
             let Some(oldest) = oldest.cloned() else { return Err(SpoolError::Full) };
-            self.drop_first(oldest.segment.class)?;
+            let gone = self.drop_first(oldest.segment.class, now)?;
+            self.dropped.extend(gone);
             dropped = true;
         }
         if dropped {
@@ -437,9 +485,14 @@ impl Spool {
     }
 
     /// Drops the first closed segment of a class. `HEAD` says so before the file goes: a crash in between leaves one too many.
-    fn drop_first(&mut self, class: Class) -> Result<Option<Dropped>, SpoolError> {
+    fn drop_first(&mut self, class: Class, now: Time) -> Result<Option<Dropped>, SpoolError> {
+        let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
         let chain = &mut self.chains[class as usize];
         let Some(closed) = chain.closed.first().cloned() else { return Ok(None) };
+        if chain.closed.len() == 1 && chain.open.is_none() {
+            // The header of the next one says where the chain goes on, should HEAD be lost.
+            chain.open = Some(Open::create(directory, class, chain_id, machine, &chain.committed, now)?);
+        }
         let before = std::mem::replace(&mut chain.floor, closed.last + 1);
         let signed_at = self.signed_at;
         let said = self
@@ -471,7 +524,9 @@ impl Spool {
         for chain in &self.chains {
             let mut first = chain.floor;
             for closed in &chain.closed {
-                let is_old = files::last_time(&closed.segment.path)?.is_none_or(|last| last < oldest(chain.class));
+                // What nothing vouches for is evidence, however old: `outrigger audit verify` tells of it.
+                let last = files::vouched_time(&closed.segment.path, &self.keys.public())?;
+                let is_old = last.is_some_and(|last| last < oldest(chain.class));
                 // What comes after a segment that stays has to stay as well: what is left must begin with one entry.
                 if !is_old || is_held(chain.class, &closed.segment.path)? {
                     break;
@@ -487,14 +542,19 @@ impl Spool {
     ///
     /// # Errors
     /// What could not be removed stays for the next time.
-    pub fn drop_expired(&mut self, expired: &[Dropped]) -> Result<(), SpoolError> {
+    pub fn drop_expired(&mut self, expired: &[Dropped], now: Time) -> Result<(), SpoolError> {
         for wanted in expired {
             let first = self.chains[wanted.class as usize].closed.first();
             if first.is_some_and(|closed| closed.last == wanted.last) {
-                self.drop_first(wanted.class)?;
+                self.drop_first(wanted.class, now)?;
             }
         }
         files::sync_directory(&self.directory)
+    }
+
+    /// What went to make room since this was asked last.
+    pub fn take_dropped(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Destroys the data keys of these subjects, as pseudonyms, and tells how many there were.
@@ -529,10 +589,11 @@ impl Chain {
     }
 
     fn bytes(&self) -> u64 {
-        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.open.as_ref().map_or(0, |open| open.length)
+        let closed: u64 = self.closed.iter().map(|closed| closed.bytes + closed.keys_bytes).sum();
+        closed + self.open.as_ref().map_or(0, |open| open.length + open.keys_length)
     }
 
-    /// Ends the open segment with its checkpoint.
+    /// Ends the open segment with its checkpoint. One without entries stays open: the next entries are its.
     fn close(
         &mut self,
         chain_id: &str,
@@ -540,10 +601,13 @@ impl Chain {
         keys: &MasterKeys,
         now: Time,
     ) -> Result<(), SpoolError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = self.open.as_mut().filter(|open| open.segment.first <= self.committed.last) else {
+            return Ok(());
+        };
         open.write_checkpoint(chain_id, &self.committed, heads, keys, now)?;
         if let Some(open) = self.open.take() {
-            self.closed.push(Closed { last: self.committed.last, bytes: open.length, segment: open.segment });
+            let (last, bytes, keys_bytes) = (self.committed.last, open.length, open.keys_length);
+            self.closed.push(Closed { last, bytes, keys_bytes, segment: open.segment });
         }
         Ok(())
     }

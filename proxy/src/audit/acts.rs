@@ -9,6 +9,13 @@ use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::state::State;
 
+/// Enters what changes the trail itself, whatever its flag says by now.
+fn enter_surely(state: &State, act: Act) {
+    if let Some(trail) = &state.trail {
+        trail.enter(&state.rules.load(), act);
+    }
+}
+
 /// Enters something that was done. Nobody waits for it.
 pub fn enter(state: &State, act: Act) {
     let Some(trail) = &state.trail else { return };
@@ -108,7 +115,7 @@ pub fn flags_differ<'a>(
         let Some(to) = after.get(flag).filter(|to| **to != from) else { continue };
         let details = json!({ "flag": flag, "from": from, "to": to }).to_string();
         let act = Act::new(EventType::FlagChange, "switch", Outcome::Success);
-        enter(state, Act { is_operator: true, details: Some(details), ..act });
+        enter_surely(state, Act { is_operator: true, details: Some(details), ..act });
     }
 }
 

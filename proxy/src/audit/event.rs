@@ -151,7 +151,7 @@ impl Act {
 }
 
 /// Fields and parameters of a request that the rules want to have: the number of the name in the rules, and the value.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Captured {
     /// Of the route's parameters.
     pub resource: Vec<(usize, Box<[u8]>)>,

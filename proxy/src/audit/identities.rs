@@ -3,7 +3,7 @@
 //! Making one takes a data key, two encryptions and two hashes, so it is made once and remembered. At the bound the older half is
 //! forgotten: whoever comes back has a new data key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use outrigger_policy::audit::Class;
@@ -13,18 +13,28 @@ use outrigger_trail::keys::{KeyError, MasterKeys, SubjectKind, WrappedKey};
 use super::event::Who;
 use crate::credentials::VerifiedKind;
 
-/// So many are remembered, and at times twice as many: some 40 MB.
-const MOST: usize = 65_536;
+/// So many are remembered, and at times twice as many: some 50 MB.
+const MOST: usize = 32_768;
 
 /// What tells one from another. A verified client is told by a hash that nobody outside can foresee.
 type Name = (u64, IpAddr, u8);
+
+/// Somebody, described.
+#[derive(Debug)]
+struct Identity {
+    /// The members of an entry.
+    text: Box<str>,
+    key: WrappedKey,
+    /// A bit for each class whose files have the key: each is kept for a time of its own.
+    kept: u8,
+}
 
 /// Those that were seen lately.
 #[derive(Debug)]
 pub struct Identities {
     keys: MasterKeys,
-    young: HashMap<Name, Box<str>, foldhash::fast::RandomState>,
-    old: HashMap<Name, Box<str>, foldhash::fast::RandomState>,
+    young: HashMap<Name, Identity, foldhash::fast::RandomState>,
+    old: HashMap<Name, Identity, foldhash::fast::RandomState>,
     most: usize,
 }
 
@@ -34,40 +44,41 @@ impl Identities {
         Self { keys, young: HashMap::default(), old: HashMap::default(), most: MOST }
     }
 
-    /// The members of an entry that say who it was. A new subject's key is given to `keep` first.
+    /// The members of an entry of `class` that say who it was. The subject's key is given to `keep` before the first of each class.
     ///
     /// # Errors
     /// The system gives no randomness.
-    pub fn of(&mut self, who: &Who, keep: impl FnOnce(WrappedKey)) -> Result<&str, KeyError> {
+    pub fn of(&mut self, who: &Who, class: Class, keep: impl FnOnce(&WrappedKey)) -> Result<&str, KeyError> {
         let name = (who.verified.as_ref().map_or(0, |verified| verified.hash), who.address, who.tier as u8);
         if !self.young.contains_key(&name) {
             let known = self.old.remove(&name);
             if self.young.len() >= self.most {
                 self.old = std::mem::take(&mut self.young);
             }
-            let text = match known {
-                Some(text) => text,
+            let identity = match known {
+                Some(identity) => identity,
                 None => {
                     let (text, key) = describe(&self.keys, who)?;
-                    keep(key);
-                    text
+                    Identity { text, key, kept: 0 }
                 }
             };
-            self.young.insert(name, text);
+            self.young.insert(name, identity);
         }
         // It was there, or has just come.
-        Ok(self.young.get(&name).map_or("", |text| text))
+        let Some(identity) = self.young.get_mut(&name) else { return Ok("") };
+        if identity.kept & 1 << class as u8 == 0 {
+            identity.kept |= 1 << class as u8;
+            keep(&identity.key);
+        }
+        Ok(&identity.text)
     }
 
     /// Forgets subjects, as pseudonyms: they get a new key when they come back.
     pub fn forget(&mut self, subjects: &[String]) {
-        let is_of = |text: &str| {
-            subjects
-                .iter()
-                .any(|subject| text.strip_prefix(ACTOR).is_some_and(|rest| rest.starts_with(subject.as_str())))
-        };
-        self.young.retain(|_, text| !is_of(text));
-        self.old.retain(|_, text| !is_of(text));
+        let subjects: HashSet<&str> = subjects.iter().map(String::as_str).collect();
+        let stays = |identity: &Identity| !subjects.contains(identity.key.subject.as_str());
+        self.young.retain(|_, identity| stays(identity));
+        self.old.retain(|_, identity| stays(identity));
     }
 }
 
@@ -116,9 +127,6 @@ fn members(
     Ok((text.into(), WrappedKey { created, sealed, ..wrapped }))
 }
 
-/// Where the key of somebody who is only named goes.
-pub const OF_NAMED: Class = Class::Deletion;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +147,7 @@ mod tests {
         let mut made = Vec::new();
         let mut text = |identities: &mut Identities, who: &Who| {
             let mut count = None;
-            let text = identities.of(who, |key| count = Some(key)).unwrap().to_owned();
+            let text = identities.of(who, Class::Data, |key| count = Some(key.clone())).unwrap().to_owned();
             made.extend(count);
             text
         };
@@ -159,11 +167,13 @@ mod tests {
         let mut identities = Identities { most: 10, ..identities() };
         for number in 0..1000_u16 {
             let [high, low] = number.to_be_bytes();
-            identities.of(&who("ann", [10, 0, high, low]), |_| {}).unwrap();
+            identities.of(&who("ann", [10, 0, high, low]), Class::Data, |_| {}).unwrap();
             assert!(identities.young.len() + identities.old.len() <= 20);
         }
         let mut is_new = false;
-        identities.of(&who("ann", [10, 0, 3, 231]), |_| is_new = true).unwrap();
+        identities.of(&who("ann", [10, 0, 3, 231]), Class::Data, |_| is_new = true).unwrap();
         assert!(!is_new, "whoever was here last is known");
+        identities.of(&who("ann", [10, 0, 3, 231]), Class::Security, |_| is_new = true).unwrap();
+        assert!(is_new, "each class keeps the key for itself");
     }
 }

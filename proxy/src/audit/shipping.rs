@@ -6,6 +6,7 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::{StatusCode, header};
@@ -22,7 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::upkeep::{self, Drop, microseconds};
-use super::{Command, writer};
+use super::{Command, Trail, writer};
 use crate::config::Target;
 use crate::state::{Snapshot, State};
 
@@ -36,6 +37,8 @@ const READ_BYTES: u64 = 4 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Entries gather for so long: a batch costs the database about as much as a row.
 const GATHER: Duration = Duration::from_millis(100);
+/// How often the app is asked who was erased, when there is nothing to send.
+const ASK_EVERY: Duration = Duration::from_secs(60);
 /// The pause after a failure, doubled with each until the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -50,6 +53,9 @@ pub enum ShipError {
     /// The app is away.
     #[error("the app cannot be reached: {0}")]
     Connect(#[from] std::io::Error),
+    /// The spool cannot be read.
+    #[error("the spool cannot be read: {0}")]
+    Spool(std::io::Error),
     /// It speaks no HTTP, or went.
     #[error("the app did not answer: {0}")]
     Http(#[from] hyper::Error),
@@ -129,46 +135,67 @@ struct Lines {
     oldest: Option<String>,
 }
 
+/// How far all of it is.
+#[derive(Debug, Default)]
+struct Progress {
+    cursors: [Cursor; Class::ALL.len()],
+    /// The last erasure that was heard of.
+    erasures: u64,
+    /// When the app was asked last.
+    asked_at: Option<Instant>,
+}
+
+impl Progress {
+    /// What the directory says of it.
+    fn read(directory: &Path) -> Self {
+        let text = std::fs::read(directory.join(layout::SHIPPED)).unwrap_or_default();
+        // What cannot be read is sent again: the app knows what it has.
+        let shipped = serde_json::from_slice::<layout::Shipped>(&text).unwrap_or_default();
+        let cursor = |class: Class| Cursor {
+            through: shipped.through.get(class.name()).copied().unwrap_or(0),
+            place: None,
+            is_open: true,
+        };
+        Self { cursors: Class::ALL.map(cursor), erasures: shipped.erasures, asked_at: None }
+    }
+
+    fn behind(&self, trail: &Trail) -> u64 {
+        let of = |class: Class| trail.committed(class).saturating_sub(self.cursors[class as usize].through);
+        Class::ALL.into_iter().map(of).sum()
+    }
+}
+
 /// Ships for the life of the process.
 pub async fn keep_shipping(state: Arc<State>) {
     let Some(trail) = &state.trail else { return };
     let rules = state.rules.load_full();
     let Some(audit) = &rules.config.audit else { return };
     let directory = audit.directory.clone();
-    let mut erasures = 0;
-    let mut cursors: [Cursor; Class::ALL.len()] = Default::default();
-    if let Ok(text) = std::fs::read(directory.join(layout::SHIPPED))
-        && let Ok(shipped) = serde_json::from_slice::<layout::Shipped>(&text)
-    {
-        erasures = shipped.erasures;
-        for class in Class::ALL {
-            cursors[class as usize].through = shipped.through.get(class.name()).copied().unwrap_or(0);
-            cursors[class as usize].is_open = true;
-        }
-    }
     let ships = audit.secret.is_some();
     if !ships {
         tracing::info!(
             "the audit trail stays on this disk: OUTRIGGER_AUDIT_SECRET is not set, so the app gets none of it"
         );
     }
+    let mut openings = trail.openings.load(Ordering::Acquire);
+    let mut progress = Progress::read(&directory);
     let mut pause = FIRST_PAUSE;
     let mut trouble: Option<String> = None;
     loop {
         let _ = tokio::time::timeout(LOOK_EVERY, trail.progress.notified()).await;
-        let behind = |cursors: &[Cursor]| {
-            Class::ALL
-                .into_iter()
-                .map(|class| trail.committed(class).saturating_sub(cursors[class as usize].through))
-                .sum::<u64>()
-        };
-        state.metrics.audit.unshipped.set(i64::try_from(behind(&cursors)).unwrap_or(i64::MAX));
+        let now = trail.openings.load(Ordering::Acquire);
+        if now != openings {
+            // It may be another chain.
+            openings = now;
+            progress = Progress::read(&directory);
+        }
+        state.metrics.audit.unshipped.set(i64::try_from(progress.behind(trail)).unwrap_or(i64::MAX));
         if !ships {
             continue;
         }
         tokio::time::sleep(GATHER).await;
         let began = Instant::now();
-        match round(&state, &directory, &mut cursors, &mut erasures).await {
+        match round(&state, trail, &directory, &mut progress).await {
             Ok(()) => {
                 if trouble.take().is_some() {
                     tracing::info!("the app takes the audit trail again");
@@ -186,83 +213,98 @@ pub async fn keep_shipping(state: Arc<State>) {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
-        if behind(&cursors) == 0 {
+        if progress.behind(trail) == 0 {
             state.metrics.audit.lag.set(0.0);
         }
-        state.metrics.audit.unshipped.set(i64::try_from(behind(&cursors)).unwrap_or(i64::MAX));
+        state.metrics.audit.unshipped.set(i64::try_from(progress.behind(trail)).unwrap_or(i64::MAX));
     }
 }
 
-/// Sends batches until nothing is left.
-async fn round(
-    state: &Arc<State>,
-    directory: &Path,
-    cursors: &mut [Cursor; Class::ALL.len()],
-    erasures: &mut u64,
-) -> Result<(), ShipError> {
-    let Some(trail) = &state.trail else { return Ok(()) };
+/// Sends a batch of each class in turn, until nothing is left.
+async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &mut Progress) -> Result<(), ShipError> {
+    let mut left: Vec<Class> = Class::ALL.into();
     let mut failed = None;
-    let mut oldest = f64::MAX;
-    for class in Class::ALL {
-        loop {
-            let cursor = &mut cursors[class as usize];
-            let committed = trail.committed(class);
-            if cursor.through >= committed && !cursor.is_open {
-                break;
-            }
-            let (directory, place, through) = (directory.to_owned(), cursor.place, cursor.through);
-            let read = tokio::task::spawn_blocking(move || read(&directory, class, place, through, committed)).await;
-            let lines = match read {
-                Ok(Ok(Some(lines))) => lines,
-                Ok(Ok(None)) => {
-                    cursor.is_open = false;
-                    break;
+    while !left.is_empty() {
+        let mut lag: f64 = 0.0;
+        for class in std::mem::take(&mut left) {
+            let lines = match next(trail, directory, class, &mut progress.cursors[class as usize]).await {
+                Ok(Some(lines)) => lines,
+                Ok(None) => continue,
+                Err(e) => {
+                    failed = Some(e);
+                    continue;
                 }
-                // A segment that has just been dropped, or a disk that cannot be read: it is looked for anew.
-                Ok(Err(e)) => {
-                    cursor.place = None;
-                    failed = Some(ShipError::Connect(e));
-                    break;
-                }
-                Err(_) => break,
             };
             if let Some(at) = lines.oldest.as_deref().and_then(microseconds) {
-                let age = (writer::now().0 - at.0) as f64 / 1e6;
-                oldest = oldest.min(-age);
-                state.metrics.audit.lag.set(age.max(0.0));
+                lag = lag.max((writer::now().0 - at.0) as f64 / 1e6);
             }
-            match send(state, class, &lines, *erasures).await {
+            match send(state, class, &lines, progress.erasures).await {
                 Ok(taken) => {
-                    let cursor = &mut cursors[class as usize];
+                    let cursor = &mut progress.cursors[class as usize];
                     cursor.through = cursor.through.max(lines.last);
-                    cursor.place = Some(lines.place);
-                    cursor.is_open = true;
-                    *erasures = heard(state, &taken, *erasures).await;
-                    trail.command(Command::Shipped(class, cursor.through, *erasures));
-                    if let Err(e) = upkeep::record(state, &taken.drops).await {
-                        tracing::warn!("what PostgreSQL has dropped of the audit trail is entered later: {e}");
-                    }
+                    (cursor.place, cursor.is_open) = (Some(lines.place), true);
+                    took(state, trail, &taken, progress).await;
+                    trail.command(Command::Shipped(class, progress.cursors[class as usize].through, progress.erasures));
+                    left.push(class);
                 }
+                // Another class may be fine: one that the app cannot store must not hold the others.
+                Err(e @ ShipError::Status(_)) => failed = Some(e),
                 Err(e) => {
-                    // Another class may be fine: one that the app cannot store must not hold the others.
-                    let is_everywhere = !matches!(e, ShipError::Status(_));
-                    failed = Some(e);
-                    if is_everywhere {
-                        return failed.map_or(Ok(()), Err);
-                    }
-                    break;
+                    state.metrics.audit.lag.set(lag);
+                    return Err(e);
                 }
             }
+        }
+        state.metrics.audit.lag.set(lag);
+    }
+    // Who has nothing to send still has to hear who is to be forgotten.
+    while failed.is_none() && progress.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
+        let before = progress.erasures;
+        let taken = send(state, Class::Administration, &Lines::default(), before).await?;
+        took(state, trail, &taken, progress).await;
+        if progress.erasures > before {
+            progress.asked_at = None;
         }
     }
     failed.map_or(Ok(()), Err)
 }
 
+/// What a class has to send next; `None` when there is nothing.
+async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor) -> Result<Option<Lines>, ShipError> {
+    let committed = trail.committed(class);
+    if cursor.through >= committed && !cursor.is_open {
+        return Ok(None);
+    }
+    let (directory, place, through) = (directory.to_owned(), cursor.place, cursor.through);
+    let read = tokio::task::spawn_blocking(move || read(&directory, class, place, through, committed)).await;
+    match read {
+        Ok(Ok(Some(lines))) => Ok(Some(lines)),
+        Ok(Ok(None)) => {
+            cursor.is_open = false;
+            Ok(None)
+        }
+        // A segment that has just been dropped, or a disk that cannot be read: it is looked for anew.
+        Ok(Err(e)) => {
+            cursor.place = None;
+            Err(ShipError::Spool(e))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Does what an answer asks for.
+async fn took(state: &State, trail: &Trail, taken: &Taken, progress: &mut Progress) {
+    progress.asked_at = Some(Instant::now());
+    progress.erasures = heard(trail, taken, progress.erasures).await;
+    if let Err(e) = upkeep::record(state, &taken.drops).await {
+        tracing::warn!("what PostgreSQL has dropped of the audit trail is entered later: {e}");
+    }
+}
+
 /// Forgets whom the app says to forget. Gives the last erasure that was heard of.
-async fn heard(state: &State, taken: &Taken, before: u64) -> u64 {
+async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
     let subjects: Vec<String> = taken.erasures.iter().map(|erasure| erasure.subject.clone()).collect();
     let Some(last) = taken.erasures.iter().map(|erasure| erasure.number).max() else { return before };
-    let Some(trail) = &state.trail else { return before };
     let (answer, forgotten) = oneshot::channel();
     trail.command(Command::Forget(subjects, answer));
     match forgotten.await {
@@ -375,6 +417,9 @@ fn read(
                 let number = number_of(line);
                 let is_whole = line.ends_with(b"\n");
                 if goes_on && !is_whole {
+                    if line.len() == content.len() {
+                        return Err(std::io::Error::other(format!("{}: a line has no end", segment.path.display())));
+                    }
                     break;
                 }
                 let is_full = count >= MOST_LINES || count > 0 && lines.text.len() + line.len() > MOST_BYTES;

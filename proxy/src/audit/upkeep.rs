@@ -22,6 +22,8 @@ const DAILY: Duration = Duration::from_secs(86_400);
 const SOON: Duration = Duration::from_secs(60);
 /// Once the process has begun: there is more urgent work at first.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long the writer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The file with the flags of the process before this one.
 const FLAGS: &str = "FLAGS";
 
@@ -127,7 +129,8 @@ pub async fn record(state: &State, drops: &[Drop]) -> Result<(), ShipError> {
             ..Act::new(EventType::AdminAction, "audit.retention", Outcome::Success)
         };
         trail.enter(&rules, act);
-        let receipt = receipt.await.map_err(|_| ShipError::Unwritable)?;
+        let receipt = tokio::time::timeout(PATIENCE, receipt).await.map_err(|_| ShipError::Unwritable)?;
+        let receipt = receipt.map_err(|_| ShipError::Unwritable)?;
         recorded.push(json!({
             "id": dropped.id, "entry": shown_id(receipt.id), "key": signature.key, "signature": signature.signature,
         }));

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use outrigger_policy::audit::{Class, Draft, EventType, Outcome, Time, uuid_v7};
 use outrigger_trail::holds::{HoldError, Holds};
 use outrigger_trail::keys::MasterKeys;
-use outrigger_trail::spool::{self, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
+use outrigger_trail::spool::{self, Dropped, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
 use serde_json::json;
 
 use super::event::{Act, Event, Item};
-use super::identities::{self, Identities, OF_NAMED};
+use super::identities::{self, Identities};
 use super::{Batch, Command, Receipt, Trail, lock};
 use crate::request_id::random;
 use crate::state::{Snapshot, State};
@@ -49,6 +49,8 @@ pub struct Writer {
     /// What is being written, and whoever waits for which of it.
     batches: Vec<Batch>,
     awaited: Vec<(usize, usize, Receipt)>,
+    /// Which of it was not entered by itself.
+    counted: Vec<(usize, usize)>,
     lost: [Lost; Class::ALL.len()],
     refusals: Refusals,
     clock: Clock,
@@ -104,6 +106,23 @@ impl Clock {
     }
 }
 
+/// Without a writer nothing is written, and nobody is to wait for it.
+struct Alive<'a>(&'a Trail);
+
+impl std::ops::Drop for Alive<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the writer of the audit trail has ended: nothing is entered until the next start");
+        }
+        self.0.is_closed.store(true, Ordering::SeqCst);
+        self.0.writable.iter().for_each(|writable| writable.store(false, Ordering::Relaxed));
+        for shard in &self.0.shards {
+            // Who waits in it is told by that.
+            lock(shard).clear();
+        }
+    }
+}
+
 /// The time of day.
 pub fn now() -> Time {
     Clock::now().time
@@ -123,6 +142,7 @@ impl Writer {
             pending: Batch::default(),
             batches: Vec::new(),
             awaited: Vec::new(),
+            counted: Vec::new(),
             lost: Default::default(),
             refusals: Refusals::default(),
             clock: Clock::now(),
@@ -137,6 +157,7 @@ impl Writer {
         let Some(trail) = &state.trail else { return };
         // Set once, here.
         let _ = trail.thread.set(std::thread::current());
+        let _guard = Alive(trail);
         let mut last_item = Instant::now();
         loop {
             let interval = state.rules.load().config.audit.as_ref().map_or(AWAKE, |rules| rules.commit_interval);
@@ -181,7 +202,8 @@ impl Writer {
                     let _ = answer.send(destroyed);
                 }
                 Command::Shipped(class, through, erasures) => {
-                    let kept = self.spool.as_mut().map(|spool| spool.shipped(class, through, erasures));
+                    let now = self.clock.time;
+                    let kept = self.spool.as_mut().map(|spool| spool.shipped(class, through, erasures, now));
                     if let Some(Err(e)) = kept {
                         tracing::warn!(
                             "what the app has of the audit trail cannot be written down, it is sent again later: {e}"
@@ -216,6 +238,9 @@ impl Writer {
                     trail.committed[class as usize].store(spool.committed(class).last, Ordering::Release);
                     trail.writable[class as usize].store(true, Ordering::Relaxed);
                 }
+                // Their keys are where the spool before was.
+                self.identities = Identities::new(self.keys.clone());
+                trail.openings.fetch_add(1, Ordering::Release);
                 self.spool = Some(spool);
             }
             Err(e) => {
@@ -239,6 +264,10 @@ impl Writer {
         if self.spool.is_none() && self.tried_at.is_none_or(|at| at.elapsed() >= TRY_AGAIN) {
             self.open();
         }
+        // A disk that says no is not asked with everything again at once.
+        if self.spool.is_some() && self.problem.is_some() && self.tried_at.is_some_and(|at| at.elapsed() < TRY_AGAIN) {
+            return true;
+        }
         let mut batches = std::mem::take(&mut self.batches);
         batches.resize_with(trail.shards.len() + 1, Batch::default);
         std::mem::swap(&mut batches[0], &mut self.pending);
@@ -249,13 +278,14 @@ impl Writer {
         let is_idle = beyond.is_empty() && batches.iter().all(|batch| batch.items.is_empty());
         if self.spool.is_none() {
             self.keep(trail, &mut batches, |_| true, self.problem.unwrap_or("gone"));
+            self.refusals.take_back(beyond);
         } else {
             let is_lost = |class: Class| {
                 trail.lost[class as usize].load(Ordering::Relaxed) > 0 || self.lost[class as usize].count > 0
             };
             let is_dirty = self.spool.as_ref().is_some_and(Spool::is_dirty);
             if !is_idle || is_dirty || Class::ALL.into_iter().any(is_lost) {
-                self.write(trail, &mut batches, &beyond);
+                self.write(trail, &mut batches, beyond);
             }
         }
         for batch in &mut batches {
@@ -265,9 +295,10 @@ impl Writer {
         !is_idle
     }
 
-    fn write(&mut self, trail: &Trail, batches: &mut [Batch], beyond: &[(Refusal, Beyond)]) {
+    fn write(&mut self, trail: &Trail, batches: &mut [Batch], beyond: Vec<(Refusal, Beyond)>) {
         let gaps = self.write_gaps(trail);
         self.awaited.clear();
+        self.counted.clear();
         let mut next = vec![0; batches.len()];
         // Each batch is in order: the one whose first is the earliest goes on.
         let earliest = |batches: &[Batch], next: &[usize]| {
@@ -280,7 +311,9 @@ impl Writer {
             next[at] += 1;
             let batch = &mut batches[at];
             let Some((rules, item)) = batch.get(number) else { continue };
-            if self.refusals.is_beyond(item, rules, self.clock) {
+            // What is tried again has been looked at.
+            if at > 0 && self.refusals.is_beyond(item, rules, self.clock) {
+                self.counted.push((at, number));
                 continue;
             }
             if let Some((id, placed)) = self.append(rules, item)
@@ -290,12 +323,13 @@ impl Writer {
                 self.awaited.push((at, number, Receipt { id, class, seq: placed.seq, hash: placed.hash }));
             }
         }
-        for ((event, route, reason), beyond) in beyond {
+        for ((event, route, reason), beyond) in &beyond {
             self.append_beyond(*event, *route, reason, beyond);
         }
         let Some(spool) = &mut self.spool else { return };
         let began = Instant::now();
         let failed = spool.commit(self.clock.time);
+        let made_room = spool.take_dropped();
         trail.metrics.commits.observe(began.elapsed().as_secs_f64());
         trail.metrics.spool_bytes.set(i64::try_from(spool.bytes()).unwrap_or(i64::MAX));
         let has_failed = |class: Class| failed.iter().any(|(of, _)| *of == class);
@@ -316,16 +350,40 @@ impl Writer {
                 let _ = done.send(receipt);
             }
         }
+        if has_failed(Class::Security) {
+            self.refusals.take_back(beyond);
+        }
         trail.progress.notify_one();
+        self.made_room(trail, &made_room);
         self.tell(&failed);
         if let Some(why) = self.problem {
+            self.counted.sort_unstable();
             self.keep(trail, batches, has_failed, why);
-            if failed.iter().any(|(_, e)| matches!(e, SpoolError::Gone(_))) {
+            if failed.iter().any(|(_, e)| e.label() == "gone") {
                 // Opened anew it finds out what is left.
                 self.spool = None;
             }
             self.tried_at = Some(Instant::now());
         }
+    }
+
+    /// What went because there was no room is entered with the next commit.
+    fn made_room(&mut self, trail: &Trail, dropped: &[Dropped]) {
+        for dropped in dropped {
+            trail.metrics.dropped(dropped.class, "spool", dropped.last - dropped.first + 1);
+            self.note_dropped(dropped, "room");
+        }
+    }
+
+    fn note_dropped(&mut self, dropped: &Dropped, why: &str) {
+        let rules = self.state.rules.load();
+        let (Some(spool), Some(audit)) = (&mut self.spool, &rules.config.audit) else { return };
+        let details = json!({
+            "where": "spool", "why": why, "class": dropped.class.name(), "first": dropped.first, "last": dropped.last,
+            "count": dropped.last - dropped.first + 1, "bytes": dropped.bytes,
+        });
+        let id = uuid_v7(self.clock.time, (random(), random()));
+        spool.append(&spool::system(id, self.clock.time, &audit.machine, "audit.retention", &details.to_string()));
     }
 
     /// Says once that the trail cannot be written, and once that it can be again.
@@ -348,12 +406,13 @@ impl Writer {
     /// Keeps what could not be written, as much as there is room for; the rest is lost, and counted.
     fn keep(&mut self, trail: &Trail, batches: &mut [Batch], has_failed: impl Fn(Class) -> bool, why: &'static str) {
         let room = trail.room * trail.shards.len();
-        for batch in batches {
+        for (at, batch) in batches.iter_mut().enumerate() {
             let rules = std::mem::take(&mut batch.rules);
             for (number, item) in batch.items.drain(..).enumerate() {
                 let class = item.event().class();
                 // Who waits is told; what it waited for is another entry. And what was not entered by itself is counted already.
-                if !has_failed(class) || item.is_awaited() || self.refusals.counts(&item) {
+                let is_counted = class == Class::Security && self.counted.binary_search(&(at, number)).is_ok();
+                if !has_failed(class) || item.is_awaited() || is_counted {
                     continue;
                 }
                 let of = rules.partition_point(|(first, _)| *first <= number).checked_sub(1);
@@ -412,16 +471,16 @@ impl Writer {
         let class = item.event().class();
         let placed = match item {
             Item::Request(event) => {
-                let who = self.identities.of(&event.who, |key| spool.add_key(class, &key)).unwrap_or(SYSTEM);
+                let who = self.identities.of(&event.who, class, |key| spool.add_key(class, key)).unwrap_or(SYSTEM);
                 append_request(spool, rules, event, Draft::new(id, time, machine, event.event, event.outcome, who))
             }
             Item::Act(act) => {
                 let named;
                 let who = match (&act.who, &act.subject) {
-                    (Some(who), _) => self.identities.of(who, |key| spool.add_key(class, &key)).unwrap_or(SYSTEM),
+                    (Some(who), _) => self.identities.of(who, class, |key| spool.add_key(class, key)).unwrap_or(SYSTEM),
                     (None, Some(subject)) => match identities::named(&self.keys, subject) {
                         Some(Ok((text, key))) => {
-                            spool.add_key(OF_NAMED, &key);
+                            spool.add_key(class, &key);
                             named = text;
                             &*named
                         }
@@ -504,14 +563,9 @@ impl Writer {
             return;
         }
         for dropped in &expired {
-            let details = json!({
-                "where": "spool", "class": dropped.class.name(), "first": dropped.first, "last": dropped.last,
-                "count": dropped.last - dropped.first + 1, "bytes": dropped.bytes,
-            });
-            let details = details.to_string();
-            let id = uuid_v7(now, (random(), random()));
-            spool.append(&spool::system(id, now, &audit.machine, "audit.retention", &details));
+            self.note_dropped(dropped, "age");
         }
+        let Some(spool) = &mut self.spool else { return };
         let failed = spool.commit(now);
         if let Some((_, e)) = failed.first() {
             tracing::warn!("nothing of the audit trail is dropped before it can be written down: {e}");
@@ -519,7 +573,7 @@ impl Writer {
         }
         trail.committed[Class::Administration as usize]
             .store(spool.committed(Class::Administration).last, Ordering::Release);
-        match spool.drop_expired(&expired) {
+        match spool.drop_expired(&expired, now) {
             Ok(()) => {
                 for dropped in &expired {
                     let count = dropped.last - dropped.first + 1;
@@ -536,12 +590,14 @@ impl Writer {
     }
 
     fn close(&mut self, trail: &Trail) {
-        let beyond = std::mem::take(&mut self.refusals.beyond);
         let deadline = Instant::now() + Duration::from_secs(1);
-        let rest: Vec<_> = beyond.into_iter().collect();
         while self.take_and_write(trail) && Instant::now() < deadline {}
+        // From here on nothing comes any more: what would is counted.
+        trail.is_closed.store(true, Ordering::SeqCst);
+        self.take_and_write(trail);
+        let rest: Vec<_> = std::mem::take(&mut self.refusals.beyond).into_iter().collect();
         if self.spool.is_some() && !rest.is_empty() {
-            self.write(trail, &mut [], &rest);
+            self.write(trail, &mut [], rest);
         }
         if !self.pending.items.is_empty() {
             tracing::error!(
@@ -589,11 +645,15 @@ impl Refusals {
         true
     }
 
-    /// Whether a refusal was counted with others in the batch that is being written.
-    fn counts(&self, item: &Item) -> bool {
-        let Item::Request(event) = item else { return false };
-        self.entered > REFUSALS_A_SECOND
-            && self.beyond.contains_key(&(event.event, event.route, event.reason.unwrap_or("none")))
+    /// What could not be entered is entered later.
+    fn take_back(&mut self, beyond: Vec<(Refusal, Beyond)>) {
+        for (refusal, earlier) in beyond {
+            let count = earlier.count;
+            let from = earlier.from;
+            let kept = self.beyond.entry(refusal).or_insert(Beyond { count: 0, ..earlier });
+            kept.count += count;
+            kept.from = kept.from.min(from);
+        }
     }
 
     /// What is to be entered of the second before.

@@ -274,7 +274,8 @@ impl Context {
     fn keys(&self) -> Result<MasterKeys, AuditError> {
         if let Some(text) = std::env::var(KEYS).ok().filter(|text| !text.trim().is_empty()) {
             let keys = MasterKeys::parse(&text).map_err(|source| AuditError::Keys { from: KEYS.to_owned(), source })?;
-            return keys.ok_or_else(|| AuditError::NoKeys(PathBuf::from(layout::MASTER_KEY)));
+            let keys = keys.ok_or_else(|| AuditError::NoKeys(PathBuf::from(layout::MASTER_KEY)))?;
+            return Ok(self.directory.as_deref().map_or(keys.clone(), |directory| local::behind(directory, keys)));
         }
         let directory = self.directory()?;
         let path = directory.join(layout::MASTER_KEY);

@@ -12,11 +12,11 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{SpoolError, at, hex, sha256};
 use crate::entry::Entry;
-use crate::keys::{MasterKeys, WrappedKey};
+use crate::keys::{MasterKeys, PublicKeys, WrappedKey};
 use crate::layout::{self, Checkpoint, End, Header, Segment, Shipped};
 
 /// The longest entry and a checkpoint fit in it.
-const END_BYTES: u64 = 256 << 10;
+const END_BYTES: u64 = 4 << 20;
 
 /// A segment that is written to.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Open {
     file: File,
     /// Bytes that are promised.
     pub length: u64,
+    /// Bytes of its data keys.
+    pub keys_length: u64,
     header: [u8; 32],
     pub created: Time,
 }
@@ -53,10 +55,15 @@ impl Open {
         let mut line = serde_json::to_vec(&header).unwrap_or_default();
         let hash = sha256(&line);
         line.push(b'\n');
-        // What an attempt before this one has left, when the disk was full, was never promised.
         let file = open_private(&segment.path)?;
-        let mut open = Self { segment, file, length: 0, header: hash, created: now };
+        if has_entries(&file).map_err(at(&segment.path))? {
+            let problem = "has entries that are no part of the chain: move it away";
+            return Err(SpoolError::Broken { path: segment.path, problem });
+        }
+        // What an attempt before this one has left, when the disk was full, was never promised.
+        let mut open = Self { segment, file, length: 0, keys_length: 0, header: hash, created: now };
         open.file.set_len(0).map_err(at(&open.segment.path))?;
+        remove(&open.segment.keys())?;
         open.write(&line)?;
         sync_directory(directory)?;
         Ok(open)
@@ -66,7 +73,8 @@ impl Open {
     pub fn reopen(segment: Segment, length: u64, header: [u8; 32], created: Time) -> Result<Self, SpoolError> {
         let file = open_private(&segment.path)?;
         file.set_len(length).and_then(|()| file.sync_data()).map_err(at(&segment.path))?;
-        Ok(Self { segment, file, length, header, created })
+        let keys_length = size(&segment.keys());
+        Ok(Self { segment, file, length, keys_length, header, created })
     }
 
     /// Writes `lines` behind what is promised, and promises them; or cuts them off again.
@@ -82,7 +90,7 @@ impl Open {
     }
 
     /// Appends data keys to the segment's file of keys, on disk when it returns.
-    pub fn write_keys(&self, lines: &[u8]) -> Result<(), SpoolError> {
+    pub fn write_keys(&mut self, lines: &[u8]) -> Result<(), SpoolError> {
         let path = self.segment.keys();
         let is_new = !path.exists();
         let file = open_private(&path)?;
@@ -91,6 +99,7 @@ impl Open {
             let _ = file.set_len(end);
             return Err(at(&path)(source));
         }
+        self.keys_length = end + lines.len() as u64;
         if is_new { sync_directory(path.parent().unwrap_or(Path::new("."))) } else { Ok(()) }
     }
 
@@ -121,10 +130,27 @@ impl Open {
 
     /// Somebody has removed its file, or put another one in its place.
     pub fn is_gone(&self) -> bool {
-        let here = self.file.metadata().map(|file| (file.dev(), file.ino()));
-        let there = fs::metadata(&self.segment.path).map(|file| (file.dev(), file.ino()));
-        !matches!((here, there), (Ok(here), Ok(there)) if here == there)
+        is_another(&self.file, &self.segment.path)
     }
+}
+
+/// Whether `path` is not the file that is open.
+pub fn is_another(file: &File, path: &Path) -> bool {
+    let here = file.metadata().map(|file| (file.dev(), file.ino()));
+    let there = fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    !matches!((here, there), (Ok(here), Ok(there)) if here == there)
+}
+
+/// Whether there is an entry behind the header of a segment.
+fn has_entries(file: &File) -> io::Result<bool> {
+    let mut begin = vec![0; 64 << 10];
+    let read = file.read_at(&mut begin, 0)?;
+    Ok(memchr::memmem::find(&begin[..read], b"\n{\"seq\":").is_some())
+}
+
+/// Bytes of a file; 0 when it is not there.
+pub fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
 }
 
 pub fn make_private(directory: &Path) -> Result<(), SpoolError> {
@@ -199,16 +225,21 @@ pub fn write_shipped(directory: &Path, shipped: &Shipped) -> Result<(), SpoolErr
     replace(&directory.join(layout::SHIPPED), &serde_json::to_vec(shipped).unwrap_or_default())
 }
 
-/// When the last entry of a segment was made; `None` when it has none.
-pub fn last_time(path: &Path) -> Result<Option<Time>, SpoolError> {
+/// When the last entry of a closed segment was made; `None` unless its checkpoint vouches for that entry.
+pub fn vouched_time(path: &Path, public: &PublicKeys) -> Result<Option<Time>, SpoolError> {
     let mut file = File::open(path).map_err(at(path))?;
     let length = file.metadata().map_err(at(path))?.len();
     let mut end = Vec::new();
     file.seek(SeekFrom::Start(length.saturating_sub(END_BYTES)))
         .and_then(|_| file.read_to_end(&mut end))
         .map_err(at(path))?;
-    let mut entries = end.rsplit(|b| *b == b'\n').filter_map(|line| Entry::parse(line).ok());
-    let time = entries.next().and_then(|entry| entry.time.parse::<jiff::Timestamp>().ok());
+    let mut lines = end.strip_suffix(b"\n").unwrap_or(&end).rsplit(|b| *b == b'\n');
+    let (Some(checkpoint), Some(entry)) = (lines.next(), lines.next()) else { return Ok(None) };
+    let Ok(vouched) = serde_json::from_slice::<Checkpoint>(&layout::unsigned(checkpoint)) else { return Ok(None) };
+    if vouched.hash != hex(&sha256(entry)) || layout::verify(checkpoint, &vouched.key, public).is_err() {
+        return Ok(None);
+    }
+    let time = Entry::parse(entry).ok().and_then(|entry| entry.time.parse::<jiff::Timestamp>().ok());
     Ok(time.map(|time| Time(time.as_microsecond())))
 }
 

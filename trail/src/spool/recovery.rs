@@ -107,12 +107,23 @@ impl Spool {
         for (segment, next) in earlier.iter().zip(&segments[1..]) {
             let bytes = fs::metadata(&segment.path).map_err(at(&segment.path))?.len();
             let last = next.first.saturating_sub(1);
-            self.chains[class as usize].closed.push(Closed { segment: segment.clone(), last, bytes });
+            let keys_bytes = files::size(&segment.keys());
+            self.chains[class as usize].closed.push(Closed { segment: segment.clone(), last, bytes, keys_bytes });
         }
         let content = fs::read(&newest.path).map_err(at(&newest.path))?;
         let scan = scan(&content, newest.first);
         let is_short = scan.head.last < vouched.last || scan.header.is_none() && newest.first <= vouched.last;
-        if is_short || was_closed && !scan.is_closed {
+        let has_entries = scan.head.last >= newest.first;
+        let is_reopened = was_closed && !scan.is_closed && has_entries;
+        if is_reopened && newest.first > vouched.last {
+            // All of it came after the end: the program goes on without it, and it stays for whoever looks into it.
+            findings.push(reopened(class, vouched.last));
+            let aside = newest.path.with_extension("aside");
+            fs::rename(&newest.path, &aside).map_err(at(&aside))?;
+            self.chains[class as usize].closed.clear();
+            return self.recover_class(class, earlier, Vouched { head: vouched, was_closed }, now, findings);
+        }
+        if is_short || is_reopened {
             findings.push(if is_short {
                 missing(class, scan.head.last.max(newest.first.saturating_sub(1)) + 1, vouched.last)
             } else {
@@ -121,7 +132,8 @@ impl Spool {
             let bytes = content.len() as u64;
             let chain = &mut self.chains[class as usize];
             // Nothing of it is touched, and what comes next has another file.
-            chain.closed.push(Closed { segment: newest.clone(), last: vouched.last, bytes });
+            let keys_bytes = files::size(&newest.keys());
+            chain.closed.push(Closed { segment: newest.clone(), last: vouched.last, bytes, keys_bytes });
             (chain.head, chain.committed) = (vouched, vouched);
             return Ok(());
         }
@@ -139,16 +151,9 @@ impl Spool {
         let Some((header, hash)) = scan.header else {
             // It was begun, and nothing was promised of it.
             files::remove(&newest.path)?;
-            let before = self.chains[class as usize].closed.pop();
-            return match before {
-                None => Ok(()),
-                Some(before) => {
-                    let all: Vec<Segment> =
-                        self.chains[class as usize].closed.drain(..).map(|closed| closed.segment).collect();
-                    let all = [all, vec![before.segment]].concat();
-                    self.recover_class(class, &all, Vouched { head: vouched, was_closed }, now, findings)
-                }
-            };
+            files::remove(&newest.keys())?;
+            self.chains[class as usize].closed.clear();
+            return self.recover_class(class, earlier, Vouched { head: vouched, was_closed }, now, findings);
         };
         let heads = heads_of(&self.chains, class);
         let chain = &mut self.chains[class as usize];
@@ -157,7 +162,8 @@ impl Spool {
             if !torn.is_empty() {
                 Open::reopen(newest.clone(), scan.length as u64, hash, now)?;
             }
-            chain.closed.push(Closed { segment: newest.clone(), last: scan.head.last, bytes: scan.length as u64 });
+            let (bytes, keys_bytes) = (scan.length as u64, files::size(&newest.keys()));
+            chain.closed.push(Closed { segment: newest.clone(), last: scan.head.last, bytes, keys_bytes });
             return Ok(());
         }
         let created = header.created.parse::<jiff::Timestamp>().map_or(now, |time| Time(time.as_microsecond()));
@@ -215,7 +221,7 @@ fn scan(content: &[u8], first: u64) -> Scan {
             scan.head = Head { last: seq, hash: sha256(text) };
         } else {
             let checkpoint = serde_json::from_slice::<serde_json::Value>(text).is_ok()
-                && serde_json::from_slice::<Checkpoint>(&strip_signature(text)).is_ok();
+                && serde_json::from_slice::<Checkpoint>(&layout::unsigned(text)).is_ok();
             if !checkpoint {
                 break;
             }
@@ -226,11 +232,6 @@ fn scan(content: &[u8], first: u64) -> Scan {
         scan.length += line.len();
     }
     scan
-}
-
-fn strip_signature(line: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(line);
-    text.rsplit_once(layout::SIGNATURE).map_or_else(Vec::new, |(message, _)| format!("{message}}}").into_bytes())
 }
 
 /// The number of an entry, and the hash of the one before: the first member and the last.

@@ -193,6 +193,66 @@ fn what_is_added_to_a_closed_chain_is_no_part_of_it() {
     assert!(!findings.problems.is_empty(), "what was forged is not signed by the next start");
 }
 
+/// A crash between the header of a segment and its first entry.
+#[test]
+fn a_segment_without_entries_is_gone_on_with() {
+    let place = Place::new();
+    let small = Settings { segment_bytes: 1, ..Settings::default() };
+    let mut spool = place.open_with(small);
+    append(&mut spool, 2);
+    append(&mut spool, 2);
+    drop(spool);
+    let path = Segment::new(&place.0, Class::Data, 3).path;
+    let header = fs::read_to_string(&path).unwrap().split_inclusive('\n').next().unwrap().to_owned();
+    fs::write(&path, header).unwrap();
+    // As if the crash had come before HEAD was signed again.
+    fs::remove_file(place.0.join(layout::HEAD)).unwrap();
+    for _ in 0..2 {
+        let spool = place.open_with(small);
+        assert_eq!(spool.committed(Class::Data).last, 2);
+        spool.close(NOW).unwrap();
+    }
+    let mut spool = place.open_with(small);
+    spool.shipped(Class::Data, 2, 0, NOW).unwrap();
+    append(&mut spool, 3);
+    append(&mut spool, 1);
+    assert_chained(&place.entries(Class::Data));
+    assert_eq!(place.entries(Class::Data).len(), 6);
+}
+
+#[test]
+fn a_chain_whose_segments_are_all_dropped_goes_on_without_head() {
+    let place = Place::new();
+    let mut spool = place.open();
+    spool.append(&read(1, Time(NOW.0 - 400 * 86_400_000_000)));
+    assert!(spool.commit(NOW).is_empty());
+    spool.close(NOW).unwrap();
+    let mut spool = place.open();
+    let oldest = |_| Time(NOW.0 - 86_400_000_000);
+    let expired = spool.expired(NOW, oldest, |_, _| Ok(false)).unwrap();
+    spool.drop_expired(&expired, NOW).unwrap();
+    assert!(place.entries(Class::Data).is_empty());
+    drop(spool);
+    fs::remove_file(place.0.join(layout::HEAD)).unwrap();
+    let spool = place.open();
+    assert_eq!(spool.committed(Class::Data).last, 1);
+}
+
+#[test]
+fn what_nothing_vouches_for_is_not_too_old() {
+    let place = Place::new();
+    let mut spool = place.open_with(Settings { segment_bytes: 1, ..Settings::default() });
+    for _ in 0..3 {
+        spool.append(&read(1, Time(NOW.0 - 400 * 86_400_000_000)));
+        assert!(spool.commit(NOW).is_empty());
+    }
+    let first = Segment::new(&place.0, Class::Data, 1).path;
+    for spoilt in [String::new(), fs::read_to_string(&first).unwrap().replace("data.read", "data.reaD")] {
+        fs::write(&first, spoilt).unwrap();
+        assert_eq!(spool.expired(NOW, |_| NOW, |_, _| Ok(false)).unwrap(), []);
+    }
+}
+
 #[test]
 fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
     let place = Place::new();
@@ -209,7 +269,7 @@ fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
     };
     assert!(matches!(full, SpoolError::Full), "{full}");
     assert!(written > 5 && spool.bytes() <= small.max_bytes);
-    spool.shipped(Class::Data, 3, 0).unwrap();
+    spool.shipped(Class::Data, 3, 0, NOW).unwrap();
     append(&mut spool, 1);
     assert!(spool.floor(Class::Data) > 1 && spool.floor(Class::Data) <= 4);
     let floor = spool.floor(Class::Data);
@@ -268,7 +328,7 @@ fn retention_drops_what_is_older_and_nothing_behind_what_stays() {
     let held =
         spool.expired(NOW, oldest, |_, path| Ok(fs::read_to_string(path).unwrap().contains("\"seq\":2,"))).unwrap();
     assert_eq!(held.len(), 1, "what is held is kept, and what follows it");
-    spool.drop_expired(&expired).unwrap();
+    spool.drop_expired(&expired, NOW).unwrap();
     assert_eq!(place.entries(Class::Security).len(), 2);
     assert_eq!(place.entries(Class::Data).len(), 5);
     spool.close(NOW).unwrap();

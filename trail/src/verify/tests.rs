@@ -374,7 +374,7 @@ fn a_spool_is_whole_whatever_happened_to_the_program() {
             }
             2 => {
                 let expired = spool.expired(now, |_| Time(now.0 - 20_000_000), |_, _| Ok(false)).unwrap();
-                spool.drop_expired(&expired).unwrap();
+                spool.drop_expired(&expired, now).unwrap();
                 dropped += expired.len();
             }
             _ => {
