@@ -202,7 +202,8 @@ async fn round(
 ) -> Result<(), ShipError> {
     let Some(trail) = &state.trail else { return Ok(()) };
     let mut failed = None;
-    let mut oldest = f64::MAX;
+    let mut is_away = false;
+    let mut ages = [0.0_f64; Class::ALL.len()];
     for class in Class::ALL {
         loop {
             let cursor = &mut cursors[class as usize];
@@ -227,9 +228,10 @@ async fn round(
                 Err(_) => break,
             };
             if let Some(at) = lines.oldest.as_deref().and_then(microseconds) {
-                let age = (writer::now().0 - at.0) as f64 / 1e6;
-                oldest = oldest.min(-age);
-                state.metrics.audit.lag.set(age.max(0.0));
+                ages[class as usize] = (writer::now().0 - at.0) as f64 / 1e6;
+            }
+            if is_away {
+                break;
             }
             match send(state, class, &lines, *erasures).await {
                 Ok(taken) => {
@@ -245,16 +247,15 @@ async fn round(
                 }
                 Err(e) => {
                     // Another class may be fine: one that the app cannot store must not hold the others.
-                    let is_everywhere = !matches!(e, ShipError::Status(_));
+                    // Otherwise the others are only looked at: the oldest entry may be one of theirs.
+                    is_away = !matches!(e, ShipError::Status(_));
                     failed = Some(e);
-                    if is_everywhere {
-                        return failed.map_or(Ok(()), Err);
-                    }
                     break;
                 }
             }
         }
     }
+    state.metrics.audit.lag.set(ages.into_iter().fold(0.0, f64::max));
     failed.map_or(Ok(()), Err)
 }
 
