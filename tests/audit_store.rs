@@ -142,6 +142,35 @@ fn start_app(dir: &std::path::Path, postgres: &Postgres, address: SocketAddr, en
     app
 }
 
+#[test]
+fn what_is_left_when_a_proxy_ends_is_shipped_before_its_disk_is_gone() {
+    let store = Store::start();
+    let (address, trail, rules) = (local(), store.dir.join("trail"), store.dir.join("proxy.toml"));
+    let text = format!(
+        "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{}\"\napp.address = \"{}\"\n\
+         audit.directory = \"{}\"\naudit.default = \"data\"\n",
+        local(),
+        store.address,
+        trail.display()
+    );
+    fs::write(&rules, text).unwrap();
+    let mut proxy = Program::new(programs::find("outrigger").unwrap())
+        .args(["run", "--config", rules.to_str().unwrap()])
+        .env("OUTRIGGER_AUDIT_KEYS", KEYS)
+        .env("OUTRIGGER_AUDIT_SECRET", SECRET)
+        .start("outrigger", &store.dir.join("proxy.log"))
+        .unwrap();
+    proxy.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();
+    let request = with_fields(&crate::harness::get("/api/v1/documents"), &["X-Api-Key: secret"]);
+    assert_eq!(Client::connect(address).unwrap().send(&request).answer().status, 200);
+    until("the request to be shipped", || store.count("audit_events where class = 'data'") == 1);
+    // Its chain has been quiet since, another's last entry is just being made.
+    assert!(proxy.stop(Signal::TERM, Duration::from_secs(20)).unwrap().success());
+    fs::remove_dir_all(&trail).unwrap();
+    assert_eq!(store.count("audit_events where action in ('start', 'stop') and chain <> 'app'"), 2);
+    assert_eq!(store.count("audit_checkpoints where kind = 'checkpoint' and class in ('data', 'administration')"), 2);
+}
+
 fn internal(address: SocketAddr, path: &str, body: &[u8], secret: &str) -> Answer {
     let head = format!(
         "POST /internal/audit/{path} HTTP/1.1\r\nHost: outrigger.test\r\nAuthorization: Bearer {secret}\r\n\

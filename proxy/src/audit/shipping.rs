@@ -6,6 +6,7 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::{StatusCode, header};
@@ -167,6 +168,11 @@ pub async fn keep_shipping(state: Arc<State>) {
             continue;
         }
         tokio::time::sleep(GATHER).await;
+        let is_closed = trail.is_closed.load(Ordering::Acquire);
+        if is_closed {
+            // Every chain has got a checkpoint.
+            cursors.iter_mut().for_each(|cursor| cursor.is_open = true);
+        }
         let began = Instant::now();
         match round(&state, &directory, &mut cursors, &mut erasures).await {
             Ok(()) => {
@@ -174,6 +180,10 @@ pub async fn keep_shipping(state: Arc<State>) {
                     tracing::info!("the app takes the audit trail again");
                 }
                 pause = FIRST_PAUSE;
+                if is_closed {
+                    trail.shipped.notify_one();
+                    return;
+                }
             }
             Err(e) => {
                 state.metrics.audit.batches.with_label_values(&["failed"]).inc();
