@@ -1,7 +1,8 @@
 # Builds both programs and runs them under supervisord, as an ordinary user.
 #
 #   docker build -t outrigger .
-#   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… outrigger
+#   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… \
+#     -e OUTRIGGER_AUDIT_KEYS=k1:… -e OUTRIGGER_AUDIT_SECRET=… -v outrigger-audit:/var/lib/outrigger/audit outrigger
 #
 # Renew both pinned bases together: the programs need the same Debian release to build and to run.
 
@@ -46,7 +47,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 10001 outrigger \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/outrigger --shell /usr/sbin/nologin outrigger \
-    && install -d -o 10001 -g 10001 -m 0750 /var/lib/outrigger /var/lib/outrigger/run
+    && install -d -o 10001 -g 10001 -m 0750 /var/lib/outrigger /var/lib/outrigger/run \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/outrigger/audit
 
 COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
 COPY --chmod=0755 deploy/watchdog.py /usr/local/bin/outrigger-watchdog
@@ -62,7 +64,8 @@ ENV BIN_DIR=/usr/local/bin \
     OUTRIGGER_LISTEN=0.0.0.0:8080 \
     OUTRIGGER_ADMIN_LISTEN=0.0.0.0:9091 \
     OUTRIGGER_APP_ADDRESS=unix:/var/lib/outrigger/run/app.sock \
-    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics
+    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics \
+    OUTRIGGER_AUDIT_DIRECTORY=/var/lib/outrigger/audit
 
 # By number, so that a host can tell that it is not root.
 USER 10001:10001

@@ -20,7 +20,8 @@ use tokio_postgres::Client as Database;
 use xtask::postgres::Postgres;
 use xtask::{Process, Program, Signal, http, programs, wait};
 
-use crate::harness::{Answer, Client, fresh_dir, hex, post, sha256, sum, until, with_fields};
+use crate::backend::Backend;
+use crate::harness::{Answer, Client, Setup, fresh_dir, hex, post, sha256, sum, until, with_fields};
 use crate::house::{House, LIMIT, document, local, postgres_in};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -140,6 +141,60 @@ fn start_app(dir: &std::path::Path, postgres: &Postgres, address: SocketAddr, en
         .unwrap();
     app.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();
     app
+}
+
+/// A younger entry of a class that is shipped earlier hides nothing.
+#[test]
+fn the_lag_is_the_age_of_the_oldest_entry_that_the_app_does_not_have() {
+    let mut app = Backend::start();
+    app.stop();
+    let rules = "app.hold = \"0s\"\naudit.directory = \"trail\"\naudit.default = \"data\"\n";
+    let setup = Setup::new(&app, rules).env("OUTRIGGER_AUDIT_KEYS", KEYS).env("OUTRIGGER_AUDIT_SECRET", SECRET);
+    let proxy = setup.start();
+    let lag = || proxy.metric("outrigger_audit_lag_seconds", &[]);
+    assert_eq!(proxy.get("/").status, 502);
+    until("the entry to wait for the app", || lag() > 2.0);
+    let asked = Instant::now();
+    proxy.ask(&with_fields(&crate::harness::get("/"), &["X-Forwarded-For: 192.0.2.1"]));
+    until("it to be entered as forged", || {
+        proxy.metric("outrigger_audit_entries_total", &[("class", "security")]) > 0.0
+    });
+    let failed = || proxy.metric("outrigger_audit_batches_total", &[("result", "failed")]);
+    let before = failed();
+    until("two more rounds", || failed() >= before + 2.0);
+    // Older than anything that has come since; the round has just been.
+    let (lag, since) = (lag(), asked.elapsed().as_secs_f64());
+    assert!(lag > since, "{lag} s, and {since} s since the younger one");
+    assert!(proxy.metric("outrigger_audit_unshipped_entries", &[]) >= 3.0);
+}
+
+#[test]
+fn what_is_left_when_a_proxy_ends_is_shipped_before_its_disk_is_gone() {
+    let store = Store::start();
+    let (address, trail, rules) = (local(), store.dir.join("trail"), store.dir.join("proxy.toml"));
+    let text = format!(
+        "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{}\"\napp.address = \"{}\"\n\
+         audit.directory = \"{}\"\naudit.default = \"data\"\n",
+        local(),
+        store.address,
+        trail.display()
+    );
+    fs::write(&rules, text).unwrap();
+    let mut proxy = Program::new(programs::find("outrigger").unwrap())
+        .args(["run", "--config", rules.to_str().unwrap()])
+        .env("OUTRIGGER_AUDIT_KEYS", KEYS)
+        .env("OUTRIGGER_AUDIT_SECRET", SECRET)
+        .start("outrigger", &store.dir.join("proxy.log"))
+        .unwrap();
+    proxy.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();
+    let request = with_fields(&crate::harness::get("/api/v1/documents"), &["X-Api-Key: secret"]);
+    assert_eq!(Client::connect(address).unwrap().send(&request).answer().status, 200);
+    until("the request to be shipped", || store.count("audit_events where class = 'data'") == 1);
+    // Its chain has been quiet since, another's last entry is just being made.
+    assert!(proxy.stop(Signal::TERM, Duration::from_secs(20)).unwrap().success());
+    fs::remove_dir_all(&trail).unwrap();
+    assert_eq!(store.count("audit_events where action in ('start', 'stop') and chain <> 'app'"), 2);
+    assert_eq!(store.count("audit_checkpoints where kind = 'checkpoint' and class in ('data', 'administration')"), 2);
 }
 
 fn internal(address: SocketAddr, path: &str, body: &[u8], secret: &str) -> Answer {

@@ -110,3 +110,17 @@ fn every_variable_of_supervisord_is_set() {
         assert!(env.contains(&format!(" {name}=")), "the Dockerfile sets no {name}");
     }
 }
+
+/// The proxy could not make it: it is not root, and what is around it belongs to root.
+#[test]
+fn the_directory_of_the_audit_trail_belongs_to_whoever_writes_it_and_nobody_else_reads_it() {
+    let instructions = instructions();
+    let variable = "OUTRIGGER_AUDIT_DIRECTORY=";
+    let env = instructions.iter().find(|line| line.starts_with("ENV ") && line.contains(variable)).unwrap();
+    let directory = env.split_whitespace().find_map(|word| word.strip_prefix(variable)).unwrap();
+    let user = instructions.iter().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    let made = format!("install -d -o {user} -g {group} -m 0700 {directory}");
+    let is_made = |line: &String| line.starts_with("RUN ") && line.contains(&made);
+    assert!(instructions.iter().any(is_made), "the Dockerfile needs `{made}`");
+}

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::backend::{Backend, Play};
-use crate::harness::{Proxy, fresh_dir, get, until};
+use crate::harness::{Proxy, Setup, fresh_dir, get, until};
 use crate::house::{House, document};
 use crate::promtool;
 
@@ -177,7 +177,17 @@ fn everything_that_is_said() -> Catalogue {
     app.stop();
     proxy.get("/health");
     proxy.comes_to_rest();
-    catalogue(&[well, unwell, proxy.admin("/metrics/all").body])
+
+    // And an audit trail that cannot be written: there is a file where its directory should be.
+    let app = Backend::start();
+    let setup = Setup::new(&app, "audit.directory = \"trail\"\naudit.default = \"data\"\naudit.queue = 16\n");
+    fs::write(setup.dir.join("trail"), "in the way").unwrap();
+    let unwritten = setup.start();
+    until("entries to be lost", || {
+        unwritten.get("/");
+        unwritten.metric("outrigger_audit_lost_total", &[]) > 0.0
+    });
+    catalogue(&[well, unwell, proxy.admin("/metrics/all").body, unwritten.admin("/metrics/all").body])
 }
 
 /// Where it stands, and the expression.

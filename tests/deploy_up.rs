@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -55,8 +56,26 @@ impl House {
     }
 
     fn tour(&self) -> Vec<String> {
+        self.lines("curl ")
+    }
+
+    /// What is to be pasted to see the audit trail.
+    fn trail(&self) -> Vec<String> {
+        self.lines("(. ")
+    }
+
+    fn lines(&self, beginning: &str) -> Vec<String> {
         let said = fs::read_to_string(self.xtask.log()).unwrap();
-        said.lines().filter(|line| line.starts_with("curl ")).map(str::to_owned).collect()
+        said.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
+    }
+
+    /// Those of the audit trail, which nobody else may read.
+    fn secrets(&self) -> [String; 2] {
+        ["audit.keys", "audit.secret"].map(|name| {
+            let file = self.dir.join(name);
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+            fs::read_to_string(&file).unwrap()
+        })
     }
 
     /// Every process below, at any depth.
@@ -79,6 +98,20 @@ fn paste(line: &str) -> String {
     said.into_owned()
 }
 
+/// The tour's requests are found in the trail with who asked, and it is whole in both places.
+fn shows_the_trail(house: &House) {
+    let lines = house.trail();
+    let [search, verify] = lines.as_slice() else { panic!("{lines:?}") };
+    let mut said = String::new();
+    let found = wait::until("the tour's requests to be in the trail", Duration::from_secs(10), || {
+        said = paste(search);
+        said.contains("data.") && said.contains("address:127.0.0.1")
+    });
+    assert!(found.is_ok(), "{search}\nsays:\n{said}");
+    let said = paste(verify);
+    assert!(said.contains("spool") && said.contains("postgres") && said.contains("whole"), "{verify}\nsays:\n{said}");
+}
+
 #[test]
 fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
     let mut house = House::start("tour");
@@ -89,6 +122,7 @@ fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
         let said = paste(line);
         assert!(said.contains(expected), "{line}\nshould show {expected} and says:\n{said}");
     }
+    shows_the_trail(&house);
     let family = house.family();
     assert!(family.len() > 4, "PostgreSQL with children, ChromaDB, the app and the proxy: {family:?}");
     let status = house.xtask.stop(Signal::INT, Duration::from_secs(60)).unwrap();
@@ -116,6 +150,10 @@ fn three_machines_stand_behind_an_edge_and_one_that_dies_comes_back() {
             |pid: &&u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "outrigger");
         house.family().iter().find(is_proxy).copied().unwrap()
     };
+    shows_the_trail(&house);
+    for number in 1..=3 {
+        assert!(house.dir.join(format!("audit-m{number}/HEAD")).exists(), "m{number} has no trail of its own");
+    }
     let victim = proxy(&house);
     signal(victim, Signal::KILL);
     // The edge has others, so nobody waits for it.
@@ -139,10 +177,13 @@ fn a_kill_leaves_no_process_behind_and_the_next_start_works() {
     signal(house.xtask.pid(), Signal::KILL);
     let all_gone = || family.iter().all(|pid| !exists(*pid));
     wait::until("everything to follow a killed xtask", Duration::from_secs(20), all_gone).unwrap();
+    let secrets = house.secrets();
     drop(house);
 
     let start = Instant::now();
     let mut house = House::start("killed");
+    assert_eq!(house.secrets(), secrets, "with other keys nobody could read the trail of before");
+    shows_the_trail(&house);
     let said = house.xtask.log_tail(100);
     assert!(!said.contains("documents are in both stores"), "the seeds of before are still there:\n{said}");
     house.xtask.stop(Signal::TERM, Duration::from_secs(60)).unwrap();

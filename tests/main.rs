@@ -17,6 +17,7 @@ mod promtool;
 mod abuse;
 mod audit;
 mod audit_commands;
+mod audit_docs;
 mod audit_shipping;
 mod audit_store;
 mod bad_input;

@@ -100,6 +100,10 @@ pub struct Trail {
     commands: Mutex<Sender<Command>>,
     /// Entries have got to disk.
     pub progress: Notify,
+    /// Everything is written, and the chains are closed.
+    has_ended: AtomicBool,
+    /// The app has all of it, now that nothing more is written.
+    shipped: Notify,
     metrics: AuditMetrics,
 }
 
@@ -173,6 +177,8 @@ impl Trail {
             keys: OnceLock::new(),
             commands: Mutex::new(commands),
             progress: Notify::new(),
+            has_ended: AtomicBool::new(false),
+            shipped: Notify::new(),
             metrics,
         };
         (trail, receiver)
@@ -259,6 +265,14 @@ impl Trail {
         while matches!(closed.try_recv(), Err(oneshot::error::TryRecvError::Empty)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.has_ended.store(true, Ordering::Release);
+        self.progress.notify_one();
+    }
+
+    /// Waits until the app has what a closed trail holds: the disk may be gone with the Machine.
+    pub async fn is_shipped(&self, patience: Duration) {
+        // Too late is for the next start, if there is one with this directory.
+        let _ = tokio::time::timeout(patience, self.shipped.notified()).await;
     }
 }
 

@@ -174,6 +174,9 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     if let Some(trail) = &state.trail {
         audit::acts::process(&state, "stop");
         trail.close(Duration::from_secs(5));
+        if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.secret.is_some()) {
+            runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
+        }
     }
     queue.flush(Duration::from_secs(1));
     // What is left has had its time; waiting for its tasks would only delay the exit.

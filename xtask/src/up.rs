@@ -2,6 +2,7 @@
 //! stand-in for Fly's edge.
 
 mod machine;
+mod trail;
 
 use std::{
     env,
@@ -22,6 +23,7 @@ use xtask::{
 };
 
 use self::machine::{Machine, Peers, Shared, is_ok};
+use self::trail::Secrets;
 
 /// Sent as `X-Api-Key` in the tour.
 const KEY: &str = "outrigger-demo-key";
@@ -71,7 +73,8 @@ pub fn run(args: &[String]) -> Result<()> {
     let document = seed(addresses.front)?;
     // The tour begins with it. A server of the developer's own may be unwell, which the tour then shows.
     let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.front, "/health/detailed"));
-    println!("{}", tour(&addresses, &document, &state));
+    let audit = audit_commands(&house.shared, &addresses)?;
+    println!("{}", tour(&addresses, &document, &state, &audit));
     let outcome = watch(&mut house, &stop);
     house.stop();
     outcome
@@ -211,7 +214,8 @@ fn start(state: &Path, addresses: &Addresses) -> Result<House> {
         }),
     };
     let token_secret = postgres::random_hex(32)?;
-    let shared = Shared { state: state.to_owned(), database_url, chroma_url, token_secret, peers };
+    let trail = Secrets::of(state)?;
+    let shared = Shared { state: state.to_owned(), database_url, chroma_url, token_secret, trail, peers };
     let machines = (1..).zip(&addresses.machines).map(|(number, at)| Machine::start(&shared, number, *at));
     let machines = machines.collect::<Result<Vec<_>>>()?;
     let edge = shared.peers.is_some().then(|| machine::start_edge(&shared, addresses.front, &machines)).transpose()?;
@@ -272,7 +276,17 @@ fn first_id(json: &str) -> Option<String> {
     Some(value.split_once('"')?.0.to_owned())
 }
 
-fn tour(at: &Addresses, document: &str, state: &Path) -> String {
+/// What shows the trail of the first Machine, and of all of them in PostgreSQL.
+fn audit_commands(shared: &Shared, at: &Addresses) -> Result<String> {
+    let spool = machine::spool(shared, 1);
+    let shell = shared.trail.for_shell(&shared.state, &spool, at.machines[0].admin, &shared.database_url)?;
+    let (shell, program) = (shell.display(), programs::find("outrigger")?);
+    // In a shell of its own: the one that it is pasted into keeps its variables.
+    let audit = |command: &str| format!("(. '{shell}'; '{}' audit {command})\n", program.display());
+    Ok(audit("search --database --class data --limit 5 --reveal") + &audit("verify --database"))
+}
+
+fn tour(at: &Addresses, document: &str, state: &Path, audit: &str) -> String {
     let Addresses { front: proxy, machines, .. } = at;
     let admin = machines[0].admin;
     let api = format!("http://{proxy}/api/v1/documents");
@@ -305,6 +319,9 @@ curl -sS {api}/search {key} {json} -d '{{\"embedding\":{near},\"limit\":3}}'
 curl -sS {api}/{document} {key}
 curl -sS http://{admin}/metrics/all | grep ^outrigger_requests_total
 {of_many}
+Who did that, and whether the audit trail of it is whole, here and in PostgreSQL (docs/audit.md):
+
+{audit}
 Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in
 {log}.
 Ctrl-C ends all of it."

@@ -194,6 +194,11 @@ pub async fn keep_shipping(state: Arc<State>) {
             continue;
         }
         tokio::time::sleep(GATHER).await;
+        let has_ended = trail.has_ended.load(Ordering::Acquire);
+        if has_ended {
+            // Every chain has got a checkpoint.
+            progress.cursors.iter_mut().for_each(|cursor| cursor.is_open = true);
+        }
         let began = Instant::now();
         match round(&state, trail, &directory, &mut progress).await {
             Ok(()) => {
@@ -201,6 +206,10 @@ pub async fn keep_shipping(state: Arc<State>) {
                     tracing::info!("the app takes the audit trail again");
                 }
                 pause = FIRST_PAUSE;
+                if has_ended {
+                    trail.shipped.notify_one();
+                    return;
+                }
             }
             Err(e) => {
                 state.metrics.audit.batches.with_label_values(&["failed"]).inc();
@@ -224,6 +233,8 @@ pub async fn keep_shipping(state: Arc<State>) {
 async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &mut Progress) -> Result<(), ShipError> {
     let mut left: Vec<Class> = Class::ALL.into();
     let mut failed = None;
+    // Then the others are only looked at: the oldest entry may be one of theirs.
+    let mut is_away = false;
     while !left.is_empty() {
         let mut lag: f64 = 0.0;
         for class in std::mem::take(&mut left) {
@@ -238,6 +249,9 @@ async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &m
             if let Some(at) = lines.oldest.as_deref().and_then(microseconds) {
                 lag = lag.max((writer::now().0 - at.0) as f64 / 1e6);
             }
+            if is_away {
+                continue;
+            }
             match send(state, class, &lines, progress.erasures).await {
                 Ok(taken) => {
                     let cursor = &mut progress.cursors[class as usize];
@@ -247,11 +261,10 @@ async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &m
                     trail.command(Command::Shipped(class, progress.cursors[class as usize].through, progress.erasures));
                     left.push(class);
                 }
-                // Another class may be fine: one that the app cannot store must not hold the others.
-                Err(e @ ShipError::Status(_)) => failed = Some(e),
                 Err(e) => {
-                    state.metrics.audit.lag.set(lag);
-                    return Err(e);
+                    // Another class may be fine: one that the app cannot store must not hold the others.
+                    is_away |= !matches!(e, ShipError::Status(_));
+                    failed = Some(e);
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outrigger_policy::audit::{Class, EventType, Outcome, Time};
@@ -105,7 +106,8 @@ async fn in_postgres(state: &State) -> Result<(), ShipError> {
 /// What could not be entered or told is tried again.
 pub async fn record(state: &State, drops: &[Drop]) -> Result<(), ShipError> {
     let (Some(trail), rules) = (&state.trail, state.rules.load_full()) else { return Ok(()) };
-    let Some(keys) = trail.keys.get() else { return Ok(()) };
+    // Of a trail that is closed nobody enters anything: the app asks the next proxy.
+    let Some(keys) = trail.keys.get().filter(|_| !trail.is_closed.load(Ordering::Acquire)) else { return Ok(()) };
     let mut recorded = Vec::new();
     for dropped in drops {
         let signed = Signed {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use xtask::{Error, Process, Program, Result, Signal, http, paths, ports, programs, say};
 
+use super::trail::Secrets;
+
 /// The app knows the SHA-256 of the tour's key only.
 const KEY_SHA256: &str = "e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
 const START: Duration = Duration::from_secs(60);
@@ -24,6 +26,8 @@ pub(super) struct Shared {
     pub(super) chroma_url: String,
     /// What the app signs tokens with.
     pub(super) token_secret: String,
+    /// Of the audit trail.
+    pub(super) trail: Secrets,
     /// How Machines find each other; `None` when there is only one.
     pub(super) peers: Option<Peers>,
 }
@@ -134,8 +138,20 @@ fn called(shared: &Shared, what: &str, number: u8) -> String {
     }
 }
 
+/// Where a Machine's proxy writes its audit trail: one that stays when the Machine ends.
+pub(super) fn spool(shared: &Shared, number: u8) -> PathBuf {
+    shared.state.join(match shared.peers {
+        Some(_) => format!("audit-{}", name(number)),
+        None => "audit".to_owned(),
+    })
+}
+
 fn start_app(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Result<Process> {
-    let mut app = Program::new(programs::find("outrigger-app")?)
+    let mut program = Program::new(programs::find("outrigger-app")?);
+    if shared.peers.is_some() {
+        program = program.env("FLY_MACHINE_ID", name(number));
+    }
+    let mut app = program
         .env("DATABASE_URL", &shared.database_url)
         .env("CHROMA_URL", &shared.chroma_url)
         .env("APP_SOCKET", socket)
@@ -143,6 +159,8 @@ fn start_app(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Resul
         .env("APP_API_KEYS", format!("demo:{KEY_SHA256}"))
         .env("APP_JWT_SECRET", &shared.token_secret)
         .env("APP_VECTOR_DIMENSION", "8")
+        .env("OUTRIGGER_AUDIT_KEYS", &shared.trail.keys)
+        .env("OUTRIGGER_AUDIT_SECRET", &shared.trail.shipping)
         .env("APP_LOG_FORMAT", "text")
         .start(&called(shared, "the app", number), &fresh_log(&shared.state, &named(shared, "app", number, "log")))?;
     app.ready(START, || is_ok(at.app, "/health/ready"))?;
@@ -159,6 +177,9 @@ fn start_proxy(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Res
         .env("OUTRIGGER_ADMIN_LISTEN", at.admin.to_string())
         .env("OUTRIGGER_APP_ADDRESS", format!("unix:{}", socket.display()))
         .env("OUTRIGGER_APP_METRICS", format!("http://{}/metrics", at.app))
+        .env("OUTRIGGER_AUDIT_DIRECTORY", spool(shared, number))
+        .env("OUTRIGGER_AUDIT_KEYS", &shared.trail.keys)
+        .env("OUTRIGGER_AUDIT_SECRET", &shared.trail.shipping)
         .env("OUTRIGGER_LOG_FORMAT", "text");
     if let Some(peers) = &shared.peers {
         program = program

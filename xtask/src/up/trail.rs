@@ -1,0 +1,73 @@
+//! The audit trail of the house: secrets that are made once and kept, so that what was entered stays readable over restarts; and what a
+//! shell needs to know for `outrigger audit`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use xtask::{Result, error::While, paths, postgres};
+
+/// What both programs of every Machine are told.
+#[derive(Debug)]
+pub(super) struct Secrets {
+    /// `OUTRIGGER_AUDIT_KEYS`.
+    pub(super) keys: String,
+    /// `OUTRIGGER_AUDIT_SECRET`.
+    pub(super) shipping: String,
+}
+
+impl Secrets {
+    /// Those of the house in `state`.
+    pub(super) fn of(state: &Path) -> Result<Self> {
+        let random = || postgres::random_hex(32);
+        Ok(Self {
+            keys: kept(&state.join("audit.keys"), || Ok(format!("k1:{}", random()?)))?,
+            shipping: kept(&state.join("audit.secret"), random)?,
+        })
+    }
+
+    /// Writes down what `outrigger audit` has to know of a trail, for a shell to read with `.`; gives the file.
+    pub(super) fn for_shell(&self, state: &Path, spool: &Path, admin: SocketAddr, database: &str) -> Result<PathBuf> {
+        let config = paths::root().join("config/proxy.toml");
+        let variables = [
+            ("OUTRIGGER_CONFIG", config.display().to_string()),
+            ("OUTRIGGER_ADMIN_LISTEN", admin.to_string()),
+            ("OUTRIGGER_AUDIT_DIRECTORY", spool.display().to_string()),
+            ("OUTRIGGER_AUDIT_KEYS", self.keys.clone()),
+            ("DATABASE_URL", database.to_owned()),
+        ];
+        let line = |(name, value): (&str, String)| format!("export {name}={}\n", quoted(&value));
+        let file = state.join("audit.env");
+        write_private(&file, &variables.map(line).concat())?;
+        Ok(file)
+    }
+}
+
+/// As one word of a shell.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+/// What is in the file; what `make` gives, the first time.
+fn kept(file: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let made = make()?;
+            write_private(file, &made)?;
+            Ok(made)
+        }
+        read => read.while_(format_args!("reading {}", file.display())),
+    }
+}
+
+/// Writes a file that only its owner may read. Made beside and moved into place: an interrupted run leaves no half of a secret.
+fn write_private(file: &Path, content: &str) -> Result<()> {
+    let doing = format!("writing {}", file.display());
+    let fresh = file.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).while_(&doing)?;
+    written.write_all(content.as_bytes()).while_(&doing)?;
+    fs::rename(&fresh, file).while_(&doing)
+}
