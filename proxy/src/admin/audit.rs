@@ -20,6 +20,8 @@ use crate::state::State;
 
 /// How long the writer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest details of an entry, as JSON.
+const DETAILS_BYTES: usize = 64 << 10;
 /// The most subjects in one request.
 const MOST_SUBJECTS: usize = 1000;
 /// What the commands do. Nothing else can be entered from outside.
@@ -56,6 +58,8 @@ enum Refused {
     Subject(String),
     #[error("more than {MOST_SUBJECTS} subjects")]
     Many,
+    #[error("details of more than {DETAILS_BYTES} bytes")]
+    Long,
     #[error("it cannot be written: {0}")]
     Unwritable(String),
 }
@@ -99,12 +103,16 @@ async fn enter(
     }
     let mut details = entry.details.unwrap_or_default();
     details.insert("by".to_owned(), entry.by.into());
+    let details = Value::Object(details).to_string();
+    if details.len() > DETAILS_BYTES {
+        return Err(Refused::Long);
+    }
     let (done, receipt) = oneshot::channel();
     let act = Act {
         is_operator: true,
         subject: entry.subject,
         reason: entry.reason,
-        details: Some(Value::Object(details).to_string()),
+        details: Some(details),
         done: Some(done),
         ..Act::new(event, action, outcome)
     };

@@ -54,6 +54,8 @@ pub struct Writer {
     lost: [Lost; Class::ALL.len()],
     refusals: Refusals,
     clock: Clock,
+    /// How long a commit takes.
+    commit_time: Duration,
 }
 
 /// What is missing in a chain.
@@ -146,6 +148,7 @@ impl Writer {
             lost: Default::default(),
             refusals: Refusals::default(),
             clock: Clock::now(),
+            commit_time: Duration::ZERO,
         };
         writer.open();
         writer
@@ -161,8 +164,9 @@ impl Writer {
         let mut last_item = Instant::now();
         loop {
             let interval = state.rules.load().config.audit.as_ref().map_or(AWAKE, |rules| rules.commit_interval);
-            // Half of it for waiting, half for writing.
-            let tick = Instant::now() + interval / 2;
+            // As long as writing may take, and then some, is left of it.
+            let wait = interval.saturating_sub(4 * self.commit_time).max(interval / 2);
+            let tick = Instant::now() + wait;
             let is_idle =
                 self.pending.items.is_empty() && last_item.elapsed() > AWAKE && self.refusals.beyond.is_empty();
             if is_idle && self.spool.is_some() {
@@ -330,6 +334,8 @@ impl Writer {
         let began = Instant::now();
         let failed = spool.commit(self.clock.time);
         let made_room = spool.take_dropped();
+        // A slow one counts at once, and is forgotten slowly.
+        self.commit_time = began.elapsed().max(self.commit_time * 15 / 16);
         trail.metrics.commits.observe(began.elapsed().as_secs_f64());
         trail.metrics.spool_bytes.set(i64::try_from(spool.bytes()).unwrap_or(i64::MAX));
         let has_failed = |class: Class| failed.iter().any(|(of, _)| *of == class);

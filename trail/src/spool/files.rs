@@ -16,7 +16,7 @@ use crate::keys::{MasterKeys, PublicKeys, WrappedKey};
 use crate::layout::{self, Checkpoint, End, Header, Segment, Shipped};
 
 /// The longest entry and a checkpoint fit in it.
-const END_BYTES: u64 = 4 << 20;
+const END_BYTES: u64 = 256 << 10;
 
 /// A segment that is written to.
 #[derive(Debug)]
