@@ -335,8 +335,9 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
     for (harm, missing) in [(cut, "the last 2 missing"), (all, "the last 7 missing")] {
         sql(harm);
         let said = auditor().ends_with(1);
-        let place = "the chain ends here, but the checkpoint of administration entries 1 to 1 vouches for 7 entries";
-        assert!(said.out.contains(place) && said.out.contains(missing), "{}", said.out);
+        let by = "audit_events: the chain ends here, but the checkpoint of administration entries 1 to ";
+        let what = format!(" vouches for 7 entries: {missing}");
+        assert!(said.out.contains(by) && said.out.contains(&what), "{}", said.out);
         assert!(said.out.contains("NOT WHOLE: 1 problem"), "{}", said.out);
     }
 }
