@@ -132,7 +132,7 @@ fn changed(row: &Row, entry: &Entry<'_>) -> Vec<&'static str> {
 
 /// Whether a column can be read and says this; `None`: nothing.
 fn says<'r, T: FromSql<'r> + PartialEq>(row: &'r Row, column: &str, expected: Option<T>) -> bool {
-    row.try_get::<_, Option<T>>(column).is_ok_and(|found| found == expected)
+    row.try_get(column).ok() == Some(expected)
 }
 
 /// The signed lines of a chain's segments that end after number `after`, in order, at most `limit`.
