@@ -518,7 +518,7 @@ mod rows_of_a_database {
         assert!(left.len() < frames.len());
         let beside = |heads| Beside { frames: left.clone(), heads, shipped: Some(cut), ..Beside::default() };
 
-        let whole = walk(&all, Beside { frames: frames.clone(), heads: told(&others), ..Beside::default() });
+        let whole = walk(&all, Beside { frames, heads: told(&others), ..Beside::default() });
         assert!(whole.is_whole() && whole.notes.is_empty(), "{whole:?}");
         let some = &all[..cut as usize];
         assert!(walk(some, beside(Vec::new())).is_whole(), "its own lines do not tell");
