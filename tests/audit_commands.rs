@@ -4,6 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+use outrigger_trail::keys::MasterKeys;
+use outrigger_trail::layout::{self, Checkpoint};
 use outrigger_trail::store::batch::Batch;
 use outrigger_trail::store::ingest::ingest;
 use serde_json::{Value, json};
@@ -266,6 +269,75 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
         postgres.sql("app", mend).unwrap();
         with(&["verify"]).ends_with(0);
     }
+    // What is searched for is in columns, which no hash covers.
+    for (column, value) in [
+        ("id", "gen_random_uuid()"),
+        ("time", "time + interval '1 second'"),
+        ("machine", "'m2'"),
+        ("type", "'data.write'"),
+        ("action", "'write'"),
+        ("outcome", "'refused'"),
+        ("status", "null"),
+        ("actor", "'u_bob'"),
+        ("client", "'a_bob'"),
+        ("request_id", "'r'"),
+        ("route", "null"),
+    ] {
+        let harm = format!("update audit_events set {column} = {value} where class = 'data' and seq = 5");
+        postgres.sql("app", &format!("create table spare as select * from audit_events; {harm}")).unwrap();
+        let said = with(&["verify"]).ends_with(1);
+        let place = format!("audit_events, data entry 5: the column `{column}` says something else than the entry");
+        assert!(said.out.contains(&place) && said.out.contains("NOT WHOLE: 1 problem"), "{harm}: {}", said.out);
+        let mend = "delete from audit_events; insert into audit_events select * from spare; drop table spare";
+        postgres.sql("app", mend).unwrap();
+    }
+    with(&["verify"]).ends_with(0);
     let away = audit(&proxy, &["verify", "--database", "postgres://app@127.0.0.1:1/app"]).ends_with(1);
     assert!(away.err.contains("PostgreSQL: ") && away.err.contains("is it up"), "{}", away.err);
+}
+
+#[test]
+fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_classes() {
+    let app = Backend::start();
+    let proxy = stopped(&app);
+    let public = audit(&proxy, &["keys"]).ends_with(0).out;
+    // Whoever searches is entered, and the checkpoint after that names the ends of the other classes.
+    audit(&proxy, &["search"]).ends_with(0);
+    let postgres = postgres_in(&proxy.dir);
+    store(&proxy, &postgres);
+    let url = postgres.url("app");
+    let sql = |statement: &str| postgres.sql("app", statement).unwrap();
+    // An auditor, who has nothing but the database and the public keys.
+    let auditor = || {
+        let args = ["verify", "--public-keys", public.trim(), "--directory", "nowhere", "--database", &url];
+        audit(&proxy, &args)
+    };
+    let whole = auditor().ends_with(0);
+    assert!(!whole.out.contains("note:"), "{}", whole.out);
+
+    let of_administration = "class = 'administration' and kind = 'checkpoint'";
+    let cut = "delete from audit_events where class = 'data' and seq > 5; \
+        delete from audit_checkpoints where class = 'data' and kind = 'checkpoint'; \
+        update audit_chains set last = 5 where class = 'data'";
+    let all = "delete from audit_events where class = 'data'; delete from audit_checkpoints where class = 'data'; \
+        delete from audit_chains where class = 'data'";
+    sql(cut);
+    let young = auditor().ends_with(0);
+    let note = "vouches for 7 entries, which are not all stored yet";
+    assert!(young.out.contains(note), "it may be under way: {}", young.out);
+
+    // The same checkpoint two hours later.
+    let line = sql(&format!("select line from audit_checkpoints where {of_administration}"));
+    let mut checkpoint: Checkpoint = serde_json::from_str(&line).unwrap();
+    checkpoint.time = (Timestamp::now() - SignedDuration::from_hours(2)).to_string();
+    let line = String::from_utf8(layout::sign(&checkpoint, &MasterKeys::parse(KEYS.1).unwrap().unwrap())).unwrap();
+    sql(&format!("update audit_checkpoints set line = '{line}' where {of_administration}"));
+    for (harm, missing) in [(cut, "the last 2 missing"), (all, "the last 7 missing")] {
+        sql(harm);
+        let said = auditor().ends_with(1);
+        let by = "audit_events: the chain ends here, but the checkpoint of administration entries 1 to ";
+        let what = format!(" vouches for 7 entries: {missing}");
+        assert!(said.out.contains(by) && said.out.contains(&what), "{}", said.out);
+        assert!(said.out.contains("NOT WHOLE: 1 problem"), "{}", said.out);
+    }
 }

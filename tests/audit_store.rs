@@ -313,6 +313,53 @@ fn a_batch_is_stored_once_however_often_and_by_however_many_it_is_sent() {
 }
 
 #[test]
+fn a_column_that_says_something_else_than_its_line_is_named_and_none_else() {
+    let store = Store::start();
+    let mut chain = Chain::of(CHAIN, Class::Data, 6);
+    let odd = [
+        ("\"status\":200,", ""),
+        (",\"client\":\"a_home\"", ""),
+        ("\"request_id\":\"r3\",", ""),
+        ("\"route\":\"documents\"", "\"resource\":{\"id\":\"a\\u0000b\\ud800\"}"),
+        ("\"machine\":\"m1\"", "\"machine\":\"m\\u00e9 \\\"1\\\"\""),
+        // More than the database can tell apart.
+        ("Z\",\"machine\"", "999Z\",\"machine\""),
+    ];
+    for (line, (what, with)) in chain.lines.iter_mut().zip(odd) {
+        assert!(line.contains(what), "{what}: {line}");
+        *line = line.replacen(what, with, 1);
+    }
+    store.ships(chain.batch(), 6, 0, 0);
+    let changed = || {
+        store.on_database(async |client| {
+            let rows = chains::entries(client, CHAIN, Class::Data, 0, 100).await.unwrap();
+            rows.into_iter().map(|row| row.changed).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(changed(), vec![Some(Vec::new()); 6]);
+    store.sql("update audit_events set actor = 'u_bob', status = 200 where seq = 1");
+    store.sql("update audit_events set client = '', request_id = 'r3' where seq = 2");
+    store.sql("update audit_events set time = time - interval '1 microsecond' where seq = 3");
+    store.sql("update audit_events set entry = '{}' where seq = 5");
+    let same = || Some(Vec::new());
+    assert_eq!(
+        changed(),
+        [Some(vec!["status", "actor"]), Some(vec!["client", "request_id"]), Some(vec!["time"]), same(), None, same()]
+    );
+    // What no partition should have, and what cannot be read as a time.
+    store.sql("create table beyond partition of audit_events_data default");
+    store.sql("update audit_events set time = 'infinity' where seq = 4");
+    assert_eq!(changed()[3], Some(vec!["time"]));
+
+    // Whoever takes a chain's row away does not take the chain away while anything tells of it.
+    let header = r#"{"segment":1,"chain":"CHAIN","class":"data","machine":"m1","first":7,"prev":"00","created":"2026-01-01T00:00:00Z"}"#;
+    store.ships(format!("{}\n{}\n", chain.head(), header.replace("CHAIN", CHAIN)), 0, 0, 0);
+    store.sql("delete from audit_chains");
+    let known = store.on_database(async |client| chains::chains(client).await.unwrap());
+    assert_eq!(known.iter().map(|chain| (&*chain.chain, &*chain.class)).collect::<Vec<_>>(), [(CHAIN, "data")]);
+}
+
+#[test]
 fn several_machines_that_need_a_month_at_once_make_it_once() {
     let store = Store::start();
     let second = local();
@@ -428,6 +475,19 @@ fn only_who_has_the_secret_may_ship_and_only_where_there_is_one() {
             assert_eq!(answer.header("www-authenticate"), Some("Bearer realm=\"audit\""));
         }
     }
+    // Whoever comes through the proxy finds nothing here, also with the secret.
+    let nothing = |path: &str, field: &str| {
+        let secret = format!("Authorization: Bearer {SECRET}");
+        let request = with_fields(&post(path, &chain.batch()), &[&secret, field]);
+        let answer = Client::connect(store.address).unwrap().send(request).answer();
+        answer.is_problem(404, "not-found");
+        answer.json()["detail"].clone()
+    };
+    for field in ["X-Forwarded-For: 127.0.0.1", "Forwarded: for=127.0.0.1", "X-Request-Id: r1", "Fly-Request-Id: r1"] {
+        for path in ["batches", "retention", "drops"] {
+            assert_eq!(nothing(&format!("/internal/audit/{path}"), field), nothing("/internal/nothing", field));
+        }
+    }
     // A client's credentials are not a proxy's.
     assert_eq!(store.ask(&post("/internal/audit/batches", &chain.batch())).status, 401);
     assert_eq!(store.count("audit_events"), 0);
@@ -441,10 +501,11 @@ fn only_who_has_the_secret_may_ship_and_only_where_there_is_one() {
         store.internal("retention", r#"{"retention":{"dates":1},"now":"2026-01-01T00:00:00Z"}"#, SECRET).status,
         400
     );
-    assert_eq!(
-        store.internal("retention", r#"{"retention":{"data":0},"now":"2026-01-01T00:00:00Z"}"#, SECRET).status,
-        400
-    );
+    for seconds in [0, 86_399] {
+        let body = json!({ "retention": { "data": seconds }, "now": "2026-01-01T00:00:00Z" }).to_string();
+        let answer = store.internal("retention", body, SECRET);
+        assert!(answer.status == 400 && answer.text().contains("for a day"), "{}", answer.text());
+    }
     assert_eq!(store.metric("app_audit_batches_total", &[("result", "bad")]), 4.0);
 
     let without = Store::with(&[]);
@@ -594,6 +655,38 @@ fn retention_removes_what_the_table_says_and_nothing_else() {
         let told: Dropped = serde_json::from_value(drops[0].clone()).unwrap();
         assert_eq!(removals[0].dropped.canonical(), told.canonical(), "what was signed can be checked");
     });
+}
+
+#[test]
+fn a_chain_that_began_anew_is_not_taken_for_one_that_retention_has_removed() {
+    let store = Store::start();
+    let ago = |hours: i64| Timestamp::now() - SignedDuration::from_hours(hours);
+    let mut old = Chain::new(CHAIN, Class::Security);
+    [24 * 50, 24 * 45, 24 * 20, 24].into_iter().for_each(|hours| old.add(ago(hours), "u_ann", "a_home"));
+    store.ships(old.batch(), 4, 0, 0);
+    assert_eq!(store.retains(&defaults())[0]["through"], json!(2));
+    store.ships(old.batch(), 0, 4, 0);
+
+    // Somebody has put the directory back to what it was before its first entry: what is written since has the numbers again.
+    let mut anew = Chain::new(CHAIN, Class::Security);
+    // Made before retention was at work, but after all that it has removed; and made after both.
+    [24 * 10, 0].into_iter().for_each(|hours| anew.add(ago(hours), "u_bob", "a_home"));
+    store.ships(anew.batch(), 0, 0, 2);
+    store.ships(anew.batch(), 0, 0, 2);
+    let kept = store.sql("select convert_from(line, 'UTF8') from audit_refused order by id");
+    assert_eq!(kept.lines().collect::<Vec<_>>(), anew.lines, "kept, once, to the last byte");
+    let why = store.sql("select why from audit_refused limit 1");
+    assert!(why.contains("up to 2") && why.contains("began anew"), "{why}");
+
+    // Where nothing is left, the time of the removal tells.
+    let mut gone = Chain::new("00000000000000bb", Class::Security);
+    gone.add(ago(24 * 50), "u_ann", "a_home");
+    store.ships(gone.batch(), 1, 0, 0);
+    store.retains(&defaults());
+    store.ships(gone.batch(), 0, 1, 0);
+    let mut anew = Chain::new(&gone.id, Class::Security);
+    anew.add(Timestamp::now() + SignedDuration::from_secs(1), "u_bob", "a_home");
+    store.ships(anew.batch(), 0, 0, 1);
 }
 
 #[test]
@@ -768,6 +861,37 @@ fn keys_go_when_nothing_that_they_have_sealed_is_left() {
     });
     store.retains(&defaults());
     assert_eq!(store.sql("select subject from audit_keys order by subject"), "u_ann\nu_held");
+}
+
+#[test]
+fn a_name_does_not_stay_for_the_longest_retention_when_its_entries_are_gone() {
+    let store = Store::start();
+    let ago = |days: i64| Timestamp::now() - SignedDuration::from_hours(24 * days + 1);
+    let keys = MasterKeys::parse(KEYS).unwrap().unwrap();
+    let mut sealed = Vec::new();
+    let mut chain = Chain::new(CHAIN, Class::Security);
+    // The shortest retention is security's, 30 days; a week more is for what is not shipped yet.
+    for (subject, made) in [("u_gone", 40), ("u_late", 36), ("u_back", 40), ("u_else", 40)] {
+        chain.add(ago(made), subject, "a_home");
+        let (_, key) = keys.new_data_key(subject).unwrap();
+        sealed.push(WrappedKey { created: ago(made).to_string(), ..key });
+    }
+    chain.add(ago(2), "u_back", "a_home");
+    let head = json!({ "chain": CHAIN, "machine": "m1", "class": "security", "keys": sealed });
+    store.ships(format!("{head}\n{}\n", chain.lines.join("\n")), 5, 0, 0);
+    let mut other = Chain::new("00000000000000bb", Class::Data);
+    other.add(ago(40), "u_else", "a_home");
+    store.ships(other.batch(), 1, 0, 0);
+    let left = || store.sql("select subject from audit_keys order by subject");
+
+    store.retains(&defaults());
+    assert_eq!(store.by_class("TRUE"), BTreeMap::from([("security".to_owned(), 1), ("data".to_owned(), 1)]));
+    assert_eq!(left(), "u_back\nu_else\nu_late");
+    // A shorter one lets them go sooner.
+    let mut shorter = defaults();
+    shorter["security"] = json!(86_400);
+    store.retains(&shorter);
+    assert_eq!(left(), "u_else");
 }
 
 #[test]

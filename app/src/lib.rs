@@ -195,13 +195,18 @@ pub fn router(app: &App) -> Router {
 fn wrap(app: &App, routes: Router<App>) -> Router {
     let panicking = app.clone();
     routes
-        .fallback(|| async { ApiError::NotFound("no such path; the documents are at /api/v1/documents".to_owned()) })
+        .fallback(|| async { no_such_path() })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(CatchPanicLayer::custom(move |payload: Box<dyn std::any::Any + Send>| {
             exchange::panicked(&panicking, payload.as_ref())
         }))
         .layer(from_fn_with_state(app.clone(), exchange::layer))
         .with_state(app.clone())
+}
+
+/// What there is where there is nothing.
+fn no_such_path() -> ApiError {
+    ApiError::NotFound("no such path; the documents are at /api/v1/documents".to_owned())
 }
 
 /// `GET /metrics`. Checks the databases first, if nobody did within the last second.

@@ -230,6 +230,9 @@ pub enum Wrong {
     /// Lines after a checkpoint.
     #[error("stands after the checkpoint, which is a segment's last line")]
     AfterCheckpoint,
+    /// A column of a row that is searched for.
+    #[error("the column `{0}` says something else than the entry")]
+    Column(&'static str),
     /// What retention says that it dropped from PostgreSQL.
     #[error("the record of what retention dropped {0}")]
     Drop(String),
@@ -281,6 +284,9 @@ impl Wrong {
                 "the checkpoint was changed, or the segment that it closes, or it is signed with a key that was not given"
             }
             Self::AfterCheckpoint => "something was added",
+            Self::Column(_) => {
+                "the row was changed: a search takes the entry for what it is not, or does not find it; what the entry says counts"
+            }
             Self::Drop(_) => "rows were deleted by something else than retention, or the record was changed",
             Self::Unstored { .. } => "rows were deleted from the database, or it was restored from an older backup",
         }

@@ -31,11 +31,19 @@ use crate::postgres::{Lent, Postgres};
 
 /// Longest time for a removal. What it has not begun then goes with the next one.
 const LONGEST_RETENTION: Duration = Duration::from_secs(3600);
+/// Nothing is kept for a shorter time, in seconds: a slip of the pen must not empty the trail.
+const SHORTEST_RETENTION_S: u64 = 24 * 3600;
+/// What a request carries that came through the proxy. The proxy's own requests have none of it.
+const FROM_OUTSIDE: [&str; 4] = ["x-forwarded-for", "forwarded", "x-request-id", "fly-request-id"];
 /// Most removals that are noted at once.
 const MOST_RECORDED: usize = 1000;
 
 /// The layer around these paths.
 pub async fn require(State(app): State<App>, request: Request, next: Next) -> Response {
+    if is_from_outside(request.headers()) {
+        // Whatever secret it has: for clients there is nothing here.
+        return crate::no_such_path().into_response();
+    }
     let Some(secret) = &app.audit.secret else {
         return ApiError::NotFound("no such path; OUTRIGGER_AUDIT_SECRET is not set".to_owned()).into_response();
     };
@@ -47,6 +55,10 @@ pub async fn require(State(app): State<App>, request: Request, next: Next) -> Re
     let mut response = ApiError::Unauthorized(refusal).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"audit\""));
     response
+}
+
+fn is_from_outside(headers: &HeaderMap) -> bool {
+    FROM_OUTSIDE.iter().any(|name| headers.contains_key(*name))
 }
 
 fn is_secret(headers: &HeaderMap, secret: &str) -> bool {
@@ -124,8 +136,9 @@ pub async fn retain(
     let mut retention = Retention::new();
     for (name, seconds) in asked.retention {
         let class = Class::named(&name).ok_or_else(|| ApiError::BadRequest(format!("{name:?} is no class")))?;
-        if seconds == 0 {
-            return Err(ApiError::BadRequest(format!("{name} would be kept for 0 seconds; leave it out to keep all")));
+        if seconds < SHORTEST_RETENTION_S {
+            let hint = "keep it for a day (86400) at least, or leave it out to keep all";
+            return Err(ApiError::BadRequest(format!("{name} would be kept for {seconds} seconds; {hint}")));
         }
         retention.insert(class, seconds);
     }
@@ -269,5 +282,16 @@ mod tests {
             assert!(!with(bad), "{bad:?} was taken");
         }
         assert!(!is_secret(&HeaderMap::new(), secret));
+    }
+
+    #[test]
+    fn what_came_through_the_proxy_is_told_by_what_the_proxy_adds() {
+        let with = |name: &'static str| {
+            is_from_outside(&HeaderMap::from_iter([(name.parse().unwrap(), "x".parse().unwrap())]))
+        };
+        for name in ["X-Forwarded-For", "Forwarded", "X-Request-Id", "Fly-Request-Id"] {
+            assert!(with(name), "{name}");
+        }
+        assert!(!with("Authorization") && !with("Content-Type") && !is_from_outside(&HeaderMap::new()));
     }
 }

@@ -1,12 +1,14 @@
 //! Chains as rows, in their order, a piece at a time: for who verifies them.
 
+use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
-use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::drops::{Dropped, read_dropped};
 use super::{Param, StoreError};
+use crate::entry::Entry;
 use crate::keys::Signature;
 
 /// A chain that the database knows of.
@@ -22,13 +24,16 @@ pub struct Chain {
     pub last: i64,
 }
 
-/// An entry as a row: its number and its exact line.
+/// An entry as a row: its number, its exact line, and what does not agree with that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbered {
     /// Its number.
     pub seq: i64,
     /// The line, without a newline.
     pub line: String,
+    /// The columns that say something else than the line: a search finds the entry as what it is not, or does not find it. `None`: the
+    /// line is no entry, so nothing can be compared.
+    pub changed: Option<Vec<&'static str>>,
 }
 
 /// A header or checkpoint as a row.
@@ -55,14 +60,19 @@ pub struct Removal {
     pub recorded: Option<(Uuid, Signature)>,
 }
 
-/// All chains that ever shipped something.
+/// All chains that ever shipped something: also those that only a header, a checkpoint or a removal still tells of.
 ///
 /// # Errors
 /// PostgreSQL did not tell.
 pub async fn chains(client: &Client) -> Result<Vec<Chain>, StoreError> {
-    const CHAINS: &str = "SELECT chain, class, machine, last FROM audit_chains ORDER BY chain, class";
+    const CHAINS: &str = "
+        SELECT chain, class, coalesce(max(machine), ''), max(last) FROM (
+            SELECT chain, class, machine, last FROM audit_chains
+            UNION ALL SELECT chain, class, NULL, 0 FROM audit_checkpoints
+            UNION ALL SELECT chain, class, NULL, 0 FROM audit_drops) AS told
+        GROUP BY chain, class ORDER BY chain, class";
     let rows = client.query_typed(CHAINS, &[]).await?;
-    let chain = |row: &tokio_postgres::Row| {
+    let chain = |row: &Row| {
         Ok(Chain { chain: row.try_get(0)?, class: row.try_get(1)?, machine: row.try_get(2)?, last: row.try_get(3)? })
     };
     rows.iter().map(chain).collect()
@@ -82,13 +92,47 @@ pub async fn entries(
 ) -> Result<Vec<Numbered>, StoreError> {
     // With ties: a number that is there twice must not be cut in two.
     const ENTRIES: &str = "
-        SELECT seq, entry FROM audit_events WHERE class = $1 AND chain = $2 AND seq > $3
+        SELECT seq, entry, time, id, machine, type, action, outcome, status, actor, client, request_id, route
+        FROM audit_events WHERE class = $1 AND chain = $2 AND seq > $3
         ORDER BY seq FETCH FIRST $4 ROWS WITH TIES";
     let class = class.name();
     let params: [Param<'_>; 4] =
         [(&class, Type::TEXT), (&chain, Type::TEXT), (&after, Type::INT8), (&limit, Type::INT8)];
     let rows = client.query_typed(ENTRIES, &params).await?;
-    rows.iter().map(|row| Ok(Numbered { seq: row.try_get(0)?, line: row.try_get(1)? })).collect()
+    let numbered = |row: &Row| {
+        let (seq, line): (i64, String) = (row.try_get("seq")?, row.try_get("entry")?);
+        let changed = Entry::parse(line.as_bytes()).ok().map(|entry| changed(row, &entry));
+        Ok(Numbered { seq, line, changed })
+    };
+    rows.iter().map(numbered).collect()
+}
+
+/// The columns that are not as [`super::ingest`] writes them. It is compared here and not by the database: as `jsonb` it refuses lines
+/// that are good, such as those with `\u0000` in what is no column.
+fn changed(row: &Row, entry: &Entry<'_>) -> Vec<&'static str> {
+    let time: Option<Timestamp> = entry.time.parse().ok();
+    // Columns have microseconds.
+    let is_then =
+        |at: Timestamp| time.is_some_and(|time| at.duration_since(time).abs() < SignedDuration::from_micros(1));
+    let columns = [
+        ("time", row.try_get("time").is_ok_and(is_then)),
+        ("id", says(row, "id", entry.id.parse::<Uuid>().ok())),
+        ("machine", says(row, "machine", Some(entry.machine.as_ref()))),
+        ("type", says(row, "type", Some(entry.event))),
+        ("action", says(row, "action", Some(entry.action.as_ref()))),
+        ("outcome", says(row, "outcome", Some(entry.outcome))),
+        ("status", says(row, "status", entry.status.map(i32::from))),
+        ("actor", says(row, "actor", Some(entry.actor.id))),
+        ("client", says(row, "client", entry.client)),
+        ("request_id", says(row, "request_id", entry.request_id.as_deref())),
+        ("route", says(row, "route", entry.route.as_deref())),
+    ];
+    columns.into_iter().filter(|(_, is_same)| !is_same).map(|(column, _)| column).collect()
+}
+
+/// Whether a column can be read and says this; `None`: nothing.
+fn says<'r, T: FromSql<'r> + PartialEq>(row: &'r Row, column: &str, expected: Option<T>) -> bool {
+    row.try_get(column).ok() == Some(expected)
 }
 
 /// The signed lines of a chain's segments that end after number `after`, in order, at most `limit`.
@@ -103,13 +147,15 @@ pub async fn signed(
     limit: i64,
 ) -> Result<Vec<Signed>, StoreError> {
     const SIGNED: &str = "
-        SELECT kind, first, last, line FROM audit_checkpoints WHERE chain = $1 AND class = $2 AND last > $3
-        ORDER BY last, first, kind FETCH FIRST $4 ROWS WITH TIES";
+        SELECT * FROM (
+            SELECT kind, first, last, line FROM audit_checkpoints WHERE chain = $1 AND class = $2 AND last > $3
+            ORDER BY last FETCH FIRST $4 ROWS WITH TIES) AS page
+        ORDER BY last, first, kind";
     let class = class.name();
     let params: [Param<'_>; 4] =
         [(&chain, Type::TEXT), (&class, Type::TEXT), (&after, Type::INT8), (&limit, Type::INT8)];
     let rows = client.query_typed(SIGNED, &params).await?;
-    let signed = |row: &tokio_postgres::Row| {
+    let signed = |row: &Row| {
         Ok(Signed { kind: row.try_get(0)?, first: row.try_get(1)?, last: row.try_get(2)?, line: row.try_get(3)? })
     };
     rows.iter().map(signed).collect()
@@ -125,7 +171,7 @@ pub async fn removals(client: &Client, chain: &str, class: Class) -> Result<Vec<
         WHERE chain = $1 AND class = $2 ORDER BY id";
     let class = class.name();
     let rows = client.query_typed(REMOVALS, &[(&chain, Type::TEXT), (&class, Type::TEXT)]).await?;
-    let removal = |row: &tokio_postgres::Row| {
+    let removal = |row: &Row| {
         let (entry, key, signature): (Option<Uuid>, Option<String>, Option<String>) =
             (row.try_get(9)?, row.try_get(10)?, row.try_get(11)?);
         let signature = key.zip(signature).map(|(key, signature)| Signature { key, signature });

@@ -32,7 +32,7 @@ const LONGEST_WHY: usize = 500;
 pub struct Ingested {
     /// Entries that are new.
     pub stored: u64,
-    /// Entries that were there, or that retention has removed since.
+    /// Entries that were there, or that retention has removed since. One that only has the number of such a one is refused.
     pub known: u64,
     /// Lines that are kept in `audit_refused`.
     pub refused: u64,
@@ -52,14 +52,22 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
         return Err(StoreError::Busy("retention removes entries of this class"));
     }
     let (now, dropped) = look(&transaction, batch).await?;
+    let may_be_removed = |line: &Line<'_>| (1..=dropped).contains(&line.seq);
+    let removed_before = match batch.entries.iter().any(may_be_removed) {
+        true => removed_before(&transaction, batch, dropped).await?,
+        false => Timestamp::MIN,
+    };
     let mut refused = batch.refused.clone();
     refused.extend(subjects::store_keys(&transaction, batch, now).await?);
     let all = batch.entries.len() as u64;
     let mut lines: Vec<&Line<'_>> = Vec::with_capacity(batch.entries.len());
-    for line in batch.entries.iter().filter(|line| line.seq > dropped) {
+    for line in &batch.entries {
         match check_time(line.time, now) {
-            Ok(()) => lines.push(line),
             Err(why) => refused.push(refusal(line, why)),
+            Ok(()) if !may_be_removed(line) => lines.push(line),
+            // It was here, and went.
+            Ok(()) if line.time < removed_before => {}
+            Ok(()) => refused.push(refusal(line, began_anew(dropped, removed_before))),
         }
     }
     let months: BTreeSet<Month> = lines.iter().map(|line| Month::of(line.time)).collect();
@@ -88,6 +96,28 @@ async fn look(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(Times
     let class = batch.class.name();
     let row = transaction.query_typed_one(LOOK, &[(&batch.chain, Type::TEXT), (&class, Type::TEXT)]).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// When the youngest entry was made that retention can have removed up to number `dropped`: before it removed anything, and before the
+/// first entry that it has left.
+async fn removed_before(
+    transaction: &Transaction<'_>,
+    batch: &Batch<'_>,
+    dropped: i64,
+) -> Result<Timestamp, tokio_postgres::Error> {
+    const BEFORE: &str = "
+        SELECT least(
+            (SELECT max(at) FROM audit_drops WHERE chain = $1 AND class = $2),
+            (SELECT time FROM audit_events WHERE chain = $1 AND class = $2 AND seq > $3 ORDER BY seq LIMIT 1))";
+    let class = batch.class.name();
+    let params: [Param<'_>; 3] = [(&batch.chain, Type::TEXT), (&class, Type::TEXT), (&dropped, Type::INT8)];
+    transaction.query_typed_one(BEFORE, &params).await?.try_get(0)
+}
+
+fn began_anew(dropped: i64, removed_before: Timestamp) -> String {
+    format!(
+        "has a number that was removed, up to {dropped}, but was made after {removed_before}: the chain began anew under its old id"
+    )
 }
 
 fn check_time(time: Timestamp, now: Timestamp) -> Result<(), String> {

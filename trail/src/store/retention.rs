@@ -24,6 +24,8 @@ const LOCK_OUT_TIMEOUT: &str = "200ms";
 const TRIES: usize = 60;
 /// Keys that are forgotten in one retention: the rest has time until the next one.
 const KEYS_AT_ONCE: i64 = 100_000;
+/// How much longer a key is kept than the class that is kept shortest: entries that need it may not be shipped yet.
+const UNSHIPPED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// For how many seconds each class is kept. A class that is not named is left alone.
 pub type Retention = BTreeMap<Class, u64>;
@@ -48,9 +50,10 @@ pub async fn retain(client: &mut Client, retention: &Retention, now: Timestamp) 
     if let Some(error) = failed {
         return Err(error);
     }
-    let longest = Class::ALL.map(|class| retention.get(&class).copied().unwrap_or(class.default_retention_s()));
-    let longest = longest.into_iter().max().unwrap_or(u64::MAX);
-    forget_keys(client, before(now, longest)?).await?;
+    let spans = Class::ALL.map(|class| retention.get(&class).copied().unwrap_or(class.default_retention_s()));
+    let shortest = before(now, spans.into_iter().min().unwrap_or(u64::MAX))?;
+    let longest = before(now, spans.into_iter().max().unwrap_or(u64::MAX))?;
+    forget_keys(client, shortest.checked_sub(UNSHIPPED).unwrap_or(Timestamp::UNIX_EPOCH), longest).await?;
     Ok(dropped)
 }
 
@@ -330,19 +333,20 @@ async fn tidy(
     Ok(())
 }
 
-/// Forgets keys that are older than anything is kept, and that no entry needs: what a hold has kept still needs its own.
-async fn forget_keys(client: &mut Client, cutoff: Timestamp) -> Result<u64, StoreError> {
+/// Forgets keys that were made before `cutoff` and that no entry needs: a name must not stay longer than what it is the name in. What a
+/// hold has kept still needs its own. That a key was erased is forgotten when it was before `erased`: no batch can bring it back then.
+async fn forget_keys(client: &mut Client, cutoff: Timestamp, erased: Timestamp) -> Result<u64, StoreError> {
     const KEYS: &str = "
         DELETE FROM audit_keys WHERE id IN (
             SELECT id FROM audit_keys old WHERE created < $1
                 AND NOT EXISTS (SELECT 1 FROM audit_events e WHERE e.actor = old.subject)
             LIMIT $2)";
     const ERASED: &str = "DELETE FROM audit_erased_keys WHERE at < $1";
-    let cutoff = (&cutoff as _, Type::TIMESTAMPTZ);
     let transaction = client.transaction().await?;
     Lock::Holds.share(&transaction).await?;
-    let gone = transaction.execute_typed(KEYS, &[cutoff.clone(), (&KEYS_AT_ONCE, Type::INT8)]).await?;
-    transaction.execute_typed(ERASED, &[cutoff]).await?;
+    let keys: [Param<'_>; 2] = [(&cutoff, Type::TIMESTAMPTZ), (&KEYS_AT_ONCE, Type::INT8)];
+    let gone = transaction.execute_typed(KEYS, &keys).await?;
+    transaction.execute_typed(ERASED, &[(&erased, Type::TIMESTAMPTZ)]).await?;
     transaction.commit().await?;
     Ok(gone)
 }

@@ -1,10 +1,11 @@
 //! The same for what PostgreSQL keeps of a chain: rows in the order of their numbers, what retention has dropped of them, and the
-//! headers and checkpoints that came with them.
+//! headers and checkpoints that came with them, also those of the chain's other classes.
 //!
 //! All of it has to be read in one transaction that sees one state (`repeatable read`): retention may be dropping meanwhile.
 
 use std::collections::HashSet;
 
+use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::{Class, Hash, NO_HASH, unhex};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ use crate::layout::{self, Checkpoint, Header};
 const EVENTS: &str = "audit_events";
 const FRAMES: &str = "audit_checkpoints";
 const DROPS: &str = "audit_drops";
+
+/// What takes minutes where everything is well: a proxy enters what retention has dropped, and ships what a checkpoint vouches for.
+const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 
 /// What retention has dropped from PostgreSQL: `DROP` of docs/audit.md.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +72,41 @@ pub struct Beside {
     pub drops: Vec<Dropped>,
     /// What somebody else vouches for, such as the spool.
     pub claims: Vec<Claim>,
+    /// What the checkpoints of the other classes vouch for: see [`heads`].
+    pub heads: Vec<Head>,
     /// The last entry that the spool was told is stored, when there is a spool.
     pub shipped: Option<u64>,
+}
+
+/// The end of a class's chain, as the checkpoint of another class has it. Each class is shipped for itself, so a young one may be ahead of
+/// what is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The end.
+    pub claim: Claim,
+    /// When the checkpoint was made; `None` when that cannot be read.
+    pub at: Option<Timestamp>,
+}
+
+/// What the checkpoints of a chain, of whatever class, vouch for of its other classes. Those that are not as they were signed vouch for
+/// nothing; [`Rows`] tells of them.
+pub fn heads<'a>(chain: &str, frames: impl IntoIterator<Item = &'a [u8]>, keys: &PublicKeys) -> Vec<(Class, Head)> {
+    let mut heads = Vec::new();
+    for line in frames {
+        let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(line) else { continue };
+        if checkpoint.chain != chain || layout::verify(line, &checkpoint.key, keys).is_err() {
+            continue;
+        }
+        let Checkpoint { class: own, first, last, .. } = &checkpoint;
+        for (class, end) in checkpoint.heads.iter().filter(|(class, _)| *class != own) {
+            if let (Some(class), Some(hash)) = (Class::named(class), unhex(end.hash.as_bytes())) {
+                let by = format!("the checkpoint of {own} entries {first} to {last}");
+                let claim = Claim { seq: end.last, hash, by };
+                heads.push((class, Head { claim, at: checkpoint.time.parse().ok() }));
+            }
+        }
+    }
+    heads
 }
 
 /// A chain in PostgreSQL that is verified.
@@ -82,7 +119,11 @@ pub struct Rows {
     kept: u64,
     digest: Context,
     last_kept: u64,
+    /// What its own checkpoints vouch for.
+    closed: u64,
     vouched: u64,
+    /// The last that a young checkpoint of another class vouches for.
+    awaited: Option<Claim>,
     shipped: Option<u64>,
     first: u64,
 }
@@ -99,8 +140,9 @@ fn place(table: &str, class: Class, entry: Option<u64>) -> Place {
 
 impl Rows {
     /// Begins with what there is beside the rows.
-    pub fn new(chain: &str, class: Class, beside: Beside, keys: &PublicKeys) -> Self {
-        let Beside { frames, drops, mut claims, shipped } = beside;
+    pub fn new(chain: &str, class: Class, beside: Beside, keys: &PublicKeys, now: Timestamp) -> Self {
+        let Beside { frames, drops, mut claims, heads, shipped } = beside;
+        let is_old = |at: Option<Timestamp>| at.is_none_or(|at| now.duration_since(at) > PATIENCE);
         let mut findings = Findings { chain: chain.to_owned(), ..Findings::default() };
         let mut dropped: Option<DropRecord> = None;
         for Dropped { record, signature } in drops {
@@ -108,15 +150,22 @@ impl Rows {
             let wrong = match signature {
                 _ if record.chain != chain || record.class != class.name() => Some("is of another chain".to_owned()),
                 Some(signature) => keys.verify(&record.message(), &signature).err().map(|e| Wrong::signature(&e)),
-                None => {
-                    findings.notes.push(format!(
-                        "{}: retention dropped everything up to entry {} at {}, which no key vouches for until a proxy has entered it",
-                        class.name(),
-                        record.through,
+                // A time that is yet to come would never be old.
+                None => match record.at.parse().ok().filter(|at| now.duration_since(*at).abs() <= PATIENCE) {
+                    Some::<Timestamp>(_) => {
+                        findings.notes.push(format!(
+                            "{}: retention dropped everything up to entry {} at {}, which no key vouches for until a proxy has entered it",
+                            class.name(),
+                            record.through,
+                            record.at
+                        ));
+                        None
+                    }
+                    None => Some(format!(
+                        "is of {}, and no key vouches for it: a proxy enters what retention drops within minutes; look whether one ships to this database",
                         record.at
-                    ));
-                    None
-                }
+                    )),
+                },
             };
             if let Some(wrong) = wrong {
                 findings.add(at, Wrong::Drop(wrong));
@@ -126,7 +175,12 @@ impl Rows {
             }
         }
         claims.extend(checkpoints(chain, class, &frames, keys, &mut findings));
-        let vouched = claims.iter().map(|claim| claim.seq).max().unwrap_or_default();
+        let last_of = |claims: &[Claim]| claims.iter().map(|claim| claim.seq).max().unwrap_or_default();
+        let closed = last_of(&claims);
+        let (old, young): (Vec<Head>, Vec<Head>) = heads.into_iter().partition(|head| is_old(head.at));
+        claims.extend(old.into_iter().map(|head| head.claim));
+        let vouched = last_of(&claims);
+        let awaited = young.into_iter().map(|head| head.claim).max_by_key(|claim| claim.seq);
         let (through, hash) =
             dropped.as_ref().map_or((0, Some(NO_HASH)), |last| (last.through, unhex(last.hash.as_bytes())));
         let mut walk = Walk::new(class, through + 1, hash, claims);
@@ -141,7 +195,9 @@ impl Rows {
             kept: 0,
             digest: Context::new(&SHA256),
             last_kept: 0,
+            closed,
             vouched,
+            awaited,
             shipped,
             first: through + 1,
         }
@@ -171,6 +227,15 @@ impl Rows {
         }
     }
 
+    /// Takes what is searched for in a row: the columns that say something else than its line; `None` when that is no entry.
+    pub fn columns(&mut self, seq: u64, changed: Option<&[&'static str]>) {
+        let at = place(EVENTS, self.class, Some(seq));
+        match changed {
+            Some(changed) => changed.iter().for_each(|column| self.findings.add(at.clone(), Wrong::Column(column))),
+            None => self.findings.add(at, Wrong::Unreadable("its members cannot be read")),
+        }
+    }
+
     /// What was found.
     pub fn finish(mut self) -> Findings {
         if let Some(dropped) = &self.dropped {
@@ -191,9 +256,19 @@ impl Rows {
         let at = place(EVENTS, self.class, None);
         if let Some(claim) = self.walk.unmet(1) {
             let wrong = Wrong::Truncated { last, claimed: claim.seq, by: claim.by.clone() };
+            if claim.seq > self.closed {
+                self.findings.notes.push(format!(
+                    "{}: only checkpoints of other classes tell of entries after {last}; a proxy that catches up after an outage may be yet to ship them: see outrigger_audit_unshipped_entries",
+                    self.class.name()
+                ));
+            }
             self.findings.add(at, wrong);
         } else if let Some(shipped) = self.shipped.filter(|shipped| *shipped > last) {
             self.findings.add(at, Wrong::Unstored { shipped, last });
+        }
+        if let Some(Claim { seq, by, .. }) = self.awaited.as_ref().filter(|claim| claim.seq > last.max(self.vouched)) {
+            let class = self.class.name();
+            self.findings.notes.push(format!("{class}: {by} vouches for {seq} entries, which are not all stored yet"));
         }
         if last > self.vouched && self.walk.entries > 0 {
             let from = self.vouched.max(self.first - 1) + 1;

@@ -393,11 +393,18 @@ fn a_spool_is_whole_whatever_happened_to_the_program() {
 
 mod rows_of_a_database {
     use super::*;
-    use crate::verify::rows::{Beside, DropRecord, Dropped, Rows};
+    use crate::verify::rows::{Beside, DropRecord, Dropped, Rows, heads};
+
+    /// Half an hour after what is dropped here.
+    const NOW: &str = "2026-11-24T14:30:00Z";
 
     /// The frames and the entries of one class.
     fn read(directory: &Path) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-        let segments = layout::segments(directory).unwrap().into_iter().filter(|s| s.class == Class::Data);
+        read_class(directory, Class::Data)
+    }
+
+    fn read_class(directory: &Path, class: Class) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let segments = layout::segments(directory).unwrap().into_iter().filter(|s| s.class == class);
         let lines = segments.flat_map(|s| {
             fs::read_to_string(s.path).unwrap().lines().map(|line| line.as_bytes().to_vec()).collect::<Vec<_>>()
         });
@@ -405,7 +412,11 @@ mod rows_of_a_database {
     }
 
     fn walk(entries: &[(u64, &[u8])], beside: Beside) -> Findings {
-        let mut rows = Rows::new(CHAIN, Class::Data, beside, &keys().public());
+        walk_at(NOW, entries, beside)
+    }
+
+    fn walk_at(now: &str, entries: &[(u64, &[u8])], beside: Beside) -> Findings {
+        let mut rows = Rows::new(CHAIN, Class::Data, beside, &keys().public(), now.parse().unwrap());
         for (seq, line) in entries {
             rows.row(*seq, line);
         }
@@ -465,10 +476,91 @@ mod rows_of_a_database {
         let fewer: Vec<_> = left.iter().copied().filter(|row| row.0 <= 100 || row.0 > 200).collect();
         assert!(!walk(&fewer, beside(vec![forged])).is_whole());
         assert!(!walk(&left, beside(Vec::new())).is_whole());
-        // Nobody vouches for it yet.
+        // Nobody vouches for it yet. That is so for minutes, and neither for ever nor in times to come.
         let unsigned = Dropped { signature: None, ..signed };
-        let found = walk(&left, beside(vec![unsigned]));
+        let found = walk(&left, beside(vec![unsigned.clone()]));
         assert!(found.is_whole() && found.notes.len() == 1, "{found:?}");
+        for now in ["2026-11-24T15:00:01Z", "2027-01-01T00:00:00Z", "2026-11-24T12:59:59Z"] {
+            let found = walk_at(now, &left, beside(vec![unsigned.clone()]));
+            assert!(matches!(&*found.problems, [Problem { wrong: Wrong::Drop(_), .. }]), "{now}: {found:?}");
+            let text = found.problems[0].to_string();
+            assert!(text.contains("audit_drops, data entry 100") && text.contains("no key vouches for it"), "{text}");
+        }
+        let mut timeless = unsigned;
+        timeless.record.at = "yesterday".to_owned();
+        assert!(!walk(&left, beside(vec![timeless])).is_whole());
+    }
+
+    #[test]
+    fn are_missed_when_only_the_checkpoints_of_other_classes_still_tell_of_them() {
+        let (directory, writer) = trail("heads", 1_000, 10_000);
+        writer.finish();
+        let (frames, lines) = read(&directory.0);
+        let all: Vec<(u64, &[u8])> = (1..).zip(lines.iter().map(Vec::as_slice)).collect();
+        let (count, cut) = (all.len() as u64, all.len() as u64 - 40);
+        let others: Vec<Vec<u8>> = Class::ALL
+            .into_iter()
+            .filter(|class| *class != Class::Data)
+            .flat_map(|class| read_class(&directory.0, class).0)
+            .collect();
+        let told = |frames: &[Vec<u8>]| -> Vec<_> {
+            let told = heads(CHAIN, frames.iter().map(Vec::as_slice), &keys().public());
+            told.into_iter().filter(|(class, _)| *class == Class::Data).map(|(_, head)| head).collect()
+        };
+        let left: Vec<Vec<u8>> = frames
+            .iter()
+            .filter(|line| match serde_json::from_slice::<Checkpoint>(line) {
+                Ok(checkpoint) => checkpoint.last <= cut,
+                Err(_) => serde_json::from_slice::<Header>(line).unwrap().first <= cut,
+            })
+            .cloned()
+            .collect();
+        assert!(left.len() < frames.len());
+        let beside = |heads| Beside { frames: left.clone(), heads, shipped: Some(cut), ..Beside::default() };
+
+        let whole = walk(&all, Beside { frames, heads: told(&others), ..Beside::default() });
+        assert!(whole.is_whole() && whole.notes.is_empty(), "{whole:?}");
+        let some = &all[..cut as usize];
+        assert!(walk(some, beside(Vec::new())).is_whole(), "its own lines do not tell");
+        let found = walk(some, beside(told(&others)));
+        assert!(
+            matches!(&*found.problems, [Problem { wrong: Wrong::Truncated { last, claimed, by }, .. }]
+                if (*last, *claimed) == (cut, count) && by.starts_with("the checkpoint of")),
+            "{found:?}"
+        );
+        assert!(found.notes.iter().any(|note| note.contains("outrigger_audit_unshipped_entries")), "{found:?}");
+        let found = walk(&[], Beside { heads: told(&others), ..Beside::default() });
+        assert!(matches!(found.problems[0].wrong, Wrong::Truncated { last: 0, .. }), "nothing at all: {found:?}");
+        // Each class is shipped for itself: what a young checkpoint names may be under way.
+        let found = walk_at("2025-11-24T16:30:00Z", some, beside(told(&others)));
+        assert!(found.is_whole() && found.notes.iter().any(|note| note.contains("not all stored yet")), "{found:?}");
+        // Whoever has no key cannot make one say something else.
+        let forged: Vec<Vec<u8>> = others
+            .iter()
+            .map(|line| {
+                String::from_utf8(line.clone()).unwrap().replace(&format!("\"last\":{count},"), "\"last\":9999,")
+            })
+            .map(String::into_bytes)
+            .collect();
+        assert!(forged != others && told(&forged).iter().all(|head| head.claim.seq < count));
+    }
+
+    #[test]
+    fn whose_columns_say_something_else_are_told_by_the_column() {
+        let mut rows = Rows::new(CHAIN, Class::Data, Beside::default(), &keys().public(), NOW.parse().unwrap());
+        rows.columns(5, Some(&[]));
+        rows.columns(6, Some(&["actor", "time"]));
+        rows.columns(7, None);
+        let found = rows.finish();
+        let said: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "audit_events, data entry 6: the column `actor` says something else than the entry",
+                "audit_events, data entry 6: the column `time` says something else than the entry",
+                "audit_events, data entry 7: is no entry: its members cannot be read",
+            ]
+        );
     }
 
     #[test]

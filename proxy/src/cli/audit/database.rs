@@ -6,12 +6,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use outrigger_policy::audit::{Class, Hash};
 use outrigger_trail::keys::PublicKeys;
-use outrigger_trail::store::chains::{self, Chain};
-use outrigger_trail::store::{APP_CHAIN, StoreError};
+use outrigger_trail::store::{APP_CHAIN, StoreError, chains};
 use outrigger_trail::verify::Findings;
-use outrigger_trail::verify::rows::{Beside, DropRecord, Dropped, Rows};
+use outrigger_trail::verify::rows::{self, Beside, DropRecord, Dropped, Head, Rows};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config};
@@ -106,45 +106,60 @@ impl Database {
     ) -> Result<Vec<Findings>, AuditError> {
         // One state for all of it: retention and the app go on meanwhile.
         self.client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(StoreError::from)?;
-        let mut found = Vec::new();
-        let mut all = chains::chains(&self.client).await?;
-        for (class, through) in shipped.map(|(_, through)| through).into_iter().flatten() {
-            let id = shipped.map(|(chain, _)| chain.clone()).unwrap_or_default();
+        // Of each chain by class: the last entry that the database has noted.
+        let mut known: BTreeMap<String, BTreeMap<Class, u64>> = BTreeMap::new();
+        for chain in chains::chains(&self.client).await?.into_iter().filter(|chain| chain.chain != APP_CHAIN) {
+            let Some(class) = Class::named(&chain.class) else { continue };
+            known.entry(chain.chain).or_default().insert(class, u64::try_from(chain.last).unwrap_or_default());
+        }
+        if let Some((chain, told)) = shipped {
             // What is not there at all is missed too.
-            if *through > 0 && !all.iter().any(|chain| chain.chain == id && chain.class == *class) {
-                all.push(Chain { chain: id, class: class.clone(), machine: String::new(), last: 0 });
+            for class in Class::ALL.into_iter().filter(|class| told.get(class.name()).is_some_and(|last| *last > 0)) {
+                known.entry(chain.clone()).or_default().entry(class).or_default();
             }
         }
-        let mut entries = 0;
-        for chain in all.iter().filter(|chain| chain.chain != APP_CHAIN) {
-            let Some(class) = Class::named(&chain.class) else { continue };
-            let told = shipped.filter(|(id, _)| *id == chain.chain).and_then(|(_, through)| through.get(&chain.class));
-            let last = u64::try_from(chain.last).unwrap_or_default();
-            let shipped = told.copied().unwrap_or_default().max(last);
-            found.push(self.verify_chain(chain, class, shipped, keys, &mut entries, progress).await?);
+        let (mut found, mut entries) = (Vec::new(), 0);
+        for (id, lasts) in known {
+            let told = shipped.filter(|(chain, _)| *chain == id).map(|(_, told)| told);
+            let mut of_class = BTreeMap::new();
+            for (class, last) in lasts {
+                let shipped = told.and_then(|told| told.get(class.name())).copied().unwrap_or_default().max(last);
+                let frames = self.frames(&id, class).await?;
+                of_class.insert(class, Beside { frames, shipped: Some(shipped), ..Beside::default() });
+            }
+            for (class, head) in heads(&id, &of_class, told, keys) {
+                of_class.entry(class).or_default().heads.push(head);
+            }
+            for (class, beside) in of_class {
+                found.push(self.verify_chain(&id, class, beside, keys, &mut entries, progress).await?);
+            }
         }
         self.client.batch_execute("COMMIT").await.map_err(StoreError::from)?;
         Ok(found)
     }
 
+    /// The headers and checkpoints of a class.
+    async fn frames(&self, chain: &str, class: Class) -> Result<Vec<Vec<u8>>, AuditError> {
+        let mut frames = Vec::new();
+        let mut after = i64::MIN;
+        loop {
+            let page = chains::signed(&self.client, chain, class, after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(frames) };
+            after = last.last;
+            frames.extend(page.into_iter().map(|signed| signed.line.into_bytes()));
+        }
+    }
+
     async fn verify_chain(
         &self,
-        chain: &Chain,
+        id: &str,
         class: Class,
-        shipped: u64,
+        mut beside: Beside,
         keys: &PublicKeys,
         entries: &mut u64,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Findings, AuditError> {
-        let (id, client) = (chain.chain.as_str(), &self.client);
-        let mut frames = Vec::new();
-        let mut after = i64::MIN;
-        loop {
-            let page = chains::signed(client, id, class, after, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = last.last;
-            frames.extend(page.into_iter().map(|signed| signed.line.into_bytes()));
-        }
+        let client = &self.client;
         let removals = chains::removals(client, id, class).await?;
         let dropped = removals.into_iter().map(|removal| {
             let number = |value: i64| u64::try_from(value).unwrap_or_default();
@@ -161,12 +176,11 @@ impl Database {
             };
             Dropped { record, signature: removal.recorded.map(|(_, signature)| signature) }
         });
-        let drops: Vec<Dropped> = dropped.collect();
-        let floor = drops.iter().map(|dropped| dropped.record.through).max().unwrap_or_default();
+        beside.drops = dropped.collect();
+        let floor = beside.drops.iter().map(|dropped| dropped.record.through).max().unwrap_or_default();
         let mut refused = self.refused(id, class).await?;
         refused.retain(|seq, _| *seq > floor);
-        let beside = Beside { frames, drops, claims: Vec::new(), shipped: Some(shipped) };
-        let mut rows = Rows::new(id, class, beside, keys);
+        let mut rows = Rows::new(id, class, beside, keys, Timestamp::now());
         let mut after = 0;
         loop {
             let page = chains::entries(client, id, class, after, PAGE).await?;
@@ -179,6 +193,7 @@ impl Database {
                     rows.row(seq, &line);
                 }
                 rows.row(seq, row.line.as_bytes());
+                rows.columns(seq, row.changed.as_deref());
             }
             *entries += page.len() as u64;
             progress(*entries);
@@ -213,6 +228,23 @@ impl Database {
         let found = found.into_iter().find(|row| row.seq == after + 1);
         Ok(found.map(|row| outrigger_trail::spool::sha256(row.line.as_bytes())))
     }
+}
+
+/// What the checkpoints of each class of a chain vouch for of the others. `told`: what its spool was told is stored, if it is here; what
+/// it has not shipped yet, it is itself verified for.
+fn heads(
+    chain: &str,
+    of_class: &BTreeMap<Class, Beside>,
+    told: Option<&BTreeMap<String, u64>>,
+    keys: &PublicKeys,
+) -> Vec<(Class, Head)> {
+    let frames = of_class.values().flat_map(|beside| &beside.frames).map(Vec::as_slice);
+    let mut heads = rows::heads(chain, frames, keys);
+    heads.retain(|(class, head)| {
+        let stored = told.map(|told| told.get(class.name()).copied().unwrap_or_default());
+        head.claim.seq > 0 && stored.is_none_or(|stored| head.claim.seq <= stored)
+    });
+    heads
 }
 
 fn seq_of(line: &[u8]) -> Option<u64> {
