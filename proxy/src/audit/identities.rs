@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use outrigger_policy::audit::Class;
 use outrigger_policy::tier::Tier;
@@ -15,6 +16,9 @@ use crate::credentials::VerifiedKind;
 
 /// So many are remembered, and at times twice as many: some 50 MB.
 const MOST: usize = 32_768;
+
+/// A key is used for so long. PostgreSQL forgets one that no entry needs days after the shortest retention, which is a day.
+const RENEWED_AFTER: Duration = Duration::from_secs(86_400);
 
 /// What tells one from another. A verified client is told by a hash that nobody outside can foresee.
 type Name = (u64, IpAddr, u8);
@@ -27,6 +31,7 @@ struct Identity {
     key: WrappedKey,
     /// A bit for each class whose files have the key: each is kept for a time of its own.
     kept: u8,
+    made: Instant,
 }
 
 /// Those that were seen lately.
@@ -48,7 +53,13 @@ impl Identities {
     ///
     /// # Errors
     /// The system gives no randomness.
-    pub fn of(&mut self, who: &Who, class: Class, keep: impl FnOnce(&WrappedKey)) -> Result<&str, KeyError> {
+    pub fn of(
+        &mut self,
+        who: &Who,
+        class: Class,
+        now: Instant,
+        keep: impl FnOnce(&WrappedKey),
+    ) -> Result<&str, KeyError> {
         let name = (who.verified.as_ref().map_or(0, |verified| verified.hash), who.address, who.tier as u8);
         if !self.young.contains_key(&name) {
             let known = self.old.remove(&name);
@@ -59,13 +70,17 @@ impl Identities {
                 Some(identity) => identity,
                 None => {
                     let (text, key) = describe(&self.keys, who)?;
-                    Identity { text, key, kept: 0 }
+                    Identity { text, key, kept: 0, made: now }
                 }
             };
             self.young.insert(name, identity);
         }
         // It was there, or has just come.
         let Some(identity) = self.young.get_mut(&name) else { return Ok("") };
+        if now.saturating_duration_since(identity.made) > RENEWED_AFTER {
+            let (text, key) = describe(&self.keys, who)?;
+            *identity = Identity { text, key, kept: 0, made: now };
+        }
         if identity.kept & 1 << class as u8 == 0 {
             identity.kept |= 1 << class as u8;
             keep(&identity.key);
@@ -144,10 +159,11 @@ mod tests {
     #[test]
     fn somebody_is_described_once_until_forgotten() {
         let mut identities = identities();
+        let now = Instant::now();
         let mut made = Vec::new();
         let mut text = |identities: &mut Identities, who: &Who| {
             let mut count = None;
-            let text = identities.of(who, Class::Data, |key| count = Some(key.clone())).unwrap().to_owned();
+            let text = identities.of(who, Class::Data, now, |key| count = Some(key.clone())).unwrap().to_owned();
             made.extend(count);
             text
         };
@@ -165,15 +181,20 @@ mod tests {
     #[test]
     fn no_more_are_remembered_than_there_is_room_for() {
         let mut identities = Identities { most: 10, ..identities() };
+        let now = Instant::now();
         for number in 0..1000_u16 {
             let [high, low] = number.to_be_bytes();
-            identities.of(&who("ann", [10, 0, high, low]), Class::Data, |_| {}).unwrap();
+            identities.of(&who("ann", [10, 0, high, low]), Class::Data, now, |_| {}).unwrap();
             assert!(identities.young.len() + identities.old.len() <= 20);
         }
         let mut is_new = false;
-        identities.of(&who("ann", [10, 0, 3, 231]), Class::Data, |_| is_new = true).unwrap();
+        identities.of(&who("ann", [10, 0, 3, 231]), Class::Data, now, |_| is_new = true).unwrap();
         assert!(!is_new, "whoever was here last is known");
-        identities.of(&who("ann", [10, 0, 3, 231]), Class::Security, |_| is_new = true).unwrap();
+        identities.of(&who("ann", [10, 0, 3, 231]), Class::Security, now, |_| is_new = true).unwrap();
         assert!(is_new, "each class keeps the key for itself");
+        let mut is_new = false;
+        let later = now + RENEWED_AFTER + Duration::from_secs(1);
+        identities.of(&who("ann", [10, 0, 3, 231]), Class::Security, later, |_| is_new = true).unwrap();
+        assert!(is_new, "nobody's key is used for ever");
     }
 }

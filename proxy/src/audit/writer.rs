@@ -472,18 +472,20 @@ impl Writer {
     fn append(&mut self, rules: &Snapshot, item: &Item) -> Option<(u128, Placed)> {
         let spool = self.spool.as_mut()?;
         let machine = rules.config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        let time = self.clock.of(item.at());
+        let (time, now) = (self.clock.of(item.at()), self.clock.instant);
         let id = uuid_v7(time, (random(), random()));
         let class = item.event().class();
         let placed = match item {
             Item::Request(event) => {
-                let who = self.identities.of(&event.who, class, |key| spool.add_key(class, key)).unwrap_or(SYSTEM);
+                let who = self.identities.of(&event.who, class, now, |key| spool.add_key(class, key)).unwrap_or(SYSTEM);
                 append_request(spool, rules, event, Draft::new(id, time, machine, event.event, event.outcome, who))
             }
             Item::Act(act) => {
                 let named;
                 let who = match (&act.who, &act.subject) {
-                    (Some(who), _) => self.identities.of(who, class, |key| spool.add_key(class, key)).unwrap_or(SYSTEM),
+                    (Some(who), _) => {
+                        self.identities.of(who, class, now, |key| spool.add_key(class, key)).unwrap_or(SYSTEM)
+                    }
                     (None, Some(subject)) => match identities::named(&self.keys, subject) {
                         Some(Ok((text, key))) => {
                             spool.add_key(class, &key);
