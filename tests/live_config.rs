@@ -196,7 +196,7 @@ fn a_request_in_flight_finishes_under_the_rules_it_began_with() {
 fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
     let app = Backend::start();
     let rules = "client.head_timeout = 10\nclient.max_hed = \"1KiB\"\nserver.threads = 300\n[limits]\n[caching]\n[shadow]\n\
-                 [audit]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";
+                 [quotas]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";
     let setup = Setup::new(&app, "");
     fs::write(&setup.file, rules).unwrap();
     let checked = setup.run(&["check", "proxy.toml"]);
@@ -209,7 +209,7 @@ fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
         ("proxy.toml:4:2: ", "unknown section `limits`"),
         ("proxy.toml:5:2: ", "unknown section `caching`"),
         ("proxy.toml:6:2: ", "unknown section `shadow`"),
-        ("proxy.toml:7:2: ", "unknown section `audit`"),
+        ("proxy.toml:7:2: ", "unknown section `quotas`"),
         ("proxy.toml:11:1: ", "`priorty`"),
     ];
     for (place, problem) in places {

@@ -110,12 +110,14 @@ fn describe(keys: &MasterKeys, who: &Who) -> Result<(Box<str>, WrappedKey), KeyE
         },
     };
     let client = (kind != SubjectKind::Address).then_some((address.as_str(), who.address));
-    members(keys, kind, &subject, client, Some(who.tier))
+    members(keys, kind, &subject, client, who.tier)
 }
 
-/// The same for a subject that an operator names, such as `user:ann`; `None` when it is none.
-pub fn named(keys: &MasterKeys, subject: &str) -> Option<Result<(Box<str>, WrappedKey), KeyError>> {
-    Some(members(keys, SubjectKind::of(subject)?, subject, None, None))
+/// The members for a subject that an operator names, such as `user:ann`; `None` when it is none. Without its name: whoever was erased
+/// would be there again because somebody looked.
+pub fn named(keys: &MasterKeys, subject: &str) -> Option<String> {
+    let kind = SubjectKind::of(subject)?;
+    Some(format!("{ACTOR}{}\",\"kind\":\"{}\"}}", keys.pseudonym(kind, subject.as_bytes()), kind.name()))
 }
 
 fn members(
@@ -123,7 +125,7 @@ fn members(
     kind: SubjectKind,
     subject: &str,
     client: Option<(&str, IpAddr)>,
-    tier: Option<Tier>,
+    tier: Tier,
 ) -> Result<(Box<str>, WrappedKey), KeyError> {
     let actor = keys.pseudonym(kind, subject.as_bytes());
     let (key, wrapped) = keys.new_data_key(&actor)?;
@@ -132,8 +134,7 @@ fn members(
         plain.insert("address".to_owned(), address.to_canonical().to_string().into());
     }
     let sealed = key.seal(serde_json::Value::Object(plain).to_string().as_bytes())?;
-    let tier = tier.filter(|tier| *tier != Tier::Anonymous);
-    let tier = tier.map_or_else(String::new, |tier| format!(",\"tier\":\"{}\"", tier.name()));
+    let tier = if tier == Tier::Anonymous { String::new() } else { format!(",\"tier\":\"{}\"", tier.name()) };
     let client = client.map_or_else(String::new, |(address, _)| {
         format!(",\"client\":\"{}\"", keys.pseudonym(SubjectKind::Address, address.as_bytes()))
     });

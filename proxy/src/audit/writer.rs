@@ -487,12 +487,11 @@ impl Writer {
                         self.identities.of(who, class, now, |key| spool.add_key(class, key)).unwrap_or(SYSTEM)
                     }
                     (None, Some(subject)) => match identities::named(&self.keys, subject) {
-                        Some(Ok((text, key))) => {
-                            spool.add_key(class, &key);
+                        Some(text) => {
                             named = text;
                             &*named
                         }
-                        _ => OPERATOR,
+                        None => OPERATOR,
                     },
                     (None, None) if act.is_operator => OPERATOR,
                     (None, None) => SYSTEM,

@@ -161,17 +161,13 @@ fn details_of(act: &Act<'_>) -> String {
 
 fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> Result<Entered, AuditError> {
     let now = now();
-    let class = act.event.class();
     let who = match act.subject {
         None => OPERATOR.to_owned(),
         Some(Subject(subject)) => {
             let kind = SubjectKind::of(subject).unwrap_or(SubjectKind::User);
             let id = keys.pseudonym(kind, subject.as_bytes());
-            let (key, mut wrapped) = keys.new_data_key(&id).map_err(cannot_seal)?;
-            wrapped.created = now.to_string();
-            wrapped.sealed = key.seal(json!({ "actor": subject }).to_string().as_bytes()).map_err(cannot_seal)?;
-            spool.add_key(class, &wrapped);
-            format!(r#""actor":{{"id":"{id}","kind":"{}"}},"sealed":"{}""#, kind.name(), wrapped.id)
+            // No name: whoever was erased would be there again because somebody looked.
+            format!(r#""actor":{{"id":"{id}","kind":"{}"}}"#, kind.name())
         }
     };
     let details = details_of(act);
@@ -187,11 +183,12 @@ fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> 
         return Err(error.into());
     }
     spool.sign_heads(now)?;
-    Ok(Entered { id: id.to_string(), class: class.name().to_owned(), seq: placed.seq, hash: hex(&placed.hash) })
-}
-
-fn cannot_seal(source: outrigger_trail::keys::KeyError) -> AuditError {
-    AuditError::Keys { from: "the subject's data key".to_owned(), source }
+    Ok(Entered {
+        id: id.to_string(),
+        class: act.event.class().name().to_owned(),
+        seq: placed.seq,
+        hash: hex(&placed.hash),
+    })
 }
 
 fn without_null(mut value: Value) -> Value {
