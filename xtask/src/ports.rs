@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt, fs,
     hash::{BuildHasher, RandomState},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddrV4},
     sync::{LazyLock, Mutex, PoisonError},
 };
 
@@ -70,8 +70,17 @@ fn reserve(_port: u16) -> std::io::Result<Option<Reservation>> {
 }
 
 /// Whether nobody listens on this port now.
+///
+/// It is bound to find out, and not listened on: a program that another thread starts in that moment has a copy of the socket until it
+/// begins, and would keep the port from whoever gets it.
 pub fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let bound = || {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+    };
+    bound().is_ok()
 }
 
 /// Who listens on a port: unknown parts are empty, as with another user's process.
@@ -127,6 +136,7 @@ fn listening_inode(table: &str, port: u16) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
 
     #[test]
     fn a_free_port_is_below_the_ephemeral_range_and_not_given_twice() {
