@@ -90,6 +90,18 @@ fn is_chained(setup: &Setup) -> usize {
     count
 }
 
+/// What `outrigger audit search` finds of a type and outcome, the newest first.
+#[track_caller]
+fn search(setup: &Setup, event: &str, outcome: &str) -> Vec<Value> {
+    let file = setup.file.to_str().unwrap();
+    let said = setup.run(&["audit", "search", "--type", event, "--outcome", outcome, "--json", "--config", file]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let lines = String::from_utf8(said.stdout).unwrap();
+    let found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!found.is_empty(), "{event} {outcome} is not found");
+    found
+}
+
 #[test]
 fn what_was_done_by_whom_is_entered_on_both_ways() {
     let app = Backend::start();
@@ -152,6 +164,17 @@ fn what_was_done_by_whom_is_entered_on_both_ways() {
     let actors: BTreeSet<_> =
         find(&proxy, &[("actor.kind", "key")]).iter().map(|e| e["actor"]["id"].to_string()).collect();
     assert_eq!(actors.len(), 1, "one client is one actor");
+    for (event, outcome) in [
+        ("auth.login", "success"),
+        ("auth.failed", "failure"),
+        ("data.read", "success"),
+        ("data.write", "success"),
+        ("data.delete", "success"),
+    ] {
+        for entry in search(&proxy, event, outcome) {
+            assert!(actors.contains(&entry["actor"]["id"].to_string()), "{entry}");
+        }
+    }
     is_chained(&proxy);
 }
 
@@ -206,6 +229,20 @@ fn refusals_bans_breakers_reloads_and_flags_are_entered() {
     );
     fs::write(&proxy.file, "[nonsense").unwrap();
     finds(&proxy, &[("type", "admin.config_change"), ("outcome", "refused")]);
+    // A file that cannot be read names no trail.
+    fs::write(&proxy.file, proxy.text(&format!("{rules}flags.session_affinity = \"10%\"\n{rare}"))).unwrap();
+    for (event, outcome, kind) in [
+        ("security.rate_limited", "refused", "address"),
+        ("security.banned", "success", "address"),
+        ("security.breaker", "success", "system"),
+        ("admin.config_change", "success", "operator"),
+        ("admin.config_change", "refused", "operator"),
+        ("admin.flag_change", "success", "operator"),
+    ] {
+        for entry in search(&proxy, event, outcome) {
+            assert_eq!(entry["actor"]["kind"], kind, "{entry}");
+        }
+    }
     is_chained(&proxy);
 }
 
@@ -427,6 +464,27 @@ fn a_segment_that_is_taken_away_does_not_stop_the_trail() {
     let answer = proxy.get("/b");
     assert_eq!(answer.status, 200);
     finds(&proxy, &[("request_id", &id(&answer))]);
+}
+
+/// A change is entered once: when it is made, or at the next start.
+#[test]
+fn flags_that_change_while_the_process_is_away_are_entered_at_its_start() {
+    let app = Backend::start();
+    let setup = Setup::new(&app, TRAIL);
+    let changes = |setup: &Setup| find(setup, &[("type", "admin.flag_change")]).len();
+    for (flag, live, known) in [("", "10%", 1), ("10%", "10%", 1), ("monitor", "monitor", 2)] {
+        let rules = |flag: &str| format!("{TRAIL}flags.session_affinity = \"{flag}\"\n");
+        let text = if flag.is_empty() { TRAIL.to_owned() } else { rules(flag) };
+        fs::write(&setup.file, setup.text(&text)).unwrap();
+        let mut proxy = setup.clone().start();
+        if flag != live {
+            proxy.changes_to(&rules(live));
+        }
+        until("the changes to be entered", || changes(&proxy) >= known);
+        proxy.signal(Signal::TERM);
+        assert!(proxy.ends_within(Duration::from_secs(15)).success());
+        assert_eq!(changes(&setup), known, "{flag:?}, then {live:?}");
+    }
 }
 
 /// Also what is done about the trail itself.

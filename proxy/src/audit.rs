@@ -12,6 +12,7 @@
 pub mod acts;
 mod event;
 mod identities;
+mod refusals;
 pub mod shipping;
 pub mod upkeep;
 mod writer;
@@ -303,7 +304,8 @@ pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<
     let writer = Writer::new(Arc::clone(state), keys, commands);
     std::thread::Builder::new().name("audit".into()).spawn(move || writer.run())?;
     acts::process(state, "start");
-    upkeep::note_flags(state, before);
+    acts::flags_changed(state, before.unwrap_or_default(), &rules.config);
+    upkeep::keep_flags(&rules.config);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! What is entered that is no request: bans, breakers, changes of rules and flags, and what operators do.
 
+use std::collections::BTreeMap;
+
 use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_policy::flags::{Feature, Mode};
 use serde_json::json;
@@ -98,21 +100,16 @@ pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
     enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
 }
 
-/// The flags that differ between two versions of the rules.
-pub fn flags_changed(state: &State, before: &Config, after: &Config) {
-    let shown = |config: &Config| Feature::ALL.map(|feature| (feature.key(), config.flag(feature).switch.to_string()));
-    flags_differ(state, shown(before), shown(after));
+/// The flags of these rules, by name.
+pub fn flags(config: &Config) -> [(String, String); Feature::ALL.len()] {
+    Feature::ALL.map(|feature| (feature.key().to_owned(), config.flag(feature).switch.to_string()))
 }
 
-/// The same between what was in force when the process before this one ended, and now.
-pub fn flags_differ<'a>(
-    state: &State,
-    before: impl IntoIterator<Item = (&'a str, String)>,
-    after: impl IntoIterator<Item = (&'a str, String)>,
-) {
-    let after: std::collections::BTreeMap<_, _> = after.into_iter().collect();
+/// Enters which of the flags in `config` differ from those before.
+pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, String)>, config: &Config) {
+    let now = flags(config);
     for (flag, from) in before {
-        let Some(to) = after.get(flag).filter(|to| **to != from) else { continue };
+        let Some((_, to)) = now.iter().find(|(name, to)| *name == flag && *to != from) else { continue };
         let details = json!({ "flag": flag, "from": from, "to": to }).to_string();
         let act = Act::new(EventType::FlagChange, "switch", Outcome::Success);
         enter_surely(state, Act { is_operator: true, details: Some(details), ..act });
@@ -122,10 +119,7 @@ pub fn flags_differ<'a>(
 /// The process has begun, or is about to end.
 pub fn process(state: &State, action: &'static str) {
     let rules = state.rules.load();
-    let flags: serde_json::Map<_, _> = Feature::ALL
-        .into_iter()
-        .map(|feature| (feature.key().to_owned(), rules.config.flag(feature).switch.to_string().into()))
-        .collect();
+    let flags: BTreeMap<_, _> = flags(&rules.config).into();
     let details = json!({ "version": env!("CARGO_PKG_VERSION"), "flags": flags }).to_string();
     enter(state, Act { details: Some(details), ..Act::new(EventType::AdminAction, action, Outcome::Success) });
 }

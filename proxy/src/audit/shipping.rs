@@ -16,13 +16,14 @@ use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::Class;
 use outrigger_trail::keys::WrappedKey;
 use outrigger_trail::layout;
+use outrigger_trail::verify::rows::DropRecord;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
-use super::upkeep::{self, Drop, microseconds};
+use super::upkeep::{self, microseconds};
 use super::{Command, Trail, writer};
 use crate::config::Target;
 use crate::state::{Snapshot, State};
@@ -91,7 +92,7 @@ struct Taken {
     #[serde(default)]
     erasures: Vec<Erasure>,
     #[serde(default)]
-    drops: Vec<Drop>,
+    drops: Vec<DropRecord>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outrigger_policy::audit::{Class, EventType, Outcome, Time};
-use outrigger_policy::flags::Feature;
-use serde::{Deserialize, Serialize};
+use outrigger_trail::verify::rows::DropRecord;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::shipping::{ShipError, ask};
 use super::{Act, Command, acts, shown_id, writer};
+use crate::config::Config;
 use crate::config::audit::AuditRules;
 use crate::state::State;
 
@@ -45,46 +46,10 @@ pub async fn keep_up(state: Arc<State>) {
     }
 }
 
-/// What PostgreSQL has dropped.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Drop {
-    /// Its number.
-    pub id: i64,
-    /// From which chain.
-    pub chain: String,
-    /// Of which class.
-    pub class: String,
-    /// Up to which entry.
-    pub through: u64,
-    /// That entry's hash.
-    pub hash: String,
-    /// How many.
-    pub count: u64,
-    /// How many before it are kept, because they are held.
-    pub kept: u64,
-    /// A hash over those.
-    pub kept_digest: String,
-    /// When.
-    pub at: String,
-}
-
-/// What is signed of a [`Drop`]: everything but its number.
-#[derive(Debug, Serialize)]
-struct Signed<'a> {
-    chain: &'a str,
-    class: &'a str,
-    through: u64,
-    hash: &'a str,
-    count: u64,
-    kept: u64,
-    kept_digest: &'a str,
-    at: &'a str,
-}
-
 #[derive(Debug, Default, Deserialize)]
 struct Dropped {
     #[serde(default)]
-    drops: Vec<Drop>,
+    drops: Vec<DropRecord>,
 }
 
 /// Has PostgreSQL drop what is too old.
@@ -104,25 +69,13 @@ async fn in_postgres(state: &State) -> Result<(), ShipError> {
 ///
 /// # Errors
 /// What could not be entered or told is tried again.
-pub async fn record(state: &State, drops: &[Drop]) -> Result<(), ShipError> {
+pub async fn record(state: &State, drops: &[DropRecord]) -> Result<(), ShipError> {
     let (Some(trail), rules) = (&state.trail, state.rules.load_full()) else { return Ok(()) };
     // Of a trail that is closed nobody enters anything: the app asks the next proxy.
     let Some(keys) = trail.keys.get().filter(|_| !trail.is_closed.load(Ordering::Acquire)) else { return Ok(()) };
     let mut recorded = Vec::new();
     for dropped in drops {
-        let signed = Signed {
-            chain: &dropped.chain,
-            class: &dropped.class,
-            through: dropped.through,
-            hash: &dropped.hash,
-            count: dropped.count,
-            kept: dropped.kept,
-            kept_digest: &dropped.kept_digest,
-            at: &dropped.at,
-        };
-        // Text and numbers: writing them as JSON does not fail.
-        let signed = serde_json::to_string(&signed).unwrap_or_default();
-        let signature = keys.sign(signed.as_bytes());
+        let signature = keys.sign(&dropped.message());
         let details = json!({ "where": "postgres", "dropped": dropped });
         let (done, receipt) = oneshot::channel();
         let act = Act {
@@ -147,30 +100,18 @@ pub async fn record(state: &State, drops: &[Drop]) -> Result<(), ShipError> {
     ask(&rules, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
 }
 
-/// The flags that the process before this one had.
+/// The flags that the process before this one had at its end.
 pub(super) fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String>> {
     let text = std::fs::read(rules.directory.join(FLAGS)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// Enters which flags differ from what the process before this one had, and keeps those of this one.
-pub fn note_flags(state: &State, before: Option<BTreeMap<String, String>>) {
-    let rules = state.rules.load();
-    let Some(audit) = &rules.config.audit else { return };
-    let now: BTreeMap<String, String> = Feature::ALL
-        .into_iter()
-        .map(|feature| (feature.key().to_owned(), rules.config.flag(feature).switch.to_string()))
-        .collect();
-    if let Some(before) = before.filter(|before| *before != now) {
-        let pairs = |flags: &BTreeMap<String, String>| flags.clone();
-        let (before, after) = (pairs(&before), pairs(&now));
-        acts::flags_differ(
-            state,
-            before.iter().map(|(flag, switch)| (flag.as_str(), switch.clone())),
-            after.iter().map(|(flag, switch)| (flag.as_str(), switch.clone())),
-        );
-    }
-    let text = serde_json::to_vec(&now).unwrap_or_default();
+/// Keeps the flags in force for the process after this one, which enters what differs then.
+pub fn keep_flags(config: &Config) {
+    let Some(audit) = &config.audit else { return };
+    let flags: BTreeMap<_, _> = acts::flags(config).into();
+    // Text only: writing it as JSON does not fail.
+    let text = serde_json::to_vec(&flags).unwrap_or_default();
     if let Err(e) = outrigger_trail::spool::write_private(&audit.directory.join(FLAGS), &text) {
         tracing::warn!("a change of flags while the process is away will not be entered into the audit trail: {e}");
     }

@@ -4,7 +4,6 @@
 //! What cannot be written stays here and is tried again, as much of it as the queue has room for; what is beyond is counted, and the
 //! count goes into the chain, signed, before the next entry. A spool that cannot be opened or is taken away is looked for again.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +18,7 @@ use serde_json::json;
 
 use super::event::{Act, Event, Item};
 use super::identities::{self, Identities};
+use super::refusals::{Beyond, Refusal, Refusals};
 use super::{Batch, Command, Receipt, Trail, lock};
 use crate::request_id::random;
 use crate::state::{Snapshot, State};
@@ -27,9 +27,6 @@ use crate::state::{Snapshot, State};
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// How long the writer looks for more before it sleeps until it is woken.
 const AWAKE: Duration = Duration::from_secs(1);
-/// Refusals that are entered one by one in a second; what is beyond is entered as one with a count, for each reason and route. A
-/// flood of strangers is to fill neither disk nor database.
-const REFUSALS_A_SECOND: u32 = 1000;
 /// A step of the clock that is worth a note.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
 
@@ -65,25 +62,6 @@ struct Lost {
     why: &'static str,
     from: Time,
     to: Time,
-}
-
-/// Refusals of this second.
-#[derive(Debug, Default)]
-struct Refusals {
-    second: i64,
-    entered: u32,
-    beyond: BTreeMap<Refusal, Beyond>,
-}
-
-/// What refusals have in common that are entered as one: type, route and reason.
-type Refusal = (EventType, usize, &'static str);
-
-#[derive(Debug)]
-struct Beyond {
-    count: u64,
-    status: u16,
-    from: Time,
-    rules: Arc<Snapshot>,
 }
 
 /// The time of day of what happened at an instant.
@@ -167,8 +145,7 @@ impl Writer {
             // As long as writing may take, and then some, is left of it.
             let wait = interval.saturating_sub(4 * self.commit_time).max(interval / 2);
             let tick = Instant::now() + wait;
-            let is_idle =
-                self.pending.items.is_empty() && last_item.elapsed() > AWAKE && self.refusals.beyond.is_empty();
+            let is_idle = self.pending.items.is_empty() && last_item.elapsed() > AWAKE && self.refusals.is_empty();
             if is_idle && self.spool.is_some() {
                 trail.asleep.store(true, Ordering::Release);
                 if trail.queued() == 0 && !trail.urgent.load(Ordering::Acquire) {
@@ -303,6 +280,7 @@ impl Writer {
         let gaps = self.write_gaps(trail);
         self.awaited.clear();
         self.counted.clear();
+        let clock = self.clock;
         let mut next = vec![0; batches.len()];
         // Each batch is in order: the one whose first is the earliest goes on.
         let earliest = |batches: &[Batch], next: &[usize]| {
@@ -316,7 +294,7 @@ impl Writer {
             let batch = &mut batches[at];
             let Some((rules, item)) = batch.get(number) else { continue };
             // What is tried again has been looked at.
-            if at > 0 && self.refusals.is_beyond(item, rules, self.clock) {
+            if at > 0 && self.refusals.is_beyond(item, rules, |at| clock.of(at)) {
                 self.counted.push((at, number));
                 continue;
             }
@@ -602,7 +580,7 @@ impl Writer {
         // From here on nothing comes any more: what would is counted.
         trail.is_closed.store(true, Ordering::SeqCst);
         self.take_and_write(trail);
-        let rest: Vec<_> = std::mem::take(&mut self.refusals.beyond).into_iter().collect();
+        let rest = self.refusals.take();
         if self.spool.is_some() && !rest.is_empty() {
             self.write(trail, &mut [], rest);
         }
@@ -627,50 +605,6 @@ impl Lost {
         }
         self.count += count;
         self.to = now;
-    }
-}
-
-impl Refusals {
-    /// Whether a refusal is one too many to be entered by itself; then it is counted.
-    fn is_beyond(&mut self, item: &Item, rules: &Arc<Snapshot>, clock: Clock) -> bool {
-        let Item::Request(event) = item else { return false };
-        if event.event.class() != Class::Security || event.done.is_some() {
-            return false;
-        }
-        self.entered += 1;
-        if self.entered <= REFUSALS_A_SECOND {
-            return false;
-        }
-        let beyond =
-            self.beyond.entry((event.event, event.route, event.reason.unwrap_or("none"))).or_insert_with(|| Beyond {
-                count: 0,
-                status: event.status,
-                from: clock.of(event.ended),
-                rules: Arc::clone(rules),
-            });
-        beyond.count += 1;
-        true
-    }
-
-    /// What could not be entered is entered later.
-    fn take_back(&mut self, beyond: Vec<(Refusal, Beyond)>) {
-        for (refusal, earlier) in beyond {
-            let count = earlier.count;
-            let from = earlier.from;
-            let kept = self.beyond.entry(refusal).or_insert(Beyond { count: 0, ..earlier });
-            kept.count += count;
-            kept.from = kept.from.min(from);
-        }
-    }
-
-    /// What is to be entered of the second before.
-    fn due(&mut self, now: Time) -> Vec<(Refusal, Beyond)> {
-        let second = now.0 / 1_000_000;
-        if second == self.second {
-            return Vec::new();
-        }
-        (self.second, self.entered) = (second, 0);
-        std::mem::take(&mut self.beyond).into_iter().collect()
     }
 }
 

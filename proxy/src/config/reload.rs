@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{Place, Problem};
 use super::{Config, ConfigError, PeerRules, process_environment};
-use crate::audit::acts;
+use crate::audit::{acts, upkeep};
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
 
@@ -148,7 +148,8 @@ impl Reloader {
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
         acts::reloaded(&self.state, next.version, None);
-        acts::flags_changed(&self.state, &before.config, &next.config);
+        acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);
+        upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
                 self.state.metrics.forget_route(&gone.name, gone.priority);
