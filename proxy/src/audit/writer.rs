@@ -18,8 +18,8 @@ use serde_json::json;
 
 use super::event::{Act, Event, Item};
 use super::identities::{self, Identities};
+use super::queue::{Batch, Command, Receipt, Trail, lock};
 use super::refusals::{Beyond, Refusal, Refusals};
-use super::{Batch, Command, Receipt, Trail, lock};
 use crate::request_id::random;
 use crate::state::{Snapshot, State};
 
