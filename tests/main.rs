@@ -38,6 +38,7 @@ mod limits;
 mod live_config;
 mod machines;
 mod memory;
+mod one_against_another;
 mod overload;
 mod peers;
 mod protocol;
