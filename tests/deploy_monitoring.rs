@@ -157,6 +157,7 @@ fn everything_that_is_said() -> Catalogue {
     app.says("/500", "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n");
     app.says("/404", "HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n");
     app.says("/302", "HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n");
+    app.says("/stream", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n");
     app.says("/invalid", "nonsense\r\n\r\n");
     app.at("/truncated", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_vec()));
     app.at("/hangs", Play::Hang);
@@ -167,6 +168,9 @@ fn everything_that_is_said() -> Catalogue {
         proxy.get(path);
     }
     proxy.ask("GET / HTTP/1.1\r\n\r\n");
+    let mut stream = proxy.connect();
+    stream.send(get("/stream")).answer();
+    drop(stream);
     let _ = proxy.connect().send(get("/truncated")).try_answer();
     let mut client = proxy.connect();
     client.send(get("/waits"));
@@ -298,6 +302,33 @@ fn the_dashboard_can_be_imported_anywhere() {
         assert!(!targets.is_empty() && letters.len() == targets.len(), "{title}");
         let position = &panel["gridPos"];
         assert!(position["x"].as_u64().unwrap() + position["w"].as_u64().unwrap() <= 24, "{title} is too wide");
+    }
+}
+
+/// Behind somebody else's app there is no metric that begins with `app_`.
+#[test]
+fn nothing_outside_its_row_needs_the_example_app() {
+    let dashboard = dashboard();
+    let mut row = "";
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        if panel["type"] == "row" {
+            row = title;
+            continue;
+        }
+        let targets = panel["targets"].as_array().unwrap().iter().map(|target| target["expr"].as_str().unwrap());
+        let (of_example, others): (Vec<&str>, Vec<&str>) =
+            targets.partition(|expr| selectors(expr).0.iter().any(|selector| selector.metric.starts_with("app_")));
+        let stands_alone = |expr: &&str| {
+            expr.matches("(sum(app_").count() == expr.matches("app_").count() && expr.contains(" or vector(0))")
+        };
+        let works = !others.is_empty() || of_example.iter().all(stands_alone);
+        assert!(works || row.starts_with("The example app"), "{row}, {title}: {of_example:?}");
+    }
+    for (name, expr) in alerts() {
+        let (metrics, _) = selectors(&expr);
+        let of_example = metrics.iter().filter(|selector| selector.metric.starts_with("app_")).count();
+        assert!(of_example == 0 || of_example == metrics.len(), "{name} needs the example app and the proxy: {expr}");
     }
 }
 
