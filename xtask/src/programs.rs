@@ -26,8 +26,20 @@ pub fn build_packages(packages: &[&str], release: bool) -> Result<()> {
     if release {
         cargo.arg("--release");
     }
+    forget_package(&mut cargo);
     let status = cargo.status().while_("running cargo build")?;
     if status.success() { Ok(()) } else { Err(Error::new("the programs do not build; see above")) }
+}
+
+/// Removes what cargo tells a program that it runs about that program's package. Some build scripts look at these variables, so
+/// a cargo below another one would build them, and all that depends on them, once more.
+pub fn forget_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_of_package) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// Builds them for development, once in a process, and not at all when the one who started us says that it did.

@@ -7,8 +7,9 @@ use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 /// Installs what is missing, then runs every step, also after a failed one, so that one run tells everything.
 pub fn run(args: &[String]) -> Result<()> {
     tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
-    // Built first: cargo builds no program of another package for a test.
-    step("build", || programs::build(false))?;
+    // Built first: cargo builds no program of another package for a test. Together with the tests, since cargo unites the
+    // features of what is built together: built alone, the programs would need many dependencies a second time.
+    step("build", || checked(&mut cargo(&["build", "--workspace", "--bins", "--tests", "--examples"])))?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
         ("lints", cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
@@ -66,6 +67,7 @@ fn with_tools(mut command: Command) -> Result<Command> {
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(paths::root());
+    programs::forget_package(&mut command);
     command
 }
 
