@@ -196,7 +196,8 @@ impl Proxy {
     pub fn comes_to_rest(&self) {
         until("the proxy to come to rest", || {
             let text = self.admin("/metrics").body;
-            sum(&text, "outrigger_requests_in_flight", &[]) == 0.0 && sum(&text, "outrigger_connections", &[]) == 0.0
+            sum(&text, "outrigger_requests_in_flight", &[]) == 0.0
+                && sum(&text, "outrigger_open_connections", &[]) == 0.0
         });
     }
 

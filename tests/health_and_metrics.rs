@@ -1,6 +1,7 @@
 //! What the proxy says about itself and the app: health, metrics, logs.
 
 use std::collections::HashSet;
+use std::fs;
 
 use crate::backend::{Backend, Play};
 use crate::harness::{Client, Proxy, get, post, sum, until};
@@ -90,7 +91,8 @@ fn prometheus_is_content_with_every_endpoint_also_when_the_app_is_dead() {
 fn an_app_whose_metrics_are_nonsense_or_hang_does_not_break_the_proxys() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
-    let nonsense = "<html>\n# TYPE outrigger_connections histogram\noutrigger_connections 7\nx{ 1\n\0\n# TYPE\n";
+    let nonsense =
+        "<html>\n# TYPE outrigger_open_connections histogram\noutrigger_open_connections 7\nx{ 1\n\0\n# TYPE\n";
     let error = "HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops".to_owned();
     let html = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{nonsense}", nonsense.len());
     for (answer, up) in [(error, 0.0), (html, 1.0)] {
@@ -99,7 +101,7 @@ fn an_app_whose_metrics_are_nonsense_or_hang_does_not_break_the_proxys() {
         assert_eq!(all.status, 200);
         promtool::check(&all.body).unwrap();
         assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), up);
-        assert_eq!(sum(&all.body, "outrigger_connections", &[("process", "app")]), 0.0);
+        assert_eq!(sum(&all.body, "outrigger_open_connections", &[("process", "app")]), 0.0);
     }
     app.at("/metrics", Play::Hang);
     let all = proxy.admin("/metrics/all");
@@ -175,6 +177,45 @@ fn the_log_is_json_and_keeps_secrets_to_itself() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn a_request_that_is_refused_before_it_is_parsed_is_in_the_access_log() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_head = \"2KiB\"\nclient.head_timeout = \"500ms\"");
+    let large = format!("GET /large HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(3000));
+    let refused = [
+        ("GET /lost?token=s3cr3t HTTP/1.1\r\n\r\n", 400, "/lost"),
+        ("HELLO\r\n\r\n", 400, "-"),
+        ("POST /twice HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx", 400, "/twice"),
+        (&large, 431, "/large"),
+        ("GET /slow HTTP/1.1\r\nHost: a\r\n", 408, "/slow"),
+        ("POST /big HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", 413, "/big"),
+    ];
+    for (request, status, path) in refused {
+        let answer = proxy.ask(request);
+        assert_eq!(answer.status, status, "{request:?}: {answer:?}");
+        let id = answer.header("x-request-id").unwrap().to_owned();
+        assert_eq!(answer.json()["request_id"], id.as_str());
+        let line: serde_json::Value = serde_json::from_str(&proxy.says(&id)).unwrap();
+        assert_eq!((&line["status"], &line["path"]), (&status.into(), &path.into()), "{line}");
+        assert_eq!((&line["outcome"], &line["client"]), (&"rejected".into(), &"127.0.0.1".into()), "{line}");
+        let reason = line["reason"].as_str().unwrap();
+        assert!(proxy.metric("outrigger_rejections_total", &[("reason", reason)]) >= 1.0, "{line}");
+    }
+    assert!(!proxy.log().contains("s3cr3t"));
+}
+
+#[test]
+fn the_last_change_of_the_file_is_told() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let is_good = || proxy.metric("outrigger_config_last_reload_successful", &[]);
+    assert_eq!(is_good(), 1.0);
+    fs::write(&proxy.file, proxy.text("app.timeoot = \"1s\"")).unwrap();
+    until("the file to be refused", || is_good() == 0.0);
+    proxy.changes_to("app.timeout = \"1s\"");
+    assert_eq!(is_good(), 1.0);
 }
 
 #[test]

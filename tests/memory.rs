@@ -36,7 +36,7 @@ fn a_connection_at_rest_costs_little() {
             assert_eq!(client.send(&request).answer().status, 200);
             resting.push(client);
         }
-        proxy.counts("outrigger_connections", &[], RESTING);
+        proxy.counts("outrigger_open_connections", &[], RESTING);
         let (now, _) = proxy.memory_kib();
         let each = now.saturating_sub(before) / RESTING as u64;
         println!("{each} KiB each, from {before} to {now}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::{
     backend::{Backend, PATTERN, Play},
-    harness::{Client, Hash, Proxy, both_ways, get, until},
+    harness::{Client, Hash, Proxy, both_ways, get, post, until},
 };
 
 /// How much a large body may add to the proxy's resident memory.
@@ -147,6 +147,29 @@ fn a_web_socket_carries_bytes_both_ways_at_once() {
     proxy.comes_to_rest();
     until("the app to see the end", || app.open_connections() == 0);
     proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1);
+}
+
+#[test]
+fn an_event_stream_or_a_web_socket_is_not_a_slow_request() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    let events = [app.events("/get"), app.events("/post")];
+    let proxy = Proxy::start(&app);
+    proxy.get("/fast");
+    let web_socket = upgraded(&proxy, "");
+    let mut streams = [proxy.connect(), proxy.connect()];
+    streams[0].send(get("/get")).head().unwrap();
+    streams[1].send(post("/post", "x")).head().unwrap();
+    drop((web_socket, events));
+    for stream in &mut streams {
+        stream.take_through(b"0\r\n\r\n").expect("the end of the stream");
+    }
+    drop(streams);
+    proxy.comes_to_rest();
+    proxy.counts("outrigger_requests_total", &[("outcome", "success")], 4);
+    proxy.counts("outrigger_request_duration_seconds_count", &[], 1);
+    proxy.counts("outrigger_stream_duration_seconds_count", &[("kind", "event_stream")], 2);
+    proxy.counts("outrigger_stream_duration_seconds_count", &[("kind", "upgrade")], 1);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Label values come from enums, the configuration and the router's path templates, never from a request.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -9,14 +11,15 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-/// Seconds, 0.5 ms to 10 s.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds in seconds, 0.5 ms to 60 s, the same as the proxy's.
+const DURATION_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Handles to every metric. Cloning is cheap and shares them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    reference: Reference,
     pub http_requests: IntCounterVec,
     pub http_duration: HistogramVec,
     pub http_in_flight: IntGauge,
@@ -55,7 +58,7 @@ impl Metrics {
     /// # Errors
     /// A name is declared twice or is not a metric name: a bug that the tests find.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let r = Registry::new();
+        let r = Declare::default();
         let metrics = Self {
             http_requests: add(
                 &r,
@@ -190,13 +193,22 @@ impl Metrics {
                 ))?,
             )?,
             draining: add(&r, IntGauge::new("app_draining", "1 from SIGTERM on.")?)?,
-            registry: r,
+            registry: r.registry.clone(),
+            reference: Arc::clone(&r.reference),
         };
-        let build = GaugeVec::new(Opts::new("app_build_info", "Always 1; the version is the label."), &["version"])?;
+        let build =
+            add(&r, GaugeVec::new(Opts::new("app_build_info", "Always 1; the version is the label."), &["version"])?)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        add(&metrics.registry, build)?;
-        metrics.registry.register(Box::new(ProcessCollector::for_self()))?;
+        let process = ProcessCollector::for_self();
+        r.describe(&process);
+        r.registry.register(Box::new(process))?;
         Ok(metrics)
+    }
+
+    /// The name, type, labels and help of each metric, one line each, separated by tabs: docs/metrics.md is made of it.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        self.reference.lock().unwrap_or_else(PoisonError::into_inner).concat()
     }
 
     /// The text exposition of everything, and its content type.
@@ -211,8 +223,30 @@ impl Metrics {
     }
 }
 
-fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
-    registry.register(Box::new(metric.clone()))?;
+type Reference = Arc<Mutex<Vec<String>>>;
+
+/// Registers metrics, and writes down what they are.
+#[derive(Default)]
+struct Declare {
+    registry: Registry,
+    reference: Reference,
+}
+
+impl Declare {
+    fn describe(&self, collector: &dyn Collector) {
+        let families = collector.collect();
+        let kind = |name: &str| families.iter().find(|family| family.name() == name).map(|f| f.get_field_type());
+        let lines = collector.desc().into_iter().map(|metric| {
+            let kind = kind(&metric.fq_name).map_or_else(String::new, |kind| format!("{kind:?}").to_lowercase());
+            format!("{}\t{kind}\t{}\t{}\n", metric.fq_name, metric.variable_labels.join(", "), metric.help)
+        });
+        self.reference.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(declare: &Declare, metric: C) -> Result<C, prometheus::Error> {
+    declare.describe(&metric);
+    declare.registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
 
@@ -220,11 +254,11 @@ fn histogram(name: &str, help: &str) -> HistogramOpts {
     HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec())
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+fn counters(r: &Declare, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
     add(r, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+fn gauges(r: &Declare, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
     add(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
@@ -243,5 +277,11 @@ mod tests {
             let counter = family.get_field_type() == prometheus::proto::MetricType::COUNTER;
             assert_eq!(counter, name.ends_with("_total"), "{name}");
         }
+    }
+
+    #[test]
+    fn the_reference_has_every_metric() {
+        let reference = Metrics::new().unwrap().reference();
+        xtask::reference::metrics("docs/metrics.md", "app metrics", &reference).unwrap();
     }
 }

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use crate::client_stream::ClientStream;
 use crate::exchange::Listener;
 use crate::lane::{self, Origin};
-use crate::metrics::Outcome;
 use crate::pipeline::Gateway;
+use crate::record;
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::state::{OpenConnection, Phase, State};
@@ -139,7 +139,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     state.metrics.connections_total.inc();
     let most = state.rules.load().config.server.max_connections;
     let Some(open) = state.open_connection(worker.listener, most) else {
-        return turn_away(&socket, worker);
+        return turn_away(&socket, client.ip().to_canonical(), worker);
     };
     // Answers are written whole, so waiting for more to send only delays them.
     if let Err(e) = socket.set_nodelay(true) {
@@ -154,19 +154,19 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
             tokio::spawn(Connection::new(stream, origin, worker, open).serve());
         }
         Protocol::H2c => {
-            tokio::spawn(serve_h2(stream, worker, open));
+            tokio::spawn(serve_h2(stream, client.ip().to_canonical(), worker, open));
         }
     }
 }
 
 /// Says 503 without keeping anything: at the bound there is nothing to keep it in.
-fn turn_away(socket: &TcpStream, worker: &Worker) {
-    let rejection = Rejection::TooManyConnections;
-    worker.state.metrics.rejected(rejection);
+fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
+    let (rejection, id) = (Rejection::TooManyConnections, RequestId::generate());
     let mut sink = [0; 4096];
     // What has arrived is read, so that closing does not reset the answer away. Neither can be retried.
-    let _ = socket.try_read(&mut sink);
-    let answer = rejection.problem().closing_answer(RequestId::generate().as_str(), worker.listener);
+    let unread = socket.try_read(&mut sink).unwrap_or_default();
+    record::refused_unread(&worker.state, rejection, id, client, &sink[..unread]);
+    let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
     let _ = socket.try_write(answer.as_bytes());
 }
 
@@ -296,16 +296,10 @@ impl Connection {
     }
 
     async fn refuse(self, rejection: Rejection) {
-        let state = &self.worker.state;
         let id = RequestId::generate();
-        state.metrics.rejected(rejection);
-        let rules = state.rules.load_full();
-        if let Some(metrics) = rules.route_metrics.last() {
-            metrics.record(Outcome::Rejected, Duration::ZERO);
-        }
-        let problem = rejection.problem();
-        tracing::debug!(request_id = %id, reason = problem.label, "a request was refused before it was one");
-        self.stream.answer_and_close(problem.closing_answer(id.as_str(), self.origin.listener).as_bytes()).await;
+        record::refused_unread(&self.worker.state, rejection, id, self.origin.client, self.stream.pending());
+        let answer = rejection.problem().closing_answer(id.as_str(), self.origin.listener);
+        self.stream.answer_and_close(answer.as_bytes()).await;
     }
 }
 
@@ -338,7 +332,7 @@ fn complete(
     Ok(Some(head))
 }
 
-async fn serve_h2(mut stream: Box<ClientStream>, worker: Worker, open: OpenConnection) {
+async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker, open: OpenConnection) {
     let patience = worker.state.rules.load().config.client.head_timeout;
     let preface = tokio::time::timeout(patience, async {
         while stream.pending().len() < H2_PREFACE.len() && H2_PREFACE.starts_with(stream.pending()) {
@@ -356,8 +350,9 @@ async fn serve_h2(mut stream: Box<ClientStream>, worker: Worker, open: OpenConne
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(wire::Malformed::Version);
-            worker.state.metrics.rejected(rejection);
-            let answer = rejection.problem().closing_answer(RequestId::generate().as_str(), worker.listener);
+            let id = RequestId::generate();
+            record::refused_unread(&worker.state, rejection, id, client, stream.pending());
+            let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
             stream.answer_and_close(answer.as_bytes()).await;
         }
         Ok(false) | Err(_) => {}

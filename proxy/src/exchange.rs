@@ -15,6 +15,7 @@ use crate::breakers::Attempt;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
+use crate::metrics::StreamKind;
 use crate::peers::Peer;
 use crate::peers::hop::{self, Hop};
 use crate::pipeline::line::Line;
@@ -209,6 +210,8 @@ pub struct Exchange {
     pub rejection: Option<Rejection>,
     /// The app failed, and how.
     pub failure: Option<Failure>,
+    /// Its response stays open for as long as both sides like.
+    pub stream: Option<StreamKind>,
     /// The answer's status, once its head is out.
     pub status: u16,
     /// The answer's head has come from the app.
@@ -333,6 +336,7 @@ impl Exchange {
             body_bytes: 0,
             rejection: None,
             failure: None,
+            stream: None,
             status: 0,
             answered_by_app: false,
             head_at: None,

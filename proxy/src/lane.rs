@@ -29,6 +29,7 @@ use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Fields, Kind, Listener, Request};
 use crate::forwarding::Added;
 use crate::head::{self, AnswerHead, Frame, Sifting};
+use crate::metrics::StreamKind;
 use crate::peers::hop;
 use crate::pipeline;
 use crate::record::{self, Ending};
@@ -321,6 +322,7 @@ impl Lane<'_> {
         // Until here nothing of it was sent, and a failure could still be told.
         exchange.status = answer.status;
         exchange.answered_by_app = true;
+        exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
         record::head(self.state, exchange, is_stream);
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         if body.ends_with_connection() {

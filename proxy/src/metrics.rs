@@ -5,6 +5,7 @@
 
 pub mod audit;
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use outrigger_policy::breaker::State as Position;
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -26,8 +28,13 @@ use crate::limits::shared::Mode as Sharing;
 use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
 
-/// Seconds, from half a millisecond to ten seconds.
-const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds in seconds, from half a millisecond to a minute: the default timeout of a route (30 s) and what waits for an
+/// upstream that restarts lie between two of them.
+const BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Upper bounds in seconds for connections that stay open: event streams and upgraded connections, from a second to a day.
+const STREAM_BUCKETS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0];
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,27 +97,55 @@ impl Outcome {
     }
 }
 
-/// What is counted for one route.
+/// A response that stays open for as long as both sides like: its duration says nothing about how quickly the app responds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// A response with the media type `text/event-stream`.
+    EventStream,
+    /// A connection that switched protocols (101), such as a WebSocket.
+    Upgrade,
+}
+
+impl StreamKind {
+    const ALL: [Self; 2] = [Self::EventStream, Self::Upgrade];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EventStream => "event_stream",
+            Self::Upgrade => "upgrade",
+        }
+    }
+}
+
+/// The metrics of one route. Series are made when first needed, so that a thousand routes do not make ten thousand empty ones.
 #[derive(Debug)]
 pub struct RouteMetrics {
     name: String,
     priority: Priority,
     requests: IntCounterVec,
     durations: HistogramVec,
-    /// Made when first needed, so that a thousand routes do not make ten thousand empty series.
-    by_outcome: [OnceLock<(IntCounter, Histogram)>; Outcome::ALL.len()],
+    streams: HistogramVec,
+    counted: [OnceLock<IntCounter>; Outcome::ALL.len()],
+    timed: [OnceLock<Histogram>; Outcome::ALL.len()],
+    streamed: [OnceLock<Histogram>; StreamKind::ALL.len()],
 }
 
 impl RouteMetrics {
-    /// One request that ended.
-    pub fn record(&self, outcome: Outcome, duration: Duration) {
-        let (count, histogram) = self.by_outcome[outcome as usize].get_or_init(|| {
-            (
-                self.requests.with_label_values(&[&self.name, self.priority.name(), outcome.name()]),
-                self.durations.with_label_values(&[self.name.as_str(), outcome.name()]),
-            )
-        });
+    /// Counts a request that ended. The duration of a stream goes into a histogram of its own.
+    pub fn record(&self, outcome: Outcome, duration: Duration, stream: Option<StreamKind>) {
+        let name = self.name.as_str();
+        let count = self.counted[outcome as usize]
+            .get_or_init(|| self.requests.with_label_values(&[name, self.priority.name(), outcome.name()]));
         count.inc();
+        let histogram = match stream {
+            Some(kind) => {
+                self.streamed[kind as usize].get_or_init(|| self.streams.with_label_values(&[name, kind.name()]))
+            }
+            None => {
+                self.timed[outcome as usize].get_or_init(|| self.durations.with_label_values(&[name, outcome.name()]))
+            }
+        };
         histogram.observe(duration.as_secs_f64());
     }
 }
@@ -304,8 +339,11 @@ impl SentOn {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// One line for each metric: name, type, labels and help, separated by tabs.
+    reference: Vec<String>,
     requests: IntCounterVec,
     durations: HistogramVec,
+    streams: HistogramVec,
     rejections: Vec<(&'static str, IntCounter)>,
     failures: Vec<(Failure, IntCounter)>,
     /// Requests between their head and the end of their answer.
@@ -342,10 +380,9 @@ pub struct Metrics {
     scaling: IntCounterVec,
     breaker_states: IntGaugeVec,
     breaker_transitions: IntCounterVec,
-    /// Reloads that took effect.
-    pub reloads_applied: IntCounter,
-    /// Reloads that were refused.
-    pub reloads_refused: IntCounter,
+    reloads_applied: IntCounter,
+    reloads_refused: IntCounter,
+    config_is_good: IntGauge,
     /// The rules' version.
     pub config_version: IntGauge,
     /// When the rules came into force, in seconds since 1970.
@@ -388,7 +425,7 @@ impl Metrics {
     /// A declaration that Prometheus refuses: a fault of this file.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let declare = Declare(&registry);
+        let declare = Declare { registry: &registry, reference: RefCell::default() };
         let rejected = declare.counters("outrigger_rejections_total", "Requests refused, by reason.", &["reason"])?;
         let failed = declare.counters(
             "outrigger_app_failures_total",
@@ -405,16 +442,15 @@ impl Metrics {
             "Changes of the configuration, by result.",
             &["result"],
         )?;
-        let build =
-            GaugeVec::new(Opts::new("outrigger_build_info", "Always 1; the label tells the version."), &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        registry.register(Box::new(build))?;
-        let flags = GaugeVec::new(
+        let build = declare.gauges("outrigger_build_info", "Always 1; the label tells the version.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let flags = declare.add(GaugeVec::new(
             Opts::new("outrigger_feature_flag", "Share of clients for whom a feature is in a mode, 0 to 1."),
             &["feature", "mode"],
-        )?;
-        registry.register(Box::new(flags.clone()))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        )?)?;
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        declare.describe(&process);
+        registry.register(Box::new(process))?;
         Ok(Self {
             requests: declare.counters(
                 "outrigger_requests_total",
@@ -423,16 +459,23 @@ impl Metrics {
             )?,
             durations: declare.histograms(
                 "outrigger_request_duration_seconds",
-                "From the end of a request's head to the end of its answer, by route and outcome.",
+                "From the end of a request's header section to the end of its response, by route and outcome; without event streams and upgraded connections.",
                 &["route", "outcome"],
             )?,
+            streams: {
+                let options = HistogramOpts::new(
+                    "outrigger_stream_duration_seconds",
+                    "How long event streams and upgraded connections (WebSocket) lasted, by route and kind.",
+                );
+                declare.add(HistogramVec::new(options.buckets(STREAM_BUCKETS.to_vec()), &["route", "kind"])?)?
+            },
             rejections: Rejection::all()
                 .map(|r| r.problem().label)
                 .map(|label| (label, rejected.with_label_values(&[label])))
                 .collect(),
             failures: Failure::ALL.map(|f| (f, failed.with_label_values(&[f.problem().label]))).into(),
             in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
-            connections: declare.gauge("outrigger_connections", "Client connections now.")?,
+            connections: declare.gauge("outrigger_open_connections", "Client connections now.")?,
             connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
             attempts_new: attempts.with_label_values(&["new"]),
             attempts_reused: attempts.with_label_values(&["reused"]),
@@ -516,6 +559,12 @@ impl Metrics {
             )?,
             reloads_applied: reloads.with_label_values(&["applied"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
+            config_is_good: {
+                let text = "1 if the configuration file was taken the last time it changed, 0 if it was refused.";
+                let is_good = declare.gauge("outrigger_config_last_reload_successful", text)?;
+                is_good.set(1);
+                is_good
+            },
             config_version: declare.gauge("outrigger_config_version", "Counts up with every change of the rules.")?,
             config_loaded: declare
                 .gauge("outrigger_config_loaded_timestamp_seconds", "When the rules in force were loaded.")?,
@@ -573,8 +622,20 @@ impl Metrics {
             tokens: declare.gauge("outrigger_cached_tokens", "Tokens that are remembered, verified or not.")?,
             audit: AuditMetrics::new(&declare)?,
             flags,
+            reference: declare.reference.into_inner(),
             registry,
         })
+    }
+
+    /// The name, type, labels and help of each metric, one line each, separated by tabs: docs/metrics.md is made of it.
+    pub fn reference(&self) -> String {
+        self.reference.concat()
+    }
+
+    /// The file of rules has changed: it was taken, or refused.
+    pub fn reloaded(&self, is_taken: bool) {
+        self.config_is_good.set(is_taken.into());
+        if is_taken { &self.reloads_applied } else { &self.reloads_refused }.inc();
     }
 
     /// A request that waited has its turn.
@@ -702,7 +763,10 @@ impl Metrics {
             priority,
             requests: self.requests.clone(),
             durations: self.durations.clone(),
-            by_outcome: std::array::from_fn(|_| OnceLock::new()),
+            streams: self.streams.clone(),
+            counted: std::array::from_fn(|_| OnceLock::new()),
+            timed: std::array::from_fn(|_| OnceLock::new()),
+            streamed: std::array::from_fn(|_| OnceLock::new()),
         }
     }
 
@@ -712,6 +776,9 @@ impl Metrics {
             // A series that was never made cannot be removed: that is no error.
             let _ = self.requests.remove_label_values(&[name, priority.name(), outcome.name()]);
             let _ = self.durations.remove_label_values(&[name, outcome.name()]);
+        }
+        for kind in StreamKind::ALL {
+            let _ = self.streams.remove_label_values(&[name, kind.name()]);
         }
     }
 
@@ -758,43 +825,55 @@ impl Metrics {
     }
 }
 
-struct Declare<'r>(&'r Registry);
+/// Registers metrics, and writes down what they are.
+struct Declare<'r> {
+    registry: &'r Registry,
+    reference: RefCell<Vec<String>>,
+}
 
 impl Declare<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, prometheus::Error> {
+        self.describe(&collector);
+        self.registry.register(Box::new(collector.clone())).map(|()| collector)
+    }
+
+    fn describe(&self, collector: &dyn Collector) {
+        let families = collector.collect();
+        let kind =
+            |name: &str| families.iter().find(|family| family.name() == name).map(|family| family.get_field_type());
+        let lines = collector.desc().into_iter().map(|metric| {
+            let kind = kind(&metric.fq_name).map_or_else(String::new, |kind| format!("{kind:?}").to_lowercase());
+            format!("{}\t{kind}\t{}\t{}\n", metric.fq_name, metric.variable_labels.join(", "), metric.help)
+        });
+        self.reference.borrow_mut().extend(lines);
+    }
+
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        let counter = IntCounter::new(name, help)?;
-        self.0.register(Box::new(counter.clone())).map(|()| counter)
+        self.add(IntCounter::new(name, help)?)
     }
 
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let gauge = IntGauge::new(name, help)?;
-        self.0.register(Box::new(gauge.clone())).map(|()| gauge)
+        self.add(IntGauge::new(name, help)?)
     }
 
     fn real(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-        let gauge = Gauge::new(name, help)?;
-        self.0.register(Box::new(gauge.clone())).map(|()| gauge)
+        self.add(Gauge::new(name, help)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(gauges.clone())).map(|()| gauges)
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(counters.clone())).map(|()| counters)
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
     fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-        let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
-        self.0.register(Box::new(histogram.clone())).map(|()| histogram)
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?)
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
-        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-        let histograms = HistogramVec::new(options, labels)?;
-        self.0.register(Box::new(histograms.clone())).map(|()| histograms)
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels)?)
     }
 }
 
@@ -805,7 +884,9 @@ mod tests {
     #[test]
     fn the_catalogue_is_what_dashboards_rely_on() {
         let metrics = Metrics::new().unwrap();
-        metrics.for_route("a", Priority::High).record(Outcome::Success, Duration::from_millis(3));
+        let route = metrics.for_route("a", Priority::High);
+        route.record(Outcome::Success, Duration::from_millis(3), None);
+        route.record(Outcome::Success, Duration::from_secs(3), Some(StreamKind::Upgrade));
         metrics.audit.lost(outrigger_policy::audit::Class::Data, "disk_full", 1);
         metrics.audit.dropped(outrigger_policy::audit::Class::Data, "spool", 1);
         metrics.forged_fields.inc();
@@ -829,12 +910,47 @@ mod tests {
         insta::assert_snapshot!(types.join("\n"));
     }
 
+    /// OpenMetrics takes `x` and `x_total` for one family.
+    #[test]
+    fn no_two_families_have_one_name_in_open_metrics() {
+        let reference = Metrics::new().unwrap().reference();
+        let names: Vec<_> = reference.lines().filter_map(|line| line.split('\t').next()).collect();
+        assert!(names.len() > 60, "{names:?}");
+        for name in &names {
+            let base = |other: &str| {
+                ["_total", "_info", "_created"].into_iter().any(|end| other.strip_suffix(end) == Some(name))
+            };
+            assert!(!names.iter().any(|other| base(other)), "{name} is two families");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_counted_and_not_timed_as_a_request() {
+        let metrics = Metrics::new().unwrap();
+        let route = metrics.for_route("chat", Priority::High);
+        route.record(Outcome::Success, Duration::from_secs(3600), Some(StreamKind::Upgrade));
+        let text = metrics.render().unwrap();
+        assert!(
+            text.contains("outrigger_requests_total{outcome=\"success\",priority=\"high\",route=\"chat\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("outrigger_stream_duration_seconds_count{kind=\"upgrade\",route=\"chat\"} 1"), "{text}");
+        assert!(!text.contains("outrigger_request_duration_seconds_count"), "{text}");
+    }
+
     #[test]
     fn a_route_that_is_gone_leaves_no_series() {
         let metrics = Metrics::new().unwrap();
-        metrics.for_route("old", Priority::Low).record(Outcome::Rejected, Duration::ZERO);
+        metrics.for_route("old", Priority::Low).record(Outcome::Rejected, Duration::ZERO, None);
+        metrics.for_route("old", Priority::Low).record(Outcome::Success, Duration::ZERO, Some(StreamKind::EventStream));
         assert!(metrics.render().unwrap().contains("route=\"old\""));
         metrics.forget_route("old", Priority::Low);
         assert!(!metrics.render().unwrap().contains("route=\"old\""));
+    }
+
+    #[test]
+    fn the_reference_has_every_metric() {
+        let reference = Metrics::new().unwrap().reference();
+        xtask::reference::metrics("docs/metrics.md", "proxy metrics", &reference).unwrap();
     }
 }

@@ -25,7 +25,7 @@ use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::{Added, X_REQUEST_ID};
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
-use crate::metrics::SentOn;
+use crate::metrics::{SentOn, StreamKind};
 use crate::peers::hop::{self, Hop};
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self};
@@ -523,6 +523,7 @@ impl ProxyHttp for Gateway {
             remove_hop_by_hop(response);
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            exchange.stream = Some(StreamKind::Upgrade);
             record::head(&self.state, exchange, true);
             self.entered(exchange).await?;
         }
@@ -546,6 +547,7 @@ impl ProxyHttp for Gateway {
             .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
         let length = response_length(response);
         let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
         let is_long = exchange.kind != Kind::Plain || is_event_stream || is_large;

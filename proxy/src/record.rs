@@ -1,7 +1,8 @@
 //! Tells metrics and logs how a request ended.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
 use outrigger_policy::abuse::Offence;
@@ -11,6 +12,7 @@ use crate::breakers::{self, End};
 use crate::exchange::{Destination, Exchange};
 use crate::metrics::Outcome;
 use crate::rejection::{Failure, Rejection};
+use crate::request_id::RequestId;
 use crate::state::State;
 use crate::{abuse, audit, hold, limits};
 
@@ -93,7 +95,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     let ended = Instant::now();
     let duration = ended.saturating_duration_since(exchange.started);
     let outcome = outcome(exchange, ending);
-    exchange.rules.route_metrics[exchange.route].record(outcome, duration);
+    exchange.rules.route_metrics[exchange.route].record(outcome, duration, exchange.stream);
     if let Some(rejection) = exchange.rejection {
         state.metrics.rejected(rejection);
         state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
@@ -112,14 +114,12 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
-        let shown =
-            path.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= SHOWN_PATH_BYTES).last();
         state.access_log.write(Line {
             time: SystemTime::now(),
             request_id: exchange.request_id,
             client: exchange.client.address,
             method: method.clone(),
-            path: path[..shown.unwrap_or(0)].to_owned(),
+            path: shown_path(path),
             route: exchange.route().name.clone(),
             status: if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status },
             outcome,
@@ -129,6 +129,51 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             body_bytes: ending.body_bytes,
         });
     }
+}
+
+/// Counts and logs a request that was refused before it was parsed, or a connection that brought none.
+pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
+    let rules = state.rules.load();
+    state.metrics.rejected(rejection);
+    // No route was chosen: it counts with those that no route names.
+    let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
+    metrics.record(Outcome::Rejected, Duration::ZERO, None);
+    let problem = rejection.problem();
+    if !rules.config.log.access {
+        tracing::debug!(%request_id, reason = problem.label, "a request was refused before it was parsed");
+    } else {
+        let (method, path) = request_line(unread);
+        state.access_log.write(Line {
+            time: SystemTime::now(),
+            request_id,
+            client,
+            method,
+            path: shown_path(path),
+            route: route.name.clone(),
+            status: problem.status.as_u16(),
+            outcome: Outcome::Rejected,
+            reason: Some(problem.label),
+            duration: Duration::ZERO,
+            attempts: 0,
+            body_bytes: 0,
+        });
+    }
+}
+
+/// The method and the path at the start of what may be a request, `-` where there is none.
+fn request_line(unread: &[u8]) -> (Method, &str) {
+    let line = unread.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let method = words.next().and_then(|word| Method::from_bytes(word).ok());
+    let target = words.next().and_then(|word| std::str::from_utf8(word).ok()).filter(|word| word.starts_with('/'));
+    match (method, target) {
+        (Some(method), Some(target)) => (method, target.split(['?', '#']).next().unwrap_or_default()),
+        _ => (Method::from_bytes(b"-").unwrap_or_default(), "-"),
+    }
+}
+
+fn shown_path(path: &str) -> String {
+    path[..path.floor_char_boundary(SHOWN_PATH_BYTES)].to_owned()
 }
 
 /// What the end of a request says about its last attempt.
@@ -227,6 +272,21 @@ mod tests {
             outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }),
             Outcome::ClientClosed
         );
+    }
+
+    #[test]
+    fn the_request_line_is_shown_as_far_as_there_is_one() {
+        let shown = |unread: &str| {
+            let (method, path) = request_line(unread.as_bytes());
+            format!("{method} {path}")
+        };
+        assert_eq!(shown("GET /lost?token=secret HTTP/1.1\r\n\r\n"), "GET /lost");
+        assert_eq!(shown("POST /a"), "POST /a");
+        for none in ["", "HELLO\r\n\r\n", "\0 /a HTTP/1.1", "GET http://a:secret@b/ HTTP/1.1", "PRI * HTTP/2.0"] {
+            assert_eq!(shown(none), "- -", "{none:?}");
+        }
+        assert_eq!(request_line(b"GET /\xff HTTP/1.1").1, "-");
+        assert_eq!(shown_path(&"\u{e4}".repeat(1000)).len(), 1024);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod process;
 pub mod programs;
 pub mod python;
 pub mod redis;
+pub mod reference;
 pub mod service;
 pub mod tools;
 pub mod wait;

@@ -95,7 +95,7 @@ impl Reloader {
     }
 
     fn refuse(&self, error: &ConfigError) {
-        self.state.metrics.reloads_refused.inc();
+        self.state.metrics.reloaded(false);
         let version = self.state.rules.load().version;
         // What is wrong may hold a secret: only how much it is is entered.
         acts::reloaded(&self.state, version, Some(error.problems.len()));
@@ -137,7 +137,7 @@ impl Reloader {
         }
         let next = Snapshot::new(config, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
-        self.state.metrics.reloads_applied.inc();
+        self.state.metrics.reloaded(true);
         self.state.metrics.show_config(&next.config, next.version, unix_now());
         tracing::info!(
             config_version = next.version,
