@@ -466,7 +466,8 @@ mod rows_of_a_database {
         let mut moved = left.clone();
         moved.swap(0, 1);
         assert!(!walk(&moved, beside(vec![signed.clone()])).is_whole());
-        let changed = String::from_utf8(left[0].1.to_vec()).unwrap().replace("200", "500");
+        let changed = String::from_utf8(left[0].1.to_vec()).unwrap().replace("\"status\":200", "\"status\":500");
+        assert_ne!(changed.as_bytes(), left[0].1);
         let mut rows = left.clone();
         rows[0].1 = changed.as_bytes();
         assert!(!walk(&rows, beside(vec![signed.clone()])).is_whole());
@@ -823,7 +824,8 @@ fn a_problem_says_where_and_what_and_what_it_means() {
     tell("an entry is there twice", &[&lines[..6], &lines[5..]].concat());
     tell("a line is none", &[&lines[..5], &["nothing"], &lines[6..]].concat());
     tell("the checkpoint is gone", &lines[..lines.len() - 1]);
-    let header = lines[0].replace("m1", "m2");
+    let header = lines[0].replacen("\"m1\"", "\"m2\"", 1);
+    assert_ne!(header, lines[0]);
     tell("the header is changed", &[&[&header[..]], &lines[1..]].concat());
     fs::remove_file(&segment.path).unwrap();
     said.push_str("the segment is gone\n");
