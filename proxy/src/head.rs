@@ -198,7 +198,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             continue;
         }
         is_shared |= is("cache-control") && cookie::is_shared(field.value);
-        if is("retry-after") {
+        if is("retry-after") && retry_after.is_none() {
             retry_after = retries::asked_for(field.value);
         }
         let stays =
