@@ -17,6 +17,9 @@ pub struct Cursor {
 pub struct BadCursor;
 
 const CHECK_BYTES: usize = 4;
+/// The first moment of the year 1. A date before it is none of ours, and PostgreSQL has no date before 4714 BC: a query with one fails.
+/// The latest that [`Timestamp`] holds, in the year 9999, is one that PostgreSQL has, too.
+const EARLIEST_MICROS: i64 = -62_135_596_800_000_000;
 
 impl Cursor {
     /// The opaque text: microseconds, id and a check that finds typos, in hex.
@@ -39,7 +42,12 @@ impl Cursor {
         if sum != check(covered) {
             return Err(BadCursor);
         }
-        let created_at = Timestamp::from_microsecond(i64::from_be_bytes(*micros)).map_err(|_| BadCursor)?;
+        // The check keeps no secret, so anybody can make a cursor: its date may be any number.
+        let micros = i64::from_be_bytes(*micros);
+        if micros < EARLIEST_MICROS {
+            return Err(BadCursor);
+        }
+        let created_at = Timestamp::from_microsecond(micros).map_err(|_| BadCursor)?;
         Ok(Self { created_at, id: Uuid::from_bytes(*id) })
     }
 }
@@ -73,7 +81,24 @@ mod tests {
         Cursor { created_at: Timestamp::from_microsecond(micros).unwrap(), id: Uuid::from_u128(id) }
     }
 
+    fn forged(micros: i64, id: [u8; 16]) -> String {
+        let mut bytes = micros.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&id);
+        bytes.extend_from_slice(&check(&bytes));
+        hex(&bytes)
+    }
+
     proptest! {
+        /// Whatever date is forged: it is refused, or it is one that PostgreSQL has (4713 BC to 294276).
+        #[test]
+        fn a_forged_date_is_refused_or_can_be_asked_for(micros: i64, near in -1000_i64..1000, id: [u8; 16]) {
+            let (earliest, latest) = (EARLIEST_MICROS, Timestamp::MAX.as_microsecond());
+            for micros in [micros, micros >> 4, micros >> 8, earliest + near, latest.saturating_add(near)] {
+                let is_ours = (earliest..=latest).contains(&micros);
+                prop_assert_eq!(Cursor::decode(&forged(micros, id)).is_ok(), is_ours, "{}", micros);
+            }
+        }
+
         #[test]
         fn reads_back_what_it_wrote(micros in -1_000_000_000_000_000_i64..4_000_000_000_000_000, id: u128) {
             let cursor = cursor(micros, id);
