@@ -63,7 +63,7 @@ fn audit(setup: &Setup, args: &[&str]) -> Output {
 /// A trail with entries of several kinds, whose program has ended.
 fn trail(app: &Backend) -> Setup {
     let rules = "server.lame_duck = \"0s\"\naudit.directory = \"trail\"\naudit.headers = [\"User-Agent\"]\naudit.parameters = [\"id\"]\n\
-        breaker.failures = 1\nbreaker.window = \"10s\"\n[[routes]]\nname = \"item\"\npath = \"/items/{id}\"\naudit = \"data\"\n";
+        breaker.failures = 1\nbreaker.min_clients = 1\nbreaker.window = \"10s\"\n[[routes]]\nname = \"item\"\npath = \"/items/{id}\"\naudit = \"data\"\n";
     app.says("/items/500", "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n");
     let mut proxy: Proxy = Setup::new(app, rules).start();
     let trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

@@ -33,6 +33,11 @@ fn stands(proxy: &Proxy, name: &str) -> String {
     shown(proxy, name)["state"].as_str().unwrap_or_default().to_owned()
 }
 
+/// The same request from so many clients.
+fn ask_as_many(proxy: &Proxy, clients: u8, request: &str) -> Vec<u16> {
+    (0..clients).map(|n| proxy.ask_as(10 + n, request).status).collect()
+}
+
 #[track_caller]
 fn is_refused(answer: &Answer) {
     answer.is_problem(503, "breaker_open");
@@ -55,9 +60,7 @@ fn failures_in_a_row_open_it_and_then_the_app_is_not_asked() {
         app.says("/bad", FAILED);
         let proxy = Proxy::with(&app, &format!("{THREE}{}{}", route("bad"), route("good")));
         let ask = |path: &str| proxy.ask(&both_ways(path)[way]);
-        for _ in 0..3 {
-            assert_eq!(ask("/bad").status, 500);
-        }
+        assert_eq!(ask_as_many(&proxy, 3, &both_ways("/bad")[way]), [500; 3]);
         let mut took = Vec::new();
         for _ in 0..20 {
             let asked = Instant::now();
@@ -130,14 +133,84 @@ fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
     is_refused(&proxy.get("/"));
 }
 
+/// A date says it as well as seconds do, in each of its three forms, also when it has passed.
+#[test]
+fn when_to_come_back_may_be_a_date() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, THREE);
+    for date in [
+        "Fri, 31 Dec 2100 23:59:59 GMT",
+        "Friday, 31-Dec-60 23:59:59 GMT",
+        "Fri Dec 31 23:59:59 2100",
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+    ] {
+        let answer = format!("HTTP/1.1 503 Service Unavailable\r\nRetry-After: {date}\r\nContent-Length: 0\r\n\r\n");
+        app.says("/", &answer);
+        for (n, request) in (10..20).zip(both_ways("/").iter().cycle()) {
+            assert_eq!(proxy.ask_as(n, request).header("retry-after"), Some(date));
+        }
+    }
+    assert_eq!(app.requests(), 40);
+    assert_eq!(stands(&proxy, "default"), "closed");
+}
+
+/// The request asks for something that the app has not; and the time that its client allows is its client's affair.
+#[test]
+fn what_the_request_itself_brings_about_opens_nothing() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, &format!("{THREE}{}", route("api")));
+    for (status, fields) in [
+        ("501 Not Implemented", &[][..]),
+        ("505 HTTP Version Not Supported", &[]),
+        ("504 Gateway Timeout", &["X-Request-Timeout-Ms: 5000"]),
+        ("503 Service Unavailable", &["X-Request-Timeout-Ms: 5000"]),
+    ] {
+        for path in ["/api", "/other"] {
+            app.says(path, &format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+            let code: u16 = status[..3].parse().unwrap();
+            for (n, request) in (10..20).zip(both_ways(path).iter().cycle()) {
+                assert_eq!(proxy.ask_as(n, &with_fields(request, fields)).status, code, "{path}");
+            }
+        }
+    }
+    assert_eq!((stands(&proxy, "default").as_str(), stands(&proxy, "api").as_str()), ("closed", "closed"));
+}
+
+/// What several clients see at one path says nothing of the others, unless there is no app behind any of them.
+#[test]
+fn paths_without_a_route_fail_each_by_itself() {
+    let app = Backend::start();
+    app.says("/broken/1", FAILED);
+    app.says("/broken/2", FAILED);
+    app.at("/hangs", Play::Hang);
+    let proxy = Proxy::with(&app, &format!("{THREE}app.timeout = \"100ms\"\n"));
+    for request in both_ways("/broken/1") {
+        let _ = ask_as_many(&proxy, 10, &request);
+        let _ = ask_as_many(&proxy, 10, &get("/hangs"));
+    }
+    for request in both_ways("/works") {
+        assert_eq!(ask_as_many(&proxy, 5, &request), [200; 5]);
+    }
+    for path in ["/broken/1", "/broken/2", "/hangs"] {
+        is_refused(&proxy.ask_as(30, &get(path)));
+    }
+    assert_eq!((app.requests_to("/broken/1"), app.requests_to("/broken/2"), app.requests_to("/hangs")), (3, 0, 3));
+    // Now all of it hangs.
+    for path in ["/a", "/b", "/c"] {
+        app.at(path, Play::Hang);
+    }
+    for (n, path) in ["/a", "/b", "/c"].into_iter().enumerate() {
+        assert_eq!(proxy.ask_as(40 + n as u8, &get(path)).status, 504);
+    }
+    is_refused(&proxy.ask_as(50, &get("/works")));
+}
+
 #[test]
 fn too_many_requests_is_a_failure_where_the_rules_say_so() {
     let app = Backend::start();
     app.says("/", "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
     let proxy = Proxy::with(&app, &format!("{THREE}breaker.count_429 = true\n"));
-    for _ in 0..3 {
-        assert_eq!(proxy.get("/").status, 429);
-    }
+    assert_eq!(ask_as_many(&proxy, 3, &get("/")), [429; 3]);
     is_refused(&proxy.get("/"));
 }
 
@@ -148,9 +221,7 @@ fn slow_answers_open_it() {
     let rules =
         "breaker.failures = 0\nbreaker.slow_after = \"50ms\"\nbreaker.min_calls = 4\nbreaker.window = \"10 calls\"\n";
     let proxy = Proxy::with(&app, rules);
-    for _ in 0..4 {
-        assert_eq!(proxy.get("/").status, 200);
-    }
+    assert_eq!(ask_as_many(&proxy, 4, &get("/")), [200; 4]);
     is_refused(&proxy.get("/"));
     assert_eq!(shown(&proxy, "default")["reason"], "slow_call_rate");
 }
@@ -206,9 +277,7 @@ fn an_abandoned_probe_gives_its_place_to_the_next() {
                      breaker.ramp = \"0s\"\nretry.attempts = 1\n";
         let proxy = Proxy::with(&app, rules);
         let request = &both_ways("/")[way];
-        for _ in 0..3 {
-            assert_eq!(proxy.ask(request).status, 500);
-        }
+        assert_eq!(ask_as_many(&proxy, 3, request), [500; 3]);
         let gate = app.gate("/");
         // The first probe hangs at the gate, and there is only one.
         let mut probe = None;
@@ -242,9 +311,10 @@ fn a_dead_app_is_not_hammered_while_many_ask() {
     let proxy = Proxy::with(&app, rules);
     let ends = Instant::now() + Duration::from_secs(3);
     thread::scope(|scope| {
-        for _ in 0..20 {
-            scope.spawn(|| {
-                let mut client = proxy.connect();
+        for n in 0..20 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut client = proxy.connect_as(10 + n);
                 while Instant::now() < ends {
                     let status = client.send(get("/")).answer().status;
                     assert!(matches!(status, 500 | 503), "{status}");
@@ -253,9 +323,10 @@ fn a_dead_app_is_not_hammered_while_many_ask() {
             });
         }
     });
-    // Those that were on their way when it opened, then at most two at half a second, at a second and a half, …
+    // Those that were on their way when it opened, then at half a second, at a second and a half, … at most two, and one more in the place
+    // of the first that fails.
     let reached = app.requests();
-    assert!(reached <= 5 + 20 + 2 * 3, "{reached} requests reached it");
+    assert!(reached <= 5 + 20 + 3 * 3, "{reached} requests reached it");
 }
 
 #[test]
@@ -266,8 +337,8 @@ fn monitor_changes_no_answer_and_counts_what_it_would_refuse() {
         let before = app.requests();
         let setup = Setup::new(&app, &format!("{THREE}{rules}"));
         let proxy = setup.env("FF_ENABLE_CIRCUIT_BREAKER", flag).start();
-        for request in both_ways("/").iter().cycle().take(10) {
-            assert_eq!(proxy.ask(request).status, 500);
+        for (n, request) in (10..20).zip(both_ways("/").iter().cycle()) {
+            assert_eq!(proxy.ask_as(n, request).status, 500);
         }
         assert_eq!(app.requests() - before, 10);
         assert_eq!(stands(&proxy, "default"), "open");
@@ -325,7 +396,7 @@ fn routes_may_share_a_breaker_and_differ_in_its_rules() {
     let groups =
         "[[breaker.groups]]\nname = \"pair\"\nfailures = 2\n[[breaker.groups]]\nname = \"c\"\nmode = \"off\"\n";
     let proxy = Proxy::with(&app, &format!("{THREE}{groups}{}{}{}", shared("a"), shared("b"), route("c")));
-    assert_eq!((proxy.get("/a").status, proxy.get("/b").status), (500, 500));
+    assert_eq!((proxy.ask_as(10, &get("/a")).status, proxy.ask_as(11, &get("/b")).status), (500, 500));
     is_refused(&proxy.get("/a"));
     is_refused(&proxy.get("/b"));
     for _ in 0..10 {
@@ -342,9 +413,7 @@ fn a_route_may_have_an_answer_of_its_own_for_bad_times() {
     app.says("/prices", FAILED);
     let fallback = "fallback = { status = 200, content_type = \"text/plain\", body = \"yesterday's prices\" }\n";
     let proxy = Proxy::with(&app, &format!("{THREE}{}{fallback}", route("prices")));
-    for _ in 0..3 {
-        assert_eq!(proxy.get("/prices").status, 500, "what the app says is passed on");
-    }
+    assert_eq!(ask_as_many(&proxy, 3, &get("/prices")), [500; 3], "what the app says is passed on");
     for request in both_ways("/prices") {
         let answer = proxy.ask(&request);
         assert_eq!((answer.status, answer.text().as_str()), (200, "yesterday's prices"));
@@ -360,7 +429,7 @@ fn the_environment_sets_the_defaults() {
     let setup = Setup::new(&app, "breaker.probes = 1\nretry.attempts = 1\n");
     let environment = setup.env("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "2").env("CIRCUIT_BREAKER_TIMEOUT", "5000");
     let proxy = environment.start();
-    assert_eq!((proxy.get("/").status, proxy.get("/").status), (500, 500));
+    assert_eq!(ask_as_many(&proxy, 2, &get("/")), [500; 2]);
     let answer = proxy.get("/");
     is_refused(&answer);
     assert_eq!(answer.number("retry-after"), 5);

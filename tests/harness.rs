@@ -137,6 +137,16 @@ impl Proxy {
         Client::connect(self.address).expect("the proxy takes connections")
     }
 
+    /// The same from 127.0.0.`last`, which is another client than all others.
+    pub fn connect_as(&self, last: u8) -> Client {
+        Client::connect_from(Ipv4Addr::new(127, 0, 0, last), self.address).expect("the proxy takes connections")
+    }
+
+    /// One request of the client at 127.0.0.`last`.
+    pub fn ask_as(&self, last: u8, request: &str) -> Answer {
+        self.connect_as(last).send(request).answer()
+    }
+
     /// One request on a connection of its own.
     pub fn ask(&self, request: &str) -> Answer {
         self.connect().send(request).answer()
@@ -419,6 +429,18 @@ pub struct Client {
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    /// The same, from an address of this machine.
+    pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddr::from((source, 0)))?;
+        connect(&socket, &address)?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { stream, buffer: Vec::new() })

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     backend::Play,
-    harness::{Client, both_ways, get, post, until, with_fields},
+    harness::{Client, both_ways, from_address, get, post, until, with_fields},
     machines::{Machine, cookie, machine, pair, place, with_cookie},
 };
 
@@ -86,8 +86,8 @@ fn apps_that_are_all_away_are_waited_for_and_nothing_goes_in_circles() {
 fn a_breaker_that_is_open_here_may_be_closed_there() {
     let (a, b) = pair("breaker.failures = 2\nbreaker.open = \"60s\"\nretry.attempts = 1");
     a.app.at("/sick", Play::SayAndClose(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".into()));
-    for _ in 0..2 {
-        assert_eq!(a.proxy.get("/sick").status, 500);
+    for client in ["192.0.2.1", "192.0.2.2"] {
+        assert_eq!(a.proxy.ask(&from_address(&get("/sick"), client)).status, 500);
     }
     for request in both_ways("/sick") {
         let answer = a.proxy.ask(&request);

@@ -19,7 +19,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_policy::breaker::{Breaker as Machine, Outcome, Permit, Settings, Span, State};
+use outrigger_policy::breaker::{Breaker as Machine, Caller, Failure, Outcome, Permit, Settings, Span, State};
 use outrigger_policy::flags::Mode;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -118,6 +118,9 @@ impl Breaker {
             successes: SUCCESSES,
             // The pool bounds what comes back at once; refusing some of it would only be longer down.
             ramp: Duration::ZERO,
+            // What it is told of is the database's doing, whoever asked.
+            min_clients: 1,
+            is_shared: false,
         });
         // Counters that are there from the start show their first increase.
         for state in State::ALL {
@@ -145,7 +148,7 @@ impl Breaker {
     pub fn ask(self: &Arc<Self>) -> Result<Call, ApiError> {
         let mut permit = None;
         if self.mode != Mode::Off {
-            match self.change(|inner, now| inner.machine.ask(now)) {
+            match self.change(|inner, now| inner.machine.ask(now, Caller::ANYBODY)) {
                 Ok(granted) => permit = Some(granted),
                 Err(refused) => {
                     self.metrics.breaker_refusals.with_label_values(&[self.dependency.name(), self.mode.name()]).inc();
@@ -228,7 +231,7 @@ impl Breaker {
 
     fn end(&self, permit: Permit, outcome: Outcome, why: &str) {
         self.change(|inner, now| {
-            if outcome == Outcome::Failure {
+            if matches!(outcome, Outcome::Failure(_)) {
                 why.clone_into(&mut inner.last_failure);
             }
             let dice = self.dice.hash_one(now) as f64 / u64::MAX as f64;
@@ -335,7 +338,7 @@ impl Call {
 
     /// The database could not be reached, broke off, or was silent for too long. `why` is for the log and for clients.
     pub fn failed(mut self, why: &str) {
-        self.end(Outcome::Failure, why);
+        self.end(Outcome::Failure(Failure::Away), why);
     }
 
     fn end(&mut self, outcome: Outcome, why: &str) {

@@ -14,10 +14,26 @@
 //! and slow-call rate over a sliding window of calls or time, with a minimum); the ramp is Envoy's slow start, by refusing
 //! instead of weighting.
 //!
+//! A breaker is shared, so no client alone may open it: see [`Failure`] for what a failure says, and `evidence.rs` for how many clients
+//! it takes. What only one client sees refuses only that client. A probe that fails shuts out its own client until several have
+//! failed, and one that takes long gives its place to others.
+//!
 //! Nothing here waits for traffic that may never come: a half-open breaker lets probes through as they come and counts its
 //! successes for as long as it takes, and a probe whose end nobody learns gives its place back as [`Outcome::Ignored`].
 
+mod clients;
+mod evidence;
+mod places;
+mod switch;
+mod window;
+
 use std::time::Duration;
+
+use self::clients::ClientBreakers;
+use self::evidence::{Counts, Run, Served};
+use self::places::PlaceBreakers;
+use self::switch::Switch;
+use self::window::{Call, Window};
 
 /// Over which calls rates are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +46,14 @@ pub enum Span {
 
 /// The longest window of calls.
 pub const MOST_CALLS: u32 = 10_000;
-/// A window of time is forgotten a tenth at a time.
-const BUCKETS: usize = 10;
 /// The share of calls that pass when the ramp begins.
 const FIRST_SHARE: f64 = 0.1;
 /// How long somebody waits who asked while all probes are out, or while traffic is ramped up.
 const SOON: Duration = Duration::from_secs(1);
+/// For how long it is open for all when only one client was told by the other side that it is away.
+const BRIEFLY: Duration = Duration::from_secs(1);
+/// And that counts only if nobody else was served for so long.
+const LATELY: Duration = Duration::from_secs(60);
 
 /// When it trips, and how it comes back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,6 +82,11 @@ pub struct Settings {
     pub successes: u32,
     /// Over how long traffic is let back, from a tenth to all; zero: at once.
     pub ramp: Duration,
+    /// So many clients must have seen failures that may be one client's doing; 1: any client opens it for all.
+    pub min_clients: u32,
+    /// PlaceBreakers that have nothing to do with each other share it. Each has a breaker of its own, and this one opens only if there is no
+    /// connection, or no answer at several of them and none at any other.
+    pub is_shared: bool,
 }
 
 /// Where it stands.
@@ -131,14 +154,47 @@ impl Reason {
     }
 }
 
+/// Who makes a call. Both are hashes, or any numbers that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// The client: whatever somebody can have many of for nothing, such as addresses of one network, is the same.
+    pub client: u64,
+    /// What it asks for, where one breaker stands for things that have nothing to do with each other; otherwise the same for all.
+    pub place: u64,
+}
+
+impl Caller {
+    /// For a breaker that knows no clients.
+    pub const ANYBODY: Self = Self { client: 0, place: 0 };
+
+    /// What is refused alone.
+    const fn key(self) -> u64 {
+        self.client ^ self.place.rotate_left(29)
+    }
+}
+
+/// What a failure says, which is a question of who could have caused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// There was no connection: nothing was sent, so it is nobody's doing and counts whoever asked.
+    Away,
+    /// The other side says that it waits in vain for something itself. Counts whoever asked while nobody else was served of late, and then
+    /// for a moment only.
+    Reported,
+    /// No answer, or none that can be used. Refuses the client that sees it, and everybody once several do.
+    Silent,
+    /// An answer that says that the other side failed. A client may be able to have as many as it likes: only counts once several see it.
+    Answered,
+}
+
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// With an answer, after this long.
     Success(Duration),
     /// Without one, or with one that says that the other side failed.
-    Failure,
-    /// Nobody knows: whoever called has left. Says nothing about the other side.
+    Failure(Failure),
+    /// Nobody knows: the caller has left. Says nothing about the other side.
     Ignored,
 }
 
@@ -146,13 +202,12 @@ pub enum Outcome {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an unrecorded permit leaves a half-open breaker waiting for its probe"]
 pub struct Permit {
+    caller: Caller,
+    at: u64,
     epoch: u64,
-}
-
-impl Permit {
-    const fn epoch(self) -> u64 {
-        self.epoch
-    }
+    client_epoch: Option<u64>,
+    /// The same of its place's own breaker.
+    of_place: Option<(u64, Option<u64>)>,
 }
 
 /// No call may be made.
@@ -167,23 +222,13 @@ pub struct Refused {
 pub struct Breaker {
     settings: Settings,
     control: Control,
-    inner: Inner,
-    /// Counts up with every change of state: what was permitted before it says nothing about what came after.
-    epoch: u64,
+    switch: Switch,
     window: Window,
-    consecutive: u32,
-    /// How often it opened in a row, and when it was last closed again.
-    trips: u32,
-    closed_at: u64,
+    run: Run,
+    served: Served,
+    clients: ClientBreakers,
+    places: PlaceBreakers,
     reason: Option<Reason>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Inner {
-    Closed,
-    Open { until: u64, length: u64 },
-    HalfOpen { probes: u32, successes: u32 },
-    Ramp { since: u64, credit: f64 },
 }
 
 impl Breaker {
@@ -193,11 +238,11 @@ impl Breaker {
             window: Window::new(settings.window),
             settings,
             control: Control::Automatic,
-            inner: Inner::Closed,
-            epoch: 0,
-            consecutive: 0,
-            trips: 0,
-            closed_at: 0,
+            switch: Switch::default(),
+            run: Run::default(),
+            served: Served::default(),
+            clients: ClientBreakers::default(),
+            places: PlaceBreakers::default(),
             reason: None,
         }
     }
@@ -207,17 +252,17 @@ impl Breaker {
         if settings.window != self.settings.window {
             self.window = Window::new(settings.window);
         }
+        self.places.set(settings);
         self.settings = settings;
     }
 
-    /// Where it stands; what an operator says comes first.
-    pub const fn state(&self) -> State {
-        match (self.control, self.inner) {
+    /// Where it stands; what an operator says comes first. Closed itself, it stands where the worst of its places does.
+    pub fn state(&self) -> State {
+        match (self.control, self.switch.state()) {
             (Control::ForcedOpen, _) => State::Open,
-            (Control::ForcedClosed, _) | (_, Inner::Closed) => State::Closed,
-            (_, Inner::Open { .. }) => State::Open,
-            (_, Inner::HalfOpen { .. }) => State::HalfOpen,
-            (_, Inner::Ramp { .. }) => State::Ramp,
+            (Control::ForcedClosed, _) => State::Closed,
+            (Control::Automatic, State::Closed) => self.places.worst().map_or(State::Closed, Self::state),
+            (Control::Automatic, state) => state,
         }
     }
 
@@ -227,19 +272,36 @@ impl Breaker {
     }
 
     /// Why it opened last.
-    pub const fn reason(&self) -> Option<Reason> {
-        self.reason
+    pub fn reason(&self) -> Option<Reason> {
+        match (self.switch.state(), self.places.worst()) {
+            (State::Closed, Some(place)) => place.reason(),
+            _ => self.reason,
+        }
     }
 
-    /// Failures in a row, up to now.
-    pub const fn failures(&self) -> u32 {
-        self.consecutive
+    /// Failures in a row, up to now; those of the place with the most of them.
+    pub fn failures(&self) -> u32 {
+        self.places.all().map(Self::failures).fold(self.run.total, u32::max)
     }
 
-    /// Calls in the window, and how many of them failed and were slow.
+    /// How many clients are refused, or tried with care, for what only they saw.
+    pub fn clients_refused(&self) -> usize {
+        self.clients.open() + self.places.all().map(Self::clients_refused).sum::<usize>()
+    }
+
+    /// Whether everybody's calls pass.
+    pub fn is_calm(&self) -> bool {
+        self.control == Control::Automatic
+            && self.switch.state() == State::Closed
+            && self.clients.is_calm()
+            && self.places.all().all(Self::is_calm)
+    }
+
+    /// Calls in the window, and how many of them failed and were slow. Of places, those with failures are counted.
     pub fn seen(&self, now: u64) -> (u32, u32, u32) {
         let totals = self.window.totals(now);
-        (totals.calls, totals.failed, totals.slow)
+        let own = (totals.calls, totals.failed, totals.slow);
+        self.places.all().map(|place| place.seen(now)).fold(own, |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2))
     }
 
     /// An operator takes over, or gives back; given back, it begins anew.
@@ -248,24 +310,24 @@ impl Breaker {
             return;
         }
         self.control = control;
-        self.close(now);
-        self.enter(Inner::Closed);
-        self.trips = 0;
+        self.run.clear();
+        self.window.clear();
+        self.clients.clear();
+        self.places.clear();
+        self.switch.reset(now);
     }
 
     /// Whether [`Breaker::ask`] would say no, without asking.
-    pub fn refuses(&self, now: u64) -> Option<Refused> {
-        match (self.control, self.inner) {
-            (Control::ForcedOpen, _) => Some(Refused { retry_after: self.settings.open_for }),
-            (Control::ForcedClosed, _) => None,
-            (_, Inner::Open { until, .. }) if now < until => {
-                Some(Refused { retry_after: Duration::from_nanos(until - now) })
+    pub fn refuses(&self, now: u64, caller: Caller) -> Option<Refused> {
+        match self.control {
+            Control::ForcedOpen => Some(Refused { retry_after: self.settings.open_for }),
+            Control::ForcedClosed => None,
+            Control::Automatic => {
+                let refused = self.switch.refuses(&self.settings, now);
+                refused
+                    .or_else(|| self.clients.refuses(&self.settings, now, caller.key()))
+                    .or_else(|| self.places.find(caller.place)?.refuses(now, caller))
             }
-            (_, Inner::HalfOpen { probes, .. }) if probes >= self.settings.probes.max(1) => {
-                Some(Refused { retry_after: SOON })
-            }
-            // Whose turn it is on the ramp is decided when asked.
-            _ => None,
         }
     }
 
@@ -273,245 +335,243 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Refused`], with the time after which asking may help.
-    pub fn ask(&mut self, now: u64) -> Result<Permit, Refused> {
-        if let Some(refused) = self.refuses(now) {
+    pub fn ask(&mut self, now: u64, caller: Caller) -> Result<Permit, Refused> {
+        if let Some(refused) = self.refuses(now, caller) {
             return Err(refused);
         }
+        let (mut client_epoch, mut of_place) = (None, None);
         if self.control == Control::Automatic {
-            match &mut self.inner {
-                Inner::Closed => {}
-                Inner::Open { .. } => self.enter(Inner::HalfOpen { probes: 1, successes: 0 }),
-                Inner::HalfOpen { probes, .. } => *probes += 1,
-                Inner::Ramp { since, credit } => {
-                    let share = now.saturating_sub(*since) as f64 / self.settings.ramp.as_nanos().max(1) as f64;
-                    if share >= 1.0 {
-                        self.enter(Inner::Closed);
-                    } else {
-                        *credit += share.max(FIRST_SHARE);
-                        if *credit < 1.0 {
-                            return Err(Refused { retry_after: SOON });
-                        }
-                        *credit -= 1.0;
-                    }
-                }
+            if let Some(place) = self.places.find_mut(caller.place) {
+                // May refuse where traffic is let back in turn: before anything is taken here.
+                let permit = place.ask(now, caller)?;
+                of_place = Some((permit.epoch, permit.client_epoch));
             }
+            let before = self.switch.epoch;
+            if let Err(refused) = self.switch.ask(&self.settings, now, caller.key()) {
+                self.record_at_place(caller, now, of_place, now, Outcome::Ignored, 0.0);
+                return Err(refused);
+            }
+            if before != self.switch.epoch {
+                // Closed or half-open from here on: what it opened for is no part of what follows.
+                self.run.clear();
+            }
+            while let Some(late) = self.switch.take_late(now) {
+                self.clients.shut_out(&self.settings, now, late, &self.switch, 0.0);
+            }
+            // It refuses nobody whom it did not refuse above.
+            client_epoch = self.clients.ask(&self.settings, now, caller.key())?;
         }
-        Ok(Permit { epoch: self.epoch })
+        Ok(Permit { caller, at: now, epoch: self.switch.epoch, client_epoch, of_place })
     }
 
     /// A call ended.
+    #[expect(clippy::needless_pass_by_value, reason = "a permit is used once")]
     pub fn record(&mut self, permit: Permit, now: u64, outcome: Outcome, dice: f64) {
-        if permit.epoch() != self.epoch {
+        let Permit { caller, at, epoch, client_epoch, of_place } = permit;
+        self.record_at_place(caller, at, of_place, now, outcome, dice);
+        let outcome = match outcome {
+            // Who answers is neither away nor hangs, and how is its place's affair.
+            Outcome::Success(_) | Outcome::Failure(Failure::Answered) if self.settings.is_shared => {
+                Outcome::Success(Duration::ZERO)
+            }
+            outcome => outcome,
+        };
+        self.record_for_client(caller, at, client_epoch, now, outcome, dice);
+        if epoch != self.switch.epoch {
             return;
         }
         let is_slow =
             matches!((outcome, self.settings.slow_after), (Outcome::Success(took), Some(slow)) if took >= slow);
-        if let Inner::HalfOpen { probes, successes } = &mut self.inner
-            && self.control == Control::Automatic
-        {
-            *probes = probes.saturating_sub(1);
+        if self.switch.state() == State::HalfOpen && self.control == Control::Automatic {
+            self.switch.returned(caller.key(), at);
             match outcome {
                 Outcome::Ignored => {}
                 Outcome::Success(_) if !(is_slow && self.settings.slow_rate.is_some()) => {
-                    *successes += 1;
-                    if *successes >= self.settings.successes.max(1) {
+                    if self.switch.succeeded(&self.settings) {
                         self.close(now);
                     }
                 }
-                Outcome::Success(_) | Outcome::Failure => self.open(now, Reason::Probe, dice),
+                Outcome::Success(_) => self.probe_failed(caller, Failure::Answered, now, dice),
+                Outcome::Failure(failure) => self.probe_failed(caller, failure, now, dice),
             }
             return;
         }
         match outcome {
             Outcome::Ignored => return,
-            Outcome::Success(_) => self.consecutive = 0,
-            Outcome::Failure => self.consecutive = self.consecutive.saturating_add(1),
+            Outcome::Success(_) => {
+                self.run.clear();
+                self.served.add(caller.key(), now);
+            }
+            Outcome::Failure(failure) => self.run.add(caller, failure),
         }
+        let is_failure = matches!(outcome, Outcome::Failure(_));
         let rates = self.settings.failure_rate.is_some() || self.settings.slow_rate.is_some();
+        let rates = rates && !self.settings.is_shared;
         if rates {
-            self.window.add(now, Call { failed: outcome == Outcome::Failure, slow: is_slow });
+            self.window.add(now, Call { client: caller.client, failed: is_failure, slow: is_slow });
         }
         // Only what went wrong can be too much.
-        if (outcome == Outcome::Failure || is_slow)
-            && self.control == Control::Automatic
-            && let Some(reason) = self.trip(now)
-        {
-            self.open(now, reason, dice);
+        if (is_failure || is_slow) && self.control == Control::Automatic {
+            if let Some(reason) = self.trip(now) {
+                self.open(now, reason, dice);
+            } else if self.is_reported(caller, now) {
+                self.open_briefly(now);
+            }
+        }
+    }
+
+    /// What the call says about its place, where places share this breaker. Returns at once for nearly every success.
+    fn record_at_place(
+        &mut self,
+        caller: Caller,
+        at: u64,
+        epochs: Option<(u64, Option<u64>)>,
+        now: u64,
+        outcome: Outcome,
+        dice: f64,
+    ) {
+        if !self.settings.is_shared || self.control != Control::Automatic {
+            return;
+        }
+        let says_something =
+            matches!(outcome, Outcome::Failure(Failure::Reported | Failure::Silent | Failure::Answered))
+                || matches!((outcome, self.settings.slow_after), (Outcome::Success(took), Some(slow)) if took >= slow);
+        let place = if says_something {
+            self.places.find_or_add(caller.place, self.settings, now)
+        } else {
+            self.places.find_mut(caller.place)
+        };
+        let Some(place) = place else { return };
+        let (epoch, client_epoch) = epochs.unwrap_or((place.switch.epoch, None));
+        place.record(Permit { caller, at, epoch, client_epoch, of_place: None }, now, outcome, dice);
+    }
+
+    /// What the call says about its own caller. Returns at once for nearly every success.
+    fn record_for_client(
+        &mut self,
+        caller: Caller,
+        at: u64,
+        epoch: Option<u64>,
+        now: u64,
+        outcome: Outcome,
+        dice: f64,
+    ) {
+        if self.control != Control::Automatic {
+            return;
+        }
+        let (key, Settings { min_clients, is_shared, .. }) = (caller.key(), self.settings);
+        if epoch.is_some() {
+            self.clients.returned(key, at);
+        }
+        match outcome {
+            Outcome::Success(_) | Outcome::Failure(Failure::Answered) => {
+                self.clients.succeeded(&self.settings, key, epoch);
+            }
+            Outcome::Failure(Failure::Silent | Failure::Reported) if min_clients > 1 && !is_shared => {
+                self.clients.failed(&self.settings, now, key, epoch, dice);
+            }
+            Outcome::Failure(_) | Outcome::Ignored => {}
+        }
+    }
+
+    /// One failed probe is enough when it says the same whoever makes it; else several clients have to see it.
+    fn probe_failed(&mut self, caller: Caller, failure: Failure, now: u64, dice: f64) {
+        self.run.add(caller, failure);
+        let Settings { min_clients, is_shared, .. } = self.settings;
+        if failure == Failure::Away || self.run.counted(min_clients, is_shared) >= min_clients.max(1) {
+            self.open(now, Reason::Probe, dice);
+        } else {
+            self.clients.shut_out(&self.settings, now, caller.key(), &self.switch, dice);
         }
     }
 
     /// What it opened for is over, as somebody else has seen: it may be tried at once.
     pub fn try_now(&mut self) {
-        if let Inner::Open { until, .. } = &mut self.inner {
-            *until = 0;
-        }
+        self.switch.try_now();
+        self.clients.try_now();
+        self.places.each(Self::try_now);
     }
 
-    /// It opened for something that was no fault of the other side, or that is over as a whole: as if it had not.
-    pub fn forgive(&mut self, now: u64) {
-        if matches!(self.inner, Inner::Open { .. }) {
-            self.trips = self.trips.saturating_sub(1);
-            self.closed_at = now;
-            self.consecutive = 0;
-            self.enter(Inner::Closed);
+    /// What opened within this time did so for something that was no fault of the other side, or that is over as a whole: as if it had
+    /// not.
+    pub fn forgive(&mut self, now: u64, within: Duration) {
+        self.clients.forgive(now, within);
+        self.places.each(|place| place.forgive(now, within));
+        if self.switch.open_for(now).is_some_and(|(left, length)| length.saturating_sub(left) < within) {
+            self.run.clear();
+            self.switch.forgive(now);
         }
     }
 
     fn trip(&self, now: u64) -> Option<Reason> {
-        let settings = &self.settings;
-        if settings.consecutive > 0 && self.consecutive >= settings.consecutive {
+        let Settings { consecutive, min_clients, is_shared, .. } = self.settings;
+        if consecutive > 0
+            && (self.run.away >= consecutive
+                || self.run.total >= consecutive
+                    && self.run.counted(min_clients, is_shared) >= consecutive.max(min_clients))
+        {
             return Some(Reason::Consecutive);
         }
         let totals = self.window.totals(now);
-        if totals.calls < settings.minimum.max(1) {
-            return None;
-        }
-        let is_over =
-            |count: u32, rate: Option<f64>| rate.is_some_and(|rate| f64::from(count) >= rate * f64::from(totals.calls));
-        if is_over(totals.failed, settings.failure_rate) && totals.failed > 0 {
+        let is_over = |of: u32, rate: Option<f64>, counts: &dyn Fn() -> Counts| {
+            let is_over = |of: u32, calls: u32| {
+                calls >= self.settings.minimum.max(1)
+                    && of > 0
+                    && rate.is_some_and(|rate| f64::from(of) >= rate * f64::from(calls))
+            };
+            is_over(of, totals.calls) && {
+                // And it would be without what one client saw more of than all others.
+                let counted = counts().independent(min_clients);
+                counted >= min_clients && is_over(counted, totals.calls.saturating_sub(of.saturating_sub(counted)))
+            }
+        };
+        if is_over(totals.failed, self.settings.failure_rate, &|| self.window.failed(now)) {
             return Some(Reason::FailureRate);
         }
-        (is_over(totals.slow, settings.slow_rate) && totals.slow > 0).then_some(Reason::SlowRate)
+        is_over(totals.slow, self.settings.slow_rate, &|| self.window.slow(now)).then_some(Reason::SlowRate)
+    }
+
+    /// Whether all of the last failures are the other side's word that it waits in vain, and nobody else was served of late.
+    fn is_reported(&self, caller: Caller, now: u64) -> bool {
+        let Settings { consecutive, .. } = self.settings;
+        let is_all = self.run.reported.saturating_add(self.run.away) == self.run.total;
+        consecutive > 0
+            && self.run.total >= consecutive
+            && is_all
+            && !self.served.has_other(caller.key(), now.saturating_sub(nanoseconds(LATELY)))
     }
 
     fn open(&mut self, now: u64, reason: Reason, dice: f64) {
-        let nanoseconds = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        let (first, most) = (nanoseconds(self.settings.open_for), nanoseconds(self.settings.max_open_for));
-        // Whoever stayed closed for as long as it had last been open has recovered.
-        let last = match self.inner {
-            Inner::HalfOpen { .. } => true,
-            _ => self.trips > 0 && now.saturating_sub(self.closed_at) < self.length_of(self.trips, first, most),
-        };
-        self.trips = if last { self.trips.saturating_add(1) } else { 1 };
-        let mut length = self.length_of(self.trips, first, most);
-        if self.trips > 1 {
-            length = length.saturating_add((length as f64 * self.settings.jitter * dice.clamp(0.0, 1.0)) as u64);
-        }
         self.reason = Some(reason);
         self.window.clear();
-        self.enter(Inner::Open { until: now.saturating_add(length), length });
+        self.clients.clear();
+        self.switch.open(&self.settings, now, false, dice);
     }
 
-    fn length_of(&self, trips: u32, first: u64, most: u64) -> u64 {
-        first.saturating_mul(1_u64.checked_shl(trips.saturating_sub(1)).unwrap_or(u64::MAX)).min(most.max(first))
+    fn open_briefly(&mut self, now: u64) {
+        self.reason = Some(Reason::Consecutive);
+        self.switch.open_briefly(now, BRIEFLY.min(self.settings.open_for));
     }
 
     fn close(&mut self, now: u64) {
-        self.closed_at = now;
-        self.consecutive = 0;
+        self.run.clear();
         self.window.clear();
-        let ramp = Inner::Ramp { since: now, credit: 1.0 };
-        self.enter(if self.settings.ramp.is_zero() { Inner::Closed } else { ramp });
+        self.clients.all_closed();
+        self.switch.close(now, self.settings.ramp);
     }
 
-    fn enter(&mut self, inner: Inner) {
-        self.inner = inner;
-        self.epoch += 1;
-    }
-
-    /// How long it is still open, and how long in all.
+    /// How long it is still open, and how long in all: as [`Breaker::state`].
     pub fn open_for(&self, now: u64) -> Option<(Duration, Duration)> {
-        match self.inner {
-            Inner::Open { until, length } if self.control == Control::Automatic => {
-                Some((Duration::from_nanos(until.saturating_sub(now)), Duration::from_nanos(length)))
-            }
+        match (self.control, self.switch.state()) {
+            (Control::Automatic, State::Closed) => self.places.worst()?.open_for(now),
+            (Control::Automatic, _) => self.switch.open_for(now),
             _ => None,
         }
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    calls: u32,
-    failed: u32,
-    slow: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    failed: bool,
-    slow: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Window {
-    Calls { ring: Vec<Call>, next: usize, most: usize, totals: Totals },
-    Time { length: u64, buckets: [(u64, Totals); BUCKETS] },
-}
-
-impl Window {
-    fn new(span: Span) -> Self {
-        match span {
-            Span::Calls(most) => Self::Calls {
-                ring: Vec::new(),
-                next: 0,
-                most: most.clamp(1, MOST_CALLS) as usize,
-                totals: Totals::default(),
-            },
-            Span::Time(time) => Self::Time {
-                length: (u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / BUCKETS as u64).max(1),
-                buckets: [(0, Totals::default()); BUCKETS],
-            },
-        }
-    }
-
-    fn add(&mut self, now: u64, call: Call) {
-        match self {
-            Self::Calls { ring, next, most, totals } => {
-                if ring.len() < *most {
-                    ring.push(call);
-                } else {
-                    let oldest = std::mem::replace(&mut ring[*next], call);
-                    totals.calls -= 1;
-                    totals.failed -= u32::from(oldest.failed);
-                    totals.slow -= u32::from(oldest.slow);
-                    *next = (*next + 1) % *most;
-                }
-                totals.add(call);
-            }
-            Self::Time { length, buckets } => {
-                let number = now / *length;
-                let bucket = &mut buckets[(number % BUCKETS as u64) as usize];
-                if bucket.0 != number {
-                    *bucket = (number, Totals::default());
-                }
-                bucket.1.add(call);
-            }
-        }
-    }
-
-    fn totals(&self, now: u64) -> Totals {
-        match self {
-            Self::Calls { totals, .. } => *totals,
-            Self::Time { length, buckets } => {
-                let number = now / *length;
-                let recent = buckets.iter().filter(|(of, _)| number.saturating_sub(*of) < BUCKETS as u64);
-                recent.fold(Totals::default(), |sum, (_, bucket)| Totals {
-                    calls: sum.calls + bucket.calls,
-                    failed: sum.failed + bucket.failed,
-                    slow: sum.slow + bucket.slow,
-                })
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        match self {
-            Self::Calls { ring, next, totals, .. } => {
-                ring.clear();
-                (*next, *totals) = (0, Totals::default());
-            }
-            Self::Time { buckets, .. } => *buckets = [(0, Totals::default()); BUCKETS],
-        }
-    }
-}
-
-impl Totals {
-    fn add(&mut self, call: Call) {
-        self.calls = self.calls.saturating_add(1);
-        self.failed = self.failed.saturating_add(call.failed.into());
-        self.slow = self.slow.saturating_add(call.slow.into());
-    }
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -9,15 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_policy::breaker::{Breaker, Control, Outcome, Permit, Reason, Refused, State as Position};
+use outrigger_policy::breaker::{
+    Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, State as Position,
+};
 use outrigger_policy::flags::Mode;
 
-use crate::audit;
 use crate::config::resilience::BreakerRules;
 use crate::exchange::{Exchange, Request};
 use crate::rejection::Rejection;
 use crate::request_id::random;
 use crate::state::State;
+use crate::{audit, credentials};
 
 /// Breakers that opened this shortly before the app was found to be away opened for that.
 const JUST_NOW: Duration = Duration::from_secs(1);
@@ -28,7 +30,7 @@ pub struct Cell {
     /// Its name in metrics and logs.
     pub name: Arc<str>,
     breaker: Mutex<Breaker>,
-    /// Closed, and nobody has forced it: whoever comes may pass without asking.
+    /// Closed for every client, and nobody has forced it: requests pass without asking.
     is_calm: AtomicBool,
     /// Somebody has asked: it is worth being shown.
     is_used: AtomicBool,
@@ -51,6 +53,8 @@ pub struct Standing {
     pub seen: (u32, u32, u32),
     /// How long it is still open.
     pub left: Option<Duration>,
+    /// Clients that are refused for what only they saw.
+    pub clients_refused: usize,
 }
 
 impl Cell {
@@ -72,18 +76,25 @@ impl Cell {
     /// Changes it, and tells of what that changed.
     fn change<T>(&self, state: &State, change: impl FnOnce(&mut Breaker) -> T) -> T {
         let mut breaker = self.lock();
-        let before = breaker.state();
+        let (before, refused_before) = (breaker.state(), breaker.clients_refused());
         let value = change(&mut breaker);
-        let after = breaker.state();
+        let (after, refused) = (breaker.state(), breaker.clients_refused());
+        self.is_calm.store(breaker.is_calm(), Ordering::Relaxed);
+        if refused > refused_before {
+            state.metrics.breaker_refuses_one(&self.name);
+            tracing::info!(
+                event = "breaker_client",
+                breaker = &*self.name,
+                clients_refused = refused,
+                "breaker {} refuses a client for what only that client saw",
+                self.name
+            );
+        }
         if before != after {
-            let is_calm = after == Position::Closed && breaker.control() == Control::Automatic;
-            self.is_calm.store(is_calm, Ordering::Relaxed);
             let now = state.nanoseconds(Instant::now());
             let (reason, open_for) = (breaker.reason(), breaker.open_for(now).map(|(left, _)| left));
             drop(breaker);
             self.tell(state, before, after, reason, open_for);
-        } else if breaker.control() != Control::Automatic {
-            self.is_calm.store(false, Ordering::Relaxed);
         }
         value
     }
@@ -127,6 +138,7 @@ impl Cell {
             failures: breaker.failures(),
             seen: breaker.seen(now),
             left: breaker.open_for(now).map(|(left, _)| left),
+            clients_refused: breaker.clients_refused(),
         })
     }
 
@@ -134,8 +146,6 @@ impl Cell {
     pub fn control_by(&self, state: &State, control: Control) {
         let now = state.nanoseconds(Instant::now());
         self.change(state, |breaker| breaker.control_by(control, now));
-        let is_calm = control == Control::Automatic && self.lock().state() == Position::Closed;
-        self.is_calm.store(is_calm, Ordering::Relaxed);
     }
 }
 
@@ -183,11 +193,7 @@ impl Registry {
     pub fn app_is_away(&self, state: &State) {
         let now = state.nanoseconds(Instant::now());
         for cell in self.all() {
-            cell.change(state, |breaker| {
-                if breaker.open_for(now).is_some_and(|(left, length)| length.saturating_sub(left) < JUST_NOW) {
-                    breaker.forgive(now);
-                }
-            });
+            cell.change(state, |breaker| breaker.forgive(now, JUST_NOW));
         }
     }
 
@@ -196,7 +202,12 @@ impl Registry {
         let now = state.nanoseconds(Instant::now());
         for cell in self.all() {
             let was_unreached = cell.is_unreached.swap(false, Ordering::Relaxed);
-            cell.change(state, |breaker| if was_unreached { breaker.forgive(now) } else { breaker.try_now() });
+            cell.change(state, |breaker| {
+                if was_unreached {
+                    breaker.forgive(now, Duration::MAX);
+                }
+                breaker.try_now();
+            });
         }
     }
 }
@@ -218,8 +229,8 @@ impl Drop for Attempt {
     }
 }
 
-/// The exchange's breaker, and what it does with this client.
-fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, Mode)> {
+/// The exchange's breaker, its rules, and what it does with this client.
+fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, &BreakerRules, Mode)> {
     if exchange.resilience == Mode::Off {
         return None;
     }
@@ -230,21 +241,37 @@ fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, Mode)> {
         (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
         (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
     };
-    Some((cell, mode))
+    Some((cell, rules, mode))
+}
+
+/// Who asks, to the breaker. Where addresses or unverified keys cost nothing, having many makes nobody several clients.
+fn caller(exchange: &Exchange) -> Caller {
+    let client = &exchange.client;
+    let id = if client.verified.is_some() { client.id } else { client.address_id };
+    Caller { client: id, place: exchange.place }
+}
+
+/// What a path without a route of its own belongs to: its first segment.
+fn place_of(path: &str) -> u64 {
+    let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    credentials::client_hash(b'p', segment.as_bytes())
 }
 
 /// Refuses at once what an open breaker would refuse in the end, before it waits for a slot.
 ///
 /// # Errors
 /// [`Rejection::BreakerOpen`]
-pub fn may_pass(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let Some((cell, mode)) = of(exchange) else { return Ok(()) };
+pub fn may_pass(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    if of(exchange).is_some_and(|(_, rules, _)| rules.settings.is_shared) {
+        exchange.place = place_of(request.path);
+    }
+    let Some((cell, _, mode)) = of(exchange) else { return Ok(()) };
     if cell.is_calm.load(Ordering::Relaxed) {
         return Ok(());
     }
     let breaker = cell.lock();
     let is_forced = breaker.control() == Control::ForcedOpen;
-    let refused = breaker.refuses(state.nanoseconds(exchange.started));
+    let refused = breaker.refuses(state.nanoseconds(exchange.started), caller(exchange));
     drop(breaker);
     match refused {
         // What an operator forces is meant, whatever the rules say of the breaker's own decisions.
@@ -259,17 +286,17 @@ pub fn may_pass(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Resu
 /// [`Rejection::BreakerOpen`]
 pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<(), Rejection> {
     exchange.attempt = None;
-    let Some((cell, mode)) = of(exchange) else { return Ok(()) };
-    let cell = Arc::clone(cell);
+    let Some((cell, _, mode)) = of(exchange) else { return Ok(()) };
+    let (cell, caller) = (Arc::clone(cell), caller(exchange));
     if !cell.is_used.load(Ordering::Relaxed) {
         cell.is_used.store(true, Ordering::Relaxed);
     }
     let at = state.nanoseconds(now);
     let asked = if cell.is_calm.load(Ordering::Relaxed) {
         // Closed: nothing changes by asking.
-        cell.lock().ask(at)
+        cell.lock().ask(at, caller)
     } else {
-        cell.change(state, |breaker| breaker.ask(at))
+        cell.change(state, |breaker| breaker.ask(at, caller))
     };
     match asked {
         Ok(permit) => {
@@ -294,27 +321,42 @@ const fn rejection(refused: Refused) -> Rejection {
 pub enum End {
     /// The head of its answer came then, with this status.
     Answered(u16, Instant),
-    /// It failed.
+    /// No answer came, or none that can be used.
     Failed,
+    /// There was no connection in time.
+    NotConnected,
     /// The app could not be reached.
     Unreached,
     /// Nobody knows.
     Unknown,
 }
 
-/// Whether the app refuses on purpose: 503 with the time when to come back. That is how a server sheds load (RFC 9110 section
-/// 15.6.4), and how one behind a breaker of its own answers: neither a failure nor a success.
-const fn is_refusal(exchange: &Exchange, status: u16) -> bool {
-    status == 503 && exchange.says_when
+/// What an answer says about the app: docs/failure.md has this table. `None`: nothing.
+fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
+    let rules = exchange.route().breaker.and_then(|n| exchange.rules.config.breakers.get(usize::from(n)));
+    match status {
+        // The app sheds load on purpose (RFC 9110 section 15.6.4), or is behind a breaker of its own.
+        503 if exchange.says_when => None,
+        // What its client asked for took longer than the same client allows.
+        503 | 504 if had_less_time(exchange) => None,
+        // The app has no such method, or no such version: that is about the request.
+        501 | 505 => None,
+        504 => Some(Err(Failure::Reported)),
+        502 | 503 => Some(Err(Failure::Silent)),
+        500.. => Some(Err(Failure::Answered)),
+        429 if rules.is_some_and(|rules| rules.counts_429) => Some(Err(Failure::Answered)),
+        _ => Some(Ok(())),
+    }
+}
+
+/// It had less time than its route gives: by its client's wish, or because it waited for the app.
+pub fn had_less_time(exchange: &Exchange) -> bool {
+    exchange.is_impatient || exchange.held_since.is_some()
 }
 
 /// Whether an answer with this status says that the app failed.
 pub fn is_failure(exchange: &Exchange, status: u16) -> bool {
-    let counts_429 = || {
-        let rules = exchange.route().breaker.and_then(|n| exchange.rules.config.breakers.get(usize::from(n)));
-        rules.is_some_and(|rules| rules.counts_429)
-    };
-    (status >= 500 && !is_refusal(exchange, status)) || (status == 429 && counts_429())
+    matches!(judge(exchange, status), Some(Err(_)))
 }
 
 /// An attempt has ended.
@@ -322,15 +364,18 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     let Some(mut attempt) = exchange.attempt.take() else { return };
     let Some(permit) = attempt.permit.take() else { return };
     let outcome = match end {
-        End::Answered(status, _) if is_failure(exchange, status) => Outcome::Failure,
-        End::Answered(status, _) if is_refusal(exchange, status) => Outcome::Ignored,
-        End::Answered(_, at) => Outcome::Success(at.saturating_duration_since(attempt.began)),
-        End::Failed | End::Unreached => Outcome::Failure,
+        End::Answered(status, at) => match judge(exchange, status) {
+            None => Outcome::Ignored,
+            Some(Ok(())) => Outcome::Success(at.saturating_duration_since(attempt.began)),
+            Some(Err(failure)) => Outcome::Failure(failure),
+        },
+        End::Failed => Outcome::Failure(Failure::Silent),
+        End::NotConnected | End::Unreached => Outcome::Failure(Failure::Away),
         End::Unknown => Outcome::Ignored,
     };
     let now = match end {
         End::Answered(_, at) => at,
-        End::Failed | End::Unreached | End::Unknown => Instant::now(),
+        End::Failed | End::NotConnected | End::Unreached | End::Unknown => Instant::now(),
     };
     let now = state.nanoseconds(now);
     let cell = &attempt.cell;

@@ -659,7 +659,7 @@ mod tests {
             let Config { server, client, app, log, breakers, retry, affinity, audit, .. } = config;
             format!(
                 "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}",
-                breakers.first().map(|b| (b.mode, b.settings, b.counts_429))
+                breakers.last().map(|b| (b.mode, b.settings, b.counts_429))
             )
         };
         assert_eq!(without_routes(&spelled_out), without_routes(&silent));

@@ -196,6 +196,8 @@ pub struct Exchange {
     pub has_failed_over: bool,
     /// The number of its route in `rules`.
     pub route: usize,
+    /// What its path belongs to, where paths share a breaker that have nothing to do with each other; else 0.
+    pub place: u64,
     /// How it is delimited and held open.
     pub kind: Kind,
     /// Until when the head of its answer must be there.
@@ -329,6 +331,7 @@ impl Exchange {
             turn_began: started,
             has_failed_over: false,
             route: last,
+            place: 0,
             kind: Kind::Plain,
             deadline: started,
             is_impatient: false,

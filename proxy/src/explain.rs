@@ -125,12 +125,16 @@ fn breaker(config: &Config, route: &Route) -> String {
         rate.map(|rate| format!(", at {} {what} over {}", Share(rate), CallWindow(settings.window)))
     };
     format!(
-        "{} ({}): opens after {} failures in a row{}{}, for {}",
+        "{} ({}): opens after {} failures in a row{}{}, {}for {}",
         rules.name,
         rules.mode.name(),
         settings.consecutive,
         share(settings.failure_rate, "failures").unwrap_or_default(),
         share(settings.slow_rate.filter(|_| settings.slow_after.is_some()), "slow answers").unwrap_or_default(),
+        match settings.min_clients {
+            0 | 1 => String::new(),
+            clients => format!("seen by {clients} clients, "),
+        },
         Span(settings.open_for)
     )
 }

@@ -380,6 +380,7 @@ pub struct Metrics {
     scaling: IntCounterVec,
     breaker_states: IntGaugeVec,
     breaker_transitions: IntCounterVec,
+    breaker_clients: IntCounterVec,
     reloads_applied: IntCounter,
     reloads_refused: IntCounter,
     config_is_good: IntGauge,
@@ -557,6 +558,11 @@ impl Metrics {
                 "Changes of state, by the new one.",
                 &["breaker", "state"],
             )?,
+            breaker_clients: declare.counters(
+                "outrigger_breaker_clients_refused_total",
+                "How often a breaker began to refuse one client for what only that client saw.",
+                &["breaker"],
+            )?,
             reloads_applied: reloads.with_label_values(&["applied"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
             config_is_good: {
@@ -688,6 +694,11 @@ impl Metrics {
         self.breaker_transitions.with_label_values(&[breaker, to.name()]).inc();
     }
 
+    /// A breaker refuses one client from now on.
+    pub fn breaker_refuses_one(&self, breaker: &str) {
+        self.breaker_clients.with_label_values(&[breaker]).inc();
+    }
+
     /// Shows where a breaker stands.
     pub fn show_breaker(&self, breaker: &str, position: Position) {
         for state in Position::ALL {
@@ -702,6 +713,7 @@ impl Metrics {
             let _ = self.breaker_states.remove_label_values(&[breaker, state.name()]);
             let _ = self.breaker_transitions.remove_label_values(&[breaker, state.name()]);
         }
+        let _ = self.breaker_clients.remove_label_values(&[breaker]);
     }
 
     /// Shows what is left for retries.
@@ -900,6 +912,7 @@ mod tests {
         metrics.show_admission(&Standing::default(), (0, 0), 0, 0);
         metrics.show_breaker("search", Position::Closed);
         metrics.breaker_changed("search", Position::Open);
+        metrics.breaker_refuses_one("search");
         let text = metrics.render().unwrap();
         let mut types: Vec<_> = text
             .lines()

@@ -361,7 +361,7 @@ impl ProxyHttp for Gateway {
             _ => false,
         };
         if again {
-            breakers::ended(&self.state, exchange, End::Failed);
+            breakers::ended(&self.state, exchange, End::NotConnected);
         }
         error.set_retry(again);
         error

@@ -67,8 +67,7 @@ pub async fn failed(
         breakers::ended(state, exchange, End::Unknown);
     }
     let is_late = matches!(failure, Failure::Timeout | Failure::ConnectTimeout);
-    // It had less time than its route gives: by its client's wish, or because it waited for the app.
-    let is_impatient = is_late && (exchange.is_impatient || exchange.held_since.is_some());
+    let is_impatient = is_late && breakers::had_less_time(exchange);
     if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
         permit.timed_out(Instant::now());
     }
@@ -81,7 +80,8 @@ const fn end_of(failure: Failure) -> End {
     match failure {
         Failure::Internal => End::Unknown,
         Failure::Unreachable => End::Unreached,
-        Failure::ConnectTimeout | Failure::Timeout | Failure::Closed | Failure::Invalid => End::Failed,
+        Failure::ConnectTimeout => End::NotConnected,
+        Failure::Timeout | Failure::Closed | Failure::Invalid => End::Failed,
     }
 }
 

@@ -161,6 +161,7 @@ fn shown_breaker(name: &str, standing: &Standing) -> Value {
         "failures_in_a_row": standing.failures,
         "window": { "calls": calls, "failed": failed, "slow": slow },
         "open_for_s": standing.left.map(|left| left.as_secs_f64()),
+        "clients_refused": standing.clients_refused,
     })
 }
 

@@ -37,7 +37,8 @@ const fn small(n: u16) -> NonZeroU16 {
     }
 }
 
-/// When to stop asking an app that fails. Each route has a breaker of its own, unless it names another one.
+/// When to stop asking an app that fails. Each route has a breaker of its own, unless it names another one. Paths without a route share one,
+/// which only opens for an app that is away or hangs; what fails below a first segment of theirs is refused only there.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {
@@ -52,6 +53,8 @@ pub struct Breaker {
     pub slow_after: Text<OptionalSpan>,
     /// Opens when this share of calls was slow.
     pub slow_rate: Text<OptionalShare>,
+    /// So many clients must have seen failures that may be one client's doing before it opens for all. 1: one is enough.
+    pub min_clients: NonZeroU16,
     /// Over which calls the two shares are taken: "10s" or "100 calls".
     pub window: Text<CallWindow>,
     /// With fewer calls than this in the window, no share opens it.
@@ -79,6 +82,7 @@ impl Default for Breaker {
         Self {
             mode: Acting::Enforce,
             failures: 5,
+            min_clients: small(2),
             failure_rate: share(0.5),
             slow_after: Text(OrOff(None)),
             slow_rate: share(0.8),
@@ -107,6 +111,8 @@ pub struct Group {
     pub mode: Option<Acting>,
     /// Failures in a row.
     pub failures: Option<u32>,
+    /// Clients that must have seen them.
+    pub min_clients: Option<NonZeroU16>,
     /// Share of failures.
     pub failure_rate: Option<Text<OptionalShare>>,
     /// What is slow.
@@ -299,6 +305,8 @@ impl Breaker {
             probes: key!(probes).get().into(),
             successes: key!(successes).get().into(),
             ramp: key!(ramp).0.0,
+            min_clients: key!(min_clients).get().into(),
+            is_shared: false,
         };
         (key!(mode).into(), settings, key!(count_429))
     }
@@ -356,7 +364,11 @@ impl Builder<'_> {
             }
         }
         let rules = names.into_iter().map(|name| {
-            let (mode, settings, counts_429) = written.with(groups.get(name).copied());
+            let (mode, mut settings, counts_429) = written.with(groups.get(name).copied());
+            if name == "default" && !groups.contains_key(name) {
+                // Of all paths without a route of their own, which have nothing to do with each other.
+                settings.is_shared = true;
+            }
             BreakerRules { name: name.into(), mode, settings, counts_429 }
         });
         let rules = rules.collect();

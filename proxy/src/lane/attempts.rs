@@ -80,7 +80,7 @@ impl Lane<'_> {
                     let now = Instant::now();
                     let pause = retries::pause(exchange, now, None).filter(|_| retries::pay(self.state, exchange, now));
                     let Some(pause) = pause else { return Err(Broken::App(Failure::ConnectTimeout, detail)) };
-                    breakers::ended(self.state, exchange, End::Failed);
+                    breakers::ended(self.state, exchange, End::NotConnected);
                     self.pause(pause).await?;
                 }
                 Err(Broken::App(Failure::Closed, detail)) => {

@@ -1,0 +1,190 @@
+//! The states of a breaker and the way between them, without what leads there.
+
+use std::time::Duration;
+
+use super::{FIRST_SHARE, Refused, SOON, Settings, State, nanoseconds};
+
+/// A probe that has not ended after this long no longer keeps others from trying: its client may be the one who takes the time.
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Switch {
+    inner: Inner,
+    /// Counts up with every change of state: what was permitted before it says nothing about what came after.
+    pub(super) epoch: u64,
+    /// How often it opened in a row, and when it was last closed again.
+    trips: u32,
+    closed_at: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Inner {
+    #[default]
+    Closed,
+    Open {
+        until: u64,
+        length: u64,
+        /// It closes when its time is over, without probes.
+        is_brief: bool,
+    },
+    HalfOpen {
+        /// The probes that are out, by the key of their caller and the time when they were let through.
+        out: Vec<(u64, u64)>,
+        successes: u32,
+    },
+    Ramp {
+        since: u64,
+        credit: f64,
+    },
+}
+
+impl Switch {
+    pub(super) const fn state(&self) -> State {
+        match self.inner {
+            Inner::Closed => State::Closed,
+            Inner::Open { .. } => State::Open,
+            Inner::HalfOpen { .. } => State::HalfOpen,
+            Inner::Ramp { .. } => State::Ramp,
+        }
+    }
+
+    /// Whether [`Self::ask`] would say no, but for the ramp, where each is asked in turn.
+    pub(super) fn refuses(&self, settings: &Settings, now: u64) -> Option<Refused> {
+        match &self.inner {
+            Inner::Open { until, .. } if now < *until => {
+                Some(Refused { retry_after: Duration::from_nanos(until - now) })
+            }
+            Inner::HalfOpen { out, .. } => {
+                let in_time = out.iter().filter(|(_, since)| !is_late(*since, now)).count();
+                (in_time >= settings.probes.max(1) as usize).then_some(Refused { retry_after: SOON })
+            }
+            Inner::Closed | Inner::Open { .. } | Inner::Ramp { .. } => None,
+        }
+    }
+
+    pub(super) fn ask(&mut self, settings: &Settings, now: u64, key: u64) -> Result<(), Refused> {
+        if let Some(refused) = self.refuses(settings, now) {
+            return Err(refused);
+        }
+        match &mut self.inner {
+            Inner::Closed => {}
+            Inner::Open { is_brief: true, .. } => self.enter(Inner::Closed),
+            Inner::Open { .. } => self.enter(Inner::HalfOpen { out: vec![(key, now)], successes: 0 }),
+            Inner::HalfOpen { out, .. } => out.push((key, now)),
+            Inner::Ramp { since, credit } => {
+                let share = now.saturating_sub(*since) as f64 / settings.ramp.as_nanos().max(1) as f64;
+                if share >= 1.0 {
+                    self.enter(Inner::Closed);
+                } else {
+                    *credit += share.max(FIRST_SHARE);
+                    if *credit < 1.0 {
+                        return Err(Refused { retry_after: SOON });
+                    }
+                    *credit -= 1.0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The key of a probe that took longer than [`PROBE_PATIENCE`]; it is no longer counted as out.
+    pub(super) fn take_late(&mut self, now: u64) -> Option<u64> {
+        let Inner::HalfOpen { out, .. } = &mut self.inner else { return None };
+        let late = out.iter().position(|(_, since)| is_late(*since, now))?;
+        Some(out.swap_remove(late).0)
+    }
+
+    /// The probe of this caller that was let through then has ended.
+    pub(super) fn returned(&mut self, key: u64, at: u64) {
+        if let Inner::HalfOpen { out, .. } = &mut self.inner
+            && let Some(found) = out.iter().position(|probe| *probe == (key, at))
+        {
+            out.swap_remove(found);
+        }
+    }
+
+    /// A probe succeeded: true if that was enough of them.
+    pub(super) fn succeeded(&mut self, settings: &Settings) -> bool {
+        let Inner::HalfOpen { successes, .. } = &mut self.inner else { return false };
+        *successes += 1;
+        *successes >= settings.successes.max(1)
+    }
+
+    /// Opens: for twice as long as the last time, if that was just now or `again`.
+    pub(super) fn open(&mut self, settings: &Settings, now: u64, again: bool, dice: f64) {
+        let (first, most) = (nanoseconds(settings.open_for), nanoseconds(settings.max_open_for));
+        // After as long a time closed as the last opening took, the other side has recovered.
+        let is_in_a_row = again
+            || match self.inner {
+                Inner::HalfOpen { .. } => true,
+                _ => self.trips > 0 && now.saturating_sub(self.closed_at) < length_of(self.trips, first, most),
+            };
+        self.trips = if is_in_a_row { self.trips.saturating_add(1) } else { 1 };
+        let mut length = length_of(self.trips, first, most);
+        if self.trips > 1 {
+            length = length.saturating_add((length as f64 * settings.jitter * dice.clamp(0.0, 1.0)) as u64);
+        }
+        self.enter(Inner::Open { until: now.saturating_add(length), length, is_brief: false });
+    }
+
+    /// Opens for `length`, and closes then without probes.
+    pub(super) fn open_briefly(&mut self, now: u64, length: Duration) {
+        let length = nanoseconds(length);
+        self.enter(Inner::Open { until: now.saturating_add(length), length, is_brief: true });
+    }
+
+    /// As if it had opened as often in a row as `other`.
+    pub(super) fn follow(&mut self, other: &Self) {
+        self.trips = self.trips.max(other.trips);
+    }
+
+    pub(super) fn close(&mut self, now: u64, ramp: Duration) {
+        self.closed_at = now;
+        let on_the_ramp = Inner::Ramp { since: now, credit: 1.0 };
+        self.enter(if ramp.is_zero() { Inner::Closed } else { on_the_ramp });
+    }
+
+    /// Closes, and forgets that it was ever open.
+    pub(super) fn reset(&mut self, now: u64) {
+        self.closed_at = now;
+        self.trips = 0;
+        self.enter(Inner::Closed);
+    }
+
+    /// Its time is over, as somebody has seen.
+    pub(super) fn try_now(&mut self) {
+        if let Inner::Open { until, .. } = &mut self.inner {
+            *until = 0;
+        }
+    }
+
+    /// It should not have opened.
+    pub(super) fn forgive(&mut self, now: u64) {
+        self.trips = self.trips.saturating_sub(1);
+        self.closed_at = now;
+        self.enter(Inner::Closed);
+    }
+
+    /// How long it is still open, and how long in all.
+    pub(super) fn open_for(&self, now: u64) -> Option<(Duration, Duration)> {
+        match self.inner {
+            Inner::Open { until, length, .. } => {
+                Some((Duration::from_nanos(until.saturating_sub(now)), Duration::from_nanos(length)))
+            }
+            _ => None,
+        }
+    }
+
+    fn enter(&mut self, inner: Inner) {
+        self.inner = inner;
+        self.epoch += 1;
+    }
+}
+
+fn is_late(since: u64, now: u64) -> bool {
+    now.saturating_sub(since) >= nanoseconds(PROBE_PATIENCE)
+}
+
+fn length_of(trips: u32, first: u64, most: u64) -> u64 {
+    first.saturating_mul(1_u64.checked_shl(trips.saturating_sub(1)).unwrap_or(u64::MAX)).min(most.max(first))
+}

@@ -1,0 +1,136 @@
+//! Circuit breakers: whatever one client gets out of the app, others are served.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    backend::{Backend, Play},
+    harness::{Proxy, both_ways, get, post, until, with_fields},
+};
+
+const RULES: &str =
+    "breaker.failures = 3\nbreaker.min_calls = 5\nretry.attempts = 1\n[[routes]]\nname = \"api\"\npath = \"/api/**\"\n";
+const IMPATIENT: &str = "app.timeout = \"500ms\"\n";
+const SLOW: &str = "breaker.slow_after = \"300ms\"\nbreaker.slow_rate = \"50%\"\n";
+const ATTACKER: u8 = 10;
+const VICTIM: u8 = 20;
+
+fn answer(status: &str) -> Play {
+    Play::Say(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into())
+}
+
+/// Everything that an endpoint may do to the one who asks for it, on a route of its own and on none.
+#[test]
+fn whatever_one_client_is_answered_others_are_served() {
+    let drip = Play::Drip(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec(), Duration::from_millis(10));
+    let plays = [
+        ("500", answer("500 Internal Server Error")),
+        ("502", answer("502 Bad Gateway")),
+        ("503", answer("503 Service Unavailable")),
+        ("599", answer("599 Unheard Of")),
+        ("no answer", Play::Hang),
+        ("a closed connection", Play::SayAndClose(Vec::new())),
+        ("half an answer", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_vec())),
+        ("garbage", Play::SayAndClose(b"\x16\x03\x01 nonsense\r\n\r\n".to_vec())),
+        ("a slow answer", drip),
+    ];
+    let mut served = 0;
+    for (what, play) in plays {
+        let app = Backend::start();
+        for path in ["/api/bad", "/bad"] {
+            app.at(path, play.clone());
+        }
+        let more = if what == "a slow answer" { SLOW } else { IMPATIENT };
+        let proxy = Proxy::with(&app, &format!("{more}{RULES}"));
+        for prefix in ["/api", ""] {
+            for request in both_ways(&format!("{prefix}/bad")) {
+                for _ in 0..8 {
+                    // It may get nothing, or be refused itself.
+                    let _ = proxy.connect_as(ATTACKER).send(&request).try_answer();
+                }
+            }
+            for request in both_ways(&format!("{prefix}/good")).iter().cycle().take(10) {
+                let good = proxy.ask_as(VICTIM, request);
+                assert_eq!(good.status, 200, "{what}: {good:?}");
+                served += 1;
+            }
+        }
+    }
+    println!("breaker: {served} of {served} requests of the other client served");
+}
+
+/// A 504 is the app's own word that it waits in vain: it counts whoever asked, but for a second, and not while others are served.
+#[test]
+fn an_app_that_says_504_to_one_client_is_left_alone_for_a_second_at_most() {
+    let app = Backend::start();
+    app.at("/api/bad", answer("504 Gateway Timeout"));
+    let proxy = Proxy::with(&app, RULES);
+    let attack = || (0..8).for_each(|_| _ = proxy.ask_as(ATTACKER, &get("/api/bad")));
+    attack();
+    let began = Instant::now();
+    until("the other client to be served", || proxy.ask_as(VICTIM, &get("/api/good")).status == 200);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    // Another one tries the same: it is refused, and nobody else is.
+    for _ in 0..8 {
+        let _ = proxy.ask_as(ATTACKER + 1, &get("/api/bad"));
+        assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
+    }
+    for _ in 0..8 {
+        let _ = proxy.ask_as(ATTACKER + 2, &get("/api/bad"));
+    }
+    assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
+}
+
+/// Keys and users that nobody verifies make nobody many.
+#[test]
+fn a_client_with_many_unverified_keys_is_one() {
+    let app = Backend::start();
+    app.at("/api/bad", answer("500 Internal Server Error"));
+    let proxy = Proxy::with(&app, &format!("identity.unknown_keys = \"count\"\n{RULES}"));
+    for n in 0..20 {
+        let request = with_fields(&get("/api/bad"), &[&format!("X-Api-Key: made-up-{n}")]);
+        assert_eq!(proxy.ask_as(ATTACKER, &request).status, 500);
+    }
+    assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
+}
+
+/// The app was away and is back. One client has every probe fail, or takes the places of probes and keeps them; another one has the breaker
+/// closed all the same.
+#[test]
+fn one_clients_probes_keep_it_open_for_nobody_else() {
+    let rules = format!("breaker.open = \"1s\"\nbreaker.probes = 2\nbreaker.ramp = \"0s\"\n{IMPATIENT}{RULES}");
+    for request in [get("/api/bad"), post("/api/bad", "x"), get("/api/hangs")] {
+        let app = Backend::start();
+        app.at("/api/bad", answer("500 Internal Server Error"));
+        app.at("/api/hangs", Play::Hang);
+        let proxy = Proxy::with(&app, &rules);
+        for n in 0..3 {
+            assert_eq!(proxy.ask_as(30 + n, &get("/api/bad")).status, 500);
+        }
+        assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 503, "it is open");
+        let ends = Instant::now() + Duration::from_secs(10);
+        let closed = std::sync::atomic::AtomicBool::new(false);
+        let is_closed = || closed.load(std::sync::atomic::Ordering::Relaxed);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !is_closed() && Instant::now() < ends {
+                        let _ = proxy.connect_as(ATTACKER).send(&request).try_answer();
+                    }
+                });
+            }
+            let began = Instant::now();
+            let is_open = || proxy.shows("/breakers")["breakers"][0]["state"] != "closed";
+            until("the breaker to close", || {
+                let _ = proxy.ask_as(VICTIM, &get("/api/good"));
+                !is_open()
+            });
+            closed.store(true, std::sync::atomic::Ordering::Relaxed);
+            println!("breaker: closed again {:?} after the app was back, beside failing probes", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(8));
+        });
+        assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
+    }
+}
