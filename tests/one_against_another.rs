@@ -2,3 +2,4 @@
 //! another client must not notice. `docs/security.md` has the figures that these tests print.
 
 mod breaker;
+mod connections;

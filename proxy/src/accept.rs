@@ -4,6 +4,7 @@
 //! the bound of a head, what is malformed, and connections at rest, which cost a task and a socket but no buffer.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::client_stream::ClientStream;
+use crate::connections::{ConnectionState, FREE_HEAD_BYTES};
 use crate::exchange::Listener;
 use crate::lane::{self, Origin};
 use crate::pipeline::Gateway;
@@ -137,9 +140,9 @@ async fn accept_failed(error: &std::io::Error) {
 fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Worker) {
     let state = &worker.state;
     state.metrics.connections_total.inc();
-    let most = state.rules.load().config.server.max_connections;
-    let Some(open) = state.open_connection(worker.listener, most) else {
-        return turn_away(&socket, client.ip().to_canonical(), worker);
+    let address = client.ip().to_canonical();
+    let Some(open) = state.open_connection(worker.listener, address) else {
+        return turn_away(&socket, address, worker);
     };
     // Answers are written whole, so waiting for more to send only delays them.
     if let Err(e) = socket.set_nodelay(true) {
@@ -178,7 +181,7 @@ struct Connection {
     timer: Timer,
     origin: Origin,
     requests: u64,
-    _open: OpenConnection,
+    open: OpenConnection,
 }
 
 /// What waiting for a head came to.
@@ -188,14 +191,14 @@ enum Arrival {
     Gone,
     /// The process leaves, and this connection has rested.
     Closing,
-    /// Nothing came for as long as a connection may rest.
+    /// Nothing came for as long as a connection may rest, or it makes room for another one.
     Idle,
     Refused(Rejection),
 }
 
 impl Connection {
     fn new(stream: Box<ClientStream>, origin: Origin, worker: Worker, open: OpenConnection) -> Self {
-        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), origin, requests: 0, _open: open }
+        Self { stream, worker, rest: Resting::register(), timer: Timer::new(), origin, requests: 0, open }
     }
 
     async fn serve(mut self) {
@@ -206,12 +209,18 @@ impl Connection {
                 Arrival::Refused(rejection) => return Box::pin(self.refuse(rejection)).await,
                 Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
             };
+            if !self.open.entry.begin() {
+                return;
+            }
             self.requests += 1;
             let head = self.stream.drop_origin(head);
             if head.is_simple {
                 let bytes = self.stream.take_head(head.len);
                 match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
-                    lane::Next::Request => continue,
+                    lane::Next::Request => {
+                        self.open.entry.end();
+                        continue;
+                    }
                     lane::Next::Close => return,
                 }
             }
@@ -229,6 +238,7 @@ impl Connection {
                 return;
             }
             self.stream.finish_request();
+            self.open.entry.end();
         }
     }
 
@@ -244,14 +254,29 @@ impl Connection {
         // A new connection has to say something soon; one that has been served may rest.
         let first_byte_by = began + if self.requests == 0 { limits.head_timeout } else { limits.idle_timeout };
         let mut head_by = None;
+        let mut held = 0;
         loop {
             self.stream.skip_empty_lines();
             let pending = self.stream.pending();
             if !pending.is_empty() {
-                match complete(&mut scanner, pending, limits.max_head_bytes, limits.max_fields) {
+                let head = complete(&mut scanner, pending, limits.max_head_bytes, limits.max_fields);
+                if held > 0 && !matches!(head, Ok(None)) {
+                    self.open.release_head();
+                }
+                match head {
                     Ok(Some(head)) => return Arrival::Head(head),
                     Ok(None) => {}
                     Err(rejection) => return Arrival::Refused(rejection),
+                }
+                if !self.open.entry.begin_head() {
+                    return Arrival::Idle;
+                }
+                let holds = self.stream.pending_capacity();
+                if holds > FREE_HEAD_BYTES && holds != held {
+                    held = holds;
+                    if !self.open.hold_head(holds) {
+                        return Arrival::Refused(Rejection::TooManyHeads);
+                    }
                 }
                 head_by.get_or_insert_with(|| Instant::now() + limits.head_timeout);
             } else {
@@ -262,7 +287,7 @@ impl Connection {
                 Waited::Read(Ok(0) | Err(_)) => return Arrival::Gone,
                 Waited::Read(Ok(_)) => {}
                 Waited::TooLong if head_by.is_some() => return Arrival::Refused(Rejection::HeadTooSlow),
-                Waited::TooLong => return Arrival::Idle,
+                Waited::TooLong | Waited::MakesRoom => return Arrival::Idle,
                 Waited::Closing => return Arrival::Closing,
             }
         }
@@ -277,6 +302,9 @@ impl Connection {
     ) -> Poll<Waited> {
         if let Poll::Ready(read) = self.stream.poll_fill(cx) {
             return Poll::Ready(Waited::Read(read));
+        }
+        if self.open.entry.poll_told(cx).is_ready() {
+            return Poll::Ready(Waited::MakesRoom);
         }
         let mut deadline = head_by.unwrap_or(first_byte_by);
         if head_by.is_none() {
@@ -306,6 +334,8 @@ impl Connection {
 enum Waited {
     Read(std::io::Result<usize>),
     TooLong,
+    /// For a newcomer.
+    MakesRoom,
     Closing,
 }
 
@@ -346,7 +376,15 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
     match preface.await {
         Ok(true) if stream.pending().starts_with(H2_PREFACE) => {
             stream.begin_tunnel();
-            worker.proxy.process_new(stream, &worker.leaving).await;
+            let key = stream.key();
+            H2.with_borrow_mut(|connections| _ = connections.insert(key, Arc::clone(&open.entry)));
+            tokio::select! {
+                biased;
+                _ = worker.proxy.process_new(stream, &worker.leaving) => {}
+                // It has no request in flight, and makes room for another connection.
+                () = open.entry.told() => {}
+            }
+            H2.with_borrow_mut(|connections| _ = connections.remove(&key));
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(wire::Malformed::Version);
@@ -358,6 +396,16 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         Ok(false) | Err(_) => {}
     }
     drop(open);
+}
+
+thread_local! {
+    /// The HTTP/2 connections of this worker, by what Pingora knows them by.
+    static H2: RefCell<HashMap<usize, Arc<ConnectionState>>> = RefCell::default();
+}
+
+/// The HTTP/2 connection of this worker that a request came by.
+pub fn h2_connection(digest: &Arc<SocketDigest>) -> Option<Arc<ConnectionState>> {
+    H2.with_borrow(|connections| connections.get(&(Arc::as_ptr(digest) as usize)).cloned())
 }
 
 thread_local! {

@@ -99,6 +99,16 @@ impl ClientStream {
         &self.input
     }
 
+    /// How much memory that takes.
+    pub fn pending_capacity(&self) -> usize {
+        self.input.capacity()
+    }
+
+    /// What tells this connection from others of the process, and what Pingora has of it.
+    pub fn key(&self) -> usize {
+        Arc::as_ptr(&self.digest) as usize
+    }
+
     /// Drops empty lines before a request line, as RFC 9112 section 2.2 allows.
     pub fn skip_empty_lines(&mut self) {
         while self.input.starts_with(b"\r\n") {

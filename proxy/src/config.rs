@@ -99,6 +99,8 @@ pub struct Server {
     pub threads: usize,
     /// Client connections at the same time.
     pub max_connections: usize,
+    /// Those of one address.
+    pub max_address_connections: usize,
     /// How long health fails before listeners close.
     pub lame_duck: Duration,
     /// How long requests in flight may take after that.
@@ -114,6 +116,8 @@ pub struct ClientLimits {
     pub max_head_bytes: usize,
     /// The most fields.
     pub max_fields: usize,
+    /// What unfinished heads may hold together, in bytes.
+    pub max_unfinished_head_bytes: usize,
     /// The largest body in bytes.
     pub max_body_bytes: u64,
     /// Rest between requests.
@@ -335,6 +339,7 @@ impl Builder<'_> {
                 threads => threads.into(),
             },
             max_connections: raw.server.max_connections.get() as usize,
+            max_address_connections: address_connections(&raw.server),
             lame_duck: raw.server.lame_duck.0.0,
             drain_timeout: raw.server.drain_timeout.0.0,
         };
@@ -343,6 +348,7 @@ impl Builder<'_> {
             head_timeout: raw.client.head_timeout.0.0,
             max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
             max_fields: raw.client.max_fields.into(),
+            max_unfinished_head_bytes: usize::try_from(raw.client.max_unfinished_heads.0.0).unwrap_or(usize::MAX),
             max_body_bytes: raw.client.max_body.0.0,
             idle_timeout: raw.client.idle_timeout.0.0,
             body_timeout: raw.client.body_timeout.0.0,
@@ -354,6 +360,14 @@ impl Builder<'_> {
                 &[Step::Key("client"), Step::Key("max_head")],
                 format!("`max_head` needs 1KiB to 1MiB, got {shown}"),
                 "most clients stay below 8KiB; cookies may need 32KiB",
+            );
+        }
+        if client.max_unfinished_head_bytes < (8 * client.max_head_bytes).max(1 << 20) {
+            let shown = raw.client.max_unfinished_heads.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_unfinished_heads")],
+                format!("`max_unfinished_heads` needs at least 1MiB and 8 times `max_head`, got {shown}"),
+                "write \"64MiB\", for example",
             );
         }
         let app = self.app(raw);
@@ -567,6 +581,13 @@ fn is_name(text: &str) -> bool {
 }
 
 /// What takes every request that no route of the file takes.
+/// The share of the connections that an address may have, and at least what a browser opens.
+fn address_connections(server: &raw::Server) -> usize {
+    const AT_LEAST: f64 = 8.0;
+    let most = f64::from(server.max_connections.get());
+    (most * server.max_address_share.0.0).ceil().max(AT_LEAST).min(most) as usize
+}
+
 fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) -> Route {
     Route {
         name: "default".into(),

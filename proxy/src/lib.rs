@@ -12,6 +12,7 @@ pub mod breakers;
 pub mod cli;
 pub mod client_stream;
 pub mod config;
+mod connections;
 pub mod credentials;
 pub mod exchange;
 pub mod explain;
@@ -50,6 +51,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::{Feature, Switch};
 use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
@@ -293,6 +295,11 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     options.h2c = true;
     options.h2_idle_timeout = Some(rules.config.client.idle_timeout);
     proxy.server_options = Some(options);
+    // HTTP/2 counts 32 bytes more for each field. It has one unfinished head a connection, so this bounds what one holds.
+    let client = rules.config.client;
+    let mut h2_options = default_h2_options();
+    h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
+    proxy.h2_options = Some(h2_options);
     proxy
 }
 

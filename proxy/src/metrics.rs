@@ -352,6 +352,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections ever.
     pub connections_total: IntCounter,
+    /// Client connections that made room for others.
+    pub connections_closed_for_others: IntCounter,
     /// Attempts on a new connection to the app.
     pub attempts_new: IntCounter,
     /// Attempts on a kept connection.
@@ -478,6 +480,10 @@ impl Metrics {
             in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
             connections: declare.gauge("outrigger_open_connections", "Client connections now.")?,
             connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
+            connections_closed_for_others: declare.counter(
+                "outrigger_connections_evicted_total",
+                "Idle client connections closed to make room for new ones, at max_connections or the share of one address.",
+            )?,
             attempts_new: attempts.with_label_values(&["new"]),
             attempts_reused: attempts.with_label_values(&["reused"]),
             retries: declare.counter("outrigger_app_retries_total", "Requests sent to the app once more.")?,

@@ -16,6 +16,7 @@ use http::{StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
@@ -33,7 +34,7 @@ use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{abuse, admit, affinity, audit, failover, faults, hold, identify, limits, record, retries, route};
+use crate::{abuse, accept, admit, affinity, audit, failover, faults, hold, identify, limits, record, retries, route};
 
 use self::attempts::Stop;
 use self::heads::{
@@ -127,7 +128,14 @@ impl Gateway {
         if let Some(address) = connected {
             exchange.connected = address.to_canonical();
         }
-        exchange.in_flight = Some(self.state.enter());
+        let mut in_flight = self.state.enter();
+        if let ServerSession::H2(h2) = session.as_ref()
+            && let Some(connection) = h2.digest().and_then(|digest| digest.socket_digest.as_ref())
+            && let Some(connection) = accept::h2_connection(connection)
+        {
+            in_flight.on(connection);
+        }
+        exchange.in_flight = Some(in_flight);
         exchange.listener = self.listener;
         session.set_read_timeout(Some(limits.body_timeout));
         session.set_write_timeout(Some(limits.write_timeout));
@@ -147,7 +155,7 @@ impl Gateway {
         let waits_for_us = session.req_header().headers.contains_key(header::EXPECT);
         if unread.is_some_and(|bytes| bytes <= DRAIN_BYTES)
             && !waits_for_us
-            && let pingora::protocols::http::ServerSession::H1(h1) = session.as_mut()
+            && let ServerSession::H1(h1) = session.as_mut()
         {
             h1.set_close_on_response_before_downstream_finish(false);
         }

@@ -24,6 +24,8 @@ pub enum Rejection {
     BodyTooSlow,
     /// More connections than allowed.
     TooManyConnections,
+    /// Unfinished heads hold all the memory that they may.
+    TooManyHeads,
     /// Health, while the process is leaving.
     Draining,
     /// The client is banned.
@@ -114,6 +116,7 @@ impl Rejection {
             Self::BodyTooLarge,
             Self::BodyTooSlow,
             Self::TooManyConnections,
+            Self::TooManyHeads,
             Self::Draining,
             Self::BANNED,
             Self::QUOTA_EXCEEDED,
@@ -166,6 +169,13 @@ impl Rejection {
                 "too_many_connections",
                 "The proxy has no connection to spare",
                 "come back after Retry-After; keep connections open and use them again",
+                SOON,
+            ),
+            Self::TooManyHeads => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_unfinished_heads",
+                "Too many requests are sent in small pieces",
+                "come back after Retry-After; send each request's head whole",
                 SOON,
             ),
             Self::Draining => (

@@ -1,5 +1,6 @@
 //! What requests share: the rules in force, the numbers, and whether the process is leaving.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,8 +14,9 @@ use crate::access_log::AccessLog;
 use crate::audit::Trail;
 use crate::breakers::{self, Cell};
 use crate::config::Config;
+use crate::connections::{Bounds, ConnectionState, Connections};
 use crate::credentials;
-use crate::exchange::Listener;
+use crate::exchange::{Client, Listener};
 use crate::gate::Gate;
 use crate::hold::Reach;
 use crate::limits::shared::Shared;
@@ -85,8 +87,8 @@ pub struct State {
     /// The audit trail; `None` when there is none.
     pub trail: Option<Trail>,
     retries: Mutex<Budget>,
-    connections: AtomicUsize,
-    peer_connections: AtomicUsize,
+    connections: Connections,
+    peer_connections: Connections,
     in_flight: Arc<AtomicUsize>,
 }
 
@@ -120,8 +122,8 @@ impl State {
             access_log,
             drain: Drain::default(),
             started: Instant::now(),
-            connections: AtomicUsize::new(0),
-            peer_connections: AtomicUsize::new(0),
+            connections: Connections::default(),
+            peer_connections: Connections::default(),
             in_flight: Arc::default(),
         }
     }
@@ -140,29 +142,37 @@ impl State {
     }
 
     /// A flood on the public listener must not keep peers out, nor the other way round: each has its own bound.
-    fn connections_by(&self, listener: Listener) -> &AtomicUsize {
+    fn connections_by(&self, listener: Listener) -> &Connections {
         match listener {
             Listener::Public => &self.connections,
             Listener::Peers => &self.peer_connections,
         }
     }
 
-    /// Counts a connection for as long as the answer lives; `None` at the bound.
-    pub fn open_connection(self: &Arc<Self>, listener: Listener, most: usize) -> Option<OpenConnection> {
-        let before = self.connections_by(listener).fetch_add(1, Ordering::Relaxed);
-        let open = OpenConnection { state: Arc::clone(self), listener };
-        (before < most).then_some(open)
+    /// Counts a connection for as long as what is returned lives; `None` at a bound where no other one makes room.
+    pub fn open_connection(self: &Arc<Self>, listener: Listener, client: IpAddr) -> Option<OpenConnection> {
+        let rules = self.rules.load();
+        let server = &rules.config.server;
+        let is_trusted = listener == Listener::Peers || rules.config.trusted.iter().any(|net| net.contains(client));
+        // Edges and peers speak for many clients from few addresses.
+        let address = (!is_trusted).then(|| Client::hash_of(client));
+        let bounds = Bounds { all: server.max_connections, address: server.max_address_connections };
+        let (entry, made_room) = self.connections_by(listener).open(address, bounds)?;
+        if made_room {
+            self.metrics.connections_closed_for_others.inc();
+        }
+        Some(OpenConnection { state: Arc::clone(self), listener, entry })
     }
 
     /// Counts a request for as long as the answer lives.
     pub fn enter(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight { count: Arc::clone(&self.in_flight) }
+        InFlight { count: Arc::clone(&self.in_flight), connection: None }
     }
 
     /// Connections of clients and peers now.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed) + self.peer_connections.load(Ordering::Relaxed)
+        self.connections.number() + self.peer_connections.number()
     }
 
     /// Requests between their head and the end of their answer.
@@ -176,12 +186,27 @@ impl State {
 pub struct OpenConnection {
     state: Arc<State>,
     listener: Listener,
+    /// As others see it.
+    pub entry: Arc<ConnectionState>,
+}
+
+impl OpenConnection {
+    /// An unfinished head holds so many bytes from now on: false if that is too much.
+    pub fn hold_head(&self, bytes: usize) -> bool {
+        let most = self.state.rules.load().config.client.max_unfinished_head_bytes;
+        self.state.connections_by(self.listener).hold_head(&self.entry, bytes, most)
+    }
+
+    /// The head is complete.
+    pub fn release_head(&self) {
+        self.state.connections_by(self.listener).release_head(&self.entry);
+    }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let before = self.state.connections_by(self.listener).fetch_sub(1, Ordering::Relaxed);
-        if before == 1 && self.state.drain.phase() != Phase::Serving {
+        let is_last = self.state.connections_by(self.listener).close(&self.entry);
+        if is_last && self.state.drain.phase() != Phase::Serving {
             self.state.drain.idle.notify_one();
         }
     }
@@ -191,11 +216,25 @@ impl Drop for OpenConnection {
 #[derive(Debug)]
 pub struct InFlight {
     count: Arc<AtomicUsize>,
+    /// The connection that it came by, where that has several at a time.
+    connection: Option<Arc<ConnectionState>>,
+}
+
+impl InFlight {
+    /// It came by a connection that may bring others at the same time.
+    pub fn on(&mut self, connection: Arc<ConnectionState>) {
+        if connection.begin() {
+            self.connection = Some(connection);
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(connection) = self.connection.take() {
+            connection.end();
+        }
     }
 }
 

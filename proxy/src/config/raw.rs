@@ -17,7 +17,7 @@ use super::audit::Audit;
 pub use super::identity::Identity;
 use super::machines::{Affinity, Peers};
 use super::resilience::{Breaker, Fallback, Fault, Retry};
-use super::units::{AppAddress, MetricsUrl, Size, Span, Text};
+use super::units::{AppAddress, MetricsUrl, Share, Size, Span, Text};
 
 const fn seconds(n: u64) -> Text<Span> {
     Text(Span(Duration::from_secs(n)))
@@ -87,6 +87,8 @@ pub struct Server {
     pub threads: u16,
     /// Client connections at the same time, over all listeners; one more is answered 503 and closed.
     pub max_connections: NonZeroU32,
+    /// The share of them that one address may have (IPv6: one /64); networks in `identity.trusted` have no such bound.
+    pub max_address_share: Text<Share>,
     /// After SIGTERM: how long health fails first, while traffic is still accepted.
     pub lame_duck: Text<Span>,
     /// After that: how long requests in flight may take before the process leaves without them.
@@ -101,6 +103,7 @@ impl Default for Server {
             machine: None,
             threads: 0,
             max_connections: NonZeroU32::new(20_000).unwrap_or(NonZeroU32::MIN),
+            max_address_share: Text(Share(0.25)),
             lame_duck: seconds(5),
             drain_timeout: seconds(30),
         }
@@ -118,6 +121,8 @@ pub struct Client {
     /// The most fields in a head. More: 431 and close.
     #[schemars(range(min = 1, max = 256))]
     pub max_fields: u16,
+    /// The memory that unfinished heads may hold together; one address may hold a quarter of it. At least 1MiB.
+    pub max_unfinished_heads: Text<Size>,
     /// The largest body. Larger: 413. A route may say otherwise.
     pub max_body: Text<Size>,
     /// How long a connection may rest between two requests.
@@ -134,6 +139,7 @@ impl Default for Client {
             head_timeout: seconds(10),
             max_head: bytes(32 << 10),
             max_fields: 100,
+            max_unfinished_heads: bytes(64 << 20),
             max_body: bytes(2 << 30),
             idle_timeout: seconds(75),
             body_timeout: seconds(30),

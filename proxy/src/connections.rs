@@ -1,0 +1,406 @@
+//! Who is connected: how many connections an address has, which of them rest, and which make room for others.
+//!
+//! No address takes more than a share of all connections. At a bound, a connection that rests makes room for the one that comes: one of the
+//! same address if that has its share, else one of the address that has the most. A connection with a request in flight never does; one
+//! whose head is unfinished does if none rests. What unfinished heads hold in memory is bounded in the same way.
+//!
+//! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is incomplete. A request
+//! only counts itself in its connection's own [`ConnectionState`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+
+/// An unfinished head up to this size is part of what a connection costs.
+pub const FREE_HEAD_BYTES: usize = 4 << 10;
+/// The part of the memory for heads that one address may hold.
+const HEAD_SHARE: usize = 4;
+/// So many connections of an address are looked at for one that rests, each time from where the last look ended.
+const LOOKED_AT: usize = 64;
+/// And so many addresses, those with the most connections first.
+const ADDRESSES_LOOKED_AT: usize = 64;
+
+/// The states of a [`ConnectionState`]: it rests, its head is unfinished, it was told to go, or it has requests in flight, each of which adds `BUSY`.
+const RESTS: u32 = 0;
+const HEAD: u32 = 1;
+const GONE: u32 = 2;
+const BUSY: u32 = 4;
+
+/// What bounds connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// All together.
+    pub all: usize,
+    /// Those of one address.
+    pub address: usize,
+}
+
+/// The connections of one listener.
+#[derive(Debug, Default)]
+pub struct Connections {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    total: usize,
+    addresses: HashMap<u64, Address>,
+    /// Addresses by how many connections they have.
+    by_number: BTreeSet<(usize, u64)>,
+    /// What unfinished heads hold, in bytes, and which addresses hold how much of it.
+    heads: usize,
+    head_holders: HashMap<u64, usize>,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    open: Vec<Arc<ConnectionState>>,
+    /// Where the next look for one that rests begins.
+    next: usize,
+}
+
+/// One connection, as others see it.
+#[derive(Debug)]
+pub struct ConnectionState {
+    /// None for one that no bound of an address applies to.
+    address: Option<u64>,
+    /// Its place among those of its address. Changes under the table's lock only.
+    index: AtomicUsize,
+    state: AtomicU32,
+    head_bytes: AtomicUsize,
+    waker: AtomicWaker,
+}
+
+impl ConnectionState {
+    fn new(address: Option<u64>) -> Self {
+        Self {
+            address,
+            index: AtomicUsize::new(0),
+            state: AtomicU32::new(RESTS),
+            head_bytes: AtomicUsize::new(0),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// A request begins: false if the connection has been told to go.
+    pub fn begin(&self) -> bool {
+        let begin = |state: u32| (state & GONE == 0).then_some((state & !HEAD) + BUSY);
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, begin).is_ok()
+    }
+
+    /// A request that has begun has ended.
+    pub fn end(&self) {
+        self.state.fetch_sub(BUSY, Ordering::AcqRel);
+    }
+
+    /// A part of a head has come: false if the connection has been told to go.
+    pub fn begin_head(&self) -> bool {
+        matches!(self.state.compare_exchange(RESTS, HEAD, Ordering::AcqRel, Ordering::Acquire), Ok(_) | Err(HEAD))
+    }
+
+    /// Ready when the connection has been told to go.
+    pub fn poll_told(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.state.load(Ordering::Acquire) & GONE == 0 { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// The same.
+    pub async fn told(&self) {
+        poll_fn(|cx| self.poll_told(cx)).await;
+    }
+
+    /// Tells it to go if it is in this state.
+    fn tell(&self, state: u32) -> bool {
+        let is_told = self.state.compare_exchange(state, GONE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if is_told {
+            self.waker.wake();
+        }
+        is_told
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic while it was held has left numbers behind that are off by one at the worst.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a connection of this address; `None` at a bound where nobody can make room. Also says whether somebody did.
+    pub fn open(&self, address: Option<u64>, bounds: Bounds) -> Option<(Arc<ConnectionState>, bool)> {
+        let mut table = self.lock();
+        let mut made_room = false;
+        if let Some(key) = address
+            && table.number_of(key) >= bounds.address
+        {
+            if !table.make_room_at(key) {
+                return None;
+            }
+            made_room = true;
+        }
+        if table.total >= bounds.all {
+            if !table.make_room() {
+                return None;
+            }
+            made_room = true;
+        }
+        let entry = Arc::new(ConnectionState::new(address));
+        table.add(&entry);
+        Some((entry, made_room))
+    }
+
+    /// A connection has closed: true if it was the last one.
+    pub fn close(&self, entry: &ConnectionState) -> bool {
+        let mut table = self.lock();
+        if entry.state.load(Ordering::Acquire) & GONE == 0 {
+            table.remove(entry);
+        }
+        table.total == 0
+    }
+
+    /// How many there are.
+    pub fn number(&self) -> usize {
+        self.lock().total
+    }
+
+    /// An unfinished head holds so many bytes from now on; `most` is what all of them may. False if that is too much.
+    pub fn hold_head(&self, entry: &ConnectionState, bytes: usize, most: usize) -> bool {
+        let Some(key) = entry.address else { return true };
+        let mut table = self.lock();
+        if entry.state.load(Ordering::Acquire) & GONE != 0 {
+            return false;
+        }
+        table.release_head(entry);
+        let own = table.head_holders.get(&key).copied().unwrap_or_default();
+        if own + bytes > most / HEAD_SHARE {
+            return false;
+        }
+        while table.heads + bytes > most {
+            let largest = table.head_holders.iter().max_by_key(|(_, bytes)| **bytes);
+            let Some((largest, _)) = largest.map(|(key, bytes)| (*key, *bytes)).filter(|(_, held)| *held > own) else {
+                return false;
+            };
+            if !table.end_heads_of(largest) {
+                return false;
+            }
+        }
+        entry.head_bytes.store(bytes, Ordering::Relaxed);
+        table.heads += bytes;
+        *table.head_holders.entry(key).or_default() += bytes;
+        true
+    }
+
+    /// The head is complete.
+    pub fn release_head(&self, entry: &ConnectionState) {
+        self.lock().release_head(entry);
+    }
+}
+
+impl Table {
+    fn number_of(&self, key: u64) -> usize {
+        self.addresses.get(&key).map_or(0, |address| address.open.len())
+    }
+
+    fn add(&mut self, entry: &Arc<ConnectionState>) {
+        self.total += 1;
+        let Some(key) = entry.address else { return };
+        let address = self.addresses.entry(key).or_default();
+        let number = address.open.len();
+        entry.index.store(number, Ordering::Relaxed);
+        address.open.push(Arc::clone(entry));
+        self.by_number.remove(&(number, key));
+        self.by_number.insert((number + 1, key));
+    }
+
+    fn remove(&mut self, entry: &ConnectionState) {
+        self.release_head(entry);
+        self.total = self.total.saturating_sub(1);
+        let Some(key) = entry.address else { return };
+        let Some(address) = self.addresses.get_mut(&key) else { return };
+        let (number, index) = (address.open.len(), entry.index.load(Ordering::Relaxed));
+        if index < number {
+            address.open.swap_remove(index);
+            if let Some(moved) = address.open.get(index) {
+                moved.index.store(index, Ordering::Relaxed);
+            }
+        }
+        self.by_number.remove(&(number, key));
+        match address.open.len() {
+            0 => _ = self.addresses.remove(&key),
+            left => _ = self.by_number.insert((left, key)),
+        }
+    }
+
+    fn release_head(&mut self, entry: &ConnectionState) {
+        let bytes = entry.head_bytes.swap(0, Ordering::Relaxed);
+        let Some(key) = entry.address.filter(|_| bytes > 0) else { return };
+        self.heads = self.heads.saturating_sub(bytes);
+        if let Some(held) = self.head_holders.get_mut(&key) {
+            *held = held.saturating_sub(bytes);
+            if *held == 0 {
+                self.head_holders.remove(&key);
+            }
+        }
+    }
+
+    /// Whether a connection of the addresses with the most has made room.
+    fn make_room(&mut self) -> bool {
+        let largest: Vec<u64> = self.by_number.iter().rev().take(ADDRESSES_LOOKED_AT).map(|(_, key)| *key).collect();
+        largest.into_iter().any(|key| self.make_room_at(key))
+    }
+
+    /// Whether a connection of this address has made room.
+    fn make_room_at(&mut self, key: u64) -> bool {
+        let Some(address) = self.addresses.get_mut(&key) else { return false };
+        let number = address.open.len();
+        let looked_at = number.min(LOOKED_AT);
+        let at = |n: usize| (address.next + n) % number;
+        let found = [RESTS, HEAD].into_iter().find_map(|state| {
+            (0..looked_at).map(at).find(|index| address.open[*index].tell(state)).map(|index| (index, state))
+        });
+        address.next = found.map_or(address.next + looked_at, |(index, _)| index) % number;
+        let told = found.map(|(index, _)| Arc::clone(&address.open[index]));
+        if let Some(entry) = &told {
+            self.remove(entry);
+        }
+        told.is_some()
+    }
+
+    /// Whether this address has unfinished heads that could be ended.
+    fn end_heads_of(&mut self, key: u64) -> bool {
+        let Some(address) = self.addresses.get(&key) else { return false };
+        let holds = |entry: &&Arc<ConnectionState>| entry.head_bytes.load(Ordering::Relaxed) > 0 && entry.tell(HEAD);
+        let told: Vec<Arc<ConnectionState>> = address.open.iter().filter(holds).cloned().collect();
+        told.iter().for_each(|entry| self.remove(entry));
+        !told.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BOUNDS: Bounds = Bounds { all: 100, address: 25 };
+
+    #[test]
+    fn no_address_takes_more_than_its_share_and_what_rests_makes_room() {
+        let all = Connections::default();
+        let first: Vec<_> = (0..25).map(|_| all.open(Some(1), BOUNDS).unwrap()).collect();
+        assert!(first.iter().all(|(_, made_room)| !made_room));
+        first.iter().skip(1).for_each(|(entry, _)| assert!(entry.begin()));
+        // The only one that rests makes room, and then none can.
+        let (entry, made_room) = all.open(Some(1), BOUNDS).unwrap();
+        assert!(made_room && entry.begin() && !first[0].0.begin());
+        assert!(all.open(Some(1), BOUNDS).is_none());
+        assert!(all.open(Some(2), BOUNDS).is_some() && all.open(None, BOUNDS).is_some());
+        assert_eq!(all.number(), 27);
+        // One whose head is unfinished does, too.
+        first[1].0.end();
+        assert!(first[1].0.begin_head());
+        assert!(all.open(Some(1), BOUNDS).is_some() && !first[1].0.begin_head());
+    }
+
+    #[test]
+    fn at_the_bound_of_all_the_address_with_the_most_makes_room() {
+        let all = Connections::default();
+        let bounds = Bounds { all: 40, address: 25 };
+        let many: Vec<_> = (0..25).map(|_| all.open(Some(1), bounds).unwrap().0).collect();
+        let few: Vec<_> = (0..15).map(|n| all.open(Some(10 + n), bounds).unwrap().0).collect();
+        let more: Vec<_> = (0..15).map(|n| all.open(Some(50 + n), bounds).unwrap()).collect();
+        assert!(more.iter().all(|(_, made_room)| *made_room));
+        assert!(few.iter().all(|entry| entry.begin()), "none of them was told to go");
+        assert_eq!((all.number(), many.iter().filter(|entry| !entry.begin()).count()), (40, 15));
+        // All have requests in flight.
+        more.iter().for_each(|(entry, _)| assert!(entry.begin()));
+        assert!(all.open(Some(99), bounds).is_none());
+    }
+
+    #[test]
+    fn heads_are_bounded_for_each_address_and_together() {
+        let all = Connections::default();
+        let bounds = Bounds { all: 1000, address: 1000 };
+        let head = |key: u64, bytes: usize| {
+            let entry = all.open(Some(key), bounds).unwrap().0;
+            assert!(entry.begin_head());
+            (all.hold_head(&entry, bytes, 1000), entry)
+        };
+        let attacker: Vec<_> = (0..100).map(|_| head(1, 50)).collect();
+        assert_eq!(attacker.iter().filter(|(held, _)| *held).count(), 5, "a quarter of 1000");
+        let others: Vec<_> = (2..5).flat_map(|key| (0..5).map(move |_| key)).map(|key| head(key, 50)).collect();
+        assert!(others.iter().all(|(held, _)| *held));
+        // All is held by four addresses: one of them makes room for another one, not for more of its own.
+        let (held, entry) = head(9, 50);
+        assert!(held);
+        assert!(!head(9, 1000).0);
+        all.release_head(&entry);
+        assert!(all.lock().heads <= 1000);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open(Option<u64>),
+        Close(usize),
+        Begin(usize),
+        Head(usize, usize),
+    }
+
+    proptest! {
+        /// Whatever happens, the numbers are right, no bound is passed, and no request in flight is cut off.
+        #[test]
+        fn the_table_is_what_its_connections_are(steps in prop::collection::vec(prop_oneof![
+            4 => prop::option::of(0..5_u64).prop_map(Step::Open),
+            1 => any::<usize>().prop_map(Step::Close),
+            2 => any::<usize>().prop_map(Step::Begin),
+            2 => (any::<usize>(), 1..400_usize).prop_map(|(which, bytes)| Step::Head(which, bytes)),
+        ], 0..200)) {
+            let bounds = Bounds { all: 12, address: 5 };
+            let all = Connections::default();
+            let mut open: Vec<(Arc<ConnectionState>, bool)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Open(key) => open.extend(all.open(key, bounds).map(|(entry, _)| (entry, false))),
+                    Step::Close(which) if !open.is_empty() => {
+                        let (entry, _) = open.swap_remove(which % open.len());
+                        all.close(&entry);
+                    }
+                    Step::Begin(which) if !open.is_empty() => {
+                        let count = open.len();
+                        let (entry, is_busy) = &mut open[which % count];
+                        if *is_busy {
+                            entry.end();
+                            *is_busy = false;
+                        } else if entry.begin() {
+                            all.release_head(entry);
+                            *is_busy = true;
+                        }
+                    }
+                    Step::Head(which, bytes) if !open.is_empty() => {
+                        let (entry, is_busy) = &open[which % open.len()];
+                        if !is_busy && entry.begin_head() {
+                            all.hold_head(entry, bytes, 1000);
+                        }
+                    }
+                    Step::Close(_) | Step::Begin(_) | Step::Head(..) => {}
+                }
+                let is_gone = |entry: &ConnectionState| entry.state.load(Ordering::Relaxed) & GONE != 0;
+                prop_assert!(open.iter().all(|(entry, is_busy)| !(*is_busy && is_gone(entry))));
+                let here = open.iter().filter(|(entry, _)| !is_gone(entry));
+                prop_assert_eq!(all.number(), here.clone().count());
+                prop_assert!(all.number() <= 12);
+                let table = all.lock();
+                let held: usize = here.map(|(entry, _)| entry.head_bytes.load(Ordering::Relaxed)).sum();
+                prop_assert_eq!(table.heads, held);
+                prop_assert!(table.heads <= 1000 && table.addresses.values().all(|address| address.open.len() <= 5));
+                let indices = table.addresses.values().flat_map(|address| address.open.iter().enumerate());
+                prop_assert!(indices.into_iter().all(|(index, entry)| entry.index.load(Ordering::Relaxed) == index));
+                let mut counts: Vec<_> = table.addresses.iter().map(|(key, a)| (a.open.len(), *key)).collect();
+                counts.sort_unstable();
+                prop_assert_eq!(counts, table.by_number.iter().copied().collect::<Vec<_>>());
+            }
+        }
+    }
+}
