@@ -48,7 +48,7 @@ fn idle_connections_of_one_address_lock_nobody_out() {
             "connections: 100 of one address ({what}) at max_connections = 40: {ok} of 30 served, {longest:?} at most"
         );
         assert_eq!(ok, 30, "{what}");
-        assert!(proxy.metric("outrigger_connections", &[]) <= 40.0);
+        assert!(proxy.metric("outrigger_open_connections", &[]) <= 40.0);
         drop(held);
         proxy.comes_to_rest();
     }
