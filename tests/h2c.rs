@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Runs `work` with one HTTP/2 connection to the proxy, within the usual patience.
-fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<Bytes>) -> F) -> F::Output {
+pub(crate) fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<Bytes>) -> F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let all = async {
         let stream = TcpStream::connect(proxy.h2c).await.unwrap();
@@ -42,7 +42,7 @@ async fn ask(
     (head.headers, head.status.as_u16(), bytes)
 }
 
-fn request(method: &str, path: &str) -> Request<()> {
+pub(crate) fn request(method: &str, path: &str) -> Request<()> {
     Request::builder().method(method).uri(format!("http://h2.test{path}")).body(()).unwrap()
 }
 

@@ -11,7 +11,7 @@ const RESTING: usize = 2_000;
 const KIB_EACH: u64 = 16;
 
 /// The proxy inherits our bound of open files: as many as the system lets us have.
-fn allow_many_files() {
+pub(crate) fn allow_many_files() {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     let enough = most.is_none_or(|most| most > 3 * RESTING as u64);

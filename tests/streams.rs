@@ -1,11 +1,12 @@
 //! What is long: uploads, downloads, event streams, WebSockets. None is held back, none costs memory, none outlives
 //! its client.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     backend::{Backend, PATTERN, Play},
-    harness::{Client, Hash, Proxy, both_ways, get, post, until},
+    h2c::{request, with_h2},
+    harness::{Client, Hash, Proxy, both_ways, get, post, until, with_fields},
 };
 
 /// How much a large body may add to the proxy's resident memory.
@@ -209,6 +210,98 @@ fn upgraded(proxy: &Proxy, early: &str) -> Client {
 }
 
 #[test]
+fn what_is_no_upgrade_has_every_limit_of_a_body() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "client.max_body = \"4KiB\"\nclient.body_timeout = \"300ms\"");
+    let web_socket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    for fields in ["", "Upgrade: x\r\n", "Upgrade: websocket\r\n", "Connection: Upgrade\r\nUpgrade: x\r\n", web_socket]
+    {
+        let head = format!("POST /up HTTP/1.1\r\nHost: a\r\n{fields}");
+        let mut client = proxy.connect();
+        client.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n2000\r\n{}\r\n0\r\n\r\n", "x".repeat(0x2000)));
+        client.answer().is_problem(413, "body_too_large");
+        let mut client = proxy.connect();
+        client.send(format!("{head}Content-Length: 8192\r\n\r\n")).answer().is_problem(413, "body_too_large");
+        for framing in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
+            let mut client = proxy.connect();
+            client.send(format!("{head}{framing}\r\n\r\n5\r\nhe")).answer().is_problem(408, "body_too_slow");
+        }
+        // One that keeps to the limits is an ordinary request; the app hears nothing of the upgrade that is none.
+        let mut client = proxy.connect();
+        let answer = client.send(format!("{head}Content-Length: 5\r\n\r\nhello")).answer();
+        assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &5.into()), "{fields}");
+        assert_eq!(answer.seen("upgrade"), None, "{fields}");
+        assert_eq!(client.send(get("/next")).answer().status, 200, "{fields}");
+    }
+}
+
+#[test]
+fn nothing_of_ours_is_written_into_a_tunnel() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    // It switches protocols and is gone.
+    let gone = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nbye";
+    app.at("/gone", Play::Interrupt(gone.to_vec()));
+    let proxy = Proxy::with(&app, "app.stream_timeout = \"300ms\"");
+    let mut client = proxy.connect();
+    assert_eq!(client.send(upgrade("/gone")).head().unwrap().status, 101);
+    assert_eq!(client.take(3).unwrap(), b"bye");
+    client.send("frames that nobody reads");
+    assert_eq!(client.rest().unwrap_or_default(), b"");
+    // Silence ends it, and nothing says why.
+    let mut silent = upgraded(&proxy, "");
+    assert_eq!(silent.rest().unwrap_or_default(), b"");
+    proxy.comes_to_rest();
+    assert_eq!((app.requests_to("/gone"), app.requests_to("/ws")), (1, 1), "no handshake is repeated");
+    assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
+}
+
+#[test]
+fn an_event_stream_may_pause_whatever_asked_for_it() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    let chunked = "POST /events HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   2\r\n{}\r\n0\r\n\r\n";
+    for request in [get("/events"), post("/events", "{}"), chunked.to_owned()] {
+        let events = app.events("/events");
+        let mut client = proxy.connect();
+        assert_eq!(client.send(&request).head().unwrap().header("content-type"), Some("text/event-stream"));
+        events.send("data: early\n\n".into()).unwrap();
+        client.take_through(b"early\n\n").expect("the first event");
+        assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(900)));
+        events.send("data: late\n\n".into()).unwrap();
+        client.take_through(b"late\n\n").expect("the late event");
+    }
+    let events = app.events("/events");
+    with_h2(&proxy, async |mut sender| {
+        let (answer, _) = sender.send_request(request("GET", "/events"), true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        for event in ["data: early\n\n", "data: late\n\n"] {
+            events.send(event.into()).unwrap();
+            assert_eq!(body.data().await.unwrap().unwrap(), event);
+            tokio::time::sleep(Duration::from_millis(900)).await;
+        }
+    });
+    // What is no event stream may not, though the client would have taken one.
+    let part = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
+    app.at("/json", Play::Drip([&part[..], b"[1,2"].concat(), Duration::from_millis(1)));
+    let mut client = proxy.connect();
+    client.send(with_fields(&post("/json", "{}"), &["Accept: text/event-stream, application/json"]));
+    let began = Instant::now();
+    assert!(client.try_answer().is_err() && began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_dialogue_goes_on_while_the_request_is_not_over() {
+    let app = Backend::start();
+    app.at("/dialogue", Play::Interrupt(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec()));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    client.send("POST /dialogue HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    assert_eq!(client.answer().text(), "hi");
+}
+
+#[test]
 fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
@@ -217,8 +310,9 @@ fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
     app.at("/ws", Play::Upgrade);
     let events = app.events("/events");
     let proxy = Proxy::start(&app);
-    let upload = "POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf";
-    let requests = [get("/hang"), get("/large"), get("/events"), upload.to_owned(), upgrade("/ws")];
+    // More than is kept before the app hears of it, and not all.
+    let upload = format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(70_000));
+    let requests = [get("/hang"), get("/large"), get("/events"), upload, upgrade("/ws")];
     let paths = ["/hang", "/large", "/events", "/ignore", "/ws"];
     let mut clients: Vec<_> = requests
         .iter()

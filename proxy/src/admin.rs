@@ -103,6 +103,7 @@ async fn all_metrics(Shared(state): Shared<Arc<State>>) -> Response {
 fn render(state: &State) -> Result<String, prometheus::Error> {
     state.metrics.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
     state.metrics.connections.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
+    state.metrics.body_memory.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
     let now = state.nanoseconds(Instant::now());
     let tokens = state.rules.load().config.credentials.cached_tokens();
     state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);

@@ -1,5 +1,6 @@
 //! Is there room for this request?
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
@@ -7,7 +8,7 @@ use outrigger_policy::flags::Mode;
 use crate::breakers;
 use crate::exchange::{Exchange, Request};
 use crate::forwarding::X_REQUEST_TIMEOUT_MS;
-use crate::gate::{Entry, Wish};
+use crate::gate::{Entry, Permit, Wish};
 use crate::rejection::Rejection;
 use crate::state::{Phase, State};
 use crate::{failover, hold};
@@ -82,6 +83,12 @@ pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(
     ask(state, exchange, mode)
 }
 
+/// Whether the exchange has to have a slot before it is sent to the app, as long as that is there.
+pub fn needs_permit(exchange: &Exchange) -> bool {
+    let is_off = exchange.admission == Mode::Off || exchange.rules.config.gate.mode == Mode::Off;
+    !is_off && !exchange.route().is_health
+}
+
 /// Asks for a slot.
 ///
 /// # Errors
@@ -153,23 +160,43 @@ pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instan
     }
 }
 
-/// The same where nobody is asked while the client takes its time: the slot is given back by then, if not before.
+/// How often is looked whether it is the client who is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The same on Pingora's way, where nothing is called while the client takes its time: gives the slot back after
+/// [`LONG_BODY`], or as soon as it is not the app that is waited for.
 pub fn let_go_later(exchange: &mut Exchange) {
-    if let Some(permit) = exchange.permit.take() {
-        let task = tokio::spawn(async move {
-            tokio::time::sleep(LONG_BODY).await;
-            drop(permit);
-        });
-        exchange.lingering = Some(Lingering(task));
-    }
+    let (Some(permit), Some(line)) = (exchange.permit.take(), &exchange.line) else { return };
+    let watch = line.watch();
+    let permit = Arc::new(Mutex::new(Some(permit)));
+    let kept = Arc::clone(&permit);
+    let task = tokio::spawn(async move {
+        let by = tokio::time::Instant::now() + LONG_BODY;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if tokio::time::Instant::now() >= by || !watch.waits_for_app() {
+                break;
+            }
+        }
+        drop(take(&permit));
+    });
+    exchange.lingering = Some(Lingering { permit: kept, task });
 }
 
 /// A slot that is given back after a while, or now when this is dropped.
 #[derive(Debug)]
-pub struct Lingering(tokio::task::JoinHandle<()>);
+pub struct Lingering {
+    permit: Arc<Mutex<Option<Permit>>>,
+    task: tokio::task::JoinHandle<()>,
+}
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+        drop(take(&self.permit));
     }
+}
+
+fn take(permit: &Mutex<Option<Permit>>) -> Option<Permit> {
+    permit.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::wire::{Chunks, Framing, Head, Origin};
 const GATHER_BYTES: usize = 32 << 10;
 /// How much of the next requests is read ahead while one is being answered.
 const READ_AHEAD_BYTES: usize = 8 << 10;
+/// As much of a body as is read at once while it is kept.
+pub const SMALL_PIECE_BYTES: usize = 16 << 10;
 /// The first piece of a head is read into this much.
 const HEAD_BUFFER_BYTES: usize = 2 << 10;
 /// How long and how much is read and thrown away after an answer that came before the end of its request, so that the
@@ -76,6 +79,8 @@ pub struct ClientStream {
     /// Written and not yet sent.
     output: BytesMut,
     current: Current,
+    /// Bodies are handed out in pieces of [`SMALL_PIECE_BYTES`] at the most.
+    small_pieces: AtomicBool,
     digest: Arc<SocketDigest>,
 }
 
@@ -90,6 +95,7 @@ impl ClientStream {
             input: BytesMut::new(),
             output: BytesMut::new(),
             current: Current::Between,
+            small_pieces: AtomicBool::new(false),
             digest: Arc::new(digest),
         }
     }
@@ -199,9 +205,15 @@ impl ClientStream {
         }
     }
 
+    /// Whether no read of a body gives more than [`SMALL_PIECE_BYTES`]. Pingora lets its stream be looked at only, hence atomic.
+    pub fn read_small_pieces(&self, small: bool) {
+        self.small_pieces.store(small, Ordering::Relaxed);
+    }
+
     /// Waits for the next request.
     pub fn finish_request(&mut self) {
         self.current = Current::Between;
+        self.small_pieces.store(false, Ordering::Relaxed);
     }
 
     /// Sends `bytes` and closes, reading for a moment what the client still sends.
@@ -257,6 +269,7 @@ impl ClientStream {
 
     /// At most `most` bytes: what was read ahead first, then the socket's.
     fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = if self.small_pieces.load(Ordering::Relaxed) { most.min(SMALL_PIECE_BYTES) } else { most };
         let most = most.min(buf.remaining());
         if !self.input.is_empty() {
             let taken = most.min(self.input.len());

@@ -124,6 +124,8 @@ pub struct ClientLimits {
     pub idle_timeout: Duration,
     /// Pause within a body.
     pub body_timeout: Duration,
+    /// Memory for bodies that are kept, in bytes.
+    pub body_memory: usize,
     /// How long a client may take no byte.
     pub write_timeout: Duration,
 }
@@ -352,6 +354,7 @@ impl Builder<'_> {
             max_body_bytes: raw.client.max_body.0.0,
             idle_timeout: raw.client.idle_timeout.0.0,
             body_timeout: raw.client.body_timeout.0.0,
+            body_memory: usize::try_from(raw.client.body_memory.0.0).unwrap_or(usize::MAX),
             write_timeout: raw.client.write_timeout.0.0,
         };
         if !(1024..=1 << 20).contains(&client.max_head_bytes) {
@@ -368,6 +371,14 @@ impl Builder<'_> {
                 &[Step::Key("client"), Step::Key("max_unfinished_heads")],
                 format!("`max_unfinished_heads` needs at least 1MiB and 8 times `max_head`, got {shown}"),
                 "write \"64MiB\", for example",
+            );
+        }
+        if client.body_memory < 1 << 20 {
+            let shown = raw.client.body_memory.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("body_memory")],
+                format!("`body_memory` needs at least 1MiB, got {shown}"),
+                "a body takes up to 128KiB while it is kept",
             );
         }
         let app = self.app(raw);

@@ -19,6 +19,7 @@ use crate::metrics::StreamKind;
 use crate::peers::Peer;
 use crate::peers::hop::{self, Hop};
 use crate::pipeline::line::Line;
+use crate::pipeline::upload::Upload;
 use crate::rejection::{Failure, Rejection};
 use crate::request_id::RequestId;
 use crate::route::Route;
@@ -236,12 +237,12 @@ pub struct Exchange {
     pub held_since: Option<Instant>,
     /// The attempt before this one, which broke off: whether it failed or the app had gone, the next connection tells.
     pub broken: Option<Attempt>,
-    /// When the app began to get it, on Pingora's way.
-    pub sent_at: Instant,
     /// What the next attempt begins with, on Pingora's way.
     pub next: Next,
-    /// The connection of this attempt, on Pingora's way, until the head of the answer has come.
+    /// The connection of this attempt, on Pingora's way.
     pub line: Option<Line>,
+    /// Its body, on Pingora's way.
+    pub upload: Upload,
     /// Interim answers in this attempt.
     pub interim: usize,
     /// The numbers of the faults on purpose that may befall it.
@@ -351,9 +352,9 @@ impl Exchange {
             is_last_attempt: false,
             held_since: None,
             broken: None,
-            sent_at: started,
             next: Next::default(),
             line: None,
+            upload: Upload::default(),
             interim: 0,
             faults: Vec::new(),
             shown_limits: Shown::default(),

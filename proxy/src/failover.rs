@@ -72,7 +72,13 @@ pub fn is_given_back(exchange: &Exchange) -> bool {
     let is_failover = exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover);
     let is_untouched = matches!(
         exchange.rejection,
-        Some(Rejection::Overloaded | Rejection::AppRestarting | Rejection::BreakerOpen { .. } | Rejection::Draining)
+        Some(
+            Rejection::Overloaded
+                | Rejection::AppRestarting
+                | Rejection::BreakerOpen { .. }
+                | Rejection::Draining
+                | Rejection::TooManyUploads
+        )
     ) || exchange.failure == Some(Failure::Unreachable);
     is_failover && is_untouched
 }

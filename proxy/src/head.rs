@@ -191,7 +191,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
-        is_event_stream |= is("content-type") && field.value.starts_with(b"text/event-stream");
+        is_event_stream |= is("content-type") && is_event_stream_type(field.value);
         if is(hop::X_OUTRIGGER_REFUSED.as_str()) {
             // Between Machines only: an app that says it would have its answer taken for a refusal.
             is_given_back = true;
@@ -296,6 +296,12 @@ fn nominates(names: &[u8], field: &str) -> bool {
         && names.split(|b| *b == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(field.as_bytes()))
 }
 
+/// Whether a `Content-Type` is that of an event stream, with or without parameters.
+pub fn is_event_stream_type(value: &[u8]) -> bool {
+    let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,6 +320,16 @@ mod tests {
         let mut out = BytesMut::new();
         let head = relay_answer(answer.as_bytes(), &mut out, frame)?;
         Ok(head.map(|head| (head, String::from_utf8(out.to_vec()).unwrap())))
+    }
+
+    #[test]
+    fn an_event_stream_is_known_by_its_media_type() {
+        for is in ["text/event-stream", "Text/Event-Stream; charset=utf-8", "text/event-stream ;x=y"] {
+            assert!(is_event_stream_type(is.as_bytes()), "{is}");
+        }
+        for is_not in ["", "text/event-streams", "application/json; x=text/event-stream"] {
+            assert!(!is_event_stream_type(is_not.as_bytes()), "{is_not}");
+        }
     }
 
     #[test]

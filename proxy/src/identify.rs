@@ -15,6 +15,7 @@ use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::seal::seconds;
 use crate::state::State;
+use crate::wire;
 
 static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 /// What the edge calls a request: what came by it has one.
@@ -129,12 +130,21 @@ fn edge_address(fields: Fields<'_>, trusted: &[Network]) -> Option<IpAddr> {
 }
 
 fn kind(request: &Request<'_>) -> Kind {
-    if request.fields.has(&http::header::UPGRADE) && !request.is_http10 {
+    if is_upgrade(request) {
         return Kind::Upgrade;
     }
     let accept = request.fields.get(&http::header::ACCEPT);
     let accepts_events = accept.is_some_and(|accept| memchr::memmem::find(accept, b"text/event-stream").is_some());
     if accepts_events { Kind::Stream } else { Kind::Plain }
+}
+
+/// Whether a tunnel begins if the app answers 101: the same as `is_upgrade` of [`wire::Head`]. A request with a body is none, so
+/// that every limit on bodies holds for it.
+fn is_upgrade(request: &Request<'_>) -> bool {
+    let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
+    let mut has_option = false;
+    request.fields.each(&http::header::CONNECTION, |value| has_option |= wire::has_upgrade_option(value));
+    !request.is_http10 && has_option && wire::is_web_socket(upgrade) && request.has_body_up_to(0)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
 use crate::config::Target;
-use crate::exchange::{Destination, Exchange, Fields, Kind, Listener, Request};
+use crate::exchange::{Destination, Exchange, Fields, Listener, Request};
 use crate::forwarding::Added;
 use crate::head::{self, AnswerHead, Frame, Sifting};
 use crate::metrics::StreamKind;
@@ -315,7 +315,7 @@ impl Lane<'_> {
         target: &Target,
         exchange: &mut Exchange,
     ) -> Result<(), Broken> {
-        let is_stream = exchange.kind == Kind::Stream || answer.is_event_stream;
+        let is_stream = answer.is_event_stream;
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);
         let taken = body.take(&input)?;

@@ -8,6 +8,7 @@ pub mod admit;
 pub mod affinity;
 pub mod app_pool;
 pub mod audit;
+pub mod body_memory;
 pub mod breakers;
 pub mod cli;
 pub mod client_stream;

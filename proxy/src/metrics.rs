@@ -350,6 +350,8 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Client connections now.
     pub connections: IntGauge,
+    /// Memory for request bodies that are kept.
+    pub body_memory: IntGauge,
     /// Client connections ever.
     pub connections_total: IntCounter,
     /// Client connections that made room for others.
@@ -479,6 +481,10 @@ impl Metrics {
             failures: Failure::ALL.map(|f| (f, failed.with_label_values(&[f.problem().label]))).into(),
             in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
             connections: declare.gauge("outrigger_open_connections", "Client connections now.")?,
+            body_memory: declare.gauge(
+                "outrigger_body_memory_bytes",
+                "Memory for request bodies that are kept until the app has them, at most client.body_memory.",
+            )?,
             connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
             connections_closed_for_others: declare.counter(
                 "outrigger_connections_evicted_total",

@@ -6,6 +6,7 @@
 mod attempts;
 mod heads;
 pub mod line;
+pub mod upload;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::breakers::{self, End};
 use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::{Added, X_REQUEST_ID};
+use crate::head::is_event_stream_type;
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::metrics::{SentOn, StreamKind};
 use crate::peers::hop::{self, Hop};
@@ -39,9 +41,11 @@ use crate::{abuse, accept, admit, affinity, audit, failover, faults, hold, ident
 use self::attempts::Stop;
 use self::heads::{
     add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
-    is_invalid_data, may_repeat, remove_hop_by_hop, response_length, shed_edge_fields, view, write_answer,
+    is_invalid_data, is_unanswered, may_repeat, remove_hop_by_hop, response_length, shed_edge_fields, view,
+    write_answer,
 };
-use self::line::Line;
+use self::line::{Cut, Line};
+use self::upload::Upload;
 
 /// One check of a request: lets it pass, or says why not.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
@@ -70,13 +74,22 @@ const TURN: [Stage; 2] = [breakers::may_pass, admit::slot];
 /// # Errors
 /// The refusal of a stage.
 pub fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    check(state, request, exchange)?;
+    if matches!(exchange.destination, Destination::App) { take_turn(state, request, exchange) } else { Ok(()) }
+}
+
+/// The first part of [`decide`]: everything that can be said before the request's body is there.
+///
+/// # Errors
+/// The refusal of a stage.
+pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     for stage in STAGES {
         stage(state, request, exchange)?;
         if !matches!(exchange.destination, Destination::App) {
-            return Ok(());
+            break;
         }
     }
-    take_turn(state, request, exchange)
+    Ok(())
 }
 
 /// The rest of [`decide`], also for a request that comes back from a peer. A breaker that is open here may not be so there.
@@ -145,7 +158,12 @@ impl Gateway {
     /// Answers a refusal; the connection stays open where the protocol allows it.
     async fn reject(&self, session: &mut Session, exchange: &mut Exchange, rejection: Rejection) {
         exchange.rejection = Some(rejection);
-        self.keep_after_answer(session);
+        if matches!(rejection, Rejection::BodyTooSlow | Rejection::TooManyUploads) {
+            // The rest of the body may never come, and is not waited for.
+            session.set_keepalive(None);
+        } else {
+            self.keep_after_answer(session);
+        }
         self.answer(session, exchange, &rejection.problem()).await;
     }
 
@@ -188,8 +206,10 @@ impl Gateway {
         if let Some(failure) = exchange.failure {
             return Verdict::Failed(failure);
         }
-        if exchange.line.as_ref().is_some_and(Line::is_cut) {
-            return Verdict::Failed(Failure::Timeout);
+        match exchange.line.as_ref().and_then(Line::cut) {
+            Some(Cut::App) => return Verdict::Failed(Failure::Timeout),
+            Some(Cut::Client) => return Verdict::Rejected(Rejection::BodyTooSlow),
+            None => {}
         }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Verdict::Rejected(Rejection::BodyTooSlow),
@@ -241,7 +261,19 @@ impl ProxyHttp for Gateway {
         self.prepare(session, exchange);
         let has_endless_body = has_endless_body(session);
         let request = view(session.req_header(), has_endless_body);
-        let verdict = decide(&self.state, &request, exchange);
+        let mut verdict = check(&self.state, &request, exchange);
+        if exchange.kind != Kind::Upgrade {
+            // Without `Connection: upgrade` it means nothing (RFC 9110 section 7.8).
+            session.req_header_mut().remove_header(&header::UPGRADE);
+        }
+        let is_kept = matches!(exchange.destination, Destination::App | Destination::Peer(..));
+        if verdict.is_ok() && is_kept && !session.as_mut().is_body_done() {
+            verdict = self.take_body(session, exchange).await?;
+        }
+        let request = view(session.req_header(), has_endless_body);
+        if verdict.is_ok() && matches!(exchange.destination, Destination::App) {
+            verdict = take_turn(&self.state, &request, exchange);
+        }
         let verdict = match (verdict, exchange.destination.clone()) {
             (Ok(()), Destination::App) => match self.wait_for_turn(exchange).await {
                 // Its turn has not come; a peer may have a slot to spare.
@@ -323,12 +355,12 @@ impl ProxyHttp for Gateway {
         let (line, opener) = Line::new(&target, connect_timeout.min(left), is_to_peer);
         peer.options.custom_l4 = Some(opener);
         exchange.line = Some(line);
-        let patience = match exchange.kind {
-            Kind::Plain => exchange.route().timeout,
-            Kind::Stream | Kind::Upgrade => app.stream_timeout,
-        };
-        peer.options.read_timeout = Some(patience);
-        peer.options.write_timeout = Some(patience);
+        // How long the app may send nothing is the line's affair; how long it may take nothing is the same from here on.
+        peer.options.read_timeout = None;
+        peer.options.write_timeout = Some(match exchange.kind {
+            Kind::Plain | Kind::Stream => exchange.route().timeout,
+            Kind::Upgrade => app.stream_timeout,
+        });
         Ok(Box::new(peer))
     }
 
@@ -377,21 +409,14 @@ impl ProxyHttp for Gateway {
 
     async fn connected_to_upstream(
         &self,
-        session: &mut Session,
+        _: &mut Session,
         _: bool,
         _: &HttpPeer,
         _: std::os::fd::RawFd,
         _: Option<&pingora::protocols::Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        exchange.sent_at = Instant::now();
-        let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
-            .iter()
-            .any(|name| session.req_header().headers.contains_key(name));
-        if let (Kind::Upgrade, false, Some(line)) = (exchange.kind, has_body, &mut exchange.line) {
-            // It has no body whose end would begin the app's time.
-            line.cut_at(exchange.deadline);
-        }
+        self.begin_upload(exchange);
         if matches!(exchange.destination, Destination::Peer(..)) {
             return Ok(());
         }
@@ -474,26 +499,29 @@ impl ProxyHttp for Gateway {
 
     async fn request_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         is_end: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        // A long upload is the client's time. From its end on, it is the app's.
-        if is_end
-            && exchange.head_at.is_none()
-            && let Some(line) = &mut exchange.line
-        {
-            let uploaded = exchange.sent_at.elapsed();
-            let waits_for_body = exchange.body_bytes > 0 || body.is_some();
-            line.cut_at(if waits_for_body { exchange.deadline + uploaded } else { exchange.deadline });
+        // A tunnel carries no body, however much it carries.
+        if session.was_upgraded() {
+            return Ok(());
         }
-        let Some(bytes) = body else { return Ok(()) };
-        exchange.body_bytes += bytes.len() as u64;
-        // An upgraded connection carries no body, however much it carries.
-        if exchange.kind != Kind::Upgrade && exchange.body_bytes > exchange.route().max_body_bytes {
+        let bytes = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        exchange.body_bytes += bytes;
+        if exchange.body_bytes > exchange.route().max_body_bytes {
             exchange.rejection = Some(Rejection::BodyTooLarge);
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body is larger than the route allows");
+        }
+        if exchange.upload.is_streamed() {
+            self.pass_on(session, exchange, bytes, is_end).await?;
+        }
+        if is_end
+            && exchange.head_at.is_none()
+            && let Some(line) = &exchange.line
+        {
+            line.head_until(exchange.deadline);
         }
         Ok(())
     }
@@ -519,9 +547,6 @@ impl ProxyHttp for Gateway {
                 let text = "there is no end of interim answers";
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
             }
-        } else {
-            // It has come in time.
-            exchange.line = None;
         }
         exchange.status = response.status.as_u16();
         let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -532,7 +557,7 @@ impl ProxyHttp for Gateway {
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             exchange.stream = Some(StreamKind::Upgrade);
-            record::head(&self.state, exchange, true);
+            self.head_has_come(exchange, true, exchange.rules.config.app.stream_timeout);
             self.entered(exchange).await?;
         }
         if response.status.is_informational() {
@@ -551,21 +576,38 @@ impl ProxyHttp for Gateway {
         }
         add_limits(response, exchange)?;
         add_session(response, exchange)?;
-        let is_event_stream = response
-            .headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let is_event_stream =
+            response.headers.get(header::CONTENT_TYPE).is_some_and(|value| is_event_stream_type(value.as_bytes()));
         exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
         let length = response_length(response);
         let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
-        let is_long = exchange.kind != Kind::Plain || is_event_stream || is_large;
-        record::head(&self.state, exchange, is_long);
+        let app = &exchange.rules.config.app;
+        let pause = if is_event_stream { app.stream_timeout } else { exchange.route().timeout };
+        self.head_has_come(exchange, is_event_stream || is_large, pause);
         if length.is_none() {
             // Nobody knows for how long it goes on, and a probe is not to be held by it.
             breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
-            admit::let_go_later(exchange);
         }
+        admit::let_go_later(exchange);
         self.entered(exchange).await
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        is_end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if is_end {
+            // The app has done its part. How long the client takes to read it is its own affair.
+            exchange.permit = None;
+            exchange.lingering = None;
+            if exchange.head_at.is_some() {
+                breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
+            }
+        }
+        Ok(None)
     }
 
     fn error_while_proxy(
@@ -576,7 +618,7 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
         _: bool,
     ) -> BError {
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        let unanswered = is_unanswered(session);
         if std::mem::take(&mut exchange.next.is_planned) {
             error.set_retry(unanswered);
             return error;
@@ -584,7 +626,13 @@ impl ProxyHttp for Gateway {
         let broke_off =
             matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
         let is_app = *error.esource() == ErrorSource::Upstream;
-        let is_cut = exchange.line.as_ref().is_some_and(Line::is_cut);
+        let cut = exchange.line.as_ref().and_then(Line::cut);
+        if cut == Some(Cut::Client) {
+            // Neither the app nor a peer has anything to do with it.
+            error.set_retry(false);
+            return error;
+        }
+        let is_cut = cut.is_some();
         if let (Destination::Peer(_, kind), true) = (&exchange.destination, is_app) {
             self.state.metrics.sent_to_peer(*kind, if is_cut { SentOn::Late } else { SentOn::Broken });
             let can_repeat = !is_cut && unanswered && may_repeat(session);
@@ -608,6 +656,8 @@ impl ProxyHttp for Gateway {
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
         let problem = match self.classify(error, exchange) {
+            // A tunnel ends as it ends: that is no failed request, and there is nobody left who reads HTTP.
+            _ if session.was_upgraded() => None,
             Verdict::Rejected(rejection) => {
                 exchange.rejection = Some(rejection);
                 Some(rejection.problem())
@@ -618,7 +668,7 @@ impl ProxyHttp for Gateway {
             }
             Verdict::ClientLeft => None,
         };
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
+        let unanswered = is_unanswered(session);
         // Pingora ends the connection after an error, so the answer says so.
         session.set_keepalive(None);
         let mut error_code = 0;
@@ -642,6 +692,7 @@ impl ProxyHttp for Gateway {
         exchange.permit = None;
         exchange.lingering = None;
         exchange.line = None;
+        exchange.upload = Upload::default();
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {

@@ -22,6 +22,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// Its body paused for too long.
     BodyTooSlow,
+    /// Bodies from its address take all the memory that they may.
+    TooManyUploads,
     /// More connections than allowed.
     TooManyConnections,
     /// Unfinished heads hold all the memory that they may.
@@ -115,6 +117,7 @@ impl Rejection {
             Self::HeadTooSlow,
             Self::BodyTooLarge,
             Self::BodyTooSlow,
+            Self::TooManyUploads,
             Self::TooManyConnections,
             Self::TooManyHeads,
             Self::Draining,
@@ -161,8 +164,15 @@ impl Rejection {
                 StatusCode::REQUEST_TIMEOUT,
                 "body_too_slow",
                 "The request's body paused for too long",
-                "send the body without long pauses",
+                "send the body without long pauses, and not a few bytes at a time",
                 None,
+            ),
+            Self::TooManyUploads => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_uploads",
+                "Too many request bodies from this address are unfinished",
+                "come back after Retry-After; send fewer bodies at the same time, and each without pauses",
+                SOON,
             ),
             Self::TooManyConnections => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::abuse::Bans;
 use crate::access_log::AccessLog;
 use crate::audit::Trail;
+use crate::body_memory::BodyMemory;
 use crate::breakers::{self, Cell};
 use crate::config::Config;
 use crate::connections::{Bounds, ConnectionState, Connections};
@@ -78,6 +79,8 @@ pub struct State {
     pub bans: Bans,
     /// The slots for requests to the app.
     pub gate: Arc<Gate>,
+    /// Memory for request bodies that are kept.
+    pub body_memory: Arc<BodyMemory>,
     /// The breakers of all routes.
     pub breakers: breakers::Registry,
     /// Whether the app takes connections.
@@ -112,6 +115,7 @@ impl State {
             machines: Machines::default(),
             bans: Bans::default(),
             gate,
+            body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
             peers,

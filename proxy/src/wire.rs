@@ -225,7 +225,9 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
     });
     let is_simple = is_http11 && may_be_repeated && is_plain && framing == Framing::Length(0);
-    Ok(Head { len, framing, is_upgrade: fields.upgrade && is_http11, origin, is_simple })
+    let is_upgrade =
+        is_http11 && framing == Framing::Length(0) && fields.asks_for_web_socket && fields.has_upgrade_option;
+    Ok(Head { len, framing, is_upgrade, origin, is_simple })
 }
 
 /// The fields that decide how a message is read.
@@ -235,6 +237,10 @@ struct Fields<'a> {
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    /// The first `Upgrade` says `websocket`.
+    asks_for_web_socket: bool,
+    /// `Connection` has `upgrade` among its options.
+    has_upgrade_option: bool,
     /// `Expect`, or a `Connection` that says more than `keep-alive`.
     is_special: bool,
 }
@@ -253,9 +259,13 @@ impl<'a> Fields<'a> {
                     fields.host = Some(header.value);
                 }
                 6 if name.eq_ignore_ascii_case("expect") => fields.is_special = true,
-                7 if name.eq_ignore_ascii_case("upgrade") => fields.upgrade = true,
+                7 if name.eq_ignore_ascii_case("upgrade") => {
+                    fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
+                    fields.upgrade = true;
+                }
                 10 if name.eq_ignore_ascii_case("connection") => {
                     fields.is_special |= !header.value.eq_ignore_ascii_case(b"keep-alive");
+                    fields.has_upgrade_option |= has_upgrade_option(header.value);
                 }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let length = digits(header.value).ok_or(Malformed::Length)?;
@@ -275,6 +285,16 @@ impl<'a> Fields<'a> {
         }
         Ok(fields)
     }
+}
+
+/// Whether an `Upgrade` asks for the one protocol that is passed on.
+pub fn is_web_socket(upgrade: &[u8]) -> bool {
+    upgrade.eq_ignore_ascii_case(b"websocket")
+}
+
+/// Whether a `Connection` has the option without which `Upgrade` means nothing (RFC 9110 section 7.8).
+pub fn has_upgrade_option(connection: &[u8]) -> bool {
+    connection.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// The authority of an absolute target; `None` for a path or `*`.
@@ -453,7 +473,27 @@ mod tests {
         assert_eq!(with("").unwrap().framing, Framing::Length(0));
         assert_eq!(with("Content-Length: 12\r\n").unwrap().framing, Framing::Length(12));
         assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().framing, Framing::Chunked);
-        assert!(with("Upgrade: websocket\r\n").unwrap().is_upgrade);
+    }
+
+    #[test]
+    fn only_an_upgrade_that_is_nominated_and_has_no_body_is_one() {
+        for (fields, is_upgrade) in [
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\n", true),
+            ("Connection: keep-alive ,uPgrade\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n", true),
+            ("Connection: keep-alive\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", true),
+            ("Upgrade: websocket\r\n", false),
+            ("Connection: close\r\nUpgrade: websocket\r\n", false),
+            ("Connection: upgrades\r\nUpgrade: websocket\r\n", false),
+            ("Connection: Upgrade\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: x\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", false),
+        ] {
+            assert_eq!(with(fields).unwrap().is_upgrade, is_upgrade, "{fields:?}");
+        }
+        let old = read("GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert!(!old.unwrap().is_upgrade);
     }
 
     #[test]

@@ -127,8 +127,12 @@ pub struct Client {
     pub max_body: Text<Size>,
     /// How long a connection may rest between two requests.
     pub idle_timeout: Text<Span>,
-    /// How long a request's body may pause.
+    /// How long a request's body may pause, and, with a second more for each 500 bytes, how long one that says that it is no longer
+    /// than 64 KiB may take in all. Longer: 408 and close.
     pub body_timeout: Text<Span>,
+    /// Memory for request bodies that have not arrived whole or wait for their turn, of all clients together. An address gets at
+    /// most half of what is free. More: 503. At least 1MiB.
+    pub body_memory: Text<Size>,
     /// How long a client may take no byte of an answer.
     pub write_timeout: Text<Span>,
 }
@@ -143,6 +147,7 @@ impl Default for Client {
             max_body: bytes(2 << 30),
             idle_timeout: seconds(75),
             body_timeout: seconds(30),
+            body_memory: bytes(64 << 20),
             write_timeout: seconds(60),
         }
     }

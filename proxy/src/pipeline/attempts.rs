@@ -6,7 +6,7 @@ use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType};
 
 use super::Gateway;
-use super::heads::{has_endless_body, may_repeat, view, write_replay};
+use super::heads::{has_endless_body, is_unanswered, may_repeat, view, write_replay};
 use crate::admit::NoTurn;
 use crate::affinity::replay;
 use crate::breakers::{self, End};
@@ -86,6 +86,7 @@ impl Gateway {
             tokio::time::sleep(pause).await;
         }
         if std::mem::take(&mut exchange.next.rejoins) {
+            exchange.upload.give_back();
             hold::rejoin(&self.state, exchange).map_err(Stop::Refused)?;
             self.wait_for_turn(exchange).await?;
         }
@@ -148,9 +149,8 @@ impl Gateway {
         status: u16,
         asked_for: Option<Duration>,
     ) -> bool {
-        let unanswered = session.response_written().is_none_or(|head| head.status.is_informational());
         retries::is_wanted(exchange, status)
-            && unanswered
+            && is_unanswered(session)
             && may_repeat(session)
             && self.pays_for_another(exchange, asked_for)
     }

@@ -23,6 +23,13 @@ pub(super) fn may_repeat(session: &Session) -> bool {
     session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
 }
 
+/// Whether no response has been sent. An interim one is none, but 101 is final: what follows it is not HTTP.
+pub(super) fn is_unanswered(session: &Session) -> bool {
+    session
+        .response_written()
+        .is_none_or(|head| head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS)
+}
+
 /// About as many bytes as the head of an answer had.
 pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
     response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()

@@ -4,23 +4,23 @@ use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const SECRET: &str = "k1:0123456789abcdef0123456789abcdef";
-pub(super) const NOW: Time = Time(1_795_528_800_000_000);
+const NOW: Time = Time(1_795_528_800_000_000);
 
 /// A directory of its own for each test, removed at its end.
-pub(super) struct Place(pub(super) PathBuf);
+struct Place(PathBuf);
 
 impl Place {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("outrigger-spool-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         Self(std::env::temp_dir().join(name))
     }
 
-    pub(super) fn open(&self) -> Spool {
+    fn open(&self) -> Spool {
         self.open_with(Settings::default())
     }
 
-    pub(super) fn open_with(&self, settings: Settings) -> Spool {
+    fn open_with(&self, settings: Settings) -> Spool {
         Spool::open(&self.0, keys(), "m1", settings, NOW).unwrap()
     }
 
@@ -42,7 +42,7 @@ impl Drop for Place {
     }
 }
 
-pub(super) fn keys() -> MasterKeys {
+fn keys() -> MasterKeys {
     MasterKeys::parse(SECRET).unwrap().unwrap()
 }
 

@@ -1,0 +1,253 @@
+//! Request bodies that stall or dribble, and clients that do not read: neither holds a permit, opens a breaker or takes the
+//! memory from anybody else.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+
+use crate::backend::{Backend, PATTERN, Play};
+use crate::h2c::{request, with_h2};
+use crate::harness::{Client, Proxy, both_ways, from_address, get};
+use crate::memory::allow_many_files;
+
+/// More than the concurrency limit of a proxy that has just started.
+const ATTACKERS: usize = 40;
+
+/// Both come by a trusted edge, so that one machine can be two clients.
+const TRUSTED: &str = "identity.trusted = [\"127.0.0.0/8\"]\n";
+const ATTACKER: &str = "198.51.100.1";
+const VICTIM: &str = "203.0.113.9";
+
+/// How an attacker begins a body that it does not end, and what it dribbles afterwards.
+const KINDS: [(&str, &str, usize); 4] = [
+    ("Content-Length: 1000", "x", 1),
+    ("Transfer-Encoding: chunked", "1\r\nx\r\n", 1),
+    ("Content-Length: 1000000", "x", 1),
+    // Beyond what is kept before a permit is asked for.
+    ("Content-Length: 1000000", "x", 100_000),
+];
+
+fn attack(proxy: &Proxy, number: usize, (framing, dribble, first): (&str, &str, usize)) -> Vec<Client> {
+    (0..number)
+        .map(|_| {
+            let mut client = proxy.connect();
+            let body = if first > 1 { "x".repeat(first) } else { dribble.to_owned() };
+            let upload = format!("POST /upload HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{body}");
+            client.send(from_address(&upload, ATTACKER));
+            client
+        })
+        .collect()
+}
+
+/// The victim asks until `time` is over, both ways through the proxy; nothing may fail. Prints its figures.
+fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: impl FnMut()) {
+    let (began, mut latencies) = (Instant::now(), Vec::new());
+    while began.elapsed() < time {
+        for request in both_ways("/victim") {
+            let asked = Instant::now();
+            let answer = Client::connect(address).unwrap().send(from_address(&request, VICTIM)).answer();
+            assert_eq!(answer.status, 200, "{what}, after {} requests: {answer:?}", latencies.len());
+            latencies.push(asked.elapsed());
+        }
+        meanwhile();
+    }
+    latencies.sort();
+    let p99 = latencies[latencies.len() * 99 / 100];
+    println!("{what}: {} of {} served, p99 {p99:?}", latencies.len(), latencies.len());
+    // The proxy of this test waits up to a second for a permit: a victim that had to would show it.
+    assert!(p99 < Duration::from_millis(900), "{what}: p99 {p99:?}");
+}
+
+#[test]
+fn uploads_that_dribble_hold_no_permits() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, TRUSTED);
+    for kind in KINDS {
+        let mut attackers = attack(&proxy, ATTACKERS, kind);
+        is_served(proxy.address, &format!("dribbling, {kind:?}"), Duration::from_secs(1), || {
+            for attacker in &mut attackers {
+                attacker.send(kind.1);
+            }
+        });
+    }
+    let refused = proxy.metric("outrigger_rejections_total", &[("reason", "temporary_reduced_capacity")]);
+    assert_eq!(refused, 0.0);
+}
+
+#[test]
+fn streams_of_http_2_that_dribble_hold_no_permits() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, TRUSTED);
+    for (length, first) in [(Some(1000), 1), (None, 1), (Some(100_000), 60_000)] {
+        with_h2(&proxy, async |sender| {
+            let mut attackers = stalled_streams(&sender, ATTACKERS, length, first).await;
+            let (address, what) = (proxy.address, format!("HTTP/2, {length:?}, {first}"));
+            let victim = tokio::task::spawn_blocking(move || is_served(address, &what, Duration::from_secs(1), || {}));
+            while !victim.is_finished() {
+                for (_, body) in &mut attackers {
+                    // Only as long as it is not refused.
+                    let _ = body.send_data(Bytes::from_static(b"x"), false);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            victim.await.unwrap();
+        });
+    }
+}
+
+fn by_attacker(method: &str, path: &str) -> http::Request<()> {
+    let mut request = request(method, path);
+    request.headers_mut().insert("fly-client-ip", http::HeaderValue::from_static(ATTACKER));
+    request
+}
+
+type Stream = (h2::client::ResponseFuture, h2::SendStream<Bytes>);
+
+async fn stalled_streams(
+    sender: &SendRequest<Bytes>,
+    number: usize,
+    length: Option<usize>,
+    first: usize,
+) -> Vec<Stream> {
+    let mut streams = Vec::new();
+    for _ in 0..number {
+        let mut upload = by_attacker("POST", "/upload");
+        if let Some(length) = length {
+            upload.headers_mut().insert("content-length", length.into());
+        }
+        let mut sender = sender.clone().ready().await.unwrap();
+        let (answer, mut body) = sender.send_request(upload, false).unwrap();
+        body.send_data(Bytes::from(vec![b'x'; first]), false).unwrap();
+        streams.push((answer, body));
+    }
+    streams
+}
+
+#[test]
+fn stalled_uploads_are_408_and_open_no_breaker() {
+    let app = Backend::start();
+    // The app has less time than a body may pause.
+    let rules = "client.body_timeout = \"1500ms\"\napp.timeout = \"200ms\"\nbreaker.mode = \"enforce\"\n\
+                 breaker.failures = 2\nretry.attempts = 1\n";
+    let proxy = Proxy::with(&app, &format!("{rules}{TRUSTED}"));
+    for kind in KINDS {
+        // No more than there are permits: nobody waits for one beyond the app's short time.
+        let mut attackers = attack(&proxy, 12, kind);
+        let mut late = attackers.split_off(8);
+        std::thread::sleep(Duration::from_millis(300));
+        is_served(proxy.address, &format!("stalled, {kind:?}"), Duration::from_millis(300), || {});
+        // Some of the stalled bodies end before their time is over, and are served: the app's time has just begun.
+        if kind.0 == "Transfer-Encoding: chunked" {
+            for client in &mut late {
+                let answer = client.send("0\r\n\r\n").answer();
+                assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &1.into()));
+            }
+        }
+        for client in &mut attackers {
+            let answer = client.answer();
+            answer.is_problem(408, "body_too_slow");
+            assert!(answer.closes());
+        }
+    }
+    with_h2(&proxy, async |sender| {
+        for length in [Some(10), None] {
+            for (answer, _body) in stalled_streams(&sender, 12, length, 1).await {
+                assert_eq!(answer.await.unwrap().status(), 408);
+            }
+        }
+    });
+    assert_eq!(proxy.ask(&from_address(&get("/victim"), VICTIM)).status, 200);
+    assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0, "the app has failed nobody");
+    assert_eq!(proxy.metric("outrigger_rejections_total", &[("reason", "breaker_open")]), 0.0);
+}
+
+#[test]
+fn an_app_that_hangs_after_an_upload_is_still_a_failure() {
+    let app = Backend::start();
+    app.at("/hang", Play::Hang);
+    app.at("/ignore", Play::Ignore);
+    let rules = "app.timeout = \"300ms\"\nretry.attempts = 1\nclient.body_timeout = \"600ms\"\n";
+    let proxy = Proxy::with(&app, rules);
+    let mut client = proxy.connect();
+    client.send("POST /hang HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+    std::thread::sleep(Duration::from_millis(400));
+    client.send("0\r\n\r\n").answer().is_problem(504, "app_timeout");
+    // One that does not even read is the app's fault as well, not the client's.
+    let mut client = proxy.connect();
+    client.send(format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20));
+    client.gives_up_sending_after(Duration::from_millis(200));
+    while client.try_send(PATTERN).is_ok() {}
+    client.answer().is_problem(504, "app_timeout");
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_timeout")], 2);
+}
+
+#[test]
+fn clients_that_do_not_read_hold_no_permits() {
+    let app = Backend::start();
+    app.at("/response", Play::Stream(200 << 10));
+    let proxy = Proxy::with(&app, TRUSTED);
+    with_h2(&proxy, async |sender| {
+        let mut unread = Vec::new();
+        for _ in 0..ATTACKERS {
+            let mut sender = sender.clone().ready().await.unwrap();
+            unread.push(sender.send_request(by_attacker("GET", "/response"), true).unwrap());
+        }
+        let address = proxy.address;
+        let serve = move || is_served(address, "unread responses, HTTP/2", Duration::from_secs(1), || {});
+        tokio::task::spawn_blocking(serve).await.unwrap();
+    });
+}
+
+#[test]
+fn memory_for_bodies_is_bounded_and_shared_among_addresses() {
+    const UPLOADS: usize = 2_000;
+    const MEMORY_KIB: u64 = 8 << 10;
+    allow_many_files();
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, &format!("client.body_memory = \"8MiB\"\n{TRUSTED}"));
+    let upload = |path: &str, bytes: usize, of: usize| {
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {of}\r\n\r\n{}", "x".repeat(bytes))
+    };
+    // What the connections cost is not the bodies'.
+    let open = |body: usize| -> Vec<Client> {
+        let begin = |n: usize| {
+            let mut client = proxy.connect();
+            client.send(from_address(&upload("/stalled", body, 60_000), &format!("198.51.100.{}", n % 10)));
+            client
+        };
+        (0..UPLOADS).map(begin).collect()
+    };
+    let idle = open(1);
+    proxy.counts("outrigger_requests_in_flight", &[], UPLOADS);
+    let (before, _) = proxy.memory_kib();
+    drop(idle);
+    proxy.comes_to_rest();
+
+    let attackers = open(50_000);
+    let began = Instant::now();
+    let victim = from_address(&upload("/victim", 40_000, 40_000), VICTIM);
+    let mut latencies: Vec<Duration> = (0..100)
+        .map(|n| {
+            let asked = Instant::now();
+            assert_eq!(proxy.ask(&victim).status, 200, "upload {n}");
+            asked.elapsed()
+        })
+        .collect();
+    latencies.sort();
+    let refused = proxy.metric("outrigger_rejections_total", &[("reason", "too_many_uploads")]);
+    assert!(refused > 1000.0, "{refused} were refused");
+    let (_, peak) = proxy.memory_kib();
+    let grown = peak.saturating_sub(before);
+    println!(
+        "memory for bodies: 100 of 100 uploads served in {:?}, p99 {:?}; {refused} of {UPLOADS} stalled ones refused; grew by {grown} KiB of {MEMORY_KIB}",
+        began.elapsed(),
+        latencies[98]
+    );
+    assert!(grown < MEMORY_KIB, "grew by {grown} KiB, from {before} to {peak}");
+    drop(attackers);
+    proxy.comes_to_rest();
+    assert_eq!(proxy.metric("outrigger_body_memory_bytes", &[]), 0.0);
+    assert_eq!(proxy.ask(&get("/next")).status, 200);
+}
