@@ -1,4 +1,5 @@
-# Builds both programs and runs them under supervisord, as an ordinary user.
+# Builds both programs and runs them under supervisord, each as an ordinary user of its own: the app cannot read or write the audit log,
+# and has no key that signs it.
 #
 #   docker build -t outrigger .
 #   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… \
@@ -46,18 +47,24 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates supervisor \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 10001 outrigger \
+    && groupadd --system --gid 10002 outrigger-app \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/outrigger --shell /usr/sbin/nologin outrigger \
-    && install -d -o 10001 -g 10001 -m 0750 /var/lib/outrigger /var/lib/outrigger/run \
+    && useradd --system --uid 10002 --gid 10002 --home-dir /nonexistent --shell /usr/sbin/nologin outrigger-app \
+    && install -d -m 0755 /var/lib/outrigger \
+    && install -d -o 10002 -g 10001 -m 2750 /var/lib/outrigger/run \
     && install -d -o 10001 -g 10001 -m 0700 /var/lib/outrigger/audit
+# The app makes its socket in `run`, which only it writes to; the group, which the socket inherits, is the proxy's, which connects to it.
 
 COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
 COPY --chmod=0755 deploy/watchdog.py /usr/local/bin/outrigger-watchdog
 COPY supervisord.conf /etc/supervisord.conf
+COPY deploy/users.conf /etc/outrigger/supervisor/users.conf
 COPY config/proxy.toml /etc/outrigger/proxy.toml
 
 # Not below /run: Fly mounts an empty file system there.
 ENV BIN_DIR=/usr/local/bin \
     RUN_DIR=/var/lib/outrigger/run \
+    OUTRIGGER_APP_USER=outrigger-app \
     APP_SOCKET=/var/lib/outrigger/run/app.sock \
     APP_LISTEN=127.0.0.1:8081 \
     OUTRIGGER_CONFIG=/etc/outrigger/proxy.toml \
@@ -67,8 +74,7 @@ ENV BIN_DIR=/usr/local/bin \
     OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics \
     OUTRIGGER_AUDIT_DIRECTORY=/var/lib/outrigger/audit
 
-# By number, so that a host can tell that it is not root.
-USER 10001:10001
+# No USER: supervisord starts as root, to start each program as its own.
 WORKDIR /var/lib/outrigger
 EXPOSE 8080 9091
 # CMD, not ENTRYPOINT: Fly's release_command replaces a CMD, while an entrypoint would start everything twice.

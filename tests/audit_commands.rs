@@ -10,41 +10,42 @@ use outrigger_trail::layout::{self, Checkpoint};
 use outrigger_trail::store::batch::Batch;
 use outrigger_trail::store::ingest::ingest;
 use serde_json::{Value, json};
-use xtask::Signal;
 use xtask::postgres::Postgres;
+use xtask::{Signal, http};
 
+use crate::audit::entries;
 use crate::backend::Backend;
 use crate::harness::{Proxy, Setup, get, until, with_fields};
 use crate::house::postgres_in;
 use crate::limits::EDGE;
 
-const KEYS: (&str, &str) = ("OUTRIGGER_AUDIT_KEYS", "k1:fedcba9876543210fedcba9876543210");
-const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
+pub const KEYS: (&str, &str) = ("OUTRIGGER_AUDIT_KEYS", "k1:fedcba9876543210fedcba9876543210");
+pub const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
 const ANN: &str = "address:192.0.2.7";
 
 /// What a command said.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Said {
     /// The lines of JSON that it printed.
     #[track_caller]
-    fn json(&self) -> Vec<Value> {
+    pub fn json(&self) -> Vec<Value> {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);
         self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
     }
 
     #[track_caller]
-    fn ends_with(self, code: i32) -> Self {
+    pub fn ends_with(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{}{}", self.out, self.err);
         self
     }
 }
 
-fn audit(setup: &Setup, args: &[&str]) -> Said {
+pub fn audit(setup: &Setup, args: &[&str]) -> Said {
     let file = setup.file.to_str().unwrap();
     let output = setup.run(&[&["audit"], args, &["--config", file]].concat());
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -69,6 +70,10 @@ fn stopped(app: &Backend) -> Proxy {
     proxy.signal(Signal::TERM);
     assert!(proxy.ends_within(Duration::from_secs(15)).success());
     proxy
+}
+
+pub fn keys() -> MasterKeys {
+    MasterKeys::parse(KEYS.1).unwrap().unwrap()
 }
 
 fn segment(setup: &Setup) -> PathBuf {
@@ -202,10 +207,125 @@ fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
     assert!(found.iter().all(|entry| entry["revealed"]["address"] == "192.0.2.7"), "{found:?}");
 }
 
+/// `POST` to the admin listener: the status and the answer.
+fn post_to(proxy: &Proxy, path: &str, body: &Value) -> (u16, Value) {
+    let fields = [("content-type", "application/json")];
+    let answer = http::send("POST", proxy.admin, path, &fields, &body.to_string(), Duration::from_secs(15)).unwrap();
+    (answer.status, serde_json::from_str(&answer.body).unwrap_or_default())
+}
+
+fn erasures(proxy: &Proxy) -> Vec<(String, String)> {
+    let found = entries(proxy).into_iter().filter(|entry| entry["action"] == "audit.erase");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    found.map(|entry| (text(&entry["type"]), text(&entry["outcome"]))).collect()
+}
+
+#[test]
+fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
+    let app = Backend::start();
+    let proxy = asked(&app);
+    let erase = |subject: &str| post_to(&proxy, "/audit/erase", &json!({ "subjects": [subject], "by": "eve" }));
+    let keys_of = |subject: &str| {
+        let subjects = keys().pseudonyms(subject).unwrap();
+        outrigger_trail::spool::count_keys(&proxy.dir.join("trail"), &subjects).unwrap()
+    };
+    let row = |event: &str, outcome: &str| (event.to_owned(), outcome.to_owned());
+    let asked_for = row("admin.action", "success");
+    until("a key of the subject", || keys_of(ANN) > 0);
+
+    let held = audit(&proxy, &["hold", "add", "--subject", ANN, "--reason", "a court", "--json"]).json();
+    let hold = held[0]["holds"][0].as_str().unwrap().to_owned();
+    let (status, answer) = erase(ANN);
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains(&hold), "{answer}");
+    assert!(keys_of(ANN) > 0, "what is held is there");
+    let mut expected = vec![asked_for.clone(), row("subject.erasure_request", "refused")];
+    let by_chain = |mut rows: Vec<(String, String)>| {
+        rows.sort();
+        rows
+    };
+    assert_eq!(by_chain(erasures(&proxy)), by_chain(expected.clone()));
+
+    audit(&proxy, &["hold", "release", &hold]).ends_with(0);
+    let (status, answer) = erase(ANN);
+    assert!(status == 200 && answer["keys"].as_u64() >= Some(1), "{status} {answer}");
+    assert_eq!(keys_of(ANN), 0);
+    expected.extend([asked_for.clone(), row("subject.erasure_request", "success")]);
+    assert_eq!(by_chain(erasures(&proxy)), by_chain(expected.clone()));
+
+    for unknown in [ANN, "user:nobody"] {
+        let (status, answer) = erase(unknown);
+        assert_eq!(status, 404, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("nothing is known of this subject"), "{answer}");
+        expected.extend([asked_for.clone(), row("subject.erasure_request", "failure")]);
+    }
+    assert_eq!(by_chain(erasures(&proxy)), by_chain(expected.clone()));
+    for bad in ["ann", "u_short", ""] {
+        assert_eq!(erase(bad).0, 400, "{bad}");
+    }
+    assert_eq!(post_to(&proxy, "/audit/erase", &json!({ "subjects": [] })).0, 400);
+
+    // What cannot be entered is not done.
+    let other = "address:192.0.2.8";
+    assert!(keys_of(other) > 0);
+    let (trail, away) = (proxy.dir.join("trail"), proxy.dir.join("away"));
+    let administration = |dir: &std::path::Path| dir.join("administration-00000000000000000001.jsonl");
+    fs::create_dir(&away).unwrap();
+    // The open segment is gone, and where the next one would be is something else.
+    fs::rename(administration(&trail), administration(&away)).unwrap();
+    let last = entries(&proxy).len() as u64 + 100;
+    let blocked: Vec<_> = (1..last).map(|first| trail.join(format!("administration-{first:020}.jsonl"))).collect();
+    blocked.iter().filter(|path| !path.exists()).for_each(|path| fs::create_dir(path).unwrap());
+    assert_eq!(erase(other).0, 503);
+    assert!(keys_of(other) > 0, "it was not entered, so it is not done");
+}
+
+#[test]
+fn erasing_somebody_unknown_is_an_error_that_says_so() {
+    let app = Backend::start();
+    let proxy = stopped(&app);
+    let erase = |more: &[&str]| {
+        audit(&proxy, &[&["erase", "--subject", "user:nobody", "--without-database", "--yes"], more].concat())
+    };
+    let said = erase(&[]).ends_with(1).err;
+    assert!(
+        said.contains("user:nobody (u_") && said.contains("is unknown") && said.contains("nothing was destroyed"),
+        "{said}"
+    );
+    let entered: Vec<_> = entries(&proxy).into_iter().filter(|entry| entry["action"] == "audit.erase").collect();
+    assert_eq!(entered.len(), 1, "{entered:?}");
+    assert_eq!((entered[0]["outcome"].as_str(), entered[0]["class"].as_str()), (Some("failure"), Some("deletion")));
+    let by = entered[0]["details"]["by"].as_str().unwrap();
+    assert!(!by.is_empty() && by != "unknown", "{by}");
+    erase(&["--even-if-unknown"]).ends_with(0);
+}
+
+#[test]
+fn the_app_s_part_of_the_keys_is_derived_and_nothing_else_is_handed_on() {
+    let app = Backend::start();
+    let setup = Setup::new(&app, TRAIL).env(KEYS.0, KEYS.1).env("OUTRIGGER_ADMIN_TOKEN", "a-token-that-is-long-enough");
+    let derived = audit(&setup, &["keys", "derive"]).ends_with(0).out;
+    assert_eq!(derived.trim(), keys().pseudonym_key().expose());
+    let output = setup.run(&["audit", "keys", "exec", "--", "env"]);
+    let env = String::from_utf8(output.stdout).unwrap();
+    assert!(env.contains(&format!("OUTRIGGER_AUDIT_PSEUDONYM_KEY={}", derived.trim())), "{env}");
+    for secret in ["OUTRIGGER_AUDIT_KEYS", "OUTRIGGER_ADMIN_TOKEN", &KEYS.1[3..]] {
+        assert!(!env.contains(secret), "{secret} is handed on: {env}");
+    }
+    let nobody = setup.run(&["audit", "keys", "exec", "--user", "no such user", "--", "id", "-u"]);
+    assert!(!nobody.status.success() && nobody.stdout.is_empty());
+    let id = setup.run(&["audit", "keys", "exec", "--user", "nobody", "--", "id", "-u"]);
+    let root = setup.run(&["audit", "keys", "exec", "--", "id", "-u"]).stdout == b"0\n";
+    assert_eq!(id.status.success(), root, "only root may become somebody else: {id:?}");
+    assert_eq!(id.stdout == b"65534\n", root, "{id:?}");
+}
+
 /// Stores a stopped proxy's segments as the app does.
-fn store(setup: &Setup, postgres: &Postgres) {
-    let migration = concat!(env!("CARGO_MANIFEST_DIR"), "/../app/migrations/V3__audit.sql");
-    postgres.sql("app", &fs::read_to_string(migration).unwrap()).unwrap();
+pub fn store(setup: &Setup, postgres: &Postgres) {
+    for migration in ["V3__audit.sql", "V4__audit_anchors.sql"] {
+        let migration = format!("{}/../app/migrations/{migration}", env!("CARGO_MANIFEST_DIR"));
+        postgres.sql("app", &fs::read_to_string(migration).unwrap()).unwrap();
+    }
     let chain = fs::read_to_string(setup.dir.join("trail/CHAIN")).unwrap();
     let lines = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -221,6 +341,7 @@ fn store(setup: &Setup, postgres: &Postgres) {
                 .collect();
             let first = json!({
                 "chain": chain.trim(), "machine": "m1", "class": class, "erasures_seen": 0, "keys": keys,
+                "head": layout::newest_head(&setup.dir.join("trail"), &self::keys().public()).unwrap().map(|(line, _)| line),
             });
             let body = format!("{first}\n{}", lines(segment));
             ingest(&mut client, &Batch::parse(body.as_bytes()).unwrap()).await.unwrap();

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::{Class, Outcome};
 use outrigger_trail::keys::{MasterKeys, WrappedKey};
+use outrigger_trail::layout;
 use outrigger_trail::store::drops::Dropped;
+use outrigger_trail::store::retention::{Resume, Retention, Steps, retain};
 use outrigger_trail::store::search::{Found, Search, explain, search};
 use outrigger_trail::store::{StoreError, chains, subjects};
 use serde_json::{Value, json};
@@ -87,10 +89,22 @@ impl Store {
     /// Removes what is too old, and gives what is said of it.
     #[track_caller]
     fn retains(&self, retention: &Value) -> Vec<Value> {
-        let body = json!({ "retention": retention, "now": Timestamp::now().to_string() }).to_string();
-        let answer = self.internal("retention", body, SECRET);
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        answer.json()["drops"].as_array().unwrap().clone()
+        let (mut drops, mut more) = (Vec::new(), Value::Null);
+        loop {
+            let body = json!({ "retention": retention, "now": Timestamp::now().to_string(), "resume": more });
+            let began = Instant::now();
+            let answer = self.internal("retention", body.to_string(), SECRET);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(15), "one step of a retention took {took:?}");
+            let mut answer = answer.json();
+            drops.append(answer["drops"].as_array_mut().unwrap());
+            more = answer["more"].take();
+            if more.is_null() {
+                return drops;
+            }
+            println!("a step of the retention took {took:?}");
+        }
     }
 
     #[track_caller]
@@ -248,6 +262,56 @@ impl Chain {
     fn batch(&self) -> String {
         format!("{}\n{}\n", self.head(), self.lines.join("\n"))
     }
+}
+
+/// A `HEAD` of the chain, with so many entries of one class, signed so many seconds after the first.
+fn signed_head(number: u64, last: u64, seconds: i64) -> String {
+    let time = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(500_000) + SignedDuration::from_secs(seconds);
+    let span = layout::Span { first: 1, last, hash: "0".repeat(64) };
+    let heads = layout::Heads {
+        head: 1,
+        chain: CHAIN.to_owned(),
+        machine: "m1".to_owned(),
+        number,
+        time: time.to_string(),
+        classes: [("data".to_owned(), span)].into(),
+        closed: false,
+        key: "k1".to_owned(),
+    };
+    String::from_utf8(layout::sign(&heads, &MasterKeys::parse(KEYS).unwrap().unwrap())).unwrap()
+}
+
+#[test]
+fn a_head_that_is_behind_an_earlier_one_is_told_once_and_both_are_kept() {
+    let store = Store::start();
+    let ship = |number, last, seconds| {
+        let head = json!({
+            "chain": CHAIN, "machine": "m1", "class": "data", "erasures_seen": 0, "keys": [],
+            "head": signed_head(number, last, seconds),
+        });
+        store.ships(format!("{head}\n"), 0, 0, 0)["rolled_back"].as_i64()
+    };
+    let anchors = || store.sql("select number from audit_anchors order by number").replace('\n', " ");
+    assert_eq!((ship(5, 50, 5), anchors()), (None, "5".to_owned()));
+    assert_eq!((ship(9, 90, 9), anchors()), (None, "9".to_owned()));
+    // A batch that was under way for longer.
+    assert_eq!((ship(7, 70, 7), anchors()), (None, "9".to_owned()));
+    assert_eq!((ship(9, 90, 9), anchors()), (None, "9".to_owned()));
+    // Signed later, and behind: the directory was put back.
+    assert_eq!((ship(6, 60, 20), anchors()), (Some(9), "6 9".to_owned()));
+    assert_eq!((ship(8, 80, 21), anchors()), (None, "8 9".to_owned()));
+    assert_eq!((ship(30, 81, 22), anchors()), (None, "9 30".to_owned()));
+    // Its number has come further; its chain has not.
+    assert_eq!((ship(40, 80, 23), anchors()), (Some(30), "9 30 40".to_owned()));
+    // What is none, or another chain's, is no reason to refuse a batch.
+    for head in
+        [json!("none"), json!(signed_head(50, 90, 30).replace(CHAIN, "00000000000000bb")), json!("x".repeat(9000))]
+    {
+        let first =
+            json!({ "chain": CHAIN, "machine": "m1", "class": "data", "erasures_seen": 0, "keys": [], "head": head });
+        store.ships(format!("{first}\n"), 0, 0, 0);
+    }
+    assert_eq!(anchors(), "9 30 40");
 }
 
 /// Something that no two classes have in common.
@@ -657,6 +721,44 @@ fn retention_removes_what_the_table_says_and_nothing_else() {
     });
 }
 
+/// Steps are bounded by size, each is a transaction, and whatever their size all of them together remove the same.
+#[test]
+fn a_large_retention_goes_in_small_steps_and_can_be_killed_between_any_two() {
+    let store = Store::start();
+    // 400 days: whole months that are over, and one that is over in part.
+    store.ships(thirteen_months(Class::Data).batch(), DAYS as u64, 0, 0);
+    let retention = Retention::from([(Class::Data, 100 * 86_400)]);
+    let small = Steps { whole_bytes: 1, part_bytes: 1, rows: 7, budget: Duration::ZERO };
+    let left = || store.count("audit_events where class = 'data'");
+    let (mut steps, mut removed, mut resume) = (0, 0, None);
+    loop {
+        let before = left();
+        let asked: Option<Resume> = resume.take();
+        let done = store.on_database(async |client| retain(client, &retention, Timestamp::now(), asked, &small).await);
+        let done = done.unwrap();
+        let of_step: i64 = done.dropped.iter().map(|dropped| dropped.count).sum();
+        assert_eq!(i64::try_from(before - left()).unwrap(), of_step);
+        assert!((0..=8).contains(&of_step), "{of_step} entries in a step of 7");
+        (steps, removed) = (steps + 1, removed + of_step);
+        resume = done.resume;
+        if steps % 10 == 5 {
+            // As after whoever asked was killed: from the beginning.
+            resume = None;
+        } else if resume.is_none() {
+            break;
+        }
+        assert!(steps < 500, "{removed} of 300 after {steps} steps");
+    }
+    assert!(steps > 300 / 8, "{steps} steps");
+    assert_eq!((removed, left()), (DAYS - 100, 100));
+    // Each removal is recorded, and what is left is a chain that goes on after the last of them.
+    let last = store.sql("select through from audit_drops order by through desc limit 1").parse::<i64>().unwrap();
+    assert_eq!(last, removed);
+    assert_eq!(store.sql("select min(seq) from audit_events where class = 'data'"), (removed + 1).to_string());
+    let partitions = store.sql("select count(*) from pg_inherits where inhparent = 'audit_events_data'::regclass");
+    assert!(partitions.parse::<u32>().unwrap() <= 6, "empty partitions are dropped: {partitions} are left");
+}
+
 #[test]
 fn a_chain_that_began_anew_is_not_taken_for_one_that_retention_has_removed() {
     let store = Store::start();
@@ -1036,7 +1138,7 @@ fn the_trails_flag_and_missing_keys_leave_documents_as_they_were() {
         let counted = store.metric("app_audit_events_total", &[("type", "data.write")]);
         assert_eq!(counted, f64::from(u8::from(!mode.is_empty())), "{env:?}");
         let log = fs::read_to_string(store.app.log()).unwrap();
-        assert_eq!(log.contains("OUTRIGGER_AUDIT_KEYS is not set"), env.is_empty(), "{log}");
+        assert_eq!(log.contains("OUTRIGGER_AUDIT_PSEUDONYM_KEY is not set"), env.is_empty(), "{log}");
     }
 }
 

@@ -36,11 +36,43 @@ fn bases_are_pinned_and_the_compiler_is_the_repository_s() {
     assert!(date.is_some_and(|date| date.len() == 8 && date.parse::<u32>().is_ok()), "{bases:?}");
 }
 
-#[test]
-fn the_programs_run_as_an_ordinary_user_under_supervisord() {
+/// The image's user of a program, by name, and its ids.
+fn user_of(program: &str) -> (String, u32, u32) {
     let instructions = instructions();
-    let users: Vec<&String> = instructions.iter().filter(|line| line.starts_with("USER ")).collect();
-    assert!(users.len() == 1 && !users[0].contains("root") && !users[0].contains(" 0"), "{users:?}");
+    let user = match program {
+        "app" => {
+            let env = instructions.iter().find(|line| line.starts_with("ENV ")).unwrap();
+            env.split_whitespace().find_map(|word| word.strip_prefix("OUTRIGGER_APP_USER=")).unwrap().to_owned()
+        }
+        _ => {
+            let users = file("deploy/users.conf");
+            let (_, section) = users.split_once(&format!("[program:{program}]")).unwrap();
+            section.lines().find_map(|line| line.strip_prefix("user=")).unwrap().to_owned()
+        }
+    };
+    let made = instructions.iter().find_map(|line| {
+        let made = line
+            .split("useradd ")
+            .skip(1)
+            .find(|made| made.split("&&").next().is_some_and(|made| made.trim().ends_with(&format!(" {user}"))))?;
+        let number = |flag: &str| made.split(flag).nth(1)?.split_whitespace().next()?.parse().ok();
+        Some((number("--uid ")?, number("--gid ")?))
+    });
+    let (uid, gid) = made.unwrap_or_else(|| panic!("the image has no user {user}"));
+    (user, uid, gid)
+}
+
+#[test]
+fn the_programs_run_as_ordinary_users_of_their_own_under_supervisord() {
+    let instructions = instructions();
+    let ((_, app, app_group), (_, proxy, proxy_group)) = (user_of("app"), user_of("proxy"));
+    assert!(app != 0 && proxy != 0 && app != proxy && app_group != proxy_group);
+    let copied = "COPY deploy/users.conf /etc/outrigger/supervisor/users.conf";
+    assert!(instructions.iter().any(|line| line == copied), "{copied}");
+    assert!(file("supervisord.conf").contains("[include]\nfiles=/etc/outrigger/supervisor/*.conf\n"));
+    // The socket is made by the app and reached by the proxy's group; nobody else enters.
+    let run = format!("install -d -o {app} -g {proxy_group} -m 2750 /var/lib/outrigger/run");
+    assert!(instructions.iter().any(|line| line.contains(&run)), "{run}");
     assert_eq!(instructions.last().unwrap(), r#"CMD ["supervisord", "-c", "/etc/supervisord.conf"]"#);
     assert!(!instructions.iter().any(|line| line.starts_with("ENTRYPOINT")));
 }
@@ -118,8 +150,7 @@ fn the_directory_of_the_audit_trail_belongs_to_whoever_writes_it_and_nobody_else
     let variable = "OUTRIGGER_AUDIT_DIRECTORY=";
     let env = instructions.iter().find(|line| line.starts_with("ENV ") && line.contains(variable)).unwrap();
     let directory = env.split_whitespace().find_map(|word| word.strip_prefix(variable)).unwrap();
-    let user = instructions.iter().find_map(|line| line.strip_prefix("USER ")).unwrap();
-    let (user, group) = user.split_once(':').unwrap();
+    let (_, user, group) = user_of("proxy");
     let made = format!("install -d -o {user} -g {group} -m 0700 {directory}");
     let is_made = |line: &String| line.starts_with("RUN ") && line.contains(&made);
     assert!(instructions.iter().any(is_made), "the Dockerfile needs `{made}`");

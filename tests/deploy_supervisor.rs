@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_trail::keys::MasterKeys;
 use xtask::{
     Process, Program, Signal, Tool, http, paths, ports,
     process::{children, exists, signal},
@@ -31,6 +32,10 @@ struct Machine {
 impl Machine {
     /// `proxy_config` goes into the proxy's configuration file.
     fn start(name: &str, proxy_config: &str) -> Self {
+        Self::start_with(name, proxy_config, &[])
+    }
+
+    fn start_with(name: &str, proxy_config: &str, env: &[(&str, &str)]) -> Self {
         // With our process id: two test runs at once in one clone must not meet.
         let dir = paths::state(&format!("deploy-supervisor/{name}-{}", std::process::id())).unwrap();
         let (bin, run) = (dir.join("bin"), dir.join("run"));
@@ -45,7 +50,9 @@ impl Machine {
         let address = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().unwrap()));
         let (app, proxy, admin, nobody) = (address(), address(), address(), address());
         let socket = paths::socket(&run, "app.sock").unwrap();
-        let mut supervisord = Program::new(Tool::Supervisord.get().unwrap())
+        let supervisord = Program::new(Tool::Supervisord.get().unwrap());
+        let supervisord = env.iter().fold(supervisord, |program, (name, value)| program.env(name, value));
+        let mut supervisord = supervisord
             .arg("-c")
             .arg(paths::root().join("supervisord.conf"))
             .env("BIN_DIR", &bin)
@@ -150,6 +157,32 @@ fn a_machine_that_is_stopped_has_not_failed() {
     signal(machine.supervisord.pid(), Signal::TERM);
     let status = machine.supervisord.wait(Duration::from_secs(20)).unwrap_or_else(|error| panic!("{error}"));
     assert!(status.success(), "{status}");
+}
+
+/// Whoever takes over the app must not be able to write the proxy's audit log anew.
+#[test]
+fn the_app_has_no_key_that_signs_the_audit_log_nor_another_secret_of_the_proxy() {
+    let secret = "fedcba9876543210fedcba9876543210";
+    let keys = format!("k1:{secret}");
+    let env = [
+        ("OUTRIGGER_AUDIT_KEYS", &*keys),
+        ("OUTRIGGER_ADMIN_TOKEN", "token-0123456789abcdef0123456789"),
+        ("OUTRIGGER_AFFINITY_KEYS", "affinity-0123456789abcdef0123456789"),
+        ("OUTRIGGER_AUDIT_SECRET", "0123456789abcdef0123456789abcdef"),
+    ];
+    let machine = Machine::start_with("keys", AT_ONCE, &env);
+    let environment = |program: &str| {
+        let environ = fs::read(format!("/proc/{}/environ", machine.pid(program).unwrap())).unwrap();
+        String::from_utf8_lossy(&environ).into_owned()
+    };
+    let (app, proxy) = (environment("outrigger-app"), environment("outrigger"));
+    assert!(proxy.contains(secret), "the proxy signs");
+    let derived = MasterKeys::parse(&keys).unwrap().unwrap().pseudonym_key().expose();
+    assert!(app.contains(&format!("OUTRIGGER_AUDIT_PSEUDONYM_KEY={derived}\0")), "the app makes pseudonyms");
+    assert!(app.contains("OUTRIGGER_AUDIT_SECRET=0123"), "the app takes what is shipped");
+    for of_the_proxy in [secret, "OUTRIGGER_AUDIT_KEYS", "OUTRIGGER_ADMIN_TOKEN", "OUTRIGGER_AFFINITY_KEYS"] {
+        assert!(!app.contains(of_the_proxy), "the app has {of_the_proxy}");
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod audit_commands;
 mod audit_docs;
 mod audit_shipping;
 mod audit_store;
+mod audit_tampering;
 mod bad_input;
 mod breaker;
 mod databases;

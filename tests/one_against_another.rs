@@ -1,6 +1,7 @@
 //! One client against another: for each resource that requests share, one client takes as much of it as it can get, and
 //! another client must not notice. `docs/security.md` has the figures that these tests print.
 
+mod audit;
 mod breaker;
 mod connections;
 mod uploads;

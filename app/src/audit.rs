@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use outrigger_policy::audit::Class;
 use outrigger_policy::flags::{Flag, Switch};
-use outrigger_trail::keys::{KEYS, MasterKeys};
+use outrigger_trail::keys::{KEYS, MasterKeys, PSEUDONYM_KEY, PseudonymKey};
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::config::{AuditSettings, ConfigError};
@@ -26,7 +26,7 @@ const SHORTEST_SECRET: usize = 32;
 #[derive(Debug)]
 pub struct Audit {
     secret: Option<Secret>,
-    keys: Option<MasterKeys>,
+    pseudonyms: Option<PseudonymKey>,
     flag: Flag,
     machine: String,
     batches: Semaphore,
@@ -48,20 +48,31 @@ impl Audit {
             let hint = "make one with `openssl rand -hex 32`, and give it to both programs";
             return Err(ConfigError::setting("OUTRIGGER_AUDIT_SECRET", problem, hint));
         }
+        let pseudonyms =
+            settings.audit_pseudonym_key.as_ref().map_or(Ok(None), |key| PseudonymKey::parse(key.expose()));
+        let hint = "take what `outrigger audit keys derive` prints";
+        let mut pseudonyms = pseudonyms.map_err(|e| ConfigError::setting(PSEUDONYM_KEY, e.to_string(), hint))?;
         let keys = settings.audit_keys.as_ref().map_or(Ok(None), |keys| MasterKeys::parse(keys.expose()));
-        let keys = keys.map_err(|e| ConfigError::setting(KEYS, e.to_string(), "give the app the proxy's keys"))?;
+        let hint = "give the app a pseudonym key instead";
+        if let Some(keys) = keys.map_err(|e| ConfigError::setting(KEYS, e.to_string(), hint))? {
+            tracing::warn!(
+                "{KEYS} is in the app's environment: with it, whoever takes over the app can sign the proxy's audit log. Give the app \
+                 {PSEUDONYM_KEY} instead, as `outrigger audit keys derive` prints it, or start it by `outrigger audit keys exec`"
+            );
+            pseudonyms.get_or_insert_with(|| keys.pseudonym_key().clone());
+        }
         let audit = Self {
             secret,
-            keys,
+            pseudonyms,
             flag,
             machine,
             batches: Semaphore::new(BATCHES_AT_ONCE),
             retention: Arc::default(),
             wanting: Notify::new(),
         };
-        if audit.keys.is_none() && audit.flag.switch != Switch::Off {
+        if audit.pseudonyms.is_none() && audit.flag.switch != Switch::Off {
             tracing::warn!(
-                "{KEYS} is not set: the app does not enter into the audit trail who reads and writes documents"
+                "{PSEUDONYM_KEY} is not set: the app does not enter into the audit trail who reads and writes documents"
             );
         }
         Ok(audit)

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
 use outrigger_policy::flags::{Feature, Flag};
-use outrigger_trail::keys::KEYS;
+use outrigger_trail::keys::{KEYS, PSEUDONYM_KEY};
 
 use crate::units::{Millis, Secret, Span};
 
@@ -207,8 +207,13 @@ pub struct AuditSettings {
     #[arg(long, env = "OUTRIGGER_AUDIT_SECRET", hide_env_values = true)]
     pub audit_secret: Option<Secret>,
 
-    /// The trail's master keys, `id:secret` with commas between, as the proxy has them. With them, the app enters who
-    /// reads and writes which document.
+    /// What makes pseudonyms, as `outrigger audit keys derive` prints it. With it, the app records who reads and writes which
+    /// document in the audit log.
+    #[arg(long, env = PSEUDONYM_KEY, hide_env_values = true)]
+    pub audit_pseudonym_key: Option<Secret>,
+
+    /// The audit log's master keys, which also sign the proxy's part of it: the app should not have them. They are used when there is
+    /// no pseudonym key, with a warning.
     #[arg(long, env = KEYS, hide_env_values = true)]
     pub audit_keys: Option<Secret>,
 }
@@ -282,7 +287,9 @@ impl Settings {
         auth.jwt_secret = auth.jwt_secret.take().filter(|secret| !secret.expose().is_empty());
         auth.jwt_key_file = auth.jwt_key_file.take().filter(some_path);
         audit.audit_secret = audit.audit_secret.take().filter(|secret| !secret.expose().trim().is_empty());
-        audit.audit_keys = audit.audit_keys.take().filter(|keys| !keys.expose().trim().is_empty());
+        for keys in [&mut audit.audit_keys, &mut audit.audit_pseudonym_key] {
+            *keys = keys.take().filter(|keys| !keys.expose().trim().is_empty());
+        }
         auth.jwt_audience = auth.jwt_audience.take().filter(some_text);
         auth.jwt_issuer = auth.jwt_issuer.take().filter(some_text);
         Ok(settings)

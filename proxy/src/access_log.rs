@@ -33,6 +33,8 @@ pub struct Line {
     pub outcome: Outcome,
     /// Why we answered or the app failed.
     pub reason: Option<&'static str>,
+    /// The limit that refused it.
+    pub limit: Option<String>,
     /// Head to end of answer.
     pub duration: Duration,
     /// Attempts at the app.
@@ -55,6 +57,8 @@ struct Shown<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
     duration_ms: f64,
     attempts: u32,
     body_bytes: u64,
@@ -82,6 +86,7 @@ impl Line {
                     status: self.status,
                     outcome: self.outcome.name(),
                     reason: self.reason,
+                    limit: self.limit.as_deref(),
                     duration_ms: (duration_ms * 1000.0).round() / 1000.0,
                     attempts: self.attempts,
                     body_bytes: self.body_bytes,
@@ -92,7 +97,7 @@ impl Line {
             LogFormat::Text => writeln!(
                 out,
                 "{timestamp:.6}  INFO request {} {} {:?} -> {} {} in {duration_ms:.3} ms route={} request_id={} attempts={} \
-                 body_bytes={}{}",
+                 body_bytes={}{}{}",
                 self.client,
                 self.method,
                 self.path,
@@ -103,6 +108,7 @@ impl Line {
                 self.attempts,
                 self.body_bytes,
                 self.reason.map_or_else(String::new, |reason| format!(" reason={reason}")),
+                self.limit.as_ref().map_or_else(String::new, |limit| format!(" limit={limit}")),
             ),
         }
     }
@@ -141,6 +147,7 @@ mod tests {
             status: 502,
             outcome: Outcome::BadGateway,
             reason: Some("app_closed"),
+            limit: None,
             duration: Duration::from_micros(1234),
             attempts: 2,
             body_bytes: 7,

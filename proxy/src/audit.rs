@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 
 pub use self::event::{Act, Captured, Event, Item, Who};
 use self::queue::Done;
-pub use self::queue::{Command, Receipt, Trail, is_worker};
+pub use self::queue::{Authority, Command, ForgetError, Receipt, Trail, is_worker};
 use self::writer::Writer;
 use crate::config::audit::AuditRules;
 use crate::exchange::{Destination, Exchange, Request};
@@ -307,6 +307,10 @@ fn request(exchange: &Exchange, event: EventType, outcome: Ended, ended: Instant
         status: exchange.status,
         route: exchange.route,
         reason: None,
+        limit: match exchange.rejection {
+            Some(Rejection::QuotaExceeded { limit, .. }) => Some(limit),
+            _ => None,
+        },
         method: exchange.audit.method.clone(),
         request_id: exchange.request_id,
         trace: exchange.audit.trace,

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// The variable with the master keys.
 pub const KEYS: &str = "OUTRIGGER_AUDIT_KEYS";
+/// The variable with the app's part of them: [`PseudonymKey`].
+pub const PSEUDONYM_KEY: &str = "OUTRIGGER_AUDIT_PSEUDONYM_KEY";
 /// Shorter ones can be guessed.
 pub const SHORTEST_SECRET: usize = 32;
 const MOST_KEYS: usize = 16;
@@ -40,6 +42,9 @@ pub enum KeyError {
     /// It does not open, or does not verify.
     #[error("key {0:?} is another one than that it was made with, or it was changed since")]
     Wrong(String),
+    /// A pseudonym key cannot be read.
+    #[error("is no pseudonym key: it has to be what `outrigger audit keys derive` prints, id:base64url")]
+    NoPseudonymKey,
     /// The system gives no randomness.
     #[error("the system gives no random bytes")]
     NoRandomness,
@@ -74,6 +79,13 @@ impl SubjectKind {
         }
     }
 
+    /// Whether this is a pseudonym, as entries have it.
+    pub fn is_pseudonym(text: &str) -> bool {
+        [Self::User, Self::Key, Self::Address].into_iter().any(|kind| {
+            text.strip_prefix(kind.prefix()).is_some_and(|id| URL_SAFE_NO_PAD.decode(id).is_ok_and(|id| id.len() == 16))
+        })
+    }
+
     /// Takes `user:ann` apart.
     pub fn of(subject: &str) -> Option<Self> {
         let (kind, name) = subject.split_once(':')?;
@@ -89,9 +101,60 @@ pub struct MasterKeys {
 
 struct MasterKey {
     id: String,
-    pseudonyms: hmac::Key,
+    pseudonyms: PseudonymKey,
     wrapping: LessSafeKey,
     signing: Ed25519KeyPair,
+}
+
+/// The part of a master key that makes pseudonyms. It signs nothing and opens nothing, and neither can be derived from it: the app needs
+/// no more, and is to have no more. Its text, `id:base64url`, is what `outrigger audit keys derive` prints.
+#[derive(Clone)]
+pub struct PseudonymKey {
+    id: String,
+    secret: [u8; 32],
+    key: hmac::Key,
+}
+
+impl std::fmt::Debug for PseudonymKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PseudonymKey({})", self.id)
+    }
+}
+
+impl PseudonymKey {
+    fn new(id: &str, secret: [u8; 32]) -> Self {
+        Self { id: id.to_owned(), secret, key: hmac::Key::new(hmac::HMAC_SHA256, &secret) }
+    }
+
+    /// Reads `id:base64url`; `None` when there is none.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn parse(text: &str) -> Result<Option<Self>, KeyError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let secret = text.split_once(':').and_then(|(id, secret)| {
+            let secret: [u8; 32] = URL_SAFE_NO_PAD.decode(secret).ok()?.try_into().ok()?;
+            Some(Self::new(id, secret))
+        });
+        secret.map(Some).ok_or(KeyError::NoPseudonymKey)
+    }
+
+    /// As [`PseudonymKey::parse`] reads it. A secret.
+    pub fn expose(&self) -> String {
+        format!("{}:{}", self.id, URL_SAFE_NO_PAD.encode(self.secret))
+    }
+
+    /// What `subject`, as in `user:ann`, is called in the audit log.
+    pub fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
+        let tag = hmac::sign(&self.key, subject);
+        let mut text = String::with_capacity(24);
+        text.push_str(kind.prefix());
+        URL_SAFE_NO_PAD.encode_string(&tag.as_ref()[..16], &mut text);
+        text
+    }
 }
 
 impl std::fmt::Debug for MasterKey {
@@ -147,6 +210,11 @@ impl MasterKeys {
     /// The name of the one in use.
     pub fn current_id(&self) -> &str {
         &self.current().id
+    }
+
+    /// The part of the key in use that makes pseudonyms.
+    pub fn pseudonym_key(&self) -> &PseudonymKey {
+        &self.current().pseudonyms
     }
 
     /// What `subject`, as in `user:ann`, is called in the trail.
@@ -241,18 +309,14 @@ impl MasterKey {
         };
         Some(Self {
             id: id.to_owned(),
-            pseudonyms: hmac::Key::new(hmac::HMAC_SHA256, &expand(b"pseudonyms")?),
+            pseudonyms: PseudonymKey::new(id, expand(b"pseudonyms")?),
             wrapping: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &expand(b"wrapping")?).ok()?),
             signing: Ed25519KeyPair::from_seed_unchecked(&expand(b"signing")?).ok()?,
         })
     }
 
     fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
-        let tag = hmac::sign(&self.pseudonyms, subject);
-        let mut text = String::with_capacity(24);
-        text.push_str(kind.prefix());
-        URL_SAFE_NO_PAD.encode_string(&tag.as_ref()[..16], &mut text);
-        text
+        self.pseudonyms.pseudonym(kind, subject)
     }
 }
 
@@ -466,6 +530,27 @@ mod tests {
         }
         assert!(MasterKeys::parse(" , ").unwrap().is_none());
         assert!(!format!("{:?}", keys(&format!("k1:{SECRET}"))).contains(SECRET));
+    }
+
+    #[test]
+    fn the_app_s_part_of_a_key_makes_the_same_pseudonyms_and_is_no_master_key() {
+        let keys = keys(&format!("k2:{OTHER},k1:{SECRET}"));
+        let text = keys.pseudonym_key().expose();
+        let part = PseudonymKey::parse(&text).unwrap().unwrap();
+        for subject in ["user:ann", "key:acme", "address:192.0.2.1"] {
+            let kind = SubjectKind::of(subject).unwrap();
+            assert_eq!(part.pseudonym(kind, subject.as_bytes()), keys.pseudonym(kind, subject.as_bytes()));
+            assert!(SubjectKind::is_pseudonym(&part.pseudonym(kind, subject.as_bytes())));
+        }
+        // Taken for a master key it signs with another one.
+        let taken = MasterKeys::parse(&text).unwrap().unwrap();
+        assert!(keys.public().verify(b"text", &taken.sign(b"text")).is_err());
+        assert!(!format!("{part:?}").contains(&text[3..]));
+        for bad in ["k1", "k1:short", SECRET] {
+            assert_eq!(PseudonymKey::parse(bad).unwrap_err(), KeyError::NoPseudonymKey);
+        }
+        assert!(PseudonymKey::parse(" ").unwrap().is_none());
+        assert!(!SubjectKind::is_pseudonym("user:ann") && !SubjectKind::is_pseudonym("u_short"));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! The files of a spool: their names, and the lines in them that are no entries.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use outrigger_policy::audit::Class;
+use outrigger_policy::audit::{Class, Hash, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{KeyError, PublicKeys, Signature};
 
+/// A checkpoint is shorter; so much of a file's end is read to find it.
+const CHECKPOINT: u64 = 16 * 1024;
 /// The name of the file with the chain's id.
 pub const CHAIN: &str = "CHAIN";
 /// The name of the file that whoever writes has locked.
@@ -17,6 +20,9 @@ pub const LOCK: &str = "LOCK";
 pub const HEAD: &str = "HEAD";
 /// Bytes of each of its two slots.
 pub const HEAD_SLOT: usize = 4096;
+/// How far an entry on disk may be ahead of the time in `HEAD`, in microseconds. The writer signs and syncs `HEAD` before it writes
+/// an entry that would be further ahead, so an entry that is proves that an older `HEAD` was put back.
+pub const HEAD_LAG_US: i64 = 250_000;
 /// The name of the file that says what the app has.
 pub const SHIPPED: &str = "SHIPPED";
 /// The name of the master key that is made when none is given.
@@ -66,6 +72,57 @@ pub fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
         }
     }
     found.sort_by_key(|segment| (segment.class, segment.first));
+    Ok(found)
+}
+
+/// The last line of a segment, if it is a checkpoint; its signature is not verified.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn last_checkpoint(path: &Path) -> io::Result<Option<(Vec<u8>, Checkpoint)>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(CHECKPOINT)))?;
+    let mut end = Vec::new();
+    file.take(CHECKPOINT).read_to_end(&mut end)?;
+    let Some(whole) = end.strip_suffix(b"\n") else { return Ok(None) };
+    let line = whole.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+    Ok(serde_json::from_slice(line).ok().map(|checkpoint| (line.to_vec(), checkpoint)))
+}
+
+/// The number and time of an entry, without parsing the rest of its line; `None` when it is no entry.
+pub fn number_and_time(line: &[u8]) -> Option<(u64, Time)> {
+    let rest = line.strip_prefix(b"{\"seq\":")?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    let from = memchr::memmem::find(rest, b"\"time\":\"")? + b"\"time\":\"".len();
+    let time = std::str::from_utf8(rest.get(from..from + 27)?).ok()?;
+    Some((seq, Time(time.parse::<jiff::Timestamp>().ok()?.as_microsecond())))
+}
+
+/// Numbers and times of the entries of one class behind entry `after`. `segments` are those of the class, in order.
+///
+/// # Errors
+/// A file cannot be read. One that is not there any more is skipped: retention has dropped it.
+pub fn entries_behind(segments: &[Segment], after: u64) -> io::Result<Vec<(u64, Time)>> {
+    let mut found = Vec::new();
+    for (at, segment) in segments.iter().enumerate() {
+        if segments.get(at + 1).is_some_and(|next| next.first <= after + 1) {
+            continue;
+        }
+        let content = match std::fs::read(&segment.path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        // Lines without a newline are torn: nobody relies on them.
+        let lines = content.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+        found.extend(lines.filter_map(number_and_time).filter(|(seq, _)| *seq > after));
+    }
     Ok(found)
 }
 
@@ -135,6 +192,46 @@ pub struct Heads {
     pub key: String,
 }
 
+impl Heads {
+    /// Reads a `HEAD` that was kept elsewhere.
+    ///
+    /// # Errors
+    /// It is none, its key is unknown, or it was changed.
+    pub fn verified(line: &[u8], public: &PublicKeys) -> Result<Self, KeyError> {
+        let heads: Self = serde_json::from_slice(line).map_err(|_| KeyError::Wrong("?".to_owned()))?;
+        verify(line, &heads.key, public).map(|()| heads)
+    }
+
+    /// When it was signed; `None` when that cannot be read.
+    pub fn signed_at(&self) -> Option<Time> {
+        self.time.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
+    }
+
+    /// Whether it can have been signed after `older`, by a writer that went on from there.
+    pub fn is_ahead_of(&self, older: &Self) -> bool {
+        self.number > older.number && Class::ALL.into_iter().all(|class| self.last(class) >= older.last(class))
+    }
+
+    /// The ends that it vouches for: class, number, hash.
+    pub fn ends(&self) -> impl Iterator<Item = (Class, u64, Hash)> {
+        let end = |(class, span): (&String, &Span)| {
+            Some((Class::named(class)?, span.last, outrigger_policy::audit::unhex(span.hash.as_bytes())?))
+        };
+        self.classes.iter().filter_map(end).filter(|(_, last, _)| *last > 0)
+    }
+
+    /// The number of the last entry of a class that it vouches for.
+    pub fn last(&self, class: Class) -> u64 {
+        self.classes.get(class.name()).map_or(0, |span| span.last)
+    }
+
+    /// The last of `tail`, entries of one class behind its end, if that is later than a crash explains.
+    pub fn overrun(&self, class: Class, tail: &[(u64, Time)]) -> Option<(u64, Time)> {
+        let (last, latest) = (self.last(class), self.signed_at()?.0.saturating_add(HEAD_LAG_US));
+        tail.iter().copied().filter(|(seq, time)| *seq > last && time.0 > latest).max_by_key(|(seq, _)| *seq)
+    }
+}
+
 /// The end of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -167,6 +264,21 @@ pub fn sign(value: &impl Serialize, keys: &crate::keys::MasterKeys) -> Vec<u8> {
     line.extend_from_slice(signature.signature.as_bytes());
     line.extend_from_slice(b"\"}");
     line
+}
+
+/// The newest `HEAD` of a directory that verifies, as it was signed and what it says; `None` when none does.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn newest_head(directory: &Path, public: &PublicKeys) -> io::Result<Option<(String, Heads)>> {
+    let content = std::fs::read(directory.join(HEAD))?;
+    let slot = |slot: &[u8]| {
+        let line = slot.trim_ascii_end();
+        let heads: Heads = serde_json::from_slice(line).ok()?;
+        verify(line, &heads.key, public).ok()?;
+        Some((String::from_utf8(line.to_vec()).ok()?, heads))
+    };
+    Ok(content.chunks(HEAD_SLOT).filter_map(slot).max_by_key(|(_, heads)| heads.number))
 }
 
 /// A signed line as it was before it was signed; empty when it is none.

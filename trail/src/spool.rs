@@ -104,6 +104,19 @@ impl SpoolError {
     }
 }
 
+impl SpoolError {
+    /// The same once more, for the next class that it keeps from being written.
+    fn again(&self) -> Self {
+        match self {
+            Self::Locked(path) => Self::Locked(path.clone()),
+            Self::File { path, source } => Self::File { path: path.clone(), source: source.kind().into() },
+            Self::Broken { path, problem } => Self::Broken { path: path.clone(), problem },
+            Self::Full => Self::Full,
+            Self::Gone(path) => Self::Gone(path.clone()),
+        }
+    }
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
     let path = path.to_owned();
     move |source| SpoolError::File { path, source }
@@ -131,6 +144,15 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
+/// Something that was found when a spool was opened and that no crash explains. It is entered into the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// The action of its entry, such as `audit.rolled_back`.
+    pub action: &'static str,
+    /// The details of its entry: a JSON object.
+    pub details: String,
+}
+
 /// A spool that this process writes to.
 #[derive(Debug)]
 pub struct Spool {
@@ -143,6 +165,11 @@ pub struct Spool {
     heads: File,
     number: u64,
     signed_at: Time,
+    /// The time in the newest `HEAD`, and in the newest that is surely on disk.
+    head_time: Time,
+    synced_head_time: Time,
+    /// The latest time of what is appended and not committed.
+    latest: Time,
     is_head_due: bool,
     is_closed: bool,
     /// What the app has, by class.
@@ -154,6 +181,8 @@ pub struct Spool {
     is_note_due: bool,
     /// What went to make room.
     dropped: Vec<Dropped>,
+    /// What was found when it was opened and no crash explains.
+    alarms: Vec<Alarm>,
     /// Held as long as this lives.
     lock: File,
 }
@@ -217,6 +246,9 @@ impl Spool {
             heads,
             number: 0,
             signed_at: Time(0),
+            head_time: Time(0),
+            synced_head_time: Time(0),
+            latest: Time(0),
             is_head_due: true,
             is_closed: false,
             shipped: [0; Class::ALL.len()],
@@ -224,6 +256,7 @@ impl Spool {
             noted_at: Time(0),
             is_note_due: false,
             dropped: Vec::new(),
+            alarms: Vec::new(),
             lock,
         };
         let shipped = files::shipped(directory)?;
@@ -232,15 +265,29 @@ impl Spool {
         }
         spool.erasures = shipped.erasures;
         spool.recover(now)?;
+        if !spool.alarms.is_empty() {
+            // Before HEAD is signed anew: it would hide what was found, should the program be killed in between.
+            (spool.head_time, spool.synced_head_time) = (Time(i64::MAX), Time(i64::MAX));
+            match spool.commit(now).into_iter().next() {
+                // There is no room for it until something is shipped, which needs an open spool.
+                None | Some((_, SpoolError::Full)) => {}
+                Some((_, e)) => return Err(e),
+            }
+        }
         spool.sign_heads(now)?;
         // What says that nobody writes must not outlast a loss of power behind what is written now.
-        spool.heads.sync_data().map_err(at(&directory.join(layout::HEAD)))?;
+        spool.sync_head()?;
         Ok(spool)
     }
 
     /// The id of its chains.
     pub fn chain_id(&self) -> &str {
         &self.chain
+    }
+
+    /// What was found when it was opened and no crash explains.
+    pub fn alarms(&self) -> &[Alarm] {
+        &self.alarms
     }
 
     /// The directory.
@@ -273,6 +320,7 @@ impl Spool {
         let chain = &mut self.chains[class as usize];
         let start = chain.lines.len();
         draft.write(class, &chain.head, &mut chain.lines);
+        self.latest = self.latest.max(draft.time);
         let hash = sha256(&chain.lines[start..]);
         chain.lines.push(b'\n');
         chain.head = Head { last: chain.head.last + 1, hash };
@@ -298,13 +346,19 @@ impl Spool {
         let mut failed = Vec::new();
         let dirty = Class::ALL.map(|class| !self.chains[class as usize].lines.is_empty());
         let is_gone = dirty.contains(&true) && self.is_gone();
+        let time = std::mem::take(&mut self.latest).max(now);
+        let vouched = if dirty.contains(&true) && !is_gone { self.keep_head_close(time) } else { Ok(()) };
         // The keys of all classes before the lines of any: an entry must not name a key that a crash can take.
         for step in [Self::prepare, Self::write_lines] {
             for class in Class::ALL.into_iter().filter(|class| dirty[*class as usize]) {
                 if failed.iter().any(|(of, _)| *of == class) {
                     continue;
                 }
-                let done = if is_gone { Err(SpoolError::Gone(self.directory.clone())) } else { step(self, class, now) };
+                let done = match &vouched {
+                    _ if is_gone => Err(SpoolError::Gone(self.directory.clone())),
+                    Ok(()) => step(self, class, now),
+                    Err(e) => Err(e.again()),
+                };
                 if let Err(e) = done {
                     let chain = &mut self.chains[class as usize];
                     chain.lines.clear();
@@ -315,10 +369,31 @@ impl Spool {
         }
         self.is_head_due |= dirty.contains(&true);
         if self.is_head_due && now.0.abs_diff(self.signed_at.0) >= HEAD_EVERY_US.unsigned_abs() {
-            // It lags behind, which it may; the next commit tries again.
-            let _ = self.sign_heads(now);
+            // It lags behind, which it may; the next commit tries again, and writes nothing that is too far ahead of it.
+            if self.sign_heads(time).is_ok() {
+                self.signed_at = now;
+            }
         }
         failed
+    }
+
+    /// Sees to it that nothing with a time up to `time` is further ahead of `HEAD` than a crash explains, also one of the machine: see
+    /// [`layout::HEAD_LAG_US`].
+    fn keep_head_close(&mut self, time: Time) -> Result<(), SpoolError> {
+        let is_far = |head: Time| time.0.saturating_sub(head.0) > layout::HEAD_LAG_US;
+        if is_far(self.head_time) {
+            let (signed_at, is_due) = (self.signed_at, self.is_head_due);
+            self.sign_heads(time)?;
+            // What is written next is not vouched for by it.
+            (self.signed_at, self.is_head_due) = (signed_at, is_due);
+        }
+        if is_far(self.synced_head_time) { self.sync_head() } else { Ok(()) }
+    }
+
+    fn sync_head(&mut self) -> Result<(), SpoolError> {
+        self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD)))?;
+        self.synced_head_time = self.head_time;
+        Ok(())
     }
 
     /// Somebody has removed the directory, or put another one in its place: what is written would be read by nobody.
@@ -374,7 +449,7 @@ impl Spool {
         self.roll(now, |_| true)?;
         self.is_closed = true;
         self.sign_heads(now)?;
-        self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD)))
+        self.sync_head()
     }
 
     /// Closes the open segments for which `wanted` says so; without entries they stay open.
@@ -413,7 +488,7 @@ impl Spool {
         let offset = self.number % 2 * HEAD_SLOT as u64;
         let path = self.directory.join(layout::HEAD);
         self.heads.write_all_at(&slot, offset).map_err(at(&path))?;
-        self.signed_at = now;
+        (self.signed_at, self.head_time) = (now, now);
         self.is_head_due = false;
         Ok(())
     }
@@ -494,10 +569,8 @@ impl Spool {
             chain.open = Some(Open::create(directory, class, chain_id, machine, &chain.committed, now)?);
         }
         let before = std::mem::replace(&mut chain.floor, closed.last + 1);
-        let signed_at = self.signed_at;
-        let said = self
-            .sign_heads(signed_at)
-            .and_then(|()| self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD))));
+        let head_time = self.head_time.min(now);
+        let said = self.sign_heads(head_time).and_then(|()| self.sync_head());
         let chain = &mut self.chains[class as usize];
         if let Err(e) = said {
             chain.floor = before;
@@ -629,6 +702,18 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), SpoolError> {
     files::replace(path, content)
 }
 
+/// How many data keys of these subjects, as pseudonyms, the files of a spool have.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn count_keys(directory: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
+    let mut count = 0;
+    for segment in layout::segments(directory).map_err(at(directory))? {
+        count += files::count_keys(&segment.keys(), subjects)?;
+    }
+    Ok(count)
+}
+
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Hash {
     let mut hash = Hash::default();
@@ -652,5 +737,7 @@ pub fn system<'a>(id: u128, now: Time, machine: &'a str, action: &'a str, detail
     }
 }
 
+#[cfg(test)]
+mod rollback_tests;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,9 @@
 //! locks ([`Lock`]), which end with their transaction.
 //!
 //! Read in this order: [`batch`] (what a proxy ships), [`ingest`] (how it is stored, once), [`partitions`] (where), [`subjects`] (keys,
-//! erasures, holds), [`retention`] (what goes), [`drops`] (what is said of it), [`search`], [`chains`] (rows for who verifies them).
+//! erasures, holds), [`anchors`] (what proxies have signed for), [`retention`] (what goes), [`drops`] (what is said of it), [`search`], [`chains`] (rows for who verifies them).
 
+pub mod anchors;
 pub mod batch;
 pub mod chains;
 pub mod drops;

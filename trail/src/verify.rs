@@ -90,7 +90,8 @@ impl Findings {
         self.classes.iter().map(|class| class.entries).sum()
     }
 
-    fn add(&mut self, place: Place, wrong: Wrong) {
+    /// Adds something that is wrong.
+    pub fn add(&mut self, place: Place, wrong: Wrong) {
         if self.problems.len() < MOST_PROBLEMS {
             self.problems.push(Problem { place, wrong });
         } else {
@@ -133,7 +134,8 @@ pub struct Place {
 }
 
 impl Place {
-    fn file(name: &str) -> Self {
+    /// A file or table.
+    pub fn file(name: &str) -> Self {
         Self { file: Some(name.to_owned()), ..Self::default() }
     }
 }
@@ -236,6 +238,30 @@ pub enum Wrong {
     /// What retention says that it dropped from PostgreSQL.
     #[error("the record of what retention dropped {0}")]
     Drop(String),
+    /// An entry is further ahead of `HEAD` than a crash explains.
+    #[error("is of {time}, and HEAD is of {head_time} and does not vouch for it: a crash leaves at most {} ms unsigned", crate::layout::HEAD_LAG_US / 1000)]
+    Overrun {
+        /// Its time.
+        time: String,
+        /// When `HEAD` was signed.
+        head_time: String,
+    },
+    /// `HEAD` is older than one that was kept elsewhere.
+    #[error("is number {here}, and {by} has number {known} of the same directory")]
+    OlderHead {
+        /// Its number.
+        here: u64,
+        /// The number of the other.
+        known: u64,
+        /// Where that is.
+        by: String,
+    },
+    /// Something that was kept elsewhere cannot be used.
+    #[error("{0}")]
+    Anchor(String),
+    /// The program found at its start that an older state was put back.
+    #[error("says that the program found at its start: {0}")]
+    Alarm(&'static str),
     /// PostgreSQL lacks what the spool says that it has.
     #[error("the spool was told that {shipped} entries are stored, and the last one here is {last}")]
     Unstored {
@@ -288,6 +314,14 @@ impl Wrong {
                 "the row was changed: a search takes the entry for what it is not, or does not find it; what the entry says counts"
             }
             Self::Drop(_) => "rows were deleted by something else than retention, or the record was changed",
+            Self::Overrun { .. } => {
+                "an older HEAD was put back, and with it, perhaps, older or no files of other chains: entries may be missing at their ends"
+            }
+            Self::OlderHead { .. } => "the directory, or HEAD alone, was put back to an earlier state",
+            Self::Anchor(_) => "the anchor was changed, or what it vouches for was taken away as a whole",
+            Self::Alarm(_) => {
+                "the audit log was changed while the program did not run; the entry's details say how that showed"
+            }
             Self::Unstored { .. } => "rows were deleted from the database, or it was restored from an older backup",
         }
     }

@@ -14,9 +14,9 @@ use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use outrigger_policy::audit::Class;
 use outrigger_trail::store::batch::{Batch, MOST_BYTES};
-use outrigger_trail::store::drops::{self, Dropped, Offered, Recorded};
+use outrigger_trail::store::drops::{self, Offered, Recorded};
 use outrigger_trail::store::ingest::{self, Ingested};
-use outrigger_trail::store::retention::{self, Retention};
+use outrigger_trail::store::retention::{self, Done, Resume, Retention, Steps};
 use outrigger_trail::store::{StoreError, partitions};
 use ring::digest;
 use serde::de::DeserializeOwned;
@@ -117,16 +117,21 @@ struct RetentionRequest {
     /// Seconds, by class; a class that is not named is left alone.
     retention: BTreeMap<String, u64>,
     now: Timestamp,
+    /// What the answer before had as `more`.
+    #[serde(default)]
+    resume: Option<Resume>,
 }
 
 /// What was removed, and is not entered into the trail yet.
 #[derive(Debug, Serialize)]
 pub struct Removed {
     drops: Vec<Offered>,
+    /// What to send as `resume`: there is more to remove.
+    more: Option<Resume>,
 }
 
-/// `POST /internal/audit/retention`: removes what is too old. A removal that takes longer than the request goes on without it; the
-/// next answer tells of it.
+/// `POST /internal/audit/retention`: removes what is too old, for some seconds, and says whether there is more. A removal that takes
+/// longer than the request goes on without it; the next answer tells of it.
 pub async fn retain(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -147,10 +152,10 @@ pub async fn retain(
     let removing = app.clone();
     let task = tokio::spawn(async move {
         let _turn = turn;
-        let outcome = remove(&removing.postgres, &retention, asked.now).await;
+        let outcome = remove(&removing.postgres, &retention, asked.now, asked.resume).await;
         match &outcome {
-            Ok(dropped) => {
-                for of in dropped {
+            Ok(done) => {
+                for of in &done.dropped {
                     let (count, class, chain, kept) = (of.count, &of.class, &of.chain, of.kept);
                     tracing::info!(
                         count,
@@ -163,23 +168,28 @@ pub async fn retain(
             }
             Err(error) => tracing::warn!(error = %error, "too old entries stay for now: {error}"),
         }
-        outcome.map(drop)
+        outcome
     });
     let done = deadline.run(task).await?;
-    done.map_err(|panicked| ApiError::Internal(format!("a removal panicked: {panicked}")))??;
+    let done = done.map_err(|panicked| ApiError::Internal(format!("a removal panicked: {panicked}")))??;
     let mut lent = app.postgres.lend("audit::offer", deadline).await?;
     let answer = deadline.run(drops::offer(lent.client())).await;
     let drops = settle(lent, answer)?;
     app.audit.wanting.notify_one();
-    Ok(Json(Removed { drops }))
+    Ok(Json(Removed { drops, more: done.resume }))
 }
 
 /// On a connection of its own: it may take long, and requests need the pool's.
-async fn remove(postgres: &Postgres, retention: &Retention, now: Timestamp) -> Result<Vec<Dropped>, ApiError> {
+async fn remove(
+    postgres: &Postgres,
+    retention: &Retention,
+    now: Timestamp,
+    resume: Option<Resume>,
+) -> Result<Done, ApiError> {
     let mut client = postgres.for_long_work().await?;
     let work = async {
         client.batch_execute("SET statement_timeout = 0").await?;
-        retention::retain(&mut client, retention, now).await
+        retention::retain(&mut client, retention, now, resume, &Steps::default()).await
     };
     let outcome = tokio::time::timeout(LONGEST_RETENTION, work).await;
     outcome.map_err(|_| ApiError::DeadlineExceeded)?.map_err(|error| meaning("audit::retain", error))

@@ -82,7 +82,7 @@ impl FromRequestParts<App> for Asker {
 impl Audit {
     /// The entry that this act needs; `None` when the trail is off for whoever asks.
     pub fn entry(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Entry> {
-        let keys = self.keys.as_ref()?;
+        let keys = self.pseudonyms.as_ref()?;
         let (event, ..) = act.table();
         let mode = self.mode(&asker.principal);
         // Taking back is prepared with every write, and hardly ever done.

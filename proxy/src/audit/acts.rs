@@ -18,6 +18,25 @@ fn enter_surely(state: &State, act: Act) {
     }
 }
 
+/// PostgreSQL knows a `HEAD` of this directory that is ahead of what is here: it was put back to an earlier state.
+pub fn rolled_back(state: &State, number: u64) {
+    let problem =
+        "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was put back";
+    tracing::error!(
+        finding = "audit.rolled_back",
+        number,
+        "the audit log was changed while nobody wrote to it: {problem}"
+    );
+    state.metrics.audit.alarm("audit.rolled_back");
+    let details = json!({ "head_in_postgres": number, "problem": problem }).to_string();
+    for event in [EventType::Forged, EventType::AdminAction] {
+        enter_surely(
+            state,
+            Act { details: Some(details.clone()), ..Act::new(event, "audit.rolled_back", Outcome::Error) },
+        );
+    }
+}
+
 /// Enters something that was done. Nobody waits for it.
 pub fn enter(state: &State, act: Act) {
     let Some(trail) = &state.trail else { return };

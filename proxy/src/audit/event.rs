@@ -90,6 +90,8 @@ pub struct Event {
     pub route: usize,
     /// Why.
     pub reason: Option<&'static str>,
+    /// The number in the rules of the limit that refused it.
+    pub limit: Option<u16>,
     /// Its method.
     pub method: Method,
     /// Its name.

@@ -97,13 +97,40 @@ impl Batch {
 #[derive(Debug)]
 pub enum Command {
     /// The data keys of these subjects are to be destroyed.
-    Forget(Vec<String>, oneshot::Sender<Result<usize, String>>),
+    Forget(Vec<String>, Authority, oneshot::Sender<Result<usize, ForgetError>>),
     /// The app has everything of a class up to this entry, and heard of this erasure.
     Shipped(Class, u64, u64),
     /// What is too old is to be dropped.
     Expire,
     /// Everything before this is to be on disk, and the chains closed.
     Close(oneshot::Sender<()>),
+}
+
+/// Who has decided that a subject is to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// An operator, here: a hold of this spool comes first.
+    Operator,
+    /// PostgreSQL, which has looked at its own holds and destroyed its keys.
+    Postgres,
+}
+
+/// Why no data key was destroyed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// A hold keeps what is about one of the subjects.
+    #[error("hold {id} of {by} keeps what is about this subject ({reason}); release it first, if it may be")]
+    Held {
+        /// Its name.
+        id: String,
+        /// Who asked for it.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// Holds or keys cannot be read or written.
+    #[error("{0}")]
+    Failed(String),
 }
 
 thread_local! {
@@ -190,6 +217,11 @@ impl Trail {
         // Without a writer there is nobody to ask, and whoever waits for an answer sees that.
         let _ = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command);
         self.wake_now();
+    }
+
+    /// The keys that it is written with; `None` before it has begun.
+    pub fn keys(&self) -> Option<&MasterKeys> {
+        self.keys.get()
     }
 
     /// Whether entries of a class get to disk.

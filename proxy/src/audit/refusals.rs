@@ -1,28 +1,36 @@
-//! A flood of strangers is to fill neither disk nor database: so many refusals in a second are entered one by one, and what is beyond
-//! is entered as one with a count, for each type, route and reason.
+//! A flood of refusals must fill neither disk nor database: so many in a second are entered one by one, of each client and of all
+//! together, and the rest is entered as one with a count, for each type, route, reason and limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
 use outrigger_policy::audit::{Class, EventType, Time};
 
-use super::event::Item;
+use super::event::{Item, Who};
 use crate::state::Snapshot;
 
 /// Refusals that are entered one by one in a second.
 const REFUSALS_A_SECOND: u32 = 1000;
+/// The same of one client, so that one that floods leaves room for the others'.
+const REFUSALS_OF_A_CLIENT: u32 = 50;
+/// Clients that are told apart in a second: no more of them could have an entry each.
+const MOST_CLIENTS: usize = REFUSALS_A_SECOND as usize;
 
 /// Refusals of this second.
 #[derive(Debug, Default)]
 pub struct Refusals {
     second: i64,
     entered: u32,
+    /// What each client has had of them, by user, key or address.
+    by_client: HashMap<u64, u32>,
+    hasher: RandomState,
     beyond: BTreeMap<Refusal, Beyond>,
 }
 
-/// What refusals have in common that are entered as one: type, route and reason.
-pub type Refusal = (EventType, usize, &'static str);
+/// What refusals have in common that are entered as one: type, route, reason, and the number of the limit that refused.
+pub type Refusal = (EventType, usize, &'static str, Option<u16>);
 
 /// Refusals that are entered as one.
 #[derive(Debug)]
@@ -44,19 +52,29 @@ impl Refusals {
         if event.event.class() != Class::Security || event.done.is_some() {
             return false;
         }
-        self.entered += 1;
-        if self.entered <= REFUSALS_A_SECOND {
+        if self.entered < REFUSALS_A_SECOND && !self.has_had_enough(&event.who) {
+            self.entered += 1;
             return false;
         }
         let beyond =
-            self.beyond.entry((event.event, event.route, event.reason.unwrap_or("none"))).or_insert_with(|| Beyond {
-                count: 0,
-                status: event.status,
-                from: time(event.ended),
-                rules: Arc::clone(rules),
-            });
+            self.beyond.entry((event.event, event.route, event.reason.unwrap_or("none"), event.limit)).or_insert_with(
+                || Beyond { count: 0, status: event.status, from: time(event.ended), rules: Arc::clone(rules) },
+            );
         beyond.count += 1;
         true
+    }
+
+    fn has_had_enough(&mut self, who: &Who) -> bool {
+        let client = match &who.verified {
+            Some(verified) => self.hasher.hash_one(verified.shown()),
+            None => self.hasher.hash_one(who.address),
+        };
+        if self.by_client.len() >= MOST_CLIENTS && !self.by_client.contains_key(&client) {
+            return false;
+        }
+        let entered = self.by_client.entry(client).or_insert(0);
+        *entered += 1;
+        *entered > REFUSALS_OF_A_CLIENT
     }
 
     /// What could not be entered is entered later.
@@ -76,6 +94,7 @@ impl Refusals {
             return Vec::new();
         }
         (self.second, self.entered) = (second, 0);
+        self.by_client.clear();
         self.take()
     }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::Class;
-use outrigger_trail::keys::WrappedKey;
+use outrigger_trail::keys::{MasterKeys, WrappedKey};
 use outrigger_trail::layout;
 use outrigger_trail::verify::rows::DropRecord;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::upkeep::{self, microseconds};
-use super::{Command, Trail, writer};
+use super::{Authority, Command, Trail, acts, writer};
 use crate::config::Target;
 use crate::state::{Snapshot, State};
 
@@ -93,6 +93,9 @@ struct Taken {
     erasures: Vec<Erasure>,
     #[serde(default)]
     drops: Vec<DropRecord>,
+    /// A `HEAD` of this chain is in PostgreSQL that is ahead of the one that was sent.
+    #[serde(default)]
+    rolled_back: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -310,6 +313,9 @@ async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor
 async fn took(state: &State, trail: &Trail, taken: &Taken, progress: &mut Progress) {
     progress.asked_at = Some(Instant::now());
     progress.erasures = heard(trail, taken, progress.erasures).await;
+    if let Some(number) = taken.rolled_back {
+        acts::rolled_back(state, number);
+    }
     if let Err(e) = upkeep::record(state, &taken.drops).await {
         tracing::warn!("what PostgreSQL has dropped of the audit trail is entered later: {e}");
     }
@@ -320,7 +326,7 @@ async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
     let subjects: Vec<String> = taken.erasures.iter().map(|erasure| erasure.subject.clone()).collect();
     let Some(last) = taken.erasures.iter().map(|erasure| erasure.number).max() else { return before };
     let (answer, forgotten) = oneshot::channel();
-    trail.command(Command::Forget(subjects, answer));
+    trail.command(Command::Forget(subjects, Authority::Postgres, answer));
     match forgotten.await {
         Ok(Ok(_)) => last.max(before),
         _ => before,
@@ -331,8 +337,12 @@ async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) ->
     let rules = state.rules.load_full();
     let Some(audit) = &rules.config.audit else { return Err(ShipError::Unwritable) };
     let chain = std::fs::read_to_string(audit.directory.join(layout::CHAIN))?;
+    // Whoever rolls back the directory does not roll back PostgreSQL with it.
+    let public = state.trail.as_ref().and_then(Trail::keys).map(MasterKeys::public);
+    let anchor = public.and_then(|public| layout::newest_head(&audit.directory, &public).ok().flatten());
     let head = json!({
         "chain": chain.trim_end(), "machine": audit.machine, "class": class.name(), "erasures_seen": erasures, "keys": lines.keys,
+        "head": anchor.map(|(line, _)| line),
     });
     let mut body = head.to_string().into_bytes();
     body.push(b'\n');

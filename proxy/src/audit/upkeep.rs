@@ -24,6 +24,8 @@ const DAILY: Duration = Duration::from_secs(86_400);
 const SOON: Duration = Duration::from_secs(60);
 /// Once the process has begun: there is more urgent work at first.
 const SETTLED: Duration = Duration::from_secs(5);
+/// Between two steps of a retention in PostgreSQL.
+const BETWEEN_STEPS: Duration = Duration::from_millis(100);
 /// How long the writer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The file with the flags of the process before this one.
@@ -50,19 +52,31 @@ pub async fn keep_up(state: Arc<State>) {
 struct Dropped {
     #[serde(default)]
     drops: Vec<DropRecord>,
+    /// There is more to drop: what to ask with next.
+    #[serde(default)]
+    more: Option<serde_json::Value>,
 }
 
-/// Has PostgreSQL drop what is too old.
+/// Has PostgreSQL drop what is too old, in steps that each take some seconds.
 async fn in_postgres(state: &State) -> Result<(), ShipError> {
     let rules = state.rules.load_full();
     let Some(audit) = rules.config.audit.as_ref().filter(|audit| audit.secret.is_some()) else { return Ok(()) };
     let retention: BTreeMap<&str, u64> =
         Class::ALL.into_iter().map(|class| (class.name(), audit.retention[class as usize].as_secs())).collect();
     let now = writer::now();
-    let body = json!({ "retention": retention, "now": now.to_string() }).to_string();
-    let answer = ask(&rules, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
-    let dropped: Dropped = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
-    record(state, &dropped.drops).await
+    let mut more = None;
+    loop {
+        let body = json!({ "retention": retention, "now": now.to_string(), "resume": more }).to_string();
+        let answer = ask(&rules, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
+        let dropped: Dropped = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
+        record(state, &dropped.drops).await?;
+        more = dropped.more;
+        if more.is_none() {
+            return Ok(());
+        }
+        // Batches of a class cannot be stored while it is dropped from: they get a turn.
+        tokio::time::sleep(BETWEEN_STEPS).await;
+    }
 }
 
 /// Enters what was dropped, and tells the app that it is entered: until then it says so again.

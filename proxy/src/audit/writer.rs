@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use outrigger_policy::audit::{Class, Draft, EventType, Outcome, Time, uuid_v7};
+use outrigger_policy::audit::{Class, Draft, Outcome, Time, uuid_v7};
 use outrigger_trail::holds::{HoldError, Holds};
 use outrigger_trail::keys::MasterKeys;
 use outrigger_trail::spool::{self, Dropped, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::event::{Act, Event, Item};
 use super::identities::{self, Identities};
-use super::queue::{Batch, Command, Receipt, Trail, lock};
+use super::queue::{Authority, Batch, Command, ForgetError, Receipt, Trail, lock};
 use super::refusals::{Beyond, Refusal, Refusals};
 use crate::request_id::random;
 use crate::state::{Snapshot, State};
@@ -174,13 +174,9 @@ impl Writer {
     fn obey(&mut self, trail: &Trail) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Forget(subjects, answer) => {
-                    self.identities.forget(&subjects);
-                    let destroyed = self.spool.as_mut().map_or(Err("the spool cannot be used".to_owned()), |spool| {
-                        spool.forget(&subjects).map_err(|e| e.to_string())
-                    });
+                Command::Forget(subjects, authority, answer) => {
                     // Whoever asked may have left.
-                    let _ = answer.send(destroyed);
+                    let _ = answer.send(self.forget(&subjects, authority));
                 }
                 Command::Shipped(class, through, erasures) => {
                     let now = self.clock.time;
@@ -202,6 +198,21 @@ impl Writer {
         false
     }
 
+    /// Destroys the data keys of these subjects, and tells how many there were.
+    fn forget(&mut self, subjects: &[String], authority: Authority) -> Result<usize, ForgetError> {
+        let failed = |e: &dyn std::fmt::Display| ForgetError::Failed(e.to_string());
+        let Some(spool) = &mut self.spool else { return Err(failed(&"the spool cannot be used")) };
+        if authority == Authority::Operator {
+            let holds = Holds::read(spool.directory()).map_err(|e| failed(&e))?;
+            if let Some(hold) = holds.keeps_subject(subjects) {
+                let (id, by, reason) = (hold.id.clone(), hold.by.clone(), hold.reason.clone());
+                return Err(ForgetError::Held { id, by, reason });
+            }
+        }
+        self.identities.forget(subjects);
+        spool.forget(subjects).map_err(|e| failed(&e))
+    }
+
     fn open(&mut self) {
         let rules = self.state.rules.load();
         let (Some(trail), Some(audit)) = (&self.state.trail, &rules.config.audit) else { return };
@@ -210,6 +221,16 @@ impl Writer {
             Ok(mut spool) => {
                 if self.problem.take().is_some() {
                     tracing::info!(directory = %audit.directory.display(), "the audit trail is written again");
+                }
+                for alarm in spool.alarms() {
+                    tracing::error!(
+                        finding = alarm.action,
+                        details = alarm.details,
+                        "the audit log was changed while nobody wrote to it: {} {}",
+                        alarm.action,
+                        alarm.details
+                    );
+                    trail.metrics.alarm(alarm.action);
                 }
                 // What recovery has found is on disk before anything else.
                 for (class, e) in spool.commit(Clock::now().time) {
@@ -305,8 +326,8 @@ impl Writer {
                 self.awaited.push((at, number, Receipt { id, class, seq: placed.seq, hash: placed.hash }));
             }
         }
-        for ((event, route, reason), beyond) in &beyond {
-            self.append_beyond(*event, *route, reason, beyond);
+        for (refusal, beyond) in &beyond {
+            self.append_beyond(refusal, beyond);
         }
         let Some(spool) = &mut self.spool else { return };
         let began = Instant::now();
@@ -481,13 +502,17 @@ impl Writer {
     }
 
     /// Refusals beyond those that are entered one by one.
-    fn append_beyond(&mut self, event: EventType, route: usize, reason: &str, beyond: &Beyond) {
+    fn append_beyond(&mut self, refusal: &Refusal, beyond: &Beyond) {
+        let (event, route, reason, limit) = *refusal;
         let Some(spool) = &mut self.spool else { return };
         let config = &beyond.rules.config;
         let now = self.clock.time;
         let machine = config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        let details =
-            json!({ "count": beyond.count, "from": beyond.from.to_string(), "to": now.to_string() }).to_string();
+        let mut details = json!({ "count": beyond.count, "from": beyond.from.to_string(), "to": now.to_string() });
+        if let Some(limit) = limit_of(&beyond.rules, limit) {
+            details["limit"] = limit.into();
+        }
+        let details = details.to_string();
         let id = uuid_v7(now, (random(), random()));
         spool.append(&Draft {
             route: config.routes.all().get(route).map(|route| &*route.name),
@@ -610,7 +635,9 @@ impl Lost {
 
 fn append_request(spool: &mut Spool, rules: &Snapshot, event: &Event, draft: Draft<'_>) -> Placed {
     let route = rules.config.routes.all().get(event.route);
+    let details = limit_of(rules, event.limit).map(|limit| json!({ "limit": limit }).to_string());
     let draft = Draft {
+        details: details.as_deref(),
         request_id: Some(event.request_id.as_str()),
         trace_id: event.trace.map(u128::from_be_bytes),
         method: Some(event.method.as_str()),
@@ -628,6 +655,11 @@ fn append_request(spool: &mut Spool, rules: &Snapshot, event: &Event, draft: Dra
     let resource: Vec<(&str, &[u8])> =
         captured.resource.iter().filter_map(|(at, value)| Some((&*names.get(*at)?.1, &**value))).collect();
     spool.append(&Draft { headers: &headers, resource: &resource, ..draft })
+}
+
+/// The name of a limit.
+fn limit_of(rules: &Snapshot, limit: Option<u16>) -> Option<&str> {
+    rules.config.limits.all.get(usize::from(limit?)).map(|limit| limit.name.as_str())
 }
 
 fn append_act(spool: &mut Spool, act: &Act, draft: Draft<'_>) -> Placed {

@@ -12,6 +12,7 @@ mod erase;
 mod export;
 mod find;
 mod hold;
+mod keys;
 mod report;
 mod text;
 mod verify;
@@ -41,6 +42,8 @@ use crate::config::{Config, ConfigError, process_environment};
 pub enum Audit {
     /// Say whether the trail is whole, and if not, what is wrong where.
     Verify(verify::Options),
+    /// Print a receipt: a signed statement of where all chains end, to be kept elsewhere; `audit verify --receipt FILE` compares.
+    Receipt(Place),
     /// Find entries, newest first.
     Search(find::Options),
     /// Write down everything that is known about a subject (GDPR, Art. 15).
@@ -52,8 +55,8 @@ pub enum Audit {
     Hold(hold::Command),
     /// Write the record of processing that GDPR, Art. 30, asks for.
     Report(report::Options),
-    /// Print the public keys with which auditors verify.
-    Keys(Place),
+    /// Print the public keys with which auditors verify; or give the app its part of the keys.
+    Keys(keys::Options),
 }
 
 /// Where the trail is.
@@ -86,7 +89,8 @@ pub struct By {
 
 fn whoever() -> String {
     let name = |name| std::env::var(name).ok().filter(|name| !name.is_empty());
-    name("SUDO_USER").or_else(|| name("USER")).unwrap_or_else(|| "unknown".to_owned())
+    let named = name("SUDO_USER").or_else(|| name("USER")).or_else(|| name("LOGNAME"));
+    named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 /// A subject as operators write it: `user:ann`, `key:acme`, `address:192.0.2.1`.
@@ -213,21 +217,13 @@ fn run(config: &Path, audit: Audit) -> Result<ExitCode, AuditError> {
     let context = |place: Place| Context::new(config, place);
     match audit {
         Audit::Verify(options) => verify::run(&context(options.place.clone())?, &options),
+        Audit::Receipt(place) => verify::receipt(&context(place)?),
         Audit::Search(options) => find::run(&context(options.place.clone())?, &options),
         Audit::Export(options) => export::run(&context(options.place.clone())?, &options),
         Audit::Erase(options) => erase::run(&context(options.place.clone())?, &options),
         Audit::Hold(command) => hold::run(config, &command),
         Audit::Report(options) => report::run(&context(options.place.clone())?, &options),
-        Audit::Keys(place) => {
-            let context = context(place)?;
-            let public = context.keys()?.public().to_string();
-            let json = context.place.json;
-            Ok(super::say(&if json {
-                format!("{}\n", serde_json::json!({ "public_keys": public }))
-            } else {
-                format!("{public}\n")
-            }))
-        }
+        Audit::Keys(options) => keys::run(config, &options),
     }
 }
 

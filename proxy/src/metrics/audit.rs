@@ -14,6 +14,7 @@ pub struct AuditMetrics {
     monitored: [IntCounter; Class::ALL.len()],
     lost: IntCounterVec,
     dropped: IntCounterVec,
+    alarms: IntCounterVec,
     writable: IntGauge,
     /// How long a commit took.
     pub commits: Histogram,
@@ -66,6 +67,11 @@ impl AuditMetrics {
                 "Entries whose time is over, dropped from the spool or from PostgreSQL.",
                 &["class", "where"],
             )?,
+            alarms: declare.counters(
+                "outrigger_audit_alarms_total",
+                "Signs found at the start, or by PostgreSQL, that the audit log was changed or put back to an earlier state.",
+                &["finding"],
+            )?,
             writable: declare
                 .gauge("outrigger_audit_writable", "0 while some class of entries cannot be written, else 1.")?,
             commits: declare
@@ -79,6 +85,9 @@ impl AuditMetrics {
             shipped,
             batches,
         };
+        for finding in ["audit.rolled_back", "audit.missing", "audit.reopened", "audit.unvouched"] {
+            metrics.alarms.with_label_values(&[finding]);
+        }
         metrics.writable.set(1);
         Ok(metrics)
     }
@@ -96,6 +105,11 @@ impl AuditMetrics {
     /// Entries could not be written.
     pub fn lost(&self, class: Class, why: &str, count: u64) {
         self.lost.with_label_values(&[class.name(), why]).inc_by(count);
+    }
+
+    /// The audit log was changed or put back.
+    pub fn alarm(&self, finding: &str) {
+        self.alarms.with_label_values(&[finding]).inc();
     }
 
     /// Entries' time is over.

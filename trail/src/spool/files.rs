@@ -260,6 +260,17 @@ pub fn forget(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
     Ok(destroyed)
 }
 
+/// How many keys of `subjects` a file of keys has; none when it is not there.
+pub fn count_keys(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
+    let content = match fs::read(path) {
+        Ok(content) => content,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(at(path)(e)),
+    };
+    let keys = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<WrappedKey>(line).ok());
+    Ok(keys.filter(|key| subjects.contains(&key.subject)).count())
+}
+
 /// Puts spaces in the place of the keys of `subjects`.
 pub fn blank_keys(lines: &mut [u8], subjects: &[String]) -> usize {
     let mut destroyed = 0;

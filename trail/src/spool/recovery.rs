@@ -2,14 +2,18 @@
 //!
 //! What is missing below the end that `HEAD` vouches for is no tear: it was promised. It is left as it is found, the chain goes on
 //! where it should have, and the hole stays for `outrigger audit verify` to see.
+//!
+//! An end that is further ahead of `HEAD` than a crash explains, and a chain that a checkpoint knows to be longer, mean that an older
+//! state was put back. That is an alarm: it is entered before `HEAD` is signed anew, and `outrigger audit verify` reports the entry.
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use outrigger_policy::audit::{Class, EventType, Head, NO_HASH, Outcome, Time, unhex, uuid_v7};
+use outrigger_policy::audit::{Class, Draft, EventType, Head, NO_HASH, Outcome, Time, unhex, uuid_v7};
 
 use super::files::{self, Open};
-use super::{Closed, Spool, SpoolError, at, heads_of, hex, sha256, system};
-use crate::layout::{self, Checkpoint, HEAD_SLOT, Header, Heads, Segment};
+use super::{Alarm, Closed, Spool, SpoolError, at, heads_of, hex, sha256, system};
+use crate::layout::{self, Checkpoint, Header, Heads, Segment};
 
 /// Something that was found when a spool was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,7 @@ impl Spool {
             self.number = vouched.number;
         }
         let segments = layout::segments(&self.directory).map_err(at(&self.directory))?;
+        findings.extend(self.find_rollback(vouched.as_ref(), &segments)?);
         for class in Class::ALL {
             let span = vouched.as_ref().and_then(|heads| heads.classes.get(class.name()));
             let floor = span.map_or(1, |span| span.first);
@@ -60,25 +65,68 @@ impl Spool {
             let id = uuid_v7(now, (at as u64, u64::from_be_bytes(random())));
             let mut draft = system(id, now, &machine, finding.action, &finding.details);
             if finding.is_alarm {
-                (draft.event, draft.outcome) = (EventType::AdminAction, Outcome::Error);
+                draft.outcome = Outcome::Error;
+                self.alarms.push(Alarm { action: finding.action, details: finding.details.clone() });
+                // In `security` for those who watch it; in `administration` because that is kept longer.
+                let id = uuid_v7(now, (at as u64, u64::from_be_bytes(random())));
+                self.append(&Draft { id, event: EventType::Forged, ..draft });
             }
             self.append(&draft);
         }
         Ok(())
     }
 
+    /// Whether an older `HEAD`, or a shorter chain than one that was signed for, was put back.
+    fn find_rollback(&self, vouched: Option<&Heads>, segments: &[Segment]) -> Result<Vec<Finding>, SpoolError> {
+        let mut findings = Vec::new();
+        let rolled_back =
+            |details: String| Finding { class: None, action: "audit.rolled_back", details, is_alarm: true };
+        let mut ends = BTreeMap::new();
+        for class in Class::ALL {
+            let own: Vec<Segment> = segments.iter().filter(|segment| segment.class == class).cloned().collect();
+            let last = vouched.map_or(0, |heads| heads.last(class));
+            let tail = layout::entries_behind(&own, last).map_err(at(&self.directory))?;
+            ends.insert(class, tail.iter().map(|(seq, _)| *seq).max().unwrap_or_default().max(last));
+            let overrun = vouched.and_then(|heads| Some((heads, heads.overrun(class, &tail)?)));
+            if let Some((heads, (seq, time))) = overrun {
+                findings.push(rolled_back(format!(
+                    r#"{{"class":"{}","entry":{seq},"time":"{time}","head":{},"head_time":"{}","problem":"the entry is later than HEAD by more than a crash explains: an older HEAD was put back"}}"#,
+                    class.name(), heads.number, heads.time
+                )));
+            }
+        }
+        let public = self.keys.public();
+        for class in Class::ALL {
+            // The newest one may be open still.
+            let mut closing = None;
+            for segment in segments.iter().rev().filter(|segment| segment.class == class).take(2) {
+                if closing.is_none() {
+                    closing = layout::last_checkpoint(&segment.path).map_err(at(&segment.path))?;
+                }
+            }
+            let Some((line, checkpoint)) = closing else { continue };
+            if checkpoint.chain != self.chain || layout::verify(&line, &checkpoint.key, &public).is_err() {
+                continue;
+            }
+            for (other, end) in &checkpoint.heads {
+                let Some(last) = Class::named(other).and_then(|other| ends.get(&other)) else { continue };
+                if end.last > *last {
+                    findings.push(rolled_back(format!(
+                        r#"{{"class":"{other}","last":{last},"signed":{},"checkpoint_of":"{}","problem":"a checkpoint vouches for more entries of this class: its chain was put back or removed"}}"#,
+                        end.last, class.name()
+                    )));
+                }
+            }
+        }
+        Ok(findings)
+    }
+
     /// The newest of the two slots that verifies.
     fn read_heads(&self, findings: &mut Vec<Finding>) -> Result<Option<Heads>, SpoolError> {
         let path = self.directory.join(layout::HEAD);
         let content = fs::read(&path).map_err(at(&path))?;
-        let public = self.keys.public();
-        let slot = |slot: &[u8]| {
-            let line = slot.trim_ascii_end();
-            let heads: Heads = serde_json::from_slice(line).ok()?;
-            layout::verify(line, &heads.key, &public).ok().filter(|()| heads.chain == self.chain)?;
-            Some(heads)
-        };
-        let newest = content.chunks(HEAD_SLOT).filter_map(slot).max_by_key(|heads| heads.number);
+        let newest = layout::newest_head(&self.directory, &self.keys.public()).map_err(at(&path))?;
+        let newest = newest.map(|(_, heads)| heads).filter(|heads| heads.chain == self.chain);
         let has_entries = !layout::segments(&self.directory).map_err(at(&self.directory))?.is_empty();
         if newest.is_none() && (has_entries || !content.trim_ascii().is_empty()) {
             let details = r#"{"file":"HEAD","problem":"it is missing, or no key given verifies it"}"#.to_owned();

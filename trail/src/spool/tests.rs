@@ -4,23 +4,23 @@ use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const SECRET: &str = "k1:0123456789abcdef0123456789abcdef";
-const NOW: Time = Time(1_795_528_800_000_000);
+pub(super) const NOW: Time = Time(1_795_528_800_000_000);
 
 /// A directory of its own for each test, removed at its end.
-struct Place(PathBuf);
+pub(super) struct Place(pub(super) PathBuf);
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("outrigger-spool-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         Self(std::env::temp_dir().join(name))
     }
 
-    fn open(&self) -> Spool {
+    pub(super) fn open(&self) -> Spool {
         self.open_with(Settings::default())
     }
 
-    fn open_with(&self, settings: Settings) -> Spool {
+    pub(super) fn open_with(&self, settings: Settings) -> Spool {
         Spool::open(&self.0, keys(), "m1", settings, NOW).unwrap()
     }
 
@@ -42,7 +42,7 @@ impl Drop for Place {
     }
 }
 
-fn keys() -> MasterKeys {
+pub(super) fn keys() -> MasterKeys {
     MasterKeys::parse(SECRET).unwrap().unwrap()
 }
 

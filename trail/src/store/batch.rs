@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::entry::Entry;
 use crate::keys::WrappedKey;
-use crate::layout::{Checkpoint, Header};
+use crate::layout::{Checkpoint, HEAD_SLOT, Header, Heads};
 
 /// The most bytes of a batch.
 pub const MOST_BYTES: usize = 4 << 20;
@@ -39,6 +39,8 @@ pub struct Batch<'a> {
     pub erasures_seen: i64,
     /// The data keys that its entries were the first to use.
     pub keys: Vec<WrappedKey>,
+    /// The newest `HEAD` of the spool, as it was signed and what it says.
+    pub head: Option<(String, Heads)>,
     /// Its entries.
     pub entries: Vec<Line<'a>>,
     /// The first and last lines of segments.
@@ -96,6 +98,8 @@ struct FirstLine<'a> {
     erasures_seen: i64,
     #[serde(default)]
     keys: Vec<WrappedKey>,
+    #[serde(default)]
+    head: Option<String>,
 }
 
 impl<'a> Batch<'a> {
@@ -119,7 +123,10 @@ impl<'a> Batch<'a> {
         if first.machine.is_empty() || first.machine.len() > 256 || first.machine.contains('\0') {
             return Err(bad(1, "needs a machine of 1 to 256 bytes".to_owned()));
         }
+        let head = first.head.filter(|line| line.len() <= HEAD_SLOT && !line.contains('\0'));
+        let head = head.and_then(|line| serde_json::from_str::<Heads>(&line).ok().map(|heads| (line, heads)));
         let mut batch = Self {
+            head: head.filter(|(_, heads)| heads.chain == first.chain),
             chain: first.chain,
             machine: first.machine,
             class,

@@ -14,6 +14,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
+use super::anchors;
 use super::batch::{Batch, Line, Refused};
 use super::drops::{self, Offered};
 use super::partitions::{self, Month};
@@ -40,6 +41,9 @@ pub struct Ingested {
     pub erasures: Vec<Erased>,
     /// What retention has removed and nobody has entered into the trail yet.
     pub drops: Vec<Offered>,
+    /// The number of a `HEAD` of this chain that was here before and is ahead of the one that came, though that was signed later.
+    #[serde(default)]
+    pub rolled_back: Option<i64>,
 }
 
 /// Stores a batch.
@@ -79,6 +83,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
     let entries_refused = refused.iter().filter(|refused| refused.is_entry).count() as u64;
     let erasures = subjects::erasures_after(&transaction, batch.erasures_seen).await?;
     let drops = drops::offer(&transaction).await?;
+    let rolled_back = anchors::keep(&transaction, batch).await?;
     transaction.commit().await?;
     Ok(Ingested {
         stored,
@@ -86,6 +91,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
         refused: refused.len() as u64,
         erasures,
         drops,
+        rolled_back,
     })
 }
 

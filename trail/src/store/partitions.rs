@@ -98,6 +98,24 @@ pub(crate) async fn of_class(
     Ok(found)
 }
 
+/// The partitions of a class, in order, each with the bytes of its rows, dead ones too: what reading it costs.
+pub(crate) async fn sizes(client: &Client, class: Class) -> Result<Vec<(Partition, i64)>, tokio_postgres::Error> {
+    const LIST: &str = "
+        SELECT relname::text, pg_relation_size(pg_class.oid) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = to_regclass($1)";
+    let parent = parent(class);
+    let rows = client.query_typed(LIST, &[(&parent, Type::TEXT)]).await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (name, bytes): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if let Some(month) = name.strip_prefix(&parent).and_then(|rest| rest.strip_prefix('_')).and_then(Month::read) {
+            found.push((Partition { class, month }, bytes));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// How many partitions there are, of all classes.
 ///
 /// # Errors

@@ -2,13 +2,15 @@
 //!
 //! Of a chain only a beginning goes, never something out of the middle: everything before the first entry that is young enough. So
 //! what is left is a chain still, and verifies from the entry after the last that went. What is under a hold stays where it is; a
-//! digest over it tells that it is still all there. Each removal leaves a row in `audit_drops`, in the same transaction, and a proxy
+//! digest over it tells that it is still all there. It goes in steps: each removal is a transaction of bounded size, and leaves a row in `audit_drops`, in the same transaction, and a proxy
 //! is asked to enter it into the trail.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
+use serde::{Deserialize, Serialize};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Transaction};
@@ -23,29 +25,115 @@ const LOCK_TIMEOUT: &str = "5s";
 const LOCK_OUT_TIMEOUT: &str = "200ms";
 const TRIES: usize = 60;
 /// Keys that are forgotten in one retention: the rest has time until the next one.
-const KEYS_AT_ONCE: i64 = 100_000;
+const KEYS_AT_ONCE: i64 = 20_000;
 /// How much longer a key is kept than the class that is kept shortest: entries that need it may not be shipped yet.
 const UNSHIPPED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// For how many seconds each class is kept. A class that is not named is left alone.
 pub type Retention = BTreeMap<Class, u64>;
 
-/// Removes what is older than its class is kept, and keys that nothing sealed is left of: what went. One transaction for each class.
+/// How much of a retention is done at a time, so that whoever asks for it gets an answer soon, however much there is to remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// Partitions that are dropped whole in one transaction have together at most so many bytes: all of them are read once.
+    pub whole_bytes: i64,
+    /// A partition of which only a part is old enough, and that has at most so many bytes, is cleared in one transaction.
+    pub part_bytes: i64,
+    /// Of larger ones so many entries are removed in one transaction.
+    pub rows: i64,
+    /// No further transaction is begun after this time.
+    pub budget: Duration,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self { whole_bytes: 512 << 20, part_bytes: 32 << 20, rows: 50_000, budget: Duration::from_secs(2) }
+    }
+}
+
+/// Where a retention goes on that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resume {
+    /// The class; `None`: only keys are left to look at.
+    pub class: Option<String>,
+    /// Everything before this that may go has gone.
+    pub from: Timestamp,
+    /// A class before this one could not be done.
+    pub failed: bool,
+}
+
+/// What was done of a retention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What went.
+    pub dropped: Vec<Dropped>,
+    /// Where to go on; `None`: it is finished.
+    pub resume: Option<Resume>,
+}
+
+/// Removes what is older than its class is kept, and keys that nothing sealed is left of, in several transactions of bounded size. Ends
+/// once [`Steps::budget`] is over, and says where to go on. Each transaction may be killed: it then has done nothing.
 ///
 /// `now` is the asker's clock. A clock that is ahead removes nothing too early: the database's counts where it is behind.
 ///
 /// # Errors
 /// PostgreSQL failed for one class at least, or somebody had it locked; what was removed of others stays removed, and is recorded.
-pub async fn retain(client: &mut Client, retention: &Retention, now: Timestamp) -> Result<Vec<Dropped>, StoreError> {
+pub async fn retain(
+    client: &mut Client,
+    retention: &Retention,
+    now: Timestamp,
+    resume: Option<Resume>,
+    steps: &Steps,
+) -> Result<Done, StoreError> {
+    let began = Instant::now();
     let clock: Timestamp = client.query_typed_one("SELECT clock_timestamp()", &[]).await?.try_get(0)?;
     let now = now.min(clock);
     let (mut dropped, mut failed) = (Vec::new(), None);
-    for (class, seconds) in retention {
-        match retain_class(client, *class, before(now, *seconds)?, clock).await {
-            Ok(of_class) => dropped.extend(of_class),
-            // One that is in use must not keep the others.
-            Err(error) => failed = failed.or(Some(error)),
+    let had_failed = resume.as_ref().is_some_and(|resume| resume.failed);
+    let is_before = |class: Class| match &resume {
+        Some(Resume { class: Some(name), .. }) => Class::named(name).is_some_and(|named| class < named),
+        Some(Resume { class: None, .. }) => true,
+        None => false,
+    };
+    let is_over = || began.elapsed() >= steps.budget;
+    let mut is_first = true;
+    for (class, seconds) in retention.iter().filter(|(class, _)| !is_before(**class)) {
+        let cutoff = before(now, *seconds)?;
+        let is_named = resume.as_ref().is_some_and(|resume| resume.class.as_deref() == Some(class.name()));
+        let mut from = resume.as_ref().filter(|_| is_named).map_or(Timestamp::UNIX_EPOCH, |resume| resume.from);
+        loop {
+            if !is_first && is_over() {
+                let failed = had_failed || failed.is_some();
+                return Ok(Done {
+                    dropped,
+                    resume: Some(Resume { class: Some(class.name().to_owned()), from, failed }),
+                });
+            }
+            is_first = false;
+            let step = async {
+                let step = next_step(client, *class, from, cutoff, steps).await?;
+                Ok::<_, StoreError>((retain_class(client, *class, &step, clock).await?, step))
+            };
+            match step.await {
+                Ok((of_class, step)) => {
+                    dropped.extend(of_class);
+                    from = step.until;
+                }
+                // One that is in use must not keep the others.
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    break;
+                }
+            }
+            if from >= cutoff {
+                break;
+            }
         }
+    }
+    if !is_first && is_over() && failed.is_none() {
+        let resume = Resume { class: None, from: Timestamp::UNIX_EPOCH, failed: had_failed };
+        return Ok(Done { dropped, resume: Some(resume) });
     }
     if let Some(error) = failed {
         return Err(error);
@@ -54,7 +142,54 @@ pub async fn retain(client: &mut Client, retention: &Retention, now: Timestamp) 
     let shortest = before(now, spans.into_iter().min().unwrap_or(u64::MAX))?;
     let longest = before(now, spans.into_iter().max().unwrap_or(u64::MAX))?;
     forget_keys(client, shortest.checked_sub(UNSHIPPED).unwrap_or(Timestamp::UNIX_EPOCH), longest).await?;
-    Ok(dropped)
+    if had_failed {
+        Err(StoreError::Busy("entries of a class were in use"))
+    } else {
+        Ok(Done { dropped, resume: None })
+    }
+}
+
+/// What is removed in one transaction.
+struct Step {
+    /// Everything older that may go.
+    until: Timestamp,
+    /// It is a small part of a large partition: reading all of that would take longer than removing the part.
+    is_piece: bool,
+}
+
+/// As much of a class as one transaction should remove: what is older than `cutoff`, or a beginning of it.
+async fn next_step(
+    client: &Client,
+    class: Class,
+    from: Timestamp,
+    cutoff: Timestamp,
+    steps: &Steps,
+) -> Result<Step, StoreError> {
+    const NTH: &str =
+        "SELECT time FROM audit_events WHERE class = $1 AND time >= $2 AND time < $3 ORDER BY time OFFSET $4 LIMIT 1";
+    let mut bytes = 0;
+    for (partition, size) in partitions::sizes(client, class).await? {
+        let (start, end) = (partition.month.start(), partition.month.end());
+        if end <= from || start >= cutoff {
+            continue;
+        }
+        bytes += size;
+        if bytes <= if end <= cutoff { steps.whole_bytes } else { steps.part_bytes } {
+            continue;
+        }
+        if bytes > size {
+            return Ok(Step { until: start, is_piece: false });
+        }
+        let (name, first, end) = (class.name(), start.max(from), end.min(cutoff));
+        let params: [Param<'_>; 4] =
+            [(&name, Type::TEXT), (&first, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ), (&steps.rows, Type::INT8)];
+        let nth = client.query_typed_opt(NTH, &params).await?;
+        let nth: Option<Timestamp> = nth.map(|row| row.try_get(0)).transpose()?;
+        // Many may be of one time: one more microsecond is a step in any case.
+        let until = nth.map(|nth| nth.checked_add(SignedDuration::from_micros(1)).unwrap_or(end).min(end));
+        return Ok(Step { until: until.unwrap_or(end), is_piece: until.is_some_and(|until| until < end) });
+    }
+    Ok(Step { until: cutoff, is_piece: false })
 }
 
 fn before(now: Timestamp, seconds: u64) -> Result<Timestamp, StoreError> {
@@ -100,11 +235,15 @@ impl Expiry {
 async fn retain_class(
     client: &mut Client,
     class: Class,
-    cutoff: Timestamp,
+    step: &Step,
     at: Timestamp,
 ) -> Result<Vec<Dropped>, StoreError> {
+    let cutoff = step.until;
     let transaction = client.transaction().await?;
     transaction.batch_execute(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+    if step.is_piece {
+        transaction.batch_execute("SET LOCAL enable_seqscan = off").await?;
+    }
     Lock::Holds.share(&transaction).await?;
     // Whoever ships to this class meanwhile is told to come back; so this does not wait for a moment when nobody does.
     Lock::Class(class).take(&transaction).await?;

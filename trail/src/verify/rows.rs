@@ -225,6 +225,9 @@ impl Rows {
         if let Step::Wrong(entry, wrong) = self.walk.step(line) {
             self.findings.add(place(EVENTS, self.class, entry), wrong);
         }
+        if let Some((entry, action)) = self.walk.alarm() {
+            self.findings.add(place(EVENTS, self.class, Some(entry)), Wrong::Alarm(action));
+        }
     }
 
     /// Takes what is searched for in a row: the columns that say something else than its line; `None` when that is no entry.

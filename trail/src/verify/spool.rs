@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ use crate::keys::PublicKeys;
 use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
 use crate::lines::Lines;
 
-/// A checkpoint is shorter; so much of a file's end is read to find it.
-const CHECKPOINT: u64 = 16 * 1024;
 /// How often the progress is told, in lines.
 const TOLD_EVERY: u64 = 4096;
 
@@ -40,7 +38,7 @@ pub fn spool(
     let heads = read_heads(directory, keys).map_err(unreadable(&directory.join(HEAD)))?;
     let mut closing = Vec::new();
     for segment in layout::segments(directory).map_err(unreadable(directory))? {
-        if let Some(last) = last_line(&segment).map_err(unreadable(&segment.path))? {
+        if let Some(last) = layout::last_checkpoint(&segment.path).map_err(unreadable(&segment.path))? {
             closing.push((segment, last));
         }
     }
@@ -104,6 +102,7 @@ pub fn spool(
         }
     }
     let Pass { mut findings, open, .. } = pass;
+    overruns(directory, keys, heads.newest.as_ref(), &mut findings).map_err(unreadable(directory))?;
     if is_closed {
         for name in &open {
             findings.add(Place::file(name), Wrong::Unclosed);
@@ -115,6 +114,35 @@ pub fn spool(
             .push(format!("not closed by a checkpoint: {open}; a program writes there, or was ended by force"));
     }
     Ok(findings)
+}
+
+/// Entries that are further ahead of `HEAD` than the writer ever lets them be: an older `HEAD` was put back.
+fn overruns(directory: &Path, keys: &PublicKeys, heads: Option<&Heads>, findings: &mut Findings) -> io::Result<()> {
+    let Some(heads) = heads else { return Ok(()) };
+    let segments = layout::segments(directory)?;
+    let mut tails = Vec::new();
+    for class in Class::ALL {
+        let found = findings.classes.iter().find(|found| found.class == class);
+        if found.is_some_and(|found| found.last > heads.last(class)) {
+            let own: Vec<Segment> = segments.iter().filter(|segment| segment.class == class).cloned().collect();
+            tails.push((class, layout::entries_behind(&own, heads.last(class))?));
+        }
+    }
+    if tails.is_empty() {
+        return Ok(());
+    }
+    // A program may be writing: what the files have is not further ahead of what HEAD says after they were read.
+    let Some(heads) = read_heads(directory, keys)?.newest else { return Ok(()) };
+    for (class, tail) in tails {
+        if let Some((seq, time)) = heads.overrun(class, &tail) {
+            let wrong = Wrong::Overrun { time: time.to_string(), head_time: heads.time.clone() };
+            findings.add(Place { file: None, line: None, class: Some(class), entry: Some(seq) }, wrong);
+            if let Some(found) = findings.classes.iter_mut().find(|found| found.class == class) {
+                found.problems += 1;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the id of the chain is, and what is wrong with the file that has it.
@@ -229,22 +257,6 @@ fn parse_slot(bytes: &[u8], keys: &PublicKeys) -> Result<Option<Heads>, String> 
 /// Reads a line that ends with a signature, or none.
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     serde_json::from_slice(line).ok()
-}
-
-/// The last line, if it is a checkpoint.
-fn last_line(segment: &Segment) -> io::Result<Option<(Vec<u8>, Checkpoint)>> {
-    let mut file = match File::open(&segment.path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(CHECKPOINT)))?;
-    let mut end = Vec::new();
-    file.take(CHECKPOINT).read_to_end(&mut end)?;
-    let Some(whole) = end.strip_suffix(b"\n") else { return Ok(None) };
-    let line = whole.rsplit(|b| *b == b'\n').next().unwrap_or_default();
-    Ok(parse(line).map(|checkpoint| (line.to_vec(), checkpoint)))
 }
 
 /// One look at everything.
@@ -382,6 +394,9 @@ impl Pass<'_> {
                     let line = if matches!(wrong, Wrong::Changed { .. }) && number > 2 { number - 1 } else { number };
                     self.findings.add(place(line, entry), wrong);
                 }
+            }
+            if let Some((seq, action)) = walk.alarm() {
+                self.findings.add(place(number, Some(seq)), Wrong::Alarm(action));
             }
             if number % TOLD_EVERY == 0 {
                 let entries = self.entries + (walk.entries - entries_before);

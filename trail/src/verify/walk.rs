@@ -6,6 +6,7 @@ use outrigger_policy::audit::{Class, Hash, unhex};
 use ring::digest::{SHA256, digest};
 
 use super::Wrong;
+use crate::entry::Entry;
 
 /// What is signed: an entry's number and hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,14 @@ pub(super) struct Walk {
     /// In order of their numbers; those that were met are gone.
     claims: VecDeque<Claim>,
     pub(super) entries: u64,
+    /// The chain can have alarms of the program itself; the one that was met last.
+    has_alarms: bool,
+    alarm: Option<(u64, &'static str)>,
 }
+
+/// What the program enters when it finds at its start that an older state was put back. Everything else that it finds leaves its own
+/// evidence.
+const ALARMS: [&str; 2] = ["audit.rolled_back", "audit.unvouched"];
 
 /// What a line was.
 pub(super) enum Step {
@@ -48,14 +56,21 @@ const PREV: &[u8] = b",\"prev\":\"";
 /// Bytes from the beginning of `PREV` to the end of the line.
 const TAIL: usize = PREV.len() + 64 + 2;
 
+fn alarm_in(line: &[u8]) -> Option<&'static str> {
+    memchr::memmem::find(line, b"\"action\":\"audit.")?;
+    let entry = Entry::parse(line).ok().filter(|entry| entry.actor.kind == "system")?;
+    ALARMS.into_iter().find(|alarm| *alarm == entry.action)
+}
+
 impl Walk {
     /// Begins before entry `next`, whose `prev` has to be `hash`.
     pub(super) fn new(class: Class, next: u64, hash: Option<Hash>, mut claims: Vec<Claim>) -> Self {
         claims.sort_by_key(|claim| claim.seq);
         // What is before the beginning is nobody's to prove any more.
         claims.retain(|claim| claim.seq + 1 >= next);
+        let has_alarms = class == Class::Administration;
         let class = format!(",\"class\":\"{}\",", class.name());
-        Self { class, next, hash, claims: claims.into(), entries: 0 }
+        Self { class, next, hash, claims: claims.into(), entries: 0, has_alarms, alarm: None }
     }
 
     pub(super) fn next(&self) -> u64 {
@@ -98,6 +113,9 @@ impl Walk {
             }
         };
         self.entries += 1;
+        if self.has_alarms {
+            self.alarm = alarm_in(line).map(|action| (seq, action));
+        }
         // What could not be read may have been added before this one, which then is the one that was due.
         let is_due_late = self.hash.is_none() && seq + 1 == self.next;
         if seq < self.next && !is_due_late {
@@ -113,6 +131,11 @@ impl Walk {
             Some((Some(seq - 1), Wrong::Changed { next: seq }))
         };
         self.take(seq, line, wrong)
+    }
+
+    /// The alarm of the program itself that the line before was, once.
+    pub(super) fn alarm(&mut self) -> Option<(u64, &'static str)> {
+        self.alarm.take()
     }
 
     fn take(&mut self, seq: u64, line: &[u8], wrong: Option<(Option<u64>, Wrong)>) -> Step {

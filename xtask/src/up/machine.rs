@@ -147,7 +147,10 @@ pub(super) fn spool(shared: &Shared, number: u8) -> PathBuf {
 }
 
 fn start_app(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Result<Process> {
-    let mut program = Program::new(programs::find("outrigger-app")?);
+    // It gets a pseudonym key in place of the keys that sign the audit log.
+    let mut program = Program::new(programs::find("outrigger")?)
+        .args(["audit", "keys", "exec", "--"])
+        .arg(programs::find("outrigger-app")?);
     if shared.peers.is_some() {
         program = program.env("FLY_MACHINE_ID", name(number));
     }

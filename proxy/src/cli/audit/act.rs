@@ -1,5 +1,6 @@
 //! How what a command does gets into the trail itself: written by the command while no program writes, else by the program.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{AuditError, By, Context, Subject, now};
+use super::{AuditError, By, Context, Subject, now, text};
 use crate::config::machines::FLY_MACHINE_ID;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,7 +75,10 @@ impl Writer {
         let machine = machine.unwrap_or_else(|| "local".to_owned());
         let settings = context.rules.as_ref().map_or_else(Settings::default, |rules| rules.spool);
         match Spool::open(directory, keys.clone(), &machine, settings, now()) {
-            Ok(spool) => Ok(Self::Own { spool: Box::new(spool), keys, machine }),
+            Ok(spool) => {
+                warn_of(&spool);
+                Ok(Self::Own { spool: Box::new(spool), keys, machine })
+            }
             Err(SpoolError::Locked(_)) => Ok(Self::Program(context.admin()?)),
             Err(e) => Err(e.into()),
         }
@@ -100,13 +104,21 @@ impl Writer {
         }
     }
 
-    /// Destroys the data keys of these pseudonyms where they are not shipped yet, and tells how many there were.
-    pub(super) fn forget(&mut self, context: &Context, subjects: &[String]) -> Result<u64, AuditError> {
+    /// Destroys the data keys of these pseudonyms where they are not shipped yet, and tells how many there were. `in_postgres` were
+    /// destroyed there.
+    pub(super) fn forget(
+        &mut self,
+        context: &Context,
+        subjects: &[String],
+        by: &By,
+        in_postgres: u64,
+    ) -> Result<u64, AuditError> {
         match self {
             Self::Own { spool, .. } => Ok(spool.forget(subjects)? as u64),
             Self::Program(address) => {
-                let answer =
-                    context.runtime.block_on(ask(*address, "/audit/erase", json!({ "subjects": subjects })))?;
+                let body =
+                    json!({ "subjects": subjects, "by": by.by, "reason": by.reason, "in_postgres": in_postgres });
+                let answer = context.runtime.block_on(ask(*address, "/audit/erase", without_null(body)))?;
                 answer["keys"].as_u64().ok_or_else(|| program(*address)("its answer does not say how many".to_owned()))
             }
         }
@@ -130,6 +142,18 @@ pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, A
         Ok(entered)
     };
     enter().map_err(|e| AuditError::NotEntered(Box::new(e)))
+}
+
+/// The command is the next start: what it found is in the audit log now, and is said here, too.
+fn warn_of(spool: &Spool) {
+    for alarm in spool.alarms() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "outrigger audit: the audit log was changed while nobody wrote to it, which is entered now: {} {}",
+            alarm.action,
+            text::safe(&alarm.details)
+        );
+    }
 }
 
 /// Whether a program has the spool: then it writes, and a command need not open it.

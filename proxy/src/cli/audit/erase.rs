@@ -11,11 +11,14 @@ use clap::Args;
 use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_trail::holds::Holds;
 use outrigger_trail::layout;
-use outrigger_trail::store::subjects;
+use outrigger_trail::spool;
+use outrigger_trail::store::StoreError;
+use outrigger_trail::store::subjects::{self, Erasure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::act::{Act, Entered, Writer, chain_of};
+use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, now, text};
 
 /// Who is forgotten.
@@ -30,6 +33,9 @@ pub struct Options {
     /// There is no PostgreSQL that entries are shipped to: without it, keys that were shipped would stay.
     #[arg(long, conflicts_with = "database")]
     without_database: bool,
+    /// Erase although no key of the subject is found: another Machine may have some that it has not shipped.
+    #[arg(long)]
+    even_if_unknown: bool,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -81,7 +87,6 @@ pub struct Receipt {
 /// `outrigger audit erase`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let keys = context.keys()?;
-    let directory = context.directory()?;
     let chain = chain_of(context)?;
     let subjects = keys.pseudonyms(&options.subject.0).unwrap_or_default();
     if context.place.database.is_none() && !options.without_database {
@@ -89,21 +94,22 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             "keys that were shipped are in PostgreSQL: name it with --database, or say --without-database".to_owned(),
         ));
     }
-    if let Some(hold) = Holds::read(directory)?.keeps_subject(&subjects) {
-        return Err(AuditError::Refused(format!(
-            "hold {} of {} keeps what is about this subject ({}); release it first, if it may be",
-            hold.id, hold.by, hold.reason
-        )));
+    let mut database = context.database()?;
+    let not_entered = |e| AuditError::NotEntered(Box::new(e));
+    if let Some(refusal) = refusal(context, options, &subjects, database.as_ref())? {
+        let mut writer = Writer::find(context).map_err(not_entered)?;
+        writer.enter(context, &ended(options, &subjects, &refusal)).map_err(not_entered)?;
+        writer.close()?;
+        return Err(AuditError::Refused(refusal.problem));
     }
     if !options.yes {
         confirm(&options.subject, &subjects)?;
     }
-    let mut database = context.database()?;
 
     // First of all: what cannot be entered is not done.
-    let not_entered = |e| AuditError::NotEntered(Box::new(e));
     let mut details = Map::new();
     details.insert("subjects".to_owned(), Value::from(subjects.clone()));
+    details.insert("step".to_owned(), Value::from("asked for"));
     let begun = Act {
         event: EventType::AdminAction,
         action: "audit.erase",
@@ -115,17 +121,22 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     let mut writer = Writer::find(context).map_err(not_entered)?;
     writer.enter(context, &begun).map_err(not_entered)?;
 
-    let reason = options.by.reason.as_deref();
     let mut erasures = Vec::new();
-    let mut postgres = None;
-    if let Some(database) = &mut database {
-        erasures =
-            context.runtime.block_on(subjects::erase(&mut database.client, &subjects, &options.by.by, reason))?;
-        postgres = Some(erasures.iter().map(|erasure| u64::try_from(erasure.keys).unwrap_or_default()).sum());
-    }
-    let spool = writer.forget(context, &subjects).map_err(|e| half(postgres, &e))?;
+    let destroyed = destroy(context, options, &subjects, database.as_mut(), &mut writer, &mut erasures);
+    let destroyed = match destroyed {
+        Ok(destroyed) => destroyed,
+        Err(failed) => {
+            // That it was begun is entered; how it ended is said as well as may be.
+            let entered = writer.enter(context, &ended(options, &subjects, &failed));
+            let problem = match entered {
+                Ok(_) => failed.problem,
+                Err(e) => format!("{}; that it ended so cannot be entered: {e}", failed.problem),
+            };
+            writer.close()?;
+            return Err(AuditError::Refused(problem));
+        }
+    };
     let at = now().to_string();
-    let destroyed = Destroyed { postgres, spool };
     let mut details = Map::new();
     details.insert("subjects".to_owned(), Value::from(subjects.clone()));
     details.insert("keys".to_owned(), serde_json::to_value(&destroyed).unwrap_or_default());
@@ -166,12 +177,92 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     Ok(crate::cli::say(&show(&receipt, &line, context.place.json)))
 }
 
-fn half(postgres: Option<u64>, error: &AuditError) -> AuditError {
-    let done = match postgres {
-        Some(keys) => format!("the {keys} keys in PostgreSQL are destroyed, those in the spool are not"),
-        None => "nothing was destroyed".to_owned(),
-    };
-    AuditError::Refused(format!("{done}: {error}; run it again once that is mended"))
+/// Why nothing, or only a part, was destroyed.
+struct Ended {
+    outcome: Outcome,
+    problem: String,
+}
+
+/// Why it must not be begun: a hold, or nothing that could be erased.
+fn refusal(
+    context: &Context,
+    options: &Options,
+    subjects: &[String],
+    database: Option<&Database>,
+) -> Result<Option<Ended>, AuditError> {
+    let directory = context.directory()?;
+    if let Some(hold) = Holds::read(directory)?.keeps_subject(subjects) {
+        let problem = format!(
+            "hold {} of {} keeps what is about this subject ({}); release it first, if it may be",
+            hold.id, hold.by, hold.reason
+        );
+        return Ok(Some(Ended { outcome: Outcome::Refused, problem }));
+    }
+    if spool::count_keys(directory, subjects)? > 0 || options.even_if_unknown {
+        return Ok(None);
+    }
+    let mut earlier = None;
+    if let Some(Database { client }) = database {
+        if !context.runtime.block_on(subjects::keys_of(client, subjects))?.is_empty() {
+            return Ok(None);
+        }
+        earlier = context.runtime.block_on(subjects::erasures_of(client, subjects))?.pop();
+    }
+    let at =
+        if database.is_some() { "neither the spool here nor PostgreSQL has" } else { "the spool here does not have" };
+    let before = earlier.map_or(String::new(), |earlier| format!("; it was erased at {} already", earlier.erased.at));
+    let problem = format!(
+        "{} ({}) is unknown: {at} a data key of this subject{before}; nothing was destroyed. If another Machine may have entries of it \
+         that it has not shipped yet, say --even-if-unknown",
+        options.subject.0,
+        subjects.join(", ")
+    );
+    Ok(Some(Ended { outcome: Outcome::Failure, problem }))
+}
+
+/// The entry about an erasure that was not done.
+fn ended<'a>(options: &'a Options, subjects: &[String], ended: &Ended) -> Act<'a> {
+    let mut details = Map::new();
+    details.insert("subjects".to_owned(), Value::from(subjects));
+    details.insert("problem".to_owned(), Value::from(ended.problem.as_str()));
+    Act {
+        event: EventType::ErasureRequest,
+        action: "audit.erase",
+        outcome: ended.outcome,
+        by: &options.by,
+        subject: None,
+        details,
+    }
+}
+
+fn destroy(
+    context: &Context,
+    options: &Options,
+    subjects: &[String],
+    database: Option<&mut Database>,
+    writer: &mut Writer,
+    erasures: &mut Vec<Erasure>,
+) -> Result<Destroyed, Ended> {
+    let mut postgres: Option<u64> = None;
+    if let Some(database) = database {
+        let By { by, reason } = &options.by;
+        let done = context.runtime.block_on(subjects::erase(&mut database.client, subjects, by, reason.as_deref()));
+        *erasures = done.map_err(|e| Ended {
+            outcome: if matches!(e, StoreError::Held(_)) { Outcome::Refused } else { Outcome::Error },
+            problem: AuditError::from(e).to_string(),
+        })?;
+        postgres = Some(erasures.iter().map(|erasure| u64::try_from(erasure.keys).unwrap_or_default()).sum());
+    }
+    // One that is registered is no mistake, whether or not the spool here has a key.
+    let known = postgres.unwrap_or(0).max(options.even_if_unknown.into());
+    let spool = writer.forget(context, subjects, &options.by, known).map_err(|e| {
+        let done = match postgres {
+            Some(keys) => format!("the {keys} keys in PostgreSQL are destroyed, those in the spool are not"),
+            None => "nothing was destroyed".to_owned(),
+        };
+        Ended { outcome: Outcome::Error, problem: format!("{done}: {e}; run it again once that is mended") }
+    })?;
+    Ok(Destroyed { postgres, spool })
 }
 
 fn confirm(subject: &Subject, subjects: &[String]) -> Result<(), AuditError> {

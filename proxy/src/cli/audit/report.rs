@@ -244,15 +244,19 @@ fn data(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<String
 
 fn measures(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<String> {
     let mut measures = vec![
-        "pseudonyms: HMAC-SHA-256 under a secret key; without it, nobody can tell whose entry it is".to_owned(),
+        "pseudonyms: HMAC-SHA-256 under a secret key; who has that key can tell whose entry it is of every name that he knows or guesses"
+            .to_owned(),
         "names and addresses are encrypted (AES-256-GCM) under a key for each subject, which is itself encrypted under a master key"
             .to_owned(),
-        "erasure destroys the subject's key, in the spool, in the database and in every Machine: copies become unreadable too".to_owned(),
-        "each entry has the hash of the one before (SHA-256), the ends are signed (Ed25519): `outrigger audit verify` finds what was changed, added or taken away"
+        "erasure destroys the subject's key, in the spool and in the database, and on other Machines once they ship; copies of the entries become unreadable with it, copies of the keys (backups of the database) do not, until they expire; what is entered in clear stays"
             .to_owned(),
-        "reading, exporting, erasing and holding are entered into the trail themselves".to_owned(),
+        "each entry has the hash of the one before (SHA-256), the ends are signed (Ed25519): `outrigger audit verify` finds what somebody without the key has changed, added or taken away up to the last signature; that a whole directory was put back to an earlier state is found only with PostgreSQL or a receipt"
+            .to_owned(),
+        "reading, exporting, erasing and holding by `outrigger audit` are entered into the trail themselves; reading the files or the database directly is not"
+            .to_owned(),
         "the files can be read by their owner only".to_owned(),
-        "what is older than its class is kept is dropped by itself, and that is entered; legal holds suspend it".to_owned(),
+        "what is older than its class is kept is dropped by itself, once a day and from the beginning of each chain, and that is entered; legal holds suspend it"
+            .to_owned(),
     ];
     measures.push(match &rules.keys {
         Some(_) => "the master keys come from the environment, apart from the trail".to_owned(),

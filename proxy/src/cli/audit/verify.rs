@@ -9,26 +9,27 @@ use std::process::ExitCode;
 use clap::Args;
 use outrigger_policy::audit::{Class, EventType, Outcome, unhex};
 use outrigger_trail::keys::PublicKeys;
-use outrigger_trail::layout::{self, Shipped};
-use outrigger_trail::verify::{Claim, Findings, Progress, VerifyError, spool};
+use outrigger_trail::layout::{self, Heads, Shipped};
+use outrigger_trail::store::anchors;
+use outrigger_trail::verify::{Claim, Findings, Place, Progress, VerifyError, Wrong, spool};
 use serde_json::{Map, Value, json};
 
 use super::act::{Act, enter_first, is_written};
 use super::database::Database;
 use super::erase::Receipt;
-use super::{AuditError, By, Context, Place, text};
+use super::{AuditError, By, Context, Place as Where, now, text};
 
 /// What is verified.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// Where.
     #[command(flatten)]
-    pub place: Place,
+    pub place: Where,
     /// Verify with public keys only, as `outrigger audit keys` prints them: for auditors, who know no secrets. Nothing is entered
     /// into the trail then.
     #[arg(long, value_name = "ID:KEY,…")]
     public_keys: Option<String>,
-    /// Verify the receipt of an erasure as well.
+    /// Verify a receipt as well, of an erasure or of `outrigger audit receipt`: the audit log has to go at least as far as it says.
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
     /// Who.
@@ -55,13 +56,26 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     if directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
-    let receipt = options.receipt.as_deref().map(|path| read_receipt(path, &keys)).transpose()?;
+    let (mut receipt, mut anchors) = (None, Vec::new());
+    match options.receipt.as_deref().map(|path| read_receipt(path, &keys)).transpose()? {
+        Some(Kept::Erasure(erasure, claim)) => receipt = Some((erasure, claim)),
+        Some(Kept::Ends(heads)) => anchors.push(Anchor { heads, by: RECEIPT }),
+        None => {}
+    }
 
     let mut looked = Vec::new();
     let mut claims: Vec<(Class, Claim)> = Vec::new();
     let chain = directory.as_deref().and_then(|directory| std::fs::read_to_string(directory.join(layout::CHAIN)).ok());
     let chain = chain.map(|text| text.trim_end().to_owned()).unwrap_or_default();
+    let mut unsound = Vec::new();
     if let Some(database) = &database {
+        // First, too: what HEAD here says was signed after what was anchored.
+        for line in context.runtime.block_on(anchors::all(&database.client))? {
+            match Heads::verified(line.as_bytes(), &keys) {
+                Ok(heads) => anchors.push(Anchor { heads, by: ANCHOR }),
+                Err(e) => unsound.push(e.to_string()),
+            }
+        }
         // What the spool was told is stored, before what is stored.
         let shipped = directory.as_deref().map(|directory| (chain.clone(), shipped(directory)));
         for findings in in_database(context, database, &keys, shipped.as_ref())? {
@@ -76,6 +90,10 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     if let Some((_, claim)) = receipt.as_ref().filter(|(receipt, _)| receipt.chain == chain) {
         claims.extend(claim.clone());
     }
+    let is_here = |anchor: &&Anchor| anchor.heads.chain == chain && !chain.is_empty();
+    for Anchor { heads, by } in anchors.iter().filter(is_here) {
+        claims.extend(heads.ends().map(|(class, seq, hash)| (class, Claim { seq, hash, by: (*by).to_owned() })));
+    }
     if let Some(directory) = &directory {
         match in_spool(context, directory, &keys, &claims) {
             Ok(findings) => looked.insert(0, Looked { at: "spool", findings }),
@@ -84,6 +102,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             Err(e) => return Err(e.into()),
         }
     }
+    check_anchors(context, database.as_ref(), directory.as_deref(), &keys, &chain, &anchors, unsound, &mut looked)?;
     if looked.is_empty() {
         return Err(AuditError::Verify(VerifyError::Nothing(directory.unwrap_or_else(|| PathBuf::from("PostgreSQL")))));
     }
@@ -183,18 +202,117 @@ enum Evidence {
     Contradicted,
 }
 
-fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<(Receipt, Option<(Class, Claim)>), AuditError> {
+/// What an operator has kept elsewhere.
+enum Kept {
+    Erasure(Receipt, Option<(Class, Claim)>),
+    Ends(Heads),
+}
+
+/// A signed statement about the ends of chains, and where it was kept.
+struct Anchor {
+    heads: Heads,
+    by: &'static str,
+}
+
+fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<Kept, AuditError> {
     let content = std::fs::read(path).map_err(AuditError::file(path))?;
     let line = content.trim_ascii();
     let refused = |problem: &str| AuditError::Refused(format!("{} {problem}", path.display()));
-    let receipt: Receipt = serde_json::from_slice(line)
-        .map_err(|_| refused("is no receipt: it has to be the line that `outrigger audit erase` printed"))?;
+    if line.starts_with(b"{\"head\":") {
+        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
+        return Ok(Kept::Ends(heads));
+    }
+    let receipt: Receipt = serde_json::from_slice(line).map_err(|_| {
+        refused(
+            "is no receipt: it has to be the line that `outrigger audit erase` or `outrigger audit receipt` printed",
+        )
+    })?;
     layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
     let class = Class::named(&receipt.class).zip(unhex(receipt.hash.as_bytes()));
     let claim = class.map(|(class, hash)| (class, Claim { seq: receipt.seq, hash, by: RECEIPT.to_owned() }));
-    Ok((receipt, claim))
+    Ok(Kept::Erasure(receipt, claim))
 }
 
+/// Compares what is here with what was kept elsewhere. The entries of the directory's own chains have met it already.
+#[expect(clippy::too_many_arguments, reason = "all that verifying has found out so far")]
+fn check_anchors(
+    context: &Context,
+    database: Option<&Database>,
+    directory: Option<&Path>,
+    keys: &PublicKeys,
+    chain: &str,
+    anchors: &[Anchor],
+    unsound: Vec<String>,
+    looked: &mut Vec<Looked>,
+) -> Result<(), AuditError> {
+    let mut findings = Findings::default();
+    for problem in unsound {
+        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as it was signed: {problem}")));
+    }
+    let here = directory.and_then(|directory| layout::newest_head(directory, keys).ok().flatten());
+    for Anchor { heads, by } in anchors {
+        if heads.chain == chain && !chain.is_empty() {
+            let number = here.as_ref().map_or(0, |(_, here)| here.number);
+            if number < heads.number {
+                let wrong = Wrong::OlderHead { here: number, known: heads.number, by: (*by).to_owned() };
+                findings.add(Place::file(layout::HEAD), wrong);
+            }
+            continue;
+        }
+        let of_chain = looked.iter().find(|looked| looked.at == "postgres" && looked.findings.chain == heads.chain);
+        let Some(Looked { findings: of_chain, .. }) = of_chain else {
+            if *by == RECEIPT {
+                let problem = format!(
+                    "the receipt is of chain {} on Machine {}, and nothing of that chain is here",
+                    heads.chain, heads.machine
+                );
+                findings.add(Place::file("the receipt"), Wrong::Anchor(problem));
+            }
+            continue;
+        };
+        let Some(database) = database else { continue };
+        // Another Machine's: what it has not shipped yet is in its own directory.
+        let age = heads.signed_at().map_or(i64::MAX, |at| now().0.saturating_sub(at.0));
+        for (class, seq, hash) in heads.ends() {
+            let place = Place { file: Some(ANCHORS.to_owned()), line: None, class: Some(class), entry: Some(seq) };
+            let found = of_chain.classes.iter().find(|found| found.class == class);
+            let (first, last) = found.map_or((1, 0), |found| (found.first, found.last));
+            let stored = context.runtime.block_on(database.hash_of(&heads.chain, class, seq))?;
+            match stored {
+                Some(stored) if stored != hash => findings.add(place, Wrong::Contradicted { by: (*by).to_owned() }),
+                None if last < seq && first <= seq && age > UNSHIPPED_US => {
+                    findings.add(place, Wrong::Truncated { last, claimed: seq, by: (*by).to_owned() });
+                }
+                None if last < seq => findings.notes.push(format!(
+                    "{}: Machine {} has signed for {seq} entries of chain {}, which are not all stored yet",
+                    class.name(),
+                    heads.machine,
+                    heads.chain
+                )),
+                _ => {}
+            }
+        }
+    }
+    if findings.count() > 0 || !findings.notes.is_empty() {
+        looked.push(Looked { at: "anchors", findings });
+    }
+    Ok(())
+}
+
+/// `outrigger audit receipt`: the newest signed `HEAD`.
+pub(super) fn receipt(context: &Context) -> Result<ExitCode, AuditError> {
+    let directory = context.directory()?;
+    let newest = layout::newest_head(directory, &context.keys()?.public());
+    let newest = newest.map_err(AuditError::file(&directory.join(layout::HEAD)))?;
+    let nothing = || AuditError::Verify(VerifyError::Nothing(directory.to_owned()));
+    let (line, _) = newest.ok_or_else(nothing)?;
+    Ok(crate::cli::say(&format!("{line}\n")))
+}
+
+/// What another Machine has signed for may be on its way for so long, in microseconds, as for checkpoints.
+const UNSHIPPED_US: i64 = 3_600_000_000;
+const ANCHOR: &str = "the anchor in PostgreSQL";
+const ANCHORS: &str = "audit_anchors";
 const RECEIPT: &str = "the receipt";
 
 fn find_receipt(
@@ -218,8 +336,8 @@ fn find_receipt(
         // What the receipt says was among what the walk had to meet.
         let by_receipt = |by: &str| by == RECEIPT;
         let is_contradicted = findings.problems.iter().any(|problem| match &problem.wrong {
-            outrigger_trail::verify::Wrong::Contradicted { by } => by_receipt(by),
-            outrigger_trail::verify::Wrong::Truncated { by, .. } => by_receipt(by),
+            Wrong::Contradicted { by } => by_receipt(by),
+            Wrong::Truncated { by, .. } => by_receipt(by),
             _ => false,
         });
         if is_contradicted {
@@ -331,7 +449,7 @@ fn show_json(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use outrigger_trail::verify::{Found, Place, Problem, Wrong};
+    use outrigger_trail::verify::{Found, Problem};
 
     fn looked() -> Vec<Looked> {
         let found = |class, entries, problems| Found {
