@@ -23,7 +23,7 @@ pub(crate) fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<By
 }
 
 /// One request; its status, its fields and its body.
-async fn ask(
+pub(crate) async fn ask(
     sender: &mut SendRequest<Bytes>,
     request: Request<()>,
     body: &'static [u8],

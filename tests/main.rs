@@ -47,3 +47,4 @@ mod recovery;
 mod sessions;
 mod shared_limits;
 mod streams;
+mod tracing;

@@ -97,7 +97,12 @@ fn check(file: &Path) -> ExitCode {
     with_config(file, |config| {
         // The health endpoints and the default are always there.
         let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
-        say(&format!("{shown}: in order, {routes} routes\n"))
+        for warning in &config.warnings {
+            // Standard error that is gone cannot be told about.
+            let _ = writeln!(io::stderr(), "warning: {warning}");
+        }
+        let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
+        say(&format!("{shown}: in order, {routes} routes{limits}\n"))
     })
 }
 

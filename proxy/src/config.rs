@@ -64,6 +64,8 @@ pub struct Config {
     pub routes: RouteTable,
     /// How often a client may ask.
     pub limits: Limits,
+    /// Limits are in `monitor` only because nothing in the file or the environment speaks of rate limits.
+    pub limits_unset: bool,
     /// How many keys of limits are counted at the same time.
     pub max_limit_keys: usize,
     /// How many requests the app gets at a time.
@@ -86,6 +88,8 @@ pub struct Config {
     pub audit: Option<AuditRules>,
     /// Sessions keep no Machine on Fly only because there are no keys.
     pub lacks_affinity_keys: bool,
+    /// What works, and is probably not what was meant: each with its place and what to do.
+    pub warnings: Vec<String>,
 }
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
@@ -198,6 +202,13 @@ const OTHER_VARIABLES: [&str; 9] = [
 const DEFAULTS: [(&str, &str, &str); 2] =
     [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"), ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open")];
 
+/// Keys of earlier versions, and why they are gone: they are accepted with a warning, and do nothing.
+const REMOVED: [(&str, &str, &str); 1] = [(
+    "headers",
+    "traceparent",
+    "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up",
+)];
+
 /// Reads a variable of the environment; a parameter, so that tests bring their own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -228,14 +239,18 @@ impl Config {
     pub fn parse(file: &Path, source: &str, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let (mut root, mut problems) = check::parse(source);
         overlay_environment(&mut root, environment);
+        let warnings = take_removed(&mut root);
+        let limits_unset = monitor_unset_limits(&mut root, environment);
         problems.extend(check::against_schema(&root, &schema()));
         if problems.is_empty() {
             match Raw::deserialize(root.to_json()) {
                 Ok(raw) => {
-                    let mut builder = Builder { root: &root, environment, problems: Vec::new() };
+                    let mut builder = Builder { root: &root, environment, problems: Vec::new(), warnings };
                     let config = builder.build(&raw);
                     if let (Some(config), true) = (config, builder.problems.is_empty()) {
-                        return Ok(config);
+                        let shown = |warning| ConfigError::new(file, source, vec![warning]).to_string();
+                        let warnings = builder.warnings.into_iter().map(shown).collect();
+                        return Ok(Self { warnings, limits_unset, ..config });
                     }
                     problems = builder.problems;
                 }
@@ -318,11 +333,39 @@ fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
     }
 }
 
+/// Takes the keys out that mean nothing any more.
+fn take_removed(root: &mut Node) -> Vec<Problem> {
+    let mut warnings = Vec::new();
+    for (section, key, hint) in REMOVED {
+        if let Some(place) = root.take(section, key) {
+            warnings.push(Problem::new(place, format!("`{key}` has no effect any more")).hint(hint));
+        }
+    }
+    warnings
+}
+
+/// Puts rate limits into `monitor` where nobody has asked for any: neither the file's section `rate_limits` nor the feature flag.
+fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bool {
+    let flag = Feature::PrioritizedRateLimit;
+    let is_asked_for = root.nearest(&[Step::Key("rate_limits")]).0 == 1
+        || root.nearest(&[Step::Key("flags"), Step::Key(flag.key())]).0 == 2
+        || ["", "_PERCENTAGE", "_USERS", "_IPS"].iter().any(|suffix| {
+            let variable = format!("{}{suffix}", flag.variable());
+            environment(&variable).is_some_and(|text| !text.trim().is_empty())
+        });
+    if !is_asked_for {
+        let monitor = Node { place: Place::Whole, value: Value::Text("monitor".to_owned()) };
+        root.overlay("rate_limits", "mode", monitor);
+    }
+    !is_asked_for
+}
+
 /// Turns what fits the schema into what makes sense.
 struct Builder<'a> {
     root: &'a Node,
     environment: Environment<'a>,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl Builder<'_> {
@@ -407,6 +450,8 @@ impl Builder<'_> {
             flags,
             routes,
             limits,
+            limits_unset: false,
+            warnings: Vec::new(),
             max_limit_keys: raw.rate_limits.max_keys.get() as usize,
             gate,
             abuse,
@@ -657,6 +702,47 @@ mod tests {
         assert_eq!(config.server.listen.port(), 8080);
         assert_eq!(config.client.max_head_bytes, 32 << 10);
         assert_eq!(config.routes.all().len(), route_count(0));
+    }
+
+    #[test]
+    fn rate_limits_refuse_nobody_until_the_file_or_the_environment_speaks_of_them() {
+        let mode = |source: &str, environment: &[(&str, &str)]| {
+            let config = load(source, environment).unwrap();
+            let limit = config.limits.all.first().map_or(Mode::Off, |limit| limit.mode);
+            (limit, config.flag(Feature::PrioritizedRateLimit).switch.to_string(), config.limits_unset)
+        };
+        let all = "100%".to_owned();
+        for silent in ["", "# nothing\n", "[client]\nmax_fields = 50\n", "[flags]\naudit_trail = false\n"] {
+            assert_eq!(mode(silent, &[]), (Mode::Monitor, all.clone(), true), "{silent}");
+        }
+        for speaks in [
+            "[rate_limits]\n",
+            "rate_limits.high = \"5/1m\"\n",
+            "[rate_limits.redis]\n",
+            "[[rate_limits.rules]]\nname = \"a\"\nrate = \"1/1m\"\n",
+            "[flags]\nprioritized_rate_limit = true\n",
+        ] {
+            assert_eq!(mode(speaks, &[]), (Mode::Enforce, all.clone(), false), "{speaks}");
+        }
+        let flag = |value| [("FF_ENABLE_PRIORITIZED_RATE_LIMIT", value)];
+        assert_eq!(mode("", &flag("true")), (Mode::Enforce, all.clone(), false));
+        assert_eq!(mode("", &flag("10%")), (Mode::Enforce, "10%".to_owned(), false));
+        assert_eq!(mode("", &flag("monitor")).1, "monitor");
+        assert_eq!(mode("[rate_limits]\nmode = \"monitor\"\n", &[]), (Mode::Monitor, all, false));
+        assert_eq!(mode(include_str!("../../config/proxy.toml"), &[]).0, Mode::Enforce, "the shipped file enforces");
+    }
+
+    #[test]
+    fn a_key_that_is_gone_is_accepted_with_a_warning() {
+        let config = load("[headers]\nrequest_id = false\ntraceparent = true\n", &[]).unwrap();
+        assert!(!config.headers.request_id);
+        insta::assert_snapshot!(config.warnings.join("\n"), @r"
+        proxy.toml:3:1: `traceparent` has no effect any more
+        3 | traceparent = true
+          | ^^^^^^^^^^^
+        hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up
+        ");
+        assert!(load("", &[]).unwrap().warnings.is_empty());
     }
 
     fn route_count(in_file: usize) -> usize {

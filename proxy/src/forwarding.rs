@@ -1,4 +1,4 @@
-//! What the app is told about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239), `traceparent` (W3C Trace Context).
+//! What the app is told about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239). `traceparent` and `tracestate` pass as they came.
 //! Pure: a request in, fields out.
 
 use std::io::Write;
@@ -10,7 +10,6 @@ use http::{HeaderName, header};
 use crate::affinity::X_OUTRIGGER_MACHINE;
 use crate::config::ForwardedStyle;
 use crate::exchange::{Exchange, Kind, Request};
-use crate::request_id::{hex, random};
 
 /// In answers and requests.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -18,7 +17,6 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static FLY_FORWARDED_PROTO: HeaderName = HeaderName::from_static("fly-forwarded-proto");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The time that is left, in milliseconds.
 pub static X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
@@ -75,9 +73,6 @@ impl Added {
         }
         if headers.request_id {
             self.add(&X_REQUEST_ID, |text| text.extend_from_slice(exchange.request_id.as_bytes()));
-        }
-        if headers.traceparent && !fields.get(&TRACEPARENT).is_some_and(is_traceparent) {
-            self.add(&TRACEPARENT, |text| text.extend_from_slice(&new_traceparent()));
         }
         if exchange.sticky.is_enforced()
             && let Some(name) = exchange.sticky.keeper(&exchange.rules.config.this)
@@ -168,35 +163,6 @@ fn write_address(text: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// Whether a `traceparent` is one that may be passed on.
-pub fn is_traceparent(value: &[u8]) -> bool {
-    let lower_hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let nonzero = |part: &[u8]| part.iter().any(|b| *b != b'0');
-    let Some((known, rest)) = value.split_at_checked(55) else { return false };
-    let (version, trace, parent, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
-    // A later version may go on after a dash; version 00 may not.
-    let ends_well = rest.is_empty() || (version != b"00" && rest.starts_with(b"-"));
-    known[2] == b'-'
-        && known[35] == b'-'
-        && known[52] == b'-'
-        && [version, trace, parent, flags].into_iter().all(lower_hex)
-        && version != b"ff"
-        && nonzero(trace)
-        && nonzero(parent)
-        && ends_well
-}
-
-/// A new trace that nobody has decided to record.
-fn new_traceparent() -> [u8; 55] {
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let words = [random() | 1, random() | 1, random() | 1];
-    for (index, byte) in words.iter().flat_map(|word| word.to_be_bytes()).enumerate() {
-        let at = if index < 16 { 3 + 2 * index } else { 36 + 2 * (index - 16) };
-        text[at..at + 2].copy_from_slice(&hex(byte));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,22 +190,6 @@ mod tests {
             "for=192.0.2.1;host=\"a.example:8080\";proto=https"
         );
         assert_eq!(written("2001:db8::1", "", b"http"), "for=\"[2001:db8::1]\";proto=http");
-    }
-
-    #[test]
-    fn knows_a_traceparent() {
-        assert!(is_traceparent(&new_traceparent()));
-        assert!(is_traceparent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
-        assert!(is_traceparent(b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"));
-        for wrong in [
-            &b""[..],
-            b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-            b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-        ] {
-            assert!(!is_traceparent(wrong));
-        }
     }
 
     #[test]

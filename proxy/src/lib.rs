@@ -107,6 +107,12 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("the environment has {name}, which means nothing here{hint}");
     }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.limits_unset {
+        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+    }
     raise_open_files(config.server.max_connections);
     metrics.show_config(&config, 1, config::reload::unix_now());
     let public = bind(config.server.listen, "server.listen")?;

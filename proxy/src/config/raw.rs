@@ -231,13 +231,11 @@ pub struct Headers {
     pub forwarded: ForwardedStyle,
     /// `X-Request-Id`, to the app and in the answer.
     pub request_id: bool,
-    /// `traceparent` (W3C Trace Context): made when the client sent none.
-    pub traceparent: bool,
 }
 
 impl Default for Headers {
     fn default() -> Self {
-        Self { forwarded: ForwardedStyle::Both, request_id: true, traceparent: true }
+        Self { forwarded: ForwardedStyle::Both, request_id: true }
     }
 }
 

@@ -135,6 +135,9 @@ impl Reloader {
         if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
             credentials.adopt(&before.config.credentials);
         }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         let next = Snapshot::new(config, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
         self.state.metrics.reloaded(true);
