@@ -43,7 +43,7 @@ fn bans(proxy: &Proxy) -> Vec<Value> {
 
 /// Bans a client as an operator.
 #[track_caller]
-fn ban(proxy: &Proxy, client: &str, length: &str) {
+pub fn ban(proxy: &Proxy, client: &str, length: &str) {
     let answer = admin(proxy, "POST", "/bans", &[], &json!({ "client": client, "for": length }).to_string());
     assert_eq!(answer.status, 201, "{answer:?}");
     assert_eq!(answer.json()["client"], client);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     backend::Backend,
-    harness::{Client, Proxy, get, post},
+    harness::{Answer, Client, Proxy, get, post},
 };
 
 /// What would be served if the bytes before it were read differently by two parties.
@@ -495,20 +495,47 @@ fn forged_forwarding_fields_are_removed_and_counted() {
 }
 
 #[test]
-fn a_trusted_networks_forwarding_fields_are_believed() {
+fn of_a_trusted_sender_only_what_is_its_to_say_is_believed() {
     let app = Backend::start();
-    let proxy = Proxy::with(&app, "identity.trusted = [\"127.0.0.0/8\"]");
-    for method in ["GET", "POST"] {
-        let answer = proxy.ask(&FORGED.replace("GET", method));
-        assert_eq!(answer.seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"));
-        assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("https"));
-        assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("bank.example"));
-        assert_eq!(answer.seen("forwarded").as_deref(), Some("for=203.0.113.9, for=127.0.0.1;host=\"a\";proto=https"));
-        assert_eq!(answer.seen("fly-client-ip").as_deref(), Some("203.0.113.9"));
-        assert_eq!(answer.header("x-request-id"), Some("forged"));
-        assert_eq!(answer.seen("x-outrigger-tier"), None, "nobody outside may say that");
-    }
-    assert!(proxy.says("\"path\":\"/\"").contains("203.0.113.9"));
+    // What a client sends to its left, and other headers that proxies pass on, are in each request.
+    let forged = FORGED
+        .replace("X-Forwarded-For: ", "X-Forwarded-For: 6.6.6.6, ")
+        .replace("X-Real-IP: 203.0.113.9", "X-Real-IP: 6.6.6.6\r\nCF-Connecting-IP: 6.6.6.6\r\nTrue-Client-IP: 6.6.6.6")
+        .replace("Forwarded: for=203", "Forwarded: for=6.6.6.6;proto=http, for=203");
+    let each = |rules: &str, check: &dyn Fn(&str, &Answer)| {
+        let proxy = Proxy::with(&app, rules);
+        for method in ["GET", "POST"] {
+            let answer = proxy.ask(&forged.replace("GET", method));
+            check(method, &answer);
+            assert_eq!(answer.seen("x-outrigger-tier"), None, "nobody outside may say that");
+            assert!(!answer.text().contains("6.6.6.6"), "{method}: {}", answer.text());
+        }
+        assert!(proxy.says("\"path\":\"/\"").contains("203.0.113.9"));
+        assert_eq!(proxy.metric("outrigger_forged_fields_total", &[]), 2.0, "X-Outrigger-Tier alone");
+    };
+    each("identity.edge = \"fly\"", &|method, answer| {
+        let seen = |name| answer.seen(name);
+        assert_eq!(seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"), "{method}");
+        assert_eq!(seen("x-forwarded-proto").as_deref(), Some("https"));
+        assert_eq!(seen("x-forwarded-host").as_deref(), Some("a"), "Fly's edge does not set it: it is the client's");
+        let forwarded = "for=203.0.113.9;host=\"a\";proto=https, for=127.0.0.1";
+        assert_eq!(seen("forwarded").as_deref(), Some(forwarded));
+        assert_eq!(seen("fly-client-ip").as_deref(), Some("203.0.113.9"));
+        assert_eq!(seen("x-request-id").as_deref(), Some("forged"), "the edge's name for it");
+    });
+    each("identity.trusted = [\"127.0.0.0/8\"]", &|method, answer| {
+        let seen = |name| answer.seen(name);
+        assert_eq!(seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"), "{method}");
+        assert_eq!(seen("x-forwarded-proto").as_deref(), Some("https"));
+        assert_eq!(seen("x-forwarded-host").as_deref(), Some("bank.example"));
+        assert_eq!((seen("fly-client-ip"), seen("fly-request-id"), seen("fly-forwarded-proto")), (None, None, None));
+        assert_eq!(seen("x-request-id").map(|id| id.len()), Some(36), "a name of the proxy's own");
+    });
+    each("identity.edge = \"Forwarded\"\nidentity.trusted = [\"127.0.0.1\"]", &|method, answer| {
+        let seen = |name| answer.seen(name);
+        assert_eq!(seen("x-forwarded-for").as_deref(), Some("203.0.113.9, 127.0.0.1"), "{method}");
+        assert_eq!(seen("forwarded").as_deref(), Some("for=203.0.113.9;host=\"a\";proto=http, for=127.0.0.1"));
+    });
 }
 
 #[test]

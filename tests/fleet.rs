@@ -89,7 +89,7 @@ impl Machines {
             let (id, private, port, dns) = (&machine.id, running.private, self.peers_port, self.dns);
             let rules = format!(
                 "server.machine = \"{id}\"\nserver.lame_duck = \"500ms\"\nserver.drain_timeout = \"3s\"\n\
-                 identity.trusted = [\"127.0.0.0/8\"]\nlog.access = false\n\
+                 identity.edge = \"fly\"\nlog.access = false\n\
                  peers.listen = \"{private}:{port}\"\npeers.dns = \"app.internal\"\npeers.resolver = \"{dns}\"\n\
                  peers.refresh = \"200ms\"\npeers.interval = \"100ms\"\n{}",
                 self.rules

@@ -14,7 +14,7 @@ use crate::harness::{Answer, Client, Proxy, Setup, both_ways, from_address, get,
 pub const NO_DEFAULTS: &str = "rate_limits.critical = \"off\"\nrate_limits.high = \"off\"\nrate_limits.medium = \"off\"\n\
                            rate_limits.low = \"off\"\nrate_limits.strict = \"off\"\n";
 /// Everybody in these tests comes from here.
-pub const EDGE: &str = "identity.trusted = [\"127.0.0.0/8\"]\n";
+pub const EDGE: &str = "identity.edge = \"fly\"\n";
 
 /// A further limit. Its rate, by the hour, gives nothing back while a test runs.
 pub fn rule(name: &str, rate: &str, more: &str) -> String {
@@ -471,7 +471,15 @@ fn an_address_that_a_stranger_claims_is_no_fresh_quota() {
     for n in 0..10 {
         assert_eq!(left(&inside.ask(&claims(&both_ways("/")[n % 2], n)), "each"), 3, "each address has its own");
     }
-    // Without the edge's own field it is the last address that is none of ours.
+    // Elsewhere it is the last address that is none of ours, whatever else is claimed.
+    let behind_a_list = Proxy::with(&app, &format!("identity.trusted = [\"127.0.0.0/8\"]\n{rules}"));
+    for n in 0..8 {
+        let claimed = claims(&both_ways("/")[n % 2], n).replace("X-Forwarded-For: 203", "X-Other: 203");
+        let listed = format!("X-Forwarded-For: 6.6.6.{n}, 192.0.2.1, 127.0.0.1");
+        let answer = behind_a_list.ask(&with_fields(&claimed, &[&listed]));
+        assert_eq!(answer.status, if n < 4 { 200 } else { 429 }, "request {n}");
+    }
+    // Fly's own list ends with the app's address, and is not read.
     for n in 0..8 {
         let listed = format!("X-Forwarded-For: 6.6.6.{n}, 192.0.2.1, 127.0.0.1");
         let answer = inside.ask(&with_fields(&both_ways("/")[n % 2], &[&listed]));

@@ -32,7 +32,7 @@ pub fn machine(name: &str, places: &[SocketAddr], rules: &str) -> Machine {
     let list: Vec<String> = places[1..].iter().map(|place| format!("\"{place}\"")).collect();
     let (own, list) = (places[0], list.join(", "));
     let rules = format!(
-        "server.machine = \"{name}\"\nidentity.trusted = [\"127.0.0.1\"]\n\
+        "server.machine = \"{name}\"\nidentity.edge = \"fly\"\n\
          peers.listen = \"{own}\"\npeers.list = [{list}]\npeers.interval = \"100ms\"\n{rules}"
     );
     let proxy = Setup::new(&app, &rules).env("OUTRIGGER_AFFINITY_KEYS", KEYS).start();

@@ -2,6 +2,8 @@
 //! another client must not notice. `docs/security.md` has the figures that these tests print.
 
 mod audit;
+mod bans;
 mod breaker;
 mod connections;
+mod limits;
 mod uploads;

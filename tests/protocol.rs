@@ -143,7 +143,7 @@ fn the_app_is_told_who_asks() {
         assert_eq!(answer.seen("x-forwarded-proto").as_deref(), Some("http"));
         assert_eq!(answer.seen("x-forwarded-host").as_deref(), Some("outrigger.test"));
         assert_eq!(answer.seen("forwarded").as_deref(), Some("for=127.0.0.1;host=\"outrigger.test\";proto=http"));
-        assert_eq!(answer.seen("x-request-timeout-ms").as_deref(), Some("30000"));
+        assert_eq!(answer.seen("x-request-timeout-ms").as_deref(), Some("60000"));
     }
 }
 

@@ -130,7 +130,10 @@ impl Bans {
     }
 }
 
-/// Refuses whoever is banned, or whose address is. The stage.
+/// Refuses who is banned. The stage.
+///
+/// A client that has proved who it is answers for itself alone: a ban that its address has earned, by whoever has not, does not
+/// concern it, and what it does itself bans nobody else. What an operator bans is banned for all who come from there.
 ///
 /// # Errors
 /// [`Rejection::Banned`]
@@ -143,9 +146,10 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     if exchange.admission == Mode::Off || rules.mode == Mode::Off {
         return Ok(());
     }
-    let Client { id, address_id, tier, .. } = exchange.client;
+    let Client { id, address_id, tier, ref verified, .. } = exchange.client;
     let now = state.nanoseconds(exchange.started);
-    let ban = state.bans.holding(id, now).or_else(|| state.bans.holding(address_id, now));
+    let concerns = |ban: &Ban| verified.is_none() || ban.offence == Offence::Operator;
+    let ban = state.bans.holding(id, now).or_else(|| state.bans.holding(address_id, now).filter(concerns));
     let Some(ban) = ban else { return Ok(()) };
     // What an operator does counts whatever the mode is.
     let is_monitored = rules.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
@@ -167,7 +171,7 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
     let now = state.nanoseconds(Instant::now());
     let client = &exchange.client;
     let tag = tag(client.id, offence);
-    match state.limits.take(tag, quota, now, 1, state.limits.latecomers(tag)) {
+    match state.limits.take(tag, quota, now, 1, || tag) {
         Ok(_) => return,
         // Where the table is full, others may have done what this one would be banned for.
         Err(refused) if refused.overflowed => return,

@@ -105,6 +105,7 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     state.metrics.connections.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
     state.metrics.body_memory.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
     let now = state.nanoseconds(Instant::now());
+    state.metrics.unbelieved.set(state.claims.most(now).into());
     let tokens = state.rules.load().config.credentials.cached_tokens();
     state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);
     for cell in state.breakers.all() {

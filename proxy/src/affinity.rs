@@ -118,7 +118,8 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
 fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: AffinityRules, this: &This) -> Counted {
     let now = seconds();
     // From anybody else these fields are removed, and counted with the others that are.
-    let marks = if exchange.client.is_trusted { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
+    let marks =
+        if exchange.client.sender.is_by_fly() { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
     if marks.mark == Mark::Unsigned {
         state.metrics.affinity(Counted::Forged);
         exchange.audit.forged = Some("replay_mark");
@@ -157,7 +158,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
         },
         None => Home::Unknown,
     };
-    let came_by_edge = exchange.client.is_trusted && request.fields.has(&FLY_REQUEST_ID);
+    let came_by_edge = exchange.client.sender.is_by_fly() && request.fields.has(&FLY_REQUEST_ID);
     let sight = Sight {
         via: rules.via,
         home,

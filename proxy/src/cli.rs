@@ -3,6 +3,7 @@
 mod audit;
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,6 +45,9 @@ enum Command {
         /// A field of the request; may be given several times.
         #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = field)]
         headers: Vec<(HeaderName, HeaderValue)>,
+        /// The address at the other end of the connection: a client's, or that of the proxy in front.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+        from: IpAddr,
     },
     /// Verify, search, export and erase what the audit trail knows.
     #[command(subcommand)]
@@ -63,12 +67,16 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(&cli.config),
         Command::Check { file } => check(&file.unwrap_or(cli.config)),
-        Command::Explain { method, path, headers } => {
-            with_config(&cli.config, |config| match explain(config, &method, &path, &HeaderMap::from_iter(headers)) {
+        Command::Explain { method, path, headers, from } => with_config(&cli.config, |config| {
+            let mut fields = HeaderMap::new();
+            for (name, value) in headers {
+                fields.append(name, value);
+            }
+            match explain(config, from, &method, &path, &fields) {
                 Ok(text) => say(&text),
                 Err(e) => fail(&e),
-            })
-        }
+            }
+        }),
         Command::Audit(what) => audit::main(&cli.config, *what),
         Command::Schema => match serde_json::to_string_pretty(&crate::config::schema()) {
             Ok(text) => say(&format!("{text}\n")),

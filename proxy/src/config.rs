@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod audit;
 pub mod check;
+pub mod edge;
 pub mod error;
 pub mod identity;
 pub mod machines;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_policy::audit::Declared;
-use outrigger_policy::flags::{Feature, Flag, Mode, Network};
+use outrigger_policy::flags::{Feature, Flag, Mode};
 use outrigger_policy::priority::Priority;
 use serde::Deserialize;
 
@@ -33,8 +34,9 @@ use self::machines::{AffinityRules, PeerRules, This};
 pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::resilience::{BreakerRules, FaultRule, RetryRules};
-use self::units::{AppAddress, MetricsUrl};
+use self::units::{AppAddress, MetricsUrl, OptionalSize, Text};
 use crate::abuse::Rules;
+use crate::client_address::Edge;
 use crate::credentials::Credentials;
 use crate::limits::Limits;
 use crate::route::{Conditions, Route, RouteTable};
@@ -51,7 +53,7 @@ pub struct Config {
     /// The operators' listener.
     pub admin_listen: SocketAddr,
     /// Whose word about the client is believed.
-    pub trusted: Vec<Network>,
+    pub edge: Edge,
     /// Keys and tokens that count.
     pub credentials: Arc<Credentials>,
     /// Which fields are added.
@@ -180,6 +182,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_APP_METRICS", "app", "metrics"),
     ("OUTRIGGER_AUDIT_DIRECTORY", "audit", "directory"),
     ("OUTRIGGER_ADMIN_LISTEN", "admin", "listen"),
+    ("OUTRIGGER_EDGE", "identity", "edge"),
     ("OUTRIGGER_TRUSTED", "identity", "trusted"),
     ("OUTRIGGER_LOG_FORMAT", "log", "format"),
     ("OUTRIGGER_LOG_LEVEL", "log", "level"),
@@ -394,7 +397,7 @@ impl Builder<'_> {
             max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
             max_fields: raw.client.max_fields.into(),
             max_unfinished_head_bytes: usize::try_from(raw.client.max_unfinished_heads.0.0).unwrap_or(usize::MAX),
-            max_body_bytes: raw.client.max_body.0.0,
+            max_body_bytes: most_bytes(&raw.client.max_body),
             idle_timeout: raw.client.idle_timeout.0.0,
             body_timeout: raw.client.body_timeout.0.0,
             body_memory: usize::try_from(raw.client.body_memory.0.0).unwrap_or(usize::MAX),
@@ -443,7 +446,7 @@ impl Builder<'_> {
             client,
             app: app?,
             admin_listen: raw.admin.listen.0,
-            trusted: raw.identity.trusted.iter().map(|network| network.0).collect(),
+            edge: self.edge(raw),
             credentials,
             headers: raw.headers.clone(),
             log: raw.log.clone(),
@@ -612,7 +615,7 @@ impl Builder<'_> {
                         conditions,
                         priority: written.priority.into(),
                         timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
-                        max_body_bytes: written.max_body.as_ref().map_or(raw.client.max_body.0.0, |size| size.0.0),
+                        max_body_bytes: most_bytes(written.max_body.as_ref().unwrap_or(&raw.client.max_body)),
                         cost: written.cost,
                         heeds_client_timeout: written.client_timeout,
                         breaker: breakers.get(&written.name).copied(),
@@ -629,6 +632,11 @@ impl Builder<'_> {
         }
         routes
     }
+}
+
+/// A bound of a body that is not there is one that none can reach.
+fn most_bytes(size: &Text<OptionalSize>) -> u64 {
+    size.0.0.map_or(u64::MAX, |size| size.0)
 }
 
 /// What may be a label in metrics and a name in answers.
@@ -650,7 +658,7 @@ fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) ->
         conditions: Conditions::default(),
         priority: Priority::Medium,
         timeout: raw.app.timeout.0.0,
-        max_body_bytes: raw.client.max_body.0.0,
+        max_body_bytes: most_bytes(&raw.client.max_body),
         cost: 1,
         heeds_client_timeout: true,
         breaker: breakers.get("default").copied(),
@@ -711,7 +719,7 @@ mod tests {
             let limit = config.limits.all.first().map_or(Mode::Off, |limit| limit.mode);
             (limit, config.flag(Feature::PrioritizedRateLimit).switch.to_string(), config.limits_unset)
         };
-        let all = "100%".to_owned();
+        let all = "true".to_owned();
         for silent in ["", "# nothing\n", "[client]\nmax_fields = 50\n", "[flags]\naudit_trail = false\n"] {
             assert_eq!(mode(silent, &[]), (Mode::Monitor, all.clone(), true), "{silent}");
         }
@@ -953,7 +961,7 @@ methods = ["get"]
         )
         .unwrap();
         assert_eq!(config.server.listen.port(), 2);
-        assert_eq!(config.trusted.len(), 2);
+        assert_eq!(config.edge.networks.len(), 2);
         assert_eq!(config.flag(Feature::AuditTrail).switch.to_string(), "10%");
         let wrong = [("OUTRIGGER_LISTEN", "8080"), ("OUTRIGGER_THREADS", "many"), ("FF_ENABLE_AUDIT_TRAIL_IPS", "x")];
         insta::assert_snapshot!(load("", &wrong).unwrap_err());

@@ -12,6 +12,7 @@ use crate::admit::Lingering;
 use crate::affinity::Sticky;
 use crate::audit::Noted;
 use crate::breakers::Attempt;
+use crate::client_address::Sender;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
@@ -110,8 +111,8 @@ impl Request<'_> {
 pub struct Client {
     /// The client's address: the connection's, or what a trusted edge says.
     pub address: IpAddr,
-    /// The connection comes from a trusted network: its forwarding fields are believed.
-    pub is_trusted: bool,
+    /// Who sent the request, which decides what it may say of the client.
+    pub sender: Sender,
     /// Who it is to limits: a hash of the verified user, else of the API key, else of the address.
     pub id: u64,
     /// A hash of the address (IPv6: of its /64), whoever signed in from there.
@@ -126,12 +127,22 @@ impl Client {
     /// Nobody yet.
     pub const UNKNOWN: Self = Self {
         address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        is_trusted: false,
+        sender: Sender::Stranger,
         id: 0,
         address_id: 0,
         tier: Tier::Anonymous,
         verified: None,
     };
+
+    /// Where it comes from, for what is shared by origin: the user or key that was verified, which cannot be made up; else the
+    /// network of its address, of which a subscriber may have many (IPv6: the /48).
+    pub fn origin(&self) -> u64 {
+        match (&self.verified, self.address.to_canonical()) {
+            (Some(verified), _) => verified.hash,
+            (None, IpAddr::V4(v4)) => credentials::client_hash(b'4', &v4.octets()),
+            (None, IpAddr::V6(v6)) => credentials::client_hash(b'n', &v6.octets()[..6]),
+        }
+    }
 
     /// As operators name it: `user:ann`, `key:acme`, `address:192.0.2.1`, `address:2001:db8:1:2::/64`; a key that nobody
     /// knows only by its hash.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::{Feature, Mode, Subject};
 
+use crate::client_address::Sender;
 use crate::config::Config;
-use crate::config::units::{CallWindow, Share, Size, Span};
-use crate::exchange::{Fields, Request};
+use crate::config::units::{CallWindow, OrOff, Share, Size, Span};
+use crate::exchange::{Client, Fields, Request};
 use crate::route::Route;
 
 /// What cannot be explained.
@@ -42,7 +43,13 @@ pub fn field(text: &str) -> Result<(HeaderName, HeaderValue), ExplainError> {
 ///
 /// # Errors
 /// What is no request.
-pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap) -> Result<String, ExplainError> {
+pub fn explain(
+    config: &Config,
+    from: IpAddr,
+    method: &str,
+    target: &str,
+    headers: &HeaderMap,
+) -> Result<String, ExplainError> {
     let method = Method::from_bytes(method.as_bytes())
         .ok()
         .filter(|m| !m.as_str().bytes().any(|b| b.is_ascii_lowercase()))
@@ -63,18 +70,23 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
     };
     let number = config.routes.find(&request);
     let route = &config.routes.all()[number];
-    let subject = Subject { id: "127.0.0.1", user: None, address: IpAddr::from([127, 0, 0, 1]) };
+    let address = config.edge.client(config.edge.sender(from), request.fields).unwrap_or(from);
+    let shown = Client::shown_address(address);
+    let id = shown.trim_start_matches("address:");
+    let subject = Subject { id: &shown, user: None, address };
 
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
         // Writing into a string cannot fail.
         let _ = writeln!(out, "{key:<14} {value}");
     };
+    line("client", &client(config, from, request.fields));
     line("route", &route.name);
     line("because", &because(&route.name, number, config));
     line("priority", route.priority.name());
     line("timeout", &Span(route.timeout).to_string());
-    line("max_body", &Size(route.max_body_bytes).to_string());
+    let max_body = (route.max_body_bytes < u64::MAX).then_some(Size(route.max_body_bytes));
+    line("max_body", &OrOff(max_body).to_string());
     line("app", &config.app.address.to_string());
     line("cost", &route.cost.to_string());
     for (_, limit) in config.limits.of(number) {
@@ -94,12 +106,32 @@ pub fn explain(config: &Config, method: &str, target: &str, headers: &HeaderMap)
     }
     for feature in Feature::ALL {
         let flag = config.flag(feature);
-        let who =
-            if flag.mode_for_everybody().is_some() { "for everybody" } else { "for 127.0.0.1; depends on the client" };
+        let who = if flag.mode_for_everybody().is_some() {
+            "for everybody".to_owned()
+        } else {
+            format!("for {id}; depends on the client")
+        };
         let mode = flag.mode_for(feature, subject).name();
         line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
     }
     Ok(out)
+}
+
+/// Whose address the request is from, and which header or connection says so.
+fn client(config: &Config, from: IpAddr, fields: Fields<'_>) -> String {
+    let edge = &config.edge;
+    let sender = edge.sender(from);
+    let networks = || edge.networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let Some(header) = edge.source.header() else {
+        return format!("{from}: the connection; no proxy in front is trusted (identity.edge, identity.trusted)");
+    };
+    match edge.client(sender, fields) {
+        Some(client) => format!("{client}: from {header}, which {from} may set"),
+        None if sender == Sender::Stranger => {
+            format!("{from}: the connection; {header} is believed from {} only", networks())
+        }
+        None => format!("{from}: the connection; {from} may set {header}, and there is no address in it"),
+    }
 }
 
 fn gate(config: &Config) -> String {
@@ -191,6 +223,8 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn config() -> Config {
         let source = r#"
             [flags]
@@ -207,12 +241,45 @@ mod tests {
 
     #[test]
     fn says_which_route_and_why() {
-        insta::assert_snapshot!(explain(&config(), "POST", "/api/v1/documents/search?x=1", &HeaderMap::new()).unwrap());
+        let text = explain(&config(), HERE, "POST", "/api/v1/documents/search?x=1", &HeaderMap::new()).unwrap();
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn says_whose_request_it_is_and_how_it_knows() {
+        let fields = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("fly-client-ip", "198.51.100.1")];
+        let client = |identity: &str, from: &str, on_fly: bool, fields: &[(&'static str, &'static str)]| {
+            let environment = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "shop".to_owned());
+            let source = format!("[identity]\n{identity}");
+            let config = Config::parse(Path::new("test.toml"), &source, &environment).unwrap();
+            let fields = fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+            let text = explain(&config, from.parse().unwrap(), "GET", "/", &fields.collect()).unwrap();
+            text.lines().next().unwrap().trim_start_matches("client").trim().to_owned()
+        };
+        let trusted = "trusted = [\"10.0.0.0/8\"]";
+        assert_eq!(
+            [
+                client("", "10.0.0.1", false, &fields),
+                client(trusted, "10.0.0.1", false, &fields),
+                client(trusted, "10.0.0.1", false, &[]),
+                client(trusted, "192.0.2.1", false, &fields),
+                client("", "172.16.0.5", true, &fields),
+                client("edge = \"none\"", "172.16.0.5", true, &fields),
+            ],
+            [
+                "10.0.0.1: the connection; no proxy in front is trusted (identity.edge, identity.trusted)",
+                "203.0.113.9: from x-forwarded-for, which 10.0.0.1 may set",
+                "10.0.0.1: the connection; 10.0.0.1 may set x-forwarded-for, and there is no address in it",
+                "192.0.2.1: the connection; x-forwarded-for is believed from 10.0.0.0/8 only",
+                "198.51.100.1: from fly-client-ip, which 172.16.0.5 may set",
+                "172.16.0.5: the connection; no proxy in front is trusted (identity.edge, identity.trusted)",
+            ]
+        );
     }
 
     #[test]
     fn says_what_is_no_request() {
-        let error = |method, path| explain(&config(), method, path, &HeaderMap::new()).unwrap_err().to_string();
+        let error = |method, path| explain(&config(), HERE, method, path, &HeaderMap::new()).unwrap_err().to_string();
         assert_eq!(error("get", "/"), "\"get\" is no method; write it in capitals, such as GET");
         assert_eq!(error("GET", "x"), "\"x\" is no path; it begins with a slash");
         assert_eq!(field("no colon").unwrap_err().to_string(), "\"no colon\" is no field; write -H 'Name: value'");

@@ -8,31 +8,175 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, header};
 
 use crate::affinity::X_OUTRIGGER_MACHINE;
+use crate::client_address::{AddressSource, Edge, Sender, X_FORWARDED_FOR};
 use crate::config::ForwardedStyle;
+use crate::credentials::client_hash;
 use crate::exchange::{Exchange, Kind, Request};
 
 /// In answers and requests.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+static X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
 static FLY_FORWARDED_PROTO: HeaderName = HeaderName::from_static("fly-forwarded-proto");
+static FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
+static FLY_FORWARDED_SSL: HeaderName = HeaderName::from_static("fly-forwarded-ssl");
 /// The time that is left, in milliseconds.
 pub static X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
-/// Whether a field may reach the app: what only an edge or a proxy may say is believed from trusted senders only, and
-/// the proxy's own (`X-Outrigger-…`) from nobody.
-pub fn may_pass(name: &str, is_trusted: bool) -> bool {
-    let starts = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
-    let is = |other: &str| name.eq_ignore_ascii_case(other);
-    // The first letter decides for nearly every field.
-    match name.as_bytes().first() {
-        Some(b'x' | b'X') if starts("x-outrigger-") => false,
-        Some(b'x' | b'X') => is_trusted || !(starts("x-forwarded-") || is("x-real-ip") || is("x-request-id")),
-        Some(b'f' | b'F') => is_trusted || !(is("forwarded") || starts("fly-")),
-        _ => true,
+/// What becomes of a header of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// The app gets it, unless the proxy writes it anew.
+    Passes,
+    /// The app does not get it.
+    Removed,
+    /// The same, and it is counted: its sender may not say it.
+    Forged,
+}
+
+/// Who may send a header that is not every client's to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guard {
+    /// This proxy alone.
+    Proxy,
+    /// It names the client's address: only the one that is believed passes.
+    Address,
+    /// Fly's edge.
+    Fly,
+    /// A proxy in front.
+    Forwarded,
+    /// A proxy in front; clients send it in good faith, too.
+    RequestId,
+}
+
+/// What may pass, by who sent the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sieve<'a> {
+    /// Who sent it.
+    pub sender: Sender,
+    /// What names the client.
+    pub edge: &'a Edge,
+    /// The request's client is its connection: a header that names another one is worth a note.
+    pub notes_claims: bool,
+}
+
+/// What was removed from a request.
+#[derive(Debug)]
+pub struct Removed<N> {
+    /// Something that its sender may not say.
+    pub forged: bool,
+    /// A header that names a client's address, and a hash of its value.
+    pub claim: Option<(N, u64)>,
+}
+
+impl<'a> Sieve<'a> {
+    /// For a request of this exchange.
+    pub fn of(exchange: &'a Exchange) -> Self {
+        let sender = exchange.client.sender;
+        let notes_claims = sender != Sender::Peer && exchange.client.address == exchange.connected;
+        Self { sender, edge: &exchange.rules.config.edge, notes_claims }
+    }
+
+    /// What becomes of a header.
+    pub fn passage(&self, name: &str) -> Passage {
+        use {Guard as G, Passage::*, Sender as S};
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        let is_source = || self.edge.source.header().is_some_and(|source| is(source.as_str()));
+        let guard = match (&self.edge.source, guard(name)) {
+            // A header of the operator's own choice.
+            (AddressSource::Header(source), None) if is(source.as_str()) => Some(Guard::Address),
+            (_, guard) => guard,
+        };
+        match (guard, self.sender) {
+            (None, _) => Passes,
+            (Some(G::Proxy), _) => Forged,
+            (Some(G::RequestId), S::Stranger) => Removed,
+            (Some(_), S::Peer) | (Some(G::RequestId), _) => Passes,
+            (Some(_), S::Stranger) => Forged,
+            (Some(G::Address), S::Proxy | S::Fly) => {
+                if is_source() {
+                    Passes
+                } else {
+                    Removed
+                }
+            }
+            (Some(G::Fly), S::Fly) | (Some(G::Forwarded), S::Proxy) => Passes,
+            (Some(G::Fly), S::Proxy) => Removed,
+            // What Fly's edge sets is written anew; in all others a client's own values come through (docs/fly.md).
+            (Some(G::Forwarded), S::Fly) => {
+                if is("x-forwarded-proto") {
+                    Passes
+                } else {
+                    Removed
+                }
+            }
+        }
+    }
+
+    /// A hash of the address that a removed header claims, where that is worth a note.
+    pub fn claim(&self, name: &str, value: &[u8]) -> Option<u64> {
+        (self.notes_claims && guard(name) == Some(Guard::Address)).then(|| client_hash(b'c', value))
     }
 }
+
+/// Who may send a header of this name.
+fn guard(name: &str) -> Option<Guard> {
+    let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    let is = |other: &&str| name.eq_ignore_ascii_case(other);
+    // The first letter decides for nearly every header.
+    match name.as_bytes().first()?.to_ascii_lowercase() {
+        b'x' if begins("x-outrigger-") => Some(Guard::Proxy),
+        b'x' if X_ADDRESSES.iter().any(is) => Some(Guard::Address),
+        b'x' if begins("x-forwarded-") => Some(Guard::Forwarded),
+        b'x' if is(&"x-request-id") => Some(Guard::RequestId),
+        b'f' if F_ADDRESSES.iter().any(is) => Some(Guard::Address),
+        b'f' if begins("fly-") => Some(Guard::Fly),
+        b'c' if C_ADDRESSES.iter().any(is) => Some(Guard::Address),
+        b'a' | b'd' | b'i' | b'p' | b't' | b'w' if OTHER_ADDRESSES.iter().any(is) => Some(Guard::Address),
+        _ => None,
+    }
+}
+
+/// Headers in which proxies name a client, by their first letter.
+const X_ADDRESSES: [&str; 18] = [
+    "x-forwarded-for",
+    "x-forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "x-proxyuser-ip",
+    "x-envoy-external-address",
+    "x-appengine-user-ip",
+    "x-appengine-remote-addr",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-vercel-forwarded-for",
+    "x-nf-client-connection-ip",
+    "x-sucuri-clientip",
+];
+const F_ADDRESSES: [&str; 4] = ["forwarded", "fly-client-ip", "forwarded-for", "fastly-client-ip"];
+const C_ADDRESSES: [&str; 6] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "client-ip",
+    "cdn-src-ip",
+    "cloudfront-viewer-address",
+];
+const OTHER_ADDRESSES: [&str; 6] = [
+    "true-client-ip",
+    "do-connecting-ip",
+    "incap-client-ip",
+    "ali-cdn-real-ip",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
+];
 
 /// The fields that the proxy adds to a request, replacing those of the same name.
 #[derive(Debug, Default)]
@@ -40,6 +184,8 @@ pub struct Added {
     text: Vec<u8>,
     /// Each name, and where its value ends in `text`.
     ends: Vec<(&'static HeaderName, usize)>,
+    /// The connection's address, then those that it names; kept for its room.
+    hops: Vec<IpAddr>,
 }
 
 impl Added {
@@ -48,29 +194,46 @@ impl Added {
         self.text.clear();
         self.ends.clear();
         let headers = &exchange.rules.config.headers;
-        let (fields, trusted) = (request.fields, exchange.client.is_trusted);
+        let (fields, sender) = (request.fields, exchange.client.sender);
+        let edge = &exchange.rules.config.edge;
         // A peer has said it all.
-        let style = if exchange.hop.is_some() { ForwardedStyle::Off } else { headers.forwarded };
-        let earlier = |name| if trusted { fields.all(name) } else { Vec::new() };
+        let style = if sender == Sender::Peer { ForwardedStyle::Off } else { headers.forwarded };
+        self.hops.clear();
+        if style != ForwardedStyle::Off {
+            self.hops.push(exchange.connected);
+            edge.each_hop(sender, fields, |hop| self.hops.push(hop));
+        }
+        let hops = std::mem::take(&mut self.hops);
+        let proto = || proto(request, sender, edge);
         if matches!(style, ForwardedStyle::Both | ForwardedStyle::XForwarded) {
             self.add(&X_FORWARDED_FOR, |text| {
-                write_list(text, &earlier(&X_FORWARDED_FOR));
-                write_address(text, exchange.connected);
+                for (index, hop) in hops.iter().rev().enumerate() {
+                    separate(text, index);
+                    write_address(text, *hop);
+                }
             });
-            if !(trusted && fields.has(&X_FORWARDED_PROTO)) {
-                self.add(&X_FORWARDED_PROTO, |text| text.extend_from_slice(proto(request, trusted)));
+            // A proxy's own word stays as it is.
+            let is_said = |name| sender == Sender::Proxy && fields.has(name);
+            if !is_said(&X_FORWARDED_PROTO) {
+                self.add(&X_FORWARDED_PROTO, |text| text.extend_from_slice(proto()));
             }
-            let is_said = trusted && fields.has(&X_FORWARDED_HOST);
-            if !request.host.is_empty() && !is_said {
+            if !request.host.is_empty() && !is_said(&X_FORWARDED_HOST) {
                 self.add(&X_FORWARDED_HOST, |text| text.extend_from_slice(request.host.as_bytes()));
+            }
+            if sender == Sender::Fly {
+                for (name, of_edge) in
+                    [(&X_FORWARDED_PORT, &FLY_FORWARDED_PORT), (&X_FORWARDED_SSL, &FLY_FORWARDED_SSL)]
+                {
+                    if let Some(value) = fields.get(of_edge) {
+                        self.add(name, |text| text.extend_from_slice(value));
+                    }
+                }
             }
         }
         if matches!(style, ForwardedStyle::Both | ForwardedStyle::Rfc7239) {
-            self.add(&header::FORWARDED, |text| {
-                write_list(text, &earlier(&header::FORWARDED));
-                write_forwarded(text, exchange.connected, request.host, proto(request, trusted));
-            });
+            self.add(&header::FORWARDED, |text| write_forwarded(text, &hops, request.host, proto()));
         }
+        self.hops = hops;
         if headers.request_id {
             self.add(&X_REQUEST_ID, |text| text.extend_from_slice(exchange.request_id.as_bytes()));
         }
@@ -108,37 +271,48 @@ pub fn whole_milliseconds(left: Duration) -> u128 {
     left.as_nanos().div_ceil(1_000_000)
 }
 
-/// The scheme that a trusted edge saw: `http` or `https`, nothing else.
-fn proto<'a>(request: &Request<'a>, is_trusted: bool) -> &'a [u8] {
-    let said = || request.fields.get(&FLY_FORWARDED_PROTO).or_else(|| request.fields.get(&X_FORWARDED_PROTO));
-    let said = if is_trusted { said() } else { None };
+/// The scheme that the client used, as a trusted sender says: `http` or `https`, nothing else.
+fn proto<'a>(request: &Request<'a>, sender: Sender, edge: &Edge) -> &'a [u8] {
+    let fields = request.fields;
+    let said = match sender {
+        Sender::Stranger | Sender::Peer => None,
+        Sender::Fly => fields.get(&FLY_FORWARDED_PROTO).or_else(|| fields.get(&X_FORWARDED_PROTO)),
+        Sender::Proxy if edge.source == AddressSource::Forwarded => edge.forwarded_proto(fields),
+        Sender::Proxy => fields.get(&X_FORWARDED_PROTO),
+    };
     said.filter(|said| matches!(*said, b"http" | b"https")).unwrap_or(b"http")
 }
 
-fn write_list(text: &mut Vec<u8>, earlier: &[&[u8]]) {
-    for value in earlier {
-        text.extend_from_slice(value);
+fn separate(text: &mut Vec<u8>, index: usize) {
+    if index > 0 {
         text.extend_from_slice(b", ");
     }
 }
 
-fn write_forwarded(text: &mut Vec<u8>, connected: IpAddr, host: &str, proto: &[u8]) {
-    text.extend_from_slice(b"for=");
-    if connected.is_ipv6() {
-        text.extend_from_slice(b"\"[");
-        write_address(text, connected);
-        text.extend_from_slice(b"]\"");
-    } else {
-        write_address(text, connected);
+/// An element for each hop, the client's first; the nearest is the first of `hops`.
+fn write_forwarded(text: &mut Vec<u8>, hops: &[IpAddr], host: &str, proto: &[u8]) {
+    for (index, hop) in hops.iter().rev().enumerate() {
+        separate(text, index);
+        text.extend_from_slice(b"for=");
+        if hop.is_ipv6() {
+            text.extend_from_slice(b"\"[");
+            write_address(text, *hop);
+            text.extend_from_slice(b"]\"");
+        } else {
+            write_address(text, *hop);
+        }
+        if index > 0 {
+            continue;
+        }
+        // A host was checked to hold neither quotes nor backslashes.
+        if !host.is_empty() {
+            text.extend_from_slice(b";host=\"");
+            text.extend_from_slice(host.as_bytes());
+            text.push(b'"');
+        }
+        text.extend_from_slice(b";proto=");
+        text.extend_from_slice(proto);
     }
-    // A host was checked to hold neither quotes nor backslashes.
-    if !host.is_empty() {
-        text.extend_from_slice(b";host=\"");
-        text.extend_from_slice(host.as_bytes());
-        text.push(b'"');
-    }
-    text.extend_from_slice(b";proto=");
-    text.extend_from_slice(proto);
 }
 
 /// The address in its usual form. IPv4 is written by hand: formatting is on the way of every request.
@@ -183,25 +357,59 @@ mod tests {
 
     #[test]
     fn writes_forwarded_as_rfc_7239_does() {
-        let written =
-            |address: &str, host, proto| text(|out| write_forwarded(out, address.parse().unwrap(), host, proto));
+        let written = |hops: &[&str], host, proto| {
+            let hops: Vec<IpAddr> = hops.iter().map(|hop| hop.parse().unwrap()).collect();
+            text(|out| write_forwarded(out, &hops, host, proto))
+        };
         assert_eq!(
-            written("192.0.2.1", "a.example:8080", b"https"),
+            written(&["192.0.2.1"], "a.example:8080", b"https"),
             "for=192.0.2.1;host=\"a.example:8080\";proto=https"
         );
-        assert_eq!(written("2001:db8::1", "", b"http"), "for=\"[2001:db8::1]\";proto=http");
+        assert_eq!(written(&["2001:db8::1"], "", b"http"), "for=\"[2001:db8::1]\";proto=http");
+        assert_eq!(
+            written(&["10.0.0.2", "10.0.0.1", "2001:db8::1"], "a", b"https"),
+            "for=\"[2001:db8::1]\";host=\"a\";proto=https, for=10.0.0.1, for=10.0.0.2"
+        );
     }
 
     #[test]
-    fn believes_an_edge_only_when_it_is_one() {
-        for name in
-            ["X-Forwarded-For", "x-forwarded-proto", "Forwarded", "Fly-Client-IP", "fly-request-id", "X-Real-IP"]
-        {
-            assert!(!may_pass(name, false) && may_pass(name, true), "{name}");
+    fn each_sender_may_say_what_is_its_own() {
+        use Passage::{Forged, Passes, Removed};
+        let passages = |source: &'static str, name: &str| {
+            let edge = Edge { source: AddressSource::of(HeaderName::from_static(source)), ..Edge::default() };
+            let by = |sender| Sieve { sender, edge: &edge, notes_claims: false }.passage(name);
+            [by(Sender::Stranger), by(Sender::Proxy), by(Sender::Fly), by(Sender::Peer)]
+        };
+        for (source, name, expected) in [
+            ("x-forwarded-for", "X-Forwarded-For", [Forged, Passes, Passes, Passes]),
+            ("fly-client-ip", "X-Forwarded-For", [Forged, Removed, Removed, Passes]),
+            ("fly-client-ip", "Fly-Client-IP", [Forged, Passes, Passes, Passes]),
+            ("x-forwarded-for", "Fly-Client-IP", [Forged, Removed, Removed, Passes]),
+            ("x-forwarded-for", "CF-Connecting-IP", [Forged, Removed, Removed, Passes]),
+            ("x-forwarded-for", "True-Client-IP", [Forged, Removed, Removed, Passes]),
+            ("x-forwarded-for", "X-Real-IP", [Forged, Removed, Removed, Passes]),
+            ("x-real-ip", "X-Real-IP", [Forged, Passes, Passes, Passes]),
+            ("x-real-ip", "Forwarded", [Forged, Removed, Removed, Passes]),
+            ("x-my-visitor", "X-My-Visitor", [Forged, Passes, Passes, Passes]),
+            ("x-real-ip", "X-My-Visitor", [Passes, Passes, Passes, Passes]),
+            ("fly-client-ip", "X-Forwarded-Proto", [Forged, Passes, Passes, Passes]),
+            ("fly-client-ip", "X-Forwarded-Host", [Forged, Passes, Removed, Passes]),
+            ("fly-client-ip", "fly-region", [Forged, Removed, Passes, Passes]),
+            ("fly-client-ip", "X-Request-Id", [Removed, Passes, Passes, Passes]),
+            ("fly-client-ip", "X-Outrigger-Tier", [Forged; 4]),
+            ("fly-client-ip", "X-Api-Key", [Passes; 4]),
+            ("fly-client-ip", "From", [Passes; 4]),
+            ("fly-client-ip", "Host", [Passes; 4]),
+            ("fly-client-ip", "", [Passes; 4]),
+        ] {
+            assert_eq!(passages(source, name), expected, "{name} where {source} is believed");
         }
-        assert!(!may_pass("X-Outrigger-Tier", true));
-        for name in ["X-Api-Key", "From", "X-Forward", "Host"] {
-            assert!(may_pass(name, false), "{name}");
+    }
+
+    #[test]
+    fn every_header_that_names_a_client_is_known() {
+        for name in X_ADDRESSES.iter().chain(&F_ADDRESSES).chain(&C_ADDRESSES).chain(&OTHER_ADDRESSES) {
+            assert_eq!(guard(&name.to_ascii_uppercase()), Some(Guard::Address), "{name}");
         }
     }
 }

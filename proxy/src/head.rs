@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 
 use crate::affinity::cookie;
-use crate::forwarding::{self, Added};
+use crate::forwarding::{self, Added, Passage, Removed, Sieve};
+use crate::limits::headers as limits;
 use crate::peers::hop;
 use crate::retries;
 use crate::wire::Framing;
@@ -30,32 +31,35 @@ fn is_hop_by_hop(name: &str) -> bool {
 
 /// What is taken out of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Sifting {
-    /// Its sender may say what an edge says.
-    pub is_trusted: bool,
+pub struct Sifting<'a> {
+    /// What its sender may say.
+    pub sieve: Sieve<'a>,
     /// The session's cookie is ours.
     pub hides_session: bool,
 }
 
-/// Writes what the app is sent, for a request without a body. True if fields were left out because their sender may
-/// not say them.
-pub fn write_request(
+/// Writes what the app is sent, for a request without a body; gives what was left out.
+pub fn write_request<'r>(
     out: &mut BytesMut,
-    request: &httparse::Request<'_, '_>,
+    request: &httparse::Request<'_, 'r>,
     added: &Added,
-    Sifting { is_trusted, hides_session }: Sifting,
-) -> bool {
+    Sifting { sieve, hides_session }: Sifting<'_>,
+) -> Removed<&'r str> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.path.unwrap_or_default().as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
-    let mut forged = false;
+    let mut removed = Removed { forged: false, claim: None };
     for field in request.headers.iter() {
         if is_hop_by_hop(field.name) {
             continue;
         }
-        if !forwarding::may_pass(field.name, is_trusted) {
-            forged |= !field.name.eq_ignore_ascii_case(forwarding::X_REQUEST_ID.as_str());
+        let passage = sieve.passage(field.name);
+        if passage != Passage::Passes {
+            removed.forged |= passage == Passage::Forged;
+            if removed.claim.is_none() {
+                removed.claim = sieve.claim(field.name, field.value).map(|hash| (field.name, hash));
+            }
         } else if hides_session && field.name.eq_ignore_ascii_case("cookie") && cookie::is_in(field.value) {
             let mut others = Vec::with_capacity(field.value.len());
             if cookie::write_others(field.value, &mut others) {
@@ -69,7 +73,7 @@ pub fn write_request(
         put_field(out, name.as_str(), value);
     }
     out.put_slice(b"\r\n");
-    forged
+    removed
 }
 
 /// Writes the head of [`write_request`] for a peer: with one field more, which only it is told.
@@ -147,8 +151,8 @@ pub struct Frame<'a> {
     pub request_id: Option<&'a [u8]>,
     /// `Date`, for an app that sends none (RFC 9110 section 6.6.1).
     pub date: &'a [u8],
-    /// More fields, as lines, for the final answer.
-    pub more: &'a [u8],
+    /// What the final response tells of rate limits, merged with what the upstream says of its own.
+    pub limits: Option<limits::Own<'a>>,
     /// The session's cookie, as a line, unless others may get the answer as well.
     pub session: &'a [u8],
     /// The client's connection ends with this answer.
@@ -179,7 +183,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         (Some(length), false) => AnswerBody::Framed(Framing::Length(length)),
         (None, false) => AnswerBody::UntilClose,
     };
-    out.reserve(len + frame.more.len() + OWN_FIELDS_BYTES);
+    out.reserve(len + OWN_FIELDS_BYTES);
     out.put_slice(b"HTTP/1.1 ");
     put_status(out, status);
     out.put_u8(b' ');
@@ -188,6 +192,8 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     let is_final = status >= 200;
     let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
     let mut is_shared = status == 304;
+    let own_limits = frame.limits.filter(|_| is_final);
+    let mut upstream_limits = limits::Upstream::default();
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
@@ -205,7 +211,8 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             !is_hop_by_hop(field.name) || (is("upgrade") && status == 426) || (is("trailer") && connection.chunked);
         let replaced = frame.request_id.is_some() && is("x-request-id");
         let nominated = connection.nominates.is_some_and(|names| nominates(names, field.name));
-        if stays && !replaced && !nominated {
+        let is_merged = own_limits.is_some_and(|own| upstream_limits.take(own, field.name, field.value));
+        if stays && !replaced && !nominated && !is_merged {
             put_field(out, field.name, field.value);
         }
     }
@@ -221,7 +228,9 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         if !has_date {
             put_field(out, "Date", frame.date);
         }
-        out.put_slice(frame.more);
+        if let Some(own) = own_limits {
+            limits::merged(own, &upstream_limits, |name, value| put_field(out, name, value));
+        }
         if !is_shared {
             out.put_slice(frame.session);
         }
@@ -311,7 +320,7 @@ mod tests {
         is_head_request: false,
         request_id: Some(b"id-1"),
         date: b"now",
-        more: b"",
+        limits: None,
         session: b"",
         closes: false,
     };

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use http::HeaderName;
-use outrigger_policy::flags::{Feature, Mode, Network, Subject};
+use outrigger_policy::flags::{Feature, Mode, Subject};
 
+use crate::client_address::Sender;
 use crate::config::Config;
 use crate::config::reload::unix_now;
 use crate::credentials::{VerifiedKind, Who};
-use crate::exchange::{Client, Destination, Exchange, Fields, Kind, Listener, Request};
+use crate::exchange::{Client, Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::X_REQUEST_ID;
 use crate::peers::hop::{self, Hop, X_OUTRIGGER_HOP};
 use crate::rejection::Rejection;
@@ -17,10 +18,8 @@ use crate::seal::seconds;
 use crate::state::State;
 use crate::wire;
 
-static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 /// What the edge calls a request: what came by it has one.
 pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
 ///
@@ -33,24 +32,22 @@ pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
         exchange.request_id = RequestId::generate();
         exchange.hop = Some(Box::new(peer(state, request)?));
     }
-    let connected = exchange.connected;
-    let trusted = &exchange.rules.config.trusted;
-    // A peer has taken out what its client may not say.
-    let is_trusted = exchange.hop.is_some() || trusted.iter().any(|network| network.contains(connected));
-    let (address, name) = match &exchange.hop {
-        Some(hop) => (hop.client, request.fields.get(&X_REQUEST_ID)),
-        None if is_trusted => {
-            let address = edge_address(request.fields, trusted).unwrap_or(connected);
-            (address, request.fields.get(&FLY_REQUEST_ID))
+    let edge = &exchange.rules.config.edge;
+    let (sender, address, name) = match &exchange.hop {
+        Some(hop) => (Sender::Peer, hop.client, request.fields.get(&X_REQUEST_ID)),
+        None => {
+            let sender = edge.sender(exchange.connected);
+            let address = edge.client(sender, request.fields).unwrap_or(exchange.connected);
+            let name = if sender == Sender::Fly { request.fields.get(&FLY_REQUEST_ID) } else { None };
+            (sender, address, name)
         }
-        None => (connected, None),
     };
     let who = identified(state, request, exchange, address);
     let flag = exchange.rules.config.flag(Feature::CircuitBreaker);
     exchange.resilience = flag
         .mode_for_everybody()
         .unwrap_or_else(|| with_subject(&who, |subject| flag.mode_for(Feature::CircuitBreaker, subject)));
-    exchange.client = Client { is_trusted, ..who };
+    exchange.client = Client { sender, ..who };
     let flag = exchange.rules.config.flag(Feature::SessionAffinity);
     exchange.sticky.mode = flag
         .mode_for_everybody()
@@ -118,17 +115,6 @@ pub fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -
     decide(Subject { id, user, address: client.address })
 }
 
-/// `Fly-Client-IP`, which the edge overwrites; elsewhere the right-most address of `X-Forwarded-For` that is none of ours.
-fn edge_address(fields: Fields<'_>, trusted: &[Network]) -> Option<IpAddr> {
-    let address = |text: &str| text.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
-    if let Some(named) = fields.get(&FLY_CLIENT_IP) {
-        return address(std::str::from_utf8(named).ok()?);
-    }
-    let hops = fields.all(&X_FORWARDED_FOR);
-    let hops = hops.iter().rev().filter_map(|value| std::str::from_utf8(value).ok());
-    hops.flat_map(|list| list.rsplit(',')).map_while(address).find(|ip| !trusted.iter().any(|n| n.contains(*ip)))
-}
-
 fn kind(request: &Request<'_>) -> Kind {
     if is_upgrade(request) {
         return Kind::Upgrade;
@@ -145,28 +131,4 @@ fn is_upgrade(request: &Request<'_>) -> bool {
     let mut has_option = false;
     request.fields.each(&http::header::CONNECTION, |value| has_option |= wire::has_upgrade_option(value));
     !request.is_http10 && has_option && wire::is_web_socket(upgrade) && request.has_body_up_to(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::{HeaderMap, HeaderValue};
-
-    fn address(fields: &[(&'static str, &'static str)]) -> Option<IpAddr> {
-        let map: HeaderMap =
-            fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
-        edge_address(Fields::Map(&map), &["10.0.0.0/8".parse().unwrap()])
-    }
-
-    #[test]
-    fn believes_the_edge_before_the_list_and_the_list_from_its_end() {
-        assert_eq!(
-            address(&[("fly-client-ip", "203.0.113.9"), ("x-forwarded-for", "1.1.1.1")]),
-            "203.0.113.9".parse().ok()
-        );
-        assert_eq!(address(&[("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.1.1.1")]), "203.0.113.9".parse().ok());
-        assert_eq!(address(&[("x-forwarded-for", "6.6.6.6, junk, 10.1.1.1")]), None);
-        assert_eq!(address(&[("fly-client-ip", "junk")]), None);
-        assert_eq!(address(&[]), None);
-    }
 }

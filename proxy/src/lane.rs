@@ -27,7 +27,7 @@ use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
 use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Fields, Listener, Request};
-use crate::forwarding::Added;
+use crate::forwarding::{Added, Sieve};
 use crate::head::{self, AnswerHead, Frame, Sifting};
 use crate::metrics::StreamKind;
 use crate::peers::hop;
@@ -39,7 +39,7 @@ use crate::request_id::RequestId;
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::MOST_FIELDS;
-use crate::{admit, affinity, audit, failover, limits};
+use crate::{admit, affinity, audit, claims, failover, limits};
 
 use self::body::{BodyEnd, put_chunk};
 
@@ -177,21 +177,13 @@ fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>)
     }
     let mut out = scratch();
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
-        let forged = ADDED.with_borrow_mut(|added| {
+        let removed = ADDED.with_borrow_mut(|added| {
             let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
             added.fill(&request, &exchange, now);
             let hides_session = exchange.sticky.is_enforced();
-            head::write_request(
-                &mut out,
-                &parsed,
-                added,
-                Sifting { is_trusted: exchange.client.is_trusted, hides_session },
-            )
+            head::write_request(&mut out, &parsed, added, Sifting { sieve: Sieve::of(&exchange), hides_session })
         });
-        if forged && exchange.hop.is_none() {
-            state.metrics.forged_fields.inc();
-            exchange.audit.forged = Some("forwarding_field");
-        }
+        claims::removed(state, &mut exchange, &removed);
     }
     exchange.rejection = verdict.err();
     let refused = exchange.rejection.map(crate::rejection::Rejection::problem);
@@ -279,19 +271,17 @@ impl Lane<'_> {
             return Ok(None);
         }
         thread_local! {
-            static MORE: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+            static SESSION: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let relayed = MORE.with_borrow_mut(|(more, session)| {
-            more.clear();
+        let relayed = SESSION.with_borrow_mut(|session| {
             session.clear();
-            limits::headers::each(exchange, |name, value| put_line(more, name, value));
             affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
-                more,
+                limits: limits::headers::Own::of(exchange),
                 session,
                 closes: self.closes,
             };

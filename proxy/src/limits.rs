@@ -30,8 +30,6 @@ use crate::state::State;
 
 /// The most limits that apply to one request.
 pub const MOST_LIMITS: usize = 8;
-/// The most of them that an answer tells of.
-pub const MOST_SHOWN: usize = 4;
 
 /// One limit.
 #[derive(Clone, Debug)]
@@ -96,6 +94,15 @@ impl Limit {
             By::Machine => 0,
         };
         mix(self.salt ^ key)
+    }
+
+    /// Whose keys share a cell of the limit where the table has no room for them.
+    fn origin(&self, exchange: &Exchange) -> u64 {
+        match self.by {
+            By::Client | By::ClientAndRoute | By::Address => mix(self.salt ^ exchange.client.origin()),
+            By::Route => mix(self.salt ^ route_tag(exchange)),
+            By::Machine => self.salt,
+        }
     }
 }
 
@@ -189,7 +196,7 @@ impl Left {
 /// What an answer tells of the limits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shown {
-    items: [Left; MOST_SHOWN],
+    items: [Left; MOST_LIMITS],
     len: u8,
 }
 
@@ -205,6 +212,19 @@ impl Shown {
     fn restate(&mut self, standing: impl Fn(u16) -> Option<Standing>) {
         for left in &mut self.items[..usize::from(self.len)] {
             *left = standing(left.limit).map_or(*left, |standing| Left::new(left.limit, standing));
+        }
+    }
+
+    /// Shows the limit that has refused, also one of which responses do not tell otherwise: less than `cost` is left of it, and
+    /// it is not full before the client may come back.
+    fn refused(&mut self, number: u16, standing: Option<Standing>, cost: u32, retry_after: Duration) {
+        if !self.iter().any(|left| left.limit == number) {
+            self.push(number, standing.unwrap_or(Standing { remaining: 0, full_in: retry_after }));
+        }
+        let retry_after_s = u32::try_from(seconds(retry_after)).unwrap_or(u32::MAX);
+        for left in self.items[..usize::from(self.len)].iter_mut().filter(|left| left.limit == number) {
+            left.remaining = left.remaining.min(cost.saturating_sub(1));
+            left.full_in_s = left.full_in_s.max(retry_after_s);
         }
     }
 
@@ -257,6 +277,7 @@ impl<'s> Books<'s> {
         tag: u64,
         quota: Quota,
         cost: u32,
+        exchange: &Exchange,
         name: impl FnOnce() -> Option<[u64; 2]>,
     ) -> Result<(Charge<'s>, Standing), Exceeded> {
         let mut is_full = false;
@@ -271,7 +292,7 @@ impl<'s> Books<'s> {
             }
         }
         let own = self.own(limit, quota, cost);
-        let taken = self.state.limits.take(tag, own, self.now, cost, self.state.limits.latecomers(limit.salt));
+        let taken = self.state.limits.take(tag, own, self.now, cost, || limit.origin(exchange));
         let (Ok(table::Charge { overflowed, .. }) | Err(Refused { overflowed, .. })) = taken;
         if is_full || overflowed {
             self.state.metrics.limit_overflow.inc();
@@ -281,14 +302,21 @@ impl<'s> Books<'s> {
     }
 
     /// Takes one for what has happened already, unless the quota is exhausted: the requests before it were under way together.
-    fn charge(self, limit: &Limit, tag: u64, quota: Quota, name: impl FnOnce() -> Option<[u64; 2]>) {
+    fn charge(
+        self,
+        limit: &Limit,
+        tag: u64,
+        quota: Quota,
+        exchange: &Exchange,
+        name: impl FnOnce() -> Option<[u64; 2]>,
+    ) {
         if let Some(cells) = self.shared.filter(|_| limit.is_shared)
             && let Ok(index) = cells.find_or_claim(tag, name)
         {
             return cells.charge(index, quota, self.law);
         }
-        let (own, latecomers) = (self.own(limit, quota, 1), self.state.limits.latecomers(limit.salt));
-        let _ = self.state.limits.take(tag, own, self.now, 1, latecomers);
+        let own = self.own(limit, quota, 1);
+        let _ = self.state.limits.take(tag, own, self.now, 1, || limit.origin(exchange));
     }
 
     /// Whether `cost` could be taken.
@@ -363,7 +391,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
             books.look(limit, tag, quota, if limit.count == Count::Failures { 1 } else { cost }).map(|()| None)
         } else {
             let name = || names::of(limit, exchange, Some(request));
-            books.take(limit, tag, quota, cost, name).map(|(charge, standing)| {
+            books.take(limit, tag, quota, cost, exchange, name).map(|(charge, standing)| {
                 if let Some(slot) = taken.next() {
                     *slot = Some((charge, is_monitored));
                 }
@@ -388,11 +416,14 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     if refused.is_some() || monitored.is_some() {
         let is_given_back = |is_monitored: bool| refused.is_some() || is_monitored;
         charges.into_iter().flatten().filter(|(_, m)| is_given_back(*m)).for_each(|(charge, _)| charge.take_back());
-        if refused.is_some() {
-            shown.restate(|number| {
+        if let Some((number, Exceeded { retry_after })) = refused {
+            let standing = |number: u16| {
                 let limit = limits.all.get(usize::from(number))?;
                 limit.quotas[tier].map(|quota| books.standing(limit, limit.tag(exchange), quota))
-            });
+            };
+            shown.restate(standing);
+            let is_failures = limits.all.get(usize::from(number)).is_some_and(|limit| limit.count == Count::Failures);
+            shown.refused(number, standing(number), if is_failures { 1 } else { cost }, retry_after);
         }
     }
     if let Some(number) = monitored {
@@ -443,7 +474,7 @@ pub fn failed(state: &State, exchange: &Exchange) {
     let books = Books::open(state, limits, state.nanoseconds(exchange.head_at.unwrap_or(exchange.started)));
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            books.charge(limit, limit.tag(exchange), quota, || names::of(limit, exchange, None));
+            books.charge(limit, limit.tag(exchange), quota, exchange, || names::of(limit, exchange, None));
         }
     }
 }

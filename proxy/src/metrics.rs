@@ -28,10 +28,10 @@ use crate::limits::shared::Mode as Sharing;
 use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
 
-/// Upper bounds in seconds, from half a millisecond to a minute: the default timeout of a route (30 s) and what waits for an
+/// Upper bounds in seconds, from half a millisecond to two minutes: the default timeout of a route (60 s) and what waits for an
 /// upstream that restarts lie between two of them.
-const BUCKETS: [f64; 16] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const BUCKETS: [f64; 17] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 /// Upper bounds in seconds for connections that stay open: event streams and upgraded connections, from a second to a day.
 const STREAM_BUCKETS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0];
@@ -400,6 +400,8 @@ pub struct Metrics {
     pub audit: AuditMetrics,
     /// Forwarding fields from clients that are not believed.
     pub forged_fields: IntCounter,
+    /// Client addresses that one sender has named, and that are not believed.
+    pub unbelieved: IntGauge,
     /// Refusals by limits, bans and for want of slots.
     pub refusals: Refusals,
     /// Requests of keys for which the table of limits had no room.
@@ -592,6 +594,11 @@ impl Metrics {
             forged_fields: declare.counter(
                 "outrigger_forged_fields_total",
                 "Forwarding or edge fields removed because their sender is not trusted.",
+            )?,
+            unbelieved: declare.gauge(
+                "outrigger_unbelieved_client_addresses",
+                "Different clients, about, that one address has named within the last minute without being believed. From 10 on \
+                 it may be a proxy whose clients all count as one: see identity.trusted.",
             )?,
             refusals: Refusals {
                 counters: declare.counters(

@@ -25,7 +25,7 @@ use crate::admit::NoTurn;
 use crate::breakers::{self, End};
 use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
-use crate::forwarding::{Added, X_REQUEST_ID};
+use crate::forwarding::{Added, Sieve, X_REQUEST_ID};
 use crate::head::is_event_stream_type;
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::metrics::{SentOn, StreamKind};
@@ -36,13 +36,14 @@ use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
-use crate::{abuse, accept, admit, affinity, audit, failover, faults, hold, identify, limits, record, retries, route};
+use crate::{
+    abuse, accept, admit, affinity, audit, claims, failover, faults, hold, identify, limits, record, retries, route,
+};
 
 use self::attempts::Stop;
 use self::heads::{
     add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
-    is_invalid_data, is_unanswered, may_repeat, remove_hop_by_hop, response_length, shed_edge_fields, view,
-    write_answer,
+    is_invalid_data, is_unanswered, may_repeat, remove_hop_by_hop, response_length, sift, view, write_answer,
 };
 use self::line::{Cut, Line};
 use self::upload::Upload;
@@ -474,10 +475,8 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if shed_edge_fields(request, exchange.client.is_trusted) && exchange.hop.is_none() {
-            self.state.metrics.forged_fields.inc();
-            exchange.audit.forged = Some("forwarding_field");
-        }
+        let removed = sift(request, Sieve::of(exchange));
+        claims::removed(&self.state, exchange, &removed);
         if exchange.sticky.is_enforced() {
             hide_session(request)?;
         }

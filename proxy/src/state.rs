@@ -14,6 +14,8 @@ use crate::access_log::AccessLog;
 use crate::audit::Trail;
 use crate::body_memory::BodyMemory;
 use crate::breakers::{self, Cell};
+use crate::claims::Claims;
+use crate::client_address::Sender;
 use crate::config::Config;
 use crate::connections::{Bounds, ConnectionState, Connections};
 use crate::credentials;
@@ -77,6 +79,8 @@ pub struct State {
     pub machines: Machines,
     /// Who is shut out.
     pub bans: Bans,
+    /// Client addresses that were named and not believed.
+    pub claims: Claims,
     /// The slots for requests to the app.
     pub gate: Arc<Gate>,
     /// Memory for request bodies that are kept.
@@ -114,6 +118,7 @@ impl State {
             shared,
             machines: Machines::default(),
             bans: Bans::default(),
+            claims: Claims::default(),
             gate,
             body_memory: Arc::default(),
             breakers,
@@ -157,7 +162,7 @@ impl State {
     pub fn open_connection(self: &Arc<Self>, listener: Listener, client: IpAddr) -> Option<OpenConnection> {
         let rules = self.rules.load();
         let server = &rules.config.server;
-        let is_trusted = listener == Listener::Peers || rules.config.trusted.iter().any(|net| net.contains(client));
+        let is_trusted = listener == Listener::Peers || rules.config.edge.sender(client) != Sender::Stranger;
         // Edges and peers speak for many clients from few addresses.
         let address = (!is_trusted).then(|| Client::hash_of(client));
         let bounds = Bounds { all: server.max_connections, address: server.max_address_connections };

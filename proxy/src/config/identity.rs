@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Environment;
 use super::check::{Node, Step};
+use super::edge::EdgeName;
 use super::error::{Place, Problem};
 use super::units::{FieldName, JwksUrl, Span, Text};
 use crate::credentials::jwks::Source;
@@ -38,8 +39,12 @@ const MOST_TOLD: usize = 5;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Identity {
-    /// Networks whose `Fly-Client-IP`, `Fly-Request-Id`, `Forwarded` and `X-Forwarded-…` are believed. From anybody
-    /// else they are removed. Environment: OUTRIGGER_TRUSTED, comma-separated.
+    /// Which header names the client: `"auto"` is `"fly"` on Fly (FLY_APP_NAME is set), else `X-Forwarded-For`; `"fly"` is
+    /// `Fly-Client-IP`; `"none"` is the connection; or the name of a header. It is believed from `trusted` networks only, and
+    /// every other header that names a client is removed. Environment: OUTRIGGER_EDGE.
+    pub edge: Text<EdgeName>,
+    /// Networks of the proxy in front, whose word about clients is believed. Empty: on Fly the addresses that its edge has,
+    /// elsewhere nobody. Environment: OUTRIGGER_TRUSTED, comma-separated.
     pub trusted: Vec<Text<Network>>,
     /// The field that carries an API key.
     pub key_field: Text<FieldName>,
@@ -57,6 +62,7 @@ pub struct Identity {
 impl Default for Identity {
     fn default() -> Self {
         Self {
+            edge: Text(EdgeName::Auto),
             trusted: Vec::new(),
             key_field: Text(FieldName(HeaderName::from_static("x-api-key"))),
             unknown_keys: UnknownKeys::Ignore,

@@ -20,7 +20,7 @@ use crate::seal::{KEYS, Keys};
 /// The name of this Machine on Fly.
 pub const FLY_MACHINE_ID: &str = "FLY_MACHINE_ID";
 /// The name of the app on Fly.
-const FLY_APP_NAME: &str = "FLY_APP_NAME";
+pub const FLY_APP_NAME: &str = "FLY_APP_NAME";
 
 const fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))

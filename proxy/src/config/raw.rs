@@ -17,7 +17,7 @@ use super::audit::Audit;
 pub use super::identity::Identity;
 use super::machines::{Affinity, Peers};
 use super::resilience::{Breaker, Fallback, Fault, Retry};
-use super::units::{AppAddress, MetricsUrl, Share, Size, Span, Text};
+use super::units::{AppAddress, MetricsUrl, OptionalSize, OrOff, Share, Size, Span, Text};
 
 const fn seconds(n: u64) -> Text<Span> {
     Text(Span(Duration::from_secs(n)))
@@ -123,8 +123,8 @@ pub struct Client {
     pub max_fields: u16,
     /// The memory that unfinished heads may hold together; one address may hold a quarter of it. At least 1MiB.
     pub max_unfinished_heads: Text<Size>,
-    /// The largest body. Larger: 413. A route may say otherwise.
-    pub max_body: Text<Size>,
+    /// The largest body, or `"off"` for no bound. Larger: 413. A route may say otherwise.
+    pub max_body: Text<OptionalSize>,
     /// How long a connection may rest between two requests.
     pub idle_timeout: Text<Span>,
     /// How long a request's body may pause, and, with a second more for each 500 bytes, how long one that says that it is no longer
@@ -144,7 +144,7 @@ impl Default for Client {
             max_head: bytes(32 << 10),
             max_fields: 100,
             max_unfinished_heads: bytes(64 << 20),
-            max_body: bytes(2 << 30),
+            max_body: Text(OrOff(None)),
             idle_timeout: seconds(75),
             body_timeout: seconds(30),
             body_memory: bytes(64 << 20),
@@ -183,7 +183,7 @@ impl Default for App {
         Self {
             address: Text(AppAddress::Tcp("127.0.0.1:8081".to_owned())),
             connect_timeout: seconds(1),
-            timeout: seconds(30),
+            timeout: seconds(60),
             hold: seconds(5),
             max_held: NonZeroU32::new(10_000).unwrap_or(NonZeroU32::MIN),
             stream_timeout: seconds(3600),
@@ -404,7 +404,7 @@ pub struct Route {
     pub audit: Option<String>,
     /// Instead of `client.max_body`.
     #[serde(default)]
-    pub max_body: Option<Text<Size>>,
+    pub max_body: Option<Text<OptionalSize>>,
     /// What a request takes from its limits, for those that are more expensive than others.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10_000))]

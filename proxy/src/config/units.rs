@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::edge::EdgeName;
 use outrigger_policy::breaker;
 use outrigger_policy::flags::{Network, Switch};
 use outrigger_policy::limiter::Rate;
@@ -58,6 +59,11 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<Multiplier>("multiplier", "a multiplier above zero", r#"write "5x", "0.5x" or "unlimited""#),
     Kind::of::<Tier>("tier", "a tier", r#"write "anonymous", "free", "pro", "enterprise" or "internal""#),
     Kind::of::<FieldName>("field-name", "the name of a field", r#"write "X-Api-Key", for example"#),
+    Kind::of::<EdgeName>(
+        "edge",
+        "what names the client",
+        r#"write "auto", "fly", "none", or the header that your proxy sets, such as "X-Forwarded-For""#,
+    ),
     Kind::of::<JwksUrl>(
         "jwks-url",
         "an http or https URL without user, password and fragment",
@@ -68,6 +74,11 @@ pub const KINDS: &[Kind] = &[
         "share-or-off",
         "a share above zero, or \"off\"",
         r#"write "50%", or "off" to do without"#,
+    ),
+    Kind::of::<OptionalSize>(
+        "size-or-off",
+        "a size with a unit, or \"off\"",
+        r#"write "512B", "64KiB", "10MB" or "2GiB", or "off" for no bound"#,
     ),
     Kind::of::<OptionalSpan>(
         "duration-or-off",
@@ -216,6 +227,8 @@ pub struct OrOff<T>(pub Option<T>);
 pub type OptionalShare = OrOff<Share>;
 /// A length of time that can be switched off.
 pub type OptionalSpan = OrOff<Span>;
+/// A size, or none.
+pub type OptionalSize = OrOff<Size>;
 
 impl<T: FromStr> FromStr for OrOff<T> {
     type Err = T::Err;
@@ -424,6 +437,7 @@ text_schema! {
     Switch => "switch",
     Tier => "tier",
     FieldName => "field-name",
+    EdgeName => "edge",
     JwksUrl => "jwks-url",
     Rate => "rate",
     OptionalRate => "rate-or-off",
@@ -431,6 +445,7 @@ text_schema! {
     Share => "share",
     OptionalShare => "share-or-off",
     OptionalSpan => "duration-or-off",
+    OptionalSize => "size-or-off",
     CallWindow => "call-window",
 }
 

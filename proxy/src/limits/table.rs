@@ -2,8 +2,9 @@
 //!
 //! A key's state is its arrival time (see [`outrigger_policy::limiter`]), and one that is not in the future says nothing:
 //! whoever needs room takes such a cell, so idle keys are forgotten without a sweep, and without anybody noticing. A key
-//! has eight cells to choose from, in two cache lines. When all eight are in use, it shares the cell of its limit's
-//! latecomers: memory stays bounded, and nobody goes unlimited.
+//! has eight cells to choose from, in two cache lines. When all eight are in use, it shares a cell with other latecomers of its
+//! limit and its origin: memory stays bounded, nobody goes unlimited, and who brings many keys from one origin takes nothing from
+//! clients of another one.
 //!
 //! There are no locks. Two threads that bring the same new key in the same moment may each find a cell for it; the
 //! second one's charge is then forgotten: one request more than the quota, once in the key's life.
@@ -36,8 +37,8 @@ pub struct Table {
     latecomers: Box<[AtomicU64]>,
 }
 
-/// Limits with cells of their own for latecomers; more limits share some.
-const LATECOMERS: usize = 4096;
+/// Cells for latecomers: 512 KiB. Two origins share one by chance only.
+const LATECOMERS: usize = 65_536;
 
 /// What a charge was put on, so that it can be taken back.
 #[derive(Clone, Copy, Debug)]
@@ -76,30 +77,26 @@ impl Table {
         }
     }
 
-    /// The cell that those keys of a limit share which find no other.
-    pub fn latecomers(&self, limit: u64) -> &AtomicU64 {
-        &self.latecomers[limit as usize % LATECOMERS]
-    }
-
-    /// Takes `cost` from the quota of the key `tag`, or from `latecomers` when there is no cell for it.
+    /// Takes `cost` from the quota of the key `tag`, or, when there is no cell for it, from the one that it shares with other
+    /// keys of the same `origin`, a hash of the limit and of where the key comes from.
     ///
     /// # Errors
     /// [`Refused`]: nothing was taken.
     #[inline]
-    pub fn take<'t>(
-        &'t self,
+    pub fn take(
+        &self,
         tag: u64,
         quota: Quota,
         now: u64,
         cost: u32,
-        latecomers: &'t AtomicU64,
-    ) -> Result<Charge<'t>, Refused> {
+        origin: impl FnOnce() -> u64,
+    ) -> Result<Charge<'_>, Refused> {
         let tag = tag.max(1);
         let (cell, overflowed) = match self.find(tag) {
             Some(cell) => (cell, false),
             None => match self.claim(tag, quota, now, cost) {
                 Ok(Some(charge)) => return Ok(charge),
-                Ok(None) => (latecomers, true),
+                Ok(None) => (&self.latecomers[origin() as usize % LATECOMERS], true),
                 Err(exceeded) => return Err(Refused { exceeded, overflowed: false }),
             },
         };
@@ -201,11 +198,11 @@ mod tests {
 
     #[test]
     fn a_charge_that_is_taken_back_was_never_there() {
-        let (table, late) = (Table::new(100), AtomicU64::new(0));
+        let table = Table::new(100);
         let quota = quota("60/1m", 2);
-        table.take(7, quota, SECOND, 1, &late).unwrap();
+        table.take(7, quota, SECOND, 1, || 0).unwrap();
         let before = table.look(7);
-        table.take(7, quota, SECOND, 1, &late).unwrap().take_back();
+        table.take(7, quota, SECOND, 1, || 0).unwrap().take_back();
         assert_eq!(table.look(7), before);
     }
 
@@ -217,9 +214,9 @@ mod tests {
 
     #[test]
     fn a_full_table_limits_newcomers_together_and_forgets_nobody() {
-        let (table, late) = (Table::new(1000), AtomicU64::new(0));
+        let table = Table::new(1000);
         let quota = quota("1/1h", 1);
-        let admitted = |n: u64| table.take(mix(n), quota, SECOND, 1, &late).is_ok();
+        let admitted = |n: u64| table.take(mix(n), quota, SECOND, 1, || 0).is_ok();
         let first: Vec<bool> = (0..900).map(admitted).collect();
         let fitted = first.iter().filter(|a| **a).count();
         assert!(fitted >= 895, "nine tenths of its size fit: {fitted}");
@@ -228,12 +225,27 @@ mod tests {
         assert!(others < cells && used == cells, "{others} more fitted, {used} of {cells} cells are used");
         assert!((0..900).all(|n| !admitted(n)), "each has had its one");
         // An hour later all of them are idle, and newcomers have the cells.
-        assert!(table.take(mix(5_000_000), quota, SECOND + 3600 * SECOND, 1, &late).is_ok_and(|c| !c.overflowed));
+        assert!(table.take(mix(5_000_000), quota, SECOND + 3600 * SECOND, 1, || 0).is_ok_and(|c| !c.overflowed));
+    }
+
+    #[test]
+    fn who_fills_the_table_takes_nothing_from_other_origins() {
+        let table = Table::new(1000);
+        let quota = quota("10/1h", 10);
+        // One origin brings a new key with each request.
+        let attacker = 1;
+        let admitted = (0..100_000).filter(|n| table.take(mix(*n), quota, SECOND, 1, || attacker).is_ok()).count();
+        assert!(admitted <= 1256 + 10, "{admitted}: each cell, and what they share");
+        for victim in 2..200_u64 {
+            let key = mix(1_000_000 + victim);
+            let admitted = (0..20).filter(|_| table.take(key, quota, SECOND, 1, || victim).is_ok()).count();
+            assert_eq!(admitted, 10, "what it may have, and no more");
+        }
     }
 
     #[test]
     fn two_threads_on_one_key_get_the_quota_to_a_thousandth() {
-        let (table, late) = (Table::new(100), AtomicU64::new(0));
+        let table = Table::new(100);
         let quota = quota("10000/1s", 10);
         // A minute in which somebody asks every ten microseconds: ten times as often as allowed.
         let (clock, step, end) = (AtomicU64::new(SECOND), 10_000, 61 * SECOND);
@@ -244,7 +256,7 @@ mod tests {
                 if now >= end {
                     return admitted;
                 }
-                admitted += u64::from(table.take(42, quota, now, 1, &late).is_ok());
+                admitted += u64::from(table.take(42, quota, now, 1, || 0).is_ok());
             }
         };
         let admitted = std::thread::scope(|scope| {

@@ -9,7 +9,7 @@ use pingora::{Error, Result};
 use crate::affinity::replay::FLY_REPLAY;
 use crate::affinity::{self, cookie};
 use crate::exchange::{Exchange, Fields, Request};
-use crate::forwarding::{self, X_REQUEST_ID};
+use crate::forwarding::{Passage, Removed, Sieve, X_REQUEST_ID};
 use crate::peers::hop::X_OUTRIGGER_REFUSED;
 use crate::rejection::seconds;
 use crate::reply::Reply;
@@ -69,16 +69,20 @@ pub(super) fn is_invalid_data(error: &Error) -> bool {
     error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
 }
 
-/// Removes what only an edge may say, if the sender is none. True if anything was there.
-pub(super) fn shed_edge_fields(request: &mut RequestHeader, is_trusted: bool) -> bool {
-    let is_forged = |name: &&HeaderName| !forwarding::may_pass(name.as_str(), is_trusted);
-    let mut any = false;
+/// Removes what the sender may not say; gives what that was.
+pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName> {
+    let stays_out = |name: &&HeaderName| sieve.passage(name.as_str()) != Passage::Passes;
+    let mut removed = Removed { forged: false, claim: None };
     // One at a time: nearly every request has none.
-    while let Some(name) = request.headers.keys().find(is_forged).cloned() {
-        any |= name != X_REQUEST_ID;
+    while let Some(name) = request.headers.keys().find(stays_out).cloned() {
+        removed.forged |= sieve.passage(name.as_str()) == Passage::Forged;
+        let value = request.headers.get(&name).map_or(&[][..], |value| value.as_bytes());
+        if removed.claim.is_none() {
+            removed.claim = sieve.claim(name.as_str(), value).map(|hash| (name.clone(), hash));
+        }
         request.remove_header(&name);
     }
-    any
+    removed
 }
 
 /// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
@@ -124,13 +128,20 @@ pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
 
 /// Tells what is left of the client's limits.
 pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    let mut result = Ok(());
-    limits::headers::each(exchange, |name, value| {
-        if let Err(e) = response.insert_header(name, value) {
-            result = Err(e);
-        }
-    });
-    result
+    let Some(own) = limits::headers::Own::of(exchange) else { return Ok(()) };
+    let mut upstream = limits::headers::Upstream::default();
+    for (name, value) in &response.headers {
+        upstream.take(own, name.as_str(), value.as_bytes());
+    }
+    let mut merged = Vec::new();
+    limits::headers::merged(own, &upstream, |name, value| merged.push((name, value.to_vec())));
+    for name in limits::headers::names().filter(|name| own.merges(name)) {
+        response.remove_header(name);
+    }
+    for (name, value) in merged {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
 }
 
 /// Takes the session's cookie out of what the app gets.

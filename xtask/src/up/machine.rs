@@ -188,7 +188,7 @@ fn start_proxy(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Res
         program = program
             .env("OUTRIGGER_MACHINE", name(number))
             .env("OUTRIGGER_AFFINITY_KEYS", &peers.key)
-            .env("OUTRIGGER_TRUSTED", "127.0.0.0/8")
+            .env("OUTRIGGER_EDGE", "fly")
             .env("OUTRIGGER_PEERS_LISTEN", SocketAddr::new(private(number), peers.port).to_string())
             .env("OUTRIGGER_PEERS_DNS", format!("{APP}.internal"))
             .env("OUTRIGGER_PEERS_RESOLVER", peers.resolver.to_string());

@@ -1,0 +1,71 @@
+//! Bans: who earns one is shut out alone.
+
+use crate::{
+    backend::Backend,
+    harness::{Proxy, both_ways, from_address, sha256, with_fields},
+    limits::EDGE,
+};
+
+const SHARED: &str = "203.0.113.7";
+
+fn app() -> Backend {
+    let app = Backend::start();
+    app.says("/login", "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+    app
+}
+
+fn rules() -> String {
+    let key =
+        |name: &str| format!("[[identity.keys]]\nname = \"{name}\"\nsha256 = \"{}\"\n", sha256(&format!("{name}-key")));
+    format!(
+        "{EDGE}abuse.mode = \"enforce\"\nabuse.login_failures = \"5/1h\"\nabuse.ban = \"1h\"\n{}{}",
+        key("victim"),
+        key("attacker")
+    )
+}
+
+/// Requests for `path` from the shared address, with a key or without; how many get each status.
+fn ask(proxy: &Proxy, path: &str, key: Option<&str>, times: usize) -> Vec<u16> {
+    let key = key.map(|name| format!("X-Api-Key: {name}-key"));
+    let fields: Vec<&str> = key.iter().map(String::as_str).collect();
+    let request = |way: usize| from_address(&with_fields(&both_ways(path)[way], &fields), SHARED);
+    (0..times).map(|n| proxy.ask(&request(n % 2)).status).collect()
+}
+
+fn served(statuses: &[u16]) -> usize {
+    statuses.iter().filter(|status| **status == 200).count()
+}
+
+#[test]
+fn a_ban_that_an_address_earns_does_not_concern_a_client_with_a_key() {
+    let app = app();
+    let proxy = Proxy::with(&app, &rules());
+    let attack = ask(&proxy, "/login", None, 20);
+    // What led to it is counted when its response is out, a moment before or after the next request.
+    assert!(attack[10..].iter().all(|status| *status == 403), "{attack:?}");
+    // A key that nobody knows proves nothing.
+    assert_eq!(served(&ask(&proxy, "/", Some("unknown"), 10)), 0);
+    assert_eq!(served(&ask(&proxy, "/", None, 10)), 0);
+    let victim = served(&ask(&proxy, "/", Some("victim"), 50));
+    println!("bans, an anonymous client of the same address: {victim} of 50 requests of the key are served");
+    assert_eq!(victim, 50);
+}
+
+#[test]
+fn a_ban_that_a_key_earns_does_not_concern_its_address() {
+    let app = app();
+    let proxy = Proxy::with(&app, &rules());
+    ask(&proxy, "/login", Some("attacker"), 20);
+    assert_eq!(served(&ask(&proxy, "/", Some("attacker"), 10)), 0);
+    let (anonymous, key) = (served(&ask(&proxy, "/", None, 50)), served(&ask(&proxy, "/", Some("victim"), 50)));
+    println!("bans, a key of the same address: {anonymous} and {key} of 50 requests of others are served");
+    assert_eq!((anonymous, key), (50, 50));
+}
+
+#[test]
+fn what_an_operator_bans_is_banned_for_all_who_come_from_there() {
+    let app = app();
+    let proxy = Proxy::with(&app, &rules());
+    crate::abuse::ban(&proxy, &format!("address:{SHARED}"), "1h");
+    assert_eq!(served(&ask(&proxy, "/", Some("victim"), 4)), 0);
+}
