@@ -16,7 +16,7 @@ use crate::memory::allow_many_files;
 const ATTACKERS: usize = 40;
 
 /// Both come by a trusted edge, so that one machine can be two clients.
-const TRUSTED: &str = "identity.trusted = [\"127.0.0.0/8\"]\n";
+const TRUSTED: &str = "identity.edge = \"fly\"\n";
 const ATTACKER: &str = "198.51.100.1";
 const VICTIM: &str = "203.0.113.9";
 
