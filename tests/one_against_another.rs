@@ -6,4 +6,5 @@ mod bans;
 mod breaker;
 mod connections;
 mod limits;
+mod queue;
 mod uploads;

@@ -252,6 +252,34 @@ fn a_burst_that_a_quick_app_answers_in_no_time_is_not_refused_by_a_proxy_that_ha
     assert_eq!(refused, 0, "of {}, although each may wait for a second", clients.len());
 }
 
+#[test]
+fn a_page_with_many_parts_after_a_slow_report_is_no_overload() {
+    let app = Backend::start();
+    let report = app.works(&["/report", "/part"], 100, Duration::from_secs(1));
+    let proxy = Proxy::start(&app);
+    let at_once = |requests: Vec<String>| -> usize {
+        let mut clients: Vec<Client> = requests
+            .iter()
+            .map(|request| {
+                let mut client = proxy.connect();
+                client.send(request);
+                client
+            })
+            .collect();
+        clients.iter_mut().filter_map(|client| (client.answer().status != 200).then_some(())).count()
+    };
+    assert_eq!(at_once((0..12).map(|n| both_ways("/report")[n % 2].clone()).collect()), 0);
+    report.need(Duration::from_millis(10));
+    // The same route and another, with a body and without.
+    for path in ["/report", "/part"] {
+        for way in 0..2 {
+            let refused = at_once((0..100).map(|_| both_ways(path)[way].clone()).collect());
+            assert_eq!(refused, 0, "of 100 to {path}, although the app responds to all within 50 ms");
+        }
+    }
+    proxy.comes_to_rest();
+}
+
 /// What became of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
@@ -273,7 +301,7 @@ impl Load {
         Rc::new(Self { proxy: proxy.address, idle: RefCell::default(), outcomes: RefCell::default() })
     }
 
-    async fn ask(&self, request: &str) -> Outcome {
+    pub async fn ask(&self, request: &str) -> Outcome {
         let asked = Instant::now();
         let kept = self.idle.borrow_mut().pop();
         let mut stream = match kept {

@@ -146,10 +146,19 @@ fn no_place(state: &State, exchange: &Exchange) -> Rejection {
     if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
 }
 
-/// How long the body of an answer may go on before its slot is given back: what is left is a transfer, not work.
+/// How long a body of unknown length may go on before its permit is given back.
 const LONG_BODY: Duration = Duration::from_secs(1);
 
-/// Gives the slot back when the rest of the answer is long, and says that the attempt was a success.
+/// Gives the permit back at the head of a response whose length is known, or that is done: the app has worked it out, and what
+/// is left is a transfer at the client's pace. A body of unknown length may still be being worked on: see
+/// [`let_go_of_long_answer`] and [`let_go_later`].
+pub fn let_go_at_head(exchange: &mut Exchange, length: Option<u64>) {
+    if length.is_some() {
+        exchange.permit = None;
+    }
+}
+
+/// Gives the permit back when the rest of the response is long, and says that the attempt was a success.
 pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instant) {
     let holds_any = exchange.permit.is_some() || exchange.attempt.is_some();
     if let (true, Some(at)) = (holds_any, exchange.head_at)
@@ -163,7 +172,7 @@ pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instan
 /// How often is looked whether it is the client who is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The same on Pingora's way, where nothing is called while the client takes its time: gives the slot back after
+/// The same on Pingora's way, where nothing is called while the client takes its time: gives the permit back after
 /// [`LONG_BODY`], or as soon as it is not the app that is waited for.
 pub fn let_go_later(exchange: &mut Exchange) {
     let (Some(permit), Some(line)) = (exchange.permit.take(), &exchange.line) else { return };
@@ -183,7 +192,7 @@ pub fn let_go_later(exchange: &mut Exchange) {
     exchange.lingering = Some(Lingering { permit: kept, task });
 }
 
-/// A slot that is given back after a while, or now when this is dropped.
+/// A permit that is given back after a while, or now when this is dropped.
 #[derive(Debug)]
 pub struct Lingering {
     permit: Arc<Mutex<Option<Permit>>>,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use outrigger_policy::admission::{Admission, Ask, Settings, Ticket, Turn, Verdict};
+use outrigger_policy::admission::{Admission, Ask, MOST_DISPLACED, Settings, Ticket, Turn, Verdict};
 use outrigger_policy::concurrency::{Ended, Sample};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::priority::Priority;
@@ -111,14 +111,19 @@ impl Gate {
         let client = if is_monitored { 0 } else { wish.client };
         let mut queue = self.lock();
         if is_monitored {
-            queue.expire(now, &mut refused);
+            queue.expire(client, now, &mut refused);
         }
-        let mut displaced = None;
+        let mut displaced: [Option<(Option<Waker>, Priority)>; MOST_DISPLACED] = Default::default();
+        let mut empty = displaced.iter_mut();
         let ask = Ask { priority: wish.priority, client, now };
         let verdict = match (wish.is_guest && !is_monitored).then(|| queue.ask_now(client)) {
             Some(true) => Verdict::Go,
             Some(false) => Verdict::Refuse,
-            None => queue.ask(ask, |waker, priority| displaced = Some((waker, priority))),
+            None => queue.ask(ask, |waker, priority| {
+                if let Some(empty) = empty.next() {
+                    *empty = Some((waker, priority));
+                }
+            }),
         };
         if is_monitored {
             queue.pass();
@@ -136,10 +141,12 @@ impl Gate {
             other => other,
         };
         drop(queue);
-        match displaced {
-            Some((Some(waker), _)) => waker.wake(),
-            Some((None, priority)) if is_monitored => refused(priority),
-            _ => {}
+        for (waker, priority) in displaced.into_iter().flatten() {
+            match waker {
+                Some(waker) => waker.wake(),
+                None if is_monitored => refused(priority),
+                None => {}
+            }
         }
         match verdict {
             Verdict::Go => Entry::Go(Permit {
@@ -211,6 +218,9 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        // A request that ended without a response has used the app until now.
+        let now = self.head.map_or_else(|| self.gate.nanoseconds(Instant::now()), |(now, _)| now);
+        let used = now.saturating_sub(self.sent);
         let mut queue = self.gate.lock();
         // Where nobody heeds the limit, more requests than that say nothing about it.
         let says_something = !self.is_watched || self.in_flight <= queue.limit();
@@ -220,7 +230,7 @@ impl Drop for Permit {
         if self.is_watched {
             queue.finish_watched(self.client);
         } else {
-            queue.finish(self.client);
+            queue.finish(self.client, now, used);
         }
         wake_all(queue);
     }

@@ -314,6 +314,7 @@ impl Lane<'_> {
         exchange.answered_by_app = true;
         exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
         record::head(self.state, exchange, is_stream);
+        admit::let_go_at_head(exchange, body.left());
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         if body.ends_with_connection() {
             put_chunk(self.stream.output(), &input[..taken]);

@@ -119,7 +119,7 @@ const DRAIN_BYTES: u64 = 1 << 20;
 /// How long Pingora keeps a connection that no other request can find. (Zero makes its timer overflow.)
 const NOT_KEPT: Duration = Duration::from_millis(1);
 
-/// An answer of more than this is a transfer, whose pace is the client's: it holds its slot no longer than to its head.
+/// A response of more than this is a transfer, whose pace is the client's: what the circuit breaker learns of it is its head.
 const LARGE_BODY_BYTES: u64 = 1 << 20;
 
 /// The proxy's decisions, as Pingora asks for them.
@@ -583,6 +583,7 @@ impl ProxyHttp for Gateway {
         let app = &exchange.rules.config.app;
         let pause = if is_event_stream { app.stream_timeout } else { exchange.route().timeout };
         self.head_has_come(exchange, is_event_stream || is_large, pause);
+        admit::let_go_at_head(exchange, length);
         if length.is_none() {
             // Nobody knows for how long it goes on, and a probe is not to be held by it.
             breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));

@@ -273,7 +273,7 @@ pub struct Admission {
     pub initial: NonZeroU16,
     /// How long a request may wait for its turn. Later: 503.
     pub max_wait: Text<Span>,
-    /// How many may wait, however fast the app is.
+    /// How many may wait in a burst. A queue that stands is shorter: what the app answers in half of `max_wait`.
     pub max_queue: NonZeroU16,
 }
 

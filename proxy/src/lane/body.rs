@@ -38,6 +38,14 @@ impl BodyEnd {
         }
     }
 
+    /// How many bytes are left, if that is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Length(left) => Some(*left),
+            Self::Chunked(_) | Self::UntilClose => None,
+        }
+    }
+
     pub(super) fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,

@@ -1,0 +1,98 @@
+//! Many clients under overload, as Markdown: `cargo run -p outrigger-policy --release --example fairness`.
+#![allow(clippy::print_stdout)]
+
+#[path = "../tests/support/crowd.rs"]
+mod crowd;
+#[allow(dead_code)] // What only the tests and the other example use.
+#[path = "../tests/support/simulator.rs"]
+mod simulator;
+
+use crowd::{Asked, Crowd, Fate, Group, Population, run};
+use simulator::{MS, SECOND};
+
+const END: u64 = 30 * SECOND;
+
+fn main() {
+    println!("Eight servers, 20 ms a request: 400 a second. Default settings, 30 s, seed 1.\n");
+    println!(
+        "| scenario | requests of | in order of arrival: served · wait p50, p99, longest (ms) · median refusal (ms) | **fair queue** |"
+    );
+    println!("|---|---|---|---|");
+    let all = |_: &Asked| true;
+    for clients in [10, 1_000, 100_000] {
+        for load in [1.0, 2.0] {
+            let crowd = Crowd::new(vec![Group::new(Population::Equal(clients), load, END)]);
+            compare(&format!("{clients} equal clients, load {load}×"), &crowd, &[("all", &all)]);
+        }
+    }
+    for clients in [10, 1_000, 100_000] {
+        let crowd = Crowd::new(vec![Group::new(Population::Zipf(clients), 2.0, END)]);
+        let rank = |asked: &Asked| asked.client & ((1 << 40) - 1);
+        let (first, rest) =
+            (move |asked: &Asked| rank(asked) == 0, move |asked: &Asked| rank(asked) >= 10.min(clients / 2));
+        let what = format!("{clients} clients, the n-th asks 1/n as often as the first, load 2×");
+        compare(
+            &what,
+            &crowd,
+            &[("the first", &first), (if clients == 10 { "the last five" } else { "all but ten" }, &rest)],
+        );
+    }
+    let group = |number: usize| move |asked: &Asked| asked.group == number;
+    let modest = Group::new(Population::Equal(100), 0.5, END);
+    for load in [2.0, 10.0] {
+        let crowd = Crowd::new(vec![modest.clone(), Group::new(Population::Equal(1), load, END)]);
+        let what = format!("100 modest clients, load 0.5×, and one greedy, {load}×");
+        compare(&what, &crowd, &[("the modest", &group(0)), ("the greedy one", &group(1))]);
+    }
+    let mut slow = Group::new(Population::Equal(1), 5.0, END);
+    slow.service = SECOND;
+    let crowd = Crowd::new(vec![Group::new(Population::Equal(100), 0.25, END), slow]);
+    compare(
+        "100 modest clients, load 0.25×, and one whose requests take 1 s, 5×",
+        &crowd,
+        &[("the modest", &group(0)), ("the slow one", &group(1))],
+    );
+    for load in [0.4, 0.6, 2.0, 10.0] {
+        let crowd = Crowd::new(vec![modest.clone(), Group::new(Population::Sybil, load, END)]);
+        let what = format!("100 modest clients, load 0.5×, and a new client for each request, {load}×");
+        compare(&what, &crowd, &[("the modest", &group(0)), ("the new ones", &group(1))]);
+    }
+    let crowd = Crowd::new(vec![
+        Group::new(Population::Equal(79), 0.55, END),
+        Group::new(Population::Equal(1), 0.55 * 80.0 / 79.0, END),
+    ]);
+    compare(
+        "79 clients, and one that asks 80 times as often, load 1.1×",
+        &crowd,
+        &[("the 79", &group(0)), ("the one", &group(1))],
+    );
+
+    println!("\nA page with 100 parts, 10 ms each, after twelve reports:\n");
+    println!("| reports of | refused of 100 | longest wait (ms) |\n|---|---|---|");
+    for report in [SECOND, 3 * SECOND, 10 * SECOND] {
+        let mut reports = Group::new(Population::Equal(1), 0.0, END);
+        (reports.burst, reports.service) = (Some(12), report);
+        let mut parts = Group::new(Population::Equal(1), 0.0, END);
+        (parts.burst, parts.service, parts.from) = (Some(100), 10 * MS, 60 * SECOND);
+        let asked = run(&Crowd::new(vec![reports, parts]), 1);
+        let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
+        println!("| {} s | {} | {:.0} |", report / SECOND, fate.asked - fate.served, fate.waited_ms[2]);
+    }
+}
+
+/// Some of the requests, and what they are called.
+type Part<'a> = (&'a str, &'a dyn Fn(&Asked) -> bool);
+
+fn compare(what: &str, crowd: &Crowd, parts: &[Part<'_>]) {
+    let fair = run(crowd, 1);
+    let blind = run(&Crowd { is_blind: true, ..crowd.clone() }, 1);
+    for (who, is_part) in parts {
+        let [blind, fair] = [&blind, &fair].map(|asked| {
+            // The first seconds are the law's.
+            let fate = Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && is_part(asked)));
+            let [p50, p99, longest] = fate.waited_ms;
+            format!("{:.1} % · {p50:.0}, {p99:.0}, {longest:.0} · {:.0}", 100.0 * fate.share(), fate.refused_ms)
+        });
+        println!("| {what} | {who} | {blind} | {fair} |");
+    }
+}

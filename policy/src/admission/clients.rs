@@ -1,0 +1,275 @@
+//! Exact state for each client that holds a permit, waits, or has used the app while others had to wait for it.
+//!
+//! A client's *usage* is the time for which its requests have held permits, halved every [`HALF_LIFE_NS`]. A client is *heavy*
+//! when it has used [`HEAVY`] times as much as the others do on average, as much as [`HEAVY`] average requests take, and
+//! [`SHARE`] of what all have used: clients with a new key for each request lower the average, but make nobody heavy.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::slab::{Links, List, NONE, Slab};
+use crate::priority::Priority;
+
+/// After this time, in nanoseconds, usage counts half.
+pub const HALF_LIFE_NS: u64 = 5_000_000_000;
+/// A client that neither holds a permit nor waits is forgotten after this time, in nanoseconds: a sixteenth of its usage is left.
+pub const FORGOTTEN_AFTER_NS: u64 = 4 * HALF_LIFE_NS;
+/// At most so many clients are remembered that neither hold a permit nor wait; the one that has been idle for longest is
+/// forgotten first, and counts as one that has used nothing.
+pub const MOST_IDLE: u32 = 16_384;
+/// Usage of a heavy client, in averages of the other clients.
+const HEAVY: f64 = 8.0;
+/// And the least share of all usage that makes a client heavy.
+const SHARE: f64 = 1.0 / 32.0;
+/// The average cost of a request is taken over about so many.
+const COST_MEMORY: f64 = 64.0;
+
+/// Identifiers of clients are hashes already, under a key that nobody outside knows.
+#[derive(Debug, Default)]
+pub struct HashedAlready(u64);
+
+impl Hasher for HashedAlready {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
+
+#[derive(Debug)]
+pub struct Client {
+    id: u64,
+    /// Permits.
+    pub held: u32,
+    /// Requests in the queue.
+    pub waiting: u32,
+    /// Nanoseconds of permits, as of `as_of`.
+    usage: f64,
+    as_of: u64,
+    is_idle: bool,
+    idle: Links,
+    /// Its requests in the queue, by priority.
+    pub flows: [u32; Priority::ALL.len()],
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Clients {
+    numbers: HashMap<u64, u32, BuildHasherDefault<HashedAlready>>,
+    clients: Slab<Client>,
+    /// Those that neither hold a permit nor wait, the one that has been idle for longest first.
+    idle: List,
+    /// The sum of all clients' usage, as of `as_of`.
+    usage: f64,
+    as_of: u64,
+    /// What a request costs on average.
+    cost: f64,
+}
+
+impl Clients {
+    pub fn find(&self, id: u64) -> Option<u32> {
+        self.numbers.get(&id).copied()
+    }
+
+    pub fn get(&self, number: u32) -> Option<&Client> {
+        self.clients.get(number)
+    }
+
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut Client> {
+        self.clients.get_mut(number)
+    }
+
+    /// The client's number; the caller gives it a permit or a place in the queue.
+    pub fn enter(&mut self, id: u64) -> u32 {
+        if let Some(number) = self.find(id) {
+            if self.clients.get_mut(number).is_some_and(|client| std::mem::take(&mut client.is_idle)) {
+                self.idle.remove(&mut self.clients, number, |client| &mut client.idle);
+            }
+            return number;
+        }
+        let flows = [NONE; Priority::ALL.len()];
+        let (is_idle, idle) = (false, Links::default());
+        let client = Client { id, held: 0, waiting: 0, usage: 0.0, as_of: 0, is_idle, idle, flows };
+        let number = self.clients.insert(client);
+        self.numbers.insert(id, number);
+        number
+    }
+
+    pub fn hold(&mut self, number: u32) {
+        if let Some(client) = self.clients.get_mut(number) {
+            client.held += 1;
+        }
+    }
+
+    /// A permit is given back after `used` nanoseconds.
+    pub fn release(&mut self, number: u32, now: u64, used: Option<u64>) {
+        let Some(client) = self.clients.get_mut(number) else { return };
+        if client.held == 0 {
+            return;
+        }
+        client.held -= 1;
+        if let Some(used) = used {
+            let used = used as f64;
+            client.usage = decayed(client.usage, client.as_of, now) + used;
+            client.as_of = client.as_of.max(now);
+            self.usage = decayed(self.usage, self.as_of, now) + used;
+            self.as_of = self.as_of.max(now);
+            self.cost = if self.cost == 0.0 { used } else { self.cost + (used - self.cost) / COST_MEMORY };
+        }
+        self.rest(number, now);
+    }
+
+    /// To be called when a client holds or waits for one less: if that was the last, it is idle, or forgotten.
+    pub fn rest(&mut self, number: u32, now: u64) {
+        let Some(client) = self.clients.get_mut(number) else { return };
+        if client.held > 0 || client.waiting > 0 || client.is_idle {
+            return;
+        }
+        if client.usage > 0.0 {
+            client.is_idle = true;
+            (client.usage, client.as_of) = (decayed(client.usage, client.as_of, now), client.as_of.max(now));
+            self.idle.push(&mut self.clients, number, |client| &mut client.idle);
+        } else {
+            self.remove(number);
+        }
+        // Two for each that comes: so there are never many at once, and always fewer than may be.
+        for _ in 0..2 {
+            let Some(oldest) = self.clients.get(self.idle.first) else { break };
+            if self.idle.len <= MOST_IDLE && now.saturating_sub(oldest.as_of) <= FORGOTTEN_AFTER_NS {
+                break;
+            }
+            let oldest = self.idle.first;
+            self.idle.remove(&mut self.clients, oldest, |client| &mut client.idle);
+            self.remove(oldest);
+        }
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Some(client) = self.clients.remove(number) else { return };
+        self.numbers.remove(&client.id);
+        // What rounding leaves of a sum is nobody's.
+        let rest = self.usage - decayed(client.usage, client.as_of, self.as_of);
+        self.usage = if self.numbers.is_empty() { 0.0 } else { rest.max(0.0) };
+    }
+
+    /// Whether a client has used much more than the others. Permits that it holds count as if given back now.
+    pub fn is_heavy(&self, number: u32, now: u64) -> bool {
+        let Some(client) = self.clients.get(number) else { return false };
+        let used = decayed(client.usage, client.as_of, now);
+        let others = self.numbers.len().saturating_sub(1) as f64;
+        if others == 0.0 {
+            return false;
+        }
+        let all = decayed(self.usage, self.as_of, now);
+        let average = (all - used).max(0.0) / others;
+        used + f64::from(client.held) * self.cost > (HEAVY * average.max(self.cost)).max(SHARE * all)
+    }
+
+    #[cfg(test)]
+    pub fn totals(&self) -> (usize, u32, u32, u32) {
+        let all = self.clients.numbers().filter_map(|number| self.clients.get(number));
+        let (held, waiting) = all.fold((0, 0), |sum, client| (sum.0 + client.held, sum.1 + client.waiting));
+        (self.clients.len(), self.idle.len, held, waiting)
+    }
+}
+
+fn decayed(usage: f64, as_of: u64, now: u64) -> f64 {
+    match now.saturating_sub(as_of) {
+        0 => usage,
+        _ if usage == 0.0 => 0.0,
+        age => usage * (-(age as f64) / HALF_LIFE_NS as f64).exp2(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn uses(clients: &mut Clients, id: u64, now: u64, used: u64) {
+        let number = clients.enter(id);
+        clients.hold(number);
+        clients.release(number, now, Some(used));
+    }
+
+    #[test]
+    fn a_client_that_asks_eighty_times_as_often_is_heavy_until_it_has_been_quiet_for_a_while() {
+        let mut clients = Clients::default();
+        for n in 0..80 {
+            uses(&mut clients, 1000 + n, n * MS, 20 * MS);
+            uses(&mut clients, 7, n * MS, 20 * MS);
+        }
+        let (heavy, other) = (clients.enter(7), clients.enter(1003));
+        assert!(clients.is_heavy(heavy, 80 * MS));
+        assert!(!clients.is_heavy(other, 80 * MS));
+        // The others go on as before: ten half-lives later nothing is left of what it did.
+        for n in 0..80 {
+            uses(&mut clients, 2000 + n, 80 * MS + 10 * HALF_LIFE_NS, 20 * MS);
+        }
+        assert!(!clients.is_heavy(heavy, 80 * MS + 10 * HALF_LIFE_NS));
+    }
+
+    #[test]
+    fn a_client_is_as_heavy_as_the_time_that_its_requests_take() {
+        let mut clients = Clients::default();
+        for n in 0..50 {
+            uses(&mut clients, 1000 + n, n * MS, 10 * MS);
+        }
+        uses(&mut clients, 7, 50 * MS, 3_000 * MS);
+        let slow = clients.enter(7);
+        assert!(clients.is_heavy(slow, 51 * MS));
+    }
+
+    #[test]
+    fn new_clients_for_each_request_make_no_ordinary_client_heavy() {
+        let mut clients = Clients::default();
+        for n in 0..10_000 {
+            uses(&mut clients, n % 100, n * MS, 20 * MS);
+            uses(&mut clients, 1_000_000 + n, n * MS, 20 * MS);
+        }
+        for id in 0..100 {
+            let number = clients.enter(id);
+            assert!(!clients.is_heavy(number, 10_000 * MS));
+        }
+    }
+
+    #[test]
+    fn equal_clients_are_never_heavy_and_neither_is_the_only_one() {
+        let mut clients = Clients::default();
+        for n in 0..10_000 {
+            uses(&mut clients, n % 100, n * MS, 20 * MS);
+        }
+        for id in 0..100 {
+            let number = clients.enter(id);
+            assert!(!clients.is_heavy(number, 10_000 * MS));
+        }
+        let mut clients = Clients::default();
+        for n in 0..100 {
+            uses(&mut clients, 1, n * MS, 20 * MS);
+        }
+        let only = clients.enter(1);
+        assert!(!clients.is_heavy(only, 100 * MS));
+    }
+
+    #[test]
+    fn clients_that_come_once_are_forgotten_and_never_more_than_so_many_are_remembered() {
+        let mut clients = Clients::default();
+        for n in 0..100_000 {
+            uses(&mut clients, n, n, 20 * MS);
+            assert!(clients.numbers.len() <= MOST_IDLE as usize);
+        }
+        assert_eq!(clients.totals().1, MOST_IDLE);
+        for n in 0..u64::from(MOST_IDLE) {
+            uses(&mut clients, 7, 100_000 + FORGOTTEN_AFTER_NS + n, 20 * MS);
+        }
+        assert_eq!(clients.totals(), (1, 1, 0, 0));
+        assert!(clients.usage.is_finite() && clients.usage >= 0.0);
+    }
+}

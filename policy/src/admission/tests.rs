@@ -1,0 +1,449 @@
+use super::*;
+use crate::concurrency::Ended;
+use proptest::prelude::*;
+
+fn settings(limit: u32, max_queue: u32) -> Settings {
+    let concurrency = concurrency::Settings { min: limit, max: limit, initial: limit };
+    Settings { concurrency, max_wait: Duration::from_secs(1), max_queue, max_held: 2 * max_queue }
+}
+
+fn ask(priority: Priority, client: u64) -> Ask {
+    Ask { priority, client, now: 0 }
+}
+
+/// The name of whoever waits is what wakes it.
+fn wait(admission: &mut Admission<&'static str>, priority: Priority, client: u64, name: &'static str) -> Ticket {
+    let Verdict::Wait(ticket) = admission.ask(ask(priority, client), |_, _| {}) else { panic!("{name} waits") };
+    *admission.waker(&ticket).unwrap() = name;
+    ticket
+}
+
+/// A permit is given back, after a request that took no time.
+fn done<T: Default>(admission: &mut Admission<T>, client: u64) {
+    admission.finish(client, 0, 0);
+}
+
+fn full(limit: u32, max_queue: u32) -> Admission<&'static str> {
+    let mut admission = Admission::new(settings(limit, max_queue));
+    // Answers that take a millisecond: `max_queue` alone bounds the queue.
+    answers(&mut admission, 1_000_000);
+    for client in 0..limit {
+        assert_eq!(admission.ask(ask(Priority::Medium, 1000 + u64::from(client)), |_, _| {}), Verdict::Go);
+    }
+    admission
+}
+
+fn answers<T: Default>(admission: &mut Admission<T>, latency_ns: u64) {
+    let in_flight = admission.limit();
+    for n in 0..400 {
+        let sample = Sample { class: 0, started: n * latency_ns, in_flight, ended: Ended::Answered };
+        admission.record((n + 1) * latency_ns, sample);
+    }
+}
+
+#[test]
+fn a_guest_takes_a_free_slot_or_none_and_nobodys_place() {
+    let mut admission: Admission<u32> = Admission::new(settings(1, 2));
+    assert!(admission.ask_now(9));
+    assert!(!admission.ask_now(9));
+    let mut displaced = 0;
+    for client in 1..=2 {
+        assert!(matches!(admission.ask(ask(Priority::Strict, client), |_, _| displaced += 1), Verdict::Wait(_)));
+    }
+    assert!(!admission.ask_now(9), "others wait");
+    assert_eq!((displaced, admission.queue.len()), (0, 2));
+}
+
+#[test]
+fn the_more_important_go_first_and_then_the_oldest() {
+    let mut a = full(1, 9);
+    let tickets = [
+        wait(&mut a, Priority::Low, 1, "low"),
+        wait(&mut a, Priority::Critical, 2, "critical"),
+        wait(&mut a, Priority::Medium, 3, "medium, older"),
+        wait(&mut a, Priority::Medium, 4, "medium, newer"),
+    ];
+    let mut order = Vec::new();
+    for _ in &tickets {
+        assert_eq!(a.grant(), None, "no slot is free");
+        done(&mut a, 1000);
+        order.extend(a.grant());
+    }
+    assert_eq!(order, ["critical", "medium, older", "medium, newer", "low"]);
+    for ticket in tickets {
+        assert_eq!(a.collect(ticket), Ok(Turn::Granted));
+    }
+}
+
+#[test]
+fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
+    let mut a = Admission::new(settings(1, 3));
+    a.suspend();
+    let names = ["low", "medium", "high", "critical"];
+    let priorities = [Priority::Low, Priority::Medium, Priority::High, Priority::Critical];
+    let tickets: Vec<Ticket> = priorities
+        .into_iter()
+        .zip(names)
+        .zip(0..)
+        .map(|((priority, name), n)| wait(&mut a, priority, n, name))
+        .collect();
+    assert_eq!(a.grant(), None);
+    a.resume();
+    // Those that waited for it are no reason to refuse those that come now, up to the bound.
+    let late = [wait(&mut a, Priority::Strict, 20, "late"), wait(&mut a, Priority::Strict, 21, "late")];
+    assert_eq!(a.ask(ask(Priority::Strict, 22), |_, _| {}), Verdict::Refuse);
+    assert!(late.iter().all(|ticket| a.abandon(ticket)));
+    let mut order = Vec::new();
+    for _ in &tickets {
+        order.extend(a.grant());
+        assert_eq!(a.grant(), None, "one slot");
+        done(&mut a, 0);
+    }
+    assert_eq!(order, ["critical", "high", "medium", "low"]);
+    assert!(tickets.into_iter().all(|ticket| a.collect(ticket) == Ok(Turn::Granted)));
+}
+
+#[test]
+fn who_is_only_counted_gets_no_slot_after_an_outage_and_takes_nobody_along() {
+    let mut a = full(1, 9);
+    let counted = wait(&mut a, Priority::High, 1, "counted");
+    a.disown(counted);
+    let waits = wait(&mut a, Priority::Low, 2, "waits");
+    // Those whom nobody wakes are taken out when their time is over; whoever waits sees to that itself.
+    a.expire(1, u64::MAX, |priority| assert_eq!(priority, Priority::High));
+    assert_eq!(a.waiting(Priority::Low), 1);
+    let counted = wait(&mut a, Priority::High, 1, "counted");
+    a.disown(counted);
+    a.suspend();
+    done(&mut a, 1000);
+    a.resume();
+    assert_eq!((a.grant(), a.grant()), (Some("waits"), None));
+    assert_eq!(a.collect(waits), Ok(Turn::Granted));
+}
+
+#[test]
+fn the_newest_of_the_least_important_makes_room_and_nobody_else() {
+    let mut a = full(1, 2);
+    let (older, newer) = (wait(&mut a, Priority::Low, 1, "older"), wait(&mut a, Priority::Low, 2, "newer"));
+    assert_eq!(a.ask(ask(Priority::Low, 3), |_, _| {}), Verdict::Refuse);
+    assert_eq!(a.ask(ask(Priority::Strict, 3), |_, _| {}), Verdict::Refuse);
+    let mut displaced = None;
+    let verdict = a.ask(ask(Priority::High, 3), |name, _| displaced = Some(name));
+    assert!(matches!(verdict, Verdict::Wait(_)));
+    assert_eq!(displaced, Some("newer"));
+    assert_eq!(a.collect(newer), Ok(Turn::Displaced));
+    let older = a.collect(older).unwrap_err();
+    assert!(a.abandon(&older));
+}
+
+#[test]
+fn a_greedy_client_waits_behind_a_modest_one_and_makes_room_for_it() {
+    let mut a = full(1, 3);
+    let greedy: Vec<_> = (0..3).map(|_| wait(&mut a, Priority::Medium, 7, "greedy")).collect();
+    assert_eq!(a.ask(ask(Priority::Medium, 7), |_, _| {}), Verdict::Refuse);
+    let mut displaced = 0;
+    let Verdict::Wait(modest) = a.ask(ask(Priority::Medium, 8), |_, _| displaced += 1) else { panic!("it waits") };
+    *a.waker(&modest).unwrap() = "modest";
+    assert_eq!(displaced, 1, "the newest of the client with the most");
+    done(&mut a, 1000);
+    assert_eq!(a.grant(), Some("greedy"), "its first came first");
+    done(&mut a, 7);
+    assert_eq!(a.grant(), Some("modest"));
+    assert_eq!(a.collect(modest), Ok(Turn::Granted));
+    drop(greedy);
+}
+
+#[test]
+fn a_client_with_one_request_is_never_displaced_for_another_of_the_same_priority() {
+    let mut a = full(1, 3);
+    let modest: Vec<_> = (0..3).map(|client| wait(&mut a, Priority::Medium, client, "modest")).collect();
+    for newcomer in 100..1_000 {
+        assert_eq!(a.ask(ask(Priority::Medium, newcomer), |_, _| {}), Verdict::Refuse);
+    }
+    for ticket in modest {
+        done(&mut a, 1000);
+        assert_eq!(a.grant(), Some("modest"));
+        assert_eq!(a.collect(ticket), Ok(Turn::Granted));
+    }
+}
+
+#[test]
+fn a_slot_granted_to_somebody_who_has_left_is_not_lost() {
+    let mut a = full(1, 9);
+    let ticket = wait(&mut a, Priority::Medium, 1, "left");
+    done(&mut a, 1000);
+    assert_eq!(a.grant(), Some("left"));
+    assert_eq!(a.in_flight(), 1);
+    assert!(!a.abandon(&ticket), "its turn had come");
+    assert_eq!(a.in_flight(), 0);
+}
+
+/// Requests come and nothing is granted.
+fn flood(a: &mut Admission<()>, from: u64, to: u64, every: u64) -> (u32, u32) {
+    let (mut refused, mut displaced) = (0, 0);
+    for now in (from..to).step_by(every as usize) {
+        match a.ask(Ask { priority: Priority::Medium, client: 1_000_000 + now, now }, |(), _| displaced += 1) {
+            Verdict::Refuse => refused += 1,
+            Verdict::Go | Verdict::Wait(_) => {}
+        }
+    }
+    (refused, displaced)
+}
+
+const MS: u64 = 1_000_000;
+
+#[test]
+fn a_burst_may_wait_and_an_overload_is_cut_to_what_the_app_answers_in_half_of_the_longest_wait() {
+    let mut a: Admission<()> = Admission::new(settings(8, 1000));
+    answers(&mut a, 20 * MS);
+    let start = 10_000 * MS;
+    // 400 requests in 400 ms: each may wait.
+    assert_eq!(flood(&mut a, start, start + 400 * MS, MS), (0, 0));
+    // After 500 ms it is no burst: 400 a second, half a second.
+    let (refused, displaced) = flood(&mut a, start + 400 * MS, start + 900 * MS, MS);
+    assert!((190..=210).contains(&a.room()), "{}", a.room());
+    assert!(refused + displaced > 600, "{refused} refused, {displaced} displaced");
+    assert!(a.queue.len() <= a.room());
+    // It goes on for as long as there is no room, and is over some time after.
+    let (refused, displaced) = flood(&mut a, start + 900 * MS, start + 990 * MS, MS);
+    assert_eq!(refused + displaced, 90);
+    let later = start + 5_000 * MS;
+    while a.queue.len() > 0 {
+        done(&mut a, 0);
+        a.in_flight = 0;
+        while a.grant().is_some() {}
+    }
+    assert_eq!(flood(&mut a, later, later + 400 * MS, MS), (0, 0), "another burst");
+}
+
+#[test]
+fn what_was_slow_before_says_nothing_about_how_long_a_burst_may_be() {
+    let mut a: Admission<()> = Admission::new(settings(20, 1000));
+    answers(&mut a, 3_000 * MS);
+    assert_eq!(flood(&mut a, 5_000_000 * MS, 5_000_000 * MS + 100, 1), (0, 0));
+}
+
+#[test]
+fn in_a_priority_that_gets_nothing_the_next_makes_room_once_it_has_waited_for_half_of_the_time() {
+    let mut a = full(1, 3);
+    let ask_at = |a: &mut Admission<&'static str>, client: u64, at_ms: u64| {
+        let mut displaced = Vec::new();
+        let verdict = a.ask(Ask { priority: Priority::Low, client, now: at_ms * MS }, |name, _| displaced.push(name));
+        (matches!(verdict, Verdict::Wait(_)), displaced)
+    };
+    let _tickets =
+        [("first", 1), ("second", 2), ("third", 3)].map(|(name, client)| wait(&mut a, Priority::Low, client, name));
+    assert_eq!(ask_at(&mut a, 8, 499), (false, vec![]));
+    assert_eq!(ask_at(&mut a, 8, 501), (true, vec!["first"]));
+    // As soon as one of them is granted a permit there is hope again.
+    done(&mut a, 1000);
+    assert_eq!(a.grant(), Some("second"));
+    assert!(ask_at(&mut a, 9, 502).0, "there is room");
+    assert_eq!(ask_at(&mut a, 10, 900), (false, vec![]));
+}
+
+#[test]
+fn whoever_nobody_wakes_expires() {
+    let mut a = full(1, 9);
+    let monitored = wait(&mut a, Priority::Low, 1, "");
+    a.disown(monitored);
+    let mut expired = Vec::new();
+    a.expire(1, 1_000_000_000, |priority| expired.push(priority));
+    assert!(expired.is_empty());
+    a.expire(1, 1_000_000_001, |priority| expired.push(priority));
+    assert_eq!(expired, [Priority::Low]);
+    assert_eq!(a.waiting(Priority::Low), 0);
+    assert_eq!(a.queue.sizes(), (0, 0), "its place is free again");
+}
+
+#[test]
+fn a_stream_of_new_clients_delays_nobody_beyond_those_that_were_there() {
+    let mut a: Admission<u64> = Admission::new(settings(1, 10_000));
+    assert!(a.ask_now(1));
+    let queue = |a: &mut Admission<u64>, client: u64| {
+        let Verdict::Wait(ticket) = a.ask(ask(Priority::Medium, client), |_, _| {}) else { panic!("it waits") };
+        *a.waker(&ticket).unwrap() = client;
+    };
+    (100..150).for_each(|client| queue(&mut a, client));
+    queue(&mut a, 7);
+    let mut running = 1;
+    for grants in 1..=51 {
+        // Ten more, each under a key that nobody has seen before.
+        (0..10).for_each(|n| queue(&mut a, 1_000_000 + grants * 10 + n));
+        done(&mut a, running);
+        running = a.grant().unwrap();
+        assert_eq!(running == 7, grants == 51, "after {grants} grants");
+    }
+}
+
+#[test]
+fn a_heavy_client_goes_after_those_that_come_meanwhile_but_only_so_many() {
+    let mut a: Admission<u64> = Admission::new(settings(1, 100));
+    let queue = |a: &mut Admission<u64>, client: u64| {
+        let Verdict::Wait(ticket) = a.ask(ask(Priority::Medium, client), |_, _| {}) else { panic!("it waits") };
+        *a.waker(&ticket).unwrap() = client;
+    };
+    assert!(a.ask_now(7));
+    let modest: Vec<u64> = (100..120).collect();
+    modest.iter().for_each(|client| queue(&mut a, *client));
+    a.finish(7, MS, MS);
+    queue(&mut a, 7);
+    let next = |a: &mut Admission<u64>, used: u64| {
+        let client = a.grant().expect("somebody waits");
+        a.finish(client, MS, used);
+        client
+    };
+    modest.iter().for_each(|client| assert_eq!(next(&mut a, MS), *client));
+    queue(&mut a, 200);
+    queue(&mut a, 201);
+    // Thirty seconds at the app, while others wait.
+    assert_eq!(next(&mut a, 30_000 * MS), 7);
+    queue(&mut a, 7);
+    assert_eq!((next(&mut a, MS), next(&mut a, MS)), (200, 201));
+    queue(&mut a, 200);
+    assert_eq!(next(&mut a, MS), 200, "it comes later and is modest");
+    let overtakers = a.terms().overtakers;
+    assert_eq!(overtakers, 25);
+    for newcomer in 1..u64::from(overtakers) {
+        queue(&mut a, 1_000 + newcomer);
+        assert_eq!(next(&mut a, MS), 1_000 + newcomer);
+    }
+    queue(&mut a, 5_000);
+    assert_eq!(next(&mut a, MS), 7);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Ask(usize, u64),
+    /// The oldest that runs is done after so many milliseconds.
+    Finish(u64),
+    Look(usize),
+    Leave(usize),
+    Pause(u64),
+}
+
+/// Client 0 asks most of the time; clients from 8 on come once.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let client = prop_oneof![Just(0_u64), 0..8_u64, 8..1_000_000_u64];
+    let step = prop_oneof![
+        4 => (0..5_usize, client).prop_map(|(p, c)| Step::Ask(p, c)),
+        2 => prop_oneof![Just(1), Just(20), 0..5_000_u64].prop_map(Step::Finish),
+        1 => (0..20_usize).prop_map(Step::Look),
+        1 => (0..20_usize).prop_map(Step::Leave),
+        1 => (0..400_u64).prop_map(Step::Pause),
+    ];
+    prop::collection::vec(step, 0..400)
+}
+
+/// What a flow may still have to wait for.
+type Allowances = std::collections::HashMap<(usize, u64), u32>;
+
+/// The stated bound, whenever a flow joins: those that are there, and for a heavy client those that may overtake it.
+fn allowance(a: &Admission<u64>, allowances: &Allowances, priority: usize, client: u64) -> u32 {
+    let others = allowances.keys().filter(|(p, c)| *p == priority && *c != client).count() as u32;
+    let number = a.clients.find(client).unwrap();
+    let is_heavy = a.queue.is_heavy(&a.clients, number, Priority::ALL[priority]);
+    others + if is_heavy { a.terms().overtakers } else { 0 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_comes_no_permit_is_lost_and_nobody_waits_for_more_grants_than_stated(
+        steps in steps(), limit in 1..5_u32, queue in 1..40_u32,
+    ) {
+        let mut a: Admission<u64> = Admission::new(settings(limit, queue));
+        let mut running: std::collections::VecDeque<u64> = [].into();
+        let mut waiting: Vec<(usize, u64, Ticket)> = Vec::new();
+        let mut now = 0;
+        // How many of each flow wait, as told by what was asked, granted, displaced and given up; and its allowance.
+        let mut lens: Allowances = Allowances::new();
+        let mut allowances: Allowances = Allowances::new();
+        let less = |lens: &mut Allowances, allowances: &mut Allowances, flow: (usize, u64)| {
+            let len = lens.get_mut(&flow).unwrap();
+            *len -= 1;
+            if *len == 0 {
+                lens.remove(&flow);
+                allowances.remove(&flow);
+            }
+        };
+        for step in steps {
+            match step {
+                Step::Pause(ms) => now += ms * MS,
+                Step::Ask(priority, client) => {
+                    let own = lens.get(&(priority, client)).copied().unwrap_or(0);
+                    let mut displaced = Vec::new();
+                    let verdict = a.ask(Ask { priority: Priority::ALL[priority], client, now }, |victim, of| displaced.push((of as usize, victim)));
+                    for victim in displaced {
+                        let is_fair = victim.0 > priority || victim.1 == client || lens[&victim] > own;
+                        // An overload that is cut takes the newest of the longest flow in the least important priority.
+                        let least = lens.keys().map(|flow| flow.0).max();
+                        let longest = lens.iter().filter(|(flow, _)| Some(flow.0) == least).map(|(_, len)| *len).max();
+                        let is_cut = Some(victim.0) == least && lens.get(&victim).copied() == longest;
+                        prop_assert!(is_fair || is_cut, "{victim:?} is displaced for {client} with {own}");
+                        less(&mut lens, &mut allowances, victim);
+                    }
+                    match verdict {
+                        Verdict::Go => running.push_back(client),
+                        Verdict::Wait(ticket) => {
+                            *a.waker(&ticket).unwrap() = client;
+                            waiting.push((priority, client, ticket));
+                            *lens.entry((priority, client)).or_default() += 1;
+                            if !allowances.contains_key(&(priority, client)) {
+                                let allowed = allowance(&a, &allowances, priority, client);
+                                allowances.insert((priority, client), allowed);
+                            }
+                        }
+                        Verdict::Refuse => {}
+                    }
+                }
+                Step::Finish(ms) => if let Some(client) = running.pop_front() { a.finish(client, now, ms * MS) },
+                Step::Look(index) if index < waiting.len() => {
+                    let (priority, client, ticket) = waiting.swap_remove(index);
+                    match a.collect(ticket) {
+                        Ok(Turn::Granted) => running.push_back(client),
+                        Ok(_) => {}
+                        Err(ticket) => waiting.push((priority, client, ticket)),
+                    }
+                }
+                Step::Leave(index) if index < waiting.len() => {
+                    let (priority, client, ticket) = waiting.swap_remove(index);
+                    if a.abandon(&ticket) {
+                        less(&mut lens, &mut allowances, (priority, client));
+                    }
+                }
+                Step::Look(_) | Step::Leave(_) => {}
+            }
+            while let Some(client) = a.grant() {
+                // The most important of those that wait.
+                let priority = lens.keys().map(|flow| flow.0).min().unwrap();
+                let flow = (priority, client);
+                prop_assert!(lens.contains_key(&flow));
+                less(&mut lens, &mut allowances, flow);
+                for (other, allowed) in allowances.iter_mut().filter(|(other, _)| other.0 == priority && **other != flow) {
+                    prop_assert!(*allowed > 0, "{other:?} has waited for more than its bound");
+                    *allowed -= 1;
+                }
+                if lens.contains_key(&flow) {
+                    let allowed = allowance(&a, &allowances, priority, client);
+                    allowances.insert(flow, allowed);
+                }
+            }
+            prop_assert!(a.in_flight <= limit && a.queue.len() <= queue.max(1));
+            prop_assert_eq!(a.queue.len(), lens.values().sum::<u32>());
+            prop_assert!(a.queue.len() == 0 || a.in_flight == limit, "a permit is free while a request waits");
+        }
+        for (_, client, ticket) in waiting {
+            match a.collect(ticket) {
+                Ok(Turn::Granted) => running.push_back(client),
+                Ok(_) => {}
+                Err(ticket) => assert!(a.abandon(&ticket)),
+            }
+        }
+        for client in running { a.finish(client, now, 0); }
+        let (clients, idle, held, waits) = a.clients.totals();
+        prop_assert_eq!((a.in_flight, a.queue.len(), a.queue.sizes(), held, waits), (0, 0, (0, 0), 0, 0));
+        prop_assert_eq!(clients, idle as usize, "only those with usage are remembered");
+    }
+}

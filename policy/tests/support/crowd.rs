@@ -1,0 +1,259 @@
+//! Many clients, an app of `k` servers, and the real admission between them. Discrete events, own random numbers: the same
+//! scenario and seed give the same run everywhere.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::time::Duration;
+
+use outrigger_policy::admission::{Admission, Ask, Settings, Ticket, Turn, Verdict};
+use outrigger_policy::concurrency::{self, Ended, Sample};
+use outrigger_policy::priority::Priority;
+
+use crate::simulator::{MS, Random, SECOND};
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub enum Population {
+    /// So many clients that ask equally often.
+    Equal(u64),
+    /// So many clients; the n-th asks 1/n times as often as the first.
+    Zipf(u64),
+    /// A new client for each request.
+    Sybil,
+}
+
+/// Requests of one kind.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub population: Population,
+    pub priority: Priority,
+    /// Requests, as a multiple of what the app can do.
+    pub load: f64,
+    /// When they begin to come, and until when.
+    pub from: u64,
+    pub to: u64,
+    /// How long the app works on one.
+    pub service: u64,
+    /// They come all at once, so many, at `from`; then `load` says nothing.
+    pub burst: Option<u32>,
+}
+
+impl Group {
+    pub fn new(population: Population, load: f64, end: u64) -> Self {
+        Self { population, priority: Priority::Medium, load, from: 0, to: end, service: 20 * MS, burst: None }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Crowd {
+    pub groups: Vec<Group>,
+    pub servers: u32,
+    pub settings: Settings,
+    /// All requests are taken for those of one client: a queue without fairness, in order of arrival.
+    pub is_blind: bool,
+}
+
+impl Crowd {
+    /// Eight servers with the default settings.
+    pub fn new(groups: Vec<Group>) -> Self {
+        let concurrency = concurrency::Settings { min: 1, max: 1000, initial: 20 };
+        let settings = Settings { concurrency, max_wait: Duration::from_secs(1), max_queue: 1000, max_held: 1000 };
+        Self { groups, servers: 8, settings, is_blind: false }
+    }
+}
+
+/// One request, and what became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub group: usize,
+    pub client: u64,
+    pub at: u64,
+    /// For how long it waited for its permit, or to be refused.
+    pub waited: u64,
+    pub is_served: bool,
+}
+
+/// What became of the requests of some clients.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fate {
+    pub asked: usize,
+    pub served: usize,
+    /// How long those that were served had waited: median, 99th percentile, maximum, in milliseconds.
+    pub waited_ms: [f64; 3],
+    /// Median of the time until a refusal, in milliseconds.
+    pub refused_ms: f64,
+}
+
+impl Fate {
+    pub fn of<'a>(asked: impl Iterator<Item = &'a Asked>) -> Self {
+        let (mut served, mut refused) = (Vec::new(), Vec::new());
+        for one in asked {
+            if one.is_served { served.push(one.waited) } else { refused.push(one.waited) }
+        }
+        served.sort_unstable();
+        refused.sort_unstable();
+        let at = |sorted: &[u64], share: f64| {
+            let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+            sorted.get(index).map_or(0.0, |ns| *ns as f64 / MS as f64)
+        };
+        Self {
+            asked: served.len() + refused.len(),
+            served: served.len(),
+            waited_ms: [0.5, 0.99, 1.0].map(|share| at(&served, share)),
+            refused_ms: at(&refused, 0.5),
+        }
+    }
+
+    pub fn share(&self) -> f64 {
+        self.served as f64 / self.asked.max(1) as f64
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrival(usize),
+    Done { request: usize, started: u64, in_flight: u32 },
+    GivesUp(usize),
+}
+
+struct Run<'a> {
+    crowd: &'a Crowd,
+    random: Random,
+    admission: Admission<usize>,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    order: u64,
+    asked: Vec<Asked>,
+    tickets: HashMap<usize, Ticket>,
+    /// What Zipf's law says of the first n clients together.
+    zipf: Vec<f64>,
+    in_the_app: VecDeque<(usize, u64, u32)>,
+    busy: u32,
+}
+
+/// Every request that came.
+pub fn run(crowd: &Crowd, seed: u64) -> Vec<Asked> {
+    let mut run = Run {
+        crowd,
+        random: Random::new(seed),
+        admission: Admission::new(crowd.settings),
+        events: BinaryHeap::new(),
+        order: 0,
+        asked: Vec::new(),
+        tickets: HashMap::new(),
+        zipf: Vec::new(),
+        in_the_app: VecDeque::new(),
+        busy: 0,
+    };
+    for (group, of) in crowd.groups.iter().enumerate() {
+        for _ in 0..of.burst.unwrap_or(1) {
+            run.push(of.from, Event::Arrival(group));
+        }
+        if let Population::Zipf(clients) = of.population {
+            let mut sum = 0.0;
+            run.zipf = (1..=clients)
+                .map(|n| {
+                    sum += 1.0 / n as f64;
+                    sum
+                })
+                .collect();
+        }
+    }
+    while let Some(Reverse((now, _, event))) = run.events.pop() {
+        run.on(now, event);
+    }
+    assert_eq!((run.admission.in_flight(), run.tickets.len()), (0, 0), "all is given back");
+    run.asked
+}
+
+impl Run<'_> {
+    fn push(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((at, self.order, event)));
+    }
+
+    fn client(&mut self, group: usize) -> u64 {
+        let number = match self.crowd.groups[group].population {
+            Population::Equal(clients) => self.random.next() % clients,
+            Population::Zipf(_) => {
+                let drawn = self.random.unit() * self.zipf.last().copied().unwrap_or(1.0);
+                self.zipf.partition_point(|sum| *sum < drawn) as u64
+            }
+            Population::Sybil => self.asked.len() as u64,
+        };
+        (group as u64 + 1) << 40 | number
+    }
+
+    fn on(&mut self, now: u64, event: Event) {
+        match event {
+            Event::Arrival(group) => self.arrive(now, group),
+            Event::GivesUp(request) => {
+                if let Some(ticket) = self.tickets.remove(&request) {
+                    self.admission.abandon(&ticket);
+                    self.asked[request].waited = now - self.asked[request].at;
+                }
+            }
+            Event::Done { request, started, in_flight } => {
+                self.busy -= 1;
+                self.admission.record(
+                    now,
+                    Sample { class: self.asked[request].group as u16, started, in_flight, ended: Ended::Answered },
+                );
+                self.admission.finish(self.id(request), now, now - started);
+            }
+        }
+        while let Some(request) = self.admission.grant() {
+            let ticket = self.tickets.remove(&request).expect("only those that wait are granted a permit");
+            assert_eq!(self.admission.collect(ticket), Ok(Turn::Granted));
+            self.goes(now, request);
+        }
+        while self.busy < self.crowd.servers {
+            let Some((request, started, in_flight)) = self.in_the_app.pop_front() else { break };
+            self.busy += 1;
+            let service = self.crowd.groups[self.asked[request].group].service;
+            self.push(now + service, Event::Done { request, started, in_flight });
+        }
+    }
+
+    fn id(&self, request: usize) -> u64 {
+        if self.crowd.is_blind { 1 } else { self.asked[request].client }
+    }
+
+    fn goes(&mut self, now: u64, request: usize) {
+        let asked = &mut self.asked[request];
+        (asked.waited, asked.is_served) = (now - asked.at, true);
+        self.in_the_app.push_back((request, now, self.admission.in_flight()));
+    }
+
+    fn arrive(&mut self, now: u64, group: usize) {
+        let client = self.client(group);
+        let request = self.asked.len();
+        self.asked.push(Asked { group, client, at: now, waited: 0, is_served: false });
+        let of = &self.crowd.groups[group];
+        let mut displaced = Vec::new();
+        let ask = Ask { priority: of.priority, client: self.id(request), now };
+        match self.admission.ask(ask, |other, _| displaced.push(other)) {
+            Verdict::Go => self.goes(now, request),
+            Verdict::Wait(ticket) => {
+                if let Some(name) = self.admission.waker(&ticket) {
+                    *name = request;
+                }
+                self.tickets.insert(request, ticket);
+                let max_wait = self.crowd.settings.max_wait.as_nanos() as u64;
+                self.push(now + max_wait, Event::GivesUp(request));
+            }
+            Verdict::Refuse => {}
+        }
+        for other in displaced {
+            let ticket = self.tickets.remove(&other).expect("only those that wait are displaced");
+            assert_eq!(self.admission.collect(ticket), Ok(Turn::Displaced));
+            self.asked[other].waited = now - self.asked[other].at;
+        }
+        if of.burst.is_none() {
+            let per_second = of.load * f64::from(self.crowd.servers) * SECOND as f64 / of.service as f64;
+            let next = now + (self.random.exponential() * SECOND as f64 / per_second) as u64 + 1;
+            if next < of.to {
+                self.push(next, Event::Arrival(group));
+            }
+        }
+    }
+}
