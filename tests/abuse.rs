@@ -31,7 +31,7 @@ fn is_banned(answer: &Answer) {
 /// Asks the admin listener for a change.
 fn admin(proxy: &Proxy, method: &str, path: &str, fields: &[&str], body: &str) -> Answer {
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     Client::connect(proxy.admin).unwrap().send(with_fields(&request, fields)).answer()
@@ -216,7 +216,7 @@ fn an_operator_lists_adds_and_lifts_bans_and_they_hold_in_monitor_too() {
 }
 
 #[test]
-fn once_there_is_a_token_nobody_changes_bans_without_it() {
+fn once_there_is_a_token_nobody_sees_or_changes_bans_without_it() {
     let app = Backend::start();
     let secret = "a token of the operators, long enough";
     let proxy = Setup::new(&app, "").env("OUTRIGGER_ADMIN_TOKEN", secret).start();
@@ -225,13 +225,17 @@ fn once_there_is_a_token_nobody_changes_bans_without_it() {
         [vec![], vec!["Authorization: Bearer wrong".to_owned()], vec![format!("Authorization: Basic {secret}")]];
     for fields in &wrong {
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        assert_eq!(admin(&proxy, "POST", "/bans", &fields, body).status, 403, "{fields:?}");
-        assert_eq!(admin(&proxy, "DELETE", "/bans/address:203.0.113.1", &fields, "").status, 403, "{fields:?}");
+        for (method, path) in [("POST", "/bans"), ("DELETE", "/bans/address:203.0.113.1"), ("GET", "/bans")] {
+            let answer = admin(&proxy, method, path, &fields, if method == "POST" { body } else { "" });
+            assert_eq!(answer.status, 401, "{method} {path} {fields:?}");
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer realm=\"outrigger\""));
+        }
     }
-    assert!(bans(&proxy).is_empty(), "looking needs no token");
     let right = format!("Authorization: Bearer {secret}");
+    let bans = || admin(&proxy, "GET", "/bans", &[&right], "").json()["bans"].as_array().unwrap().len();
+    assert_eq!(bans(), 0);
     assert_eq!(admin(&proxy, "POST", "/bans", &[&right], body).status, 201);
-    assert_eq!(bans(&proxy).len(), 1);
+    assert_eq!(bans(), 1);
     assert_eq!(admin(&proxy, "DELETE", "/bans/address:203.0.113.1", &[&right], "").status, 204);
     assert!(!proxy.log().contains(secret));
 }

@@ -47,7 +47,7 @@ fn is_refused(answer: &Answer) {
 /// What an operator says about a breaker; gives the status.
 fn force(proxy: &Proxy, name: &str, body: &str) -> u16 {
     let request = format!(
-        "POST /breakers/{name} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /breakers/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     crate::harness::Client::connect(proxy.admin).unwrap().send(request).answer().status
@@ -382,7 +382,7 @@ fn an_operator_opens_and_closes_it_by_hand() {
 fn only_operators_force_a_breaker() {
     let app = Backend::start();
     let proxy = Setup::new(&app, THREE).env("OUTRIGGER_ADMIN_TOKEN", "a secret of theirs").start();
-    assert_eq!(force(&proxy, "default", r#"{"force": "open"}"#), 403);
+    assert_eq!(force(&proxy, "default", r#"{"force": "open"}"#), 401);
     assert_eq!(proxy.get("/").status, 200);
 }
 

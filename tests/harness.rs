@@ -426,6 +426,12 @@ pub struct Client {
     buffer: Vec<u8>,
 }
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+}
+
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;

@@ -15,6 +15,7 @@ mod house;
 mod promtool;
 
 mod abuse;
+mod admin;
 mod audit;
 mod audit_commands;
 mod audit_docs;

@@ -1,10 +1,12 @@
 //! One client against another: for each resource that requests share, one client takes as much of it as it can get, and
 //! another client must not notice. `docs/security.md` has the figures that these tests print.
 
+mod admin_connections;
 mod audit;
 mod bans;
 mod breaker;
 mod connections;
 mod limits;
+mod metrics_page;
 mod queue;
 mod uploads;

@@ -2,7 +2,8 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -154,6 +155,158 @@ fn peers_that_lie_or_speak_garbage_get_nothing() {
     assert_eq!(client.answer().status, 200);
     let (machines, sent) = (a.proxy.metric("outrigger_machines", &[]), "outrigger_peer_requests_total");
     assert_eq!((machines, a.proxy.metric(sent, &[])), (1.0, 0.0));
+}
+
+/// A relay without keys, which keeps what it passes on to `target`.
+#[derive(Clone, Debug)]
+struct Relay {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Relay {
+    fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let relay = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
+        let here = relay.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                let Ok(server) = TcpStream::connect(target) else { continue };
+                let (Ok(to_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { continue };
+                let relay = here.clone();
+                thread::spawn(move || relay.pump(client, to_server, true));
+                let relay = here.clone();
+                thread::spawn(move || relay.pump(server, to_client, false));
+            }
+        });
+        relay
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, keeps: bool) {
+        let mut piece = [0; 16 << 10];
+        while let Ok(read @ 1..) = from.read(&mut piece) {
+            if keeps {
+                self.seen.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..read]);
+            }
+            if to.write_all(&piece[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    }
+
+    fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.seen.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+#[test]
+fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
+    let (here, there) = (place(), place());
+    let b = machine("b", &[there, here], "");
+    let relay = Relay::to(there);
+    let mut a = machine("a", &[here, relay.address], "app.hold = \"500ms\"\naffinity.via = \"private\"");
+    let line = a.proxy.says("no peer at");
+    assert!(
+        line.contains(&format!("passes the probe on to a peer at {there}")) && line.contains("peers.address"),
+        "{line}"
+    );
+    let session = b.session();
+    for request in both_ways("/cart") {
+        let secret = ["Authorization: Bearer a-users-own", "Cookie: sid=a-users-own"];
+        // Its session's home cannot be proved to be there, so it begins anew here.
+        let answer = a.proxy.ask(&with_fields(&with_cookie(&request, &session), &secret[..1]));
+        assert_eq!((answer.status, cookie(&answer).is_some()), (200, true), "{answer:?}");
+        a.app.stop();
+        a.proxy.ask(&with_fields(&request, &secret)).is_problem(503, "app_restarting");
+        a.app.resume();
+        until("the app to be back", || a.proxy.get("/back").status == 200);
+    }
+    assert!(!relay.seen().contains("a-users-own"), "{}", relay.seen());
+    assert_eq!((b.app.requests_to("/cart"), a.proxy.metric("outrigger_machines", &[])), (0, 1.0));
+}
+
+#[test]
+fn a_hop_is_accepted_once_and_only_as_it_was_sent() {
+    let (here, there) = (place(), place());
+    // What a relay sees: the addresses are translated on the way to b, which all Machines are told of.
+    let relay = Relay::to(there);
+    let translated = |address: SocketAddr| format!("peers.address = \"{address}\"\napp.hold = \"10s\"");
+    let b = machine("b", &[there, here], &translated(relay.address));
+    let mut a = machine("a", &[here, relay.address], &translated(here));
+    a.sees(1, "ready");
+    b.sees(1, "ready");
+    a.app.stop();
+    let refused = |why: &str| b.proxy.metric("outrigger_peer_requests_refused_total", &[("why", why)]);
+    let before = ["unsigned", "stale", "elsewhere", "altered", "used"].map(refused);
+    assert_eq!(before, [0.0; 5]);
+    for (number, request) in both_ways("/account").into_iter().enumerate() {
+        let fields = ["Authorization: Bearer a-users-own", "Cookie: sid=1", "Content-Type: text/plain"];
+        let answer = a.proxy.ask(&with_fields(&request, &fields));
+        assert_eq!((answer.status, b.app.requests_to("/account")), (200, number + 1), "{answer:?}");
+        let seen = relay.seen();
+        let sent =
+            &seen[seen.rfind(" /account HTTP/1.1").map(|at| seen[..at].rfind('\n').map_or(0, |at| at + 1)).unwrap()..];
+        let end = sent.find("\r\n\r\n").unwrap() + 4;
+        let length = if request.starts_with("POST") { "hello".len() } else { 0 };
+        let sent = &sent[..end + length];
+        let ask = |request: &str| Client::connect(there).unwrap().send(request).answer();
+        for altered in [
+            sent.replace("a-users-own", "of-somebody-else"),
+            sent.replace("sid=1", "sid=2"),
+            sent.replace("text/plain", "text/html"),
+            sent.replace("/account", "/accounts"),
+            with_fields(sent, &["X-Api-Key: another"]),
+            with_fields(sent, &["X-Forwarded-For: 192.0.2.1"]),
+            // A body where there was none, or a longer one.
+            if length == 0 {
+                with_fields(sent, &["Content-Length: 5"]) + "hello"
+            } else {
+                sent.replace("h: 5", "h: 6") + "!"
+            },
+        ] {
+            ask(&altered).is_problem(403, "not_a_peer");
+        }
+        // As it was: again, with another order of its lines, and on Pingora's way.
+        ask(sent).is_problem(403, "not_a_peer");
+        assert_eq!(refused("used"), (number + 1) as f64);
+        assert_eq!(refused("altered"), 7.0 * (number + 1) as f64);
+    }
+    assert_eq!(b.app.requests_to("/account"), 2);
+    assert_eq!(b.app.requests_to("/accounts"), 0);
+}
+
+#[test]
+fn every_kind_of_request_passes_to_a_peer_with_its_signature() {
+    let (a, b) = pair("affinity.via = \"private\"");
+    let session = a.session();
+    let long = "x".repeat(300_000);
+    let requests = [
+        get("/cart?all=1&x=%2F"),
+        get("/cart").replace("Host: outrigger.test", "host:   outrigger.test  \r\nX-Two: 1\r\nx-two:\t2"),
+        get("http://outrigger.test/cart"),
+        get("/cart").replace("GET", "HEAD"),
+        get("/cart").replace("GET", "DELETE"),
+        post("/cart", "hello"),
+        post("/cart", &long),
+        format!(
+            "PUT /cart HTTP/1.1\r\nHost: outrigger.test\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+            long.len()
+        ),
+        with_fields(
+            &get("/cart"),
+            &["Connection: close, x-gone", "X-Gone: 1", "TE: trailers", "Upgrade-Insecure-Requests: 1"],
+        ),
+    ];
+    for (number, request) in requests.iter().enumerate() {
+        let mut client = b.proxy.connect();
+        client.send(with_cookie(request, &session));
+        let answer = if request.starts_with("HEAD") { client.answer_to_head() } else { client.answer() };
+        assert_eq!((answer.status, cookie(&answer)), (200, None), "{number}: {answer:?}");
+        assert_eq!(a.app.requests_to("/cart") + a.app.requests_to("/cart?all=1&x=%2F"), number + 1, "{number}");
+    }
+    a.proxy.counts("outrigger_peer_requests_refused_total", &[], 0);
 }
 
 #[test]

@@ -27,6 +27,16 @@ pub fn check(exposition: &str) -> Result<(), String> {
     if said.status.success() && text.trim().is_empty() { Ok(()) } else { Err(text) }
 }
 
+/// Whether Prometheus can read an exposition, whatever else `promtool check metrics` has to say about it.
+///
+/// # Errors
+/// What it cannot read.
+pub fn parses(exposition: &str) -> Result<(), String> {
+    let verdict = check(exposition).err().unwrap_or_default();
+    let errors: Vec<&str> = verdict.lines().filter(|line| line.contains("parsing error")).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+}
+
 /// `promtool check rules`.
 ///
 /// # Errors

@@ -1,26 +1,33 @@
 //! The operators' listener, on a runtime of its own: a scrape never waits behind requests, nor they behind it.
 //!
-//! What changes something ([`control`]) is for this machine itself, or for whoever knows `OUTRIGGER_ADMIN_TOKEN`.
+//! ```text
+//! access.rs        which endpoint needs what: nothing, a name of this listener in Host, or an operator
+//! connections.rs   how many connections there are, and for how long
+//! control.rs       limits, breakers, bans, Machines
+//! audit.rs         the audit log, for the commands
+//! ```
 
+pub mod access;
 pub mod audit;
+pub mod connections;
 pub mod control;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::State as Shared;
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::{Extension, Router};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
+use self::access::{Endpoints, Needs};
 use crate::config::Target;
-use crate::exposition;
+use crate::exposition::{Dialect, Merged};
 use crate::limits::shared::Mode as Sharing;
 use crate::state::{Phase, State};
 
@@ -30,29 +37,38 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(3);
 const SCRAPE_BYTES: usize = 8 << 20;
 /// The content type of Prometheus' text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The largest body of a request: an entry of the audit log, or a thousand subjects.
+const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it leaves\n\
                      /admission    slots, queue and latency of the app\n\
                      /breakers     where each stands; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
                      /limits       what each tier may ask of each limit\n\
+                     /machines     this Machine and its peers\n\
                      /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
                      \x20             DELETE /bans/CLIENT lifts\n";
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: Arc<State>) {
-    let router = Router::new()
-        .route("/", get(|| async { INDEX }))
-        .route("/healthz", get(healthz))
-        .route("/metrics", get(own_metrics))
-        .route("/metrics/all", get(all_metrics))
-        .merge(control::router(&state))
-        .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
-        .with_state(state);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(e) = axum::serve(listener, service).await {
-        tracing::error!("the admin listener ended: {e}");
-    }
+    connections::serve(listener, router(&state), state).await;
+}
+
+/// Every endpoint, with what it needs.
+pub fn endpoints(state: &Arc<State>) -> Endpoints {
+    let endpoints = Endpoints::new(state)
+        .get(Needs::Nothing, "/", || async { INDEX })
+        .get(Needs::Nothing, "/healthz", healthz)
+        .get(Needs::Nothing, "/metrics", own_metrics)
+        .get(Needs::Nothing, "/metrics/all", all_metrics);
+    audit::endpoints(control::endpoints(endpoints))
+}
+
+fn router(state: &Arc<State>) -> Router {
+    endpoints(state)
+        .router(|| async { (StatusCode::NOT_FOUND, INDEX) })
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(Extension(Arc::<LastPage>::default()))
 }
 
 async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
@@ -77,27 +93,47 @@ async fn own_metrics(Shared(state): Shared<Arc<State>>) -> Response {
     }
 }
 
-async fn all_metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let own = match render(&state) {
-        Ok(text) => text,
-        Err(e) => return failed(&e),
-    };
+/// The page that was merged last, and when.
+type LastPage = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
+
+/// The proxy's metrics and the app's. Requests that come while the app is being asked share what it says.
+async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(last): Extension<Arc<LastPage>>) -> Response {
+    let arrived = Instant::now();
+    let mut last = last.lock().await;
+    if let Some((made, page)) = last.as_ref().filter(|(made, _)| *made >= arrived) {
+        tracing::trace!(age_ms = made.elapsed().as_millis() as u64, "a scrape shares the page of another one");
+        return exposition(page.clone());
+    }
+    match merge(&state).await {
+        Ok(page) => {
+            let page = Bytes::from(page);
+            *last = Some((Instant::now(), page.clone()));
+            exposition(page)
+        }
+        Err(e) => failed(&e),
+    }
+}
+
+async fn merge(state: &State) -> Result<String, prometheus::Error> {
     let rules = state.rules.load_full();
     let (target, path) = &rules.config.app.metrics;
     // An app that is down is a fact to be shown, not an error of the scrape.
-    let (up, of_app) = match tokio::time::timeout(SCRAPE_TIMEOUT, fetch(target, path)).await {
-        Ok(Ok(text)) => (1, text),
-        Ok(Err(e)) => {
-            tracing::debug!("the app's metrics cannot be fetched: {e}");
-            (0, String::new())
-        }
-        Err(_) => (0, String::new()),
-    };
+    let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(target, path)).await.unwrap_or(Err(ScrapeError::Late));
+    let up = u8::from(fetched.is_ok());
+    let of_app = fetched.unwrap_or_else(|e| {
+        tracing::debug!("the app's metrics cannot be fetched: {e}");
+        OfApp::default()
+    });
+    // Once to know which families are the proxy's, and again to show what was counted.
+    state.metrics.app_metrics_dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
     let own = format!(
-        "{own}# HELP outrigger_app_metrics_up Whether the app's metrics could be fetched.\n\
-         # TYPE outrigger_app_metrics_up gauge\noutrigger_app_metrics_up {up}\n"
+        "{}# HELP outrigger_app_metrics_up Whether the app's metrics could be fetched.\n\
+         # TYPE outrigger_app_metrics_up gauge\noutrigger_app_metrics_up {up}\n",
+        render(state)?
     );
-    exposition(exposition::merge(&[("proxy", &own), ("app", &of_app)]))
+    let mut merged = Merged::new(&own);
+    merged.add_app(&of_app.page, of_app.dialect);
+    Ok(merged.page())
 }
 
 fn render(state: &State) -> Result<String, prometheus::Error> {
@@ -121,13 +157,20 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     state.metrics.render()
 }
 
-fn exposition(text: String) -> Response {
-    ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response()
+fn exposition(text: impl Into<axum::body::Body>) -> Response {
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], text.into()).into_response()
 }
 
 fn failed(error: &prometheus::Error) -> Response {
     tracing::error!("the metrics cannot be rendered: {error}");
     (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
+}
+
+/// The app's page.
+#[derive(Debug, Default)]
+struct OfApp {
+    page: Bytes,
+    dialect: Dialect,
 }
 
 /// Why the app's metrics are not there.
@@ -139,30 +182,98 @@ enum ScrapeError {
     Http(#[from] hyper::Error),
     #[error("{0}")]
     Request(#[from] http::Error),
-    #[error("it answered {0}")]
+    #[error("it responds with {0}")]
     Status(StatusCode),
+    #[error("its response is {0:?}, and no metrics")]
+    Content(HeaderValue),
     #[error("{0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("it takes longer than {} s", SCRAPE_TIMEOUT.as_secs())]
+    Late,
 }
 
-async fn fetch(target: &Target, path: &str) -> Result<String, ScrapeError> {
+async fn fetch(target: &Target, path: &str) -> Result<OfApp, ScrapeError> {
     match target {
         Target::Tcp(address) => ask(TcpStream::connect(address).await?, path).await,
         Target::Unix(socket) => ask(UnixStream::connect(&**socket).await?, path).await,
     }
 }
 
-async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<String, ScrapeError> {
+async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    tokio::spawn(connection);
+    let connection = tokio::spawn(connection);
+    // Also where this is given up: an app whose page has no end would be read for ever.
+    let _ends = AbortOnDrop(connection);
     let request = http::Request::get(path)
         .header(header::HOST, "localhost")
+        .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
+        .header(header::ACCEPT_ENCODING, "identity")
         .header(header::CONNECTION, "close")
-        .body(Empty::<bytes::Bytes>::new())?;
+        .body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     if answer.status() != StatusCode::OK {
         return Err(ScrapeError::Status(answer.status()));
     }
-    let body = Limited::new(answer.into_body(), SCRAPE_BYTES).collect().await.map_err(ScrapeError::Body)?;
-    Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    if let Some(content) = no_metrics(answer.headers()) {
+        return Err(ScrapeError::Content(content.clone()));
+    }
+    let kind = answer.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
+    let page = Limited::new(answer.into_body(), SCRAPE_BYTES).collect().await.map_err(ScrapeError::Body)?.to_bytes();
+    let is_openmetrics =
+        kind.starts_with(b"application/openmetrics-text") || page.trim_ascii_end().ends_with(b"\n# EOF");
+    let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
+    Ok(OfApp { page, dialect })
+}
+
+/// The header that says that a response cannot be read as metrics: it is compressed although nobody asked for it, or a page for
+/// people.
+fn no_metrics(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let coding = headers.get(header::CONTENT_ENCODING).filter(|coding| coding.as_bytes() != b"identity");
+    let starts_with = |value: &&HeaderValue, start: &str| {
+        value.as_bytes().get(..start.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(start.as_bytes()))
+    };
+    coding.or_else(|| headers.get(header::CONTENT_TYPE).filter(|kind| starts_with(kind, "text/html")))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), hyper::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::access_log::AccessLog;
+    use crate::config::{Config, LogFormat};
+    use crate::log::LogQueue;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn the_documentation_says_what_each_endpoint_needs() {
+        let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log_dropped.clone()).unwrap();
+        let state = Arc::new(State::new(config, metrics, AccessLog::new(queue)));
+        let docs = include_str!("../../docs/operations.md");
+        let documented: Vec<&str> = docs
+            .lines()
+            .filter(|line| ["| `GET ", "| `POST ", "| `DELETE "].iter().any(|start| line.starts_with(start)))
+            .filter_map(|line| line.rsplit_once(" | ").map(|(cells, _)| cells))
+            .collect();
+        let endpoints = endpoints(&state);
+        let mut listed: Vec<String> = endpoints
+            .listed()
+            .iter()
+            .map(|(method, path, needs)| format!("| `{method} {path}` | {}", needs.name()))
+            .collect();
+        let mut documented: Vec<String> = documented.into_iter().map(str::to_owned).collect();
+        listed.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(listed, documented);
+    }
 }

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -50,6 +51,14 @@ impl AppStream {
             end_with_peer(stream)?;
         }
         Ok(stream)
+    }
+
+    /// The address that it was opened from; `None` for a Unix socket.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
     }
 
     /// Whether the app has neither closed it nor said anything on it. Asks the kernel only if the runtime was told that

@@ -100,6 +100,12 @@ impl ClientStream {
         }
     }
 
+    /// Our address and the client's on this connection.
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let socket = self.socket.as_ref()?;
+        socket.local_addr().ok().zip(socket.peer_addr().ok())
+    }
+
     /// Everything that was read and belongs to no request yet.
     pub fn pending(&self) -> &[u8] {
         &self.input

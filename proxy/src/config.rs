@@ -51,7 +51,7 @@ pub struct Config {
     /// The app.
     pub app: App,
     /// The operators' listener.
-    pub admin_listen: SocketAddr,
+    pub admin: AdminRules,
     /// Whose word about the client is believed.
     pub edge: Edge,
     /// Keys and tokens that count.
@@ -159,6 +159,19 @@ pub struct App {
     pub metrics: (Target, String),
 }
 
+/// The operators' listener, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminRules {
+    /// Its address.
+    pub listen: SocketAddr,
+    /// More names that `Host` may have.
+    pub hosts: Vec<Box<str>>,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Names under `.internal` are this Machine's or another one's of the same organisation.
+    pub is_on_fly: bool,
+}
+
 /// A resolved address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -175,6 +188,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_PEERS_DNS", "peers", "dns"),
     ("OUTRIGGER_PEERS_LIST", "peers", "list"),
     ("OUTRIGGER_PEERS_RESOLVER", "peers", "resolver"),
+    ("OUTRIGGER_PEERS_ADDRESS", "peers", "address"),
     ("OUTRIGGER_LISTEN", "server", "listen"),
     ("OUTRIGGER_H2C_LISTEN", "server", "h2c_listen"),
     ("OUTRIGGER_THREADS", "server", "threads"),
@@ -194,7 +208,7 @@ const OTHER_VARIABLES: [&str; 9] = [
     crate::seal::KEYS,
     identity::JWT_SECRET,
     identity::KEY_SECRET,
-    crate::admin::control::TOKEN,
+    crate::admin::access::TOKEN,
     admission::REDIS_URL,
     resilience::ALLOW_FAULTS,
     outrigger_trail::keys::KEYS,
@@ -287,7 +301,7 @@ impl Config {
             (a.listen != b.listen, "server.listen"),
             (a.h2c_listen != b.h2c_listen, "server.h2c_listen"),
             (a.threads != b.threads, "server.threads"),
-            (self.admin_listen != next.admin_listen, "admin.listen"),
+            (self.admin.listen != next.admin.listen, "admin.listen"),
             (self.app.max_idle != next.app.max_idle, "app.max_idle"),
             (self.log.format != next.log.format, "log.format"),
             (self.max_limit_keys != next.max_limit_keys, "rate_limits.max_keys"),
@@ -445,7 +459,7 @@ impl Builder<'_> {
             server,
             client,
             app: app?,
-            admin_listen: raw.admin.listen.0,
+            admin: self.admin(raw),
             edge: self.edge(raw),
             credentials,
             headers: raw.headers.clone(),
@@ -491,6 +505,25 @@ impl Builder<'_> {
                 let path = [Step::Key("routes"), Step::Index(index), Step::Key("timeout")];
                 self.complain(&path, "`timeout` must be longer than zero", "write \"30s\", for example");
             }
+        }
+    }
+
+    fn admin(&mut self, raw: &Raw) -> AdminRules {
+        for (index, host) in raw.admin.hosts.iter().enumerate() {
+            if !crate::admin::access::is_host(host) {
+                let path = [Step::Key("admin"), Step::Key("hosts"), Step::Index(index)];
+                self.complain(
+                    &path,
+                    format!("{host:?} is neither a name nor an address"),
+                    "without scheme and port: \"admin.example\", \"203.0.113.9\" or \"2001:db8::1\"",
+                );
+            }
+        }
+        AdminRules {
+            listen: raw.admin.listen.0,
+            hosts: raw.admin.hosts.iter().map(|host| host.trim_end_matches('.').into()).collect(),
+            max_connections: raw.admin.max_connections.get() as usize,
+            is_on_fly: (self.environment)(machines::FLY_APP_NAME).is_some_and(|name| !name.is_empty()),
         }
     }
 
@@ -768,7 +801,7 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .filter(|line| {
-                !["h2c_listen", "metrics", "keys_file", "list =", "resolver", "directory"]
+                !["h2c_listen", "metrics", "keys_file", "list =", "resolver", "directory", "address = \"203"]
                     .iter()
                     .any(|unset| line.starts_with(unset))
             })
@@ -782,9 +815,9 @@ mod tests {
         let spelled_out = load(&uncommented, &machine).unwrap_or_else(|e| panic!("{e}"));
         let silent = load(shipped, &machine).unwrap_or_else(|e| panic!("{e}"));
         let without_routes = |config: &Config| {
-            let Config { server, client, app, log, breakers, retry, affinity, audit, .. } = config;
+            let Config { server, client, app, admin, log, breakers, retry, affinity, audit, .. } = config;
             format!(
-                "{server:?}{client:?}{app:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}",
+                "{server:?}{client:?}{app:?}{admin:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}",
                 breakers.last().map(|b| (b.mode, b.settings, b.counts_429))
             )
         };

@@ -1,173 +1,366 @@
-//! Merges Prometheus expositions into one that is valid: no family twice, and a label tells the processes apart.
+//! Merges the proxy's metrics and the app's into one page of Prometheus' text format 0.0.4 that is valid whatever the app exposes.
 //! Pure: text in, text out.
+//!
+//! ```text
+//! line.rs    one line, strictly
+//! here       families: each once, of one type, its samples together, and a label that tells the processes apart
+//! ```
+//!
+//! A line of the app's that is not valid, or that contradicts another one, is left out and counted; the page never is. The proxy's
+//! own families come first: nothing of the app changes them.
 
-use std::collections::HashMap;
+pub mod line;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
-/// One family: its help, its type, and its samples.
-#[derive(Debug, Default)]
-struct Family {
-    help: Option<String>,
-    kind: Option<String>,
-    samples: Vec<String>,
+pub use self::line::{Dialect, Dropped};
+use self::line::{FamilyType, Line, Sample, number};
+
+/// The longest line of an app's page.
+const LINE_BYTES: usize = 16 << 10;
+/// The most samples, and the most families, of an app's page.
+const MOST_SAMPLES: usize = 100_000;
+const MOST_FAMILIES: usize = 10_000;
+/// The names that are the proxy's.
+const RESERVED: &str = "outrigger_";
+/// The label that tells the processes apart.
+const PROCESS: &str = "process";
+
+/// How many lines were left out, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedLines([u64; Dropped::ALL.len()]);
+
+impl DroppedLines {
+    /// Each reason, and how many lines it left out.
+    pub fn each(&self) -> impl Iterator<Item = (Dropped, u64)> {
+        Dropped::ALL.into_iter().zip(self.0)
+    }
+
+    fn count(&mut self, why: Dropped) {
+        self.0[why as usize] += 1;
+    }
 }
 
-/// Merges `(process, exposition)` pairs. A family that several processes have appears once, with the first one's help.
-/// What is no sample, and families whose type differs from the first one's, are left out.
-pub fn merge(parts: &[(&str, &str)]) -> String {
-    let mut order: Vec<String> = Vec::new();
-    let mut families: HashMap<String, Family> = HashMap::new();
-    for (process, text) in parts {
-        let mut current = String::new();
-        let mut skipped = String::new();
-        for line in text.lines().map(str::trim) {
-            if let Some((keyword, name, rest)) = comment(line) {
-                let family = family(&mut families, &mut order, name);
-                match keyword {
-                    "HELP" => drop(family.help.get_or_insert_with(|| rest.to_owned())),
-                    _ if family.kind.as_deref().is_some_and(|kind| kind != rest) => skipped = name.to_owned(),
-                    _ => family.kind = Some(rest.to_owned()),
+/// One family.
+#[derive(Debug, Default)]
+struct Family {
+    name: String,
+    help: Option<String>,
+    kind: FamilyType,
+    /// A `TYPE` has been given, or can be given no more.
+    is_typed: bool,
+    /// The proxy has it.
+    is_own: bool,
+    /// The app gives it another type than the proxy does.
+    contradicts: bool,
+    samples: Vec<Written>,
+}
+
+/// A sample as it is written.
+#[derive(Debug)]
+struct Written {
+    line: String,
+    /// Its name without the family's.
+    suffix: &'static str,
+    /// A bucket's bound and its series, for the app's histograms.
+    place: Option<(String, f64)>,
+}
+
+/// The two pages.
+#[derive(Debug, Default)]
+pub struct Merged {
+    families: Vec<Family>,
+    /// The family that has a name: its own, and those of its samples.
+    owners: HashMap<String, usize>,
+    seen: HashSet<String>,
+    samples_of_app: usize,
+    dropped: DroppedLines,
+}
+
+impl Merged {
+    /// Begins with the proxy's own page.
+    pub fn new(own: &str) -> Self {
+        let mut merged = Self::default();
+        for line in own.lines() {
+            // The proxy's own page is valid.
+            let _ = merged.take(line.as_bytes(), Dialect::Text, Process::Proxy);
+        }
+        for family in &mut merged.families {
+            family.is_own = true;
+            family.is_typed = true;
+        }
+        merged
+    }
+
+    /// Adds the app's page, and says what was left out.
+    pub fn add_app(&mut self, page: &[u8], dialect: Dialect) -> DroppedLines {
+        for line in page.split(|byte| *byte == b'\n') {
+            if let Err(why) = self.take(line, dialect, Process::App) {
+                self.dropped.count(why);
+            }
+        }
+        self.dropped
+    }
+
+    /// The page.
+    pub fn page(mut self) -> String {
+        let bytes = |family: &Family| family.samples.iter().map(|sample| sample.line.len() + 1).sum::<usize>() + 200;
+        let mut out = String::with_capacity(self.families.iter().map(bytes).sum());
+        for family in &mut self.families {
+            if family.kind == FamilyType::Histogram && !family.is_own {
+                if family.has_whole_histograms() {
+                    family.sort_buckets();
+                } else {
+                    family.write_untyped(&mut out);
+                    continue;
                 }
-                current = name.to_owned();
-            } else if let Some(sample) = sample(line, process) {
-                let name = sample_name(line);
-                let owner = if belongs_to(name, &current) { &current } else { name };
-                if owner != skipped {
-                    let owner = owner.to_owned();
-                    family(&mut families, &mut order, &owner).samples.push(sample);
-                }
+            }
+            write_family(&mut out, &family.name, family.help.as_deref(), family.kind, family.samples.iter());
+        }
+        out
+    }
+
+    fn take(&mut self, line: &[u8], dialect: Dialect, process: Process) -> Result<(), Dropped> {
+        if line.len() > LINE_BYTES && process == Process::App {
+            return Err(Dropped::Size);
+        }
+        let line = line::read(line, dialect)?;
+        let name = match &line {
+            Line::Nothing => return Ok(()),
+            Line::Help(name, _) | Line::Type(name, _) | Line::Sample(Sample { name, .. }) => *name,
+        };
+        if process == Process::App && name.starts_with(RESERVED) {
+            return Err(Dropped::Reserved);
+        }
+        match line {
+            Line::Nothing => Ok(()),
+            Line::Help(name, text) => self.help(name, text),
+            // OpenMetrics names a counter without the suffix of its samples.
+            Line::Type(name, FamilyType::Counter) if dialect == Dialect::OpenMetrics && !name.ends_with("_total") => {
+                self.total_of(name)
+            }
+            Line::Type(name, kind) => self.kind(name, kind),
+            Line::Sample(sample) => self.sample(&sample, process),
+        }
+    }
+
+    /// The family whose own name this is; a new one if nobody has the name.
+    fn family(&mut self, name: &str) -> Result<Option<&mut Family>, Dropped> {
+        let at = match self.owners.get(name) {
+            Some(at) => *at,
+            None if self.families.len() >= MOST_FAMILIES => return Err(Dropped::Size),
+            None => {
+                self.owners.insert(name.to_owned(), self.families.len());
+                self.families.push(Family { name: name.to_owned(), ..Family::default() });
+                self.families.len() - 1
+            }
+        };
+        Ok(self.families.get_mut(at).filter(|family| family.name == name))
+    }
+
+    fn help(&mut self, name: &str, text: &str) -> Result<(), Dropped> {
+        // A name that a histogram or a summary has for its samples has no help of its own.
+        let family = self.family(name)?.ok_or(Dropped::Help)?;
+        match &family.help {
+            // The proxy's help stays.
+            Some(_) if family.is_own => Ok(()),
+            Some(_) => Err(Dropped::Help),
+            None => {
+                family.help = Some(text.to_owned());
+                Ok(())
             }
         }
     }
-    let mut out = String::with_capacity(parts.iter().map(|(_, text)| text.len() * 5 / 4).sum());
-    for name in &order {
-        let Some(family) = families.get(name).filter(|family| !family.samples.is_empty()) else { continue };
-        // Writing into a string cannot fail.
-        let _ = writeln!(out, "# HELP {name} {}", family.help.as_deref().unwrap_or("No help given."));
-        let _ = writeln!(out, "# TYPE {name} {}", family.kind.as_deref().unwrap_or("untyped"));
-        for sample in &family.samples {
-            out.push_str(sample);
-            out.push('\n');
+
+    fn kind(&mut self, name: &str, kind: FamilyType) -> Result<(), Dropped> {
+        // Were one of its samples' names another family's already, that would be in two families.
+        let at = self.owners.get(name).copied();
+        let names: Vec<String> = kind.suffixes().iter().map(|suffix| format!("{name}{suffix}")).collect();
+        let is_taken = names.iter().any(|name| self.owners.get(name).copied() != at && self.owners.contains_key(name));
+        let family = self.family(name)?.ok_or(Dropped::Type)?;
+        if family.is_own {
+            family.contradicts |= family.kind != kind;
+            return if family.contradicts { Err(Dropped::Type) } else { Ok(()) };
         }
+        if family.is_typed || !family.samples.is_empty() || is_taken {
+            return Err(Dropped::Type);
+        }
+        family.kind = kind;
+        family.is_typed = true;
+        if let Some(at) = self.owners.get(name).copied() {
+            self.owners.extend(names.into_iter().map(|name| (name, at)));
+        }
+        Ok(())
+    }
+
+    /// A counter of OpenMetrics: its help is given to the name that its samples have.
+    fn total_of(&mut self, name: &str) -> Result<(), Dropped> {
+        let total = format!("{name}_total");
+        let help = match self.family(name)? {
+            Some(family) if !family.is_own && family.samples.is_empty() && !family.is_typed => family.help.take(),
+            _ => None,
+        };
+        self.kind(&total, FamilyType::Counter)?;
+        match (help, self.family(&total)?) {
+            (Some(help), Some(family)) if family.help.is_none() => family.help = Some(help),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, sample: &Sample<'_>, process: Process) -> Result<(), Dropped> {
+        if !self.owners.contains_key(sample.name) {
+            self.family(sample.name)?;
+        }
+        let at = self.owners.get(sample.name).copied().ok_or(Dropped::Size)?;
+        let family = self.families.get_mut(at).ok_or(Dropped::Size)?;
+        let suffix = sample.name.strip_prefix(&*family.name).ok_or(Dropped::Type)?;
+        let suffix = family.kind.suffixes().iter().copied().find(|known| *known == suffix).ok_or(Dropped::Type)?;
+        if process == Process::App {
+            let label = |name| sample.labels.iter().find(|(label, _)| *label == name).map(|(_, value)| *value);
+            let bound = match (family.kind, suffix) {
+                (FamilyType::Histogram, "_bucket") => Some(label("le")),
+                (FamilyType::Summary, "") => Some(label("quantile")),
+                _ => None,
+            };
+            let bound = bound.map(|text| text.and_then(number).filter(|bound| !bound.is_nan()));
+            if family.contradicts || bound == Some(None) {
+                return Err(Dropped::Type);
+            }
+            if self.samples_of_app >= MOST_SAMPLES {
+                return Err(Dropped::Size);
+            }
+        }
+        let mut sorted = sample.labels.clone();
+        sorted.sort_unstable();
+        // "1" and "1.0" are one bucket.
+        let bounds = match (family.kind, suffix) {
+            (FamilyType::Histogram, "_bucket") => Some("le"),
+            (FamilyType::Summary, "") => Some("quantile"),
+            _ => None,
+        };
+        let bound = bounds.and_then(|label| sorted.iter().position(|(name, _)| *name == label));
+        let bound = bound.and_then(|at| number(sorted.remove(at).1)).unwrap_or(f64::INFINITY);
+        let series = labels_of(&sorted);
+        if !self.seen.insert(format!("{}{}{bound}{{{series}", process.name(), sample.name)) {
+            return Err(Dropped::Duplicate);
+        }
+        let place = (process == Process::App && family.kind == FamilyType::Histogram).then_some((series, bound));
+        self.samples_of_app += usize::from(process == Process::App);
+        family.samples.push(Written { line: written(sample, process), suffix, place });
+        Ok(())
+    }
+}
+
+/// Whose page it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Process {
+    Proxy,
+    App,
+}
+
+impl Process {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::App => "app",
+        }
+    }
+}
+
+impl Family {
+    /// Whether each series has the bucket that counts everything, and a count: without them it is no histogram.
+    fn has_whole_histograms(&self) -> bool {
+        let mut series: HashMap<&str, (bool, bool)> = HashMap::new();
+        for sample in &self.samples {
+            let Some((labels, bound)) = &sample.place else { continue };
+            let (has_all, has_count) = series.entry(labels).or_default();
+            *has_all |= sample.suffix == "_bucket" && bound.is_infinite() && bound.is_sign_positive();
+            *has_count |= sample.suffix == "_count";
+        }
+        series.values().all(|(has_all, has_count)| *has_all && *has_count)
+    }
+
+    /// Brings the samples of each series together: the buckets by their bounds, then the sum, then the count.
+    fn sort_buckets(&mut self) {
+        let mut order: HashMap<String, usize> = HashMap::new();
+        for sample in &self.samples {
+            if let Some((labels, _)) = &sample.place
+                && !order.contains_key(labels)
+            {
+                order.insert(labels.clone(), order.len());
+            }
+        }
+        let place = |sample: &Written| {
+            let (labels, bound) =
+                sample.place.as_ref().map_or(("", f64::INFINITY), |(labels, bound)| (labels.as_str(), *bound));
+            let suffix = self.kind.suffixes().iter().position(|suffix| *suffix == sample.suffix);
+            (order.get(labels).copied(), suffix, bound)
+        };
+        self.samples.sort_by(|a, b| {
+            let ((series, suffix, bound), (series_b, suffix_b, bound_b)) = (place(a), place(b));
+            (series, suffix).cmp(&(series_b, suffix_b)).then(bound.total_cmp(&bound_b))
+        });
+    }
+
+    /// What is said to be a histogram and is none: its samples stay, as families without a type.
+    fn write_untyped(&self, out: &mut String) {
+        for suffix in self.kind.suffixes() {
+            let samples = self.samples.iter().filter(|sample| sample.suffix == *suffix);
+            write_family(out, &format!("{}{suffix}", self.name), None, FamilyType::Untyped, samples);
+        }
+    }
+}
+
+fn write_family<'s>(
+    out: &mut String,
+    name: &str,
+    help: Option<&str>,
+    kind: FamilyType,
+    samples: impl Iterator<Item = &'s Written>,
+) {
+    let mut samples = samples.peekable();
+    if samples.peek().is_none() {
+        return;
+    }
+    let help = help.filter(|help| !help.is_empty()).unwrap_or("No help given.");
+    // Writing into a string cannot fail.
+    let _ = writeln!(out, "# HELP {name} {help}");
+    let _ = writeln!(out, "# TYPE {name} {}", kind.name());
+    for sample in samples {
+        out.push_str(&sample.line);
+        out.push('\n');
+    }
+}
+
+fn labels_of(labels: &[(&str, &str)]) -> String {
+    let mut out = String::new();
+    for (name, value) in labels {
+        let comma = if out.is_empty() { "" } else { "," };
+        let _ = write!(out, "{comma}{name}=\"{value}\"");
     }
     out
 }
 
-fn family<'f>(families: &'f mut HashMap<String, Family>, order: &mut Vec<String>, name: &str) -> &'f mut Family {
-    if !families.contains_key(name) {
-        order.push(name.to_owned());
-    }
-    families.entry(name.to_owned()).or_default()
-}
-
-/// `# HELP name text` or `# TYPE name type`.
-fn comment(line: &str) -> Option<(&str, &str, &str)> {
-    let rest = line.strip_prefix("# ")?;
-    let (keyword, rest) = rest.split_once(' ')?;
-    let (name, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    (matches!(keyword, "HELP" | "TYPE") && is_name(name)).then_some((keyword, name, text))
-}
-
-fn sample_name(line: &str) -> &str {
-    &line[..line.find(['{', ' ']).unwrap_or(line.len())]
-}
-
-/// A histogram's and a summary's samples carry suffixes.
-fn belongs_to(name: &str, family: &str) -> bool {
-    name.strip_prefix(family).is_some_and(|suffix| matches!(suffix, "" | "_bucket" | "_sum" | "_count"))
-}
-
-/// The sample with `process` as its first label; `None` for what is no sample.
-fn sample(line: &str, process: &str) -> Option<String> {
-    let name = sample_name(line);
-    if !is_name(name) {
-        return None;
-    }
-    let rest = &line[name.len()..];
-    let (labels, value) = match rest.strip_prefix('{') {
-        Some(inner) => inner.split_at(end_of_labels(inner)?),
-        None => ("", rest),
-    };
-    let value = value.trim_start_matches('}').trim();
-    value.split(' ').next()?.parse::<f64>().ok()?;
-    let labels = labels.trim().trim_end_matches(',');
-    // A label of that name is the app's own: it keeps its value under another name, as Prometheus does on conflicts.
-    let labels = match labels.strip_prefix("process=") {
-        Some(own) => format!("exported_process={own}"),
-        None => labels.replace(",process=", ",exported_process="),
-    };
-    let comma = if labels.is_empty() { "" } else { "," };
-    Some(format!("{name}{{process=\"{process}\"{comma}{labels}}} {value}"))
-}
-
-/// Where the closing brace is, outside quotes.
-fn end_of_labels(inner: &str) -> Option<usize> {
-    let (mut quoted, mut escaped) = (false, false);
-    for (at, byte) in inner.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'}' if !quoted => return Some(at),
-            _ => {}
+/// The sample with `process` as its first label. A label of that name is renamed as Prometheus does it on conflicts.
+fn written(sample: &Sample<'_>, process: Process) -> String {
+    let mut out = format!("{}{{{PROCESS}=\"{}\"", sample.name, process.name());
+    for (name, value) in &sample.labels {
+        let mut name = (*name).to_owned();
+        if name == PROCESS {
+            while sample.labels.iter().any(|(other, _)| *other == name) {
+                name.insert_str(0, "exported_");
+            }
         }
+        let _ = write!(out, ",{name}=\"{value}\"");
     }
-    None
-}
-
-fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && !name.starts_with(|c: char| c.is_ascii_digit())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':'))
+    let _ = write!(out, "}} {}", sample.value);
+    if let Some(timestamp) = &sample.timestamp {
+        let _ = write!(out, " {timestamp}");
+    }
+    out
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn no_family_appears_twice_and_a_label_tells_the_process() {
-        let proxy = "# HELP process_open_fds Open.\n# TYPE process_open_fds gauge\nprocess_open_fds 7\n\
-                     # HELP a_seconds A.\n# TYPE a_seconds histogram\na_seconds_bucket{le=\"+Inf\"} 1\na_seconds_sum 2\na_seconds_count 1\n";
-        let app = "# HELP process_open_fds Other words.\n# TYPE process_open_fds gauge\nprocess_open_fds 9\n\
-                   # HELP b B.\n# TYPE b counter\nb{path=\"/x}y\",process=\"mine\"} 3 1700000000\n";
-        insta::assert_snapshot!(merge(&[("proxy", proxy), ("app", app)]), @r#"
-        # HELP process_open_fds Open.
-        # TYPE process_open_fds gauge
-        process_open_fds{process="proxy"} 7
-        process_open_fds{process="app"} 9
-        # HELP a_seconds A.
-        # TYPE a_seconds histogram
-        a_seconds_bucket{process="proxy",le="+Inf"} 1
-        a_seconds_sum{process="proxy"} 2
-        a_seconds_count{process="proxy"} 1
-        # HELP b B.
-        # TYPE b counter
-        b{process="app",path="/x}y",exported_process="mine"} 3 1700000000
-        "#);
-    }
-
-    #[test]
-    fn what_is_no_sample_is_left_out() {
-        let merged =
-            merge(&[("proxy", "# TYPE a counter\na 1\n"), ("app", "<html>\na b c\n1x 2\nb{x=\"1\" 2\nc{} NaN\n")]);
-        assert_eq!(
-            merged,
-            "# HELP a No help given.\n# TYPE a counter\na{process=\"proxy\"} 1\n# HELP c No help given.\n# TYPE c untyped\nc{process=\"app\"} NaN\n"
-        );
-    }
-
-    #[test]
-    fn a_family_of_another_type_does_not_spoil_the_first() {
-        let merged = merge(&[("proxy", "# TYPE a counter\na 1\n"), ("app", "# TYPE a gauge\na 2\n")]);
-        assert_eq!(merged, "# HELP a No help given.\n# TYPE a counter\na{process=\"proxy\"} 1\n");
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_it_panic(text in "(# TYPE |# HELP |a|\\{|\\}|\"|=|,| |1|\n){0,60}") {
-            let _ = merge(&[("proxy", &text), ("app", &text)]);
-        }
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use crate::config::reload::unix_now;
 use crate::credentials::{VerifiedKind, Who};
 use crate::exchange::{Client, Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::X_REQUEST_ID;
-use crate::peers::hop::{self, Hop, X_OUTRIGGER_HOP};
+use crate::peers::hop::{self, Hop, HopRefused, X_OUTRIGGER_HOP};
 use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::seal::seconds;
@@ -63,8 +63,14 @@ pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
 /// The peer that a request on their listener comes from.
 fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     let peers = state.peers.as_ref().ok_or(Rejection::NotAPeer)?;
-    let sealed = request.fields.get(&X_OUTRIGGER_HOP).ok_or(Rejection::NotAPeer)?;
-    let hop = Hop::open(&peers.this.keys, sealed, request, &peers.this.name, seconds()).ok_or(Rejection::NotAPeer)?;
+    let now = seconds();
+    let sealed = request.fields.get(&X_OUTRIGGER_HOP).unwrap_or_default();
+    let opened = Hop::open(&peers.this.keys, sealed, request, peers.here(), now)
+        .and_then(|hop| if peers.used.accepts(&hop.from, hop.nonce, now) { Ok(hop) } else { Err(HopRefused::Used) });
+    let hop = opened.map_err(|refused| {
+        state.metrics.hop_refused(refused);
+        Rejection::NotAPeer
+    })?;
     state.metrics.came_from_peer(hop.kind);
     Ok(hop)
 }

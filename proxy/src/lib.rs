@@ -115,12 +115,12 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     if config.limits_unset {
         tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
     }
-    raise_open_files(config.server.max_connections);
+    raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.show_config(&config, 1, config::reload::unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
-    let admin = bind(config.admin_listen, "admin.listen")?;
+    let admin = bind(config.admin.listen, "admin.listen")?;
     if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
         tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
@@ -172,7 +172,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
             peers_listen = state.peers.as_ref().map(|peers| peers.rules.listen.to_string()),
-            admin_listen = %state.rules.load().config.admin_listen,
+            admin_listen = %state.rules.load().config.admin.listen,
             app = %state.rules.load().config.app.address,
             threads = server.threads,
             version = env!("CARGO_PKG_VERSION"),
@@ -197,7 +197,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
 
 /// Every client needs a file, and so may its connection to the app. The usual limit of 1,024 is a courtesy to programs
 /// that cannot take more; what the system really allows is the hard one.
-fn raise_open_files(max_connections: usize) {
+fn raise_open_files(for_connections: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -207,7 +207,7 @@ fn raise_open_files(max_connections: usize) {
     }
     // A limit that is not there is no limit.
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let wanted = 2 * max_connections as u64 + 100;
+    let wanted = for_connections as u64 + 100;
     if allowed < wanted {
         tracing::warn!(
             allowed,

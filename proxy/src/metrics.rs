@@ -23,6 +23,7 @@ use prometheus::{
 pub use self::audit::AuditMetrics;
 use crate::config::Config;
 use crate::exchange::Exchange;
+use crate::exposition;
 use crate::gate::Standing;
 use crate::limits::shared::Mode as Sharing;
 use crate::peers::{self, Peers, hop};
@@ -378,6 +379,8 @@ pub struct Metrics {
     affinity: [IntCounter; Affinity::ALL.len()],
     peer_requests: IntCounterVec,
     peer_received: IntCounterVec,
+    hops_refused: IntCounterVec,
+    app_lines_dropped: IntCounterVec,
     peer_states: IntGaugeVec,
     machines: IntGauge,
     machines_ready: IntGauge,
@@ -541,6 +544,24 @@ impl Metrics {
                 "Requests that came from another Machine.",
                 &["kind"],
             )?,
+            app_lines_dropped: {
+                let dropped = declare.counters(
+                    "outrigger_app_metrics_lines_dropped_total",
+                    "Lines of the app's metrics that /metrics/all leaves out: they are not valid, or contradict others.",
+                    &["reason"],
+                )?;
+                exposition::Dropped::ALL.iter().for_each(|why| drop(dropped.with_label_values(&[why.name()])));
+                dropped
+            },
+            hops_refused: {
+                let refused = declare.counters(
+                    "outrigger_peer_requests_refused_total",
+                    "Requests on the listener for peers that no peer has sent to this Machine, or that were used before.",
+                    &["why"],
+                )?;
+                hop::HopRefused::ALL.iter().for_each(|why| drop(refused.with_label_values(&[why.name()])));
+                refused
+            },
             peer_states: declare.gauges("outrigger_peers", "Other Machines, by how they are.", &["state"])?,
             machines: {
                 let machines = declare.gauge("outrigger_machines", "Started Machines known, this one included.")?;
@@ -684,6 +705,18 @@ impl Metrics {
     /// A peer has sent something.
     pub fn came_from_peer(&self, kind: hop::Kind) {
         self.peer_received.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// Lines of the app's metrics were left out.
+    pub fn app_metrics_dropped(&self, dropped: &exposition::DroppedLines) {
+        for (why, lines) in dropped.each().filter(|(_, lines)| *lines > 0) {
+            self.app_lines_dropped.with_label_values(&[why.name()]).inc_by(lines);
+        }
+    }
+
+    /// A request on the listener for peers was not one of theirs.
+    pub fn hop_refused(&self, why: hop::HopRefused) {
+        self.hops_refused.with_label_values(&[why.name()]).inc();
     }
 
     /// Shows how many Machines there are; a change is a scaling event, but for what the first look finds.

@@ -2,34 +2,40 @@
 //!
 //! ```text
 //! discovery.rs   where they are: a name's addresses, or a list
-//! hop.rs         the signed field of a request that goes from one Machine to another
-//! probe.rs       how they are: each is asked every second, and has to sign its answer
+//! hop.rs         the signed header of a request that goes from one Machine to another
+//! used.rs        each is accepted once
+//! probe.rs       how they are: each is asked every second, and has to prove itself
+//! answer.rs      the proof: the signed answer to a probe
 //! local.rs       how the app here is, for the others
 //! ```
 //!
 //! A peer is known by the name that it signs, not by its address: addresses change, and a list has none. Which of the ready ones
 //! takes what cannot be done here is `pingora-load-balancing`'s choice.
 
+pub mod answer;
 pub mod discovery;
 pub mod hop;
 pub mod local;
 pub mod probe;
+pub mod used;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use outrigger_policy::affinity::Home;
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backends, LoadBalancer};
 
+use self::answer::Condition;
 use self::discovery::{Finder, Last};
-use self::hop::Condition;
+use self::hop::{Nonces, Receiver};
 use self::local::Local;
 use self::probe::{Check, Round};
+use self::used::UsedHops;
 use crate::config::Target;
 use crate::config::machines::{PeerRules, This};
 
@@ -37,6 +43,13 @@ use crate::config::machines::{PeerRules, This};
 const BELIEVED_REFRESHES: u32 = 4;
 /// Where one chooses among peers, so many are looked at.
 const MOST_LOOKED_AT: usize = 16;
+
+/// A peer that has proved itself at an address gets requests there for so many probes, but for this time in any case, unless
+/// something there answers a probe without proving itself.
+const PROOF_HOLDS_PROBES: u32 = probe::MISSED_BEFORE_LOST;
+const PROOF_HOLDS: Duration = Duration::from_secs(5);
+/// There is no proof.
+const NEVER: u64 = u64::MAX;
 
 /// How long a session waits for a Machine whose app cannot take requests.
 const UNREADY_FOR_LONG: Duration = Duration::from_secs(30);
@@ -95,10 +108,16 @@ pub struct Peer {
     missed: AtomicU32,
     /// Probes in a row to which it said that its app cannot take requests.
     unready: AtomicU32,
+    /// The run of its process that proved itself last.
+    run: AtomicU64,
+    /// When that was: milliseconds since it was first seen, or [`NEVER`].
+    proven: AtomicU64,
+    first_seen: Instant,
 }
 
 impl Peer {
-    fn new(name: Arc<str>, address: SocketAddr, standing: Standing) -> Self {
+    /// One that has just proved itself.
+    fn new(name: Arc<str>, address: SocketAddr, standing: Standing, run: u64) -> Self {
         let standing = AtomicU8::new(standing as u8);
         Self {
             name,
@@ -106,7 +125,30 @@ impl Peer {
             standing,
             missed: AtomicU32::default(),
             unready: AtomicU32::default(),
+            run: AtomicU64::new(run),
+            proven: AtomicU64::new(0),
+            first_seen: Instant::now(),
         }
+    }
+
+    /// What a hop to it is signed for.
+    pub fn receiver(&self) -> Receiver<'_> {
+        Receiver { name: &self.name, run: self.run.load(Ordering::Relaxed) }
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.first_seen.elapsed().as_millis()).unwrap_or(NEVER - 1)
+    }
+
+    /// Whether it has proved itself at its address, not longer ago than this.
+    fn is_proven(&self, within: Duration) -> bool {
+        let proven = self.proven.load(Ordering::Relaxed);
+        proven != NEVER && Duration::from_millis(self.age_ms().saturating_sub(proven)) <= within
+    }
+
+    /// Something at its address does not prove that it is this peer.
+    fn is_doubted(&self) {
+        self.proven.store(NEVER, Ordering::Relaxed);
     }
 
     /// How it is.
@@ -118,9 +160,11 @@ impl Peer {
         self.standing.store(standing as u8, Ordering::Relaxed);
     }
 
-    /// It said that it is like this.
-    fn says(&self, standing: Standing) {
+    /// This run of it has proved itself, and said that it is like this.
+    fn says(&self, standing: Standing, run: u64) {
         self.set(standing);
+        self.run.store(run, Ordering::Relaxed);
+        self.proven.store(self.age_ms(), Ordering::Relaxed);
         self.missed.store(0, Ordering::Relaxed);
         match standing {
             Standing::Unready => drop(self.unready.fetch_add(1, Ordering::Relaxed)),
@@ -177,6 +221,10 @@ pub struct Peers {
     pub this: This,
     /// How the app here is.
     pub local: Local,
+    /// The numbers of what is sent to them.
+    pub nonces: Arc<Nonces>,
+    /// What they have sent, so that nobody sends it again.
+    pub used: UsedHops,
     seen: ArcSwap<Seen>,
     /// All have been seen at once: from then on a change is one.
     has_looked: AtomicBool,
@@ -198,19 +246,38 @@ impl Peers {
         let found = finder.last();
         let round = Arc::new(Round::default());
         let mut backends = Backends::new(Box::new(finder));
-        let check = Check { this: this.clone(), patience: rules.timeout, round: Arc::clone(&round) };
+        let nonces = Arc::new(Nonces::default());
+        let check = Check {
+            this: this.clone(),
+            nonces: Arc::clone(&nonces),
+            is_translated: rules.address.is_some(),
+            patience: rules.timeout,
+            round: Arc::clone(&round),
+        };
         backends.set_health_check(Box::new(check));
         let balancer = LoadBalancer::from_backends(backends);
         Self {
             rules,
             this,
             local: Local::default(),
+            nonces,
+            used: UsedHops::default(),
             seen: ArcSwap::default(),
             has_looked: AtomicBool::new(false),
             found,
             round,
             balancer,
         }
+    }
+
+    /// What a hop to this Machine is signed for.
+    pub fn here(&self) -> Receiver<'_> {
+        Receiver { name: &self.this.name, run: self.nonces.run() }
+    }
+
+    /// For how long a proof counts.
+    fn proof_holds(&self) -> Duration {
+        PROOF_HOLDS.max((self.rules.interval + self.rules.timeout) * PROOF_HOLDS_PROBES)
     }
 
     /// All that were seen.
@@ -237,11 +304,13 @@ impl Peers {
             return if is_known { Home::Gone } else { Home::Unknown };
         };
         match peer.standing() {
+            Standing::Silent if peer.is_lost() => Home::Lost,
+            // It may be something else by now: the session waits, and nothing is sent there.
+            Standing::Ready | Standing::Busy | Standing::Silent if !peer.is_proven(self.proof_holds()) => Home::Unready,
             Standing::Ready | Standing::Busy => Home::Alive,
             Standing::Unready if peer.is_unready_for_long(self.rules.interval) => Home::Gone,
             Standing::Unready => Home::Unready,
             Standing::Leaving => Home::Leaving,
-            Standing::Silent if peer.is_lost() => Home::Lost,
             Standing::Silent => Home::Silent,
         }
     }
@@ -254,7 +323,8 @@ impl Peers {
     fn chosen(&self, standing: Standing) -> Option<Arc<Peer>> {
         let seen = self.seen.load();
         let of = |address: SocketAddr| seen.peers.iter().find(|peer| peer.target == Target::Tcp(address));
-        let is_ready = |address| of(address).is_some_and(|peer| peer.standing() == standing);
+        let holds = self.proof_holds();
+        let is_ready = |address| of(address).is_some_and(|peer| peer.standing() == standing && peer.is_proven(holds));
         let chosen = self.balancer.select_with(b"", MOST_LOOKED_AT, |backend, is_healthy| {
             is_healthy && backend.addr.as_inet().is_some_and(|address| is_ready(*address))
         })?;

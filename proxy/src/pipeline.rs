@@ -480,18 +480,19 @@ impl ProxyHttp for Gateway {
         if exchange.sticky.is_enforced() {
             hide_session(request)?;
         }
-        if let Destination::Peer(peer, kind) = &exchange.destination
-            && let Some(peers) = &self.state.peers
-        {
-            let from = peers.this.name.as_ref().into();
-            let hop = Hop { kind: *kind, client: exchange.client.address, nonce: random(), from };
-            let sealed = hop.seal(&peers.this.keys, &view(session.req_header(), false), &peer.name, seconds());
-            request.insert_header(&hop::X_OUTRIGGER_HOP, sealed)?;
-        }
         let mut added = Added::default();
         added.fill(&view(session.req_header(), false), exchange, Instant::now());
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
+        }
+        if let Destination::Peer(peer, kind) = &exchange.destination
+            && let Some(peers) = &self.state.peers
+        {
+            // Last: all that is sent is signed.
+            let from = peers.this.name.as_ref().into();
+            let hop = Hop { kind: *kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
+            let sealed = hop.seal(&peers.this.keys, &view(request, false), peer.receiver(), seconds());
+            request.insert_header(&hop::X_OUTRIGGER_HOP, sealed)?;
         }
         Ok(())
     }

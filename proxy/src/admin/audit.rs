@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State as Shared;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use outrigger_policy::audit::{Class, EventType, Outcome, hex};
 use outrigger_trail::keys::{MasterKeys, SubjectKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::access::Endpoints;
 use crate::audit::{Act, Authority, Command, ForgetError, Receipt, shown_id};
 use crate::state::State;
 
@@ -37,9 +37,9 @@ const ACTIONS: [&str; 9] = [
     "erase",
 ];
 
-/// The routes; whoever may use them is asked around them.
-pub fn router() -> Router<Arc<State>> {
-    Router::new().route("/audit/entries", post(enter)).route("/audit/erase", post(erase))
+/// Adds the endpoints.
+pub fn endpoints(endpoints: Endpoints) -> Endpoints {
+    endpoints.post("/audit/entries", enter).post("/audit/erase", erase)
 }
 
 #[derive(Debug, thiserror::Error)]

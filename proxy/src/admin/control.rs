@@ -1,16 +1,13 @@
 //! Limits, slots and bans, for operators: JSON out, and bans in.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, Path, Request, State as Shared};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{Path, State as Shared};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use outrigger_policy::breaker::{Control, Reason};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
@@ -19,6 +16,7 @@ use outrigger_policy::tier::Tier;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::access::{Endpoints, Needs};
 use crate::abuse::Banned;
 use crate::audit;
 use crate::breakers::Standing;
@@ -29,36 +27,25 @@ use crate::exchange::Client;
 use crate::peers::{Peer, Standing as PeerStanding, local};
 use crate::state::State;
 
-/// The secret that lets others than this machine change something.
-pub const TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
 /// The longest name of a client.
 const NAME_BYTES: usize = 256;
 
-/// The routes.
-pub fn router(state: &Arc<State>) -> Router<Arc<State>> {
-    let changes = Router::new()
-        .route("/bans", post(ban))
-        .route("/bans/{client}", axum::routing::delete(lift))
-        .route("/breakers/{name}", post(force))
-        .merge(super::audit::router())
-        .layer(middleware::from_fn(only_for_operators))
-        .with_state(Arc::clone(state));
-    Router::new()
-        .route("/admission", get(admission))
-        .route("/breakers", get(breakers))
-        .route("/limits", get(limits))
-        .route("/machines", get(machines))
-        .route("/bans", get(bans))
-        .merge(changes)
+/// Adds the endpoints.
+pub fn endpoints(endpoints: Endpoints) -> Endpoints {
+    endpoints
+        .get(Needs::OwnHost, "/admission", admission)
+        .get(Needs::OwnHost, "/breakers", breakers)
+        .get(Needs::OwnHost, "/limits", limits)
+        .get(Needs::OwnHost, "/machines", machines)
+        .get(Needs::Operator, "/bans", bans)
+        .post("/bans", ban)
+        .delete("/bans/{client}", lift)
+        .post("/breakers/{name}", force)
 }
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error(
-        "changes need `Authorization: Bearer` with {TOKEN} of the proxy's environment, or come from its own machine"
-    )]
-    NotAnOperator,
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
     Body(#[from] JsonRejection),
     #[error("{0:?} is no client: write address:IP, user:NAME or key:NAME")]
@@ -76,32 +63,11 @@ enum Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match self {
-            Self::NotAnOperator => StatusCode::FORBIDDEN,
             Self::Body(_) | Self::Client(_) | Self::Duration(_) | Self::Force(_) => StatusCode::BAD_REQUEST,
             Self::NotBanned(_) | Self::NoBreaker(_) => StatusCode::NOT_FOUND,
         };
         (status, Json(json!({ "error": self.to_string() }))).into_response()
     }
-}
-
-async fn only_for_operators(
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Refused> {
-    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
-    let is_operator = match token {
-        // Hashes are compared, and nobody outside can foresee them: the time tells nothing.
-        Some(token) => {
-            let value = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-            let hash = |bytes: &[u8]| crate::credentials::client_hash(b't', bytes);
-            value
-                .and_then(|value| value.strip_prefix(b"Bearer "))
-                .is_some_and(|sent| hash(sent) == hash(token.as_bytes()))
-        }
-        None => from.ip().to_canonical().is_loopback(),
-    };
-    if is_operator { Ok(next.run(request).await) } else { Err(Refused::NotAnOperator) }
 }
 
 async fn admission(Shared(state): Shared<Arc<State>>) -> Json<Value> {

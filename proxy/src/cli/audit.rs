@@ -285,7 +285,7 @@ impl Context {
     fn admin(&self) -> Result<SocketAddr, AuditError> {
         match self.place.admin {
             Some(address) => Ok(address),
-            None => Ok(self.config()?.admin_listen),
+            None => Ok(self.config()?.admin.listen),
         }
     }
 

@@ -83,6 +83,9 @@ pub struct Peers {
     pub list: Vec<Text<SocketAddr>>,
     /// The name server. Unset: the system's. Environment: OUTRIGGER_PEERS_RESOLVER.
     pub resolver: Option<Text<SocketAddr>>,
+    /// The address at which the others reach this Machine, where it is not the one that connections arrive at: addresses are
+    /// translated on the way. Environment: OUTRIGGER_PEERS_ADDRESS.
+    pub address: Option<Text<SocketAddr>>,
     /// How often the name is looked up.
     pub refresh: Text<Span>,
     /// How often each of them is asked how it is.
@@ -101,6 +104,7 @@ impl Default for Peers {
             port: None,
             list: Vec::new(),
             resolver: None,
+            address: None,
             refresh: span(Duration::from_secs(5)),
             interval: span(Duration::from_secs(1)),
             timeout: span(Duration::from_millis(500)),
@@ -129,6 +133,8 @@ pub struct PeerRules {
     pub listen: SocketAddr,
     /// Where they are.
     pub found_by: FoundBy,
+    /// The address at which they reach this Machine; `None`: the one that connections arrive at.
+    pub address: Option<SocketAddr>,
     /// How often they are looked for.
     pub refresh: Duration,
     /// How often each is asked how it is.
@@ -284,6 +290,7 @@ impl Builder<'_> {
         Some(PeerRules {
             listen,
             found_by,
+            address: written.address.as_ref().map(|address| address.0),
             refresh: written.refresh.0.0,
             interval: written.interval.0.0,
             timeout: written.timeout.0.0,

@@ -119,7 +119,7 @@ impl Reloader {
         config.server.listen = before.config.server.listen;
         config.server.h2c_listen = before.config.server.h2c_listen;
         config.server.threads = before.config.server.threads;
-        config.admin_listen = before.config.admin_listen;
+        config.admin.listen = before.config.admin.listen;
         config.app.max_idle = before.config.app.max_idle;
         config.log.format = before.config.log.format;
         config.max_limit_keys = before.config.max_limit_keys;

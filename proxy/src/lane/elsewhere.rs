@@ -12,16 +12,17 @@ use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
 use crate::exchange::{Destination, Exchange, Fields, Request};
 use crate::metrics::SentOn;
+use crate::peers::answer::ProbeAnswer;
 use crate::peers::hop::{Hop, Kind};
 use crate::peers::local;
 use crate::peers::{Peer, Standing};
 use crate::pipeline;
 use crate::rejection::{Failure, Rejection};
-use crate::request_id::random;
 use crate::seal::seconds;
+use crate::wire::MOST_FIELDS;
 use crate::{head, limits, retries};
 
-/// What is signed of a request, and what later stages look at.
+/// What later stages look at.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
     let fields = Fields::Wire(&[]);
     Request { method, path: path_of(target), host, fields, is_http10: false, target, has_endless_body: false }
@@ -62,11 +63,11 @@ impl Lane<'_> {
         peer: &Arc<Peer>,
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
-        let Prepared { exchange, method, target, host, head, .. } = prepared;
+        let Prepared { exchange, head, .. } = prepared;
         if exchange.deadline <= Instant::now() {
             return Some(Err(Broken::Refused(Rejection::Expired)));
         }
-        let hop = self.hop(exchange, &asked(method, target, host), &peer.name, kind)?;
+        let hop = self.hop(exchange, head, peer, kind)?;
         let head = head::with_hop(head, &hop);
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
@@ -127,10 +128,20 @@ impl Lane<'_> {
         Ok((fresh, answer))
     }
 
-    fn hop(&self, exchange: &Exchange, request: &Request<'_>, to: &str, kind: Kind) -> Option<Vec<u8>> {
-        let this = &self.state.peers.as_ref()?.this;
-        let hop = Hop { kind, client: exchange.client.address, nonce: random(), from: this.name.as_ref().into() };
-        Some(hop.seal(&this.keys, request, to, seconds()))
+    /// Signs the request whose head is `head`, as the peer will read it.
+    fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
+        let peers = self.state.peers.as_ref()?;
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut parsed = httparse::Request::new(&mut fields);
+        parsed.parse(head).ok()?;
+        let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+        let target = parsed.path?;
+        let host = parsed.headers.iter().find(|field| field.name.eq_ignore_ascii_case("host"));
+        let host = host.and_then(|host| std::str::from_utf8(host.value).ok()).unwrap_or_default();
+        let request = Request { fields: Fields::Wire(parsed.headers), ..asked(&method, target, host) };
+        let from = peers.this.name.as_ref().into();
+        let hop = Hop { kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
+        Some(hop.seal(&peers.this.keys, &request, peer.receiver(), seconds()))
     }
 
     /// Asks the edge to send the request to its session's home.
@@ -147,8 +158,17 @@ impl Lane<'_> {
     /// Tells a peer how we are.
     async fn answer_probe(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
         let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
-        let condition = local::condition(self.state, &peers.local);
-        let body = condition.seal(&peers.this.keys, hop.nonce, &peers.this.name);
+        let Some((local, remote)) = self.stream.addresses() else { return Ok(()) };
+        let answer = ProbeAnswer {
+            condition: local::condition(self.state, &peers.local),
+            name: peers.this.name.as_ref().into(),
+            run: peers.nonces.run(),
+            nonce: hop.nonce,
+            asker: hop.from.clone(),
+            arrived_at: peers.rules.address.unwrap_or(local),
+            came_from: remote,
+        };
+        let body = answer.seal(&peers.this.keys);
         self.begin(exchange, "200 OK", body.len());
         exchange.status = 200;
         self.finish(exchange, &body).await

@@ -16,7 +16,7 @@ use pingora::{Error, ErrorType, Result};
 use crate::config::machines::FoundBy;
 
 /// More Machines than this are not looked at: the answer of a name server is not ours to believe without a bound.
-const MOST_PEERS: usize = 256;
+pub const MOST_PEERS: usize = 256;
 /// How long one question to a name server may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::answer::Condition;
 use super::probe::ask;
 use crate::config::Target;
-use crate::peers::hop::Condition;
 use crate::state::{Phase, State};
 
 /// Asked without an answer so often in a row, the app is not ready: one slow answer is none.
@@ -67,6 +67,6 @@ pub async fn keep_asking(state: Arc<State>) {
 
 /// What the app says; `None` when it says nothing. One that knows no such question is ready whenever it answers.
 async fn is_ready(target: &Target, patience: Duration) -> Option<bool> {
-    let (status, _) = ask(target, "/health/ready", None, patience).await.ok()?;
+    let (status, _) = ask(target, "/health/ready", patience).await.ok()?;
     Some(status != StatusCode::SERVICE_UNAVAILABLE)
 }

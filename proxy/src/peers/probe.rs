@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use pingora::lb::Backend;
 use pingora::lb::health_check::HealthCheck;
 use pingora::{Error, ErrorType};
 
-use super::hop::{Condition, Hop, Kind, PROBE_PATH, X_OUTRIGGER_HOP};
+use super::answer::{AnswerRefused, Asked, ProbeAnswer};
+use super::hop::{Hop, Kind, Nonces, PROBE_PATH, Receiver, X_OUTRIGGER_HOP};
 use super::{Peer, Peers, Seen, Standing};
 use crate::app_pool::AppStream;
 use crate::config::Target;
 use crate::config::machines::This;
 use crate::exchange::{Fields, Request};
-use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::State;
 
@@ -46,69 +46,89 @@ pub enum Unanswered {
     #[error("it takes too long")]
     Late(#[from] tokio::time::error::Elapsed),
     /// It does not prove that it is a peer.
-    #[error("it answers {0} and does not prove that it is a peer: do all Machines have the same keys?")]
-    Unproven(StatusCode),
+    #[error("it answers {0} and {1}")]
+    Unproven(StatusCode, AnswerRefused),
 }
 
-/// Asks `target` for `path`, with a hop if there is one. Gives the status and the body.
+/// Asks `target` for `path`. Gives the status and the body.
 ///
 /// # Errors
 /// Whatever keeps it from answering within `patience`.
-pub async fn ask(
-    target: &Target,
-    path: &str,
-    hop: Option<Vec<u8>>,
-    patience: Duration,
-) -> Result<(StatusCode, Bytes), Unanswered> {
-    let asked = async {
-        let stream = AppStream::connect(target).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let mut request = hyper::Request::new(Empty::<Bytes>::new());
-        // A path of ours is one; should that ever not hold, the root is asked for.
-        *request.uri_mut() = path.parse().unwrap_or_default();
-        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("outrigger"));
-        if let Some(Ok(hop)) = hop.map(http::HeaderValue::from_maybe_shared) {
-            request.headers_mut().insert(&X_OUTRIGGER_HOP, hop);
-        }
-        // It ends when the sender is dropped, or with the other side.
-        tokio::spawn(connection);
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| Unanswered::Body)?;
-        Ok((status, body.to_bytes()))
-    };
+pub async fn ask(target: &Target, path: &str, patience: Duration) -> Result<(StatusCode, Bytes), Unanswered> {
+    let asked = async { answer_of(AppStream::connect(target).await?, request(path)).await };
     tokio::time::timeout(patience, asked).await?
 }
 
-/// A peer's own word of how it is.
-async fn probe(this: &This, address: SocketAddr, patience: Duration) -> Result<(Standing, Box<str>), Unanswered> {
-    let nonce = random();
-    let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: this.name.as_ref().into() };
-    let (method, fields) = (Method::GET, Fields::Wire(&[]));
-    let request = Request {
-        method: &method,
-        path: PROBE_PATH,
-        host: "outrigger",
-        fields,
-        is_http10: false,
-        target: PROBE_PATH,
-        has_endless_body: false,
-    };
-    let hop = hop.seal(&this.keys, &request, "", seconds());
-    let (status, body) = ask(&Target::Tcp(address), PROBE_PATH, Some(hop), patience).await?;
-    let (condition, name) = Condition::open(&this.keys, &body, nonce).ok_or(Unanswered::Unproven(status))?;
-    Ok((condition.into(), name))
+fn request(path: &str) -> hyper::Request<Empty<Bytes>> {
+    let mut request = hyper::Request::new(Empty::<Bytes>::new());
+    // A path of ours is one; should that ever not hold, the root is asked for.
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("outrigger"));
+    request
+}
+
+async fn answer_of(
+    stream: AppStream,
+    request: hyper::Request<Empty<Bytes>>,
+) -> Result<(StatusCode, Bytes), Unanswered> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // It ends when the sender is dropped, or with the other side.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| Unanswered::Body)?;
+    Ok((status, body.to_bytes()))
+}
+
+/// A peer that has proved itself.
+#[derive(Debug)]
+pub struct Proven {
+    standing: Standing,
+    name: Box<str>,
+    run: u64,
+}
+
+impl Check {
+    /// A peer's own word of how it is, and the proof that it is one.
+    async fn probe(&self, address: SocketAddr) -> Result<Proven, Unanswered> {
+        let stream = AppStream::connect(&Target::Tcp(address)).await?;
+        let from = if self.is_translated { None } else { stream.local_address() };
+        let nonce = self.nonces.next();
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: self.this.name.as_ref().into() };
+        let mut asks = request(PROBE_PATH);
+        let signed = Request {
+            method: asks.method(),
+            path: PROBE_PATH,
+            host: "outrigger",
+            fields: Fields::Map(asks.headers()),
+            is_http10: false,
+            target: PROBE_PATH,
+            has_endless_body: false,
+        };
+        let sealed = hop.seal(&self.this.keys, &signed, Receiver::ANY, seconds());
+        if let Ok(sealed) = http::HeaderValue::from_maybe_shared(sealed) {
+            asks.headers_mut().insert(&X_OUTRIGGER_HOP, sealed);
+        }
+        let (status, body) = answer_of(stream, asks).await?;
+        let asked = Asked { nonce, asker: &self.this.name, address, from };
+        let answer = ProbeAnswer::open(&self.this.keys, &body, asked).map_err(|e| Unanswered::Unproven(status, e))?;
+        Ok(Proven { standing: answer.condition.into(), name: answer.name, run: answer.run })
+    }
 }
 
 /// What the probes of one round found, by address.
-pub type Round = Mutex<HashMap<SocketAddr, Result<(Standing, Box<str>), Unanswered>>>;
+pub type Round = Mutex<HashMap<SocketAddr, Result<Proven, Unanswered>>>;
 
 /// Asks as `pingora-load-balancing` wants it, and keeps what it was told for [`Peers`].
 #[derive(Debug)]
 pub struct Check {
     /// Who asks.
     pub this: This,
+    /// The numbers of its probes.
+    pub nonces: Arc<Nonces>,
+    /// Addresses are translated between the Machines: the one that it asks from is not the one that they see.
+    pub is_translated: bool,
     /// How long an answer may take.
     pub patience: Duration,
     /// Where the answers go.
@@ -119,8 +139,11 @@ pub struct Check {
 impl HealthCheck for Check {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
         let Some(address) = target.addr.as_inet() else { return Ok(()) };
-        let found = probe(&self.this, *address, self.patience).await;
-        let is_ready = matches!(found, Ok((Standing::Ready | Standing::Busy, _)));
+        let found = match tokio::time::timeout(self.patience, self.probe(*address)).await {
+            Ok(found) => found,
+            Err(late) => Err(late.into()),
+        };
+        let is_ready = matches!(found, Ok(Proven { standing: Standing::Ready | Standing::Busy, .. }));
         self.round.lock().unwrap_or_else(PoisonError::into_inner).insert(*address, found);
         if is_ready { Ok(()) } else { Err(Error::explain(ErrorType::InternalError, "it is not ready")) }
     }
@@ -159,7 +182,7 @@ pub async fn keep_asking(state: Arc<State>) {
 }
 
 /// Makes the next table of peers from the one before and what a round found.
-fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(Standing, Box<str>), Unanswered>>) {
+fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Proven, Unanswered>>) {
     let before = peers.seen();
     let mut next = Seen::default();
     let mut answers: Vec<_> = answers.into_iter().collect();
@@ -167,20 +190,23 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(St
     for (address, answer) in answers {
         let known = before.peers.iter().find(|peer| peer.target == Target::Tcp(address));
         match (answer, known) {
-            (Ok((_, name)), _) if *name == *peers.this.name => {}
-            (Ok((standing, name)), Some(known)) if *name == *known.name => {
+            (Ok(Proven { name, .. }), _) if *name == *peers.this.name => {}
+            (Ok(Proven { standing, name, run }), Some(known)) if *name == *known.name => {
                 if known.standing() != standing {
                     tell(known, standing);
                 }
-                known.says(standing);
+                known.says(standing, run);
                 next.peers.push(Arc::clone(known));
             }
-            (Ok((standing, name)), _) => {
-                let peer = Arc::new(Peer::new(name.into(), address, standing));
+            (Ok(Proven { standing, name, run }), _) => {
+                let peer = Arc::new(Peer::new(name.into(), address, standing, run));
                 tell(&peer, standing);
                 next.peers.push(peer);
             }
             (Err(unanswered), Some(known)) => {
+                if matches!(unanswered, Unanswered::Unproven(..)) {
+                    known.is_doubted();
+                }
                 let missed = known.missed.fetch_add(1, Ordering::Relaxed) + 1;
                 if known.standing() != Standing::Silent {
                     tracing::warn!(event = "peer", peer = %known.name, %address, "peer {}: {unanswered}", known.name);
@@ -192,8 +218,13 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<(St
                 next.peers.push(Arc::clone(known));
             }
             (Err(unanswered), None) => {
-                tracing::debug!(%address, "no peer at {address}: {unanswered}");
                 let asked = before.strangers.get(&address).copied().unwrap_or(0).saturating_add(1);
+                if asked == MISSED_BEFORE_LOST && matches!(unanswered, Unanswered::Unproven(..)) {
+                    // Once: it may be there for long.
+                    tracing::warn!(event = "peer", %address, "no peer at {address}: {unanswered}");
+                } else {
+                    tracing::debug!(%address, "no peer at {address}: {unanswered}");
+                }
                 next.strangers.insert(address, asked);
             }
         }

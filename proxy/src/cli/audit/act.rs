@@ -239,9 +239,9 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     let http = |e: hyper::Error| bad(super::database::describe(&e));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     tokio::spawn(connection);
-    let mut request =
-        http::Request::post(path).header("host", address.to_string()).header("content-type", "application/json");
-    if let Some(token) = std::env::var(crate::admin::control::TOKEN).ok().filter(|token| !token.is_empty()) {
+    // The listener knows itself by this name, whatever address leads to it.
+    let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
+    if let Some(token) = std::env::var(crate::admin::access::TOKEN).ok().filter(|token| !token.is_empty()) {
         request = request.header("authorization", format!("Bearer {token}"));
     }
     let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| bad(e.to_string()))?;
