@@ -122,7 +122,7 @@ fn what_was_done_by_whom_is_entered_on_both_ways() {
     let rows: [(String, &str, &str, &str); 8] = [
         (get("/documents/42"), "data.read", "success", "data"),
         (post("/documents/42", "{}"), "data.write", "success", "data"),
-        (get("/documents//42").replace("GET", "DELETE"), "data.delete", "success", "deletion"),
+        (get("/documents/42").replace("GET", "DELETE"), "data.delete", "success", "deletion"),
         (get("/documents/7"), "data.read", "failure", "data"),
         (get("/broken"), "data.read", "error", "data"),
         (post("/login/yes", "{}"), "auth.login", "success", "authentication"),

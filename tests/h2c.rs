@@ -63,6 +63,24 @@ fn requests_over_http_2_reach_the_app_as_http_1() {
 }
 
 #[test]
+fn what_a_client_forges_in_any_spelling_does_not_reach_the_app() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let (_, _, body) = with_h2(&proxy, async |mut sender| {
+        let mut request = request("GET", "/");
+        for name in ["x-forwarded-for", "x_forwarded_for", "x-real_ip", "fly_client_ip", "x_request_timeout_ms"] {
+            request.headers_mut().insert(name, "6.6.6.6".parse().unwrap());
+        }
+        request.headers_mut().insert("access_key", "k".parse().unwrap());
+        ask(&mut sender, request, b"").await
+    });
+    let seen: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert!(!seen["headers"].to_string().contains("6.6.6.6"), "{seen}");
+    assert_eq!(seen["headers"]["access_key"], "k");
+    proxy.counts("outrigger_forged_fields_total", &[], 1);
+}
+
+#[test]
 fn many_streams_share_one_connection_and_one_that_hangs_holds_up_no_other() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);

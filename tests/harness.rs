@@ -49,11 +49,16 @@ pub struct Setup {
 impl Setup {
     /// In front of `app`, with the given rules: lines such as `client.max_head = "1KiB"`, then `[[routes]]`.
     pub fn new(app: &Backend, rules: &str) -> Self {
+        Self::before(app.address(), rules)
+    }
+
+    /// The same, in front of whatever is at this address.
+    pub fn before(app: String, rules: &str) -> Self {
         let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().expect("a free port")));
         let dir = fresh_dir();
         let file = dir.join("proxy.toml");
         let (address, h2c, admin) = (local(), local(), local());
-        let setup = Self { dir, file, address, h2c, admin, app: app.address(), env: Vec::new() };
+        let setup = Self { dir, file, address, h2c, admin, app, env: Vec::new() };
         fs::write(&setup.file, setup.text(rules)).expect("the rules can be written");
         setup
     }

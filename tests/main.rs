@@ -44,6 +44,7 @@ mod machines;
 mod memory;
 mod one_against_another;
 mod overload;
+mod paths;
 mod peers;
 mod protocol;
 mod recovery;

@@ -13,14 +13,14 @@ fn a_request_passes_through_unchanged() {
     for (method, body) in cases {
         let length = body.len();
         let answer = proxy.ask(&format!(
-            "{method} /a/b%20c//d/../e?x=1&y=%2F HTTP/1.1\r\nHost: A.example:8080\r\nX-Mixed-Case: a\r\nx-mixed-case: b\r\n\
+            "{method} /a/b%20c//d;e/f%2Fg?x=1&y=%2F/../z HTTP/1.1\r\nHost: A.example:8080\r\nX-Mixed-Case: a\r\nx-mixed-case: b\r\n\
              Cookie: k=v\r\nAuthorization: Bearer t\r\nAccept-Encoding: gzip\r\nContent-Length: {length}\r\nX-Empty:\r\n\
              X-Text: \u{e4}\r\n\r\n{body}",
         ));
         assert_eq!(answer.status, 200, "{answer:?}");
         let seen = answer.json();
         assert_eq!(seen["method"], method);
-        assert_eq!(seen["target"], "/a/b%20c//d/../e?x=1&y=%2F");
+        assert_eq!(seen["target"], "/a/b%20c//d;e/f%2Fg?x=1&y=%2F/../z");
         assert_eq!(seen["version"], "HTTP/1.1");
         assert_eq!(seen["body"]["bytes"], length);
         let fields = [
@@ -131,6 +131,47 @@ fn what_concerns_the_apps_connection_does_not_reach_the_client() {
         assert_eq!(answer.header("x-kept"), Some("1"));
         assert!(!answer.closes(), "the app's close is not the client's");
     }
+}
+
+/// CGI, WSGI, Rack and PHP give the app one variable for all spellings of a header's name.
+#[test]
+fn no_spelling_of_a_header_that_only_the_proxy_may_send_reaches_the_app() {
+    let app = Backend::start();
+    let proxy = Proxy::with(
+        &app,
+        "identity.trusted = [\"127.0.0.0/8\"]\n[[routes]]\nname = \"beta\"\npath = \"/**\"\nheaders = { \"X-Beta\" = \"1\" }\n",
+    );
+    let names = [
+        "X_Forwarded_For",
+        "x-forwarded_proto",
+        "X_REAL_IP",
+        "X.Forwarded.Host",
+        "Fly_Client_IP",
+        "FLY-Client_Ip",
+        "X_Request_Id",
+        "X_Request_Timeout_Ms",
+        "X_Outrigger_Machine",
+        "X-Outrigger-Tier",
+        "X_Original_URL",
+        "Content_Length",
+        "Transfer_Encoding",
+        "X_Beta",
+    ];
+    for name in names {
+        for request in both_ways("/") {
+            let answer = proxy.ask(&with_fields(&request, &[&format!("{name}: 6"), "access_key: k"]));
+            let headers = answer.json()["headers"].clone();
+            let taken_for_it =
+                |other: &str| other.replace(['_', '.'], "-") == name.to_ascii_lowercase().replace(['_', '.'], "-");
+            let forged =
+                headers.as_object().unwrap().iter().find(|(other, value)| taken_for_it(other) && *value == "6");
+            assert_eq!(forged, None, "{name}");
+            assert_eq!(headers["access_key"], "k");
+        }
+    }
+    proxy.counts("outrigger_forged_fields_total", &[], 2 * names.len());
+    let read = proxy.ask(&with_fields(&get("/"), &["X-Beta: 1"]));
+    assert_eq!(read.seen("x-beta").as_deref(), Some("1"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use outrigger_tokens::{Algorithm, Key, Verifier};
 use ring::digest;
 use subtle::{Choice, ConstantTimeEq};
@@ -18,6 +18,8 @@ use crate::error::ApiError;
 
 /// Seconds that the clocks of issuer and app may differ.
 const LEEWAY_S: u64 = 30;
+
+static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// What callers must show.
 #[derive(Debug)]
@@ -67,7 +69,8 @@ impl Authenticator {
         self.mode == AuthMode::Off
     }
 
-    /// Who sent these headers. A key counts before a token.
+    /// Who sent these headers: the user of a token that verifies, else the name of a known key. The proxy has the same
+    /// order, so both take a request for the same client.
     ///
     /// # Errors
     /// Why nobody can be told, as a metric's label.
@@ -75,10 +78,20 @@ impl Authenticator {
         if self.is_off() {
             return Ok(Principal::Anybody);
         }
-        if let Some(key) = headers.get("x-api-key") {
-            return self.key_named(key.as_bytes()).ok_or(Refusal::UnknownKey);
+        let authorization = once(headers, &header::AUTHORIZATION)?;
+        let key = once(headers, &X_API_KEY)?.filter(|key| !key.is_empty());
+        let token = authorization.map(|value| self.user_of(value));
+        if let Some(Ok(user)) = token {
+            return Ok(user);
         }
-        let Some(authorization) = headers.get(header::AUTHORIZATION) else { return Err(Refusal::Missing) };
+        match (key, token) {
+            (Some(key), _) => self.key_named(key.as_bytes()).ok_or(Refusal::UnknownKey),
+            (None, Some(Err(refusal))) => Err(refusal),
+            (None, _) => Err(Refusal::Missing),
+        }
+    }
+
+    fn user_of(&self, authorization: &HeaderValue) -> Result<Principal, Refusal> {
         let text = authorization.to_str().map_err(|_| Refusal::BadToken)?;
         let (scheme, token) = text.split_once(' ').ok_or(Refusal::Missing)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -102,9 +115,18 @@ impl Authenticator {
     }
 }
 
+/// The value of a header that may be there once.
+fn once<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() { Err(Refusal::Repeated) } else { Ok(first) }
+}
+
 /// Why a request is nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
+    /// A credential is there twice.
+    Repeated,
     Missing,
     UnknownKey,
     BadToken,
@@ -114,6 +136,7 @@ impl Refusal {
     /// Metric label, what to do, and the challenge of the answer.
     const fn table(self) -> (&'static str, &'static str, &'static str) {
         match self {
+            Self::Repeated => ("repeated", "send one Authorization header, and one X-Api-Key", ""),
             Self::Missing => (
                 "missing",
                 "send an API key in X-Api-Key, or a JWT as Authorization: Bearer TOKEN",
@@ -139,6 +162,9 @@ pub async fn require(State(app): State<App>, mut request: Request, next: Next) -
         Err(refusal) => {
             let (label, what_to_do, challenge) = refusal.table();
             app.metrics.auth_refusals.with_label_values(&[label]).inc();
+            if refusal == Refusal::Repeated {
+                return ApiError::BadRequest(what_to_do.to_owned()).into_response();
+            }
             let mut response = ApiError::Unauthorized(what_to_do).into_response();
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             response
@@ -250,6 +276,35 @@ mod tests {
         assert_eq!(auth.identify(&headers("x-api-key", &digest)), Err(Refusal::UnknownKey));
         assert_eq!(auth.identify(&HeaderMap::new()), Err(Refusal::Missing));
         assert_eq!(auth.identify(&bearer("x.y.z")), Err(Refusal::BadToken));
+    }
+
+    #[test]
+    fn a_token_comes_before_a_key_and_a_key_before_a_token_that_does_not_verify() {
+        let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
+        let auth = authenticator(&["--api-keys", &format!("dev:{digest}"), "--jwt-secret", SECRET]).unwrap();
+        let both = |mut token: HeaderMap, key: &str| {
+            token.insert("x-api-key", key.parse().unwrap());
+            token
+        };
+        let good = hs256(&json!({"sub": "ann", "exp": LATER}), SECRET);
+        assert_eq!(auth.identify(&both(good.clone(), "sesame")), Ok(Principal::User("ann".to_owned())));
+        assert_eq!(auth.identify(&both(good, "wrong")), Ok(Principal::User("ann".to_owned())));
+        assert_eq!(auth.identify(&both(bearer("x.y.z"), "sesame")), Ok(Principal::Key("dev".to_owned())));
+        assert_eq!(auth.identify(&both(bearer("x.y.z"), "wrong")), Err(Refusal::UnknownKey));
+        assert_eq!(auth.identify(&both(bearer("x.y.z"), "")), Err(Refusal::BadToken));
+    }
+
+    #[test]
+    fn a_credential_that_is_there_twice_is_refused() {
+        let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
+        let auth = authenticator(&["--api-keys", &format!("dev:{digest}")]).unwrap();
+        for name in ["x-api-key", "authorization"] {
+            for other in ["sesame", "", "other"] {
+                let mut twice = headers(name, "sesame");
+                twice.append(name, other.parse().unwrap());
+                assert_eq!(auth.identify(&twice), Err(Refusal::Repeated), "{name}: {other:?}");
+            }
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod shipping;
 pub mod upkeep;
 mod writer;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -38,8 +39,8 @@ use crate::config::audit::AuditRules;
 use crate::exchange::{Destination, Exchange, Request};
 use crate::identify::with_subject;
 use crate::metrics::Outcome;
+use crate::path;
 use crate::rejection::Rejection;
-use crate::route::normalise;
 use crate::state::State;
 
 /// Where entries are shipped to: nobody from outside has business there.
@@ -145,14 +146,20 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     Ok(())
 }
 
-/// Whether a path, however it is spelled, is one that entries are shipped to.
+/// Whether a path, in any reading, is one that entries are shipped to.
 fn is_internal(path: &str) -> bool {
-    // Nearly no path begins like that.
-    if !path.as_bytes().get(1).is_some_and(|first| b"iI%/.".contains(first)) {
-        return false;
+    let is_below =
+        |path: &[u8]| path.get(..INTERNAL.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(INTERNAL.as_bytes()));
+    if path::scan(path.as_bytes()).is_plain {
+        return is_below(path.as_bytes());
     }
-    let path = normalise(path);
-    path.as_bytes().get(..INTERNAL.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(INTERNAL.as_bytes()))
+    let mut is_internal = false;
+    let read = path::each_reading(path.as_bytes(), |reading| {
+        is_internal = is_below(reading);
+        if is_internal { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    // Nothing but a route that takes all readings lets such a path come here.
+    is_internal || read.is_err()
 }
 
 /// Refuses what could not be entered before its answer, before the app sees it. The stage.
@@ -334,7 +341,9 @@ mod tests {
             "/internal/audit/batches",
             "//internal/audit/drops",
             "/%69nternal/%61udit/x",
-            "/./internal/audit/",
+            "/internal%2Faudit/x",
+            "/internal;a/audit;b/x",
+            "/internal%5Caudit%5cbatches",
             "/INTERNAL/audit/x",
         ] {
             assert!(is_internal(path), "{path}");

@@ -15,12 +15,13 @@ pub mod reload;
 pub mod resilience;
 pub mod units;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use outrigger_policy::audit::Declared;
 use outrigger_policy::flags::{Feature, Flag, Mode};
 use outrigger_policy::priority::Priority;
@@ -58,6 +59,8 @@ pub struct Config {
     pub credentials: Arc<Credentials>,
     /// Which fields are added.
     pub headers: raw::Headers,
+    /// Headers that the rules look at, whose other spellings (`X_Api_Key`) the app does not get.
+    pub read_headers: Box<[HeaderName]>,
     /// Logs.
     pub log: raw::Log,
     /// Feature flags, the environment included, in the order of [`Feature::ALL`].
@@ -93,6 +96,9 @@ pub struct Config {
     /// What works, and is probably not what was meant: each with its place and what to do.
     pub warnings: Vec<String>,
 }
+
+/// Where an app shows its metrics unless the file says otherwise.
+const DEFAULT_METRICS: &str = "/metrics";
 
 /// Where the proxy listens and how it leaves; fixed for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -448,8 +454,14 @@ impl Builder<'_> {
         let retry = self.retry(raw);
         let routes = {
             let audited = self.declared(&[Step::Key("audit"), Step::Key("default")], &raw.audit.default);
-            RouteTable::compile(self.routes(raw, &numbers, audited), default_route(raw, &numbers, audited))
+            let metrics = raw.app.metrics.as_ref().map_or(DEFAULT_METRICS, |url| &url.0.path);
+            RouteTable::compile(self.routes(raw, &numbers, audited), default_route(raw, &numbers, audited), metrics)
         };
+        let read =
+            credentials.key_field().into_iter().chain(routes.all().iter().flat_map(|route| route.conditions.headers()));
+        let read_headers: BTreeSet<&str> =
+            read.map(HeaderName::as_str).filter(|name| name.contains(|c: char| !c.is_ascii_alphanumeric())).collect();
+        let read_headers = read_headers.into_iter().filter_map(|name| name.parse().ok()).collect();
         let (limits, gate, abuse) = (self.limits(raw, &routes), self.gate(raw), self.abuse(raw));
         let faults = self.faults(raw, &routes);
         let audit = self.audit(raw);
@@ -463,6 +475,7 @@ impl Builder<'_> {
             edge: self.edge(raw),
             credentials,
             headers: raw.headers.clone(),
+            read_headers,
             log: raw.log.clone(),
             flags,
             routes,
@@ -566,7 +579,7 @@ impl Builder<'_> {
                 let address = AppAddress::Tcp(authority.clone());
                 self.target(&address, &[Step::Key("app"), Step::Key("metrics")]).map(|target| (target, path.clone()))
             }
-            None => target.clone().map(|target| (target, "/metrics".to_owned())),
+            None => target.clone().map(|target| (target, DEFAULT_METRICS.to_owned())),
         };
         Some(App {
             address: raw.app.address.0.clone(),

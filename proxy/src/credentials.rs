@@ -170,6 +170,8 @@ impl Identified {
 /// Every credential that counts; built when the configuration is loaded, and shared by all workers.
 #[derive(Default)]
 pub struct Credentials {
+    /// The header for API keys, also when no key means anything.
+    key_field: Option<HeaderName>,
     keys: Option<Keys>,
     users: Option<Users>,
 }
@@ -194,8 +196,34 @@ impl std::fmt::Debug for Credentials {
 impl Credentials {
     /// Keys and tokens as configured. Keys that can mean nothing are not looked for.
     pub fn new(keys: Keys, users: Option<Users>) -> Self {
+        let key_field = Some(keys.field.clone());
         let keys = (!keys.table.is_empty() || keys.counts_unknown).then_some(keys);
-        Self { keys, users }
+        Self { key_field, keys, users }
+    }
+
+    /// The header that keys come in, if any key means something.
+    pub fn key_field(&self) -> Option<&HeaderName> {
+        self.keys.as_ref().map(|keys| &keys.field)
+    }
+
+    /// Whether a request carries a credential twice, in two headers or as a list in one: two readers may take different
+    /// ones, so it could be one client here and another one to the app.
+    pub fn are_repeated(&self, fields: Fields<'_>) -> bool {
+        let authorization = match one(fields, &AUTHORIZATION) {
+            Presented::Nothing => false,
+            Presented::Once(value) => is_list_of_tokens(value),
+            Presented::Often => true,
+        };
+        let is_key_list = |key: &[u8]| {
+            let known = self.keys.as_ref().map(|keys| keys.table.find(key).is_some());
+            known == Some(false) && memchr::memchr(b',', key).is_some()
+        };
+        authorization
+            || self.key_field.as_ref().is_some_and(|field| match one(fields, field) {
+                Presented::Nothing => false,
+                Presented::Once(key) => is_key_list(key),
+                Presented::Often => true,
+            })
     }
 
     /// Whether every request is its address's, whatever it presents.
@@ -285,10 +313,20 @@ fn one<'a>(fields: Fields<'a>, name: &HeaderName) -> Presented<'a> {
     match fields {
         Fields::Map(map) => first_and_more(map.get_all(name).iter().map(http::HeaderValue::as_bytes)),
         Fields::Wire(fields) => {
-            let of_name = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_str()));
+            let name = name.as_str();
+            let is_named =
+                |field: &&httparse::Header<'_>| field.name.len() == name.len() && field.name.eq_ignore_ascii_case(name);
+            let of_name = fields.iter().filter(is_named);
             first_and_more(of_name.map(|field| field.value))
         }
     }
+}
+
+/// Whether an `Authorization` of a scheme whose credentials have no commas (token68, RFC 9110 section 11.2) has one.
+fn is_list_of_tokens(value: &[u8]) -> bool {
+    let scheme = value.split(|byte| *byte == b' ').next().unwrap_or_default();
+    [&b"bearer"[..], b"basic"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+        && memchr::memchr(b',', value).is_some()
 }
 
 /// The token of `Bearer TOKEN`; nothing for other schemes, which are the app's.

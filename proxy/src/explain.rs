@@ -11,7 +11,9 @@ use crate::client_address::Sender;
 use crate::config::Config;
 use crate::config::units::{CallWindow, OrOff, Share, Size, Span};
 use crate::exchange::{Client, Fields, Request};
-use crate::route::Route;
+use crate::path::Unreadable;
+use crate::rejection::Rejection;
+use crate::route::{PathRefused, Route};
 
 /// What cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +22,7 @@ pub enum ExplainError {
     #[error("{0:?} is no method; write it in capitals, such as GET")]
     Method(String),
     /// No path.
-    #[error("{0:?} is no path; it begins with a slash")]
+    #[error("{0:?} is no path; it begins with a slash, and has no blanks and no fragment")]
     Path(String),
     /// No field.
     #[error("{0:?} is no field; write -H 'Name: value'")]
@@ -54,8 +56,8 @@ pub fn explain(
         .ok()
         .filter(|m| !m.as_str().bytes().any(|b| b.is_ascii_lowercase()))
         .ok_or_else(|| ExplainError::Method(method.to_owned()))?;
-    let path = target.split(['?', '#']).next().unwrap_or_default();
-    if !path.starts_with('/') {
+    let path = target.split('?').next().unwrap_or_default();
+    if !path.starts_with('/') || target.contains(|c: char| c == '#' || c == ' ' || c.is_ascii_control()) {
         return Err(ExplainError::Path(target.to_owned()));
     }
     let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -68,7 +70,13 @@ pub fn explain(
         target: path,
         has_endless_body: false,
     };
-    let number = config.routes.find(&request);
+    if config.credentials.are_repeated(request.fields) {
+        return Ok(refusal(Rejection::RepeatedCredential, "one header takes one client, another header another one"));
+    }
+    let number = match config.routes.find(&request) {
+        Ok(number) => number,
+        Err(refused) => return Ok(refusal(refused.rejection(), &why(refused, config))),
+    };
     let route = &config.routes.all()[number];
     let address = config.edge.client(config.edge.sender(from), request.fields).unwrap_or(from);
     let shown = Client::shown_address(address);
@@ -131,6 +139,30 @@ fn client(config: &Config, from: IpAddr, fields: Fields<'_>) -> String {
             format!("{from}: the connection; {header} is believed from {} only", networks())
         }
         None => format!("{from}: the connection; {from} may set {header}, and there is no address in it"),
+    }
+}
+
+/// What a request is told that no route takes.
+fn refusal(rejection: Rejection, because: &str) -> String {
+    let problem = rejection.problem();
+    let (status, label) = (problem.status.as_u16(), problem.label);
+    format!("{:<14} {status} {label}\n{:<14} {because}\n{:<14} {}\n", "refused", "because", "hint", problem.detail)
+}
+
+fn why(refused: PathRefused, config: &Config) -> String {
+    let name = |number: usize| config.routes.all().get(number).map_or("default", |route| &*route.name);
+    match refused {
+        PathRefused::Unreadable(Unreadable::DotSegment) => "some app reads a segment \".\" or \"..\" in it".to_owned(),
+        PathRefused::Unreadable(Unreadable::ControlCharacter) => "it has a control character".to_owned(),
+        PathRefused::Unreadable(Unreadable::TooManyReadings) => "it can be read in more ways than are tried".to_owned(),
+        PathRefused::Ambiguous(one, other) => {
+            format!(
+                "one app reads a path of route {:?} in it, another one a path of route {:?}",
+                name(one),
+                name(other)
+            )
+        }
+        PathRefused::NotPublic => "it is where the app shows its metrics, and no route names that path".to_owned(),
     }
 }
 
@@ -278,10 +310,30 @@ mod tests {
     }
 
     #[test]
+    fn says_what_would_be_refused() {
+        let explained = |path| explain(&config(), HERE, "POST", path, &HeaderMap::new()).unwrap();
+        insta::assert_snapshot!(explained("/api%2Fv1/documents/search"));
+        for (path, label) in [
+            ("/a/../b", "path_dot_segment"),
+            ("/a%00", "path_control_character"),
+            ("/metrics", "not_public"),
+            ("/a//b;c%2F%5C%3F.%20/%25252F;", "path_ambiguous"),
+        ] {
+            assert!(
+                explained(path).starts_with("refused        4") && explained(path).contains(label),
+                "{}",
+                explained(path)
+            );
+        }
+        let twice = HeaderMap::from_iter(["a", "b"].map(|key| field(&format!("X-Api-Key: {key}")).unwrap()));
+        assert!(explain(&config(), HERE, "GET", "/", &twice).unwrap().contains("repeated_credential"));
+    }
+
+    #[test]
     fn says_what_is_no_request() {
         let error = |method, path| explain(&config(), HERE, method, path, &HeaderMap::new()).unwrap_err().to_string();
         assert_eq!(error("get", "/"), "\"get\" is no method; write it in capitals, such as GET");
-        assert_eq!(error("GET", "x"), "\"x\" is no path; it begins with a slash");
+        assert_eq!(error("GET", "x"), "\"x\" is no path; it begins with a slash, and has no blanks and no fragment");
         assert_eq!(field("no colon").unwrap_err().to_string(), "\"no colon\" is no field; write -H 'Name: value'");
     }
 }

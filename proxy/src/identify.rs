@@ -24,7 +24,7 @@ pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id"
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
 ///
 /// # Errors
-/// [`Rejection::NotAPeer`] on the listener for peers; anybody else gets a name.
+/// [`Rejection::NotAPeer`] on the listener for peers; [`Rejection::RepeatedCredential`]. Anybody else gets a name.
 pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.client.address = exchange.connected;
     if exchange.listener == Listener::Peers {
@@ -56,6 +56,9 @@ pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     exchange.kind = kind(request);
     if exchange.hop.as_ref().is_some_and(|hop| hop.kind == hop::Kind::Probe) {
         exchange.destination = Destination::Probe;
+    }
+    if exchange.rules.config.credentials.are_repeated(request.fields) {
+        return Err(Rejection::RepeatedCredential);
     }
     Ok(())
 }

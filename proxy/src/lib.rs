@@ -33,6 +33,7 @@ pub mod limits;
 pub mod log;
 pub mod machines;
 pub mod metrics;
+pub mod path;
 pub mod peers;
 pub mod pipeline;
 pub mod record;

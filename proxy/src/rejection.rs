@@ -30,6 +30,16 @@ pub enum Rejection {
     TooManyHeads,
     /// Health, while the process is leaving.
     Draining,
+    /// Its path has a segment `.` or `..`, in whichever spelling.
+    DotSegment,
+    /// Its path has a control character.
+    ControlCharacter,
+    /// Its path can be read in several ways, and not all of them lead to the same route.
+    AmbiguousPath,
+    /// Its path is where the app shows its metrics, and no route makes it public.
+    NotPublic,
+    /// It carries a credential twice: it could be one client here and another one to the app.
+    RepeatedCredential,
     /// The client is banned.
     Banned {
         /// When the ban ends.
@@ -121,6 +131,11 @@ impl Rejection {
             Self::TooManyConnections,
             Self::TooManyHeads,
             Self::Draining,
+            Self::DotSegment,
+            Self::ControlCharacter,
+            Self::AmbiguousPath,
+            Self::NotPublic,
+            Self::RepeatedCredential,
             Self::BANNED,
             Self::QUOTA_EXCEEDED,
             Self::Overloaded,
@@ -194,6 +209,41 @@ impl Rejection {
                 "This process is about to leave",
                 "send traffic elsewhere",
                 SOON,
+            ),
+            Self::DotSegment => (
+                StatusCode::BAD_REQUEST,
+                "path_dot_segment",
+                "The request's path has a dot segment",
+                "resolve . and .. before sending, as RFC 3986 section 5.2.4 says; encoding them does not help",
+                None,
+            ),
+            Self::ControlCharacter => (
+                StatusCode::BAD_REQUEST,
+                "path_control_character",
+                "The request's path has a control character",
+                "send no bytes below 0x20 and no 0x7F in the path, encoded or not",
+                None,
+            ),
+            Self::AmbiguousPath => (
+                StatusCode::BAD_REQUEST,
+                "path_ambiguous",
+                "The request's path can be read in several ways",
+                "send the usual spelling; the operator can name the path in a route that takes all of them, such as /items/**",
+                None,
+            ),
+            Self::NotPublic => (
+                StatusCode::NOT_FOUND,
+                "not_public",
+                "There is nothing here for the public",
+                "metrics are on the admin listener; the operator can make this path public by naming it in a route",
+                None,
+            ),
+            Self::RepeatedCredential => (
+                StatusCode::BAD_REQUEST,
+                "repeated_credential",
+                "The request carries a credential twice",
+                "send one Authorization header with one token, and one API key",
+                None,
             ),
             Self::Banned { retry_after } => (
                 StatusCode::FORBIDDEN,

@@ -3,12 +3,12 @@
 //! Routes are compiled into a tree of path segments when the configuration is loaded. A lookup walks the request's
 //! segments once and tries conditions only of routes whose path fits, so a thousand routes cost what a few do.
 //!
-//! For matching (never for forwarding) the path is normalised as RFC 3986 section 6.2.2 says: percent-encoded unreserved
-//! characters are decoded and dot segments removed; repeated slashes count as one. Otherwise `/api/%6cogin` or
-//! `/api//login` would pass by the rules for `/api/login`.
+//! A path is forwarded as it came, so its route has to be the right one whatever the app makes of it: a path that can be
+//! read in several ways ([`crate::path`]) is refused unless all readings lead to the same route. Case and a slash at the end
+//! make no difference to a route, since to some frameworks they make none.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -19,16 +19,40 @@ use outrigger_policy::priority::Priority;
 use crate::config::raw;
 use crate::config::resilience::FallbackAnswer;
 use crate::exchange::{Exchange, Fields, Request};
+use crate::path::{self, Unreadable};
 use crate::rejection::Rejection;
 use crate::state::State;
 
 /// Gives the exchange its route. The stage of the same name.
 ///
 /// # Errors
-/// None: the default route takes what no other does.
+/// A path that the app may read in another way, or that is not public. The default route takes what no other does.
 pub fn choose(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    exchange.route = exchange.rules.config.routes.find(request);
+    exchange.route = exchange.rules.config.routes.find(request).map_err(|refused| refused.rejection())?;
     Ok(())
+}
+
+/// A path that has no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathRefused {
+    /// Whatever the rules say.
+    Unreadable(Unreadable),
+    /// One reading takes the first route, another one the second.
+    Ambiguous(usize, usize),
+    /// Some reading is where the app shows its metrics, and no route of the file names that path.
+    NotPublic,
+}
+
+impl PathRefused {
+    /// What the client is told.
+    pub fn rejection(self) -> Rejection {
+        match self {
+            Self::Unreadable(Unreadable::DotSegment) => Rejection::DotSegment,
+            Self::Unreadable(Unreadable::ControlCharacter) => Rejection::ControlCharacter,
+            Self::Unreadable(Unreadable::TooManyReadings) | Self::Ambiguous(..) => Rejection::AmbiguousPath,
+            Self::NotPublic => Rejection::NotPublic,
+        }
+    }
 }
 
 /// One kind of request, and how it is treated.
@@ -67,9 +91,12 @@ pub struct Route {
 /// Names that the file cannot give.
 pub const RESERVED_NAMES: [&str; 3] = ["health", "default", "none"];
 
+/// Where the app says how it is.
+const HEALTH_PATHS: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
+
 /// The health endpoints, before every route of the file.
 pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
-    ["/health", "/health/detailed", "/health/ready", "/health/live"].map(|path| Route {
+    HEALTH_PATHS.map(|path| Route {
         name: "health".into(),
         conditions: Conditions { path: PathPattern::literal(path), ..Conditions::default() },
         priority: Priority::Critical,
@@ -155,8 +182,15 @@ impl Conditions {
         methods && hosts && headers && self.path.covers(&other.path)
     }
 
+    /// The headers that it asks for.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.headers.iter().map(|(name, _)| name)
+    }
+
     fn hold(&self, request: &Request<'_>) -> bool {
-        (self.methods.is_empty() || self.methods.contains(request.method))
+        let method = request.method.as_str();
+        // Some frameworks write it in capitals before they look at it.
+        (self.methods.is_empty() || self.methods.iter().any(|own| own.as_str().eq_ignore_ascii_case(method)))
             && (self.hosts.is_empty() || self.hosts.iter().any(|host| host.fits(request.host)))
             && self.headers.iter().all(|(name, wanted)| has(request.fields, name, wanted.as_deref()))
     }
@@ -172,7 +206,8 @@ pub fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool 
 /// One segment of a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
-    Literal(Box<str>),
+    /// In lower case: percent-encoded as clients send it, and decoded.
+    Literal { sent: Box<[u8]>, decoded: Box<[u8]> },
     /// `{name}`: any one segment that is not empty.
     Any,
 }
@@ -192,52 +227,65 @@ impl Default for PathPattern {
 }
 
 impl PathPattern {
+    /// A path without wildcards; a slash at its end makes no difference.
     fn literal(path: &str) -> Self {
-        let segments = path.split('/').skip(1).map(|segment| Segment::Literal(segment.into())).collect();
-        Self { segments, and_below: false }
+        let path = path.strip_prefix('/').unwrap_or(path);
+        let segments = path.strip_suffix('/').unwrap_or(path).split('/').filter(|_| !path.is_empty());
+        Self { segments: segments.map(literal_segment).collect(), and_below: false }
     }
 
     fn parse(text: &str) -> Result<Self, (String, &'static str)> {
         const EXAMPLES: &str = "write \"/exact\", \"/items/{id}\" or \"/files/**\"";
         let fail = |why: &str| Err((format!("`path` {text:?} {why}"), EXAMPLES));
-        let Some(rest) = text.strip_prefix('/') else { return fail("does not begin with a slash") };
+        if !text.starts_with('/') {
+            return fail("does not begin with a slash");
+        }
         if text.contains(['?', '#', ' ']) {
             return fail("has a character that no path of a request has");
         }
-        let (rest, and_below) = match rest.strip_suffix("**") {
-            Some("") => ("", true),
-            Some(before) => match before.strip_suffix('/') {
-                Some(before) => (before, true),
-                None => return fail("has \"**\" beside other text; it stands alone, at the end"),
-            },
-            None => (rest, false),
+        let (exact, and_below) = match text.strip_suffix("**") {
+            Some(before) if before.ends_with('/') => (before, true),
+            Some(_) => return fail("has \"**\" beside other text; it stands alone, at the end"),
+            None => (text, false),
         };
-        if rest.is_empty() && and_below {
-            return Ok(Self::default());
-        }
-        let mut segments = Vec::new();
-        for segment in rest.split('/') {
+        let mut example = String::new();
+        for segment in exact[1..].split('/') {
             let name = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
             let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             match name {
-                Some(name) if is_name(name) => segments.push(Segment::Any),
+                Some(name) if is_name(name) => example.push_str("/x"),
                 Some(_) => return fail("has a parameter whose name is not made of letters, digits and _"),
                 None if segment.contains(['*', '{', '}']) => return fail("has a wildcard that is not a whole segment"),
-                None => segments.push(Segment::Literal(segment.into())),
+                None => example.extend(["/", segment]),
             }
         }
-        let normal = normalise(text);
-        if !and_below && normal != text
-            || and_below
-                && segments
-                    .iter()
-                    .any(|s| matches!(s, Segment::Literal(t) if t.is_empty() || &**t == "." || &**t == ".."))
-        {
+        let pattern = Self { and_below, ..Self::literal(exact) };
+        if !pattern.is_unambiguous(&example) {
             return fail(
-                "is not in normal form (no \"//\", \"/.\", \"/..\", no needless %-encoding), so nothing can match it",
+                "is not in normal form (no \"//\", \"/.\", \"/..\", \";\", \"\\\", no encoded slash, no needless %-encoding), so nothing can match it",
             );
         }
-        Ok(Self { segments, and_below })
+        Ok(pattern)
+    }
+
+    /// Whether it takes a request of its own, `example`, however that is read.
+    fn is_unambiguous(&self, example: &str) -> bool {
+        if path::scan(example.as_bytes()).is_plain {
+            return true;
+        }
+        let spelt = [|sent: &Segment| sent.sent().to_vec(), |sent: &Segment| sent.decoded().to_vec()];
+        let spelt = spelt.map(|spelling| {
+            let segments: Vec<Vec<u8>> = self.segments.iter().map(spelling).collect();
+            [b"/", &*segments.join(&b'/')].concat()
+        });
+        let has_slashes = self.segments.iter().any(|segment| segment.decoded().contains(&b'/'));
+        let mut is_unambiguous = !needlessly_encoded(example) && !has_slashes;
+        let read = path::each_reading(example.as_bytes(), |reading| {
+            let reading = if reading.len() > 1 { reading.strip_suffix(b"/").unwrap_or(reading) } else { reading };
+            is_unambiguous &= spelt.iter().any(|spelt| spelt == reading);
+            ControlFlow::Continue(())
+        });
+        read.is_ok() && is_unambiguous
     }
 
     fn covers(&self, other: &Self) -> bool {
@@ -245,12 +293,51 @@ impl PathPattern {
         if longer || (!self.and_below && (other.and_below || self.segments.len() != other.segments.len())) {
             return false;
         }
-        self.segments.iter().zip(&other.segments).all(|(own, theirs)| match (own, theirs) {
-            (Segment::Any, Segment::Any) => true,
-            (Segment::Any, Segment::Literal(text)) => !text.is_empty(),
-            (own, theirs) => own == theirs,
-        })
+        self.segments.iter().zip(&other.segments).all(|(own, theirs)| *own == Segment::Any || own == theirs)
     }
+
+    /// Whether it names `path` itself, with nothing left open.
+    fn names(&self, path: &Self) -> bool {
+        self.segments == path.segments
+    }
+}
+
+impl Segment {
+    fn sent(&self) -> &[u8] {
+        match self {
+            Self::Literal { sent, .. } => sent,
+            Self::Any => b"x",
+        }
+    }
+
+    fn decoded(&self) -> &[u8] {
+        match self {
+            Self::Literal { decoded, .. } => decoded,
+            Self::Any => b"x",
+        }
+    }
+}
+
+fn literal_segment(text: &str) -> Segment {
+    if text.starts_with('{') && text.ends_with('}') {
+        return Segment::Any;
+    }
+    let mut sent = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii() {
+            sent.push(char::from(byte.to_ascii_lowercase()));
+        } else {
+            sent.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    let decoded = path::decode(text.as_bytes(), path::Slashes::Decoded).to_ascii_lowercase();
+    Segment::Literal { sent: sent.into_bytes().into(), decoded: decoded.into() }
+}
+
+/// Whether a character is encoded that nobody has to encode.
+fn needlessly_encoded(text: &str) -> bool {
+    let is_unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+    (0..text.len()).any(|at| path::encoded(&text.as_bytes()[at..]).is_some_and(is_unreserved))
 }
 
 /// The parameters of a pattern that are among `wanted`.
@@ -283,6 +370,8 @@ impl HostPattern {
 
     fn fits(&self, host: &str) -> bool {
         let host = without_port(host);
+        // The root of all names may be written or not.
+        let host = host.strip_suffix('.').unwrap_or(host);
         match self {
             Self::Exact(own) => own.eq_ignore_ascii_case(host),
             Self::Below(dotted) => {
@@ -315,34 +404,62 @@ pub struct RouteTable {
     /// The health endpoints, then the file's routes, then the default.
     routes: Vec<Arc<Route>>,
     tree: Node,
+    /// Where the app shows its metrics: public only where a route names it.
+    closed: PathPattern,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Node {
-    literal: HashMap<Box<str>, Node, foldhash::fast::RandomState>,
+    literal: HashMap<Box<[u8]>, Node, foldhash::fast::RandomState>,
     any: Option<Box<Node>>,
     /// Routes whose path ends here, in order.
     here: Vec<usize>,
     /// Routes that take this node and everything below, in order.
     below: Vec<usize>,
+    /// The path that ends here is closed.
+    is_closed: bool,
+}
+
+impl Node {
+    /// The node of a pattern, made if need be.
+    fn at(&mut self, pattern: &PathPattern, spelling: fn(&Segment) -> &[u8]) -> &mut Self {
+        pattern.segments.iter().fold(self, |node, segment| match segment {
+            Segment::Literal { .. } => node.literal.entry(spelling(segment).into()).or_default(),
+            Segment::Any => node.any.get_or_insert_default(),
+        })
+    }
+}
+
+/// What a lookup has found so far.
+struct Found {
+    /// The number of the first route that fits.
+    route: usize,
+    /// The path is closed.
+    is_closed: bool,
 }
 
 impl RouteTable {
-    /// Compiles `routes`, in the file's order, between the built-in ones and a default that takes the rest.
-    pub fn compile(routes: Vec<Route>, default: Route) -> Self {
+    /// Compiles `routes`, in the file's order, between the built-in ones and a default that takes the rest. `closed` is
+    /// public only where a route names it.
+    pub fn compile(routes: Vec<Route>, default: Route, closed: &str) -> Self {
+        let closed = PathPattern::literal(closed.split(['?', '#']).next().unwrap_or_default());
         let routes: Vec<Arc<Route>> = BUILT_IN.iter().cloned().chain(routes).chain([default]).map(Arc::new).collect();
         let mut tree = Node::default();
-        for (index, route) in routes.iter().enumerate() {
-            let mut node = &mut tree;
-            for segment in &route.conditions.path.segments {
-                node = match segment {
-                    Segment::Literal(text) => node.literal.entry(text.clone()).or_default(),
-                    Segment::Any => node.any.get_or_insert_default(),
-                };
+        for spelling in [Segment::sent, Segment::decoded] {
+            tree.at(&closed, spelling).is_closed = true;
+            // The health endpoints are literal: see `find`.
+            for (index, route) in routes.iter().enumerate().skip(BUILT_IN.len()) {
+                let pattern = &route.conditions.path;
+                let node = tree.at(pattern, spelling);
+                let list = if pattern.and_below { &mut node.below } else { &mut node.here };
+                if list.last() != Some(&index) {
+                    list.push(index);
+                }
             }
-            if route.conditions.path.and_below { node.below.push(index) } else { node.here.push(index) }
         }
-        Self { routes, tree }
+        let mut table = Self { routes, tree, closed };
+        sort(&mut table.tree);
+        table
     }
 
     /// Every route, in the order in which they are tried.
@@ -350,99 +467,103 @@ impl RouteTable {
         &self.routes
     }
 
-    /// The number of the first route that fits; the last one, the default, fits everything.
-    pub fn find(&self, request: &Request<'_>) -> usize {
-        let path = normalise(request.path);
-        let mut best = self.routes.len() - 1;
-        self.walk(&self.tree, Some(path.strip_prefix('/').unwrap_or(&path)), request, &mut best);
-        best
+    /// The number of the first route that fits; the last one, the default, fits everything. Health endpoints, which have no
+    /// limits, are those of the literal path alone.
+    ///
+    /// # Errors
+    /// The path may mean something else to the app.
+    pub fn find(&self, request: &Request<'_>) -> Result<usize, PathRefused> {
+        if let Some(health) = health(request.path) {
+            return Ok(health);
+        }
+        let path = request.path.as_bytes();
+        let scan = path::scan(path);
+        match (scan.is_plain, scan.has_capitals) {
+            (true, false) => self.lookup(path, request),
+            (true, true) => self.lookup(&path.to_ascii_lowercase(), request),
+            (false, _) => self.find_in_every_reading(path, request),
+        }
     }
 
-    fn walk(&self, node: &Node, rest: Option<&str>, request: &Request<'_>, best: &mut usize) {
-        self.offer(&node.below, request, best);
-        let Some(rest) = rest else { return self.offer(&node.here, request, best) };
-        let (segment, rest) = match memchr::memchr(b'/', rest.as_bytes()) {
+    #[cold]
+    fn find_in_every_reading(&self, path: &[u8], request: &Request<'_>) -> Result<usize, PathRefused> {
+        let mut found: Result<Option<usize>, PathRefused> = Ok(None);
+        let read = path::each_reading(path, |reading| {
+            found = match (found, self.lookup(reading, request)) {
+                // A path that is not there is no riddle.
+                (_, Err(refused)) => Err(refused),
+                (Ok(Some(before)), Ok(route)) if before != route => Err(PathRefused::Ambiguous(before, route)),
+                (Err(refused), Ok(_)) => Err(refused),
+                (Ok(_), Ok(route)) => Ok(Some(route)),
+            };
+            if found == Err(PathRefused::NotPublic) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match (found, read) {
+            (Err(PathRefused::NotPublic), _) => Err(PathRefused::NotPublic),
+            (_, Err(unreadable)) => Err(PathRefused::Unreadable(unreadable)),
+            (found, Ok(())) => found.map(|route| route.unwrap_or(self.routes.len() - 1)),
+        }
+    }
+
+    /// The route of one reading, in lower case.
+    fn lookup(&self, path: &[u8], request: &Request<'_>) -> Result<usize, PathRefused> {
+        let mut found = Found { route: self.routes.len() - 1, is_closed: false };
+        self.walk(&self.tree, Some(path.strip_prefix(b"/").unwrap_or(path)), request, &mut found);
+        let Found { route, is_closed } = found;
+        if is_closed && !self.routes[route].conditions.path.names(&self.closed) {
+            return Err(PathRefused::NotPublic);
+        }
+        Ok(route)
+    }
+
+    fn walk(&self, node: &Node, rest: Option<&[u8]>, request: &Request<'_>, found: &mut Found) {
+        self.offer(&node.below, request, found);
+        // A slash at the end makes no difference.
+        let Some(rest) = rest.filter(|rest| !rest.is_empty()) else {
+            found.is_closed |= node.is_closed;
+            return self.offer(&node.here, request, found);
+        };
+        let (segment, rest) = match memchr::memchr(b'/', rest) {
             Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
             None => (rest, None),
         };
         if let Some(next) = node.literal.get(segment) {
-            self.walk(next, rest, request, best);
+            self.walk(next, rest, request, found);
         }
         if let (Some(next), false) = (&node.any, segment.is_empty()) {
-            self.walk(next, rest, request, best);
+            self.walk(next, rest, request, found);
         }
     }
 
-    fn offer(&self, candidates: &[usize], request: &Request<'_>, best: &mut usize) {
+    fn offer(&self, candidates: &[usize], request: &Request<'_>, found: &mut Found) {
         for &index in candidates {
-            if index >= *best {
+            if index >= found.route {
                 return;
             }
             if self.routes[index].conditions.hold(request) {
-                *best = index;
+                found.route = index;
                 return;
             }
         }
     }
 }
 
-/// The path in normal form; borrowed, unless something has to change.
-pub fn normalise(path: &str) -> Cow<'_, str> {
-    let bytes = path.as_bytes();
-    let is_plain = memchr::memchr(b'%', bytes).is_none()
-        && memchr::memmem::find(bytes, b"//").is_none()
-        && memchr::memmem::find(bytes, b"/.").is_none();
-    if is_plain {
-        return Cow::Borrowed(path);
+/// Puts each node's routes in order.
+fn sort(node: &mut Node) {
+    for list in [&mut node.here, &mut node.below] {
+        list.sort_unstable();
+        list.dedup();
     }
-    let decoded = decode_unreserved(bytes);
-    let mut kept: Vec<&[u8]> = Vec::new();
-    let mut segments = decoded.split(|b| *b == b'/').skip(1).peekable();
-    let mut ends_open = false;
-    while let Some(segment) = segments.next() {
-        let is_last = segments.peek().is_none();
-        match segment {
-            b"." => ends_open = is_last,
-            b".." => {
-                kept.pop();
-                ends_open = is_last;
-            }
-            b"" => ends_open = is_last,
-            other => kept.push(other),
-        }
-    }
-    let mut normal = String::with_capacity(path.len());
-    for segment in kept {
-        normal.push('/');
-        normal.push_str(&String::from_utf8_lossy(segment));
-    }
-    if ends_open || normal.is_empty() {
-        normal.push('/');
-    }
-    Cow::Owned(normal)
+    node.literal.values_mut().chain(node.any.as_deref_mut()).for_each(sort);
 }
 
-fn decode_unreserved(path: &[u8]) -> Vec<u8> {
-    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).map(|digit| digit as u8);
-    let mut out = Vec::with_capacity(path.len());
-    let mut at = 0;
-    while let Some(&byte) = path.get(at) {
-        let decoded = match (byte, hex(path.get(at + 1)), hex(path.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => Some(high << 4 | low),
-            _ => None,
-        };
-        match decoded {
-            Some(b) if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~') => {
-                out.push(b);
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
+/// The number of the health endpoint at exactly this path.
+fn health(path: &str) -> Option<usize> {
+    // Nearly no path begins like that.
+    if !path.starts_with("/health") {
+        return None;
     }
-    out
+    HEALTH_PATHS.iter().position(|health| *health == path)
 }
 
 #[cfg(test)]
@@ -475,10 +596,16 @@ mod tests {
     }
 
     fn table(routes: &[raw::Route]) -> RouteTable {
-        RouteTable::compile(routes.iter().map(compiled).collect(), compiled(&route("default", "/**")))
+        RouteTable::compile(routes.iter().map(compiled).collect(), compiled(&route("default", "/**")), "/metrics")
     }
 
-    fn found<'t>(table: &'t RouteTable, method: &str, host: &str, path: &str, headers: &HeaderMap) -> &'t str {
+    fn try_found(
+        table: &RouteTable,
+        method: &str,
+        host: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<String, PathRefused> {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let request = Request {
             method: &method,
@@ -489,10 +616,16 @@ mod tests {
             target: path,
             has_endless_body: false,
         };
-        &table.all()[table.find(&request)].name
+        table.find(&request).map(|number| table.all()[number].name.to_string())
     }
 
-    fn get<'t>(table: &'t RouteTable, path: &str) -> &'t str {
+    fn found(table: &RouteTable, method: &str, host: &str, path: &str, headers: &HeaderMap) -> String {
+        try_found(table, method, host, path, headers)
+            .unwrap_or_else(|refused| refused.rejection().problem().label.to_owned())
+    }
+
+    /// The name of the route, or why there is none.
+    fn get(table: &RouteTable, path: &str) -> String {
         found(table, "GET", "example.com", path, &HeaderMap::new())
     }
 
@@ -510,15 +643,91 @@ mod tests {
 
     #[test]
     fn a_spelling_does_not_pass_by_a_rule() {
-        let table = table(&[route("login", "/api/login")]);
-        for path in
-            ["/api/login", "/api/%6Cogin", "/api//login", "/api/./login", "/api/x/../login", "/x/../../api/login"]
-        {
+        let table = table(&[route("login", "/api/login"), route("item", "/items/{id}"), route("files", "/files/**")]);
+        for path in ["/api/login", "/api/login/", "/API/Login"] {
             assert_eq!(get(&table, path), "login", "{path}");
         }
-        for path in ["/api/login/", "/api/Login", "/api/%2flogin", "/api", "*", ""] {
+        for path in
+            ["/api", "/api/login/x", "*", "", "/other%2Fname", "//other", "/other;v=1", "/caf%C3%A9", "/o%7Ether"]
+        {
             assert_eq!(get(&table, path), "default", "{path}");
         }
+        for path in ["/files", "/files/a%2Fb", "/files//a", "/files/a;b", "/files/%61", "/FILES/x%20y"] {
+            assert_eq!(get(&table, path), "files", "{path}");
+        }
+        for path in ["/items/7", "/items/a%20b", "/items/%C3%A9", "/items/a;v=1", "/items/a."] {
+            assert_eq!(get(&table, path), "item", "{path}");
+        }
+        for path in [
+            "/api%2Flogin",
+            "/api%2flogin",
+            "/api/%6Cogin",
+            "/api/%256cogin",
+            "//api/login",
+            "/api//login",
+            "/api/login//",
+            "/api/login;x",
+            "/api;x/login",
+            "/api\\login",
+            "/api%5Clogin",
+            "/api/login%3Fx",
+            "/api/login.",
+            "/api/login%20",
+            "/items/a%2Fb",
+            "/items/;x",
+            "/%66iles/a",
+        ] {
+            assert_eq!(get(&table, path), "path_ambiguous", "{path}");
+        }
+        for path in ["/files/../api/login", "/api/./login", "/files/%2e%2e/x", "/files/a%2f.."] {
+            assert_eq!(get(&table, path), "path_dot_segment", "{path}");
+        }
+        assert_eq!(get(&table, "/files/a%00"), "path_control_character");
+    }
+
+    #[test]
+    fn health_is_exempt_by_its_literal_path_alone() {
+        let table = table(&[]);
+        assert_eq!(get(&table, "/health/ready"), "health");
+        for path in [
+            "/health/",
+            "/Health",
+            "//health",
+            "/health;x",
+            "/%68ealth",
+            "/health%2Fready",
+            "/healthy",
+            "/health/other",
+        ] {
+            assert_eq!(get(&table, path), "default", "{path}");
+        }
+    }
+
+    #[test]
+    fn where_the_app_shows_its_metrics_is_public_only_where_a_route_names_it() {
+        let closed = table(&[route("all", "/**"), route("one", "/{x}")]);
+        for path in ["/metrics", "/metrics/", "/METRICS", "//metrics", "/%6detrics", "/metrics;x", "/metrics%2f"] {
+            assert_eq!(get(&closed, path), "not_public", "{path}");
+        }
+        for path in ["/metrics/x", "/metricsx", "/x/metrics"] {
+            assert_eq!(get(&closed, path), "all", "{path}");
+        }
+        let mut post = route("post", "/metrics");
+        post.methods = vec!["POST".into()];
+        let open = table(&[post, route("all", "/**")]);
+        assert_eq!(found(&open, "POST", "a", "/metrics", &HeaderMap::new()), "post");
+        assert_eq!(get(&open, "/metrics"), "not_public");
+        assert_eq!(get(&table(&[route("below", "/metrics/**")]), "/metrics"), "below");
+        assert_eq!(get(&table(&[route("named", "/metrics")]), "//metrics"), "path_ambiguous");
+    }
+
+    #[test]
+    fn a_pattern_is_taken_encoded_and_decoded() {
+        let table = table(&[route("cafe", "/café/{x}"), route("same", "/a%20b")]);
+        for path in ["/caf%C3%A9/1", "/caf%c3%a9/1", "/CAF%C3%A9/a%2520"] {
+            assert_eq!(get(&table, path), "cafe", "{path}");
+        }
+        assert_eq!(get(&table, "/a%20b"), "same");
     }
 
     #[test]
@@ -530,6 +739,7 @@ mod tests {
         let table = table(&[beta]);
         let with = HeaderMap::from_iter([(HeaderName::from_static("x-beta"), "1".parse().unwrap())]);
         assert_eq!(found(&table, "POST", "api.Example.com:8080", "/", &with), "beta");
+        assert_eq!(found(&table, "post", "api.example.com.:8080", "/", &with), "beta");
         assert_eq!(found(&table, "GET", "api.example.com", "/", &with), "default");
         assert_eq!(found(&table, "POST", "example.com", "/", &with), "default");
         assert_eq!(found(&table, "POST", "api.example.com", "/", &HeaderMap::new()), "default");
@@ -547,12 +757,15 @@ mod tests {
         assert!(covers("/a/**", "/a/{x}/**"));
         assert!(!covers("/a/b", "/a/{x}"));
         assert!(!covers("/a/{x}", "/a/**"));
-        assert!(!covers("/a", "/a/"));
+        assert!(covers("/a", "/a/") && covers("/A", "/a"));
     }
 
     #[test]
     fn a_pattern_that_cannot_match_is_refused() {
-        for path in ["items", "/a?b", "/a*", "/a/**/b", "/{}", "/a//b", "/a/../b", "/%41", "/a/**x"] {
+        for path in [
+            "items", "/a?b", "/a*", "/a/**/b", "/{}", "/a//b", "/a/../b", "/%41", "/a/**x", "/a%2Fb", "/a;b", "/a\\b",
+            "/a//**", "/./**", "/a.",
+        ] {
             assert!(Conditions::compile(&route("r", path)).is_err(), "{path}");
         }
     }
@@ -561,28 +774,54 @@ mod tests {
         #[test]
         fn the_tree_finds_what_trying_one_by_one_finds(
             patterns in prop::collection::vec("(/(a|b|c|\\{x\\})){1,3}(/\\*\\*)?", 0..12),
-            path in "(/(a|b|c|d)?){1,4}",
+            path in "(/(a|b|c|d|A)){1,4}/?",
         ) {
             let routes: Vec<_> = patterns.iter().enumerate().map(|(i, p)| route(&format!("r{i}"), p)).collect();
             let table = table(&routes);
-            let normal = normalise(&path);
-            let segments: Vec<&str> = normal.split('/').skip(1).collect();
+            let lower = path.to_ascii_lowercase();
+            let segments: Vec<&str> = lower.trim_end_matches('/').split('/').skip(1).collect();
             let fits = |pattern: &PathPattern| {
                 let (own, theirs) = (pattern.segments.len(), segments.len());
                 (own == theirs || own < theirs && pattern.and_below)
-                    && pattern.segments.iter().zip(&segments).all(|(s, text)| match s {
-                        Segment::Literal(literal) => &**literal == *text,
-                        Segment::Any => !text.is_empty(),
-                    })
+                    && pattern.segments.iter().zip(&segments).all(|(own, text)| *own == Segment::Any || own.sent() == text.as_bytes())
             };
             let expected = table.all().iter().position(|r| fits(&r.conditions.path)).unwrap();
             prop_assert_eq!(get(&table, &path), &*table.all()[expected].name);
         }
 
+        /// Whatever an app makes of a path, it does not reach what another route takes.
         #[test]
-        fn normalising_twice_changes_nothing(path in "/(/|\\.|[a-z0-9]|%[0-9a-fA-F]{2}){0,30}") {
-            let once = normalise(&path).into_owned();
-            prop_assert_eq!(normalise(&once).into_owned(), once);
+        fn no_reading_of_a_path_belongs_to_another_route(
+            patterns in prop::collection::vec("(/(a|b|ab|\\{x\\})){1,3}(/\\*\\*)?", 0..6),
+            path in "/(a|b|/|;|%2f|%61|%2561|%5c|\\.|A|%3f){1,8}",
+        ) {
+            let routes: Vec<_> = patterns.iter().enumerate().map(|(i, p)| route(&format!("r{i}"), p)).collect();
+            let table = table(&routes);
+            if let Ok(name) = try_found(&table, "GET", "a", &path, &HeaderMap::new()) {
+                for reading in some_readings(&path) {
+                    // What comes of it may be refused for what it is, but it is nothing else.
+                    if let Ok(other) = try_found(&table, "GET", "a", &reading, &HeaderMap::new()) {
+                        prop_assert_eq!(&other, &name, "{} read as {}", path, reading);
+                    }
+                }
+            }
         }
+    }
+
+    /// What frameworks make of a path, written independently of [`path`].
+    fn some_readings(path: &str) -> Vec<String> {
+        let decode = |text: &str| {
+            text.replace("%2f", "/").replace("%61", "a").replace("%5c", "\\").replace("%3f", "?").replace("%25", "%")
+        };
+        let once = decode(path);
+        let mut readings = vec![path.to_owned(), once.clone(), decode(&once), path.replace("%61", "a")];
+        for reading in readings.clone() {
+            readings.push(reading.replace('\\', "/"));
+            readings.push(reading.split('/').map(|s| s.split(';').next().unwrap()).collect::<Vec<_>>().join("/"));
+            readings.push(reading.split('?').next().unwrap().to_owned());
+            readings.push(reading.replace("//", "/"));
+            readings.push(reading.to_lowercase());
+        }
+        readings
     }
 }

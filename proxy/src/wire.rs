@@ -205,7 +205,7 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
     let fields = Fields::read(request.headers)?;
     match fields.host {
         None if is_http11 => return Err(Malformed::Host.into()),
-        Some(host) if authority.is_some_and(|authority| !authority.as_bytes().eq_ignore_ascii_case(host)) => {
+        Some(host) if authority.is_some_and(|authority| !names_host(target, authority, host)) => {
             return Err(Malformed::HostMismatch.into());
         }
         _ => {}
@@ -315,6 +315,14 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>
     } else {
         Err(Malformed::Target)
     }
+}
+
+/// Whether the authority of an absolute target is the one in `Host`; the scheme's own port may be left out of either.
+fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
+    let is_https = target.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    let port: &[u8] = if is_https { b":443" } else { b":80" };
+    let [one, other] = [authority.as_bytes(), host].map(|text| text.strip_suffix(port).unwrap_or(text));
+    one.eq_ignore_ascii_case(other)
 }
 
 /// A host with an optional port; empty is allowed, as RFC 9112 section 3.2 does.
@@ -546,7 +554,16 @@ mod tests {
         }
         assert!(read("GET / HTTP/1.0\r\n\r\n").is_ok());
         assert!(read("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
-        assert!(read("GET http://A:80/x HTTP/1.1\r\nHost: a:80\r\n\r\n").is_ok());
+        for (target, host) in
+            [("http://A:80/x", "a:80"), ("http://a/x", "a:80"), ("http://a:80/", "a"), ("HTTPS://a:443", "A")]
+        {
+            assert!(read(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).is_ok(), "{target} {host}");
+        }
+        for (target, host) in
+            [("http://a:443/", "a"), ("https://a:80/", "a"), ("http://a:8080/", "a"), ("http://a/", "b")]
+        {
+            assert_eq!(read(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(HostMismatch.into()));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod chroma;
 pub mod debian;
 pub mod error;
 pub mod http;
+pub mod npm;
 pub mod paths;
 pub mod ports;
 pub mod postgres;

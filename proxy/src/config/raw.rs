@@ -174,7 +174,8 @@ pub struct App {
     pub idle_timeout: Text<Span>,
     /// Unused connections kept for each worker thread.
     pub max_idle: NonZeroU16,
-    /// Where the app shows its metrics. Unset: `/metrics` at `address`. Environment: OUTRIGGER_APP_METRICS.
+    /// Where the app shows its metrics. Unset: `/metrics` at `address`. On the public port its path gets 404 unless a route
+    /// names it. Environment: OUTRIGGER_APP_METRICS.
     pub metrics: Option<Text<MetricsUrl>>,
 }
 
@@ -372,7 +373,8 @@ pub struct Route {
     /// The label in metrics and logs: lower-case letters, digits, `-` and `_`; at most 64.
     #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself).
+    /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself). Capital letters and a slash at
+    /// the end make no difference.
     #[serde(default = "everything")]
     pub path: String,
     /// Methods, in capitals. Empty: all.

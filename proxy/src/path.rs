@@ -1,0 +1,457 @@
+//! The ways in which an app may read a request's path. Pure: bytes in, readings out.
+//!
+//! Outrigger forwards a path as it came, so what it decides about a path must hold for whatever the app makes of it.
+//! Frameworks differ: they match the path before or after percent-decoding, segment by segment or as a whole; a second
+//! server behind the first decodes again; some merge slashes, take `\` for `/`, cut off `;parameters`, decode overlong
+//! UTF-8, cut at a decoded `?`, or drop dots and blanks at a segment's end. A path in which nothing of that could matter
+//! has one reading and costs one scan. Any other one has a bounded number of readings, in lower case, and whoever decides
+//! looks at each ([`each_reading`]).
+//!
+//! Dot segments and control characters are refused in every reading: clients remove the ones before they send, and have no
+//! use for the others.
+
+use std::ops::ControlFlow;
+
+/// Why a path is refused, whatever the rules say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It has a segment `.` or `..` in some reading.
+    DotSegment,
+    /// It has a control character, encoded or not.
+    ControlCharacter,
+    /// It can be read in more ways than are tried.
+    TooManyReadings,
+}
+
+/// What one scan of a path tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// There is one way to read it.
+    pub is_plain: bool,
+    /// It has capital letters.
+    pub has_capitals: bool,
+}
+
+/// The most readings of one path.
+const MOST_READINGS: usize = 64;
+/// The longest path that is read in more than one way.
+const MOST_PATH: usize = 16 << 10;
+/// The most bytes that all readings of a path have together: some 0.2 ms of work.
+const MOST_BYTES: usize = 128 << 10;
+
+const CAPITAL: u8 = 1;
+const ODD: u8 = 2;
+/// `/` and `.`: odd beside each other, and a dot at the end.
+const SEPARATOR: u8 = 4;
+const BESIDE: u8 = 8;
+
+const CLASS: [u8; 256] = {
+    let mut class = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        class[byte] = match byte as u8 {
+            b'A'..=b'Z' => CAPITAL,
+            b'%' | b';' | b'\\' | 0..=b' ' | 0x7f => ODD,
+            b'/' | b'.' => SEPARATOR,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    class
+};
+
+/// Looks at each byte once. For paths as short as most are, a table is faster than the vector instructions.
+pub fn scan(path: &[u8]) -> Scan {
+    let (mut seen, mut before) = (0, 0);
+    for byte in path {
+        let class = CLASS[usize::from(*byte)];
+        seen |= class | (before & class & SEPARATOR) << 1;
+        before = class;
+    }
+    let is_plain = seen & (ODD | BESIDE) == 0 && path.last() != Some(&b'.');
+    Scan { is_plain, has_capitals: seen & CAPITAL != 0 }
+}
+
+/// A step that some servers take and others do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Overlong UTF-8 is decoded: `%C0%AF` is a slash.
+    Overlong,
+    /// The path ends at a `?` or `#` that was encoded.
+    Cut,
+    /// A backslash is a slash.
+    Backslash,
+    /// `;parameters` are no part of a segment.
+    Parameters,
+    /// Dots and blanks at the end of a segment are dropped.
+    Trim,
+    /// Several slashes are one.
+    Merge,
+}
+
+const STEPS: [Step; 6] = [Step::Overlong, Step::Cut, Step::Backslash, Step::Parameters, Step::Trim, Step::Merge];
+
+impl Step {
+    /// The steps that could change `text`, each alone or after others.
+    fn applying_to(text: &[u8]) -> Vec<Self> {
+        let has_overlong = text.iter().any(|byte| matches!(byte, 0xc0 | 0xc1 | 0xe0 | 0xf0));
+        let ascii = if has_overlong { decoded_overlong(text) } else { Vec::new() };
+        let is_overlong = has_overlong && ascii != text;
+        let (mut cut, mut backslash, mut parameters, mut trim, mut merge) = (false, false, false, false, false);
+        // Of both, for a step may be there to take only after the bytes were decoded.
+        for text in [text, &ascii] {
+            let mut before = 0;
+            for &byte in text {
+                let is_slash = |byte: u8| matches!(byte, b'/' | b'\\');
+                cut |= matches!(byte, b'?' | b'#');
+                backslash |= byte == b'\\';
+                parameters |= byte == b';';
+                trim |= matches!(before, b'.' | b' ') && (is_slash(byte) || matches!(byte, b';' | b'?' | b'#'));
+                // What other steps leave of a segment may be nothing.
+                merge |= is_slash(before) && (is_slash(byte) || matches!(byte, b';' | b'.' | b' '));
+                before = byte;
+            }
+            trim |= matches!(before, b'.' | b' ');
+        }
+        let applies = |step: &Self| match step {
+            Self::Overlong => is_overlong,
+            Self::Cut => cut,
+            Self::Backslash => backslash,
+            Self::Parameters => parameters,
+            Self::Trim => trim,
+            Self::Merge => merge,
+        };
+        STEPS.into_iter().filter(applies).collect()
+    }
+
+    fn take(self, text: &mut Vec<u8>) {
+        match self {
+            Self::Overlong => *text = decoded_overlong(text),
+            Self::Cut => text.truncate(text.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(text.len())),
+            Self::Backslash => text.iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/'),
+            Self::Parameters => strip_parameters(text),
+            Self::Trim => trim_segments(text),
+            Self::Merge => text.dedup_by(|byte, before| *byte == b'/' && *before == b'/'),
+        }
+    }
+}
+
+/// A path after some decoding.
+#[derive(Debug)]
+struct Level {
+    text: Vec<u8>,
+    /// Decoded more than once.
+    is_deep: bool,
+    /// What could change it.
+    steps: Vec<Step>,
+}
+
+impl Level {
+    fn new(text: &[u8], is_deep: bool) -> Self {
+        Self { text: text.to_vec(), is_deep, steps: Step::applying_to(text) }
+    }
+
+    fn readings(&self) -> usize {
+        1 << self.steps.len()
+    }
+
+    /// Writes the reading of this number.
+    fn read(&self, number: usize, reading: &mut Vec<u8>) -> Result<(), Unreadable> {
+        reading.clear();
+        reading.extend_from_slice(&self.text);
+        for (bit, step) in self.steps.iter().enumerate() {
+            if number >> bit & 1 == 1 {
+                if *step == Step::Trim {
+                    // It would make nothing of a dot segment.
+                    refuse_dot_segments(reading)?;
+                }
+                step.take(reading);
+            }
+        }
+        refuse_dot_segments(reading)?;
+        // Decoded twice, such as a line break in an address that is part of the path, it is nobody's path.
+        if !self.is_deep && reading.iter().any(u8::is_ascii_control) {
+            return Err(Unreadable::ControlCharacter);
+        }
+        reading.make_ascii_lowercase();
+        Ok(())
+    }
+}
+
+/// Gives `each` every reading of `path` that is not plain, in lower case, until it breaks off.
+///
+/// # Errors
+/// Why the path is refused; `each` may have been given some readings then.
+pub fn each_reading(path: &[u8], mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Unreadable> {
+    if path.len() > MOST_PATH {
+        return Err(Unreadable::TooManyReadings);
+    }
+    let levels = levels(path);
+    let readings: usize = levels.iter().map(Level::readings).sum();
+    let bytes: usize = levels.iter().map(|level| level.readings() * level.text.len()).sum();
+    let mut reading = Vec::with_capacity(path.len());
+    if readings > MOST_READINGS || bytes > MOST_BYTES {
+        // What is wrong in the first reading of each level is said all the same.
+        levels.iter().try_for_each(|level| level.read(0, &mut reading))?;
+        return Err(Unreadable::TooManyReadings);
+    }
+    for level in &levels {
+        for number in 0..level.readings() {
+            level.read(number, &mut reading)?;
+            if each(&reading).is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The path at each depth of decoding, with and without the `;parameters` that it has before any; each once.
+fn levels(path: &[u8]) -> Vec<Level> {
+    let mut levels = Vec::with_capacity(4);
+    add_levels(&mut levels, path);
+    if path.contains(&b';') {
+        let mut bare = path.to_vec();
+        strip_parameters(&mut bare);
+        add_levels(&mut levels, &bare);
+    }
+    levels
+}
+
+fn add_levels(levels: &mut Vec<Level>, text: &[u8]) {
+    let mut add = |text: &[u8], is_deep: bool| {
+        if levels.iter().all(|known| known.text != text) {
+            levels.push(Level::new(text, is_deep));
+        }
+    };
+    add(text, false);
+    let mut before = text.to_vec();
+    for is_deep in [false, true] {
+        if !before.contains(&b'%') {
+            break;
+        }
+        let whole = decode(&before, Slashes::Decoded);
+        add(&decode(&before, Slashes::Kept), is_deep);
+        add(&whole, is_deep);
+        before = whole;
+    }
+}
+
+/// What becomes of an encoded slash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slashes {
+    /// It separates segments like any other.
+    Decoded,
+    /// It stays as it is, part of its segment: the path is decoded segment by segment.
+    Kept,
+}
+
+/// Percent-decodes every byte but, if they are kept, slashes.
+pub fn decode(text: &[u8], slashes: Slashes) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        match encoded(rest) {
+            Some(decoded) if decoded != b'/' || slashes == Slashes::Decoded => {
+                out.push(decoded);
+                rest = &rest[3..];
+            }
+            _ => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// The byte that `text` begins with in its encoded form, such as `%2F`.
+pub fn encoded(text: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = *text else { return None };
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    };
+    Some(digit(high)? << 4 | digit(low)?)
+}
+
+/// With what is ASCII in more bytes than it needs in one.
+fn decoded_overlong(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        let (ascii, len) = match text[at..] {
+            [lead @ (0xc0 | 0xc1), last @ 0x80..=0xbf, ..] => ((lead & 1) << 6 | last & 0x3f, 2),
+            [0xe0, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, ..] => ((lead & 1) << 6 | last & 0x3f, 3),
+            [0xf0, 0x80, lead @ (0x80 | 0x81), last @ 0x80..=0xbf, ..] => ((lead & 1) << 6 | last & 0x3f, 4),
+            _ => (byte, 1),
+        };
+        out.push(ascii);
+        at += len;
+    }
+    out
+}
+
+fn strip_parameters(text: &mut Vec<u8>) {
+    let mut inside = false;
+    text.retain(|byte| {
+        inside = *byte != b'/' && (inside || *byte == b';');
+        !inside
+    });
+}
+
+fn trim_segments(text: &mut Vec<u8>) {
+    let kept: Vec<&[u8]> = text.split(|byte| *byte == b'/').map(trimmed).collect();
+    *text = kept.join(&b'/');
+}
+
+fn trimmed(segment: &[u8]) -> &[u8] {
+    let end = segment.iter().rposition(|byte| !matches!(byte, b'.' | b' ')).map_or(0, |last| last + 1);
+    &segment[..end]
+}
+
+fn refuse_dot_segments(reading: &[u8]) -> Result<(), Unreadable> {
+    let is_dots = |segment: &[u8]| matches!(segment.trim_ascii_end(), b"." | b"..");
+    if reading.split(|byte| *byte == b'/').any(is_dots) { Err(Unreadable::DotSegment) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn readings(path: &str) -> Result<Vec<String>, Unreadable> {
+        let mut all = Vec::new();
+        each_reading(path.as_bytes(), |reading| {
+            let reading = String::from_utf8_lossy(reading).into_owned();
+            if !all.contains(&reading) {
+                all.push(reading);
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn a_path_that_everybody_reads_alike_is_plain() {
+        for path in
+            ["/", "/api/v1/documents", "/a/b-c_d~e", "/a.b/c.txt", "/@scope/name", "/a:b,c=d+e!", "/café", "*", ""]
+        {
+            assert_eq!(scan(path.as_bytes()), Scan { is_plain: true, has_capitals: false }, "{path}");
+        }
+        assert_eq!(scan(b"/Api"), Scan { is_plain: true, has_capitals: true });
+        for path in
+            ["//", "/a//b", "/%61", "/a;b", "/a\\b", "/.", "/./a", "/a/..", "/a.", "/a./b", "/.a", "/a\0", "/a\x7f"]
+        {
+            assert!(!scan(path.as_bytes()).is_plain, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_dot_segment_is_refused_in_every_spelling() {
+        for path in [
+            "/..",
+            "/.",
+            "/./",
+            "/a/../b",
+            "/a/./b",
+            "/a/..",
+            "/a/.",
+            "/%2e%2e/a",
+            "/.%2E/a",
+            "/%2e/a",
+            "/a%2f..%2fb",
+            "/a/..%2Fb",
+            "/a\\..\\b",
+            "/a%5c..%5cb",
+            "/a/..;/b",
+            "/a/..;x=1/b",
+            "/..%3bx/a",
+            "/%252e%252e/a",
+            "/a%252f..%252fb",
+            "/%c0%ae%c0%ae/a",
+            "/%e0%80%ae./a",
+            "/a/..%3Fx",
+            "/a/..%23",
+            "/a/.. /b",
+            "/a/..%20/b",
+            "/;x/../a",
+            "//../a",
+            "/a/%2e%2e%5Cb",
+        ] {
+            assert_eq!(readings(path), Err(Unreadable::DotSegment), "{path}");
+        }
+        for path in ["/.well-known/x", "/a/...", "/a..b", "/a/..b", "/a/b..", "/%2ea"] {
+            assert!(readings(path).is_ok(), "{path}: {:?}", readings(path));
+        }
+    }
+
+    #[test]
+    fn a_control_character_is_refused() {
+        for path in ["/a%00", "/%0d%0aa", "/a%1f/b", "/a%7F", "/a%c0%80", "/a%09b"] {
+            assert_eq!(readings(path), Err(Unreadable::ControlCharacter), "{path}");
+        }
+        assert!(readings("/fetch/http:%2F%2Fx%2F%250a").is_ok());
+    }
+
+    #[test]
+    fn what_an_app_may_make_of_a_path_is_among_its_readings() {
+        for (path, expected) in [
+            // Decoded as a whole; segment by segment; not at all; twice.
+            ("/api%2Flogin", "/api/login"),
+            ("/api%2F%6Cogin", "/api%2flogin"),
+            ("/api/%6Cogin", "/api/%6cogin"),
+            ("/api%252Flogin", "/api/login"),
+            ("/api/%256Cogin", "/api/login"),
+            ("//api///login", "/api/login"),
+            ("/api/login;x=1", "/api/login"),
+            ("/api;a/login;b", "/api/login"),
+            // Parameters before decoding, and after.
+            ("/api%2Flogin;%2Fx", "/api/login"),
+            ("/api/login%3Bx", "/api/login"),
+            ("/api\\login", "/api/login"),
+            ("/api%5Clogin", "/api/login"),
+            ("/api%c0%aflogin", "/api/login"),
+            ("/api/login%3Fx", "/api/login"),
+            ("/api/login%23x", "/api/login"),
+            ("/api/login.", "/api/login"),
+            ("/api/login%20", "/api/login"),
+            ("/api./login", "/api/login"),
+            ("/api/;x/login", "/api/login"),
+            ("/API/LOGIN%20", "/api/login"),
+        ] {
+            assert!(readings(path).unwrap().iter().any(|reading| reading == expected), "{path}: {:?}", readings(path));
+            let as_it_came = path.to_ascii_lowercase();
+            assert!(readings(path).unwrap().contains(&as_it_came), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_work_has_a_bound() {
+        assert_eq!(readings("/a//b;c%2F%5C%3F.%20/%25252F;"), Err(Unreadable::TooManyReadings));
+        assert_eq!(readings(&format!("/{}", "%20".repeat(30_000))), Err(Unreadable::TooManyReadings));
+        assert_eq!(readings(&format!("/{};//%5C./../", "%20".repeat(5_000))), Err(Unreadable::DotSegment));
+        assert!(readings(&format!("/{}", "%20".repeat(5_000))).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_path_has_no_other_reading(path in "/[-a-z/.%;A-Z]{0,12}") {
+            if scan(path.as_bytes()).is_plain {
+                prop_assert_eq!(readings(&path), Ok(vec![path.to_ascii_lowercase()]));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic_or_work_without_end(path in prop::collection::vec(prop::sample::select(&b"/.;\\%25cfae0?# A\xc0\xaf\x80"[..]), 0..200)) {
+            let mut number = 0;
+            let _ = each_reading(&path, |_| {
+                number += 1;
+                ControlFlow::Continue(())
+            });
+            prop_assert!(number <= MOST_READINGS);
+        }
+    }
+}
