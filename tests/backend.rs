@@ -143,6 +143,11 @@ impl Backend {
         Self::on(Address::Tcp(([127, 0, 0, 1], ports::free().expect("a free port")).into()))
     }
 
+    /// The same on this port of an address of this host.
+    pub fn start_at(address: SocketAddr) -> Self {
+        Self::on(Address::Tcp(address))
+    }
+
     /// The same on a Unix socket.
     pub fn start_unix(socket: &Path) -> Self {
         Self::on(Address::Unix(socket.to_owned()))

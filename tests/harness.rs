@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -44,6 +45,8 @@ pub struct Setup {
     pub admin: SocketAddr,
     app: String,
     env: Vec<(String, String)>,
+    /// What runs it, instead of the system alone.
+    through: Vec<String>,
 }
 
 impl Setup {
@@ -58,7 +61,7 @@ impl Setup {
         let dir = fresh_dir();
         let file = dir.join("proxy.toml");
         let (address, h2c, admin) = (local(), local(), local());
-        let setup = Self { dir, file, address, h2c, admin, app, env: Vec::new() };
+        let setup = Self { dir, file, address, h2c, admin, app, env: Vec::new(), through: Vec::new() };
         fs::write(&setup.file, setup.text(rules)).expect("the rules can be written");
         setup
     }
@@ -82,9 +85,38 @@ impl Setup {
         self
     }
 
+    /// The app is there, as the rules are to say it: call it before [`Setup::start`].
+    #[must_use]
+    pub fn app_at(mut self, address: &str, rules: &str) -> Self {
+        address.clone_into(&mut self.app);
+        fs::write(&self.file, self.text(rules)).expect("the rules can be written");
+        self
+    }
+
+    /// Runs it by this command, which gets the program and its arguments as its last.
+    #[must_use]
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.through = command.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(self) -> Proxy {
-        let mut program = Program::new(outrigger()).args(["run", "--config"]).arg(&self.file).dir(&self.dir);
+        let named = [OsString::from("run"), "--config".into(), self.file.clone().into()];
+        self.start_with(&named)
+    }
+
+    /// The same without naming a file: it finds `config/proxy.toml` in its directory, or none.
+    pub fn start_without_naming_a_file(self) -> Proxy {
+        self.start_with(&["run".into()])
+    }
+
+    fn start_with(self, args: &[OsString]) -> Proxy {
+        let mut program = match self.through.split_first() {
+            None => Program::new(outrigger()),
+            Some((by, rest)) => Program::new(by).args(rest).arg(outrigger()),
+        };
+        program = program.args(args).dir(&self.dir);
         for name in foreign_variables() {
             program = program.without_env(name);
         }

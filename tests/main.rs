@@ -52,3 +52,4 @@ mod sessions;
 mod shared_limits;
 mod streams;
 mod tracing;
+mod upstream;

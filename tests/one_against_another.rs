@@ -6,6 +6,7 @@ mod audit;
 mod bans;
 mod breaker;
 mod connections;
+mod descriptors;
 mod limits;
 mod metrics_page;
 mod queue;

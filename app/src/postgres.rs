@@ -287,7 +287,8 @@ impl Connector {
         }
         config
             .application_name("outrigger-app")
-            .connect_timeout(settings.db_connect_timeout.get())
+            // For each address of the name; all of them have `db_connect_timeout`, so one that is silent leaves time for others.
+            .connect_timeout(settings.db_connect_timeout.get() / 3)
             .keepalives(true)
             .keepalives_idle(Duration::from_secs(15))
             .keepalives_interval(Duration::from_secs(5))

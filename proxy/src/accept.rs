@@ -29,11 +29,12 @@ use crate::rejection::Rejection;
 use crate::request_id::RequestId;
 use crate::state::{OpenConnection, Phase, State};
 use crate::timer::Timer;
+use crate::upstream::Resource;
 use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
 
-/// When the process closes connections at rest: how long one must have rested. A client that is about to send on a
+/// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
 /// connection it just used gets its answer, with `Connection: close`.
-const RESTED: Duration = Duration::from_millis(500);
+pub const RESTED: Duration = Duration::from_millis(500);
 
 /// How long a connection may take to be complete that was being made when the listener stopped taking new ones.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
@@ -83,7 +84,7 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
         };
         match accepted {
             Ok((socket, client)) => take(socket, client, protocol, &worker),
-            Err(e) => accept_failed(&e).await,
+            Err(e) => accept_failed(&e, &worker.state).await,
         }
     }
     // From here on the kernel answers nobody new. Who was being connected has a moment to be, and is served.
@@ -126,21 +127,30 @@ fn refuse_new(listener: &TcpListener) {
     }
 }
 
-async fn accept_failed(error: &std::io::Error) {
-    // A client that left between connecting and accepting is none of our concern. Anything else, such as too many
-    // open files, lasts: without a pause this loop would eat the CPU that could free some.
-    if error.kind() != std::io::ErrorKind::ConnectionAborted {
-        tracing::error!(
-            "no connection can be accepted: {error}; raise the limit of open files or lower max_connections"
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
+async fn accept_failed(error: &std::io::Error, state: &State) {
+    // A client that left between connecting and accepting is none of our concern.
+    if error.kind() == std::io::ErrorKind::ConnectionAborted {
+        return;
     }
+    let made_room = match Resource::of_process_by(error) {
+        Some(resource) => state.exhaustion.note(resource, state),
+        None => {
+            tracing::error!("no connection can be accepted: {error}");
+            false
+        }
+    };
+    // Those that were told to close do so in a moment. Anything else lasts: without a pause this loop would eat the CPU that could end it.
+    tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
 }
 
 fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Worker) {
     let state = &worker.state;
     state.metrics.connections_total.inc();
     let address = client.ip().to_canonical();
+    // The last descriptors are for what these clients ask for: connections to the app, the audit trail, the log.
+    if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {
+        return turn_away(&socket, address, worker);
+    }
     let Some(open) = state.open_connection(worker.listener, address) else {
         return turn_away(&socket, address, worker);
     };

@@ -23,13 +23,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::TcpListener;
 
 use self::access::{Endpoints, Needs};
-use crate::config::Target;
 use crate::exposition::{Dialect, Merged};
 use crate::limits::shared::Mode as Sharing;
 use crate::state::{Phase, State};
+use crate::upstream::{ConnectError, Upstream};
 
 /// How long the app may take for its metrics; Prometheus gives ten seconds for both.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -116,9 +116,9 @@ async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(last): Extensi
 
 async fn merge(state: &State) -> Result<String, prometheus::Error> {
     let rules = state.rules.load_full();
-    let (target, path) = &rules.config.app.metrics;
+    let (upstream, path) = &rules.config.app.metrics;
     // An app that is down is a fact to be shown, not an error of the scrape.
-    let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(target, path)).await.unwrap_or(Err(ScrapeError::Late));
+    let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(upstream, path)).await.unwrap_or(Err(ScrapeError::Late));
     let up = u8::from(fetched.is_ok());
     let of_app = fetched.unwrap_or_else(|e| {
         tracing::debug!("the app's metrics cannot be fetched: {e}");
@@ -177,7 +177,7 @@ struct OfApp {
 #[derive(Debug, thiserror::Error)]
 enum ScrapeError {
     #[error("{0}")]
-    Connect(#[from] std::io::Error),
+    Connect(#[from] ConnectError),
     #[error("{0}")]
     Http(#[from] hyper::Error),
     #[error("{0}")]
@@ -192,11 +192,8 @@ enum ScrapeError {
     Late,
 }
 
-async fn fetch(target: &Target, path: &str) -> Result<OfApp, ScrapeError> {
-    match target {
-        Target::Tcp(address) => ask(TcpStream::connect(address).await?, path).await,
-        Target::Unix(socket) => ask(UnixStream::connect(&**socket).await?, path).await,
-    }
+async fn fetch(upstream: &Upstream, path: &str) -> Result<OfApp, ScrapeError> {
+    ask(upstream.connect().await?, path).await
 }
 
 async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {

@@ -15,13 +15,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::Target;
+use crate::upstream::ConnectError;
 
-/// A connection to the app.
+/// A connection to the app, and where it leads.
 #[derive(Debug)]
-pub enum AppStream {
-    /// TCP.
+pub struct AppStream {
+    io: Io,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Io {
     Tcp(TcpStream),
-    /// A Unix socket.
     Unix(UnixStream),
 }
 
@@ -29,45 +34,62 @@ impl AppStream {
     /// Opens a new one.
     ///
     /// # Errors
-    /// The system's.
-    pub async fn connect(target: &Target) -> io::Result<Self> {
-        match target {
-            Target::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
+    /// See [`ConnectError`].
+    pub async fn connect(target: &Target) -> Result<Self, ConnectError> {
+        let connected = async {
+            match target {
+                Target::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    Ok(Io::Tcp(stream))
+                }
+                Target::Unix(path) => UnixStream::connect(path).await.map(Io::Unix),
             }
-            Target::Unix(path) => UnixStream::connect(path).await.map(Self::Unix),
+        };
+        match connected.await {
+            Ok(io) => Ok(Self { io, target: target.clone() }),
+            Err(e) => Err(ConnectError::new(e, target)),
         }
     }
 
     /// Opens one to a peer, which ends when the peer has gone without a word.
     ///
     /// # Errors
-    /// The system's.
-    pub async fn connect_to_peer(target: &Target) -> io::Result<Self> {
+    /// See [`ConnectError`].
+    pub async fn connect_to_peer(target: &Target) -> Result<Self, ConnectError> {
         let stream = Self::connect(target).await?;
-        if let Self::Tcp(stream) = &stream {
-            end_with_peer(stream)?;
+        if let Io::Tcp(tcp) = &stream.io {
+            end_with_peer(tcp).map_err(|e| ConnectError::new(e, target))?;
         }
         Ok(stream)
     }
 
     /// The address that it was opened from; `None` for a Unix socket.
     pub fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(stream) => stream.local_addr().ok(),
-            Self::Unix(_) => None,
+        match &self.io {
+            Io::Tcp(stream) => stream.local_addr().ok(),
+            Io::Unix(_) => None,
         }
+    }
+
+    /// Where it leads.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// One end of a pair.
+    #[cfg(test)]
+    pub fn of_unix(stream: UnixStream) -> Self {
+        Self { io: Io::Unix(stream), target: Target::Unix(std::path::Path::new("pair").into()) }
     }
 
     /// Whether the app has neither closed it nor said anything on it. Asks the kernel only if the runtime was told that
     /// there is something.
     fn is_quiet(&self) -> bool {
         let mut byte = [0];
-        let read = match self {
-            Self::Tcp(stream) => stream.try_read(&mut byte),
-            Self::Unix(stream) => stream.try_read(&mut byte),
+        let read = match &self.io {
+            Io::Tcp(stream) => stream.try_read(&mut byte),
+            Io::Unix(stream) => stream.try_read(&mut byte),
         };
         matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
@@ -75,18 +97,18 @@ impl AppStream {
 
 impl AsyncRead for AppStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for AppStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -95,9 +117,9 @@ impl AsyncWrite for AppStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -120,7 +142,6 @@ pub fn end_with_peer(stream: &TcpStream) -> io::Result<()> {
 #[derive(Debug)]
 struct Kept {
     stream: AppStream,
-    target: Target,
     since: Instant,
 }
 
@@ -129,11 +150,11 @@ thread_local! {
     static KEPT: RefCell<VecDeque<Kept>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// The newest connection to `target` that is still usable.
-pub fn take(target: &Target) -> Option<AppStream> {
+/// The newest connection that is still usable and leads where `is_wanted`.
+pub fn take(is_wanted: impl Fn(&Target) -> bool) -> Option<AppStream> {
     KEPT.with_borrow_mut(|kept| {
-        // Nearly always the newest: few lead to peers, and to an app whose address has changed until they are old.
-        while let Some(at) = kept.iter().rposition(|kept| kept.target == *target) {
+        // Nearly always the newest: few lead to peers, and to an app whose address has changed until they are swept away.
+        while let Some(at) = kept.iter().rposition(|kept| is_wanted(&kept.stream.target)) {
             if let Some(newest) = kept.remove(at).filter(|newest| newest.stream.is_quiet()) {
                 return Some(newest.stream);
             }
@@ -143,20 +164,18 @@ pub fn take(target: &Target) -> Option<AppStream> {
 }
 
 /// Keeps a connection for the next request; beyond `most`, the oldest goes.
-pub fn keep(stream: AppStream, target: &Target, most: usize, now: Instant) {
+pub fn keep(stream: AppStream, most: usize, now: Instant) {
     KEPT.with_borrow_mut(|kept| {
         if kept.len() >= most {
             kept.pop_front();
         }
-        kept.push_back(Kept { stream, target: target.clone(), since: now });
+        kept.push_back(Kept { stream, since: now });
     });
 }
 
-/// Closes what has been kept for longer than `idle_timeout`.
-pub fn sweep(idle_timeout: Duration) {
+/// Closes what has been kept for longer than `idle_timeout`, and what leads where nothing goes any more.
+pub fn sweep(idle_timeout: Duration, is_wanted: impl Fn(&Target) -> bool) {
     KEPT.with_borrow_mut(|kept| {
-        while kept.front().is_some_and(|oldest| oldest.since.elapsed() >= idle_timeout) {
-            kept.pop_front();
-        }
+        kept.retain(|kept| kept.since.elapsed() < idle_timeout && is_wanted(&kept.stream.target));
     });
 }

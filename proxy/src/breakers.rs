@@ -339,8 +339,8 @@ fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
         503 if exchange.says_when => None,
         // What its client asked for took longer than the same client allows.
         503 | 504 if had_less_time(exchange) => None,
-        // The app has no such method, or no such version: that is about the request.
-        501 | 505 => None,
+        // The app has no such method, or no such version: that is about the request. 508: it goes in a circle, or asks for one.
+        501 | 505 | 508 => None,
         504 => Some(Err(Failure::Reported)),
         502 | 503 => Some(Err(Failure::Silent)),
         500.. => Some(Err(Failure::Answered)),

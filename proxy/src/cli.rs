@@ -6,12 +6,15 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::{Config, process_environment};
+use crate::config::{Config, ConfigError, process_environment};
 use crate::explain::{explain, field};
+use crate::upstream::own::OwnListeners;
 
 /// The exit code of a wrong configuration.
 const EX_CONFIG: u8 = 78;
@@ -20,9 +23,9 @@ const EX_CONFIG: u8 = 78;
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, max_term_width = 100)]
 pub struct Cli {
-    /// The configuration.
-    #[arg(long, global = true, env = "OUTRIGGER_CONFIG", default_value = "config/proxy.toml", value_name = "FILE")]
-    config: PathBuf,
+    /// The configuration. Unset: config/proxy.toml, and where that is not there, every default.
+    #[arg(long, global = true, env = "OUTRIGGER_CONFIG", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -64,10 +67,12 @@ enum Command {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A variable that is set to nothing names nothing.
+    let named = cli.config.filter(|file| !file.as_os_str().is_empty());
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(&cli.config),
-        Command::Check { file } => check(&file.unwrap_or(cli.config)),
-        Command::Explain { method, path, headers, from } => with_config(&cli.config, |config| {
+        Command::Run => run(named.as_deref()),
+        Command::Check { file } => check(file.or(named).as_deref()),
+        Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();
             for (name, value) in headers {
                 fields.append(name, value);
@@ -77,7 +82,7 @@ pub fn main() -> ExitCode {
                 Err(e) => fail(&e),
             }
         }),
-        Command::Audit(what) => audit::main(&cli.config, *what),
+        Command::Audit(what) => audit::main(named.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), *what),
         Command::Schema => match serde_json::to_string_pretty(&crate::config::schema()) {
             Ok(text) => say(&format!("{text}\n")),
             Err(e) => fail(&e),
@@ -90,9 +95,39 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(file: &Path) -> ExitCode {
-    match Config::load(file, &process_environment) {
-        Ok(config) => match crate::run(config, file) {
+/// Where the configuration is when nobody says where.
+const DEFAULT_FILE: &str = "config/proxy.toml";
+/// How long the start waits for the addresses of names: it goes on without them.
+const START_PATIENCE: Duration = Duration::from_millis(300);
+/// The same for `check`, which has nothing else to do.
+const CHECK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The file, and whether it is there. One that was named has to be.
+fn configuration(named: Option<&Path>) -> (&Path, bool) {
+    let file = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let is_missing = || std::fs::metadata(file).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    (file, named.is_some() || !is_missing())
+}
+
+fn load(named: Option<&Path>, patience: Duration) -> Result<Config, ConfigError> {
+    match configuration(named) {
+        (file, true) => Config::load_and_look_up(file, &process_environment, patience, &OwnListeners::default()),
+        (_, false) => Config::without_file(&process_environment, patience),
+    }
+}
+
+/// The same for commands that connect to nothing in it: names are not looked up.
+fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
+    match configuration(named) {
+        (file, true) => Config::load(file, &process_environment),
+        (file, false) => Config::parse(file, "", &process_environment),
+    }
+}
+
+fn run(named: Option<&Path>) -> ExitCode {
+    let (file, is_there) = configuration(named);
+    match load(named, START_PATIENCE) {
+        Ok(config) => match crate::run(config, file, is_there) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },
@@ -100,28 +135,39 @@ fn run(file: &Path) -> ExitCode {
     }
 }
 
-fn check(file: &Path) -> ExitCode {
-    let shown = file.display().to_string();
-    with_config(file, |config| {
-        // The health endpoints and the default are always there.
-        let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
-        for warning in &config.warnings {
-            // Standard error that is gone cannot be told about.
-            let _ = writeln!(io::stderr(), "warning: {warning}");
-        }
-        let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
-        say(&format!("{shown}: in order, {routes} routes{limits}\n"))
-    })
+fn check(named: Option<&Path>) -> ExitCode {
+    let (file, is_there) = configuration(named);
+    let config = match load(named, CHECK_PATIENCE) {
+        Ok(config) => config,
+        Err(e) => return refuse(&e),
+    };
+    for warning in &config.warnings {
+        // Standard error that is gone cannot be told about.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    // The health endpoints and the default are always there.
+    let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
+    let shown = file.display();
+    let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
+    let mut text = if is_there {
+        format!("{shown}: in order, {routes} routes{limits}\n")
+    } else {
+        format!("there is no {shown}: every default is in force{limits}\n")
+    };
+    for name in config.unknown_names() {
+        text.push_str(&format!("note: no address is known for {name} now; it is looked up again until there is one\n"));
+    }
+    say(&text)
 }
 
-fn with_config(file: &Path, then: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
-    match Config::load(file, &process_environment) {
+fn with_config(named: Option<&Path>, then: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match load_alone(named) {
         Ok(config) => then(&config),
         Err(e) => refuse(&e),
     }
 }
 
-fn refuse(error: &crate::config::ConfigError) -> ExitCode {
+fn refuse(error: &ConfigError) -> ExitCode {
     // Standard error that is gone cannot be told about.
     let _ = write!(io::stderr(), "{error}");
     ExitCode::from(EX_CONFIG)

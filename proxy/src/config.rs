@@ -16,7 +16,7 @@ pub mod resilience;
 pub mod units;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use self::audit::AuditRules;
 use self::check::{Node, Step, Value};
 pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
-use self::machines::{AffinityRules, PeerRules, This};
+use self::machines::{AffinityRules, FoundBy, PeerRules, This};
 pub use self::raw::{ForwardedStyle, LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::resilience::{BreakerRules, FaultRule, RetryRules};
@@ -41,6 +41,8 @@ use crate::client_address::Edge;
 use crate::credentials::Credentials;
 use crate::limits::Limits;
 use crate::route::{Conditions, Route, RouteTable};
+use crate::upstream::own::OwnListeners;
+use crate::upstream::{self, Upstream};
 
 /// Everything the proxy was told.
 #[derive(Clone, Debug)]
@@ -148,7 +150,7 @@ pub struct App {
     /// As configured, for messages.
     pub address: AppAddress,
     /// As connected to.
-    pub target: Target,
+    pub upstream: Arc<Upstream>,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long a request may take until the head of its answer is there, and how long an answer may pause.
@@ -162,7 +164,22 @@ pub struct App {
     /// Unused connections kept for each worker.
     pub max_idle: usize,
     /// Where the app's metrics are.
-    pub metrics: (Target, String),
+    pub metrics: (Arc<Upstream>, String),
+}
+
+impl App {
+    /// Keeps what was found for names that are still the same.
+    pub fn adopt(&mut self, before: &Self) {
+        let metrics_are_the_apps = Arc::ptr_eq(&self.metrics.0, &self.upstream);
+        for (upstream, before) in [(&mut self.upstream, &before.upstream), (&mut self.metrics.0, &before.metrics.0)] {
+            if upstream.is_same(before) {
+                *upstream = Arc::clone(before);
+            }
+        }
+        if metrics_are_the_apps {
+            self.metrics.0 = Arc::clone(&self.upstream);
+        }
+    }
 }
 
 /// The operators' listener, checked.
@@ -178,7 +195,7 @@ pub struct AdminRules {
     pub is_on_fly: bool,
 }
 
-/// A resolved address.
+/// Where a connection leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A Unix socket.
@@ -246,13 +263,38 @@ impl Config {
     /// # Errors
     /// Every problem of the file and of the environment, with its place.
     pub fn load(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let source = std::fs::read_to_string(file).map_err(|e| {
-            let problem = Problem::new(Place::Whole, format!("cannot be read: {e}")).hint(
-                "name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start",
-            );
-            ConfigError::new(file, "", vec![problem])
-        })?;
+        let source = read(file)?;
         Self::parse(file, &source, environment)
+    }
+
+    /// The same for rules that are to be in force, or would be: their names are looked up as well, for `patience` at the most, so
+    /// that what leads back to this proxy is refused. A name that is unknown is no mistake: it is looked up again later.
+    /// Blocks. `own`: what the process listens on that would take the rules over, besides what these say.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_and_look_up(
+        file: &Path,
+        environment: Environment<'_>,
+        patience: Duration,
+        own: &OwnListeners,
+    ) -> Result<Self, ConfigError> {
+        let source = read(file)?;
+        let (config, places) = Self::parse_with_places(file, &source, environment)?;
+        let mut own_listeners = OwnListeners::of(&config);
+        own_listeners.extend(own);
+        let problems = config.leads_here(&places, patience, &own_listeners);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::new(file, source, problems)) }
+    }
+
+    /// All defaults, as the environment changes them: for a process that has no file.
+    ///
+    /// # Errors
+    /// Every problem of the environment.
+    pub fn without_file(environment: Environment<'_>, patience: Duration) -> Result<Self, ConfigError> {
+        let (config, places) = Self::parse_with_places(Path::new("no file"), "", environment)?;
+        let problems = config.leads_here(&places, patience, &OwnListeners::of(&config));
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::new("no file", "", problems)) }
     }
 
     /// Checks `source`; `file` is its name in messages.
@@ -260,6 +302,14 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(file: &Path, source: &str, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        Self::parse_with_places(file, source, environment).map(|(config, _)| config)
+    }
+
+    fn parse_with_places(
+        file: &Path,
+        source: &str,
+        environment: Environment<'_>,
+    ) -> Result<(Self, UpstreamPlaces), ConfigError> {
         let (mut root, mut problems) = check::parse(source);
         overlay_environment(&mut root, environment);
         let warnings = take_removed(&mut root);
@@ -270,10 +320,10 @@ impl Config {
                 Ok(raw) => {
                     let mut builder = Builder { root: &root, environment, problems: Vec::new(), warnings };
                     let config = builder.build(&raw);
-                    if let (Some(config), true) = (config, builder.problems.is_empty()) {
+                    if builder.problems.is_empty() {
                         let shown = |warning| ConfigError::new(file, source, vec![warning]).to_string();
                         let warnings = builder.warnings.into_iter().map(shown).collect();
-                        return Ok(Self { warnings, limits_unset, ..config });
+                        return Ok((Self { warnings, limits_unset, ..config }, UpstreamPlaces::of(&root)));
                     }
                     problems = builder.problems;
                 }
@@ -281,6 +331,40 @@ impl Config {
             }
         }
         Err(ConfigError::new(file, source, problems))
+    }
+
+    /// Its upstreams that are listeners of this proxy. Looks names up, and keeps what it finds.
+    fn leads_here(&self, places: &UpstreamPlaces, patience: Duration, own: &OwnListeners) -> Vec<Problem> {
+        let (address, metrics) = (&self.app.upstream, &self.app.metrics.0);
+        let mut upstreams = vec![("app.address", address, &places.address)];
+        if !Arc::ptr_eq(address, metrics) {
+            upstreams.push(("app.metrics", metrics, &places.metrics));
+        }
+        let leads_here = |(key, upstream, place): (&str, &Arc<Upstream>, &Place)| {
+            let (shown, reached) = match &**upstream {
+                Upstream::Fixed(Target::Unix(_)) => return None,
+                Upstream::Fixed(Target::Tcp(address)) => (address.to_string(), own.reached_by(*address)),
+                Upstream::Named(name) => {
+                    let found = name.look_up_within(patience)?;
+                    let reached = found.iter().find_map(|address| own.reached_by(*address));
+                    name.set(found, own);
+                    (name.shown(), reached)
+                }
+            };
+            let message = format!("`{key}` is {shown}, which is {}: this proxy itself", reached?);
+            Some(Problem::new(place.clone(), message).hint(upstream::own::HINT))
+        };
+        upstreams.into_iter().filter_map(leads_here).collect()
+    }
+
+    /// The names whose addresses are not known.
+    pub fn unknown_names(&self) -> Vec<String> {
+        let upstreams = [&self.app.upstream, &self.app.metrics.0];
+        let mut names: Vec<_> = upstreams.iter().filter_map(|upstream| upstream.name()).collect();
+        names.retain(|name| name.is_unknown());
+        let mut names: Vec<_> = names.into_iter().map(upstream::Name::shown).collect();
+        names.dedup();
+        names
     }
 
     /// What a feature does for everybody, as text for `explain` and health.
@@ -317,6 +401,27 @@ impl Config {
         ];
         changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
     }
+}
+
+/// Where the file, or the environment, names what connections are made to.
+struct UpstreamPlaces {
+    address: Place,
+    metrics: Place,
+}
+
+impl UpstreamPlaces {
+    fn of(root: &Node) -> Self {
+        let place = |key| root.nearest(&[Step::Key("app"), Step::Key(key)]).1.place.clone();
+        Self { address: place("address"), metrics: place("metrics") }
+    }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file).map_err(|e| {
+        let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))
+            .hint("name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start");
+        ConfigError::new(file, "", vec![problem])
+    })
 }
 
 /// The JSON Schema of the file, draft 7, which editors understand best.
@@ -397,7 +502,7 @@ impl Builder<'_> {
         self.problems.push(Problem::new(place, message).hint(hint));
     }
 
-    fn build(&mut self, raw: &Raw) -> Option<Config> {
+    fn build(&mut self, raw: &Raw) -> Config {
         self.check_spans(raw);
         let server = Server {
             listen: raw.server.listen.0,
@@ -447,7 +552,7 @@ impl Builder<'_> {
                 "a body takes up to 128KiB while it is kept",
             );
         }
-        let app = self.app(raw);
+        let app = Self::app(raw);
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
         let (breakers, numbers) = self.breakers(raw);
@@ -467,10 +572,10 @@ impl Builder<'_> {
         let audit = self.audit(raw);
         let this = self.this_machine(raw);
         let (affinity, peers) = (self.affinity(raw, this.as_ref()), self.peers(raw, this.as_ref()));
-        Some(Config {
+        let config = Config {
             server,
             client,
-            app: app?,
+            app,
             admin: self.admin(raw),
             edge: self.edge(raw),
             credentials,
@@ -493,7 +598,9 @@ impl Builder<'_> {
             affinity,
             peers,
             audit,
-        })
+        };
+        self.check_not_own(&config);
+        config
     }
 
     fn check_spans(&mut self, raw: &Raw) {
@@ -571,40 +678,52 @@ impl Builder<'_> {
         }
     }
 
-    fn app(&mut self, raw: &Raw) -> Option<App> {
-        let target = self.target(&raw.app.address.0, &[Step::Key("app"), Step::Key("address")]);
+    fn app(raw: &Raw) -> App {
+        let upstream = Arc::new(Upstream::new(&raw.app.address.0));
         let metrics = match &raw.app.metrics {
             Some(url) => {
                 let MetricsUrl { authority, path } = &url.0;
-                let address = AppAddress::Tcp(authority.clone());
-                self.target(&address, &[Step::Key("app"), Step::Key("metrics")]).map(|target| (target, path.clone()))
+                (Arc::new(Upstream::new(&AppAddress::Tcp(authority.clone()))), path.clone())
             }
-            None => target.clone().map(|target| (target, DEFAULT_METRICS.to_owned())),
+            None => (Arc::clone(&upstream), DEFAULT_METRICS.to_owned()),
         };
-        Some(App {
+        App {
             address: raw.app.address.0.clone(),
-            target: target?,
+            upstream,
             connect_timeout: raw.app.connect_timeout.0.0,
             timeout: raw.app.timeout.0.0,
             hold: raw.app.hold.0.0,
             stream_timeout: raw.app.stream_timeout.0.0,
             idle_timeout: raw.app.idle_timeout.0.0,
             max_idle: raw.app.max_idle.get().into(),
-            metrics: metrics?,
-        })
+            metrics,
+        }
     }
 
-    fn target(&mut self, address: &AppAddress, path: &[Step<'_>]) -> Option<Target> {
-        match address {
-            AppAddress::Unix(path) => Some(Target::Unix(path.as_path().into())),
-            AppAddress::Tcp(text) => match text.to_socket_addrs().map(|mut found| found.next()) {
-                Ok(Some(address)) => Some(Target::Tcp(address)),
-                Ok(None) | Err(_) => {
-                    let message = format!("no address is known for {text:?}");
-                    self.complain(path, message, "check the name, or write the address itself");
-                    None
+    /// Connections to one of our own listeners would be a loop. Names are looked up later: see [`Config::load_and_look_up`].
+    fn check_not_own(&mut self, config: &Config) {
+        let own = OwnListeners::of(config);
+        for (key, upstream) in [("address", &config.app.upstream), ("metrics", &config.app.metrics.0)] {
+            if key == "metrics" && Arc::ptr_eq(upstream, &config.app.upstream) {
+                continue;
+            }
+            if let Upstream::Fixed(Target::Tcp(address)) = **upstream
+                && let Some(reached) = own.reached_by(address)
+            {
+                let message = format!("`app.{key}` is {address}, which is {reached}: this proxy itself");
+                self.complain(&[Step::Key("app"), Step::Key(key)], message, upstream::own::HINT);
+            }
+        }
+        // A list may name this Machine as well, at the listener for peers.
+        let own = own.without_peers();
+        if let Some(FoundBy::List(list)) = config.peers.as_ref().map(|peers| &peers.found_by) {
+            for (index, address) in list.iter().enumerate() {
+                if let Some(reached) = own.reached_by(*address) {
+                    let message = format!("the peer {address} is {reached}: not a listener for peers");
+                    let path = [Step::Key("peers"), Step::Key("list"), Step::Index(index)];
+                    self.complain(&path, message, "name the addresses of `peers.listen` of the other Machines");
                 }
-            },
+            }
         }
     }
 
@@ -955,7 +1074,8 @@ max_head = "16B"
 idle_timeout = "0s"
 
 [app]
-address = "no-such-host.invalid:80"
+address = "127.0.0.1:8081"
+metrics = "http://127.0.0.1:9091/metrics"
 
 [[routes]]
 name = "all"

@@ -2,16 +2,18 @@
 //!
 //! No address takes more than a share of all connections. At a bound, a connection that rests makes room for the one that comes: one of the
 //! same address if that has its share, else one of the address that has the most. A connection with a request in flight never does; one
-//! whose head is unfinished does if none rests. What unfinished heads hold in memory is bounded in the same way.
+//! whose head is unfinished does if none rests. What unfinished heads hold in memory is bounded in the same way. When the process is short of
+//! descriptors, those make room that have not been used for a moment.
 //!
 //! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is incomplete. A request
 //! only counts itself in its connection's own [`ConnectionState`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
@@ -49,6 +51,8 @@ pub struct Connections {
 struct Table {
     total: usize,
     addresses: HashMap<u64, Address>,
+    /// Those that no bound of an address applies to.
+    exempt: Address,
     /// Addresses by how many connections they have.
     by_number: BTreeSet<(usize, u64)>,
     /// What unfinished heads hold, in bytes, and which addresses hold how much of it.
@@ -71,8 +75,16 @@ pub struct ConnectionState {
     /// Its place among those of its address. Changes under the table's lock only.
     index: AtomicUsize,
     state: AtomicU32,
+    /// When it opened, or its last request ended: on the clock of [`milliseconds`].
+    unused_since: AtomicU64,
     head_bytes: AtomicUsize,
     waker: AtomicWaker,
+}
+
+/// Since the first connection.
+fn milliseconds() -> u64 {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(FIRST.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl ConnectionState {
@@ -81,6 +93,7 @@ impl ConnectionState {
             address,
             index: AtomicUsize::new(0),
             state: AtomicU32::new(RESTS),
+            unused_since: AtomicU64::new(milliseconds()),
             head_bytes: AtomicUsize::new(0),
             waker: AtomicWaker::new(),
         }
@@ -94,6 +107,7 @@ impl ConnectionState {
 
     /// A request that has begun has ended.
     pub fn end(&self) {
+        self.unused_since.store(milliseconds(), Ordering::Relaxed);
         self.state.fetch_sub(BUSY, Ordering::AcqRel);
     }
 
@@ -111,6 +125,12 @@ impl ConnectionState {
     /// The same.
     pub async fn told(&self) {
         poll_fn(|cx| self.poll_told(cx)).await;
+    }
+
+    /// Whether it has not been used for so long.
+    fn has_been_unused(&self, rest: Duration) -> bool {
+        let unused = milliseconds().saturating_sub(self.unused_since.load(Ordering::Relaxed));
+        u128::from(unused) >= rest.as_millis()
     }
 
     /// Tells it to go if it is in this state.
@@ -136,13 +156,13 @@ impl Connections {
         if let Some(key) = address
             && table.number_of(key) >= bounds.address
         {
-            if !table.make_room_at(key) {
+            if !table.make_room_at(Some(key), Duration::ZERO) {
                 return None;
             }
             made_room = true;
         }
         if table.total >= bounds.all {
-            if !table.make_room() {
+            if !table.make_room(Duration::ZERO) {
                 return None;
             }
             made_room = true;
@@ -150,6 +170,13 @@ impl Connections {
         let entry = Arc::new(ConnectionState::new(address));
         table.add(&entry);
         Some((entry, made_room))
+    }
+
+    /// Whether a connection that has been unused for so long makes room, for its descriptor: one of the addresses with the most, else one
+    /// that no bound of an address applies to.
+    pub fn make_room(&self, rest: Duration) -> bool {
+        let mut table = self.lock();
+        table.make_room(rest) || table.make_room_at(None, rest)
     }
 
     /// A connection has closed: true if it was the last one.
@@ -204,22 +231,33 @@ impl Table {
         self.addresses.get(&key).map_or(0, |address| address.open.len())
     }
 
+    /// The connections of an address, or those that no bound of one applies to.
+    fn at(&mut self, key: Option<u64>) -> Option<&mut Address> {
+        match key {
+            Some(key) => self.addresses.get_mut(&key),
+            None => Some(&mut self.exempt),
+        }
+    }
+
     fn add(&mut self, entry: &Arc<ConnectionState>) {
         self.total += 1;
-        let Some(key) = entry.address else { return };
-        let address = self.addresses.entry(key).or_default();
+        let address = match entry.address {
+            Some(key) => self.addresses.entry(key).or_default(),
+            None => &mut self.exempt,
+        };
         let number = address.open.len();
         entry.index.store(number, Ordering::Relaxed);
         address.open.push(Arc::clone(entry));
-        self.by_number.remove(&(number, key));
-        self.by_number.insert((number + 1, key));
+        if let Some(key) = entry.address {
+            self.by_number.remove(&(number, key));
+            self.by_number.insert((number + 1, key));
+        }
     }
 
     fn remove(&mut self, entry: &ConnectionState) {
         self.release_head(entry);
         self.total = self.total.saturating_sub(1);
-        let Some(key) = entry.address else { return };
-        let Some(address) = self.addresses.get_mut(&key) else { return };
+        let Some(address) = self.at(entry.address) else { return };
         let (number, index) = (address.open.len(), entry.index.load(Ordering::Relaxed));
         if index < number {
             address.open.swap_remove(index);
@@ -227,8 +265,10 @@ impl Table {
                 moved.index.store(index, Ordering::Relaxed);
             }
         }
+        let left = address.open.len();
+        let Some(key) = entry.address else { return };
         self.by_number.remove(&(number, key));
-        match address.open.len() {
+        match left {
             0 => _ = self.addresses.remove(&key),
             left => _ = self.by_number.insert((left, key)),
         }
@@ -246,21 +286,25 @@ impl Table {
         }
     }
 
-    /// Whether a connection of the addresses with the most has made room.
-    fn make_room(&mut self) -> bool {
+    /// Whether a connection of the addresses with the most, unused for so long, has made room.
+    fn make_room(&mut self, rest: Duration) -> bool {
         let largest: Vec<u64> = self.by_number.iter().rev().take(ADDRESSES_LOOKED_AT).map(|(_, key)| *key).collect();
-        largest.into_iter().any(|key| self.make_room_at(key))
+        largest.into_iter().any(|key| self.make_room_at(Some(key), rest))
     }
 
-    /// Whether a connection of this address has made room.
-    fn make_room_at(&mut self, key: u64) -> bool {
-        let Some(address) = self.addresses.get_mut(&key) else { return false };
+    /// Whether a connection of this address, unused for so long, has made room.
+    fn make_room_at(&mut self, key: Option<u64>, rest: Duration) -> bool {
+        let Some(address) = self.at(key).filter(|address| !address.open.is_empty()) else { return false };
         let number = address.open.len();
         let looked_at = number.min(LOOKED_AT);
         let at = |n: usize| (address.next + n) % number;
-        let found = [RESTS, HEAD].into_iter().find_map(|state| {
-            (0..looked_at).map(at).find(|index| address.open[*index].tell(state)).map(|index| (index, state))
-        });
+        let tell = |index: usize, state| {
+            let entry = &address.open[index];
+            (rest.is_zero() || entry.has_been_unused(rest)) && entry.tell(state)
+        };
+        let found = [RESTS, HEAD]
+            .into_iter()
+            .find_map(|state| (0..looked_at).map(at).find(|index| tell(*index, state)).map(|index| (index, state)));
         address.next = found.map_or(address.next + looked_at, |(index, _)| index) % number;
         let told = found.map(|(index, _)| Arc::clone(&address.open[index]));
         if let Some(entry) = &told {
@@ -317,6 +361,21 @@ mod tests {
         // All have requests in flight.
         more.iter().for_each(|(entry, _)| assert!(entry.begin()));
         assert!(all.open(Some(99), bounds).is_none());
+    }
+
+    #[test]
+    fn for_a_descriptor_only_what_has_been_unused_makes_room() {
+        let all = Connections::default();
+        let hour = Duration::from_secs(3600);
+        let stranger = all.open(Some(1), BOUNDS).unwrap().0;
+        let edge: Vec<_> = (0..2).map(|_| all.open(None, BOUNDS).unwrap().0).collect();
+        assert!(edge[0].begin() && !all.make_room(hour));
+        assert!(all.make_room(Duration::ZERO) && !stranger.begin());
+        assert!(all.make_room(Duration::ZERO) && !edge[1].begin());
+        assert!(!all.make_room(Duration::ZERO), "it has a request in flight");
+        edge[0].end();
+        assert!(!all.make_room(hour) && all.make_room(Duration::ZERO));
+        assert_eq!(all.number(), 0);
     }
 
     #[test]
@@ -395,7 +454,8 @@ mod tests {
                 let held: usize = here.map(|(entry, _)| entry.head_bytes.load(Ordering::Relaxed)).sum();
                 prop_assert_eq!(table.heads, held);
                 prop_assert!(table.heads <= 1000 && table.addresses.values().all(|address| address.open.len() <= 5));
-                let indices = table.addresses.values().flat_map(|address| address.open.iter().enumerate());
+                let lists = table.addresses.values().chain([&table.exempt]);
+                let indices = lists.flat_map(|address| address.open.iter().enumerate());
                 prop_assert!(indices.into_iter().all(|(index, entry)| entry.index.load(Ordering::Relaxed) == index));
                 let mut counts: Vec<_> = table.addresses.iter().map(|(key, a)| (a.open.len(), *key)).collect();
                 counts.sort_unstable();

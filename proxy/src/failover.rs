@@ -78,6 +78,7 @@ pub fn is_given_back(exchange: &Exchange) -> bool {
                 | Rejection::BreakerOpen { .. }
                 | Rejection::Draining
                 | Rejection::TooManyUploads
+                | Rejection::OutOfResources
         )
     ) || exchange.failure == Some(Failure::Unreachable);
     is_failover && is_untouched

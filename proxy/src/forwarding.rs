@@ -5,13 +5,14 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, header};
+use http::{HeaderName, Version, header};
 
 use crate::affinity::X_OUTRIGGER_MACHINE;
 use crate::client_address::{AddressSource, Edge, Sender, X_FORWARDED_FOR};
 use crate::config::ForwardedStyle;
 use crate::credentials::client_hash;
 use crate::exchange::{Exchange, Kind, Request};
+use crate::via::{self, Pseudonym};
 
 /// In answers and requests.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -206,6 +207,17 @@ const OTHER_ADDRESSES: [&str; 6] = [
     "wl-proxy-client-ip",
 ];
 
+/// How a request came, who sends it on, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending<'a> {
+    /// The version of HTTP that it came by.
+    pub received: Version,
+    /// This process.
+    pub pseudonym: &'a Pseudonym,
+    /// When it is sent.
+    pub now: Instant,
+}
+
 /// The fields that the proxy adds to a request, replacing those of the same name.
 #[derive(Debug, Default)]
 pub struct Added {
@@ -217,8 +229,8 @@ pub struct Added {
 }
 
 impl Added {
-    /// For one request that is sent `now`, by what was decided about it.
-    pub fn fill(&mut self, request: &Request<'_>, exchange: &Exchange, now: Instant) {
+    /// For one request, by what was decided about it.
+    pub fn fill(&mut self, request: &Request<'_>, exchange: &Exchange, sending: Sending<'_>) {
         self.text.clear();
         self.ends.clear();
         let headers = &exchange.rules.config.headers;
@@ -262,6 +274,9 @@ impl Added {
             self.add(&header::FORWARDED, |text| write_forwarded(text, &hops, request.host, proto()));
         }
         self.hops = hops;
+        self.add(via::field(headers.via), |text| {
+            via::write(text, fields, headers.via, sending.received, sending.pseudonym);
+        });
         if headers.request_id {
             self.add(&X_REQUEST_ID, |text| text.extend_from_slice(exchange.request_id.as_bytes()));
         }
@@ -272,7 +287,7 @@ impl Added {
         }
         if exchange.kind == Kind::Plain {
             // The last field: the fast lane writes it again when the request had to wait. Writing into a vector cannot fail.
-            let left = whole_milliseconds(exchange.deadline.saturating_duration_since(now));
+            let left = whole_milliseconds(exchange.deadline.saturating_duration_since(sending.now));
             self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{left}")));
         }
     }

@@ -5,17 +5,16 @@
 //! it can take. Without `hold` nobody waits, but the app is watched all the same, so that breakers which opened because of it
 //! close in the moment in which it listens.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 
-use crate::app_pool::AppStream;
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;
+use crate::upstream::{self, ConnectError};
 use crate::{admit, failover};
 
 /// How often a watched app is tried. Connecting on the same machine costs it some ten microseconds.
@@ -51,7 +50,9 @@ pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
         return false;
     }
     if !state.reach.is_away.swap(true, Ordering::Relaxed) {
-        let app = &exchange.rules.config.app;
+        // Those in force: the exchange's rules may be older.
+        let rules = state.rules.load_full();
+        let app = &rules.config.app;
         let hold_ms = u64::try_from(app.hold.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(event = "app_away", app = %app.address, hold_ms, "the app refuses connections; it is tried until it is back");
         state.metrics.app_reachable.set(0);
@@ -69,9 +70,9 @@ pub async fn is_gone(state: &Arc<State>, exchange: &Exchange) -> bool {
     if exchange.resilience != Mode::Enforce {
         return false;
     }
-    let app = &exchange.rules.config.app;
-    let tried = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target)).await;
-    let is_gone = matches!(tried, Ok(Err(e)) if e.kind() != ErrorKind::WouldBlock);
+    let patience = exchange.rules.config.app.connect_timeout;
+    let tried = tokio::time::timeout(patience, upstream::connect(state)).await;
+    let is_gone = matches!(tried, Ok(Err(ConnectError::Refused(_) | ConnectError::Unknown(_))));
     if is_gone {
         refused(state, exchange);
     }
@@ -87,7 +88,7 @@ async fn watch(state: Arc<State>, since: Instant) {
             // It may have been zero when the app went.
             state.gate.suspend();
         }
-        let tried = tokio::time::timeout(app.connect_timeout, AppStream::connect(&app.target)).await;
+        let tried = tokio::time::timeout(app.connect_timeout, upstream::connect(&state)).await;
         if matches!(tried, Ok(Ok(_))) {
             break;
         }

@@ -20,14 +20,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
-use http::Method;
+use http::{Method, Version};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
-use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Fields, Listener, Request};
-use crate::forwarding::{Added, Sieve};
+use crate::forwarding::{Added, Sending, Sieve};
 use crate::head::{self, AnswerHead, Frame, Sifting};
 use crate::metrics::StreamKind;
 use crate::peers::hop;
@@ -179,7 +178,7 @@ fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>)
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
         let removed = ADDED.with_borrow_mut(|added| {
             let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
-            added.fill(&request, &exchange, now);
+            added.fill(&request, &exchange, Sending { received: Version::HTTP_11, pseudonym: &state.pseudonym, now });
             let hides_session = exchange.sticky.is_enforced();
             head::write_request(&mut out, &parsed, added, Sifting { sieve: Sieve::of(&exchange), hides_session })
         });
@@ -302,7 +301,6 @@ impl Lane<'_> {
         mut app: AppStream,
         mut input: BytesMut,
         answer: AnswerHead,
-        target: &Target,
         exchange: &mut Exchange,
     ) -> Result<(), Broken> {
         let is_stream = answer.is_event_stream;
@@ -360,7 +358,7 @@ impl Lane<'_> {
             self.send_gathered(exchange).await?;
         } else if answer.keeps_connection && input.is_empty() {
             let most = exchange.rules.config.app.max_idle;
-            app_pool::keep(app, target, most, exchange.head_at.unwrap_or_else(Instant::now));
+            app_pool::keep(app, most, exchange.head_at.unwrap_or_else(Instant::now));
         }
         recycle(input);
         Ok(())

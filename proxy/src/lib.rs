@@ -45,6 +45,8 @@ pub mod route;
 pub mod seal;
 pub mod state;
 pub mod timer;
+pub mod upstream;
+pub mod via;
 pub mod wire;
 
 use std::io;
@@ -65,12 +67,14 @@ use tokio::sync::watch;
 use crate::accept::{Protocol, Worker};
 use crate::access_log::AccessLog;
 use crate::audit::Trail;
-use crate::config::Config;
+use crate::config::{Config, Target};
 use crate::exchange::Listener;
 use crate::log::LogQueue;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::pipeline::{Gateway, MOST_ATTEMPTS};
 use crate::state::{Phase, State};
+use crate::upstream::names::Which;
 
 /// Why the process cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -98,11 +102,11 @@ pub enum RunError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Serves until told to leave.
+/// Serves until told to leave. Without a file (`has_file`), `config` is all defaults, and the file is taken once it is there.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
+pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> {
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
@@ -110,13 +114,20 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("the environment has {name}, which means nothing here{hint}");
     }
+    if !has_file {
+        tracing::warn!(
+            file = %file.display(),
+            "there is no {}: every default is in force; once the file is there, it is taken",
+            file.display()
+        );
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     if config.limits_unset {
         tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
     }
-    raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
+    let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.show_config(&config, 1, config::reload::unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
@@ -129,6 +140,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
     let state = Arc::new(State::with_trail(config, metrics, AccessLog::new(queue.clone()), trail));
+    state.exhaustion.set_files_allowed(files_allowed);
     audit::start(&state, commands)?;
 
     let (leaving, _) = watch::channel(false);
@@ -156,10 +168,13 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
         tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
+        for which in [Which::App, Which::Metrics] {
+            tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
+        }
         tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
         tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
-        tokio::spawn(config::reload::watch(file.to_owned(), Arc::clone(&state), level));
+        tokio::spawn(config::reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
         tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
         tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
         tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
@@ -197,8 +212,8 @@ pub fn run(config: Config, file: &Path) -> Result<(), RunError> {
 }
 
 /// Every client needs a file, and so may its connection to the app. The usual limit of 1,024 is a courtesy to programs
-/// that cannot take more; what the system really allows is the hard one.
-fn raise_open_files(for_connections: usize) {
+/// that cannot take more; what the system really allows is the hard one. Gives how many may be open.
+fn raise_open_files(for_connections: usize) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -216,6 +231,7 @@ fn raise_open_files(for_connections: usize) {
             "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
         );
     }
+    allowed
 }
 
 /// A listener, what it speaks, and who may come by it.
@@ -269,6 +285,7 @@ fn work(
             accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
         }
         tokio::spawn(sweep_kept_connections(Arc::clone(state)));
+        tokio::spawn(sweep_when_asked(Arc::clone(state)));
         for task in accepting {
             if let Err(e) = task.await {
                 tracing::error!("an accept loop ended: {e}");
@@ -284,11 +301,26 @@ fn work(
     })
 }
 
+/// Closes kept connections to the app when this process, or this host, is out of what others need.
+async fn sweep_when_asked(state: Arc<State>) {
+    /// Those that were not used for so long.
+    const UNUSED: Duration = Duration::from_millis(100);
+    loop {
+        state.exhaustion.sweep.notified().await;
+        app_pool::sweep(UNUSED, |_| true);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Closes this worker's connections to the app when they have been unused for long enough.
 async fn sweep_kept_connections(state: Arc<State>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        app_pool::sweep(state.rules.load().config.app.idle_timeout);
+        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(Peers::seen));
+        let app = &rules.config.app;
+        let is_peer =
+            |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));
+        app_pool::sweep(app.idle_timeout, |target| app.upstream.has(target) || is_peer(target));
     }
 }
 

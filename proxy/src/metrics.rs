@@ -28,6 +28,7 @@ use crate::gate::Standing;
 use crate::limits::shared::Mode as Sharing;
 use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
+use crate::upstream::Resource;
 
 /// Upper bounds in seconds, from half a millisecond to two minutes: the default timeout of a route (60 s) and what waits for an
 /// upstream that restarts lie between two of them.
@@ -347,6 +348,9 @@ pub struct Metrics {
     streams: HistogramVec,
     rejections: Vec<(&'static str, IntCounter)>,
     failures: Vec<(Failure, IntCounter)>,
+    exhausted: [IntCounter; Resource::ALL.len()],
+    /// Lookups of a name of the configuration that found no address.
+    pub names_failed: IntCounter,
     /// Requests between their head and the end of their answer.
     pub in_flight: IntGauge,
     /// Client connections now.
@@ -484,6 +488,18 @@ impl Metrics {
                 .map(|label| (label, rejected.with_label_values(&[label])))
                 .collect(),
             failures: Failure::ALL.map(|f| (f, failed.with_label_values(&[f.problem().label]))).into(),
+            exhausted: {
+                let exhausted = declare.counters(
+                    "outrigger_own_resources_exhausted_total",
+                    "Connections that could not be made or accepted because this host is out of something.",
+                    &["resource"],
+                )?;
+                Resource::ALL.map(|resource| exhausted.with_label_values(&[resource.name()]))
+            },
+            names_failed: declare.counter(
+                "outrigger_name_lookups_failed_total",
+                "Lookups of the names in app.address and app.metrics that found no address.",
+            )?,
             in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
             connections: declare.gauge("outrigger_open_connections", "Client connections now.")?,
             body_memory: declare.gauge(
@@ -852,6 +868,11 @@ impl Metrics {
         if let Some((_, counter)) = self.rejections.iter().find(|(known, _)| *known == label) {
             counter.inc();
         }
+    }
+
+    /// This host is out of something.
+    pub fn exhausted(&self, resource: Resource) {
+        self.exhausted[resource as usize].inc();
     }
 
     /// One failure of the app.

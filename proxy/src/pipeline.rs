@@ -8,6 +8,7 @@ mod heads;
 pub mod line;
 pub mod upload;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,8 @@ use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::admit::NoTurn;
 use crate::breakers::{self, End};
-use crate::config::Target;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
-use crate::forwarding::{Added, Sieve, X_REQUEST_ID};
+use crate::forwarding::{Added, Sending, Sieve, X_REQUEST_ID};
 use crate::head::is_event_stream_type;
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::metrics::{SentOn, StreamKind};
@@ -38,6 +38,7 @@ use crate::state::{Phase, State};
 use crate::wire::Malformed;
 use crate::{
     abuse, accept, admit, affinity, audit, claims, failover, faults, hold, identify, limits, record, retries, route,
+    via,
 };
 
 use self::attempts::Stop;
@@ -52,8 +53,9 @@ use self::upload::Upload;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// Every check a request passes, in order; the first that refuses answers, and the first that sends it elsewhere is the last.
-pub const STAGES: [Stage; 12] = [
+pub const STAGES: [Stage; 13] = [
     identify::client,
+    via::check,
     route::choose,
     audit::choose,
     admit::deadline,
@@ -116,6 +118,8 @@ pub const MOST_ATTEMPTS: usize = 64;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// And how much of it at the most.
 const DRAIN_BYTES: u64 = 1 << 20;
+/// What Pingora is told instead of an address.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// How long Pingora keeps a connection that no other request can find. (Zero makes its timer overflow.)
 const NOT_KEPT: Duration = Duration::from_millis(1);
 
@@ -332,18 +336,13 @@ impl ProxyHttp for Gateway {
         let app = &exchange.rules.config.app;
         let (target, connect_timeout) = match &exchange.destination {
             Destination::Peer(peer, _) => (
-                peer.target.clone(),
+                Some(peer.target.clone()),
                 self.state.peers.as_ref().map_or(app.connect_timeout, |peers| peers.rules.timeout),
             ),
-            _ => (app.target.clone(), app.connect_timeout),
+            _ => (None, app.connect_timeout),
         };
-        let mut peer = match &target {
-            Target::Tcp(address) => HttpPeer::new(*address, false, String::new()),
-            Target::Unix(path) => {
-                let path = path.to_str().unwrap_or_default();
-                HttpPeer::new_uds(path, false, String::new())?
-            }
-        };
+        // Where it leads is the opener's affair: Pingora is told what it cannot use.
+        let mut peer = HttpPeer::new(NOWHERE, false, String::new());
         // Each attempt has a connection of its own, which is not kept. The app may close a kept one at the moment we write, and
         // nobody can know whether it has read what was sent. Pingora finds kept connections by this key: nobody has it again.
         peer.group_key = random() | 1;
@@ -353,7 +352,7 @@ impl ProxyHttp for Gateway {
         if is_to_peer && left.is_zero() {
             return Err(self.stopped(session, exchange, Stop::Refused(Rejection::Expired)));
         }
-        let (line, opener) = Line::new(&target, connect_timeout.min(left), is_to_peer);
+        let (line, opener) = Line::new(&self.state, target, connect_timeout.min(left));
         peer.options.custom_l4 = Some(opener);
         exchange.line = Some(line);
         // How long the app may send nothing is the line's affair; how long it may take nothing is the same from here on.
@@ -367,6 +366,7 @@ impl ProxyHttp for Gateway {
 
     /// Nothing has been sent, so any request may be tried again.
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
+        let refused = exchange.line.as_ref().and_then(Line::refused);
         if let Destination::Peer(peer, kind) = &exchange.destination {
             // A packet may have been lost: only a refusal says something about the next request.
             if *error.etype() == ErrorType::ConnectRefused {
@@ -375,6 +375,12 @@ impl ProxyHttp for Gateway {
             self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
             exchange.next.comes_back = true;
             error.set_retry(true);
+            return error;
+        }
+        if refused.is_some() {
+            // The reason is here, not at the app.
+            exchange.rejection = refused;
+            error.set_retry(false);
             return error;
         }
         let is_refused = *error.etype() == ErrorType::ConnectRefused;
@@ -481,7 +487,9 @@ impl ProxyHttp for Gateway {
             hide_session(request)?;
         }
         let mut added = Added::default();
-        added.fill(&view(session.req_header(), false), exchange, Instant::now());
+        let received = session.req_header().version;
+        let sending = Sending { received, pseudonym: &self.state.pseudonym, now: Instant::now() };
+        added.fill(&view(session.req_header(), false), exchange, sending);
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
         }

@@ -73,7 +73,7 @@ pub async fn failed(
     }
     // Otherwise anybody could have an app shut out by asking it for answers within a millisecond.
     breakers::ended(state, exchange, if is_impatient { End::Unknown } else { end_of(failure) });
-    log_failure(exchange, failure, error);
+    log_failure(state, exchange, failure, error);
 }
 
 const fn end_of(failure: Failure) -> End {
@@ -101,7 +101,11 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
         match rejection {
             Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
-            Rejection::Overloaded | Rejection::AppRestarting | Rejection::BreakerOpen { .. } | Rejection::Expired => {
+            Rejection::Overloaded
+            | Rejection::AppRestarting
+            | Rejection::BreakerOpen { .. }
+            | Rejection::Expired
+            | Rejection::OutOfResources => {
                 limits::give_back(state, exchange);
             }
             _ => {}
@@ -220,7 +224,7 @@ fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
 }
 
 /// One line for a request that the app failed.
-fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
+fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
     if let Destination::Peer(peer, kind) = &exchange.destination {
         tracing::warn!(
             request_id = %exchange.request_id,
@@ -235,7 +239,7 @@ fn log_failure(exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Disp
     tracing::warn!(
         request_id = %exchange.request_id,
         route = %exchange.route().name,
-        app = %exchange.rules.config.app.address,
+        app = %state.rules.load().config.app.address,
         reason = failure.problem().label,
         attempts = exchange.attempts,
         duration_ms = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),

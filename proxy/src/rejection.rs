@@ -74,6 +74,10 @@ pub enum Rejection {
     Reserved,
     /// It came by the listener for peers, and shows no signature of one.
     NotAPeer,
+    /// This process has forwarded it already, or the app's name leads back to it.
+    Loop,
+    /// This host is out of descriptors, ports or memory.
+    OutOfResources,
 }
 
 /// A request that the app failed.
@@ -146,6 +150,8 @@ impl Rejection {
             Self::AuditUnavailable,
             Self::Reserved,
             Self::NotAPeer,
+            Self::Loop,
+            Self::OutOfResources,
         ];
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
     }
@@ -314,6 +320,20 @@ impl Rejection {
                 "This listener is for the app's other Machines",
                 "use the public address; Machines need the same OUTRIGGER_AFFINITY_KEYS, and clocks that agree to a minute",
                 None,
+            ),
+            Self::Loop => (
+                StatusCode::LOOP_DETECTED,
+                "loop_detected",
+                "The request comes back to this proxy",
+                "nothing the client can change; the operator's app.address, or a proxy behind it, leads back here",
+                None,
+            ),
+            Self::OutOfResources => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "out_of_resources",
+                "The proxy cannot open another connection",
+                "come back after Retry-After; the operator's log says which limit of the host to raise",
+                SOON,
             ),
         };
         Problem { status, label, title, detail, retry_after }

@@ -10,6 +10,7 @@ use outrigger_policy::retry::Budget;
 use tokio::sync::Notify;
 
 use crate::abuse::Bans;
+use crate::accept::RESTED;
 use crate::access_log::AccessLog;
 use crate::audit::Trail;
 use crate::body_memory::BodyMemory;
@@ -27,6 +28,8 @@ use crate::limits::table::Table;
 use crate::machines::Machines;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::peers::Peers;
+use crate::upstream::exhaustion::Exhaustion;
+use crate::via::Pseudonym;
 
 /// One version of the rules, with what was prepared for it.
 #[derive(Debug)]
@@ -89,6 +92,12 @@ pub struct State {
     pub breakers: breakers::Registry,
     /// Whether the app takes connections.
     pub reach: Reach,
+    /// The app is to be reached elsewhere: `app.address` has changed, or the addresses of its name.
+    pub app_moved: Notify,
+    /// What this host is out of.
+    pub exhaustion: Exhaustion,
+    /// How this process calls itself in requests that it forwards: one that carries it already has been here.
+    pub pseudonym: Pseudonym,
     /// The other Machines; `None` when this one is alone.
     pub peers: Option<Peers>,
     /// The audit trail; `None` when there is none.
@@ -123,6 +132,9 @@ impl State {
             body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
+            app_moved: Notify::new(),
+            exhaustion: Exhaustion::default(),
+            pseudonym: Pseudonym::fresh(),
             peers,
             trail,
             retries: Mutex::default(),
@@ -171,6 +183,17 @@ impl State {
             self.metrics.connections_closed_for_others.inc();
         }
         Some(OpenConnection { state: Arc::clone(self), listener, entry })
+    }
+
+    /// Has some connections close that have not been used for a moment, for their descriptors (RFC 9112 section 9.5 allows it at any
+    /// time). False if there is none.
+    pub fn make_room(&self) -> bool {
+        /// More than one: what they make room for needs a connection to the app as well.
+        const ROOM: u64 = 4;
+        let one = || self.connections.make_room(RESTED) || self.peer_connections.make_room(RESTED);
+        let closed: u64 = (0..ROOM).map_while(|_| one().then_some(1)).sum();
+        self.metrics.connections_closed_for_others.inc_by(closed);
+        closed > 0
     }
 
     /// Counts a request for as long as the answer lives.

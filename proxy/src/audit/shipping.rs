@@ -20,13 +20,12 @@ use outrigger_trail::verify::rows::DropRecord;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::upkeep::{self, microseconds};
 use super::{Authority, Command, Trail, acts, writer};
-use crate::config::Target;
 use crate::state::{Snapshot, State};
+use crate::upstream::ConnectError;
 
 /// The most lines of a batch.
 const MOST_LINES: usize = 2000;
@@ -53,7 +52,7 @@ const ANSWER_BYTES: usize = 1 << 20;
 pub enum ShipError {
     /// The app is away.
     #[error("the app cannot be reached: {0}")]
-    Connect(#[from] std::io::Error),
+    Connect(#[from] ConnectError),
     /// The spool cannot be read.
     #[error("the spool cannot be read: {0}")]
     Spool(std::io::Error),
@@ -336,7 +335,7 @@ async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
 async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) -> Result<Taken, ShipError> {
     let rules = state.rules.load_full();
     let Some(audit) = &rules.config.audit else { return Err(ShipError::Unwritable) };
-    let chain = std::fs::read_to_string(audit.directory.join(layout::CHAIN))?;
+    let chain = std::fs::read_to_string(audit.directory.join(layout::CHAIN)).map_err(ShipError::Spool)?;
     // Whoever rolls back the directory does not roll back PostgreSQL with it.
     let public = state.trail.as_ref().and_then(Trail::keys).map(MasterKeys::public);
     let anchor = public.and_then(|public| layout::newest_head(&audit.directory, &public).ok().flatten());
@@ -369,7 +368,6 @@ async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) ->
 /// # Errors
 /// It was not done, or nobody knows.
 pub async fn ask(rules: &Snapshot, path: &str, kind: &str, body: Vec<u8>) -> Result<Bytes, ShipError> {
-    let target = &rules.config.app.target;
     let secret = rules.config.audit.as_ref().and_then(|audit| audit.secret.as_ref());
     let Some(secret) = secret else { return Err(ShipError::Unknown) };
     let request = axum::http::Request::post(path)
@@ -378,12 +376,7 @@ pub async fn ask(rules: &Snapshot, path: &str, kind: &str, body: Vec<u8>) -> Res
         .header(header::CONTENT_TYPE, kind)
         .header(header::AUTHORIZATION, format!("Bearer {}", secret.expose()))
         .body(Full::new(Bytes::from(body)))?;
-    let asked = async {
-        match target {
-            Target::Tcp(address) => exchange(TcpStream::connect(address).await?, request).await,
-            Target::Unix(socket) => exchange(UnixStream::connect(&**socket).await?, request).await,
-        }
-    };
+    let asked = async { exchange(rules.config.app.upstream.connect().await?, request).await };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ShipError::Late))
 }
 

@@ -35,7 +35,7 @@ use outrigger_trail::verify::VerifyError;
 use self::database::{Database, Url};
 use super::EX_CONFIG;
 use crate::config::audit::AuditRules;
-use crate::config::{Config, ConfigError, process_environment};
+use crate::config::{Config, ConfigError};
 
 /// What is done with the trail.
 #[derive(Debug, Subcommand)]
@@ -259,7 +259,9 @@ impl Context {
     }
 
     fn config(&self) -> Result<Config, AuditError> {
-        Config::load(&self.config_file, &process_environment).map_err(AuditError::Config)
+        // The proxy may run without its file, too.
+        let named = Some(self.config_file.as_path()).filter(|file| *file != Path::new(super::DEFAULT_FILE));
+        super::load_alone(named).map_err(AuditError::Config)
     }
 
     fn directory(&self) -> Result<&Path, AuditError> {

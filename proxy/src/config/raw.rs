@@ -240,11 +240,13 @@ pub struct Headers {
     pub forwarded: ForwardedStyle,
     /// `X-Request-Id`, to the app and in the answer.
     pub request_id: bool,
+    /// `Via` (RFC 9110 section 7.6.3), to the app. Off: requests carry `CDN-Loop` (RFC 8586) instead, so that a loop is found.
+    pub via: bool,
 }
 
 impl Default for Headers {
     fn default() -> Self {
-        Self { forwarded: ForwardedStyle::Both, request_id: true }
+        Self { forwarded: ForwardedStyle::Both, request_id: true, via: true }
     }
 }
 

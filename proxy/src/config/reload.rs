@@ -16,9 +16,13 @@ use super::{Config, ConfigError, PeerRules, process_environment};
 use crate::audit::{acts, upkeep};
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
+use crate::upstream::own::OwnListeners;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a reload waits for the addresses of a name that is new. Without them it comes into force all the same.
+const NAMES_PATIENCE: Duration = Duration::from_millis(500);
 
 /// So many looks in a row that find the same: whoever writes it has finished.
 const SETTLED_AFTER: u32 = 2;
@@ -39,7 +43,7 @@ impl Stamp {
 }
 
 /// Watches `file` for the life of the process.
-pub async fn watch(file: PathBuf, state: Arc<State>, level: LevelSwitch) {
+pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level: LevelSwitch) {
     let reloader = Reloader { file, state, level };
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
@@ -48,8 +52,8 @@ pub async fn watch(file: PathBuf, state: Arc<State>, level: LevelSwitch) {
             None
         }
     };
-    let mut in_force = Stamp::of(&reloader.file);
-    let (mut last_seen, mut looks_alike) = (in_force, 0);
+    let mut in_force = if began_without { None } else { Stamp::of(&reloader.file) };
+    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, began_without);
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => false,
@@ -58,10 +62,15 @@ pub async fn watch(file: PathBuf, state: Arc<State>, level: LevelSwitch) {
         let seen = Stamp::of(&reloader.file);
         looks_alike = if seen == last_seen { looks_alike + 1 } else { 0 };
         last_seen = seen;
-        let has_settled = looks_alike >= SETTLED_AFTER && seen.is_some();
-        if asked || (has_settled && seen != in_force) {
-            in_force = seen;
-            reloader.reload();
+        let has_settled = looks_alike >= SETTLED_AFTER;
+        if seen.is_none() && (asked || (has_settled && !is_gone)) {
+            is_gone = true;
+            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the rules in force stay");
+        }
+        if seen.is_some() && (asked || (has_settled && seen != in_force)) {
+            let has_file = in_force.is_some();
+            (in_force, is_gone) = (seen, false);
+            reloader.reload(has_file).await;
         }
     }
 }
@@ -80,17 +89,21 @@ struct Reloader {
 }
 
 impl Reloader {
-    fn reload(&self) {
+    async fn reload(&self, has_file: bool) {
         // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
-        // one that failed.
-        if std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
+        // one that failed. Where there was no file, all defaults are in force already.
+        if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
             let problem =
                 Problem::new(Place::Whole, "is empty").hint("save it again; for all defaults, write a comment");
             return self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
         }
-        match Config::load(&self.file, &process_environment) {
-            Ok(config) => self.apply(config),
-            Err(e) => self.refuse(&e),
+        // The listeners that this process really has: the file may have others, for its next start.
+        let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
+        let load = move || Config::load_and_look_up(&file, &process_environment, NAMES_PATIENCE, &own);
+        match tokio::task::spawn_blocking(load).await {
+            Ok(Ok(config)) => self.apply(config),
+            Ok(Err(e)) => self.refuse(&e),
+            Err(e) => tracing::error!("the changed configuration could not be read: {e}"),
         }
     }
 
@@ -138,6 +151,8 @@ impl Reloader {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        let app_moved = !config.app.upstream.is_same(&before.config.app.upstream);
+        config.app.adopt(&before.config.app);
         let next = Snapshot::new(config, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
         self.state.metrics.reloaded(true);
@@ -150,6 +165,11 @@ impl Reloader {
         self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
+        if app_moved {
+            tracing::info!(event = "app_moved", app = %next.config.app.address, "requests go to {} from now on", next.config.app.address);
+        }
+        // Also whoever looks after the names: another may have come into force.
+        self.state.app_moved.notify_waiters();
         acts::reloaded(&self.state, next.version, None);
         acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);
         upkeep::keep_flags(&next.config);

@@ -1,8 +1,6 @@
 //! How often the app is asked, and what comes before each time: a turn, a pause, the breaker, a connection.
 
 use std::future::poll_fn;
-use std::io::ErrorKind;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -15,6 +13,7 @@ use crate::breakers::{self, End};
 use crate::config::resilience::Effect;
 use crate::exchange::Exchange;
 use crate::rejection::{Failure, Rejection};
+use crate::upstream::{self, ConnectError};
 use crate::{admit, failover, faults, head, hold, retries};
 
 impl Lane<'_> {
@@ -43,8 +42,7 @@ impl Lane<'_> {
                 Ok((app, answer)) => {
                     exchange.says_when = answer.retry_after.is_some();
                     let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
-                        let rules = Arc::clone(&exchange.rules);
-                        return self.relay(app, input, answer, &rules.config.app.target, exchange).await;
+                        return self.relay(app, input, answer, exchange).await;
                     };
                     // The rest of that answer goes with its connection.
                     drop(app);
@@ -119,7 +117,12 @@ impl Lane<'_> {
         if !exchange.faults.is_empty() {
             self.befall(exchange).await?;
         }
-        if let Some(mut kept) = app_pool::take(&exchange.rules.config.app.target) {
+        // Where the app is now: the request may have waited, and `app.address` have changed meanwhile.
+        let kept = {
+            let rules = self.state.rules.load();
+            app_pool::take(|target| rules.config.app.upstream.has(target))
+        };
+        if let Some(mut kept) = kept {
             self.state.metrics.attempts_reused.inc();
             match self.ask(&mut kept, head, input, exchange).await {
                 Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
@@ -160,15 +163,10 @@ impl Lane<'_> {
     /// A new connection to the app.
     async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
         self.state.metrics.attempts_new.inc();
-        let app = &exchange.rules.config.app;
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        match tokio::time::timeout(app.connect_timeout.min(left), AppStream::connect(&app.target)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            // The socket's queue is full: it is there, and too slow to take more.
-            Ok(Err(e)) if e.kind() == ErrorKind::WouldBlock => {
-                Err(Broken::App(Failure::ConnectTimeout, e.to_string().into()))
-            }
-            Ok(Err(e)) => Err(Broken::App(Failure::Unreachable, e.to_string().into())),
+        let patience = exchange.rules.config.app.connect_timeout.min(left);
+        match tokio::time::timeout(patience, upstream::connect(self.state)).await {
+            Ok(connected) => connected.map_err(|error| not_connected(&error)),
             Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
         }
     }
@@ -242,4 +240,15 @@ impl Lane<'_> {
             Effect::Reset => Err(closed("a fault on purpose")),
         }
     }
+}
+
+/// What a request becomes that has no connection.
+pub(super) fn not_connected(error: &ConnectError) -> Broken {
+    let failure = match error {
+        ConnectError::Exhausted { .. } => return Broken::Refused(Rejection::OutOfResources),
+        ConnectError::Loop { .. } => return Broken::Refused(Rejection::Loop),
+        ConnectError::Busy => Failure::ConnectTimeout,
+        ConnectError::Refused(_) | ConnectError::Unknown(_) => Failure::Unreachable,
+    };
+    Broken::App(failure, error.to_string().into())
 }

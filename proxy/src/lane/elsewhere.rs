@@ -1,12 +1,12 @@
 //! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{BufMut, BytesMut};
 use http::Method;
 
+use super::attempts::not_connected;
 use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
@@ -19,6 +19,7 @@ use crate::peers::{Peer, Standing};
 use crate::pipeline;
 use crate::rejection::{Failure, Rejection};
 use crate::seal::seconds;
+use crate::upstream::exhaustion;
 use crate::wire::MOST_FIELDS;
 use crate::{head, limits, retries};
 
@@ -75,7 +76,7 @@ impl Lane<'_> {
             Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, None),
             Ok((stream, answer)) => {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
-                return Some(self.relay(stream, input, answer, &peer.target, exchange).await);
+                return Some(self.relay(stream, input, answer, exchange).await);
             }
             Err(Broken::App(Failure::Unreachable, _)) => {
                 peer.not_reached();
@@ -88,6 +89,8 @@ impl Lane<'_> {
                 let is_paid = retries::pay(self.state, exchange, Instant::now());
                 (SentOn::Broken, (!is_paid).then_some(Err(Broken::App(failure, detail))))
             }
+            // It is this host that has no connection to spare: the peer is as it was.
+            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, None),
             Err(broken @ Broken::App(..)) => (SentOn::Late, Some(Err(broken))),
             Err(broken) => return Some(Err(broken)),
         };
@@ -107,7 +110,8 @@ impl Lane<'_> {
         head: &[u8],
         input: &mut BytesMut,
     ) -> Result<Answered, Broken> {
-        let kept = if peer.standing() == Standing::Silent { None } else { app_pool::take(&peer.target) };
+        let is_silent = peer.standing() == Standing::Silent;
+        let kept = if is_silent { None } else { app_pool::take(|target| *target == peer.target) };
         if let Some(mut kept) = kept {
             match self.ask(&mut kept, head, input, exchange).await {
                 Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
@@ -116,13 +120,12 @@ impl Lane<'_> {
         }
         let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let connected = tokio::time::timeout(patience.min(left), AppStream::connect_to_peer(&peer.target)).await;
+        let connecting = exhaustion::with_room(self.state, || AppStream::connect_to_peer(&peer.target));
+        let connected = tokio::time::timeout(patience.min(left), connecting).await;
         let mut fresh = match connected {
             Ok(Ok(stream)) => stream,
-            Ok(Err(e)) if e.kind() != ErrorKind::WouldBlock => {
-                return Err(Broken::App(Failure::Unreachable, e.to_string().into()));
-            }
-            Ok(Err(_)) | Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
+            Ok(Err(error)) => return Err(not_connected(&error)),
+            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
         };
         let answer = self.ask(&mut fresh, head, input, exchange).await?;
         Ok((fresh, answer))

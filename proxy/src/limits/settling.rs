@@ -24,6 +24,7 @@ use ring::hmac;
 
 use super::shared::{Asks, Cells, Mode};
 use crate::state::State;
+use crate::upstream::Resource;
 
 /// What Redis does for one key. It is [`lease::settle`], in microseconds of Redis's own clock, counted from 2025 on so that a
 /// double holds fractions of them ([`EPOCH_S`]). Only effects are replicated (Redis 5 and later), so the clock may be asked.
@@ -535,7 +536,14 @@ impl Settler {
         };
         match outcome {
             Ok(link) => self.link = Some(link),
-            Err(e) => self.fail(&e, settings),
+            Err(e) => {
+                if let LinkError::Connect(e) = &e
+                    && let Some(resource) = Resource::behind(e)
+                {
+                    self.state.exhaustion.note(resource, &self.state);
+                }
+                self.fail(&e, settings);
+            }
         }
         match Instant::now() < self.awake_until {
             _ if is_asked => LOOK_EVERY,

@@ -23,7 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Finds the peers of `rules`.
 pub struct Finder {
     by: FoundBy,
-    resolver: Option<TokioResolver>,
     refresh: Duration,
     last: Arc<Last>,
 }
@@ -56,11 +55,7 @@ impl std::fmt::Debug for Finder {
 impl Finder {
     /// One for these rules.
     pub fn new(by: FoundBy, refresh: Duration) -> Self {
-        let resolver = match &by {
-            FoundBy::Dns { resolver, .. } => resolver_for(*resolver),
-            FoundBy::List(_) => None,
-        };
-        Self { by, resolver, refresh, last: Arc::default() }
+        Self { by, refresh, last: Arc::default() }
     }
 
     /// What it found last.
@@ -68,9 +63,10 @@ impl Finder {
         Arc::clone(&self.last)
     }
 
-    async fn look_up(&self, name: &str, port: u16) -> Result<BTreeSet<Backend>> {
+    async fn look_up(name: &str, port: u16, server: Option<SocketAddr>) -> Result<BTreeSet<Backend>> {
         let failed = |text: String| Error::explain(ErrorType::InternalError, text);
-        let Some(resolver) = &self.resolver else {
+        // Made anew: /etc/resolv.conf and /etc/hosts may not have been there at the start, and may change.
+        let Some(resolver) = resolver_for(server) else {
             return Err(failed("the system names no name server; set peers.resolver".to_owned()));
         };
         // Asked for as it is, not below the domains that the system searches.
@@ -92,7 +88,7 @@ impl ServiceDiscovery for Finder {
             (FoundBy::Dns { .. }, Some((at, found))) if at.elapsed() < self.refresh => {
                 return Ok((found, HashMap::new()));
             }
-            (FoundBy::Dns { name, port, .. }, _) => self.look_up(name, *port).await?,
+            (FoundBy::Dns { name, port, resolver }, _) => Self::look_up(name, *port, *resolver).await?,
             (FoundBy::List(list), _) => list.iter().filter_map(|address| backend(*address)).collect(),
         };
         self.last.set(found.clone());

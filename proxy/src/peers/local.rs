@@ -7,9 +7,9 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::answer::Condition;
-use super::probe::ask;
-use crate::config::Target;
+use super::probe::{Unanswered, ask};
 use crate::state::{Phase, State};
+use crate::upstream::{self, ConnectError};
 
 /// Asked without an answer so often in a row, the app is not ready: one slow answer is none.
 const MOST_UNANSWERED: u32 = 2;
@@ -45,13 +45,14 @@ pub async fn keep_asking(state: Arc<State>) {
     let Some(peers) = &state.peers else { return };
     let mut unanswered = 0;
     loop {
-        let target = state.rules.load().config.app.target.clone();
-        let is_unready = match is_ready(&target, peers.rules.timeout).await {
-            Some(is_ready) => {
+        let is_unready = match is_ready(&state, peers.rules.timeout).await {
+            Ok(is_ready) => {
                 unanswered = 0;
                 !is_ready
             }
-            None => {
+            // It was not asked, for want of something here.
+            Err(Unanswered::Connect(ConnectError::Exhausted { .. })) => peers.local.is_unready(),
+            Err(_) => {
                 unanswered += 1;
                 // Until then what it said last counts.
                 unanswered >= MOST_UNANSWERED || peers.local.is_unready()
@@ -65,8 +66,8 @@ pub async fn keep_asking(state: Arc<State>) {
     }
 }
 
-/// What the app says; `None` when it says nothing. One that knows no such question is ready whenever it answers.
-async fn is_ready(target: &Target, patience: Duration) -> Option<bool> {
-    let (status, _) = ask(target, "/health/ready", patience).await.ok()?;
-    Some(status != StatusCode::SERVICE_UNAVAILABLE)
+/// What the app says. One that knows no such question is ready whenever it answers.
+async fn is_ready(state: &State, patience: Duration) -> Result<bool, Unanswered> {
+    let (status, _) = ask(upstream::connect(state), "/health/ready", patience).await?;
+    Ok(status != StatusCode::SERVICE_UNAVAILABLE)
 }

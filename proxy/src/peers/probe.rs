@@ -24,6 +24,7 @@ use crate::config::machines::This;
 use crate::exchange::{Fields, Request};
 use crate::seal::seconds;
 use crate::state::State;
+use crate::upstream::ConnectError;
 
 /// After so many probes without an answer a peer is taken for gone.
 pub const MISSED_BEFORE_LOST: u32 = 3;
@@ -35,7 +36,7 @@ const ANSWER_BYTES: usize = 4096;
 pub enum Unanswered {
     /// The system's word.
     #[error("it cannot be reached: {0}")]
-    Io(#[from] std::io::Error),
+    Connect(#[from] ConnectError),
     /// It speaks something else.
     #[error("it does not speak HTTP: {0}")]
     Http(#[from] hyper::Error),
@@ -50,12 +51,16 @@ pub enum Unanswered {
     Unproven(StatusCode, AnswerRefused),
 }
 
-/// Asks `target` for `path`. Gives the status and the body.
+/// Asks at the other end of `connecting` for `path`. Gives the status and the body.
 ///
 /// # Errors
 /// Whatever keeps it from answering within `patience`.
-pub async fn ask(target: &Target, path: &str, patience: Duration) -> Result<(StatusCode, Bytes), Unanswered> {
-    let asked = async { answer_of(AppStream::connect(target).await?, request(path)).await };
+pub async fn ask(
+    connecting: impl Future<Output = Result<AppStream, ConnectError>>,
+    path: &str,
+    patience: Duration,
+) -> Result<(StatusCode, Bytes), Unanswered> {
+    let asked = async { answer_of(connecting.await?, request(path)).await };
     tokio::time::timeout(patience, asked).await?
 }
 
@@ -189,6 +194,15 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
     answers.sort_unstable_by_key(|(address, _)| *address);
     for (address, answer) in answers {
         let known = before.peers.iter().find(|peer| peer.target == Target::Tcp(address));
+        if let Err(Unanswered::Connect(ConnectError::Exhausted { resource, .. })) = &answer {
+            // It was not asked: nothing is known of it that was not known before.
+            state.exhaustion.note(*resource, state);
+            match (known, before.strangers.get(&address)) {
+                (Some(known), _) => next.peers.push(Arc::clone(known)),
+                (None, asked) => drop(next.strangers.insert(address, asked.copied().unwrap_or(0))),
+            }
+            continue;
+        }
         match (answer, known) {
             (Ok(Proven { name, .. }), _) if *name == *peers.this.name => {}
             (Ok(Proven { standing, name, run }), Some(known)) if *name == *known.name => {

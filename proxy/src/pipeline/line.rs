@@ -21,7 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::app_pool::AppStream;
 use crate::config::Target;
+use crate::rejection::Rejection;
+use crate::state::State;
 use crate::timer::Timer;
+use crate::upstream::{self, ConnectError, exhaustion};
 
 /// Whose time was over when the connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ struct Clock {
     /// A write is pending: the app takes no more of the body.
     is_writing: bool,
     cut: Option<Cut>,
+    /// Why the request is refused: there is no connection, for a reason of our own.
+    refused: Option<Rejection>,
     /// Woken when the limit changes.
     reader: Option<Waker>,
 }
@@ -94,11 +99,16 @@ pub struct Line {
 }
 
 impl Line {
-    /// One that opens a connection to `target`, and what Pingora calls to open it.
-    pub fn new(target: &Target, connect_timeout: Duration, is_to_peer: bool) -> (Self, Arc<Opener>) {
+    /// One that opens a connection to the app, or to a peer, and what Pingora calls to open it.
+    pub fn new(state: &Arc<State>, peer: Option<Target>, connect_timeout: Duration) -> (Self, Arc<Opener>) {
         let watch = Watch::default();
-        let opener = Opener { target: target.clone(), connect_timeout, is_to_peer, watch: watch.clone() };
+        let opener = Opener { state: Arc::clone(state), peer, connect_timeout, watch: watch.clone() };
         (Self { watch }, Arc::new(opener))
+    }
+
+    /// Why the request is refused, if there is no connection for a reason of our own.
+    pub fn refused(&self) -> Option<Rejection> {
+        self.watch.lock().refused
     }
 
     /// What is seen of it while the exchange does something else.
@@ -136,32 +146,43 @@ impl Line {
 /// Opens the connection.
 #[derive(Debug)]
 pub struct Opener {
-    target: Target,
+    state: Arc<State>,
+    /// `None`: to the app, wherever it is by then.
+    peer: Option<Target>,
     connect_timeout: Duration,
-    is_to_peer: bool,
     watch: Watch,
+}
+
+impl Opener {
+    async fn open(&self) -> std::result::Result<AppStream, ConnectError> {
+        let open = || async {
+            match &self.peer {
+                Some(target) => AppStream::connect_to_peer(target).await,
+                None => upstream::connect_once(&self.state).await,
+            }
+        };
+        exhaustion::with_room(&self.state, open).await
+    }
 }
 
 #[async_trait]
 impl Connect for Opener {
     async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
-        let opened = tokio::time::timeout(self.connect_timeout, async {
-            if self.is_to_peer {
-                AppStream::connect_to_peer(&self.target).await
-            } else {
-                AppStream::connect(&self.target).await
-            }
-        });
-        match opened.await {
+        match tokio::time::timeout(self.connect_timeout, self.open()).await {
             Ok(Ok(stream)) => {
                 let limited = Limited { stream, watch: self.watch.clone(), timer: Timer::new() };
                 Ok(VirtualSocketStream::new(Box::new(limited)).into())
             }
-            // The socket's queue is full: it is there, and too slow to take more.
-            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {
-                Err(Error::because(ErrorType::ConnectTimedout, "the app's queue is full", e).into_up())
+            Ok(Err(e)) => {
+                let (kind, refused) = match &e {
+                    ConnectError::Busy => (ErrorType::ConnectTimedout, None),
+                    ConnectError::Refused(_) | ConnectError::Unknown(_) => (ErrorType::ConnectRefused, None),
+                    ConnectError::Loop { .. } => (ErrorType::ConnectError, Some(Rejection::Loop)),
+                    ConnectError::Exhausted { .. } => (ErrorType::ConnectError, Some(Rejection::OutOfResources)),
+                };
+                self.watch.lock().refused = refused;
+                Err(Error::because(kind, "no connection", e).into_up())
             }
-            Ok(Err(e)) => Err(Error::because(ErrorType::ConnectRefused, "the app takes no connection", e).into_up()),
             Err(_) => Err(Error::explain(ErrorType::ConnectTimedout, "connect_timeout is over").into_up()),
         }
     }
@@ -263,7 +284,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let watch = Watch::default();
         let line = Line { watch: watch.clone() };
-        (Limited { stream: AppStream::Unix(near), watch, timer: Timer::new() }, line, far)
+        (Limited { stream: AppStream::of_unix(near), watch, timer: Timer::new() }, line, far)
     }
 
     const SHORT: Duration = Duration::from_millis(30);

@@ -1,0 +1,195 @@
+//! An upstream that leads back: refused where the file shows it, found by `Via` where it does not.
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use xtask::ports;
+
+use crate::{
+    backend::Backend,
+    harness::{Client, Proxy, Setup, both_ways, until, with_fields},
+};
+
+fn local() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], ports::free().unwrap()))
+}
+
+#[test]
+fn an_upstream_that_is_a_listener_of_ours_is_refused_with_its_place() {
+    let setup = Setup::new(&Backend::start(), "");
+    let file = setup.dir.join("checked.toml");
+    let keys = "[affinity]\n[peers]\nlisten = \"127.0.0.1:3083\"\n";
+    for (text, line, key) in [
+        ("server.listen = \"127.0.0.1:3080\"\napp.address = \"127.0.0.1:3080\"\n", 2, "server.listen"),
+        ("server.listen = \"0.0.0.0:3080\"\napp.address = \"127.0.0.1:3080\"\n", 2, "server.listen"),
+        ("server.listen = \"0.0.0.0:3080\"\napp.address = \"localhost:3080\"\n", 2, "server.listen"),
+        ("server.listen = \"127.0.0.1:3080\"\napp.address = \"LOCALHOST.:3080\"\n", 2, "server.listen"),
+        ("server.listen = \"[::]:3080\"\napp.address = \"[::1]:3080\"\n", 2, "server.listen"),
+        ("server.listen = \"[::]:3080\"\napp.address = \"127.0.0.1:3080\"\n", 2, "server.listen"),
+        ("server.h2c_listen = \"127.0.0.1:3082\"\napp.address = \"127.0.0.1:3082\"\n", 2, "server.h2c_listen"),
+        ("admin.listen = \"0.0.0.0:3091\"\napp.address = \"localhost:3091\"\n", 2, "admin.listen"),
+        ("admin.listen = \"127.0.0.1:3091\"\napp.metrics = \"http://localhost:3091/metrics\"\n", 2, "admin.listen"),
+        ("app.metrics = \"http://127.0.0.1:8080/metrics\"\n", 1, "server.listen"),
+        (&format!("app.address = \"127.0.0.1:3083\"\n{keys}"), 1, "peers.listen"),
+        (&format!("{keys}list = [\"10.0.0.1:3083\", \"127.0.0.1:8080\"]\n"), 4, "server.listen"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let setup = setup.clone().env("OUTRIGGER_AFFINITY_KEYS", "0123456789abcdef0123456789abcdef");
+        let setup = setup.env("OUTRIGGER_MACHINE", "a");
+        for command in ["check", "run"] {
+            let ended = setup.run(if command == "check" {
+                &["check", "checked.toml"]
+            } else {
+                &["run", "--config", "checked.toml"]
+            });
+            let said = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(ended.status.code(), Some(78), "{text}: {said}");
+            assert!(said.contains(&format!("checked.toml:{line}:")) && said.contains(key), "{text}: {said}");
+            assert!(said.contains("hint:"), "{said}");
+        }
+    }
+    // This Machine among the peers is usual.
+    fs::write(&file, format!("{keys}list = [\"127.0.0.1:3083\", \"10.0.0.1:3083\"]\n")).unwrap();
+    let setup = setup.env("OUTRIGGER_AFFINITY_KEYS", "0123456789abcdef0123456789abcdef").env("OUTRIGGER_MACHINE", "a");
+    assert!(setup.run(&["check", "checked.toml"]).status.success());
+    let setup = setup.env("OUTRIGGER_APP_ADDRESS", "localhost:8080");
+    let said = String::from_utf8(setup.run(&["check", "checked.toml"]).stderr).unwrap();
+    assert!(said.contains("OUTRIGGER_APP_ADDRESS") && said.contains("server.listen"), "{said}");
+}
+
+#[test]
+fn a_change_to_a_listener_of_ours_is_refused_and_the_rules_before_it_stay() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    for (index, address) in [proxy.address.to_string(), format!("localhost:{}", proxy.h2c.port())].iter().enumerate() {
+        super::moves_to(&proxy, address);
+        proxy.counts("outrigger_config_reloads_total", &[("result", "refused")], index + 1);
+        assert!(proxy.says("the changed configuration is refused").contains("this proxy itself"));
+        assert_eq!(proxy.get("/").status, 200);
+    }
+    // The listeners that the process has count, whatever the file says of the next start.
+    let rules = fs::read_to_string(&proxy.file).unwrap();
+    let moved =
+        rules.replace(&format!("server.listen = \"{}\"", proxy.address), &format!("server.listen = \"{}\"", local()));
+    fs::write(&proxy.file, moved).unwrap();
+    proxy.counts("outrigger_config_reloads_total", &[("result", "refused")], 3);
+    super::moves_to(&proxy, &proxy.address.to_string());
+    proxy.counts("outrigger_config_reloads_total", &[("result", "refused")], 4);
+    assert_eq!(proxy.get("/").status, 200);
+}
+
+#[test]
+fn requests_say_who_has_forwarded_them() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut names = Vec::new();
+    for request in both_ways("/") {
+        let answer = proxy.ask(&request);
+        names.push(answer.seen("via").unwrap());
+        assert_eq!((answer.header("via"), answer.seen("cdn-loop")), (None, None));
+        let answer = proxy.ask(&with_fields(&request, &["Via: 1.0 fred", "VIA: 1.1 p.example.net"]));
+        assert_eq!(answer.seen("via").unwrap(), format!("1.0 fred, 1.1 p.example.net, {}", names[0]));
+    }
+    assert!(names[0].starts_with("1.1 outrigger-") && names[0] == names[1], "{names:?}");
+    let old = proxy.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert_eq!(old.seen("via").unwrap(), names[0].replace("1.1", "1.0"));
+    assert_eq!(over_h2(&proxy, None).1, names[0].replace("1.1", "2"));
+
+    proxy.changes_to("headers.via = false");
+    for request in both_ways("/") {
+        let answer = proxy.ask(&with_fields(&request, &["Via: 1.0 fred", "CDN-Loop: a"]));
+        assert_eq!(answer.seen("via").unwrap(), "1.0 fred");
+        assert_eq!(answer.seen("cdn-loop").unwrap(), names[0].replace("1.1 ", "a, "));
+    }
+}
+
+/// The status, and the `Via` that the app saw.
+fn over_h2(proxy: &Proxy, via: Option<&str>) -> (u16, String) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(proxy.h2c).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = http::Request::get("http://h2.test/");
+        if let Some(via) = via {
+            request = request.header("via", via);
+        }
+        let (answer, _) = sender.ready().await.unwrap().send_request(request.body(()).unwrap(), true).unwrap();
+        let (head, mut body) = answer.await.unwrap().into_parts();
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.data().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+        let seen: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        (head.status.as_u16(), seen["headers"]["via"].as_str().unwrap_or_default().to_owned())
+    })
+}
+
+#[test]
+fn a_request_that_comes_back_is_a_508() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let via = proxy.get("/").seen("via").unwrap();
+    let before = app.requests();
+    for request in both_ways("/") {
+        for field in [format!("Via: 1.0 fred, {via} (x), 1.1 other"), format!("CDN-Loop: a; b=1, {}", &via[4..])] {
+            proxy.ask(&with_fields(&request, &[&field])).is_problem(508, "loop_detected");
+        }
+    }
+    assert_eq!(over_h2(&proxy, Some(&via)).0, 508);
+    proxy.counts_rejections("loop_detected", 5);
+    assert_eq!(app.requests(), before);
+}
+
+#[test]
+fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
+    let app = Backend::start();
+    let inner = Proxy::start(&app);
+    let outer = Setup::new(&app, "").app_at(&inner.address.to_string(), "").start();
+    for request in both_ways("/") {
+        let answer = outer.ask(&request);
+        assert_eq!((answer.status, answer.seen("via").unwrap().matches("outrigger-").count()), (200, 2), "{answer:?}");
+    }
+    // Now the inner one sends what it gets to the outer one.
+    super::moves_to(&inner, &outer.address.to_string());
+    inner.says("requests go to");
+    outer.comes_to_rest();
+    let made = |proxy: &Proxy| proxy.metric("outrigger_connections_total", &[]);
+    let before = (made(&outer), made(&inner));
+    for _ in 0..5 {
+        for request in both_ways("/") {
+            outer.ask(&request).is_problem(508, "loop_detected");
+        }
+    }
+    outer.counts_rejections("loop_detected", 10);
+    let made = (made(&outer) - before.0, made(&inner) - before.1);
+    assert!(made.0 <= 20.0 && made.1 <= 10.0, "ten requests made {made:?} connections");
+    // No breaker of the outer one opens for it: the inner one answers.
+    assert_eq!(outer.metric("outrigger_breaker_state", &[("state", "open")]), 0.0);
+}
+
+#[test]
+fn a_name_that_leads_here_later_is_a_508() {
+    let hosts = crate::harness::fresh_dir().join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    if !std::process::Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success()) {
+        println!("no mount namespace can be made: not tried");
+        return;
+    }
+    let rules = "app.hold = \"0s\"";
+    let setup = Setup::new(&Backend::start(), rules);
+    let address = format!("app.test:{}", setup.address.port());
+    let setup = setup.app_at(&address, rules);
+    let proxy = setup.through(&["unshare", "-m", "sh", "-c", script, hosts.to_str().unwrap()]).start();
+    for request in both_ways("/") {
+        proxy.ask(&request).is_problem(502, "app_unreachable");
+    }
+    fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.1 app.test\n").unwrap();
+    proxy.says("this proxy itself: that one is not used");
+    for request in both_ways("/") {
+        proxy.ask(&request).is_problem(508, "loop_detected");
+    }
+    let mut client = Client::connect(proxy.address).unwrap();
+    until("the proxy to serve others", || client.send(both_ways("/")[0].clone()).answer().status == 508);
+    assert!(!client.stays_silent_for(Duration::ZERO) || proxy.metric("outrigger_connections_total", &[]) < 20.0);
+}
