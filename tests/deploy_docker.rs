@@ -41,8 +41,10 @@ fn user_of(program: &str) -> (String, u32, u32) {
     let instructions = instructions();
     let user = match program {
         "app" => {
-            let env = instructions.iter().find(|line| line.starts_with("ENV ")).unwrap();
-            env.split_whitespace().find_map(|word| word.strip_prefix("OUTRIGGER_APP_USER=")).unwrap().to_owned()
+            // The stage that builds has variables of its own.
+            let env = instructions.iter().filter(|line| line.starts_with("ENV "));
+            let mut words = env.flat_map(|line| line.split_whitespace());
+            words.find_map(|word| word.strip_prefix("OUTRIGGER_APP_USER=")).unwrap().to_owned()
         }
         _ => {
             let users = file("deploy/users.conf");

@@ -182,7 +182,8 @@ fn the_log_is_json_and_keeps_secrets_to_itself() {
 #[test]
 fn a_request_that_is_refused_before_it_is_parsed_is_in_the_access_log() {
     let app = Backend::start();
-    let proxy = Proxy::with(&app, "client.max_head = \"2KiB\"\nclient.head_timeout = \"500ms\"");
+    let proxy =
+        Proxy::with(&app, "client.max_head = \"2KiB\"\nclient.head_timeout = \"500ms\"\nclient.max_body = \"1MiB\"");
     let large = format!("GET /large HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(3000));
     let refused = [
         ("GET /lost?token=s3cr3t HTTP/1.1\r\n\r\n", 400, "/lost"),

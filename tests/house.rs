@@ -59,7 +59,7 @@ impl House {
         let rules = dir.join("proxy.toml");
         let text = format!(
             "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{admin}\"\n\
-             app.address = \"unix:{}\"\napp.timeout = \"{}s\"\nbreaker.open = \"1s\"\n",
+             app.address = \"unix:{}\"\napp.timeout = \"{}s\"\nbreaker.open = \"1s\"\nrate_limits.mode = \"enforce\"\n",
             paths::socket(&dir, "app.sock").unwrap().display(),
             DEADLINE.as_secs()
         );

@@ -232,7 +232,10 @@ impl Merged {
                 return Err(Dropped::Size);
             }
         }
-        let mut sorted = sample.labels.clone();
+        // As they are written: two series must not become one by the renaming.
+        let renamed = exported(&sample.labels);
+        let as_written = |(name, value)| (if name == PROCESS { renamed.as_str() } else { name }, value);
+        let mut sorted: Vec<_> = sample.labels.iter().copied().map(as_written).collect();
         sorted.sort_unstable();
         // "1" and "1.0" are one bucket.
         let bounds = match (family.kind, suffix) {
@@ -346,13 +349,9 @@ fn labels_of(labels: &[(&str, &str)]) -> String {
 /// The sample with `process` as its first label. A label of that name is renamed as Prometheus does it on conflicts.
 fn written(sample: &Sample<'_>, process: Process) -> String {
     let mut out = format!("{}{{{PROCESS}=\"{}\"", sample.name, process.name());
+    let renamed = exported(&sample.labels);
     for (name, value) in &sample.labels {
-        let mut name = (*name).to_owned();
-        if name == PROCESS {
-            while sample.labels.iter().any(|(other, _)| *other == name) {
-                name.insert_str(0, "exported_");
-            }
-        }
+        let name = if *name == PROCESS { &renamed } else { *name };
         let _ = write!(out, ",{name}=\"{value}\"");
     }
     let _ = write!(out, "}} {}", sample.value);
@@ -360,6 +359,15 @@ fn written(sample: &Sample<'_>, process: Process) -> String {
         let _ = write!(out, " {timestamp}");
     }
     out
+}
+
+/// The name that a label `process` of the app's own gets, since every sample has one of ours.
+fn exported(labels: &[(&str, &str)]) -> String {
+    let mut name = format!("exported_{PROCESS}");
+    while labels.iter().any(|(other, _)| *other == name) {
+        name.insert_str(0, "exported_");
+    }
+    name
 }
 
 #[cfg(test)]

@@ -496,6 +496,13 @@ impl ProxyHttp for Gateway {
         if let Destination::Peer(peer, kind) = &exchange.destination
             && let Some(peers) = &self.state.peers
         {
+            // Pingora has taken out how the body is framed, and writes it anew after this hook, by the same rule.
+            if !session.as_mut().is_body_empty()
+                && !request.headers.contains_key(header::CONTENT_LENGTH)
+                && !request.headers.contains_key(header::TRANSFER_ENCODING)
+            {
+                request.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            }
             // Last: all that is sent is signed.
             let from = peers.this.name.as_ref().into();
             let hop = Hop { kind: *kind, client: exchange.client.address, nonce: peers.nonces.next(), from };

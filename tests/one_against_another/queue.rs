@@ -8,7 +8,7 @@ use crate::harness::{Client, Proxy, get, until, with_fields};
 use crate::overload::{Load, Outcome, mixed, run, served};
 
 fn rules() -> &'static str {
-    "identity.unknown_keys = \"count\"\n[[routes]]\npath = \"/\"\npriority = \"medium\"\n"
+    "identity.unknown_keys = \"count\"\n[[routes]]\nname = \"all\"\npath = \"/\"\npriority = \"medium\"\n"
 }
 
 /// Requests of these clients, in turn, on both ways through the proxy.

@@ -29,7 +29,7 @@ fn an_upstream_that_is_a_listener_of_ours_is_refused_with_its_place() {
         ("admin.listen = \"0.0.0.0:3091\"\napp.address = \"localhost:3091\"\n", 2, "admin.listen"),
         ("admin.listen = \"127.0.0.1:3091\"\napp.metrics = \"http://localhost:3091/metrics\"\n", 2, "admin.listen"),
         ("app.metrics = \"http://127.0.0.1:8080/metrics\"\n", 1, "server.listen"),
-        (&format!("app.address = \"127.0.0.1:3083\"\n{keys}"), 1, "peers.listen"),
+        (&format!("app.address = \"127.0.0.1:3083\"\n{keys}list = [\"10.0.0.1:3083\"]\n"), 1, "peers.listen"),
         (&format!("{keys}list = [\"10.0.0.1:3083\", \"127.0.0.1:8080\"]\n"), 4, "server.listen"),
     ] {
         fs::write(&file, text).unwrap();
@@ -157,7 +157,16 @@ fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
     let before = (made(&outer), made(&inner));
     for _ in 0..5 {
         for request in both_ways("/") {
-            outer.ask(&request).is_problem(508, "loop_detected");
+            // The outer one refuses it when it comes back, as another request than the one whose answer that becomes.
+            let answer = outer.ask(&request);
+            let problem = answer.json();
+            assert_eq!((answer.status, answer.header("content-type")), (508, Some("application/problem+json")));
+            assert_eq!(problem["type"], "urn:outrigger:problem:loop-detected", "{problem}");
+            assert_eq!(problem["status"], 508, "{problem}");
+            let (refused, answered) = (problem["request_id"].as_str().unwrap(), answer.header("x-request-id").unwrap());
+            assert_ne!(refused, answered);
+            assert!(outer.says(&format!("\"request_id\":\"{refused}\"")).contains("\"reason\":\"loop_detected\""));
+            assert!(outer.says(&format!("\"request_id\":\"{answered}\"")).contains("\"attempts\":1"));
         }
     }
     outer.counts_rejections("loop_detected", 10);

@@ -121,5 +121,5 @@ fn an_unknown_name_is_no_mistake_and_without_hold_a_502() {
     for request in both_ways("/") {
         proxy.ask(&request).is_problem(502, "app_unreachable");
     }
-    assert!(proxy.admin("/metrics/all").body.contains("outrigger_app_metrics_up 0"));
+    assert!(proxy.admin("/metrics/all").body.contains("outrigger_app_metrics_up{process=\"proxy\"} 0"));
 }

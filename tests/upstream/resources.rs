@@ -83,18 +83,22 @@ fn out_of_local_ports_is_said_blames_nobody_and_ends_by_itself() {
         .env(INSIDE, "1")
         .output()
         .unwrap();
-    assert!(inside.status.success(), "{}", String::from_utf8_lossy(&inside.stdout));
+    let said = |output: &[u8]| String::from_utf8_lossy(output).into_owned();
+    assert!(inside.status.success(), "{}{}", said(&inside.stdout), said(&inside.stderr));
 }
 
 fn out_of_local_ports() {
     let app = Backend::start();
     let gate = app.gate("/wait");
-    let rules = "app.hold = \"5s\"\nbreaker.failures = 3\nadmission.min = 100\nserver.threads = 1";
+    let rules = "app.hold = \"5s\"\nbreaker.failures = 3\nadmission.min = 100";
     let setup = Setup::new(&app, rules);
-    let anywhere = fs::read_to_string(&setup.file).unwrap().replace(
-        &format!("server.listen = \"{}\"", setup.address),
-        &format!("server.listen = \"0.0.0.0:{}\"", setup.address.port()),
-    );
+    let anywhere = fs::read_to_string(&setup.file)
+        .unwrap()
+        .replace(
+            &format!("server.listen = \"{}\"", setup.address),
+            &format!("server.listen = \"0.0.0.0:{}\"", setup.address.port()),
+        )
+        .replace("server.threads = 2", "server.threads = 1");
     fs::write(&setup.file, anywhere).unwrap();
     let proxy = setup.start();
     // Local ports are counted for each address that is connected to: the clients have three, the proxy has one.

@@ -7,7 +7,7 @@
 //!                  has the most. So whoever fills the listener evicts itself, and a new connection is always taken.
 //! ```
 //!
-//! Whatever happens here, the public listeners keep their file descriptors.
+//! Whatever happens here, the public listeners keep their file descriptors, but for connections at rest when none is left at all.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use super::access::Arrival;
 use crate::state::State;
+use crate::upstream::Resource;
 
 /// How long a connection may wait for a whole head. Prometheus asks every 15 s.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,7 +155,10 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
                 if !std::mem::replace(&mut has_failed, true) {
                     tracing::error!("the admin listener cannot take a connection: {e}");
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // Clients at rest may hold all descriptors without one of them asking for more.
+                let made_room =
+                    Resource::of_process_by(&e).is_some_and(|resource| state.exhaustion.note(resource, &state));
+                tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
                 continue;
             }
         };

@@ -144,7 +144,7 @@ impl Default for Client {
             max_head: bytes(32 << 10),
             max_fields: 100,
             max_unfinished_heads: bytes(64 << 20),
-            max_body: Text(OrOff(None)),
+            max_body: Text(OrOff(Some(bytes(2 << 30).0))),
             idle_timeout: seconds(75),
             body_timeout: seconds(30),
             body_memory: bytes(64 << 20),
