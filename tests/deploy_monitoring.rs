@@ -191,7 +191,16 @@ fn everything_that_is_said() -> Catalogue {
         unwritten.get("/");
         unwritten.metric("outrigger_audit_lost_total", &[]) > 0.0
     });
-    catalogue(&[well, unwell, proxy.admin("/metrics/all").body, unwritten.admin("/metrics/all").body])
+
+    // And a Machine with a peer.
+    let port = xtask::ports::free().unwrap();
+    let peers = format!(
+        "server.machine = \"a\"\npeers.listen = \"127.0.0.1:{port}\"\npeers.list = [\"127.0.0.9:{port}\"]\npeers.interval = \"100ms\"\n"
+    );
+    let machine = Setup::new(&app, &peers).env("OUTRIGGER_AFFINITY_KEYS", &"k".repeat(32)).start();
+    until("the peer to be known", || machine.admin("/metrics").body.contains("outrigger_peers{"));
+    let pages = [&proxy, &unwritten, &machine].map(|proxy| proxy.admin("/metrics/all").body);
+    catalogue(&[vec![well, unwell], pages.into()].concat())
 }
 
 /// Where it stands, and the expression.

@@ -92,7 +92,6 @@ fn a_key_is_known_by_either_digest_from_either_place_and_is_a_client_with_a_tier
     {
         is_its_address(&proxy, &[wrong]);
     }
-    is_its_address(&proxy, &["X-Api-Key: key-1", "X-Api-Key: key-2"]);
     is_its_address(&proxy, &["X-Api-Key:"]);
     proxy.counts("outrigger_credentials_refused_total", &[("reason", "unknown_key")], 2 * 6);
     // The file of keys is read again when the process is told so.
