@@ -175,7 +175,7 @@ fn everything_that_is_said() -> Catalogue {
     let mut client = proxy.connect();
     client.send(get("/waits"));
     until("the request to be with the app", || app.requests_to("/waits") > 0);
-    drop(client);
+    proxy.comes_to_rest_after(client);
     app.says("/health", "HTTP/1.1 503 Unwell\r\nContent-Length: 0\r\n\r\n");
     proxy.get("/health");
     app.stop();

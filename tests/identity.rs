@@ -93,7 +93,7 @@ fn a_key_is_known_by_either_digest_from_either_place_and_is_a_client_with_a_tier
         is_its_address(&proxy, &[wrong]);
     }
     is_its_address(&proxy, &["X-Api-Key:"]);
-    proxy.counts("outrigger_credentials_refused_total", &[("reason", "unknown_key")], 2 * 6);
+    proxy.counts("outrigger_credentials_refused_total", &[("reason", "unknown_key")], 2 * 5);
     // The file of keys is read again when the process is told so.
     is_its_address(&proxy, &["X-Api-Key: key-6"]);
     fs::write(proxy.dir.join("keys"), of_file + &line("new", &format!("sha256={}", sha256("key-6")), "pro")).unwrap();

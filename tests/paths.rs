@@ -205,6 +205,21 @@ fn is_refused_by_every_rule(spelling: &str) -> bool {
     decoded.split('/').any(is_dots) || ["%00", "%0a"].iter().any(|control| spelling.contains(control))
 }
 
+/// Some frameworks decode a path once, some twice.
+fn twice_decoded(spelling: &str) -> String {
+    (0..2).fold(spelling.to_owned(), |text, _| {
+        let mut out = String::new();
+        let mut rest = text.as_str();
+        while let Some((before, after)) = rest.split_once('%') {
+            out.push_str(before);
+            let code = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(u8::is_ascii);
+            out.push(code.map_or('%', char::from));
+            rest = if code.is_some() { &after[2..] } else { after };
+        }
+        out + rest
+    })
+}
+
 /// The limit whose route the request took.
 fn route_of(answer: &Answer) -> String {
     let policy = answer.header("ratelimit-policy").unwrap_or_default();
@@ -245,8 +260,11 @@ fn is_served_as_routed(app: &Framework) {
         let (alone, proxied) = (direct.ask(spelling), bare.ask(spelling).expect("the proxy answers"));
         let alone = alone.map_or((502, String::new()), |answer| (answer.status, answer.text()));
         let is_refused = proxied.header("content-type") == Some("application/problem+json");
-        let may_be_refused =
-            is_refused_by_every_rule(spelling) || spelling.to_lowercase().contains("metrics") || alone.0 >= 400;
+        // A target begins with a slash (RFC 9112 section 3.2.1).
+        let may_be_refused = is_refused_by_every_rule(spelling)
+            || !spelling.starts_with('/')
+            || twice_decoded(spelling).to_lowercase().contains("metrics")
+            || alone.0 >= 400;
         if (is_refused && !may_be_refused) || (!is_refused && (proxied.status, proxied.text()) != alone) {
             harmed
                 .push(format!("{spelling}: {alone:?} alone, {:?} through the proxy", (proxied.status, proxied.text())));

@@ -220,7 +220,7 @@ fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
         let answer = a.proxy.ask(&with_fields(&with_cookie(&request, &session), &secret[..1]));
         assert_eq!((answer.status, cookie(&answer).is_some()), (200, true), "{answer:?}");
         a.app.stop();
-        a.proxy.ask(&with_fields(&request, &secret)).is_problem(503, "app_restarting");
+        a.proxy.ask(&with_fields(&request, &secret)).is_problem(502, "app_unreachable");
         a.app.resume();
         until("the app to be back", || a.proxy.get("/back").status == 200);
     }
