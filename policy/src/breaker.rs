@@ -183,7 +183,7 @@ pub enum Failure {
     Reported,
     /// No answer, or none that can be used. Refuses the client that sees it, and everybody once several do.
     Silent,
-    /// An answer that says that the other side failed. A client may be able to have as many as it likes: only counts once several see it.
+    /// An answer that says that the other side failed. The same; but where places share a breaker, it says nothing about the other places.
     Answered,
 }
 
@@ -464,10 +464,10 @@ impl Breaker {
             self.clients.returned(key, at);
         }
         match outcome {
-            Outcome::Success(_) | Outcome::Failure(Failure::Answered) => {
-                self.clients.succeeded(&self.settings, key, epoch);
-            }
-            Outcome::Failure(Failure::Silent | Failure::Reported) if min_clients > 1 && !is_shared => {
+            Outcome::Success(_) => self.clients.succeeded(&self.settings, key, epoch),
+            Outcome::Failure(Failure::Answered | Failure::Silent | Failure::Reported)
+                if min_clients > 1 && !is_shared =>
+            {
                 self.clients.failed(&self.settings, now, key, epoch, dice);
             }
             Outcome::Failure(_) | Outcome::Ignored => {}

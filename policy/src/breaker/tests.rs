@@ -245,24 +245,34 @@ fn several_clients_open_it_and_one_does_not_whatever_it_sees() {
 }
 
 #[test]
-fn a_client_that_gets_no_answers_is_refused_alone_and_probes_alone() {
+fn a_client_whose_requests_all_fail_is_refused_alone_and_probes_alone() {
+    for bad in [SILENT, FAILED] {
+        let mut breaker = Breaker::new(settings());
+        for _ in 0..5 {
+            assert!(call_by(&mut breaker, client(1), 0, bad));
+        }
+        assert_eq!(breaker.refuses(0, client(1)).unwrap().retry_after, Duration::from_secs(60));
+        assert!(call_by(&mut breaker, client(2), 0, QUICK) && !breaker.is_calm());
+        assert_eq!((breaker.state(), breaker.clients_refused()), (State::Closed, 1));
+        let now = 60 * SECOND;
+        let (one, two) = (breaker.ask(now, client(1)).unwrap(), breaker.ask(now, client(1)).unwrap());
+        assert!(breaker.ask(now, client(1)).is_err(), "two probes at a time");
+        breaker.record(one, now, bad, 0.0);
+        breaker.record(two, now, QUICK, 0.0);
+        assert_eq!(breaker.refuses(now, client(1)).unwrap().retry_after, Duration::from_secs(120));
+        for _ in 0..3 {
+            assert!(call_by(&mut breaker, client(1), now + 120 * SECOND, QUICK));
+        }
+        assert!(breaker.is_calm());
+    }
+}
+
+#[test]
+fn a_client_that_is_served_between_failures_is_not_refused() {
     let mut breaker = Breaker::new(settings());
-    for _ in 0..5 {
-        assert!(call_by(&mut breaker, client(1), 0, SILENT));
+    for n in 0..100 {
+        assert!(call_by(&mut breaker, client(1), 0, if n % 5 == 4 { QUICK } else { FAILED }));
     }
-    assert_eq!(breaker.refuses(0, client(1)).unwrap().retry_after, Duration::from_secs(60));
-    assert!(call_by(&mut breaker, client(2), 0, QUICK) && !breaker.is_calm());
-    assert_eq!((breaker.state(), breaker.clients_refused()), (State::Closed, 1));
-    let now = 60 * SECOND;
-    let (one, two) = (breaker.ask(now, client(1)).unwrap(), breaker.ask(now, client(1)).unwrap());
-    assert!(breaker.ask(now, client(1)).is_err(), "two probes at a time");
-    breaker.record(one, now, SILENT, 0.0);
-    breaker.record(two, now, QUICK, 0.0);
-    assert_eq!(breaker.refuses(now, client(1)).unwrap().retry_after, Duration::from_secs(120));
-    for _ in 0..3 {
-        assert!(call_by(&mut breaker, client(1), now + 120 * SECOND, QUICK));
-    }
-    assert!(breaker.is_calm());
 }
 
 #[test]
