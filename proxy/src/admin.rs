@@ -68,7 +68,7 @@ fn router(state: &Arc<State>) -> Router {
     endpoints(state)
         .router(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(Extension(Arc::<LastPage>::default()))
+        .layer(Extension(Arc::<Pages>::default()))
 }
 
 async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
@@ -86,44 +86,75 @@ async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
     (status, format!("{phase}\n{detail}"))
 }
 
-async fn own_metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    match render(&state) {
-        Ok(text) => exposition(text),
-        Err(e) => failed(&e),
-    }
+async fn own_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extension<Arc<Pages>>) -> Response {
+    shared(&pages.own, off_thread(move || render(&state))).await
 }
 
-/// The page that was merged last, and when.
+/// The proxy's metrics and the app's.
+async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extension<Arc<Pages>>) -> Response {
+    let make = async {
+        let of_app = ask_app(&state).await;
+        off_thread(move || merge(&state, of_app)).await
+    };
+    shared(&pages.merged, make).await
+}
+
+/// The two metrics pages as they were made last, and when that began.
+#[derive(Debug, Default)]
+struct Pages {
+    own: LastPage,
+    merged: LastPage,
+}
+
 type LastPage = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
-/// The proxy's metrics and the app's. Requests that come while the app is being asked share what it says.
-async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(last): Extension<Arc<LastPage>>) -> Response {
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+enum NoPage {
+    #[error(transparent)]
+    Rendering(#[from] prometheus::Error),
+    #[error(transparent)]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// Makes a page once for all requests that wait for one; a page is never older than the request for it.
+async fn shared(last: &LastPage, make: impl Future<Output = Result<Bytes, NoPage>>) -> Response {
     let arrived = Instant::now();
     let mut last = last.lock().await;
-    if let Some((made, page)) = last.as_ref().filter(|(made, _)| *made >= arrived) {
-        tracing::trace!(age_ms = made.elapsed().as_millis() as u64, "a scrape shares the page of another one");
+    if let Some((_, page)) = last.as_ref().filter(|(begun, _)| *begun >= arrived) {
         return exposition(page.clone());
     }
-    match merge(&state).await {
+    let begun = Instant::now();
+    match make.await {
         Ok(page) => {
-            let page = Bytes::from(page);
-            *last = Some((Instant::now(), page.clone()));
+            *last = Some((begun, page.clone()));
             exposition(page)
         }
-        Err(e) => failed(&e),
+        Err(e) => {
+            tracing::error!("the metrics cannot be rendered: {e}");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
+        }
     }
 }
 
-async fn merge(state: &State) -> Result<String, prometheus::Error> {
+/// Renders beside the listener's thread, which accepts connections and answers other requests meanwhile.
+async fn off_thread(
+    make: impl FnOnce() -> Result<String, prometheus::Error> + Send + 'static,
+) -> Result<Bytes, NoPage> {
+    Ok(tokio::task::spawn_blocking(make).await??.into())
+}
+
+/// The app's page; none if the app does not give it: that is a fact to be shown, not an error of the scrape.
+async fn ask_app(state: &State) -> Option<OfApp> {
     let rules = state.rules.load_full();
     let (upstream, path) = &rules.config.app.metrics;
-    // An app that is down is a fact to be shown, not an error of the scrape.
     let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(upstream, path)).await.unwrap_or(Err(ScrapeError::Late));
-    let up = u8::from(fetched.is_ok());
-    let of_app = fetched.unwrap_or_else(|e| {
-        tracing::debug!("the app's metrics cannot be fetched: {e}");
-        OfApp::default()
-    });
+    fetched.inspect_err(|e| tracing::debug!("the app's metrics cannot be fetched: {e}")).ok()
+}
+
+fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, prometheus::Error> {
+    let up = u8::from(of_app.is_some());
+    let of_app = of_app.unwrap_or_default();
     // Once to know which families are the proxy's, and again to show what was counted.
     state.metrics.app_metrics_dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
     let own = format!(
@@ -159,11 +190,6 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
 
 fn exposition(text: impl Into<axum::body::Body>) -> Response {
     ([(header::CONTENT_TYPE, TEXT_FORMAT)], text.into()).into_response()
-}
-
-fn failed(error: &prometheus::Error) -> Response {
-    tracing::error!("the metrics cannot be rendered: {error}");
-    (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
 }
 
 /// The app's page.

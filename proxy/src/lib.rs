@@ -165,9 +165,9 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
     // The workers have their own: once they stop listening, nobody listens.
     drop((public, h2c, peers));
 
+    serve_admin(admin, Arc::clone(&state))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
-        tokio::spawn(admin::serve(TcpListener::from_std(admin)?, Arc::clone(&state)));
         for which in [Which::App, Which::Metrics] {
             tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
         }
@@ -322,6 +322,20 @@ async fn sweep_kept_connections(state: Arc<State>) {
             |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));
         app_pool::sweep(app.idle_timeout, |target| app.upstream.has(target) || is_peer(target));
     }
+}
+
+/// Serves the admin listener on a thread of its own, so that its clients take no time from the background tasks.
+fn serve_admin(listener: std::net::TcpListener, state: Arc<State>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve = move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => admin::serve(listener, state).await,
+                Err(e) => tracing::error!("the admin listener cannot accept connections: {e}"),
+            }
+        });
+    };
+    std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map(drop)
 }
 
 fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Gateway> {

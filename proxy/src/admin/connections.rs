@@ -3,8 +3,9 @@
 //! ```text
 //! all of them      admin.max_connections; the last eighth is for this machine itself
 //! of one address   a quarter of that
-//! at a bound       the connection makes room whose last request is longest ago: first among those at rest, and of the address that
-//!                  has the most. So whoever fills the listener evicts itself, and a new connection is always taken.
+//! at a bound       one connection is closed for the new one: those without a request in progress first, then those of the address with
+//!                  the most connections; among equals the one whose last request is longest ago. So a client that fills the listener
+//!                  closes its own connections, and a new connection is always accepted.
 //! ```
 //!
 //! Whatever happens here, the public listeners keep their file descriptors, but for connections at rest when none is left at all.
@@ -167,6 +168,8 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
         let (number, evicted) = table.take(from.ip(), most, Instant::now());
         let place = Arc::new(Place { number, table: Arc::clone(&table) });
         tokio::spawn(converse(stream, from, router.clone(), place, evicted));
+        // It reads its request before the next connection could close it.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -202,6 +205,8 @@ async fn in_time(Extension(place): Extension<Arc<Place>>, request: Request, next
     place.table.set_busy(place.number, true);
     let response = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
     place.table.set_busy(place.number, false);
+    // A client that pipelines requests waits for the others after each.
+    tokio::task::yield_now().await;
     let late =
         |_| (StatusCode::REQUEST_TIMEOUT, [("connection", "close")], "the request took too long\n").into_response();
     response.unwrap_or_else(late)
