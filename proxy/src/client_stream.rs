@@ -224,14 +224,15 @@ impl ClientStream {
 
     /// Sends `bytes` and closes, reading for a moment what the client still sends.
     pub async fn answer_and_close(mut self, bytes: &[u8]) {
-        if let Some(mut socket) = self.socket.take() {
-            let send = async {
-                socket.write_all(bytes).await?;
-                socket.flush().await
-            };
-            if matches!(tokio::time::timeout(LINGER, send).await, Ok(Ok(()))) {
-                linger(socket).await;
-            }
+        let Some(mut socket) = self.socket.take() else { return };
+        // The buffers are freed first: the client may take its time.
+        drop(self);
+        let send = async {
+            socket.write_all(bytes).await?;
+            socket.flush().await
+        };
+        if matches!(tokio::time::timeout(LINGER, send).await, Ok(Ok(()))) {
+            linger(socket).await;
         }
     }
 

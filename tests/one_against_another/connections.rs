@@ -1,4 +1,4 @@
-//! Connections, and the memory of heads that nobody finishes.
+//! Connections, and the memory of unfinished header sections.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use crate::{
 
 const ATTACKER: u8 = 10;
 const VICTIM: u8 = 20;
-/// What begins an HTTP/2 connection: the preface, and settings that say nothing.
+/// The start of an HTTP/2 connection: the preface, and empty settings.
 const H2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// New connections of another client; how many were served, and the longest that one took.
+/// New connections of another client; returns how many were served, and the longest latency.
 fn served(proxy: &Proxy, requests: usize) -> (usize, Duration) {
     let mut longest = Duration::ZERO;
     let served = (0..requests).filter(|n| {
@@ -29,7 +29,7 @@ fn served(proxy: &Proxy, requests: usize) -> (usize, Duration) {
 fn idle_connections_of_one_address_lock_nobody_out() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "server.max_connections = 40");
-    // Those that were served and rest, those that never spoke, those with half a head, and those that speak HTTP/2.
+    // Idle connections that were served, that never sent a byte, that sent half a header section, and that use HTTP/2.
     for what in ["served", "silent", "half", "h2"] {
         let mut held: Vec<Client> = Vec::new();
         for _ in 0..100 {
@@ -55,7 +55,7 @@ fn idle_connections_of_one_address_lock_nobody_out() {
     assert!(proxy.metric("outrigger_connections_evicted_total", &[]) > 100.0);
 }
 
-/// Many addresses that fill all of it: a connection that rests makes room, one with a request in flight does not.
+/// Many addresses use all connections: an idle connection makes room, one with a request in flight does not.
 #[test]
 fn when_all_are_taken_what_rests_makes_room_and_what_works_goes_on() {
     let app = Backend::start();
@@ -90,7 +90,7 @@ fn an_address_at_its_bound_with_requests_in_flight_hears_so_and_others_do_not() 
     }
 }
 
-/// An edge or a load balancer speaks for many clients from one address.
+/// An edge or a load balancer represents many clients from one address.
 #[test]
 fn trusted_networks_have_no_bound_of_an_address() {
     let app = Backend::start();
@@ -105,10 +105,10 @@ fn trusted_networks_have_no_bound_of_an_address() {
     }
 }
 
-/// Thousands of large heads that are never finished: what they hold is bounded, and others may send large heads in pieces.
+/// Thousands of large, unfinished header sections: their memory is bounded, and others may send large ones in pieces.
 #[test]
 fn unfinished_heads_of_one_address_take_a_bounded_part_of_memory() {
-    const CONNECTIONS: usize = 600;
+    const CONNECTIONS: usize = 3000;
     let app = Backend::start();
     let proxy = Proxy::with(
         &app,
@@ -119,7 +119,7 @@ fn unfinished_heads_of_one_address_take_a_bounded_part_of_memory() {
     let half = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Half: {}", "x".repeat(60 << 10));
     let mut held: Vec<Client> = Vec::new();
     for n in 0..CONNECTIONS {
-        // Four addresses hold what there is for all.
+        // An address may use a quarter of the memory, so four of these five fill it.
         let mut client = proxy.connect_as(ATTACKER + (n % 5) as u8);
         client.send(&half);
         held.push(client);
@@ -134,7 +134,8 @@ fn unfinished_heads_of_one_address_take_a_bounded_part_of_memory() {
     let (_, most) = proxy.memory_kib();
     let grown = (most - before) >> 10;
     println!("heads: {CONNECTIONS} unfinished ones of 60 KiB: 20 of 20 served, {grown} MiB more at most");
-    assert!(grown < 30, "{grown} MiB, of {} sent", (CONNECTIONS * 60) >> 10);
+    // Each connection costs 8 KiB, and until it is closed about as much again in the allocator.
+    assert!(grown < 100, "{grown} MiB, of {} sent", (CONNECTIONS * 60) >> 10);
     drop(held);
     proxy.comes_to_rest();
 }

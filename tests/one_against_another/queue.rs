@@ -1,4 +1,5 @@
-//! The queue for permits: a client with many requests, and clients with a new key on each, against one that asks now and then.
+//! The queue for permits: a client with many requests, and clients with a new key on each, against one that sends requests
+//! occasionally.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,12 +12,12 @@ fn rules() -> &'static str {
     "identity.unknown_keys = \"count\"\n[[routes]]\nname = \"all\"\npath = \"/\"\npriority = \"medium\"\n"
 }
 
-/// Requests of these clients, in turn, on both ways through the proxy.
+/// Requests of these clients, in turn, on both lanes of the proxy.
 fn of(clients: impl Iterator<Item = String>, path: &str) -> Vec<String> {
     clients.enumerate().map(|(n, key)| with_fields(&mixed(path)[n % 4], &[&format!("X-Api-Key: {key}")])).collect()
 }
 
-/// One after the other, until the time is over.
+/// Sends one request after the other, for this time.
 async fn in_turn(load: &Rc<Load>, requests: Vec<String>, time: Duration) -> Vec<Outcome> {
     let until = tokio::time::Instant::now() + time;
     let mut outcomes = Vec::new();
@@ -42,7 +43,7 @@ fn a_client_that_floods_the_queue_takes_no_response_from_one_that_asks_in_turn()
     let proxy = Proxy::with(&app, rules());
     let time = Duration::from_secs(4);
     let (victim, attacker) = run(async {
-        // Five times what the app can do.
+        // Five times the app's capacity.
         let flood = Load::on(&proxy);
         let attacker = flood.flow(of(["attacker".to_owned()].into_iter(), "/"), 400.0, time);
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -68,7 +69,7 @@ fn a_client_whose_slow_requests_hold_all_permits_takes_no_response_from_another(
     let proxy = Proxy::with(&app, &format!("admission.max = 20\n{}", rules()));
     let victim = run(async {
         let load = Load::on(&proxy);
-        // A hundred at any time, each for a second, where twenty permits are.
+        // A hundred at any time, each for a second, for twenty permits.
         load.flow(of(["attacker".to_owned()].into_iter(), "/slow"), 100.0, Duration::from_secs(5));
         tokio::time::sleep(Duration::from_secs(1)).await;
         in_turn(&Load::on(&proxy), of(["victim".to_owned()].into_iter(), "/"), Duration::from_secs(3)).await
@@ -117,7 +118,7 @@ fn a_thousand_clients_that_ask_alike_are_all_served_by_an_app_that_has_time_for_
     app.works(&["/"], 8, Duration::from_millis(20));
     let proxy = Proxy::with(&app, rules());
     let time = Duration::from_secs(4);
-    // Nine tenths of what it can do.
+    // Nine tenths of the app's capacity.
     let outcomes = run(async {
         let requests = of((0..1000).map(|n| format!("client-{n}")), "/");
         Load::on(&proxy).flow(requests, 360.0, time).await.expect("no request panics")
