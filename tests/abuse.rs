@@ -1,4 +1,4 @@
-//! Who is shut out: what leads to a ban, how long it is, and what operators can do about it.
+//! Abuse bans: the rejections and failures that lead to a ban, its length, and the operators' controls.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::harness::{Answer, Client, Proxy, Setup, both_ways, from_address, get,
 use crate::limits::{EDGE, NO_DEFAULTS, rule};
 
 const ENFORCE: &str = "abuse.mode = \"enforce\"\n";
-/// Five of each in an hour, that is to say: in this test.
+/// A limit of five per kind in an hour; in these tests, an hour outlasts the test.
 const FIVE: &str = "abuse.refusals = \"5/1h\"\nabuse.login_failures = \"5/1h\"\nabuse.not_found = \"5/1h\"\n";
 
-/// An app that says no in every way.
+/// An app with a path for each response that counts towards a ban.
 fn refusing_app() -> Backend {
     let app = Backend::start();
     for status in [401, 403, 404] {
@@ -67,7 +67,7 @@ fn a_scanner_and_whoever_guesses_passwords_or_does_not_stop_is_shut_out() {
         if reason == "refusals" {
             assert_eq!(ask("/rare").status, 200);
         }
-        // Five are forgiven, the sixth is one too many.
+        // The limit allows five; the sixth leads to a ban.
         for n in 0..6 {
             assert_eq!(ask("/").status, 200, "{reason}: after {n}");
             let answer = ask(paths[n % paths.len()]);
@@ -105,14 +105,14 @@ fn each_ban_is_twice_as_long_up_to_a_bound_and_ends_when_it_says() {
         for (path, mut client) in clients {
             scope.spawn(move || {
                 for length in [1, 2] {
-                    // One is allowed, and after each ban it is counted anew.
+                    // The limit allows one, and each ban resets the count.
                     assert_eq!(client.send(path("/404")).answer().status, 404);
                     assert_eq!(client.send(path("/404")).answer().status, 404);
                     let answer = client.send(path("/")).answer();
                     let asked = Instant::now();
                     is_banned(&answer);
                     assert_eq!(answer.number("retry-after"), length);
-                    // What it does meanwhile makes it no longer.
+                    // Requests during a ban do not extend it.
                     is_banned(&client.send(path("/404")).answer());
                     thread::sleep((asked + Duration::from_secs(length)).saturating_duration_since(Instant::now()));
                     assert_eq!(client.send(path("/")).answer().status, 200);
@@ -159,7 +159,7 @@ fn by_default_bans_are_counted_and_shut_nobody_out() {
         }
     }
     proxy.counts("outrigger_bans_total", &[("reason", "not_found"), ("mode", "monitor")], 1);
-    // Five were forgiven, and the sixth was the last that would have been answered.
+    // The first five are within the limit, and the sixth still gets its response; `enforce` would have rejected all later ones.
     proxy.counts("outrigger_refusals_total", &[("reason", "abnormal_usage_detected"), ("mode", "monitor")], 14);
     assert_eq!(proxy.metric("outrigger_refusals_total", &[("mode", "enforce")]), 0.0);
     assert!(proxy.says("a client is banned").contains("\"mode\":\"monitor\""));
@@ -210,7 +210,7 @@ fn an_operator_lists_adds_and_lifts_bans_and_they_hold_in_monitor_too() {
         assert!(answer.json()["error"].as_str().is_some_and(|text| text.len() > 10), "{answer:?}");
     }
     assert!(bans(&proxy).is_empty());
-    // Without a length it is an hour.
+    // The default length is one hour.
     let answer = admin(&proxy, "POST", "/bans", &[], r#"{"client":"user:ann"}"#);
     assert_eq!((answer.status, &answer.json()["left_s"]), (201, &json!(3600.0)));
 }
@@ -282,7 +282,7 @@ fn where_the_table_is_full_nobody_is_banned_for_what_others_did() {
     let app = refusing_app();
     let rules = format!("{EDGE}{ENFORCE}abuse.not_found = \"1/1h\"\nrate_limits.max_keys = 4\n{NO_DEFAULTS}");
     let proxy = Proxy::with(&app, &rules);
-    // Eight cells, and far more clients than that, of whom nobody does what is not forgiven.
+    // The table has eight cells for far more clients, and each client stays within its limit.
     let mut client = proxy.connect();
     for n in 0..2_000_u32 {
         let address = format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);

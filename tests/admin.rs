@@ -1,4 +1,4 @@
-//! The admin listener: who may ask for what.
+//! Access control of the admin listener.
 
 use std::{collections::BTreeSet, fs};
 
@@ -10,7 +10,8 @@ use crate::{
 const TOKEN: &str = "a token of the operators, long enough";
 const NAMED: &str = "ann@example.com";
 
-/// The table of docs/operations.md: method, path and need of each endpoint. A test of the proxy's compares it with the router.
+/// The table of docs/operations.md: method, path and required access of each endpoint. A test of the proxy compares it with the
+/// router.
 fn endpoints() -> Vec<(String, String, String)> {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
     let docs = fs::read_to_string(docs).unwrap();
@@ -23,7 +24,7 @@ fn endpoints() -> Vec<(String, String, String)> {
     docs.lines().filter_map(row).collect()
 }
 
-/// One request with exactly these header lines.
+/// Sends one request with exactly these header lines.
 fn ask(proxy: &Proxy, method: &str, path: &str, lines: &[&str]) -> Answer {
     let path = path.replace("{client}", "address:192.0.2.1").replace("{name}", "default");
     let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
@@ -72,7 +73,7 @@ fn every_endpoint_needs_what_the_documentation_says() {
             let answer = ask(&[lines, &[&token]].concat());
             assert_eq!(answer.status, expect(status), "{method} {path} {lines:?}: {answer:?}");
         }
-        // An absolute target has a host as well; and HTTP/1.0 is no way around one.
+        // The host of an absolute target is checked too, and HTTP/1.0 is no way around the check.
         let absolute = format!("http://attacker.example{path}");
         let answer = Client::connect(proxy.admin)
             .unwrap()
@@ -83,7 +84,7 @@ fn every_endpoint_needs_what_the_documentation_says() {
         let answer = Client::connect(proxy.admin).unwrap().send(old).answer();
         assert_eq!(answer.status, expect(400), "{method} {path} HTTP/1.0: {answer:?}");
     }
-    // Nobody else was banned, and nobody was pardoned.
+    // No other client was banned or unbanned.
     let answer = ask(&proxy, "GET", "/bans", &[&own, &token]);
     assert_eq!(answer.json()["bans"].as_array().unwrap().len(), 1, "{answer:?}");
 }
@@ -102,7 +103,7 @@ fn without_a_token_a_page_whose_name_points_here_changes_nothing() {
         assert_eq!(answer.status, if needs == "nothing" { 200 } else { 421 }, "{method} {path}: {answer:?}");
     }
     assert_eq!(proxy.get("/").status, 200);
-    // More names can be listed while it runs.
+    // Hosts can be added while the proxy runs.
     assert_eq!(ask(&proxy, "GET", "/breakers", &["Host: admin.example"]).status, 421);
     proxy.changes_to("admin.hosts = [\"admin.example\"]\nadmin.max_connections = 32");
     assert_eq!(ask(&proxy, "GET", "/breakers", &["Host: admin.example"]).status, 200);

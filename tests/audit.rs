@@ -1,4 +1,5 @@
-//! The audit trail as the proxy writes it: what is entered, what is never entered, and what a crash or a full disk leaves.
+//! The audit log as the proxy writes it: which events it records, which it never records, and its state after a crash or on a
+//! full disk.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,7 @@ use crate::backend::Backend;
 use crate::harness::{Answer, Client, Proxy, Setup, both_ways, get, post, sha256, until, with_fields};
 use crate::limits::{EDGE, NO_DEFAULTS};
 
-/// Everything is entered, beside the rules.
+/// Records every request, off the hot path.
 const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\n";
 const SURE: &str = "audit.durability.data = \"before-response\"\naudit.durability.deletion = \"before-response\"\n";
 
@@ -65,7 +66,7 @@ pub fn id(answer: &Answer) -> String {
     answer.header("x-request-id").expect("an id").to_owned()
 }
 
-/// Every entry has the hash of the one before; gives how many there are.
+/// Checks that every entry has the hash of the one before; returns the number of entries.
 #[track_caller]
 fn is_chained(setup: &Setup) -> usize {
     let mut files: Vec<PathBuf> = fs::read_dir(directory(setup)).unwrap().flatten().map(|file| file.path()).collect();
@@ -90,7 +91,7 @@ fn is_chained(setup: &Setup) -> usize {
     count
 }
 
-/// What `outrigger audit search` finds of a type and outcome, the newest first.
+/// Runs `outrigger audit search` for a type and outcome; newest first.
 #[track_caller]
 fn search(setup: &Setup, event: &str, outcome: &str) -> Vec<Value> {
     let file = setup.file.to_str().unwrap();
@@ -229,7 +230,7 @@ fn refusals_bans_breakers_reloads_and_flags_are_entered() {
     );
     fs::write(&proxy.file, "[nonsense").unwrap();
     finds(&proxy, &[("type", "admin.config_change"), ("outcome", "refused")]);
-    // A file that cannot be read names no trail.
+    // A file that cannot be parsed sets no audit directory.
     fs::write(&proxy.file, proxy.text(&format!("{rules}flags.session_affinity = \"10%\"\n{rare}"))).unwrap();
     for (event, outcome, kind) in [
         ("security.rate_limited", "refused", "address"),
@@ -321,7 +322,7 @@ fn monitor_and_off_write_nothing() {
     }
 }
 
-/// Asks the same again and again until nobody listens any more; gives the names of the requests that the app has answered.
+/// Repeats a request until the proxy stops listening; returns the request ids of the app's responses.
 pub fn ask_until_it_ends(address: SocketAddr, request: String) -> thread::JoinHandle<Vec<String>> {
     thread::spawn(move || {
         let mut seen = Vec::new();
@@ -341,7 +342,7 @@ pub fn ask_until_it_ends(address: SocketAddr, request: String) -> thread::JoinHa
     })
 }
 
-/// What a client has seen is in the trail, whenever the process is killed.
+/// Kills the proxy at different times: the audit log must have every request whose response a client received.
 pub fn killed(rounds: usize, load: Duration) {
     let app = Backend::start();
     let rules = format!("{TRAIL}{SURE}audit.segment_size = \"64KiB\"\n");
@@ -352,7 +353,7 @@ pub fn killed(rounds: usize, load: Duration) {
         let address = proxy.address;
         let requests = [get("/a"), post("/b", "hello")];
         let clients: Vec<_> = (0..8).map(|n| ask_until_it_ends(address, requests[n % 2].clone())).collect();
-        // At a moment that differs from round to round, as the load is: there is nothing to wait for.
+        // A different moment in each round of load; there is no event to wait for.
         let moment = load / 2 + load * u32::try_from(round * 7919 % 100).unwrap() / 200;
         thread::sleep(moment);
         proxy.signal(Signal::KILL);
@@ -385,7 +386,7 @@ fn whatever_a_client_has_seen_is_in_the_trail_after_200_kills() {
     killed(200, Duration::from_millis(800));
 }
 
-/// Without a place for its entry nothing is done whose class says so; everything else goes on, and is counted.
+/// Requests of a class that must be recorded first are rejected; all others are served and counted.
 #[test]
 fn a_trail_that_cannot_be_written_stops_only_what_has_to_be_written() {
     let app = Backend::start();
@@ -393,7 +394,7 @@ fn a_trail_that_cannot_be_written_stops_only_what_has_to_be_written() {
         "{TRAIL}{SURE}audit.queue = 64\n[[routes]]\nname = \"in\"\npath = \"/in\"\naudit = \"authentication\"\n"
     );
     let setup = Setup::new(&app, &rules);
-    // A file where the directory should be: nothing can be opened below it.
+    // A file in place of the directory: the proxy cannot open anything below it.
     fs::write(directory(&setup), "in the way").unwrap();
     let proxy = setup.start();
     proxy.says("the audit trail cannot be written");
@@ -466,7 +467,7 @@ fn a_segment_that_is_taken_away_does_not_stop_the_trail() {
     finds(&proxy, &[("request_id", &id(&answer))]);
 }
 
-/// A change is entered once: when it is made, or at the next start.
+/// A change is recorded once: when it is made, or at the next start.
 #[test]
 fn flags_that_change_while_the_process_is_away_are_entered_at_its_start() {
     let app = Backend::start();
@@ -487,7 +488,7 @@ fn flags_that_change_while_the_process_is_away_are_entered_at_its_start() {
     }
 }
 
-/// Also what is done about the trail itself.
+/// Changes to the audit log itself are recorded too.
 #[test]
 fn that_the_trail_is_switched_off_is_its_last_entry() {
     let app = Backend::start();
@@ -519,7 +520,7 @@ fn whoever_hangs_up_does_not_hide_what_was_read() {
     assert_eq!((entry["resource"]["id"].as_str(), entry["type"].as_str()), (Some("42"), Some("data.read")), "{entry}");
 }
 
-/// More than the trail enters one by one: none of them is forgotten.
+/// More rejections than the audit log records one by one: the rest is counted.
 #[test]
 fn a_flood_of_refusals_is_entered_with_its_count() {
     let app = Backend::start();
@@ -555,7 +556,7 @@ fn where_entries_are_shipped_to_nobody_from_outside_has_business() {
     assert_eq!(app.requests(), 0);
 }
 
-/// A trail that began without keys of the operator's is read with both.
+/// An audit log that began without the operator's keys is read with both.
 #[test]
 fn keys_that_come_later_open_what_was_there_before() {
     let app = Backend::start();

@@ -1,4 +1,4 @@
-//! What operators and auditors do with the trail: `outrigger audit`, beside a program that writes and without one.
+//! The `outrigger audit` commands of operators and auditors, next to a running proxy and without one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub const KEYS: (&str, &str) = ("OUTRIGGER_AUDIT_KEYS", "k1:fedcba9876543210fedc
 pub const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
 const ANN: &str = "address:192.0.2.7";
 
-/// What a command said.
+/// The exit code and output of a command.
 pub struct Said {
     pub code: i32,
     pub out: String,
@@ -31,7 +31,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// The lines of JSON that it printed.
+    /// The lines of JSON that the command printed.
     #[track_caller]
     pub fn json(&self) -> Vec<Value> {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);
@@ -52,7 +52,7 @@ pub fn audit(setup: &Setup, args: &[&str]) -> Said {
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// A proxy that was asked five times by one address, and twice by another.
+/// A proxy with five requests from one address, and two from another.
 fn asked(app: &Backend) -> Proxy {
     let proxy = Setup::new(app, &format!("{EDGE}{TRAIL}")).env(KEYS.0, KEYS.1).start();
     for (address, count) in [("192.0.2.7", 5), ("192.0.2.8", 2)] {
@@ -100,7 +100,7 @@ fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_th
     assert_eq!(csv.out.matches("address:192.0.2.7").count(), 5, "{}", csv.out);
     audit(&proxy, &["export", "--subject", ANN, "--output", "ann.jsonl"]).ends_with(0);
     let exported = fs::read_to_string(proxy.dir.join("ann.jsonl")).unwrap();
-    // The first export is an entry about the subject by now.
+    // The first export is itself an entry about the subject.
     assert_eq!(exported.lines().count(), 6, "{exported}");
     audit(&proxy, &["export", "--subject", ANN, "--output", "ann.jsonl"]).ends_with(1);
 
@@ -151,7 +151,7 @@ fn what_was_done_to_a_trail_is_said_with_its_place() {
     let said = audit(&proxy, &[&by_auditor[..], &["--json"]].concat()).ends_with(1);
     let said: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!((said["whole"].as_bool(), said["problems"][0]["entry"].as_u64()), (Some(false), Some(1)), "{said}");
-    // Verifying mends nothing: it says the same again.
+    // Verifying repairs nothing: a second run reports the same.
     for _ in 0..2 {
         let said = audit(&proxy, &["verify"]).ends_with(1);
         assert!(said.out.contains(place) && said.err.contains("as it was found"), "{}{}", said.out, said.err);
@@ -162,7 +162,7 @@ fn what_was_done_to_a_trail_is_said_with_its_place() {
     fs::write(segment(&proxy), before).unwrap();
     audit(&proxy, &by_auditor).ends_with(0);
 
-    // Commands write to it themselves now, and what they write is whole.
+    // The commands write to the audit log themselves, and their entries are complete.
     audit(&proxy, &["search"]).ends_with(0);
     audit(&proxy, &["verify"]).ends_with(0);
     let after = audit(&proxy, &by_auditor).ends_with(0);
@@ -190,7 +190,7 @@ impl Said {
 fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
     let app = Backend::start();
     let proxy = asked(&app);
-    // The program has the lock, and its admin listener is not where it is looked for.
+    // The proxy holds the lock, and the commands look for its admin listener at the wrong address.
     let astray = ["--admin", "127.0.0.1:1"];
     for act in [
         &["search", "--reveal"][..],
@@ -207,7 +207,7 @@ fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
     assert!(found.iter().all(|entry| entry["revealed"]["address"] == "192.0.2.7"), "{found:?}");
 }
 
-/// `POST` to the admin listener: the status and the answer.
+/// `POST` to the admin listener; returns the status and the response.
 fn post_to(proxy: &Proxy, path: &str, body: &Value) -> (u16, Value) {
     let fields = [("content-type", "application/json")];
     let answer = http::send("POST", proxy.admin, path, &fields, &body.to_string(), Duration::from_secs(15)).unwrap();
@@ -265,13 +265,13 @@ fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
     }
     assert_eq!(post_to(&proxy, "/audit/erase", &json!({ "subjects": [] })).0, 400);
 
-    // What cannot be entered is not done.
+    // An action that cannot be recorded is rejected.
     let other = "address:192.0.2.8";
     assert!(keys_of(other) > 0);
     let (trail, away) = (proxy.dir.join("trail"), proxy.dir.join("away"));
     let administration = |dir: &std::path::Path| dir.join("administration-00000000000000000001.jsonl");
     fs::create_dir(&away).unwrap();
-    // The open segment is gone, and where the next one would be is something else.
+    // The open segment is gone, and directories block the names of the next ones.
     fs::rename(administration(&trail), administration(&away)).unwrap();
     let last = entries(&proxy).len() as u64 + 100;
     let blocked: Vec<_> = (1..last).map(|first| trail.join(format!("administration-{first:020}.jsonl"))).collect();
@@ -328,7 +328,7 @@ pub fn store(setup: &Setup, postgres: &Postgres) {
     }
     let trail = setup.dir.join("trail");
     let chain = fs::read_to_string(trail.join("CHAIN")).unwrap();
-    // Whatever the trail's newest HEAD has signed for: every segment, not only those of the first run.
+    // Every segment that the newest HEAD signs, not only those of the first run.
     let segments = layout::segments(&trail).unwrap();
     let lines = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -363,7 +363,7 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
         said["chains"].as_array().unwrap().iter().find(is_it).unwrap()["entries"].clone()
     };
     assert_eq!((said["whole"].as_bool(), stored("data")), (Some(true), json!(7)), "{said}");
-    // What is in both is shown once.
+    // Entries that are in both the spool and the database are shown once.
     assert_eq!(with(&["search", "--type", "data.read", "--json"]).json().len(), 7);
 
     let receipt = with(&["erase", "--subject", ANN, "--yes", "--json"]).json().remove(0);
@@ -390,7 +390,7 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
         postgres.sql("app", mend).unwrap();
         with(&["verify"]).ends_with(0);
     }
-    // What is searched for is in columns, which no hash covers.
+    // Searches use columns, which no hash covers.
     for (column, value) in [
         ("id", "gen_random_uuid()"),
         ("time", "time + interval '1 second'"),
@@ -422,14 +422,14 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
     let app = Backend::start();
     let proxy = stopped(&app);
     let public = audit(&proxy, &["keys"]).ends_with(0).out;
-    // Whoever searches is entered, in a segment of its own behind that of the program's start and stop. The checkpoints of both name the
-    // ends of the other classes.
+    // A search is recorded in its own segment, after the one with the program's start and stop. The checkpoints of both name
+    // the ends of the other classes.
     audit(&proxy, &["search"]).ends_with(0);
     let postgres = postgres_in(&proxy.dir);
     store(&proxy, &postgres);
     let url = postgres.url("app");
     let sql = |statement: &str| postgres.sql("app", statement).unwrap();
-    // An auditor, who has nothing but the database and the public keys.
+    // An auditor has only the database and the public keys.
     let auditor = || {
         let args = ["verify", "--public-keys", public.trim(), "--directory", "nowhere", "--database", &url];
         audit(&proxy, &args)
@@ -437,7 +437,7 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
     let whole = auditor().ends_with(0);
     assert!(!whole.out.contains("note:"), "{}", whole.out);
 
-    // The program's own, of its start and stop; the one after the search stays young.
+    // The checkpoint of the program's start and stop; the one after the search stays young.
     let of_administration = "class = 'administration' and kind = 'checkpoint' and first = 1";
     let cut = "delete from audit_events where class = 'data' and seq > 5; \
         delete from audit_checkpoints where class = 'data' and kind = 'checkpoint'; \
@@ -449,7 +449,7 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
     let note = "vouches for 7 entries, which are not all stored yet";
     assert!(young.out.contains(note), "it may be under way: {}", young.out);
 
-    // The same checkpoint two hours later.
+    // The same checkpoint, two hours older.
     let line = sql(&format!("select line from audit_checkpoints where {of_administration}"));
     let mut checkpoint: Checkpoint = serde_json::from_str(&line).unwrap();
     checkpoint.time = (Timestamp::now() - SignedDuration::from_hours(2)).to_string();

@@ -1,4 +1,4 @@
-//! docs/audit.md describes the trail as it is: real entries fit its schema, and its shell scripts verify real files.
+//! docs/audit.md matches the audit log: real entries fit its schema, and its shell scripts verify real files.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn docs() -> String {
     fs::read_to_string(xtask::paths::root().join("docs/audit.md")).unwrap()
 }
 
-/// What stands in the block that begins with this line.
+/// The code block that begins with this line.
 fn block(fence: &str, first: &str) -> String {
     let docs = docs();
     let found = docs.split("\n```").find(|block| block.starts_with(&format!("{fence}\n{first}")));
@@ -28,7 +28,7 @@ fn schema() -> Value {
     serde_json::from_str(&block("json", "{\n  \"$schema\"")).unwrap()
 }
 
-/// What of `value` the schema does not allow; of JSON Schema, as much as the docs use but for patterns.
+/// The parts of `value` that the schema does not allow. Supports the JSON Schema keywords that the docs use, except patterns.
 fn misfits(schema: &Value, value: &Value, at: &str) -> Vec<String> {
     let is_type = match schema["type"].as_str() {
         Some("object") => value.is_object(),
@@ -60,7 +60,7 @@ fn audit(setup: &Setup, args: &[&str]) -> Output {
     setup.run(&[&["--config", "proxy.toml", "audit"], args].concat())
 }
 
-/// A trail with entries of several kinds, whose program has ended.
+/// An audit log with several kinds of entries, of a program that has ended.
 fn trail(app: &Backend) -> Setup {
     let rules = "server.lame_duck = \"0s\"\naudit.directory = \"trail\"\naudit.headers = [\"User-Agent\"]\naudit.parameters = [\"id\"]\n\
         breaker.failures = 1\nbreaker.min_clients = 1\nbreaker.window = \"10s\"\n[[routes]]\nname = \"item\"\npath = \"/items/{id}\"\naudit = \"data\"\n";
@@ -88,7 +88,8 @@ fn real_entries_fit_the_schema() {
     for event in ["data.read", "data.write", "data.delete", "security.breaker", "admin.action"] {
         assert!(entries.iter().any(|entry| entry["type"] == event), "no {event}");
     }
-    // Each is seen at least once, so that the schema promises nothing that does not come; `client` comes where the actor is another.
+    // Every property occurs, so the schema promises nothing that is never written; `client` occurs only where the actor is
+    // another.
     for name in schema["properties"].as_object().unwrap().keys() {
         assert!(entries.iter().any(|entry| entry.get(name).is_some()) || name == "client", "no entry has {name}");
     }

@@ -1,4 +1,4 @@
-//! From the request to PostgreSQL: whatever dies on the way, each entry gets there once.
+//! From the request to PostgreSQL: each entry arrives once, even if the proxy, the app or the database is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ const RULES: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\naudi
                      audit.parameters = [\"id\"]\naudit.segment_size = \"64KiB\"\nserver.lame_duck = \"0s\"\napp.hold = \"500ms\"\n\
                      [[routes]]\nname = \"documents\"\npath = \"/api/v1/documents/{id}\"\naudit = \"data\"\n";
 
-/// The real app and PostgreSQL, and rules for a proxy in front of them.
+/// The real app and PostgreSQL, and a config for a proxy in front of them.
 struct Place {
     setup: Setup,
     postgres: Postgres,
@@ -49,7 +49,7 @@ impl Place {
         self.postgres.sql("app", statement).unwrap()
     }
 
-    /// Waits until the app has everything.
+    /// Waits until the app has received all entries.
     #[track_caller]
     fn is_shipped(&self, proxy: &Proxy) {
         until("everything to be shipped", || {
@@ -96,7 +96,7 @@ fn start_app(setup: &Setup, postgres: &Postgres, address: SocketAddr) -> Process
     app
 }
 
-/// Kills the proxy, the app and PostgreSQL in turn under load, and looks for what clients have seen.
+/// Kills the proxy, the app and PostgreSQL in turn under load, then looks for the requests whose responses clients received.
 fn killed(rounds: usize, load: Duration) {
     let mut place = Place::new();
     let list = with_fields(&get("/api/v1/documents?limit=1"), &[KEY]);
@@ -105,7 +105,7 @@ fn killed(rounds: usize, load: Duration) {
     until("the documents to be there", || proxy.ask(&list).status == 200);
     for round in 0..rounds {
         let clients: Vec<_> = (0..4).map(|_| ask_until_it_ends(proxy.address, list.clone())).collect();
-        // At a moment that differs from round to round: there is nothing to wait for.
+        // A different moment in each round; there is no event to wait for.
         let moment = load / 2 + load * u32::try_from(round * 7919 % 100).unwrap() / 200;
         thread::sleep(moment);
         match round % 3 {
@@ -117,7 +117,7 @@ fn killed(rounds: usize, load: Duration) {
                 place.postgres.start_again().unwrap();
             }
         }
-        // What happened to the others is over: now the proxy goes, and with it the clients.
+        // The app or database has recovered: now the proxy is killed, which ends the clients.
         proxy.signal(Signal::KILL);
         proxy.ends_within(Duration::from_secs(10));
         drop(proxy);
@@ -152,7 +152,7 @@ fn whatever_dies_200_times_each_entry_gets_to_postgresql_once() {
     killed(200, Duration::from_millis(600));
 }
 
-/// By the proxy's entries and by the app's own.
+/// Searches the proxy's entries and the app's own.
 #[test]
 fn the_life_of_a_document_is_found_in_the_entries_of_both_programs() {
     let place = Place::new();

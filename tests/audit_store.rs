@@ -1,5 +1,5 @@
-//! The audit trail in PostgreSQL: what proxies ship is stored once, whatever happens on the way; what is too old goes, and nothing
-//! else; who is erased stays so; and no document is read or written without an entry.
+//! The audit log in PostgreSQL: shipped entries are stored once in spite of crashes and repeats, retention removes only old
+//! entries, erasures are permanent, and no document is read or written without an entry.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const KEYS: &str = "k1:fedcba9876543210fedcba9876543210";
 const CHAIN: &str = "00000000000000aa";
 
-/// PostgreSQL and the app. ChromaDB is away: nothing here needs it.
+/// PostgreSQL and the app. ChromaDB is not running; these tests do not need it.
 struct Store {
     dir: PathBuf,
     postgres: Postgres,
@@ -86,7 +86,7 @@ impl Store {
         answer
     }
 
-    /// Removes what is too old, and gives what is said of it.
+    /// Runs retention; returns the removals that it reports.
     #[track_caller]
     fn retains(&self, retention: &Value) -> Vec<Value> {
         let (mut drops, mut more) = (Vec::new(), Value::Null);
@@ -117,7 +117,7 @@ impl Store {
         self.sql(&format!("select count(*) from {of}")).parse().unwrap()
     }
 
-    /// How many entries of each class there are, by some condition.
+    /// Number of entries of each class that match a condition.
     fn by_class(&self, and: &str) -> BTreeMap<String, u64> {
         let rows = self.sql(&format!("select class, count(*) from audit_events where {and} group by class"));
         rows.lines()
@@ -130,7 +130,7 @@ impl Store {
         sum(&http::get(self.address, "/metrics", LIMIT).unwrap().body, name, labels)
     }
 
-    /// What a command does: on a connection of its own.
+    /// Runs `work` on its own connection, as a command does.
     fn on_database<T>(&self, work: impl AsyncFnOnce(&mut Database) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -157,7 +157,7 @@ fn start_app(dir: &std::path::Path, postgres: &Postgres, address: SocketAddr, en
     app
 }
 
-/// A younger entry of a class that is shipped earlier hides nothing.
+/// A younger entry of a class that is shipped earlier does not hide the lag.
 #[test]
 fn the_lag_is_the_age_of_the_oldest_entry_that_the_app_does_not_have() {
     let mut app = Backend::start();
@@ -176,7 +176,7 @@ fn the_lag_is_the_age_of_the_oldest_entry_that_the_app_does_not_have() {
     let failed = || proxy.metric("outrigger_audit_batches_total", &[("result", "failed")]);
     let before = failed();
     until("two more rounds", || failed() >= before + 2.0);
-    // Older than anything that has come since; the round has just been.
+    // Longer than the time since the younger entry was made; a shipping round has just ended.
     let (lag, since) = (lag(), asked.elapsed().as_secs_f64());
     assert!(lag > since, "{lag} s, and {since} s since the younger one");
     assert!(proxy.metric("outrigger_audit_unshipped_entries", &[]) >= 3.0);
@@ -204,7 +204,7 @@ fn what_is_left_when_a_proxy_ends_is_shipped_before_its_disk_is_gone() {
     let request = with_fields(&crate::harness::get("/api/v1/documents"), &["X-Api-Key: secret"]);
     assert_eq!(Client::connect(address).unwrap().send(&request).answer().status, 200);
     until("the request to be shipped", || store.count("audit_events where class = 'data'") == 1);
-    // Its chain has been quiet since, another's last entry is just being made.
+    // This chain has been idle since; another chain's last entry is written at the stop.
     assert!(proxy.stop(Signal::TERM, Duration::from_secs(20)).unwrap().success());
     fs::remove_dir_all(&trail).unwrap();
     assert_eq!(store.count("audit_events where action in ('start', 'stop') and chain <> 'app'"), 2);
@@ -218,7 +218,7 @@ fn internal(address: SocketAddr, path: &str, body: &[u8], secret: &str) -> Answe
         body.len()
     );
     let Ok(mut client) = Client::connect(address) else { return Answer::default() };
-    // An app that refuses by the head alone need not read the rest.
+    // The app may reject the request from its header section and not read the rest.
     let _ = client.try_send([head.as_bytes(), body].concat());
     client.answer()
 }
@@ -235,7 +235,7 @@ impl Chain {
         Self { id: id.to_owned(), class, lines: Vec::new() }
     }
 
-    /// So many entries, a second apart, the last one now.
+    /// `count` entries, one second apart, the last one now.
     fn of(id: &str, class: Class, count: u64) -> Self {
         let mut chain = Self::new(id, class);
         for n in 0..count {
@@ -264,7 +264,7 @@ impl Chain {
     }
 }
 
-/// A `HEAD` of the chain, with so many entries of one class, signed so many seconds after the first.
+/// A signed `HEAD` of the chain with `last` entries of one class, `seconds` after the first.
 fn signed_head(number: u64, last: u64, seconds: i64) -> String {
     let time = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(500_000) + SignedDuration::from_secs(seconds);
     let span = layout::Span { first: 1, last, hash: "0".repeat(64) };
@@ -294,16 +294,16 @@ fn a_head_that_is_behind_an_earlier_one_is_told_once_and_both_are_kept() {
     let anchors = || store.sql("select number from audit_anchors order by number").replace('\n', " ");
     assert_eq!((ship(5, 50, 5), anchors()), (None, "5".to_owned()));
     assert_eq!((ship(9, 90, 9), anchors()), (None, "9".to_owned()));
-    // A batch that was under way for longer.
+    // A batch that was delayed on its way.
     assert_eq!((ship(7, 70, 7), anchors()), (None, "9".to_owned()));
     assert_eq!((ship(9, 90, 9), anchors()), (None, "9".to_owned()));
-    // Signed later, and behind: the directory was put back.
+    // Signed later but behind: the directory was restored from an older copy.
     assert_eq!((ship(6, 60, 20), anchors()), (Some(9), "6 9".to_owned()));
     assert_eq!((ship(8, 80, 21), anchors()), (None, "8 9".to_owned()));
     assert_eq!((ship(30, 81, 22), anchors()), (None, "9 30".to_owned()));
-    // Its number has come further; its chain has not.
+    // Its number is higher, but its chain is not longer.
     assert_eq!((ship(40, 80, 23), anchors()), (Some(30), "9 30 40".to_owned()));
-    // What is none, or another chain's, is no reason to refuse a batch.
+    // An invalid HEAD, or one of another chain, does not make the app reject a batch.
     for head in
         [json!("none"), json!(signed_head(50, 90, 30).replace(CHAIN, "00000000000000bb")), json!("x".repeat(9000))]
     {
@@ -314,7 +314,7 @@ fn a_head_that_is_behind_an_earlier_one_is_told_once_and_both_are_kept() {
     assert_eq!(anchors(), "9 30 40");
 }
 
-/// Something that no two classes have in common.
+/// Digits that differ between any two classes.
 fn class_digits(class: Class) -> String {
     format!("{:06x}", Class::ALL.iter().position(|of| *of == class).unwrap())
 }
@@ -358,7 +358,7 @@ fn a_batch_is_stored_once_however_often_and_by_however_many_it_is_sent() {
     assert_eq!(store.metric("app_audit_rows_total", &[("result", "known")]), 500.0 * 7.0);
     assert!(store.metric("app_audit_ingest_duration_seconds_count", &[]) >= 9.0);
 
-    // As who verifies it reads it: in pieces, in order, and knowing how far it must go.
+    // Reads as `verify` does: in pieces, in order, up to a known end.
     store.on_database(async |client| {
         let (mut read, mut after) = (Vec::new(), 0);
         loop {
@@ -386,7 +386,7 @@ fn a_column_that_says_something_else_than_its_line_is_named_and_none_else() {
         ("\"request_id\":\"r3\",", ""),
         ("\"route\":\"documents\"", "\"resource\":{\"id\":\"a\\u0000b\\ud800\"}"),
         ("\"machine\":\"m1\"", "\"machine\":\"m\\u00e9 \\\"1\\\"\""),
-        // More than the database can tell apart.
+        // More digits than the database can tell apart.
         ("Z\",\"machine\"", "999Z\",\"machine\""),
     ];
     for (line, (what, with)) in chain.lines.iter_mut().zip(odd) {
@@ -410,12 +410,12 @@ fn a_column_that_says_something_else_than_its_line_is_named_and_none_else() {
         changed(),
         [Some(vec!["status", "actor"]), Some(vec!["client", "request_id"]), Some(vec!["time"]), same(), None, same()]
     );
-    // What no partition should have, and what cannot be read as a time.
+    // A row that no partition should have, and a time that cannot be read.
     store.sql("create table beyond partition of audit_events_data default");
     store.sql("update audit_events set time = 'infinity' where seq = 4");
     assert_eq!(changed()[3], Some(vec!["time"]));
 
-    // Whoever takes a chain's row away does not take the chain away while anything tells of it.
+    // Deleting a chain's row does not hide the chain while other rows name it.
     let header = r#"{"segment":1,"chain":"CHAIN","class":"data","machine":"m1","first":7,"prev":"00","created":"2026-01-01T00:00:00Z"}"#;
     store.ships(format!("{}\n{}\n", chain.head(), header.replace("CHAIN", CHAIN)), 0, 0, 0);
     store.sql("delete from audit_chains");
@@ -489,7 +489,7 @@ fn a_row_that_the_database_refuses_is_kept_as_it_came_and_stops_nobody() {
         assert!(said.contains(why), "{said}");
     }
 
-    // An entry is not replaced by another one of its name and time.
+    // An entry does not replace another one with the same id and time.
     let mut forged = chain;
     forged.lines = vec![good[0].replace("u_ann", "u_bob")];
     store.ships(forged.batch(), 0, 0, 1);
@@ -501,7 +501,7 @@ fn a_row_that_the_database_refuses_is_kept_as_it_came_and_stops_nobody() {
 #[test]
 fn a_document_that_is_taken_back_is_entered_as_deleted() {
     let house = House::with(&[("OUTRIGGER_AUDIT_KEYS", KEYS)]);
-    // ChromaDB keeps to the dimension that it saw first: another one is refused there, after PostgreSQL has taken the document.
+    // ChromaDB keeps the dimension of its first document and rejects any other, after PostgreSQL has stored the document.
     assert_eq!(house.send("POST", "/api/v1/documents", &document("one")).unwrap().status, 201);
     until("the vector store to have it", || house.nothing_is_pending());
     let (dir, address) = (fresh_dir(), local());
@@ -523,7 +523,7 @@ fn a_document_that_is_taken_back_is_entered_as_deleted() {
     assert_eq!(house.ids_in_postgres().len(), 1);
 }
 
-/// Text that cannot be compressed.
+/// Text that does not compress.
 fn noise(length: usize) -> String {
     (0..).map(|n: u32| sha256(&n.to_string())).flat_map(|text| text.chars().collect::<Vec<_>>()).take(length).collect()
 }
@@ -539,7 +539,7 @@ fn only_who_has_the_secret_may_ship_and_only_where_there_is_one() {
             assert_eq!(answer.header("www-authenticate"), Some("Bearer realm=\"audit\""));
         }
     }
-    // Whoever comes through the proxy finds nothing here, also with the secret.
+    // Requests through the proxy get 404 here, even with the secret.
     let nothing = |path: &str, field: &str| {
         let secret = format!("Authorization: Bearer {SECRET}");
         let request = with_fields(&post(path, &chain.batch()), &[&secret, field]);
@@ -552,7 +552,7 @@ fn only_who_has_the_secret_may_ship_and_only_where_there_is_one() {
             assert_eq!(nothing(&format!("/internal/audit/{path}"), field), nothing("/internal/nothing", field));
         }
     }
-    // A client's credentials are not a proxy's.
+    // The app rejects a client's credentials where it expects a proxy's.
     assert_eq!(store.ask(&post("/internal/audit/batches", &chain.batch())).status, 401);
     assert_eq!(store.count("audit_events"), 0);
 
@@ -631,7 +631,7 @@ fn nothing_is_lost_or_doubled_when_postgresql_stops_in_the_middle_and_comes_back
 /// Days of events: more than thirteen months.
 const DAYS: i64 = 400;
 
-/// An event each day, the oldest first, at an hour that no retention ends in. Every tenth is about somebody else.
+/// One event per day, oldest first, at an hour at which no retention ends. Every tenth is about another subject.
 fn thirteen_months(class: Class) -> Chain {
     let mut chain = Chain::new(CHAIN, class);
     let now = Timestamp::now();
@@ -696,11 +696,11 @@ fn retention_removes_what_the_table_says_and_nothing_else() {
         "nothing is left to remove, and who was told has a minute"
     );
 
-    // What went does not come back, and is not asked for again.
+    // Removed entries are not stored again, and the app does not ask for them again.
     store.ships(all[&Class::Security].batch(), 0, DAYS as u64, 0);
     assert_eq!(store.by_class("TRUE"), expected);
 
-    // The trail says so, and that is noted once.
+    // The audit log records the removal once.
     let (entry, other) = ("0199a7a5-0000-7000-8000-00000000000a", "0199a7a5-0000-7000-8000-00000000000b");
     let note = |entry: &str| {
         let recorded: Vec<Value> = drops
@@ -721,11 +721,11 @@ fn retention_removes_what_the_table_says_and_nothing_else() {
     });
 }
 
-/// Steps are bounded by size, each is a transaction, and whatever their size all of them together remove the same.
+/// Each step is a transaction of bounded size; steps of any size remove the same entries in total.
 #[test]
 fn a_large_retention_goes_in_small_steps_and_can_be_killed_between_any_two() {
     let store = Store::start();
-    // 400 days: whole months that are over, and one that is over in part.
+    // 400 days: whole months that have expired, and one that has expired in part.
     store.ships(thirteen_months(Class::Data).batch(), DAYS as u64, 0, 0);
     let retention = Retention::from([(Class::Data, 100 * 86_400)]);
     let small = Steps { whole_bytes: 1, part_bytes: 1, rows: 7, budget: Duration::ZERO };
@@ -742,7 +742,7 @@ fn a_large_retention_goes_in_small_steps_and_can_be_killed_between_any_two() {
         (steps, removed) = (steps + 1, removed + of_step);
         resume = done.resume;
         if steps % 10 == 5 {
-            // As after whoever asked was killed: from the beginning.
+            // As if the process had been killed: starts again from the beginning.
             resume = None;
         } else if resume.is_none() {
             break;
@@ -751,7 +751,7 @@ fn a_large_retention_goes_in_small_steps_and_can_be_killed_between_any_two() {
     }
     assert!(steps > 300 / 8, "{steps} steps");
     assert_eq!((removed, left()), (DAYS - 100, 100));
-    // Each removal is recorded, and what is left is a chain that goes on after the last of them.
+    // Each removal is recorded, and the rest of the chain continues after the last one.
     let last = store.sql("select through from audit_drops order by through desc limit 1").parse::<i64>().unwrap();
     assert_eq!(last, removed);
     assert_eq!(store.sql("select min(seq) from audit_events where class = 'data'"), (removed + 1).to_string());
@@ -769,9 +769,9 @@ fn a_chain_that_began_anew_is_not_taken_for_one_that_retention_has_removed() {
     assert_eq!(store.retains(&defaults())[0]["through"], json!(2));
     store.ships(old.batch(), 0, 4, 0);
 
-    // Somebody has put the directory back to what it was before its first entry: what is written since has the numbers again.
+    // The directory was restored to its state before the first entry, so new entries reuse the numbers.
     let mut anew = Chain::new(CHAIN, Class::Security);
-    // Made before retention was at work, but after all that it has removed; and made after both.
+    // One made before retention ran, but after all that it removed; and one made after both.
     [24 * 10, 0].into_iter().for_each(|hours| anew.add(ago(hours), "u_bob", "a_home"));
     store.ships(anew.batch(), 0, 0, 2);
     store.ships(anew.batch(), 0, 0, 2);
@@ -780,7 +780,7 @@ fn a_chain_that_began_anew_is_not_taken_for_one_that_retention_has_removed() {
     let why = store.sql("select why from audit_refused limit 1");
     assert!(why.contains("up to 2") && why.contains("began anew"), "{why}");
 
-    // Where nothing is left, the time of the removal tells.
+    // Where no entry is left, the time of the removal decides.
     let mut gone = Chain::new("00000000000000bb", Class::Security);
     gone.add(ago(24 * 50), "u_ann", "a_home");
     store.ships(gone.batch(), 1, 0, 0);
@@ -810,7 +810,7 @@ fn what_is_on_hold_stays_until_it_is_released() {
         (of_class.id, of_subject.id)
     });
     let drops = store.retains(&defaults());
-    // One of five is held: of 370 days, 37 by the actor and 37 by the client.
+    // One in five is on hold: of 370 days, 37 by the actor and 37 by the client.
     assert_eq!(store.by_class("TRUE")["authentication"], DAYS as u64);
     assert_eq!(store.by_class("TRUE")["security"], 30 + 74);
     assert_eq!(store.by_class("TRUE")["data"], 365 + 7);
@@ -845,7 +845,7 @@ fn what_is_on_hold_stays_until_it_is_released() {
     assert_eq!(store.by_class("TRUE")["authentication"], 90);
     assert_eq!(store.by_class("TRUE")["data"], 365);
     let security = drops.iter().find(|drop| drop["class"] == "security").unwrap();
-    // The beginning that was removed is the same: what was held in it is gone too.
+    // The removed prefix is the same: the entries on hold in it are gone too.
     assert_eq!((&security["through"], &security["count"], &security["kept"]), (&json!(370), &json!(74), &json!(0)));
     assert_eq!(security["hash"], sha256(&chains[&Class::Security].lines[369]));
 }
@@ -923,7 +923,7 @@ fn a_key_that_was_erased_does_not_come_back_and_every_spool_hears_of_it() {
     assert_eq!((erasures.len(), erasures[0].keys, erasures[0].receipt.as_deref()), (1, 1, Some("entry")));
     assert_eq!(known(), [&*other.id]);
 
-    // By the batch that was under way, by a spool that has not heard, and by one that claims that it has.
+    // From the delayed batch, from a spool that has not seen the erasure, and from one that claims that it has.
     for seen in [0, 0, 100] {
         ship(seen, &[&stored, &late, &other]);
         assert_eq!(known(), [&*other.id], "{seen}");
@@ -936,7 +936,7 @@ fn a_key_that_was_erased_does_not_come_back_and_every_spool_hears_of_it() {
     assert_eq!(ship(heard[0]["number"].as_i64().unwrap(), &[]).as_array().unwrap().len(), 1);
     assert_eq!(ship(heard[1]["number"].as_i64().unwrap(), &[]), json!([]));
 
-    // Whoever comes back gets a new key, of a spool that knows of the erasure.
+    // A subject that returns gets a new key, from a spool that has seen the erasure.
     let again = key("u_ann", Timestamp::now());
     ship(heard[1]["number"].as_i64().unwrap(), &[&again]);
     assert_eq!(known(), [other.id, again.id]);
@@ -972,7 +972,7 @@ fn a_name_does_not_stay_for_the_longest_retention_when_its_entries_are_gone() {
     let keys = MasterKeys::parse(KEYS).unwrap().unwrap();
     let mut sealed = Vec::new();
     let mut chain = Chain::new(CHAIN, Class::Security);
-    // The shortest retention is security's, 30 days; a week more is for what is not shipped yet.
+    // The shortest retention is that of `security`, 30 days; keys stay a week longer for entries that are not shipped yet.
     for (subject, made) in [("u_gone", 40), ("u_late", 36), ("u_back", 40), ("u_else", 40)] {
         chain.add(ago(made), subject, "a_home");
         let (_, key) = keys.new_data_key(subject).unwrap();
@@ -989,7 +989,7 @@ fn a_name_does_not_stay_for_the_longest_retention_when_its_entries_are_gone() {
     store.retains(&defaults());
     assert_eq!(store.by_class("TRUE"), BTreeMap::from([("security".to_owned(), 1), ("data".to_owned(), 1)]));
     assert_eq!(left(), "u_back\nu_else\nu_late");
-    // A shorter one lets them go sooner.
+    // A shorter retention removes the keys sooner.
     let mut shorter = defaults();
     shorter["security"] = json!(86_400);
     store.retains(&shorter);
@@ -1019,7 +1019,7 @@ fn entries_are_found_by_what_they_say_newest_first_a_page_at_a_time() {
     assert!(all.is_sorted_by_key(|found| std::cmp::Reverse((found.place.time, found.place.id))));
     let bob = Search { subjects: vec!["u_bob".to_owned(), "a_bob".to_owned()], ..any() };
     let bobs = find(&bob);
-    // One whose actor and client are both meant comes once.
+    // An entry that matches by both actor and client is listed once.
     assert_eq!(bobs.len(), 26);
     let mut pages = Vec::new();
     let mut page = Search { limit: 7, ..bob.clone() };
@@ -1044,7 +1044,7 @@ fn entries_are_found_by_what_they_say_newest_first_a_page_at_a_time() {
     });
 }
 
-/// The entries that the app has made: type, action, document or documents, status, actor, request.
+/// The app's own entries: type, action, document or documents, status, actor, request.
 fn own(house: &Postgres) -> Vec<[String; 6]> {
     let rows = house
         .sql(
@@ -1098,7 +1098,7 @@ fn who_reads_writes_deletes_lists_or_finds_a_document_is_entered_with_the_act() 
     let found = serde_json::from_str::<Value>(&found.body).unwrap()["documents"].as_array().unwrap().clone();
     assert_eq!(found.len(), 1);
     assert_eq!(ask("DELETE", &path, "", "r-delete").status, 204);
-    // What was not there was not read, and what was refused is the proxy's to tell.
+    // A missing document was not read, and the proxy records rejected requests.
     assert_eq!(ask("GET", &path, "", "r-gone").status, 404);
     assert_eq!(ask("DELETE", &path, "", "r-gone").status, 404);
     assert_eq!(http::get(house.app_address, &path, LIMIT).unwrap().status, 401);
@@ -1162,7 +1162,7 @@ fn what_cannot_be_entered_into_the_trail_is_not_done() {
     store.sql("alter table broken rename to audit_events");
     assert_eq!(store.get(&path).status, 200);
 
-    // A partition that is missing is made, and nobody has to come and see to it.
+    // The app creates a missing partition without an operator.
     let tables =
         store.sql("select string_agg(relname, ', ') from pg_class where relname ~ '^audit_events_data_[0-9_]+$'");
     assert_eq!(tables.matches("audit_events_data_").count(), 2, "this month's and the next one's: {tables}");
@@ -1204,7 +1204,7 @@ fn batches_take_two_connections_and_requests_the_others() {
 #[ignore = "cargo xtask soak: ten million rows, minutes and gigabytes"]
 fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
     let store = Store::start();
-    // How fast batches are stored, by who ships them one after the other, as a proxy does.
+    // Throughput of storing batches from one sender, sequentially, as a proxy ships them.
     let chain = Chain::of(CHAIN, Class::Data, 100_000);
     let began = Instant::now();
     for lines in chain.lines.chunks(2000) {
@@ -1214,7 +1214,7 @@ fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
     println!("100000 entries in batches of 2000: {took:.1} s, {:.0} entries/s", 100_000.0 / took);
     assert!(took < 60.0, "{took}");
 
-    // A year of them, of 100,000 users from 10,000 addresses.
+    // A year of entries, from 100,000 users at 10,000 addresses.
     let mut year = Chain::new("00000000000000bb", Class::Data);
     (0..366).rev().for_each(|day| year.add(Timestamp::now() - SignedDuration::from_hours(24 * day), "u_x", "a_x"));
     store.ships(year.batch(), 366, 0, 0);

@@ -1,4 +1,4 @@
-//! The audit log is put back to an earlier state, in part or as a whole, by somebody who can write to its directory and has no key.
+//! Somebody who can write to the audit log's directory, but has no key, restores an earlier state of a part or of the whole.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn count(setup: &Setup, class: &str) -> usize {
     entries(setup).iter().filter(|entry| entry["class"] == class).count()
 }
 
-/// The time in `HEAD`, and whether the last entry of `class` is more than a second later.
+/// Whether the last entry of `class` is more than a second later than the time in `HEAD`.
 fn is_long_after_head(setup: &Setup, head: &[u8], class: &str) -> bool {
     let slots = head.chunks(4096).filter_map(|slot| serde_json::from_slice::<Value>(slot.trim_ascii_end()).ok());
     let newest = slots.max_by_key(|slot| slot["number"].as_u64()).unwrap();
@@ -104,20 +104,20 @@ fn an_older_copy_of_everything_is_found_by_a_receipt_and_so_is_another_directory
     let receipt = audit(&setup, &["receipt"]).ends_with(0).out;
     fs::write(setup.dir.join("receipt"), &receipt).unwrap();
     audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(0);
-    // What was written since is more than it says.
+    // Entries after the receipt are fine.
     run(1);
     audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(0);
 
     let newer = setup.dir.join("newer");
     copy(&trail, &newer);
     copy(&older, &trail);
-    // With public keys, nothing is entered: that would sign a HEAD whose number may reach the receipt's.
+    // With public keys, no entry is written: that would sign a HEAD whose number may reach the receipt's.
     let alone = audit(&setup, &["verify", "--public-keys", &keys().public().to_string()]).ends_with(0);
     assert!(alone.out.contains("whole: "), "docs/audit.md says so: {}", alone.out);
     let said = audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(1).out;
     assert!(said.contains("the receipt has number") && said.contains("but the receipt vouches for"), "{said}");
 
-    // A directory of its own, as after the removal of the old one.
+    // A new directory, as after the old one was deleted.
     fs::remove_dir_all(&trail).unwrap();
     audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(2);
     run(2);
@@ -151,7 +151,7 @@ fn an_older_copy_of_everything_is_found_by_the_anchor_in_postgresql() {
     let verify = |code: i32| audit(&setup, &["verify", "--database", &url]).ends_with(code).out;
     verify(0);
     run();
-    // What is on disk and was not shipped yet is anchored, too.
+    // The anchor covers entries that are on disk and not shipped yet.
     let head = outrigger_trail::layout::newest_head(&trail, &keys().public()).unwrap().unwrap();
     let number = head.1.number;
     let line = head.0.replace('\'', "''");

@@ -1,7 +1,7 @@
-//! An app that does what a test tells it, byte by byte, so that it can also do wrong.
+//! A scripted upstream: it does what a test tells it, byte by byte, including invalid responses.
 //!
-//! It has a thread and a runtime of its own; tests speak to it from theirs. Stopping it drops the runtime and with it
-//! every socket, which is what the end of a real app looks like from outside.
+//! It has its own thread and runtime. Stopping it drops the runtime and with it every socket, which from outside looks like the
+//! end of a real app.
 
 use std::{
     collections::HashMap,
@@ -25,42 +25,42 @@ use xtask::ports;
 
 use crate::harness::{Hash, until};
 
-/// What the app does with a request.
+/// How the app handles a request.
 #[derive(Clone, Debug)]
 pub enum Play {
-    /// Reads it whole and answers with what came, as JSON.
+    /// Reads the whole request and echoes it in the response, as JSON.
     Echo,
-    /// The same, once it is allowed to.
+    /// The same, once the test adds a permit.
     EchoAfter(Arc<Semaphore>),
-    /// Asks for the body with a 100, then the same.
+    /// Requests the body with a 100, then does the same.
     Continue,
-    /// Reads it whole and sends these bytes.
+    /// Reads the whole request and sends these bytes.
     Say(Vec<u8>),
-    /// And closes.
+    /// The same, then closes the connection.
     SayAndClose(Vec<u8>),
-    /// Sends these bytes once it has the head, and closes.
+    /// Sends these bytes as soon as it has the header section, and closes.
     Interrupt(Vec<u8>),
-    /// The same, but every fifth at random gets a 500.
+    /// Like `Say`, with an empty 200 response; a pseudo-random fifth of the requests gets a 500.
     FailFifth(Arc<AtomicUsize>),
-    /// Sends these bytes one at a time, so long apart.
+    /// Sends these bytes one at a time, at this interval.
     Drip(Vec<u8>, Duration),
-    /// Sends 103 after 103.
+    /// Sends 103 responses without end.
     HintForever,
-    /// Reads it whole and never answers.
+    /// Reads the whole request and never responds.
     Hang,
     /// Never reads the body.
     Ignore,
-    /// So many bytes, with their length.
+    /// A response of this many bytes, with `Content-Length`.
     Stream(u64),
-    /// An event stream: what the test sends, when it sends it.
+    /// An event stream of the test's own events.
     Events(Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<String>>>),
     /// Switches to an echo of raw bytes, as a WebSocket would.
     Upgrade,
-    /// Works on it for a time, when one of its workers is free; once begun to the end, whoever has left meanwhile.
+    /// Works on the request when a worker is free; a request that was begun is completed even if the client disconnects.
     Work(Arc<Workers>),
 }
 
-/// Workers that take one request at a time, in the order in which they come.
+/// Workers that take one request at a time, in order of arrival.
 #[derive(Debug)]
 pub struct Workers {
     free: Semaphore,
@@ -69,22 +69,22 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// So many, each of whom needs this long for a request.
+    /// `number` workers that need `service` for a request.
     pub fn new(number: usize, service: Duration) -> Arc<Self> {
         Arc::new(Self { free: Semaphore::new(number), service: Mutex::new(service), stays: Mutex::default() })
     }
 
-    /// From now on, each needs this long.
+    /// Sets the time per request.
     pub fn need(&self, service: Duration) {
         *lock(&self.service) = service;
     }
 
-    /// The path of each request that was done, in order, and how long it was with the app.
+    /// The path of each completed request, in order, and how long it was with the app.
     pub fn stays(&self) -> Vec<(String, Duration)> {
         lock(&self.stays).clone()
     }
 
-    /// False if whoever asks has `left` before it was begun.
+    /// False if the client `left` before the work began.
     async fn serve(&self, path: &str, left: impl Future) -> bool {
         let came = Instant::now();
         let permit = tokio::select! {
@@ -99,13 +99,13 @@ impl Workers {
     }
 }
 
-/// What the app does with a connection after an answer.
+/// How the app treats a connection after a response.
 #[derive(Clone, Copy, Debug)]
 pub enum Habit {
     Keep,
-    /// Closes it without having said so.
+    /// Closes it without `Connection: close`.
     Close,
-    /// Closes it without having said so when nothing came for a few milliseconds, a different number each time.
+    /// Closes it without `Connection: close` after some idle milliseconds, a different number each time.
     CloseSoon,
 }
 
@@ -113,7 +113,7 @@ pub enum Habit {
 struct Shared {
     plays: Mutex<HashMap<String, Play>>,
     habit: Mutex<Habit>,
-    /// Heads that came, by path.
+    /// Received header sections, by path.
     heads: Mutex<HashMap<String, usize>>,
     whole: AtomicUsize,
     connections: AtomicUsize,
@@ -128,7 +128,7 @@ enum Address {
     Unix(PathBuf),
 }
 
-/// See the module.
+/// A scripted upstream; see the module.
 #[derive(Debug)]
 pub struct Backend {
     address: Address,
@@ -143,7 +143,7 @@ impl Backend {
         Self::on(Address::Tcp(([127, 0, 0, 1], ports::free().expect("a free port")).into()))
     }
 
-    /// The same on this port of an address of this host.
+    /// The same on a given local address.
     pub fn start_at(address: SocketAddr) -> Self {
         Self::on(Address::Tcp(address))
     }
@@ -175,7 +175,7 @@ impl Backend {
         app
     }
 
-    /// As the proxy's rules name it.
+    /// The address as the proxy's config writes it.
     pub fn address(&self) -> String {
         match &self.address {
             Address::Tcp(address) => address.to_string(),
@@ -183,7 +183,7 @@ impl Backend {
         }
     }
 
-    /// Ends: nobody listens, and every connection is closed.
+    /// Stops listening and closes every connection.
     pub fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // As when a process is killed: the kernel closes its sockets in the order in which they were opened.
@@ -228,31 +228,31 @@ impl Backend {
         self.runtime = Some(runtime);
     }
 
-    /// From now on, requests for `path` get this.
+    /// Plays this for `path` from now on.
     pub fn at(&self, path: &str, play: Play) {
         lock(&self.shared.plays).insert(path.to_owned(), play);
     }
 
-    /// From now on, requests for `path` get these bytes, and the connection is kept.
+    /// Sends these bytes in response to `path` from now on, and keeps the connection.
     pub fn says(&self, path: &str, bytes: &str) {
         self.at(path, Play::Say(bytes.into()));
     }
 
-    /// From now on, requests for these paths are worked on by the same `number` of workers.
+    /// Lets the same `number` of workers serve these paths from now on.
     pub fn works(&self, paths: &[&str], number: usize, service: Duration) -> Arc<Workers> {
         let workers = Workers::new(number, service);
         paths.iter().for_each(|path| self.at(path, Play::Work(Arc::clone(&workers))));
         workers
     }
 
-    /// From now on, requests for `path` wait until the gate has a permit for them.
+    /// Requests for `path` wait for a permit of this semaphore from now on.
     pub fn gate(&self, path: &str) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         self.at(path, Play::EchoAfter(Arc::clone(&gate)));
         gate
     }
 
-    /// The next request for `path` gets an event stream; what is sent here is in it at once.
+    /// The next request for `path` gets an event stream; events sent here reach it immediately.
     pub fn events(&self, path: &str) -> mpsc::UnboundedSender<String> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.at(path, Play::Events(Arc::new(tokio::sync::Mutex::new(receiver))));
@@ -263,27 +263,27 @@ impl Backend {
         *lock(&self.shared.habit) = habit;
     }
 
-    /// Requests whose head came.
+    /// Requests whose header section was received.
     pub fn requests(&self) -> usize {
         lock(&self.shared.heads).values().sum()
     }
 
-    /// Requests for this path whose head came.
+    /// Requests for this path whose header section was received.
     pub fn requests_to(&self, path: &str) -> usize {
         lock(&self.shared.heads).get(path).copied().unwrap_or_default()
     }
 
-    /// Requests that came whole, their body included.
+    /// Requests that were received whole, including the body.
     pub fn whole_requests(&self) -> usize {
         self.shared.whole.load(Ordering::SeqCst)
     }
 
-    /// Connections that were ever accepted.
+    /// Connections accepted since the start.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections now.
+    /// Open connections.
     pub fn open_connections(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
@@ -293,7 +293,7 @@ impl Backend {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many heads for `path` have come.
+    /// Waits until this many requests for `path` have arrived.
     #[track_caller]
     pub fn gets(&self, requests: usize, path: &str) {
         until(&format!("the app to get {requests} requests for {path}"), || self.requests_to(path) >= requests);
@@ -310,7 +310,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What came of a request's head.
+/// A request's header section.
 struct Head {
     text: String,
     method: String,
@@ -340,7 +340,7 @@ impl Head {
     }
 }
 
-/// What came of a request's body.
+/// A request's body, as received.
 #[derive(Default)]
 struct Body {
     bytes: u64,
@@ -376,7 +376,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: Arc<Shared>
 async fn next_head<S: AsyncRead + Unpin>(stream: &mut BufReader<S>, shared: &Shared, served: u64) -> Option<Head> {
     let closes_soon = served > 0 && matches!(*lock(&shared.habit), Habit::CloseSoon);
     if closes_soon {
-        // Steps of a third of a millisecond, so that some fall just where the proxy sends its next request.
+        // Steps of a third of a millisecond, so that some closes coincide with the proxy's next request.
         let patience = Duration::from_micros(served.wrapping_mul(7919) % 12 * 333);
         tokio::time::timeout(patience, stream.fill_buf()).await.ok()?.ok()?;
     }
@@ -391,7 +391,7 @@ async fn next_head<S: AsyncRead + Unpin>(stream: &mut BufReader<S>, shared: &Sha
     Some(head)
 }
 
-/// Plays one request; true if the connection can serve another.
+/// Plays one request; returns whether the connection can serve another.
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufReader<S>,
     shared: &Shared,
@@ -440,7 +440,7 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
         }
         Play::Say(bytes) => stream.write_all(bytes).await?,
         Play::FailFifth(count) => {
-            // A fixed scramble of the count: as good as dice, and the same in each run.
+            // A fixed hash of the count: evenly spread, and the same in each run.
             let dice = (count.fetch_add(1, Ordering::SeqCst) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
             let status = if dice.is_multiple_of(5) { "500 Internal Server Error" } else { "200 OK" };
             stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await?;
@@ -508,7 +508,7 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(true)
 }
 
-/// What [`Play::Stream`] repeats. A prime length, so that a piece that is lost or comes twice shows.
+/// The content that [`Play::Stream`] repeats. Its length is prime, so a lost or repeated piece shows.
 pub static PATTERN: [u8; 65_521] = pattern();
 
 const fn pattern() -> [u8; 65_521] {

@@ -1,4 +1,4 @@
-//! Bad input is refused with a reason, before the app hears of it. Every byte here is sent as written.
+//! Bad input is rejected with a reason before it reaches the app. Every byte is sent as written.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use crate::{
     harness::{Answer, Client, Proxy, get, post},
 };
 
-/// What would be served if the bytes before it were read differently by two parties.
+/// A request that an upstream would serve if it parsed the bytes before it differently from the proxy.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Sends each of these, with another request behind, and expects one refusal, a closed connection and a count; the app
-/// must hear of none.
+/// Sends each of these with another request behind it, and expects one rejection, a closed connection and a count; none may
+/// reach the app.
 #[track_caller]
 fn refused(status: u16, reason: &str, requests: &[&str]) {
     let app = Backend::start();
@@ -28,7 +28,7 @@ fn refused(status: u16, reason: &str, requests: &[&str]) {
     assert_eq!(app.connections(), 0, "the app was contacted");
 }
 
-/// A `POST` with these fields.
+/// A `POST` with these headers.
 fn with(fields: &str) -> String {
     format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")
 }
@@ -286,7 +286,7 @@ fn a_head_that_is_too_large_is_refused() {
             &with(&format!("X-Big: {field}")),
             &with(fields.trim_end()),
             &format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"),
-            // It is not waited for the end of what is too large already.
+            // The proxy rejects an oversized header section before its end.
             &format!("GET / HTTP/1.1\r\nHost: a\r\nX-Big: {field}"),
         ],
     );
@@ -367,13 +367,13 @@ fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
     let answer = client.send(head).answer();
     answer.is_problem(413, "body_too_large");
     assert!(answer.interim.is_empty(), "the body was asked for: {answer:?}");
-    // A client that sends it all the same reads the answer, not a reset.
+    // A client that sends the body anyway reads the response, not a reset.
     let mut client = proxy.connect();
     client.send(post("/", &"x".repeat(300_000)));
     client.answer().is_problem(413, "body_too_large");
     proxy.counts_rejections("body_too_large", 2);
     assert_eq!(app.connections(), 0);
-    // What fits passes, and the route's own bound wins.
+    // Bodies within the limit pass, and the route's own limit takes precedence.
     assert_eq!(proxy.ask(&post("/", &"x".repeat(1024))).status, 200);
     assert_eq!(proxy.ask(&post("/big", &"x".repeat(2048))).status, 200);
     proxy.ask(&post("/big", &"x".repeat(2049))).is_problem(413, "body_too_large");
@@ -398,7 +398,7 @@ fn a_body_that_turns_out_too_large_ends_the_request_before_the_app_has_it_whole(
     client.send(with("Transfer-Encoding: chunked"));
     let chunk = format!("2800\r\n{}\r\n", "x".repeat(0x2800));
     let sent = (0..1000).take_while(|_| client.try_send(&chunk).is_ok()).count();
-    // The proxy does not read on, so this client may see a reset; one that reads in time gets the reason.
+    // The proxy stops reading, so this client may see a reset; a client that reads in time gets the response.
     println!("sent {sent} chunks");
     if let Ok(answer) = client.try_answer() {
         answer.is_problem(413, "body_too_large");
@@ -459,7 +459,7 @@ fn more_connections_than_allowed_are_turned_away() {
     assert!(answer.header("retry-after").is_some() && answer.closes(), "{answer:?}");
     turned_away.is_closed();
     proxy.counts_rejections("too_many_connections", 1);
-    // Those inside are not disturbed, and a place that gets free is given away.
+    // The other connections continue, and a closed one makes room for a new one.
     gate.add_permits(3);
     for client in &mut kept {
         assert_eq!(client.answer().status, 200);
@@ -469,7 +469,7 @@ fn more_connections_than_allowed_are_turned_away() {
     assert_eq!(proxy.get("/").status, 200);
 }
 
-/// What only an edge may say, from somebody who may not.
+/// Headers that only an edge may set, from an untrusted client.
 const FORGED: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\
     X-Forwarded-Host: bank.example\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\nFly-Client-IP: 203.0.113.9\r\n\
     Fly-Request-Id: forged\r\nFly-Forwarded-Proto: https\r\nX-Outrigger-Tier: internal\r\n\r\n";
@@ -497,7 +497,7 @@ fn forged_forwarding_fields_are_removed_and_counted() {
 #[test]
 fn of_a_trusted_sender_only_what_is_its_to_say_is_believed() {
     let app = Backend::start();
-    // What a client sends to its left, and other headers that proxies pass on, are in each request.
+    // Every request has a client's own entries to the left, and other headers that proxies pass on.
     let forged = FORGED
         .replace("X-Forwarded-For: ", "X-Forwarded-For: 6.6.6.6, ")
         .replace("X-Real-IP: 203.0.113.9", "X-Real-IP: 6.6.6.6\r\nCF-Connecting-IP: 6.6.6.6\r\nTrue-Client-IP: 6.6.6.6")

@@ -1,4 +1,4 @@
-//! An app that fails is left alone, tried again with care, and gets all of its traffic back.
+//! The circuit breaker stops requests to a failing app, probes it with care, and restores all of its traffic.
 
 use std::{
     thread,
@@ -12,7 +12,7 @@ use crate::{
     harness::{Answer, Proxy, Setup, both_ways, get, post, until, with_fields},
 };
 
-/// Opens after three failures in a row, and for long.
+/// Opens after three consecutive failures, and for long.
 const THREE: &str = "breaker.failures = 3\nbreaker.failure_rate = \"off\"\nretry.attempts = 1\n";
 
 const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
@@ -22,7 +22,7 @@ fn route(name: &str) -> String {
     format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\n")
 }
 
-/// What is shown of a breaker; null while nobody has asked it.
+/// The admin listener's view of a circuit breaker; null before its first request.
 fn shown(proxy: &Proxy, name: &str) -> Value {
     let all = proxy.shows("/breakers");
     let found = all["breakers"].as_array().unwrap().iter().find(|breaker| breaker["name"] == name);
@@ -33,7 +33,7 @@ fn stands(proxy: &Proxy, name: &str) -> String {
     shown(proxy, name)["state"].as_str().unwrap_or_default().to_owned()
 }
 
-/// The same request from so many clients.
+/// Sends the same request from this many clients.
 fn ask_as_many(proxy: &Proxy, clients: u8, request: &str) -> Vec<u16> {
     (0..clients).map(|n| proxy.ask_as(10 + n, request).status).collect()
 }
@@ -44,7 +44,7 @@ fn is_refused(answer: &Answer) {
     assert!(!answer.closes(), "the connection stays open: {answer:?}");
 }
 
-/// What an operator says about a breaker; gives the status.
+/// Forces a breaker as an operator does; returns the status.
 fn force(proxy: &Proxy, name: &str, body: &str) -> u16 {
     let request = format!(
         "POST /breakers/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -104,7 +104,7 @@ fn what_a_client_does_wrong_and_a_client_that_leaves_open_nothing() {
     );
 }
 
-/// Whoever asks for an answer within a few milliseconds and does not get it has no app shut out for others.
+/// Clients with a deadline of a few milliseconds cannot open the breaker for others.
 #[test]
 fn impatient_clients_open_nothing() {
     let app = Backend::start();
@@ -133,7 +133,7 @@ fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
     is_refused(&proxy.get("/"));
 }
 
-/// A date says it as well as seconds do, in each of its three forms, also when it has passed.
+/// `Retry-After` may be a date in any of its three forms, even one in the past.
 #[test]
 fn when_to_come_back_may_be_a_date() {
     let app = Backend::start();
@@ -154,7 +154,7 @@ fn when_to_come_back_may_be_a_date() {
     assert_eq!(stands(&proxy, "default"), "closed");
 }
 
-/// The request asks for something that the app has not; and the time that its client allows is its client's affair.
+/// Failures that the request causes do not count: an unsupported method or version, or a deadline that the client set.
 #[test]
 fn what_the_request_itself_brings_about_opens_nothing() {
     let app = Backend::start();
@@ -176,7 +176,7 @@ fn what_the_request_itself_brings_about_opens_nothing() {
     assert_eq!((stands(&proxy, "default").as_str(), stands(&proxy, "api").as_str()), ("closed", "closed"));
 }
 
-/// What several clients see at one path says nothing of the others, unless there is no app behind any of them.
+/// Failures at one path do not count against others, unless the app fails at all of them.
 #[test]
 fn paths_without_a_route_fail_each_by_itself() {
     let app = Backend::start();
@@ -195,7 +195,7 @@ fn paths_without_a_route_fail_each_by_itself() {
         is_refused(&proxy.ask_as(30, &get(path)));
     }
     assert_eq!((app.requests_to("/broken/1"), app.requests_to("/broken/2"), app.requests_to("/hangs")), (3, 0, 3));
-    // Now all of it hangs.
+    // Now all paths hang.
     for path in ["/a", "/b", "/c"] {
         app.at(path, Play::Hang);
     }
@@ -226,7 +226,7 @@ fn slow_answers_open_it() {
     assert_eq!(shown(&proxy, "default")["reason"], "slow_call_rate");
 }
 
-/// An app that hangs is found out by its timeouts; when it works again, no more than the permitted probes reach it at a time.
+/// Timeouts open the breaker of an app that hangs; once it recovers, only the permitted number of probes reach it at a time.
 #[test]
 fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_answers() {
     const PROBES: usize = 2;
@@ -241,7 +241,7 @@ fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_ans
             proxy.ask(request).is_problem(504, "app_timeout");
         }
         is_refused(&proxy.ask(request));
-        // So that probes may wait.
+        // Keeps probes waiting.
         proxy.changes_to(rules);
         let gate = app.gate("/");
         let before = app.requests();
@@ -279,7 +279,7 @@ fn an_abandoned_probe_gives_its_place_to_the_next() {
         let request = &both_ways("/")[way];
         assert_eq!(ask_as_many(&proxy, 3, request), [500; 3]);
         let gate = app.gate("/");
-        // The first probe hangs at the gate, and there is only one.
+        // The first probe hangs, and only one is allowed.
         let mut probe = None;
         until("a probe to reach the app", || {
             let mut client = proxy.connect();
@@ -302,7 +302,7 @@ fn wait_a_little(condition: impl FnMut() -> bool) -> bool {
     xtask::wait::until("a moment", Duration::from_millis(60), condition).is_ok()
 }
 
-/// Fifty clients that never stop asking, and a dead app behind an open breaker: what reaches it is a handful.
+/// Fifty clients ask continuously while the breaker of a dead app is open: only a handful of requests reach the app.
 #[test]
 fn a_dead_app_is_not_hammered_while_many_ask() {
     let app = Backend::start();
@@ -323,8 +323,8 @@ fn a_dead_app_is_not_hammered_while_many_ask() {
             });
         }
     });
-    // Those that were on their way when it opened, then at half a second, at a second and a half, … at most two, and one more in the place
-    // of the first that fails.
+    // Requests in flight when it opened, then probes after 0.5 s, 1.5 s, … : at most two each, and one that replaces the first
+    // that fails.
     let reached = app.requests();
     assert!(reached <= 5 + 20 + 3 * 3, "{reached} requests reached it");
 }
@@ -402,7 +402,7 @@ fn routes_may_share_a_breaker_and_differ_in_its_rules() {
     for _ in 0..10 {
         assert_eq!(proxy.get("/c").status, 500);
     }
-    // A change of the rules closes nothing.
+    // A config reload closes no breaker.
     proxy.changes_to(&format!("{THREE}breaker.ramp = \"1s\"\n{groups}{}{}{}", shared("a"), shared("b"), route("c")));
     is_refused(&proxy.get("/a"));
 }
@@ -473,7 +473,7 @@ fn faults_on_purpose_look_like_the_apps_own() {
         assert_eq!(late.status, 504, "{late:?}");
         assert_eq!(proxy.ask(&with("other")).status, 200);
     }
-    // Three in a row open the breaker, as if the app had failed.
+    // Three consecutive faults open the breaker, as if the app had failed.
     let abort = with_fields(&get("/"), &["X-Chaos: abort"]);
     for _ in 0..3 {
         proxy.ask(&abort).is_problem(503, "fault_injected");

@@ -1,5 +1,5 @@
-//! The whole house, with real databases: what clients wrote is there, both stores
-//! agree after any crash, and health tells the truth while a database is gone.
+//! All components with real databases: acknowledged writes persist, both stores agree after any crash, and health reports an
+//! unreachable database.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -74,7 +74,7 @@ fn both_stores_agree_after_the_app_was_killed_in_the_middle_of_writes() {
     assert!(!acknowledged.is_empty());
 }
 
-/// The ids whose creation was acknowledged.
+/// Writes until `stop`; returns the ids of acknowledged documents.
 fn write_until(address: SocketAddr, stop: &AtomicBool, name: &str) -> Vec<String> {
     let fields = [("x-api-key", "secret"), ("content-type", "application/json")];
     let mut ids = Vec::new();
@@ -111,14 +111,14 @@ fn health_tells_the_truth_while_postgresql_stops_hangs_and_returns() {
     house.postgres.resume();
     house.health_says("healthy");
 
-    // Nothing needs a restart, and the proxy tries again by itself what it has found to fail.
+    // No restart is needed, and the proxy probes failed routes by itself.
     let writes =
         || house.send("POST", "/api/v1/documents", &document("after")).is_ok_and(|answer| answer.status == 201);
     until("a write to succeed", writes);
 }
 
 impl House {
-    /// More requests at once than the pool has connections: none waits beyond its deadline.
+    /// Sends more concurrent requests than the pool has connections: none waits beyond its deadline.
     fn answers_in_time(&self) {
         let address = self.address;
         let clients: Vec<_> = (0..30)
@@ -138,13 +138,13 @@ impl House {
     }
 }
 
-/// The real app, stopped with a signal as a debugger or a starved Machine would: it takes connections and says nothing.
+/// The real app, stopped by a signal, as by a debugger or a starved Machine: it accepts connections and sends no response.
 #[test]
 fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
     let mut house = House::start();
     let (address, admin) = (house.address, house.admin);
     let ask = move || http::send("GET", address, "/api/v1/documents", &[("x-api-key", "secret")], "", LIMIT).unwrap();
-    // All requests are one client's, so it alone is refused.
+    // All requests come from one client, so the breaker rejects only that client.
     let is_refused_alone = || {
         let shown = http::get(admin, "/breakers", LIMIT).unwrap().body;
         let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -152,7 +152,7 @@ fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
     };
     assert_eq!(ask().status, 200);
     house.app.signal(Signal::STOP);
-    // A signal takes its time to reach every thread.
+    // A signal takes a while to reach every thread.
     let tasks = format!("/proc/{}/task", house.app.pid());
     let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
         let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
@@ -168,7 +168,7 @@ fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
     house.app.signal(Signal::CONT);
     let on = Instant::now();
     until("it to be found again", || ask().status == 200);
-    // One probe interval, twice as long and a fifth more if a probe was still too early.
+    // One probe interval, or, if a probe was too early, the next one, which is twice as long plus a fifth.
     assert!(on.elapsed() < Duration::from_millis(2400) + SLACK, "{:?}", on.elapsed());
     until("no attempt to be open", || {
         let text = http::get(admin, "/metrics", LIMIT).unwrap().body;
@@ -221,7 +221,7 @@ fn prometheus_is_content_with_every_endpoint() {
     assert!(all.contains("app_pool_connections{process=\"app\""), "{all}");
 }
 
-/// What the app itself is asked, besides the proxy and its own breakers.
+/// Requests to the app itself, without the proxy and its circuit breakers.
 impl House {
     fn ask(&self, request: &str) -> (harness::Answer, Duration) {
         ask_app(self.app_address, request)
@@ -248,7 +248,7 @@ impl House {
         sum(&http::get(self.app_address, "/metrics", LIMIT).unwrap().body, name, labels)
     }
 
-    /// Waits until no connection is in use, nobody waits for one, and the pool is as warm as it should be.
+    /// Waits until no connection is in use or waited for, and the pool has its minimum of connections.
     #[track_caller]
     fn pool_comes_to_rest(&self, service: &str) {
         until("the pool to come to rest", || {
@@ -258,7 +258,7 @@ impl House {
         });
     }
 
-    /// Fails unless every change of this breaker is in the log, once.
+    /// Fails unless the log has every change of this breaker exactly once.
     #[track_caller]
     fn log_has_every_change(&self, dependency: &str) {
         let log = fs::read_to_string(self.app.log()).unwrap();
@@ -282,7 +282,7 @@ fn ask_app(address: SocketAddr, request: &str) -> (harness::Answer, Duration) {
     (answer, began.elapsed())
 }
 
-/// Long beside a refusal, short beside a wait for a database.
+/// Long for a rejection, short for a wait for a database.
 const AT_ONCE: Duration = Duration::from_millis(150);
 
 #[test]
@@ -303,7 +303,7 @@ fn postgresql_that_hangs_under_load_is_left_alone_and_found_again() {
                     let (answer, took) = ask_app(address, &harness::get("/api/v1/documents"));
                     assert!(matches!(answer.status, 200 | 503 | 504), "{answer:?}");
                     longest = longest.max(took);
-                    // A client that is told to come back, and is a little impatient.
+                    // The client retries a little earlier than `Retry-After` says.
                     thread::sleep(Duration::from_millis(20));
                 }
                 longest
@@ -330,7 +330,7 @@ fn postgresql_that_hangs_under_load_is_left_alone_and_found_again() {
     assert_eq!(breaker["reason"], "consecutive_failures", "{said}");
     assert!(breaker["lastFailure"].as_str().is_some_and(|text| !text.is_empty()), "{said}");
 
-    // The breaker would wait for a minute: this is much sooner, and nobody but the load asks.
+    // The breaker would wait a minute: this is much sooner, and only the load sends requests.
     house.postgres.resume();
     let documents = || house.ask(&harness::get("/api/v1/documents")).0.status;
     until("documents again", || documents() == 200);
@@ -351,7 +351,7 @@ fn a_database_that_is_down_hears_of_less_than_one_attempt_a_second() {
     let mut house = House::start();
     let address = house.postgres.address();
     house.postgres.stop().unwrap();
-    // Takes connections, and says nothing.
+    // Accepts connections and never responds.
     let dead = TcpListener::bind(address).unwrap();
     let (stop, attempts) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     thread::scope(|scope| {
@@ -380,12 +380,12 @@ fn a_database_that_is_down_hears_of_less_than_one_attempt_a_second() {
         };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             until("the breaker to open", || house.breaker_is("database", "OPEN"));
-            // What was under way when it opened has arrived by then.
+            // By then, attempts in flight when it opened have arrived.
             let from = more(2);
             let took = more(5) - from;
             assert!(took > Duration::from_secs(5), "{took:?} for five attempts");
         }));
-        // Whatever came of it, the threads must end.
+        // The threads must end, whether the test passed or not.
         stop.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect(address);
         if let Err(panic) = outcome {
@@ -455,7 +455,7 @@ fn a_statement_ends_with_its_request_and_at_the_latest_on_postgresqls_own_clock(
     assert_eq!(house.ask(&harness::get("/api/v1/documents")).0.status, 200);
     house.pool_comes_to_rest("postgresql");
 
-    // And once more, with nobody left to cancel it.
+    // The same again, with no app left to cancel the statement.
     let address = house.app_address;
     let (postgres, app) = (&house.postgres, &mut house.app);
     thread::scope(|scope| {

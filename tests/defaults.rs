@@ -1,4 +1,4 @@
-//! With an empty file the proxy changes nothing that an app or its users would notice.
+//! With an empty config file the proxy changes nothing that an app or its users would notice.
 
 use std::fs;
 
@@ -8,12 +8,12 @@ use crate::{
     harness::{Setup, both_ways, from_address, get, with_fields},
 };
 
-/// A proxy whose file has no key; the environment says where everything is.
+/// A proxy whose config file has no key; environment variables set the addresses.
 pub fn with_empty_file(app: &Backend) -> Setup {
     with_file(app, "# All defaults.\n")
 }
 
-/// The same with this file.
+/// The same with this config file.
 pub fn with_file(app: &Backend, text: &str) -> Setup {
     let setup = Setup::new(app, "");
     fs::write(&setup.file, text).expect("the file can be written");
@@ -53,7 +53,7 @@ fn a_page_with_many_parts_is_loaded_again_and_again() {
             assert!(!headers.keys().any(|name| name.as_str().contains("ratelimit")), "{headers:?}");
         }
     });
-    // What would have been refused is counted: it is there to be looked at before limits are enforced.
+    // `monitor` counts the requests that `enforce` would reject.
     let labels = [("reason", "quota_exceeded"), ("mode", "monitor")];
     assert!(proxy.metric("outrigger_refusals_total", &labels) > 100.0);
     assert_eq!(proxy.metric("outrigger_refusals_total", &[("mode", "enforce")]), 0.0);
@@ -75,7 +75,7 @@ fn a_section_of_rate_limits_enforces_them_at_once() {
     assert!(statuses(150) > 40);
 }
 
-/// A client of Fly's edge, which is on this machine.
+/// A request from a client of Fly's edge, which runs on this machine.
 fn by_edge(request: &str, client: &str) -> String {
     let list = format!("X-Forwarded-For: 6.6.6.6, {client}, 66.241.124.1");
     with_fields(&from_address(request, client), &[&list, "Fly-Forwarded-Proto: https", "Fly-Request-Id: 01ABC-ams"])
@@ -105,7 +105,7 @@ fn on_fly_130_clients_are_130_clients() {
                 }
             }
         }
-        // Nobody was taken for another one, and nothing looks as if it were so.
+        // Every client was told apart from the others, and no warning says otherwise.
         assert_eq!(proxy.metric("outrigger_refusals_total", &[]), 0.0);
         assert_eq!(proxy.metric("outrigger_unbelieved_client_addresses", &[]), 0.0);
         assert!(!proxy.log().contains("count as one client"));
@@ -132,7 +132,7 @@ fn a_proxy_in_front_that_nobody_believes_is_noticed() {
         let shown = proxy.metric("outrigger_unbelieved_client_addresses", &[]);
         assert!((45.0..=75.0).contains(&shown), "about {CLIENTS}: {shown}");
     }
-    // One client behind no proxy is nothing to talk about.
+    // A single client without a proxy in front gives no warning.
     let proxy = with_empty_file(&app).start();
     for n in 0..50 {
         proxy.ask(&with_fields(&both_ways("/")[n % 2], &["X-Forwarded-For: 203.0.113.1"]));
@@ -171,7 +171,7 @@ fn settings_that_make_all_clients_one_are_warned_about() {
     let args = ["--config", &file, "explain", "GET", "/", "--from", "172.16.0.9", "-H", "Fly-Client-IP: 203.0.113.1"];
     let explain = |args: &[&str]| String::from_utf8_lossy(&right.run(args).stdout).into_owned();
     assert!(explain(&args).contains("203.0.113.1: from fly-client-ip"), "{}", explain(&args));
-    // The private network between Machines is IPv6, and the edge does not come by it.
+    // The private network between Machines is IPv6, and the edge does not use it.
     let args = args.map(|arg| if arg == "172.16.0.9" { "fdaa:0:1:a7b::3" } else { arg });
     assert!(explain(&args).contains("fdaa:0:1:a7b::3: the connection"), "{}", explain(&args));
 }

@@ -1,7 +1,7 @@
-//! The scaling rules of `config/autoscaler/`: what fly-autoscaler would make of the number of Machines, hour by hour.
+//! The scaling rules of `config/autoscaler/`: the number of Machines that fly-autoscaler would choose, hour by hour.
 //!
-//! The queries are those of the file itself. They become recording rules, the two expressions become PromQL, and
-//! promtool plays made-up hours of Fly's and Outrigger's metrics through them.
+//! The queries come from the file itself. They become recording rules, the two expressions become PromQL, and promtool
+//! evaluates them over synthetic hours of Fly's and Outrigger's metrics.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::harness::{PATIENCE, fresh_dir};
 use crate::house::local;
 use crate::promtool;
 
-/// Every key that fly-autoscaler 0.3 reads; it refuses a file with another.
+/// Every key that fly-autoscaler 0.3 reads; it rejects a file with any other.
 const KEYS: [&str; 18] = [
     "app-name",
     "org",
@@ -40,7 +40,7 @@ const KEYS: [&str; 18] = [
 /// The same for a collector of type `prometheus`.
 const COLLECTOR_KEYS: [&str; 5] = ["type", "metric-name", "query", "address", "token"];
 
-/// How often Fly scrapes.
+/// Fly's scrape interval.
 const SCRAPE_SECONDS: usize = 15;
 const SCRAPES_A_MINUTE: usize = 60 / SCRAPE_SECONDS;
 
@@ -65,10 +65,10 @@ fn unknown_keys(table: &Yaml, known: &[&str]) -> Vec<String> {
     keys.filter(|key| !known.contains(&key.as_str())).collect()
 }
 
-/// An expression of nothing but `max`, `min`, numbers and collectors' names, as the same in PromQL.
+/// Translates an expression of `max`, `min`, numbers and collectors' names to PromQL.
 ///
 /// # Errors
-/// Anything else: Expr has much more, which could then not be tested here.
+/// Anything else: Expr has much more, which could not be tested here.
 fn in_promql(expression: &str) -> Result<String, String> {
     let (promql, rest) = term(expression)?;
     if rest.trim().is_empty() { Ok(promql) } else { Err(format!("{rest:?} is left over")) }
@@ -85,7 +85,7 @@ fn term(text: &str) -> Result<(String, &str), String> {
         let is_number = word.chars().all(|c| c.is_ascii_digit());
         return Ok((if is_number { format!("vector({word})") } else { format!("autoscaler:{word}") }, rest));
     };
-    // The bound from below is the greater of two, and the other way round.
+    // A lower bound is the greater of two values, and the reverse.
     let bound = match word {
         "max" => "clamp_min",
         "min" => "clamp_max",
@@ -104,7 +104,7 @@ fn term(text: &str) -> Result<(String, &str), String> {
     }
 }
 
-/// The file as recording rules: each collector, the two counts, and what becomes of the Machines that there are.
+/// The file as recording rules: each collector, the two counts, and the resulting number of Machines.
 fn rules() -> Value {
     let file = file();
     let mut rules: Vec<Value> = collectors(&file)
@@ -121,29 +121,29 @@ fn rules() -> Value {
     json!({"groups": [{"name": "autoscaler", "rules": rules}]})
 }
 
-/// What the Machines do for some minutes.
+/// The Machines' load for some minutes.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     minutes: usize,
     machines: usize,
-    /// Share of all processors that is busy; `None`: Fly's processor metrics are missing; NaN: they stand still.
+    /// Share of all processors that is busy; `None`: Fly's processor metrics are missing; NaN: they do not change.
     cpu: Option<f64>,
-    /// NaN: memory of no size.
+    /// NaN: memory of size zero.
     memory: Option<f64>,
     /// `None`: Outrigger's metrics are missing.
     requests: Option<Requests>,
 }
 
-/// What each Machine gets.
+/// Requests per Machine.
 #[derive(Clone, Copy, Debug)]
 struct Requests {
     per_second: f64,
-    /// How long this share of them takes; the others take 30 ms.
+    /// Response time of this share of them; the others take 30 ms.
     seconds: f64,
     share: f64,
 }
 
-/// Two Machines for this long, with little to do.
+/// Two Machines for this long, with little load.
 fn quiet(minutes: usize) -> Phase {
     Phase { minutes, machines: 2, cpu: Some(0.2), memory: Some(0.3), requests: Some(answering_in(0.03)) }
 }
@@ -172,12 +172,12 @@ impl Phase {
     }
 }
 
-/// One scrape after the other.
+/// Samples, one scrape after the other.
 #[derive(Default)]
 struct Series(Vec<(String, String, bool)>);
 
 impl Series {
-    /// What a scrape found, or that there was nothing where there was something before.
+    /// Adds the value of a scrape, or marks a series as gone.
     fn push(&mut self, scrape: usize, name: &str, value: Option<f64>) {
         let index = self.0.iter().position(|(known, ..)| known == name).unwrap_or_else(|| {
             self.0.push((name.to_owned(), "_ ".repeat(scrape), false));
@@ -193,13 +193,13 @@ impl Series {
     }
 }
 
-/// Some of Outrigger's: promtool loads at most 10,000 samples for a query.
+/// Some of Outrigger's buckets: promtool loads at most 10,000 samples for a query.
 const BUCKETS: [&str; 7] = ["0.05", "0.25", "0.5", "1", "2.5", "10", "+Inf"];
 
-/// The series of these hours, as promtool takes them. Every Machine has two processors.
+/// The series of these hours in promtool's format. Every Machine has two processors.
 fn series(phases: &[Phase]) -> Value {
     let mut series = Series::default();
-    // Another app of the organisation, whose Machines are none of ours.
+    // Another app of the organisation, whose Machines do not count.
     let most = phases.iter().map(|phase| phase.machines).max().unwrap_or_default();
     let (mut scrape, mut busy, mut idle, mut buckets) = (0, 0.0, 0.0, [0.0; BUCKETS.len()]);
     for phase in phases {
@@ -233,12 +233,12 @@ fn series(phases: &[Phase]) -> Value {
                 let available = |memory: f64| if memory.is_nan() { 0.0 } else { (1.0 - memory) * size };
                 push("fly_instance_memory_mem_available", "", phase.memory.map(available));
                 push("outrigger_build_info", ",process=\"proxy\",version=\"0.1.0\"", phase.requests.map(|_| 1.0));
-                // Health checks are slow, refusals fast: neither may count.
+                // Health checks are slow and rejections fast: neither may count.
                 for (route, outcome) in [("default", "success"), ("health", "success"), ("default", "rejected")] {
                     let labels = format!(",process=\"proxy\",route=\"{route}\",outcome=\"{outcome}\"");
                     let is_counted = route == "default" && outcome == "success";
                     let last = buckets[BUCKETS.len() - 1];
-                    // An app that nobody has asked anything yet has no such series.
+                    // An app without requests so far has no such series.
                     let known = phase.requests.filter(|_| last > 0.0);
                     for (count, bound) in buckets.iter().zip(BUCKETS) {
                         let other = if (bound == "+Inf") || (outcome == "rejected") { last } else { 0.0 };
@@ -255,8 +255,8 @@ fn series(phases: &[Phase]) -> Value {
     series.0.into_iter().map(|(series, values, _)| json!({"series": series, "values": values.trim_end()})).collect()
 }
 
-/// Plays these phases, and checks at these minutes how many Machines are wanted, given how many there are then. At
-/// every minute, every collector has to give exactly one number, or fly-autoscaler would skip the round.
+/// Plays these phases, and checks the wanted number of Machines at these minutes, given the number at that time. At every
+/// minute, every collector must return exactly one number, or fly-autoscaler would skip the round.
 #[track_caller]
 fn wants(phases: &[Phase], expected: &[(usize, usize)]) {
     play(phases, "autoscaler:wanted", expected);
@@ -270,7 +270,7 @@ fn play(phases: &[Phase], what: &str, expected: &[(usize, usize)]) {
     let mut tests: Vec<Value> =
         expected.iter().map(|(minute, count)| one(&format!("{what} + 0"), *minute, *count as f64)).collect();
     let all = "{__name__=~\"autoscaler:(cpu|memory|latency|keep|at_least|at_most)\"}";
-    // Comparing drops NaN. The label that is counted by is empty for what has none.
+    // The comparison drops NaN. Series without the counted label have an empty one.
     let last = minutes - 1;
     let sound = format!("min_over_time((count({all} >= 0 < 1000) or vector(0))[{last}m:1m])");
     tests.push(one(&sound, last, 6.0));
@@ -300,7 +300,7 @@ fn every_key_is_one_that_fly_autoscaler_reads() {
         assert_eq!(collector["type"].as_str(), Some("prometheus"));
         assert_eq!(collector["address"].as_str(), Some("https://api.fly.io/prometheus/MY_ORG"));
     }
-    // A minimum goes only with a maximum of the same kind, and neither with a single count.
+    // A minimum needs a maximum of the same kind, and neither goes with a single count.
     let counts = KEYS.iter().filter(|key| key.ends_with("machine-count") && !file[**key].is_badvalue());
     assert_eq!(counts.collect::<Vec<_>>(), [&"min-started-machine-count", &"max-started-machine-count"]);
 }
@@ -311,7 +311,7 @@ fn a_key_that_does_not_exist_is_found() {
     assert_eq!(unknown_keys(&file, &KEYS), ["max-machines"]);
 }
 
-/// The file is expanded like a shell's text before it is parsed: whatever follows a dollar sign disappears.
+/// The file is expanded like shell text before it is parsed: text after a dollar sign disappears.
 #[test]
 fn only_the_token_comes_from_the_environment() {
     let text = text();
@@ -333,7 +333,7 @@ fn the_rules_are_for_the_app_that_fly_toml_deploys() {
     assert_eq!(fly["http_service"]["auto_stop_machines"].as_str(), Some("off"), "or both stop what the other starts");
 }
 
-/// An instant query whose result is a scalar is an error to fly-autoscaler. `and` takes vectors only.
+/// fly-autoscaler treats an instant query with a scalar result as an error. `and` takes vectors only.
 #[test]
 fn every_query_gives_a_vector_and_prometheus_takes_it() {
     let guarded: Vec<Value> = collectors(&file())
@@ -354,7 +354,7 @@ fn expressions_become_the_same_in_promql_or_are_refused() {
     }
 }
 
-/// What happens, and how many Machines are wanted at these minutes.
+/// Phases, and the number of Machines wanted at these minutes.
 type Hours = (Vec<Phase>, Vec<(usize, usize)>);
 
 fn busy_processors() -> Hours {
@@ -362,9 +362,9 @@ fn busy_processors() -> Hours {
     let phases = [
         quiet(20),
         Phase { minutes: 10, ..busy },
-        // The third has come: 1.8 Machines' work on three.
+        // The third has started: 1.8 Machines' work on three.
         Phase { minutes: 40, ..busy }.machines(3).cpu(0.6),
-        // Work for less than one: 15 minutes later one fewer is enough, and it is one at a time.
+        // Work for less than one: 15 minutes later one fewer is enough, one at a time.
         quiet(30).machines(3).cpu(0.1),
     ];
     (phases.to_vec(), vec![(19, 2), (24, 2), (28, 3), (29, 3), (35, 3), (50, 3), (69, 3), (80, 3), (88, 2), (99, 2)])
@@ -378,8 +378,8 @@ fn full_memory() -> Hours {
         quiet(20).machines(4),
         quiet(20).machines(3),
     ];
-    // The third came at minute 28 and does not help; the fourth is wanted when the third had its five minutes. Memory is
-    // fine from minute 40 on, so one fewer at 55; that happens at 60, and the next not before another 15 minutes.
+    // The third started at minute 28 and does not help; the fourth is wanted after the third has run for five minutes. Memory
+    // is fine from minute 40 on, so one fewer at 55; that happens at 60, and the next not before another 15 minutes.
     (
         phases.to_vec(),
         vec![(24, 2), (26, 3), (29, 3), (32, 3), (34, 4), (39, 4), (50, 4), (57, 3), (61, 3), (73, 3), (77, 2)],
@@ -391,7 +391,7 @@ fn slow_answers() -> Hours {
         quiet(20),
         quiet(6).answers_in(2.0),
         quiet(10).answers_in(2.0).machines(3),
-        // Faster than a second, yet not fast: nothing is added, nothing removed.
+        // Between the two thresholds: no Machine is added or removed.
         quiet(30).answers_in(0.8).machines(4),
         quiet(25).machines(4),
     ];
@@ -412,7 +412,7 @@ fn a_busy_processor_counts_once_it_has_been_busy_for_five_minutes() {
 #[test]
 fn what_a_busy_processor_takes_is_in_proportion() {
     let phases = [quiet(10).machines(6), quiet(15).machines(6).cpu(1.0)];
-    // Six Machines' work at 70 % takes nine.
+    // Six Machines' work at 70 % needs nine.
     wants(&phases, &[(9, 6), (14, 6), (20, 9)]);
 }
 
@@ -446,7 +446,7 @@ fn exactly_at_a_threshold_nothing_changes() {
 #[test]
 fn the_signal_that_asks_for_most_decides() {
     let all = quiet(30).machines(4).memory(0.9).answers_in(3.0);
-    // Memory and answers ask for five, the processors for six.
+    // Memory and latency ask for five, the processors for six.
     wants(&[all.cpu(0.2)], &[(2, 4), (20, 5)]);
     wants(&[all.cpu(1.0)], &[(20, 6)]);
 }
@@ -455,12 +455,12 @@ fn the_signal_that_asks_for_most_decides() {
 fn one_signal_that_is_not_quiet_is_enough_to_keep_a_machine() {
     let calm = quiet(40).machines(4);
     wants(&[calm], &[(10, 4), (18, 3)]);
-    // The other three would be at 61 %, or at 76 %, or answers take more than 500 ms.
+    // The remaining three would be at 61 %, or at 76 %, or responses take more than 500 ms.
     let p99_of_667_ms = Requests { share: 0.015, ..answering_in(0.8) };
     for kept in [calm.cpu(0.46), calm.memory(0.57), Phase { requests: Some(p99_of_667_ms), ..calm }] {
         wants(&[kept], &[(10, 4), (18, 4), (39, 4)]);
     }
-    // Just below all of it.
+    // Just below all thresholds.
     wants(&[calm.cpu(0.44).memory(0.55).answers_in(0.2)], &[(10, 4), (20, 3)]);
 }
 
@@ -471,11 +471,11 @@ fn there_are_never_fewer_than_two_nor_more_than_ten() {
     let all = quiet(30).machines(10).cpu(1.0).memory(0.99).answers_in(9.0);
     wants(&[all], &[(10, 10), (29, 10)]);
     wants(&[quiet(30).machines(9).cpu(1.0)], &[(10, 10)]);
-    // Started by hand: taken back when it is quiet, not before.
+    // Started by hand: stopped when the load is low, not before.
     wants(&[all.machines(12)], &[(1, 10), (10, 10)]);
 }
 
-/// Fly's proxy or a person starts one more: it is not stopped in the next round.
+/// A Machine that Fly's proxy or a person starts is not stopped in the next round.
 #[test]
 fn a_machine_that_was_just_started_stays_for_a_quarter_of_an_hour() {
     wants(&[quiet(30), quiet(30).machines(3)], &[(29, 2), (31, 3), (40, 3), (44, 3), (47, 2)]);
@@ -489,7 +489,7 @@ fn load_that_comes_and_goes_changes_nothing() {
     let fast = quiet(4).machines(3);
     let waves: Vec<Phase> = [up, down, up, down, up, down, slow, fast, slow, fast, slow, fast].to_vec();
     let minutes: usize = waves.iter().map(|phase| phase.minutes).sum();
-    // From minute 3 on: before, nothing has happened yet.
+    // From minute 3 on: earlier minutes show no change.
     let expected: Vec<(usize, usize)> = (0..minutes).map(|minute| (minute, 3)).collect();
     wants(&waves, &expected);
 }
@@ -533,14 +533,14 @@ fn what_is_missing_adds_nothing_and_removes_nothing() {
         Phase { memory: None, ..calm },
         Phase { requests: None, ..calm },
         none,
-        // There, but of no use.
+        // Present, but unusable.
         calm.cpu(f64::NAN),
         calm.memory(f64::NAN),
     ];
     for phase in missing {
         wants(&[phase], &[(0, 5), (5, 5), (20, 5), (39, 5)]);
     }
-    // Nothing at all: neither does it start more than two nor stop any of those that only fly-autoscaler knows of.
+    // With no metrics at all, it starts no more than two and stops none of those that only fly-autoscaler knows of.
     play(&[none.machines(0)], "autoscaler:at_least", &[(1, 2), (20, 2)]);
     play(&[none.machines(0)], "autoscaler:at_most", &[(1, 10), (20, 10)]);
 }
@@ -555,7 +555,7 @@ fn a_window_with_a_hole_is_not_full() {
         Phase { requests: None, ..hole },
         hole.cpu(f64::NAN),
         hole.memory(f64::NAN),
-        // Nothing is known of any Machine, which is not the same as none.
+        // The metrics of all Machines are missing, which is not the same as no Machines.
         Phase { cpu: None, memory: None, requests: None, ..hole }.machines(0),
     ];
     for hole in holes {
@@ -582,7 +582,7 @@ fn one_signal_still_counts_when_the_others_are_missing() {
     wants(&[slow], &[(10, 5)]);
 }
 
-/// fly-autoscaler asks VictoriaMetrics, whose language is nearly Prometheus'. Played on the real one.
+/// fly-autoscaler queries VictoriaMetrics, whose language is nearly Prometheus'. Runs against the real one.
 #[test]
 fn the_database_that_fly_asks_wants_as_many() {
     let database = Database::start();
@@ -595,7 +595,7 @@ fn the_database_that_fly_asks_wants_as_many() {
     let idle = (vec![idle], vec![(1, 5), (10, 5), (18, 4)]);
     let all = [busy_processors(), full_memory(), slow_answers(), nothing, holes, of_no_use, idle];
     for (n, (phases, expected)) in all.iter().enumerate() {
-        // Far enough apart that no window sees two.
+        // Far enough apart that no window includes two.
         let begin = database.begin + n * 4 * 3600;
         database.load(begin, phases);
         for &(minute, count) in expected {
@@ -605,7 +605,7 @@ fn the_database_that_fly_asks_wants_as_many() {
     }
 }
 
-/// One VictoriaMetrics.
+/// A VictoriaMetrics process.
 struct Database {
     _process: Process,
     address: SocketAddr,
@@ -619,16 +619,16 @@ impl Database {
         let mut process = Program::new(Tool::VictoriaMetrics.get().unwrap())
             .arg(format!("-storageDataPath={}", dir.join("data").display()))
             .arg(format!("-httpListenAddr={address}"))
-            // Answers from before would hide what is loaded now.
+            // Cached results would hide newly loaded samples.
             .arg("-search.disableCache")
-            // A scraper of its own would mark the end of a series; what is loaded has no such marks.
+            // A scraper marks the end of a series; loaded samples have no such marks.
             .arg("-search.maxStalenessInterval=20s")
             .start("victoria-metrics", &dir.join("log"))
             .unwrap();
         let is_up = || http::get(address, "/health", PATIENCE).is_ok_and(|answer| answer.status == 200);
         process.ready(Duration::from_secs(30), is_up).unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as usize;
-        // Two days back, on a whole minute: it keeps a month.
+        // Two days back, on a whole minute; the retention is a month.
         Self { _process: process, address, begin: now / 60 * 60 - 2 * 24 * 3600 }
     }
 
@@ -648,11 +648,11 @@ impl Database {
             }
         }
         self.send("/api/v1/import/prometheus", &samples);
-        // What was loaded is to be seen at once.
+        // Makes loaded samples visible to queries.
         http::get(self.address, "/internal/force_flush", PATIENCE).unwrap();
     }
 
-    /// As fly-autoscaler asks: an instant query, of which it takes the first sample.
+    /// Queries as fly-autoscaler does: an instant query, of which it takes the first sample.
     fn ask(&self, query: &str, second: usize) -> f64 {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let answer = self.send("/api/v1/query", &format!("query={encoded}&time={second}"));
@@ -664,7 +664,7 @@ impl Database {
         value
     }
 
-    /// What the rules come to: each is asked for with the results of those before it in place of their names.
+    /// Evaluates the rules in order, with earlier results in place of their names.
     fn wants(&self, second: usize) -> usize {
         let rules = rules();
         let mut known: Vec<(&str, f64)> = vec![];

@@ -1,4 +1,4 @@
-//! The Dockerfile is what hadolint wants and what the workspace and `supervisord.conf` need.
+//! The Dockerfile passes hadolint and matches the workspace and `supervisord.conf`.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -8,7 +8,7 @@ fn file(name: &str) -> String {
     fs::read_to_string(paths::root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Instructions with their continued lines joined, comments left out.
+/// Instructions with their continued lines joined, without comments.
 fn instructions() -> Vec<String> {
     let lines = file("Dockerfile");
     let lines: Vec<&str> = lines.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
@@ -36,12 +36,12 @@ fn bases_are_pinned_and_the_compiler_is_the_repository_s() {
     assert!(date.is_some_and(|date| date.len() == 8 && date.parse::<u32>().is_ok()), "{bases:?}");
 }
 
-/// The image's user of a program, by name, and its ids.
+/// The image's user of a program: name, uid and gid.
 fn user_of(program: &str) -> (String, u32, u32) {
     let instructions = instructions();
     let user = match program {
         "app" => {
-            // The stage that builds has variables of its own.
+            // The build stage has its own variables.
             let env = instructions.iter().filter(|line| line.starts_with("ENV "));
             let mut words = env.flat_map(|line| line.split_whitespace());
             words.find_map(|word| word.strip_prefix("OUTRIGGER_APP_USER=")).unwrap().to_owned()
@@ -72,7 +72,7 @@ fn the_programs_run_as_ordinary_users_of_their_own_under_supervisord() {
     let copied = "COPY deploy/users.conf /etc/outrigger/supervisor/users.conf";
     assert!(instructions.iter().any(|line| line == copied), "{copied}");
     assert!(file("supervisord.conf").contains("[include]\nfiles=/etc/outrigger/supervisor/*.conf\n"));
-    // The socket is made by the app and reached by the proxy's group; nobody else enters.
+    // The app creates the socket, and the proxy's group can reach it; no other user can.
     let run = format!("install -d -o {app} -g {proxy_group} -m 2750 /var/lib/outrigger/run");
     assert!(instructions.iter().any(|line| line.contains(&run)), "{run}");
     assert_eq!(instructions.last().unwrap(), r#"CMD ["supervisord", "-c", "/etc/supervisord.conf"]"#);
@@ -90,7 +90,7 @@ fn the_dependency_layer_knows_every_member_of_the_workspace() {
     }
 }
 
-/// The commands before the first `cargo build`, run for real: cargo must see a whole workspace.
+/// Runs the commands before the first `cargo build`: cargo must see a complete workspace.
 #[test]
 fn the_dependency_layer_s_empty_sources_make_a_workspace() {
     let dir = paths::state("deploy-docker").unwrap().join(format!("layer-{}", std::process::id()));
@@ -132,7 +132,7 @@ fn everything_that_is_copied_exists() {
     }
 }
 
-/// supervisord refuses to start when its file names a variable that is not set.
+/// supervisord does not start when its file names a variable that is not set.
 #[test]
 fn every_variable_of_supervisord_is_set() {
     let supervisord = file("supervisord.conf");
@@ -145,7 +145,7 @@ fn every_variable_of_supervisord_is_set() {
     }
 }
 
-/// The proxy could not make it: it is not root, and what is around it belongs to root.
+/// The proxy could not create it: it is not root, and the parent directory belongs to root.
 #[test]
 fn the_directory_of_the_audit_trail_belongs_to_whoever_writes_it_and_nobody_else_reads_it() {
     let instructions = instructions();

@@ -1,14 +1,14 @@
-//! Both `fly.toml` have only keys that exist, since Fly drops others silently, and fit the files they speak of; and
-//! nothing tells anybody to type a command that flyctl does not have.
+//! Both `fly.toml` files use only keys that exist, since Fly drops others silently, and match the files that they name. No text
+//! of ours names a command that flyctl does not have.
 
 use std::{fs, path::PathBuf};
 
 use toml::{Table, Value};
 
-/// Every table that we may use, with every key that Fly knows in it. `*` is a name of our own choice.
+/// Every table that we may use, with all keys that Fly knows in it. `*` is a name of our own choice.
 ///
-/// Taken from the structures that flyctl reads the file into. A table that is not here is refused too: look it up
-/// before adding it.
+/// Taken from the structures that flyctl reads the file into. The test rejects a table that is not listed: look it up before
+/// adding it.
 const KEYS: &[(&str, &[&str])] = &[
     (
         "",
@@ -157,8 +157,8 @@ const KEYS: &[(&str, &[&str])] = &[
     ("metrics", &["port", "path", "https", "processes"]),
 ];
 
-/// The commands of flyctl that we tell anybody to type, with those of their flags that we use. From flyctl's own
-/// reference; look a command up there before adding it.
+/// The flyctl commands that our docs use, with the flags that they use. From flyctl's own reference; look a command up there
+/// before adding it.
 const COMMANDS: &[(&str, &[&str])] = &[
     ("apps create", &["-o"]),
     ("checks list", &["-a"]),
@@ -179,14 +179,14 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("tokens create readonly", &["-o"]),
 ];
 
-/// What is wrong with a command, if it is one of flyctl's.
+/// The mistake in a command, if it is one of flyctl's.
 fn fault(command: &str) -> Option<String> {
     let words = command.trim().strip_prefix("fly ")?.trim();
     let is_it = |name: &str| words.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
     let Some((name, flags)) = COMMANDS.iter().find(|(name, _)| is_it(name)) else {
         return Some(format!("`{command}`: flyctl has no such command, or it is not in the list"));
     };
-    // What stands in quotes is a value, whatever it looks like.
+    // Quoted text is a value, whatever it looks like.
     let unquoted: String = words[name.len()..].split('"').step_by(2).collect();
     let flag = |word: &&str| word.starts_with('-');
     let known = |word: &&str| flags.contains(&word.split('=').next().unwrap_or_default());
@@ -194,12 +194,12 @@ fn fault(command: &str) -> Option<String> {
     Some(format!("`{command}`: `fly {name}` has no flag {unknown}, or it is not in the list"))
 }
 
-/// Every command of flyctl in a text: lines of shell blocks, comments that show one, and `fly …` between backticks.
+/// Every flyctl command in a text: lines of shell blocks, comments that show one, and `fly …` between backticks.
 fn commands(text: &str) -> Vec<String> {
     let mut found = vec![];
     for line in text.lines() {
         let line = line.trim_start_matches(['#', ' ']);
-        // A comment after it is none of flyctl's.
+        // A trailing comment is not part of the command.
         let command = line.split("  #").next().unwrap_or_default();
         if command.starts_with("fly ") && !command.contains('`') {
             found.extend(command.split("&&").map(|part| part.trim().to_owned()));
@@ -392,7 +392,7 @@ fn the_service_check_asks_no_database_and_the_other_one_never_routes() {
     assert_eq!(text("metrics.0.path"), "/metrics/all");
 }
 
-/// supervisord must not kill a proxy that still drains.
+/// supervisord must not kill a proxy that is still draining.
 #[test]
 fn supervisord_waits_for_the_proxy_s_own_drain() {
     let config = file("config/proxy.toml");
@@ -419,7 +419,7 @@ fn the_machine_waits_for_every_drain() {
     assert_eq!(text("kill_signal"), "SIGTERM");
 }
 
-/// With tests/deploy_supervisor.rs: who gives up fails, who is stopped does not.
+/// See tests/deploy_supervisor.rs: supervisord exits with an error if a program gave up, and successfully if it was stopped.
 #[test]
 fn a_machine_whose_program_gave_up_is_started_again_and_one_that_was_stopped_is_not() {
     assert_eq!(text("restart.0.policy"), "on-failure");

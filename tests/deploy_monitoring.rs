@@ -1,4 +1,4 @@
-//! Alerts, dashboard and scaling rules ask only for what the two programs really say of themselves.
+//! Alerts, dashboard and scaling rules use only metrics and labels that the two programs export.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -11,14 +11,14 @@ use crate::harness::{Proxy, Setup, fresh_dir, get, until};
 use crate::house::{House, document};
 use crate::promtool;
 
-/// What a platform adds to every series, and what the merged exposition does.
+/// Labels that a platform adds to every series, and the one that the merged exposition adds.
 const ADDED: [&str; 5] = ["app", "region", "host", "instance", "process"];
 
-/// Values that exist and that this test cannot bring about: a fault of our own (`Outcome::Internal`), and a pool whose
-/// connections are all in use for longer than a request waits (tests/databases.rs does).
+/// Values that exist but that this test cannot cause: an internal error (`Outcome::Internal`), and a pool whose connections are
+/// all in use for longer than a request waits (see tests/databases.rs).
 const NOT_SEEN: [(&str, &str); 2] = [("outcome", "internal"), ("reason", "exhausted")];
 
-/// Metrics of Fly's own, which fly-autoscaler reads.
+/// Fly's own metrics, which fly-autoscaler reads.
 const OF_FLY: &[(&str, &[&str])] = &[
     ("fly_instance_up", &[]),
     ("fly_instance_cpu", &["cpu_id", "mode"]),
@@ -39,7 +39,7 @@ fn yaml(name: &str) -> Yaml {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Selector {
     metric: String,
-    /// Label and what it is compared with.
+    /// Label and compared value.
     matchers: Vec<(String, String)>,
 }
 
@@ -109,7 +109,7 @@ fn catalogue(expositions: &[String]) -> Catalogue {
     catalogue
 }
 
-/// What an expression asks for and nobody says.
+/// The metrics, labels and values in an expression that no program exports.
 fn unknown(catalogue: &Catalogue, expr: &str) -> Vec<String> {
     let (selectors, grouping) = selectors(expr);
     let mut unknown = vec![];
@@ -125,7 +125,7 @@ fn unknown(catalogue: &Catalogue, expr: &str) -> Vec<String> {
                 unknown.push(format!("{metric}{{{label}}}"));
                 continue;
             };
-            // One that is chosen on the dashboard, or one of a part that is not here yet.
+            // A dashboard variable, or a label without known values.
             let is_free = value.contains(['$', '*']) || values.is_empty();
             let missing = value
                 .split('|')
@@ -137,9 +137,9 @@ fn unknown(catalogue: &Catalogue, expr: &str) -> Vec<String> {
     unknown
 }
 
-/// What both programs say after everything has happened to them that rules ask for.
+/// All series of both programs, after every event that the rules refer to.
 fn everything_that_is_said() -> Catalogue {
-    // The real app, with both databases, until one is gone.
+    // The real app with both databases, then without PostgreSQL.
     let mut house = House::start();
     assert_eq!(house.send("POST", "/api/v1/documents", &document("one")).unwrap().status, 201);
     until("the limit to be reached", || house.send("GET", "/", "").is_ok_and(|answer| answer.status == 429));
@@ -152,7 +152,7 @@ fn everything_that_is_said() -> Catalogue {
     });
     let unwell = metrics(&house);
 
-    // And an app that does everything wrong.
+    // An app that fails in every way.
     let mut app = Backend::start();
     app.says("/500", "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n");
     app.says("/404", "HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n");
@@ -182,7 +182,7 @@ fn everything_that_is_said() -> Catalogue {
     proxy.get("/health");
     proxy.comes_to_rest();
 
-    // And an audit trail that cannot be written: there is a file where its directory should be.
+    // An audit log that cannot be written: a file is in place of its directory.
     let app = Backend::start();
     let setup = Setup::new(&app, "audit.directory = \"trail\"\naudit.default = \"data\"\naudit.queue = 16\n");
     fs::write(setup.dir.join("trail"), "in the way").unwrap();
@@ -192,7 +192,7 @@ fn everything_that_is_said() -> Catalogue {
         unwritten.metric("outrigger_audit_lost_total", &[]) > 0.0
     });
 
-    // And a Machine with a peer.
+    // A Machine with a peer.
     let port = xtask::ports::free().unwrap();
     let peers = format!(
         "server.machine = \"a\"\npeers.listen = \"127.0.0.1:{port}\"\npeers.list = [\"127.0.0.9:{port}\"]\npeers.interval = \"100ms\"\n"
@@ -203,7 +203,7 @@ fn everything_that_is_said() -> Catalogue {
     catalogue(&[vec![well, unwell], pages.into()].concat())
 }
 
-/// Where it stands, and the expression.
+/// Place and text of each expression.
 fn all_expressions() -> Vec<(String, String)> {
     let mut all = vec![];
     for (name, expr) in alerts() {
@@ -314,7 +314,7 @@ fn the_dashboard_can_be_imported_anywhere() {
     }
 }
 
-/// Behind somebody else's app there is no metric that begins with `app_`.
+/// Other apps have no metric that begins with `app_`.
 #[test]
 fn nothing_outside_its_row_needs_the_example_app() {
     let dashboard = dashboard();
@@ -345,7 +345,7 @@ fn nothing_outside_its_row_needs_the_example_app() {
 fn prometheus_takes_every_expression_of_the_dashboard() {
     let dashboard = dashboard();
     let expressions = dashboard_expressions(&dashboard);
-    // What Grafana puts in.
+    // Values for Grafana's variables.
     let rules: Vec<Value> = expressions
         .iter()
         .enumerate()

@@ -1,4 +1,4 @@
-//! What ships in `supervisord.conf`, run for real: crashes, hangs, giving up and the order of stopping.
+//! Runs the shipped `supervisord.conf`: crashes, hangs, giving up and the order of stopping.
 
 use std::{
     fs,
@@ -17,11 +17,11 @@ use xtask::{
 
 const START: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
-/// The API key's value does not matter here, only that there is one.
+/// Any API key will do; its value does not matter.
 const KEYS: &str = "test:e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
 
-/// One supervisord with the shipped file, on its own ports and directories. There is no database: the app starts
-/// without, which is enough to live, hang and die.
+/// One supervisord with the shipped file, on its own ports and directories. There is no database: the app starts without one,
+/// which is enough to live, hang and die.
 struct Machine {
     supervisord: Process,
     bin: PathBuf,
@@ -36,7 +36,7 @@ impl Machine {
     }
 
     fn start_with(name: &str, proxy_config: &str, env: &[(&str, &str)]) -> Self {
-        // With our process id: two test runs at once in one clone must not meet.
+        // Includes our process id, so that two concurrent test runs in one clone do not collide.
         let dir = paths::state(&format!("deploy-supervisor/{name}-{}", std::process::id())).unwrap();
         let (bin, run) = (dir.join("bin"), dir.join("run"));
         fs::create_dir_all(&bin).unwrap();
@@ -67,7 +67,7 @@ impl Machine {
             .env("OUTRIGGER_ADMIN_LISTEN", admin.to_string())
             .env("OUTRIGGER_APP_ADDRESS", format!("unix:{}", socket.display()))
             .env("OUTRIGGER_APP_METRICS", format!("http://{app}/metrics"))
-            // The kernel tells only supervisord of our end; it takes the rest with it.
+            // If the test dies, the kernel signals only supervisord, which stops the others.
             .when_orphaned("TERM")
             .start("supervisord", &dir.join("log"))
             .unwrap();
@@ -96,7 +96,7 @@ impl Machine {
         children(self.supervisord.pid()).into_iter().find(runs)
     }
 
-    /// Waits until another process than `old` runs the app and answers.
+    /// Waits until the app runs in another process than `old` and responds.
     fn wait_for_new_app(&self, old: u32, limit: Duration) {
         let is_new = || self.pid("outrigger-app").is_some_and(|pid| pid != old) && is_live(self.app);
         wait::until("a new app", limit, is_new).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
@@ -110,7 +110,7 @@ impl Drop for Machine {
         for pid in family.into_iter().filter(|pid| exists(*pid)) {
             signal(pid, Signal::KILL);
         }
-        // A failed test leaves its files for a look.
+        // A failed test keeps its files for inspection.
         if let Some(dir) = self.bin.parent().filter(|_| !std::thread::panicking()) {
             let _ = fs::remove_dir_all(dir);
         }
@@ -121,7 +121,7 @@ fn is_live(app: SocketAddr) -> bool {
     http::get(app, "/health/live", SECOND).is_ok_and(|answer| answer.status == 200)
 }
 
-/// A drain of no length: these tests are about what ends, not about who waits for it.
+/// No drain: these tests check the end of processes, not waiting clients.
 const AT_ONCE: &str = "[server]\nlame_duck = \"0s\"\n";
 
 #[test]
@@ -147,7 +147,7 @@ fn an_app_that_gives_up_ends_the_machine() {
     let status = machine.supervisord.wait(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{error}"));
     assert!(!status.success(), "whoever looks at it has to see a failure: {status}");
     assert!(machine.log().contains("app has given up"), "{}", machine.log());
-    // The watchdog ends a moment after supervisord, which it ended.
+    // The watchdog stops supervisord and ends a moment after it.
     wait::until("the others to be gone", SECOND, || family.iter().all(|pid| !exists(*pid))).unwrap();
 }
 
@@ -159,7 +159,7 @@ fn a_machine_that_is_stopped_has_not_failed() {
     assert!(status.success(), "{status}");
 }
 
-/// Whoever takes over the app must not be able to write the proxy's audit log anew.
+/// An attacker in control of the app must not be able to rewrite the proxy's audit log.
 #[test]
 fn the_app_has_no_key_that_signs_the_audit_log_nor_another_secret_of_the_proxy() {
     let secret = "fedcba9876543210fedcba9876543210";
@@ -215,7 +215,7 @@ fn the_app_answers_until_the_proxy_has_drained() {
     machine.supervisord.signal(Signal::TERM);
     let mut answers = 0;
     while exists(proxy) {
-        // The proxy may end between the two looks; what counts is that the app is not stopped before.
+        // The proxy may end between the two checks; the app must not stop before it.
         let is_answering = is_live(machine.app);
         assert!(is_answering || !exists(proxy), "the app ended before the proxy\n{}", machine.log());
         answers += u32::from(is_answering);

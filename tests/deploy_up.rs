@@ -1,4 +1,4 @@
-//! `cargo xtask up`: the tour works as pasted, and nothing stays behind however it ends.
+//! `cargo xtask up`: the tour works as pasted, and every process and file is cleaned up, however it ends.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use xtask::{
     programs, wait,
 };
 
-/// Both databases from nothing, two programs and three documents, on a busy machine.
+/// Creates both databases and starts two programs and three documents, on a busy machine.
 const START: Duration = Duration::from_secs(120);
 
 struct House {
@@ -24,13 +24,13 @@ struct House {
 }
 
 impl House {
-    /// In a state directory of the test's own: a developer may have one running.
+    /// In the test's own state directory, since a developer may have one running.
     fn start(name: &str) -> Self {
         Self::start_with(name, &[])
     }
 
     fn start_with(name: &str, args: &[&str]) -> Self {
-        // And of this process's own: two test runs at once in one clone must not meet.
+        // Includes our process id, so that two concurrent test runs in one clone do not collide.
         let state = format!("deploy-up/{name}-{}", std::process::id());
         let dir = paths::state(&state).unwrap();
         let log = dir.join("xtask.log");
@@ -49,7 +49,7 @@ impl House {
         Self { xtask, dir }
     }
 
-    /// Removes what it kept; a failed test leaves it for a look.
+    /// Removes its files; a failed test keeps them for inspection.
     fn forget(self) {
         drop(self.xtask);
         fs::remove_dir_all(&self.dir).unwrap();
@@ -59,7 +59,7 @@ impl House {
         self.lines("curl ")
     }
 
-    /// What is to be pasted to see the audit trail.
+    /// The tour's commands that show the audit log.
     fn trail(&self) -> Vec<String> {
         self.lines("(. ")
     }
@@ -69,7 +69,7 @@ impl House {
         said.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
     }
 
-    /// Those of the audit trail, which nobody else may read.
+    /// The audit log's secrets, which no other user may read.
     fn secrets(&self) -> [String; 2] {
         ["audit.keys", "audit.secret"].map(|name| {
             let file = self.dir.join(name);
@@ -78,7 +78,7 @@ impl House {
         })
     }
 
-    /// Every process below, at any depth.
+    /// All descendant processes.
     fn family(&self) -> BTreeSet<u32> {
         let mut family = BTreeSet::new();
         let mut heads = vec![self.xtask.pid()];
@@ -98,7 +98,7 @@ fn paste(line: &str) -> String {
     said.into_owned()
 }
 
-/// The tour's requests are found in the trail with who asked, and it is whole in both places.
+/// The audit log has the tour's requests with their clients, and is complete in both places.
 fn shows_the_trail(house: &House) {
     let lines = house.trail();
     let [search, verify] = lines.as_slice() else { panic!("{lines:?}") };
@@ -156,7 +156,7 @@ fn three_machines_stand_behind_an_edge_and_one_that_dies_comes_back() {
     }
     let victim = proxy(&house);
     signal(victim, Signal::KILL);
-    // The edge has others, so nobody waits for it.
+    // The edge has other Machines, so no client waits for it.
     for _ in 0..5 {
         assert!(paste(&tour[3]).contains("\"title\""));
     }

@@ -1,4 +1,4 @@
-//! A process that is told to leave loses no request, and leaves as soon as it has nothing left to do.
+//! A process that drains loses no request, and exits as soon as it has no work left.
 
 use std::io;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ fn leaving_under_load_fails_no_request() {
             let (stop, done, address) = (Arc::clone(&stop), Arc::clone(&done), proxy.address);
             thread::spawn(move || {
                 let mut failures = Vec::new();
-                // Until nobody listens: only that is allowed to fail.
+                // Until the proxy stops listening: only refused connections may fail.
                 while !stop.load(Ordering::Relaxed) {
                     let mut client = match Client::connect(address) {
                         Ok(client) => client,

@@ -1,4 +1,4 @@
-//! What a client gets when the app fails, and what it does not get to see.
+//! The client's response when the app fails, and the details that stay hidden from it.
 
 use std::{
     thread,
@@ -63,7 +63,7 @@ fn an_app_that_closes_before_its_answer_is_a_502() {
     }
     proxy.counts("outrigger_app_failures_total", &[("reason", "app_closed")], 4);
 
-    // Two retries for what may be repeated, none for what may not.
+    // Two retries of the repeatable request, none of the other.
     assert_eq!(app.requests_to("/nothing"), 3 + 1);
 }
 
@@ -113,7 +113,7 @@ fn an_answer_that_breaks_off_never_looks_complete() {
     for path in paths {
         for request in both_ways(path) {
             match proxy.connect().send(request).try_answer() {
-                // What breaks before anything was sent can still be told.
+                // If it fails before any byte was sent, the client still gets an error response.
                 Ok(answer) => answer.is_problem(502, "app_invalid"),
                 Err(_) => truncated += 1,
             }
@@ -135,7 +135,7 @@ fn an_app_that_answers_before_it_has_the_whole_request_is_heard() {
     assert_eq!((answer.status, answer.text().as_str()), (429, "late"));
 }
 
-/// Many clients at once, each on one connection; fails on anything but a 200.
+/// Many concurrent clients, each on one connection; fails on any response but a 200.
 fn hammer(proxy: &Proxy, rounds: usize) {
     thread::scope(|scope| {
         for worker in 0..4 {
@@ -168,7 +168,7 @@ fn an_app_that_closes_kept_connections_unannounced_fails_no_request() {
         hammer(&proxy, 240);
         assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
         proxy.counts("outrigger_requests_total", &[("outcome", "success")], 960);
-        // Every POST came once: what may have been done was not done again.
+        // Each POST arrived once: requests that the app may have processed are not repeated.
         for worker in 0..4 {
             let posts = (1..240).step_by(3).map(|n| app.requests_to(&format!("/{worker}/{n}")));
             assert!(posts.into_iter().all(|times| times == 1), "a POST came more than once");
@@ -184,7 +184,7 @@ fn an_app_that_restarts_fails_no_request_that_comes_after() {
     for _ in 0..3 {
         app.stop();
         app.resume();
-        // The proxy still holds the connections of before; none of them may cost a request.
+        // The proxy still holds its old connections to the app; none of them may cost a request.
         hammer(&proxy, 30);
     }
     assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);

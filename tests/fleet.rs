@@ -1,5 +1,5 @@
-//! Many Machines behind a stand-in for Fly's edge: real proxies, each with an app of its own, found by DNS; and clients that keep
-//! their cookies.
+//! Many Machines behind a stand-in for Fly's edge: real proxies, each with its own app, discovered by DNS; and clients that
+//! keep their cookies.
 
 use std::{
     collections::HashMap,
@@ -26,12 +26,12 @@ use crate::{
     machines::{KEYS, cookie},
 };
 
-/// Fly's seconds are so many of a test's.
+/// Seconds of a test for one second of Fly's.
 const TIME_SCALE: f64 = 0.05;
-/// Where each app says its name.
+/// Path at which each app returns its name.
 pub const WHO: &str = "/who";
 
-/// The edge, and what is behind it.
+/// The edge and its Machines.
 #[derive(Debug)]
 pub struct Fleet {
     pub edge: Background,
@@ -45,7 +45,7 @@ pub struct Machines {
     peers_port: u16,
     rules: String,
     running: Mutex<HashMap<String, Running>>,
-    /// Each has an address of its own, 127.0.0.2 and so on.
+    /// The last byte of the next address; each Machine has its own, from 127.0.0.2.
     made: AtomicU8,
 }
 
@@ -56,7 +56,7 @@ struct Running {
     private: IpAddr,
 }
 
-/// On a thread of its own: what starts and ends processes and apps waits, and has runtimes of its own.
+/// Runs `work` on its own thread: starting and stopping processes and apps blocks, and they have their own runtimes.
 fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"))
 }
@@ -108,14 +108,14 @@ impl Machines {
         self.lock().get_mut(id)?.proxy.take()
     }
 
-    /// Does something with a Machine's proxy and app.
+    /// Runs `work` with a Machine's proxy and app.
     pub fn with<T>(&self, id: &str, work: impl FnOnce(&Proxy, &mut Backend) -> T) -> T {
         let mut all = self.lock();
         let Running { app, proxy, .. } = all.get_mut(id).expect("there is such a Machine");
         work(proxy.as_ref().expect("it runs"), app)
     }
 
-    /// The sum of a metric over all that run.
+    /// The sum of a metric over all running Machines.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.lock().values().filter_map(|running| running.proxy.as_ref()).map(|proxy| proxy.metric(name, labels)).sum()
     }
@@ -152,7 +152,7 @@ impl outrigger_edge::Fleet for Machines {
 }
 
 impl Fleet {
-    /// So many Machines with these rules; `set` may change what the edge is.
+    /// This many Machines with these rules; `set` may change the edge's settings.
     pub fn start(number: usize, rules: &str, set: impl FnOnce(&mut Settings)) -> Self {
         let dns = (Ipv4Addr::LOCALHOST, ports::free().expect("a free port")).into();
         let peers_port = ports::free().expect("a free port");
@@ -176,7 +176,7 @@ impl Fleet {
         settings.deploy.max_unavailable = 1.0;
         settings.deploy.stop.signal = settings::Signal::Terminate;
         settings.deploy.stop.timeout = Duration::from_secs(80);
-        // Nothing of ours may depend on how fast a busy machine is.
+        // Long enough that a busy machine does not matter.
         settings.deploy.wait_timeout = Duration::from_secs(600);
         settings.routing.connect_timeout = Duration::from_secs(20);
         set(&mut settings);
@@ -201,14 +201,15 @@ impl Fleet {
         });
     }
 
-    /// The names of those that run.
+    /// The names of the running Machines.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.machines.lock().keys().cloned().collect();
         names.sort_unstable();
         names
     }
 
-    /// As when a host fails: it is gone without a word. The edge and the DNS hear of it at once, or a moment later.
+    /// Simulates a failed host: the Machine is gone without notice. The edge and the DNS learn of it at once, or a moment
+    /// later.
     pub fn kill(&self, id: &str) {
         drop(self.machines.take(id));
         self.edge.set_state(id, State::Stopped);
@@ -225,16 +226,16 @@ pub struct Visitor {
     edge: SocketAddr,
     connection: Option<Client>,
     cookie: Option<String>,
-    /// The Machine whose app has served it last, and how often that was another one than before.
+    /// The Machine whose app served the last request, and how often it differed from the one before.
     pub at: Option<String>,
     pub moves: usize,
 }
 
 impl Visitor {
-    /// Sends a request with its cookie, and gives the answer.
+    /// Sends a request with its cookie, and returns the response.
     ///
     /// # Errors
-    /// The connection broke.
+    /// The connection failed.
     pub fn ask(&mut self, request: &str) -> io::Result<Answer> {
         let request = match &self.cookie {
             Some(cookie) => with_fields(request, &[&format!("Cookie: {cookie}")]),
@@ -255,10 +256,10 @@ impl Visitor {
         Ok(answer)
     }
 
-    /// Asks who serves it, in one way or another, and notes it.
+    /// Asks which Machine serves it, by `request`, and records it.
     ///
     /// # Errors
-    /// What it got instead of an answer.
+    /// The result that it got instead of a valid response.
     pub fn visit(&mut self, request: &str) -> Result<(), String> {
         let answer = self.ask(request).map_err(|e| format!("{request:.40}: {e}"))?;
         if answer.status != 200 {
@@ -273,14 +274,14 @@ impl Visitor {
     }
 }
 
-/// Visitors that come at a steady pace from several threads, until they are stopped.
+/// Visitors that send requests at a steady rate from several threads, until they are stopped.
 #[derive(Debug)]
 pub struct Crowd {
     is_over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Report>>,
 }
 
-/// What happened to them.
+/// Results of a crowd's requests.
 #[derive(Debug, Default)]
 pub struct Report {
     pub requests: usize,
@@ -290,7 +291,7 @@ pub struct Report {
 }
 
 impl Crowd {
-    /// `visitors` who together make about so many requests a second.
+    /// `visitors` that together send about `per_second` requests.
     pub fn of(visitors: Vec<Visitor>, per_second: f64, request: fn(usize) -> String) -> Self {
         const THREADS: usize = 8;
         let is_over = Arc::new(AtomicBool::new(false));
@@ -327,7 +328,7 @@ impl Crowd {
         Self { is_over, threads }
     }
 
-    /// Sends them home.
+    /// Stops all visitors.
     pub fn ends(self) -> Report {
         self.is_over.store(true, Ordering::Relaxed);
         self.threads.into_iter().fold(Report::default(), |mut all, thread| {
@@ -342,7 +343,7 @@ impl Crowd {
 }
 
 impl Report {
-    /// Nobody has noticed anything.
+    /// Fails if any visitor saw a failure.
     #[track_caller]
     pub fn is_flawless(&self) {
         let shown: Vec<&String> = self.failures.iter().take(5).collect();
@@ -350,7 +351,7 @@ impl Report {
     }
 }
 
-/// A request that changes nothing.
+/// A request without side effects.
 pub fn plain(_: usize) -> String {
     get(WHO)
 }

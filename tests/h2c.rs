@@ -1,4 +1,4 @@
-//! HTTP/2 without TLS, on a port of its own.
+//! HTTP/2 without TLS, on its own port.
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -10,7 +10,7 @@ use crate::{
     harness::{Client, PATIENCE, Proxy, get},
 };
 
-/// Runs `work` with one HTTP/2 connection to the proxy, within the usual patience.
+/// Runs `work` with one HTTP/2 connection to the proxy, within the usual time limit.
 pub(crate) fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<Bytes>) -> F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let all = async {
@@ -22,7 +22,7 @@ pub(crate) fn with_h2<F: Future>(proxy: &Proxy, work: impl FnOnce(SendRequest<By
     runtime.block_on(async { tokio::time::timeout(PATIENCE, all).await.expect("all of it in time") })
 }
 
-/// One request; its status, its fields and its body.
+/// One request; returns the response's status, headers and body.
 pub(crate) async fn ask(
     sender: &mut SendRequest<Bytes>,
     request: Request<()>,
@@ -126,7 +126,7 @@ fn what_is_no_http_2_gets_a_clean_refusal_on_its_port() {
         answer.is_problem(505, "malformed_version");
         client.is_closed();
     }
-    // Half a preface, and silence.
+    // Half a preface, then silence.
     for bytes in ["PRI * HTTP/2.0\r\n", ""] {
         let mut client = Client::connect(proxy.h2c).unwrap();
         client.send(bytes).is_closed();
@@ -156,7 +156,7 @@ fn a_process_that_leaves_lets_streams_finish() {
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
     let address = proxy.address;
     let pid = proxy.pid();
-    // The app is given back, as it must not end inside the runtime.
+    // Returns the app, since it must not end inside the runtime.
     let _app = with_h2(&proxy, async |mut sender| {
         let (slow, _) = sender.send_request(request("GET", "/slow"), true).unwrap();
         let done = tokio::task::spawn_blocking(move || {

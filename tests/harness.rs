@@ -1,6 +1,6 @@
-//! Starts the real proxy on free ports, speaks to it byte by byte, and reads what it says of itself.
+//! Starts the real proxy on free ports, exchanges raw bytes with it, and reads its log and metrics.
 //!
-//! Everything here waits for a condition with a deadline. A test that fails prints its proxy's log.
+//! All waits are for a condition, with a deadline. A failed test prints its proxy's log.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use xtask::{Process, Program, Signal, http, paths, ports, programs, wait};
 
 use crate::backend::Backend;
 
-/// How long anything may take that ought to happen at once, on a machine that is busy.
+/// Time limit for events that should be immediate, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Waits until `look` is true. `what` completes the sentence "waited 15s for …".
@@ -33,19 +33,19 @@ pub fn until(what: &str, look: impl FnMut() -> bool) {
     }
 }
 
-/// A proxy that has its place and its rules, and does not run yet.
+/// A proxy with a directory and a config that is not running yet.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Everything that belongs to this proxy.
+    /// All files of this proxy.
     pub dir: PathBuf,
-    /// The rules.
+    /// The config file.
     pub file: PathBuf,
     pub address: SocketAddr,
     pub h2c: SocketAddr,
     pub admin: SocketAddr,
     app: String,
     env: Vec<(String, String)>,
-    /// What runs it, instead of the system alone.
+    /// A command that runs the proxy; empty: runs it directly.
     through: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Setup {
         Self::before(app.address(), rules)
     }
 
-    /// The same, in front of whatever is at this address.
+    /// The same, in front of the upstream at this address.
     pub fn before(app: String, rules: &str) -> Self {
         let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free().expect("a free port")));
         let dir = fresh_dir();
@@ -66,8 +66,8 @@ impl Setup {
         setup
     }
 
-    /// The file's text: where everything is, then `rules`. All tests are one client, so limits are off where the rules say
-    /// nothing of them; and they make the app fail, so breakers are.
+    /// The config file's text: addresses, then `rules`. All tests are one client and make the app fail, so rate limits and
+    /// circuit breakers are off unless the rules mention them.
     pub fn text(&self, rules: &str) -> String {
         let Self { address, h2c, admin, app, .. } = self;
         let limits = if rules.contains("rate_limits.") { "" } else { "rate_limits.mode = \"off\"\n" };
@@ -85,7 +85,7 @@ impl Setup {
         self
     }
 
-    /// The app is there, as the rules are to say it: call it before [`Setup::start`].
+    /// Sets the app's address as the config writes it; call it before [`Setup::start`].
     #[must_use]
     pub fn app_at(mut self, address: &str, rules: &str) -> Self {
         address.clone_into(&mut self.app);
@@ -93,14 +93,14 @@ impl Setup {
         self
     }
 
-    /// Runs it by this command, which gets the program and its arguments as its last.
+    /// Runs the proxy by this command, with the program and its arguments appended.
     #[must_use]
     pub fn through(mut self, command: &[&str]) -> Self {
         self.through = command.iter().map(|part| (*part).to_owned()).collect();
         self
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the proxy and waits until it serves.
     pub fn start(self) -> Proxy {
         let named = [OsString::from("run"), "--config".into(), self.file.clone().into()];
         self.start_with(&named)
@@ -174,7 +174,7 @@ impl Proxy {
         Client::connect(self.address).expect("the proxy takes connections")
     }
 
-    /// The same from 127.0.0.`last`, which is another client than all others.
+    /// The same from 127.0.0.`last`, which is a separate client.
     pub fn connect_as(&self, last: u8) -> Client {
         Client::connect_from(Ipv4Addr::new(127, 0, 0, last), self.address).expect("the proxy takes connections")
     }
@@ -184,28 +184,28 @@ impl Proxy {
         self.connect_as(last).send(request).answer()
     }
 
-    /// One request on a connection of its own.
+    /// One request on its own connection.
     pub fn ask(&self, request: &str) -> Answer {
         self.connect().send(request).answer()
     }
 
-    /// `GET path` on a connection of its own.
+    /// `GET path` on its own connection.
     pub fn get(&self, path: &str) -> Answer {
         self.ask(&get(path))
     }
 
-    /// What the admin listener answers.
+    /// The admin listener's response.
     pub fn admin(&self, path: &str) -> http::Answer {
         http::get(self.admin, path, PATIENCE).expect("the admin listener answers")
     }
 
-    /// The sum of all samples of `name` that have these labels; 0 when there is none.
+    /// The sum of all samples of `name` that have these labels; 0 if there are none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         sum(&self.admin("/metrics").body, name, labels)
     }
 
-    /// Waits until exactly so many requests were refused for this reason. A request is counted when it is over, which
-    /// may be a moment after its answer.
+    /// Waits until exactly this many requests were rejected for this reason. A request is counted when it ends, which may be a
+    /// moment after its response.
     #[track_caller]
     pub fn counts_rejections(&self, reason: &str, count: usize) {
         self.counts("outrigger_rejections_total", &[("reason", reason)], count);
@@ -223,7 +223,7 @@ impl Proxy {
         assert!(reached.is_ok() && now == count as f64, "waited for {what}; it is {now}");
     }
 
-    /// What the admin listener answers, as JSON.
+    /// The admin listener's response, as JSON.
     #[track_caller]
     pub fn shows(&self, path: &str) -> serde_json::Value {
         let answer = self.admin(path);
@@ -248,19 +248,19 @@ impl Proxy {
         });
     }
 
-    /// The same, once this client has left.
+    /// Disconnects this client, then does the same.
     #[track_caller]
     pub fn comes_to_rest_after(&self, client: Client) {
         drop(client);
         self.comes_to_rest();
     }
 
-    /// What it has said so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.process.log()).unwrap_or_default()
     }
 
-    /// Waits for a log line that contains `text`, and gives it.
+    /// Waits for a log line that contains `text`, and returns it.
     #[track_caller]
     pub fn says(&self, text: &str) -> String {
         let what = format!("the log to say {text:?}");
@@ -280,12 +280,12 @@ impl Proxy {
         self.process.is_running()
     }
 
-    /// How it ended.
+    /// The exit status.
     pub fn ends_within(&mut self, limit: Duration) -> ExitStatus {
         self.process.wait(limit).expect("the proxy ends")
     }
 
-    /// Resident memory in KiB: now, and the most there ever was.
+    /// Resident memory in KiB: now, and its peak.
     pub fn memory_kib(&self) -> (u64, u64) {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("the proxy runs");
         let field = |name: &str| {
@@ -310,21 +310,21 @@ fn outrigger() -> PathBuf {
         .expect("outrigger is built: run `cargo xtask test`, or `cargo build --package outrigger`")
 }
 
-/// What a developer has set for a proxy of their own must not reach the tests'.
+/// A developer's own proxy variables, which must not reach the tests' proxies.
 fn foreign_variables() -> impl Iterator<Item = String> {
     let ours = |name: &String| name.starts_with("OUTRIGGER_") || name.starts_with("FF_");
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(ours)
 }
 
-/// An empty directory under `target/e2e/`, named after the process and the test: two test runs at once in one clone must
-/// not meet. What ended runs have left is there until the next one begins.
+/// An empty directory under `target/e2e/`, named after the process and the test, so that concurrent test runs in one clone do
+/// not collide. Files of ended runs stay until the next run begins.
 pub fn fresh_dir() -> PathBuf {
     static OF_THIS_RUN: LazyLock<PathBuf> = LazyLock::new(|| {
         let all = paths::state("e2e").expect("target/e2e");
         for old in fs::read_dir(&all).expect("target/e2e").flatten() {
             let is_alive = Path::new("/proc").join(old.file_name()).exists();
             if !is_alive {
-                // Another run that begins now may be faster.
+                // Another run that begins now may delete it first.
                 let _ = fs::remove_dir_all(old.path());
             }
         }
@@ -338,7 +338,7 @@ pub fn fresh_dir() -> PathBuf {
     dir
 }
 
-/// Where a Unix socket in `dir` can be.
+/// A path for a Unix socket in `dir`.
 pub fn socket(dir: &Path) -> PathBuf {
     paths::socket(dir, "app.sock").expect("a place for a socket")
 }
@@ -358,29 +358,29 @@ pub fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: outrigger.test\r\n\r\n")
 }
 
-/// A `POST` whose length is announced.
+/// A `POST` with `Content-Length`.
 pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// The same request twice: as nearly every request is, and as one that takes the general way through the proxy (the two
-/// lanes of `proxy/src/lane.rs`). What is promised is promised for both.
+/// The same request in two forms: one for the fast path that nearly every request takes, and one for the general path through
+/// the proxy (the two lanes of `proxy/src/lane.rs`). Every guarantee holds for both.
 pub fn both_ways(path: &str) -> [String; 2] {
     [get(path), post(path, "hello")]
 }
 
-/// The same request with more fields: lines such as `X-Api-Key: k`.
+/// The same request with more headers: lines such as `X-Api-Key: k`.
 pub fn with_fields(request: &str, lines: &[&str]) -> String {
     let (head, body) = request.split_once("\r\n\r\n").expect("a head that ends");
     format!("{}\r\n\r\n{body}", [&[head], lines].concat().join("\r\n"))
 }
 
-/// The same request as a trusted edge passes it on.
+/// The same request as a trusted edge forwards it.
 pub fn from_address(request: &str, address: &str) -> String {
     with_fields(request, &[&format!("Fly-Client-IP: {address}")])
 }
 
-/// SHA-256 in hex, as the table of keys has it.
+/// SHA-256 in hex, as in the table of keys.
 pub fn sha256(text: &str) -> String {
     hex(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref())
 }
@@ -389,18 +389,18 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One HTTP answer.
+/// One HTTP response.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     pub status: u16,
-    /// As on the wire.
+    /// The header section as on the wire.
     pub head: String,
     /// Names in lower case; several values are joined by `, `.
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
-    /// The heads of 1xx answers before it.
+    /// The header sections of 1xx responses before it.
     pub interim: Vec<String>,
-    /// What stood behind the last chunk.
+    /// The trailer section after the last chunk.
     pub trailers: String,
 }
 
@@ -418,13 +418,13 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: no JSON: {self:?}"))
     }
 
-    /// A field of the request, as the app saw it and echoed it.
+    /// A header of the request, as the app received and echoed it.
     #[track_caller]
     pub fn seen(&self, name: &str) -> Option<String> {
         self.json()["headers"][name].as_str().map(str::to_owned)
     }
 
-    /// A field that is a number.
+    /// A header whose value is a number.
     #[track_caller]
     pub fn number(&self, name: &str) -> u64 {
         let value = self.header(name).unwrap_or_else(|| panic!("no {name}: {self:?}"));
@@ -435,14 +435,14 @@ impl Answer {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
-    /// Fails unless this is our own answer with this status and reason.
+    /// Fails unless this is Outrigger's own response with this status and reason.
     #[track_caller]
     pub fn is_problem(&self, status: u16, reason: &str) {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let body = self.json();
         assert_eq!(body["status"], status, "{body}");
-        // Registered for everybody, or ours.
+        // Registered with IANA, or Outrigger's own.
         let is_registered =
             matches!(reason, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected");
         let registry =
@@ -455,11 +455,11 @@ impl Answer {
     }
 }
 
-/// One connection, on which any bytes can be sent.
+/// One connection that can send any bytes.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
-    /// Read and not yet looked at.
+    /// Bytes read but not parsed yet.
     buffer: Vec<u8>,
 }
 
@@ -489,7 +489,7 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    /// Sends bytes. That nobody takes them any more shows when the answer is read.
+    /// Sends bytes. A failure to send shows when the response is read.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         let _ = self.try_send(bytes);
         self
@@ -499,23 +499,23 @@ impl Client {
         self.stream.write_all(bytes.as_ref())
     }
 
-    /// From now on sending fails when the other side takes nothing for so long.
+    /// Sending fails from now on if the other side accepts no bytes for this long.
     pub fn gives_up_sending_after(&self, time: Duration) {
         self.stream.set_write_timeout(Some(time)).expect("a time that is not zero");
     }
 
-    /// No more will be sent.
+    /// Shuts down the sending side.
     pub fn finish_sending(&self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
-    /// The next final answer.
+    /// The next final response.
     #[track_caller]
     pub fn answer(&mut self) -> Answer {
         self.try_answer().unwrap_or_else(|e| panic!("no answer: {e}; got {:?}", String::from_utf8_lossy(&self.buffer)))
     }
 
-    /// The next final answer, which has no body whatever its head says: that to a `HEAD`.
+    /// The next final response without a body, whatever its headers say: that to a `HEAD`.
     #[track_caller]
     pub fn answer_to_head(&mut self) -> Answer {
         self.head().unwrap_or_else(|e| panic!("no answer: {e}"))
@@ -556,7 +556,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// The next final head, with the interim ones before it.
+    /// The next final header section, with the interim ones before it.
     pub fn head(&mut self) -> io::Result<Answer> {
         let mut interim = Vec::new();
         loop {
@@ -592,7 +592,7 @@ impl Client {
         Ok(std::mem::replace(&mut self.buffer, rest))
     }
 
-    /// Everything up to and with `end`.
+    /// All bytes up to and including `end`.
     pub fn take_through(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -605,7 +605,7 @@ impl Client {
         }
     }
 
-    /// Everything until the other side closes.
+    /// All bytes until the other side closes.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         while self.fill(deadline)? > 0 {}
@@ -629,7 +629,7 @@ impl Client {
         }
     }
 
-    /// Whether nothing comes for this long.
+    /// Whether no byte arrives for this long.
     pub fn stays_silent_for(&mut self, time: Duration) -> bool {
         let quiet = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
         self.buffer.is_empty() && self.fill(Instant::now() + time).is_err_and(|e| quiet.contains(&e.kind()))
@@ -649,7 +649,7 @@ fn broken(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
-/// A hash that can be taken piece by piece (FNV-1a).
+/// A hash that is computed piece by piece (FNV-1a).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hash(u64);
 

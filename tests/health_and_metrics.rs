@@ -1,4 +1,4 @@
-//! What the proxy says about itself and the app: health, metrics, logs.
+//! The proxy's reports about itself and the app: health, metrics, logs.
 
 use std::collections::HashSet;
 use std::fs;
@@ -18,7 +18,7 @@ fn health_is_the_apps_while_it_can_speak_and_the_proxys_when_it_cannot() {
         let answer = proxy.get(path);
         assert_eq!((answer.status, answer.text().as_str()), (200, "{\"ok\":true}"), "{path}");
     }
-    // The app's own bad news is passed on as it is.
+    // The app's own negative health response is passed on unchanged.
     app.says("/health/ready", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 12\r\n\r\n{\"ok\":false}");
     assert_eq!(proxy.get("/health/ready").text(), "{\"ok\":false}");
     app.stop();
@@ -48,7 +48,7 @@ fn health_that_hangs_is_answered_in_its_place() {
     assert_eq!((answer.status, &answer.json()["data"]["reason"]), (503, &"app_timeout".into()));
 }
 
-/// Families that this proxy and an app both have, and one with awkward labels.
+/// Metric families that the proxy and an app both have, and one with awkward labels.
 const OF_THE_APP: &str = "# HELP process_cpu_seconds_total CPU.\n# TYPE process_cpu_seconds_total counter\n\
     process_cpu_seconds_total 5\n# HELP app_pool_connections Connections.\n# TYPE app_pool_connections gauge\n\
     app_pool_connections{pool=\"postgres\",state=\"idle \\\"}\\\"\"} 3\n# HELP app_wait_seconds Waits.\n\
@@ -61,7 +61,7 @@ fn prometheus_is_content_with_every_endpoint_also_when_the_app_is_dead() {
     let length = OF_THE_APP.len();
     app.says("/metrics", &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{OF_THE_APP}"));
     let proxy = Proxy::start(&app);
-    // Something of everything, so that every family has samples.
+    // Traffic of every kind, so that every family has samples.
     proxy.get("/");
     proxy.ask(&post("/", "hello"));
     proxy.ask("GET / HTTP/1.1\r\n\r\n");
@@ -228,7 +228,7 @@ fn the_admin_listener_serves_no_requests_and_the_public_one_no_metrics() {
     assert_eq!(app.requests(), 0);
     proxy.get("/metrics").is_problem(404, "not_public");
     assert_eq!(app.requests_to("/metrics"), 0);
-    // Neither does the one hold up the other.
+    // Idle admin connections do not delay other requests.
     let silent: Vec<_> = (0..50).map(|_| Client::connect(proxy.admin).unwrap()).collect();
     assert_eq!(proxy.admin("/healthz").status, 200);
     drop(silent);

@@ -1,4 +1,4 @@
-//! The whole house: the proxy, the app, PostgreSQL and ChromaDB, all real, on ports of their own.
+//! All components: the proxy, the app, PostgreSQL and ChromaDB, real, on their own ports.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,9 +14,9 @@ use xtask::{Process, Program, paths, ports, programs, wait};
 
 use crate::harness::fresh_dir;
 
-/// How soon health has to tell the truth.
+/// Time within which health must report a change.
 pub const TRUTH: Duration = Duration::from_secs(2);
-/// What a request may take in these tests, by the route's timeout, and what a busy machine adds.
+/// Longest duration of a request in these tests, set by the route's timeout, and an allowance for a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 pub const SLACK: Duration = Duration::from_millis(700);
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ pub fn postgres_in(dir: &Path) -> Postgres {
     postgres
 }
 
-/// Everything, running.
+/// All components, running.
 pub struct House {
     pub dir: PathBuf,
     pub postgres: Postgres,
@@ -49,7 +49,7 @@ impl House {
         Self::with(&[])
     }
 
-    /// With these variables for the app.
+    /// With these environment variables for the app.
     pub fn with(env: &[(&str, &str)]) -> Self {
         let dir = fresh_dir();
         let postgres = postgres_in(&dir);
@@ -87,7 +87,7 @@ impl House {
         (answer.status, serde_json::from_str(&answer.body).unwrap_or_default())
     }
 
-    /// Waits, for as long as health may take, until PostgreSQL is reported as `status`.
+    /// Waits until health reports PostgreSQL as `status`, for at most [`TRUTH`].
     #[track_caller]
     pub fn health_says(&self, status: &str) {
         let says_so = || self.health("/health/detailed").1["data"]["services"]["postgresql"]["status"] == status;
@@ -134,7 +134,7 @@ pub fn start_app(
         .env("APP_LISTEN", address.to_string())
         .env("APP_API_KEYS", key)
         .env("APP_VECTOR_DIMENSION", "3");
-    // What a test wants counts.
+    // The test's variables take precedence.
     let program = env.iter().fold(program, |program, (name, value)| program.env(name, value));
     let mut app = program.start("outrigger-app", &dir.join(format!("{name}.log"))).unwrap();
     app.ready(Duration::from_secs(20), || http::get(address, "/health/live", LIMIT).is_ok()).unwrap();

@@ -1,4 +1,4 @@
-//! Who a request counts for: only what can be verified, and everybody else is served all the same.
+//! The client that a request counts for: only verified credentials matter, and all other requests are served too.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use crate::limits::{EDGE, NO_DEFAULTS, left, parsed, rule};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// What each tier may ask in an hour; nothing else does as much.
+/// Each tier's requests per hour; no other limit gives the same number.
 const TIERS: &str = "tiers.anonymous = \"1x\"\ntiers.free = \"2x\"\ntiers.pro = \"5x\"\ntiers.enterprise = \"20x\"\n\
                      tiers.internal = \"30x\"\n";
 const ANONYMOUS: i64 = 100;
@@ -28,7 +28,7 @@ fn rules(more: &str) -> String {
     format!("{TIERS}{NO_DEFAULTS}{more}\n{}", rule("each", "100/1h", ""))
 }
 
-/// What whoever asks may ask in an hour, and has asked already.
+/// The client's quota per hour, and the requests it has used.
 #[track_caller]
 fn quota_and_used(answer: &Answer) -> (i64, i64) {
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -40,7 +40,7 @@ fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
-/// Asks both ways, which must count for the same client, of whom nobody has heard before.
+/// Sends both forms of a request, which must count for one new client.
 #[track_caller]
 fn is_new_client_with(proxy: &Proxy, field: &str, quota: i64) {
     for (used, request) in (1..).zip(both_ways("/")) {
@@ -49,7 +49,7 @@ fn is_new_client_with(proxy: &Proxy, field: &str, quota: i64) {
     }
 }
 
-/// The same request with and without these fields is the same client: its address.
+/// With or without these headers, the request counts for its address.
 #[track_caller]
 fn is_its_address(proxy: &Proxy, fields: &[&str]) {
     for request in both_ways("/") {
@@ -94,7 +94,7 @@ fn a_key_is_known_by_either_digest_from_either_place_and_is_a_client_with_a_tier
     }
     is_its_address(&proxy, &["X-Api-Key:"]);
     proxy.counts("outrigger_credentials_refused_total", &[("reason", "unknown_key")], 2 * 5);
-    // The file of keys is read again when the process is told so.
+    // A signal makes the proxy read the file of keys again.
     is_its_address(&proxy, &["X-Api-Key: key-6"]);
     fs::write(proxy.dir.join("keys"), of_file + &line("new", &format!("sha256={}", sha256("key-6")), "pro")).unwrap();
     proxy.signal(Signal::HUP);
@@ -143,7 +143,7 @@ fn a_user_is_whoever_a_verified_token_names_whatever_it_is_signed_with() {
         is_new_client_with(&proxy, &bearer(&token(algorithm, &claims("ann", json!("pro")))), PRO);
         is_new_client_with(&proxy, &bearer(&token(algorithm, &claims("bob", Value::Null))), FREE);
         is_new_client_with(&proxy, &bearer(&token(algorithm, &claims("eve", json!("boss")))), FREE);
-        // Another token of the same user is the same client, from wherever; schemes have no case.
+        // Another token of the same user is the same client, from any address; schemes are case-insensitive.
         let again = shouted(&token(algorithm, &json!({"sub": "ann", "exp": LATER, "tier": "pro", "jti": 2})));
         assert_eq!(quota_and_used(&proxy.ask(&with_fields(&get("/"), &[&again]))), (PRO, 3), "{algorithm}");
         assert_eq!(proxy.metric("outrigger_credentials_refused_total", &[]), 0.0);
@@ -241,7 +241,7 @@ fn a_user_counts_before_a_key_and_is_another_client_than_a_key_of_that_name() {
     assert_eq!(ask(&["X-Api-Key: key-1", "Authorization: Bearer x.y.z"], "203.0.113.3"), (ENTERPRISE, 3));
 }
 
-/// The app may take the other one, and the request would be one client here and another one there.
+/// The app may read the other one, so that the proxy and the app would see different clients.
 #[test]
 fn a_credential_that_is_there_twice_is_refused_and_no_other_spelling_of_it_reaches_the_app() {
     let app = Backend::start();
@@ -278,7 +278,7 @@ fn a_credential_that_is_there_twice_is_refused_and_no_other_spelling_of_it_reach
         proxy.counts_rejections("repeated_credential", 3 * number);
     }
     assert_eq!(app.requests(), 0);
-    // Not a credential of ours, or one of each kind.
+    // Not a credential for Outrigger, or one of each kind.
     for fields in [&["Authorization: Digest username=\"a\", realm=\"b\""][..], &["X-Api-Key: key-1", &fine]] {
         for request in both_ways("/") {
             assert_eq!(proxy.ask(&with_fields(&request, fields)).status, 200, "{fields:?}");
@@ -347,7 +347,7 @@ fn credentials_reach_the_app_as_they_were_sent() {
     }
 }
 
-/// An answer with these keys, as an issuer publishes them.
+/// A response with these keys, as an issuer publishes them.
 fn published(keys: &[Value]) -> String {
     let body = json!({ "keys": keys }).to_string();
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
@@ -372,14 +372,14 @@ fn an_issuers_keys_are_fetched_beside_the_requests_way_and_followed_when_they_ch
         is_its_address(&proxy, &[&token(&new, kid, user)]);
     }
     proxy.counts("outrigger_credentials_refused_total", &[("reason", "unknown_signer")], 2);
-    // Both for a while, as issuers do it; then only the new one.
+    // Both keys for a while, as issuers rotate them; then only the new one.
     issuer.says("/jwks", &published(&[old.jwk("old"), new.jwk("new")]));
     until("the new key", || quota(&token(&new, "new", "second")) == PRO);
     assert_eq!(quota(&token(&old, "old", "ann")), PRO);
     issuer.says("/jwks", &published(&[new.jwk("new")]));
     until("the old key to be gone", || quota(&token(&old, "old", "ann")) == ANONYMOUS);
     is_new_client_with(&proxy, &token(&new, "new", "bob"), PRO);
-    // What is no set of keys, and an issuer that is gone, change nothing.
+    // An invalid key set, or an unreachable issuer, changes nothing.
     let fetches = issuer.requests_to("/jwks");
     issuer.says("/jwks", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
     issuer.gets(fetches + 2, "/jwks");

@@ -1,1 +1,1 @@
-//! Nothing here: the promises are in `main.rs`, one file each.
+//! Empty: the tests are in `main.rs`, one file for each guarantee.

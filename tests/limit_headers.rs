@@ -1,4 +1,4 @@
-//! What responses say of rate limits: the app's own headers beside ours, and the limit that refused.
+//! Rate limit headers in responses: the app's own next to Outrigger's, and the limit that rejected the request.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use crate::{
     limits::{NO_DEFAULTS, left, parsed, route, rule},
 };
 
-/// The rate limit headers of a response to the same request by each way through the proxy: HTTP/1.1 without and with a body, and
-/// HTTP/2. Values that came in several lines are told apart by a line break.
+/// The rate limit headers of a response to the same request in each form: HTTP/1.1 without and with a body, and HTTP/2. Values
+/// of repeated headers are separated by a line break.
 fn by_each_way(proxy: &Proxy, path: &str) -> Vec<HashMap<String, String>> {
     let mut ways = Vec::new();
     for request in both_ways(path) {
@@ -100,7 +100,8 @@ fn headers_of_the_app_pass_untouched_where_we_say_nothing() {
 #[test]
 fn a_refusal_always_shows_the_limit_that_refused() {
     let app = Backend::start();
-    // Eight limits apply, as many as can. Each in turn is the one that refuses: also those that responses do not show otherwise.
+    // Eight limits apply, which is the maximum. Each in turn rejects the request, including those that responses do not show
+    // otherwise.
     let kinds = [
         ("each-a", "client"),
         ("each-b", "client-and-route"),
@@ -127,7 +128,7 @@ fn a_refusal_always_shows_the_limit_that_refused() {
             let answer = proxy.ask(&request);
             answer.is_problem(429, "quota_exceeded");
             assert_eq!(answer.json()["violated-policies"], serde_json::json!([refuses]), "{answer:?}");
-            // Two are left, and four are needed.
+            // Two are left, and the request costs four.
             assert_eq!(left(&answer, refuses), 2, "{answer:?}");
             assert_eq!(parsed(&answer, "ratelimit-policy")[*refuses]["q"], 6, "{answer:?}");
             let full_in = parsed(&answer, "ratelimit")[*refuses]["t"];

@@ -1,4 +1,5 @@
-//! How often a client may ask: what is refused, what is told, whose quota is whose, and what a change leaves alone.
+//! Rate limits: which requests are rejected, the headers in responses, separate quotas, and the state that a config reload
+//! keeps.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +11,13 @@ use sfv::{List, ListEntry, Parser};
 use crate::backend::Backend;
 use crate::harness::{Answer, Client, Proxy, Setup, both_ways, from_address, get, post, sha256, until, with_fields};
 
-/// None of the limits by priority, so that only those of a test are there.
+/// Disables the limits by priority, so that only a test's own limits apply.
 pub const NO_DEFAULTS: &str = "rate_limits.critical = \"off\"\nrate_limits.high = \"off\"\nrate_limits.medium = \"off\"\n\
                            rate_limits.low = \"off\"\nrate_limits.strict = \"off\"\n";
-/// Everybody in these tests comes from here.
+/// The edge through which all clients of these tests come.
 pub const EDGE: &str = "identity.edge = \"fly\"\n";
 
-/// A further limit. Its rate, by the hour, gives nothing back while a test runs.
+/// A further limit. Its rate is per hour, so no tokens return while a test runs.
 pub fn rule(name: &str, rate: &str, more: &str) -> String {
     format!("[[rate_limits.rules]]\nname = \"{name}\"\nrate = \"{rate}\"\n{more}\n")
 }
@@ -25,7 +26,7 @@ pub fn route(name: &str, more: &str) -> String {
     format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\n{more}\n")
 }
 
-/// Names and numbers of a structured field, read by somebody else's parser.
+/// Names and numbers of a structured field, read by an independent parser.
 #[track_caller]
 pub fn parsed(answer: &Answer, field: &str) -> BTreeMap<String, BTreeMap<String, i64>> {
     let text = answer.header(field).unwrap_or_default();
@@ -39,7 +40,7 @@ pub fn parsed(answer: &Answer, field: &str) -> BTreeMap<String, BTreeMap<String,
     list.into_iter().map(item).collect()
 }
 
-/// What is left under the limit of this name, as the answer says.
+/// The remaining quota under this limit, from the response headers.
 #[track_caller]
 pub fn left(answer: &Answer, limit: &str) -> i64 {
     let limits = parsed(answer, "ratelimit");
@@ -54,7 +55,7 @@ pub fn is_refused_by(answer: &Answer, limit: &str) {
     assert!(!answer.closes(), "the connection stays open: {answer:?}");
 }
 
-/// How many of these requests, one after the other on one connection, are not refused.
+/// Sends these requests sequentially on one connection; returns how many are not rejected.
 pub fn admitted(client: &mut Client, request: &str, times: usize) -> usize {
     (0..times).filter(|_| client.send(request).answer().status != 429).count()
 }
@@ -69,7 +70,7 @@ fn an_empty_file_limits_each_client_by_priority() {
     {
         let mut client = proxy.connect();
         let began = Instant::now();
-        // What is never limited is asked more often than anything else may be.
+        // The unlimited path gets more requests than any limit allows.
         let times = if per_minute == 0 { 150 } else { per_minute + 5 };
         let answers: Vec<Answer> = (0..times).map(|_| client.send(&request).answer()).collect();
         let took = began.elapsed();
@@ -126,12 +127,12 @@ fn whoever_does_not_wait_is_refused_exactly_when_the_quota_says() {
     let proxy = Proxy::with(&app, &format!("{rules}{}{}", route("one", ""), route("other", "")));
     for request in [get("/one"), post("/other", "hello")] {
         let mut client = proxy.connect();
-        // When the next one is due: not before the first of these, surely from the second on.
+        // Bounds of the time at which the next request is due: not before `earliest`, certainly from `latest` on.
         let began = Instant::now();
         let (mut earliest, mut latest) = (began, began);
         let (mut admitted, mut refused) = (0, 0);
         for n in 0..150_u64 {
-            // From none at all to a little more than is needed.
+            // Pauses from zero to slightly longer than needed.
             thread::sleep(Duration::from_millis(n * 7919 % 25));
             let sent = Instant::now();
             let status = client.send(&request).answer().status;
@@ -176,7 +177,7 @@ fn answers_tell_what_is_allowed_and_what_is_left() {
             let is_refused = asked > 3;
             let taken = asked.min(3);
             assert_eq!(answer.status, if is_refused { 429 } else { 200 });
-            // What others use and what is only monitored is not told.
+            // Responses do not show limits shared with other clients or limits in `monitor`.
             let policies = parsed(&answer, "ratelimit-policy");
             assert_eq!(policies.keys().collect::<Vec<_>>(), ["narrow-1", "wide"]);
             assert_eq!((policies["wide"]["q"], policies["wide"]["w"]), (100, 3600));
@@ -184,7 +185,7 @@ fn answers_tell_what_is_allowed_and_what_is_left() {
             let limits = parsed(&answer, "ratelimit");
             assert_eq!(limits.keys().collect::<Vec<_>>(), ["narrow-1", "wide"]);
             let late = began.elapsed().as_secs() as i64 + 1;
-            // Each takes 36 seconds of the first, and a seventh of a day of the second.
+            // Each request takes 36 seconds of the first limit, and a seventh of a day of the second.
             for (name, left, full_in) in
                 [("wide", 100 - taken, 36 * taken), ("narrow-1", 3 - taken, 86_400 * taken / 7 + 1)]
             {
@@ -276,7 +277,7 @@ fn failures_count_as_they_leave_and_successes_do_not() {
             assert_eq!(left(&ask("/", &[]), "failures"), 3);
             assert_eq!(ask("/500", &[]).status, 500);
         }
-        // Whoever they claim to be, and whichever path they try.
+        // For any claimed client and any path.
         assert_eq!(ask("/401", &[]).status, 401);
         assert_eq!(ask("/403", &["X-Api-Key: ann"]).status, 403);
         assert_eq!(left(&ask("/", &[]), "failures"), 1);
@@ -322,7 +323,7 @@ fn what_counts_together_is_what_the_rule_says() {
             is_refused_by(&ask(path, address, 0), "by-both");
         }
     }
-    // Twelve have gone through, wherever they went.
+    // Twelve requests have passed, at any path.
     for n in 0..18 {
         assert_eq!(ask("/c", &format!("198.51.100.{n}"), n % 2).status, 200);
     }
@@ -405,7 +406,7 @@ fn what_is_monitored_predicts_what_is_enforced() {
     for n in 0..900_usize {
         let path = if n % 7 == 0 { "/heavy" } else { "/" };
         let request = from_address(&both_ways(path)[usize::from(n % 10 == 0)], &format!("203.0.113.{}", n % 3));
-        // Both see it in the same moment.
+        // Both proxies get it at the same moment.
         one.send(&request);
         other.send(&request);
         refused += usize::from(one.answer().status == 429);
@@ -432,7 +433,7 @@ fn the_flag_switches_limits_off_to_monitor_or_on_for_a_share_of_clients() {
         }
         proxy.counts("outrigger_limit_refusals_total", &[("mode", "monitor")], monitored);
     }
-    // The share is the same addresses on every Machine.
+    // The share is the same set of addresses on every Machine.
     let limited_at = |proxy: &Proxy, way: usize| -> HashSet<usize> {
         let mut client = proxy.connect();
         let is_limited = |n: &usize| {
@@ -471,7 +472,7 @@ fn an_address_that_a_stranger_claims_is_no_fresh_quota() {
     for n in 0..10 {
         assert_eq!(left(&inside.ask(&claims(&both_ways("/")[n % 2], n)), "each"), 3, "each address has its own");
     }
-    // Elsewhere it is the last address that is none of ours, whatever else is claimed.
+    // Otherwise the client is the last untrusted address in the list, whatever else the headers claim.
     let behind_a_list = Proxy::with(&app, &format!("identity.trusted = [\"127.0.0.0/8\"]\n{rules}"));
     for n in 0..8 {
         let claimed = claims(&both_ways("/")[n % 2], n).replace("X-Forwarded-For: 203", "X-Other: 203");
@@ -497,7 +498,7 @@ fn a_network_of_ipv6_addresses_is_one_client() {
         assert_eq!(answer.status, if n < 4 { 200 } else { 429 }, "{address}");
     }
     assert_eq!(left(&proxy.ask(&from_address(&get("/"), "2001:db8:1:3::1")), "each"), 3, "the next network");
-    // An IPv4 address is one client however it is written.
+    // An IPv4 address is one client in either notation.
     assert_eq!(left(&proxy.ask(&from_address(&get("/"), "192.0.2.7")), "each"), 3);
     assert_eq!(left(&proxy.ask(&from_address(&get("/"), "::ffff:192.0.2.7")), "each"), 2);
 }
@@ -540,7 +541,7 @@ fn a_change_of_one_limit_under_load_leaves_what_others_have_left() {
             let answer = proxy.ask(&from_address(&both_ways("/")[n as usize % 2], &address(n)));
             assert_eq!(left(&answer, "kept"), 100 - taken(n) - 1, "client {n}: {answer:?}");
             assert_eq!(parsed(&answer, "ratelimit-policy")["changed"]["q"], 60);
-            // What it had taken is still taken, as time: 72 seconds for each then, and a minute for this one.
+            // Spent tokens stay spent, as time: 72 seconds for each before, and a minute for this one.
             let minutes = (72 * taken(n) + 59) / 60 + 1;
             assert_eq!(left(&answer, "changed"), 60 - minutes, "client {n}: {answer:?}");
         }
@@ -564,7 +565,7 @@ fn any_number_of_keys_takes_no_more_memory_and_nobody_goes_unlimited() {
         ),
     );
     let request = |n: usize| with_fields(&get("/"), &[&format!("X-Api-Key: {n:020}")]);
-    // So many by two clients, a hundred at a time; how many of them were not refused.
+    // Requests with these keys from two clients, a hundred at a time; returns how many were not rejected.
     let flood = |from: usize, to: usize| -> usize {
         let half = |from: usize, to: usize| {
             let mut client = proxy.connect();
@@ -587,12 +588,12 @@ fn any_number_of_keys_takes_no_more_memory_and_nobody_goes_unlimited() {
     let later = flood(10_000, KEYS);
     let (_, peak) = proxy.memory_kib();
     assert!(peak.saturating_sub(before) < 2 << 10, "grew from {before} KiB to {peak} KiB");
-    // Nine tenths of its size fit surely, and a quarter more at the most.
+    // At least nine tenths of its size fit, and at most a quarter more.
     let cells = proxy.shows("/limits")["keys"]["room"].as_u64().unwrap() as usize;
     assert!((ROOM..=ROOM * 5 / 4 + 4).contains(&cells), "{cells}");
     assert!((ROOM * 9 / 10..=cells + 2).contains(&(first + later)), "{first} and {later} of {KEYS} in {cells} cells");
     assert_eq!(proxy.shows("/limits")["keys"]["used"], cells);
-    // Those who were there first are known, and newcomers share one quota, which is used up.
+    // The first keys are known, and new ones share one quota, which is used up.
     assert_eq!(flood(0, 200), 0);
     assert_eq!(flood(KEYS, KEYS + 200), 0);
     proxy.counts("outrigger_limit_refusals_total", &[("limit", "each")], KEYS + 400 - first - later);

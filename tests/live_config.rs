@@ -1,4 +1,4 @@
-//! Rules change while the proxy runs, or are refused with a reason; no request notices.
+//! The config is reloaded while the proxy runs, or rejected with a reason, without an effect on requests.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use xtask::{Signal, wait};
 use crate::backend::Backend;
 use crate::harness::{Client, Proxy, Setup, get, until};
 
-/// How soon a saved file is in force.
+/// Time until a saved file is in force.
 const SOON: Duration = Duration::from_secs(1);
 
 const SLOW_ONLY: &str = "[[routes]]\nname = \"slow\"\npath = \"/slow\"\n";
@@ -23,7 +23,7 @@ fn version_becomes(proxy: &Proxy, version: f64) {
     until("the new version", || proxy.metric("outrigger_config_version", &[]) >= version);
     let took = saved.elapsed();
     assert_eq!(proxy.metric("outrigger_config_version", &[]), version);
-    // The look itself, a scrape on a busy machine, is not the proxy's.
+    // The check itself, a scrape on a busy machine, adds to the proxy's time.
     assert!(took < SOON + Duration::from_millis(500), "it took {took:?}");
 }
 
@@ -41,7 +41,7 @@ fn a_saved_file_is_in_force_within_a_second_however_it_is_saved() {
     proxy.get("/new");
     until("the new route to be counted", || count(&proxy, "new") == 1.0);
 
-    // As editors save: beside it, then renamed over it.
+    // As editors save: to another file, then renamed over it.
     let beside = proxy.dir.join("proxy.toml.swp");
     fs::write(&beside, proxy.text("client.max_fields = 50\n")).unwrap();
     fs::rename(&beside, &proxy.file).unwrap();
@@ -217,6 +217,6 @@ fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
         assert!(found, "no {problem} at {place}in:\n{said}");
     }
     assert!(said.contains("did you mean `max_head`?") && said.contains("did you mean `priority`?"), "{said}");
-    // A number's range says by itself what to do; everything else has a hint.
+    // A number's range needs no hint; every other mistake has one.
     assert_eq!(said.matches("hint: ").count(), places.len() - 1, "{said}");
 }

@@ -1,4 +1,4 @@
-//! Several Machines of one app: sessions keep theirs.
+//! Several Machines of one app: sticky sessions stay on theirs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::{
     harness::{Answer, Proxy, Setup, both_ways, get, post, until, with_fields},
 };
 
-/// What all Machines of a test sign with.
+/// The key that all Machines of a test sign with.
 pub const KEYS: &str = "a-key-of-the-tests-that-nobody-can-guess";
 const COOKIE: &str = "_fly_affinity";
 
@@ -26,7 +26,7 @@ pub fn place() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, ports::free().expect("a free port")).into()
 }
 
-/// A Machine with these rules, which knows of peers at `places`, the first of which is its own.
+/// A Machine with these rules and with peers at `places`, the first of which is its own.
 pub fn machine(name: &str, places: &[SocketAddr], rules: &str) -> Machine {
     let app = Backend::start();
     let list: Vec<String> = places[1..].iter().map(|place| format!("\"{place}\"")).collect();
@@ -49,7 +49,7 @@ pub fn pair(rules: &str) -> (Machine, Machine) {
 }
 
 impl Machine {
-    /// Waits until it knows so many peers in this state.
+    /// Waits until the Machine knows this many peers in this state.
     #[track_caller]
     pub fn sees(&self, number: usize, state: &str) {
         until(&format!("{number} peers to be {state}"), || {
@@ -67,7 +67,7 @@ impl Machine {
     }
 }
 
-/// What a client keeps of `Set-Cookie`: `_fly_affinity=…`.
+/// The part of `Set-Cookie` that a client keeps: `_fly_affinity=…`.
 pub fn cookie(answer: &Answer) -> Option<String> {
     let field = answer.header("set-cookie")?;
     assert!(field.starts_with(&format!("{COOKIE}=")), "{field}");
@@ -77,7 +77,7 @@ pub fn cookie(answer: &Answer) -> Option<String> {
     Some(field.split(';').next().unwrap().to_owned())
 }
 
-/// As the edge passes it on.
+/// The request as the edge forwards it, with this cookie.
 pub fn with_cookie(request: &str, cookie: &str) -> String {
     with_fields(request, &[&format!("Cookie: theme=dark; {cookie}; lang=en"), "Fly-Request-Id: 01J-ams"])
 }
@@ -90,7 +90,7 @@ fn a_session_keeps_its_machine_and_the_app_is_told_which_it_is() {
         let session = cookie(&first).unwrap();
         assert!(first.header("set-cookie").unwrap().contains("Max-Age=3600"), "{first:?}");
         assert_eq!(first.seen("x-outrigger-machine").as_deref(), Some("a"));
-        // The name cannot be read from it, and neither app sees it; what else the client keeps is the app's.
+        // The cookie does not reveal the name, and neither app receives it; other cookies reach the app.
         let before = [a.app.requests_to("/cart"), b.app.requests_to("/cart")];
         for machine in [&a, &b, &b, &a] {
             let answer = machine.proxy.ask(&with_cookie(&request, &session));
@@ -122,7 +122,7 @@ fn the_edge_is_asked_to_send_a_request_to_its_sessions_machine() {
         assert!(field.starts_with("prefer_instance=a;timeout=5000ms;fallback=force_self;state="), "{field}");
         assert_eq!(cookie(&replay), None);
         assert!(!replay.closes(), "{replay:?}");
-        // Where the edge sends it, it is served; and where it could not be sent, too, with a new home.
+        // The Machine to which the edge replays it serves it; so does the fallback, with a new sticky session.
         let state = field.rsplit_once("state=").unwrap().1;
         let source = format!("fly-replay-src: instance=b;region=ams;t=1790000000000000;state={state}");
         let arrived = a.proxy.ask(&with_fields(&request, &[&source]));
@@ -152,7 +152,7 @@ fn what_the_edge_cannot_send_goes_over_the_private_network() {
     let chunked = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let answer = b.proxy.ask(&with_cookie(chunked, &session));
     assert_eq!(answer.json()["body"]["bytes"], 5, "{answer:?}");
-    // A short one is replayed.
+    // A request with a short body is replayed.
     assert_eq!(b.proxy.ask(&with_cookie(&post("/upload", "short"), &session)).status, 307);
     let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -176,7 +176,7 @@ fn a_session_whose_machine_has_gone_has_a_new_one_at_once() {
         let (a, b) = pair(&format!("affinity.via = \"{via}\""));
         let (first, second) = (a.session(), a.session());
         drop(a);
-        // It has gone this moment, and nobody has noticed. What is replayed comes back from the edge.
+        // The Machine has just disappeared, and its peer does not know yet. The edge returns a failed replay.
         let lost: &[&str] = if via == "replay" { &["fly-preferred-instance-unavailable: a"] } else { &[] };
         for (request, session) in both_ways("/cart").into_iter().zip([first, second]) {
             let answer = b.proxy.ask(&with_fields(&with_cookie(&request, &session), lost));
@@ -195,13 +195,13 @@ fn a_machine_that_leaves_hands_its_sessions_on() {
     let (here, there) = (a.session(), a.session());
     a.proxy.signal(Signal::TERM);
     until("a to leave", || a.proxy.metric("outrigger_drain_phase", &[]) == 1.0);
-    // It serves its sessions to the last, and gives them away; and begins none.
+    // While it drains, it serves its sessions, releases each with the response, and begins none.
     let answer = a.proxy.ask(&with_cookie(&get("/cart"), &here));
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(cookie(&answer).as_deref(), Some("_fly_affinity="), "{answer:?}");
     assert!(answer.header("set-cookie").unwrap().contains("Max-Age=0"), "{answer:?}");
     assert_eq!(cookie(&a.proxy.get("/cart")), None);
-    // The others know, and do not send it more of them.
+    // Its peers know, and send it no more requests.
     b.sees(1, "leaving");
     let before = a.app.requests_to("/cart");
     let answer = b.proxy.ask(&with_cookie(&get("/cart"), &there));
@@ -220,7 +220,7 @@ fn cookies_that_do_not_count_are_replaced_and_never_an_error() {
     };
     let own = a.session();
     let foreign = cookie(&alone("a", "another-app-has-another-key-that-is-long").get("/")).unwrap();
-    // One character of the value, and another one than it was, whatever the value is.
+    // Changes one character of the value to a different one.
     let mut flipped = own.clone();
     let at = COOKIE.len() + 1 + 16;
     flipped.replace_range(at..=at, if own[at..].starts_with('x') { "y" } else { "x" });
@@ -244,7 +244,7 @@ fn cookies_that_do_not_count_are_replaced_and_never_an_error() {
         }
     }
     a.counts("forged", 2 * number);
-    // The same key and the same name: one of ours, whoever wrote it.
+    // The same key and the same name: the cookie is valid, whichever process signed it.
     assert_eq!(cookie(&alone("a", KEYS).ask(&with_cookie(&get("/"), &own))), None);
 }
 
@@ -266,7 +266,7 @@ fn replay_headers_of_a_client_are_not_believed() {
     let (a, b) = pair("");
     let session = a.session();
     let request = with_cookie(&get("/cart"), &session);
-    // Never replayed again; but its home answers, so that is where it goes.
+    // Not replayed again; but the session's Machine is reachable, so the request goes there.
     for line in [
         "fly-replay-src: instance=b;region=ams;t=1;state=forged",
         "fly-replay-src: instance=b;region=ams;t=1",
@@ -338,7 +338,7 @@ fn an_answer_that_others_may_get_carries_no_session() {
 fn a_replay_is_only_asked_of_an_edge() {
     let (a, b) = pair("");
     let session = a.session();
-    // Trusted, but what came by the edge has its Fly-Request-Id.
+    // From a trusted address, but without the Fly-Request-Id that the edge adds.
     let direct = with_fields(&get("/cart"), &[&format!("Cookie: {session}")]);
     assert_eq!((b.proxy.ask(&direct).status, a.app.requests_to("/cart")), (200, 1));
     assert_eq!(b.proxy.ask(&with_cookie(&get("/cart"), &session)).status, 307);

@@ -1,6 +1,6 @@
-//! What Outrigger promises, tried on the real programs: one file for each kind of promise.
+//! Outrigger's guarantees, tested with the real programs: one file for each kind.
 //!
-//! `cargo xtask test` runs all of it. Every test starts its own proxy and its own app, so they run side by side.
+//! `cargo xtask test` runs all of them. Every test starts its own proxy and its own app, so they can run concurrently.
 
 #![allow(
     clippy::unwrap_used,

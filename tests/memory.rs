@@ -1,16 +1,16 @@
-//! What connections at rest and bodies under way cost.
+//! Memory of idle connections and of bodies in transfer.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::backend::Backend;
 use crate::harness::{Client, Proxy, both_ways, get, until};
 
-/// So many rest at once.
+/// Number of idle connections.
 const RESTING: usize = 2_000;
-/// The most that one may cost. The design's bound is 24 KiB; this build is not the release's, and is held to less.
+/// Most memory per connection. The design's limit is 24 KiB; this build is not the release's, and its limit is lower.
 const KIB_EACH: u64 = 16;
 
-/// The proxy inherits our bound of open files: as many as the system lets us have.
+/// Raises our limit of open files, which the proxy inherits, to the system's maximum.
 pub(crate) fn allow_many_files() {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
@@ -24,7 +24,7 @@ fn a_connection_at_rest_costs_little() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     for request in both_ways("/") {
-        // What the first requests cost is not the connections'.
+        // The memory of the first requests does not belong to the connections.
         for _ in 0..50 {
             assert_eq!(proxy.ask(&request).status, 200);
         }

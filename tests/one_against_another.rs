@@ -1,5 +1,5 @@
-//! One client against another: for each resource that requests share, one client takes as much of it as it can get, and
-//! another client must not notice. `docs/security.md` has the figures that these tests print.
+//! For each resource that requests share, one client takes as much of it as it can get, and another client must not notice.
+//! `docs/security.md` has the figures that these tests print.
 
 mod admin_connections;
 mod audit;

@@ -1,5 +1,4 @@
-//! More than the app can do: what matters most gets through, the app stays as quick as ever, and who has no chance hears
-//! it at once.
+//! Overload: important requests get through, the app stays as fast as before, and Outrigger rejects the rest immediately.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +14,7 @@ use tokio::time::sleep_until;
 use crate::backend::{Backend, Play, Workers};
 use crate::harness::{Answer, Client, PATIENCE, Proxy, both_ways, get, until, with_fields};
 
-/// A route for each priority, and nothing that a client may not do.
+/// A route for each priority, and no rate limits.
 fn routes() -> String {
     let route = |name: &str| format!("[[routes]]\nname = \"{name}\"\npath = \"/{name}\"\npriority = \"{name}\"\n");
     ["critical", "high", "medium", "low", "strict"].map(route).concat()
@@ -23,7 +22,7 @@ fn routes() -> String {
 
 const PATHS: [&str; 5] = ["/critical", "/high", "/medium", "/low", "/strict"];
 
-/// One slot, and so many places in the queue for it.
+/// One permit, and a queue of this length.
 fn one_slot(places: usize) -> String {
     format!(
         "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"1m\"\nadmission.max_queue = {places}\n{}",
@@ -31,7 +30,7 @@ fn one_slot(places: usize) -> String {
     )
 }
 
-/// How many wait for a slot.
+/// Number of requests that wait for a permit.
 fn waiting(proxy: &Proxy, priority: &str) -> u64 {
     proxy.shows("/admission")["queue"][priority].as_u64().expect("a number")
 }
@@ -47,7 +46,7 @@ fn is_shed(answer: &Answer) {
     assert!(!answer.closes(), "the connection stays open: {answer:?}");
 }
 
-/// A proxy with one slot, which a request holds until the gate opens.
+/// A proxy with one permit, which a request holds until the gate opens.
 struct Full {
     app: Backend,
     proxy: Proxy,
@@ -67,7 +66,7 @@ impl Full {
         Self { app, proxy, gate, first }
     }
 
-    /// One more that waits, and does for sure when this returns.
+    /// Sends one more request; it is in the queue when this returns.
     fn waits(&self, path: &str, way: usize) -> Client {
         let (priority, before) = (&path[1..], waiting(&self.proxy, &path[1..]));
         let mut client = self.proxy.connect();
@@ -76,7 +75,7 @@ impl Full {
         client
     }
 
-    /// The next one may be answered.
+    /// Lets the app respond to the next request.
     fn open(&self) {
         self.gate.add_permits(1);
     }
@@ -139,7 +138,7 @@ fn whoever_has_no_chance_hears_it_at_once_and_health_needs_no_slot() {
         let mut took: Vec<Duration> = (0..41)
             .map(|n| {
                 let asked = Instant::now();
-                // No more important than what waits already.
+                // No more important than the requests in the queue.
                 is_shed(&client.send(&both_ways(["/medium", "/low", "/strict"][n % 3])[way]).answer());
                 asked.elapsed()
             })
@@ -280,19 +279,19 @@ fn a_page_with_many_parts_after_a_slow_report_is_no_overload() {
     proxy.comes_to_rest();
 }
 
-/// What became of one request.
+/// Result of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub status: u16,
     pub took: Duration,
 }
 
-/// Requests that come when they come, however long the ones before take.
+/// Requests at fixed times, however long earlier ones take.
 #[derive(Debug)]
 pub struct Load {
     proxy: std::net::SocketAddr,
     idle: RefCell<Vec<TcpStream>>,
-    /// Answers so far, to whatever.
+    /// Responses so far, to all requests.
     outcomes: RefCell<Vec<Outcome>>,
 }
 
@@ -330,7 +329,7 @@ impl Load {
         outcome
     }
 
-    /// Sends these requests in turn, so many a second, for so long.
+    /// Sends these requests in turn, at this rate, for this time.
     pub fn flow(self: &Rc<Self>, requests: Vec<String>, per_second: f64, time: Duration) -> JoinHandle<Vec<Outcome>> {
         let load = Rc::clone(self);
         spawn_local(async move {
@@ -357,7 +356,7 @@ pub fn run<T>(load: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, load)
 }
 
-/// Three of four as nearly every request is, and one that takes the general way.
+/// Three in four for the fast path, and one for the general path.
 pub fn mixed(path: &str) -> Vec<String> {
     let [simple, general] = both_ways(path);
     vec![simple.clone(), simple.clone(), simple, general]
@@ -371,7 +370,7 @@ fn mean(stays: &[(String, Duration)]) -> Duration {
     stays.iter().map(|(_, stay)| *stay).sum::<Duration>() / stays.len().max(1) as u32
 }
 
-/// Eighty a second.
+/// A capacity of eighty requests a second.
 fn four_workers(app: &Backend) -> Arc<Workers> {
     app.works(&PATHS, 4, Duration::from_millis(50))
 }
@@ -389,8 +388,8 @@ fn everything_has_returned(proxy: &Proxy) {
     assert_eq!(proxy.ask(&get("/low")).status, 200);
 }
 
-/// Waits until requests are no longer with the app than this, over the last forty; gives how many were done by then. How soon
-/// that is, is the law's promise, and tested where no other program disturbs it.
+/// Waits until the mean time with the app over the last forty requests is at most `bound`; returns how many were completed by
+/// then. How fast the control algorithm gets there is tested without other programs running.
 async fn settles(workers: &Workers, bound: Duration) -> usize {
     let settled = async {
         loop {
@@ -416,7 +415,7 @@ fn a_flood_of_what_matters_less_fails_no_critical_request_and_makes_the_app_no_s
     let bound = Duration::from_millis(75);
     let (critical, flood, stays) = run(async {
         let (critical, flood) = (Load::on(&proxy), Load::on(&proxy));
-        // Twelve times what the app can do.
+        // Twelve times the app's capacity.
         flood.flow(mixed("/low"), 960.0, PATIENCE);
         critical.flow(mixed("/critical"), 24.0, PATIENCE);
         let settled = settles(&workers, bound).await;
@@ -448,7 +447,7 @@ fn a_greedy_client_takes_nothing_from_many_modest_ones() {
     let (modest, greedy) = run(async {
         let load = Load::on(&proxy);
         let greedy = load.flow(of("greedy"), 400.0, time);
-        // A hundred of them, one after the other, are half of what the app can do.
+        // A hundred of them, in turn, use half of the app's capacity.
         let modest = load.flow((0..100).map(|n| of(&format!("modest-{n}"))[n % 4].clone()).collect(), 40.0, time);
         (modest.await.unwrap(), greedy.await.unwrap())
     });
@@ -474,7 +473,7 @@ fn monitor_changes_no_answer_and_predicts_what_enforce_does() {
         let of = |priority| (refusals(&enforcing, "enforce", priority), refusals(&monitoring, "monitor", priority));
         [of("low"), of("high")]
     };
-    // Nearly three times what the app can do; some of it is important. What is told is how it goes on, not how it begins.
+    // Nearly three times the app's capacity, some of it important. Compares the steady state, without the start.
     let (before, after) = run(async {
         let loads = [&enforcing, &monitoring].map(|proxy| {
             let load = Load::on(proxy);
@@ -513,7 +512,7 @@ fn an_app_that_becomes_twice_as_slow_is_found_again_under_load() {
         critical.flow(mixed("/critical"), 20.0, 2 * PATIENCE);
         settles(&workers, Duration::from_millis(75)).await;
         workers.need(Duration::from_millis(100));
-        // What is done from here on is slow: the forty that are looked at are all of that.
+        // Requests completed from here on are slow: all of the last forty are.
         let changed = workers.stays().len();
         while workers.stays().len() < changed + 40 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -532,7 +531,7 @@ fn an_app_that_does_two_slow_requests_at_a_time_is_kept_busy() {
     let proxy = Proxy::with(&app, &routes());
     let done = run(async {
         let load = Load::on(&proxy);
-        // Four times what it can do.
+        // Four times the app's capacity.
         load.flow(mixed("/medium"), 16.0, PATIENCE);
         while workers.stays().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;

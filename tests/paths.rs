@@ -1,5 +1,4 @@
-//! What is decided about a path holds for what the app makes of it: whatever the spelling, no handler is reached by another
-//! route than its own.
+//! Rules for a path hold for the app's reading of it: no spelling reaches a handler by another route than its own.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +15,7 @@ use crate::h2c::{self as h2, with_h2};
 use crate::harness::{Answer, Client, Proxy, Setup, both_ways, fresh_dir, get, post, with_fields};
 use crate::limits::{NO_DEFAULTS, rule};
 
-/// A route for each handler of the apps in tests/frameworks, each with a limit by which its answers are known.
+/// A route for each handler of the apps in tests/frameworks, each with a limit that identifies it in responses.
 const HANDLERS: [(&str, &str); 4] =
     [("login", "/api/login"), ("export", "/items/{id}/export"), ("item", "/items/{id}"), ("files", "/files/**")];
 
@@ -98,7 +97,7 @@ fn built_with_go(sources: &Path) -> PathBuf {
     program
 }
 
-/// A connection that is made anew when it is closed.
+/// A connection that is reopened after it was closed.
 struct Asker {
     address: SocketAddr,
     client: Option<Client>,
@@ -109,9 +108,9 @@ impl Asker {
         Self { address, client: None }
     }
 
-    /// The answer; `None` when there is none, as an app may do with what it does not understand.
+    /// The response; `None` if the app sends none, as for a request that it does not understand.
     fn ask(&mut self, target: &str) -> Option<Answer> {
-        // One that was closed meanwhile is no answer.
+        // A kept connection may have been closed meanwhile; then a new one is tried.
         for _ in 0..2 {
             let is_new = self.client.is_none();
             let mut client = self.client.take().or_else(|| Client::connect(self.address).ok())?;
@@ -129,7 +128,7 @@ impl Asker {
     }
 }
 
-/// Ways to write a path that somebody may read as that path, and paths near it.
+/// Spellings of a path that some parser may read as that path, and of paths near it.
 fn spellings() -> Vec<String> {
     let bases = ["/api/login", "/items/7/export", "/items/7", "/files/a/b", "/health", "/metrics"];
     let mut slashes =
@@ -157,7 +156,7 @@ fn spellings() -> Vec<String> {
     for base in bases {
         let ends: Vec<String> = after.iter().map(|after| format!("{base}{after}")).chain([base.to_owned()]).collect();
         all.extend(ends.clone());
-        // Of both at once, every fifth.
+        // Combinations of both, every fifth.
         let pairs = ends.iter().flat_map(|end| slashes.iter().map(move |slash| (end, slash)));
         for (number, (end, slash)) in pairs.enumerate() {
             if let (Some(at), true) = (base[1..].find('/'), end == base || number % 5 == 0) {
@@ -195,7 +194,7 @@ fn spellings() -> Vec<String> {
     all.into_iter().collect()
 }
 
-/// Whether the proxy refuses it whatever the rules are: the list in docs/operations.md, written once more.
+/// Whether the proxy rejects it under any rules: an independent copy of the list in docs/operations.md.
 fn is_refused_by_every_rule(spelling: &str) -> bool {
     let mut decoded = spelling.to_lowercase().replace("%25", "%");
     for (encoded, plain) in [("%2e", "."), ("%2f", "/"), ("%5c", "/"), ("\\", "/"), ("%c0%af", "/"), ("%20", " ")] {
@@ -220,7 +219,7 @@ fn twice_decoded(spelling: &str) -> String {
     })
 }
 
-/// The limit whose route the request took.
+/// The limit that the response names, which tells the request's route.
 fn route_of(answer: &Answer) -> String {
     let policy = answer.header("ratelimit-policy").unwrap_or_default();
     policy.trim_start_matches('"').split('"').next().unwrap_or_default().to_owned()
@@ -253,10 +252,10 @@ fn is_served_as_routed(app: &Framework) {
             reached.insert(handler);
         }
         if spelling.starts_with("http:") {
-            // The app gets the path of it.
+            // The app receives only its path.
             continue;
         }
-        // With an empty file nothing that a client may mean is refused.
+        // With an empty config, legitimate requests are not rejected.
         let (alone, proxied) = (direct.ask(spelling), bare.ask(spelling).expect("the proxy answers"));
         let alone = alone.map_or((502, String::new()), |answer| (answer.status, answer.text()));
         let is_refused = proxied.header("content-type") == Some("application/problem+json");
@@ -277,7 +276,7 @@ fn is_served_as_routed(app: &Framework) {
     assert_eq!(reached, BTreeSet::from(all), "{}: every handler can be reached", app.name);
 }
 
-/// Python's, Ruby's, JavaScript's and Go's own path handling, with hundreds of spellings each.
+/// Hundreds of spellings with the path handling of Python, Ruby, JavaScript and Go.
 #[test]
 fn paths_frameworks() {
     for start in [Framework::starlette, Framework::wsgi, Framework::express, Framework::rack, Framework::go] {
@@ -300,7 +299,7 @@ fn no_spelling_of_a_guarded_header_reaches_wsgi_or_rack() {
             "X-Outrigger_Tier",
         ] {
             let forged = [&*format!("{name}: forged"), "X_Custom: kept"];
-            // Alone, the app reads the forgery: otherwise this would show nothing.
+            // Without the proxy, the app reads the forged header: otherwise this would prove nothing.
             let alone =
                 Client::connect(app.address).unwrap().send(with_fields(&get("/variables"), &forged)).answer().text();
             let is_mapped = alone.contains("forged");
@@ -321,7 +320,7 @@ fn no_spelling_of_a_guarded_header_reaches_wsgi_or_rack() {
     }
 }
 
-/// Every protocol refuses these with this status and reason.
+/// Every protocol rejects these with this status and reason.
 #[track_caller]
 fn are_refused(proxy: &Proxy, status: u16, reason: &str, targets: &[&str]) {
     for (target, number) in targets.iter().zip(1..) {
@@ -431,7 +430,7 @@ fn a_route_that_names_it_makes_the_metrics_path_public() {
     proxy.ask(&post("/metrics", "x")).is_problem(404, "not_public");
     proxy.changes_to("[[routes]]\nname = \"all\"\npath = \"/**\"\n");
     proxy.get("/metrics").is_problem(404, "not_public");
-    // Where the app is asked for its metrics says which path it is.
+    // `app.metrics` determines which path is private.
     proxy.changes_to(&format!("app.metrics = \"http://{}/internal/prometheus\"\n", app.address()));
     assert_eq!(proxy.get("/metrics").status, 200);
     proxy.get("/internal/prometheus").is_problem(404, "not_public");

@@ -1,4 +1,5 @@
-//! Machines that know each other: one does what another cannot, nobody else gets in, and nothing goes in circles.
+//! Machines that are peers: each takes over requests that another cannot serve, other clients cannot use the peer listener, and
+//! no request loops.
 
 use std::{
     io::{Read, Write},
@@ -22,7 +23,7 @@ fn only_peers_get_in_by_their_listener_and_once() {
         ask(&request).is_problem(403, "not_a_peer");
         ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"])).is_problem(403, "not_a_peer");
         ask(&with_fields(&request, &["Fly-Client-IP: 192.0.2.1"])).is_problem(403, "not_a_peer");
-        // On the public listener the field means nothing, and nobody sees it.
+        // The public listener ignores the header and removes it.
         let answer = b.proxy.ask(&with_fields(&request, &["X-Outrigger-Hop: AAAA"]));
         assert_eq!((answer.status, answer.seen("x-outrigger-hop")), (200, None), "{answer:?}");
     }
@@ -46,7 +47,7 @@ fn an_app_that_is_away_is_stood_in_for_by_a_peer() {
     assert_eq!(b.app.requests_to("/cart"), 3);
     a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "answered")], 3);
     b.sees(1, "unready");
-    // Back again, it serves its own.
+    // Once its app is back, the Machine serves its own requests.
     a.app.resume();
     b.sees(1, "ready");
     let served = a.app.requests_to("/back");
@@ -108,7 +109,7 @@ fn a_peer_that_is_busy_refuses_the_work_of_others_first() {
     let mut guest = a.proxy.connect();
     guest.send(get("/guest"));
     a.proxy.counts("outrigger_peer_requests_total", &[("kind", "failover"), ("outcome", "refused")], 1);
-    // It waits at home, and what is b's own waits in b's queue.
+    // The guest waits on its own Machine, and b's own request in b's queue.
     let mut queued = b.proxy.connect();
     queued.send(get("/queued"));
     gate.add_permits(1);
@@ -119,7 +120,7 @@ fn a_peer_that_is_busy_refuses_the_work_of_others_first() {
     assert_eq!((a.app.requests_to("/guest"), b.app.requests_to("/guest")), (1, 0));
 }
 
-/// Something that is no peer, where one should be.
+/// A server at a peer's address that is not a peer.
 fn impostor(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -144,7 +145,7 @@ fn peers_that_lie_or_speak_garbage_get_nothing() {
     ];
     let places = [&[place()][..], &impostors].concat();
     let mut a = machine("a", &places, "app.hold = \"10s\"");
-    // It asks itself as well, and knows itself.
+    // The Machine's own address is among them; it recognizes itself.
     assert_eq!(a.proxy.get("/").status, 200);
     a.app.stop();
     let mut client = a.proxy.connect();
@@ -157,7 +158,7 @@ fn peers_that_lie_or_speak_garbage_get_nothing() {
     assert_eq!((machines, a.proxy.metric(sent, &[])), (1.0, 0.0));
 }
 
-/// A relay without keys, which keeps what it passes on to `target`.
+/// A relay without keys, which records the traffic that it forwards to `target`.
 #[derive(Clone, Debug)]
 struct Relay {
     address: SocketAddr,
@@ -207,7 +208,7 @@ fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
     let b = machine("b", &[there, here], "");
     let relay = Relay::to(there);
     let mut a = machine("a", &[here, relay.address], "app.hold = \"500ms\"\naffinity.via = \"private\"");
-    // Said so once it was asked often enough to be sure: until then the session's home may only be slow to be seen.
+    // Logged after several probes: until then the sticky session's Machine may only be slow to appear.
     let line = a.proxy.says(r#""level":"WARN","message":"no peer at"#);
     assert!(
         line.contains(&format!("passes the probe on to a peer at {there}")) && line.contains("peers.address"),
@@ -216,7 +217,7 @@ fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
     let session = b.session();
     for request in both_ways("/cart") {
         let secret = ["Authorization: Bearer a-users-own", "Cookie: sid=a-users-own"];
-        // Its session's home cannot be proved to be there, so it begins anew here.
+        // The session's Machine cannot be verified, so a new session begins here.
         let answer = a.proxy.ask(&with_fields(&with_cookie(&request, &session), &secret[..1]));
         assert_eq!((answer.status, cookie(&answer).is_some()), (200, true), "{answer:?}");
         a.app.stop();
@@ -231,7 +232,7 @@ fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
 #[test]
 fn a_hop_is_accepted_once_and_only_as_it_was_sent() {
     let (here, there) = (place(), place());
-    // What a relay sees: the addresses are translated on the way to b, which all Machines are told of.
+    // The relay's view: addresses are translated on the way to b, and `peers.address` tells all Machines.
     let relay = Relay::to(there);
     let translated = |address: SocketAddr| format!("peers.address = \"{address}\"\napp.hold = \"10s\"");
     let b = machine("b", &[there, here], &translated(relay.address));
@@ -269,7 +270,7 @@ fn a_hop_is_accepted_once_and_only_as_it_was_sent() {
         ] {
             ask(&altered).is_problem(403, "not_a_peer");
         }
-        // As it was: again, with another order of its lines, and on Pingora's way.
+        // The unchanged hop again, with its headers in another order, and over Pingora's code path.
         ask(sent).is_problem(403, "not_a_peer");
         assert_eq!(refused("used"), (number + 1) as f64);
         assert_eq!(refused("altered"), 7.0 * (number + 1) as f64);
@@ -318,7 +319,7 @@ fn a_peer_that_breaks_off_costs_a_session_nothing() {
     b.sees(1, "ready");
     a.app.at("/cart", Play::Interrupt(b"HTTP/1.1 2".into()));
     let session = a.session();
-    // a's own proxy answers 502 for its app: an answer like any other, for the session is at home there.
+    // a's own proxy responds with 502 for its app. b returns this response unchanged, because the session belongs to a.
     let answer = b.proxy.ask(&with_cookie(&get("/cart"), &session));
     assert_eq!((answer.status, b.app.requests_to("/cart")), (502, 0), "{answer:?}");
     drop(a);
@@ -332,7 +333,7 @@ fn a_session_whose_app_is_away_is_served_elsewhere_and_keeps_its_home() {
         let (mut a, b) = pair(&format!("app.hold = \"10s\"\naffinity.via = \"{via}\""));
         let session = a.session();
         a.app.stop();
-        // Until somebody asks, nobody knows.
+        // The proxy notices only with the next request.
         assert_eq!(a.proxy.ask(&with_cookie(&get("/cart"), &session)).status, 200);
         b.sees(1, "unready");
         let before = b.app.requests_to("/cart");
@@ -384,7 +385,7 @@ fn an_app_cannot_say_that_it_refuses_as_a_peer_does() {
 fn what_could_not_come_back_waits_for_its_own_app() {
     let (mut a, b) = pair("app.hold = \"10s\"");
     a.app.stop();
-    // Shorter ones go to the peer.
+    // Short bodies go to the peer.
     assert_eq!(a.proxy.ask(&post("/upload", "short")).status, 200);
     let mut client = a.proxy.connect();
     client.send(post("/upload", &"x".repeat(200_000)));
@@ -416,12 +417,12 @@ fn who_finds_no_turn_here_has_one_where_nobody_waits() {
     let mut slow = a.proxy.connect();
     slow.send(get("/slow"));
     a.app.gets(1, "/slow");
-    // It waits for its turn, and then goes to the peer.
+    // Each waits in the queue, and then goes to the peer.
     for request in both_ways("/cart") {
         assert_eq!(a.proxy.ask(&request).status, 200);
     }
     assert_eq!((a.app.requests_to("/cart"), b.app.requests_to("/cart")), (0, 2));
-    // Where all are busy it is refused, after one wait and not two.
+    // If all Machines are busy, a request is rejected after one wait, not two.
     let mut slow_there = b.proxy.connect();
     slow_there.send(get("/slow"));
     b.app.gets(1, "/slow");

@@ -1,4 +1,4 @@
-//! Prometheus' own judgement of an exposition, and of rules.
+//! Prometheus' own checks of an exposition and of rules.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use xtask::tools::Tool;
 /// `promtool check metrics`.
 ///
 /// # Errors
-/// What it finds fault with.
+/// Its complaints.
 pub fn check(exposition: &str) -> Result<(), String> {
     let promtool = Tool::Promtool.get().map_err(|e| e.to_string())?;
     let mut child = Command::new(promtool)
@@ -27,10 +27,10 @@ pub fn check(exposition: &str) -> Result<(), String> {
     if said.status.success() && text.trim().is_empty() { Ok(()) } else { Err(text) }
 }
 
-/// Whether Prometheus can read an exposition, whatever else `promtool check metrics` has to say about it.
+/// Whether Prometheus can parse an exposition, regardless of other complaints of `promtool check metrics`.
 ///
 /// # Errors
-/// What it cannot read.
+/// The parse error.
 pub fn parses(exposition: &str) -> Result<(), String> {
     let verdict = check(exposition).err().unwrap_or_default();
     let errors: Vec<&str> = verdict.lines().filter(|line| line.contains("parsing error")).collect();
@@ -40,15 +40,15 @@ pub fn parses(exposition: &str) -> Result<(), String> {
 /// `promtool check rules`.
 ///
 /// # Errors
-/// What it finds fault with.
+/// Its complaints.
 pub fn check_rules(file: &Path) -> Result<(), String> {
     run(&["check", "rules", "--lint-fatal"], file)
 }
 
-/// `promtool test rules`: the rules that this file of unit tests names, against the series in it.
+/// `promtool test rules`: runs the rules that this file of unit tests names against the series in it.
 ///
 /// # Errors
-/// Every expectation that was not met, with what there was instead.
+/// Every unmet expectation, with the actual result.
 pub fn test_rules(file: &Path) -> Result<(), String> {
     run(&["test", "rules"], file)
 }

@@ -1,4 +1,4 @@
-//! What HTTP asks of a proxy: which fields pass, how messages are framed, which connections are kept.
+//! HTTP's requirements for a proxy: forwarded headers, message framing, persistent connections.
 
 use crate::{
     backend::{Backend, Play},
@@ -39,7 +39,7 @@ fn a_request_passes_through_unchanged() {
         let head = seen["head"].as_str().unwrap();
         assert!(head.contains("X-Mixed-Case: a\r\n"), "the case of names is kept: {head}");
     }
-    // A question about the server as a whole.
+    // A request about the server as a whole.
     assert_eq!(proxy.ask("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").json()["target"], "*");
 }
 
@@ -69,7 +69,7 @@ fn what_concerns_the_clients_connection_does_not_reach_the_app() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let gone = ["x-secret", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"];
-    // Both ways through the proxy: only some of these values make it the general one.
+    // Both lanes of the proxy: only some of these values select the general one.
     for connection in ["X-Secret, close", "x-secret", "keep-alive", "close", "Keep-Alive, X-Secret"] {
         for upgrade in ["", "Upgrade: h2c\r\n"] {
             let answer = proxy.ask(&format!(
@@ -96,7 +96,7 @@ fn a_client_cannot_have_the_proxys_own_fields_removed() {
     for named in ["X-Forwarded-For", "X-Request-Id, Forwarded", "Host", "Content-Length", "Cookie"] {
         for request in both_ways("/") {
             let request = request.replace("\r\n\r\n", &format!("\r\nConnection: {named}\r\n\r\n"));
-            // Refusing is as good as ignoring.
+            // The proxy may reject the request or ignore the header.
             let answer = proxy.ask(&request);
             if answer.status == 200 {
                 for kept in ["x-forwarded-for", "x-request-id", "forwarded", "host"] {
@@ -213,7 +213,7 @@ fn every_request_has_a_name_that_the_app_and_the_client_read() {
         assert_eq!(answer.seen("x-request-id").as_deref(), Some(name));
         assert!(name.len() == 36 && names.insert(name.to_owned()), "{name}");
     }
-    // Nobody outside names requests, and an app does not rename them.
+    // Clients cannot set the id of a request, and apps cannot change it.
     app.says("/named", "HTTP/1.1 200 OK\r\nX-Request-Id: theirs\r\nContent-Length: 0\r\n\r\n");
     for path in ["/", "/named"] {
         for request in both_ways(path) {
@@ -234,7 +234,7 @@ fn trace_headers_pass_unchanged_and_none_is_made() {
     for request in both_ways("/") {
         let answer = proxy.ask(&request);
         assert_eq!((answer.seen("traceparent"), answer.seen("tracestate")), (None, None));
-        // Also what is no valid value: whoever records traces decides about it.
+        // Invalid values too: the app's tracing decides about them.
         for value in [sent, "garbage"] {
             let lines = [format!("traceparent: {value}"), "tracestate: vendor=1,other=2".to_owned()];
             let answer = proxy.ask(&with_fields(&request, &[&lines[0], &lines[1]]));
@@ -280,19 +280,19 @@ fn the_answer_to_a_head_has_a_length_and_no_body() {
     let mut client = proxy.connect();
     app.says("/chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
     app.says("/unknown", "HTTP/1.1 200 OK\r\nX-A: b\r\n\r\n");
-    // A field for the connection makes it take the general way.
+    // A hop-by-hop header makes the request take the general path.
     for special in ["", "Connection: X-A\r\n"] {
         for path in ["/", "/chunks", "/unknown"] {
             let answer = client.send(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n{special}\r\n")).answer_to_head();
             assert_eq!(answer.status, 200);
             assert!(path != "/" || answer.header("content-length").is_some_and(|length| length != "0"), "{answer:?}");
             assert!(!answer.closes(), "{path}: {answer:?}");
-            // The next answer begins right behind the head, or this would fail.
+            // The next response follows the header section immediately, or this would fail.
             assert_eq!(client.send(get("/next")).answer().json()["target"], "/next");
         }
     }
 
-    // So it is with our own answers.
+    // The same holds for Outrigger's own responses.
     drop(app);
     let answer = client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").answer_to_head();
     assert_eq!(answer.status, 502);
@@ -333,7 +333,7 @@ fn a_client_that_waits_for_100_gets_it_from_the_app() {
     assert!(interim.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&interim));
     let answer = client.send("hello").answer();
     assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &5.into()));
-    // An app that does not want the body says so, and nobody waits for it.
+    // An app that does not want the body says so, and the client does not wait.
     let answer = proxy.ask(&format!("POST /refused HTTP/1.1\r\n{head}"));
     assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
     assert!(answer.interim.is_empty());
@@ -369,7 +369,7 @@ fn a_chunked_request_arrives_whole_and_the_next_one_is_not_touched() {
         assert_eq!((&seen["body"]["bytes"], &seen["target"]), (&11.into(), &"/c".into()), "round {round}: {seen}");
         assert_eq!(seen["body"]["hash"], crate::harness::Hash::of(b"hello world"));
     }
-    // A part of a chunk at a time.
+    // Chunks sent byte by byte.
     for byte in "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".bytes() {
         client.send([byte]);
     }
@@ -454,7 +454,7 @@ fn requests_sent_ahead_are_answered_in_order() {
         let chunked = client.answer().json();
         assert_eq!((&chunked["target"], &chunked["body"]["bytes"]), (&"/chunked".into(), &3.into()));
     }
-    // Empty lines before a request are nothing (RFC 9112 section 2.2).
+    // Empty lines before a request are ignored (RFC 9112 section 2.2).
     assert_eq!(client.send("\r\n\r\n").send(get("/last")).answer().json()["target"], "/last");
 }
 

@@ -1,4 +1,4 @@
-//! An app that restarts, is slow, or answers nonsense: who waits, who is asked again, and what is told in the end.
+//! Recovery from an app that restarts, is slow, or sends invalid responses: buffered requests, retries, and the final response.
 
 use std::{
     sync::{Arc, atomic::AtomicUsize},
@@ -12,7 +12,7 @@ use crate::{
     overload::{Load, mixed, run, served},
 };
 
-/// How many wait for the app.
+/// Number of requests that wait for the app.
 fn held(proxy: &Proxy) -> u64 {
     proxy.shows("/breakers")["app"]["held"].as_u64().unwrap()
 }
@@ -53,7 +53,7 @@ fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
         assert_eq!((health.status, &health.json()["data"]["requestsHeld"]), (503, &3.into()));
         let gates = ["/low", "/medium", "/critical"].map(|path| app.gate(path));
         app.resume();
-        // One slot: each is only sent when the more important one before it has its answer.
+        // One permit: each request is sent only after the response to the more important one before it.
         for (n, path) in [(2, "/critical"), (1, "/medium"), (0, "/low")] {
             app.gets(1, path);
             let sent: usize = clients.iter().map(|(path, _)| app.requests_to(path)).sum();
@@ -70,7 +70,7 @@ fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
     }
 }
 
-/// Both ways at once: nothing fails but what was with the app when it died and may not be sent twice.
+/// Both forms of requests: only those fail that were with the app when it died and must not be sent twice.
 #[test]
 fn an_app_that_is_killed_under_load_fails_nothing_that_may_be_repeated() {
     let mut app = Backend::start();
@@ -98,12 +98,12 @@ fn an_app_that_is_killed_under_load_fails_nothing_that_may_be_repeated() {
     proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1500);
     assert!(proxy.metric("outrigger_held_requests_total", &[]) > 100.0);
     is_at_rest(&proxy);
-    // Some hundred connections and their first use of Pingora's way remain with the allocator.
+    // Some hundred connections and the first use of Pingora's code path leave memory with the allocator.
     let (after, _) = proxy.memory_kib();
     assert!(after < before + 24 * 1024, "{before} KiB before, {after} after");
 }
 
-/// A POST that was with the app when it died is told so, and never sent again; all others wait.
+/// A POST that was with the app when it died gets an error and is never sent again; all others wait.
 #[test]
 fn orders_that_were_with_a_killed_app_are_told_so_and_all_others_are_served() {
     let mut app = Backend::start();
@@ -120,7 +120,7 @@ fn orders_that_were_with_a_killed_app_are_told_so_and_all_others_are_served() {
         load.join().unwrap()
     });
     let lost = outcomes.len() - served(&outcomes);
-    // Five were with it, on average.
+    // Five were with the app, on average.
     assert!(lost <= 15 && outcomes.iter().all(|one| matches!(one.status, 200 | 502)), "{lost} of {}", outcomes.len());
     assert!(app.whole_requests() <= outcomes.len(), "none came twice");
     is_at_rest(&proxy);
@@ -180,8 +180,8 @@ fn a_client_that_leaves_while_the_app_is_away_frees_its_place() {
     is_at_rest(&proxy);
 }
 
-/// Without `hold`, whoever comes hears at once that the app is away, also while a breaker is open for that; and when it is
-/// back, nobody has to wait for the breaker's time.
+/// Without `hold`, every request fails immediately while the app is down, even with an open breaker; once the app is back, no
+/// request waits for the breaker to close.
 #[test]
 fn without_hold_all_fail_at_once_until_the_app_listens_again() {
     let mut app = Backend::stopped();
@@ -243,12 +243,12 @@ fn the_time_in_the_queue_is_part_of_a_requests_time() {
         let mut first = proxy.connect();
         first.send(get("/gate"));
         app.gets(before + 1, "/gate");
-        // Its time ends while it waits.
+        // The request times out while it waits.
         let impatient = with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 300"]);
         let asked = Instant::now();
         proxy.ask(&impatient).is_problem(504, "deadline_exceeded");
         assert!(asked.elapsed() >= Duration::from_millis(300));
-        // Its turn comes in time, and the app hears what is left.
+        // It gets a permit in time, and the app receives the remaining time.
         let mut patient = proxy.connect();
         patient.send(with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 15000"]));
         assert!(patient.stays_silent_for(Duration::from_millis(500)));
@@ -260,7 +260,7 @@ fn the_time_in_the_queue_is_part_of_a_requests_time() {
     is_at_rest(&proxy);
 }
 
-/// Whatever an app does wrong ends in a defined status, and nothing of it is left.
+/// Every invalid response of an app ends in a defined status and leaves no state behind.
 #[test]
 fn an_app_that_answers_nonsense_leaves_nothing_behind() {
     let app = Backend::start();
@@ -298,13 +298,13 @@ fn an_app_that_answers_nonsense_leaves_nothing_behind() {
     }
     let upgrade = with_fields(&get("/hang"), &["Connection: Upgrade", "Upgrade: websocket"]);
     proxy.ask(&upgrade).is_problem(504, "app_timeout");
-    // A body that nobody reads, longer than any buffer.
+    // A body that the app does not read, longer than any buffer.
     let mut client = proxy.connect();
     client.send("POST /ignores HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n");
     client.gives_up_sending_after(Duration::from_millis(200));
     while client.try_send(vec![b'x'; 1 << 20]).is_ok() {}
     client.answer().is_problem(504, "app_timeout");
-    // An answer that breaks off after its head ends the client's connection.
+    // A response that ends after its header section closes the client's connection.
     app.at("/breaks", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()));
     for request in both_ways("/breaks") {
         assert!(proxy.connect().send(&request).try_answer().is_err());
@@ -314,7 +314,7 @@ fn an_app_that_answers_nonsense_leaves_nothing_behind() {
     assert_eq!(proxy.get("/").status, 200, "it goes on");
 }
 
-/// Asks one after the other; how many failed.
+/// Sends requests sequentially; returns how many failed.
 fn failed(proxy: &Proxy, requests: usize, request: &str) -> usize {
     let mut client = proxy.connect();
     (0..requests).filter(|_| client.send(request).answer().status != 200).count()
@@ -323,8 +323,8 @@ fn failed(proxy: &Proxy, requests: usize, request: &str) -> usize {
 #[test]
 fn retries_hide_faults_within_their_budget_and_never_beyond() {
     const REQUESTS: usize = 1000;
-    // With a fifth of answers at random failing, hiding all but one in a hundred needs a quarter more attempts; a fifth more,
-    // the default, leaves four in a hundred.
+    // With a fifth of the responses failing, hiding all but one in a hundred needs a quarter more attempts; a fifth more, the
+    // default, leaves four in a hundred.
     for (budget, visible, most) in [("20%", 0.06, 1.2), ("30%", 0.015, 1.3)] {
         let app = Backend::start();
         app.at("/", Play::FailFifth(Arc::new(AtomicUsize::new(0))));
@@ -365,7 +365,7 @@ fn what_may_not_be_repeated_is_not() {
         assert!(proxy.ask(&post(path, "an order")).status >= 500);
         assert_eq!(app.requests_to(path), 1, "{path}");
     }
-    // What may is, on the general way too: as long as its body is still there.
+    // Repeatable requests are retried on the general path too, while the proxy still has the body.
     let put =
         |bytes: usize| format!("PUT /500 HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes));
     assert_eq!(proxy.ask(&put(60_000)).status, 500);

@@ -1,4 +1,4 @@
-//! A thousand sessions on three Machines behind Fly's edge: each keeps its Machine, through deaths and deploys.
+//! A thousand sticky sessions on three Machines behind Fly's edge: each keeps its Machine, through crashes and deploys.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 const SESSIONS: usize = 1000;
 const MINUTES: usize = 10;
 
-/// What people do on a site: mostly reads, some writes, a few of them large.
+/// A typical mix for a site: mostly reads, some writes, a few of them large.
 fn mixed(number: usize) -> String {
     match number % 50 {
         7 => post(WHO, &"x".repeat(1_500_000)),
@@ -30,7 +30,7 @@ fn homes(visitors: &[Visitor]) -> HashMap<&str, usize> {
     homes
 }
 
-/// Everybody comes once a minute.
+/// Every visitor sends one request per minute.
 #[track_caller]
 fn visit(visitors: &mut [Visitor], minutes: usize) {
     for minute in 0..minutes {
@@ -64,7 +64,7 @@ fn a_thousand_sessions_keep_their_machines_and_those_of_a_dead_one_move_once() {
 
 #[test]
 fn a_blue_green_deploy_moves_every_session_once_and_nobody_notices() {
-    // Whether the edge still sends requests to a Machine that is cordoned is not established.
+    // It is not established whether Fly's edge still sends requests to a cordoned Machine.
     for reaches_cordoned in [false, true] {
         let fleet = Fleet::start(3, "", |settings| settings.replay.reaches_cordoned = reaches_cordoned);
         let mut visitors: Vec<Visitor> = (0..300).map(|_| fleet.visitor()).collect();
@@ -82,7 +82,7 @@ fn a_blue_green_deploy_moves_every_session_once_and_nobody_notices() {
 
 #[test]
 fn a_rolling_deploy_loses_no_request_and_is_slow_for_nobody() {
-    // Whether the edge stops routing before the signal or only by the check is not established.
+    // It is not established whether Fly's edge stops routing before the signal or only through the check.
     for removal in [Removal::BeforeSignal, Removal::ByCheck] {
         let fleet = Fleet::start(3, "", |settings| settings.deploy.removal = removal);
         let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 500.0, plain);
@@ -115,7 +115,8 @@ fn apps_that_restart_one_after_the_other_are_not_noticed() {
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 300.0, plain);
     for name in fleet.names() {
         fleet.machines.with(&name, |_, app| app.stop());
-        // What still comes to it goes to peers, and what would be sent to it is served where it arrives.
+        // Requests that still arrive there go to peers, and requests for its sessions are served by the Machine that receives
+        // them.
         let stood_in = || {
             fleet.machines.metric("outrigger_peer_requests_total", &[("kind", "failover")])
                 + fleet.machines.metric("outrigger_affinity_total", &[("event", "visiting")])
@@ -135,7 +136,7 @@ fn apps_that_restart_one_after_the_other_are_not_noticed() {
 
 #[test]
 fn aiming_at_one_machine_does_not_bring_it_down() {
-    // Anybody may send fly-force-instance-id. It wins over the session's home for nobody but who sends it.
+    // Any client may send fly-force-instance-id. It overrides the sticky session only for that client.
     let fleet = Fleet::start(2, "", |_| {});
     let (mut visitor, names) = (fleet.visitor(), fleet.names());
     visitor.visit(&get(WHO)).unwrap();
@@ -146,7 +147,7 @@ fn aiming_at_one_machine_does_not_bring_it_down() {
         visitor.visit(&aimed(other)).unwrap();
     }
     assert_eq!((visitor.moves, visitor.at.as_ref()), (0, Some(&home)));
-    // One that does not exist is the edge's to refuse.
+    // The edge rejects a Machine that does not exist.
     assert!(fleet.visitor().ask(&aimed("destroyed")).unwrap().status >= 500);
 }
 

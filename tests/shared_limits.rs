@@ -1,4 +1,5 @@
-//! Limits that several Machines count together in Redis: how much they admit, and what happens when Redis does not answer.
+//! Shared rate limits, which several Machines count together in Redis: how many requests they admit, and the behaviour while
+//! Redis does not respond.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,10 +15,10 @@ use crate::backend::Backend;
 use crate::harness::{Proxy, Setup, fresh_dir, from_address, get, post, until};
 use crate::limits::{EDGE, NO_DEFAULTS, is_refused_by, left, route, rule};
 
-/// What becomes true "within a second" does so.
+/// The time limit for a change "within a second".
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Limits are shared by so many.
+/// Config for limits shared by this many Machines.
 fn sharing(machines: usize) -> String {
     format!("{NO_DEFAULTS}rate_limits.shared = \"redis\"\nrate_limits.redis.machines = {machines}\n")
 }
@@ -35,7 +36,7 @@ fn gets_shared(proxy: &Proxy) {
     until("limits to be shared", || is_in_state(proxy, "shared"));
 }
 
-/// Waits until every Machine says so, in its metrics and its health, and gives how long that took.
+/// Waits until every Machine reports this state, in its metrics and its health, and returns how long that took.
 #[track_caller]
 fn all_become(fleet: &[Proxy], state: &str) -> Duration {
     let began = Instant::now();
@@ -46,7 +47,7 @@ fn all_become(fleet: &[Proxy], state: &str) -> Duration {
     began.elapsed()
 }
 
-/// So many Machines with the same rules.
+/// This many Machines with the same rules.
 fn fleet(app: &Backend, redis: &Redis, machines: usize, rules: &str) -> Vec<Proxy> {
     let rules = format!("{}{rules}", sharing(machines));
     let fleet: Vec<Proxy> = (0..machines).map(|_| machine(app, &redis.url(), &rules)).collect();
@@ -54,16 +55,16 @@ fn fleet(app: &Backend, redis: &Redis, machines: usize, rules: &str) -> Vec<Prox
     fleet
 }
 
-/// What one client did at one Machine.
+/// One client's results at one Machine.
 #[derive(Debug, Default)]
 struct Log {
-    /// When it was let through: sent, answered.
+    /// For each admitted request: time sent, time of the response.
     admitted: Vec<(Instant, Instant)>,
     refused: usize,
     latencies: Vec<Duration>,
 }
 
-/// Asks a Machine at this pace until told to stop.
+/// Sends requests to a Machine at this pace until `stop`.
 fn ask(address: SocketAddr, pace: Duration, stop: &AtomicBool) -> Log {
     let mut client = crate::harness::Client::connect(address).expect("the proxy takes connections");
     let (mut log, mut next) = (Log::default(), Instant::now());
@@ -98,7 +99,7 @@ fn under_load(fleet: &[Proxy], pace: Duration, meanwhile: impl FnOnce()) -> Vec<
     clients.into_iter().map(|client| client.join().expect("every answer was 200 or 429")).collect()
 }
 
-/// How many were let through and when, in order of their answers.
+/// All admitted requests, in order of their responses.
 fn admitted(logs: &[Log]) -> Vec<(Instant, Instant)> {
     let mut all: Vec<_> = logs.iter().flat_map(|log| log.admitted.iter().copied()).collect();
     all.sort_by_key(|(_, answered)| *answered);
@@ -108,14 +109,14 @@ fn admitted(logs: &[Log]) -> Vec<(Instant, Instant)> {
 #[test]
 fn five_machines_admit_one_quota_under_ten_times_the_load() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
-    // 30 a second, of which 60 may come at once; 5 Machines get 60 a second each.
+    // 30 a second with a burst of 60; each of the 5 Machines gets 60 a second.
     let fleet = fleet(&app, &redis, 5, &rule("all", "60/2s", "by = \"client\""));
     let began = Instant::now();
     let logs = under_load(&fleet, Duration::from_millis(16), || thread::sleep(Duration::from_secs(20)));
     let took = began.elapsed().as_secs_f64();
     let all = admitted(&logs);
     let first = all[0].0;
-    // What is due at the time of each answer, and at most one lease of each Machine more: a fifth of what may come at once.
+    // The quota at the time of each response, and at most one lease per Machine more: a fifth of the burst.
     for (count, (_, answered)) in all.iter().enumerate() {
         let due = 60.0 + 30.0 * (*answered - first).as_secs_f64() + 5.0 * 12.0;
         assert!((count + 1) as f64 <= due, "{count} after {:?}", *answered - first);
@@ -124,7 +125,7 @@ fn five_machines_admit_one_quota_under_ten_times_the_load() {
     let refused: usize = logs.iter().map(|log| log.refused).sum();
     println!("admitted {} of {due:.1} due in {took:.1} s, refused {refused}", all.len());
     assert!(refused as f64 > 5.0 * due, "ten times the load: {refused}");
-    // In the long run it is the quota: what is spent too early is waited for. In the last moment, some settle.
+    // In the long run the quota holds: overspending is made up for by waiting. At the end, some usage is not synced yet.
     assert!((due - 5.0..=due + 10.0).contains(&(all.len() as f64)), "{} of {due}", all.len());
     for log in &logs {
         assert!(log.admitted.len() > all.len() / 20, "nobody starves: {}", log.admitted.len());
@@ -133,13 +134,13 @@ fn five_machines_admit_one_quota_under_ten_times_the_load() {
     assert!(spent >= all.len() as f64 - 5.0, "{spent} settled of {}", all.len());
 }
 
-/// How an outage begins and how it ends.
+/// Start and end of an outage.
 struct Outage {
     begin: fn(&mut Redis),
     end: fn(&mut Redis),
 }
 
-/// Five Machines under ten times the load of 30 a second, before, in and after an outage.
+/// Five Machines under ten times the load of 30 a second, before, during and after an outage.
 #[track_caller]
 fn keeps_the_quota_through(outage: &Outage) {
     let (app, mut redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
@@ -168,7 +169,7 @@ fn keeps_the_quota_through(outage: &Outage) {
     let (count, due) = between(gone, back);
     println!("in the outage: {count} of {due:.1}");
     assert!((0.9 * due..=1.1 * due).contains(&count), "{count} of {due} in the outage");
-    // Nor is the quota had twice on the way into it and out of it.
+    // The transitions into and out of the outage do not grant the quota twice.
     let (count, due) = between(back, ended);
     println!("after it: {count} of {due:.1}");
     assert!((0.9 * due..=1.1 * due).contains(&count), "{count} of {due} after it");
@@ -234,7 +235,7 @@ fn a_redis_that_hangs_makes_no_request_wait() {
                 let took = all_become(&fleet, "degraded");
                 assert!(took < SECOND, "{took:?}");
             } else {
-                // Looking costs the proxy something, too.
+                // The check itself costs the proxy time, too.
                 let began = Instant::now();
                 while began.elapsed() < SECOND.mul_f64(0.6) {
                     all_become(&fleet, "shared");
@@ -250,17 +251,17 @@ fn a_redis_that_hangs_makes_no_request_wait() {
     let (usual, _) = measured(&mut redis, false);
     let (p99, longest) = measured(&mut redis, true);
     println!("p99 {usual:?}, paused {p99:?}, longest {longest:?}");
-    // A busy machine adds what it likes; whoever waited for Redis would have waited for 250 ms.
+    // A busy machine adds delay; a request that waited for Redis would take 250 ms.
     assert!(p99 < usual.mul_f64(1.05) + Duration::from_millis(20), "{p99:?}, and {usual:?} without");
     assert!(longest < Duration::from_millis(200), "{longest:?}");
     redis.resume();
     let took = all_become(&fleet, "shared");
     assert!(took < 2 * SECOND, "{took:?}");
-    // What it was asked while it hung, it does once it goes on; nobody has to come back for that.
+    // Once Redis resumes, it processes the requests from the pause, without an operator.
     assert_eq!(fleet[0].get("/").status, 200);
 }
 
-/// One after the other at each of them in turn, until somebody refuses; how many were let through.
+/// Sends one request after the other to each Machine in turn, until all reject; returns how many were admitted.
 fn used_up(fleet: &[Proxy], request: &str) -> usize {
     let mut clients: Vec<_> = fleet.iter().map(Proxy::connect).collect();
     let mut count = 0;
@@ -273,7 +274,7 @@ fn used_up(fleet: &[Proxy], request: &str) -> usize {
         if refused > 2 * fleet.len() {
             break;
         }
-        // So that they settle: here it is the quota that counts, not the lease.
+        // Time to sync with Redis: this measures the quota, not the lease.
         thread::sleep(Duration::from_millis(40));
     }
     count
@@ -285,34 +286,34 @@ fn a_quota_is_one_wherever_it_is_spent_and_whoever_forgets_it() {
     let rules = format!("{EDGE}{}", rule("all", "20/1h", "by = \"client\""));
     let fleet = fleet(&app, &redis, 2, &rules);
     let of = |client: &str| from_address(&get("/"), client);
-    // All but three at the one, then what the other one knows.
+    // All but three at the first Machine, then the other Machine's count.
     let mut one = fleet[0].connect();
     for _ in 0..17 {
         assert_eq!(one.send(of("192.0.2.1")).answer().status, 200);
         thread::sleep(Duration::from_millis(40));
     }
     until("the first to have settled", || fleet[0].metric("outrigger_shared_limits_tokens_total", &[]) == 17.0);
-    // Of the other it learns with its first request.
+    // The other Machine learns of them with its first request.
     assert_eq!(fleet[1].ask(&of("192.0.2.1")).status, 200);
     until("the other to have settled", || fleet[1].metric("outrigger_shared_limits_tokens_total", &[]) == 1.0);
     let answer = fleet[1].ask(&of("192.0.2.1"));
     assert_eq!((answer.status, left(&answer, "all")), (200, 1));
-    // One is left, and the first has not heard of the last two.
+    // One is left, and the first Machine has not synced the last two.
     assert!((1..=2).contains(&used_up(&fleet, &of("192.0.2.1"))));
     let refused = fleet[1].ask(&of("192.0.2.1"));
     is_refused_by(&refused, "all");
-    // One is given back every three minutes, and this was used up, or a little more than that, a moment ago.
+    // One returns every three minutes, and the quota was used up, or slightly exceeded, a moment ago.
     assert!((150..=360).contains(&refused.number("retry-after")), "{refused:?}");
-    // Another client has its own.
+    // Another client has its own quota.
     assert_eq!(fleet[1].ask(&of("192.0.2.2")).status, 200);
-    // Names in Redis tell nobody who it is.
+    // Key names in Redis do not reveal clients.
     let keys = redis.command("KEYS *").unwrap();
     assert!(!keys.contains("192.0.2"), "{keys}");
 
-    // Redis forgets everything while it runs: the Machines still know, and it learns it from them.
+    // Redis loses its data while it runs: the Machines still have the counts and report them again.
     redis.command("FLUSHALL").unwrap();
     assert_eq!(used_up(&fleet, &of("192.0.2.1")), 0);
-    // And when it is replaced by one that never knew.
+    // Redis is replaced by an empty one.
     redis.crash();
     all_become(&fleet, "degraded");
     assert_eq!(used_up(&fleet, &of("192.0.2.1")), 0);
@@ -328,12 +329,12 @@ fn what_is_spent_in_an_outage_is_spent_after_it() {
     let fleet = fleet(&app, &redis, 2, &rule("all", "20/1h", "by = \"client\""));
     redis.crash();
     all_become(&fleet, "degraded");
-    // Each has its half.
+    // Each Machine has half of the quota.
     assert_eq!(used_up(&fleet[..1], &get("/")), 10);
     assert_eq!(used_up(&fleet[1..], &post("/", "hello")), 10);
     redis.start_again().unwrap();
     all_become(&fleet, "shared");
-    // The one that settled first was told of its own half only: it has at most a lease before it learns the rest.
+    // The Machine that synced first got only its own half back: it has at most one lease until it learns the rest.
     let lease = 5;
     assert!(used_up(&fleet, &get("/")) <= lease);
     assert_eq!(used_up(&fleet, &get("/")), 0);
@@ -352,7 +353,7 @@ fn failures_are_counted_by_all_and_a_refusal_by_one_limit_takes_nothing_from_a_s
         route("a", ""),
     ];
     let fleet = fleet(&app, &redis, 2, &rules.concat());
-    // Two at each make four.
+    // Two at each Machine make four.
     for _ in 0..2 {
         for proxy in &fleet {
             assert_eq!(proxy.get("/401").status, 401);
@@ -360,11 +361,11 @@ fn failures_are_counted_by_all_and_a_refusal_by_one_limit_takes_nothing_from_a_s
         }
     }
     for proxy in &fleet {
-        // The one that was told before the last failure learns of it with its next one.
+        // The Machine that synced before the last failure learns of it with its next one.
         until("the fifth to be refused", || proxy.get("/401").status == 429);
         is_refused_by(&proxy.get("/401"), "failures");
     }
-    // Each Machine lets three through, and what it refused was given back.
+    // Each Machine admits three, and returns the tokens of rejected requests.
     for proxy in &fleet {
         assert_eq!(used_up(std::slice::from_ref(proxy), &get("/a")), 3);
     }
@@ -417,7 +418,7 @@ fn a_server_that_talks_nonsense_decides_nothing() {
         let proxy = machine(&app, &format!("redis://:{PASSWORD}@{address}"), &rules);
         let line = proxy.says("shared_limits_degraded");
         assert!(line.contains(&address.to_string()), "{line}");
-        // Its half of the quota, at once and as long as it takes.
+        // Its half of the quota, immediately and for as long as it takes.
         assert_eq!(used_up(std::slice::from_ref(&proxy), &get("/")), 5, "{nonsense:?}");
         assert!(is_in_state(&proxy, "degraded"));
         assert!(!proxy.log().contains(PASSWORD));
@@ -454,7 +455,7 @@ fn redis_may_want_a_password_tls_ipv6_or_a_socket() {
         (format!("rediss://:{PASSWORD}@127.0.0.1:{tls_port}/0"), &with_ca),
         (format!("redis+unix://{socket}?pass={PASSWORD}"), &rules),
     ] {
-        // Each is another way to the same quota.
+        // Each URL reaches the same quota.
         let proxy = machine(&app, &url, rules);
         gets_shared(&proxy);
         assert_eq!(proxy.get("/").status, 200);
@@ -465,7 +466,7 @@ fn redis_may_want_a_password_tls_ipv6_or_a_socket() {
         until("it to be settled", || proxy.metric("outrigger_shared_limits_tokens_total", &[]) == 2.0);
         assert!(!proxy.log().contains(PASSWORD));
     }
-    // Whoever signed it is not known, or it wants another password: said, and not believed.
+    // An unknown signer or a wrong password: the proxy logs it and does not use the server.
     for (url, reason) in [
         (format!("rediss://:{PASSWORD}@localhost:{tls_port}"), "certificate"),
         (format!("redis://:wrong-{PASSWORD}@localhost:{plain}"), "assword"),
@@ -482,7 +483,7 @@ fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 2, &rule("all", "20/1h", "by = \"client\""));
     assert_eq!(fleet[0].get("/").status, 200);
-    // Failed over: it follows another one now.
+    // Failed over: it is a replica of another server now.
     redis.command("REPLICAOF 127.0.0.1 1").unwrap();
     until("the first to notice", || {
         fleet[0].get("/");
@@ -492,7 +493,7 @@ fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
     assert!(fleet[0].admin("/healthz").body.contains("it refuses"));
     redis.command("REPLICAOF NO ONE").unwrap();
     all_become(&fleet, "shared");
-    // Full, and not allowed to throw anything away.
+    // Full, and not allowed to evict.
     redis.command("CONFIG SET maxmemory 1").unwrap();
     until("the other to notice", || {
         fleet[1].get("/");
@@ -500,7 +501,7 @@ fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
     });
     redis.command("CONFIG SET maxmemory 0").unwrap();
     all_become(&fleet, "shared");
-    // A script that somebody made it forget is told it again.
+    // A script that was flushed is loaded again.
     redis.command("SCRIPT FLUSH").unwrap();
     let errors = || fleet[1].metric("outrigger_shared_limits_errors_total", &[]);
     let (before, settled) = (errors(), || fleet[1].metric("outrigger_shared_limits_tokens_total", &[]));
@@ -536,7 +537,7 @@ fn sharing_is_switched_on_off_and_elsewhere_while_it_runs() {
     assert_eq!(proxy.get("/").status, 200);
     let evals = |info: &str| info.lines().find(|line| line.contains("evalsha")).map(str::to_owned);
     assert_eq!(evals(&before), evals(&one.command("INFO commandstats").unwrap()), "the first was left alone");
-    // What cannot be is refused with its place, and never shows the password.
+    // An invalid URL is rejected with its place, and the password never shows.
     let wrong = format!("{}rate_limits.redis.url = \"http://:{PASSWORD}@x\"\n{limit}", sharing(2));
     std::fs::write(&proxy.file, proxy.text(&wrong)).unwrap();
     let line = proxy.says("this is no address of Redis");

@@ -1,5 +1,5 @@
-//! What is long: uploads, downloads, event streams, WebSockets. None is held back, none costs memory, none outlives
-//! its client.
+//! Long transfers: uploads, downloads, event streams, WebSockets. They are not delayed, use bounded memory, and end with their
+//! client.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ fn whoever_does_not_read_makes_the_other_side_wait_and_costs_little_memory() {
     for _ in 0..8 {
         let mut client = proxy.connect();
         client.send(format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n"));
-        // As much as all buffers between here and the app take; the app takes nothing.
+        // As much as fits into all buffers on the way; the app reads no body.
         client.gives_up_sending_after(Duration::from_millis(300));
         let sent = (0..1000).take_while(|_| client.try_send(PATTERN).is_ok()).count();
         assert!(sent < 1000, "64 MB were taken from us, and by nobody");
@@ -96,7 +96,7 @@ fn whoever_does_not_read_makes_the_other_side_wait_and_costs_little_memory() {
     app.gets(16, "/large");
     app.gets(8, "/ignore");
     let (_, peak) = proxy.memory_kib();
-    // The general way hands a few pieces of 64 KiB from task to task; how long the body is must not matter.
+    // The general path passes a few pieces of 64 KiB between tasks; the length of the body must not matter.
     let bound = 2 << 10;
     let each = (peak - before) / clients.len() as u64;
     assert!(each < bound, "{each} KiB each: grew from {before} KiB to {peak} KiB");
@@ -118,7 +118,7 @@ fn an_event_arrives_before_the_next_is_sent() {
             assert!(String::from_utf8_lossy(&event).ends_with(&format!("data: {n}\n\n")));
         }
         if !accept.is_empty() {
-            // A stream that announced itself may be silent for longer than an answer may.
+            // A declared event stream may be silent for longer than other responses.
             assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(900)));
             events.send("data: late\n\n".into()).unwrap();
             client.take_through(b"late\n\n").expect("the late event");
@@ -140,7 +140,7 @@ fn a_web_socket_carries_bytes_both_ways_at_once() {
         let message = format!("message {n}");
         assert_eq!(client.send(&message).take(message.len()).unwrap(), message.as_bytes());
     }
-    // Silence beyond every other timeout, and more than a body may have.
+    // Silence beyond every other timeout, and more bytes than a body may have.
     assert!(client.stays_silent_for(Duration::from_millis(900)));
     assert_eq!(client.send(PATTERN).take(PATTERN.len()).unwrap(), PATTERN);
     client.finish_sending();
@@ -191,7 +191,7 @@ fn an_upgrade_that_the_app_declines_is_an_ordinary_request() {
     assert_eq!(answer.seen("upgrade").as_deref(), Some("websocket"));
 }
 
-/// A request to speak WebSocket.
+/// A WebSocket upgrade request.
 fn upgrade(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
@@ -199,7 +199,7 @@ fn upgrade(path: &str) -> String {
     )
 }
 
-/// A connection on which the protocol was switched; `early` was sent with the request.
+/// A connection after the protocol switch; `early` was sent with the request.
 fn upgraded(proxy: &Proxy, early: &str) -> Client {
     let mut client = proxy.connect();
     let head = client.send(format!("{}{early}", upgrade("/ws"))).head().unwrap();
@@ -226,7 +226,7 @@ fn what_is_no_upgrade_has_every_limit_of_a_body() {
             let mut client = proxy.connect();
             client.send(format!("{head}{framing}\r\n\r\n5\r\nhe")).answer().is_problem(408, "body_too_slow");
         }
-        // One that keeps to the limits is an ordinary request; the app hears nothing of the upgrade that is none.
+        // Within the limits, it is an ordinary request; the app does not see the invalid upgrade.
         let mut client = proxy.connect();
         let answer = client.send(format!("{head}Content-Length: 5\r\n\r\nhello")).answer();
         assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &5.into()), "{fields}");
@@ -239,7 +239,7 @@ fn what_is_no_upgrade_has_every_limit_of_a_body() {
 fn nothing_of_ours_is_written_into_a_tunnel() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
-    // It switches protocols and is gone.
+    // It switches protocols and disconnects.
     let gone = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nbye";
     app.at("/gone", Play::Interrupt(gone.to_vec()));
     let proxy = Proxy::with(&app, "app.stream_timeout = \"300ms\"");
@@ -248,7 +248,7 @@ fn nothing_of_ours_is_written_into_a_tunnel() {
     assert_eq!(client.take(3).unwrap(), b"bye");
     client.send("frames that nobody reads");
     assert_eq!(client.rest().unwrap_or_default(), b"");
-    // Silence ends it, and nothing says why.
+    // Silence ends the tunnel, without a byte that says why.
     let mut silent = upgraded(&proxy, "");
     assert_eq!(silent.rest().unwrap_or_default(), b"");
     proxy.comes_to_rest();
@@ -282,7 +282,7 @@ fn an_event_stream_may_pause_whatever_asked_for_it() {
             tokio::time::sleep(Duration::from_millis(900)).await;
         }
     });
-    // What is no event stream may not, though the client would have taken one.
+    // Other responses must not pause, even if the client accepts an event stream.
     let part = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
     app.at("/json", Play::Drip([&part[..], b"[1,2"].concat(), Duration::from_millis(1)));
     let mut client = proxy.connect();
@@ -310,7 +310,7 @@ fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
     app.at("/ws", Play::Upgrade);
     let events = app.events("/events");
     let proxy = Proxy::start(&app);
-    // More than is kept before the app hears of it, and not all.
+    // More bytes than the proxy buffers before it contacts the app, but not all.
     let upload = format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(70_000));
     let requests = [get("/hang"), get("/large"), get("/events"), upload, upgrade("/ws")];
     let paths = ["/hang", "/large", "/events", "/ignore", "/ws"];
@@ -327,7 +327,7 @@ fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
     assert_eq!(clients[4].head().unwrap().status, 101);
     drop(clients);
     proxy.comes_to_rest();
-    // The one that ignores its connection does not look; all others have seen it.
+    // The handler that ignores its connection does not notice; all others do.
     until("the app to see the clients leave", || app.open_connections() == 1);
     drop(events);
     proxy.counts("outrigger_requests_total", &[("outcome", "client_closed")], paths.len() - 1);

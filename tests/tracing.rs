@@ -36,7 +36,7 @@ impl Traced {
         serde_json::from_str(&answer.body).expect("a list of spans")
     }
 
-    /// Waits for so many more spans than `before`, and gives them.
+    /// Waits for this many more spans than `before`, and returns them.
     #[track_caller]
     fn records(&self, before: usize, more: usize) -> Vec<Value> {
         until(&format!("{more} spans"), || self.spans().len() >= before + more);
@@ -72,7 +72,7 @@ fn an_app_with_opentelemetry_keeps_all_of_its_spans() {
     app.records(before, REQUESTS);
     before += REQUESTS;
 
-    // A caller's trace goes on, and a caller's decision not to sample is the caller's.
+    // A caller's trace continues, and its decision not to sample is kept.
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     for request in [get("/"), post("/", "hello")] {
         for (flags, recorded) in [("01", 1), ("00", 0)] {

@@ -1,4 +1,4 @@
-//! Where the app is: without a file, by a name, elsewhere than before, or nowhere but here.
+//! The app's address: without a config file, by name, moved, or only on this host.
 
 mod loops;
 mod names;
@@ -93,7 +93,7 @@ fn follow(proxy: &Proxy, app: &Backend) {
         let answer = client.answer();
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    // The file is looked at ten times a second, and taken when it has settled.
+    // The proxy checks the file ten times a second, and reads it once it is stable.
     assert!(moved.elapsed() < Duration::from_secs(3), "{:?}", moved.elapsed());
     assert_eq!(app.requests_to("/held"), 2);
     assert_eq!(proxy.get("/new").status, 200);
@@ -113,7 +113,7 @@ fn requests_that_wait_for_an_app_follow_it_to_another_address() {
 
 #[test]
 fn requests_that_are_connecting_follow_the_app_to_another_address() {
-    // Its queue is full, so that connecting to it takes for ever, as to a host that has gone.
+    // Its accept queue is full, so connecting takes forever, as to a host that is down.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     rustix::net::listen(&silent, 0).unwrap();

@@ -1,5 +1,5 @@
-//! The app's part in the audit trail: it stores what proxies ship ([`intake`]), enters by itself who reads and writes which
-//! document ([`own`]), and sees to it that there is a place for both ([`upkeep`]).
+//! The app's part of the audit log: stores the entries that proxies ship ([`intake`]), records who reads and writes
+//! which document ([`own`]), and creates the partitions for both ([`upkeep`]).
 
 pub mod intake;
 pub mod own;
@@ -15,14 +15,14 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use crate::config::{AuditSettings, ConfigError};
 use crate::units::Secret;
 
-/// The classes that the app's own entries have.
+/// The classes of the app's own entries.
 pub const OWN_CLASSES: [Class; 2] = [Class::Data, Class::Deletion];
-/// Connections that batches may use at the same time: requests come first.
+/// How many batches may use a database connection at the same time. Kept low, since client requests have priority.
 const BATCHES_AT_ONCE: usize = 2;
-/// A shorter one could be guessed.
+/// Minimum length in characters; a shorter secret could be guessed.
 const SHORTEST_SECRET: usize = 32;
 
-/// What the endpoints and the app's own entries share.
+/// State that the endpoints and the app's own entries share.
 #[derive(Debug)]
 pub struct Audit {
     secret: Option<Secret>,
@@ -30,17 +30,17 @@ pub struct Audit {
     flag: Flag,
     machine: String,
     batches: Semaphore,
-    /// One removal at a time; held by its task, which may outlive the request.
+    /// Allows one removal at a time. The removal's task holds it, which may outlive the request.
     retention: Arc<Mutex<()>>,
-    /// Wakes the upkeep: a partition is missing.
+    /// Wakes the upkeep task when a partition is missing.
     wanting: Notify,
 }
 
 impl Audit {
-    /// Reads the settings. `flag` is the trail's.
+    /// Reads the settings. `flag` is the audit log's feature flag.
     ///
     /// # Errors
-    /// The secret or a key cannot be used, with a hint.
+    /// The secret or a key is invalid; the error contains a hint.
     pub fn new(settings: &AuditSettings, flag: Flag, machine: String) -> Result<Self, ConfigError> {
         let secret = settings.audit_secret.clone();
         if secret.as_ref().is_some_and(|secret| secret.expose().len() < SHORTEST_SECRET) {

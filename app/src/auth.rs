@@ -1,5 +1,5 @@
-//! Who calls: an API key or a JWT. Both are checked here again, although the proxy knows them too: whoever reaches the
-//! socket is not trusted for that.
+//! Authenticates clients by API key or JWT. The proxy verifies both too, but the app does not trust every process
+//! that can reach its socket.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,12 +16,12 @@ use crate::config::{AuthMode, AuthSettings, ConfigError, KeyAlgorithm};
 use crate::cursor::unhex;
 use crate::error::ApiError;
 
-/// Seconds that the clocks of issuer and app may differ.
+/// Allowed clock skew between issuer and app, in seconds.
 const LEEWAY_S: u64 = 30;
 
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// What callers must show.
+/// The accepted credentials.
 #[derive(Debug)]
 pub struct Authenticator {
     mode: AuthMode,
@@ -29,12 +29,12 @@ pub struct Authenticator {
     jwt: Option<Verifier>,
 }
 
-/// Who called. Goes into the request's extensions.
+/// The authenticated client. Stored in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
     /// Authentication is off.
     Anybody,
-    /// The name of the key.
+    /// The API key's name.
     Key(String),
     /// The token's `sub`.
     User(String),
@@ -50,7 +50,7 @@ impl Authenticator {
     /// Reads the keys.
     ///
     /// # Errors
-    /// A key cannot be read, or there is none although authentication is on.
+    /// A key cannot be read, or authentication is on and no key is configured.
     pub fn new(settings: &AuthSettings) -> Result<Self, ConfigError> {
         let keys = settings.api_keys.as_ref().map_or(Ok(Vec::new()), |keys| parse_keys(keys.expose()))?;
         let jwt = verifier(settings)?;
@@ -64,16 +64,16 @@ impl Authenticator {
         Ok(Self { mode: settings.auth, keys, jwt })
     }
 
-    /// Whether anybody may call.
+    /// Whether authentication is off.
     pub fn is_off(&self) -> bool {
         self.mode == AuthMode::Off
     }
 
-    /// Who sent these headers: the user of a token that verifies, else the name of a known key. The proxy has the same
-    /// order, so both take a request for the same client.
+    /// Returns the user of a valid token, else the name of a known API key. The proxy uses the same order, so both
+    /// attribute a request to the same client.
     ///
     /// # Errors
-    /// Why nobody can be told, as a metric's label.
+    /// The reason, for the metric's label and the response.
     fn identify(&self, headers: &HeaderMap) -> Result<Principal, Refusal> {
         if self.is_off() {
             return Ok(Principal::Anybody);
@@ -104,7 +104,7 @@ impl Authenticator {
     fn key_named(&self, presented: &[u8]) -> Option<Principal> {
         let presented = digest::digest(&digest::SHA256, presented);
         let mut found = None;
-        // All of them, always: the time must not tell which one came close.
+        // Compares with every key, so the timing does not reveal which one matched.
         for key in &self.keys {
             let same: Choice = key.sha256.ct_eq(presented.as_ref());
             if bool::from(same) {
@@ -115,17 +115,17 @@ impl Authenticator {
     }
 }
 
-/// The value of a header that may be there once.
+/// The value of a header that may occur at most once.
 fn once<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() { Err(Refusal::Repeated) } else { Ok(first) }
 }
 
-/// Why a request is nobody's.
+/// Why a request is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// A credential is there twice.
+    /// The request has a credential header twice.
     Repeated,
     Missing,
     UnknownKey,
@@ -133,7 +133,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    /// Metric label, what to do, and the challenge of the answer.
+    /// Metric label, advice for the client, and the response's `WWW-Authenticate` challenge.
     const fn table(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::Repeated => ("repeated", "send one Authorization header, and one X-Api-Key", ""),
@@ -152,7 +152,7 @@ impl Refusal {
     }
 }
 
-/// The layer around the documents API.
+/// Authentication layer around the documents API.
 pub async fn require(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match app.auth.identify(request.headers()) {
         Ok(principal) => {
@@ -178,7 +178,7 @@ fn parse_keys(text: &str) -> Result<Vec<ApiKey>, ConfigError> {
     items
         .enumerate()
         .map(|(at, item)| {
-            // The item itself might be a key in the clear: its place must do.
+            // The item may be a key in plain text, so the error contains its position only.
             let bad = || ConfigError::setting("APP_API_KEYS", format!("entry {} is no name:digest", at + 1), HINT);
             let (name, digest) = item.split_once(':').ok_or_else(bad)?;
             let sha256 =
@@ -218,7 +218,7 @@ fn verifier(settings: &AuthSettings) -> Result<Option<Verifier>, ConfigError> {
     Ok(Some(Verifier::new(key, settings.jwt_issuer.as_deref(), settings.jwt_audience.as_deref(), LEEWAY_S)))
 }
 
-/// The token's subject, if the token is good.
+/// The token's subject, if the token is valid; empty if it has none.
 fn user(verifier: &Verifier, token: &str) -> Option<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     match verifier.verify(token.as_bytes(), now) {

@@ -1,4 +1,4 @@
-//! A request's JSON body: bounded, in time, and with errors that say where it is wrong.
+//! Reads a request's JSON body within a size limit and the deadline; errors tell where the JSON is wrong.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -9,7 +9,7 @@ use crate::App;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 
-/// The body, parsed.
+/// The parsed body.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
@@ -32,10 +32,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-/// Reads a body of at most `limit` bytes, by the request's deadline. `what` is what should be smaller.
+/// Reads a body of at most `limit` bytes before the request's deadline. `what` names the thing to make smaller in the
+/// error.
 ///
 /// # Errors
-/// It is too large, too slow, or the client left.
+/// The body is too large or too slow, or the client disconnected.
 pub async fn read(request: Request, limit: usize, what: &str) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::TooLarge(format!("the body is larger than {limit} bytes; send a smaller {what}"));
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -46,7 +47,7 @@ pub async fn read(request: Request, limit: usize, what: &str) -> Result<Bytes, A
     let deadline = deadline.ok_or_else(|| ApiError::Internal("a request without a deadline".to_owned()))?;
     let read = deadline.run(axum::body::to_bytes(request.into_body(), limit)).await;
     read.map_err(|_| ApiError::BodyTimeout)?.map_err(|error| {
-        // The only error with a name is the limit; any other is a client that left or sent nonsense.
+        // Only the limit's error can be recognised by its text; all others are a disconnect or malformed content.
         let text = error.to_string();
         if text.contains("length limit") {
             too_large()
@@ -56,7 +57,7 @@ pub async fn read(request: Request, limit: usize, what: &str) -> Result<Bytes, A
     })
 }
 
-/// `application/json` and `application/anything+json`, whatever the parameters.
+/// `application/json` and `application/*+json`, with any parameters.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))

@@ -1,19 +1,20 @@
-//! The breaker in front of a database: who may ask it, and what is said when it opens and closes.
+//! The circuit breaker in front of a database: admits or rejects calls, and logs when it opens and closes.
 //!
-//! What to decide is [`outrigger_policy::breaker`]'s; here are its clock, its lock, its log and its metrics. A pool asks
-//! before anybody waits for a connection, so that an open breaker refuses at once:
+//! The decisions are [`outrigger_policy::breaker`]'s; this module adds the clock, the lock, the log and the metrics.
+//! A pool asks the breaker before a request waits for a connection, so an open breaker rejects immediately:
 //!
 //! ```text
-//!   ask ─┬─► Call ─┬─► succeeded   the database did as asked, or said why not
-//!        │         ├─► failed      it could not be reached, broke off, or was silent for too long
-//!        │         └─► (dropped)   nobody knows: the client left, its time was short, the pool was busy
+//!   ask ─┬─► Call ─┬─► succeeded   the database responded, possibly with an error about the statement
+//!        │         ├─► failed      connecting failed, the connection broke, or the database was silent for too long
+//!        │         └─► (dropped)   unknown: the client disconnected, the deadline was short, or the pool was busy
 //!        └─► ApiError::BreakerOpen
 //! ```
 //!
-//! While it is open nobody opens connections either ([`Breaker::turn_to_connect`]). It need not wait for its time to pass:
-//! [`crate::health`] looks every other second whether the database answers again, and says so ([`Breaker::answers`]).
+//! While the breaker is open, the pool opens no connections either ([`Breaker::turn_to_connect`]). It may close
+//! before its time has passed: [`crate::health`] checks every 2 seconds whether the database responds again and calls
+//! [`Breaker::answers`].
 //!
-//! `FF_ENABLE_CIRCUIT_BREAKER` off leaves everything to the pool. `monitor` counts and reports, and refuses nobody.
+//! With `FF_ENABLE_CIRCUIT_BREAKER` off, only the pool limits calls. `monitor` counts and logs but rejects no call.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,23 +28,24 @@ use tokio::sync::watch;
 use crate::error::{ApiError, Dependency};
 use crate::metrics::Metrics;
 
-/// Whoever sets a short time gets a longer one with every failed probe, up to this: many short ones would be a siege.
+/// Upper bound for the open time, which grows with every failed probe: many short periods would keep loading a
+/// database that is down. A longer configured time is its own bound.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Probes at the same time. Several, since a request takes more than one call and the outbox asks beside it.
+/// Maximum concurrent probes. More than one, since a request makes several calls and the outbox calls as well.
 const PROBES: u32 = 3;
-/// So many probes in a row close it.
+/// Consecutive successful probes that close the breaker.
 pub const SUCCESSES: u32 = 2;
 
-/// When it opens, for how long, and whether that counts.
+/// When the breaker opens, for how long, and in which mode.
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerSettings {
-    /// Failures in a row; 0: never.
+    /// Consecutive failures; 0: never opens.
     pub failures: u32,
     pub open_for: Duration,
     pub mode: Mode,
 }
 
-/// The breaker of one database.
+/// The circuit breaker of one database.
 #[derive(Debug)]
 pub struct Breaker {
     dependency: Dependency,
@@ -52,45 +54,45 @@ pub struct Breaker {
     began: Instant,
     dice: RandomState,
     inner: Mutex<Inner>,
-    /// For those who wait for a change.
+    /// Notifies tasks that wait for a state change.
     state: watch::Sender<State>,
-    /// Held by the one who opens a connection to a database in doubt.
+    /// Serialises connection attempts while the breaker is half-open.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Inner {
     machine: Machine,
-    /// Nanoseconds since the breaker began: when it was closed last.
+    /// When the breaker was last closed, in nanoseconds since its creation.
     closed_until: u64,
     last_failure: String,
 }
 
-/// What the health report says of a breaker.
+/// The breaker's part of the health report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     pub state: &'static str,
-    /// In a row, up to now.
+    /// Consecutive failures so far.
     pub failures: u32,
     pub mode: &'static str,
     #[serde(flatten)]
     pub trouble: Option<Trouble>,
 }
 
-/// Why it is not closed.
+/// Why the breaker is not closed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trouble {
     pub reason: &'static str,
     pub last_failure: String,
-    /// How long it has not been closed by now.
+    /// Time since it was last closed.
     pub open_for_ms: u64,
-    /// How much longer it refuses, unless the database answers sooner.
+    /// How long it will keep rejecting, unless the database responds sooner.
     pub retry_after_ms: u64,
 }
 
-/// It changed its state. Told after the lock is free: the log may be slow.
+/// A state change. Logged after the lock is released, since logging may be slow.
 struct Change {
     from: State,
     to: State,
@@ -102,7 +104,7 @@ struct Change {
 }
 
 impl Breaker {
-    /// Closed, and knows nothing.
+    /// A closed breaker without any recorded calls.
     pub fn new(dependency: Dependency, settings: BreakerSettings, metrics: Metrics) -> Self {
         let machine = Machine::new(Settings {
             consecutive: settings.failures,
@@ -116,13 +118,13 @@ impl Breaker {
             jitter: 0.2,
             probes: PROBES,
             successes: SUCCESSES,
-            // The pool bounds what comes back at once; refusing some of it would only be longer down.
+            // The pool already bounds the load after recovery; a ramp would only prolong the outage.
             ramp: Duration::ZERO,
-            // What it is told of is the database's doing, whoever asked.
+            // Failures of the database do not depend on the client, so one client suffices to open it.
             min_clients: 1,
             is_shared: false,
         });
-        // Counters that are there from the start show their first increase.
+        // Creates the counters at zero, so that their first increase is visible.
         for state in State::ALL {
             metrics.breaker_transitions.with_label_values(&[dependency.name(), state.name()]);
         }
@@ -141,10 +143,10 @@ impl Breaker {
         }
     }
 
-    /// Somebody wants to ask the database.
+    /// Asks to call the database.
     ///
     /// # Errors
-    /// [`ApiError::BreakerOpen`], with the time after which asking may help.
+    /// [`ApiError::BreakerOpen`] with the time after which to retry.
     pub fn ask(self: &Arc<Self>) -> Result<Call, ApiError> {
         let mut permit = None;
         if self.mode != Mode::Off {
@@ -163,8 +165,8 @@ impl Breaker {
         Ok(Call { breaker: Arc::clone(self), permit, since: Instant::now() })
     }
 
-    /// Waits while no connection may be opened, which is for as long as the breaker is open. While the database is tried,
-    /// they are opened one after the other, and the turn lasts as long as what is returned.
+    /// Waits until a connection may be opened, which is not the case while the breaker is open. While it is
+    /// half-open, connections are opened one at a time: the returned guard must be held meanwhile.
     pub async fn turn_to_connect(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if self.mode != Mode::Enforce {
             return None;
@@ -174,13 +176,13 @@ impl Breaker {
             let now = *state.borrow_and_update();
             match now {
                 State::Closed | State::Ramp => return None,
-                // The sender is a field of ours: it is there.
+                // `self` owns the sender, so the channel cannot be closed.
                 State::Open => {
                     let _ = state.changed().await;
                 }
                 State::HalfOpen => {
                     let turn = self.turn.lock().await;
-                    // While we waited, another one's attempt may have shown that the database is still away.
+                    // Meanwhile another attempt may have failed and opened the breaker again.
                     if *state.borrow() != State::Open {
                         return Some(turn);
                     }
@@ -189,14 +191,14 @@ impl Breaker {
         }
     }
 
-    /// Somebody has seen that the database answers: an open breaker lets the next one try, whatever time is left.
+    /// Reports that the database responds: an open breaker lets the next call probe it, regardless of the time left.
     pub fn answers(&self) {
         if self.is_in_doubt() {
             self.change(|inner, _| inner.machine.try_now());
         }
     }
 
-    /// Whether it is anything but closed.
+    /// Whether the breaker is open or half-open.
     pub fn is_in_doubt(&self) -> bool {
         matches!(*self.state.borrow(), State::Open | State::HalfOpen)
     }
@@ -220,7 +222,7 @@ impl Breaker {
         Report { state, failures: machine.failures(), mode: self.mode.name(), trouble }
     }
 
-    /// Brings its gauges up to date, for a scrape.
+    /// Updates the breaker's gauges before a scrape.
     pub fn publish(&self) {
         let now = *self.state.borrow();
         for state in State::ALL {
@@ -258,7 +260,7 @@ impl Breaker {
     }
 
     fn changed(&self, inner: &Inner, from: State, to: State, now: u64) -> Change {
-        // Within the lock, so that those who wait see every change in order.
+        // Sent while the lock is held, so that waiting tasks see every change in order.
         self.state.send_replace(to);
         let machine = &inner.machine;
         Change {
@@ -311,7 +313,7 @@ impl Breaker {
     }
 
     fn now(&self) -> u64 {
-        // Enough for 584 years.
+        // Overflows after 584 years.
         self.began.elapsed().as_nanos() as u64
     }
 
@@ -320,7 +322,7 @@ impl Breaker {
     }
 }
 
-/// Leave to ask the database. Says how it went; dropped before, it says nothing.
+/// Permission to call the database. Reports the call's outcome; if dropped, nothing is reported.
 #[derive(Debug)]
 #[must_use = "a call that is dropped says nothing about the database"]
 pub struct Call {
@@ -330,13 +332,14 @@ pub struct Call {
 }
 
 impl Call {
-    /// The database did as asked, or said why not.
+    /// The database responded, possibly with an error about the statement.
     pub fn succeeded(mut self) {
         let took = self.since.elapsed();
         self.end(Outcome::Success(took), "");
     }
 
-    /// The database could not be reached, broke off, or was silent for too long. `why` is for the log and for clients.
+    /// Connecting failed, the connection broke, or the database was silent for too long. `why` is shown in the log
+    /// and to clients.
     pub fn failed(mut self, why: &str) {
         self.end(Outcome::Failure(Failure::Away), why);
     }

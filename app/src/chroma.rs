@@ -1,7 +1,7 @@
-//! ChromaDB: the few calls that we need of its v2 API, through a pool whose check is the heartbeat.
+//! ChromaDB: the few calls of its v2 API that the app needs, through a pool whose health check is the heartbeat.
 //!
-//! Its collection is made when missing, and its id is kept until ChromaDB says that it is gone.
-//! Writes are upserts: `add` of an id that exists answers 201 and does nothing.
+//! The collection is created when missing. Its id is cached until ChromaDB responds that it is gone.
+//! Writes are upserts: `add` with an existing id responds 201 and changes nothing.
 
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::pool::{Checkout, Pool, PoolSettings};
 
-/// ChromaDB, as the rest of the app sees it.
+/// Client for ChromaDB.
 #[derive(Debug)]
 pub struct Chroma {
     pool: Pool<ChromaBackend>,
@@ -28,11 +28,11 @@ pub struct Chroma {
     timeout: Duration,
     dimension: u32,
     collection: RwLock<Option<String>>,
-    /// One at a time looks the collection up; the others wait for what it finds.
+    /// Serialises lookups of the collection; waiting tasks use the result.
     lookup: tokio::sync::Mutex<()>,
 }
 
-/// What a document looks like in ChromaDB.
+/// A document as stored in ChromaDB.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub id: Uuid,
@@ -41,7 +41,7 @@ pub struct Record {
     pub metadata: Value,
 }
 
-/// A document near the one searched for.
+/// A search result.
 #[derive(Clone, Debug)]
 pub struct Neighbour {
     pub id: Uuid,
@@ -52,10 +52,10 @@ pub struct Neighbour {
 }
 
 impl Chroma {
-    /// Checks the address and starts the pool. The server may be away.
+    /// Checks the address and starts the pool. The server may be down.
     ///
     /// # Errors
-    /// `CHROMA_URL` cannot be used, with a hint.
+    /// `CHROMA_URL` cannot be used; the error contains a hint.
     pub fn start(
         settings: &ChromaSettings,
         dimension: u32,
@@ -76,10 +76,10 @@ impl Chroma {
         })
     }
 
-    /// Writes these records, over older ones of the same ids.
+    /// Writes these records, replacing those with the same ids.
     ///
     /// # Errors
-    /// None of them, some or all may have been written unless [`ChromaError::is_doubtful`] is false.
+    /// If [`ChromaError::is_doubtful`], none, some or all records may have been written.
     pub async fn upsert(&self, deadline: Deadline, records: &[Record]) -> Result<(), ChromaError> {
         let body = Columns {
             ids: records.iter().map(|r| r.id).collect(),
@@ -90,7 +90,7 @@ impl Chroma {
         self.on_collection("chroma::upsert", deadline, "upsert", &body).await.map(|_: Value| ())
     }
 
-    /// Removes these ids; those that are not there are no error.
+    /// Removes these ids; missing ones are not an error.
     ///
     /// # Errors
     /// As [`Self::upsert`].
@@ -102,7 +102,7 @@ impl Chroma {
     /// The `limit` records nearest to `embedding`, nearest first.
     ///
     /// # Errors
-    /// ChromaDB cannot be asked, or does not answer in time.
+    /// ChromaDB is unreachable, returns an error, or does not respond in time.
     pub async fn nearest(
         &self,
         deadline: Deadline,
@@ -118,10 +118,11 @@ impl Chroma {
         Ok(found.into_neighbours())
     }
 
-    /// Whether ChromaDB answers and has our collection as we need it, within `limit`. Takes no pool's place.
+    /// Checks within `limit` that ChromaDB responds and has a usable collection. Does not use a connection of the
+    /// pool.
     ///
     /// # Errors
-    /// Why not, for the health report.
+    /// The reason, for the health report.
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         let deadline = Deadline::after(limit);
         let asked = deadline.run(self.prober.get(self.backend.url(&["healthcheck"])).send()).await;
@@ -132,7 +133,7 @@ impl Chroma {
                 Err(format!("its health check says {}", answer.status()))
             }
             Ok(Ok(_)) => match self.collection(deadline, &self.prober).await {
-                // Ours to wait for, not ChromaDB's fault.
+                // The lookup's lock or the connect failed: not counted against ChromaDB here.
                 Ok(_) | Err(ChromaError::NotAsked(_)) => Ok(()),
                 Err(error) => Err(error.to_string()),
             },
@@ -141,11 +142,11 @@ impl Chroma {
         outcome
     }
 
-    /// The collection's id, as far as we know it already or ChromaDB tells us now. It shows, too, that a connection can be
-    /// had, before work is claimed that needs one.
+    /// The collection's id, from the cache or from ChromaDB. Also proves that a connection is available, before work
+    /// is claimed that needs one.
     ///
     /// # Errors
-    /// ChromaDB cannot be asked, or does not answer in time.
+    /// ChromaDB is unreachable, returns an error, or does not respond in time.
     pub async fn collection_id(&self, deadline: Deadline) -> Result<String, ChromaError> {
         let session = self.pool.checkout("chroma::collection", deadline).await.map_err(ChromaError::NotAsked)?;
         let asked = Instant::now();
@@ -165,12 +166,13 @@ impl Chroma {
         &self.name
     }
 
-    /// The pool, for its numbers.
+    /// The pool, for its statistics.
     pub fn pool(&self) -> &Pool<ChromaBackend> {
         &self.pool
     }
 
-    /// Posts `body` to the collection's `action`. A collection that is gone is looked up, or made, once more.
+    /// Posts `body` to the collection's `action`. If the collection is gone, looks it up or creates it, and tries
+    /// once more.
     async fn on_collection<T: DeserializeOwned>(
         &self,
         what: &'static str,
@@ -200,15 +202,15 @@ impl Chroma {
         outcome
     }
 
-    /// What a call's end says of ChromaDB and of the connection.
+    /// Reports a call's outcome to the circuit breaker and decides whether the connection is kept.
     fn judge<T>(&self, session: Checkout<ChromaBackend>, asked: Instant, outcome: &Result<T, ChromaError>) {
         match outcome {
-            // The call is over, whatever the verdict: the connection can serve the next one.
+            // ChromaDB sent a complete response, so the connection can be reused.
             Ok(_) | Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => session.release(),
             Err(error) if error.is_busy() => session.release(),
-            // Nobody's fault: our time ran out before we asked.
+            // The deadline passed before anything was sent: not a failure of ChromaDB.
             Err(ChromaError::NotAsked(ApiError::DeadlineExceeded)) => {}
-            // Nor this: it was ours that was short.
+            // Too short a deadline: not a failure of ChromaDB either.
             Err(ChromaError::Silence(_)) if asked.elapsed() < self.pool.silence() => {}
             Err(error) => session.fail(&error.to_string()),
         }
@@ -226,7 +228,7 @@ impl Chroma {
         }
     }
 
-    /// The collection's id, made when missing.
+    /// The collection's id; creates the collection when missing.
     async fn collection(&self, deadline: Deadline, client: &reqwest::Client) -> Result<String, ChromaError> {
         if let Some(id) = self.known_collection() {
             return Ok(id);
@@ -254,7 +256,7 @@ impl Chroma {
     }
 }
 
-/// Records as ChromaDB takes them: columns of equal length.
+/// Records in ChromaDB's format: columns of equal length.
 #[derive(Serialize)]
 struct Columns<'a> {
     ids: Vec<Uuid>,
@@ -269,7 +271,7 @@ struct Collection {
     dimension: Option<u32>,
 }
 
-/// ChromaDB's answer to a query: columns of lists, one list for each vector asked for.
+/// ChromaDB's response to a query: columns of lists, one list per queried vector.
 #[derive(Debug, Default, serde::Deserialize)]
 struct Found {
     ids: Vec<Vec<String>>,
@@ -289,7 +291,7 @@ impl Found {
         ids.into_iter()
             .zip(columns)
             .filter_map(|(id, ((distance, content), metadata))| {
-                // Ids that are not ours were put there by somebody else.
+                // Skips records with ids that are not UUIDs: the app did not write them.
                 let id = id.parse().ok()?;
                 let metadata = metadata.unwrap_or(Value::Null);
                 Some(Neighbour { id, distance: distance?, content, metadata })

@@ -1,4 +1,4 @@
-//! HTTP to ChromaDB: where it is, one connection for each place in the pool, and what its answers mean.
+//! HTTP client for ChromaDB: its address, one connection per pool member, and the meaning of its responses.
 
 use std::time::Duration;
 
@@ -14,39 +14,39 @@ use crate::keeper::{Backend, ConnectionError};
 use crate::postgres::describe;
 use crate::tls::{self, Trust};
 
-/// Longest time to open the TCP connection.
+/// Maximum time to open the TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why ChromaDB did not do it.
+/// Why a call to ChromaDB failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChromaError {
     /// Nothing was sent.
     #[error(transparent)]
     NotAsked(ApiError),
-    /// It was sent, and may yet take effect.
+    /// The request was sent and may still take effect.
     #[error("{0}")]
     NoAnswer(String),
-    /// The same, since our own time was over.
+    /// Like [`Self::NoAnswer`], because the caller's deadline passed.
     #[error("no answer within {} ms", .0.as_millis())]
     Silence(Duration),
-    /// ChromaDB read it and will not do it, now or later.
+    /// ChromaDB rejected the request, and would reject it again.
     #[error("ChromaDB refused it ({status}): {message}")]
     Refused { status: u16, message: String },
-    /// The collection cannot hold our vectors, whatever they are.
+    /// The collection cannot hold vectors of the configured dimension.
     #[error("{0}")]
     Misfit(String),
-    /// ChromaDB tried and failed.
+    /// ChromaDB responded that it failed or is overloaded, or the response was not understood.
     #[error("ChromaDB failed ({status}): {message}")]
     Failed { status: u16, message: String },
 }
 
 impl ChromaError {
-    /// Whether the call may take effect after we stopped waiting for it.
+    /// Whether the call may still take effect after the app stopped waiting for it.
     pub fn is_doubtful(&self) -> bool {
         matches!(self, Self::NoAnswer(_) | Self::Silence(_) | Self::Failed { .. })
     }
 
-    /// Whether ChromaDB answered that it has too much to do, now: it is not down.
+    /// Whether ChromaDB responded that it is overloaded: it is not down.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Failed { status: 408 | 429, .. })
     }
@@ -67,15 +67,15 @@ impl From<ChromaError> for ApiError {
     }
 }
 
-/// What happened, without the address: the text reaches clients.
+/// The error without the address, since the text reaches clients.
 pub fn describe_http(error: reqwest::Error) -> String {
     describe(&error.without_url())
 }
 
-/// One call, from request to parsed answer.
+/// Sends one request and parses the response.
 ///
 /// # Errors
-/// Whether it was asked, answered, refused or failed: see [`ChromaError`].
+/// See [`ChromaError`].
 pub async fn send<T: DeserializeOwned>(
     client: &reqwest::Client,
     deadline: Deadline,
@@ -90,7 +90,7 @@ pub async fn send<T: DeserializeOwned>(
     let started = std::time::Instant::now();
     let (status, bytes) = match deadline.run(exchange).await {
         Ok(Ok(answer)) => answer,
-        // Without a connection nothing was sent, and nothing can take effect later.
+        // Without a connection nothing was sent, so nothing can take effect later.
         Ok(Err(error)) if error.is_connect() => {
             let reason = describe_http(error);
             return Err(ChromaError::NotAsked(ApiError::Unavailable { dependency: Dependency::Chroma, reason }));
@@ -109,19 +109,19 @@ pub async fn send<T: DeserializeOwned>(
         .and_then(|body| body.get("message").and_then(Value::as_str).map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(200).collect());
     let status = status.as_u16();
-    // 408 and 429 ask to come back; every other 4xx will be the same tomorrow.
+    // 408 and 429 may succeed later; every other 4xx is permanent.
     Err(match status {
         408 | 429 | 500.. => ChromaError::Failed { status, message },
         _ => ChromaError::Refused { status, message },
     })
 }
 
-/// `CHROMA_URL` cannot be used, and why.
+/// The error for an unusable `CHROMA_URL`.
 pub fn bad_url(problem: String) -> ConfigError {
     ConfigError::setting("CHROMA_URL", problem, "write http://HOST:PORT or https://HOST")
 }
 
-/// Where ChromaDB is, and what the pool needs to know of it.
+/// ChromaDB's address, and its side of the pool.
 #[derive(Clone, Debug)]
 pub struct ChromaBackend {
     base: Url,
@@ -134,7 +134,7 @@ impl ChromaBackend {
     /// Reads the address.
     ///
     /// # Errors
-    /// It names no HTTP server, or one whose certificate could not be verified here.
+    /// It is not an HTTP URL, or there are no certificates to verify the server with.
     pub fn new(settings: &ChromaSettings) -> Result<Self, ConfigError> {
         let base: Url = settings.chroma_url.parse().map_err(|e| bad_url(format!("is no address: {e}")))?;
         let trust = match base.scheme() {
@@ -150,10 +150,10 @@ impl ChromaBackend {
         Ok(Self { base, tenant, database, tls })
     }
 
-    /// A client with one connection to keep.
+    /// An HTTP client that keeps one idle connection.
     ///
     /// # Errors
-    /// The HTTP library cannot start.
+    /// The HTTP library cannot be initialised.
     pub fn http_client(&self) -> reqwest::Result<reqwest::Client> {
         reqwest::Client::builder()
             .no_proxy()
@@ -167,7 +167,7 @@ impl ChromaBackend {
             .build()
     }
 
-    /// A path of the API.
+    /// The URL of an API path.
     pub fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -176,7 +176,7 @@ impl ChromaBackend {
         url
     }
 
-    /// A path below our database's collections.
+    /// The URL of a path below the database's collections.
     pub fn collection_url(&self, path: &[&str]) -> Url {
         let place = ["tenants", &self.tenant, "databases", &self.database, "collections"];
         self.url(&[&place, path].concat())
@@ -187,7 +187,7 @@ impl Backend for ChromaBackend {
     type Client = reqwest::Client;
     const DEPENDENCY: Dependency = Dependency::Chroma;
 
-    /// Not only a client: its connection is open and warm when the heartbeat came back over it.
+    /// Also sends a heartbeat, so that the client's connection is open and warm.
     async fn open(&self) -> Result<reqwest::Client, ConnectionError> {
         let client = self.http_client().map_err(|e| ConnectionError::Failed(describe_http(e)))?;
         self.check(&client).await?;
@@ -198,18 +198,18 @@ impl Backend for ChromaBackend {
         let failed = |e| ConnectionError::Failed(describe_http(e));
         let answer = client.get(self.url(&["heartbeat"])).send().await.map_err(failed)?;
         let status = answer.status();
-        // Read to its end, or the connection could not be used again.
+        // The body must be read completely, or the connection cannot be reused.
         answer.bytes().await.map_err(failed)?;
         if status.is_success() { Ok(()) } else { Err(ConnectionError::Failed(format!("its heartbeat says {status}"))) }
     }
 
     fn is_closed(&self, _client: &reqwest::Client) -> bool {
-        // The HTTP client opens a new connection by itself when the kept one is gone.
+        // If the kept connection is gone, the HTTP client opens a new one by itself.
         false
     }
 
     fn interrupt(&self, _client: &reqwest::Client) {
-        // An HTTP/1.1 call that is dropped closes its connection.
+        // Dropping an HTTP/1.1 call closes its connection.
     }
 }
 

@@ -1,7 +1,7 @@
-//! Settings, from the environment or the command line, parsed once into values that work.
+//! Settings from the environment or the command line, parsed once into checked values.
 //!
-//! `outrigger-app --help` prints every one with its default. Durations are text with a unit (`250ms`, `30s`, `5m`).
-//! Secrets (keys, tokens, the database's password) stay out of `Debug` and out of every message.
+//! `outrigger-app --help` prints each one with its default. Durations are text with a unit (`250ms`, `30s`, `5m`).
+//! Secrets (keys, tokens, the database's password) never appear in `Debug` output or messages.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -13,48 +13,49 @@ use outrigger_trail::keys::{KEYS, PSEUDONYM_KEY};
 
 use crate::units::{Millis, Secret, Span};
 
-/// The environment or command line, as written.
+/// The settings as given on the command line or in the environment.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "outrigger-app", version, about = "Documents in PostgreSQL with embeddings in ChromaDB", long_about = None)]
 #[command(after_help = "Exit codes: 0 stopped as asked, 1 failed, 78 the configuration cannot work.")]
 pub struct Settings {
-    /// Address to listen on; a Unix socket is served besides it, not instead.
+    /// Address to listen on, in addition to the Unix socket, if any.
     #[arg(long, env = "APP_LISTEN", default_value = "127.0.0.1:8081", value_name = "HOST:PORT")]
     pub listen: SocketAddr,
 
-    /// Path of a Unix socket to listen on as well; a stale one is replaced, its mode is 0660.
+    /// Path of an additional Unix socket to listen on; replaces a stale one, mode 0660.
     #[arg(long, env = "APP_SOCKET", value_name = "PATH", value_parser = any_path)]
     pub socket: Option<PathBuf>,
 
-    /// Numbers that every embedding must have.
+    /// Dimension of every embedding.
     #[arg(long, env = "APP_VECTOR_DIMENSION", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16_000))]
     pub vector_dimension: u32,
 
-    /// Longest `content` of a document, in bytes of UTF-8.
+    /// Maximum size of a document's `content`, in bytes of UTF-8.
     #[arg(long, env = "APP_MAX_DOCUMENT_BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=33_554_432))]
     pub max_document_bytes: u32,
 
-    /// Deadline of a request without `X-Request-Timeout-Ms`; the header can only lower it.
+    /// Deadline of requests without `X-Request-Timeout-Ms`; the header can only lower it.
     #[arg(long, env = "APP_REQUEST_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub request_timeout: Span,
 
-    /// Rows that may wait for ChromaDB before writes are refused with 503.
+    /// Maximum number of rows that wait for ChromaDB; beyond it, writes are rejected with 503.
     #[arg(long, env = "APP_OUTBOX_MAX", default_value_t = 100_000, value_name = "ROWS")]
     pub outbox_max: u64,
 
-    /// After SIGTERM: how long to keep accepting while readiness already fails. The proxy drains first, so none.
+    /// How long to keep accepting connections after SIGTERM while readiness fails. 0s by default, since the proxy
+    /// drains first.
     #[arg(long, env = "APP_LAME_DUCK", default_value = "0s", value_name = "DURATION")]
     pub lame_duck: Span,
 
-    /// After SIGTERM: how long requests in flight may take before the process leaves without them.
+    /// How long to wait for requests in flight after SIGTERM before exiting.
     #[arg(long, env = "APP_DRAIN_TIMEOUT", default_value = "25s", value_name = "DURATION")]
     pub drain_timeout: Span,
 
-    /// Lines of JSON for machines, or text for people.
+    /// Log format: JSON lines, or text for people.
     #[arg(long, env = "APP_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
 
-    /// What to log, as in `info` or `outrigger_app=debug,info`. The access log is at debug.
+    /// Log filter, such as `info` or `outrigger_app=debug,info`. The access log is at debug.
     #[arg(long, env = "APP_LOG", default_value = "info,tokio_postgres=warn,refinery_core=warn", value_name = "FILTER")]
     pub log: String,
 
@@ -74,51 +75,53 @@ pub struct Settings {
     pub audit: AuditSettings,
 }
 
-/// PostgreSQL, and the pools of both databases.
+/// Settings of PostgreSQL and of both databases' pools.
 #[derive(Clone, Debug, Args)]
 pub struct DatabaseSettings {
-    /// PostgreSQL. TLS is used for remote hosts unless `sslmode=disable`, and then always verified.
+    /// URL of PostgreSQL. TLS is used for remote hosts unless `sslmode=disable`, and the certificate is always
+    /// verified.
     #[arg(long, env = "DATABASE_URL", default_value = "postgres://app@127.0.0.1:5432/app", hide_env_values = true)]
     pub database_url: Secret,
 
-    /// Connections that each pool keeps warm.
+    /// Minimum number of open connections per pool.
     #[arg(long, env = "DB_POOL_MIN", default_value_t = 5)]
     pub db_pool_min: u32,
 
-    /// Connections that each pool may grow to.
+    /// Maximum number of connections per pool.
     #[arg(long, env = "DB_POOL_MAX", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub db_pool_max: u32,
 
-    /// Longest wait for a connection; a request's own deadline lowers it.
+    /// Maximum wait for a connection; a request's own deadline lowers it.
     #[arg(long, env = "DB_POOL_ACQUIRE_TIMEOUT", default_value = "2s", value_name = "DURATION")]
     pub db_pool_acquire_timeout: Span,
 
-    /// Age at which a connection is replaced; each lives 80 to 100 % of it, so that they never go together.
+    /// Maximum age of a connection before it is replaced; each lives 80 to 100 % of it, so they are not replaced all
+    /// at once.
     #[arg(long, env = "DB_POOL_MAX_LIFETIME", default_value = "30m", value_name = "DURATION")]
     pub db_pool_max_lifetime: Span,
 
-    /// Idle time after which a connection is replaced, or dropped above the minimum.
+    /// Idle time after which a connection is replaced, or closed if above the minimum.
     #[arg(long, env = "DB_POOL_IDLE_TIMEOUT", default_value = "10m", value_name = "DURATION")]
     pub db_pool_idle_timeout: Span,
 
-    /// How long a connection may be held before the log says by whom.
+    /// How long a connection may be held before the log names its holder.
     #[arg(long, env = "DB_POOL_LEAK_AFTER", default_value = "20s", value_name = "DURATION")]
     pub db_pool_leak_after: Span,
 
-    /// Longest time to open a connection, handshake included.
+    /// Maximum time to open a connection, including the handshake.
     #[arg(long, env = "DB_CONNECT_TIMEOUT", default_value = "2s", value_name = "DURATION")]
     pub db_connect_timeout: Span,
 
-    /// PostgreSQL's own limit for each statement, should the app not be there to cancel it. `0s` sends none, for poolers
-    /// such as PgBouncer that take no startup options.
+    /// PostgreSQL's `statement_timeout`, in case the app cannot cancel a statement itself. `0s` does not set it, for
+    /// poolers such as PgBouncer that reject startup options.
     #[arg(long, env = "DB_STATEMENT_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub db_statement_timeout: Span,
 }
 
-/// ChromaDB.
+/// Settings of ChromaDB.
 #[derive(Clone, Debug, Args)]
 pub struct ChromaSettings {
-    /// ChromaDB's base address, v2 API.
+    /// Base URL of ChromaDB's v2 API.
     #[arg(long, env = "CHROMA_URL", default_value = "http://127.0.0.1:8000", hide_env_values = true)]
     pub chroma_url: String,
 
@@ -134,20 +137,21 @@ pub struct ChromaSettings {
     #[arg(long, env = "CHROMA_DATABASE", default_value = "default_database")]
     pub chroma_database: String,
 
-    /// Longest time for one call; a request's own deadline lowers it.
+    /// Maximum time for one call; a request's own deadline lowers it.
     #[arg(long, env = "CHROMA_TIMEOUT", default_value = "5s", value_name = "DURATION")]
     pub chroma_timeout: Span,
 }
 
-/// The breakers in front of the two databases. The proxy reads the same variables for its own, so all that it takes is
-/// taken here. `FF_ENABLE_CIRCUIT_BREAKER` switches them; a percentage picks Machines.
+/// The circuit breakers in front of the two databases. The proxy reads the same variables for its own breakers, so
+/// the app accepts every value that the proxy accepts. `FF_ENABLE_CIRCUIT_BREAKER` enables them; a percentage selects
+/// Machines.
 #[derive(Clone, Debug, Args)]
 pub struct BreakerSettings {
-    /// Failures in a row after which a database is left alone; 0: never.
+    /// Consecutive failures that open a database's circuit breaker; 0: never.
     #[arg(long, env = "CIRCUIT_BREAKER_FAILURE_THRESHOLD", default_value = FAILURES, value_name = "FAILURES", value_parser = failures)]
     pub circuit_breaker_failure_threshold: u32,
 
-    /// For how long, in milliseconds, unless it is seen to answer sooner.
+    /// How long an open circuit breaker rejects calls, in milliseconds, unless the database responds sooner.
     #[arg(long, env = "CIRCUIT_BREAKER_TIMEOUT", default_value = OPEN_MS, value_name = "MILLISECONDS", value_parser = open_ms)]
     pub circuit_breaker_timeout: Millis,
 }
@@ -163,23 +167,23 @@ fn open_ms(text: &str) -> Result<Millis, ConfigError> {
     filled(text, OPEN_MS).parse()
 }
 
-/// A variable that is set to nothing is not set.
+/// Treats an empty variable as unset.
 fn filled<'a>(text: &'a str, default: &'a str) -> &'a str {
     if text.trim().is_empty() { default } else { text.trim() }
 }
 
-/// Who may use the documents API. Health and metrics are open.
+/// Who may use the documents API. Health and metrics need no credentials.
 #[derive(Clone, Debug, Args)]
 pub struct AuthSettings {
-    /// `off` lets everybody in; otherwise keys or a JWT key must be configured.
+    /// `off` disables authentication; otherwise API keys or a JWT key must be configured.
     #[arg(long, env = "APP_AUTH", default_value = "on")]
     pub auth: AuthMode,
 
-    /// Comma-separated `name:SHA-256 in hex` of the keys accepted in `X-Api-Key`.
+    /// API keys accepted in `X-Api-Key`: comma-separated `name:SHA-256 in hex`.
     #[arg(long, env = "APP_API_KEYS", hide_env_values = true)]
     pub api_keys: Option<Secret>,
 
-    /// Secret that signs JWTs with HS256, at least 32 bytes.
+    /// Secret of HS256 JWTs, at least 32 bytes.
     #[arg(long, env = "APP_JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<Secret>,
 
@@ -187,52 +191,54 @@ pub struct AuthSettings {
     #[arg(long, env = "APP_JWT_KEY_FILE", value_name = "FILE", value_parser = any_path)]
     pub jwt_key_file: Option<PathBuf>,
 
-    /// Algorithm that the key file is for: RS256, ES256 or EdDSA. Tokens that name another one are refused.
+    /// Algorithm of the key file: RS256, ES256 or EdDSA. Tokens with another one are rejected.
     #[arg(long, env = "APP_JWT_ALGORITHM", default_value = "RS256", ignore_case = true)]
     pub jwt_algorithm: KeyAlgorithm,
 
-    /// `aud` that a JWT must carry; without it, tokens with any or no audience pass.
+    /// `aud` that a JWT must have; if unset, any audience or none is accepted.
     #[arg(long, env = "APP_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,
 
-    /// `iss` that a JWT must carry.
+    /// `iss` that a JWT must have.
     #[arg(long, env = "APP_JWT_ISSUER")]
     pub jwt_issuer: Option<String>,
 }
 
-/// The audit trail. `FF_ENABLE_AUDIT_TRAIL` switches what the app enters by itself; what a proxy ships is always stored.
+/// Settings of the audit log. `FF_ENABLE_AUDIT_TRAIL` enables the app's own entries; batches from proxies are always
+/// stored.
 #[derive(Clone, Debug, Args)]
 pub struct AuditSettings {
-    /// What a proxy shows to store entries here, at least 32 characters; both programs read it. Unset, nothing is taken.
+    /// Secret that proxies send to store audit entries here, at least 32 characters; both programs read it. If unset,
+    /// no batches are accepted.
     #[arg(long, env = "OUTRIGGER_AUDIT_SECRET", hide_env_values = true)]
     pub audit_secret: Option<Secret>,
 
-    /// What makes pseudonyms, as `outrigger audit keys derive` prints it. With it, the app records who reads and writes which
-    /// document in the audit log.
+    /// Key for pseudonyms, as `outrigger audit keys derive` prints it. With it, the app records in the audit log who
+    /// reads and writes which document.
     #[arg(long, env = PSEUDONYM_KEY, hide_env_values = true)]
     pub audit_pseudonym_key: Option<Secret>,
 
-    /// The audit log's master keys, which also sign the proxy's part of it: the app should not have them. They are used when there is
-    /// no pseudonym key, with a warning.
+    /// The audit log's master keys. They can also sign the proxy's entries, so the app should not have them. Used,
+    /// with a warning, if there is no pseudonym key.
     #[arg(long, env = KEYS, hide_env_values = true)]
     pub audit_keys: Option<Secret>,
 }
 
-/// Whether the documents API asks who calls.
+/// Whether the documents API authenticates clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
     On,
     Off,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Json,
     Text,
 }
 
-/// Signature of a JWT that a public key verifies.
+/// Signature algorithm of JWTs that a public key verifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KeyAlgorithm {
     #[value(name = "RS256")]
@@ -243,7 +249,7 @@ pub enum KeyAlgorithm {
     EdDsa,
 }
 
-/// Settings that cannot work. The text says which one, what it holds and what to do.
+/// Invalid settings. The text names the setting, its value and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("needs a duration with a unit such as \"250ms\", \"30s\" or \"5m\", got {0:?}")]
@@ -261,7 +267,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// A setting, what is wrong with it, and what to write instead.
+    /// An error with the setting, its problem, and a valid alternative.
     pub fn setting(variable: &'static str, problem: impl Into<String>, hint: &'static str) -> Self {
         Self::Setting { variable, problem: problem.into(), hint }
     }
@@ -272,11 +278,11 @@ fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
 }
 
 impl Settings {
-    /// Reads the command line and the environment. A variable that is set to nothing counts as not set, where it may be
-    /// missing: that is how supervisors and compose files leave one out.
+    /// Reads the command line and the environment. An empty optional variable counts as unset, since supervisors and
+    /// compose files cannot leave one out.
     ///
     /// # Errors
-    /// What cannot be read, or the text that `--help` or `--version` asks for.
+    /// An argument or variable cannot be parsed, or `--help` or `--version` was given; the error contains their text.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut settings = Self::try_parse_from(arguments)?;
         let some_path = |path: &PathBuf| !path.as_os_str().is_empty();
@@ -295,7 +301,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What no single setting can tell: how they fit together.
+    /// Checks how the settings fit together.
     ///
     /// # Errors
     /// The first setting that contradicts another, with a hint.
@@ -333,10 +339,10 @@ impl Settings {
     }
 }
 
-/// The feature flags of this process, from the environment.
+/// Reads the feature flags of this process from the environment.
 ///
 /// # Errors
-/// Names the variable that cannot be read.
+/// Names the variable that cannot be parsed.
 pub fn flags(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(Feature, Flag)>, ConfigError> {
     Feature::ALL.into_iter().map(|feature| Ok((feature, Flag::default().overridden_by(feature, &variable)?))).collect()
 }

@@ -1,4 +1,4 @@
-//! Where a page of the list ends, as text that a client hands back and need not understand.
+//! The position in the list of documents, as an opaque text that a client sends back for the next page.
 
 use jiff::Timestamp;
 use ring::digest;
@@ -11,18 +11,18 @@ pub struct Cursor {
     pub id: Uuid,
 }
 
-/// The text is no cursor of ours, or only a part of one.
+/// The text is not a cursor of this app, or is truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the cursor is damaged; leave it out to start from the newest document, or send `next_cursor` back unchanged")]
 pub struct BadCursor;
 
 const CHECK_BYTES: usize = 4;
-/// The first moment of the year 1. A date before it is none of ours, and PostgreSQL has no date before 4714 BC: a query with one fails.
-/// The latest that [`Timestamp`] holds, in the year 9999, is one that PostgreSQL has, too.
+/// The start of year 1. The app never returns an earlier date, and PostgreSQL rejects dates before 4714 BC. No upper
+/// bound is needed: PostgreSQL accepts [`Timestamp`]'s maximum, in the year 9999.
 const EARLIEST_MICROS: i64 = -62_135_596_800_000_000;
 
 impl Cursor {
-    /// The opaque text: microseconds, id and a check that finds typos, in hex.
+    /// The opaque text: microseconds, id and a checksum against typos, in hex.
     pub fn encode(&self) -> String {
         let mut bytes = self.created_at.as_microsecond().to_be_bytes().to_vec();
         bytes.extend_from_slice(self.id.as_bytes());
@@ -30,10 +30,10 @@ impl Cursor {
         hex(&bytes)
     }
 
-    /// Reads the text back.
+    /// Parses the text.
     ///
     /// # Errors
-    /// [`BadCursor`] when [`Self::encode`] did not write it.
+    /// [`BadCursor`] if [`Self::encode`] did not write it.
     pub fn decode(text: &str) -> Result<Self, BadCursor> {
         let bytes = unhex(text).ok_or(BadCursor)?;
         let (micros, rest) = bytes.split_first_chunk::<8>().ok_or(BadCursor)?;
@@ -42,7 +42,7 @@ impl Cursor {
         if sum != check(covered) {
             return Err(BadCursor);
         }
-        // The check keeps no secret, so anybody can make a cursor: its date may be any number.
+        // The checksum has no secret, so a client can forge a cursor with any date.
         let micros = i64::from_be_bytes(*micros);
         if micros < EARLIEST_MICROS {
             return Err(BadCursor);
@@ -62,7 +62,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of a hex text, or `None` when it is none.
+/// Decodes hex, or returns `None` if the text is not hex.
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -89,10 +89,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever date is forged: it is refused, or it is one that PostgreSQL has (4713 BC to 294276).
+        /// Every forged date is rejected or valid in PostgreSQL (4713 BC to 294276).
         #[test]
         fn a_forged_date_is_refused_or_can_be_asked_for(micros: i64, near in -1000_i64..1000, id: [u8; 16]) {
-            // The last whole second is the latest that is read from microseconds.
+            // The last whole second is the latest time that `from_microsecond` accepts.
             let (earliest, latest) = (EARLIEST_MICROS, Timestamp::MAX.as_second() * 1_000_000);
             for micros in [micros, micros >> 4, micros >> 8, earliest + near, latest.saturating_add(near)] {
                 let is_ours = (earliest..=latest).contains(&micros);

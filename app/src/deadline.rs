@@ -1,4 +1,4 @@
-//! When an answer must be on its way, and how to make anything end by then.
+//! Request deadlines, and running futures with them.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// What the proxy, or a client, gives us: whole milliseconds from the moment the request arrived.
+/// The time that the proxy or client allows: whole milliseconds from the request's arrival.
 pub const HEADER: &str = "x-request-timeout-ms";
 
-/// Kept back from the header's time, so that our own answer arrives before the caller gives up.
+/// Subtracted from the header's time, so that the app's own response arrives before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(50);
 
-/// The moment by which a piece of work must have ended.
+/// The time by which some work must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
@@ -21,7 +21,7 @@ pub struct Deadline(Instant);
 #[error("the deadline passed")]
 pub struct Expired;
 
-/// The header holds no number of milliseconds.
+/// The header is not a whole number of milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("X-Request-Timeout-Ms needs a whole number of milliseconds")]
 pub struct BadTimeout;
@@ -32,44 +32,44 @@ impl Deadline {
         Self(Instant::now() + span)
     }
 
-    /// The deadline of a request that just arrived: `longest` from now, or sooner when its header says so.
+    /// The deadline of a request that just arrived: `longest` from now, or earlier if its header says so.
     ///
     /// # Errors
-    /// The header is not a whole number; guessing would make somebody wait.
+    /// The header is not a whole number; a guess could make the client wait too long.
     pub fn of_request(headers: &HeaderMap, longest: Duration) -> Result<Self, BadTimeout> {
         let Some(value) = headers.get(HEADER) else { return Ok(Self::after(longest)) };
         let text = value.to_str().map_err(|_| BadTimeout)?.trim();
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(BadTimeout);
         }
-        // More digits than a u64 holds is simply longer than our own limit.
+        // A number too large for a u64 is above the app's own limit anyway.
         let given = Duration::from_millis(text.parse().unwrap_or(u64::MAX));
-        // Half of a very short time would be too much to keep back.
+        // For short times, subtract a fifth instead of the full margin.
         let margin = MARGIN.min(given / 5);
         Ok(Self::after((given - margin).min(longest)))
     }
 
-    /// What is left, zero when it passed.
+    /// The time left; zero if the deadline passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// The earlier of this and `span` from now.
+    /// The earlier of this deadline and `span` from now.
     #[must_use]
     pub fn within(self, span: Duration) -> Self {
         self.min(Self::after(span))
     }
 
-    /// This much earlier, to leave time for what comes after.
+    /// A deadline earlier by `span`, to leave time for later work.
     #[must_use]
     pub fn reserving(self, span: Duration) -> Self {
         Self(self.0.checked_sub(span).unwrap_or(self.0))
     }
 
-    /// Runs `work` until the deadline at the latest, then drops it.
+    /// Runs `work` until the deadline at most, then drops it.
     ///
     /// # Errors
-    /// [`Expired`] when it did not end in time.
+    /// [`Expired`] if it did not end in time.
     pub async fn run<F: Future>(self, work: F) -> Result<F::Output, Expired> {
         tokio::time::timeout_at(self.0, work).await.map_err(|_| Expired)
     }
@@ -88,7 +88,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_header_lowers_the_deadline_and_keeps_a_margin() {
-        // A little of it has gone by when we look.
+        // Allows for the time that the test itself takes.
         assert!((900..=950).contains(&remaining_ms("1000")));
         assert!((50..=80).contains(&remaining_ms("100")));
         assert_eq!(remaining_ms("0"), 0);

@@ -1,4 +1,4 @@
-//! The endpoints of single documents and their list.
+//! The endpoints for single documents and their list.
 
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -19,12 +19,12 @@ use crate::outbox::Applied;
 use crate::records::{self, Document, Summary};
 use crate::validate;
 
-/// Kept of the deadline when we wait for ChromaDB: the answer must still be written.
+/// Reserved from the deadline while waiting for ChromaDB, to write the response.
 const ANSWER: std::time::Duration = std::time::Duration::from_millis(20);
 const PAGE_DEFAULT: i64 = 20;
 const PAGE_MAX: i64 = 100;
 
-/// What a client sends to store a document.
+/// The body of a request that stores a document.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewDocument {
@@ -35,16 +35,17 @@ pub struct NewDocument {
     id: Option<Uuid>,
 }
 
-/// A stored document, and whether a search finds it already.
+/// The response's body: the stored document, and whether searches find it already.
 #[derive(Debug, Serialize)]
 struct Created {
     #[serde(flatten)]
     document: Document,
-    /// `false`: ChromaDB gets it soon; it is stored all the same.
+    /// `false`: the document is stored, and ChromaDB gets it later.
     indexed: bool,
 }
 
-/// `POST /api/v1/documents`: 201 once PostgreSQL has it. ChromaDB has it too when `indexed` is true, else soon.
+/// `POST /api/v1/documents`: 201 once PostgreSQL has stored the document. `indexed` tells whether ChromaDB has it too
+/// or gets it later.
 pub async fn create(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -87,7 +88,7 @@ pub async fn read(
     found.map_err(|error| app.audit.blame(error))?.map(Json).ok_or_else(|| no_such(id))
 }
 
-/// `DELETE /api/v1/documents/{id}`: 204 once PostgreSQL forgot it; from then on no search returns it.
+/// `DELETE /api/v1/documents/{id}`: 204 once PostgreSQL has deleted the document; searches no longer return it.
 pub async fn delete(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -103,7 +104,7 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What `GET /api/v1/documents` takes.
+/// The query of `GET /api/v1/documents`.
 #[derive(Debug, Deserialize)]
 pub struct PageQuery {
     limit: Option<String>,
@@ -114,7 +115,7 @@ pub struct PageQuery {
 #[derive(Debug, Serialize)]
 pub struct Page {
     documents: Vec<Summary>,
-    /// Send it back as `cursor` for the next page; `null` on the last one.
+    /// To be sent as `cursor` for the next page; `null` on the last one.
     next_cursor: Option<String>,
 }
 
@@ -129,7 +130,7 @@ pub async fn list(
     let limit = query.limit.as_deref().map_or(Ok(PAGE_DEFAULT), parse_limit)?;
     let after = query.cursor.as_deref().map(Cursor::decode).transpose();
     let after = after.map_err(|error| ApiError::BadRequest(error.to_string()))?;
-    // One more than asked for tells whether there is a next page.
+    // Fetches one more than the limit to see whether there is a next page.
     let after = after.map(|cursor| (cursor.created_at, cursor.id));
     let entry = app.audit.entry(&app.metrics, &asker, Act::List);
     let found = records::page(&app.postgres, deadline, after, limit + 1, entry.as_ref()).await;
@@ -151,7 +152,7 @@ impl NewDocument {
         let embedding = app.limits.embedding(&self.embedding)?;
         let metadata = self.metadata.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         validate::metadata(&metadata)?;
-        // PostgreSQL keeps microseconds; what we answer must be what it will say.
+        // PostgreSQL stores microseconds; the response must contain the stored value.
         let created_at = Timestamp::now().round(Unit::Microsecond).unwrap_or(Timestamp::UNIX_EPOCH);
         let id = self.id.unwrap_or_else(Uuid::now_v7);
         Ok(Document { id, title: self.title, content: self.content, embedding, metadata, created_at })

@@ -1,7 +1,7 @@
-//! The one table from what went wrong to what the client reads: status, code, title, what to do.
+//! Maps every error to the client's response: status, code, title and advice.
 //!
-//! A handler returns an [`ApiError`]; it travels in the response's extensions until the outermost layer
-//! ([`crate::exchange`]) knows the request id and writes the body, `application/problem+json` (RFC 9457).
+//! A handler returns an [`ApiError`]. It is carried in the response's extensions until the outermost layer
+//! ([`crate::exchange`]), which knows the request id, writes the `application/problem+json` body (RFC 9457).
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-/// Which database a problem is about. The names are those of the health report and the metrics.
+/// The database that an error concerns. The names are those in the health report and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dependency {
     Postgres,
@@ -36,13 +36,13 @@ impl fmt::Display for Dependency {
     }
 }
 
-/// Why a request got no answer of its own.
+/// Why a request failed or was rejected.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The request cannot be read: broken JSON, a bad id, a broken cursor.
+    /// The request cannot be parsed: invalid JSON, id or cursor.
     #[error("{0}")]
     BadRequest(String),
-    /// The body is JSON, but not a document or a search.
+    /// The body is JSON, but not a valid document or search.
     #[error("{0}")]
     Invalid(String),
     #[error("{0}")]
@@ -57,47 +57,47 @@ pub enum ApiError {
     TooLarge(String),
     #[error("send the body as application/json")]
     UnsupportedMediaType,
-    /// The body did not arrive by the deadline.
+    /// The body did not arrive before the deadline.
     #[error("the body did not arrive in time; send it faster, or allow more time in X-Request-Timeout-Ms")]
     BodyTimeout,
-    /// Every connection is in use and none came free in time.
+    /// Every connection is in use, and no connection became free in time.
     #[error("all connections to {0} are in use; retry after the time in Retry-After")]
     PoolExhausted(Dependency),
-    /// A database does not answer.
+    /// A database does not respond.
     #[error("{dependency} is not available ({reason}); retry after the time in Retry-After")]
     Unavailable { dependency: Dependency, reason: String },
-    /// A database has failed, and is left alone for now.
+    /// A database's circuit breaker is open.
     #[error("{dependency} has failed and is left alone for now ({reason}); retry after the time in Retry-After")]
     BreakerOpen { dependency: Dependency, reason: String, retry_after: Duration },
     #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
     OutboxFull,
-    /// Somebody else has to finish first.
+    /// The request conflicts with other work in progress.
     #[error("{0}; retry after the time in Retry-After")]
     Busy(String),
-    /// The trail cannot take the entry without which nothing may be read or written. The cause is in the log only.
+    /// The audit log cannot be written, so the operation was not performed. The cause appears only in the log.
     #[error(
         "what is done here has to be entered into the audit trail, which is not possible now; retry after the time in Retry-After"
     )]
     Unaudited(String),
-    /// Our own deadline passed. Whether a write took effect is not known.
+    /// The request's deadline passed. Whether a write took effect is unknown.
     #[error("no answer within the deadline; retry, or allow more time in X-Request-Timeout-Ms")]
     DeadlineExceeded,
-    /// A fault of ours. The cause is in the log only.
+    /// An internal error. The cause appears only in the log.
     #[error("the request failed inside the app; the log has the cause under this request_id")]
     Internal(String),
 }
 
-/// A problem's fixed part.
+/// The fixed part of a problem.
 struct Kind {
     status: StatusCode,
-    /// Ends the problem's `type`, and never changes once released.
+    /// Last part of the problem's `type`; stable once released.
     code: &'static str,
     title: &'static str,
     retry_after: Option<Duration>,
 }
 
 impl ApiError {
-    /// The one table: reason to status, code, title and when to come back.
+    /// Maps an error to status, code, title and `Retry-After`.
     fn kind(&self) -> Kind {
         let seconds = Duration::from_secs;
         let (status, code, title, retry_after) = match self {
@@ -145,7 +145,7 @@ impl ApiError {
         Kind { status, code, title, retry_after }
     }
 
-    /// The complete answer, body included. `www_authenticate` goes with a 401 only.
+    /// The complete response, including the body.
     pub fn answer(&self, request_id: &str) -> Response {
         let kind = self.kind();
         let problem = Problem {
@@ -155,13 +155,13 @@ impl ApiError {
             detail: self.to_string(),
             request_id,
         };
-        // A struct of strings and a number always serialises.
+        // Serialising a struct of strings and a number cannot fail.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (kind.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(wait) = kind.retry_after {
-            // Never earlier than the truth.
+            // Rounded up, so that clients do not retry too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -180,7 +180,7 @@ struct Problem<'a> {
 }
 
 impl IntoResponse for ApiError {
-    /// Status and reason only; the body follows once the request id is known.
+    /// Status and error only; the body is written once the request id is known.
     fn into_response(self) -> Response {
         let mut response = self.kind().status.into_response();
         response.extensions_mut().insert(self);

@@ -1,4 +1,5 @@
-//! The outermost layer: every request gets an id, a deadline and an entry in the metrics, every problem its body.
+//! The outermost layer: assigns every request an id and a deadline, counts it in the metrics, and writes the body of
+//! every problem.
 
 use std::time::Instant;
 
@@ -14,11 +15,11 @@ use crate::error::ApiError;
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// The request's name. Goes into its extensions.
+/// The request's id. Stored in its extensions.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
-/// Wraps the whole router.
+/// The layer around the whole router.
 pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
@@ -38,7 +39,7 @@ pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> 
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if app.is_draining() {
-        // Asks the proxy to take its next request elsewhere.
+        // Makes the proxy send its next request over another connection.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     entry.status = response.status().as_u16();
@@ -56,7 +57,7 @@ pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> 
     response
 }
 
-/// The deadline around the documents API: whatever a handler waits for, the answer comes in time.
+/// Enforces the deadline around the documents API, whatever a handler waits for.
 pub async fn bounded(request: Request, next: Next) -> Response {
     let Some(deadline) = request.extensions().get::<Deadline>().copied() else {
         return ApiError::Internal("a request without a deadline".to_owned()).into_response();
@@ -64,7 +65,7 @@ pub async fn bounded(request: Request, next: Next) -> Response {
     deadline.run(next.run(request)).await.unwrap_or_else(|expired| ApiError::from(expired).into_response())
 }
 
-/// A handler's panic, as an answer.
+/// Converts a handler's panic to a response.
 pub fn panicked(app: &App, payload: &(dyn std::any::Any + Send)) -> Response {
     app.metrics.panics.inc();
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -79,7 +80,7 @@ fn answer_problem(problem: &ApiError, id: &str, entry: &Entry, headers: &mut Hea
         tracing::debug!(request_id = id, route = entry.route, "{} refused: {problem}", entry.route);
     }
     let mut answer = problem.answer(id);
-    // What the refusing layer said besides: a challenge, the methods allowed.
+    // Keeps the headers set by the rejecting layer: the challenge, or the allowed methods.
     for name in [header::WWW_AUTHENTICATE, header::ALLOW] {
         if let Some(value) = headers.remove(&name) {
             answer.headers_mut().insert(name, value);
@@ -88,14 +89,14 @@ fn answer_problem(problem: &ApiError, id: &str, entry: &Entry, headers: &mut Hea
     answer
 }
 
-/// The caller's id if it can be logged as it is, else a new one.
+/// The client's id if it is safe to log, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
     given.filter(usable).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
 }
 
-/// A label for the metrics: a client can invent methods.
+/// A metric label for the method; unknown methods become `other`, since a client can invent them.
 fn method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -109,7 +110,7 @@ fn method(method: &Method) -> &'static str {
     }
 }
 
-/// A request in the metrics. Counted on drop, so that a client that leaves is counted too, as 499.
+/// Counts a request in the metrics. Does so on drop, so that a client that disconnects is counted too, as 499.
 struct Entry {
     app: App,
     route: String,

@@ -1,18 +1,18 @@
-//! Alive, ready, and what exactly is wrong.
+//! Health endpoints: liveness, readiness and details.
 //!
-//! | path | 200 when | asks |
+//! | path | 200 when | checks |
 //! |---|---|---|
 //! | `/health` | the app is up | both databases, for `status` only |
 //! | `/health/detailed` | both databases are up, 503 otherwise | both databases |
-//! | `/health/ready` | it may get traffic: not draining, and one database at least answers | both databases |
-//! | `/health/live` | the event loop turns | nothing |
+//! | `/health/ready` | it may get traffic: not draining, and at least one database is up | both databases |
+//! | `/health/live` | the event loop runs | nothing |
 //!
-//! A check is shared by all who ask within a second and takes 800 ms at most, so an answer is never older than two
-//! seconds and health traffic never becomes load. The databases are asked on connections of their own: a pool that is
+//! Requests within one second share a check, which takes at most 800 ms, so a response is never older than two
+//! seconds and health requests never become load. Checks use their own connections: a database whose pool is
 //! exhausted is busy, not down.
 //!
-//! While a breaker stands open the checks go on without anybody asking for them ([`Health::see_to_breakers`]): a database
-//! that comes back is noticed within seconds, however long the breaker would wait.
+//! While a circuit breaker is open, checks continue without requests ([`Health::see_to_breakers`]), so a database
+//! that recovers is noticed within seconds, however long the breaker would stay open.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,17 +30,17 @@ use crate::error::Dependency;
 use crate::metrics::Metrics;
 use crate::postgres::{Postgres, Schema};
 
-/// How long a check is good, counted from its start.
+/// How long a check is valid, counted from its start.
 const FRESH: Duration = Duration::from_secs(1);
-/// The same while a breaker is open: fewer than one attempt a second may reach a database that is down, and requests that
-/// try it come on top.
+/// Like [`FRESH`], while a circuit breaker is open: limits checks to less than one connection attempt per second to a
+/// database that is down, since requests that probe it come on top.
 const FRESH_WHILE_OPEN: Duration = Duration::from_millis(1100);
-/// How often a database behind an open breaker is checked if nobody asks.
+/// How often a database behind an open circuit breaker is checked without requests.
 const PACE: Duration = Duration::from_secs(2);
-/// Longest time for a check.
+/// Maximum time for a check.
 const CHECK: Duration = Duration::from_millis(800);
 
-/// The last check of both databases.
+/// Caches the last check of both databases.
 #[derive(Debug)]
 pub struct Health {
     postgres: Arc<Postgres>,
@@ -49,7 +49,7 @@ pub struct Health {
     last: Mutex<Option<Report>>,
 }
 
-/// What a check found: why a database is of no use, or nothing when it is fine.
+/// The result of a check: per database, an error if it is unusable.
 #[derive(Clone, Debug)]
 pub struct Report {
     at: Instant,
@@ -58,7 +58,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// One word for all of it.
+    /// The overall status.
     fn status(&self) -> &'static str {
         match (&self.postgres, &self.chroma) {
             (Ok(()), Ok(())) => "healthy",
@@ -67,19 +67,19 @@ impl Report {
         }
     }
 
-    /// Some route can still answer something.
+    /// Some route can still serve requests.
     fn is_usable(&self) -> bool {
         self.postgres.is_ok() || self.chroma.is_ok()
     }
 }
 
 impl Health {
-    /// Nothing is checked until somebody asks.
+    /// Does not check anything until the first request.
     pub fn new(postgres: Arc<Postgres>, chroma: Arc<Chroma>, metrics: Metrics) -> Self {
         Self { postgres, chroma, metrics, last: Mutex::new(None) }
     }
 
-    /// The last report if it is fresh, else a new one. Whoever comes in the meantime gets the same.
+    /// The last report if it is recent enough, else a new one. Concurrent callers get the same report.
     pub async fn report(&self) -> Report {
         let mut last = self.last.lock().await;
         let fresh = if self.is_in_doubt() { FRESH_WHILE_OPEN } else { FRESH };
@@ -88,7 +88,7 @@ impl Health {
         }
         let at = Instant::now();
         let (postgres, chroma) = tokio::join!(self.postgres.probe(CHECK), self.chroma.probe(CHECK));
-        // It answers, but without our tables it is of no use yet.
+        // PostgreSQL responds, but is unusable until the tables exist.
         let postgres = postgres.and_then(|()| match self.postgres.schema() {
             Schema::Ready => Ok(()),
             Schema::Pending(why) => Err(why),
@@ -101,7 +101,8 @@ impl Health {
         report
     }
 
-    /// Checks databases behind open breakers, and closes these by a first call or two, until the process ends.
+    /// Checks databases behind open circuit breakers, and closes the breakers with a probe or two. Runs until the
+    /// process ends.
     pub async fn see_to_breakers(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PACE).await;
@@ -126,7 +127,7 @@ impl Health {
 /// `GET /health`.
 pub async fn summary(State(app): State<App>) -> Response {
     let report = app.health.report().await;
-    // It is up, whatever it can reach: `degraded` is as bad as it gets here.
+    // The app itself is up, so the status is never worse than `degraded`.
     let status = if report.status() == "healthy" { "healthy" } else { "degraded" };
     envelope(StatusCode::OK, basics(&app, status))
 }
@@ -160,7 +161,7 @@ pub async fn ready(State(app): State<App>) -> Response {
     envelope(status, basics(&app, report.status()))
 }
 
-/// `GET /health/live`. That this runs at all is the answer.
+/// `GET /health/live`. Responding at all is the check.
 pub async fn live(State(app): State<App>) -> Response {
     envelope(StatusCode::OK, basics(&app, "alive"))
 }

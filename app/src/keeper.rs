@@ -1,4 +1,4 @@
-//! The life of one connection: how it is opened, checked and judged.
+//! Opens, checks and judges a pool's connections.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -12,46 +12,46 @@ use crate::breaker::Breaker;
 use crate::error::Dependency;
 use crate::pool::PoolSettings;
 
-/// A connection that worked this recently is handed out without a check.
+/// A connection that worked this recently is used without a check.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
-/// Longest time for the check of a connection that rested longer.
+/// Maximum time for the check of a connection that was idle longer.
 pub const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What the pool needs to know about a database.
+/// A database, as the pool needs it.
 pub trait Backend: Send + Sync + 'static {
     /// A connection.
     type Client: Send + Sync + 'static;
     /// Names the pool.
     const DEPENDENCY: Dependency;
 
-    /// Opens a connection that is ready for work. The pool bounds its time.
+    /// Opens a connection that is ready for use. The pool limits the time.
     fn open(&self) -> impl Future<Output = Result<Self::Client, ConnectionError>> + Send;
-    /// Asks whether the other end still answers. The pool bounds its time.
+    /// Checks whether the database still responds. The pool limits the time.
     fn check(&self, client: &Self::Client) -> impl Future<Output = Result<(), ConnectionError>> + Send;
-    /// Whether the connection is known to be gone.
+    /// Whether the connection is known to be closed.
     fn is_closed(&self, client: &Self::Client) -> bool;
-    /// Stops whatever the connection is doing; it is closed right after.
+    /// Stops the connection's current operation; it is closed right after.
     fn interrupt(&self, client: &Self::Client);
 }
 
-/// Why a connection is of no use.
+/// Why a connection is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     #[error("{0}")]
     Failed(String),
-    /// The database answers, and has no place for one more.
+    /// The database responds, but has reached its connection limit.
     #[error("{0}")]
     Full(String),
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     #[error("the connection was closed")]
     Closed,
-    /// Old enough to be replaced; no failure.
+    /// The connection reached its maximum age; not a failure.
     #[error("the connection reached its age")]
     Expired,
 }
 
-/// A connection and what decides whether it is still good.
+/// A connection, and the state that decides whether it is still usable.
 #[derive(Debug)]
 pub struct Member<C> {
     pub client: C,
@@ -70,7 +70,7 @@ pub struct Keeper<B> {
 }
 
 impl<B: Backend> Keeper<B> {
-    /// Between 80 and 100 % of the lifetime, or `None` when bb8's own limit is all there is.
+    /// Expiry after 80 to 100 % of the maximum lifetime, or `None` if only bb8's own limit applies.
     pub fn expiry(&self, now: Instant) -> Option<Instant> {
         (self.settings.enhanced == Mode::Enforce).then(|| {
             let percent = 80 + self.jitter.hash_one(now) % 20;
@@ -84,7 +84,8 @@ impl<B: Backend> ManageConnection for Keeper<B> {
     type Error = ConnectionError;
 
     async fn connect(&self) -> Result<Self::Connection, ConnectionError> {
-        // bb8 refills the pool by itself: without this, a database that is down would be called on all the time.
+        // bb8 refills the pool by itself: without this, it would try to connect to a database that is down all the
+        // time.
         let _turn = self.breaker.turn_to_connect().await;
         let limit = self.settings.open_timeout;
         let opened = tokio::time::timeout(limit, self.backend.open()).await;

@@ -1,9 +1,9 @@
 //! The app behind the proxy: documents in PostgreSQL, their embeddings in ChromaDB.
 //!
-//! Read in this order: [`config`] (the settings), [`router`] (every route and layer), [`documents`] and [`search`] (the
-//! endpoints), [`records`] and [`chroma`] (what they ask of the two databases), [`outbox`] and [`worker`] (how those
-//! two stay in step), [`postgres`], [`pool`] and [`keeper`] (connections and deadlines), [`breaker`] (when a database is left
-//! alone), [`audit`] (the trail), [`health`], [`serve`] (listening and leaving).
+//! Read in this order: [`config`] (the settings), [`router`] (every route and layer), [`documents`] and [`search`]
+//! (the endpoints), [`records`] and [`chroma`] (queries to the two databases), [`outbox`] and [`worker`] (how these
+//! two are kept in sync), [`postgres`], [`pool`] and [`keeper`] (connections and deadlines), [`breaker`] (the
+//! databases' circuit breakers), [`audit`] (the audit log), [`health`], [`serve`] (listening and draining).
 
 pub mod audit;
 pub mod auth;
@@ -63,7 +63,7 @@ use crate::validate::Limits;
 /// How often the event loop's lag is measured.
 const LAG_PERIOD: Duration = Duration::from_millis(100);
 
-/// Everything that requests share. Cloning is cheap and shares it.
+/// State that all requests share. Clones are cheap and refer to the same state.
 #[derive(Clone, Debug)]
 pub struct App(Arc<Parts>);
 
@@ -73,7 +73,7 @@ pub struct Parts {
     pub audit: Audit,
     pub auth: Authenticator,
     pub chroma: Arc<Chroma>,
-    /// Name of the variable and what it is set to, for the health report.
+    /// Variable and value of each feature flag, for the health report.
     pub flags: Vec<(String, String)>,
     pub health: Arc<Health>,
     pub limits: Limits,
@@ -94,10 +94,10 @@ impl Deref for App {
 }
 
 impl App {
-    /// Starts pools, migrations and the outbox worker. The databases may be away; they are found when they come.
+    /// Starts pools, migrations and the outbox worker. The databases may be down; the app connects once they are up.
     ///
     /// # Errors
-    /// A setting that cannot work, with a hint.
+    /// An invalid setting, with a hint.
     pub fn start(settings: &Settings, flags: &[(Feature, Flag)]) -> Result<Self, ConfigError> {
         settings.check()?;
         let auth = Authenticator::new(&settings.auth)?;
@@ -156,7 +156,7 @@ impl App {
         Ok(app)
     }
 
-    /// Fails readiness and asks for connections to be closed, from now on.
+    /// From now on, readiness fails and responses ask for connections to be closed.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.metrics.draining.set(1);
@@ -168,7 +168,7 @@ impl App {
     }
 }
 
-/// Every route. The layers of the documents API are here too, outermost last; those of all routes are in [`wrap`].
+/// Every route. Also adds the layers of the documents API, outermost last; [`wrap`] adds those of all routes.
 pub fn router(app: &App) -> Router {
     let documents = Router::new()
         .route("/api/v1/documents", post(documents::create).get(documents::list))
@@ -191,7 +191,7 @@ pub fn router(app: &App) -> Router {
     wrap(app, documents.merge(internal).merge(open))
 }
 
-/// The layers around every route, outermost last, and the answers where there is none.
+/// Adds the layers around every route, outermost last, and the fallback responses.
 fn wrap(app: &App, routes: Router<App>) -> Router {
     let panicking = app.clone();
     routes
@@ -204,12 +204,12 @@ fn wrap(app: &App, routes: Router<App>) -> Router {
         .with_state(app.clone())
 }
 
-/// What there is where there is nothing.
+/// The response for unknown paths.
 fn no_such_path() -> ApiError {
     ApiError::NotFound("no such path; the documents are at /api/v1/documents".to_owned())
 }
 
-/// `GET /metrics`. Checks the databases first, if nobody did within the last second.
+/// `GET /metrics`. Checks the databases first, unless the last check is less than a second old.
 async fn scrape(State(app): State<App>) -> Response {
     app.health.report().await;
     app.postgres.pool().publish();
@@ -220,7 +220,8 @@ async fn scrape(State(app): State<App>) -> Response {
     }
 }
 
-/// What a feature does in this process. Pools and their breakers are not a client's, so a percentage picks Machines.
+/// The mode of a feature in this process. Pools and circuit breakers are not per client, so a percentage selects
+/// Machines.
 fn mode_here(feature: Feature, flags: &[(Feature, Flag)]) -> Mode {
     let machine = machine();
     let subject = Subject { id: &machine, user: None, address: std::net::IpAddr::from([127, 0, 0, 1]) };
@@ -231,13 +232,13 @@ fn flag(feature: Feature, flags: &[(Feature, Flag)]) -> Flag {
     flags.iter().find(|(of, _)| *of == feature).map_or_else(Flag::default, |(_, flag)| flag.clone())
 }
 
-/// What this Machine is called; `local` where it has no name.
+/// The Machine's name; `local` if it has none.
 fn machine() -> String {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
     named("FLY_MACHINE_ID").or_else(|| named("HOSTNAME")).unwrap_or_else(|| "local".to_owned())
 }
 
-/// Measures how late timers fire: a loop that is blocked shows here before it shows anywhere else.
+/// Measures how late timers fire, the first sign of a blocked event loop.
 async fn watch_the_loop(metrics: Metrics) {
     loop {
         let asked = Instant::now() + LAG_PERIOD;
@@ -256,7 +257,7 @@ mod tests {
     use serde_json::Value;
     use tower::ServiceExt as _;
 
-    /// An app whose databases are away: nothing listens on port 1.
+    /// An app whose databases are down: port 1 refuses connections.
     fn app(arguments: &[&str]) -> App {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let away =

@@ -1,4 +1,4 @@
-//! Starts the app, waits for the signal to leave, drains. Exit codes: 0 as asked, 1 failed, 78 configuration.
+//! Starts the app, waits for a signal and drains. Exit codes: 0 stopped as asked, 1 failed, 78 invalid configuration.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-/// The configuration cannot work (`EX_CONFIG` of sysexits.h): a supervisor need not try again.
+/// The configuration is invalid (`EX_CONFIG` of sysexits.h): a supervisor need not restart.
 const EX_CONFIG: u8 = 78;
 
 /// Why the process ends, other than as asked.
@@ -25,14 +25,14 @@ enum Fatal {
 }
 
 fn main() -> ExitCode {
-    // Before anything that might use TLS, which panics without a provider.
+    // Must precede any use of TLS, which panics without a provider.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("the provider of TLS was installed before");
     }
     let settings = match Settings::read(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) => {
-            // Help and version come as errors too, and are none.
+            // clap returns the texts of help and version as errors, too.
             let code = if error.use_stderr() { EX_CONFIG } else { 0 };
             return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
         }
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let outcome = start_logging(&settings).map_err(Fatal::from).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(run(&settings));
-        // A look-up of a name that hangs must not keep a drained process.
+        // Does not wait for blocking tasks: a hanging DNS lookup must not keep a drained process alive.
         runtime.shutdown_background();
         outcome
     });
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             let text = postgres::describe(&fatal);
             tracing::error!("{text}");
             if !tracing::event_enabled!(tracing::Level::ERROR) {
-                // Logging is what failed, or is off: somebody must still learn why.
+                // Logging failed or is off; the reason must still be shown.
                 use std::io::Write as _;
                 let _ = writeln!(std::io::stderr(), "outrigger-app: {text}");
             }
@@ -88,7 +88,7 @@ async fn run(settings: &Settings) -> Result<(), Fatal> {
             Ok(left) => tracing::warn!(left, "leaving {left} connections that did not end in time"),
             Err(error) => tracing::error!(error = %error, "the server ended early: {error}"),
         },
-        // Whoever asks twice means it.
+        // A second signal skips draining.
         _ = terminate.recv() => tracing::warn!("asked again: leaving at once"),
         _ = interrupt.recv() => tracing::warn!("asked again: leaving at once"),
     }
@@ -105,7 +105,7 @@ fn start_logging(settings: &Settings) -> Result<(), ConfigError> {
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
         LogFormat::Text => subscriber.init(),
     }
-    // A panic's default message goes to stderr as plain text; this one reads like every other line.
+    // A panic's default message goes to stderr as plain text; this one is logged like all others.
     std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Every metric of the app, declared once.
+//! Declares every metric of the app.
 //!
 //! Label values come from enums, the configuration and the router's path templates, never from a request.
 
@@ -15,7 +15,7 @@ use prometheus::{
 const DURATION_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// Handles to every metric. Cloning is cheap and shares them.
+/// Handles to every metric. Clones are cheap and refer to the same metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -53,10 +53,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics at zero, in a registry of their own.
+    /// All metrics at zero, in a new registry.
     ///
     /// # Errors
-    /// A name is declared twice or is not a metric name: a bug that the tests find.
+    /// A name is declared twice or is invalid: a bug that the tests find.
     pub fn new() -> Result<Self, prometheus::Error> {
         let r = Declare::default();
         let metrics = Self {
@@ -205,13 +205,13 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The name, type, labels and help of each metric, one line each, separated by tabs: docs/metrics.md is made of it.
+    /// Name, type, labels and help of each metric, one line each, separated by tabs: the source of docs/metrics.md.
     #[must_use]
     pub fn reference(&self) -> String {
         self.reference.lock().unwrap_or_else(PoisonError::into_inner).concat()
     }
 
-    /// The text exposition of everything, and its content type.
+    /// The text exposition of all metrics, and its content type.
     ///
     /// # Errors
     /// A metric cannot be encoded: a bug.
@@ -225,7 +225,7 @@ impl Metrics {
 
 type Reference = Arc<Mutex<Vec<String>>>;
 
-/// Registers metrics, and writes down what they are.
+/// Registers metrics and records their descriptions.
 #[derive(Default)]
 struct Declare {
     registry: Registry,

@@ -1,4 +1,4 @@
-//! Brings the tables up to date, whoever starts first, as soon as PostgreSQL is there.
+//! Runs the migrations as soon as PostgreSQL is reachable; the first Machine to start applies them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::audit::OWN_CLASSES;
 use crate::error::ApiError;
 use crate::postgres::{Postgres, Schema, describe};
 
-/// Any number will do, as long as every Machine uses the same: the bytes of "outrigge".
+/// Key of the advisory lock, the same on every Machine: the bytes of "outrigge".
 const LOCK: i64 = i64::from_be_bytes(*b"outrigge");
-/// Longest time for one try; a Machine that hangs in the middle must not keep the others for ever.
+/// Maximum time for one attempt; a Machine that hangs must not block the others for ever.
 const ATTEMPT: Duration = Duration::from_secs(300);
-/// How often an open breaker is asked, which costs nothing.
+/// Retry interval while the circuit breaker is open; asking it is cheap.
 const WHILE_OPEN: Duration = Duration::from_millis(250);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Tries until the tables are up to date, then ends.
+/// Retries until the tables are up to date, then returns.
 pub async fn until_done(postgres: Arc<Postgres>) {
     let mut wait = FIRST_RETRY;
     loop {
@@ -33,7 +33,7 @@ pub async fn until_done(postgres: Arc<Postgres>) {
                 postgres.set_schema(Schema::Ready);
                 return;
             }
-            // What it has failed for is said already.
+            // The failure that opened the breaker is already logged.
             Ok(Err(MigrateError::Connection(ApiError::BreakerOpen { .. }))) => {
                 tokio::time::sleep(WHILE_OPEN).await;
                 continue;
@@ -63,14 +63,14 @@ enum MigrateError {
     Partitions(#[from] StoreError),
 }
 
-/// One try, on a connection of its own. The lock ends with the connection, however this ends.
+/// One attempt, on a dedicated connection. Closing the connection releases the lock, whatever the result.
 async fn once(postgres: &Postgres) -> Result<usize, MigrateError> {
     let mut client = postgres.dedicated().await?;
-    // Waiting for another Machine's migration, or running a long one, is no runaway statement.
+    // Waiting for another Machine's migration or running a long one must not hit the statement timeout.
     client.batch_execute("SET statement_timeout = 0").await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     let report = embedded::migrations::runner().run_async(&mut client).await?;
-    // The first request has to be entered into the trail already.
+    // The first request already needs a partition for its audit entry.
     partitions::make_ahead(&mut client, &OWN_CLASSES, Timestamp::now()).await?;
     Ok(report.applied_migrations().len())
 }

@@ -1,23 +1,23 @@
-//! Keeps ChromaDB in step with PostgreSQL, whatever dies in between.
+//! Keeps ChromaDB in sync with PostgreSQL, even across crashes.
 //!
-//! A write marks its document in the `outbox` table, in the same statement, and claims the mark for a few seconds. Its
-//! request then brings ChromaDB up to date and removes the mark. When that fails, or nobody is left to do it, any
-//! Machine's worker takes the mark once the claim ran out:
+//! A write marks its document in the `outbox` table, in the same statement, and claims the mark for a few seconds.
+//! The request then updates ChromaDB and removes the mark. If that fails, or the process dies, any Machine's worker
+//! takes over the mark once the claim expires:
 //!
 //! ```text
-//!            write                    applied, nothing written since
+//!            write                    applied, not written since
 //!  (no mark) ─────► claimed by request ───────────────────────────► (no mark)
 //!                      │ failed, crashed                              ▲
-//!                      ▼                                              │ applied without doubt
-//!                   due, nobody's ─────► claimed by a worker ─────────┤
-//!                      ▲     failed: later, twice as long each time   │
+//!                      ▼                                              │ applied, no earlier call pending
+//!                   due, unclaimed ────► claimed by a worker ─────────┤
+//!                      ▲     failed: retried with exponential backoff │
 //!                      └──────────────────────┘                       │
-//!                   applied, but an earlier call may still arrive ────┘ once more, after SETTLE
+//!                   applied, but an earlier call may still arrive ────┘ applied again after SETTLE
 //! ```
 //!
-//! A mark says *bring this document up to date*, not *upsert* or *delete*: whoever works on it reads the document as it
-//! is then, so a late retry never brings a deleted document back. Only the claim's holder talks to ChromaDB about a
-//! document, and a mark is removed only if the document was not written since ([`Job::generation`]).
+//! A mark means *update this document*, not *upsert* or *delete*: the worker reads the document's current state, so a
+//! late retry never restores a deleted document. Only the claim's holder writes a document to ChromaDB, and a mark is
+//! removed only if the document was not written since ([`Job::generation`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,54 +37,56 @@ use crate::metrics::Metrics;
 use crate::postgres::Postgres;
 use crate::records::{self, column};
 
-/// How long a request's own attempt may take.
+/// Maximum time for a request's own attempt.
 const INLINE_BUDGET: Duration = Duration::from_secs(2);
-/// The same while ChromaDB fails: writes go on at nearly full speed, the worker catches up.
+/// Like [`INLINE_BUDGET`] while ChromaDB fails: writes stay fast, and the worker catches up.
 const INLINE_BUDGET_WHEN_FAILING: Duration = Duration::from_millis(250);
-/// A request's claim. Longer than its attempt and the removal of the mark; after a crash, the worker waits for its end.
+/// Duration of a request's claim. Longer than its attempt and the removal of the mark; after a crash, the worker
+/// waits until it expires.
 const INLINE_CLAIM: Duration = Duration::from_secs(5);
-/// How long a call that got no answer may still take to arrive.
+/// How long a call without a response may still take to arrive.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Longest time for a statement of our own, outside any request.
+/// Maximum time for a statement outside of requests.
 pub const STATEMENT: Duration = Duration::from_secs(5);
-/// Longest time for one of the worker's calls: it decides how long a crashed Machine's documents wait for another one.
+/// Maximum time for one of the worker's calls. Determines how long a crashed Machine's documents wait for another
+/// one.
 const WORKER_CALL: Duration = Duration::from_secs(3);
-/// Most bytes of content that it holds at a time.
+/// Maximum bytes of content that the worker holds in memory.
 const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 64;
 
-/// The sole right to talk to ChromaDB about a document, for a while.
+/// The exclusive right to write a document to ChromaDB, for a limited time.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim {
     pub token: Uuid,
     length: Duration,
-    /// Before PostgreSQL started counting, so that we stop first.
+    /// Taken before PostgreSQL starts counting, so that the claim ends here first.
     since: Instant,
 }
 
 impl Claim {
-    /// From now on, for `length`.
+    /// A claim from now on, for `length`.
     pub fn new(length: Duration) -> Self {
         Self { token: Uuid::now_v7(), length, since: Instant::now() }
     }
 
-    /// Its length as PostgreSQL takes it.
+    /// Its length in seconds, as a parameter for PostgreSQL.
     pub fn seconds(&self) -> f64 {
         self.length.as_secs_f64()
     }
 
-    /// What is left, less the time that a call of `work` would need.
+    /// Whether `work` can be completed before the claim expires.
     pub fn leaves_time_for(&self, work: Duration) -> bool {
         self.since.elapsed() + work < self.length
     }
 }
 
-/// A document to bring up to date, claimed.
+/// A claimed document to update in ChromaDB.
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
     pub document: Uuid,
     pub claim: Claim,
-    /// Counts the writes to the document since it was marked.
+    /// Number of writes to the document since it was marked.
     pub generation: i64,
 }
 
@@ -92,24 +94,24 @@ impl Job {
     /// Reads `document_id` and `generation`.
     ///
     /// # Errors
-    /// The table is not as we made it.
+    /// The table's columns are not the expected ones.
     pub fn from_row(row: &Row, claim: Claim) -> Result<Self, ApiError> {
         Ok(Self { document: column(row, "document_id")?, claim, generation: column(row, "generation")? })
     }
 }
 
-/// How a request's own attempt ended.
+/// Result of a request's own attempt.
 #[derive(Debug)]
 pub enum Applied {
-    /// ChromaDB has it.
+    /// ChromaDB is up to date.
     Now,
-    /// The worker will see to it.
+    /// The worker will update ChromaDB.
     Later,
-    /// ChromaDB will never take it; the write was undone.
+    /// ChromaDB rejected the document permanently; the write was undone.
     Refused(ApiError),
 }
 
-/// What is waiting, as of the last look.
+/// Number and age of waiting documents when last counted.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Backlog {
@@ -117,7 +119,7 @@ pub struct Backlog {
     pub oldest_age_seconds: f64,
 }
 
-/// The outbox of all Machines, seen from this one.
+/// The outbox, which all Machines share.
 #[derive(Debug)]
 pub struct Outbox {
     pub(crate) postgres: Arc<Postgres>,
@@ -127,16 +129,16 @@ pub struct Outbox {
     pub(crate) depth: AtomicU64,
     pub(crate) oldest_age_ms: AtomicU64,
     pub(crate) bound: u64,
-    /// The collection that is known to hold, or to get, every document.
+    /// The collection known to contain every document, or to have marks for them.
     pub(crate) collection: Mutex<Option<String>>,
-    /// Documents in one call of the worker.
+    /// Documents per call of the worker.
     pub(crate) chunk: usize,
-    /// Longest time for one call of the worker.
+    /// Maximum time for one call of the worker.
     pub(crate) call: Duration,
 }
 
 impl Outbox {
-    /// `bound`: rows at which writes are refused. `call`: longest time for one call to ChromaDB.
+    /// `bound`: number of rows at which writes are rejected. `call`: maximum time for one call to ChromaDB.
     pub fn new(
         postgres: Arc<Postgres>,
         chroma: Arc<Chroma>,
@@ -159,10 +161,10 @@ impl Outbox {
         })
     }
 
-    /// A claim for a write that is about to be made.
+    /// A claim for the next write.
     ///
     /// # Errors
-    /// [`ApiError::OutboxFull`] when too many writes wait already.
+    /// [`ApiError::OutboxFull`] if too many writes are waiting.
     pub fn admit(&self) -> Result<Claim, ApiError> {
         if self.depth.load(Ordering::Relaxed) >= self.bound {
             return Err(ApiError::OutboxFull);
@@ -170,15 +172,15 @@ impl Outbox {
         Ok(Claim::new(INLINE_CLAIM))
     }
 
-    /// What is waiting, as of the last look, at most a second or so ago.
+    /// Number and age of waiting documents when last counted, about a second ago at most.
     pub fn backlog(&self) -> Backlog {
         let oldest_age_ms = self.oldest_age_ms.load(Ordering::Relaxed);
         Backlog { depth: self.depth.load(Ordering::Relaxed), oldest_age_seconds: oldest_age_ms as f64 / 1000.0 }
     }
 
-    /// Brings ChromaDB up to date right after a write: `record` is the document, `None` when it was deleted. Answers by
-    /// the deadline; the attempt itself goes on without the request if it must.
-    /// `undo` is the trail's row for a document that has to be taken back.
+    /// Updates ChromaDB right after a write: `record` is the document, `None` if it was deleted. Returns by the
+    /// deadline; the attempt itself continues in the background if necessary. `undo` is the audit entry to write if
+    /// the document must be removed again.
     pub async fn apply(
         self: &Arc<Self>,
         deadline: Deadline,
@@ -187,7 +189,8 @@ impl Outbox {
         undo: Option<Entry>,
     ) -> Applied {
         let Some(job) = job else {
-            // Somebody is at it with an older state; when they see the new generation, the worker's turn comes.
+            // Another task is writing an older state; as it will find a new generation, the mark stays and the worker
+            // continues.
             self.wake.notify_one();
             return Applied::Later;
         };
@@ -240,14 +243,16 @@ impl Outbox {
         }
     }
 
-    /// Removes the marks of what was applied. A mark whose document was written since, or that is in doubt, stays.
+    /// Removes the marks of applied documents. Keeps a mark if its document was written since, or if an earlier call
+    /// may still arrive.
     pub(crate) async fn finish(&self, jobs: &[Job]) {
         const REMOVE: &str = "
             DELETE FROM outbox o USING unnest($1, $2) AS done (document_id, generation)
             WHERE o.document_id = done.document_id AND o.generation = done.generation AND o.claim = $3
                 AND NOT o.doubtful
             RETURNING o.document_id";
-        // A second statement, so a crash in between leaves a claim that runs out: applied once more, and no harm done.
+        // A separate statement: after a crash in between, the claim expires and the document is applied again, which
+        // is harmless.
         const RELEASE: &str = "
             UPDATE outbox o SET claim = NULL, claimed_until = '-infinity', attempts = 0, last_error = NULL,
                 doubtful = o.doubtful AND o.generation <> done.generation,
@@ -278,7 +283,7 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Lets the marks go until later: half a second at first, then twice as long each time, 5 minutes at most.
+    /// Postpones the marks: half a second at first, doubling each time, up to 5 minutes.
     pub(crate) async fn postpone(&self, jobs: &[Job], why: &ChromaError) {
         const POSTPONE: &str = "
             UPDATE outbox SET claim = NULL, claimed_until = '-infinity', attempts = attempts + 1,
@@ -301,7 +306,7 @@ impl Outbox {
         }
     }
 
-    /// Marks documents that ChromaDB has and PostgreSQL has not, so that the worker removes them there.
+    /// Marks documents that exist in ChromaDB but not in PostgreSQL, so that the worker deletes them.
     ///
     /// # Errors
     /// As [`Postgres::query`].

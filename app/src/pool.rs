@@ -1,14 +1,15 @@
-//! One pool for both databases: bb8, with what bb8 leaves open.
+//! The connection pool for both databases: bb8 with additions.
 //!
-//! - A [`Checkout`] that is dropped before [`Checkout::release`] (the deadline passed, the client left, an error) is
-//!   *interrupted*: its work is cancelled and its connection closed, never handed to the next request with an old
-//!   query still running.
-//! - Connections live between 80 and 100 % of the configured lifetime, so that they never go together.
-//! - Whoever holds one for too long is named in the log, once.
-//! - A wait that ends without a connection says why: all busy, or the database does not answer.
-//! - In front of all that stands a [`Breaker`]: a database that has failed is left alone, and nobody waits for it.
+//! - A [`Checkout`] dropped before [`Checkout::release`] (deadline passed, client disconnected, error) is
+//!   *interrupted*: its query is cancelled and its connection closed, so the next request never gets a connection
+//!   with an old query still running.
+//! - Connections live for 80 to 100 % of the configured lifetime, so they are not replaced all at once.
+//! - A holder that keeps a connection for too long is named in the log, once.
+//! - A wait that ends without a connection reports why: all are busy, or the database does not respond.
+//! - A [`Breaker`] in front: after a database has failed, requests are rejected instead of waiting for it.
 //!
-//! `FF_ENABLE_ENHANCED_POOLING` off leaves plain bb8: no jitter, no watch, no warm minimum. `monitor` only watches.
+//! With `FF_ENABLE_ENHANCED_POOLING` off this is plain bb8: no jitter, no leak detection, no minimum. `monitor` only
+//! detects leaks.
 
 use std::fmt;
 use std::hash::RandomState;
@@ -26,18 +27,19 @@ use crate::keeper::{Backend, CHECK_TIMEOUT, Keeper};
 use crate::metrics::Metrics;
 use crate::pool_state::{Shared, Sink, Waiting, watch_for_leaks};
 
-/// After this many failures in a row, a request waits for [`FAILING_PATIENCE`] only: long enough to notice that the
-/// database is back, and not so long that its requests pile up.
+/// After this many consecutive failures, a request waits only for [`FAILING_PATIENCE`]: long enough to notice that
+/// the database is back, short enough that requests do not pile up.
 const FAILING: u32 = 3;
 const FAILING_PATIENCE: Duration = Duration::from_millis(500);
-/// Silence for this long is the database's failure, whoever's time ran out; less is the caller's haste.
+/// No response for at least this long counts as the database's failure, whichever timeout ended the call. Less does
+/// not: the deadline was too short.
 const SILENCE: Duration = Duration::from_millis(500);
-/// The same while the database is known to fail: less than anybody allows it then.
+/// Like [`SILENCE`] while the database is failing: shorter than every time limit used then.
 const SILENCE_WHEN_FAILING: Duration = Duration::from_millis(200);
 /// How often the pool refills itself.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Sizes and times of a pool.
+/// Sizes and timeouts of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
     pub min: u32,
@@ -51,7 +53,7 @@ pub struct PoolSettings {
     pub breaker: BreakerSettings,
 }
 
-/// The pool of one database. Cloning is cheap and shares it.
+/// The pool of one database.
 pub struct Pool<B: Backend> {
     inner: bb8::Pool<Keeper<B>>,
     backend: Arc<B>,
@@ -66,7 +68,7 @@ impl<B: Backend> fmt::Debug for Pool<B> {
     }
 }
 
-/// What the health report says of a pool.
+/// A pool's statistics in the health report.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PoolNumbers {
     pub total: u32,
@@ -78,7 +80,7 @@ pub struct PoolNumbers {
 }
 
 impl<B: Backend> Pool<B> {
-    /// Starts filling the pool to its minimum in the background; the database may be away.
+    /// Fills the pool to its minimum in the background; the database may be down.
     pub fn start(backend: B, settings: PoolSettings, metrics: Metrics) -> Self {
         let backend = Arc::new(backend);
         let breaker = Arc::new(Breaker::new(B::DEPENDENCY, settings.breaker, metrics.clone()));
@@ -101,11 +103,12 @@ impl<B: Backend> Pool<B> {
         Self { inner, backend, breaker, shared, settings }
     }
 
-    /// A connection for `what`, a name for the log. Waits until the deadline or the acquire timeout, whichever is first.
+    /// Returns a connection for `what`, a name for the log. Waits until the deadline or the acquire timeout,
+    /// whichever is first.
     ///
     /// # Errors
-    /// [`ApiError::BreakerOpen`] at once, [`ApiError::PoolExhausted`] when all are in use, [`ApiError::Unavailable`] when
-    /// none can be had.
+    /// [`ApiError::BreakerOpen`] immediately, [`ApiError::PoolExhausted`] if all connections are in use,
+    /// [`ApiError::Unavailable`] if no connection can be opened.
     pub async fn checkout(&self, what: &'static str, deadline: Deadline) -> Result<Checkout<B>, ApiError> {
         let call = self.breaker.ask()?;
         let errors_before = self.shared.errors();
@@ -133,8 +136,8 @@ impl<B: Backend> Pool<B> {
         }
     }
 
-    /// Asks the database a trifle, by the way that requests take, until the breaker closes or opens again: so it does either
-    /// without them.
+    /// Sends health checks through the pool until the circuit breaker closes or opens again, so that no client
+    /// request has to be the probe.
     pub async fn try_out(&self) {
         for _ in 0..SUCCESSES {
             if !self.breaker.is_in_doubt() {
@@ -151,7 +154,7 @@ impl<B: Backend> Pool<B> {
         }
     }
 
-    /// How many there are, and what they do.
+    /// Number of connections by state.
     pub fn numbers(&self) -> PoolNumbers {
         let state = self.inner.state();
         PoolNumbers {
@@ -164,22 +167,22 @@ impl<B: Backend> Pool<B> {
         }
     }
 
-    /// Failures since the last success, of connections, checks and requests.
+    /// Consecutive failures of connections, checks and requests.
     pub fn failures(&self) -> u32 {
         self.shared.failures()
     }
 
-    /// Why the database was last found wanting, while it is.
+    /// The last failure, until the next success.
     pub fn last_error(&self) -> Option<String> {
         self.shared.last_error()
     }
 
-    /// How long the database must be silent for its silence to count against it.
+    /// How long a call must be without a response for that to count as the database's failure.
     pub fn silence(&self) -> Duration {
         if self.failures() > 0 { SILENCE_WHEN_FAILING } else { SILENCE }
     }
 
-    /// What a health check found, on a connection of its own.
+    /// Records the result of a health check, which uses its own connection.
     pub fn probed(&self, outcome: &Result<(), String>) {
         match outcome {
             Ok(()) => {
@@ -190,12 +193,12 @@ impl<B: Backend> Pool<B> {
         }
     }
 
-    /// What stands in front of this pool.
+    /// The circuit breaker in front of this pool.
     pub fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
     }
 
-    /// Brings this pool's gauges and counters up to date, for a scrape.
+    /// Updates this pool's gauges and counters before a scrape.
     pub fn publish(&self) {
         let (numbers, metrics, pool) = (self.numbers(), &self.shared.metrics, self.shared.name());
         for (state, count) in [
@@ -209,7 +212,7 @@ impl<B: Backend> Pool<B> {
         }
         metrics.pool_waiting.with_label_values(&[pool]).set(numbers.waiting);
         let statistics = self.inner.state().statistics;
-        // bb8 keeps the totals; the counters follow them.
+        // Raises the counters to bb8's totals.
         let follow = |counter: prometheus::IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
         follow(metrics.pool_opened.with_label_values(&[pool]), statistics.connections_created);
         for (reason, total) in [
@@ -231,7 +234,7 @@ impl<B: Backend> Pool<B> {
             return ApiError::PoolExhausted(B::DEPENDENCY);
         }
         let reason = self.last_error().unwrap_or_else(|| format!("no connection within {} ms", waited.as_millis()));
-        // While others have connections, an empty hand says nothing about the database: they will tell.
+        // If other requests hold connections, a failed wait says nothing about the database: their calls will show.
         let is_silent = connections == 0 && waited >= self.silence();
         if is_silent || self.shared.errors() > errors_before {
             call.failed(&reason);
@@ -249,7 +252,8 @@ impl<B: Backend> Pool<B> {
     }
 }
 
-/// A connection in use. Release it when its work ended; dropped before, it is interrupted and closed.
+/// A connection in use. Call [`Self::release`] when its work ended; dropping it interrupts the work and closes the
+/// connection.
 #[must_use = "a checkout that is dropped closes its connection"]
 pub struct Checkout<B: Backend> {
     connection: PooledConnection<'static, Keeper<B>>,
@@ -272,12 +276,12 @@ impl<B: Backend> Checkout<B> {
         &self.connection.client
     }
 
-    /// The connection, alone.
+    /// Exclusive access to the connection.
     pub fn client_mut(&mut self) -> &mut B::Client {
         &mut self.connection.client
     }
 
-    /// Gives the connection back: its work ended, it is as good as before.
+    /// Returns the connection for reuse and records a success.
     pub fn release(mut self) {
         self.released = true;
         self.connection.worked_at = Instant::now();
@@ -287,12 +291,12 @@ impl<B: Backend> Checkout<B> {
         }
     }
 
-    /// Gives the connection back without having asked anything.
+    /// Returns the connection unused.
     pub fn put_back(mut self) {
         self.released = true;
     }
 
-    /// The database failed, and the connection goes.
+    /// Records a failure of the database and closes the connection.
     pub fn fail(mut self, reason: &str) {
         self.shared.failed(reason);
         if let Some(call) = self.call.take() {

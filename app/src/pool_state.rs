@@ -1,4 +1,4 @@
-//! What the users of a pool share: who waits, who holds a connection and for how long, and whether the database fails.
+//! State that a pool's users share: waiting requests, held connections, and consecutive failures of the database.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use crate::error::Dependency;
 use crate::keeper::ConnectionError;
 use crate::metrics::Metrics;
 
-/// How often holders are looked at.
+/// How often holders are checked.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What a pool's users, its connections and its watch share.
+/// State shared by a pool's users, its connections and its leak detection.
 #[derive(Debug)]
 pub struct Shared {
     dependency: Dependency,
@@ -33,7 +33,7 @@ struct Held {
 }
 
 impl Shared {
-    /// Nothing waits, nothing is held, nothing failed.
+    /// No waits, holders or failures.
     pub fn new(dependency: Dependency, metrics: Metrics) -> Self {
         Self {
             dependency,
@@ -52,7 +52,7 @@ impl Shared {
         self.dependency.name()
     }
 
-    /// Somebody holds a connection for `what` from now on; the answer is for [`Self::let_go`].
+    /// Records that a connection is held for `what`; returns the id for [`Self::let_go`].
     pub fn hold(&self, what: &'static str) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let held = Held { what, since: Instant::now(), told: false };
@@ -60,22 +60,22 @@ impl Shared {
         id
     }
 
-    /// The holder gave its connection back.
+    /// Records that the holder returned its connection.
     pub fn let_go(&self, id: u64) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    /// How many wait for a connection.
+    /// Number of requests that wait for a connection.
     pub fn waiting(&self) -> i64 {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Failures since the last success.
+    /// Consecutive failures.
     pub fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// How many connections could ever not be opened or failed their check, through the database's own fault.
+    /// Number of connections since start that failed to open or failed their check because of the database.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
@@ -85,18 +85,18 @@ impl Shared {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The database did not do what it was asked for.
+    /// Records a failure of the database.
     pub fn failed(&self, reason: &str) {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        // The first failure is news, the next thousand are a number in the metrics.
+        // Only the first failure in a row is logged; the metrics count the rest.
         if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(dependency = self.name(), reason, "{} failed: {reason}", self.dependency);
         }
     }
 
-    /// The database answered.
+    /// Records a response of the database.
     pub fn succeeded(&self) {
-        // Read first: the common case writes nothing that other cores have to fetch.
+        // A plain read first, so that the common case does not write to a shared cache line.
         if self.failures.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -109,7 +109,7 @@ impl Shared {
     }
 }
 
-/// Counts a wait for as long as it lasts, also when the request that waits goes away.
+/// Counts a waiting request until dropped, including on cancellation.
 #[derive(Debug)]
 pub struct Waiting {
     shared: Arc<Shared>,
@@ -117,7 +117,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// From now on.
+    /// Counts from now on.
     pub fn new(shared: &Arc<Shared>) -> Self {
         shared.waiting.fetch_add(1, Ordering::Relaxed);
         Self { shared: Arc::clone(shared), since: Instant::now() }
@@ -130,7 +130,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Where bb8 tells why it could not connect.
+/// Receives bb8's connection errors.
 #[derive(Clone, Debug)]
 pub struct Sink(pub Arc<Shared>);
 
@@ -138,7 +138,7 @@ impl bb8::ErrorSink<ConnectionError> for Sink {
     fn sink(&self, error: ConnectionError) {
         match error {
             ConnectionError::Expired => {}
-            // A restarted database closes idle connections: worth a count, and no verdict on the database.
+            // A restarted database closes idle connections: counted, but not a failure of the database.
             ConnectionError::Closed => self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc(),
             error => {
                 if !matches!(error, ConnectionError::Full(_)) {
@@ -155,7 +155,7 @@ impl bb8::ErrorSink<ConnectionError> for Sink {
     }
 }
 
-/// Names, once each, those who hold a connection for longer than `leak_after`. Ends with the pool.
+/// Logs each holder, once, that keeps a connection for longer than `leak_after`. Ends with the pool.
 pub async fn watch_for_leaks(pool: Weak<Shared>, leak_after: Duration) {
     loop {
         tokio::time::sleep(LOOK.min(leak_after)).await;

@@ -1,9 +1,9 @@
-//! PostgreSQL: how to reach it, and one way to ask it anything.
+//! PostgreSQL: connecting to it, and running statements.
 //!
-//! Nearly every question is a single statement, so there is never a transaction left open, and it ends by the request's
-//! deadline: past it, the query is cancelled and its connection closed. `statement_timeout` is the server's own
-//! limit, should the app die in between. What needs more than one statement borrows a connection ([`Postgres::lend`]) and
-//! gives it back with its outcome ([`Lent::settle`]); forgotten on the way, it is closed, and its transaction with it.
+//! Nearly every query is a single statement, so no transaction stays open. It ends by the request's deadline: after
+//! that, the query is cancelled and its connection closed. The server's `statement_timeout` applies if the app dies
+//! meanwhile. Work with several statements borrows a connection ([`Postgres::lend`]) and returns it with the result
+//! ([`Lent::settle`]); if it is dropped instead, the connection is closed, which rolls back its transaction.
 
 use std::time::{Duration, Instant};
 
@@ -22,13 +22,13 @@ use crate::metrics::Metrics;
 use crate::pool::{Checkout, Pool, PoolSettings};
 use crate::tls::{self, Trust};
 
-/// How long a cancel request may take; it has a connection of its own to open.
+/// Maximum time for a cancel request, which opens its own connection.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A value and its type, so that a statement needs one round trip and no preparation.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// PostgreSQL, as the rest of the app sees it.
+/// Client for PostgreSQL.
 #[derive(Debug)]
 pub struct Postgres {
     pool: Pool<PgBackend>,
@@ -37,19 +37,19 @@ pub struct Postgres {
     schema: tokio::sync::watch::Sender<Schema>,
 }
 
-/// Whether the tables are there.
+/// State of the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Schema {
-    /// Not checked yet, or the last try failed: why.
+    /// Not checked yet, or the last attempt failed for this reason.
     Pending(String),
     Ready,
 }
 
 impl Postgres {
-    /// Checks the address and starts the pool. The server may be away.
+    /// Checks the address and starts the pool. The server may be down.
     ///
     /// # Errors
-    /// `DATABASE_URL` cannot be used, with a hint.
+    /// `DATABASE_URL` cannot be used; the error contains a hint.
     pub fn start(settings: &DatabaseSettings, pool: PoolSettings, metrics: Metrics) -> Result<Self, ConfigError> {
         let connector = Connector::new(settings)?;
         let schema = tokio::sync::watch::Sender::new(Schema::Pending("migrations have not run yet".to_owned()));
@@ -60,9 +60,10 @@ impl Postgres {
     /// Runs one statement. `what` names it in the log.
     ///
     /// # Errors
-    /// [`ApiError::DeadlineExceeded`] when it took too long (a write may or may not have happened),
-    /// [`ApiError::BreakerOpen`], [`ApiError::PoolExhausted`] or [`ApiError::Unavailable`] when it could not be asked
-    /// (nothing happened, or the connection broke on the way), [`ApiError::Internal`] when PostgreSQL refuses the statement.
+    /// [`ApiError::DeadlineExceeded`] if it took too long (a write may or may not have happened),
+    /// [`ApiError::BreakerOpen`], [`ApiError::PoolExhausted`] or [`ApiError::Unavailable`] if it could not be sent
+    /// (nothing happened, or the connection broke meanwhile), [`ApiError::Internal`] if PostgreSQL rejected the
+    /// statement.
     pub async fn query(
         &self,
         what: &'static str,
@@ -75,10 +76,10 @@ impl Postgres {
         lent.settle(answer)
     }
 
-    /// A connection for more than one statement. `what` names it in the log.
+    /// Borrows a connection for several statements. `what` names them in the log.
     ///
     /// # Errors
-    /// As [`Self::query`], when it could not be asked.
+    /// As [`Self::query`], if no connection is available.
     pub async fn lend(&self, what: &'static str, deadline: Deadline) -> Result<Lent<'_>, ApiError> {
         self.is_ready()?;
         let session = self.pool.checkout(what, deadline).await?;
@@ -92,23 +93,23 @@ impl Postgres {
         }
     }
 
-    /// Waits until the tables are there.
+    /// Waits until the tables exist.
     pub async fn until_ready(&self) {
-        // The sender lives as long as we do, so there is always somebody to wait for.
+        // `self` owns the sender, so the channel cannot be closed.
         let _ = self.schema.subscribe().wait_for(|schema| *schema == Schema::Ready).await;
     }
 
-    /// Whether PostgreSQL takes new connections and answers on them, within `limit`. Never takes a pool's place, so that
-    /// a pool that is exhausted does not read as a database that is down.
+    /// Checks within `limit` that PostgreSQL accepts a new connection and responds. Does not use the pool, so an
+    /// exhausted pool is not reported as a database that is down.
     ///
     /// # Errors
-    /// Why not, for the health report.
+    /// The reason, for the health report.
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         let answer = tokio::time::timeout(limit, self.connector.hello()).await;
         let outcome = match answer {
             Err(_) => Err(format!("a new connection got no answer within {} ms", limit.as_millis())),
             Ok(Ok(())) => Ok(()),
-            // The server answers, it only has no place left: busy, not down.
+            // The server responds but has reached its connection limit: busy, not down.
             Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Ok(()),
             Ok(Err(error)) => Err(describe(&error)),
         };
@@ -116,10 +117,10 @@ impl Postgres {
         outcome
     }
 
-    /// A connection outside the pool, for what takes longer than a request may.
+    /// A connection outside the pool, for work that takes longer than requests may.
     ///
     /// # Errors
-    /// The tables are not there yet, or as [`Self::dedicated`].
+    /// The tables do not exist yet, or as [`Self::dedicated`].
     pub async fn for_long_work(&self) -> Result<Client, ApiError> {
         self.is_ready()?;
         self.dedicated().await
@@ -128,7 +129,7 @@ impl Postgres {
     /// A connection outside the pool, for migrations.
     ///
     /// # Errors
-    /// [`ApiError::BreakerOpen`] at once, [`ApiError::Unavailable`] when PostgreSQL cannot be reached.
+    /// [`ApiError::BreakerOpen`] immediately, [`ApiError::Unavailable`] if PostgreSQL is unreachable.
     pub async fn dedicated(&self) -> Result<Client, ApiError> {
         let call = self.pool.breaker().ask()?;
         let reason = match tokio::time::timeout(self.open_timeout, self.connector.connect()).await {
@@ -143,23 +144,24 @@ impl Postgres {
         Err(unavailable(reason))
     }
 
-    /// The pool, for its numbers.
+    /// The pool, for its statistics.
     pub fn pool(&self) -> &Pool<PgBackend> {
         &self.pool
     }
 
-    /// Whether the tables are there.
+    /// State of the tables.
     pub fn schema(&self) -> Schema {
         self.schema.borrow().clone()
     }
 
-    /// Says whether the tables are there; queries are refused until they are.
+    /// Sets the state of the tables; queries are rejected until it is [`Schema::Ready`].
     pub fn set_schema(&self, schema: Schema) {
         self.schema.send_replace(schema);
     }
 }
 
-/// A connection for more than one statement. Dropped before [`Self::settle`], its work is cancelled and it is closed.
+/// A borrowed connection for several statements. If dropped before [`Self::settle`], its query is cancelled and the
+/// connection closed.
 #[must_use = "a connection that is not settled is closed"]
 #[derive(Debug)]
 pub struct Lent<'p> {
@@ -175,15 +177,15 @@ impl Lent<'_> {
         &mut self.session.client_mut().client
     }
 
-    /// What it was lent for.
+    /// Name of the statements in the log.
     pub const fn what(&self) -> &'static str {
         self.what
     }
 
-    /// Gives it back with what came of it.
+    /// Returns the connection to the pool, judging it by the result.
     ///
     /// # Errors
-    /// What the error means for the request, as [`Postgres::query`] says.
+    /// The result's error, as in [`Postgres::query`].
     pub fn settle<T>(self, answer: Result<Result<T, tokio_postgres::Error>, Expired>) -> Result<T, ApiError> {
         let Self { pool, session, what, started } = self;
         let silent = || (started.elapsed() >= pool.silence()).then(|| started.elapsed().as_millis());
@@ -205,7 +207,7 @@ impl Lent<'_> {
         match (&verdict, silent()) {
             (ApiError::DeadlineExceeded, Some(ms)) => session.fail(&format!("{what} was cancelled after {ms} ms")),
             (ApiError::Unavailable { reason, .. }, _) if !is_short_of_something(&error) => session.fail(reason),
-            // PostgreSQL answered, so the connection is fine.
+            // PostgreSQL responded, so the connection is usable.
             _ => session.release(),
         }
         Err(verdict)
@@ -216,13 +218,13 @@ fn unavailable(reason: String) -> ApiError {
     ApiError::Unavailable { dependency: Dependency::Postgres, reason }
 }
 
-/// What an error of PostgreSQL or of the connection means for the request.
+/// Maps an error of PostgreSQL or of the connection to the request's error.
 pub fn judge(what: &'static str, error: &tokio_postgres::Error) -> ApiError {
     let Some(code) = error.code() else { return unavailable(describe(error)) };
     if *code == SqlState::QUERY_CANCELED {
         return ApiError::DeadlineExceeded;
     }
-    // Connection exceptions, insufficient resources, operator intervention, system errors: not the statement's fault.
+    // Connection exception, insufficient resources, operator intervention, system error: not caused by the statement.
     let class = code.code().get(..2).unwrap_or_default();
     if matches!(class, "08" | "53" | "57" | "58") {
         return unavailable(describe(error));
@@ -230,12 +232,13 @@ pub fn judge(what: &'static str, error: &tokio_postgres::Error) -> ApiError {
     ApiError::Internal(format!("{what}: {}", describe(error)))
 }
 
-/// PostgreSQL answers, and lacks memory, disk or places: its reads may go on, so nothing is gained by not asking it.
+/// PostgreSQL responds, but lacks memory, disk or connections. Not counted by the circuit breaker: reads may still
+/// work.
 fn is_short_of_something(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("53"))
 }
 
-/// The error and its causes in one line; tokio-postgres alone says only "db error".
+/// The error and its causes in one line; tokio-postgres alone displays only "db error".
 pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -246,7 +249,7 @@ pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Opens connections, with our limits on them.
+/// Opens connections with the configured timeouts.
 #[derive(Clone)]
 struct Connector {
     config: Config,
@@ -264,7 +267,7 @@ impl Connector {
         const HINT: &str =
             "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=disable for a server without TLS";
         let bad = |problem: String| ConfigError::setting("DATABASE_URL", problem, HINT);
-        // We always verify, so libpq's stricter names mean what `require` means here.
+        // The app always verifies, so libpq's stricter modes are equivalent to `require` here.
         let url = settings.database_url.expose();
         let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
         let mut config: Config = url.parse().map_err(|e: tokio_postgres::Error| bad(describe(&e)))?;
@@ -287,7 +290,8 @@ impl Connector {
         }
         config
             .application_name("outrigger-app")
-            // For each address of the name; all of them have `db_connect_timeout`, so one that is silent leaves time for others.
+            // Per address of the host. All together have `db_connect_timeout`, so a silent address leaves time for
+            // the others.
             .connect_timeout(settings.db_connect_timeout.get() / 3)
             .keepalives(true)
             .keepalives_idle(Duration::from_secs(15))
@@ -309,7 +313,7 @@ impl Connector {
 
     async fn hello(&self) -> Result<(), tokio_postgres::Error> {
         let session = self.connect().await?;
-        // Also when we are dropped while waiting: a hung server would keep the connection for as long as it hangs.
+        // Also if this future is dropped: otherwise a hung server would keep the connection.
         let _closed_at_the_end = AbortOnDrop(session.task.clone());
         session.client.simple_query("SELECT 1").await?;
         Ok(())
@@ -333,7 +337,7 @@ fn is_local(host: &Host) -> bool {
     }
 }
 
-/// A connection to PostgreSQL and the task that moves its bytes.
+/// A connection to PostgreSQL, and the task that drives it.
 pub struct Session {
     client: Client,
     task: AbortHandle,
@@ -346,7 +350,7 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// What the pool needs to know of PostgreSQL.
+/// PostgreSQL's side of the pool.
 #[derive(Debug)]
 pub struct PgBackend(Connector);
 
@@ -373,7 +377,7 @@ impl Backend for PgBackend {
     fn interrupt(&self, session: &Session) {
         let (cancel, task, tls) = (session.client.cancel_token(), session.task.clone(), session.tls.clone());
         tokio::spawn(async move {
-            // A server that hangs does not even take a cancel; its socket is closed all the same.
+            // A hung server does not accept a cancel request either; the socket is closed anyway.
             if let Ok(Err(error)) = tokio::time::timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await {
                 tracing::debug!(error = describe(&error), "a cancel request did not reach PostgreSQL: {error}");
             }
@@ -388,7 +392,7 @@ mod tests {
     use clap::Parser as _;
 
     fn connector(url: &str) -> Result<Connector, ConfigError> {
-        // Whichever test comes first installs it.
+        // Only the first test's call succeeds.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let settings = crate::config::Settings::try_parse_from(["outrigger-app", "--database-url", url]).unwrap();
         Connector::new(&settings.database)
@@ -404,7 +408,8 @@ mod tests {
 
     #[test]
     fn the_strict_names_of_libpq_are_understood() {
-        // Without any CA on the machine the answer is an error that says so; with some, TLS is required.
+        // Without CA certificates on the machine, connecting fails with an error that says so; otherwise TLS is
+        // required.
         match connector("postgres://app@db.example/app?sslmode=verify-full") {
             Ok(connector) => assert_eq!(connector.config.get_ssl_mode(), SslMode::Require),
             Err(error) => assert!(error.to_string().contains("CA certificates"), "{error}"),

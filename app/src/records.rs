@@ -1,5 +1,5 @@
-//! Documents as rows: what we ask of PostgreSQL. Every write marks the document in the outbox, in the same statement; and what
-//! somebody may want to know of later is entered into the audit trail by it ([`crate::audit::own`]).
+//! Documents as rows: the queries to PostgreSQL. Every write also marks the document in the outbox, and every
+//! operation adds its audit entry, in the same statement ([`crate::audit::own`]).
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::error::ApiError;
 use crate::outbox::{Claim, Job};
 use crate::postgres::{Param, Postgres};
 
-/// A document with everything it has.
+/// A document with all its data.
 #[derive(Clone, Debug, Serialize)]
 pub struct Document {
     pub id: Uuid,
@@ -27,7 +27,7 @@ pub struct Document {
     pub created_at: Timestamp,
 }
 
-/// A document in a list, without its content and embedding: a page of those could be a hundred megabytes.
+/// A document in a list. Excludes content and embedding, since a page with those could take a hundred megabytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub id: Uuid,
@@ -37,7 +37,7 @@ pub struct Summary {
     pub created_at: Timestamp,
 }
 
-/// What a write did. `job` is `None` when somebody else works on the document's copy in ChromaDB right now.
+/// Result of a write. `job` is `None` if another task holds the claim for the document.
 #[derive(Debug)]
 pub struct Written {
     pub created_at: Timestamp,
@@ -46,7 +46,7 @@ pub struct Written {
 
 /// Marks the documents named by the statement before it; `$1` is the claim, `$2` its length in seconds.
 ///
-/// An expired claim is taken over: its holder died or hangs, so its last call may still arrive.
+/// Takes over an expired claim. Its holder died or hangs, so a call of it may still arrive.
 macro_rules! mark {
     ($source:literal) => {
         concat!(
@@ -69,7 +69,7 @@ macro_rules! mark {
     };
 }
 
-/// Stores a new document, or returns `None` when its id is taken.
+/// Stores a new document, or returns `None` if the id exists.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -105,7 +105,8 @@ pub async fn insert(
     rows.first().map(|row| Ok(Written { created_at: column(row, "created_at")?, job: job(row, claim)? })).transpose()
 }
 
-/// Removes a document, or returns `None` when there is none. The job is `None` when somebody else works on it.
+/// Deletes a document, or returns `None` if it does not exist. The job is `None` if another task holds the claim for
+/// the document.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -126,7 +127,7 @@ pub async fn delete(
     rows.first().map(|row| job(row, claim)).transpose()
 }
 
-/// Takes a document back that ChromaDB will never accept, unless it was written again since.
+/// Deletes a document that ChromaDB rejected permanently, unless it was written again since.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -148,7 +149,7 @@ pub async fn undo(postgres: &Postgres, deadline: Deadline, job: &Job, trail: Opt
 const BY_IDS: &str =
     "WITH found AS (SELECT id, title, content, embedding, metadata, created_at FROM documents WHERE id = ANY($1))";
 
-/// These documents, in no order; those that do not exist are left out.
+/// Returns these documents, unordered; missing ones are left out.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -158,7 +159,8 @@ pub async fn by_ids(postgres: &Postgres, deadline: Deadline, ids: &[Uuid]) -> Re
     rows.iter().map(document).collect()
 }
 
-/// The same for who gets to see the first `shown` that exist, in the order of `ids`.
+/// Like [`by_ids`], with an audit entry for the documents that the client will see: the first `shown` that exist, in
+/// the order of `ids`.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -178,7 +180,7 @@ pub async fn show(
     rows.iter().map(document).collect()
 }
 
-/// One document, if there is one.
+/// Returns one document, if it exists.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -198,7 +200,7 @@ pub async fn read(
     rows.first().map(document).transpose()
 }
 
-/// Up to `limit` documents, newest first, older than `after`: one more than are shown.
+/// Returns up to `limit` documents, newest first, older than `after`. `limit` is one more than the page shows.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -218,7 +220,7 @@ pub async fn page(
     const NEWEST_FIRST: &str = "FROM found ORDER BY created_at DESC, id DESC";
     let (created_at, id) = after.unzip();
     let mut params: Vec<Param<'_>> = vec![(&created_at, Type::TIMESTAMPTZ), (&id, Type::UUID), (&limit, Type::INT8)];
-    // The last one of a full page only tells that there is another page.
+    // The last row of a full page only tells that there is another page.
     let shown = format!("SELECT id {NEWEST_FIRST} LIMIT $3 - 1");
     let audited = trail.map_or_else(String::new, |entry| entry.with_all(&shown, params.len()));
     params.extend(trail.into_iter().flat_map(Entry::params));
@@ -238,10 +240,10 @@ pub async fn page(
 }
 
 impl Document {
-    /// Its copy for ChromaDB: enough to answer a search from there alone.
+    /// Its copy for ChromaDB, sufficient to respond to a search from there alone.
     pub fn into_record(self) -> Record {
         let metadata = serde_json::json!({
-            // ChromaDB keeps no objects, and a key whose value is null not at all.
+            // ChromaDB does not store objects, and drops keys whose value is null.
             "title": self.title,
             "metadata": self.metadata.to_string(),
             "created_at": self.created_at.to_string(),
@@ -266,7 +268,7 @@ fn job(row: &Row, claim: Claim) -> Result<Option<Job>, ApiError> {
     ours.then(|| Job::from_row(row, claim)).transpose()
 }
 
-/// One column, checked: a schema that somebody changed by hand is an error, not a panic.
+/// Reads one column. A schema changed by hand results in an error, not a panic.
 pub fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, ApiError> {
     row.try_get(name).map_err(|e| ApiError::Internal(format!("column {name}: {}", crate::postgres::describe(&e))))
 }

@@ -1,8 +1,8 @@
-//! `POST /api/v1/documents/search`: a vector in, the nearest documents out.
+//! `POST /api/v1/documents/search`: returns the documents nearest to a vector.
 //!
-//! ChromaDB knows which are near, PostgreSQL knows which exist and what they say. Without PostgreSQL the answer comes
-//! from ChromaDB's copies and is marked `degraded`: it may then hold a document that was deleted seconds before. Where who
-//! finds what is entered into the audit trail, there is no such answer: the trail is in PostgreSQL too.
+//! ChromaDB finds the nearest ids; PostgreSQL has the documents. If PostgreSQL is unavailable, the response uses
+//! ChromaDB's copies and is marked `degraded`: it may then contain a document deleted seconds before. There are no
+//! degraded responses if searches are audited, since the audit log is in PostgreSQL too.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,16 +24,16 @@ use crate::records::{self, Document};
 
 const LIMIT_DEFAULT: usize = 10;
 const LIMIT_MAX: usize = 100;
-/// Asked for besides, since some that ChromaDB still has may be deleted already.
+/// Additional results to request, since ChromaDB may still have deleted documents.
 const SPARE: usize = 16;
-/// How long the join may take before ChromaDB's copies are good enough.
+/// Maximum time for the join with PostgreSQL, before falling back to ChromaDB's copies.
 const JOIN: Duration = Duration::from_millis(1000);
-/// The same while PostgreSQL fails.
+/// Like [`JOIN`] while PostgreSQL fails.
 const JOIN_WHEN_FAILING: Duration = Duration::from_millis(250);
-/// Kept of the deadline for the answer.
+/// Reserved from the deadline to write the response.
 const ANSWER: Duration = Duration::from_millis(20);
 
-/// What a client sends to search.
+/// The body of a search request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Search {
@@ -45,11 +45,11 @@ pub struct Search {
 #[derive(Debug, Serialize)]
 pub struct Results {
     documents: Vec<Hit>,
-    /// PostgreSQL could not be asked: contents are ChromaDB's copies.
+    /// PostgreSQL was unavailable: the contents are ChromaDB's copies.
     degraded: bool,
 }
 
-/// A document and how far it is.
+/// A document and its distance.
 #[derive(Debug, Serialize)]
 struct Hit {
     id: Uuid,
@@ -61,7 +61,7 @@ struct Hit {
     created_at: Option<Timestamp>,
 }
 
-/// Answers a search: 1 to 100 documents, 10 by default.
+/// Handles a search: 1 to 100 documents, 10 by default.
 pub async fn search(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -76,7 +76,7 @@ pub async fn search(
     let neighbours = app.chroma.nearest(deadline, &embedding, limit + SPARE).await?;
     let ids: Vec<Uuid> = neighbours.iter().map(|n| n.id).collect();
     if let Some(entry) = app.audit.entry(&app.metrics, &asker, Act::Search) {
-        // What cannot be entered into the trail is not shown, so ChromaDB's copies are of no use here.
+        // Without an audit entry no document may be shown, so there is no fallback to ChromaDB's copies.
         let found = records::show(&app.postgres, deadline.reserving(ANSWER), &ids, limit, &entry).await;
         let mut hits = join(&app, neighbours, found.map_err(|error| app.audit.blame(error))?);
         hits.truncate(limit);
@@ -87,7 +87,7 @@ pub async fn search(
     let mut degraded = false;
     let mut hits = match records::by_ids(&app.postgres, join_by, &ids).await {
         Ok(documents) => join(&app, neighbours, documents),
-        // A pool that is exhausted is our load, not an outage: the client should come back.
+        // An exhausted pool means load, not an outage: the client should retry.
         Err(error @ (ApiError::PoolExhausted(_) | ApiError::Internal(_))) => return Err(error),
         Err(error) => {
             tracing::debug!(error = %error, "a search is answered from ChromaDB alone: {error}");
@@ -100,7 +100,7 @@ pub async fn search(
     Ok(Json(Results { documents: hits, degraded }))
 }
 
-/// Those that PostgreSQL has. What only ChromaDB has is marked, to be removed there.
+/// Keeps the documents that PostgreSQL has. Marks the others for removal from ChromaDB.
 fn join(app: &App, neighbours: Vec<Neighbour>, documents: Vec<Document>) -> Vec<Hit> {
     let mut documents: HashMap<Uuid, Document> = documents.into_iter().map(|d| (d.id, d)).collect();
     let mut ghosts = Vec::new();
@@ -116,7 +116,7 @@ fn join(app: &App, neighbours: Vec<Neighbour>, documents: Vec<Document>) -> Vec<
         .collect();
     if !ghosts.is_empty() {
         let outbox = std::sync::Arc::clone(&app.outbox);
-        // The client need not wait for it.
+        // In the background: the client need not wait for it.
         tokio::spawn(async move {
             if let Err(error) = outbox.repair(&ghosts).await {
                 tracing::debug!(error = %error, "deleted documents stay in ChromaDB for now: {error}");
@@ -132,7 +132,7 @@ impl Hit {
         Self { id, distance, title, content: Some(content), metadata, created_at: Some(created_at) }
     }
 
-    /// As [`Document::into_record`] wrote it, or as much of it as is there.
+    /// Reads the copy that [`Document::into_record`] wrote, as far as it is complete.
     fn from_copy(near: Neighbour) -> Self {
         let text = |key: &str| near.metadata.get(key).and_then(Value::as_str);
         Self {

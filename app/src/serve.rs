@@ -1,7 +1,7 @@
-//! Listening, and leaving in order.
+//! Accepts connections and drains them on shutdown.
 //!
-//! Our own accept loop instead of `axum::serve`, for three things that it has not: a limit on the time for a request's
-//! head that leaves idle connections open (the proxy pools them), a bound on the drain, and one drain for both listeners.
+//! Replaces `axum::serve`, which lacks three things: a timeout for a request's header section that leaves idle
+//! connections open (the proxy pools them), a bound on the drain, and a common drain for both listeners.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -17,13 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-/// Longest time until a request's head is complete; idle connections live that long too, well beyond the 75 s for
-/// which proxies usually keep theirs.
+/// Maximum time until a request's header section is complete. Also applies to idle connections, well above the 75 s
+/// for which proxies usually keep theirs.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
-/// Pause after a failed accept, such as too many open files: a tight loop would only make it worse.
+/// Pause after a failed accept, such as too many open files: a busy loop would make it worse.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A socket that cannot be listened on.
+/// Failed to listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("cannot listen on {address}")]
@@ -40,10 +40,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens both. A stale socket file is replaced; anything else at its path is an error.
+    /// Opens both listeners. Replaces a stale socket file; any other file at its path is an error.
     ///
     /// # Errors
-    /// Which one cannot be opened, and why.
+    /// The listener that cannot be opened, and why.
     pub async fn open(address: std::net::SocketAddr, socket: Option<&Path>) -> Result<Self, ListenError> {
         let tcp = TcpListener::bind(address).await.map_err(|source| ListenError::Tcp { address, source })?;
         let unix = socket
@@ -52,7 +52,8 @@ impl Listeners {
         Ok(Self { tcp, unix })
     }
 
-    /// Serves until `stop` says so, then finishes what is in flight, for `drain` at most: how many connections were left.
+    /// Serves until `stop` is set, then waits for requests in flight, for at most `drain`. Returns the number of
+    /// connections still open.
     pub async fn serve(self, router: Router, mut stop: watch::Receiver<bool>, drain: Duration) -> usize {
         let connections = GracefulShutdown::new();
         let unix = self.unix;
@@ -86,7 +87,7 @@ impl Listeners {
     }
 }
 
-/// The next connection, or never when there is no socket.
+/// The next connection on the Unix socket; waits for ever if there is none.
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<tokio::net::UnixStream> {
     match listener {
         Some(listener) => listener.accept().await.map(|(stream, _)| stream),
@@ -94,7 +95,7 @@ async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<tokio::net::
     }
 }
 
-/// Ends when told to, or when nobody is left who could tell.
+/// Returns once `stop` is set or its sender is dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -120,7 +121,7 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// Binds beside the path and renames over it: there is no moment without a socket, and none with the wrong mode.
+/// Binds next to the path and renames, so that the path always has a socket with the right mode.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {

@@ -1,25 +1,25 @@
-//! TLS to the databases: one way to trust, the system's certificates.
+//! TLS to the databases, verified with the system's certificates.
 
 use rustls::{ClientConfig, RootCertStore};
 
-/// Whose certificates to accept.
+/// Which CA certificates to trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// The system's, or those named by `SSL_CERT_FILE`.
+    /// The system's, or those in `SSL_CERT_FILE`.
     System,
-    /// Nobody's: the address says that TLS is not used, and a machine without certificates must start all the same.
+    /// None, for addresses without TLS: the app must start on a machine without CA certificates.
     Nobody,
 }
 
-/// There is nothing to verify a server with.
+/// There are no CA certificates to verify a server with.
 #[derive(Debug, thiserror::Error)]
 #[error("this machine has no CA certificates to verify the server with; install ca-certificates or set SSL_CERT_FILE")]
 pub struct NoRoots;
 
-/// The client side of every TLS connection.
+/// The client configuration of TLS connections.
 ///
 /// # Errors
-/// [`NoRoots`] when the system's certificates are asked for and there are none.
+/// [`NoRoots`] if the system's certificates are requested and there are none.
 pub fn client_config(trust: Trust) -> Result<ClientConfig, NoRoots> {
     let mut roots = RootCertStore::empty();
     if trust == Trust::System {

@@ -1,4 +1,4 @@
-//! What settings are made of: texts that are kept secret, durations with a unit and, in old variables, without.
+//! Types of settings: secrets, durations with a unit and, in older variables, without.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::ConfigError;
 
-/// Text that `Debug` does not show.
+/// Text that `Debug` and `Display` do not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -64,7 +64,7 @@ impl FromStr for Span {
             "h" => number.checked_mul(3_600_000),
             _ => None,
         };
-        // Beyond a year it is a typo, and some clocks overflow.
+        // More than a year is a typo, and some clocks overflow.
         millis.filter(|ms| *ms <= 366 * 86_400_000).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(bad)
     }
 }
@@ -75,7 +75,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// A duration that may lack its unit: then it is milliseconds, as in variables that are older than we are.
+/// A duration whose unit may be missing: then it is in milliseconds, as in older variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(Duration);
 
@@ -93,7 +93,7 @@ impl FromStr for Millis {
         let text = text.trim();
         let is_bare = text.bytes().all(|b| b.is_ascii_digit());
         let span: Option<Span> = if is_bare { format!("{text}ms").parse().ok() } else { text.parse().ok() };
-        // Zero would refuse nobody.
+        // With zero, an open breaker would reject no calls.
         let span = span.map(Span::get).filter(|span| !span.is_zero());
         span.map(Self).ok_or_else(|| ConfigError::Millis(text.to_owned()))
     }

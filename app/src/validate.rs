@@ -1,40 +1,41 @@
-//! What a document and a vector must be, and the words for what they are not.
+//! Validates documents and vectors, with error texts for clients.
 
 use serde_json::Value;
 
 use crate::error::ApiError;
 
-/// Longest title, in characters.
+/// Maximum length of a title, in characters.
 pub const TITLE_CHARS: usize = 512;
-/// Largest metadata, in bytes of JSON.
+/// Maximum size of metadata, in bytes of JSON.
 pub const METADATA_BYTES: usize = 16 * 1024;
 
-/// The bounds that deploys can move.
+/// The configurable bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Numbers in an embedding.
+    /// Dimension of an embedding.
     pub dimension: usize,
-    /// Bytes of a document's content.
+    /// Maximum size of a document's content, in bytes.
     pub content_bytes: usize,
 }
 
 impl Limits {
-    /// Most bytes of a request's body: content with every other character escaped, the vector, metadata and title.
+    /// Maximum size of a request's body in bytes: content with every other character escaped, the vector, metadata
+    /// and title.
     pub const fn body_bytes(&self) -> usize {
         2 * self.content_bytes + 32 * self.dimension + METADATA_BYTES + 16 * 1024
     }
 
-    /// A vector that can be stored and compared.
+    /// Validates a vector and converts it to 32-bit floats.
     ///
     /// # Errors
-    /// [`ApiError::Invalid`], with what was expected and what came.
+    /// [`ApiError::Invalid`] with the expected and the actual value.
     pub fn embedding(&self, numbers: &[f64]) -> Result<Vec<f32>, ApiError> {
         let (expected, got) = (self.dimension, numbers.len());
         if got != expected {
             return Err(ApiError::Invalid(format!("embedding needs {expected} numbers, got {got}")));
         }
         let vector: Vec<f32> = numbers.iter().map(|number| *number as f32).collect();
-        // What overflows 32 bits arrives as infinity.
+        // Numbers that overflow 32 bits became infinite.
         if let Some(at) = vector.iter().position(|number| !number.is_finite()) {
             let number = numbers.get(at).copied().unwrap_or_default();
             return Err(ApiError::Invalid(format!("embedding[{at}] does not fit a 32-bit float: {number:e}")));
@@ -46,10 +47,10 @@ impl Limits {
         Ok(vector)
     }
 
-    /// Content that can be stored.
+    /// Validates a document's content.
     ///
     /// # Errors
-    /// [`ApiError::TooLarge`] or [`ApiError::Invalid`], with what was expected and what came.
+    /// [`ApiError::TooLarge`] or [`ApiError::Invalid`] with the expected and the actual value.
     pub fn content(&self, text: &str) -> Result<(), ApiError> {
         let (limit, got) = (self.content_bytes, text.len());
         if got > limit {
@@ -63,10 +64,10 @@ impl Limits {
     }
 }
 
-/// A title that fits a line.
+/// Validates a title, which must be a single line.
 ///
 /// # Errors
-/// [`ApiError::Invalid`], with what was expected and what came.
+/// [`ApiError::Invalid`] with the expected and the actual value.
 pub fn title(text: &str) -> Result<(), ApiError> {
     let got = text.chars().count();
     if got > TITLE_CHARS {
@@ -75,10 +76,10 @@ pub fn title(text: &str) -> Result<(), ApiError> {
     no_control_characters("title", text, &[])
 }
 
-/// Metadata that PostgreSQL can hold: an object, not too large, without NUL.
+/// Validates metadata: an object that PostgreSQL can store, not too large and without NUL.
 ///
 /// # Errors
-/// [`ApiError::Invalid`], with what was expected and what came.
+/// [`ApiError::Invalid`] with the expected and the actual value.
 pub fn metadata(value: &Value) -> Result<(), ApiError> {
     if !value.is_object() {
         return Err(ApiError::Invalid("metadata needs to be a JSON object".to_owned()));

@@ -1,4 +1,4 @@
-//! Works off the outbox: what a request could not finish, what a crash left behind, what another Machine dropped.
+//! Processes the outbox: marks left by requests that failed, by crashes and by other Machines.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -15,13 +15,13 @@ use crate::error::ApiError;
 use crate::outbox::{Claim, Job, Outbox, STATEMENT};
 use crate::records::{self, column};
 
-/// How often the worker looks for marks that other Machines left.
+/// How often the worker looks for marks left by other Machines.
 const TICK: Duration = Duration::from_secs(1);
 /// Rows that it claims at a time.
 const BATCH: usize = 64;
 
 impl Outbox {
-    /// Works off what is due, until the process ends.
+    /// Processes due marks until the process ends.
     pub async fn work(self: Arc<Self>) {
         let mut told = String::new();
         loop {
@@ -31,14 +31,14 @@ impl Outbox {
                     done == BATCH
                 }
                 Err(ApiError::Internal(error)) => {
-                    // Once, not every second for as long as it lasts.
+                    // Logged once per outage, not every second.
                     if told != error {
                         tracing::error!(error, "the outbox cannot be worked off: {error}");
                         told = error;
                     }
                     false
                 }
-                // A database that is away is told of where that is noticed, once.
+                // The pool logs, once, that a database is down.
                 Err(error) => {
                     tracing::debug!(error = %error, "the outbox waits: {error}");
                     false
@@ -50,10 +50,10 @@ impl Outbox {
         }
     }
 
-    /// One batch of what is due: how many it was.
+    /// Processes one batch of due marks and returns its size.
     async fn round(&self) -> Result<usize, ApiError> {
         let due = self.look().await?;
-        // Asked before anything is claimed: while ChromaDB is away, marks keep their place and their patience.
+        // Before any claim: while ChromaDB is down, marks keep their order and are not backed off.
         let collection = self.chroma.collection_id(Deadline::after(STATEMENT)).await?;
         let marked = self.notice(&collection).await?;
         if due == 0 && marked == 0 {
@@ -66,7 +66,7 @@ impl Outbox {
         Ok(jobs.len())
     }
 
-    /// Makes ChromaDB's copies what PostgreSQL has now: upserts those that exist, deletes those that do not.
+    /// Makes ChromaDB's copies match PostgreSQL: upserts existing documents, deletes the others.
     async fn bring_up_to_date(&self, jobs: &[Job]) -> Result<(), ApiError> {
         if !jobs.first().is_some_and(|job| job.claim.leaves_time_for(self.call * 2)) {
             self.postpone(jobs, &ChromaError::NotAsked(ApiError::DeadlineExceeded)).await;
@@ -88,7 +88,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Upserts all at once, or one by one when ChromaDB refuses the batch: one bad document must not hold up the rest.
+    /// Upserts all documents at once, or one by one if ChromaDB rejects the batch: one bad document must not block
+    /// the others.
     async fn upsert(&self, jobs: &[Job], batch: &[Record]) {
         let outcome = self.chroma.upsert(Deadline::after(self.call), batch).await;
         if jobs.len() == 1 || !matches!(outcome, Err(ChromaError::Refused { .. })) {
@@ -115,8 +116,8 @@ impl Outbox {
         }
     }
 
-    /// Marks every document when `id` is not the collection that held their copies: it is new, and empty. So a
-    /// ChromaDB that lost its disk, or was replaced, fills itself again.
+    /// Marks every document if `id` differs from the collection that held their copies, as the new one is empty.
+    /// Refills a ChromaDB that lost its data or was replaced.
     async fn notice(&self, id: &str) -> Result<i64, ApiError> {
         const NOTICE: &str = "
             WITH changed AS (
@@ -146,7 +147,7 @@ impl Outbox {
         Ok(marked)
     }
 
-    /// Counts what waits, for the bound and the gauges: how many of it is due and nobody's.
+    /// Counts waiting marks, for the bound and the gauges. Returns how many are due and not claimed.
     async fn look(&self) -> Result<i64, ApiError> {
         const LOOK: &str = "
             SELECT count(*) FILTER (WHERE applied_at IS NULL) AS depth,
@@ -154,7 +155,7 @@ impl Outbox {
                     ::float8 AS age,
                 count(*) FILTER (WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()) AS due
             FROM (SELECT applied_at, enqueued_at, due_at, claimed_until FROM outbox LIMIT $1) AS bounded";
-        // Beyond the bound the exact number changes nothing.
+        // Beyond the bound the exact number makes no difference.
         let most = i64::try_from(self.bound).unwrap_or(i64::MAX).saturating_add(1);
         let rows =
             self.postgres.query("outbox::look", Deadline::after(STATEMENT), LOOK, &[(&most, Type::INT8)]).await?;
@@ -176,7 +177,7 @@ impl Outbox {
                 WHERE due_at <= clock_timestamp() AND claimed_until <= clock_timestamp()
                 ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
             RETURNING document_id, generation";
-        // One delete, one upsert, and our own statements around them.
+        // Time for one delete, one upsert, and the statements around them.
         let claim = Claim::new(self.call * 2 + Duration::from_secs(2));
         let most = BATCH as i64;
         let params = [(&claim.token as _, Type::UUID), (&claim.seconds() as _, Type::FLOAT8), (&most as _, Type::INT8)];

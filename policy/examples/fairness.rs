@@ -1,9 +1,10 @@
-//! Many clients under overload, as Markdown: `cargo run -p outrigger-policy --release --example fairness`.
+//! Simulates many clients under overload and prints Markdown tables:
+//! `cargo run -p outrigger-policy --release --example fairness`.
 #![allow(clippy::print_stdout)]
 
 #[path = "../tests/support/crowd.rs"]
 mod crowd;
-#[allow(dead_code)] // What only the tests and the other example use.
+#[allow(dead_code)] // Used by the tests and the other example only.
 #[path = "../tests/support/simulator.rs"]
 mod simulator;
 
@@ -80,7 +81,7 @@ fn main() {
     }
 }
 
-/// Some of the requests, and what they are called.
+/// A name for a subset of the requests, and its predicate.
 type Part<'a> = (&'a str, &'a dyn Fn(&Asked) -> bool);
 
 fn compare(what: &str, crowd: &Crowd, parts: &[Part<'_>]) {
@@ -88,7 +89,7 @@ fn compare(what: &str, crowd: &Crowd, parts: &[Part<'_>]) {
     let blind = run(&Crowd { is_blind: true, ..crowd.clone() }, 1);
     for (who, is_part) in parts {
         let [blind, fair] = [&blind, &fair].map(|asked| {
-            // The first seconds are the law's.
+            // Leaves out the first 5 s, in which the concurrency limit adapts.
             let fate = Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && is_part(asked)));
             let [p50, p99, longest] = fate.waited_ms;
             format!("{:.1} % · {p50:.0}, {p99:.0}, {longest:.0} · {:.0}", 100.0 * fate.share(), fate.refused_ms)

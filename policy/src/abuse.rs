@@ -1,28 +1,45 @@
-//! Who is shut out, and for how long: each ban is twice as long as the one before, up to a bound.
+//! Bans: each ban of a client is twice as long as the previous one, up to a maximum.
 //!
-//! What leads to a ban is counted by [`crate::limiter`], one quota for each kind of offence. A client that has behaved
-//! for as long as the longest ban begins anew.
+//! [`crate::limiter`] counts the offences that lead to a ban, with one quota for each kind. Once a client's last ban has
+//! been over for as long as the longest ban, its history is forgotten.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::abuse::{Ban, Offence, Settings};
+//!
+//! const MINUTE: u64 = 60_000_000_000;
+//! let settings = Settings { first: Duration::from_secs(60), longest: Duration::from_secs(600) };
+//!
+//! let first = Ban::after(None, Offence::LoginFailures, 0, settings);
+//! assert!(first.holds(MINUTE - 1) && !first.holds(MINUTE));
+//!
+//! let second = Ban::after(Some(first), Offence::NotFound, 2 * MINUTE, settings);
+//! assert_eq!((second.times, second.left(2 * MINUTE)), (2, Duration::from_secs(120)));
+//! ```
 
 use std::time::Duration;
 
-/// What is counted against a client.
+/// A kind of offence that leads to a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Offence {
-    /// Requests beyond its quota: 429.
+    /// Requests rejected by a rate limit: 429.
     Refusals,
-    /// Answers 401 and 403.
+    /// Responses with 401 or 403.
     LoginFailures,
-    /// Answers 404.
+    /// Responses with 404.
     NotFound,
     /// An operator's decision.
     Operator,
 }
 
 impl Offence {
-    /// All of them.
+    /// All offences.
     pub const ALL: [Self; 4] = [Self::Refusals, Self::LoginFailures, Self::NotFound, Self::Operator];
 
-    /// The name in configuration, metrics and the admin API.
+    /// Returns the name used in configuration, metrics and the admin API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refusals => "refusals",
@@ -33,31 +50,31 @@ impl Offence {
     }
 }
 
-/// How long bans are.
+/// The length of bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The first one.
+    /// The first ban.
     pub first: Duration,
-    /// The longest.
+    /// The longest ban, and the time after which a client's history is forgotten.
     pub longest: Duration,
 }
 
-/// What is remembered of one client. Times are nanoseconds.
+/// A client's last ban. Times are nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ban {
     /// The last offence.
     pub offence: Offence,
-    /// How many bans in a row.
+    /// The number of consecutive bans, including this one; at least 1.
     pub times: u32,
     /// When it began.
     pub since: u64,
-    /// When it ends, or has ended.
+    /// When it ends or ended.
     pub until: u64,
 }
 
 impl Ban {
-    /// The next ban of a client of whom `before` is remembered. One that is still shut out stays so for its time: what it
-    /// does meanwhile is refused and counts no further.
+    /// Returns the ban after an offence, given the client's last ban. A ban that still holds is returned unchanged:
+    /// offences of a banned client do not extend it.
     pub fn after(before: Option<Self>, offence: Offence, now: u64, settings: Settings) -> Self {
         match before {
             Some(ban) if ban.holds(now) => ban,
@@ -68,7 +85,7 @@ impl Ban {
         }
     }
 
-    /// One of a given length, by an operator.
+    /// Creates an operator's ban of the given length.
     pub fn of(length: Duration, now: u64) -> Self {
         Self { offence: Offence::Operator, times: 1, since: now, until: now.saturating_add(nanoseconds(length)) }
     }
@@ -79,17 +96,17 @@ impl Ban {
         Self { offence, times, since: now, until: now.saturating_add(nanoseconds(length)) }
     }
 
-    /// Whether the client is shut out.
+    /// Returns whether the client is banned at `now`.
     pub const fn holds(&self, now: u64) -> bool {
         now < self.until
     }
 
-    /// What is left of it.
+    /// Returns the remaining time; zero once it is over.
     pub const fn left(&self, now: u64) -> Duration {
         Duration::from_nanos(self.until.saturating_sub(now))
     }
 
-    /// Whether it is so long over that it counts no more.
+    /// Returns whether it has been over for at least [`Settings::longest`], so that the next ban is a first one.
     pub fn is_forgotten(&self, now: u64, settings: Settings) -> bool {
         now >= self.until.saturating_add(nanoseconds(settings.longest))
     }

@@ -1,15 +1,44 @@
-//! Which requests get a permit, wait for one, or are refused: permits for requests to the app, and a short queue for them.
+//! Admission control: a permit for each request at the app, and a short, fair queue for the requests without one.
 //!
 //! ```text
-//! ask ──► a permit is free ───────────────► Go
-//!     └─► room in the queue, or a request in it that makes room (and is refused) ──► Wait ──► granted, in order
-//!     └─► otherwise ──────────────────────► Refuse, at once
+//! ask ──► a permit is free ──────────────────────────────────────────────────► Go
+//!     └─► the queue has room, or a queued request is displaced (rejected) ───► Wait ──► granted, in order
+//!     └─► otherwise ─────────────────────────────────────────────────────────► Refuse, at once
 //! ```
 //!
-//! The order is by priority, then fair between clients: see [`queue`], which has the bound on a request's wait. The queue may
-//! be long for as long as a burst takes to drain; once it stands ([`pressure`]) it is no longer than what the app answers in
-//! half of the longest wait, so that a request that is let in is nearly always served, unless everything goes to more
-//! important ones.
+//! The order is by priority, then fair between clients (`queue.rs`, with the bound on a request's wait). During a burst
+//! the queue may be long. Under lasting overload (`pressure.rs`) it is bounded by the number of responses that the app
+//! gives in half of `max_wait`, so nearly every request that is queued is also served, unless more important requests take
+//! all permits.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::admission::{Admission, Ask, Settings, Turn, Verdict};
+//! use outrigger_policy::concurrency;
+//! use outrigger_policy::priority::Priority;
+//!
+//! let mut admission: Admission<&str> = Admission::new(Settings {
+//!     concurrency: concurrency::Settings { min: 1, max: 1, initial: 1 },
+//!     max_wait: Duration::from_secs(1),
+//!     max_queue: 100,
+//!     max_held: 100,
+//! });
+//! let ask = |priority, client| Ask { priority, client, now: 0 };
+//!
+//! // Client 1 takes the only permit, client 2 waits.
+//! assert_eq!(admission.ask(ask(Priority::Medium, 1), |_, _| {}), Verdict::Go);
+//! let Verdict::Wait(ticket) = admission.ask(ask(Priority::High, 2), |_, _| {}) else { panic!("the queue is empty") };
+//! *admission.waker(&ticket).unwrap() = "client 2";
+//! assert_eq!(admission.grant(), None);
+//!
+//! // Client 1 gets its response after 20 ms; its permit goes to client 2.
+//! admission.finish(1, 20_000_000, 20_000_000);
+//! assert_eq!(admission.grant(), Some("client 2"));
+//! assert_eq!(admission.collect(ticket), Ok(Turn::Granted));
+//! ```
 
 mod clients;
 mod pressure;
@@ -24,93 +53,92 @@ use self::queue::{FairQueue, Terms};
 use crate::concurrency::{self, Concurrency, Sample};
 use crate::priority::Priority;
 
-/// What operators may set.
+/// Settings of the concurrency limit and the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The bounds of the limit.
+    /// Bounds of the concurrency limit.
     pub concurrency: concurrency::Settings,
-    /// The longest wait.
+    /// The longest wait. The caller enforces it with [`Admission::abandon`].
     pub max_wait: Duration,
-    /// The most that wait, however fast the app is.
+    /// Maximum length of the queue, however fast the app is.
     pub max_queue: u32,
-    /// The most that wait while the app is away.
+    /// Maximum length of the queue while the app is unreachable.
     pub max_held: u32,
 }
 
-/// Who asks.
+/// A request for a permit.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
-    /// How important the request is.
+    /// The priority of the request.
     pub priority: Priority,
-    /// The client: a hash.
+    /// The hash of the client's identity.
     pub client: u64,
-    /// When, in nanoseconds.
+    /// The current time, in nanoseconds.
     pub now: u64,
 }
 
-/// A place in the queue. Given back by exactly one of [`Admission::collect`] and [`Admission::abandon`].
+/// A queued request. Pass it to exactly one of [`Admission::collect`], [`Admission::abandon`] and [`Admission::disown`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a place that nobody gives back is lost"]
 pub struct Ticket(u32);
 
 impl Ticket {
-    /// The number of the place, for whoever gives it back.
     const fn number(self) -> u32 {
         self.0
     }
 }
 
-/// What becomes of a request.
+/// The result of [`Admission::ask`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has a permit: [`Admission::finish`] gives it back.
+    /// The request has a permit; [`Admission::finish`] returns it.
     Go,
-    /// It waits.
+    /// The request is queued.
     Wait(Ticket),
-    /// There is no room for it.
+    /// The request is rejected: the queue has no room.
     Refuse,
 }
 
-/// What became of somebody who waited.
+/// The state of a queued request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Nothing yet.
+    /// In the queue.
     Waiting,
-    /// It has a permit.
+    /// The request has a permit.
     Granted,
-    /// It made room for another request, and is refused.
+    /// The request is rejected: it made room for another one.
     Displaced,
 }
 
-/// At most so many requests are displaced when one asks.
+/// The maximum number of requests that one call of [`Admission::ask`] displaces.
 pub const MOST_DISPLACED: usize = 4;
-/// A flow of a heavy client may be overtaken by one newer flow for so many places in the queue.
+/// Newer flows may overtake a flow of a heavy client: one for each this many queue positions.
 const PLACES_PER_OVERTAKER: u32 = 4;
 
-/// Permits and queue. `T` is what wakes a request that waits.
+/// Permits and queue. `T` wakes a queued request; the caller stores it with [`Admission::waker`].
 #[derive(Debug)]
 pub struct Admission<T> {
-    law: Concurrency,
+    concurrency: Concurrency,
     settings: Settings,
     in_flight: u32,
-    /// Requests that passed without a permit.
+    /// Requests at the app without a permit (`monitor`).
     passed: u32,
     queue: FairQueue<T>,
     clients: Clients,
     pressure: Pressure,
-    /// The latest time that was mentioned, in nanoseconds.
+    /// The latest time passed in, in nanoseconds.
     clock: u64,
-    /// The app is away: no permit is granted, and requests wait for it.
+    /// The app is unreachable: requests wait, and no permit is granted.
     is_suspended: bool,
-    /// Since the app is back: what the backlog of that time adds to the room, one less with each permit granted.
+    /// Extra room after an outage of the app, for its backlog. Decreases by one with each permit granted.
     backlog: u32,
 }
 
 impl<T: Default> Admission<T> {
-    /// No requests yet.
+    /// Creates an admission controller without requests.
     pub fn new(settings: Settings) -> Self {
         Self {
-            law: Concurrency::new(settings.concurrency),
+            concurrency: Concurrency::new(settings.concurrency),
             settings,
             in_flight: 0,
             passed: 0,
@@ -123,43 +151,43 @@ impl<T: Default> Admission<T> {
         }
     }
 
-    /// Changes the settings; requests keep their permits and places.
+    /// Changes the settings. Requests keep their permits and queue positions.
     pub fn set(&mut self, settings: Settings) {
         if settings != self.settings {
-            self.law.set_bounds(settings.concurrency.min, settings.concurrency.max);
+            self.concurrency.set_bounds(settings.concurrency.min, settings.concurrency.max);
             self.settings = settings;
         }
     }
 
-    /// Permits now.
+    /// Returns the concurrency limit: the number of permits.
     pub fn limit(&self) -> u32 {
-        self.law.limit()
+        self.concurrency.limit()
     }
 
-    /// Permits in use.
+    /// Returns the number of permits in use.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    /// How many requests of a priority wait.
+    /// Returns the number of waiting requests of a priority.
     pub fn waiting(&self, priority: Priority) -> u32 {
         self.queue.waiting(priority)
     }
 
-    /// How long a response takes now.
+    /// Returns the app's smoothed latency; `None` before the first few responses.
     pub fn latency(&self) -> Option<Duration> {
-        self.law.latency()
+        self.concurrency.latency()
     }
 
-    /// The most that may wait now.
+    /// Returns the current maximum length of the queue, for requests that are not critical.
     pub fn room(&self) -> u32 {
         self.room_for(Priority::Medium)
     }
 
-    /// No permit is granted until [`Admission::resume`]: the app is away. Requests that wait go on waiting.
+    /// Stops granting permits until [`Admission::resume`]: the app is unreachable. Queued requests keep waiting.
     pub fn suspend(&mut self) {
         self.is_suspended = true;
-        // Those that are only counted have been sent already: nobody would give back the permits that they get.
+        // Disowned requests (`monitor`) were already sent, so a permit granted to one would never be returned.
         for number in self.queue.numbers() {
             let is_counted =
                 self.queue.place(number).is_some_and(|place| !place.is_owned && place.turn == Turn::Waiting);
@@ -169,14 +197,15 @@ impl<T: Default> Admission<T> {
         }
     }
 
-    /// The app is back: those that wait get permits as the limit allows. They are no reason to refuse those that come now, so
-    /// there is room for as many again, and less and less as they go.
+    /// Grants permits again, within the limit: the app is reachable. The backlog must not cause rejections, so the queue
+    /// temporarily has room for twice its length; this extra room shrinks with each permit granted.
     pub fn resume(&mut self) {
         self.is_suspended = false;
         self.backlog = self.queue.len().saturating_mul(2);
     }
 
-    /// How many may wait before a request of this priority is refused: critical requests may fill more, for nobody goes before them.
+    /// Returns the queue length at which a request of this priority is rejected. Higher for critical requests, which are
+    /// served first.
     fn room_for(&self, priority: Priority) -> u32 {
         if self.is_suspended {
             return self.settings.max_held;
@@ -191,18 +220,21 @@ impl<T: Default> Admission<T> {
         room.max(self.backlog.min(self.settings.max_held))
     }
 
-    /// The room in a queue that stands: what the app answers in half of the longest wait (four fifths for critical requests), by
-    /// the law or by what it has `drained` of late in as long as the longest wait. All that may wait before anything is known.
+    /// The maximum length of a standing queue: the number of responses in half of `max_wait` (four fifths for critical
+    /// requests), by the concurrency limit or by the recent rate `drained` (per `max_wait`), whichever is more; at least
+    /// the limit. `max_queue` while the latency is unknown.
     fn lasting_room(&self, priority: Priority, drained: f64) -> u32 {
-        let Some(answered) = self.law.answers_in(self.settings.max_wait) else { return self.settings.max_queue };
+        let Some(answered) = self.concurrency.answers_in(self.settings.max_wait) else {
+            return self.settings.max_queue;
+        };
         let share = if priority == Priority::Critical { 0.8 } else { 0.5 };
-        // Too many for the type means as many as it holds.
-        ((answered.max(drained) * share) as u32).max(self.law.limit()).min(self.settings.max_queue)
+        // The cast saturates.
+        ((answered.max(drained) * share) as u32).max(self.concurrency.limit()).min(self.settings.max_queue)
     }
 
-    /// Gives `client` a permit if one is free and nobody waits; displaces nobody, and does not wait.
+    /// Takes a permit for `client` if one is free and the queue is empty. Never waits or displaces a request.
     pub fn ask_now(&mut self, client: u64) -> bool {
-        let is_free = self.in_flight < self.law.limit() && self.queue.len() == 0 && !self.is_suspended;
+        let is_free = self.in_flight < self.concurrency.limit() && self.queue.len() == 0 && !self.is_suspended;
         if is_free {
             self.in_flight += 1;
             let client = self.clients.enter(client);
@@ -211,14 +243,14 @@ impl<T: Default> Admission<T> {
         is_free
     }
 
-    /// A request asks for a permit. `displaced` is called for each request that makes room, with what wakes it and its
-    /// priority: at most [`MOST_DISPLACED`] times.
+    /// Takes a permit, or queues or rejects the request. Calls `displaced` with the waker and the priority of each request
+    /// that makes room, at most [`MOST_DISPLACED`] times.
     pub fn ask(&mut self, ask: Ask, mut displaced: impl FnMut(T, Priority)) -> Verdict {
         self.clock = self.clock.max(ask.now);
         if self.ask_now(ask.client) {
             return Verdict::Go;
         }
-        self.feel();
+        self.notice_pressure();
         self.shed(&mut displaced);
         let known = self.clients.find(ask.client);
         let own = known.map_or(0, |client| self.queue.waiting_of(&self.clients, client, ask.priority));
@@ -227,8 +259,8 @@ impl<T: Default> Admission<T> {
                 Some(victim) => Some(victim),
                 None if self.queue.len() >= self.room_for(ask.priority) => {
                     self.pressure.sign(self.clock, self.interval());
-                    let Some(hopeless) = self.hopeless(ask.priority, known, own) else { return Verdict::Refuse };
-                    Some(hopeless)
+                    let Some(starved) = self.starved(ask.priority, known, own) else { return Verdict::Refuse };
+                    Some(starved)
                 }
                 None => None,
             };
@@ -241,9 +273,10 @@ impl<T: Default> Admission<T> {
         Verdict::Wait(Ticket(self.queue.push(&mut self.clients, client, ask.priority, terms)))
     }
 
-    /// The next request whose turn it is, if a permit is free: it has the permit now, and what is returned wakes it.
+    /// Grants a free permit to the next queued request and returns its waker. `None` if no permit is free or the queue is
+    /// empty.
     pub fn grant(&mut self) -> Option<T> {
-        if self.is_suspended || self.in_flight >= self.law.limit() {
+        if self.is_suspended || self.in_flight >= self.concurrency.limit() {
             return None;
         }
         let next = self.queue.next()?;
@@ -256,7 +289,11 @@ impl<T: Default> Admission<T> {
         Some(self.queue.grant(&mut self.clients, next, terms))
     }
 
-    /// What became of a request that waited; if it waits no longer, this gives its place back.
+    /// Takes the result of a queued request and frees its queue entry. A displaced or unknown ticket gives
+    /// [`Turn::Displaced`].
+    ///
+    /// # Errors
+    /// The ticket, if the request is still waiting.
     pub fn collect(&mut self, ticket: Ticket) -> Result<Turn, Ticket> {
         let number = ticket.number();
         let turn = self.queue.place(number).map_or(Turn::Displaced, |place| place.turn);
@@ -267,12 +304,13 @@ impl<T: Default> Admission<T> {
         Ok(turn)
     }
 
-    /// What wakes the owner of a place.
+    /// Returns the waker of a queued request, to set it.
     pub fn waker(&mut self, ticket: &Ticket) -> Option<&mut T> {
         self.queue.place_mut(ticket.0).map(|place| &mut place.waker)
     }
 
-    /// Nobody looks what becomes of it: it is only there to be counted.
+    /// Keeps the request in the queue without an owner, for counting only (`monitor`). Its entry is freed as soon as it
+    /// leaves the queue.
     pub fn disown(&mut self, ticket: Ticket) {
         let number = ticket.number();
         if let Some(place) = self.queue.place_mut(number) {
@@ -280,8 +318,8 @@ impl<T: Default> Admission<T> {
         }
     }
 
-    /// Its owner waits no longer. True if it waited to the end: it was neither granted a permit nor displaced. A permit that it
-    /// was granted in this moment is given back.
+    /// Removes a request whose owner stops waiting. Returns true if it was still waiting. If it was just granted a permit,
+    /// the permit is returned.
     pub fn abandon(&mut self, ticket: &Ticket) -> bool {
         let Some(place) = self.queue.place(ticket.0) else { return false };
         let (turn, client) = (place.turn, place.client);
@@ -297,40 +335,41 @@ impl<T: Default> Admission<T> {
         turn == Turn::Waiting
     }
 
-    /// A request passes without a permit, as all do in monitor mode.
+    /// Counts a request that is sent to the app without a permit (`monitor`).
     pub fn pass(&mut self) {
         self.passed = self.passed.saturating_add(1);
     }
 
-    /// A request in monitor mode is done: whichever request had the permit in question, the app has done a request's work.
+    /// Ends a request counted by [`Admission::pass`] and returns one permit of the simulated queue: each response advances
+    /// it by one.
     pub fn finish_watched(&mut self, client: u64) {
         self.passed = self.passed.saturating_sub(1);
         self.finish(client, self.clock, 0);
     }
 
-    /// Requests at the app, with a permit or without.
+    /// Returns the number of requests at the app, with or without a permit.
     pub fn present(&self) -> u32 {
         self.passed.max(self.in_flight)
     }
 
-    /// A permit is given back at `now`, after the app has worked for `used` nanoseconds.
+    /// Returns a permit at `now`, after the app has worked for `used` nanoseconds.
     pub fn finish(&mut self, client: u64, now: u64, used: u64) {
         self.clock = self.clock.max(now);
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(client) = self.clients.find(client) {
-            // Where nobody has to wait, nobody takes anything from anybody.
+            // Usage counts only while requests have to wait.
             let matters = self.queue.len() > 0 || self.pressure.is_felt(self.clock, FORGOTTEN_AFTER_NS);
             self.clients.release(client, self.clock, (matters && used > 0).then_some(used));
         }
     }
 
-    /// The head of a response came, or did not come in time.
+    /// Records a latency sample: a response head arrived, or timed out. See [`Concurrency::record`].
     pub fn record(&mut self, now: u64, sample: Sample) {
-        self.law.record(now, sample);
+        self.concurrency.record(now, sample);
     }
 
-    /// Removes the requests of a client that have waited longer than they may and that nobody wakes. Says of which priority
-    /// they were.
+    /// Removes a client's disowned requests that have waited for longer than `max_wait`, and calls `expired` with the
+    /// priority of each.
     pub fn expire(&mut self, client: u64, now: u64, mut expired: impl FnMut(Priority)) {
         self.clock = self.clock.max(now);
         let longest = self.max_wait();
@@ -360,8 +399,8 @@ impl<T: Default> Admission<T> {
         Terms { now: self.clock, overtakers }
     }
 
-    /// Notices a queue in which a request has waited for long.
-    fn feel(&mut self) {
+    /// Records a sign of pressure if the next request of a priority has waited for at least the target.
+    fn notice_pressure(&mut self) {
         let target = Pressure::target(self.interval());
         let has_waited =
             |number| self.queue.place(number).is_some_and(|place| self.clock - place.since.min(self.clock) >= target);
@@ -372,8 +411,8 @@ impl<T: Default> Admission<T> {
         }
     }
 
-    /// A burst that has turned out to be an overload: the newest of the least important are refused now rather than after a wait that
-    /// comes to nothing. A few with each request that comes.
+    /// When a burst has become an overload, displaces the newest of the least important requests at once instead of after
+    /// a futile wait: a few with each new request.
     fn shed(&mut self, displaced: &mut impl FnMut(T, Priority)) {
         for _ in 1..MOST_DISPLACED {
             let Some(least) = self.queue.least_important() else { return };
@@ -385,10 +424,10 @@ impl<T: Default> Admission<T> {
         }
     }
 
-    /// The next request of a priority of which none was granted a permit for half of the longest wait, if it has waited as long
-    /// itself, and its client has no fewer requests than the one that comes. Otherwise all that wait would have waited for as long,
-    /// and give up in the moment in which the app has time for them.
-    fn hopeless(&self, priority: Priority, client: Option<u32>, own: u32) -> Option<u32> {
+    /// Returns the next request of a priority that was granted no permit for half of `max_wait`, if the request has waited
+    /// that long as well and its client is the new request's client or has more requests waiting. Without this, all queued
+    /// requests would be equally old and time out just when the app has capacity for them.
+    fn starved(&self, priority: Priority, client: Option<u32>, own: u32) -> Option<u32> {
         let half = self.max_wait() / 2;
         let is_long_ago = |at: u64| self.clock.saturating_sub(at) > half;
         let next = self.queue.next_of(priority)?;
@@ -399,7 +438,7 @@ impl<T: Default> Admission<T> {
         (is_starved && is_fair).then_some(next)
     }
 
-    /// Takes a request out of the queue without a permit.
+    /// Removes a request from the queue without a permit and returns its waker.
     fn displace(&mut self, number: u32) -> T {
         let client = self.queue.place(number).map(|place| place.client);
         let waker = self.queue.remove(&mut self.clients, number, Turn::Displaced);

@@ -1,56 +1,81 @@
-//! Which Machine keeps a session: what its cookie says, and where a request with it goes.
+//! Sticky sessions: the content of the session cookie, and the Machine that serves a request with one.
 //!
 //! ```text
-//! no cookie, or none that counts ── a new session, at home here
-//! at home here ──────────────────── served here
-//! at home on another Machine
-//!   it is leaving, or gone ──────── served here, which is its home from now on
-//!   its app is away ─────────────── served here, and it stays its home
-//!   it is there ─────────────────── sent there once: by the edge (replay), or over the private network
+//! no valid cookie ─────────── a new session, pinned to this Machine
+//! pinned to this Machine ──── served here
+//! pinned to another Machine
+//!   leaving, or gone ──────── served here, and the session is pinned here from now on
+//!   its app is down ───────── served here, and the session stays pinned there
+//!   available ─────────────── sent there once: by the edge (replay), or over the private network
 //! ```
 //!
-//! Nothing is ever sent on twice: what came with a mark of having been sent here is served here, whatever its cookie says. So
-//! there is no loop, however many Machines disagree about who is there.
+//! A request with a signed mark of having been sent here is served here, whatever its cookie says, and a request with any
+//! mark is never replayed again. So there are no loops, even if Machines disagree about which peers are alive.
 //!
-//! Nothing here knows keys or headers: the proxy checks signatures and tells what it saw.
+//! This module knows no keys or headers: the proxy verifies signatures and passes in the results.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::affinity::{Age, Home, LARGEST, Lifetime, Mark, Session, Sight, Via, Way, way};
+//!
+//! let now = 1_800_000_000;
+//! let session = Session { id: 7, born: now, written: now, home: b"148e21eea46589" };
+//! let mut text = [0; LARGEST];
+//! let length = session.encode(&mut text);
+//! assert_eq!(Session::decode(&text[..length]), Some(session));
+//!
+//! let lifetime = Lifetime { idle: Duration::from_secs(3600), most: Duration::from_secs(86_400) };
+//! assert_eq!(lifetime.judge(&session, now + 400), Age::Due);
+//!
+//! let sight = Sight {
+//!     via: Via::Replay,
+//!     home: Home::Alive,
+//!     mark: Mark::None,
+//!     was_refused: false,
+//!     can_be_replayed: true,
+//!     is_upgrade: false,
+//! };
+//! assert_eq!(way(sight), Way::Replay);
+//! assert_eq!(way(Sight { home: Home::Gone, ..sight }), Way::Rehome);
+//! ```
 
 use std::time::Duration;
 
-/// The longest name of a Machine, in bytes.
+/// The maximum length of a Machine's name, in bytes.
 pub const LONGEST_NAME: usize = 63;
 /// The version of the cookie's layout.
 const LAYOUT: u8 = 1;
-/// Layout, two times, the session.
+/// Layout, two times, session id.
 const FIXED_BYTES: usize = 1 + 4 + 4 + 8;
-/// The largest text of a cookie before it is signed.
+/// The maximum size of a cookie's content before it is signed, in bytes.
 pub const LARGEST: usize = FIXED_BYTES + LONGEST_NAME;
-/// By how much the clocks of two Machines may differ.
+/// The maximum difference between the clocks of two Machines.
 const SKEW_SECONDS: u32 = 60;
 
-/// Whether a Machine may have this name: letters, digits, `-`, `_` and `.`, at most 63.
+/// Returns whether `name` is a valid name of a Machine: 1 to 63 ASCII letters, digits, `-`, `_` and `.`.
 pub fn is_name(name: &[u8]) -> bool {
     (1..=LONGEST_NAME).contains(&name.len())
         && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
-/// What a cookie says.
+/// The content of a session cookie. Times are seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session<'a> {
-    /// The session's own number, which stays when its home changes.
+    /// The session's id, which stays the same when the session moves.
     pub id: u64,
-    /// When it began, in seconds since 1970.
+    /// When the session began.
     pub born: u32,
     /// When this cookie was written.
     pub written: u32,
-    /// The name of the Machine that keeps it.
+    /// The name of the Machine to which the session is pinned.
     pub home: &'a [u8],
 }
 
 impl<'a> Session<'a> {
-    /// Writes what is signed, and gives its length.
-    ///
-    /// # Panics
-    /// Never: a longer name than [`LONGEST_NAME`] is cut, and such a name is no Machine's.
+    /// Writes the content to be signed to `out` and returns its length. Truncates names longer than [`LONGEST_NAME`].
     pub fn encode(&self, out: &mut [u8; LARGEST]) -> usize {
         let home = &self.home[..self.home.len().min(LONGEST_NAME)];
         out[0] = LAYOUT;
@@ -61,7 +86,7 @@ impl<'a> Session<'a> {
         FIXED_BYTES + home.len()
     }
 
-    /// Reads what [`Session::encode`] wrote, once its signature is checked; `None` for anything else.
+    /// Reads the output of [`Session::encode`], after its signature was verified. Returns `None` for anything else.
     pub fn decode(text: &'a [u8]) -> Option<Self> {
         let (layout, rest) = text.split_first()?;
         let (written, rest) = rest.split_first_chunk::<4>()?;
@@ -76,31 +101,31 @@ impl<'a> Session<'a> {
     }
 }
 
-/// How long a session lives.
+/// The lifetime of sessions, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Without a request.
+    /// Maximum time without a request.
     pub idle: Duration,
-    /// However many there are.
+    /// Maximum total time.
     pub most: Duration,
 }
 
-/// What the times in a cookie say.
+/// The validity of a cookie by its times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Age {
-    /// It counts.
+    /// Valid.
     Fresh,
-    /// It counts, and should be written anew, for its session goes on.
+    /// Valid, and due to be rewritten to extend the session.
     Due,
-    /// It was idle for too long, or has lived for too long.
+    /// Expired: idle for too long, or too old.
     Over,
-    /// It was written in the future: nobody signs that.
+    /// Invalid: written more than 60 s in the future, or before the session began.
     Future,
 }
 
 impl Lifetime {
-    /// Judges a cookie by its times, `now` in seconds since 1970. A cookie is written anew once a tenth of its idle time is
-    /// over: not with every answer, and early enough that its session never ends while it is used.
+    /// Checks a cookie's times against `now`, in seconds since 1970. A cookie is due after a tenth of the idle time: not
+    /// with every response, but early enough that a session in use does not expire.
     pub fn judge(&self, session: &Session<'_>, now: u32) -> Age {
         let latest = now.saturating_add(SKEW_SECONDS);
         if session.written > latest || session.born > latest || session.born > session.written {
@@ -117,26 +142,26 @@ impl Lifetime {
         }
     }
 
-    /// For how long a client should keep a cookie that is written `now`, in seconds.
+    /// Returns the `Max-Age` of a cookie that is written at `now`, in seconds.
     pub fn left(&self, born: u32, now: u32) -> u64 {
         let most = self.most.as_secs().saturating_sub(now.saturating_sub(born).into());
         self.idle.as_secs().min(most)
     }
 }
 
-/// How requests get to another Machine.
+/// How requests reach another Machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// The edge is asked to send them there (`fly-replay`).
+    /// The edge sends them there (`fly-replay`).
     Replay,
     /// Over the private network.
     Private,
-    /// Not at all: sessions are only named.
+    /// Not at all: the app is only told the session's Machine.
     Off,
 }
 
 impl Via {
-    /// The name in the configuration.
+    /// Returns the name used in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Replay => "replay",
@@ -146,92 +171,92 @@ impl Via {
     }
 }
 
-/// What is known of the Machine that keeps the session.
+/// The state of the Machine to which the session is pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// It is this one.
+    /// This Machine.
     Here,
-    /// It answers over the private network.
+    /// It responds over the private network.
     Alive,
-    /// It is there, and its app cannot take requests now.
+    /// It is running, but its app cannot take requests now.
     Unready,
-    /// It says that it is leaving.
+    /// It announced that it is shutting down.
     Leaving,
-    /// The others are known, and it is not among them.
+    /// It is not in the complete list of peers.
     Gone,
-    /// It was there, and has not answered over the private network just now.
+    /// It responded before, but not to the latest probes over the private network.
     Silent,
-    /// It has not answered for a while, or refuses connections. The edge may still reach it.
+    /// It has not responded for a while, or refuses connections. The edge may still reach it.
     Lost,
-    /// Nothing: there is no private network, or it has not been seen there yet.
+    /// Unknown: there is no private network, or this peer has not been seen yet.
     Unknown,
 }
 
-/// What a request says of having been sent on before.
+/// Whether a request is marked as already sent on by another Machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// Nothing.
+    /// No mark.
     None,
-    /// A Machine of ours had it sent here: signed.
+    /// A valid signature of one of our Machines.
     Signed,
-    /// It says so, and shows no signature of ours.
+    /// A mark without a valid signature; a client may have forged it.
     Unsigned,
 }
 
-/// What is decided upon.
+/// The input of [`way`].
 #[derive(Clone, Copy, Debug)]
 pub struct Sight {
-    /// How requests get to another Machine.
+    /// How requests reach another Machine.
     pub via: Via,
-    /// The Machine that keeps the session.
+    /// The Machine to which the session is pinned.
     pub home: Home,
-    /// Whether it was sent here.
+    /// Whether the request was sent here by another Machine.
     pub mark: Mark,
-    /// The edge says that it could not be sent to its home.
+    /// The edge reports that it could not reach the session's Machine. Not signed.
     pub was_refused: bool,
-    /// The edge could send it on: it came through the edge, and its body is short and of known length.
+    /// The edge can replay it: it came through the edge, and its body is short and of known length.
     pub can_be_replayed: bool,
-    /// It asks for another protocol, which only this connection can become: the private network is better.
+    /// It is an upgrade request (WebSocket), for which the private network is preferred.
     pub is_upgrade: bool,
 }
 
-/// Where a request goes.
+/// Where a request is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// It is served here, and the session stays where it is.
+    /// Here; the session stays pinned to its Machine.
     Here,
-    /// It is served here, and the session with it from now on.
+    /// Here; the session is pinned to this Machine from now on.
     Rehome,
-    /// The edge sends it to its home.
+    /// On the session's Machine, replayed by the edge.
     Replay,
-    /// It goes to its home over the private network.
+    /// On the session's Machine, over the private network.
     Forward,
 }
 
-/// Where a request with a cookie that counts goes.
+/// Decides where a request with a valid cookie is served.
 pub fn way(sight: Sight) -> Way {
     match sight.home {
         Home::Here => return Way::Here,
         _ if sight.via == Via::Off => return Way::Here,
-        // Its session waits for it; what it would do with the request is sent somewhere else as well.
+        // The session stays pinned, but its Machine could not serve the request now.
         Home::Unready => return Way::Here,
         Home::Leaving | Home::Gone => return Way::Rehome,
         Home::Alive | Home::Silent | Home::Lost | Home::Unknown => {}
     }
-    // What becomes of it where no edge sends it on.
+    // The decision if the edge does not replay the request.
     let by_ourselves = match sight.home {
-        // One that is only slow gets it; one that is not there refuses it, and then it is known to be lost.
+        // A slow Machine serves it; one that is down refuses the connection, and is then known to be lost.
         Home::Alive | Home::Silent => Way::Forward,
-        // It cannot get there. Its home may only be slow to be seen, so the session keeps it.
+        // The Machine cannot be reached, but may only not be discovered yet: the session stays pinned.
         Home::Unknown => Way::Here,
         _ => Way::Rehome,
     };
     match (sight.mark, sight.was_refused) {
-        // Ours, and it could not get there: it has had its one try.
+        // One of our Machines sent it on, and it did not reach its target: there is no second attempt.
         (Mark::Signed, _) => return Way::Rehome,
-        // Whoever makes this up gives up his own session at the worst; but a home that is there keeps it.
+        // A client that forges this only loses its own session; a Machine that is alive keeps it.
         (_, true) => return if sight.home == Home::Alive { Way::Forward } else { Way::Rehome },
-        // Never replayed again, for the edge would count it as a loop; and not believed, either.
+        // Not trusted, but not replayed again either: the edge could treat that as a loop.
         (Mark::Unsigned, false) => return by_ourselves,
         (Mark::None, false) => {}
     }

@@ -1,36 +1,57 @@
-//! What the audit trail says about an act, and how a line of it is written.
+//! Audit log events: their types and classes, and their form as JSON lines.
 //!
-//! An *entry* is one line of JSON. Each carries the hash of the one before, so that none can be taken away, added, moved or changed
-//! without the next one showing it. A *chain* is all entries of one [`Class`] that one spool has written: what is kept equally long
-//! is dropped together, and what is left is still a chain. docs/audit.md has the whole format.
+//! An event is one line of JSON. It contains the hash of the previous line, so removing, adding, moving or changing an
+//! event is detectable at the next one. A *chain* consists of all events of one [`Class`] written by one spool: events with
+//! the same retention are deleted together, and the rest is still a chain. docs/audit.md has the complete format.
+//!
+//! # Examples
+//!
+//! ```
+//! use outrigger_policy::audit::{Declared, Draft, EventType, Head, Outcome, Time, uuid_v7};
+//!
+//! // A route with `audit = "data"`, and a GET request with the app's response 404.
+//! let event = Declared::named("data").unwrap().event("GET", 404).unwrap();
+//! assert_eq!(event, EventType::Read);
+//!
+//! let time = Time(1_764_000_000_123_456);
+//! let who = r#""actor":{"id":"u_a","kind":"user"}"#;
+//! let draft = Draft {
+//!     method: Some("GET"),
+//!     status: Some(404),
+//!     ..Draft::new(uuid_v7(time, (1, 2)), time, "m1", event, Outcome::of_status(404), who)
+//! };
+//! let mut line = Vec::new();
+//! draft.write(event.class(), &Head::default(), &mut line);
+//! assert!(line.starts_with(br#"{"seq":1,"class":"data","id":"#));
+//! ```
 
 mod line;
 
 pub use self::line::{Draft, LONGEST_TEXT, MOST_PAIRS, Time, hex, text, unhex, uuid_v7};
 
-/// How long an entry is kept, and how surely it is written.
+/// The class of an event. It determines retention and durability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// What somebody tried and did not get.
+    /// Rate limits, bans, circuit breakers, forged signatures and overload.
     Security,
-    /// Who came in, and who did not.
+    /// Logins, failed logins and logouts.
     Authentication,
-    /// Who read or changed what.
+    /// Access to data, and changes.
     Data,
-    /// What operators did.
+    /// Operators' actions.
     Administration,
-    /// What was deleted, and what subjects asked for: the proof that it was done.
+    /// Deletions and data subjects' requests, as proof that they were carried out.
     Deletion,
 }
 
-/// Days.
+/// Seconds per day.
 const DAY_S: u64 = 86_400;
 
 impl Class {
-    /// All of them.
+    /// All classes.
     pub const ALL: [Self; 5] = [Self::Security, Self::Authentication, Self::Data, Self::Administration, Self::Deletion];
 
-    /// The name in entries, files and tables.
+    /// Returns the name used in events, files and tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Security => "security",
@@ -41,12 +62,12 @@ impl Class {
         }
     }
 
-    /// The class of this name.
+    /// Returns the class with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.name() == name)
     }
 
-    /// For how many seconds its entries are kept, unless the operator says otherwise.
+    /// Returns the default retention in seconds: 30, 90, 365, 730 or 1095 days.
     pub const fn default_retention_s(self) -> u64 {
         DAY_S
             * match self {
@@ -59,61 +80,61 @@ impl Class {
     }
 }
 
-/// When the client gets its answer.
+/// When the client gets its response. Default: [`Durability::Group`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// At once; the entry is on disk at most 50 ms later.
+    /// At once; the event is on disk at most 50 ms later.
     #[default]
     Group,
-    /// Once the entry is on disk.
+    /// Once the event is on disk.
     BeforeResponse,
 }
 
-/// What was done.
+/// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventType {
-    /// Somebody came in.
+    /// A login.
     Login,
-    /// Somebody left.
+    /// A logout.
     Logout,
-    /// Somebody was not let in.
+    /// A failed login, or a request without valid credentials.
     AuthFailed,
-    /// Somebody stays.
+    /// A token was refreshed.
     TokenRefresh,
     /// Data was read.
     Read,
-    /// Data was made or changed.
+    /// Data was created or changed.
     Write,
     /// Data was deleted.
     Delete,
-    /// Data was taken away in bulk.
+    /// Data was exported in bulk.
     Export,
-    /// An operator acted.
+    /// An operator's action.
     AdminAction,
-    /// The rules changed.
+    /// The configuration changed.
     ConfigChange,
-    /// A flag changed.
+    /// A feature flag changed.
     FlagChange,
-    /// A quota was used up.
+    /// A rate limit rejected a request.
     RateLimited,
-    /// A client is, or was, shut out.
+    /// A client was banned, a ban was lifted, or a ban rejected a request.
     Banned,
-    /// A breaker changed its state, or refused.
+    /// A circuit breaker changed its state, or rejected a request.
     Breaker,
-    /// Something signed did not verify.
+    /// A signature did not verify.
     Forged,
-    /// There was no turn for it.
+    /// The queue rejected a request.
     Shed,
-    /// A subject asked what is known of it.
+    /// A data subject requested its data.
     AccessRequest,
-    /// A subject asked to be forgotten.
+    /// A data subject requested erasure.
     ErasureRequest,
-    /// A subject agreed, or no longer does.
+    /// A data subject gave or withdrew consent.
     Consent,
 }
 
 impl EventType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 19] = [
         Self::Login,
         Self::Logout,
@@ -136,7 +157,7 @@ impl EventType {
         Self::Consent,
     ];
 
-    /// The name in entries.
+    /// Returns the name used in events.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Login => "auth.login",
@@ -161,12 +182,12 @@ impl EventType {
         }
     }
 
-    /// The type of this name.
+    /// Returns the type with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|event| event.name() == name)
     }
 
-    /// Where its entries go.
+    /// Returns the class of events of this type.
     pub const fn class(self) -> Class {
         match self {
             Self::RateLimited | Self::Banned | Self::Breaker | Self::Forged | Self::Shed => Class::Security,
@@ -177,7 +198,7 @@ impl EventType {
         }
     }
 
-    /// What was done, in a word.
+    /// Returns the action in one word.
     pub const fn action(self) -> &'static str {
         match self {
             Self::Login => "login",
@@ -202,20 +223,21 @@ impl EventType {
     }
 }
 
-/// What a route says about its requests.
+/// A route's `audit` setting. Default: [`Declared::Off`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Declared {
-    /// Only refusals are entered.
+    /// Only rejections are logged.
     #[default]
     Off,
-    /// Method and status tell the type.
+    /// The type follows from the method and status.
     Class(Class),
-    /// This type, whatever the method; a refused sign-in is still a failed one.
+    /// This type, whatever the method; a failed login is still logged as [`EventType::AuthFailed`].
     Type(EventType),
 }
 
 impl Declared {
-    /// Reads `"off"`, a class or a type. `"security"` is none: those entries are made of refusals, not of routes.
+    /// Parses `"off"`, a class or a type. Returns `None` for `"security"` and its types: rejections produce those events,
+    /// not routes.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "off" => Some(Self::Off),
@@ -226,7 +248,8 @@ impl Declared {
         }
     }
 
-    /// The type of a request with this method that the app has answered, or that nobody could; `None`: it is not entered.
+    /// Returns the type of a request with this method and response status; `None` if it is not logged. Any 401, and a
+    /// login or token refresh with any 4xx, gives [`EventType::AuthFailed`].
     pub fn event(self, method: &str, status: u16) -> Option<EventType> {
         let is_denied = matches!(status, 401 | 403);
         let by_method = match method {
@@ -248,7 +271,7 @@ impl Declared {
             Self::Type(event) => event,
         };
         let signs_in = matches!(event, EventType::Login | EventType::TokenRefresh);
-        // Nobody came in, whatever was wrong with what was sent.
+        // The login did not succeed, whatever the reason.
         Some(if status == 401 || is_denied && signs_in || signs_in && (400..500).contains(&status) {
             EventType::AuthFailed
         } else {
@@ -257,24 +280,24 @@ impl Declared {
     }
 }
 
-/// How it ended.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// It was done.
+    /// It was done: status below 400.
     Success,
-    /// The app said no.
+    /// The app refused: 4xx.
     Failure,
-    /// Something broke; whether it was done may be unknown.
+    /// An error, 5xx or no response; it may be unknown whether it was done.
     Error,
-    /// We said no; the app never saw it.
+    /// Outrigger rejected the request; it did not reach the app.
     Refused,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 4] = [Self::Success, Self::Failure, Self::Error, Self::Refused];
 
-    /// The name in entries.
+    /// Returns the name used in events.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -284,12 +307,12 @@ impl Outcome {
         }
     }
 
-    /// The outcome of this name.
+    /// Returns the outcome with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.name() == name)
     }
 
-    /// Of an answer of the app's.
+    /// Returns the outcome for a response of the app.
     pub const fn of_status(status: u16) -> Self {
         match status {
             0..400 => Self::Success,
@@ -299,16 +322,16 @@ impl Outcome {
     }
 }
 
-/// The hash of an entry: SHA-256 of its line, without the newline.
+/// The hash of an event: SHA-256 of its line, without the newline.
 pub type Hash = [u8; 32];
 
-/// What the first entry of a chain has for the one before.
+/// The previous hash in the first event of a chain.
 pub const NO_HASH: Hash = [0; 32];
 
 /// The end of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The number of the last entry; 0 when there is none.
+    /// The number of the last event; 0 if the chain is empty.
     pub last: u64,
     /// Its hash.
     pub hash: Hash,

@@ -1,7 +1,7 @@
-//! When to stop asking somebody who fails, and how to find out that it is well again.
+//! Circuit breakers: they stop calls to an upstream that fails, and probe whether it has recovered.
 //!
 //! ```text
-//!                trips                    its time is over, and somebody asks
+//!                trips                     `open_for` is over, next call
 //!   Closed ───────────────► Open ──────────────────────────────────► HalfOpen
 //!     ▲                      ▲ ▲                                       │   │
 //!     │ the ramp is over     │ └────────────── a probe fails ──────────┘   │
@@ -10,16 +10,56 @@
 //!     └──────────────────────── enough probes succeed ─────────────────────┘
 //! ```
 //!
-//! Sources: Nygard, *Release It!* (2007); the trip conditions and their names are those of resilience4j (consecutive, failure rate
-//! and slow-call rate over a sliding window of calls or time, with a minimum); the ramp is Envoy's slow start, by refusing
-//! instead of weighting.
+//! Sources: Nygard, *Release It!* (2007); the trip conditions and their names are resilience4j's (consecutive failures;
+//! failure rate and slow-call rate over a sliding window of calls or time, with a minimum); the ramp is Envoy's slow
+//! start, by rejecting instead of weighting.
 //!
-//! A breaker is shared, so no client alone may open it: see [`Failure`] for what a failure says, and `evidence.rs` for how many clients
-//! it takes. What only one client sees refuses only that client. A probe that fails shuts out its own client until several have
-//! failed, and one that takes long gives its place to others.
+//! Clients share a breaker, so no single client can open it: [`Failure`] classifies failures by cause, `evidence.rs`
+//! counts clients. Failures that only one client sees refuse only that client. A failed probe refuses its own client until
+//! probes of several clients have failed; a slow probe does not keep others from probing.
 //!
-//! Nothing here waits for traffic that may never come: a half-open breaker lets probes through as they come and counts its
-//! successes for as long as it takes, and a probe whose end nobody learns gives its place back as [`Outcome::Ignored`].
+//! A half-open breaker does not depend on the rate of traffic: it admits probes as requests arrive and counts successes
+//! however far apart they are. A probe without a result ([`Outcome::Ignored`]) makes room for another.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::breaker::{Breaker, Caller, Failure, Outcome, Settings, Span, State};
+//!
+//! const SECOND: u64 = 1_000_000_000;
+//! let mut breaker = Breaker::new(Settings {
+//!     consecutive: 3,
+//!     window: Span::Time(Duration::from_secs(10)),
+//!     minimum: 20,
+//!     failure_rate: None,
+//!     slow_after: None,
+//!     slow_rate: None,
+//!     open_for: Duration::from_secs(30),
+//!     max_open_for: Duration::from_secs(300),
+//!     jitter: 0.2,
+//!     probes: 1,
+//!     successes: 1,
+//!     ramp: Duration::ZERO,
+//!     min_clients: 1,
+//!     is_shared: false,
+//! });
+//!
+//! // Three refused connections in a row open the breaker for 30 s.
+//! for client in 0..3 {
+//!     let permit = breaker.ask(0, Caller { client, place: 0 }).unwrap();
+//!     breaker.record(permit, 0, Outcome::Failure(Failure::Away), 0.5);
+//! }
+//! let refused = breaker.ask(10 * SECOND, Caller::ANYBODY).unwrap_err();
+//! assert_eq!(refused.retry_after, Duration::from_secs(20));
+//!
+//! // Then the next call is a probe; its success closes the breaker.
+//! let probe = breaker.ask(30 * SECOND, Caller::ANYBODY).unwrap();
+//! assert_eq!(breaker.state(), State::HalfOpen);
+//! breaker.record(probe, 30 * SECOND, Outcome::Success(Duration::from_millis(5)), 0.5);
+//! assert_eq!(breaker.state(), State::Closed);
+//! ```
 
 mod clients;
 mod evidence;
@@ -35,78 +75,79 @@ use self::places::PlaceBreakers;
 use self::switch::Switch;
 use self::window::{Call, Window};
 
-/// Over which calls rates are taken.
+/// The sliding window over which rates are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// The last so many; at most [`MOST_CALLS`].
+    /// The last calls, this many; clamped to 1..=[`MOST_CALLS`].
     Calls(u32),
-    /// Those that ended within the last so long.
+    /// The calls that ended within this time, in steps of a tenth.
     Time(Duration),
 }
 
-/// The longest window of calls.
+/// The maximum number of calls in a window.
 pub const MOST_CALLS: u32 = 10_000;
-/// The share of calls that pass when the ramp begins.
+/// The fraction of calls that pass at the start of the ramp.
 const FIRST_SHARE: f64 = 0.1;
-/// How long somebody waits who asked while all probes are out, or while traffic is ramped up.
+/// The `retry_after` while all probes are out, or for calls refused by the ramp.
 const SOON: Duration = Duration::from_secs(1);
-/// For how long it is open for all when only one client was told by the other side that it is away.
+/// How long [`Failure::Reported`] failures of one client open the breaker for all; at most `open_for`.
 const BRIEFLY: Duration = Duration::from_secs(1);
-/// And that counts only if nobody else was served for so long.
+/// They do so only if no other client was served for this long.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// When it trips, and how it comes back.
+/// The conditions under which a breaker opens and closes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Trips after so many failures in a row; 0: never for that reason.
+    /// Opens after this many failures in a row; 0 disables the condition.
     pub consecutive: u32,
-    /// Over which calls the two rates are taken.
+    /// The window for the two rates.
     pub window: Span,
-    /// With fewer calls than this in the window, no rate says anything.
+    /// The minimum number of calls in the window for either rate; 0 counts as 1.
     pub minimum: u32,
-    /// Trips when at least this share of calls failed, 0 to 1; none: never for that reason.
+    /// Opens if at least this fraction of calls failed, 0 to 1; `None` disables the condition.
     pub failure_rate: Option<f64>,
-    /// A call that takes this long is slow.
+    /// A call that takes at least this long is slow; `None`: no call is.
     pub slow_after: Option<Duration>,
-    /// Trips when at least this share of calls was slow, 0 to 1.
+    /// Opens if at least this fraction of calls was slow, 0 to 1; `None` disables the condition.
     pub slow_rate: Option<f64>,
-    /// How long it is open after it tripped.
+    /// How long the breaker stays open after the first trip.
     pub open_for: Duration,
-    /// Each further trip doubles that, up to this.
+    /// Each further trip in a row doubles the time, up to this.
     pub max_open_for: Duration,
-    /// And up to this share more, by chance, so that many do not come back in one moment.
+    /// From the second trip in a row on, a random time of up to this fraction is added, so that breakers do not all probe
+    /// at the same time.
     pub jitter: f64,
-    /// How many probes are let through at the same time while it is half-open; at least one.
+    /// Maximum number of concurrent probes while half-open; 0 counts as 1.
     pub probes: u32,
-    /// So many successful probes close it; at least one.
+    /// The number of successful probes that close the breaker; 0 counts as 1.
     pub successes: u32,
-    /// Over how long traffic is let back, from a tenth to all; zero: at once.
+    /// How long traffic ramps up, from a tenth to all, after the breaker closes; zero: no ramp.
     pub ramp: Duration,
-    /// So many clients must have seen failures that may be one client's doing; 1: any client opens it for all.
+    /// How many clients must see failures that a single client could cause; with 1, any client opens the breaker for all.
     pub min_clients: u32,
-    /// PlaceBreakers that have nothing to do with each other share it. Each has a breaker of its own, and this one opens only if there is no
-    /// connection, or no answer at several of them and none at any other.
+    /// Unrelated places share the breaker ([`Caller::place`]). Each place then has a breaker of its own, and this one opens
+    /// only if connections fail, or if several places give no response and no other place gives one.
     pub is_shared: bool,
 }
 
-/// Where it stands.
+/// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
-    /// Calls pass.
+    /// All calls pass.
     Closed,
-    /// Calls are refused.
+    /// All calls are refused.
     Open,
-    /// A few calls pass, to see.
+    /// A few calls pass as probes.
     HalfOpen,
-    /// It is closed again, and more and more calls pass.
+    /// Closed again: an increasing fraction of calls passes.
     Ramp,
 }
 
 impl State {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::Closed, Self::Open, Self::HalfOpen, Self::Ramp];
 
-    /// The name in metrics and logs.
+    /// Returns the name used in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -117,33 +158,33 @@ impl State {
     }
 }
 
-/// Who decides.
+/// Controls a breaker. Default: [`Control::Automatic`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Control {
-    /// The breaker.
+    /// The breaker decides.
     #[default]
     Automatic,
-    /// An operator: nothing passes.
+    /// Forced open by an operator: all calls are refused.
     ForcedOpen,
-    /// An operator: everything passes, and is counted.
+    /// Forced closed by an operator: all calls pass and are counted.
     ForcedClosed,
 }
 
-/// Why it opened.
+/// Why a breaker opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Too many failures in a row.
     Consecutive,
-    /// Too many failures.
+    /// The failure rate.
     FailureRate,
-    /// Too many slow calls.
+    /// The rate of slow calls.
     SlowRate,
     /// A probe failed.
     Probe,
 }
 
 impl Reason {
-    /// The name in metrics and logs.
+    /// Returns the name used in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Consecutive => "consecutive_failures",
@@ -154,51 +195,53 @@ impl Reason {
     }
 }
 
-/// Who makes a call. Both are hashes, or any numbers that differ.
+/// The origin and target of a call. Both numbers are hashes, or any distinct values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// The client: whatever somebody can have many of for nothing, such as addresses of one network, is the same.
+    /// The client. Identities that cost nothing, such as addresses of one network, must map to the same client.
     pub client: u64,
-    /// What it asks for, where one breaker stands for things that have nothing to do with each other; otherwise the same for all.
+    /// The target of the call, if unrelated targets share the breaker ([`Settings::is_shared`]); otherwise a constant.
     pub place: u64,
 }
 
 impl Caller {
-    /// For a breaker that knows no clients.
+    /// For a breaker that does not distinguish clients.
     pub const ANYBODY: Self = Self { client: 0, place: 0 };
 
-    /// What is refused alone.
+    /// The key under which the caller alone is refused.
     const fn key(self) -> u64 {
         self.client ^ self.place.rotate_left(29)
     }
 }
 
-/// What a failure says, which is a question of who could have caused it.
+/// The kind of a failure, by what could have caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There was no connection: nothing was sent, so it is nobody's doing and counts whoever asked.
+    /// No connection: nothing was sent, so no client caused it. Counts for all clients.
     Away,
-    /// The other side says that it waits in vain for something itself. Counts whoever asked while nobody else was served of late, and then
-    /// for a moment only.
+    /// The upstream reports that one of its own dependencies does not respond. Like [`Failure::Silent`]; in addition,
+    /// [`Settings::consecutive`] of them in a row open the breaker for all for 1 s, if no other client was served within
+    /// the last minute.
     Reported,
-    /// No answer, or none that can be used. Refuses the client that sees it, and everybody once several do.
+    /// No response, or no usable one. Refuses the client that sees it, and all clients once several see it.
     Silent,
-    /// An answer that says that the other side failed. The same; but where places share a breaker, it says nothing about the other places.
+    /// A response that reports a failure. Like [`Failure::Silent`], but if places share the breaker, it counts for its own
+    /// place only.
     Answered,
 }
 
-/// How a call ended.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With an answer, after this long.
+    /// A response after this long.
     Success(Duration),
-    /// Without one, or with one that says that the other side failed.
+    /// No response, or one that reports a failure.
     Failure(Failure),
-    /// Nobody knows: the caller has left. Says nothing about the other side.
+    /// Unknown, as when the client disconnected. Says nothing about the upstream.
     Ignored,
 }
 
-/// A call may be made. Given back by [`Breaker::record`].
+/// Permission for one call. Pass it to [`Breaker::record`] when the call ends.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an unrecorded permit leaves a half-open breaker waiting for its probe"]
 pub struct Permit {
@@ -206,18 +249,18 @@ pub struct Permit {
     at: u64,
     epoch: u64,
     client_epoch: Option<u64>,
-    /// The same of its place's own breaker.
+    /// The two epochs of its place's own breaker.
     of_place: Option<(u64, Option<u64>)>,
 }
 
-/// No call may be made.
+/// Error: the breaker refuses the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// When asking again may help.
+    /// A later call may pass after this time.
     pub retry_after: Duration,
 }
 
-/// One breaker. Times are nanoseconds on a monotonic clock; `dice` is a random number in 0..1.
+/// A circuit breaker. Times are nanoseconds on a monotonic clock; `dice` is a random number from 0 to 1.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     settings: Settings,
@@ -232,7 +275,7 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Closed, and knows nothing.
+    /// Creates a closed breaker.
     pub fn new(settings: Settings) -> Self {
         Self {
             window: Window::new(settings.window),
@@ -247,7 +290,7 @@ impl Breaker {
         }
     }
 
-    /// Changes the settings; the state stays, the window only if its span does.
+    /// Changes the settings. Keeps the state, and the window unless its span changes.
     pub fn set(&mut self, settings: Settings) {
         if settings.window != self.settings.window {
             self.window = Window::new(settings.window);
@@ -256,7 +299,7 @@ impl Breaker {
         self.settings = settings;
     }
 
-    /// Where it stands; what an operator says comes first. Closed itself, it stands where the worst of its places does.
+    /// Returns the state. An operator's control takes precedence; a closed breaker returns the worst state of its places.
     pub fn state(&self) -> State {
         match (self.control, self.switch.state()) {
             (Control::ForcedOpen, _) => State::Open,
@@ -266,12 +309,12 @@ impl Breaker {
         }
     }
 
-    /// Who decides.
+    /// Returns the control.
     pub const fn control(&self) -> Control {
         self.control
     }
 
-    /// Why it opened last.
+    /// Returns why it last opened.
     pub fn reason(&self) -> Option<Reason> {
         match (self.switch.state(), self.places.worst()) {
             (State::Closed, Some(place)) => place.reason(),
@@ -279,17 +322,17 @@ impl Breaker {
         }
     }
 
-    /// Failures in a row, up to now; those of the place with the most of them.
+    /// Returns the current number of failures in a row; with places, that of the place with the most.
     pub fn failures(&self) -> u32 {
         self.places.all().map(Self::failures).fold(self.run.total, u32::max)
     }
 
-    /// How many clients are refused, or tried with care, for what only they saw.
+    /// Returns the number of clients that are refused or probing for failures that only they saw.
     pub fn clients_refused(&self) -> usize {
         self.clients.open() + self.places.all().map(Self::clients_refused).sum::<usize>()
     }
 
-    /// Whether everybody's calls pass.
+    /// Returns whether all calls of all clients pass.
     pub fn is_calm(&self) -> bool {
         self.control == Control::Automatic
             && self.switch.state() == State::Closed
@@ -297,14 +340,15 @@ impl Breaker {
             && self.places.all().all(Self::is_calm)
     }
 
-    /// Calls in the window, and how many of them failed and were slow. Of places, those with failures are counted.
+    /// Returns the calls in the window, and how many of them failed and were slow. Only places that had failures are
+    /// included.
     pub fn seen(&self, now: u64) -> (u32, u32, u32) {
         let totals = self.window.totals(now);
         let own = (totals.calls, totals.failed, totals.slow);
         self.places.all().map(|place| place.seen(now)).fold(own, |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2))
     }
 
-    /// An operator takes over, or gives back; given back, it begins anew.
+    /// Changes the control. Every change resets the breaker to closed and clears all counts.
     pub fn control_by(&mut self, control: Control, now: u64) {
         if control == self.control {
             return;
@@ -317,7 +361,7 @@ impl Breaker {
         self.switch.reset(now);
     }
 
-    /// Whether [`Breaker::ask`] would say no, without asking.
+    /// Returns the refusal that [`Breaker::ask`] would give, without asking. Does not account for the ramp.
     pub fn refuses(&self, now: u64, caller: Caller) -> Option<Refused> {
         match self.control {
             Control::ForcedOpen => Some(Refused { retry_after: self.settings.open_for }),
@@ -331,10 +375,10 @@ impl Breaker {
         }
     }
 
-    /// Somebody wants to call.
+    /// Asks for permission for a call.
     ///
     /// # Errors
-    /// [`Refused`], with the time after which asking may help.
+    /// [`Refused`], with the time after which a call may pass.
     pub fn ask(&mut self, now: u64, caller: Caller) -> Result<Permit, Refused> {
         if let Some(refused) = self.refuses(now, caller) {
             return Err(refused);
@@ -342,7 +386,7 @@ impl Breaker {
         let (mut client_epoch, mut of_place) = (None, None);
         if self.control == Control::Automatic {
             if let Some(place) = self.places.find_mut(caller.place) {
-                // May refuse where traffic is let back in turn: before anything is taken here.
+                // May refuse on its ramp, so it is asked before this breaker changes.
                 let permit = place.ask(now, caller)?;
                 of_place = Some((permit.epoch, permit.client_epoch));
             }
@@ -352,25 +396,25 @@ impl Breaker {
                 return Err(refused);
             }
             if before != self.switch.epoch {
-                // Closed or half-open from here on: what it opened for is no part of what follows.
+                // The state changed: failures from before it opened no longer count.
                 self.run.clear();
             }
             while let Some(late) = self.switch.take_late(now) {
                 self.clients.shut_out(&self.settings, now, late, &self.switch, 0.0);
             }
-            // It refuses nobody whom it did not refuse above.
+            // Does not refuse here: `refuses` above included it.
             client_epoch = self.clients.ask(&self.settings, now, caller.key())?;
         }
         Ok(Permit { caller, at: now, epoch: self.switch.epoch, client_epoch, of_place })
     }
 
-    /// A call ended.
+    /// Records the result of a call.
     #[expect(clippy::needless_pass_by_value, reason = "a permit is used once")]
     pub fn record(&mut self, permit: Permit, now: u64, outcome: Outcome, dice: f64) {
         let Permit { caller, at, epoch, client_epoch, of_place } = permit;
         self.record_at_place(caller, at, of_place, now, outcome, dice);
         let outcome = match outcome {
-            // Who answers is neither away nor hangs, and how is its place's affair.
+            // Any response shows that the upstream is reachable; its status only counts for its place.
             Outcome::Success(_) | Outcome::Failure(Failure::Answered) if self.settings.is_shared => {
                 Outcome::Success(Duration::ZERO)
             }
@@ -410,7 +454,7 @@ impl Breaker {
         if rates {
             self.window.add(now, Call { client: caller.client, failed: is_failure, slow: is_slow });
         }
-        // Only what went wrong can be too much.
+        // Only failures and slow calls can trip the breaker.
         if (is_failure || is_slow) && self.control == Control::Automatic {
             if let Some(reason) = self.trip(now) {
                 self.open(now, reason, dice);
@@ -420,7 +464,7 @@ impl Breaker {
         }
     }
 
-    /// What the call says about its place, where places share this breaker. Returns at once for nearly every success.
+    /// Records the call for its place, if places share this breaker. Returns early for most successes.
     fn record_at_place(
         &mut self,
         caller: Caller,
@@ -446,7 +490,7 @@ impl Breaker {
         place.record(Permit { caller, at, epoch, client_epoch, of_place: None }, now, outcome, dice);
     }
 
-    /// What the call says about its own caller. Returns at once for nearly every success.
+    /// Records the call for its own caller. Returns early for most successes.
     fn record_for_client(
         &mut self,
         caller: Caller,
@@ -474,7 +518,7 @@ impl Breaker {
         }
     }
 
-    /// One failed probe is enough when it says the same whoever makes it; else several clients have to see it.
+    /// Opens after one failed probe if no client can have caused the failure, else after failed probes of several clients.
     fn probe_failed(&mut self, caller: Caller, failure: Failure, now: u64, dice: f64) {
         self.run.add(caller, failure);
         let Settings { min_clients, is_shared, .. } = self.settings;
@@ -485,15 +529,14 @@ impl Breaker {
         }
     }
 
-    /// What it opened for is over, as somebody else has seen: it may be tried at once.
+    /// Ends the open time, because the cause is known to be over: the next call is a probe.
     pub fn try_now(&mut self) {
         self.switch.try_now();
         self.clients.try_now();
         self.places.each(Self::try_now);
     }
 
-    /// What opened within this time did so for something that was no fault of the other side, or that is over as a whole: as if it had
-    /// not.
+    /// Undoes openings of the last `within`, whose cause was not the upstream's fault or is over: closes without a ramp.
     pub fn forgive(&mut self, now: u64, within: Duration) {
         self.clients.forgive(now, within);
         self.places.each(|place| place.forgive(now, within));
@@ -520,7 +563,7 @@ impl Breaker {
                     && rate.is_some_and(|rate| f64::from(of) >= rate * f64::from(calls))
             };
             is_over(of, totals.calls) && {
-                // And it would be without what one client saw more of than all others.
+                // The rate must also be exceeded without the surplus of the busiest clients.
                 let counted = counts().independent(min_clients);
                 counted >= min_clients && is_over(counted, totals.calls.saturating_sub(of.saturating_sub(counted)))
             }
@@ -531,7 +574,8 @@ impl Breaker {
         is_over(totals.slow, self.settings.slow_rate, &|| self.window.slow(now)).then_some(Reason::SlowRate)
     }
 
-    /// Whether all of the last failures are the other side's word that it waits in vain, and nobody else was served of late.
+    /// Returns whether the last failures are all [`Failure::Reported`] or [`Failure::Away`], enough of them in a row, and no
+    /// other client was served recently.
     fn is_reported(&self, caller: Caller, now: u64) -> bool {
         let Settings { consecutive, .. } = self.settings;
         let is_all = self.run.reported.saturating_add(self.run.away) == self.run.total;
@@ -560,7 +604,7 @@ impl Breaker {
         self.switch.close(now, self.settings.ramp);
     }
 
-    /// How long it is still open, and how long in all: as [`Breaker::state`].
+    /// Returns the remaining and the total open time; `None` if it is not open or is forced by an operator.
     pub fn open_for(&self, now: u64) -> Option<(Duration, Duration)> {
         match (self.control, self.switch.state()) {
             (Control::Automatic, State::Closed) => self.places.worst()?.open_for(now),

@@ -1,4 +1,4 @@
-//! How many requests the app may work on at a time, found from how long its answers take.
+//! The adaptive concurrency limit: how many requests the app may handle at a time, computed from response latency.
 //!
 //! ```text
 //!              latency above TARGET: cut ──┐
@@ -8,161 +8,181 @@
 //!    └────────────────────────────────────────────┴─ throughput falls: it was no queue, this latency is the baseline
 //! ```
 //!
-//! An app that works on `k` requests at a time answers in `S` as long as no more than `k` are there, and in `S × n / k`
-//! when `n` are (Little's law). The *stretch* is latency over `S`; at a stretch of [`TARGET`] each server that gets
-//! free finds somebody waiting, and hardly more wait. `S`, the *baseline*, is never taken for a minimum, which noise biases:
-//! it is the latency while few requests are there, and while the limit is lowered for a trial.
+//! An app that handles `k` requests at a time has latency `S` with up to `k` requests in flight, and `S × n / k` with `n`
+//! (Little's law). The *stretch* is latency divided by `S`. At the `TARGET` stretch of 1.15, each server that becomes free
+//! finds a request waiting, and the queue inside the app is short. `S`, the *baseline*, is not the minimum latency, which
+//! noise biases: it is the latency measured while few requests are in flight, and while the limit is lowered for a trial.
+//! docs/overload.md explains the algorithm and its constants.
+//!
+//! # Examples
+//!
+//! ```
+//! use outrigger_policy::concurrency::{Concurrency, Ended, Sample, Settings};
+//!
+//! const MS: u64 = 1_000_000;
+//! let mut concurrency = Concurrency::new(Settings { min: 1, max: 2000, initial: 20 });
+//! let sample = |started, ended| Sample { class: 0, started, in_flight: 20, ended };
+//!
+//! concurrency.record(20 * MS, sample(0, Ended::Answered));
+//! assert_eq!(concurrency.limit(), 20);
+//!
+//! // The app stops responding: the limit is halved once more than half of a window are timeouts.
+//! for _ in 0..8 {
+//!     concurrency.record(6_000 * MS, sample(1_000 * MS, Ended::TimedOut));
+//! }
+//! assert_eq!(concurrency.limit(), 10);
+//! ```
 
 use std::time::Duration;
 
-/// Kinds of requests told apart; more are folded.
+/// The number of request classes with separate latencies; higher class numbers are taken modulo this.
 pub const CLASSES: usize = 1024;
 
-/// Wanted latency, as a multiple of the latency without a queue; more for an app that answers in a few milliseconds.
+/// Target stretch: latency as a multiple of the baseline. Higher for apps with a latency of a few milliseconds.
 const TARGET: f64 = 1.15;
-/// Latency without a queue and this is well in any case, in nanoseconds: so long a queue hurts nobody, and a shorter one could
-/// not be told from the machine's own hesitation.
+/// Queueing delay that is always allowed, in nanoseconds: it is harmless, and scheduling noise hides shorter delays.
 const ALLOWED_NS: f64 = 1_500_000.0;
-/// The stretch may be off by this share of what is wanted before the limit moves.
+/// The limit moves if the stretch is off the target by more than this fraction of the target.
 const BAND: f64 = 0.05;
-/// The limit during a dip, as a share of what is in flight.
+/// The limit during a dip, as a fraction of the requests in flight.
 const DIP: f64 = 0.75;
-/// The limit never falls below this share in one step.
+/// One step never lowers the limit below this fraction.
 const STEEPEST_CUT: f64 = 0.5;
-/// A lower limit costs no throughput when no more is lost than this share of what the app, were it not queueing, would lose.
+/// A trial shows a queue if throughput falls by at most this fraction of the loss expected without a queue.
 const KEPT: f64 = 0.35;
-/// With less than this share of the limit in flight, nothing queues.
+/// With at most this fraction of the limit in flight, nothing queues inside the app.
 const QUIET: f64 = 0.4;
-/// With at least this share of it in flight, the limit is used.
+/// With at least this fraction in flight, the limit is in use.
 const USED: f64 = 0.8;
-/// The least samples that say anything.
+/// The minimum number of samples for any decision.
 const FEWEST: f64 = 8.0;
-/// No window is longer, however noisy the app.
+/// The maximum number of samples in a window.
 const MOST: f64 = 4096.0;
-/// Relative error of a mean that settles a matter.
+/// Relative error of the mean at which a window is precise enough to decide.
 const PRECISE: f64 = 0.03;
-/// One that settles a trial.
+/// Relative error at which a trial is decided.
 const TOLERABLE: f64 = 0.05;
-/// One that is good enough to try twice as many.
+/// Relative error at which the limit may double.
 const ROUGH: f64 = 0.12;
-/// The limit doubles once it has grown so many times in a row.
+/// The limit may double after it has grown this many times in a row.
 const CALM: u32 = 2;
-/// Standard errors that settle a matter before that.
+/// A deviation of this many standard errors decides before the window is precise.
 const SURE: f64 = 3.5;
-/// Standard errors that allow a little more before that: if it was a mistake, the next window takes it back.
+/// The same for a small increase, which the next window corrects if it was wrong.
 const LIKELY: f64 = 1.5;
-/// Dips may cost this share of throughput.
+/// The fraction of throughput that dips may cost.
 const DIPS_COST: f64 = 0.004;
-/// A dip follows so many round trips after a cut.
+/// A dip follows at most this many round trips after a cut.
 const SOON: f64 = 20.0;
-/// With less variance than this, relative to the square of the mean, a few answers say enough for a large step.
+/// Below this variance (relative to the square of the mean), few samples suffice for a large step.
 const EVEN: f64 = 0.1;
-/// A baseline that a dip moved by more than this share is news.
+/// A dip that moves the baseline by more than this fraction is confirmed by another dip.
 const NEWS: f64 = 0.2;
-/// A dip follows so many round trips after news.
+/// The confirming dip follows after at most this many round trips.
 const CONFIRM: f64 = 5.0;
-/// A limit that was too high by one is tried again after so many windows.
+/// After this many windows below the target, a limit that is too small for fractional steps is raised by one.
 const RETRY_AFTER: u32 = 64;
-/// A sample counts as at most so many times what is usual for its class now.
+/// A sample counts as at most this many times the current latency of its class.
 const OUTLIER: f64 = 16.0;
-/// What is usual for a class is the mean over about so many samples.
+/// The usual latency of a class is the mean over about this many samples.
 const MEMORY: f64 = 1024.0;
-/// Samples over which noise is known.
+/// The number of samples over which noise is averaged.
 const NOISE_MEMORY: f64 = 512.0;
 
-/// Bounds of the limit, and where it starts.
+/// Bounds and initial value of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The least; 0 means 1.
+    /// Minimum; 0 counts as 1.
     pub min: u32,
-    /// The most; less than `min` means `min`.
+    /// Maximum; values below `min` count as `min`.
     pub max: u32,
-    /// Where it starts.
+    /// Initial limit, clamped to the bounds.
     pub initial: u32,
 }
 
-/// How a request's time at the app ended.
+/// How the app handled a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// With an answer.
+    /// It sent a response.
     Answered,
-    /// Waited from `started` to `now` in vain: the latency is at least that.
+    /// It sent no response from `started` to `now`: the latency is at least that long.
     TimedOut,
 }
 
-/// One request that was sent to the app.
+/// One finished request to the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// Which kind of request; kinds may differ in latency a hundredfold. Folded into `0..CLASSES`.
+    /// The class of the request, such as its route, modulo [`CLASSES`]. Latencies of classes may differ a hundredfold.
     pub class: u16,
     /// When it was sent, in nanoseconds on a monotonic clock.
     pub started: u64,
-    /// Requests in flight when it was sent, itself included.
+    /// Requests in flight when it was sent, including itself.
     pub in_flight: u32,
-    /// How its time ended.
+    /// How it ended.
     pub ended: Ended,
 }
 
-/// The limit of one app.
+/// The concurrency limit of one app.
 #[derive(Clone, Debug)]
 pub struct Concurrency {
     settings: Settings,
     limit: f64,
     classes: Box<[Class]>,
-    /// The latency without a queue, as a multiple of what is usual for each class.
+    /// Latency without a queue, as a multiple of each class's usual latency.
     baseline: f64,
-    /// Variance of one sample's stretch, relative to the mean.
+    /// Variance of one sample's stretch, relative to the squared mean.
     noise: f64,
     noise_samples: f64,
-    /// Since the last decision.
+    /// Samples since the last decision.
     window: Window,
-    /// From here on, what comes back was sent under this limit, unless it was sent before `moved_at`.
+    /// Samples that end before this time are ignored: they reflect the previous limit.
     settles_at: u64,
-    /// When the limit moved last.
+    /// When the limit last moved. Samples that started earlier are ignored.
     moved_at: u64,
-    /// What a request takes, long ones counting more, in nanoseconds.
+    /// Mean latency weighted by latency, in nanoseconds.
     round_trip: u64,
     trial: Option<Trial>,
     /// The last window was too slow.
     is_suspect: bool,
-    /// So many times in a row nothing queued and the limit grew: after [`CALM`] it may double.
+    /// How often in a row the limit grew without a queue; from [`CALM`] on it may double.
     calm: u32,
     /// Samples until the next dip is due.
     until_dip: f64,
-    /// Windows until one more may be tried where a fraction is not enough.
+    /// Windows until the limit may be raised by one where a fractional step has no effect.
     until_retry: u32,
-    /// Smoothed.
+    /// Smoothed latency in nanoseconds.
     latency: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Class {
-    /// Latency in ns, in proportion to the other classes; times the baseline, that without a queue.
+    /// Latency in nanoseconds relative to the other classes; multiplied by the baseline, the latency without a queue.
     usual: f64,
     seen: f64,
 }
 
-/// A lower limit is being tried.
+/// A trial of a lower limit.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     before: Point,
     is_dip: bool,
 }
 
-/// So many in flight, so stretched, give or take a share of it.
+/// The means of a window.
 #[derive(Clone, Copy, Debug)]
 struct Point {
     in_flight: f64,
     stretch: f64,
+    /// Relative standard error of `stretch`.
     error: f64,
-    /// The stretch that is wanted.
+    /// Target stretch.
     target: f64,
-    /// Mean latency in ns.
+    /// Mean latency in nanoseconds.
     latency: f64,
 }
 
 impl Point {
-    /// So many should be in flight, by this.
+    /// The number of requests in flight that would give the target stretch.
     fn wanted(&self) -> f64 {
         self.in_flight * self.target / self.stretch
     }
@@ -175,7 +195,7 @@ impl Point {
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     samples: f64,
-    /// Since the last look, and when that was.
+    /// Samples since the last evaluation, and its time.
     unseen: f64,
     seen_at: u64,
     timed_out: f64,
@@ -188,7 +208,7 @@ struct Window {
 }
 
 impl Window {
-    /// Variance of one sample's stretch in relation to its square, heavier requests counting more.
+    /// Variance of one sample's stretch relative to its square, weighted towards slow classes.
     fn noise(&self) -> f64 {
         let stretch = self.took / self.usual;
         let squares = self.took_squares - 2.0 * stretch * self.took_usual + stretch * stretch * self.usual_squares;
@@ -197,7 +217,7 @@ impl Window {
     }
 
     fn point(&self, noise: f64) -> Point {
-        // Heavy requests count more, so fewer samples decide.
+        // Slow classes weigh more, so the effective number of samples is smaller.
         let effective = self.usual * self.usual / self.usual_squares.max(f64::MIN_POSITIVE);
         Point {
             in_flight: self.in_flight / self.samples,
@@ -210,7 +230,7 @@ impl Window {
 }
 
 impl Concurrency {
-    /// Knows nothing yet.
+    /// Creates a limit at [`Settings::initial`], without any latency data.
     pub fn new(settings: Settings) -> Self {
         let mut new = Self {
             settings,
@@ -234,22 +254,23 @@ impl Concurrency {
         new
     }
 
-    /// How many requests may be in flight to the app.
+    /// Returns how many requests may be in flight to the app.
     pub fn limit(&self) -> u32 {
         self.limit.round() as u32
     }
 
-    /// What an answer takes now, smoothed; none before the first few.
+    /// Returns the smoothed latency; `None` before the first few responses.
     pub fn latency(&self) -> Option<Duration> {
         self.latency.map(|ns| Duration::from_nanos(ns as u64))
     }
 
-    /// What the app answers in `time`, were the limit used: by Little's law. None before the first few answers.
+    /// Returns how many responses the app gives in `time` if the limit is in use (Little's law: limit × time / latency).
+    /// `None` before the first few responses.
     pub fn answers_in(&self, time: Duration) -> Option<f64> {
         self.latency.map(|latency| self.limit * time.as_nanos() as f64 / latency)
     }
 
-    /// Takes effect at once. A `min` of 0 means 1; a `max` below `min` means `min`.
+    /// Changes the bounds and clamps the limit at once. A `min` of 0 counts as 1, a `max` below `min` as `min`.
     pub fn set_bounds(&mut self, min: u32, max: u32) {
         self.settings.min = min.max(1);
         self.settings.max = max.max(self.settings.min);
@@ -260,12 +281,12 @@ impl Concurrency {
         limit.clamp(f64::from(self.settings.min), f64::from(self.settings.max))
     }
 
-    /// One request's response head came, or it timed out.
+    /// Records that the response head of a request arrived at `now`, or that the request timed out. Ignores samples that
+    /// end before they started.
     pub fn record(&mut self, now: u64, sample: Sample) {
-        // A clock that went back says nothing.
         let Some(took) = now.checked_sub(sample.started) else { return };
-        // What was sent under another limit tells about that one. To go by when it was sent alone would be wrong: of what is
-        // sent after a change, the short ones come back first.
+        // Requests sent under the previous limit reflect that limit. Their start time alone is not enough: after a change,
+        // short requests return first and would bias the window.
         if sample.started < self.moved_at
             || (now < self.settles_at && self.settles_at - now <= self.round_trip.saturating_mul(2))
         {
@@ -273,8 +294,8 @@ impl Concurrency {
         }
         let took = (took as f64).max(1.0);
         if self.round_trip == 0 {
-            // The first answer: nobody was there before it, or hardly anybody. Whoever was sent meanwhile found more at the app
-            // than the one before, so what they take is neither the latency without a queue nor that of a full app.
+            // The first response met an almost empty app, so it is the first estimate of the baseline. Requests sent before
+            // it arrived met a growing queue: neither the baseline nor the latency of a full app. `moved_at` excludes them.
             self.classes[usize::from(sample.class) % CLASSES] = Class { usual: took, seen: 1.0 };
             self.round_trip = took as u64;
             return self.move_to(self.limit, now);
@@ -288,7 +309,7 @@ impl Concurrency {
             class.seen = 1.0;
         }
         let usual = class.usual * self.baseline;
-        // Relative to the others in this window: what is usual may be wrong, and has to be found out.
+        // The bound is relative to this window's stretch, as the usual latency itself may be out of date.
         let took = took.min(OUTLIER * usual * stretch.max(1.0));
         let window = &mut self.window;
         window.samples += 1.0;
@@ -300,19 +321,19 @@ impl Concurrency {
         window.usual_squares += usual * usual;
         window.took_squares += took * took;
         window.took_usual += took * usual;
-        // In proportion to the other classes: what all of them have in common is the baseline's.
+        // Relative to the other classes; a change common to all classes moves the baseline instead.
         if is_quiet || class.seen < FEWEST {
             class.seen = (class.seen + 1.0).min(MEMORY);
             class.usual += (took / (window.took / window.usual * self.baseline) - class.usual) / class.seen;
         }
-        // In shorter windows the short ones would be too many.
+        // A window shorter than a round trip would over-represent short requests.
         if window.unseen >= FEWEST && now.saturating_sub(window.seen_at) >= self.round_trip {
             window.seen_at = now;
             self.look(now);
         }
     }
 
-    /// Once in a round trip, and not before there is something to be seen.
+    /// Evaluates the window: once per round trip, with at least [`FEWEST`] new samples.
     fn look(&mut self, now: u64) {
         let unseen = std::mem::take(&mut self.window.unseen);
         let window = self.window;
@@ -323,7 +344,7 @@ impl Concurrency {
         self.latency = Some(self.latency.map_or(mean, |latency| latency + (mean - latency) / 3.0));
         self.until_dip -= unseen;
         if window.timed_out * 2.0 > window.samples {
-            // Whatever the reason, it is not more requests that the app needs.
+            // Most requests timed out: the limit is too high, whatever the cause.
             self.trial = None;
             return self.move_to(self.limit * STEEPEST_CUT, now);
         }
@@ -331,7 +352,7 @@ impl Concurrency {
         let is_precise = point.error <= PRECISE || window.samples >= MOST;
         match self.trial {
             Some(trial) => {
-                // A trial costs throughput while it lasts: it need not be as precise as what follows from it.
+                // A trial may cost throughput, so it ends at a lower precision.
                 if point.error <= TOLERABLE || window.samples >= MOST / 4.0 || Self::is_clear(trial.before, point) {
                     self.judge(trial, point, now);
                 }
@@ -341,15 +362,15 @@ impl Concurrency {
         }
     }
 
-    /// The limit is not used, so nothing is learnt of it; but the app is seen as it is without a queue.
+    /// The limit is not in use, so the window says nothing about it; but it shows the latency without a queue.
     fn rest(&mut self, point: Point, now: u64) {
         let is_quiet = point.in_flight <= (QUIET * self.limit).max(1.0);
         if is_quiet && (point.stretch < 1.5 || self.noise_samples <= FEWEST) {
             let gain = if self.noise_samples <= FEWEST { 1.0 } else { 0.2 };
             self.baseline *= 1.0 + gain * (point.stretch - 1.0);
         } else if point.is_too_slow(SURE * point.error) {
-            // Slower, although there is room: what is not needed is not kept for the day when it would do harm. A few slow
-            // answers at night are no reason to begin the day with less than at first.
+            // The app is slower although the limit is not in use: lower the unused limit before a load peak could overload
+            // the app, but not below `initial`, so a few slow responses at low load do not throttle the next peak.
             let wanted = (point.in_flight / QUIET).max(point.wanted()).max(f64::from(self.settings.initial));
             if wanted.round() < self.limit.round() {
                 self.calm = 0;
@@ -359,12 +380,12 @@ impl Concurrency {
         self.reset(now);
     }
 
-    /// The limit is used: does the app queue?
+    /// The limit is in use: moves it towards the target stretch.
     fn correct(&mut self, point: Point, is_precise: bool, now: u64) {
         let doubt = if is_precise { 0.0 } else { SURE * point.error * point.stretch };
         if point.is_too_slow(doubt) && point.wanted().round() < self.limit.round() {
             if !self.is_suspect {
-                // The change was in the middle of this window: the next one is all after it.
+                // The change may have occurred within this window; the next one lies entirely after it.
                 self.reset(now);
                 self.is_suspect = true;
                 return;
@@ -375,7 +396,7 @@ impl Concurrency {
         }
         let matters = point.latency > 2.0 * ALLOWED_NS;
         if matters && point.stretch < 0.95 - doubt {
-            // Faster than without a queue: the baseline is out of date, and how far only a dip can tell.
+            // Faster than the baseline, which is therefore out of date. Only a dip shows by how much.
             self.baseline *= point.stretch;
             return self.dip(Point { stretch: 1.0, ..point }, DIP, now);
         }
@@ -383,12 +404,12 @@ impl Concurrency {
             && point.error < ROUGH
             && point.stretch < (point.target / 2.0).max(1.0 + BAND + point.error)
         {
-            // Twice too much shows at once, whatever the noise.
+            // A limit that is twice too high is detected at once, even under noise.
             return self.move_to(2.0 * point.in_flight, now);
         }
         let doubt = if is_precise { 0.0 } else { LIKELY * point.error * point.stretch };
         if point.stretch < point.target * (1.0 - BAND) - doubt {
-            // Below the point where it queues, latency does not say how far below.
+            // Without a queue, latency does not show how far below capacity the app is.
             let wanted = point.wanted().min(point.in_flight * TARGET);
             if wanted.round() > self.limit.round() {
                 self.calm += 1;
@@ -408,7 +429,7 @@ impl Concurrency {
         }
     }
 
-    /// Moves the limit to what the stretch says; far down only as a trial, a step at a time.
+    /// Lowers the limit to the value that the stretch implies. A cut by more than a tenth is a trial, one step at a time.
     fn cut(&mut self, before: Point, now: u64) {
         let lower = before.wanted().max(before.in_flight * STEEPEST_CUT);
         let is_far = lower.round() < 0.9 * before.in_flight;
@@ -416,7 +437,7 @@ impl Concurrency {
         self.move_to(lower, now);
     }
 
-    /// Lowers the limit to a share of what is in flight, for as long as it takes to see what that changes.
+    /// Lowers the limit to a fraction of the requests in flight, until the effect on throughput is known.
     fn dip(&mut self, before: Point, share: f64, now: u64) {
         let lower = (share * before.in_flight).round().min(before.in_flight.round() - 1.0);
         if lower < f64::from(self.settings.min) {
@@ -429,7 +450,7 @@ impl Concurrency {
         self.move_to(lower, now);
     }
 
-    /// The share of throughput that is left after a trial, and how little would show that nothing had queued.
+    /// Returns the remaining fraction of throughput after a trial, and the threshold below which the app had no queue.
     fn throughput(before: Point, after: Point) -> (f64, f64) {
         let fewer = after.in_flight / before.in_flight;
         (fewer * before.stretch / after.stretch, 1.0 - KEPT * (1.0 - fewer))
@@ -446,30 +467,30 @@ impl Concurrency {
         self.trial = None;
         let (left, bar) = Self::throughput(before, after);
         if after.in_flight > 0.95 * before.in_flight || after.in_flight < USED * self.limit.round() {
-            // Too few came to tell.
+            // Too little load to decide.
             return self.move_to(if is_dip { before.in_flight } else { self.limit }, now);
         }
         if left >= bar {
-            // As much is done with fewer.
+            // Same throughput with fewer requests in flight: the rest were queued.
             if after.stretch < 1.0 {
                 self.baseline *= after.stretch;
             }
             let stretch = after.stretch.max(1.0);
             if is_dip {
-                // As much as before: the queue is at least as long as what was taken away, and may be much longer.
+                // The queue is at least as long as the reduction, and may be much longer.
                 let share = if left >= 1.0 && self.noise < EVEN { STEEPEST_CUT } else { DIP };
                 return self.dip(Point { stretch, ..after }, share, now);
             }
             self.until_dip = self.until_dip.min(SOON * after.in_flight.max(FEWEST));
             return self.cut(Point { stretch, ..after }, now);
         }
-        // Less is done with fewer: they were all worked on, and this is how long it takes.
+        // Lower throughput: all requests were being handled, so this latency is the baseline.
         self.baseline *= after.stretch;
         let lost = (1.0 - left).clamp(0.05, 1.0);
         if is_dip {
-            // The settling costs as well.
+            // The round trips after each move cost throughput as well.
             self.until_dip = (samples + 3.0 * before.in_flight) * lost / DIPS_COST;
-            // What is new may be a mistake: the next one tells, and does so soon.
+            // A large change of the baseline may be an error: another dip confirms it soon.
             if !(1.0 - NEWS..=1.0 + NEWS).contains(&after.stretch) {
                 self.until_dip = self.until_dip.min(CONFIRM * before.in_flight.max(FEWEST));
             }

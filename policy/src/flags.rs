@@ -1,12 +1,12 @@
-//! Feature flags: on, off, on for some, or only watching.
+//! Feature flags: on, off, on for a share of clients, or `monitor`.
 //!
-//! A flag answers one question, [`Flag::mode_for`]: what does this feature do for this client? Percentages are sticky:
-//! the same client gets the same answer for as long as the percentage stands, and keeps a *yes* when it grows. The
-//! formula is Unleash's (`normalizedStrategyValue` of its client specification): `murmur3_32("group:id", seed 0) % 100 + 1`
-//! gives a number from 1 to 100, and the client is in when that number is at most the percentage. The group is
-//! the flag's own name in the environment, so two flags at 10 % pick different clients.
+//! [`Flag::mode_for`] returns the mode of a feature for a client. Percentages are sticky: a client's result changes only
+//! with the percentage, and a client that has the feature keeps it when the percentage grows. The formula is Unleash's
+//! (`normalizedStrategyValue` of its client specification): `murmur3_32("group:id", seed 0) % 100 + 1` gives a number from
+//! 1 to 100; the client has the feature if that number is at most the percentage. The group is the name of the flag's
+//! environment variable, so two flags at 10 % select different clients.
 //!
-//! The environment, as deployed today:
+//! Environment variables:
 //!
 //! | variable | values |
 //! |---|---|
@@ -14,28 +14,46 @@
 //! | `FF_ENABLE_X_PERCENTAGE` | `0` to `100`: narrows an enabled flag, or enables an unset one for that share |
 //! | `FF_ENABLE_X_USERS` | comma-separated user ids that always get the feature, unless the flag is `false` |
 //! | `FF_ENABLE_X_IPS` | the same for addresses and networks (`10.0.0.0/8`) |
+//!
+//! # Examples
+//!
+//! ```
+//! use std::net::IpAddr;
+//!
+//! use outrigger_policy::flags::{Feature, Flag, Mode, Subject, bucket};
+//!
+//! let flag = Flag { users: vec!["ann".to_owned()], ..Flag::always("20%".parse().unwrap()) };
+//! let mode = |id| {
+//!     let subject = Subject { id, user: Some(id), address: IpAddr::from([192, 0, 2, 7]) };
+//!     flag.mode_for(Feature::AuditTrail, subject)
+//! };
+//! assert_eq!(mode("ann"), Mode::Enforce, "an allow-listed user");
+//! assert_eq!(bucket("FF_ENABLE_AUDIT_TRAIL", "user-1"), 16);
+//! assert_eq!(mode("user-1"), Mode::Enforce, "16 is within 20 %");
+//! assert_eq!(mode("bob"), Mode::Off);
+//! ```
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// What can be switched.
+/// A feature that a flag controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Feature {
     /// Circuit breakers around the app and its dependencies.
     CircuitBreaker,
-    /// Warm, jittered, watched connection pools in the app.
+    /// Connection pools in the demo app that are kept warm, recycled with jitter and monitored.
     EnhancedPooling,
-    /// Rate limits by priority.
+    /// Rate limits by priority, bans and the concurrency limit.
     PrioritizedRateLimit,
-    /// The audit trail.
+    /// The audit log.
     AuditTrail,
     /// Sticky sessions.
     SessionAffinity,
 }
 
 impl Feature {
-    /// All of them, in the order of the documentation.
+    /// All features, in the order of the documentation.
     pub const ALL: [Self; 5] = [
         Self::CircuitBreaker,
         Self::EnhancedPooling,
@@ -44,7 +62,7 @@ impl Feature {
         Self::SessionAffinity,
     ];
 
-    /// The key in `[flags]`, and the label in metrics.
+    /// Returns the key in `[flags]`, also used as label in metrics.
     pub const fn key(self) -> &'static str {
         match self {
             Self::CircuitBreaker => "circuit_breaker",
@@ -55,7 +73,7 @@ impl Feature {
         }
     }
 
-    /// The variable in the environment, and the group of the rollout.
+    /// Returns the name of the environment variable, also used as group of the rollout.
     pub const fn variable(self) -> &'static str {
         match self {
             Self::CircuitBreaker => "FF_ENABLE_CIRCUIT_BREAKER",
@@ -67,20 +85,20 @@ impl Feature {
     }
 }
 
-/// What a feature does for one request.
+/// The mode of a feature for one request. Default: [`Mode::Off`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
-    /// Its decisions count.
+    /// The feature's decisions apply.
     Enforce,
-    /// It decides and reports, and changes nothing.
+    /// Shadow mode: decisions are counted and logged, but not applied.
     Monitor,
-    /// It does not run.
+    /// The feature does not run.
     #[default]
     Off,
 }
 
 impl Mode {
-    /// The name in configuration, metrics and logs.
+    /// Returns the name used in configuration, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Enforce => "enforce",
@@ -95,37 +113,37 @@ impl Mode {
 pub struct Percentage(u8);
 
 impl Percentage {
-    /// Everybody.
+    /// 100 %.
     pub const ALL: Self = Self(100);
 
-    /// `None` above 100.
+    /// Returns `None` above 100.
     pub const fn new(percent: u8) -> Option<Self> {
         if percent <= 100 { Some(Self(percent)) } else { None }
     }
 
-    /// The number, 0 to 100.
+    /// Returns the number, 0 to 100.
     pub const fn get(self) -> u8 {
         self.0
     }
 
-    /// Whether `id` is among this share of `group`.
+    /// Returns whether the rollout of `group` to this share includes `id`.
     pub fn includes(self, group: &str, id: &str) -> bool {
         self == Self::ALL || bucket(group, id) <= self.0
     }
 }
 
-/// The switch itself, before the allow-lists.
+/// The state of a flag, without its allow-lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
-    /// For this share of clients; `true` is everybody.
+    /// On for this share of clients; `true` means 100 %.
     On(Percentage),
-    /// Decides and reports for everybody.
+    /// `monitor` for all clients that are not on an allow-list.
     Monitor,
-    /// For nobody, whatever the allow-lists say: the way back.
+    /// Off for all clients, including those on the allow-lists.
     Off,
 }
 
-/// The text is no switch.
+/// Error: the text is not a switch. Contains the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadSwitch(pub String);
 
@@ -174,7 +192,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether `address` lies in this network. An IPv4 address written as IPv6 (`::ffff:1.2.3.4`) counts as IPv4.
+    /// Returns whether the network contains `address`. IPv4-mapped IPv6 addresses (`::ffff:1.2.3.4`) count as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(net), IpAddr::V4(ip)) => {
@@ -187,12 +205,12 @@ impl Network {
 }
 
 fn same_prefix(a: u128, b: u128, prefix_bits: u8, width: u32) -> bool {
-    // A shift by the whole width would overflow: a prefix of 0 matches everything.
+    // A prefix of 0 matches everything; shifting by the full width would overflow.
     let host_bits = width.saturating_sub(u32::from(prefix_bits));
     host_bits >= width || (a ^ b) >> host_bits == 0
 }
 
-/// The text is no address and no network.
+/// Error: the text is neither an address nor a network. Contains the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadNetwork(pub String);
 
@@ -229,25 +247,25 @@ impl fmt::Display for Network {
     }
 }
 
-/// Who asks, as far as flags care.
+/// The client, as far as flags need to know it.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// What the percentage sticks to: the user, else the key, else the address.
+    /// Identifies the client for percentages: the user, else the API key, else the address.
     pub id: &'a str,
-    /// The verified user, if there is one.
+    /// The verified user, if any.
     pub user: Option<&'a str>,
     /// The client's address.
     pub address: IpAddr,
 }
 
-/// One feature's switch and allow-lists.
+/// A feature's switch and allow-lists. Default: on for all clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flag {
-    /// For whom, in general.
+    /// The state for clients that are not on an allow-list.
     pub switch: Switch,
-    /// Users who get it unless the switch is off.
+    /// Users that get the feature unless the switch is off.
     pub users: Vec<String>,
-    /// Networks that get it unless the switch is off.
+    /// Networks that get the feature unless the switch is off.
     pub networks: Vec<Network>,
 }
 
@@ -258,12 +276,12 @@ impl Default for Flag {
 }
 
 impl Flag {
-    /// A flag without allow-lists.
+    /// Creates a flag without allow-lists.
     pub const fn always(switch: Switch) -> Self {
         Self { switch, users: Vec::new(), networks: Vec::new() }
     }
 
-    /// What the feature does whoever asks, or `None` when that depends on the client. Lets the hot path skip identity.
+    /// Returns the mode if it is the same for all clients, else `None`. Lets the hot path skip the client's identity.
     pub fn mode_for_everybody(&self) -> Option<Mode> {
         match self.switch {
             Switch::Off => Some(Mode::Off),
@@ -274,7 +292,7 @@ impl Flag {
         }
     }
 
-    /// What `feature` does for `subject`.
+    /// Returns the mode of `feature` for `subject`.
     pub fn mode_for(&self, feature: Feature, subject: Subject<'_>) -> Mode {
         if let Some(mode) = self.mode_for_everybody() {
             return mode;
@@ -290,10 +308,11 @@ impl Flag {
         }
     }
 
-    /// The flag after the environment had its say: each variable that is set replaces that part of `self`.
+    /// Applies the environment: each variable that is set and not blank replaces that part of the flag. `variable` looks
+    /// up a variable by name.
     ///
     /// # Errors
-    /// Names the variable that cannot be read, and what it needs.
+    /// [`FlagError`] with the name of the variable that could not be parsed, and the expected form.
     pub fn overridden_by(
         mut self,
         feature: Feature,
@@ -311,7 +330,7 @@ impl Flag {
         if let Some((name, value)) = read("_PERCENTAGE") {
             let percent = value.trim().trim_end_matches('%').parse().ok().and_then(Percentage::new);
             let share = percent.ok_or_else(|| FlagError::new(&name, format!("needs 0 to 100, got {value:?}")))?;
-            // An explicit `10%`, `monitor` or `false` says more than the separate percentage.
+            // `10%`, `monitor` or `false` in the main variable takes precedence over the separate percentage.
             if matches!(self.switch, Switch::On(Percentage::ALL)) || switch.is_none() {
                 self.switch = Switch::On(share);
             }
@@ -331,12 +350,12 @@ fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-/// A variable of the environment that cannot be read.
+/// Error: an environment variable could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlagError {
-    /// The variable.
+    /// The name of the variable.
     pub variable: String,
-    /// What it needs and what it holds.
+    /// The expected form and the actual value.
     pub problem: String,
 }
 
@@ -354,7 +373,7 @@ impl fmt::Display for FlagError {
 
 impl std::error::Error for FlagError {}
 
-/// The client's place in the rollout of `group`, 1 to 100.
+/// Returns the client's bucket in the rollout of `group`, 1 to 100.
 pub fn bucket(group: &str, id: &str) -> u8 {
     let hash = murmur3_32(group.bytes().chain([b':']).chain(id.bytes()));
     // At most 100, so the cast keeps the value.
@@ -407,7 +426,7 @@ mod tests {
 
     #[test]
     fn normalises_as_unleash_does() {
-        // The values of Unleash's own client specification.
+        // Values from Unleash's client specification.
         assert_eq!(bucket("gr1", "123"), 73);
         assert_eq!(bucket("groupX", "999"), 25);
     }

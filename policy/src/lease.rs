@@ -1,51 +1,75 @@
-//! A quota that several Machines share: what each may spend of it before it has asked.
+//! Shared rate limits: how much of a quota a Machine may spend before it syncs with the store.
 //!
-//! The quota's arrival time (see [`crate::limiter`]) is kept in one place, the *store*. A Machine remembers what it was
-//! last told of it, and spends on its own up to a *lease*: its share of what was left then. What it spent it *owes*, until
-//! the two settle; then it is told the arrival time anew.
+//! One *store* (Redis) keeps the quota's arrival time (see [`crate::limiter`]). Each Machine remembers the value that it
+//! last read, and admits requests locally up to a *lease*: its share of the quota that was left then. It reports its usage
+//! afterwards and receives the new arrival time.
 //!
 //! ```text
-//!   store      ────────────●─────────────────────●──────►  the arrival time, with everything that was settled
-//!                     told ↓   ↑ owed        told ↓   ↑
-//!   a Machine  ── spends ──────┴──── spends ──────────┴──►  at most one lease between the two
+//!   store      ────────────●─────────────────────●──────►  arrival time, including all reported usage
+//!                     read ↓   ↑ report      read ↓   ↑
+//!   Machine    ── spends ──────┴──── spends ──────────┴──►  at most one lease between two syncs
 //! ```
 //!
-//! So nothing is ever set aside: a Machine whose clients are quiet holds nothing that another one's would miss, and nothing
-//! is lost with a Machine that ends. What is admitted too much is what was spent on old knowledge: at most one lease of
-//! each Machine, and it is owed, so the key waits for it afterwards. In the long run the rate is kept exactly.
+//! Leases reserve nothing: an idle Machine withholds no quota from the others, and a Machine that stops loses none. The
+//! Machines together over-admit at most one lease each, because they decide on an old value. The excess is debt: the store
+//! adds it to the arrival time, and the key waits for it afterwards. In the long run the rate is exact.
 //!
-//! While the store cannot be asked, each Machine keeps to its [`Quota::share`], from the arrival time that it knows.
+//! While the store is unreachable, each Machine applies its [`Quota::share`], starting at the arrival time that it knows.
+//!
+//! # Examples
+//!
+//! ```
+//! use outrigger_policy::lease::{Account, Bill, settle};
+//! use outrigger_policy::limiter::Quota;
+//! use outrigger_policy::tier::Multiplier;
+//!
+//! let quota = Quota::new("600/1m".parse().unwrap(), 600, Multiplier::ONE).unwrap();
+//! let (machines, now) = (5, 1_000_000_000);
+//!
+//! // A new key: each of five Machines may spend a fifth of the burst before it syncs.
+//! let mut account = Account::default();
+//! for _ in 0..120 {
+//!     account.owed = account.spend(quota, machines, now, 1).unwrap().owed;
+//! }
+//! assert!(account.spend(quota, machines, now, 1).is_err());
+//!
+//! // The store adds the reported usage; the next lease is a fifth of the 480 that are left.
+//! let bill = Bill { owed: account.owed, ..Bill::default() };
+//! account = Account { told: settle(None, bill, quota, machines, now), owed: 0 };
+//! assert_eq!(account.standing(quota, now).remaining, 480);
+//! assert!(account.spend(quota, machines, now, 96).is_ok());
+//! ```
 
 use std::time::Duration;
 
 use crate::limiter::{Exceeded, Quota, Standing};
 
-/// How soon a Machine that has used up its lease knows more: this long it has its clients wait.
+/// The `retry_after` of a request that exceeds the lease: by then the next sync has usually finished.
 pub const SETTLES_IN: Duration = Duration::from_millis(50);
 
-/// What a Machine knows of a key of a quota that it shares.
+/// A Machine's state of one key of a shared quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// The arrival time that the store told; 0 when it told nothing yet.
+    /// The arrival time last read from the store, in nanoseconds; 0 before the first sync.
     pub told: u64,
-    /// Spent and not settled. Below zero: to be given back.
+    /// Usage that is not yet reported, in units of cost. Negative: to be given back.
     pub owed: i32,
 }
 
-/// It may be spent.
+/// The result of a request that was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent {
-    /// What is owed now.
+    /// The new value of [`Account::owed`].
     pub owed: i32,
-    /// Half of the lease is used up: it is time to settle.
+    /// More than half of the lease is used up: sync now.
     pub is_urgent: bool,
 }
 
 impl Account {
-    /// Spends `cost` of a quota that so many Machines share.
+    /// Spends `cost` of a quota shared by `machines` (0 counts as 1).
     ///
     /// # Errors
-    /// [`Exceeded`]: nothing is left, as far as is known, or the lease is used up.
+    /// [`Exceeded`] if the quota is used up as far as this Machine knows, or if the lease is ([`SETTLES_IN`]).
     #[inline]
     pub fn spend(self, quota: Quota, machines: u32, now: u64, cost: u32) -> Result<Spent, Exceeded> {
         let latest = now.saturating_add(quota.burst_ns());
@@ -56,7 +80,7 @@ impl Account {
             let due = from.saturating_add(quota.charge_ns(1).saturating_mul(after)).saturating_sub(latest);
             return Err(Exceeded { retry_after: Duration::from_nanos(due.max(1)) });
         }
-        // At least this one request: a key of which little is left must not be out of everybody's reach.
+        // At least this request, or no Machine could spend the last part of a quota.
         let lease = (left / u64::from(machines.max(1))).max(cost.into());
         if after > lease {
             return Err(Exceeded { retry_after: SETTLES_IN });
@@ -65,13 +89,13 @@ impl Account {
         Ok(Spent { owed, is_urgent: 2 * after > lease })
     }
 
-    /// What is left of it at `now`.
+    /// Returns the remaining quota at `now`, as far as this Machine knows.
     #[inline]
     pub fn standing(self, quota: Quota, now: u64) -> Standing {
         quota.standing(self.arrival(quota, 1, now), now)
     }
 
-    /// Its arrival time when what it owes counts so many times.
+    /// Returns the arrival time with the unreported usage counted `times` times.
     pub fn arrival(self, quota: Quota, times: u32, now: u64) -> u64 {
         let owed = quota.charge_ns(self.owed.unsigned_abs()).saturating_mul(times.into());
         match self.owed {
@@ -81,33 +105,34 @@ impl Account {
     }
 }
 
-/// What of `owed` is still to be settled after a time in which the store could not be asked and this Machine kept to its
-/// share, up to the arrival time `tat`: what was spent long ago has been given back by time.
+/// Returns the part of `owed` that must still be reported after an outage of the store, in which this Machine applied its
+/// share up to the arrival time `tat`. Usage that has refilled since is not reported.
 pub fn still_owed(owed: i32, quota: Quota, machines: u32, tat: u64, now: u64) -> i32 {
     let of_one = quota.charge_ns(machines.max(1));
     let taken = tat.saturating_sub(now).div_ceil(of_one);
     owed.min(i32::try_from(taken).unwrap_or(i32::MAX))
 }
 
-/// The longest time ahead that an arrival time can be: the quota, and what all Machines together may have spent too much.
+/// Returns how far ahead of now the store's arrival time can be, in nanoseconds: the burst plus the largest total debt.
 pub fn furthest(quota: Quota, machines: u32) -> u64 {
     quota.burst_ns().saturating_mul(2).saturating_add(quota.charge_ns(machines))
 }
 
-/// What a Machine tells the store of a key.
+/// A usage report: sent by a Machine to the store, for one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bill {
-    /// Spent since the last one.
+    /// Usage since the last report, in units of cost.
     pub owed: i32,
-    /// How long ago it began to be spent: what time has given back since then is not charged.
+    /// The age of the first usage in this report, in nanoseconds: quota that refilled since then is not charged.
     pub ago_ns: u64,
-    /// How far ahead the arrival time is that it was told. A store that has lost everything learns it from there.
+    /// How far ahead of now the arrival time is that the Machine knows, in nanoseconds. A store that has lost its data
+    /// starts from it.
     pub known_ns: u64,
 }
 
-/// The store's side: the arrival time once a bill was settled at `now`, from the one before (`None`: it knows nothing).
+/// The store's side of a sync: returns the new arrival time from the old one (`None`: unknown key) and a report at `now`.
 ///
-/// The script in the proxy that Redis runs does the same; here it is to be simulated.
+/// Redis runs the proxy's script, which does the same; this version is for simulations.
 pub fn settle(before: Option<u64>, bill: Bill, quota: Quota, machines: u32, now: u64) -> u64 {
     let before = before.unwrap_or_else(|| now.saturating_add(bill.known_ns));
     let since = before.max(now.saturating_sub(bill.ago_ns)).min(now.saturating_add(furthest(quota, machines)));
@@ -142,7 +167,7 @@ mod tests {
         }
         assert_eq!(account.spend(quota, 5, SECOND, 1), Err(Exceeded { retry_after: SETTLES_IN }));
         assert_eq!(account.standing(quota, SECOND).remaining, 480);
-        // What was settled is in what is told, and the next lease is a share of what is left.
+        // The stored arrival time includes the reported usage; the next lease is a share of the rest.
         let told = settle(None, bill(account.owed), quota, 5, SECOND);
         assert_eq!(told, SECOND + 12 * SECOND);
         let account = Account { told, owed: 95 };
@@ -184,7 +209,7 @@ mod tests {
         let half = SECOND + quota.burst_ns() / 2;
         assert_eq!((quota.standing(half, SECOND).remaining, share.standing(half, SECOND).remaining), (300, 60));
         assert_eq!((share.burst(), share.charge_ns(1)), (120, SECOND / 2));
-        // Whoever may have less than one in its share has one, and waits for it.
+        // A share below the cost of one request still admits one, at the price of a longer wait.
         let dear = quota.share(5, 200);
         assert!(dear.take(0, SECOND, 200).is_ok_and(|tat| tat == SECOND + 100 * SECOND));
     }
@@ -206,21 +231,21 @@ mod tests {
         assert_eq!(still_owed(5, quota, 3, tat, SECOND), 5);
     }
 
-    /// One Machine of the simulation.
+    /// A simulated Machine.
     #[derive(Clone, Debug, Default)]
     struct Machine {
         account: Account,
-        /// What was sent: when it reaches the store.
+        /// The report on its way: arrival at the store, and the report.
         sent: Option<(u64, Bill)>,
         owes_since: u64,
-        /// What comes back: when it is here, and what it says.
+        /// The response on its way: arrival here, arrival time, reported usage.
         coming: Option<(u64, u64, i32)>,
         settled_at: u64,
         most_lease: u64,
     }
 
-    /// Machines that share one key, in steps of a millisecond. Gives when something was admitted, and how much the largest
-    /// leases add up to.
+    /// Simulates Machines that share one key, in steps of 1 ms. Returns the times of admitted requests, and the sum of the
+    /// largest lease of each Machine.
     fn simulated(
         quota: Quota,
         loads: &[u32],
@@ -251,7 +276,7 @@ mod tests {
                     machine.coming = Some((now + delays[random(delays.len() as u64) as usize] * MS, told, bill.owed));
                 }
                 let mut urgent = false;
-                // So many in a thousand milliseconds, at random.
+                // `load` requests per second, at random.
                 let asked = load / 1000 + u32::from(random(1000) < u64::from(load % 1000));
                 for _ in 0..asked {
                     if let Ok(spent) = machine.account.spend(quota, machines, now, cost) {
@@ -293,7 +318,7 @@ mod tests {
         let due = 600 + 3000;
         let count = admitted.len() as u64;
         assert!((due..=due + leases).contains(&count), "{count} of {due}, leases of {leases}");
-        // In truth the leases are small when little is left.
+        // The actual excess is smaller: leases shrink with the remaining quota.
         assert!(count <= due + 5, "{count} of {due}");
     }
 
@@ -302,7 +327,7 @@ mod tests {
         let quota = quota("6000/1m", 100);
         let (admitted, _) = simulated(quota, &[1000, 1, 1, 1, 1], 1, &[5, 20], 60_000, random(3));
         let due = 100 + 6000;
-        // What its fifth of the rest is too small for waits in the store: five times what comes while it settles.
+        // Its lease is a fifth of the rest; the quota that it cannot spend during a sync stays in the store.
         assert!((due - 25..=due + 20).contains(&admitted.len()), "{} of {due}", admitted.len());
     }
 
@@ -339,7 +364,7 @@ mod tests {
             let each = (10 * count / 3 / machines as u32).max(20) + burst / machines as u32;
             let (admitted, _) = simulated(quota, &vec![each; machines], 1, &delays, 6000, random(seed));
             let due = u64::from(burst) + 6 * SECOND / quota.charge_ns(1);
-            // While two settle, what comes meanwhile has to wait: it stays in the store, and is had then.
+            // Quota that refills during two syncs stays in the store and is spent afterwards.
             let slow = 2 * (delays.iter().max().unwrap() + 2) * MS / quota.charge_ns(1) * machines as u64 + 2 * machines as u64;
             prop_assert!(admitted.len() as u64 + slow >= due, "{} of {due}, {slow} may be missing", admitted.len());
         }

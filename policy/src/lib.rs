@@ -1,12 +1,13 @@
-//! Every decision that Outrigger takes, without its sockets.
+//! Outrigger's decisions as pure functions and state machines, without sockets.
 //!
-//! The rule for this crate: no clock, no I/O, no locks, no randomness, no async. Time, chance and identity come in as
-//! arguments, decisions go out as values, so that each one can be tested by calling it.
+//! This crate uses no clock, I/O, locks, randomness or async; `clippy.toml` bans them. Time, random numbers and client
+//! identity are arguments, decisions are return values, so unit tests call each decision directly. Unless a module says
+//! otherwise, times are `u64` nanoseconds on a monotonic clock.
 //!
-//! Read in this order: [`priority`] (how important a request is), [`tier`] (what its client may multiply), [`flags`] (which
-//! features are on, and for whom), [`limiter`] (how often), [`lease`] (how often on several Machines), [`concurrency`] (how
-//! many at a time), [`admission`] (who waits, who goes), [`abuse`] (who is shut out), [`breaker`] (when to stop asking),
-//! [`retry`] (when to ask again), [`affinity`] (which Machine keeps a session), [`audit`] (what is written down about it).
+//! Reading order: [`priority`] (importance of a request), [`tier`] (multiplier of a client's rate limits), [`flags`]
+//! (feature flags), [`limiter`] (rate limits), [`lease`] (rate limits shared by several Machines), [`concurrency`]
+//! (adaptive concurrency limit), [`admission`] (permits and the fair queue), [`abuse`] (bans), [`breaker`] (circuit
+//! breakers), [`retry`] (retry budget and backoff), [`affinity`] (sticky sessions), [`audit`] (audit log events).
 
 pub mod abuse;
 pub mod admission;

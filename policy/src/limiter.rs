@@ -1,7 +1,7 @@
-//! How often: the generic cell rate algorithm (GCRA, ITU-T I.371 annex A), in whole nanoseconds.
+//! Rate limits: the generic cell rate algorithm (GCRA, ITU-T I.371 annex A), in whole nanoseconds.
 //!
-//! One number is the whole state of a key: the *theoretical arrival time* `tat`, at which everything that was taken will
-//! have been given back. A request of cost `c` moves it by `c` intervals; it may not be further away than the burst.
+//! The state of a key is one number: the *theoretical arrival time* `tat`, at which the key's quota is full again. A
+//! request of cost `c` moves it `c` intervals ahead, but at most to now + burst.
 //!
 //! ```text
 //!            now                    now + burst
@@ -9,7 +9,27 @@
 //!             │◄─── taken ───►tat◄─ left ►│
 //! ```
 //!
-//! A `tat` that is not in the future means that nothing is taken: such a key can be forgotten without anybody noticing.
+//! If `tat` is not in the future, the quota is full and the key's state can be dropped without any effect.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::limiter::{Exceeded, Quota};
+//! use outrigger_policy::tier::Multiplier;
+//!
+//! const SECOND: u64 = 1_000_000_000;
+//! let quota = Quota::new("60/1m".parse().unwrap(), 2, Multiplier::ONE).unwrap();
+//! let now = 100 * SECOND;
+//!
+//! // A burst of 2, then one request per second.
+//! let tat = quota.take(0, now, 1).unwrap();
+//! let tat = quota.take(tat, now, 1).unwrap();
+//! assert_eq!(quota.standing(tat, now).remaining, 0);
+//! assert_eq!(quota.take(tat, now, 1), Err(Exceeded { retry_after: Duration::from_secs(1) }));
+//! assert!(quota.take(tat, now + SECOND, 1).is_ok());
+//! ```
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,37 +37,37 @@ use std::time::Duration;
 
 use crate::tier::Multiplier;
 
-/// So many per window: `"100/1m"`.
+/// A count per window, such as `"100/1m"`. Units: `s`, `m`, `h`, `d`; `"5/s"` means `"5/1s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     count: u32,
     window: Duration,
 }
 
-/// The shortest time between two that a rate can mean: one a microsecond. Shorter ones would be rounded too far.
+/// The shortest interval of a rate: 1 µs. Rounding shorter ones to nanoseconds would distort the rate.
 const SHORTEST_INTERVAL_NS: u128 = 1_000;
-/// The longest window: thirty days.
+/// The longest window: 30 days.
 const LONGEST_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 
 impl Rate {
-    /// `None` for a count of zero, a window of zero or above thirty days, or more than one in a microsecond.
+    /// Returns `None` for a count of 0, a window of 0 or above 30 days, or more than one per microsecond.
     pub fn new(count: u32, window: Duration) -> Option<Self> {
         let fits = count > 0 && !window.is_zero() && window <= LONGEST_WINDOW;
         let fits = fits && window.as_nanos() >= u128::from(count) * SHORTEST_INTERVAL_NS;
         fits.then_some(Self { count, window })
     }
 
-    /// How many.
+    /// Returns the count per window.
     pub const fn count(self) -> u32 {
         self.count
     }
 
-    /// In how long.
+    /// Returns the window.
     pub const fn window(self) -> Duration {
         self.window
     }
 
-    /// The time that one of them takes when the count is multiplied by `times / of`, to the nearest nanosecond.
+    /// Returns the interval between two requests when the count is multiplied by `times / of`, to the nearest nanosecond.
     fn interval_ns(self, times: u32, of: u32) -> u64 {
         let count = u128::from(self.count) * u128::from(times);
         let window = self.window.as_nanos() * u128::from(of);
@@ -55,7 +75,7 @@ impl Rate {
     }
 }
 
-/// The text is no rate.
+/// Error: the text is not a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRate;
 
@@ -100,38 +120,39 @@ impl fmt::Display for Rate {
     }
 }
 
-/// A rate with its burst, as the algorithm needs it.
+/// A rate and its burst, in the form that the algorithm uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// The time after which one more is allowed.
+    /// The time after which one more request is allowed.
     interval_ns: u64,
-    /// What may be taken at once, in time.
+    /// The burst as a time: burst × interval.
     burst_ns: u64,
     burst: u32,
 }
 
-/// What is left of a quota.
+/// The remaining part of a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// So many of cost one may come now.
+    /// The number of requests of cost 1 that are allowed now.
     pub remaining: u32,
-    /// After this, nothing is taken any more.
+    /// The time until the quota is full.
     pub full_in: Duration,
 }
 
-/// It is too early.
+/// Error: the quota is used up for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// After this it will not be, unless somebody else comes first.
+    /// A request of this cost is allowed after this time, unless another request takes the quota first. A cost above the
+    /// burst is never allowed.
     pub retry_after: Duration,
 }
 
 impl Quota {
-    /// One in a millisecond, and one at once.
+    /// One request per millisecond, with a burst of 1.
     pub const MILLISECOND: Self = Self { interval_ns: 1_000_000, burst_ns: 1_000_000, burst: 1 };
 
-    /// `rate`, of which `burst` may come at once, multiplied for a tier; `None` for a tier without limits. At least one
-    /// may come at once.
+    /// Creates a quota of `rate` and `burst`, both multiplied for a tier. The burst is rounded down, but at least 1.
+    /// Returns `None` for a tier without limits.
     pub fn new(rate: Rate, burst: u32, multiplier: Multiplier) -> Option<Self> {
         let Multiplier::Hundredths(hundredths) = multiplier else { return None };
         let interval_ns = rate.interval_ns(hundredths, 100).max(1);
@@ -140,47 +161,47 @@ impl Quota {
         Some(Self { interval_ns, burst_ns: interval_ns.saturating_mul(burst.into()), burst })
     }
 
-    /// What may come at once.
+    /// Returns the number of requests of cost 1 that may arrive at once.
     pub const fn burst(self) -> u32 {
         self.burst
     }
 
-    /// How far a request of `cost` moves the arrival time.
+    /// Returns by how much a request of `cost` moves the arrival time, in nanoseconds.
     pub const fn charge_ns(self, cost: u32) -> u64 {
         self.interval_ns.saturating_mul(cost as u64)
     }
 
-    /// The same quota as it was taken apart by [`Quota::charge_ns`] of one and [`Quota::burst`].
+    /// Rebuilds a quota from [`Quota::charge_ns`]`(1)` and [`Quota::burst`]. Zeros count as 1.
     pub fn from_parts(interval_ns: u64, burst: u32) -> Self {
         let (interval_ns, burst) = (interval_ns.max(1), burst.max(1));
         Self { interval_ns, burst_ns: interval_ns.saturating_mul(burst.into()), burst }
     }
 
-    /// How far away the arrival time may be.
+    /// Returns how far ahead of now the arrival time may be, in nanoseconds.
     pub const fn burst_ns(self) -> u64 {
         self.burst_ns
     }
 
-    /// What one of so many that share it may have for itself, when it has to get along with requests of `cost`.
+    /// Returns the part of the quota for one of `sharers` (0 counts as 1), with a burst of at least `cost`.
     ///
-    /// Time is not divided, only what may be taken in it: an arrival time means the same share of the quota under both,
-    /// so a key can go from one to the other.
+    /// Only the amounts are divided, not the times. An arrival time therefore stands for the same fraction of the whole
+    /// quota and of the part, and stays valid when a key switches between them.
     #[must_use]
     pub fn share(self, sharers: u32, cost: u32) -> Self {
         let interval_ns = self.interval_ns.saturating_mul(sharers.max(1).into());
-        // What is cheaper than the whole must pass somewhere: it pays with time.
+        // A request that exceeds the part but not the whole quota must pass; it costs more time instead.
         let burst_ns = self.burst_ns.max(interval_ns.saturating_mul(cost.into()));
         let burst = u32::try_from(burst_ns / interval_ns).unwrap_or(u32::MAX);
         Self { interval_ns, burst_ns, burst }
     }
 
-    /// The key's arrival time after a request of `cost` at `now`.
+    /// Takes `cost` at `now` and returns the key's new arrival time.
     ///
-    /// A time further away than the burst, as after the limit was lowered or the clock went back, counts as the burst: a
-    /// key never waits longer than its quota says.
+    /// An arrival time more than the burst ahead (the limit was lowered, or the clock went back) counts as now + burst, so
+    /// a key never waits longer than its current quota requires.
     ///
     /// # Errors
-    /// [`Exceeded`]: the state stays as it is.
+    /// [`Exceeded`] if the quota is used up; the caller keeps the old arrival time, so a rejected request takes nothing.
     #[inline]
     pub fn take(self, tat: u64, now: u64, cost: u32) -> Result<u64, Exceeded> {
         let latest = now.saturating_add(self.burst_ns);
@@ -188,7 +209,7 @@ impl Quota {
         if after <= latest { Ok(after) } else { Err(Exceeded { retry_after: Duration::from_nanos(after - latest) }) }
     }
 
-    /// What is left at `now`.
+    /// Returns the remaining quota at `now`.
     #[inline]
     pub fn standing(self, tat: u64, now: u64) -> Standing {
         let latest = now.saturating_add(self.burst_ns);
@@ -298,7 +319,7 @@ mod tests {
             let elapsed = (steps - 1) * step;
             let allowed = u64::from(quota.burst()) + elapsed / quota.charge_ns(1);
             prop_assert!(admitted <= allowed, "{admitted} of {allowed}");
-            // It came at every step, so it missed at most what comes between two of them.
+            // One request per step, so at most the quota that refills between two steps goes unused.
             let missed = (elapsed / quota.charge_ns(1)) * step / quota.charge_ns(1).max(step) + 1;
             prop_assert!(admitted + missed >= allowed.min(steps), "{admitted} of {allowed}");
         }

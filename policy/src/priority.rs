@@ -1,29 +1,40 @@
-//! How important a request is. The order of the variants is the order in which they are served.
+//! Request priorities. The order of the variants is the order of service.
+//!
+//! # Examples
+//!
+//! ```
+//! use outrigger_policy::priority::Priority;
+//!
+//! let priority: Priority = "high".parse().unwrap();
+//! assert_eq!(priority, Priority::High);
+//! assert!(priority < Priority::default(), "the more important sorts first");
+//! assert!("urgent".parse::<Priority>().is_err());
+//! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Five classes, most important first.
+/// The priority of a route's requests, most important first. Default: [`Priority::Medium`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Health checks and logins: the last to be refused.
+    /// Health checks and logins: rejected last.
     Critical,
     /// The core of the API.
     High,
-    /// Whatever no route says otherwise of.
+    /// The default, for routes without a priority of their own.
     #[default]
     Medium,
     /// Expensive work that can wait, such as retrieval and AI.
     Low,
-    /// Very expensive work: the first to be refused.
+    /// Very expensive work: rejected first.
     Strict,
 }
 
 impl Priority {
-    /// All of them, most important first.
+    /// All priorities, most important first.
     pub const ALL: [Self; 5] = [Self::Critical, Self::High, Self::Medium, Self::Low, Self::Strict];
 
-    /// The name in configuration, metrics and logs.
+    /// Returns the name used in configuration, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Critical => "critical",
@@ -41,7 +52,7 @@ impl fmt::Display for Priority {
     }
 }
 
-/// The text names no priority.
+/// Error: the text is not the name of a priority. Names are lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownPriority;
 

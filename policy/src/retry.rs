@@ -1,42 +1,61 @@
-//! When a request may be sent again: how often, after how long, and never so often that a fault becomes a flood.
+//! The retry budget and the backoff between attempts.
 //!
-//! The budget is a token bucket after Finagle's and linkerd's retry budgets: each request pays in a share of a token, each
-//! retry takes a whole one, so that retries are never more than that share of requests. Where there are few requests, a few
-//! retries a second are free. The bucket is small: what was saved in good times must not become a burst in bad ones.
+//! The budget is a token bucket, like those of Finagle and linkerd: each request deposits a fraction of a token, each retry
+//! withdraws one token, so retries are at most that fraction of requests. Under low traffic, a few retries per second are
+//! free. The bucket is small, so that tokens saved in normal operation cannot become a burst of retries in an outage.
 //!
-//! The pause is *full jitter* (Brooker, "Exponential Backoff And Jitter", AWS 2015): anything between nothing and a bound that
-//! doubles with each attempt.
+//! The pause is *full jitter* (Brooker, "Exponential Backoff And Jitter", AWS 2015): a random time between zero and a bound
+//! that doubles with each attempt.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use outrigger_policy::retry::{Budget, Settings, pause};
+//!
+//! // One retry for four requests.
+//! let settings = Settings { share: 0.25, free_per_second: 0 };
+//! let mut budget = Budget::default();
+//! (0..4).for_each(|_| budget.pay_in(settings));
+//! assert!(budget.pay(0, settings));
+//! assert!(!budget.pay(0, settings));
+//!
+//! // The third retry waits for up to 400 ms; a random number of 0.5 gives half of that.
+//! let wait = pause(3, Duration::from_millis(100), Duration::from_secs(1), 0.5);
+//! assert_eq!(wait, Duration::from_millis(200));
+//! ```
 
 use std::time::Duration;
 
-/// How many tokens are saved at the most, in seconds of free retries.
+/// The size of the bucket, in seconds of free retries; at least one token.
 const SAVED: f64 = 2.0;
 
-/// What retries may cost.
+/// Settings of the retry budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Retries as a share of requests, 0 to 1.
+    /// Retries as a fraction of requests, 0 to 1.
     pub share: f64,
-    /// Retries a second that are free in any case.
+    /// Retries per second that need no tokens.
     pub free_per_second: u32,
 }
 
-/// What is left for retries. Times are nanoseconds on a monotonic clock.
+/// The state of a retry budget. Times are nanoseconds on a monotonic clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Budget {
     tokens: f64,
-    /// The second that is counted, and the retries in it.
+    /// The current second, and the retries in it.
     second: u64,
     retries: u32,
 }
 
 impl Budget {
-    /// A request comes: not one more for each of its attempts.
+    /// Deposits the share of one request. Call it once for each request, not for its retries.
     pub fn pay_in(&mut self, settings: Settings) {
         self.tokens = (self.tokens + settings.share).min(Self::most(settings));
     }
 
-    /// Whether one more attempt is affordable; if so, it is paid.
+    /// Withdraws one retry at `now` and returns true, or returns false if the budget does not allow it.
     pub fn pay(&mut self, now: u64, settings: Settings) -> bool {
         let second = now / 1_000_000_000;
         if second != self.second {
@@ -46,13 +65,13 @@ impl Budget {
         if self.tokens < 1.0 && !is_free {
             return false;
         }
-        // A free one is only an advance, so that both together are not more than the larger of the two.
+        // Free retries make the balance negative, so the total is at most the larger of the two allowances.
         self.tokens = (self.tokens - 1.0).max(-f64::from(settings.free_per_second));
         self.retries = self.retries.saturating_add(1);
         true
     }
 
-    /// Retries that could be made at once.
+    /// Returns the saved tokens, 0 or more. Free retries are not included.
     pub fn left(&self, settings: Settings) -> f64 {
         self.tokens.clamp(0.0, Self::most(settings))
     }
@@ -62,7 +81,9 @@ impl Budget {
     }
 }
 
-/// The pause before attempt `attempt` (the first retry is 1): between nothing and `first` × 2^(attempt − 1), at most `most`.
+/// Returns the pause before retry number `attempt` (from 1): `dice` × min(`first` × 2^(`attempt` − 1), `most`).
+///
+/// `dice` is a random number, clamped to 0..=1.
 pub fn pause(attempt: u32, first: Duration, most: Duration, dice: f64) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.min(most).mul_f64(dice.clamp(0.0, 1.0))
@@ -76,7 +97,7 @@ mod tests {
     const SETTINGS: Settings = Settings { share: 0.2, free_per_second: 3 };
     const MS: u64 = 1_000_000;
 
-    /// Attempts for each request when every one fails and would be tried twice more.
+    /// Returns the attempts per request if every attempt fails and each request would be retried twice.
     fn amplification(per_second: u64, seconds: u64) -> f64 {
         let (mut budget, mut attempts) = (Budget::default(), 0_u64);
         let requests = per_second * seconds;
@@ -95,7 +116,7 @@ mod tests {
             let is = amplification(per_second, 10);
             assert!((1.19..=1.2).contains(&is), "{per_second}: {is}");
         }
-        // Where there are few, three a second are free.
+        // Under low traffic, three retries per second are free.
         assert!(amplification(2, 10) > 2.0);
     }
 

@@ -1,31 +1,44 @@
-//! What a client has paid for, or is: a tier multiplies the client's own limits.
+//! Client tiers: a tier multiplies the client's own rate limits.
 //!
-//! A tier comes from the table of keys or from a verified claim, never from a field that anybody can send.
+//! The tier comes from the table of API keys or from a verified claim, never from a header that the client can set.
+//!
+//! # Examples
+//!
+//! ```
+//! use outrigger_policy::tier::{Multiplier, Tier};
+//!
+//! let tier: Tier = "pro".parse().unwrap();
+//! let multiplier: Multiplier = "2.5x".parse().unwrap();
+//! assert_eq!(tier, Tier::Pro);
+//! assert_eq!(multiplier, Multiplier::Hundredths(250));
+//! assert_eq!(multiplier.to_string(), "2.50x");
+//! assert!("0x".parse::<Multiplier>().is_err());
+//! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Five tiers, from a stranger to ourselves.
+/// The tier of a client. Default: [`Tier::Anonymous`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
-    /// Whoever showed nothing that could be verified.
+    /// No verified credentials.
     #[default]
     Anonymous,
-    /// Known, and pays nothing.
+    /// A known client without a paid plan.
     Free,
-    /// Pays.
+    /// A client with a paid plan.
     Pro,
-    /// Has a contract.
+    /// A client with a contract.
     Enterprise,
-    /// Our own services.
+    /// The operator's own services.
     Internal,
 }
 
 impl Tier {
-    /// All of them.
+    /// All tiers, lowest first.
     pub const ALL: [Self; 5] = [Self::Anonymous, Self::Free, Self::Pro, Self::Enterprise, Self::Internal];
 
-    /// The name in configuration, claims, metrics and logs.
+    /// Returns the name used in configuration, claims, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Anonymous => "anonymous",
@@ -43,7 +56,7 @@ impl fmt::Display for Tier {
     }
 }
 
-/// The text names no tier.
+/// Error: the text is not the name of a tier. Names are lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownTier;
 
@@ -63,21 +76,23 @@ impl FromStr for Tier {
     }
 }
 
-/// By how much a tier multiplies a limit.
+/// The factor by which a tier multiplies the rate and burst of a limit.
+///
+/// Written as `"5x"`, `"0.5x"` (at most two decimals, 0.01 to 1,000,000) or `"unlimited"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Multiplier {
-    /// In hundredths, at least 1: `150` is one and a half times.
+    /// The factor in hundredths, at least 1: `150` is 1.5×.
     Hundredths(u32),
-    /// The tier has no limits of its own.
+    /// Limits by client do not apply to the tier.
     Unlimited,
 }
 
 impl Multiplier {
-    /// As it is.
+    /// 1×.
     pub const ONE: Self = Self::Hundredths(100);
 }
 
-/// The text is no multiplier.
+/// Error: the text is not a multiplier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadMultiplier;
 

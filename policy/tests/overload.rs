@@ -1,6 +1,6 @@
-//! What `policy::concurrency` promises, in the simulator, for several seeds each.
+//! Tests the concurrency limit in the simulator, with several seeds each.
 
-#[allow(dead_code)] // What only the example uses.
+#[allow(dead_code)] // Used by the example only.
 #[path = "support/simulator.rs"]
 mod simulator;
 
@@ -34,7 +34,7 @@ fn an_even_app_is_kept_busy_and_hardly_queues() {
         for seed in SEEDS {
             let run = simulate(&Scenario::steady(servers, service, Shape::Fixed, 5.0, end), seed);
             let what = format!("{servers} servers, {service} ns, seed {seed}");
-            // A queue of a millisecond and a half is no queue.
+            // A queueing delay of 1.5 ms is always allowed.
             let mean = if service == 5 * MS { 1.45 } else { 1.3 };
             assert_good(run.figures(end / 2, end, servers), 0.985, mean, &what);
         }
@@ -50,7 +50,7 @@ fn a_noisy_app_is_kept_busy_and_hardly_queues() {
             let mut throughput = 0.0;
             for seed in SEEDS {
                 let figures = simulate(&scenario, seed).figures(end / 2, end, servers);
-                // With few servers, one request too many is much.
+                // With few servers, one request more is a large fraction.
                 assert_good(
                     figures,
                     0.93,
@@ -74,7 +74,7 @@ fn a_step_is_followed_within_a_few_service_times() {
             .map(|seed| simulate(&scenario, seed).settled(change, end, 19, 27, 8 * service) / service)
             .collect();
         settled.sort_unstable();
-        // A change in the middle of a dip spoils the dip's answer, and the next one has to set it right.
+        // A change during a dip falsifies the dip's result; the next dip corrects it.
         assert!(settled[18] <= 8 && settled[19] <= 80, "{settled:?}");
     }
 }
@@ -86,7 +86,7 @@ fn a_flood_from_the_first_moment_is_settled_within_two_seconds() {
         let scenario = Scenario::steady(4, 50 * MS, shape, 12.0, end);
         for seed in 0..100 {
             let run = simulate(&scenario, seed);
-            // Forty service times, for an app that does eighty a second.
+            // 40 service times, for an app with a capacity of 80 requests per second.
             assert_good(run.figures(2 * SECOND, end, 4), 0.85, 1.5, &format!("{shape:?}, seed {seed}"));
         }
     }
@@ -150,7 +150,7 @@ fn slow_answers_to_few_requests_leave_room_for_many() {
     let mut law = law();
     let mut now = 0;
     for n in 0..500_u64 {
-        // One at a time, and from some time on ten times as slow.
+        // One request at a time; after the first 100, the app is ten times as slow.
         let started = now;
         now += if n < 100 { 20 * MS } else { 200 * MS };
         law.record(now, Sample { class: 0, started, in_flight: 1, ended: Ended::Answered });

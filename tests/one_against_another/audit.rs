@@ -13,8 +13,8 @@ const VICTIM: &str = "192.0.2.8";
 const ATTACKER: &str = "192.0.2.7";
 const LIMIT: &str = "[[rate_limits.rules]]\nname = \"each\"\nby = \"client\"\nrate = \"100/1s\"\n";
 
-/// How long the victim's requests took, all of which succeed, while `attack` is repeated on eight connections; and how many of the
-/// attacker's were refused.
+/// Latencies of the victim's requests, all of which succeed, while `attack` is repeated on eight connections; and how many of
+/// the attacker's requests were rejected.
 fn under_attack(proxy: &Proxy, attack: &str, requests: usize) -> (Vec<Duration>, usize) {
     let (stop, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -70,7 +70,7 @@ fn a_flood_of_refusals_and_of_long_entries_keeps_nobody_s_entry_from_the_disk() 
         times[99]
     );
     assert!(times[99] < Duration::from_secs(2), "longer than a commit may take: {:?}", times[99]);
-    // Each refusal is accounted for, few of them by an entry of their own.
+    // Each rejection is counted, and few of them have their own entry.
     let of_attack = || {
         let found = entries(&proxy).into_iter().filter(|entry| entry["type"] == "security.rate_limited");
         found.map(|entry| entry["details"]["count"].as_u64().unwrap_or(1)).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! Bans: who earns one is shut out alone.
+//! Bans: only the client that caused a ban is banned.
 
 use crate::{
     backend::Backend,
@@ -24,7 +24,7 @@ fn rules() -> String {
     )
 }
 
-/// Requests for `path` from the shared address, with a key or without; how many get each status.
+/// Requests for `path` from the shared address, with a key or without; returns their statuses.
 fn ask(proxy: &Proxy, path: &str, key: Option<&str>, times: usize) -> Vec<u16> {
     let key = key.map(|name| format!("X-Api-Key: {name}-key"));
     let fields: Vec<&str> = key.iter().map(String::as_str).collect();
@@ -41,9 +41,9 @@ fn a_ban_that_an_address_earns_does_not_concern_a_client_with_a_key() {
     let app = app();
     let proxy = Proxy::with(&app, &rules());
     let attack = ask(&proxy, "/login", None, 20);
-    // What led to it is counted when its response is out, a moment before or after the next request.
+    // A response is counted after it was sent, a moment before or after the next request.
     assert!(attack[10..].iter().all(|status| *status == 403), "{attack:?}");
-    // A key that nobody knows proves nothing.
+    // An unknown key proves nothing.
     assert_eq!(served(&ask(&proxy, "/", Some("unknown"), 10)), 0);
     assert_eq!(served(&ask(&proxy, "/", None, 10)), 0);
     let victim = served(&ask(&proxy, "/", Some("victim"), 50));

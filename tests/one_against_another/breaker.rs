@@ -1,4 +1,4 @@
-//! Circuit breakers: whatever one client gets out of the app, others are served.
+//! Circuit breakers: whatever responses one client causes, others are served.
 
 use std::{
     thread,
@@ -21,7 +21,7 @@ fn answer(status: &str) -> Play {
     Play::Say(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into())
 }
 
-/// Everything that an endpoint may do to the one who asks for it, on a route of its own and on none.
+/// Every kind of failure that an endpoint can return, with its own route and without one.
 #[test]
 fn whatever_one_client_is_answered_others_are_served() {
     let drip = Play::Drip(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec(), Duration::from_millis(10));
@@ -47,7 +47,7 @@ fn whatever_one_client_is_answered_others_are_served() {
         for prefix in ["/api", ""] {
             for request in both_ways(&format!("{prefix}/bad")) {
                 for _ in 0..8 {
-                    // It may get nothing, or be refused itself.
+                    // The attacker may get no response, or be rejected itself.
                     let _ = proxy.connect_as(ATTACKER).send(&request).try_answer();
                 }
             }
@@ -61,19 +61,19 @@ fn whatever_one_client_is_answered_others_are_served() {
     println!("breaker: {served} of {served} requests of the other client served");
 }
 
-/// A 504 is the app's own word that it waits in vain: it counts whoever asked, but for a second, and not while others are served.
+/// A 504 from the app itself counts even from a single client, but only for a second, and not while other clients are served.
 #[test]
 fn an_app_that_says_504_to_one_client_is_left_alone_for_a_second_at_most() {
     let app = Backend::start();
     app.at("/api/bad", answer("504 Gateway Timeout"));
-    // Three clients are several: what all of them saw is another matter.
+    // The failure rate is off, since three clients count as several: failures that all of them see are another case.
     let proxy = Proxy::with(&app, &format!("breaker.failure_rate = \"off\"\n{RULES}"));
     let attack = || (0..8).for_each(|_| _ = proxy.ask_as(ATTACKER, &get("/api/bad")));
     attack();
     let began = Instant::now();
     until("the other client to be served", || proxy.ask_as(VICTIM, &get("/api/good")).status == 200);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    // Another one tries the same: it is refused, and nobody else is.
+    // Another client tries the same: only that client is rejected.
     for _ in 0..8 {
         let _ = proxy.ask_as(ATTACKER + 1, &get("/api/bad"));
         assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
@@ -84,7 +84,7 @@ fn an_app_that_says_504_to_one_client_is_left_alone_for_a_second_at_most() {
     assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
 }
 
-/// Keys and users that nobody verifies make nobody many.
+/// Unverified keys and users do not make one client several.
 #[test]
 fn a_client_with_many_unverified_keys_is_one() {
     let app = Backend::start();
@@ -98,8 +98,8 @@ fn a_client_with_many_unverified_keys_is_one() {
     assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
 }
 
-/// The app was away and is back. One client has every probe fail, or takes the places of probes and keeps them; another one has the breaker
-/// closed all the same.
+/// The app has recovered. One client makes every probe fail, or occupies the probes; another one's requests close the breaker
+/// nevertheless.
 #[test]
 fn one_clients_probes_keep_it_open_for_nobody_else() {
     let rules = format!("breaker.open = \"1s\"\nbreaker.probes = 2\nbreaker.ramp = \"0s\"\n{IMPATIENT}{RULES}");

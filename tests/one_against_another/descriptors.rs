@@ -1,4 +1,4 @@
-//! Descriptors: one client keeps as many idle connections as it can get, another one comes and goes.
+//! Descriptors: one client keeps as many idle connections as it can get, another one connects again and again.
 
 use std::{
     thread,
@@ -22,7 +22,7 @@ fn idle_connections_of_one_client_do_not_take_the_descriptors_of_another() {
             let (mut idle, mut made) = (Vec::new(), 0);
             while began.elapsed() < Duration::from_secs(4) {
                 if let Ok(mut client) = Client::connect(address) {
-                    // Every other one says something first, and then rests.
+                    // Every other connection sends a request first, and is then idle.
                     if made % 2 == 0 {
                         let _ = client.try_send(get("/attacker"));
                     }

@@ -1,4 +1,4 @@
-//! The table of rate limits, and the addresses that clients are told apart by.
+//! The table of rate limits, and the addresses that tell clients apart.
 
 use crate::{
     backend::Backend,
@@ -17,7 +17,7 @@ fn who_fills_the_table_takes_no_quota_from_others() {
         rule("each", "5/1h", "")
     );
     let proxy = Proxy::with(&app, &rules);
-    // A new key with each request: the table is full, and so is what newcomers share.
+    // A new key with each request: the table is full, and the quota that new clients share is used up.
     let mut attacker = proxy.connect();
     let refused = (0..2000)
         .map(|n| from_address(&with_fields(&get("/"), &[&format!("X-Api-Key: {n:020}")]), "198.51.100.66"))
@@ -28,7 +28,7 @@ fn who_fills_the_table_takes_no_quota_from_others() {
     assert_eq!(keys["used"], keys["room"], "the table is full");
     let (mut served, mut unaffected) = (0, 0);
     for n in 0..VICTIMS {
-        // Five each, and not a sixth: nobody goes unlimited, either.
+        // Each gets five and not a sixth: no client becomes unlimited.
         let request = |way: usize| from_address(&both_ways("/")[way], &format!("203.0.113.{n}"));
         let statuses: Vec<u16> = (0..6).map(|time| proxy.ask(&request(time % 2)).status).collect();
         let of_five = statuses[..5].iter().filter(|status| **status == 200).count();
@@ -36,7 +36,7 @@ fn who_fills_the_table_takes_no_quota_from_others() {
         (served, unaffected) = (served + of_five, unaffected + usize::from(of_five == 5));
     }
     println!("table of limits, 2,000 keys by one address: {served} of {} requests of others are served", 5 * VICTIMS);
-    // Two of 65,536 shared cells are one and the same once in 1,800 runs; that two pairs are, once in 6,000,000.
+    // Two victims share one of 65,536 cells once in 1,800 runs; two pairs do once in 6,000,000.
     assert!(unaffected >= VICTIMS - 1, "{unaffected} of {VICTIMS}");
 }
 
@@ -48,7 +48,7 @@ fn no_client_spends_the_quota_of_an_address_that_it_claims() {
     let behind_nginx = "identity.trusted = [\"127.0.0.1\"]\n";
     for (rules, real) in [(EDGE, "Fly-Client-IP"), (behind_nginx, "X-Forwarded-For")] {
         let proxy = Proxy::with(&app, &format!("{rules}{limits}"));
-        // All that an attacker behind the edge can add; the edge says who it is.
+        // All headers that an attacker behind the edge can add; the edge's header names the client.
         let claims = ["Forwarded: for=203.0.113.7", "X-Real-IP: 203.0.113.7", "CF-Connecting-IP: 203.0.113.7"];
         let other = if real == "Fly-Client-IP" { "X-Forwarded-For" } else { "Fly-Client-IP" };
         let by_edge = |way: usize, client: &str, more: &[&str]| {

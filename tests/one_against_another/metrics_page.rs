@@ -1,4 +1,4 @@
-//! The metrics page: whoever controls a label of the app's, or the app's whole page, must not blind the operators for the proxy.
+//! The metrics page: a client that controls an app's label, or the app's whole page, must not hide the proxy's metrics.
 
 use std::{
     thread,
@@ -28,7 +28,7 @@ fn the_proxys_metrics_are_there_whatever_the_apps_are() {
         own.lines().filter(|line| !line.starts_with('#')).count()
     };
     let before = series();
-    // Lines that one client of the app may have put there, around the samples of another one.
+    // Lines that one client of the app may have caused, around the samples of another one.
     let hostile: [&[u8]; 14] = [
         b"b 3 1700000000 more\n",
         b"b{x} 4\n",
@@ -59,7 +59,7 @@ fn the_proxys_metrics_are_there_whatever_the_apps_are() {
         assert!(sum(&all, "outrigger_requests_total", &[("process", "proxy")]) >= 1.0);
     }
     let dropped = proxy.metric("outrigger_app_metrics_lines_dropped_total", &[]);
-    // Whole pages that are none.
+    // Whole responses that are not a metrics page.
     let endless = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), b"a 1\n".repeat(3 << 20)].concat();
     let plays = [
         ("gzip", Play::Say(page("Content-Encoding: gzip\r\n", b"\x1f\x8b\x08nonsense"))),
@@ -73,7 +73,7 @@ fn the_proxys_metrics_are_there_whatever_the_apps_are() {
     let mut slowest = Duration::ZERO;
     for (name, play) in plays {
         app.at("/metrics", play);
-        // Several at once cost the app one request after the other, and nobody more than the time for two.
+        // Concurrent scrapes reach the app one after the other, and each takes at most the time of two.
         let began = Instant::now();
         let pages: Vec<String> = thread::scope(|scope| {
             let scrapes: Vec<_> = (0..4).map(|_| scope.spawn(|| proxy.admin("/metrics/all").body)).collect();

@@ -1,5 +1,5 @@
-//! Request bodies that stall or dribble, and clients that do not read: neither holds a permit, opens a breaker or takes the
-//! memory from anybody else.
+//! Request bodies that stall or trickle, and clients that do not read: they hold no permit, open no circuit breaker, and leave
+//! memory for others.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,20 +12,20 @@ use crate::h2c::{request, with_h2};
 use crate::harness::{Client, Proxy, both_ways, from_address, get};
 use crate::memory::allow_many_files;
 
-/// More than the concurrency limit of a proxy that has just started.
+/// More than the initial concurrency limit of a proxy.
 const ATTACKERS: usize = 40;
 
-/// Both come by a trusted edge, so that one machine can be two clients.
+/// Both come through a trusted edge, so that one machine can be two clients.
 const TRUSTED: &str = "identity.edge = \"fly\"\n";
 const ATTACKER: &str = "198.51.100.1";
 const VICTIM: &str = "203.0.113.9";
 
-/// How an attacker begins a body that it does not end, and what it dribbles afterwards.
+/// The framing and start of a body that an attacker never completes, and the bytes that it trickles afterwards.
 const KINDS: [(&str, &str, usize); 4] = [
     ("Content-Length: 1000", "x", 1),
     ("Transfer-Encoding: chunked", "1\r\nx\r\n", 1),
     ("Content-Length: 1000000", "x", 1),
-    // Beyond what is kept before a permit is asked for.
+    // More than the proxy buffers before it asks for a permit.
     ("Content-Length: 1000000", "x", 100_000),
 ];
 
@@ -41,7 +41,7 @@ fn attack(proxy: &Proxy, number: usize, (framing, dribble, first): (&str, &str, 
         .collect()
 }
 
-/// The victim asks until `time` is over, both ways through the proxy; nothing may fail. Prints its figures.
+/// Sends the victim's requests until `time` is over, on both lanes of the proxy; none may fail. Prints their latencies.
 fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: impl FnMut()) {
     let (began, mut latencies) = (Instant::now(), Vec::new());
     while began.elapsed() < time {
@@ -56,7 +56,7 @@ fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: imp
     latencies.sort();
     let p99 = latencies[latencies.len() * 99 / 100];
     println!("{what}: {} of {} served, p99 {p99:?}", latencies.len(), latencies.len());
-    // The proxy of this test waits up to a second for a permit: a victim that had to would show it.
+    // The proxy of this test waits up to a second for a permit: the victim's latency would show it.
     assert!(p99 < Duration::from_millis(900), "{what}: p99 {p99:?}");
 }
 
@@ -87,7 +87,7 @@ fn streams_of_http_2_that_dribble_hold_no_permits() {
             let victim = tokio::task::spawn_blocking(move || is_served(address, &what, Duration::from_secs(1), || {}));
             while !victim.is_finished() {
                 for (_, body) in &mut attackers {
-                    // Only as long as it is not refused.
+                    // Fails once the stream was rejected.
                     let _ = body.send_data(Bytes::from_static(b"x"), false);
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -133,12 +133,12 @@ fn stalled_uploads_are_408_and_open_no_breaker() {
                  breaker.failures = 2\nretry.attempts = 1\n";
     let proxy = Proxy::with(&app, &format!("{rules}{TRUSTED}"));
     for kind in KINDS {
-        // No more than there are permits: nobody waits for one beyond the app's short time.
+        // No more than there are permits: no request waits for one beyond the app's short timeout.
         let mut attackers = attack(&proxy, 12, kind);
         let mut late = attackers.split_off(8);
         std::thread::sleep(Duration::from_millis(300));
         is_served(proxy.address, &format!("stalled, {kind:?}"), Duration::from_millis(300), || {});
-        // Some of the stalled bodies end before their time is over, and are served: the app's time has just begun.
+        // Some of the stalled bodies end before their timeout, and are served: the app's time has just begun.
         if kind.0 == "Transfer-Encoding: chunked" {
             for client in &mut late {
                 let answer = client.send("0\r\n\r\n").answer();
@@ -174,7 +174,7 @@ fn an_app_that_hangs_after_an_upload_is_still_a_failure() {
     client.send("POST /hang HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
     std::thread::sleep(Duration::from_millis(400));
     client.send("0\r\n\r\n").answer().is_problem(504, "app_timeout");
-    // One that does not even read is the app's fault as well, not the client's.
+    // An app that does not read is at fault too, not the client.
     let mut client = proxy.connect();
     client.send(format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20));
     client.gives_up_sending_after(Duration::from_millis(200));
@@ -210,7 +210,7 @@ fn memory_for_bodies_is_bounded_and_shared_among_addresses() {
     let upload = |path: &str, bytes: usize, of: usize| {
         format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {of}\r\n\r\n{}", "x".repeat(bytes))
     };
-    // What the connections cost is not the bodies'.
+    // The connections' memory does not count as the bodies'.
     let open = |body: usize| -> Vec<Client> {
         let begin = |n: usize| {
             let mut client = proxy.connect();

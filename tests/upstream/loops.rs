@@ -1,4 +1,4 @@
-//! An upstream that leads back: refused where the file shows it, found by `Via` where it does not.
+//! An upstream that leads back to the proxy: rejected where the config shows it, detected by `Via` where it does not.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -47,7 +47,7 @@ fn an_upstream_that_is_a_listener_of_ours_is_refused_with_its_place() {
             assert!(said.contains("hint:"), "{said}");
         }
     }
-    // This Machine among the peers is usual.
+    // This Machine is usually among its peers.
     fs::write(&file, format!("{keys}list = [\"127.0.0.1:3083\", \"10.0.0.1:3083\"]\n")).unwrap();
     let setup = setup.env("OUTRIGGER_AFFINITY_KEYS", "0123456789abcdef0123456789abcdef").env("OUTRIGGER_MACHINE", "a");
     assert!(setup.run(&["check", "checked.toml"]).status.success());
@@ -66,7 +66,7 @@ fn a_change_to_a_listener_of_ours_is_refused_and_the_rules_before_it_stay() {
         assert!(proxy.says("the changed configuration is refused").contains("this proxy itself"));
         assert_eq!(proxy.get("/").status, 200);
     }
-    // The listeners that the process has count, whatever the file says of the next start.
+    // The process's current listeners count, not those that the file sets for the next start.
     let rules = fs::read_to_string(&proxy.file).unwrap();
     let moved =
         rules.replace(&format!("server.listen = \"{}\"", proxy.address), &format!("server.listen = \"{}\"", local()));
@@ -102,7 +102,7 @@ fn requests_say_who_has_forwarded_them() {
     }
 }
 
-/// The status, and the `Via` that the app saw.
+/// The status, and the `Via` header that the app received.
 fn over_h2(proxy: &Proxy, via: Option<&str>) -> (u16, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -149,7 +149,7 @@ fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
         let answer = outer.ask(&request);
         assert_eq!((answer.status, answer.seen("via").unwrap().matches("outrigger-").count()), (200, 2), "{answer:?}");
     }
-    // Now the inner one sends what it gets to the outer one.
+    // Now the inner proxy forwards to the outer one.
     super::moves_to(&inner, &outer.address.to_string());
     inner.says("requests go to");
     outer.comes_to_rest();
@@ -157,7 +157,8 @@ fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
     let before = (made(&outer), made(&inner));
     for _ in 0..5 {
         for request in both_ways("/") {
-            // The outer one refuses it when it comes back, as another request than the one whose answer that becomes.
+            // The outer proxy rejects the returning request, which has another id; this rejection becomes the response to the
+            // first one.
             let answer = outer.ask(&request);
             let problem = answer.json();
             assert_eq!((answer.status, answer.header("content-type")), (508, Some("application/problem+json")));
@@ -172,7 +173,7 @@ fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
     outer.counts_rejections("loop_detected", 10);
     let made = (made(&outer) - before.0, made(&inner) - before.1);
     assert!(made.0 <= 20.0 && made.1 <= 10.0, "ten requests made {made:?} connections");
-    // No breaker of the outer one opens for it: the inner one answers.
+    // No breaker of the outer proxy opens, since the inner one responds.
     assert_eq!(outer.metric("outrigger_breaker_state", &[("state", "open")]), 0.0);
 }
 

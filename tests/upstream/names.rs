@@ -1,5 +1,5 @@
-//! Names are looked up while requests are served: all their addresses, and again when they change. A file in the place of
-//! `/etc/hosts` says what they are, in a mount namespace of the proxy's own.
+//! Names are resolved while requests are served: all their addresses, and again when they change. A file in the place of
+//! `/etc/hosts` has the addresses, in the proxy's own mount namespace.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
 
 const IN_A_NAMESPACE: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
 
-/// `None`, and a word about it, where no namespace can be made.
+/// `None`, with a note, if no namespace can be created.
 fn hosts(text: &str) -> Option<PathBuf> {
     if !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success()) {
         println!("no mount namespace can be made: not tried");
@@ -92,7 +92,7 @@ fn a_name_that_is_unknown_is_served_once_it_is_known_and_followed_when_it_change
     assert_eq!(here.requests(), 2);
     assert!(proxy.metric("outrigger_name_lookups_failed_total", &[]) >= 1.0);
 
-    // Another address, while the one before still answers: requests go where the name is.
+    // The address changes while the old one still works: requests follow the name.
     fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.8 app.test\n").unwrap();
     until("requests to go to the new address", || {
         assert_eq!(proxy.get("/").status, 200);
@@ -100,7 +100,7 @@ fn a_name_that_is_unknown_is_served_once_it_is_known_and_followed_when_it_change
     });
     until("connections to the old one to be closed", || here.open_connections() == 0);
 
-    // A name server that knows nothing any more says nothing about the app.
+    // A name that no longer resolves does not mean that the app is down.
     let said = proxy.log().matches("no address is found").count();
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     until("the lookup to fail", || proxy.log().matches("no address is found").count() > said);

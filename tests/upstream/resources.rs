@@ -1,4 +1,4 @@
-//! A host that is out of descriptors or local ports: that is not the app's doing.
+//! A host without free descriptors or local ports: this does not count as a failure of the app.
 
 use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::{
     harness::{Client, Proxy, Setup, both_ways, get, socket, until},
 };
 
-/// What is true of a proxy that was out of something, and is no more.
+/// Checks a proxy that has recovered from a shortage.
 fn blames_nobody(proxy: &Proxy) {
     let log = proxy.log();
     assert!(!log.contains("app_away") && !log.contains("the app failed a request"), "{log}");
@@ -24,9 +24,10 @@ fn out_of_descriptors_is_said_blames_nobody_and_ends_by_itself() {
         let rules = "app.hold = \"5s\"\nbreaker.failures = 3\nadmission.min = 100\napp.idle_timeout = \"100ms\"";
         let proxy = Setup::new(&app, rules).through(&["prlimit", "--nofile=80:80"]).start();
         assert_eq!(proxy.get("/").status, 200);
-        // All connect before any of them asks, and none has rested long enough to make room: most find no connection to the app.
+        // All connect before any of them sends a request, and none has been idle long enough to make room: most find no
+        // connection to the app.
         let mut busy: Vec<_> = (0..60).filter_map(|_| Client::connect(proxy.address).ok()).collect();
-        // Those who found no place have been told so, and are gone.
+        // Excess connections were rejected and closed.
         busy.iter_mut().for_each(|client| drop(client.try_send(get("/hang"))));
         let reason = [("reason", "out_of_resources")];
         let refusals = || {
@@ -58,7 +59,7 @@ fn out_of_descriptors_is_said_blames_nobody_and_ends_by_itself() {
     }
 }
 
-/// Set where this very test runs again, in a network namespace of its own.
+/// Set when this test runs itself again, in its own network namespace.
 const INSIDE: &str = "OUTRIGGER_TEST_IN_A_NETWORK_NAMESPACE";
 
 #[test]
@@ -101,7 +102,7 @@ fn out_of_local_ports() {
         .replace("server.threads = 2", "server.threads = 1");
     fs::write(&setup.file, anywhere).unwrap();
     let proxy = setup.start();
-    // Local ports are counted for each address that is connected to: the clients have three, the proxy has one.
+    // Local ports are counted per destination address: the clients use three, the proxy has one.
     let clients: Vec<_> = (0..60)
         .map(|number: usize| {
             let port = proxy.address.port();

@@ -1,4 +1,4 @@
-//! Key material, each for one algorithm.
+//! Keys, each for one algorithm.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{DecodingKey, DecodingKeyKind};
@@ -6,16 +6,16 @@ use serde_json::Value;
 
 use crate::ring_provider;
 
-/// The least that a shared secret may have, in bytes: as long as what it makes.
+/// The minimum length of a shared secret, in bytes: that of an HMAC-SHA-256 tag.
 const SECRET_BYTES: usize = 32;
 
-/// The least that an RSA modulus may have, in bytes.
+/// The minimum length of an RSA modulus, in bytes.
 const RSA_BYTES: usize = 256;
 
-/// How tokens are signed.
+/// A signature algorithm for tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// HMAC with SHA-256: a secret that issuer and verifier share.
+    /// HMAC with SHA-256: issuer and verifier share a secret.
     Hs256,
     /// RSA PKCS#1 v1.5 with SHA-256, 2048 to 8192 bits.
     Rs256,
@@ -26,7 +26,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// As `alg` names it.
+    /// Returns the name used in `alg`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hs256 => "HS256",
@@ -46,34 +46,34 @@ impl Algorithm {
     }
 }
 
-/// Why something is no key.
+/// Why a key is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// A secret that can be guessed.
+    /// A secret shorter than 32 bytes, which could be guessed from a token.
     #[error("has {bytes} bytes; whoever sees one token could guess it")]
     ShortSecret {
-        /// What it has.
+        /// The secret's length.
         bytes: usize,
     },
-    /// A file that holds something else.
+    /// Not a PEM file with a public key for the algorithm.
     #[error("is no public key for {} ({problem})", algorithm.name())]
     NotPem {
-        /// The algorithm that it should serve.
+        /// The expected algorithm.
         algorithm: Algorithm,
-        /// What was found.
+        /// The problem.
         problem: String,
     },
-    /// A JSON Web Key of another kind.
+    /// Not a public JSON Web Key for signatures with the algorithm.
     #[error("is no key for {} ({problem})", algorithm.name())]
     NotJwk {
-        /// The algorithm that it should serve.
+        /// The expected algorithm.
         algorithm: Algorithm,
-        /// What does not fit.
+        /// The problem.
         problem: &'static str,
     },
 }
 
-/// What tokens are verified with. Shows nothing of itself in `Debug`.
+/// A key that verifies tokens. Its `Debug` output does not contain the key.
 #[derive(Clone)]
 pub struct Key {
     algorithm: Algorithm,
@@ -87,7 +87,7 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// A secret for HS256.
+    /// Creates a key from a secret for HS256.
     ///
     /// # Errors
     /// [`KeyError::ShortSecret`] below 32 bytes.
@@ -98,10 +98,10 @@ impl Key {
         Ok(Self::new(Algorithm::Hs256, DecodingKey::from_secret(secret)))
     }
 
-    /// The PEM of a public key for `algorithm`, which cannot be HS256: a public key is no secret.
+    /// Reads a public key for `algorithm` from PEM.
     ///
     /// # Errors
-    /// [`KeyError::NotPem`].
+    /// [`KeyError::NotPem`] if it is not such a key, or if `algorithm` is HS256, which has no public keys.
     pub fn pem(algorithm: Algorithm, pem: &[u8]) -> Result<Self, KeyError> {
         let bad = |problem: String| KeyError::NotPem { algorithm, problem };
         let key = match algorithm {
@@ -119,11 +119,11 @@ impl Key {
         }
     }
 
-    /// A public JSON Web Key (RFC 7517) and its id, if it is meant for signatures by `algorithm`. A symmetric key is
-    /// never one: whoever can read it could sign.
+    /// Reads a public JSON Web Key (RFC 7517) and its id, if it is meant for signatures with `algorithm`. Symmetric keys
+    /// are rejected: anyone who can read one could sign tokens.
     ///
     /// # Errors
-    /// [`KeyError::NotJwk`].
+    /// [`KeyError::NotJwk`] if the type, curve, size, `use`, `key_ops` or `alg` do not match.
     pub fn jwk(algorithm: Algorithm, jwk: &Value) -> Result<(Option<String>, Self), KeyError> {
         let bad = |problem| KeyError::NotJwk { algorithm, problem };
         let jwk: Jwk = serde_json::from_value(jwk.clone()).map_err(|_| bad("it is no JSON Web Key"))?;
@@ -157,12 +157,12 @@ impl Key {
     }
 
     fn new(algorithm: Algorithm, key: DecodingKey) -> Self {
-        // The library panics at its first token when nothing verifies signatures: a key cannot be without it.
+        // `jsonwebtoken` panics at the first token without an installed provider, so every key installs it.
         ring_provider::install();
         Self { algorithm, key }
     }
 
-    /// The one algorithm that it serves.
+    /// Returns the algorithm of the key.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -171,7 +171,7 @@ impl Key {
         &self.key
     }
 
-    /// Whether it is the same key. Not in constant time: for keys that are published.
+    /// Returns whether both keys are equal. Not in constant time: for public keys only.
     pub fn is(&self, other: &Self) -> bool {
         use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
         self.algorithm == other.algorithm

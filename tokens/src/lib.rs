@@ -1,9 +1,8 @@
-//! JSON Web Tokens as both programs know them: one pinned algorithm, one kind of key, and claims that count only if all
-//! of it is right.
+//! Verification of JSON Web Tokens, for the proxy and the demo app: one pinned algorithm and a key for that algorithm.
 //!
-//! A token never chooses how it is verified. [`Rules`] name the algorithm, and a [`Key`] is made for one algorithm: `none`,
-//! another algorithm, or a public key used as a secret have no code to reach. Time is an argument, so that whoever keeps
-//! a verified token asks again at each use whether it still holds.
+//! A token never chooses how it is verified: [`Rules`] pin the algorithm, and a [`Key`] belongs to one algorithm. Tokens
+//! with `none` or another algorithm, or signed with a public key as a secret, are rejected. Time is an argument, so a
+//! caller that caches a verified token checks its [`Lifetime`] at each use.
 
 mod key;
 #[cfg(any(test, feature = "mint"))]
@@ -17,7 +16,7 @@ use serde_json::{Map, Value};
 pub use key::{Algorithm, Key, KeyError};
 pub use ring_provider::install;
 
-/// What a token must say, and by which algorithm.
+/// The requirements for a token: algorithm, issuer, audience and clock leeway.
 #[derive(Clone, Debug)]
 pub struct Rules {
     algorithm: Algorithm,
@@ -26,11 +25,11 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Tokens signed by `algorithm`. With an issuer or audience, a token must name it; without an audience, any will do.
-    /// `leeway_s` is by how many seconds the clocks of issuer and verifier may differ.
+    /// Accepts tokens signed with `algorithm`. If an issuer or audience is given, a token must name it (`iss`, `aud`);
+    /// otherwise any is accepted. `leeway_s` is the allowed clock difference between issuer and verifier, in seconds.
     pub fn new(algorithm: Algorithm, issuer: Option<&str>, audience: Option<&str>, leeway_s: u64) -> Self {
         let mut validation = Validation::new(algorithm.of_library());
-        // Times are checked here, with the caller's clock.
+        // `Lifetime::check` checks the times, with the caller's clock.
         (validation.validate_exp, validation.validate_nbf) = (false, false);
         validation.set_required_spec_claims(&["exp"]);
         match audience {
@@ -47,16 +46,16 @@ impl Rules {
         Self { algorithm, validation, leeway_s }
     }
 
-    /// The algorithm that is pinned.
+    /// Returns the pinned algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// Checks everything but the time: signature, algorithm, issuer, audience, and that the times are there. What it
-    /// gives counts only while [`Lifetime::check`] says so.
+    /// Verifies everything except the current time: signature, algorithm, issuer, audience, and that `exp` and `nbf` are
+    /// valid times (`exp` is required). The claims may only be used while [`Lifetime::check`] succeeds.
     ///
     /// # Errors
-    /// [`Refused::Invalid`].
+    /// [`Refused::Invalid`] if any of it does not match, or if the token has `crit` extensions.
     pub fn verify_signature(&self, token: &[u8], key: &Key) -> Result<Claims, Refused> {
         if key.algorithm() != self.algorithm {
             return Err(Refused::Invalid("the key is for another algorithm".to_owned()));
@@ -64,7 +63,7 @@ impl Rules {
         let invalid = |e: TokenError| Refused::Invalid(e.to_string());
         let token =
             jsonwebtoken::decode::<Map<String, Value>>(token, key.of_library(), &self.validation).map_err(invalid)?;
-        // RFC 7515, 4.1.11: extensions that must be understood, and none is.
+        // RFC 7515, 4.1.11: extensions that must be understood. Outrigger supports no extensions.
         if token.header.crit.is_some() {
             return Err(Refused::Invalid("the token asks for extensions".to_owned()));
         }
@@ -76,7 +75,7 @@ impl Rules {
     }
 }
 
-/// A time in seconds since 1970: absent, or a number that is one.
+/// Parses a time in seconds since 1970, rounded to whole seconds; `None` if it is absent or null.
 fn seconds(claim: Option<&Value>) -> Result<Option<u64>, ()> {
     match claim {
         None | Some(Value::Null) => Ok(None),
@@ -88,7 +87,7 @@ fn seconds(claim: Option<&Value>) -> Result<Option<u64>, ()> {
     }
 }
 
-/// [`Rules`] and the one key that they go with.
+/// [`Rules`] with a fixed key.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     rules: Rules,
@@ -96,15 +95,15 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Tokens signed with `key`; see [`Rules::new`].
+    /// Accepts tokens signed with `key`; see [`Rules::new`].
     pub fn new(key: Key, issuer: Option<&str>, audience: Option<&str>, leeway_s: u64) -> Self {
         Self { rules: Rules::new(key.algorithm(), issuer, audience, leeway_s), key }
     }
 
-    /// The claims of a token that is good at `now`, in seconds since 1970.
+    /// Verifies a token at `now`, in seconds since 1970, and returns its claims.
     ///
     /// # Errors
-    /// Why it does not count.
+    /// [`Refused`], with the reason.
     pub fn verify(&self, token: &[u8], now: u64) -> Result<Claims, Refused> {
         let claims = self.rules.verify_signature(token, &self.key)?;
         claims.lifetime.check(now)?;
@@ -112,27 +111,27 @@ impl Verifier {
     }
 }
 
-/// What a verified token says.
+/// The claims of a verified token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claims {
     all: Map<String, Value>,
-    /// When it may be believed.
+    /// When the token is valid.
     pub lifetime: Lifetime,
 }
 
 impl Claims {
-    /// The claim of this name.
+    /// Returns the claim with this name.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.all.get(name)
     }
 
-    /// The claim of this name, if it is text.
+    /// Returns the claim with this name if it is a string.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.get(name).and_then(Value::as_str)
     }
 }
 
-/// From when to when a token may be believed.
+/// The time in which a token is valid: from `nbf` (else 0) to `exp`, each extended by the leeway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     begins: u64,
@@ -141,10 +140,10 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// Whether it may be believed at `now`, in seconds since 1970.
+    /// Checks that the token is valid at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// [`Refused::Expired`] or [`Refused::Early`].
+    /// [`Refused::Expired`] after `exp` + leeway, [`Refused::Early`] before `nbf` − leeway.
     pub fn check(&self, now: u64) -> Result<(), Refused> {
         if now > self.expires.saturating_add(self.leeway_s) {
             return Err(Refused::Expired);
@@ -156,24 +155,24 @@ impl Lifetime {
     }
 }
 
-/// Why a token does not count.
+/// Why a token is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No token, or not one of ours: signature, algorithm, issuer, audience, or a claim that must be there.
+    /// Not a token, or wrong signature, algorithm, issuer or audience, or a required claim is missing.
     #[error("{0}")]
     Invalid(String),
-    /// It was good once.
+    /// The token has expired.
     #[error("ExpiredSignature")]
     Expired,
-    /// It will be good one day.
+    /// The token is not valid yet.
     #[error("ImmatureSignature")]
     Early,
 }
 
-/// The key id that a token's head names, of a token that nobody has verified.
+/// Returns the key id (`kid`) from the header of a token, without verifying the token.
 ///
 /// # Errors
-/// The text is no token.
+/// [`Refused::Invalid`] if the text is not a token.
 pub fn unverified_key_id(token: &[u8]) -> Result<Option<String>, Refused> {
     let header = jsonwebtoken::decode_header(token).map_err(|e| Refused::Invalid(e.to_string()))?;
     Ok(header.kid)

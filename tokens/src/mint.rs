@@ -1,4 +1,4 @@
-//! Makes tokens, good and forged, and the keys that go with them. For tests; the programs are built without it.
+//! Creates valid and forged tokens, and keys. For tests; the programs are built without this module.
 
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 
 use crate::Algorithm;
 
-/// A time that does not come in the life of these tests: the year 2100.
+/// An expiry far in the future: the year 2100, in seconds since 1970.
 pub const LATER: u64 = 4_102_444_800;
 
-/// A token by HS256.
+/// Creates an HS256 token.
 pub fn hs256(claims: &Value, secret: &[u8]) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
     token(&json!({"alg": "HS256", "typ": "JWT"}), claims, |message| hmac::sign(&key, message).as_ref().to_vec())
 }
 
-/// A token with this head, signed by whatever `sign` does.
+/// Creates a token with this header, and the result of `sign` as its signature.
 pub fn token(head: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
     let message = format!("{}.{}", base64url(head.to_string().as_bytes()), base64url(claims.to_string().as_bytes()));
     let signature = sign(message.as_bytes());
     format!("{message}.{}", base64url(&signature))
 }
 
-/// A key pair of its own for ES256 or EdDSA.
+/// A key pair for ES256 or EdDSA.
 #[derive(Debug)]
 pub enum KeyPair {
     /// EdDSA.
@@ -33,13 +33,13 @@ pub enum KeyPair {
 }
 
 impl KeyPair {
-    /// A new pair for EdDSA.
+    /// Generates a key pair for EdDSA.
     pub fn ed25519() -> Self {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("the system gives random bytes");
         Self::Ed25519(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("ring reads what it wrote"))
     }
 
-    /// A new pair for ES256.
+    /// Generates a key pair for ES256.
     pub fn p256() -> Self {
         let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("the system gives random bytes");
@@ -47,7 +47,7 @@ impl KeyPair {
         Self::P256(pair.expect("ring reads what it wrote"))
     }
 
-    /// What it signs with.
+    /// Returns the algorithm of the pair.
     pub fn algorithm(&self) -> Algorithm {
         match self {
             Self::Ed25519(_) => Algorithm::EdDsa,
@@ -55,7 +55,7 @@ impl KeyPair {
         }
     }
 
-    /// A token that it signed; `kid` is the key's id, if the head names one.
+    /// Creates a signed token; `kid` is the key id in its header, if any.
     pub fn token(&self, kid: Option<&str>, claims: &Value) -> String {
         let mut head = json!({"alg": self.algorithm().name()});
         if let Some(kid) = kid {
@@ -64,7 +64,7 @@ impl KeyPair {
         token(&head, claims, |message| self.sign(message))
     }
 
-    /// The signature of `message`.
+    /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         match self {
             Self::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
@@ -75,9 +75,9 @@ impl KeyPair {
         }
     }
 
-    /// The public half as a PEM file.
+    /// Returns the public key as PEM.
     pub fn pem(&self) -> String {
-        // What comes before the key itself in a SubjectPublicKeyInfo.
+        // The prefix of the key in a SubjectPublicKeyInfo.
         let (prefix, key): (&[u8], &[u8]) = match self {
             Self::Ed25519(pair) => (b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", pair.public_key().as_ref()),
             Self::P256(pair) => (
@@ -90,7 +90,7 @@ impl KeyPair {
         format!("-----BEGIN PUBLIC KEY-----\n{base64}{padding}\n-----END PUBLIC KEY-----\n")
     }
 
-    /// The public half as a JSON Web Key.
+    /// Returns the public key as a JSON Web Key.
     pub fn jwk(&self, kid: &str) -> Value {
         match self {
             Self::Ed25519(pair) => {
@@ -104,7 +104,7 @@ impl KeyPair {
     }
 }
 
-/// Base64 for URLs, without padding.
+/// Encodes as base64url, without padding.
 pub fn base64url(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
@@ -117,7 +117,7 @@ pub fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-/// The public half of an RSA key whose private half nobody kept.
+/// The public key of an RSA key pair whose private key was discarded.
 pub const RSA_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\n\
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAsqsfj9r/Bc/245eGbDJW\n\
 skwvR4+IuUTVZfLCfo7OzqYqPRDC3YnVpk8Y7pJhxXO/yHFf4oZmVt/Ak+Ck5eB3\n\
@@ -128,7 +128,7 @@ b7qmV2W7N1wNpU4IkaHydwvay2mgmqCagF1je09er6CZOyyrGk8wWvHd+UuEdIq9\n\
 lwIDAQAB\n\
 -----END PUBLIC KEY-----\n";
 
-/// What it signed: `{"sub":"ann","exp":4102444800}` by RS256, without `kid`.
+/// A token signed with that pair: `{"sub":"ann","exp":4102444800}`, RS256, without `kid`.
 pub const RSA_TOKEN: &str = concat!(
     "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhbm4iLCJleHAiOjQxMDI0NDQ4MDB9.gT7Qxs80TvQtrIqldHWq59",
     "4soYP0zMyLP-K_p7pMJuc1AKmexjdfDFxo4m1su9186F6Vwzn8o1H4YdU_zqBAfxe5vPiVKcRgJktqnT-xWl5sRqTr8CZ4PNSF0Q",
@@ -140,7 +140,7 @@ pub const RSA_TOKEN: &str = concat!(
 /// The same key as a JSON Web Key.
 pub fn rsa_jwk(kid: &str) -> Value {
     let base64: String = RSA_PUBLIC.lines().filter(|line| !line.starts_with('-')).collect();
-    // 33 bytes of DER come before the 256 of the modulus, and both ends fall on a digit's border.
+    // The 256 bytes of the modulus follow 33 bytes of DER; both ends fall on a base64 digit boundary.
     let n = &base64[44..386];
     json!({"kty": "RSA", "alg": "RS256", "kid": kid, "e": "AQAB", "n": n.replace('+', "-").replace('/', "_")})
 }

@@ -1,7 +1,7 @@
-//! The signatures that `jsonwebtoken` needs, through ring: the same cryptography that TLS uses, and no second one.
+//! A crypto provider for `jsonwebtoken` based on ring, which TLS uses as well, so there is only one crypto library.
 //!
-//! Verifies HS256, RS256, ES256 and EdDSA (Ed25519); signs HS256 only, which tests and tools need. What is not in the
-//! list is refused, so `none` and the rest have no code to reach.
+//! Verifies HS256, RS256, ES256 and EdDSA (Ed25519); signs HS256 only, for tests and tools. Rejects all other algorithms,
+//! including `none`.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -21,12 +21,12 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     },
 };
 
-/// JSON Web Keys are read here and never written, which is what these are for.
+/// The key utilities are for writing JSON Web Keys; Outrigger only reads them.
 fn unsupported<T>() -> Result<T, Error> {
     Err(ErrorKind::UnsupportedAlgorithm.into())
 }
 
-/// Makes ring the one that verifies tokens. Every [`crate::Key`] sees to it; whoever signs first must call it.
+/// Installs ring as the provider. Every [`crate::Key`] does so; code that signs before creating a key must call this.
 pub fn install() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -107,7 +107,7 @@ impl JwtVerifier for PublicKey {
     }
 }
 
-/// An RSA key as JSON Web Keys write it.
+/// An RSA public key as modulus and exponent, the form in JSON Web Keys.
 struct RsaComponents(signature::RsaPublicKeyComponents<Vec<u8>>);
 
 impl Verifier<Vec<u8>> for RsaComponents {

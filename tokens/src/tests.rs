@@ -73,7 +73,7 @@ fn times_hold_with_their_leeway_and_whatever_the_clock_does() {
         (2030, Ok(())),
         (2031, Err(Refused::Expired)),
         (u64::MAX, Err(Refused::Expired)),
-        // The clock is set back.
+        // The clock was set back.
         (1500, Ok(())),
     ];
     for (now, outcome) in expected {
@@ -113,7 +113,7 @@ fn a_public_key_is_no_secret() {
         assert!(is_invalid(&user(&verifier, &mint::hs256(&claims, secret.as_bytes()))));
     }
     assert!(Key::pem(Algorithm::Hs256, RSA_PUBLIC.as_bytes()).is_err());
-    // A key and rules that disagree verify nothing.
+    // A key and rules for different algorithms verify nothing.
     let rules = Rules::new(Algorithm::Hs256, None, None, 30);
     let key = Key::pem(Algorithm::Rs256, RSA_PUBLIC.as_bytes()).unwrap();
     assert!(rules.verify_signature(RSA_TOKEN.as_bytes(), &key).is_err());

@@ -1,33 +1,33 @@
-//! An entry as it is read: by whoever searches, exports, ships or stores it.
+//! Parsed audit entries, for search, export, shipping and storage.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The members of an entry. What is escaped is owned, everything else borrowed from the line.
+/// The members of an entry. Strings with escapes are owned, all others borrow from the line.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Entry<'a> {
-    /// Its number in its chain; `None` for what is in no chain.
+    /// Its number in its chain; `None` if it is not chained.
     #[serde(default)]
     pub seq: Option<u64>,
     /// Its class.
     #[serde(borrow)]
     pub class: &'a str,
-    /// Its name, a UUID.
+    /// Its id, a UUID.
     pub id: &'a str,
-    /// When, RFC 3339.
+    /// When it happened, RFC 3339.
     pub time: &'a str,
-    /// Where.
+    /// The Machine.
     #[serde(borrow)]
     pub machine: Cow<'a, str>,
-    /// The request.
+    /// The request's id.
     #[serde(borrow, default)]
     pub request_id: Option<Cow<'a, str>>,
-    /// The trace.
+    /// The trace's id.
     #[serde(borrow, default)]
     pub trace_id: Option<Cow<'a, str>>,
-    /// The type.
+    /// The event type.
     #[serde(rename = "type", borrow)]
     pub event: &'a str,
     /// The action.
@@ -42,57 +42,57 @@ pub struct Entry<'a> {
     /// Path parameters, as an object.
     #[serde(borrow, default)]
     pub resource: Option<&'a RawValue>,
-    /// Fields, as an object.
+    /// Request headers, as an object.
     #[serde(borrow, default)]
     pub headers: Option<&'a RawValue>,
-    /// How it ended.
+    /// The outcome.
     #[serde(borrow)]
     pub outcome: &'a str,
-    /// The answer's status.
+    /// The response's status.
     #[serde(default)]
     pub status: Option<u16>,
-    /// How long it took.
+    /// Duration in microseconds.
     #[serde(default)]
     pub duration_us: Option<u64>,
-    /// Who.
+    /// The actor.
     #[serde(borrow)]
     pub actor: Actor<'a>,
-    /// The pseudonym of the address, where the actor is another one.
+    /// The pseudonym of the client's address, unless the actor is the address.
     #[serde(borrow, default)]
     pub client: Option<&'a str>,
-    /// The data key with which the actor's name and address are sealed.
+    /// Id of the data key that encrypts the actor's name and address.
     #[serde(borrow, default)]
     pub sealed: Option<&'a str>,
-    /// Why.
+    /// The reason.
     #[serde(borrow, default)]
     pub reason: Option<Cow<'a, str>>,
-    /// What else there is.
+    /// Further details.
     #[serde(borrow, default)]
     pub details: Option<&'a RawValue>,
-    /// The hash of the entry before, in hexadecimal.
+    /// The hash of the previous entry, in hex.
     #[serde(borrow, default)]
     pub prev: Option<&'a str>,
 }
 
-/// Who did it.
+/// The actor of an entry.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Actor<'a> {
-    /// A pseudonym, `operator` or `outrigger`.
+    /// A pseudonym, `operator`, `outrigger` or `anonymous`.
     #[serde(borrow)]
     pub id: &'a str,
     /// `user`, `key`, `address`, `operator` or `system`.
     #[serde(borrow)]
     pub kind: &'a str,
-    /// What it may multiply.
+    /// The tier of the client's rate limits.
     #[serde(borrow, default)]
     pub tier: Option<Cow<'a, str>>,
 }
 
 impl<'a> Entry<'a> {
-    /// Reads a line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The line is not an entry.
     pub fn parse(line: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(line)
     }

@@ -1,8 +1,8 @@
-//! Holds of a spool: what retention must leave alone though its time is over, such as what a court has asked for.
+//! Holds of a spool: entries that retention must keep although their time is over, for example for a court.
 //!
-//! They are in the file `HOLDS` of the directory, one JSON object a line, and lines are only ever added: `{"hold":"h1",…}` begins one,
-//! `{"release":"h1",…}` ends it. So two commands may write at once, and what was ended is still known. PostgreSQL has its own
-//! (`audit_holds`), for what was shipped.
+//! Holds are in the file `HOLDS` of the directory, one JSON object per line, and lines are only appended:
+//! `{"hold":"h1",…}` begins one, `{"release":"h1",…}` ends it. So two commands can write at once, and ended holds
+//! remain documented. PostgreSQL has its own holds (`audit_holds`) for shipped entries.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -13,49 +13,49 @@ use memchr::memmem;
 use outrigger_policy::audit::Class;
 use serde::{Deserialize, Serialize};
 
-/// The name of the file.
+/// The file's name.
 pub const HOLDS: &str = "HOLDS";
 
-/// Why holds are not known. Whoever drops entries must not go on then.
+/// The holds cannot be read or written. While they cannot be read, entries must not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
     /// The file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A line is none.
+    /// A line is neither a hold nor a release.
     #[error("{}:{line} is no hold and no release; put it right or take the line out, until then nothing is dropped", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// Line number, from 1.
         line: usize,
     },
 }
 
-/// Something that is kept.
+/// A hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// Its name.
+    /// Its id.
     #[serde(rename = "hold")]
     pub id: String,
-    /// The class that it keeps; `None`: all.
+    /// The class that it applies to; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// Whose entries it keeps, as actor or client, by pseudonyms; empty: everybody's.
+    /// Pseudonyms of the actors or clients whose entries it applies to; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subjects: Vec<String>,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Who asked for it.
+    /// The person who requested it.
     pub by: String,
-    /// Since when, RFC 3339.
+    /// Its start, RFC 3339.
     pub since: String,
-    /// Who let it go, and when.
+    /// Its release, if it has ended.
     #[serde(skip)]
     pub released: Option<Release>,
 }
@@ -63,24 +63,24 @@ pub struct Hold {
 /// The end of a hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// The name of the hold.
+    /// The hold's id.
     #[serde(rename = "release")]
     pub id: String,
-    /// Who let it go.
+    /// The person who released it.
     pub by: String,
-    /// When, RFC 3339.
+    /// Time of the release, RFC 3339.
     pub at: String,
 }
 
-/// All of them.
+/// All holds of a spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holds(pub Vec<Hold>);
 
 impl Holds {
-    /// Reads those of a spool, also those that are over.
+    /// Reads a spool's holds, including released ones.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// The file cannot be read, or one of its lines is invalid.
     pub fn read(directory: &Path) -> Result<Self, HoldError> {
         let path = directory.join(HOLDS);
         let text = match std::fs::read(&path) {
@@ -108,15 +108,15 @@ impl Holds {
         Ok(holds)
     }
 
-    /// Those that are not over.
+    /// The holds that are not released.
     pub fn active(&self) -> impl Iterator<Item = &Hold> + Clone {
         self.0.iter().filter(|hold| hold.released.is_none())
     }
 
-    /// The hold that keeps the segment of `class` in the file `segment`, if there is one.
+    /// Returns a hold that applies to the segment of `class` in the file `segment`, if any.
     ///
     /// # Errors
-    /// The segment cannot be read, which only a hold for a subject asks for.
+    /// The segment cannot be read, which only holds with subjects require.
     pub fn keeps(&self, class: Class, segment: &Path) -> Result<Option<&Hold>, HoldError> {
         let mut of_class = self.active().filter(|hold| hold.class.as_deref().is_none_or(|name| name == class.name()));
         if let Some(hold) = of_class.clone().find(|hold| hold.subjects.is_empty()) {
@@ -131,31 +131,31 @@ impl Holds {
         Ok(of_class.find(|hold| hold.subjects.iter().any(is_there)))
     }
 
-    /// The hold that keeps what is about one of these pseudonyms, if there is one.
+    /// Returns a hold that applies to one of these pseudonyms, if any.
     pub fn keeps_subject(&self, subjects: &[String]) -> Option<&Hold> {
         self.active().find(|hold| hold.subjects.iter().any(|held| subjects.contains(held)))
     }
 }
 
-/// Begins a hold; on disk when it returns.
+/// Begins a hold; it is on disk when this returns.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub fn add(directory: &Path, hold: &Hold) -> Result<(), HoldError> {
     append(directory, hold)
 }
 
-/// Ends a hold; on disk when it returns. One that is unknown, or over, stays so.
+/// Ends a hold; the release is on disk when this returns. Has no effect if the hold is unknown or already released.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub fn release(directory: &Path, release: &Release) -> Result<(), HoldError> {
     append(directory, release)
 }
 
 fn append(directory: &Path, line: &impl Serialize) -> Result<(), HoldError> {
     let path = directory.join(HOLDS);
-    // Text only: writing it as JSON does not fail.
+    // Serialising plain strings cannot fail.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     let write = || {

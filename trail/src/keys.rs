@@ -1,8 +1,9 @@
-//! The keys of the trail, and what they do: pseudonyms, sealed values, signatures.
+//! The audit log's keys: pseudonyms, encryption and signatures.
 //!
-//! Operators give *master keys*. From each, HKDF-SHA-256 (RFC 5869) derives three: one for pseudonyms (HMAC-SHA-256), one that wraps the
-//! *data keys* of subjects (AES-256-GCM), and one that signs (Ed25519). A data key is random and belongs to one subject: once it is
-//! destroyed, what it has sealed is lost, wherever it is stored.
+//! Operators provide *master keys*. From each, HKDF-SHA-256 (RFC 5869) derives three keys: one for pseudonyms
+//! (HMAC-SHA-256), one that wraps the *data keys* of subjects (AES-256-GCM), and one that signs (Ed25519). A data key
+//! is random and belongs to one subject: destroying it makes everything that it encrypts unreadable, wherever that is
+//! stored.
 
 use std::cell::RefCell;
 
@@ -16,41 +17,41 @@ use serde::{Deserialize, Serialize};
 
 /// The variable with the master keys.
 pub const KEYS: &str = "OUTRIGGER_AUDIT_KEYS";
-/// The variable with the app's part of them: [`PseudonymKey`].
+/// The variable with the app's [`PseudonymKey`].
 pub const PSEUDONYM_KEY: &str = "OUTRIGGER_AUDIT_PSEUDONYM_KEY";
-/// Shorter ones can be guessed.
+/// Minimum length in characters; shorter secrets could be guessed.
 pub const SHORTEST_SECRET: usize = 32;
 const MOST_KEYS: usize = 16;
 const SALT: &[u8] = b"outrigger audit trail v1";
 
-/// What is wrong with keys, or with what they should open.
+/// A key is invalid, or a value cannot be decrypted or verified with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// One of a list cannot be read.
+    /// A key of a list cannot be parsed.
     #[error(
         "key number {number} {problem}; write \"id:secret,older:secret\", secrets of at least {SHORTEST_SECRET} characters"
     )]
     Unreadable {
-        /// From 1.
+        /// Its position, from 1.
         number: usize,
-        /// What is wrong.
+        /// The problem.
         problem: &'static str,
     },
-    /// The key is not among those that are known.
+    /// The key is not among the given ones.
     #[error("made with key {0:?}, which is not among the keys given ({KEYS})")]
     Unknown(String),
-    /// It does not open, or does not verify.
+    /// The value cannot be decrypted or verified.
     #[error("key {0:?} is another one than that it was made with, or it was changed since")]
     Wrong(String),
-    /// A pseudonym key cannot be read.
+    /// A pseudonym key cannot be parsed.
     #[error("is no pseudonym key: it has to be what `outrigger audit keys derive` prints, id:base64url")]
     NoPseudonymKey,
-    /// The system gives no randomness.
+    /// The system provides no random bytes.
     #[error("the system gives no random bytes")]
     NoRandomness,
 }
 
-/// Whom a subject is named by.
+/// How a subject is identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SubjectKind {
     /// A verified user.
@@ -79,21 +80,21 @@ impl SubjectKind {
         }
     }
 
-    /// Whether this is a pseudonym, as entries have it.
+    /// Whether `text` is a pseudonym as used in entries.
     pub fn is_pseudonym(text: &str) -> bool {
         [Self::User, Self::Key, Self::Address].into_iter().any(|kind| {
             text.strip_prefix(kind.prefix()).is_some_and(|id| URL_SAFE_NO_PAD.decode(id).is_ok_and(|id| id.len() == 16))
         })
     }
 
-    /// Takes `user:ann` apart.
+    /// The kind of a subject such as `user:ann`.
     pub fn of(subject: &str) -> Option<Self> {
         let (kind, name) = subject.split_once(':')?;
         [Self::User, Self::Key, Self::Address].into_iter().find(|of| of.name() == kind && !name.is_empty())
     }
 }
 
-/// The master keys: the first is used, all can open.
+/// The master keys: the first encrypts and signs, all of them decrypt and verify.
 #[derive(Clone, Debug)]
 pub struct MasterKeys {
     keys: Vec<std::sync::Arc<MasterKey>>,
@@ -106,8 +107,8 @@ struct MasterKey {
     signing: Ed25519KeyPair,
 }
 
-/// The part of a master key that makes pseudonyms. It signs nothing and opens nothing, and neither can be derived from it: the app needs
-/// no more, and is to have no more. Its text, `id:base64url`, is what `outrigger audit keys derive` prints.
+/// The part of a master key that creates pseudonyms. It cannot sign or decrypt, and the keys for that cannot be
+/// derived from it, so the app gets only this part. `outrigger audit keys derive` prints it as `id:base64url`.
 #[derive(Clone)]
 pub struct PseudonymKey {
     id: String,
@@ -126,10 +127,10 @@ impl PseudonymKey {
         Self { id: id.to_owned(), secret, key: hmac::Key::new(hmac::HMAC_SHA256, &secret) }
     }
 
-    /// Reads `id:base64url`; `None` when there is none.
+    /// Parses `id:base64url`; `None` if the text is empty.
     ///
     /// # Errors
-    /// It is not one.
+    /// The text is not a pseudonym key.
     pub fn parse(text: &str) -> Result<Option<Self>, KeyError> {
         let text = text.trim();
         if text.is_empty() {
@@ -142,12 +143,12 @@ impl PseudonymKey {
         secret.map(Some).ok_or(KeyError::NoPseudonymKey)
     }
 
-    /// As [`PseudonymKey::parse`] reads it. A secret.
+    /// The text for [`PseudonymKey::parse`]. A secret.
     pub fn expose(&self) -> String {
         format!("{}:{}", self.id, URL_SAFE_NO_PAD.encode(self.secret))
     }
 
-    /// What `subject`, as in `user:ann`, is called in the audit log.
+    /// The pseudonym of `subject`, such as `user:ann`.
     pub fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
         let tag = hmac::sign(&self.key, subject);
         let mut text = String::with_capacity(24);
@@ -164,10 +165,10 @@ impl std::fmt::Debug for MasterKey {
 }
 
 impl MasterKeys {
-    /// Reads `id:secret,older:secret`; `None` when there is none.
+    /// Parses `id:secret,older:secret`; `None` if the text has no keys.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The key that is invalid, and why.
     pub fn parse(text: &str) -> Result<Option<Self>, KeyError> {
         let mut keys: Vec<std::sync::Arc<MasterKey>> = Vec::new();
         for (at, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
@@ -191,7 +192,7 @@ impl MasterKeys {
         Ok((!keys.is_empty()).then_some(Self { keys }))
     }
 
-    /// These keys, and behind them those of `older` that are not among them: they open what was made before.
+    /// Appends those keys of `older` that are not among these, to decrypt older values.
     #[must_use]
     pub fn and(mut self, older: &Self) -> Self {
         for key in &older.keys {
@@ -202,37 +203,37 @@ impl MasterKeys {
         self
     }
 
-    /// The one in use. There is at least one.
+    /// The current key. There is at least one.
     fn current(&self) -> &MasterKey {
         &self.keys[0]
     }
 
-    /// The name of the one in use.
+    /// The current key's id.
     pub fn current_id(&self) -> &str {
         &self.current().id
     }
 
-    /// The part of the key in use that makes pseudonyms.
+    /// The part of the current key that creates pseudonyms.
     pub fn pseudonym_key(&self) -> &PseudonymKey {
         &self.current().pseudonyms
     }
 
-    /// What `subject`, as in `user:ann`, is called in the trail.
+    /// The pseudonym of `subject`, such as `user:ann`.
     pub fn pseudonym(&self, kind: SubjectKind, subject: &[u8]) -> String {
         self.current().pseudonym(kind, subject)
     }
 
-    /// What it may be called: under the key in use, and under those before it. `None` when it is none of `user:…`, `key:…`,
+    /// Its pseudonyms under the current and all older keys. `None` unless `subject` is `user:…`, `key:…` or
     /// `address:…`.
     pub fn pseudonyms(&self, subject: &str) -> Option<Vec<String>> {
         let kind = SubjectKind::of(subject)?;
         Some(self.keys.iter().map(|key| key.pseudonym(kind, subject.as_bytes())).collect())
     }
 
-    /// Makes a data key for the subject of this pseudonym.
+    /// Creates a data key for the subject with this pseudonym.
     ///
     /// # Errors
-    /// The system gives no randomness.
+    /// The system provides no random bytes.
     pub fn new_data_key(&self, subject: &str) -> Result<(DataKey, WrappedKey), KeyError> {
         let mut id = [0; 16];
         random(&mut id)?;
@@ -254,10 +255,10 @@ impl MasterKeys {
         ))
     }
 
-    /// Opens a data key.
+    /// Decrypts a data key.
     ///
     /// # Errors
-    /// Its master key is unknown or another one.
+    /// Its master key is unknown or a different one.
     pub fn unwrap_key(&self, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         let master = self.keys.iter().find(|key| key.id == wrapped.master);
         let master = master.ok_or_else(|| KeyError::Unknown(wrapped.master.clone()))?;
@@ -266,10 +267,10 @@ impl MasterKeys {
         secret.and_then(|secret| data_key(&wrapped.id, &secret)).ok_or_else(|| KeyError::Wrong(wrapped.master.clone()))
     }
 
-    /// Wraps a data key again, under the master key in use: so that an old one can be given up.
+    /// Wraps a data key again under the current master key, so that an old one can be retired.
     ///
     /// # Errors
-    /// Its master key is unknown or another one.
+    /// Its master key is unknown or a different one.
     pub fn rewrap(&self, wrapped: &WrappedKey) -> Result<WrappedKey, KeyError> {
         let master = self.keys.iter().find(|key| key.id == wrapped.master);
         let master = master.ok_or_else(|| KeyError::Unknown(wrapped.master.clone()))?;
@@ -280,13 +281,13 @@ impl MasterKeys {
         Ok(WrappedKey { master: self.current().id.clone(), wrapped: again, ..wrapped.clone() })
     }
 
-    /// Signs `message` with the key in use.
+    /// Signs `message` with the current key.
     pub fn sign(&self, message: &[u8]) -> Signature {
         let signature = self.current().signing.sign(message);
         Signature { key: self.current().id.clone(), signature: URL_SAFE_NO_PAD.encode(signature.as_ref()) }
     }
 
-    /// What verifies their signatures: no secrets.
+    /// The public keys, which verify signatures and contain no secrets.
     pub fn public(&self) -> PublicKeys {
         let public = |key: &std::sync::Arc<MasterKey>| (key.id.clone(), key.signing.public_key().as_ref().to_vec());
         PublicKeys { keys: self.keys.iter().map(public).collect() }
@@ -320,7 +321,7 @@ impl MasterKey {
     }
 }
 
-/// A subject's key. Never in logs.
+/// A subject's data key. Never logged.
 pub struct DataKey {
     id: String,
     key: LessSafeKey,
@@ -337,20 +338,20 @@ fn data_key(id: &str, secret: &[u8]) -> Option<DataKey> {
 }
 
 impl DataKey {
-    /// Its name.
+    /// Its id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Seals `plain` as `id.text`.
+    /// Encrypts `plain` as `id.text`.
     ///
     /// # Errors
-    /// The system gives no randomness.
+    /// The system provides no random bytes.
     pub fn seal(&self, plain: &[u8]) -> Result<String, KeyError> {
         Ok(format!("{}.{}", self.id, seal(&self.key, self.id.as_bytes(), plain)?))
     }
 
-    /// Opens what [`DataKey::seal`] has made; `None` for anything else.
+    /// Decrypts the result of [`DataKey::seal`]; `None` for anything else.
     pub fn open(&self, sealed: &str) -> Option<Vec<u8>> {
         let (id, text) = sealed.split_once('.')?;
         if id != self.id {
@@ -363,42 +364,42 @@ impl DataKey {
 /// A data key as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrappedKey {
-    /// Its name: what stands before the dot in what it has sealed.
+    /// Its id, the part before the dot in values that it encrypts.
     pub id: String,
-    /// Whose it is, as a pseudonym.
+    /// The subject's pseudonym.
     pub subject: String,
-    /// The master key around it.
+    /// The master key that wraps it.
     pub master: String,
-    /// The key, sealed.
+    /// The encrypted key.
     pub wrapped: String,
-    /// When it was made, RFC 3339.
+    /// When it was created, RFC 3339.
     #[serde(default)]
     pub created: String,
-    /// Who the subject is, sealed with it: what entries name this key for.
+    /// The subject's name, encrypted with this key. Entries refer to the key by its id.
     #[serde(default)]
     pub sealed: String,
 }
 
-/// A signature and whose it is.
+/// A signature and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// The master key whose signing key made it.
     pub key: String,
-    /// Ed25519, as base64url.
+    /// Ed25519 as base64url.
     pub signature: String,
 }
 
-/// What verifies signatures. Knows no secret, so an auditor may have it.
+/// Public keys that verify signatures. They contain no secrets, so auditors may have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublicKeys {
     keys: Vec<(String, Vec<u8>)>,
 }
 
 impl PublicKeys {
-    /// Reads `id:base64url,…`, as [`PublicKeys`] shows itself.
+    /// Parses `id:base64url,…`, the format of [`PublicKeys`]'s `Display`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The key that is invalid, and why.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let mut keys = Vec::new();
         for (at, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
@@ -410,10 +411,10 @@ impl PublicKeys {
         Ok(Self { keys })
     }
 
-    /// Whether `signature` is one of these keys' over `message`.
+    /// Verifies `signature` over `message`.
     ///
     /// # Errors
-    /// Its key is unknown, or it is not the signature of this message.
+    /// The key is unknown, or the signature does not match.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), KeyError> {
         let key = self.keys.iter().find(|(id, _)| *id == signature.key);
         let (_, key) = key.ok_or_else(|| KeyError::Unknown(signature.key.clone()))?;
@@ -440,7 +441,7 @@ fn seal(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Result<String, KeyError>
     text.extend_from_slice(plain);
     let tag =
         key.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut text[NONCE_LEN..]);
-    // It fails for more than 64 GiB only.
+    // Fails only for more than 64 GiB.
     text.extend_from_slice(tag.map_err(|_| KeyError::NoRandomness)?.as_ref());
     Ok(URL_SAFE_NO_PAD.encode(text))
 }
@@ -452,8 +453,8 @@ fn open(key: &LessSafeKey, aad: &[u8], text: &str) -> Option<Vec<u8>> {
     key.open_in_place(nonce, Aad::from(aad), sealed).ok().map(|plain| plain.to_vec())
 }
 
-/// Fills `out` from the system's generator, which is asked for a page at a time: a system call for each key would cost more than
-/// the key.
+/// Fills `out` from the system's generator, which is read a page at a time: a system call per key would cost more
+/// than the key.
 fn random(out: &mut [u8]) -> Result<(), KeyError> {
     thread_local! {
         static POOL: RefCell<([u8; 4096], usize)> = const { RefCell::new(([0; 4096], 4096)) };
@@ -465,7 +466,7 @@ fn random(out: &mut [u8]) -> Result<(), KeyError> {
         }
         let taken = &mut pool[*used..*used + out.len()];
         out.copy_from_slice(taken);
-        // What was given is not kept.
+        // Used bytes must not remain in memory.
         taken.fill(0);
         *used += out.len();
         Ok(())
@@ -542,7 +543,7 @@ mod tests {
             assert_eq!(part.pseudonym(kind, subject.as_bytes()), keys.pseudonym(kind, subject.as_bytes()));
             assert!(SubjectKind::is_pseudonym(&part.pseudonym(kind, subject.as_bytes())));
         }
-        // Taken for a master key it signs with another one.
+        // If used as a master key, it derives a different signing key.
         let taken = MasterKeys::parse(&text).unwrap().unwrap();
         assert!(keys.public().verify(b"text", &taken.sign(b"text")).is_err());
         assert!(!format!("{part:?}").contains(&text[3..]));

@@ -1,4 +1,4 @@
-//! The files of a spool: their names, and the lines in them that are no entries.
+//! The files of a spool: their names, and their lines other than entries.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,24 +10,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::{KeyError, PublicKeys, Signature};
 
-/// A checkpoint is shorter; so much of a file's end is read to find it.
+/// Upper bound for a checkpoint's length, and the number of bytes read from a file's end to find it.
 const CHECKPOINT: u64 = 16 * 1024;
-/// The name of the file with the chain's id.
+/// Name of the file with the chain's id.
 pub const CHAIN: &str = "CHAIN";
-/// The name of the file that whoever writes has locked.
+/// Name of the file that the writing process locks.
 pub const LOCK: &str = "LOCK";
-/// The name of the file that vouches for the ends of the chains.
+/// Name of the file with the signed ends of the chains.
 pub const HEAD: &str = "HEAD";
 /// Bytes of each of its two slots.
 pub const HEAD_SLOT: usize = 4096;
-/// How far an entry on disk may be ahead of the time in `HEAD`, in microseconds. The writer signs and syncs `HEAD` before it writes
-/// an entry that would be further ahead, so an entry that is proves that an older `HEAD` was put back.
+/// How far an entry on disk may be ahead of the time in `HEAD`, in microseconds. The writer signs and syncs `HEAD`
+/// before it writes an entry that would be further ahead. An entry that is further ahead therefore proves that `HEAD`
+/// was replaced by an older one.
 pub const HEAD_LAG_US: i64 = 250_000;
-/// The name of the file that says what the app has.
+/// Name of the file that records which entries the app has.
 pub const SHIPPED: &str = "SHIPPED";
-/// The name of the master key that is made when none is given.
+/// Name of the file with the generated master key, used if no key is configured.
 pub const MASTER_KEY: &str = "master.key";
-/// What stands before a signature in a signed line.
+/// Separates the message from the signature in a signed line.
 pub const SIGNATURE: &str = ",\"signature\":";
 
 /// A segment on disk.
@@ -47,7 +48,7 @@ impl Segment {
         Self { path: directory.join(format!("{}-{first:020}.jsonl", class.name())), class, first }
     }
 
-    /// The file with the data keys that it was the first to use.
+    /// The file with the data keys that this segment was the first to use.
     pub fn keys(&self) -> PathBuf {
         self.path.with_extension("keys")
     }
@@ -75,7 +76,7 @@ pub fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     Ok(found)
 }
 
-/// The last line of a segment, if it is a checkpoint; its signature is not verified.
+/// The last line of a segment, if it is a checkpoint. Does not verify its signature.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -94,7 +95,7 @@ pub fn last_checkpoint(path: &Path) -> io::Result<Option<(Vec<u8>, Checkpoint)>>
     Ok(serde_json::from_slice(line).ok().map(|checkpoint| (line.to_vec(), checkpoint)))
 }
 
-/// The number and time of an entry, without parsing the rest of its line; `None` when it is no entry.
+/// The number and time of an entry, without parsing the rest of its line; `None` if the line is not an entry.
 pub fn number_and_time(line: &[u8]) -> Option<(u64, Time)> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
@@ -104,10 +105,10 @@ pub fn number_and_time(line: &[u8]) -> Option<(u64, Time)> {
     Some((seq, Time(time.parse::<jiff::Timestamp>().ok()?.as_microsecond())))
 }
 
-/// Numbers and times of the entries of one class behind entry `after`. `segments` are those of the class, in order.
+/// Numbers and times of a class's entries after entry `after`. `segments` are those of the class, in order.
 ///
 /// # Errors
-/// A file cannot be read. One that is not there any more is skipped: retention has dropped it.
+/// A file cannot be read. Missing files are skipped: retention has removed them.
 pub fn entries_behind(segments: &[Segment], after: u64) -> io::Result<Vec<(u64, Time)>> {
     let mut found = Vec::new();
     for (at, segment) in segments.iter().enumerate() {
@@ -119,7 +120,7 @@ pub fn entries_behind(segments: &[Segment], after: u64) -> io::Result<Vec<(u64, 
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
-        // Lines without a newline are torn: nobody relies on them.
+        // Skips torn lines, which have no newline: they were never durable.
         let lines = content.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
         found.extend(lines.filter_map(number_and_time).filter(|(seq, _)| *seq > after));
     }
@@ -129,26 +130,26 @@ pub fn entries_behind(segments: &[Segment], after: u64) -> io::Result<Vec<(u64, 
 /// The first line of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// The version of the format: 1.
+    /// Format version: 1.
     pub segment: u32,
     /// The chain.
     pub chain: String,
     /// Its class.
     pub class: String,
-    /// Where it was written.
+    /// The Machine that wrote it.
     pub machine: String,
     /// The number of the first entry.
     pub first: u64,
-    /// The hash of the entry before it, in hexadecimal.
+    /// The hash of the entry before it, in hex.
     pub prev: String,
-    /// When, RFC 3339.
+    /// When it was created, RFC 3339.
     pub created: String,
 }
 
 /// The last line of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// The version of the format: 1.
+    /// Format version: 1.
     pub checkpoint: u32,
     /// The chain.
     pub chain: String,
@@ -156,63 +157,63 @@ pub struct Checkpoint {
     pub class: String,
     /// The number of the first entry.
     pub first: u64,
-    /// The number of the last one; one less than `first` when there is none.
+    /// The number of the last entry; `first - 1` if there is none.
     pub last: u64,
     /// SHA-256 of the header's line.
     pub header: String,
     /// The hash of the last entry.
     pub hash: String,
-    /// When, RFC 3339.
+    /// When it was written, RFC 3339.
     pub time: String,
-    /// The ends of the other classes' chains then, by class.
+    /// The ends of the other classes' chains at that time, by class.
     pub heads: BTreeMap<String, End>,
-    /// The master key.
+    /// The master key that signed it.
     pub key: String,
 }
 
-/// What the file `HEAD` says: where each chain began and ended a moment ago.
+/// The content of `HEAD`: where each chain began and ended when it was signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heads {
-    /// The version of the format: 1.
+    /// Format version: 1.
     pub head: u32,
     /// The chain.
     pub chain: String,
-    /// Where it is written.
+    /// The Machine that writes it.
     pub machine: String,
-    /// Counts up: the larger is the newer.
+    /// Increases with every `HEAD`: the larger one is newer.
     pub number: u64,
-    /// When, RFC 3339.
+    /// When it was signed, RFC 3339.
     pub time: String,
-    /// By class.
+    /// The chains, by class.
     pub classes: BTreeMap<String, Span>,
-    /// The program has ended in order: every segment is closed by a checkpoint.
+    /// The program stopped in order: a checkpoint closes every segment.
     #[serde(default)]
     pub closed: bool,
-    /// The master key.
+    /// The master key that signed it.
     pub key: String,
 }
 
 impl Heads {
-    /// Reads a `HEAD` that was kept elsewhere.
+    /// Parses and verifies a `HEAD` that was kept elsewhere.
     ///
     /// # Errors
-    /// It is none, its key is unknown, or it was changed.
+    /// It is invalid, its key is unknown, or it was changed.
     pub fn verified(line: &[u8], public: &PublicKeys) -> Result<Self, KeyError> {
         let heads: Self = serde_json::from_slice(line).map_err(|_| KeyError::Wrong("?".to_owned()))?;
         verify(line, &heads.key, public).map(|()| heads)
     }
 
-    /// When it was signed; `None` when that cannot be read.
+    /// When it was signed; `None` if the time cannot be parsed.
     pub fn signed_at(&self) -> Option<Time> {
         self.time.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
     }
 
-    /// Whether it can have been signed after `older`, by a writer that went on from there.
+    /// Whether it may have been signed after `older` by a writer that continued from there.
     pub fn is_ahead_of(&self, older: &Self) -> bool {
         self.number > older.number && Class::ALL.into_iter().all(|class| self.last(class) >= older.last(class))
     }
 
-    /// The ends that it vouches for: class, number, hash.
+    /// The ends of the chains: class, number, hash.
     pub fn ends(&self) -> impl Iterator<Item = (Class, u64, Hash)> {
         let end = |(class, span): (&String, &Span)| {
             Some((Class::named(class)?, span.last, outrigger_policy::audit::unhex(span.hash.as_bytes())?))
@@ -220,12 +221,13 @@ impl Heads {
         self.classes.iter().filter_map(end).filter(|(_, last, _)| *last > 0)
     }
 
-    /// The number of the last entry of a class that it vouches for.
+    /// The number of a class's last entry.
     pub fn last(&self, class: Class) -> u64 {
         self.classes.get(class.name()).map_or(0, |span| span.last)
     }
 
-    /// The last of `tail`, entries of one class behind its end, if that is later than a crash explains.
+    /// The last of `tail` that is later than a crash can explain, if any. `tail` are entries of one class after its
+    /// end.
     pub fn overrun(&self, class: Class, tail: &[(u64, Time)]) -> Option<(u64, Time)> {
         let (last, latest) = (self.last(class), self.signed_at()?.0.saturating_add(HEAD_LAG_US));
         tail.iter().copied().filter(|(seq, time)| *seq > last && time.0 > latest).max_by_key(|(seq, _)| *seq)
@@ -237,26 +239,26 @@ impl Heads {
 pub struct End {
     /// The number of the last entry.
     pub last: u64,
-    /// Its hash, in hexadecimal.
+    /// Its hash, in hex.
     pub hash: String,
 }
 
-/// What there is of a chain.
+/// The extent of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
-    /// The number of the first entry that is kept here: those before it are dropped.
+    /// The number of the first entry kept here; earlier ones were removed.
     pub first: u64,
     /// The number of the last entry.
     pub last: u64,
-    /// Its hash, in hexadecimal.
+    /// Its hash, in hex.
     pub hash: String,
 }
 
-/// Writes `value`, a JSON object whose last member is `key`, as a signed line, without the newline.
+/// Serialises `value`, a JSON object whose last member is `key`, as a signed line without the newline.
 pub fn sign(value: &impl Serialize, keys: &crate::keys::MasterKeys) -> Vec<u8> {
-    // Structures of text and numbers: writing them as JSON does not fail.
+    // Serialising strings and numbers cannot fail.
     let mut line = serde_json::to_vec(value).unwrap_or_default();
-    // The closing brace comes after the signature.
+    // The signature is inserted before the closing brace.
     line.pop();
     let signature = keys.sign(&line);
     line.extend_from_slice(SIGNATURE.as_bytes());
@@ -266,7 +268,8 @@ pub fn sign(value: &impl Serialize, keys: &crate::keys::MasterKeys) -> Vec<u8> {
     line
 }
 
-/// The newest `HEAD` of a directory that verifies, as it was signed and what it says; `None` when none does.
+/// The newest `HEAD` of a directory with a valid signature: its line and its content. `None` if neither slot is
+/// valid.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -281,16 +284,16 @@ pub fn newest_head(directory: &Path, public: &PublicKeys) -> io::Result<Option<(
     Ok(content.chunks(HEAD_SLOT).filter_map(slot).max_by_key(|(_, heads)| heads.number))
 }
 
-/// A signed line as it was before it was signed; empty when it is none.
+/// A signed line without its signature; empty if it has none.
 pub fn unsigned(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line);
     text.rsplit_once(SIGNATURE).map_or_else(Vec::new, |(message, _)| format!("{message}}}").into_bytes())
 }
 
-/// Whether a line that [`sign`] has written is as it was.
+/// Verifies a line that [`sign`] wrote.
 ///
 /// # Errors
-/// The key is unknown, or it was changed.
+/// The key is unknown, or the line was changed.
 pub fn verify(line: &[u8], key: &str, public: &PublicKeys) -> Result<(), KeyError> {
     let wrong = || KeyError::Wrong(key.to_owned());
     let text = std::str::from_utf8(line).map_err(|_| wrong())?;
@@ -299,13 +302,13 @@ pub fn verify(line: &[u8], key: &str, public: &PublicKeys) -> Result<(), KeyErro
     public.verify(message.as_bytes(), &Signature { key: key.to_owned(), signature: signature.to_owned() })
 }
 
-/// What the file `SHIPPED` says.
+/// The content of `SHIPPED`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shipped {
     /// The number of the last entry that the app has, by class.
     #[serde(default)]
     pub through: BTreeMap<String, u64>,
-    /// The last erasure that was heard of.
+    /// The last erasure received from the app.
     #[serde(default)]
     pub erasures: u64,
 }

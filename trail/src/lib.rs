@@ -1,9 +1,8 @@
-//! The audit trail as it is kept: what both programs and the commands must agree about. docs/audit.md has the format.
+//! The stored audit log: code shared by both programs and the commands. docs/audit.md describes the format.
 //!
-//! Read in this order: [`keys`] (pseudonyms, sealed values, signatures), [`entry`] (an entry as it is read), [`layout`] (the files of
-//! a spool), [`spool`] (how entries get there), [`local`] (a key for whoever gives none),
-//! `store` (how they are kept in PostgreSQL), [`holds`] (what retention must leave
-//! alone), [`verify`] (whether it is all still there).
+//! Read in this order: [`keys`] (pseudonyms, encryption, signatures), [`entry`] (parsed entries), [`layout`] (the
+//! files of a spool), [`spool`] (writing them), [`local`] (the generated master key), `store` (entries in
+//! PostgreSQL), [`holds`] (exceptions from retention), [`verify`] (checking that the log is complete and unchanged).
 
 pub mod entry;
 pub mod holds;

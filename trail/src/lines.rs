@@ -1,13 +1,13 @@
-//! The lines of a file, read in large blocks.
+//! Reads the lines of a file in large blocks.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 const BLOCK: usize = 1 << 20;
-/// No entry is longer; what is would fill memory.
+/// Upper bound for an entry's length, which limits the memory used.
 const LONGEST: usize = 4 << 20;
 
-/// Reads lines.
+/// A reader of lines.
 #[derive(Debug)]
 pub struct Lines {
     file: File,
@@ -19,29 +19,29 @@ pub struct Lines {
     at_end: bool,
 }
 
-/// One of them.
+/// A line.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
     /// Without the newline.
     pub bytes: &'a [u8],
-    /// From 1.
+    /// Line number, from 1.
     pub number: u64,
-    /// Whether a newline ended it.
+    /// Whether it ended with a newline.
     pub is_whole: bool,
 }
 
 impl Lines {
-    /// Begins at the file's position.
+    /// Starts at the file's current position.
     pub fn new(file: File) -> Self {
         Self { file, buffer: vec![0; BLOCK], start: 0, end: 0, number: 0, read: 0, at_end: false }
     }
 
-    /// Bytes read so far.
+    /// Number of bytes read so far.
     pub fn read(&self) -> u64 {
         self.read
     }
 
-    /// The next line; `None` at the end. One that is longer than any entry comes in pieces, none of which is whole.
+    /// The next line; `None` at the end. A line longer than any entry is returned in pieces, none of which is whole.
     ///
     /// # Errors
     /// The file cannot be read.

@@ -1,4 +1,4 @@
-//! The master key that is made when none is given.
+//! The generated master key, used if no key is configured.
 
 use std::fs;
 use std::io;
@@ -12,10 +12,10 @@ use crate::keys::MasterKeys;
 use crate::layout::MASTER_KEY;
 use crate::spool::SpoolError;
 
-/// Reads the key in `directory`, or makes one that only its owner may read.
+/// Reads the key in `directory`, or creates one that only its owner may read.
 ///
 /// # Errors
-/// The directory cannot be used, or the file holds no key.
+/// The directory cannot be used, or the file contains no key.
 pub fn keys(directory: &Path) -> Result<MasterKeys, SpoolError> {
     let path = directory.join(MASTER_KEY);
     let broken = || SpoolError::Broken {
@@ -33,7 +33,8 @@ pub fn keys(directory: &Path) -> Result<MasterKeys, SpoolError> {
     }
 }
 
-/// `given` keys, and the one in `directory` behind them where there is one: a trail that began with it is still read.
+/// Appends the generated key in `directory`, if any, to the `given` keys, so that an audit log started with it stays
+/// readable.
 pub fn behind(directory: &Path, given: MasterKeys) -> MasterKeys {
     let text = fs::read_to_string(directory.join(MASTER_KEY)).unwrap_or_default();
     match MasterKeys::parse(text.trim()) {
@@ -42,9 +43,9 @@ pub fn behind(directory: &Path, given: MasterKeys) -> MasterKeys {
     }
 }
 
-/// A key that is kept nowhere; `None` when the system gives no randomness.
+/// A key that is never stored; `None` if the system provides no random bytes.
 pub fn passing_keys() -> Option<MasterKeys> {
-    // With a name of its own: what it signs is not said to be the kept one's.
+    // A random id, so that its signatures are not attributed to a stored key.
     let name = URL_SAFE_NO_PAD.encode(&random()?[..8]);
     MasterKeys::parse(&format!("passing-{name}:{}", URL_SAFE_NO_PAD.encode(random()?))).ok().flatten()
 }

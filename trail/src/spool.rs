@@ -1,15 +1,15 @@
-//! The spool: the directory in which entries get their place in a chain, and are on disk before anybody relies on it.
+//! The spool: the directory in which entries are chained and made durable.
 //!
 //! ```text
-//! append  → in memory, hashed                        (nothing is promised yet)
-//! commit  → data keys, then lines, fdatasync          (promised)
-//!         → HEAD says where each chain ends, signed   (at most every 50 ms)
+//! append  → in memory, hashed                        (not durable)
+//! commit  → data keys, then lines, fdatasync          (durable)
+//!         → HEAD with the end of each chain, signed   (at most every 50 ms)
 //! roll    → checkpoint, signed; the next commit begins a new segment
 //! ```
 //!
-//! A commit that fails leaves its class as if nothing had been appended since the last one: the file is cut back to what was
-//! promised, and the caller still has what it wanted to write. Opening a spool cuts off what a crash has torn, and writes down that
-//! it did.
+//! A failed commit leaves its class as after the previous commit: the file is truncated to its durable length, and
+//! the caller still has the entries it wanted to write. Opening a spool truncates lines torn by a crash, and records
+//! that.
 
 mod files;
 mod recovery;
@@ -27,25 +27,26 @@ use self::files::Open;
 use crate::keys::{MasterKeys, WrappedKey};
 use crate::layout::{self, End, HEAD_SLOT, Heads, Segment, Shipped, Span};
 
-/// The least time between two notes of what the app has.
+/// Minimum time between two updates of `SHIPPED`, in microseconds.
 const NOTE_EVERY_US: i64 = 1_000_000;
-/// The least time between two signatures of `HEAD`.
+/// Minimum time between two signatures of `HEAD`, in microseconds.
 const HEAD_EVERY_US: i64 = 50_000;
-/// Room for a header and a checkpoint.
+/// Reserved for a header and a checkpoint.
 const FRAME_BYTES: u64 = 1536;
-/// The oldest segment that is still written to.
+/// Maximum age of an open segment, in microseconds.
 const LONGEST_SEGMENT_US: i64 = 86_400_000_000;
-/// What the program itself is called in entries.
+/// The actor of the program's own entries.
 pub const SYSTEM: &str = r#""actor":{"id":"outrigger","kind":"system"}"#;
-/// What an operator is called in entries; `details` says which.
+/// The actor of operators' entries; `details` names the operator.
 pub const OPERATOR: &str = r#""actor":{"id":"operator","kind":"operator"}"#;
 
 /// The bounds of a spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// A segment of this many bytes is closed.
+    /// A segment of this size is closed.
     pub segment_bytes: u64,
-    /// All of them together have no more. Half of it is the most that the class [`Class::Security`] gets, which strangers can fill.
+    /// Maximum size of all segments together. The class [`Class::Security`], which anonymous clients can fill, gets
+    /// at most half of it.
     pub max_bytes: u64,
 }
 
@@ -61,32 +62,32 @@ pub enum SpoolError {
     /// Another process writes to it.
     #[error("another process writes to {0}")]
     Locked(PathBuf),
-    /// The file system says no.
+    /// An error of the file system.
     #[error("{path}: {source}")]
     File {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What it says.
+        /// The cause.
         source: io::Error,
     },
-    /// A file holds something that it cannot hold.
+    /// A file has invalid content.
     #[error("{path} {problem}")]
     Broken {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: &'static str,
     },
-    /// There is no room, and nothing that the app already has.
+    /// The spool is full, and it has no shipped segment to remove.
     #[error("the spool has reached its bound, and nothing in it is shipped")]
     Full,
-    /// Its files are no longer where they were.
+    /// The spool's files were removed or replaced.
     #[error("{0} has been removed or replaced")]
     Gone(PathBuf),
 }
 
 impl SpoolError {
-    /// In a word, for metrics and gap entries.
+    /// A label for metrics and gap entries.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Locked(_) => "locked",
@@ -105,7 +106,7 @@ impl SpoolError {
 }
 
 impl SpoolError {
-    /// The same once more, for the next class that it keeps from being written.
+    /// A copy of the error, for a further class that it affects.
     fn again(&self) -> Self {
         match self {
             Self::Locked(path) => Self::Locked(path.clone()),
@@ -122,7 +123,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
     move |source| SpoolError::File { path, source }
 }
 
-/// Where an entry is.
+/// The position of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Its number.
@@ -131,20 +132,20 @@ pub struct Placed {
     pub hash: Hash,
 }
 
-/// What was dropped.
+/// A removed range of entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    /// From which chain.
+    /// The chain's class.
     pub class: Class,
     /// The first entry.
     pub first: u64,
-    /// The last one.
+    /// The last entry.
     pub last: u64,
-    /// Bytes of its file.
+    /// Size of its file in bytes.
     pub bytes: u64,
 }
 
-/// Something that was found when a spool was opened and that no crash explains. It is entered into the audit log.
+/// Evidence of tampering found when a spool was opened. It is recorded in the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
     /// The action of its entry, such as `audit.rolled_back`.
@@ -153,7 +154,7 @@ pub struct Alarm {
     pub details: String,
 }
 
-/// A spool that this process writes to.
+/// A spool opened for writing.
 #[derive(Debug)]
 pub struct Spool {
     directory: PathBuf,
@@ -165,25 +166,25 @@ pub struct Spool {
     heads: File,
     number: u64,
     signed_at: Time,
-    /// The time in the newest `HEAD`, and in the newest that is surely on disk.
+    /// The time in the newest `HEAD`, and in the newest one that is durable.
     head_time: Time,
     synced_head_time: Time,
-    /// The latest time of what is appended and not committed.
+    /// The latest time of appended entries that are not committed.
     latest: Time,
     is_head_due: bool,
     is_closed: bool,
-    /// What the app has, by class.
+    /// The last entry that the app has, by class.
     shipped: [u64; Class::ALL.len()],
-    /// The last erasure that was heard of.
+    /// The last erasure received from the app.
     erasures: u64,
-    /// When that was written down, and that it has changed since.
+    /// When `shipped` and `erasures` were written to disk, and whether they changed since.
     noted_at: Time,
     is_note_due: bool,
-    /// What went to make room.
+    /// Segments removed to make room.
     dropped: Vec<Dropped>,
-    /// What was found when it was opened and no crash explains.
+    /// Evidence of tampering found when the spool was opened.
     alarms: Vec<Alarm>,
-    /// Held as long as this lives.
+    /// Keeps the lock until dropped.
     lock: File,
 }
 
@@ -191,18 +192,18 @@ pub struct Spool {
 #[derive(Debug)]
 struct Chain {
     class: Class,
-    /// With what is appended and not committed.
+    /// Includes appended entries that are not committed.
     head: Head,
-    /// What is promised.
+    /// The durable end.
     committed: Head,
-    /// The first entry that is kept.
+    /// The first entry kept.
     floor: u64,
     open: Option<Open>,
-    /// Complete, in order.
+    /// Closed segments, in order.
     closed: Vec<Closed>,
-    /// Lines that are appended and not committed.
+    /// Appended lines that are not committed.
     lines: Vec<u8>,
-    /// Data keys that were not written yet.
+    /// Data keys that are not written yet.
     new_keys: Vec<u8>,
 }
 
@@ -211,15 +212,16 @@ struct Closed {
     segment: Segment,
     last: u64,
     bytes: u64,
-    /// Bytes of its data keys, as long as only they are here.
+    /// Size of its data keys; 0 once they are shipped and removed.
     keys_bytes: u64,
 }
 
 impl Spool {
-    /// Opens the spool in `directory`, or begins one. What a crash has torn is cut off, and written down with the next commit.
+    /// Opens or creates the spool in `directory`. Truncates lines torn by a crash, and records that with the next
+    /// commit.
     ///
     /// # Errors
-    /// It is somebody else's now, or its files cannot be used.
+    /// Another process has it open, or its files cannot be used.
     pub fn open(
         directory: &Path,
         keys: MasterKeys,
@@ -266,16 +268,17 @@ impl Spool {
         spool.erasures = shipped.erasures;
         spool.recover(now)?;
         if !spool.alarms.is_empty() {
-            // Before HEAD is signed anew: it would hide what was found, should the program be killed in between.
+            // Before HEAD is signed again: if the program were killed in between, the new HEAD would hide the
+            // evidence.
             (spool.head_time, spool.synced_head_time) = (Time(i64::MAX), Time(i64::MAX));
             match spool.commit(now).into_iter().next() {
-                // There is no room for it until something is shipped, which needs an open spool.
+                // When the spool is full, there is no room until something is shipped, which needs an open spool.
                 None | Some((_, SpoolError::Full)) => {}
                 Some((_, e)) => return Err(e),
             }
         }
         spool.sign_heads(now)?;
-        // What says that nobody writes must not outlast a loss of power behind what is written now.
+        // HEAD may still say that the spool is closed: it must not survive a power loss together with new entries.
         spool.sync_head()?;
         Ok(spool)
     }
@@ -285,7 +288,7 @@ impl Spool {
         &self.chain
     }
 
-    /// What was found when it was opened and no crash explains.
+    /// Evidence of tampering found when the spool was opened.
     pub fn alarms(&self) -> &[Alarm] {
         &self.alarms
     }
@@ -295,7 +298,7 @@ impl Spool {
         &self.directory
     }
 
-    /// What is promised of a chain.
+    /// The durable end of a chain.
     pub fn committed(&self, class: Class) -> Head {
         self.chains[class as usize].committed
     }
@@ -305,17 +308,17 @@ impl Spool {
         self.chains[class as usize].floor
     }
 
-    /// Bytes of its segments.
+    /// Size of its segments in bytes.
     pub fn bytes(&self) -> u64 {
         self.chains.iter().map(Chain::bytes).sum()
     }
 
-    /// Appends an entry to the chain of its type's class; it is promised once it is committed.
+    /// Appends an entry to the chain of its type's class. It is durable once committed.
     pub fn append(&mut self, draft: &Draft<'_>) -> Placed {
         self.append_to(draft.event.class(), draft)
     }
 
-    /// Appends an entry to the chain of another class: a gap is written where something is missing.
+    /// Appends an entry to another class's chain, for gap entries.
     pub fn append_to(&mut self, class: Class, draft: &Draft<'_>) -> Placed {
         let chain = &mut self.chains[class as usize];
         let start = chain.lines.len();
@@ -327,28 +330,28 @@ impl Spool {
         Placed { seq: chain.head.last, hash }
     }
 
-    /// Has a data key written with the next commit of `class`, before the entries that use it.
+    /// Adds a data key, to be written with the next commit of `class`, before the entries that use it.
     pub fn add_key(&mut self, class: Class, key: &WrappedKey) {
-        // Text only: writing it as JSON does not fail.
+        // Serialising plain strings cannot fail.
         let new_keys = &mut self.chains[class as usize].new_keys;
         new_keys.extend(serde_json::to_vec(key).unwrap_or_default());
         new_keys.push(b'\n');
     }
 
-    /// Whether a commit would write something.
+    /// Whether a commit would write anything.
     pub fn is_dirty(&self) -> bool {
         self.is_head_due || self.chains.iter().any(|chain| !chain.lines.is_empty())
     }
 
-    /// Writes everything that was appended. A class that cannot be written is as it was after its last commit, and what was appended
-    /// to it since is the caller's again.
+    /// Writes all appended entries. Returns the classes that failed: each is as after its previous commit, and its
+    /// entries must be appended again.
     pub fn commit(&mut self, now: Time) -> Vec<(Class, SpoolError)> {
         let mut failed = Vec::new();
         let dirty = Class::ALL.map(|class| !self.chains[class as usize].lines.is_empty());
         let is_gone = dirty.contains(&true) && self.is_gone();
         let time = std::mem::take(&mut self.latest).max(now);
         let vouched = if dirty.contains(&true) && !is_gone { self.keep_head_close(time) } else { Ok(()) };
-        // The keys of all classes before the lines of any: an entry must not name a key that a crash can take.
+        // Writes the keys of all classes before the lines of any, so that no entry names a key that a crash can lose.
         for step in [Self::prepare, Self::write_lines] {
             for class in Class::ALL.into_iter().filter(|class| dirty[*class as usize]) {
                 if failed.iter().any(|(of, _)| *of == class) {
@@ -369,7 +372,7 @@ impl Spool {
         }
         self.is_head_due |= dirty.contains(&true);
         if self.is_head_due && now.0.abs_diff(self.signed_at.0) >= HEAD_EVERY_US.unsigned_abs() {
-            // It lags behind, which it may; the next commit tries again, and writes nothing that is too far ahead of it.
+            // HEAD may lag behind. The next commit tries again, and writes no entries too far ahead of it.
             if self.sign_heads(time).is_ok() {
                 self.signed_at = now;
             }
@@ -377,14 +380,14 @@ impl Spool {
         failed
     }
 
-    /// Sees to it that nothing with a time up to `time` is further ahead of `HEAD` than a crash explains, also one of the machine: see
-    /// [`layout::HEAD_LAG_US`].
+    /// Signs and syncs `HEAD` if needed, so that no entry up to `time` is further ahead of it than a crash of the
+    /// program or the machine can explain: see [`layout::HEAD_LAG_US`].
     fn keep_head_close(&mut self, time: Time) -> Result<(), SpoolError> {
         let is_far = |head: Time| time.0.saturating_sub(head.0) > layout::HEAD_LAG_US;
         if is_far(self.head_time) {
             let (signed_at, is_due) = (self.signed_at, self.is_head_due);
             self.sign_heads(time)?;
-            // What is written next is not vouched for by it.
+            // The entries written next are not covered by this signature.
             (self.signed_at, self.is_head_due) = (signed_at, is_due);
         }
         if is_far(self.synced_head_time) { self.sync_head() } else { Ok(()) }
@@ -396,12 +399,12 @@ impl Spool {
         Ok(())
     }
 
-    /// Somebody has removed the directory, or put another one in its place: what is written would be read by nobody.
+    /// Whether the directory was removed or replaced, so that entries would be lost.
     fn is_gone(&self) -> bool {
         files::is_another(&self.lock, &self.directory.join(layout::LOCK))
     }
 
-    /// Has an open segment with room, and its keys on disk.
+    /// Ensures an open segment with room, and writes its keys to disk.
     fn prepare(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
         self.make_room(class, now)?;
         let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
@@ -440,10 +443,10 @@ impl Spool {
         Ok(())
     }
 
-    /// Signs `HEAD`, and closes what is open.
+    /// Signs `HEAD` and closes the open segments.
     ///
     /// # Errors
-    /// What was not closed; nothing that was promised is lost by it.
+    /// A segment or `HEAD` could not be written; no durable entry is lost.
     pub fn close(mut self, now: Time) -> Result<(), SpoolError> {
         self.note_shipped(now)?;
         self.roll(now, |_| true)?;
@@ -452,7 +455,7 @@ impl Spool {
         self.sync_head()
     }
 
-    /// Closes the open segments for which `wanted` says so; without entries they stay open.
+    /// Closes the open segments selected by `wanted`; those without entries stay open.
     fn roll(&mut self, now: Time, wanted: impl Fn(&Open) -> bool) -> Result<(), SpoolError> {
         for class in Class::ALL {
             let heads = heads_of(&self.chains, class);
@@ -464,10 +467,10 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes `HEAD`, whatever the time.
+    /// Writes `HEAD`, however recent the last one is.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn sign_heads(&mut self, now: Time) -> Result<(), SpoolError> {
         self.number += 1;
         let span =
@@ -493,11 +496,11 @@ impl Spool {
         Ok(())
     }
 
-    /// The app has everything of `class` up to `through`: those segments may go when room is needed, and their data keys are in
-    /// PostgreSQL now.
+    /// Records that the app has all entries of `class` up to `through`. Their segments may be removed to make room,
+    /// and their data keys are removed, as PostgreSQL has them.
     ///
     /// # Errors
-    /// It cannot be written down; the app is sent it again after a restart then.
+    /// The file cannot be written; after a restart, the entries are shipped again.
     pub fn shipped(&mut self, class: Class, through: u64, erasures: u64, now: Time) -> Result<(), SpoolError> {
         self.shipped[class as usize] = through;
         self.erasures = self.erasures.max(erasures);
@@ -508,7 +511,8 @@ impl Spool {
                 closed.keys_bytes = 0;
             }
         }
-        // At most once a second: it costs more than a batch of entries, and what is not noted is sent again, which is harmless.
+        // At most once a second, since it costs more than a batch of entries. Entries not recorded as shipped are
+        // shipped again, which is harmless.
         if now.0.abs_diff(self.noted_at.0) >= NOTE_EVERY_US.unsigned_abs() { self.note_shipped(now) } else { Ok(()) }
     }
 
@@ -522,7 +526,7 @@ impl Spool {
         Ok(())
     }
 
-    /// What the app has of a class, and the last erasure that was heard of.
+    /// The entries that the app has, and the last erasure received from it.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -530,7 +534,7 @@ impl Spool {
         files::shipped(&self.directory)
     }
 
-    /// Drops shipped segments, the oldest first, until what is to be written fits.
+    /// Removes shipped segments, oldest first, until the appended entries fit.
     fn make_room(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
         let chain = &self.chains[class as usize];
         let wanted = (chain.lines.len() + chain.new_keys.len()) as u64 + FRAME_BYTES;
@@ -559,13 +563,14 @@ impl Spool {
         Ok(())
     }
 
-    /// Drops the first closed segment of a class. `HEAD` says so before the file goes: a crash in between leaves one too many.
+    /// Removes the first closed segment of a class. Updates `HEAD` before the file: a crash in between leaves one
+    /// file too many.
     fn drop_first(&mut self, class: Class, now: Time) -> Result<Option<Dropped>, SpoolError> {
         let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
         let chain = &mut self.chains[class as usize];
         let Some(closed) = chain.closed.first().cloned() else { return Ok(None) };
         if chain.closed.len() == 1 && chain.open.is_none() {
-            // The header of the next one says where the chain goes on, should HEAD be lost.
+            // The next segment's header records where the chain continues, in case HEAD is lost.
             chain.open = Some(Open::create(directory, class, chain_id, machine, &chain.committed, now)?);
         }
         let before = std::mem::replace(&mut chain.floor, closed.last + 1);
@@ -582,7 +587,7 @@ impl Spool {
         Ok(Some(Dropped { class, first: before, last: closed.last, bytes: closed.bytes }))
     }
 
-    /// What retention would drop: for each class the segments whose last entry is older than `oldest` says.
+    /// Returns the segments that retention may remove: for each class those whose last entry is older than `oldest`.
     ///
     /// # Errors
     /// A segment cannot be read.
@@ -597,10 +602,11 @@ impl Spool {
         for chain in &self.chains {
             let mut first = chain.floor;
             for closed in &chain.closed {
-                // What nothing vouches for is evidence, however old: `outrigger audit verify` tells of it.
+                // Segments without a valid checkpoint are evidence, however old: `outrigger audit verify` reports
+                // them.
                 let last = files::vouched_time(&closed.segment.path, &self.keys.public())?;
                 let is_old = last.is_some_and(|last| last < oldest(chain.class));
-                // What comes after a segment that stays has to stay as well: what is left must begin with one entry.
+                // Segments after one that stays must stay too: the remaining chain must be contiguous.
                 if !is_old || is_held(chain.class, &closed.segment.path)? {
                     break;
                 }
@@ -611,10 +617,10 @@ impl Spool {
         Ok(expired)
     }
 
-    /// Drops what [`Spool::expired`] has named.
+    /// Removes the segments returned by [`Spool::expired`].
     ///
     /// # Errors
-    /// What could not be removed stays for the next time.
+    /// Segments that could not be removed are left to the next run.
     pub fn drop_expired(&mut self, expired: &[Dropped], now: Time) -> Result<(), SpoolError> {
         for wanted in expired {
             let first = self.chains[wanted.class as usize].closed.first();
@@ -625,15 +631,15 @@ impl Spool {
         files::sync_directory(&self.directory)
     }
 
-    /// What went to make room since this was asked last.
+    /// Segments removed to make room since the last call.
     pub fn take_dropped(&mut self) -> Vec<Dropped> {
         std::mem::take(&mut self.dropped)
     }
 
-    /// Destroys the data keys of these subjects, as pseudonyms, and tells how many there were.
+    /// Destroys the data keys of these subjects (pseudonyms) and returns their number.
     ///
     /// # Errors
-    /// A file cannot be changed; keys before it are destroyed.
+    /// A file cannot be changed; keys in files before it are destroyed.
     pub fn forget(&mut self, subjects: &[String]) -> Result<usize, SpoolError> {
         let mut destroyed = 0;
         for chain in &mut self.chains {
@@ -666,7 +672,8 @@ impl Chain {
         closed + self.open.as_ref().map_or(0, |open| open.length + open.keys_length)
     }
 
-    /// Ends the open segment with its checkpoint. One without entries stays open: the next entries are its.
+    /// Ends the open segment with its checkpoint. Keeps it open if it has no entries: the next ones are appended to
+    /// it.
     fn close(
         &mut self,
         chain_id: &str,
@@ -686,23 +693,24 @@ impl Chain {
     }
 }
 
-/// Where the other chains end, for the checkpoint of `class`: who shortens one would have to change the others.
+/// The ends of the other chains, for the checkpoint of `class`: a truncated chain contradicts the others'
+/// checkpoints.
 fn heads_of(chains: &[Chain], class: Class) -> BTreeMap<String, End> {
     let others = chains.iter().filter(|chain| chain.class != class && chain.committed.last > 0);
     let end = |chain: &Chain| End { last: chain.committed.last, hash: hex(&chain.committed.hash) };
     others.map(|chain| (chain.class.name().to_owned(), end(chain))).collect()
 }
 
-/// Writes a file, whole or not at all, that only its owner may read; its directory is made if need be.
+/// Writes a file atomically, readable by its owner only; creates its directory if needed.
 ///
 /// # Errors
-/// What the file system says.
+/// An error of the file system.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), SpoolError> {
     files::make_private(path.parent().unwrap_or(Path::new(".")))?;
     files::replace(path, content)
 }
 
-/// How many data keys of these subjects, as pseudonyms, the files of a spool have.
+/// Number of data keys of these subjects (pseudonyms) in the files of a spool.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -721,14 +729,14 @@ pub fn sha256(bytes: &[u8]) -> Hash {
     hash
 }
 
-/// In lower case.
+/// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = Vec::new();
     outrigger_policy::audit::hex(&mut text, bytes);
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// Something that the program did itself, with what else there is to say as a JSON object.
+/// An entry for an action of the program itself, with a JSON object of details.
 pub fn system<'a>(id: u128, now: Time, machine: &'a str, action: &'a str, details: &'a str) -> Draft<'a> {
     Draft {
         action: Some(action),

@@ -1,11 +1,14 @@
-//! The trail in PostgreSQL: everything that is asked of it. The app stores and removes, the commands search, verify and erase.
+//! All queries to the audit log in PostgreSQL. The app stores and removes entries; the commands search, verify and
+//! erase.
 //!
-//! Every function takes a connection and leaves it as it found it; what writes is one transaction, so dropping a future leaves
-//! nothing half done. Several Machines may do anything at once: what must not happen at the same time is kept apart by advisory
-//! locks ([`Lock`]), which end with their transaction.
+//! Every function takes a connection and leaves its settings unchanged. Writes use one transaction, so a dropped
+//! future leaves no partial result. Several Machines may call any of them at once: advisory locks ([`Lock`]), held
+//! until the transaction ends, serialise operations that conflict.
 //!
-//! Read in this order: [`batch`] (what a proxy ships), [`ingest`] (how it is stored, once), [`partitions`] (where), [`subjects`] (keys,
-//! erasures, holds), [`anchors`] (what proxies have signed for), [`retention`] (what goes), [`drops`] (what is said of it), [`search`], [`chains`] (rows for who verifies them).
+//! Read in this order: [`batch`] (shipped batches), [`ingest`] (storing each entry once), [`partitions`] (where
+//! entries are stored), [`subjects`] (keys, erasures, holds), [`anchors`] (the proxies' signed `HEAD`s),
+//! [`retention`] (removing old entries), [`drops`] (records of removals), [`search`], [`chains`] (rows for
+//! verification).
 
 pub mod anchors;
 pub mod batch;
@@ -22,22 +25,22 @@ use outrigger_policy::audit::{Class, Time};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
-/// The chain of what the app enters by itself. Its entries have no numbers.
+/// The chain of the app's own entries, which have no numbers.
 pub const APP_CHAIN: &str = "app";
 
-/// Why the store did not do it. Nothing was changed.
+/// Why an operation failed. It changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// PostgreSQL refused, or is away.
+    /// PostgreSQL is unreachable or returned an error.
     #[error("PostgreSQL did not do it")]
     Database(#[from] tokio_postgres::Error),
-    /// Somebody else has to finish first.
+    /// A conflicting operation is in progress.
     #[error("{0}; try again in a moment")]
     Busy(&'static str),
     /// A hold forbids it.
     #[error("hold {0} forbids it; release the hold first")]
     Held(i64),
-    /// It is not what the store needs.
+    /// The input is invalid.
     #[error("{0}")]
     Invalid(String),
 }
@@ -45,21 +48,22 @@ pub enum StoreError {
 /// A value and its type.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// What must not happen at the same time. All of them end with their transaction.
+/// Advisory locks for conflicting operations. They are released when their transaction ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lock {
-    /// Making partitions.
+    /// Creating partitions.
     Partitions,
-    /// New keys (shared) and erasures (alone): an erasure must see every key, and their numbers must appear in their order.
+    /// Storing keys (shared) and erasures (exclusive): an erasure must see every key, and erasure numbers must become
+    /// visible in order.
     Erasures,
-    /// Retention (shared) and new holds (alone).
+    /// Retention (shared) and new holds (exclusive).
     Holds,
-    /// Storing entries of a class (shared) and removing them (alone).
+    /// Storing entries of a class (shared) and removing them (exclusive).
     Class(Class),
 }
 
 impl Lock {
-    /// The first of its two numbers, the same for all: the bytes of "audi".
+    /// The first of the lock's two numbers, the same for all locks: the bytes of "audi".
     const SPACE: i32 = i32::from_be_bytes(*b"audi");
 
     fn number(self) -> i32 {
@@ -75,17 +79,17 @@ impl Lock {
         }
     }
 
-    /// Waits for it.
+    /// Waits for the exclusive lock.
     pub(crate) async fn take(self, transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
         self.ask("pg_advisory_xact_lock", transaction).await.map(drop)
     }
 
-    /// Waits for it, and shares it.
+    /// Waits for the shared lock.
     pub(crate) async fn share(self, transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
         self.ask("pg_advisory_xact_lock_shared", transaction).await.map(drop)
     }
 
-    /// Whether it could be shared at once.
+    /// Takes the shared lock unless that would block; returns whether it did.
     pub(crate) async fn try_share(self, transaction: &Transaction<'_>) -> Result<bool, tokio_postgres::Error> {
         self.ask("pg_try_advisory_xact_lock_shared", transaction).await?.try_get(0)
     }
@@ -97,7 +101,7 @@ impl Lock {
     }
 }
 
-/// A time as entries have it.
+/// A time in the format of entries.
 pub(crate) fn text_of(time: Timestamp) -> String {
     Time(time.as_microsecond()).to_string()
 }

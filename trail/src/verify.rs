@@ -1,14 +1,16 @@
-//! Whether a trail is whole: what is gone, added, moved or changed, where, and what it means.
+//! Verifies an audit log: finds entries that were removed, added, moved or changed, and explains what that means.
 //!
-//! What is signed vouches for what is not: `HEAD` for the end of each chain, each checkpoint for its segment and for the ends of the
-//! other chains at that time, and each entry's `prev` for the one before. So whoever has no key can change nothing up to the last
-//! signature without a contradiction. What comes after it, at most what was written in the moment before a crash, is chained but not
-//! signed yet; that is said as a note, and so is a torn line there.
+//! Signatures cover unsigned data: `HEAD` signs the end of each chain, each checkpoint its segment and the ends of
+//! the other chains at that time, and each entry's `prev` is the hash of the previous entry. Without the key, nothing
+//! before the last signature can be changed without a contradiction. Entries after it, at most those written shortly
+//! before a crash, are chained but not signed yet; they are reported as a note, as is a torn line there.
 //!
-//! A program may be appending meanwhile: `HEAD` is read first and never runs ahead of the files, so whatever it names is there, and
-//! what is newer is not missed. Entries are not parsed: their number and hash are at fixed places of the line.
+//! A program may append entries meanwhile: `HEAD` is read first and is never ahead of the files, so all entries that
+//! it names exist, and newer ones are not missed. Entries are not parsed: their number and hash are at fixed places
+//! of the line.
 //!
-//! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/spool.rs` (a directory), [`rows`] (what PostgreSQL keeps).
+//! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/spool.rs` (a directory), [`rows`]
+//! (PostgreSQL).
 
 pub mod rows;
 mod spool;
@@ -24,13 +26,13 @@ use crate::keys::KeyError;
 pub use spool::spool;
 pub use walk::Claim;
 
-/// More problems than these are counted, not listed.
+/// Maximum number of listed problems; more are only counted.
 pub const MOST_PROBLEMS: usize = 1000;
 
-/// What keeps a trail from being verified at all.
+/// Why an audit log cannot be verified at all.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// There is none.
+    /// There is no audit log.
     #[error(
         "{} has no trail: no CHAIN, no HEAD, no segment; either nothing was ever written there, or all of it was taken away", .0.display()
     )]
@@ -38,59 +40,59 @@ pub enum VerifyError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// The chain's id; empty when it cannot be told.
+    /// The chain's id; empty if it is unknown.
     pub chain: String,
-    /// What there is, by class.
+    /// The chains, by class.
     pub classes: Vec<Found>,
-    /// What is wrong, at most [`MOST_PROBLEMS`] of it.
+    /// Problems, at most [`MOST_PROBLEMS`].
     pub problems: Vec<Problem>,
-    /// How many problems more there are.
+    /// Number of problems that are not listed.
     pub unlisted: u64,
-    /// What is as it may be, but worth knowing.
+    /// Observations that are not problems.
     pub notes: Vec<String>,
 }
 
-/// A chain as it was found.
+/// The state of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its class.
     pub class: Class,
-    /// How many entries were read.
+    /// Number of entries read.
     pub entries: u64,
-    /// The number of the first one.
+    /// The number of the first entry.
     pub first: u64,
-    /// The number of the last one; one less than `first` when there is none.
+    /// The number of the last entry; `first - 1` if there is none.
     pub last: u64,
-    /// Its hash; `None` when what is there is no entry.
+    /// Its hash; `None` if its line is not an entry.
     pub hash: Option<outrigger_policy::audit::Hash>,
-    /// A signature vouches for all entries up to this number, whether they are there or not.
+    /// Signatures cover all entries up to this number, including missing ones.
     pub vouched: u64,
-    /// How many problems it has.
+    /// Number of its problems.
     pub problems: u64,
 }
 
 impl Findings {
-    /// Whether nothing is wrong.
+    /// Whether no problem was found.
     pub fn is_whole(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// How many entries were read.
+    /// Number of entries read.
     pub fn entries(&self) -> u64 {
         self.classes.iter().map(|class| class.entries).sum()
     }
 
-    /// Adds something that is wrong.
+    /// Adds a problem.
     pub fn add(&mut self, place: Place, wrong: Wrong) {
         if self.problems.len() < MOST_PROBLEMS {
             self.problems.push(Problem { place, wrong });
@@ -99,18 +101,18 @@ impl Findings {
         }
     }
 
-    /// How many problems there are, listed or not.
+    /// Number of problems, listed or not.
     pub fn count(&self) -> u64 {
         self.problems.len() as u64 + self.unlisted
     }
 }
 
-/// Something wrong, and where.
+/// A problem and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// The position.
     pub place: Place,
-    /// What.
+    /// The problem.
     pub wrong: Wrong,
 }
 
@@ -120,12 +122,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Where something is wrong.
+/// Position of a problem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// The file's name in the directory, or the table.
     pub file: Option<String>,
-    /// From 1.
+    /// Line number, from 1.
     pub line: Option<u64>,
     /// The chain's class.
     pub class: Option<Class>,
@@ -158,33 +160,33 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong.
+/// Kinds of problems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
-    /// `CHAIN`.
+    /// `CHAIN` is missing or invalid.
     #[error("does not have the chain's id: {0}")]
     Chain(&'static str),
-    /// There is no `HEAD`.
+    /// `HEAD` is missing.
     #[error("is missing")]
     NoHead,
-    /// A slot of `HEAD`.
+    /// A slot of `HEAD` is invalid.
     #[error("slot {slot} {problem}")]
     Slot {
         /// 1 or 2.
         slot: usize,
-        /// What about it.
+        /// The problem.
         problem: String,
     },
-    /// The slots of `HEAD` do not belong together.
+    /// The slots of `HEAD` are not consecutive.
     #[error("its slots are {0} and {1}, which do not follow each other")]
     Apart(u64, u64),
-    /// A header.
+    /// A header is invalid.
     #[error("the header {0}")]
     Header(String),
-    /// A line that is neither an entry nor a checkpoint.
+    /// A line is neither an entry nor a checkpoint.
     #[error("is no entry: {0}")]
     Unreadable(&'static str),
-    /// Entries are not there.
+    /// Entries are missing.
     #[error("{} missing", Missing(*.from, *.to))]
     Missing {
         /// The first of them.
@@ -192,53 +194,53 @@ pub enum Wrong {
         /// The last of them.
         to: u64,
     },
-    /// An entry is where another one should be.
+    /// An entry is at the position of another one.
     #[error("stands where entry {expected} should")]
     OutOfPlace {
-        /// The number that was due.
+        /// The expected number.
         expected: u64,
     },
-    /// The next entry says so.
+    /// The next entry's `prev` does not match.
     #[error("is not the entry that the next one, {next}, was written after")]
     Changed {
         /// The next entry.
         next: u64,
     },
-    /// A signature says so.
+    /// A signature does not match.
     #[error("is not the entry that {by} vouches for")]
     Contradicted {
-        /// What is signed.
+        /// The signed line.
         by: String,
     },
-    /// The end is not there.
+    /// The end of the chain is missing.
     #[error("the chain ends here, but {by} vouches for {claimed} entries: the last {} missing", .claimed - .last)]
     Truncated {
-        /// The last entry that is there.
+        /// The last existing entry.
         last: u64,
-        /// The last one that there was.
+        /// The last entry according to the signature.
         claimed: u64,
-        /// What is signed.
+        /// The signed line.
         by: String,
     },
-    /// A segment is not closed though another one follows.
+    /// A segment has no checkpoint, although another segment follows.
     #[error("ends without a checkpoint, though another segment follows")]
     NoCheckpoint,
-    /// A segment is not closed though the program closed all of them.
+    /// A segment has no checkpoint, although the program closed all segments.
     #[error("ends without a checkpoint, though HEAD says that the program closed it")]
     Unclosed,
-    /// A checkpoint.
+    /// A checkpoint is invalid.
     #[error("the checkpoint {0}")]
     Checkpoint(String),
-    /// Lines after a checkpoint.
+    /// There are lines after a checkpoint.
     #[error("stands after the checkpoint, which is a segment's last line")]
     AfterCheckpoint,
-    /// A column of a row that is searched for.
+    /// A row's column used for searches differs from the entry.
     #[error("the column `{0}` says something else than the entry")]
     Column(&'static str),
-    /// What retention says that it dropped from PostgreSQL.
+    /// The record of a removal from PostgreSQL is invalid.
     #[error("the record of what retention dropped {0}")]
     Drop(String),
-    /// An entry is further ahead of `HEAD` than a crash explains.
+    /// An entry is further ahead of `HEAD` than a crash can explain.
     #[error("is of {time}, and HEAD is of {head_time} and does not vouch for it: a crash leaves at most {} ms unsigned", crate::layout::HEAD_LAG_US / 1000)]
     Overrun {
         /// Its time.
@@ -251,28 +253,28 @@ pub enum Wrong {
     OlderHead {
         /// Its number.
         here: u64,
-        /// The number of the other.
+        /// The number of the other one.
         known: u64,
-        /// Where that is.
+        /// Where the other one is kept.
         by: String,
     },
-    /// Something that was kept elsewhere cannot be used.
+    /// A `HEAD` that was kept elsewhere cannot be used.
     #[error("{0}")]
     Anchor(String),
-    /// The program found at its start that an older state was put back.
+    /// The program detected at its start that an older state was restored.
     #[error("says that the program found at its start: {0}")]
     Alarm(&'static str),
-    /// PostgreSQL lacks what the spool says that it has.
+    /// PostgreSQL lacks entries that the spool recorded as shipped.
     #[error("the spool was told that {shipped} entries are stored, and the last one here is {last}")]
     Unstored {
-        /// What was acknowledged.
+        /// The last acknowledged entry.
         shipped: u64,
-        /// What is there.
+        /// The last stored entry.
         last: u64,
     },
 }
 
-/// `entry 3 is`, `entries 3 to 5 are`.
+/// Displays `entry 3 is` or `entries 3 to 5 are`.
 struct Missing(u64, u64);
 
 impl fmt::Display for Missing {
@@ -286,7 +288,7 @@ impl fmt::Display for Missing {
 }
 
 impl Wrong {
-    /// What it means, for somebody who has to act on it.
+    /// Explains the problem for operators.
     pub const fn meaning(&self) -> &'static str {
         match self {
             Self::Chain(_) => "the file was changed or taken away; HEAD and the segments still name their chain",
@@ -334,12 +336,12 @@ impl Wrong {
     }
 }
 
-/// How far it has come.
+/// Progress of a verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes read.
     pub bytes: u64,
-    /// Bytes that there are.
+    /// Total bytes.
     pub of: u64,
     /// Entries read.
     pub entries: u64,

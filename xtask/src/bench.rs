@@ -1,7 +1,9 @@
-//! `cargo xtask bench`: what a request costs Outrigger, beside HAProxy and NGINX as Debian ships them.
+//! `cargo xtask bench`: compares the cost of a request in Outrigger, HAProxy and NGINX, the latter two as packaged by
+//! Debian.
 //!
-//! Each proxy gets one thread and, where there are two CPUs, one of its own; the load and the back end share the other.
-//! CPU time per request is the figure to read: it hardly moves on a busy or small machine, requests per second do.
+//! Each proxy gets one thread and, with two CPUs, a CPU of its own; the load generator and the upstream share the
+//! other. CPU time per request is the main result: unlike requests per second, it hardly depends on how busy or small
+//! the machine is.
 
 use std::{
     collections::BTreeMap,
@@ -66,16 +68,16 @@ http {
 }
 ";
 
-/// A proxy, its configuration with placeholders, and what starts it.
+/// A proxy, its configuration with placeholders, and its command line.
 struct Candidate {
     name: &'static str,
     program: PathBuf,
     config: String,
-    /// `@CONFIG@` and `@DIR@` are filled in.
+    /// May contain `@CONFIG@` and `@DIR@`.
     args: &'static [&'static str],
 }
 
-/// One run of one candidate.
+/// The result of one run of one candidate.
 #[derive(Clone, Copy)]
 struct Run {
     cpu_us_per_request: f64,
@@ -197,7 +199,7 @@ impl Candidate {
     }
 }
 
-/// Who gets which CPU, where there are two.
+/// Selects the CPU, if there are two.
 #[derive(Clone, Copy)]
 enum Side {
     Proxy,
@@ -216,7 +218,7 @@ fn pinned(side: Side, program: &Path) -> Program {
 
 /// User and system time of a process and its children, from the 14th and 15th field of `/proc/PID/stat`.
 fn cpu_seconds(pid: u32) -> f64 {
-    /// Per second, on every Linux that Rust runs on.
+    /// Per second, on every Linux that Rust supports.
     const TICKS: f64 = 100.0;
     let ticks = |pid: u32| -> f64 {
         let fields = process::stat(pid).unwrap_or_default();
@@ -239,7 +241,7 @@ fn family(pid: u32) -> impl Iterator<Item = u32> {
     std::iter::once(pid).chain(process::children(pid))
 }
 
-/// wrk writes `950.00us`, `1.20ms`, `1.03s`.
+/// Parses wrk's times: `950.00us`, `1.20ms`, `1.03s`.
 fn milliseconds(text: &str) -> Option<f64> {
     let units = [("us", 0.001), ("ms", 1.0), ("s", 1000.0)];
     units.iter().find_map(|(unit, factor)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor))
@@ -266,7 +268,7 @@ fn table(candidates: &[Candidate], runs: &BTreeMap<usize, Vec<Run>>, seconds: u3
     text
 }
 
-/// The app's place: a process of its own that answers every request alike.
+/// The upstream: a separate process that sends the same response to every request.
 struct Backend {
     address: SocketAddr,
     _process: Process,
@@ -275,7 +277,7 @@ struct Backend {
 impl Backend {
     fn start(dir: &Path) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?));
-        // Not `current_exe`, which is gone when somebody builds this crate meanwhile.
+        // Not `current_exe`, which is deleted if this crate is rebuilt meanwhile.
         let us = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
         let mut process = pinned(Side::Load, &us)
             .args(["bench-backend", &address.to_string()])
@@ -285,7 +287,7 @@ impl Backend {
     }
 }
 
-/// `xtask bench-backend ADDRESS`: a thread for each connection, which is cheapest for few busy ones.
+/// `xtask bench-backend ADDRESS`: one thread per connection, which is cheapest for few busy ones.
 pub fn backend(args: &[String]) -> Result<()> {
     let address = args.first().map(String::as_str).unwrap_or_default();
     let listener = TcpListener::bind(address).while_(format_args!("listening on {address:?}"))?;
@@ -295,7 +297,7 @@ pub fn backend(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Until the peer is gone. Requests have no body and, behind a proxy, come one after the other.
+/// Responds until the peer disconnects. Requests have no body and, behind a proxy, are sequential.
 fn answer_all(mut stream: TcpStream) -> Option<()> {
     const END: &[u8] = b"\r\n\r\n";
     stream.set_nodelay(true).ok()?;

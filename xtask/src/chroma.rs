@@ -1,4 +1,4 @@
-//! A ChromaDB server of our own: the Rust server inside the Python package, without the rest of that package.
+//! Runs a ChromaDB server: the Rust server of the Python package, without the rest of that package.
 
 use std::{
     fs,
@@ -13,9 +13,9 @@ use crate::{Program, Result, Service, Tool, error::While, http, ports};
 const RUN: &str = "import sys, chromadb_rust_bindings as b; b.cli(['chroma'] + sys.argv[1:])";
 const START: Duration = Duration::from_secs(60);
 
-/// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
+/// A running server, or a stopped one that can be restarted on the same port. Stopped on drop.
 ///
-/// What was acknowledged is there after a crash. It knows no passwords: whoever is on this machine can reach it.
+/// Acknowledged writes survive a crash. There are no passwords: every process on this machine can connect.
 #[derive(Debug)]
 pub struct Chroma {
     python: PathBuf,
@@ -25,7 +25,7 @@ pub struct Chroma {
 }
 
 impl Chroma {
-    /// Starts on a free port. `dir` keeps the data: what was there before is there again.
+    /// Starts on a free port. `dir` keeps the data between runs.
     pub fn start(dir: &Path) -> Result<Self> {
         Self::start_on(dir, ports::free()?)
     }
@@ -38,7 +38,7 @@ impl Chroma {
         Ok(server)
     }
 
-    /// The address without a path: `http://127.0.0.1:PORT`.
+    /// The URL without a path: `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
@@ -55,7 +55,7 @@ impl Chroma {
         self.dir.join("log")
     }
 
-    /// Starts a stopped server again, on the same port and data. One that runs is left alone.
+    /// Restarts a stopped server, on the same port and data. Does nothing if it is running.
     pub fn start_again(&mut self) -> Result<()> {
         if self.service.is_running() {
             return Ok(());
@@ -68,7 +68,7 @@ impl Chroma {
             .dir(&self.dir)
             .start("ChromaDB", &self.log())?;
         let address = self.address();
-        // With its port in use it exits with 0, so only the health check tells.
+        // If its port is in use, it exits with 0, so only the health check tells.
         process.ready(START, || {
             let answer = http::get(address, "/api/v2/healthcheck", Duration::from_secs(1));
             answer.is_ok_and(|answer| answer.status == 200)

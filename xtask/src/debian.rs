@@ -1,6 +1,6 @@
-//! Debian's packages: installed with apt where a whole package is needed, else only unpacked below `target/tools`.
+//! Debian packages: installed with apt if the system needs them, else only unpacked below `target/tools`.
 //!
-//! Unpacking leaves the system as it is: no service is enabled, nothing needs root.
+//! Unpacking does not change the system: no service is enabled, and root is not needed.
 
 use std::{
     collections::BTreeSet,
@@ -12,10 +12,10 @@ use std::{
 
 use crate::{Error, Program, Result, error::While, paths, say};
 
-/// Installs packages without starting their services and without making a database cluster; see the script.
+/// Installs packages without starting their services and without creating a database cluster; see the script.
 const INSTALL: &str = include_str!("apt-install.sh");
 
-/// Whether this is a system with Debian's package tools.
+/// Whether this system has Debian's package tools.
 pub fn is_here() -> bool {
     paths::in_path("apt-get").is_some() && paths::in_path("dpkg-deb").is_some()
 }
@@ -28,7 +28,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     let mut command = if rustix::process::geteuid().is_root() {
         Command::new("sh")
     } else {
-        // Never ask for a password where nobody can type one, as in CI.
+        // Never asks for a password without a terminal, as in CI.
         let sudo = paths::in_path("sudo").ok_or_else(missing)?;
         let asks = !Command::new(&sudo).args(["-n", "true"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
         if asks && !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
@@ -43,7 +43,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::new(format_args!("apt-get: {status}")).hint(by_hand)) }
 }
 
-/// Unpacks a package below `target/tools` and gives a script there that runs one of its programs with the libraries
+/// Unpacks a package below `target/tools`. Returns a script there that runs one of its programs with the libraries
 /// that the system lacks.
 pub fn unpack(package: &str, program: &str) -> Result<PathBuf> {
     say(format_args!("unpacking Debian's {package} below target/tools"));
@@ -68,7 +68,7 @@ pub fn unpack(package: &str, program: &str) -> Result<PathBuf> {
             );
             let _ = fs::remove_file(deb);
         }
-        // Dependencies are generous; what the program really lacks, the loader knows.
+        // Dependencies may list more than needed; the loader tells which libraries the program really lacks.
         if real.exists() && !lacks_libraries(&root, &real)? {
             break;
         }
@@ -108,8 +108,8 @@ fn wrapper(root: &Path, program: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// `libfoo1 (>= 2) | libbar, adduser, zlib1g, tools (= 1.2)` gives `libfoo1`, `zlib1g` and `tools`: first choices; libraries,
-/// and what must be of the very same version, for it is another part of the same program.
+/// `libfoo1 (>= 2) | libbar, adduser, zlib1g, tools (= 1.2)` results in `libfoo1`, `zlib1g` and `tools`: the first
+/// alternative of libraries, and packages required in the same version, which are parts of the same program.
 fn libraries(depends: &str) -> impl Iterator<Item = &str> {
     let first = |choice: &'_ str| -> Option<usize> { choice.find([' ', '|', '(', ':', '\n']) };
     depends
@@ -130,8 +130,8 @@ fn has_candidate(package: &str) -> bool {
     policy.is_ok_and(|policy| policy.contains("Candidate: ") && !policy.contains("Candidate: (none)"))
 }
 
-/// Fetches the packages into `dir`. An old list names files that the archive no longer has, so a failure renews the
-/// lists and tries once more.
+/// Downloads the packages into `dir`. An old list names files that the archive no longer has, so a failure updates
+/// the lists and tries once more.
 fn download(dir: &Path, packages: &BTreeSet<String>) -> Result<Vec<PathBuf>> {
     let fetch = Program::new("apt-get")
         .args(["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"])
@@ -144,7 +144,7 @@ fn download(dir: &Path, packages: &BTreeSet<String>) -> Result<Vec<PathBuf>> {
 }
 
 fn update_lists() -> Result<()> {
-    // No package: the script then only renews the lists.
+    // Without packages, the script only updates the lists.
     install(&[])
 }
 

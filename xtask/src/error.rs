@@ -1,10 +1,10 @@
-//! One error for the whole crate: what went wrong and what to do about it.
+//! The crate's error type: the problem and the remedy.
 
 use std::fmt;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure that a person reads: what happened, and a hint where there is something to do.
+/// An error for people: the problem, and a hint if there is a remedy.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error {
     what: String,
@@ -16,7 +16,7 @@ impl Error {
         Self { what: what.to_string(), hint: None }
     }
 
-    /// Adds what the reader can do. The last hint wins.
+    /// Adds a hint for the reader. Replaces an earlier one.
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
@@ -40,9 +40,9 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Says what was being done when a lower error came up.
+/// Adds the operation during which an error occurred.
 pub trait While<T> {
-    /// `reading FILE` gives `reading FILE: permission denied`.
+    /// `reading FILE` results in `reading FILE: permission denied`.
     fn while_(self, doing: impl fmt::Display) -> Result<T>;
 }
 

@@ -1,13 +1,14 @@
-//! `cargo xtask experiment`: builds the availability experiment and the proxy as it ships, and runs it. See `tests/experiment/`.
+//! `cargo xtask experiment`: builds the availability experiment and the release build of the proxy, and runs it. See
+//! `tests/experiment/`.
 
 use std::process::Command;
 
 use xtask::{Error, Result, error::While, paths, programs, say};
 
-/// `args` go to the program.
+/// `args` are passed to the program.
 pub fn run(args: &[String]) -> Result<()> {
     say("building the proxy and the experiment with all optimisations, which takes minutes");
-    // One after the other: built together, the proxy would get features of its dependencies that only the experiment asks for.
+    // Built separately: together, the proxy would get features of its dependencies that only the experiment enables.
     for package in ["outrigger", "outrigger-experiment"] {
         programs::build_packages(&[package], true)?;
     }

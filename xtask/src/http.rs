@@ -1,4 +1,4 @@
-//! The smallest HTTP client that can ask a local program how it is: one request, one connection, no TLS.
+//! A minimal HTTP client for checks of local programs: one request per connection, no TLS.
 
 use std::{
     io::{Read, Write},
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, Result, error::While};
 
-/// What came back.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -20,7 +20,8 @@ pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
     send("GET", address, path, &[], "", limit)
 }
 
-/// One request. `limit` bounds connecting and each read, so a server that hangs costs at most a few limits.
+/// Sends one request. `limit` applies to the connect and to each read, so a hanging server costs a few times `limit`
+/// at most.
 pub fn send(
     method: &str,
     address: SocketAddr,

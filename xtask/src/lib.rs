@@ -1,11 +1,13 @@
-//! What a developer's machine needs around Outrigger: databases, tools, free ports, processes that end with us.
+//! Sets up a developer's machine around Outrigger: databases, tools, free ports, and processes that end with their
+//! parent.
 //!
-//! `cargo xtask` is built on it, and so are the end-to-end tests. No async, hardly a dependency.
+//! Used by `cargo xtask` and by the end-to-end tests. No async, few dependencies.
 
 pub mod chroma;
 pub mod debian;
 pub mod error;
 pub mod http;
+pub mod language;
 pub mod npm;
 pub mod paths;
 pub mod ports;
@@ -27,7 +29,7 @@ pub use redis::Redis;
 pub use service::Service;
 pub use tools::Tool;
 
-/// Tells the person at the terminal what is being done, on standard error.
+/// Prints progress to standard error.
 pub fn say(what: impl std::fmt::Display) {
     eprintln!("outrigger: {what}");
 }

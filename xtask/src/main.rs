@@ -1,4 +1,4 @@
-//! `cargo xtask`: everything that a newcomer or CI runs.
+//! `cargo xtask`: the commands for developers and CI.
 
 #![allow(clippy::print_stdout, reason = "a command for people: what it prints is its result")]
 
@@ -37,7 +37,8 @@ fn main() -> ExitCode {
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),
-        // The comparison's own back end, a process of its own so that its time is not counted as the load's.
+        // The upstream of the comparison: a separate process, so that its CPU time is not counted as the load
+        // generator's.
         Some("bench-backend") => bench::backend(rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");

@@ -1,20 +1,20 @@
-//! npm packages, each set in a directory of its own below `target/tools`.
+//! npm packages, each set in its own directory below `target/tools`.
 
 use std::{fs, path::PathBuf};
 
 use crate::{Error, Program, Result, debian, error::While, paths, say};
 
-/// The directory of this set, if it holds exactly what the lock file says.
+/// The directory of this set, if it matches the lock file.
 pub fn find(name: &str, lock: &str) -> Option<PathBuf> {
     let dir = paths::tools().join(name);
     let installed = fs::read_to_string(dir.join(DONE)).ok()?;
     (installed == lock).then_some(dir)
 }
 
-/// Written last, so that a set is complete if it is there.
+/// Written last: if it exists, the set is complete.
 const DONE: &str = "outrigger-lock.json";
 
-/// Installs what the lock file pins, by its digests, and runs no script of any package.
+/// Installs the packages pinned by the lock file, with their digests, and runs no package scripts.
 pub fn install(name: &str, manifest: &str, lock: &str) -> Result<PathBuf> {
     let npm = program()?;
     let dir = paths::tools().join(name);

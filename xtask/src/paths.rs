@@ -1,4 +1,4 @@
-//! Where things of this clone live. All state is under `target/`, so `cargo clean` forgets everything.
+//! Paths of this clone. All state is under `target/`, so `cargo clean` removes everything.
 
 use std::{
     env, fs,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Error, Result, error::While};
 
-/// A path of a Unix socket holds 107 bytes; some room is left for a suffix.
+/// The path of a Unix socket may have 107 bytes; this leaves room for a suffix.
 const SOCKET_PATH_BYTES: usize = 100;
 
 /// The repository.
@@ -23,19 +23,19 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// What `tools` installed for this clone only.
+/// The directory of tools installed for this clone only.
 pub fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// A directory for state under `target/`, made if need be.
+/// A directory for state under `target/`, created if needed.
 pub fn state(name: &str) -> Result<PathBuf> {
     let dir = target().join(name);
     fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
     Ok(dir)
 }
 
-/// Who a path must be open to.
+/// A user that needs access to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     pub uid: u32,
@@ -51,7 +51,7 @@ impl User {
         Some(Self { uid: numbers.next()?.ok()?, gid: numbers.next()?.ok()? })
     }
 
-    /// Whether this user may pass every directory above `path`.
+    /// Whether this user may traverse every directory above `path`.
     pub fn reaches(self, path: &Path) -> bool {
         let passes = |dir: &Path| {
             let Ok(meta) = fs::metadata(dir) else { return true };
@@ -66,16 +66,16 @@ impl User {
     }
 }
 
-/// A directory outside the clone that belongs to us alone; its name follows from `wanted`, so a second run finds it.
+/// A private directory outside of the clone. Its name is derived from `wanted`, so a second run finds it.
 ///
-/// For what cannot live under `target/`: a database of another user, a socket whose path would be too long.
-/// Noted in `target/outside`, for whoever wants to clean up.
+/// For files that cannot be under `target/`: the database of another user, or a socket whose path would be too long.
+/// Listed in `target/outside`, for cleaning up.
 pub fn outside(wanted: &Path) -> Result<PathBuf> {
     let us = rustix::process::getuid().as_raw();
     let mut hasher = DefaultHasher::new();
     (us, wanted).hash(&mut hasher);
     let name = format!("outrigger-{:016x}", hasher.finish());
-    // Only others' files stand in the way of the first name, never our own.
+    // The first name is unavailable only if it belongs to another user.
     for attempt in 0..10 {
         let dir = env::temp_dir().join(format!("{name}-{attempt}"));
         let made = fs::DirBuilder::new().mode(0o711).create(&dir);
@@ -90,7 +90,7 @@ pub fn outside(wanted: &Path) -> Result<PathBuf> {
         .hint("set TMPDIR to a directory that you may write to"))
 }
 
-/// Where a Unix socket of this name can be: below `dir`, unless the path is longer than the system allows.
+/// The path for a Unix socket: below `dir`, unless that is longer than the system allows.
 pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
     let near = dir.join(name);
     if near.as_os_str().len() <= SOCKET_PATH_BYTES {
@@ -99,9 +99,9 @@ pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
     Ok(outside(dir)?.join(name))
 }
 
-/// The first directory of `PATH` that holds this program.
+/// The program's path in the first directory of `PATH` that contains it.
 pub fn in_path(program: &str) -> Option<PathBuf> {
-    // Debian keeps servers where ordinary users do not look.
+    // Debian installs servers in directories that are not in the `PATH` of ordinary users.
     let usual = env::var_os("PATH").unwrap_or_default();
     let dirs = env::split_paths(&usual).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     dirs.map(|dir| dir.join(program))

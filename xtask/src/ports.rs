@@ -1,4 +1,4 @@
-//! Free ports, and who holds the others.
+//! Finds free ports, and the processes that use others.
 
 use std::{
     collections::HashMap,
@@ -10,16 +10,17 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Below 32768, where Linux takes the ports of outgoing connections from: one of those under load would take ours.
+/// Below 32768, where Linux's range of ephemeral ports begins: under load, an outgoing connection could take the
+/// port.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// Handed out by this process and perhaps not listened on yet, each with what keeps other processes away.
+/// Ports handed out by this process, possibly not listened on yet, each with its reservation against other processes.
 static GIVEN: LazyLock<Mutex<HashMap<u16, Option<Reservation>>>> = LazyLock::new(Mutex::default);
 
-/// A TCP port on 127.0.0.1 that nobody listens on, below 32768. Until this process ends no one who asks here, in any
-/// process, gets the same one.
+/// A TCP port on 127.0.0.1 that no process listens on, below 32768. Until this process ends, no other call, in any
+/// process, returns the same port.
 pub fn free() -> Result<u16> {
-    // A random start: most ports are free, so the first is nearly always taken.
+    // A random start: most ports are free, so the first candidate nearly always succeeds.
     let span = u64::from(RANGE.end - RANGE.start);
     let start = RandomState::new().hash_one(std::process::id()) % span;
     (0..span)
@@ -28,7 +29,7 @@ pub fn free() -> Result<u16> {
         .ok_or_else(|| Error::new(format_args!("no free port in {}..{}", RANGE.start, RANGE.end)))
 }
 
-/// The wanted port, or else a free one and who holds the wanted one.
+/// The wanted port, or a free one and the process that uses the wanted one.
 pub fn prefer(wanted: u16) -> Result<(u16, Option<Holder>)> {
     let is_ours = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&wanted);
     if (is_ours && is_free(wanted)) || take(wanted) {
@@ -37,7 +38,7 @@ pub fn prefer(wanted: u16) -> Result<(u16, Option<Holder>)> {
     Ok((free()?, Some(holder(wanted).unwrap_or_default())))
 }
 
-/// Keeps a port for this process, unless somebody listens on it or keeps it.
+/// Reserves a port for this process, unless it is in use or reserved.
 fn take(port: u16) -> bool {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     if given.contains_key(&port) || !is_free(port) {
@@ -52,8 +53,8 @@ fn take(port: u16) -> bool {
 #[cfg(target_os = "linux")]
 type Reservation = std::os::unix::net::UnixListener;
 
-/// Tells other processes, of any user, that a port is spoken for before anybody listens on it: a name among the
-/// abstract sockets, which leaves no file and ends with us.
+/// Reserves a port against other processes of any user until it is listened on: binds a name in the abstract socket
+/// namespace, which leaves no file and is released when the process ends.
 #[cfg(target_os = "linux")]
 fn reserve(port: u16) -> std::io::Result<Option<Reservation>> {
     use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
@@ -69,10 +70,10 @@ fn reserve(_port: u16) -> std::io::Result<Option<Reservation>> {
     Ok(None)
 }
 
-/// Whether nobody listens on this port now.
+/// Whether no process listens on this port now.
 ///
-/// It is bound to find out, and not listened on: a program that another thread starts in that moment has a copy of the socket until it
-/// begins, and would keep the port from whoever gets it.
+/// Binds the port without listening: a child process started concurrently by another thread inherits the socket until
+/// its exec, and a listening socket would block the port meanwhile.
 pub fn is_free(port: u16) -> bool {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let bound = || {
@@ -83,7 +84,7 @@ pub fn is_free(port: u16) -> bool {
     bound().is_ok()
 }
 
-/// Who listens on a port: unknown parts are empty, as with another user's process.
+/// The process that listens on a port. Unknown parts are empty, for example for another user's process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     pub pid: Option<u32>,
@@ -99,7 +100,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who listens on this port on any address, as far as `/proc` tells us.
+/// The process that listens on this port on any address, as far as `/proc` shows.
 pub fn holder(port: u16) -> Option<Holder> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()

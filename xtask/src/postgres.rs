@@ -1,4 +1,4 @@
-//! A PostgreSQL server of our own, on a private directory and a free port; the system's own is left alone.
+//! Runs a PostgreSQL server in a private directory on a free port; does not touch the system's own server.
 
 use std::{
     fs,
@@ -15,13 +15,13 @@ use crate::{
     ports, process, wait,
 };
 
-/// The role that owns everything here. Its password is random, as anybody on this machine can reach the port.
+/// The role that owns everything. Its password is random, since every process on this machine can reach the port.
 const ROLE: &str = "app";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
 const REAP: Duration = Duration::from_secs(5);
 
-/// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
+/// A running server, or a stopped one that can be restarted on the same port. Stopped on drop.
 #[derive(Debug)]
 pub struct Postgres {
     programs: PathBuf,
@@ -34,13 +34,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts on a free port. `dir` keeps the data: what was there before is there again.
+    /// Starts on a free port. `dir` keeps the data between runs.
     pub fn start(dir: &Path) -> Result<Self> {
         Self::start_on(dir, ports::free()?)
     }
 
-    /// Starts on this port. Root cannot run PostgreSQL, so it then runs as the user `postgres`; where that user does
-    /// not reach `dir`, the data is in a private directory of the system's temporary one, always the same.
+    /// Starts on this port. As root, runs PostgreSQL as the user `postgres` or `nobody`, since PostgreSQL refuses to
+    /// run as root. If that user cannot reach `dir`, the data is in a private directory of the system's temporary
+    /// one, always the same.
     pub fn start_on(dir: &Path, port: u16) -> Result<Self> {
         let programs = Tool::Postgres.get()?;
         let user = unprivileged()?;
@@ -48,7 +49,7 @@ impl Postgres {
             Some(user) if !user.reaches(&dir.join("data")) => paths::outside(dir)?,
             _ => dir.to_path_buf(),
         };
-        // Data of another major version does not start; it stays beside.
+        // One directory per major version, since a version cannot start on another one's data.
         let version = major_version(&programs)?;
         let dir = dir.join(format!("postgresql-{version}"));
         let password = prepare(&programs, &dir, user)?;
@@ -57,7 +58,7 @@ impl Postgres {
         Ok(server)
     }
 
-    /// Where a client connects to: `postgres://ROLE:PASSWORD@127.0.0.1:PORT/DATABASE`.
+    /// The connection URL: `postgres://ROLE:PASSWORD@127.0.0.1:PORT/DATABASE`.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{ROLE}:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
@@ -75,7 +76,7 @@ impl Postgres {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// The main process, for who waits for its unexpected end.
+    /// The main process, to detect its unexpected end.
     pub fn process_mut(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
@@ -84,13 +85,13 @@ impl Postgres {
         self.dir.join("log")
     }
 
-    /// Starts a stopped server again, on the same port and data. One that runs is left alone.
+    /// Restarts a stopped server, on the same port and data. Does nothing if it is running.
     pub fn start_again(&mut self) -> Result<()> {
         if self.process.as_mut().is_some_and(Process::is_running) {
             return Ok(());
         }
         self.clear_zombie();
-        // Nobody's data is at stake and a crash here is always one of the process, not of the machine: no fsync.
+        // The data is disposable, and only processes crash here, not the machine: no fsync.
         let settings = ["fsync=off", "full_page_writes=off", "unix_socket_directories=", "max_connections=300"];
         let mut process = Program::new(self.programs.join("postgres"))
             .arg("-D")
@@ -103,7 +104,7 @@ impl Postgres {
         let pid = process.pid().to_string();
         let status = self.data.join("postmaster.pid");
         process.ready(START, || {
-            // Its first line is the process, its eighth how far the start has come.
+            // Line 1 is the process id, line 8 the state of the start.
             let status = fs::read_to_string(&status).unwrap_or_default();
             let line = |number: usize| status.lines().nth(number).unwrap_or_default().trim();
             line(0) == pid && line(7) == "ready"
@@ -112,7 +113,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Ends it in order: clients are disconnected, everything is written.
+    /// Stops it gracefully: disconnects clients and writes all data.
     pub fn stop(&mut self) -> Result<()> {
         self.resume();
         match self.process.take() {
@@ -121,7 +122,7 @@ impl Postgres {
         }
     }
 
-    /// Ends it as a crash does; the next start recovers.
+    /// Stops it like a crash; the next start recovers.
     pub fn crash(&mut self) -> Result<()> {
         self.resume();
         match self.process.take() {
@@ -130,7 +131,7 @@ impl Postgres {
         }
     }
 
-    /// Freezes the whole server: connections are still accepted by the kernel, and nothing answers.
+    /// Freezes the whole server: the kernel still accepts connections, but the server does not respond.
     pub fn pause(&mut self) {
         self.signal_all(Signal::STOP);
     }
@@ -139,7 +140,7 @@ impl Postgres {
         self.signal_all(Signal::CONT);
     }
 
-    /// Makes a database if there is none of this name.
+    /// Creates a database unless it exists.
     pub fn create_database(&self, name: &str) -> Result<()> {
         let known = self.sql("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{name}'"))?;
         if known.is_empty() {
@@ -148,12 +149,12 @@ impl Postgres {
         Ok(())
     }
 
-    /// Removes a database, with whoever is connected to it.
+    /// Drops a database and disconnects its clients.
     pub fn drop_database(&self, name: &str) -> Result<()> {
         self.sql("postgres", &format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).map(drop)
     }
 
-    /// Runs one statement through `psql`: rows as lines, columns split by `|`.
+    /// Runs one statement through `psql`. Returns rows as lines, columns separated by `|`.
     pub fn sql(&self, database: &str, statement: &str) -> Result<String> {
         let output = Program::new(self.programs.join("psql"))
             .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(database), "-c", statement])
@@ -162,13 +163,14 @@ impl Postgres {
         Ok(output.trim_end().to_owned())
     }
 
-    /// A killed server that its new parent has not reaped yet looks alive to the next one, which then refuses to start.
+    /// Waits for a killed server to be reaped by its new parent. As a zombie, it looks alive to the next server,
+    /// which then refuses to start.
     fn clear_zombie(&self) {
         let status = self.data.join("postmaster.pid");
         let noted = fs::read_to_string(&status).unwrap_or_default();
         let Some(old) = noted.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return };
         let is_zombie = || process::stat(old).is_some() && !process::exists(old);
-        // Some containers' first process never reaps. By then its children have long seen its end and gone.
+        // In some containers, init never reaps. By now the server's children have noticed its end and exited.
         if is_zombie() && wait::until("the old server to be reaped", REAP, || !is_zombie()).is_err() {
             let _ = fs::remove_file(&status);
         }
@@ -176,7 +178,7 @@ impl Postgres {
 
     fn signal_all(&mut self, signal: Signal) {
         let Some(process) = self.process.as_mut() else { return };
-        // Top down, so that no child is born frozen-out between the two steps.
+        // Parent first, so that it starts no child after the children are signalled.
         process.signal(signal);
         for child in process::children(process.pid()) {
             process::signal(child, signal);
@@ -186,7 +188,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // Its children end when they see it gone, which a frozen one never does.
+        // Its children exit when they notice its end, which frozen ones never do.
         self.resume();
         if let Some(mut process) = self.process.take() {
             let _ = process.stop(Signal::QUIT, Duration::from_secs(5));
@@ -194,7 +196,7 @@ impl Drop for Postgres {
     }
 }
 
-/// Whom to run as: ourselves, unless we are root, whom PostgreSQL refuses.
+/// The user to run as, if this process is root, which PostgreSQL refuses.
 fn unprivileged() -> Result<Option<User>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -213,7 +215,7 @@ fn major_version(programs: &Path) -> Result<u32> {
     number.ok_or_else(|| Error::new(format_args!("{}: no version in {said:?}", programs.display())))
 }
 
-/// Makes the directory and, the first time, the cluster in it. Gives the password.
+/// Creates the directory and, the first time, the cluster. Returns the password.
 fn prepare(programs: &Path, dir: &Path, user: Option<User>) -> Result<String> {
     let doing = format!("preparing {}", dir.display());
     if let Some(above) = dir.parent() {
@@ -235,7 +237,7 @@ fn prepare(programs: &Path, dir: &Path, user: Option<User>) -> Result<String> {
     if let Some(User { uid, gid }) = user {
         chown(&secret, Some(uid), Some(gid)).while_(&doing)?;
     }
-    // Made beside and moved into place: a run that was interrupted leaves no half of a cluster.
+    // Created under another name and renamed, so that an interrupted run leaves no partial cluster.
     let fresh = dir.join("data.new");
     let _ = fs::remove_dir_all(&fresh);
     Program::new(programs.join("initdb"))
@@ -252,7 +254,7 @@ fn prepare(programs: &Path, dir: &Path, user: Option<User>) -> Result<String> {
     Ok(password)
 }
 
-/// This many random bytes as hexadecimal digits.
+/// Random bytes in hex.
 pub fn random_hex(bytes: usize) -> Result<String> {
     use std::io::Read;
     let mut random = vec![0; bytes];

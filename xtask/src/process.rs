@@ -1,4 +1,4 @@
-//! Programs that we start and that end with us: stopped when dropped, killed by the kernel when we are killed.
+//! Starts programs that end with this process: stopped on drop, killed by the kernel if this process is killed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ use rustix::process::{Pid, kill_process, kill_process_group};
 
 use crate::{Error, Result, error::While, paths::User, wait};
 
-/// What to start and how; then [`Program::start`].
+/// A program's command line and environment, for [`Program::start`].
 #[derive(Clone, Debug)]
 pub struct Program {
     path: PathBuf,
@@ -51,7 +51,7 @@ impl Program {
         self
     }
 
-    /// Takes a variable away that our own environment may have.
+    /// Removes an inherited environment variable.
     #[must_use]
     pub fn without_env(mut self, name: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), None));
@@ -64,24 +64,24 @@ impl Program {
         self
     }
 
-    /// Runs as this user; only root can do that.
+    /// Runs it as this user; requires root.
     #[must_use]
     pub fn user(mut self, user: Option<User>) -> Self {
         self.user = user;
         self
     }
 
-    /// The signal, as `TERM`, that it gets when we die without stopping it. `KILL` unless told.
+    /// The signal, such as `TERM`, that it gets if this process dies without stopping it. Default: `KILL`.
     ///
-    /// A program with children of its own wants `TERM`, since the kernel signals it alone.
+    /// A program with children needs `TERM`, since the kernel signals only the program itself.
     #[must_use]
     pub fn when_orphaned(mut self, signal: &'static str) -> Self {
         self.orphaned = signal;
         self
     }
 
-    /// Starts it in a process group of its own, so that a Ctrl-C in the terminal reaches only us. Its standard output
-    /// and error are appended to `log`.
+    /// Starts it in its own process group, so that Ctrl-C in the terminal reaches only this process. Appends its
+    /// standard output and error to `log`.
     pub fn start(&self, name: &str, log: &Path) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.while_(format_args!("opening {}", log.display()))?;
@@ -93,7 +93,7 @@ impl Program {
         Ok(Process { name: name.to_owned(), child, log: log.to_path_buf() })
     }
 
-    /// Runs it to its end; an exit code other than 0 is an error that shows what it said.
+    /// Runs it to its end; an exit code other than 0 is an error that contains the output.
     pub fn output(&self) -> Result<String> {
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -133,9 +133,9 @@ impl Program {
     }
 }
 
-/// Whether util-linux' `setpriv` is here, which ties a child's life to ours (`PR_SET_PDEATHSIG`).
+/// Whether util-linux's `setpriv` is available, which makes a child end with its parent (`PR_SET_PDEATHSIG`).
 ///
-/// Without it a `kill -9` of this process leaves its children behind; every other end is covered by `Drop`.
+/// Without it, a `kill -9` of this process leaves its children running; `Drop` covers every other case.
 static CAN_BIND_TO_PARENT: LazyLock<bool> = LazyLock::new(|| {
     let probe = Command::new("setpriv").args(["--pdeathsig", "KILL", "--", "true"]).stderr(Stdio::null()).status();
     probe.is_ok_and(|status| status.success())
@@ -143,8 +143,8 @@ static CAN_BIND_TO_PARENT: LazyLock<bool> = LazyLock::new(|| {
 
 /// Runs `work` on a thread that lives as long as the process.
 ///
-/// The kernel calls a child an orphan when the *thread* that started it ends, and the test runner's threads end with
-/// each test. Every start waits for the one before, so `work` must be short.
+/// The kernel sends the parent-death signal when the *thread* that started the child ends, and the test runner's
+/// threads end with each test. Starts are serialised, so `work` must be short.
 fn on_lasting_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     type Job = Box<dyn FnOnce() + Send>;
     static THREAD: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
@@ -163,7 +163,7 @@ fn on_lasting_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     result.recv().expect("a job always answers")
 }
 
-/// A started program. Dropping it kills its whole process group.
+/// A started program. Killed on drop, with its process group.
 pub struct Process {
     name: String,
     child: Child,
@@ -179,12 +179,12 @@ impl Process {
         self.child.id()
     }
 
-    /// Where its output goes.
+    /// The path of its log.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -193,14 +193,14 @@ impl Process {
         self.ended().is_none()
     }
 
-    /// Sends a signal to this process, not to its children. One that has ended is left alone.
+    /// Sends a signal to this process, not to its children. Does nothing if it has ended.
     pub fn signal(&mut self, signal: Signal) {
         if self.is_running() {
             let _ = kill_process(raw(self.child.id()), signal);
         }
     }
 
-    /// Freezes it: it answers nothing and does not notice.
+    /// Freezes it: it stops responding, and does not notice.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
     }
@@ -209,7 +209,7 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
-    /// Ends it at once, with its process group.
+    /// Kills it and its process group.
     pub fn kill(&mut self) {
         if self.is_running() {
             let _ = kill_process_group(raw(self.child.id()), Signal::KILL);
@@ -223,14 +223,14 @@ impl Process {
         wait::for_some(&what, limit, || self.ended())
     }
 
-    /// Asks it to end and waits; kills it after `limit`, which is an error.
+    /// Sends the signal and waits for its end; after `limit`, kills it and returns an error.
     pub fn stop(&mut self, signal: Signal, limit: Duration) -> Result<ExitStatus> {
         self.signal(signal);
         self.resume();
         self.wait(limit).inspect_err(|_| self.kill())
     }
 
-    /// Waits until `look` is true; says at once when the program ends instead, with the end of its log.
+    /// Waits until `look` returns true. If the program ends instead, fails immediately with the end of its log.
     pub fn ready(&mut self, limit: Duration, mut look: impl FnMut() -> bool) -> Result<()> {
         let what = format!("{} to be ready", self.name);
         let outcome = wait::for_some(&what, limit, || match self.ended() {
@@ -264,16 +264,16 @@ impl fmt::Debug for Process {
     }
 }
 
-/// The processes that `pid` started itself.
+/// The direct children of `pid`.
 pub fn children(pid: u32) -> Vec<u32> {
     let parent = pid.to_string();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    // After the name in brackets, which may hold anything: state, then the parent.
+    // After the name in parentheses, which may contain anything: state, then parent.
     ids.filter(|id| stat(*id).is_some_and(|fields| fields.get(1) == Some(&parent))).collect()
 }
 
-/// Whether a process of this id exists and is not a zombie.
+/// Whether a process with this id exists and is not a zombie.
 pub fn exists(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z" && state != "X"))
 }
@@ -285,7 +285,7 @@ pub fn stat(pid: u32) -> Option<Vec<String>> {
     Some(fields.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Sends a signal to any process; that it is gone already is no error.
+/// Sends a signal to any process; not an error if it has ended.
 pub fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(raw(pid), signal);
 }

@@ -1,4 +1,4 @@
-//! Our own programs, built for development.
+//! Outrigger's own programs, built for development.
 
 use std::{
     path::PathBuf,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, Result, error::While, paths};
 
-/// Set by `cargo xtask test`, which has built them already.
+/// Set by `cargo xtask test`, which has already built them.
 pub const BUILT: &str = "XTASK_PROGRAMS_BUILT";
 
 /// Builds `outrigger`, `outrigger-app`, `outrigger-edge` and `xtask`, with cargo's own progress on standard error.
@@ -31,8 +31,8 @@ pub fn build_packages(packages: &[&str], release: bool) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::new("the programs do not build; see above")) }
 }
 
-/// Removes what cargo tells a program that it runs about that program's package. Some build scripts look at these variables, so
-/// a cargo below another one would build them, and all that depends on them, once more.
+/// Removes the variables in which cargo describes the package of the running program. Some build scripts depend on
+/// them, so a nested cargo would rebuild those and all their dependents.
 pub fn forget_package(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -42,7 +42,7 @@ pub fn forget_package(command: &mut Command) {
     }
 }
 
-/// Builds them for development, once in a process, and not at all when the one who started us says that it did.
+/// Builds them for development, once per process, unless [`BUILT`] says that they are built.
 pub fn ensure_built() -> Result<()> {
     static BUILT_HERE: Mutex<bool> = Mutex::new(false);
     let mut is_built = BUILT_HERE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,8 +53,8 @@ pub fn ensure_built() -> Result<()> {
     Ok(())
 }
 
-/// Where a program is, built for development. In a test process that runs without `cargo xtask test` the first call
-/// builds, as cargo itself builds no program of another package for a test.
+/// The path of a program, built for development. In a test run without `cargo xtask test`, the first call builds it,
+/// since cargo does not build programs of other packages for a test.
 pub fn find(name: &str) -> Result<PathBuf> {
     ensure_built()?;
     let path = directory().join(name);
@@ -64,7 +64,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
     Err(Error::new(format_args!("{} is not there", path.display())).hint("run `cargo build --workspace --bins`"))
 }
 
-/// The profile's directory: where the test that asks was built itself, else the one of the dev profile.
+/// The profile's directory: that of the running test, else that of the dev profile.
 fn directory() -> PathBuf {
     let test = std::env::current_exe().ok();
     let deps = test.as_ref().and_then(|test| test.parent()).filter(|dir| dir.ends_with("deps"));

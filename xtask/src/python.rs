@@ -1,4 +1,4 @@
-//! Python packages, each in a virtual environment of its own below `target/tools`.
+//! Python packages, each set in its own virtual environment below `target/tools`.
 
 use std::{
     fs,
@@ -7,15 +7,15 @@ use std::{
 
 use crate::{Error, Program, Result, debian, error::While, paths, say};
 
-/// A virtual environment's directory, if it is complete and holds exactly these requirements.
+/// The virtual environment's directory, if it is complete and has exactly these requirements.
 pub fn find(name: &str, requirements: &[&str]) -> Option<PathBuf> {
     let venv = paths::tools().join(name);
     let noted = fs::read_to_string(note(&venv)).ok()?;
-    // The interpreter is a link: a system upgrade may have taken its goal away.
+    // The interpreter is a symlink, whose target a system upgrade may have removed.
     (noted == requirements.join("\n") && venv.join("bin/python").exists()).then_some(venv)
 }
 
-/// Makes the virtual environment anew. `--no-deps`: each package is pinned and named, nothing comes along unseen.
+/// Recreates the virtual environment. `--no-deps`: every package is listed and pinned.
 pub fn install(name: &str, requirements: &[&str]) -> Result<PathBuf> {
     let python = interpreter()?;
     let venv = paths::tools().join(name);
@@ -36,7 +36,7 @@ fn note(venv: &Path) -> PathBuf {
     venv.join("outrigger-requirements.txt")
 }
 
-/// A Python 3 that can make virtual environments; Debian has that part in a package of its own.
+/// A Python 3 that can create virtual environments, for which Debian has a separate package.
 fn interpreter() -> Result<PathBuf> {
     let candidates = || paths::in_path("python3").into_iter().chain([PathBuf::from("/usr/bin/python3")]);
     let able = |python: &PathBuf| Program::new(python).args(["-c", "import venv, ensurepip"]).output().is_ok();

@@ -1,4 +1,4 @@
-//! A Redis server of our own, which keeps nothing: what it knew is gone after a restart.
+//! Runs a Redis server without persistence: its data is gone after a restart.
 
 use std::{
     fs,
@@ -12,12 +12,12 @@ use std::{
 use crate::{Error, Program, Result, Service, Tool, error::While, ports};
 
 const START: Duration = Duration::from_secs(20);
-/// For one command.
+/// Timeout for one command.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// A running server, or one that was stopped and can be started again on the same port. Dropping it ends it.
+/// A running server, or a stopped one that can be restarted on the same port. Stopped on drop.
 ///
-/// It listens on 127.0.0.1 and, where there is IPv6, on `::1`, and knows no passwords unless told.
+/// Listens on 127.0.0.1 and, if there is IPv6, on `::1`. Has no password by default.
 #[derive(Debug)]
 pub struct Redis {
     program: PathBuf,
@@ -28,12 +28,12 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts on a free port. `dir` gets its log.
+    /// Starts on a free port. `dir` contains its log.
     pub fn start(dir: &Path) -> Result<Self> {
         Self::start_with(dir, &[])
     }
 
-    /// The same with further options, such as `["--tls-port", "6380"]`.
+    /// Like [`Self::start`], with further options such as `["--tls-port", "6380"]`.
     pub fn start_with(dir: &Path, args: &[&str]) -> Result<Self> {
         let dir = dir.join("redis");
         fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
@@ -61,14 +61,14 @@ impl Redis {
         self.dir.join("log")
     }
 
-    /// Starts a stopped server again, on the same port. One that runs is left alone.
+    /// Restarts a stopped server, on the same port. Does nothing if it is running.
     pub fn start_again(&mut self) -> Result<()> {
         if self.service.is_running() {
             return Ok(());
         }
         let mut process = Program::new(&self.program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "-::1"])
-            // Nothing is written, so a full disk or a slow one is no part of any test.
+            // No persistence, so that a full or slow disk cannot affect a test.
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(&self.dir)
             .args(&self.args)
@@ -80,8 +80,8 @@ impl Redis {
         Ok(())
     }
 
-    /// Sends one command as a line of words, such as `FLUSHALL`, and gives the first line or the bulk of the answer. An
-    /// error that the server answers is one here, `NOAUTH` excepted: it runs, then.
+    /// Sends one command as a line of words, such as `FLUSHALL`. Returns the first line or the bulk string of the
+    /// response. An error response is an error, except `NOAUTH`, which shows that the server runs.
     pub fn command(&self, words: &str) -> Result<String> {
         let doing = format!("asking Redis: {words}");
         let mut stream = TcpStream::connect_timeout(&self.address(), ANSWER).while_(&doing)?;

@@ -1,14 +1,15 @@
-//! Tables of the documentation that are made from the programs themselves.
+//! Tables in the documentation that are generated from the programs.
 
 use std::fs;
 
 use crate::{Error, Result, error::While, paths};
 
-/// Set to write the tables anew instead of comparing them.
+/// If set, tables are rewritten instead of compared.
 pub const UPDATE: &str = "UPDATE_DOCS";
 
-/// Compares the part of `file` (a path in the repository) between `<!-- NAME -->` and `<!-- end of NAME -->` with a table of these
-/// metrics: one line each, its name, type, labels and help separated by tabs. Writes it when [`UPDATE`] is set.
+/// Compares the part of `file` (a path in the repository) between `<!-- NAME -->` and `<!-- end of NAME -->` with a
+/// table of these metrics: one line each, with name, type, labels and help separated by tabs. Writes it if [`UPDATE`]
+/// is set.
 pub fn metrics(file: &str, name: &str, lines: &str) -> Result<()> {
     let path = paths::root().join(file);
     let text = fs::read_to_string(&path).while_(format_args!("reading {file}"))?;

@@ -1,4 +1,4 @@
-//! A server that is ended and started again at will, as its user has it between its starts.
+//! A server that can be stopped and restarted at any time.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use crate::{Process, Result, Signal};
 
 const STOP: Duration = Duration::from_secs(10);
 
-/// The process of a server, while there is one.
+/// The process of a server, if it is running.
 #[derive(Debug, Default)]
 pub struct Service {
     process: Option<Process>,
 }
 
 impl Service {
-    /// This one runs now.
+    /// Sets the running process.
     pub(crate) fn runs(&mut self, process: Process) {
         self.process = Some(process);
     }
@@ -27,12 +27,12 @@ impl Service {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// The process, for who waits for its unexpected end.
+    /// The process, to detect its unexpected end.
     pub fn process_mut(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
 
-    /// Ends it in order.
+    /// Stops it gracefully.
     pub fn stop(&mut self) -> Result<()> {
         match self.process.take() {
             Some(mut process) => process.stop(Signal::TERM, STOP).map(drop),
@@ -47,7 +47,7 @@ impl Service {
         }
     }
 
-    /// Freezes it: connections are still accepted by the kernel, and nothing answers.
+    /// Freezes it: the kernel still accepts connections, but the server does not respond.
     pub fn pause(&mut self) {
         if let Some(process) = self.process.as_mut() {
             process.pause();

@@ -1,14 +1,15 @@
-//! `cargo xtask test`: what CI runs, and nothing that CI does not.
+//! `cargo xtask test`: the same checks as in CI.
 
 use std::{env, process::Command, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 
-/// Installs what is missing, then runs every step, also after a failed one, so that one run tells everything.
+/// Installs missing tools, then runs every step, even after a failure, so that one run reports all failures.
 pub fn run(args: &[String]) -> Result<()> {
     tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
-    // Built first: cargo builds no program of another package for a test. Together with the tests, since cargo unites the
-    // features of what is built together: built alone, the programs would need many dependencies a second time.
+    // Built first, since cargo does not build programs of other packages for a test. Built together with the tests,
+    // since cargo unifies the features of one build: separately, the programs would need many dependencies a second
+    // time.
     step("build", || checked(&mut cargo(&["build", "--workspace", "--bins", "--tests", "--examples"])))?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
@@ -25,7 +26,7 @@ pub fn run(args: &[String]) -> Result<()> {
     Err(Error::new(format_args!("failed: {}", failed.join(", "))))
 }
 
-/// What takes minutes, one after the other.
+/// Runs the tests that take minutes, one after the other.
 pub fn soak(args: &[String]) -> Result<()> {
     tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
     step("build", || programs::build(false))?;
@@ -52,14 +53,14 @@ fn tests(args: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-/// The tests of programs that are built.
+/// Adds the environment of tests whose programs are already built.
 fn with_tools(mut command: Command) -> Result<Command> {
     command.env(programs::BUILT, "1");
-    // The tests find the tools by themselves; told, all of them use the same.
+    // The tests find the tools by themselves; this makes all of them use the same.
     for tool in Tool::RUN.iter().chain(&Tool::TEST) {
         command.env(tool.variable(), tool.get()?);
     }
-    // A developer's own databases must not become the tests'.
+    // Tests must not use a developer's own databases.
     command.env_remove("DATABASE_URL").env_remove("CHROMA_URL");
     Ok(command)
 }

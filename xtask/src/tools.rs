@@ -1,4 +1,4 @@
-//! Every program that Outrigger's developers need beside Rust: where it is found, and how it is got.
+//! The programs that Outrigger's developers need besides Rust: how to find and install them.
 
 use std::{
     env,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, Result, debian, error::While, npm, paths, python};
 
-/// Something that this crate finds, and installs when asked to.
+/// A tool that this crate finds, and installs on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     /// A C and C++ compiler, with make.
@@ -19,14 +19,14 @@ pub enum Tool {
     Postgres,
     /// A Python that can import ChromaDB's server.
     Chroma,
-    /// Prometheus' checker of metrics, rules and alerts.
+    /// Prometheus's checker for metrics, rules and alerts.
     Promtool,
-    /// What Fly's metrics are kept in, and asked with.
+    /// The database in which Fly stores metrics.
     VictoriaMetrics,
     Supervisord,
-    /// A Python that can import the OpenTelemetry SDK and its instrumentation of WSGI.
+    /// A Python that can import the OpenTelemetry SDK and its WSGI instrumentation.
     OpenTelemetry,
-    /// The checker of Dockerfiles.
+    /// A linter for Dockerfiles.
     Hadolint,
     Wrk,
     /// Apache's `ab`, which speaks HTTP/1.0.
@@ -39,26 +39,26 @@ pub enum Tool {
     /// A Python with Starlette and uvicorn.
     Starlette,
     Node,
-    /// The directory of Express, with what it needs beside it.
+    /// The directory of Express; its dependencies are next to it.
     Express,
     /// Puma, which serves Rack apps, with Ruby.
     Puma,
     Go,
 }
 
-/// How to get a tool that is not here.
+/// How to get a missing tool.
 enum Source {
-    /// Needs a place in the system: installed with apt.
+    /// Must be installed in the system: Debian packages, installed with apt.
     Apt(&'static [&'static str]),
-    /// Needs none: unpacked from this Debian package; the path inside it.
+    /// A Debian package to unpack, and the program's path in it.
     Unpacked(&'static str, &'static str),
-    /// From the Python package index, pinned; the program's path in the virtual environment.
+    /// Pinned packages from the Python package index, and the program's path in the virtual environment.
     Python(&'static [&'static str], &'static str),
-    /// From the npm registry, as this manifest and its lock file say; the directory below the one that has them.
+    /// npm packages: manifest and lock file, and the path of the result in their directory.
     Npm([&'static str; 2], &'static str),
 }
 
-/// All that the SDK and its instrumentation of WSGI need.
+/// The SDK, its WSGI instrumentation and all their dependencies.
 const OPENTELEMETRY: [&str; 9] = [
     "opentelemetry-api==1.45.2",
     "opentelemetry-sdk==1.45.2",
@@ -78,9 +78,9 @@ const EXPRESS: [&str; 2] = [
 ];
 
 impl Tool {
-    /// What building and running takes.
+    /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
-    /// What the tests take besides.
+    /// Further tools for the tests.
     pub const TEST: [Self; 14] = [
         Self::Promtool,
         Self::VictoriaMetrics,
@@ -97,10 +97,10 @@ impl Tool {
         Self::Puma,
         Self::Go,
     ];
-    /// What the comparison takes.
+    /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
 
-    /// The program, and its variable's name in lower case: `XTASK_…` overrides where a tool is found.
+    /// The program's name. In upper case after `XTASK_`, it is the variable that overrides the tool's path.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Compiler => "c++",
@@ -164,20 +164,20 @@ impl Tool {
         }
     }
 
-    /// The environment variable that names another place, such as `XTASK_PROMTOOL`. For PostgreSQL it names the
+    /// The environment variable that overrides the tool's path, such as `XTASK_PROMTOOL`. For PostgreSQL it names the
     /// directory of its programs.
     pub fn variable(self) -> String {
         format!("XTASK_{}", self.name().replace('+', "X").replace('-', "_").to_uppercase())
     }
 
-    /// Where it is: the variable, what was installed for this clone, `PATH`, in this order.
+    /// Looks for the tool: in the variable, among the tools of this clone, and in `PATH`.
     pub fn find(self) -> Option<PathBuf> {
         if let Some(told) = env::var_os(self.variable()).filter(|value| !value.is_empty()) {
             return Some(PathBuf::from(told)).filter(|path| path.exists());
         }
         match (self, self.source()) {
             (Self::Postgres, _) => postgres_programs(),
-            // Any other Python in PATH lacks the packages.
+            // Other Pythons in PATH lack the packages.
             (Self::Chroma | Self::Starlette, Source::Python(requirements, program)) => {
                 Some(python::find(self.name(), requirements)?.join(program))
             }
@@ -194,7 +194,7 @@ impl Tool {
         }
     }
 
-    /// Where it is, or how to get it.
+    /// Like [`Self::find`]; if the tool is missing, the error tells how to get it.
     pub fn get(self) -> Result<PathBuf> {
         self.find().ok_or_else(|| {
             let (name, variable) = (self.name(), self.variable());
@@ -204,7 +204,7 @@ impl Tool {
     }
 }
 
-/// Installs what is missing of these. All that needs apt is asked for in one go; all that fails is told at once.
+/// Installs the missing ones of these tools. Calls apt once for all of them, and reports all failures together.
 pub fn install(tools: &[Tool]) -> Result<()> {
     let _lock = lock()?;
     let missing: Vec<Tool> = tools.iter().copied().filter(|tool| tool.find().is_none()).collect();
@@ -242,7 +242,7 @@ fn absent(tool: Tool) -> Error {
         .hint(format_args!("install it so that it is in PATH, or name its place in {variable}"))
 }
 
-/// Two runs in one clone must not install into the same directory at once.
+/// Prevents two runs in one clone from installing into the same directory at once.
 fn lock() -> Result<File> {
     let dir = paths::tools();
     fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
@@ -253,7 +253,7 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-/// PostgreSQL's programs: in `PATH`, or where Debian keeps them, the newest version first.
+/// PostgreSQL's programs: in `PATH`, or in Debian's directory, the newest version first.
 fn postgres_programs() -> Option<PathBuf> {
     let complete = |dir: &Path| ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).exists());
     let in_path = paths::in_path("postgres").and_then(|file| Some(file.parent()?.to_path_buf()));

@@ -1,5 +1,5 @@
-//! `cargo xtask up`: the whole house on this machine, until Ctrl-C. With `--machines`, as many Machines as one likes behind a
-//! stand-in for Fly's edge.
+//! `cargo xtask up`: runs the whole stack on this machine until Ctrl-C. With `--machines`, runs several Machines
+//! behind a stand-in for Fly's edge.
 
 mod machine;
 mod trail;
@@ -29,17 +29,17 @@ use self::trail::Secrets;
 const KEY: &str = "outrigger-demo-key";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(10);
-/// More would have no memory left on a laptop.
+/// More would not fit a laptop's memory.
 const MOST_MACHINES: u8 = 10;
 
-/// What a search finds on the first day: title, content and a made-up embedding.
+/// The documents of a new database: title, content and a made-up embedding.
 const SEEDS: [(&str, &str, &str); 3] = [
     ("Canoes", "An outrigger keeps a canoe upright in a swell.", "[0.9,0.1,0.0,0.2,0.0,0.0,0.1,0.0]"),
     ("Proxies", "A sidecar keeps an app answering when things go wrong.", "[0.1,0.9,0.3,0.0,0.0,0.1,0.0,0.0]"),
     ("Tides", "The tide is high twice a day.", "[0.7,0.0,0.0,0.6,0.1,0.0,0.0,0.2]"),
 ];
 
-/// In the order of their start; they end in the reverse of it.
+/// The running stack. Started in this order, stopped in reverse.
 struct House {
     postgres: Option<Postgres>,
     chroma: Option<Chroma>,
@@ -48,16 +48,16 @@ struct House {
     shared: Shared,
 }
 
-/// Who listens where.
+/// The addresses of all servers.
 struct Addresses {
-    /// What people use: the proxy, or the edge in front of several.
+    /// The address for clients: the proxy, or the edge in front of several.
     front: SocketAddr,
     machines: Vec<machine::Addresses>,
     postgres: SocketAddr,
     chroma: SocketAddr,
 }
 
-/// Names another directory below `target/`, so that a test's house stands beside the developer's.
+/// Names another directory below `target/`, so that a test's stack can run next to the developer's.
 const STATE: &str = "XTASK_UP_STATE";
 
 pub fn run(args: &[String]) -> Result<()> {
@@ -71,7 +71,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let stop = stop_signals()?;
     let (mut house, addresses) = start_somewhere(&state, machines)?;
     let document = seed(addresses.front)?;
-    // The tour begins with it. A server of the developer's own may be unwell, which the tour then shows.
+    // The tour begins with it. It may fail with a developer's own server, which the tour then shows.
     let _ = wait::until("health", Duration::from_secs(5), || is_ok(addresses.front, "/health/detailed"));
     let audit = audit_commands(&house.shared, &addresses)?;
     println!("{}", tour(&addresses, &document, &state, &audit));
@@ -80,7 +80,7 @@ pub fn run(args: &[String]) -> Result<()> {
     outcome
 }
 
-/// `--machines N`, or one.
+/// The number in `--machines N`; 1 by default.
 fn wanted(args: &[String]) -> Result<u8> {
     let number = match args {
         [] => return Ok(1),
@@ -117,8 +117,8 @@ fn lock(state: &Path) -> Result<File> {
     }
 }
 
-/// True after the first signal. One that comes a second or more later ends us at once, and the kernel then ends the
-/// rest; sooner it is the same Ctrl-C, told twice by some launcher.
+/// The flag that the first signal sets. A second signal within a second is ignored, since some launchers send Ctrl-C
+/// twice; a later one ends this process immediately, and the kernel then ends the others.
 fn stop_signals() -> Result<Arc<AtomicBool>> {
     const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
     let stop = Arc::new(AtomicBool::new(false));
@@ -138,7 +138,7 @@ fn stop_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Another house may take a port between our look and our use, as when two are started at once: then once more.
+/// Retries if another process takes a port between the check and its use, for example when two stacks start at once.
 fn start_somewhere(state: &Path, machines: u8) -> Result<(House, Addresses)> {
     for _ in 0..5 {
         let front = address("the proxy", 8080)?;
@@ -158,7 +158,7 @@ fn start_somewhere(state: &Path, machines: u8) -> Result<(House, Addresses)> {
         let Addresses { front, postgres, chroma, .. } = &addresses;
         let mut all: Vec<SocketAddr> = addresses.machines.iter().flat_map(machine::Addresses::all).collect();
         all.extend([front, postgres, chroma]);
-        // After a failure all of ours have ended, so a port that is not free now is somebody else's.
+        // After a failure all processes of this stack have ended, so a port in use belongs to another process.
         match start(state, &addresses) {
             Ok(house) => return Ok((house, addresses)),
             Err(_) if all.iter().any(|at| !ports::is_free(at.port())) => {
@@ -179,7 +179,7 @@ fn address(whose: &str, wanted: u16) -> Result<SocketAddr> {
     Ok((Ipv4Addr::LOCALHOST, port).into())
 }
 
-/// Where a server of ours will be; the one that the variable names may well be at the usual port.
+/// The address for a server of this stack. If the variable names an external server, that may use the usual port.
 fn address_unless(variable: &str, whose: &str, wanted: u16) -> Result<SocketAddr> {
     if is_given(variable) {
         return Ok((Ipv4Addr::LOCALHOST, ports::free()?).into());
@@ -220,7 +220,7 @@ fn start(state: &Path, addresses: &Addresses) -> Result<House> {
     let machines = machines.collect::<Result<Vec<_>>>()?;
     let edge = shared.peers.is_some().then(|| machine::start_edge(&shared, addresses.front, &machines)).transpose()?;
     let mut house = House { postgres, chroma, machines, edge, shared };
-    // Somebody else's program on the same port may have answered in the place of ours.
+    // Another program on the same port may have responded to the health check.
     match house.ended() {
         Some(error) => Err(error),
         None => Ok(house),
@@ -237,7 +237,7 @@ fn given(variable: &str) -> Option<String> {
     Some(value)
 }
 
-/// Creates the documents unless there are some from an earlier run. Gives the id of one.
+/// Creates the documents unless some exist from an earlier run. Returns the id of one.
 fn seed(proxy: SocketAddr) -> Result<String> {
     const DOCUMENTS: &str = "/api/v1/documents";
     let headers = [("x-api-key", KEY), ("content-type", "application/json")];
@@ -245,7 +245,8 @@ fn seed(proxy: SocketAddr) -> Result<String> {
         http::send(method, proxy, DOCUMENTS, &headers, body, Duration::from_secs(30))
     };
     let ask = |method: &str, body: &str| -> Result<String> {
-        // 503 is "not yet", as while the app still prepares its tables; nothing was done, so asking again is safe.
+        // 503 means "not yet", for example while the app prepares its tables. The request had no effect, so retrying
+        // is safe.
         let patience = Instant::now() + START;
         let mut answer = ask_once(method, body)?;
         while answer.status == 503 && Instant::now() < patience {
@@ -269,19 +270,19 @@ fn seed(proxy: SocketAddr) -> Result<String> {
     first_id(&last).ok_or_else(|| Error::new(format_args!("a created document has no id: {last}")))
 }
 
-/// The first `"id": "…"` of a JSON text; enough here, and no parser to build.
+/// The first `"id": "…"` of a JSON text; sufficient here, without a parser.
 fn first_id(json: &str) -> Option<String> {
     let (_, after) = json.split_once("\"id\"")?;
     let (_, value) = after.split_once('"')?;
     Some(value.split_once('"')?.0.to_owned())
 }
 
-/// What shows the trail of the first Machine, and of all of them in PostgreSQL.
+/// Commands that show the audit log of the first Machine, and that of all Machines in PostgreSQL.
 fn audit_commands(shared: &Shared, at: &Addresses) -> Result<String> {
     let spool = machine::spool(shared, 1);
     let shell = shared.trail.for_shell(&shared.state, &spool, at.machines[0].admin, &shared.database_url)?;
     let (shell, program) = (shell.display(), programs::find("outrigger")?);
-    // In a shell of its own: the one that it is pasted into keeps its variables.
+    // In a subshell, so that the user's shell keeps its variables.
     let audit = |command: &str| format!("(. '{shell}'; '{}' audit {command})\n", program.display());
     Ok(audit("search --database --class data --limit 5 --reveal") + &audit("verify --database"))
 }
@@ -328,7 +329,7 @@ Ctrl-C ends all of it."
     )
 }
 
-/// Until a signal, which is well, or the end of one of ours, which is not.
+/// Runs until a signal, or until a process ends, which is an error.
 fn watch(house: &mut House, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::SeqCst) {
         if house.edge.is_some() {
@@ -344,7 +345,7 @@ fn watch(house: &mut House, stop: &AtomicBool) -> Result<()> {
 }
 
 impl House {
-    /// Who has ended, with its last words.
+    /// The error for a process that has ended, with the end of its log.
     fn ended(&mut self) -> Option<Error> {
         let databases = [
             self.postgres.as_mut().and_then(Postgres::process_mut),
@@ -360,7 +361,7 @@ impl House {
         })
     }
 
-    /// The proxy first, so that the app answers what is under way.
+    /// Stops the proxies first, so that the apps complete requests in flight.
     fn stop(mut self) {
         say("stopping (again Ctrl-C: at once)");
         if let Some(edge) = &mut self.edge
@@ -368,7 +369,7 @@ impl House {
         {
             say("the edge did not end in time and was killed");
         }
-        // Together: each takes its time to drain.
+        // In parallel, since each one drains.
         thread::scope(|scope| {
             for machine in &mut self.machines {
                 scope.spawn(|| machine.stop());

@@ -1,4 +1,4 @@
-//! Waiting for a condition with a deadline, never for a time.
+//! Waits for a condition with a deadline, instead of a fixed time.
 
 use std::{
     thread,
@@ -7,10 +7,10 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Between two looks: short beside everything waited for, long beside the cost of a look.
+/// Pause between two checks: short compared to the waits, long compared to the cost of a check.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks until there is an answer. `what` completes the sentence "waited 10s for …".
+/// Calls `look` until it returns a value. `what` completes the sentence "waited 10s for …".
 pub fn for_some<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
@@ -24,7 +24,7 @@ pub fn for_some<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
     }
 }
 
-/// Asks until it is true.
+/// Calls `look` until it returns true.
 pub fn until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) -> Result<()> {
     for_some(what, limit, || look().then_some(()))
 }

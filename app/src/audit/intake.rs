@@ -1,6 +1,8 @@
-//! `/internal/audit/…`: what a proxy ships is stored, what is too old is removed, and what the trail says of that is noted.
+//! `/internal/audit/…`: stores the batches that proxies ship, removes entries past their retention, and notes which
+//! audit entries record a removal.
 //!
-//! Behind the proxy's own secret, not behind a client's credentials. Without a secret there are no such paths.
+//! These paths require the proxy's own secret, not a client's credentials. Without a configured secret they do not
+//! exist.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,19 +31,19 @@ use crate::deadline::{Deadline, Expired};
 use crate::error::ApiError;
 use crate::postgres::{Lent, Postgres};
 
-/// Longest time for a removal. What it has not begun then goes with the next one.
+/// Maximum time for a removal. Steps not begun by then are left to the next one.
 const LONGEST_RETENTION: Duration = Duration::from_secs(3600);
-/// Nothing is kept for a shorter time, in seconds: a slip of the pen must not empty the trail.
+/// Minimum retention, in seconds: a typo must not empty the audit log.
 const SHORTEST_RETENTION_S: u64 = 24 * 3600;
-/// What a request carries that came through the proxy. The proxy's own requests have none of it.
+/// Headers of a request that came through the proxy. The proxy's own requests have none of them.
 const FROM_OUTSIDE: [&str; 4] = ["x-forwarded-for", "forwarded", "x-request-id", "fly-request-id"];
-/// Most removals that are noted at once.
+/// Maximum number of removals noted per request.
 const MOST_RECORDED: usize = 1000;
 
-/// The layer around these paths.
+/// Authentication layer around these paths.
 pub async fn require(State(app): State<App>, request: Request, next: Next) -> Response {
     if is_from_outside(request.headers()) {
-        // Whatever secret it has: for clients there is nothing here.
+        // Even with the right secret: clients must not see that these paths exist.
         return crate::no_such_path().into_response();
     }
     let Some(secret) = &app.audit.secret else {
@@ -64,12 +66,12 @@ fn is_from_outside(headers: &HeaderMap) -> bool {
 fn is_secret(headers: &HeaderMap, secret: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests are equally long, so that the time tells nothing, not even a length.
+    // Compares digests, which have equal lengths, so the timing reveals nothing, not even the secret's length.
     let [given, secret] = [given, secret.as_bytes()].map(|text| digest::digest(&digest::SHA256, text));
     given.as_ref().ct_eq(secret.as_ref()).into()
 }
 
-/// `POST /internal/audit/batches`: 200 once all of it is durable.
+/// `POST /internal/audit/batches`: responds 200 once the whole batch is durable.
 pub async fn batches(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -98,7 +100,7 @@ pub async fn batches(
 }
 
 async fn store(app: &App, deadline: Deadline, request: Request) -> Result<Json<Ingested>, ApiError> {
-    // Before the body is read: so there are never more of them in memory either.
+    // Acquired before reading the body, which also bounds the number of batches in memory.
     let _turn = deadline.run(app.audit.batches.acquire()).await?;
     let body = body::read(request, MOST_BYTES, "batch").await?;
     let batch = Batch::parse(&body).map_err(|bad| ApiError::BadRequest(bad.to_string()))?;
@@ -110,28 +112,29 @@ async fn store(app: &App, deadline: Deadline, request: Request) -> Result<Json<I
     Ok(Json(done))
 }
 
-/// How long each class is kept, and the asker's clock.
+/// Retention per class, and the caller's clock.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RetentionRequest {
-    /// Seconds, by class; a class that is not named is left alone.
+    /// Seconds, by class; classes not listed are left alone.
     retention: BTreeMap<String, u64>,
     now: Timestamp,
-    /// What the answer before had as `more`.
+    /// The `more` of the previous response.
     #[serde(default)]
     resume: Option<Resume>,
 }
 
-/// What was removed, and is not entered into the trail yet.
+/// Removals that the audit log does not record yet.
 #[derive(Debug, Serialize)]
 pub struct Removed {
     drops: Vec<Offered>,
-    /// What to send as `resume`: there is more to remove.
+    /// To be sent as `resume` when there is more to remove.
     more: Option<Resume>,
 }
 
-/// `POST /internal/audit/retention`: removes what is too old, for some seconds, and says whether there is more. A removal that takes
-/// longer than the request goes on without it; the next answer tells of it.
+/// `POST /internal/audit/retention`: removes entries past their retention, for some seconds, and reports whether
+/// there is more to remove. A removal that takes longer than the request continues in the background; the next
+/// response reports it.
 pub async fn retain(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -179,7 +182,7 @@ pub async fn retain(
     Ok(Json(Removed { drops, more: done.resume }))
 }
 
-/// On a connection of its own: it may take long, and requests need the pool's.
+/// Uses a dedicated connection: a removal may take long, and requests need those of the pool.
 async fn remove(
     postgres: &Postgres,
     retention: &Retention,
@@ -195,19 +198,19 @@ async fn remove(
     outcome.map_err(|_| ApiError::DeadlineExceeded)?.map_err(|error| meaning("audit::retain", error))
 }
 
-/// The entries that say what was removed.
+/// The audit entries that record removals.
 #[derive(Debug, Deserialize)]
 struct Noting {
     recorded: Vec<Recorded>,
 }
 
-/// How many were not noted before.
+/// How many of them were not noted before.
 #[derive(Debug, Serialize)]
 pub struct Noted {
     noted: u64,
 }
 
-/// `POST /internal/audit/drops`: notes which entries of the trail say what was removed.
+/// `POST /internal/audit/drops`: notes which audit entries record a removal.
 pub async fn note(
     State(app): State<App>,
     Extension(deadline): Extension<Deadline>,
@@ -227,19 +230,19 @@ async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
     serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("the body cannot be read: {error}")))
 }
 
-/// Gives the connection back with what the store says.
+/// Returns the connection to the pool and reports the result of the store.
 fn settle<T>(lent: Lent<'_>, answer: Result<Result<T, StoreError>, Expired>) -> Result<T, ApiError> {
     let what = lent.what();
     let answer = match answer {
         Ok(Err(StoreError::Database(error))) if !is_about_others(&error) => Ok(Err(error)),
-        // The connection is as good as before: its transaction was rolled back.
+        // The connection is still usable: a failed transaction was rolled back.
         Ok(outcome) => Ok(Ok(outcome)),
         Err(expired) => Err(expired),
     };
     lent.settle(answer)?.map_err(|error| meaning(what, error))
 }
 
-/// A deadlock, or a lock that somebody else has: nothing is wrong with the database.
+/// Whether the error is a deadlock or a lock held by another session: the database itself is healthy.
 fn is_about_others(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| matches!(code.code().get(..2), Some("40" | "55")))
 }
@@ -255,7 +258,7 @@ fn meaning(what: &'static str, error: StoreError) -> ApiError {
     }
 }
 
-/// Counts the partitions, for their gauge.
+/// Counts the partitions and sets their gauge.
 ///
 /// # Errors
 /// As [`Postgres::query`].
@@ -266,7 +269,7 @@ pub async fn count_partitions(app: &App, deadline: Deadline) -> Result<(), ApiEr
     Ok(())
 }
 
-/// Makes the partitions that the app's own entries will need.
+/// Creates the partitions that the app's own entries will need.
 ///
 /// # Errors
 /// As [`Postgres::query`].

@@ -1,8 +1,8 @@
-//! What the app enters by itself: who reads, writes, deletes, lists and finds which documents.
+//! The app's own audit entries: who reads, writes, deletes, lists and finds which documents.
 //!
-//! The row is written by the statement that does the act, so neither is ever there without the other: no answer goes out that the
-//! trail does not know of, and where the trail cannot be written nothing is read or written either. These entries are in no chain: a
-//! chain is one writer's, and the app's Machines write side by side.
+//! The statement that performs the operation also inserts the entry, so one never exists without the other: every
+//! response that shows or changes a document is in the audit log, and if the log cannot be written, the operation
+//! fails too. These entries are not chained: a chain has a single writer, and the app's Machines write concurrently.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -22,31 +22,31 @@ use crate::exchange::RequestId;
 use crate::metrics::Metrics;
 use crate::postgres::Param;
 
-/// Who is at it when nobody has to say who they are.
+/// Actor of requests without a name: authentication is off, or the token has no `sub`.
 const ANONYMOUS: &str = "anonymous";
-/// Who is at it when nobody asked.
+/// Actor of operations that no client requested.
 const OURSELVES: &str = "outrigger";
 
-/// What is done to documents.
+/// An operation on documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Create(Uuid),
     Read(Uuid),
     Delete(Uuid),
-    /// The app takes a document back that ChromaDB does not accept.
+    /// The app removes a document again because ChromaDB rejected it.
     Undo(Uuid),
     List,
     Search,
 }
 
 impl Act {
-    /// The one table: type, action, method, route and status of what succeeds.
+    /// Event type, action, method, route and the status on success.
     const fn table(self) -> (EventType, &'static str, &'static str, &'static str, Option<u16>) {
         match self {
             Self::Create(_) => (EventType::Write, "create", "POST", "/api/v1/documents", Some(201)),
             Self::Read(_) => (EventType::Read, "read", "GET", "/api/v1/documents/{id}", Some(200)),
             Self::Delete(_) => (EventType::Delete, "delete", "DELETE", "/api/v1/documents/{id}", Some(204)),
-            // What the client is told depends on why.
+            // The client's status depends on the reason.
             Self::Undo(_) => (EventType::Delete, "undo", "POST", "/api/v1/documents", None),
             Self::List => (EventType::Read, "list", "GET", "/api/v1/documents", Some(200)),
             Self::Search => (EventType::Read, "search", "POST", "/api/v1/documents/search", Some(200)),
@@ -61,7 +61,7 @@ impl Act {
     }
 }
 
-/// Who asks, and in which request.
+/// The principal of a request, and the request's id.
 #[derive(Clone, Debug)]
 pub struct Asker {
     principal: Principal,
@@ -80,12 +80,13 @@ impl FromRequestParts<App> for Asker {
 }
 
 impl Audit {
-    /// The entry that this act needs; `None` when the trail is off for whoever asks.
+    /// Counts the operation and returns its entry; `None` unless the flag is `enforce` for this principal and there
+    /// is a pseudonym key.
     pub fn entry(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Entry> {
         let keys = self.pseudonyms.as_ref()?;
         let (event, ..) = act.table();
         let mode = self.mode(&asker.principal);
-        // Taking back is prepared with every write, and hardly ever done.
+        // Every write prepares its undo, which is rarely used, so it is not counted.
         if mode != Mode::Off && !matches!(act, Act::Undo(_)) {
             metrics.audit_events.with_label_values(&[event.name(), mode.name()]).inc();
         }
@@ -109,19 +110,20 @@ impl Audit {
         let (id, user) = match principal {
             Principal::User(name) => (name.as_str(), Some(name.as_str())),
             Principal::Key(name) => (name.as_str(), None),
-            // Without a name there is nothing that a percentage could stick to but the Machine.
+            // Without a name, percentages of the flag apply per Machine.
             Principal::Anybody => (self.machine.as_str(), None),
         };
-        // The address is the proxy's, which says nothing about the client.
+        // The peer address is the proxy's and says nothing about the client.
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
         self.flag.mode_for(Feature::AuditTrail, Subject { id, user, address })
     }
 
-    /// What an error of a statement with an entry in it means: the trail's own troubles are no fault of the request.
+    /// Maps an error of a statement that includes an entry: a failure to write the audit log becomes
+    /// [`ApiError::Unaudited`].
     pub fn blame(&self, error: ApiError) -> ApiError {
         match error {
             ApiError::Internal(why) if why.contains("audit_events") => {
-                // A missing partition is the one that can be helped.
+                // If a partition is missing, the upkeep task can create it.
                 self.wanting.notify_one();
                 ApiError::Unaudited(why)
             }
@@ -130,7 +132,7 @@ impl Audit {
     }
 }
 
-/// An entry of the app's, ready to become part of a statement.
+/// An audit entry of the app, ready to become part of a statement.
 #[derive(Clone, Debug)]
 pub struct Entry {
     time: Timestamp,
@@ -143,12 +145,12 @@ pub struct Entry {
     actor: String,
     request_id: String,
     route: &'static str,
-    /// The line without its last brace.
+    /// The line without its closing brace.
     line: String,
 }
 
 impl Entry {
-    /// `actor`: pseudonym and kind.
+    /// `actor` is the pseudonym and its kind.
     fn new(
         machine: &str,
         request_id: &str,
@@ -161,7 +163,7 @@ impl Entry {
         let who = format!(r#""actor":{{"id":"{actor}","kind":"{kind}"}}"#);
         let document = act.document().map(|id| id.to_string());
         let resource = document.as_ref().map(|id| ("id", id.as_bytes()));
-        // What the column holds must be what the line says: microseconds.
+        // Rounded to microseconds, so that the column and the line hold the same time.
         let time = Time(now.as_microsecond());
         let draft = Draft {
             request_id: Some(request_id),
@@ -186,22 +188,22 @@ impl Entry {
             actor,
             request_id: request_id.to_owned(),
             route,
-            // What is written there is text.
+            // The line is always UTF-8.
             line: String::from_utf8_lossy(&line).into_owned(),
         }
     }
 
-    /// How many parameters [`Self::params`] are.
+    /// Number of parameters that [`Self::params`] returns.
     pub const PARAMS: usize = 12;
 
-    /// Another part of a `WITH`, which writes the row if `source`, the name of a part before it, has any; its parameters come after
-    /// `before` others.
+    /// Returns a further part of a `WITH` that inserts the entry if `source`, the name of an earlier part, has any
+    /// row. Its parameters are numbered after the first `before`.
     pub fn with_any(&self, source: &str, before: usize) -> String {
         self.insert(&format!("(SELECT FROM {source} LIMIT 1) AS act"), "'}'", before)
     }
 
-    /// The same for what shows several documents, or none: the row is written always, and `shown`, a query for their ids, tells
-    /// which they are.
+    /// Like [`Self::with_any`], for operations that return any number of documents: always inserts the entry; `shown`
+    /// is a query for their ids.
     pub fn with_all(&self, shown: &str, before: usize) -> String {
         let ids = format!(r#"(SELECT string_agg('"' || id || '"', ',') AS ids FROM ({shown}) AS shown) AS act"#);
         self.insert(&ids, r#"',"details":{"documents":[' || coalesce(act.ids, '') || ']}}'"#, before)
@@ -217,7 +219,7 @@ impl Entry {
         )
     }
 
-    /// What goes with it.
+    /// The parameters of the part that [`Self::with_any`] or [`Self::with_all`] returns.
     pub fn params(&self) -> [Param<'_>; Self::PARAMS] {
         [
             (&self.class, Type::TEXT),

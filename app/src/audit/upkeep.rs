@@ -1,4 +1,4 @@
-//! Makes the partitions of this month and the next before anything needs them, and at once when one is missed.
+//! Creates this month's and next month's partitions in advance, and immediately when one is missing.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use crate::audit::intake;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 
-/// How often it is looked though nothing is missed: for the gauge. The next month's partition is there long before it is needed.
+/// How often the partitions are counted for the gauge, and created if needed. Next month's exists long before its
+/// first entry.
 const PERIOD: Duration = Duration::from_secs(60);
-/// After a failure, and at the least between two times.
+/// Pause after a failure, and minimum pause between two runs.
 const RETRY: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Until the process ends.
+/// Runs until the process ends.
 pub async fn go_on(app: App) {
     let mut told = false;
     loop {
@@ -26,11 +27,11 @@ pub async fn go_on(app: App) {
             Ok(()) => PERIOD,
             Err(error) => {
                 match error {
-                    // Once, not every few seconds for as long as it lasts.
+                    // Logged once per outage, not at every retry.
                     ApiError::Internal(cause) if !told => {
                         tracing::error!(cause, "the partitions of the audit trail cannot be made: {cause}");
                     }
-                    // A database that is away is told of where that is noticed.
+                    // The pool logs that the database is down.
                     error => tracing::debug!(error = %error, "the partitions of the audit trail wait: {error}"),
                 }
                 RETRY

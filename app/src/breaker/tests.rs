@@ -79,7 +79,7 @@ fn only_watching_it_counts_and_refuses_nobody() {
     assert_eq!((breaker.report().state, breaker.report().mode), ("OPEN", "monitor"));
     let counted = |mode| breaker.metrics.breaker_refusals.with_label_values(&["postgresql", mode]).get();
     assert_eq!((counted("monitor"), counted("enforce")), (5, 0));
-    // And closes as it would have.
+    // It also closes as `enforce` would.
     breaker.answers();
     for _ in 0..SUCCESSES {
         breaker.ask().unwrap().succeeded();

@@ -3,7 +3,7 @@ use crate::error::Dependency;
 use crate::keeper::ConnectionError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// A database that can be told to be away, and remembers what was done to it.
+/// A database that can be made unreachable, and that records its calls.
 #[derive(Clone, Default)]
 struct Fake(Arc<State>);
 
@@ -63,7 +63,7 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(5))
 }
 
-/// Waits for a condition, not for a time.
+/// Waits for a condition instead of a fixed time.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..500 {
         if condition() {
@@ -123,7 +123,7 @@ async fn tells_busy_from_away() {
     }
     let busy = pool.checkout("test", soon()).await.unwrap_err();
     assert!(matches!(busy, ApiError::PoolExhausted(Dependency::Postgres)), "{busy:?}");
-    // From now on nothing can be opened, and what was open is gone.
+    // No connection can be opened from now on, and the open one is closed.
     fake.0.away.store(true, Ordering::Relaxed);
     drop(held);
     until("a failed attempt", || pool.failures() > 0).await;
@@ -162,7 +162,7 @@ fn state(pool: &Pool<Fake>) -> &'static str {
     pool.breaker().report().state
 }
 
-/// A pool whose database went away, and whose breaker has opened for that.
+/// A pool whose database went down and whose circuit breaker is open.
 async fn left_alone(fake: &Fake) -> Pool<Fake> {
     fake.0.away.store(true, Ordering::Relaxed);
     let pool = pool(fake, Mode::Enforce);
@@ -180,7 +180,7 @@ async fn a_database_that_is_away_is_left_alone_by_requests_and_by_the_pool() {
     assert_eq!(state(&pool), "OPEN");
     let error = pool.checkout("test", soon()).await.unwrap_err().to_string();
     assert!(error.contains("PostgreSQL has failed") && error.contains("it is away"), "{error}");
-    // bb8 would refill the pool: longer than its pause between two attempts, not one is made.
+    // bb8 would refill the pool: no attempt is made for longer than its pause between two.
     let before = fake.0.attempts.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(fake.0.attempts.load(Ordering::Relaxed), before);
@@ -191,7 +191,7 @@ async fn a_database_that_is_away_is_left_alone_by_requests_and_by_the_pool() {
 async fn a_database_that_is_back_gets_its_requests_back_without_one_of_them_having_to_try() {
     let fake = Fake::default();
     let pool = left_alone(&fake).await;
-    // Nobody has seen it answer: the time is not over.
+    // No health check has succeeded, and the open time has not passed.
     pool.try_out().await;
     assert_eq!(state(&pool), "OPEN");
     fake.0.away.store(false, Ordering::Relaxed);
@@ -224,7 +224,7 @@ async fn a_pool_that_is_busy_says_nothing_about_its_database() {
         assert!(matches!(busy, ApiError::PoolExhausted(_)), "{busy:?}");
     }
     assert_eq!(pool.breaker().report().failures, 0);
-    // Whoever has a connection can tell; whoever leaves with one, cannot.
+    // A failed checkout that had a connection counts; one that was dropped does not.
     held.pop().unwrap().fail("no answer");
     drop(held.pop());
     assert_eq!(pool.breaker().report().failures, 1);

@@ -1,8 +1,9 @@
-//! Laws for adaptive concurrency under the same load, as Markdown: `cargo run -p outrigger-policy --release --example overload`.
+//! Compares algorithms for adaptive concurrency limits under the same load and prints Markdown tables:
+//! `cargo run -p outrigger-policy --release --example overload`.
 #![allow(clippy::print_stdout)]
 
 mod rivals;
-#[allow(dead_code)] // What only the tests use.
+#[allow(dead_code)] // Used by the tests only.
 #[path = "../../tests/support/simulator.rs"]
 mod simulator;
 
@@ -10,7 +11,7 @@ use outrigger_policy::concurrency::{Concurrency, Settings};
 use rivals::{Aimd, Envoy, Fixed, Gradient2, Pid, Vegas};
 use simulator::{Kind, Law, MS, SECOND, Scenario, Shape, run};
 
-/// A scenario, the span that counts, and how many servers work in it.
+/// A scenario, the measured time span, and the number of servers in it.
 struct Case {
     name: String,
     scenario: Scenario,

@@ -1,16 +1,16 @@
-//! Other laws, as plainly as their sources state them, with their usual constants.
+//! Other algorithms, as their sources describe them, with their usual constants.
 
 use outrigger_policy::concurrency::Sample;
 
 use crate::simulator::{Law, SECOND};
 
-const MAX: f64 = 2000.0; // As for ours.
+const MAX: f64 = 2000.0; // The same as for Outrigger.
 
 fn took(now: u64, sample: Sample) -> f64 {
     now.saturating_sub(sample.started).max(1) as f64
 }
 
-/// Who knows the capacity: the limit is set by hand.
+/// A fixed limit, configured with knowledge of the capacity.
 pub struct Fixed(pub u32);
 
 impl Law for Fixed {
@@ -20,7 +20,8 @@ impl Law for Fixed {
     fn record(&mut self, _: u64, _: Sample) {}
 }
 
-/// After Netflix `AIMDLimit`: one more per answer in use, 0.9 of it after a slow one. The threshold has to be configured.
+/// After Netflix `AIMDLimit`: plus one per response while the limit is in use, × 0.9 after a slow response. The threshold
+/// must be configured.
 pub struct Aimd {
     pub limit: f64,
     pub slow: f64,
@@ -100,7 +101,8 @@ impl Law for Gradient2 {
     }
 }
 
-/// A PI controller that holds mean latency at 1.2 times a configured one, once in 20 samples.
+/// A PI controller that keeps the mean latency at the configured target (1.2 × service time), with one step per 20
+/// samples.
 pub struct Pid {
     pub limit: f64,
     pub wanted: f64,
@@ -125,8 +127,8 @@ impl Law for Pid {
     }
 }
 
-/// Envoy's gradient filter: every 60 s three in flight until 50 samples gave the minimum; else, here each 50 samples,
-/// limit × (min × 1.25 / p90), within 0.5 and 2, plus the square root.
+/// Envoy's gradient filter: every 60 s a limit of 3 until 50 samples gave the minimum latency; otherwise, here every 50
+/// samples, limit × (minimum × 1.25 / p90), the factor within 0.5 and 2, plus the square root of the limit.
 pub struct Envoy {
     pub limit: f64,
     pub least: f64,

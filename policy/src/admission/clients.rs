@@ -1,8 +1,8 @@
-//! Exact state for each client that holds a permit, waits, or has used the app while others had to wait for it.
+//! Exact state for each client that holds a permit, waits, or recently used the app while other requests had to wait.
 //!
-//! A client's *usage* is the time for which its requests have held permits, halved every [`HALF_LIFE_NS`]. A client is *heavy*
-//! when it has used [`HEAVY`] times as much as the others do on average, as much as [`HEAVY`] average requests take, and
-//! [`SHARE`] of what all have used: clients with a new key for each request lower the average, but make nobody heavy.
+//! A client's *usage* is the time for which its requests held permits, halved every [`HALF_LIFE_NS`]. A client is *heavy*
+//! if its usage exceeds [`HEAVY`] times the average of the other clients, [`HEAVY`] average requests, and [`SHARE`] of all
+//! usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -10,21 +10,21 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::slab::{Links, List, NONE, Slab};
 use crate::priority::Priority;
 
-/// After this time, in nanoseconds, usage counts half.
+/// The half-life of usage, in nanoseconds.
 pub const HALF_LIFE_NS: u64 = 5_000_000_000;
-/// A client that neither holds a permit nor waits is forgotten after this time, in nanoseconds: a sixteenth of its usage is left.
+/// An idle client (no permit, no waiting request) is forgotten after this time, in nanoseconds: 1/16 of its usage is left.
 pub const FORGOTTEN_AFTER_NS: u64 = 4 * HALF_LIFE_NS;
-/// At most so many clients are remembered that neither hold a permit nor wait; the one that has been idle for longest is
-/// forgotten first, and counts as one that has used nothing.
+/// The maximum number of idle clients that are remembered. The client that has been idle for longest is forgotten first,
+/// and then counts as one without usage.
 pub const MOST_IDLE: u32 = 16_384;
-/// Usage of a heavy client, in averages of the other clients.
+/// A heavy client's usage, as a multiple of the other clients' average.
 const HEAVY: f64 = 8.0;
-/// And the least share of all usage that makes a client heavy.
+/// The minimum fraction of all usage that makes a client heavy.
 const SHARE: f64 = 1.0 / 32.0;
-/// The average cost of a request is taken over about so many.
+/// The average cost of a request is the mean over about this many requests.
 const COST_MEMORY: f64 = 64.0;
 
-/// Identifiers of clients are hashes already, under a key that nobody outside knows.
+/// The identity hasher: client identifiers are already hashes under a secret key.
 #[derive(Debug, Default)]
 pub struct HashedAlready(u64);
 
@@ -45,11 +45,11 @@ impl Hasher for HashedAlready {
 #[derive(Debug)]
 pub struct Client {
     id: u64,
-    /// Permits.
+    /// Permits held.
     pub held: u32,
     /// Requests in the queue.
     pub waiting: u32,
-    /// Nanoseconds of permits, as of `as_of`.
+    /// Usage in nanoseconds at the time `as_of`.
     usage: f64,
     as_of: u64,
     is_idle: bool,
@@ -58,17 +58,17 @@ pub struct Client {
     pub flows: [u32; Priority::ALL.len()],
 }
 
-/// See the module.
+/// All clients; see the module documentation.
 #[derive(Debug, Default)]
 pub struct Clients {
     numbers: HashMap<u64, u32, BuildHasherDefault<HashedAlready>>,
     clients: Slab<Client>,
-    /// Those that neither hold a permit nor wait, the one that has been idle for longest first.
+    /// Idle clients, the longest idle first.
     idle: List,
-    /// The sum of all clients' usage, as of `as_of`.
+    /// The sum of all clients' usage at the time `as_of`.
     usage: f64,
     as_of: u64,
-    /// What a request costs on average.
+    /// The average cost of a request, in nanoseconds.
     cost: f64,
 }
 
@@ -85,7 +85,8 @@ impl Clients {
         self.clients.get_mut(number)
     }
 
-    /// The client's number; the caller gives it a permit or a place in the queue.
+    /// Returns the client's number, adding the client if it is unknown. The caller then gives it a permit or queues a
+    /// request for it.
     pub fn enter(&mut self, id: u64) -> u32 {
         if let Some(number) = self.find(id) {
             if self.clients.get_mut(number).is_some_and(|client| std::mem::take(&mut client.is_idle)) {
@@ -107,7 +108,7 @@ impl Clients {
         }
     }
 
-    /// A permit is given back after `used` nanoseconds.
+    /// Returns a permit after `used` nanoseconds; `None` counts no usage.
     pub fn release(&mut self, number: u32, now: u64, used: Option<u64>) {
         let Some(client) = self.clients.get_mut(number) else { return };
         if client.held == 0 {
@@ -125,7 +126,8 @@ impl Clients {
         self.rest(number, now);
     }
 
-    /// To be called when a client holds or waits for one less: if that was the last, it is idle, or forgotten.
+    /// Must be called after a client gave up a permit or left the queue: if that was its last, it becomes idle, or is
+    /// forgotten if it has no usage.
     pub fn rest(&mut self, number: u32, now: u64) {
         let Some(client) = self.clients.get_mut(number) else { return };
         if client.held > 0 || client.waiting > 0 || client.is_idle {
@@ -138,7 +140,7 @@ impl Clients {
         } else {
             self.remove(number);
         }
-        // Two for each that comes: so there are never many at once, and always fewer than may be.
+        // At most two removals per call: constant work, and enough to stay within the bound.
         for _ in 0..2 {
             let Some(oldest) = self.clients.get(self.idle.first) else { break };
             if self.idle.len <= MOST_IDLE && now.saturating_sub(oldest.as_of) <= FORGOTTEN_AFTER_NS {
@@ -153,12 +155,12 @@ impl Clients {
     fn remove(&mut self, number: u32) {
         let Some(client) = self.clients.remove(number) else { return };
         self.numbers.remove(&client.id);
-        // What rounding leaves of a sum is nobody's.
+        // The sum restarts at 0 with the last client, so rounding errors do not accumulate.
         let rest = self.usage - decayed(client.usage, client.as_of, self.as_of);
         self.usage = if self.numbers.is_empty() { 0.0 } else { rest.max(0.0) };
     }
 
-    /// Whether a client has used much more than the others. Permits that it holds count as if given back now.
+    /// Returns whether a client is heavy. Each permit that it holds counts as one average request.
     pub fn is_heavy(&self, number: u32, now: u64) -> bool {
         let Some(client) = self.clients.get(number) else { return false };
         let used = decayed(client.usage, client.as_of, now);
@@ -209,7 +211,7 @@ mod tests {
         let (heavy, other) = (clients.enter(7), clients.enter(1003));
         assert!(clients.is_heavy(heavy, 80 * MS));
         assert!(!clients.is_heavy(other, 80 * MS));
-        // The others go on as before: ten half-lives later nothing is left of what it did.
+        // The other clients continue; ten half-lives later the heavy client's usage is negligible.
         for n in 0..80 {
             uses(&mut clients, 2000 + n, 80 * MS + 10 * HALF_LIFE_NS, 20 * MS);
         }

@@ -1,51 +1,52 @@
-//! A burst or an overload? A burst is a queue that drains, an overload is one that stands: what tells them apart is not how long
-//! a queue is but whether requests have been waiting for long all the time (CoDel: Nichols, Jacobson 2012).
+//! Distinguishes a burst (the queue drains) from an overload (the queue stands). The criterion is not the length of the
+//! queue but whether requests have had long waits continuously (CoDel: Nichols, Jacobson 2012).
 
-/// The share of the interval for which a request waits that is a sign of pressure.
+/// A wait of the interval divided by this is a sign of pressure.
 const TARGET: u64 = 10;
 /// The longest interval, in nanoseconds.
 const LONGEST_NS: u64 = 1_000_000_000;
 
-/// See the module. All times in nanoseconds.
+/// The signs of pressure; see the module documentation. Times are nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pressure {
-    /// The first and the last sign of pressure, with no interval without one between them.
+    /// The first and the last sign of the current pressure: consecutive signs are at most one interval apart.
     signs: Option<(u64, u64)>,
-    /// Permits granted from the queue in the current and the last interval, and when the current one began.
+    /// Permits granted from the queue in the current and the previous interval, and the start of the current one.
     granted: u32,
     granted_before: u32,
     began: u64,
 }
 
 impl Pressure {
-    /// How long a queue may be as long as it likes: half of the longest wait, at most a second.
+    /// Returns how long pressure must last before the queue counts as standing: half of `max_wait`, at most 1 s.
     pub fn interval(max_wait: u64) -> u64 {
         (max_wait / 2).clamp(1, LONGEST_NS)
     }
 
-    /// A request that has waited for so long is a sign.
+    /// Returns the wait of a request that is a sign of pressure: a tenth of the interval.
     pub fn target(interval: u64) -> u64 {
         interval / TARGET
     }
 
+    /// Records a sign of pressure.
     pub fn sign(&mut self, now: u64, interval: u64) {
         let first =
             self.signs.filter(|(_, last)| now.saturating_sub(*last) <= interval).map_or(now, |(first, _)| first);
         self.signs = Some((first, now));
     }
 
-    /// The queue has been standing for an interval.
+    /// Returns whether pressure has lasted for an interval, and the last sign is at most an interval old.
     pub fn stands(&self, now: u64, interval: u64) -> bool {
         self.signs
             .is_some_and(|(first, last)| now.saturating_sub(last) <= interval && now.saturating_sub(first) >= interval)
     }
 
-    /// There was a sign within the last `span`.
+    /// Returns whether there was a sign within the last `span`.
     pub fn is_felt(&self, now: u64, span: u64) -> bool {
         self.signs.is_some_and(|(_, last)| now.saturating_sub(last) <= span)
     }
 
-    /// A permit was granted to a request in the queue.
+    /// Counts a permit granted to a queued request.
     pub fn granted(&mut self, now: u64, interval: u64) {
         if now.saturating_sub(self.began) >= interval {
             (self.granted_before, self.granted) = (self.drained(now, interval), 0);
@@ -54,7 +55,7 @@ impl Pressure {
         self.granted += 1;
     }
 
-    /// Permits granted in this interval or the one before.
+    /// Returns the permits granted to queued requests in the current interval or the previous one, whichever is more.
     pub fn drained(&self, now: u64, interval: u64) -> u32 {
         match now.saturating_sub(self.began) {
             age if age < interval => self.granted.max(self.granted_before),

@@ -1,26 +1,26 @@
-//! The fair queue: requests in order of priority, and among those of one priority a ring of clients.
+//! The fair queue: requests in order of priority, and within a priority a ring of clients.
 //!
-//! Each client that waits has a *flow*, its own requests from oldest to newest. A flow joins the ring at its end, and again
-//! after each of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
-//! (Shreedhar, Varghese 1995). A flow of a heavy client ([`Clients::is_heavy`]) may be overtaken by so many flows that join
-//! after it, and no more. So the request at the head of a flow waits for no more grants of its priority than there were
-//! flows when its own joined, plus that number, whatever comes later.
+//! Each waiting client has a *flow*: its own requests, oldest first. A flow joins the ring at the end, and again after each
+//! of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
+//! (Shreedhar, Varghese 1995). At most [`Terms::overtakers`] flows that join later may overtake a flow of a heavy client
+//! ([`Clients::is_heavy`]). Therefore the first request of a flow waits for at most as many grants of its priority as there
+//! were other flows when its own joined, plus that number for a heavy client, whatever arrives later.
 
 use super::Turn;
 use super::clients::Clients;
 use super::slab::{Links, List, NONE, Slab};
 use crate::priority::Priority;
 
-/// A request in the queue, or one whose owner has not seen yet what became of it.
+/// A queued request, or one whose owner has not collected its result yet.
 #[derive(Debug)]
 pub struct Place<T> {
     pub waker: T,
     pub turn: Turn,
-    /// Somebody looks what becomes of it.
+    /// Its owner will collect the result.
     pub is_owned: bool,
-    /// The number of its client, as long as it waits or holds a permit.
+    /// The number of its client, valid while the request waits or holds a permit.
     pub client: u32,
-    /// When it came, in nanoseconds.
+    /// When it was queued, in nanoseconds.
     pub since: u64,
     flow: u32,
     links: Links,
@@ -32,11 +32,11 @@ struct Flow {
     client: u32,
     priority: Priority,
     is_heavy: bool,
-    /// Flows are served in this order.
+    /// Flows are served in ascending order.
     rank: u64,
     places: List,
     ring: Links,
-    /// Among the flows with as many requests.
+    /// The list of flows with the same number of requests.
     peers: Links,
 }
 
@@ -50,23 +50,23 @@ struct Ring {
     joined: u64,
     /// The rank of the heavy flow that joined last.
     last_heavy: u64,
-    /// Flows by the number of their requests, and the largest such number.
+    /// Flows by their number of requests, and the largest such number.
     by_len: Vec<List>,
     longest: usize,
     waiting: u32,
-    /// When one of them was granted a permit, or the first of them came.
+    /// When a request was last granted a permit, or the first one joined.
     served_at: u64,
 }
 
-/// What decides where a flow joins the ring.
+/// The conditions under which a flow joins the ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub now: u64,
-    /// So many that join later may overtake a flow of a heavy client.
+    /// How many flows that join later may overtake a flow of a heavy client.
     pub overtakers: u32,
 }
 
-/// See the module.
+/// The queue; see the module documentation.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     places: Slab<Place<T>>,
@@ -80,12 +80,12 @@ impl<T: Default> FairQueue<T> {
         Self { places: Slab::default(), flows: Slab::default(), rings: Default::default(), len: 0 }
     }
 
-    /// Requests that wait.
+    /// Returns the number of waiting requests.
     pub fn len(&self) -> u32 {
         self.len
     }
 
-    /// Requests of one priority that wait.
+    /// Returns the number of waiting requests of a priority.
     pub fn waiting(&self, priority: Priority) -> u32 {
         self.rings[priority as usize].waiting
     }
@@ -102,7 +102,7 @@ impl<T: Default> FairQueue<T> {
         self.places.numbers()
     }
 
-    /// Its owner has seen what became of it.
+    /// Frees the entry of a request whose owner has collected the result.
     pub fn forget(&mut self, number: u32) {
         self.places.remove(number);
     }
@@ -112,25 +112,25 @@ impl<T: Default> FairQueue<T> {
         flow.map_or(Priority::Strict, |flow| flow.priority)
     }
 
-    /// How many requests of one priority a client has here.
+    /// Returns the number of a client's waiting requests of a priority.
     pub fn waiting_of(&self, clients: &Clients, client: u32, priority: Priority) -> u32 {
         let flow = clients.get(client).and_then(|client| self.flows.get(client.flows[priority as usize]));
         flow.map_or(0, |flow| flow.places.len)
     }
 
-    /// The oldest request of a client and priority.
+    /// Returns the oldest waiting request of a client and priority.
     pub fn oldest_of(&self, clients: &Clients, client: u32, priority: Priority) -> Option<u32> {
         let flow = self.flows.get(clients.get(client)?.flows[priority as usize])?;
         Some(flow.places.first)
     }
 
-    /// When a priority was served last, if anybody of it waits.
+    /// Returns when a priority was last served; `None` if no request of it waits.
     pub fn served_at(&self, priority: Priority) -> Option<u64> {
         let ring = &self.rings[priority as usize];
         (ring.waiting > 0).then_some(ring.served_at)
     }
 
-    /// A request joins its client's flow at the end.
+    /// Appends a request to its client's flow and returns its number.
     pub fn push(&mut self, clients: &mut Clients, client: u32, priority: Priority, terms: Terms) -> u32 {
         let ring = &mut self.rings[priority as usize];
         if ring.waiting == 0 {
@@ -168,7 +168,7 @@ impl<T: Default> FairQueue<T> {
         number
     }
 
-    /// The request whose turn is next among those of a priority.
+    /// Returns the next request of a priority.
     pub fn next_of(&self, priority: Priority) -> Option<u32> {
         let ring = &self.rings[priority as usize];
         let flow = match (self.flows.get(ring.regular.first), self.flows.get(ring.heavy.first)) {
@@ -179,12 +179,12 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// The request whose turn is next: the most important first.
+    /// Returns the next request, of the most important priority.
     pub fn next(&self) -> Option<u32> {
         Priority::ALL.into_iter().find_map(|priority| self.next_of(priority))
     }
 
-    /// Its turn has come: it is granted a permit, and its client's other requests wait at the end of the ring.
+    /// Grants a permit to a request and returns its waker. The rest of its flow moves to the end of the ring.
     pub fn grant(&mut self, clients: &mut Clients, number: u32, terms: Terms) -> T {
         let flow = self.places.get(number).map_or(NONE, |place| place.flow);
         if let Some(priority) = self.flows.get(flow).map(|flow| flow.priority) {
@@ -198,8 +198,8 @@ impl<T: Default> FairQueue<T> {
         waker
     }
 
-    /// Takes a request out of the queue; its owner, if it has one, still has to see what became of it. Its client's other
-    /// requests keep their turn.
+    /// Removes a request from the queue and returns its waker. If it has an owner, its entry stays until the owner has
+    /// collected the result. The rest of its flow keeps its position.
     pub fn remove(&mut self, clients: &mut Clients, number: u32, turn: Turn) -> T {
         let Some(place) = self.places.get_mut(number) else { return T::default() };
         let (at, client, is_owned) = (std::mem::replace(&mut place.flow, NONE), place.client, place.is_owned);
@@ -227,9 +227,10 @@ impl<T: Default> FairQueue<T> {
         waker
     }
 
-    /// Who makes room for one more request of a client with `own` requests of this priority in the queue: the newest request of
-    /// the client with the most of them in the least important priority. Within its own priority only a client that still has no
-    /// fewer than the other one afterwards (longest queue drop: Suter, Lakshman, Stiliadis, Choudhury 1998).
+    /// Returns the request that makes room for one more request of a client with `own` requests of this priority in the
+    /// queue: the newest request of the longest flow in the least important priority. In the same priority only if that
+    /// flow has at least two requests more, so that it is not the shorter one afterwards (longest queue drop: Suter,
+    /// Lakshman, Stiliadis, Choudhury 1998).
     pub fn makes_room_for(&self, priority: Priority, own: u32) -> Option<u32> {
         let least = self.least_important()?;
         let ring = &self.rings[least as usize];
@@ -238,12 +239,12 @@ impl<T: Default> FairQueue<T> {
             .flatten()
     }
 
-    /// The least important priority of which somebody waits.
+    /// Returns the least important priority with waiting requests.
     pub fn least_important(&self) -> Option<Priority> {
         Priority::ALL.into_iter().rev().find(|priority| self.waiting(*priority) > 0)
     }
 
-    /// The newest request of the client with the most of them of a priority.
+    /// Returns the newest request of the longest flow of a priority.
     pub fn last_of(&self, priority: Priority) -> Option<u32> {
         let ring = &self.rings[priority as usize];
         let flow = self.flows.get(ring.by_len.get(ring.longest)?.last)?;
@@ -256,7 +257,7 @@ impl<T: Default> FairQueue<T> {
         ring.joined += 1;
         flow.is_heavy = clients.is_heavy(flow.client, terms.now);
         if flow.is_heavy {
-            // Their order is kept when fewer may overtake than before.
+            // Keeps heavy flows in order when `overtakers` decreases.
             flow.rank = ring.last_heavy.max(ring.joined + u64::from(terms.overtakers));
             ring.last_heavy = flow.rank;
             ring.heavy.push(&mut self.flows, at, |flow| &mut flow.ring);
@@ -273,7 +274,7 @@ impl<T: Default> FairQueue<T> {
         list.remove(&mut self.flows, at, |flow| &mut flow.ring);
     }
 
-    /// A flow has got longer or shorter by one.
+    /// Updates the index by length after a flow grew or shrank by one.
     fn count(&mut self, at: u32, change: i32) {
         let Some(flow) = self.flows.get(at) else { return };
         let ring = &mut self.rings[flow.priority as usize];
@@ -288,19 +289,19 @@ impl<T: Default> FairQueue<T> {
         if len > 0 {
             ring.by_len[len].push(&mut self.flows, at, |flow| &mut flow.peers);
         }
-        // A flow that was the only one of the longest is now as long as any other may be.
+        // If the only longest flow shrank, the new maximum is its new length: no other flow is longer.
         if len > ring.longest || (before == ring.longest && ring.by_len[before].len == 0) {
             ring.longest = len;
         }
     }
 
-    /// Flows, and places that nobody has given back.
+    /// Returns the number of flows, and of entries that are not freed.
     #[cfg(test)]
     pub fn sizes(&self) -> (usize, usize) {
         (self.flows.len(), self.places.len())
     }
 
-    /// Whether a client's flow joined as that of a heavy client.
+    /// Returns whether a client's flow joined as heavy.
     #[cfg(test)]
     pub fn is_heavy(&self, clients: &Clients, client: u32, priority: Priority) -> bool {
         let flow = clients.get(client).and_then(|client| self.flows.get(client.flows[priority as usize]));

@@ -1,9 +1,10 @@
-//! Nodes that keep their number, and lists of them: constant-time insertion and removal, without an allocation for each.
+//! A slab of nodes with stable numbers, and linked lists of nodes: constant-time insertion and removal, no allocation per
+//! node.
 
-/// No node.
+/// The number of no node.
 pub const NONE: u32 = u32::MAX;
 
-/// Nodes by number. A number is used again once its node has been removed.
+/// Nodes by number. The number of a removed node is reused.
 #[derive(Debug)]
 pub struct Slab<N> {
     nodes: Vec<Option<N>>,
@@ -23,7 +24,7 @@ impl<N> Slab<N> {
             return number;
         }
         self.nodes.push(Some(node));
-        // The admission's bounds keep it far below the type's.
+        // The bounds of the queue keep the length far below `u32::MAX`.
         (self.nodes.len() - 1) as u32
     }
 
@@ -43,7 +44,7 @@ impl<N> Slab<N> {
         self.nodes.get_mut(number as usize)?.as_mut()
     }
 
-    /// The numbers in use, and some that are not.
+    /// Returns a range that contains all numbers in use, and possibly unused ones.
     pub fn numbers(&self) -> std::ops::Range<u32> {
         0..self.nodes.len() as u32
     }
@@ -54,7 +55,7 @@ impl<N> Slab<N> {
     }
 }
 
-/// A node's neighbours in one list.
+/// The neighbours of a node in one list.
 #[derive(Clone, Copy, Debug)]
 pub struct Links {
     before: u32,
@@ -82,7 +83,7 @@ impl Default for List {
 }
 
 impl List {
-    /// Appends a node that is not in a list by these `links`.
+    /// Appends a node that is not yet in a list through these `links`.
     pub fn push<N>(&mut self, slab: &mut Slab<N>, number: u32, links: impl Fn(&mut N) -> &mut Links) {
         if let Some(node) = slab.get_mut(number) {
             *links(node) = Links { before: self.last, after: NONE };

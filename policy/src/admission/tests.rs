@@ -11,21 +11,21 @@ fn ask(priority: Priority, client: u64) -> Ask {
     Ask { priority, client, now: 0 }
 }
 
-/// The name of whoever waits is what wakes it.
+/// Queues a request; its name is its waker.
 fn wait(admission: &mut Admission<&'static str>, priority: Priority, client: u64, name: &'static str) -> Ticket {
     let Verdict::Wait(ticket) = admission.ask(ask(priority, client), |_, _| {}) else { panic!("{name} waits") };
     *admission.waker(&ticket).unwrap() = name;
     ticket
 }
 
-/// A permit is given back, after a request that took no time.
+/// Returns a permit, after a request that took no time.
 fn done<T: Default>(admission: &mut Admission<T>, client: u64) {
     admission.finish(client, 0, 0);
 }
 
 fn full(limit: u32, max_queue: u32) -> Admission<&'static str> {
     let mut admission = Admission::new(settings(limit, max_queue));
-    // Answers that take a millisecond: `max_queue` alone bounds the queue.
+    // A latency of 1 ms: only `max_queue` bounds the queue.
     answers(&mut admission, 1_000_000);
     for client in 0..limit {
         assert_eq!(admission.ask(ask(Priority::Medium, 1000 + u64::from(client)), |_, _| {}), Verdict::Go);
@@ -89,7 +89,7 @@ fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
         .collect();
     assert_eq!(a.grant(), None);
     a.resume();
-    // Those that waited for it are no reason to refuse those that come now, up to the bound.
+    // The backlog causes no rejections of new requests, up to `max_held`.
     let late = [wait(&mut a, Priority::Strict, 20, "late"), wait(&mut a, Priority::Strict, 21, "late")];
     assert_eq!(a.ask(ask(Priority::Strict, 22), |_, _| {}), Verdict::Refuse);
     assert!(late.iter().all(|ticket| a.abandon(ticket)));
@@ -109,7 +109,7 @@ fn who_is_only_counted_gets_no_slot_after_an_outage_and_takes_nobody_along() {
     let counted = wait(&mut a, Priority::High, 1, "counted");
     a.disown(counted);
     let waits = wait(&mut a, Priority::Low, 2, "waits");
-    // Those whom nobody wakes are taken out when their time is over; whoever waits sees to that itself.
+    // Only disowned requests expire; the owner of any other request abandons it.
     a.expire(1, u64::MAX, |priority| assert_eq!(priority, Priority::High));
     assert_eq!(a.waiting(Priority::Low), 1);
     let counted = wait(&mut a, Priority::High, 1, "counted");
@@ -178,7 +178,7 @@ fn a_slot_granted_to_somebody_who_has_left_is_not_lost() {
     assert_eq!(a.in_flight(), 0);
 }
 
-/// Requests come and nothing is granted.
+/// Requests arrive, and no permit is granted.
 fn flood(a: &mut Admission<()>, from: u64, to: u64, every: u64) -> (u32, u32) {
     let (mut refused, mut displaced) = (0, 0);
     for now in (from..to).step_by(every as usize) {
@@ -197,14 +197,14 @@ fn a_burst_may_wait_and_an_overload_is_cut_to_what_the_app_answers_in_half_of_th
     let mut a: Admission<()> = Admission::new(settings(8, 1000));
     answers(&mut a, 20 * MS);
     let start = 10_000 * MS;
-    // 400 requests in 400 ms: each may wait.
+    // 400 requests in 400 ms are all queued.
     assert_eq!(flood(&mut a, start, start + 400 * MS, MS), (0, 0));
-    // After 500 ms it is no burst: 400 a second, half a second.
+    // After 500 ms it is an overload: room for 400 per second × half a second.
     let (refused, displaced) = flood(&mut a, start + 400 * MS, start + 900 * MS, MS);
     assert!((190..=210).contains(&a.room()), "{}", a.room());
     assert!(refused + displaced > 600, "{refused} refused, {displaced} displaced");
     assert!(a.queue.len() <= a.room());
-    // It goes on for as long as there is no room, and is over some time after.
+    // Rejections continue while there is no room, and end some time later.
     let (refused, displaced) = flood(&mut a, start + 900 * MS, start + 990 * MS, MS);
     assert_eq!(refused + displaced, 90);
     let later = start + 5_000 * MS;
@@ -235,7 +235,7 @@ fn in_a_priority_that_gets_nothing_the_next_makes_room_once_it_has_waited_for_ha
         [("first", 1), ("second", 2), ("third", 3)].map(|(name, client)| wait(&mut a, Priority::Low, client, name));
     assert_eq!(ask_at(&mut a, 8, 499), (false, vec![]));
     assert_eq!(ask_at(&mut a, 8, 501), (true, vec!["first"]));
-    // As soon as one of them is granted a permit there is hope again.
+    // Displacing stops as soon as a request of the priority is granted a permit.
     done(&mut a, 1000);
     assert_eq!(a.grant(), Some("second"));
     assert!(ask_at(&mut a, 9, 502).0, "there is room");
@@ -268,7 +268,7 @@ fn a_stream_of_new_clients_delays_nobody_beyond_those_that_were_there() {
     queue(&mut a, 7);
     let mut running = 1;
     for grants in 1..=51 {
-        // Ten more, each under a key that nobody has seen before.
+        // Ten more requests, each from a new client.
         (0..10).for_each(|n| queue(&mut a, 1_000_000 + grants * 10 + n));
         done(&mut a, running);
         running = a.grant().unwrap();
@@ -296,7 +296,7 @@ fn a_heavy_client_goes_after_those_that_come_meanwhile_but_only_so_many() {
     modest.iter().for_each(|client| assert_eq!(next(&mut a, MS), *client));
     queue(&mut a, 200);
     queue(&mut a, 201);
-    // Thirty seconds at the app, while others wait.
+    // 30 s at the app while other requests wait.
     assert_eq!(next(&mut a, 30_000 * MS), 7);
     queue(&mut a, 7);
     assert_eq!((next(&mut a, MS), next(&mut a, MS)), (200, 201));
@@ -315,14 +315,14 @@ fn a_heavy_client_goes_after_those_that_come_meanwhile_but_only_so_many() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Ask(usize, u64),
-    /// The oldest that runs is done after so many milliseconds.
+    /// The oldest running request ends after this many milliseconds.
     Finish(u64),
     Look(usize),
     Leave(usize),
     Pause(u64),
 }
 
-/// Client 0 asks most of the time; clients from 8 on come once.
+/// Most requests are from client 0; clients from 8 on mostly send one.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let client = prop_oneof![Just(0_u64), 0..8_u64, 8..1_000_000_u64];
     let step = prop_oneof![
@@ -335,10 +335,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..400)
 }
 
-/// What a flow may still have to wait for.
+/// The number of grants that a flow may still have to wait for.
 type Allowances = std::collections::HashMap<(usize, u64), u32>;
 
-/// The stated bound, whenever a flow joins: those that are there, and for a heavy client those that may overtake it.
+/// The documented bound when a flow joins: the other flows, plus the overtakers of a heavy client.
 fn allowance(a: &Admission<u64>, allowances: &Allowances, priority: usize, client: u64) -> u32 {
     let others = allowances.keys().filter(|(p, c)| *p == priority && *c != client).count() as u32;
     let number = a.clients.find(client).unwrap();
@@ -357,7 +357,7 @@ proptest! {
         let mut running: std::collections::VecDeque<u64> = [].into();
         let mut waiting: Vec<(usize, u64, Ticket)> = Vec::new();
         let mut now = 0;
-        // How many of each flow wait, as told by what was asked, granted, displaced and given up; and its allowance.
+        // The expected length of each flow, tracked from all calls and results; and its allowance.
         let mut lens: Allowances = Allowances::new();
         let mut allowances: Allowances = Allowances::new();
         let less = |lens: &mut Allowances, allowances: &mut Allowances, flow: (usize, u64)| {
@@ -377,7 +377,7 @@ proptest! {
                     let verdict = a.ask(Ask { priority: Priority::ALL[priority], client, now }, |victim, of| displaced.push((of as usize, victim)));
                     for victim in displaced {
                         let is_fair = victim.0 > priority || victim.1 == client || lens[&victim] > own;
-                        // An overload that is cut takes the newest of the longest flow in the least important priority.
+                        // Shedding displaces the newest request of the longest flow in the least important priority.
                         let least = lens.keys().map(|flow| flow.0).max();
                         let longest = lens.iter().filter(|(flow, _)| Some(flow.0) == least).map(|(_, len)| *len).max();
                         let is_cut = Some(victim.0) == least && lens.get(&victim).copied() == longest;
@@ -416,7 +416,7 @@ proptest! {
                 Step::Look(_) | Step::Leave(_) => {}
             }
             while let Some(client) = a.grant() {
-                // The most important of those that wait.
+                // The most important priority with waiting requests.
                 let priority = lens.keys().map(|flow| flow.0).min().unwrap();
                 let flow = (priority, client);
                 prop_assert!(lens.contains_key(&flow));

@@ -1,20 +1,20 @@
-//! How the line of an entry is written: members in a fixed order, and nothing from outside that could leave its string.
+//! Writes events as JSON lines: members in a fixed order, and text from outside escaped so that it stays in its string.
 
 use std::fmt::{self, Write as _};
 
 use super::{Class, EventType, Hash, Head, NO_HASH, Outcome};
 
-/// A time as entries have it: microseconds since 1970, UTC.
+/// The time of an event: microseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub i64);
 
-/// Microseconds of a day.
+/// Microseconds per day.
 const DAY_US: i64 = 86_400_000_000;
 
 impl Time {
-    /// Writes it as RFC 3339: `2026-11-24T14:00:00.123456Z`.
+    /// Writes the time in RFC 3339 form: `2026-11-24T14:00:00.123456Z`. Clamped to the years 1970 to 9999.
     pub fn write(self, out: &mut Vec<u8>) {
-        // Years 1970 to 9999: four digits, and what the chain's clock can mean.
+        // Years 1970 to 9999, so that four digits suffice.
         let us = self.0.clamp(0, 253_402_300_799_999_999);
         let (year, month, day) = civil(us / DAY_US);
         let in_day = us % DAY_US;
@@ -41,13 +41,13 @@ impl fmt::Display for Time {
 
 fn digits(out: &mut [u8], mut value: i64) {
     for digit in out.iter_mut().rev() {
-        // At most nine, and never negative: `civil` and the clamp see to it.
+        // 0 to 9, never negative, because the time was clamped.
         *digit = b'0' + (value % 10) as u8;
         value /= 10;
     }
 }
 
-/// The date of a day since 1970, after Howard Hinnant's `civil_from_days`.
+/// Returns year, month and day from days since 1970, after Howard Hinnant's `civil_from_days`.
 fn civil(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
@@ -60,52 +60,52 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// An entry before it has its place in the chain. Text that comes from outside is escaped and shortened when it is written.
+/// An event that is not yet in a chain. Text from outside is escaped and truncated when the event is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Draft<'a> {
-    /// Its name, as a UUIDv7.
+    /// The event's id, a UUIDv7.
     pub id: u128,
     /// When it happened.
     pub time: Time,
-    /// Where.
+    /// The name of the Machine.
     pub machine: &'a str,
-    /// The request.
+    /// The id of the request.
     pub request_id: Option<&'a str>,
-    /// The trace that it belongs to (W3C Trace Context).
+    /// The id of the trace (W3C Trace Context).
     pub trace_id: Option<u128>,
-    /// What was done.
+    /// The type of the event.
     pub event: EventType,
-    /// The same in a word, where the type says less.
+    /// The action, if it is more specific than [`EventType::action`].
     pub action: Option<&'a str>,
     /// The request's method.
     pub method: Option<&'a str>,
-    /// Its route.
+    /// The request's route.
     pub route: Option<&'a str>,
-    /// Path parameters that may be written: name and value.
+    /// Names and values of the path parameters to log; at most [`MOST_PAIRS`].
     pub resource: &'a [(&'a str, &'a [u8])],
-    /// Fields that may be written: name and value.
+    /// Names and values of the headers to log; at most [`MOST_PAIRS`].
     pub headers: &'a [(&'a str, &'a [u8])],
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The answer's status.
+    /// The response's status.
     pub status: Option<u16>,
-    /// From the request's head to the end.
+    /// Microseconds from the request's head to the end of the exchange.
     pub duration_us: Option<u64>,
-    /// Who: members as they are written, from `"actor":{…}` to `"sealed":"…"`.
+    /// The actor: JSON members, written unchanged, from `"actor":{…}` to `"sealed":"…"`.
     pub who: &'a str,
-    /// Why.
+    /// The reason.
     pub reason: Option<&'a str>,
-    /// What else there is to say: a JSON object.
+    /// Further details: a JSON object, written unchanged.
     pub details: Option<&'a str>,
 }
 
-/// The longest text from outside in an entry, in bytes before it is escaped; the rest is cut off and `…` stands for it.
+/// The maximum length of a text from outside, in bytes before escaping; `…` replaces the rest.
 pub const LONGEST_TEXT: usize = 256;
-/// The most fields or parameters in an entry.
+/// The maximum number of headers and of path parameters in an event.
 pub const MOST_PAIRS: usize = 16;
 
 impl<'a> Draft<'a> {
-    /// Something that was done, and nothing else yet.
+    /// Creates an event with its required members only.
     pub const fn new(id: u128, time: Time, machine: &'a str, event: EventType, outcome: Outcome, who: &'a str) -> Self {
         Self {
             id,
@@ -128,7 +128,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Writes its line, without the newline, as the next of `class` after `head`.
+    /// Appends the event's line, without a newline, to `out`, as the successor of `head` in the chain of `class`.
     pub fn write(&self, class: Class, head: &Head, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"seq\":");
         number(out, head.last + 1);
@@ -138,11 +138,11 @@ impl<'a> Draft<'a> {
         out.extend_from_slice(b"\"}");
     }
 
-    /// Writes it as a line that is in no chain.
+    /// Appends the event's line, without a newline and outside of any chain, to `out`.
     pub fn write_unchained(&self, class: Class, out: &mut Vec<u8>) {
         let start = out.len();
         self.write_members(class, out);
-        // The first member begins with a comma.
+        // Replaces the comma in front of the first member.
         if let Some(first) = out.get_mut(start) {
             *first = b'{';
         }
@@ -219,12 +219,12 @@ fn pairs(out: &mut Vec<u8>, opening: &str, pairs: &[(&str, &[u8])]) {
     }
 }
 
-/// Writes `bytes` as a JSON string: what is no UTF-8 becomes U+FFFD, control characters are escaped (U+0000 becomes U+FFFD, which
-/// PostgreSQL takes), and what is longer than [`LONGEST_TEXT`] is cut.
+/// Appends `bytes` as a JSON string. Invalid UTF-8 and U+0000 (which PostgreSQL rejects) become U+FFFD, control characters
+/// are escaped, and text longer than [`LONGEST_TEXT`] is truncated.
 pub fn text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     let is_plain = |b: u8| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\';
-    // Without leaving early: that is many bytes at a time.
+    // Without an early exit, so that the compiler vectorizes it.
     if bytes.len() <= LONGEST_TEXT && bytes.iter().fold(true, |plain, b| plain & is_plain(*b)) {
         out.extend_from_slice(bytes);
     } else {
@@ -236,7 +236,7 @@ pub fn text(out: &mut Vec<u8>, bytes: &[u8]) {
 #[cold]
 fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
     let shown = &bytes[..bytes.len().min(LONGEST_TEXT)];
-    // A character that was cut in two is no character.
+    // Drops a character that was cut in two.
     let shown = if shown.len() < bytes.len() {
         let whole = shown.utf8_chunks().last().map_or(0, |chunk| chunk.invalid().len());
         &shown[..shown.len() - whole]
@@ -250,11 +250,11 @@ fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
                 '"' => escaped.push_str("\\\""),
                 '\\' => escaped.push_str("\\\\"),
                 '\0' => escaped.push('\u{fffd}'),
-                // The controls of Unicode too: they turn a line on a terminal into something else.
+                // Also line separators and bidirectional controls, which change how a terminal shows the line.
                 c if c.is_control()
                     || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
                 {
-                    // Writing to a string does not fail.
+                    // Writing to a `String` cannot fail.
                     let _ = write!(escaped, "\\u{:04x}", u32::from(c));
                 }
                 c => escaped.push(c),
@@ -284,7 +284,7 @@ fn number(out: &mut Vec<u8>, mut value: u64) {
     out.extend_from_slice(&text[at..]);
 }
 
-/// Writes `bytes` as hexadecimal digits in lower case.
+/// Appends `bytes` as lower-case hexadecimal digits.
 pub fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
     for chunk in bytes.chunks(32) {
         let mut digits = [0; 64];
@@ -300,7 +300,7 @@ const fn hex_pair(byte: u8) -> [u8; 2] {
     [DIGITS[(byte >> 4) as usize], DIGITS[(byte & 15) as usize]]
 }
 
-/// Reads a hash that [`hex`] has written.
+/// Parses a hash written by [`hex`]. Returns `None` unless it is 64 lower-case hexadecimal digits.
 pub fn unhex(text: &[u8]) -> Option<Hash> {
     let digit = |c: u8| match c {
         b'0'..=b'9' => Some(c - b'0'),
@@ -321,7 +321,7 @@ fn uuid(out: &mut Vec<u8>, id: u128) {
     let mut text = [b'-'; 36];
     let mut at = 0;
     for (number, byte) in id.to_be_bytes().into_iter().enumerate() {
-        // The hyphens are there already.
+        // The hyphens are already in place.
         at += usize::from(matches!(number, 4 | 6 | 8 | 10));
         text[at..at + 2].copy_from_slice(&hex_pair(byte));
         at += 2;
@@ -329,7 +329,7 @@ fn uuid(out: &mut Vec<u8>, id: u128) {
     out.extend_from_slice(&text);
 }
 
-/// A UUIDv7 (RFC 9562) of this time with these random bits.
+/// Returns a UUIDv7 (RFC 9562) from a time and random bits, of which it uses 12 and 62.
 pub const fn uuid_v7(time: Time, random: (u64, u64)) -> u128 {
     let milliseconds = (time.0 / 1000) as u64;
     let high = milliseconds << 16 | 0x7000 | random.0 & 0x0fff;

@@ -86,7 +86,7 @@ fn a_time_reads_as_the_date_that_it_is() {
 }
 
 proptest! {
-    /// Nothing that a client sends ends a line, or leaves its string.
+    /// Text from a client never ends a line or its string.
     #[test]
     fn whatever_is_sent_a_line_is_one_line_of_json(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let mut out = Vec::new();

@@ -1,20 +1,20 @@
-//! Clients that are refused for what only they saw: a breaker for each, which concerns nobody else.
+//! Breakers of single clients: each refuses one client, for failures that only this client saw.
 
 use super::switch::Switch;
 use super::{Refused, Settings, State};
 use std::time::Duration;
 
-/// So many callers have one at the same time. One more takes the place of one that is closed, or has none: then what it sees only counts
-/// towards the breaker of all.
+/// The maximum number of callers with a breaker. Another caller replaces the least recent one whose breaker is closed. If
+/// there is none, its failures count towards the shared breaker only.
 const MOST: usize = 16;
 
 #[derive(Clone, Debug)]
 struct ClientBreaker {
     key: u64,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
     switch: Switch,
-    /// It opened for a probe that failed or took too long, which says nothing once the breaker of all is closed.
+    /// It opened because a probe failed or took too long; dropped when the shared breaker closes.
     is_for_probe: bool,
     touched: u64,
 }
@@ -22,7 +22,7 @@ struct ClientBreaker {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClientBreakers {
     all: Vec<ClientBreaker>,
-    /// Where the next one's epochs begin, so that a permit of an earlier one of the same caller says nothing.
+    /// Where the epochs of the next breaker begin, so that permits from an earlier breaker of the same caller are ignored.
     epoch: u64,
 }
 
@@ -31,7 +31,7 @@ impl ClientBreakers {
         self.all.iter().all(|client| client.switch.state() == State::Closed)
     }
 
-    /// How many are refused, or on probation.
+    /// Returns the number of breakers that are not closed.
     pub(super) fn open(&self) -> usize {
         self.all.iter().filter(|client| client.switch.state() != State::Closed).count()
     }
@@ -44,7 +44,7 @@ impl ClientBreakers {
         self.all.iter().find(|client| client.key == key)?.switch.refuses(settings, now)
     }
 
-    /// The epoch of what was asked, to be handed back.
+    /// Asks for permission; returns the epoch of the caller's breaker, to be passed back with the result.
     pub(super) fn ask(&mut self, settings: &Settings, now: u64, key: u64) -> Result<Option<u64>, Refused> {
         let Some(client) = self.find(key) else { return Ok(None) };
         client.switch.ask(settings, now, key)?;
@@ -58,7 +58,7 @@ impl ClientBreakers {
         }
     }
 
-    /// A call of this caller was answered.
+    /// Records a successful call of a caller.
     pub(super) fn succeeded(&mut self, settings: &Settings, key: u64, epoch: Option<u64>) {
         let Some(index) = self.all.iter().position(|client| client.key == key) else { return };
         let client = &mut self.all[index];
@@ -72,7 +72,7 @@ impl ClientBreakers {
         }
     }
 
-    /// A call of this caller came to nothing.
+    /// Records a failed call of a caller.
     pub(super) fn failed(&mut self, settings: &Settings, now: u64, key: u64, epoch: Option<u64>, dice: f64) {
         let Some(client) = self.entry(key, now) else { return };
         client.touched = now;
@@ -89,7 +89,8 @@ impl ClientBreakers {
         }
     }
 
-    /// A probe of this caller failed, or took too long: it makes no other one for as long as the breaker of all would be open next.
+    /// A probe of this caller failed or took too long: refuses the caller for as long as the shared breaker's next trip
+    /// would last.
     pub(super) fn shut_out(&mut self, settings: &Settings, now: u64, key: u64, of_all: &Switch, dice: f64) {
         let Some(client) = self.entry(key, now) else { return };
         if client.switch.state() != State::Open {
@@ -119,7 +120,7 @@ impl ClientBreakers {
         self.all.get_mut(index)
     }
 
-    /// The breaker of all has closed.
+    /// The shared breaker has closed.
     pub(super) fn all_closed(&mut self) {
         self.all.retain(|client| !client.is_for_probe);
     }
@@ -128,7 +129,7 @@ impl ClientBreakers {
         self.all.iter_mut().for_each(|client| client.switch.try_now());
     }
 
-    /// Forgets those that opened within this time.
+    /// Removes the breakers that opened within this time.
     pub(super) fn forgive(&mut self, now: u64, within: Duration) {
         self.all.retain(|client| {
             client.switch.open_for(now).is_none_or(|(left, length)| length.saturating_sub(left) >= within)

@@ -1,15 +1,15 @@
-//! Who saw failures: exact for few, bounded for many.
+//! Counts failures by client: exact for few clients, bounded memory for many.
 
 use super::{Caller, Failure};
 
-/// So many are told apart. More than that are several in any case; the one with the fewest makes room.
+/// The maximum number of clients counted separately. The one with the lowest count makes room for another.
 const MOST_KNOWN: usize = 16;
 
-/// How often each of them saw something.
+/// Counts by client or place.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
     known: Vec<(u64, u32)>,
-    /// Of those that made room.
+    /// The sum of those that made room.
     others: u32,
 }
 
@@ -28,7 +28,7 @@ impl Counts {
         }
     }
 
-    /// Adds all that `more` has.
+    /// Adds the counts of `more`.
     pub(super) fn merge(&mut self, more: &Self) {
         for (who, count) in &more.known {
             self.add_many(*who, *count);
@@ -43,9 +43,9 @@ impl Counts {
         }
     }
 
-    /// How much it says, where nobody counts for more than one above all that the others saw together; "the others" leaves out the
-    /// `least - 1` that saw most. So five failures of two clients are five, and a thousand of one client beside one of another are
-    /// three.
+    /// Returns the total, where each of the `least - 1` busiest clients counts for at most one more than all clients
+    /// besides these together. With `least` = 2, three failures of one client and two of another count as five; a thousand
+    /// and one count as three.
     pub(super) fn independent(&self, least: u32) -> u32 {
         let mut counts: Vec<u32> = self.known.iter().map(|(_, count)| *count).collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
@@ -55,16 +55,16 @@ impl Counts {
     }
 }
 
-/// Failures in a row.
+/// A run of failures without a success.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Run {
     clients: Counts,
     places: Counts,
-    /// All of them.
+    /// All failures.
     pub(super) total: u32,
-    /// Those that say the same whoever asked.
+    /// [`Failure::Away`].
     pub(super) away: u32,
-    /// Those that the other side reports of itself.
+    /// [`Failure::Reported`].
     pub(super) reported: u32,
 }
 
@@ -91,7 +91,7 @@ impl Run {
         self.places.add(caller.place);
     }
 
-    /// How much it says. Where places share a breaker, one place says no more than one client.
+    /// Returns the number of failures, limited by client; if places share the breaker, limited by place as well.
     pub(super) fn counted(&self, min_clients: u32, is_shared: bool) -> u32 {
         let by_client = self.clients.independent(min_clients);
         let by_place = if is_shared { self.places.independent(2) } else { u32::MAX };
@@ -99,12 +99,12 @@ impl Run {
     }
 }
 
-/// Who was served last.
+/// The clients that were served last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Served {
     last: u64,
     at: Option<u64>,
-    /// When somebody else than `last` was.
+    /// When a client other than `last` was served.
     other_at: Option<u64>,
 }
 
@@ -117,7 +117,7 @@ impl Served {
         self.at = Some(now);
     }
 
-    /// Whether somebody else than `key` was served since then.
+    /// Returns whether a client other than `key` was served at or after `since`.
     pub(super) fn has_other(&self, key: u64, since: u64) -> bool {
         let at = if self.last == key { self.other_at } else { self.at };
         at.is_some_and(|at| at >= since)

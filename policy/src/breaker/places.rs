@@ -1,9 +1,9 @@
-//! Breakers of places that share one: only for those where something failed, so that their number is bounded.
+//! Breakers of the places that share a breaker, created only for places with failures.
 
 use super::{Breaker, Settings, State};
 
-/// So many have one at the same time. One more takes the place of one that refuses nobody, or has none: then what fails there only counts
-/// towards the breaker that all share.
+/// The maximum number of places with a breaker. Another place replaces one whose breaker is closed: one that refuses no
+/// client first, then the least recent. If there is none, its failures count towards the shared breaker only.
 const MOST: usize = 32;
 
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ impl PlaceBreakers {
         self.0.iter_mut().map(|place| &mut *place.breaker).for_each(act);
     }
 
-    /// The one that refuses most.
+    /// Returns the breaker in the worst state: open, then half-open, then ramp, then closed.
     pub(super) fn worst(&self) -> Option<&Breaker> {
         self.all().min_by_key(|breaker| match breaker.state() {
             State::Open => 0,

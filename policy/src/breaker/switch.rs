@@ -1,18 +1,18 @@
-//! The states of a breaker and the way between them, without what leads there.
+//! The states of a breaker and the transitions between them, without the conditions.
 
 use std::time::Duration;
 
 use super::{FIRST_SHARE, Refused, SOON, Settings, State, nanoseconds};
 
-/// A probe that has not ended after this long no longer keeps others from trying: its client may be the one who takes the time.
+/// A probe that takes longer no longer counts as out, so others may probe: its client may be causing the delay.
 pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Switch {
     inner: Inner,
-    /// Counts up with every change of state: what was permitted before it says nothing about what came after.
+    /// Incremented with every change of state, so that results of earlier permits are ignored.
     pub(super) epoch: u64,
-    /// How often it opened in a row, and when it was last closed again.
+    /// How often it opened in a row, and when it last closed.
     trips: u32,
     closed_at: u64,
 }
@@ -24,11 +24,11 @@ enum Inner {
     Open {
         until: u64,
         length: u64,
-        /// It closes when its time is over, without probes.
+        /// It closes without probes when its time is over.
         is_brief: bool,
     },
     HalfOpen {
-        /// The probes that are out, by the key of their caller and the time when they were let through.
+        /// The probes in progress: key of the caller, and start time.
         out: Vec<(u64, u64)>,
         successes: u32,
     },
@@ -48,7 +48,7 @@ impl Switch {
         }
     }
 
-    /// Whether [`Self::ask`] would say no, but for the ramp, where each is asked in turn.
+    /// Returns the refusal that [`Self::ask`] would give, except on the ramp, which decides call by call.
     pub(super) fn refuses(&self, settings: &Settings, now: u64) -> Option<Refused> {
         match &self.inner {
             Inner::Open { until, .. } if now < *until => {
@@ -87,14 +87,14 @@ impl Switch {
         Ok(())
     }
 
-    /// The key of a probe that took longer than [`PROBE_PATIENCE`]; it is no longer counted as out.
+    /// Removes a probe that took at least [`PROBE_PATIENCE`] and returns its caller's key.
     pub(super) fn take_late(&mut self, now: u64) -> Option<u64> {
         let Inner::HalfOpen { out, .. } = &mut self.inner else { return None };
         let late = out.iter().position(|(_, since)| is_late(*since, now))?;
         Some(out.swap_remove(late).0)
     }
 
-    /// The probe of this caller that was let through then has ended.
+    /// Removes the probe of this caller that started at `at`: it has ended.
     pub(super) fn returned(&mut self, key: u64, at: u64) {
         if let Inner::HalfOpen { out, .. } = &mut self.inner
             && let Some(found) = out.iter().position(|probe| *probe == (key, at))
@@ -103,17 +103,17 @@ impl Switch {
         }
     }
 
-    /// A probe succeeded: true if that was enough of them.
+    /// Counts a successful probe. Returns true if the breaker should close.
     pub(super) fn succeeded(&mut self, settings: &Settings) -> bool {
         let Inner::HalfOpen { successes, .. } = &mut self.inner else { return false };
         *successes += 1;
         *successes >= settings.successes.max(1)
     }
 
-    /// Opens: for twice as long as the last time, if that was just now or `again`.
+    /// Opens. The time doubles if a probe failed, if it closed less than one opening ago, or if `again`.
     pub(super) fn open(&mut self, settings: &Settings, now: u64, again: bool, dice: f64) {
         let (first, most) = (nanoseconds(settings.open_for), nanoseconds(settings.max_open_for));
-        // After as long a time closed as the last opening took, the other side has recovered.
+        // The upstream has recovered once the breaker was closed for as long as its last opening.
         let is_in_a_row = again
             || match self.inner {
                 Inner::HalfOpen { .. } => true,
@@ -127,13 +127,13 @@ impl Switch {
         self.enter(Inner::Open { until: now.saturating_add(length), length, is_brief: false });
     }
 
-    /// Opens for `length`, and closes then without probes.
+    /// Opens for `length`, then closes without probes.
     pub(super) fn open_briefly(&mut self, now: u64, length: Duration) {
         let length = nanoseconds(length);
         self.enter(Inner::Open { until: now.saturating_add(length), length, is_brief: true });
     }
 
-    /// As if it had opened as often in a row as `other`.
+    /// Takes over the number of openings in a row from `other`, if it is higher.
     pub(super) fn follow(&mut self, other: &Self) {
         self.trips = self.trips.max(other.trips);
     }
@@ -144,28 +144,28 @@ impl Switch {
         self.enter(if ramp.is_zero() { Inner::Closed } else { on_the_ramp });
     }
 
-    /// Closes, and forgets that it was ever open.
+    /// Closes and clears the history.
     pub(super) fn reset(&mut self, now: u64) {
         self.closed_at = now;
         self.trips = 0;
         self.enter(Inner::Closed);
     }
 
-    /// Its time is over, as somebody has seen.
+    /// Ends the open time.
     pub(super) fn try_now(&mut self) {
         if let Inner::Open { until, .. } = &mut self.inner {
             *until = 0;
         }
     }
 
-    /// It should not have opened.
+    /// Undoes the last opening.
     pub(super) fn forgive(&mut self, now: u64) {
         self.trips = self.trips.saturating_sub(1);
         self.closed_at = now;
         self.enter(Inner::Closed);
     }
 
-    /// How long it is still open, and how long in all.
+    /// Returns the remaining and the total open time; `None` if it is not open.
     pub(super) fn open_for(&self, now: u64) -> Option<(Duration, Duration)> {
         match self.inner {
             Inner::Open { until, length, .. } => {

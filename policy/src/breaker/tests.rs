@@ -34,7 +34,7 @@ const fn client(client: u64) -> Caller {
     Caller { client, place: 0 }
 }
 
-/// A client that nobody has seen before.
+/// A new client with each call.
 fn somebody() -> Caller {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1 << 20);
@@ -51,7 +51,7 @@ fn call_by(breaker: &mut Breaker, caller: Caller, now: u64, outcome: Outcome) ->
     }
 }
 
-/// Each call is another client's.
+/// A call by a new client.
 fn call(breaker: &mut Breaker, now: u64, outcome: Outcome) -> bool {
     call_by(breaker, somebody(), now, outcome)
 }
@@ -101,7 +101,7 @@ fn a_rate_opens_it_only_with_enough_calls_in_the_window() {
     for window in [Span::Calls(20), Span::Time(Duration::from_secs(10))] {
         for (bad, reason) in [(FAILED, Reason::FailureRate), (SLOW, Reason::SlowRate)] {
             let mut breaker = Breaker::new(Settings { window, consecutive: 0, slow_rate: Some(0.5), ..settings() });
-            // Ten of nineteen are more than half, and too few.
+            // 10 of 19 calls are more than half, but fewer than the minimum of 20.
             for n in 0..19 {
                 assert!(call(&mut breaker, SECOND, if n % 2 == 0 { bad } else { QUICK }));
             }
@@ -139,7 +139,7 @@ fn no_more_probes_than_allowed_are_out_and_an_abandoned_one_gives_its_place_back
     breaker.record(second, now, QUICK, 0.0);
     breaker.record(third, now, QUICK, 0.0);
     assert_eq!(breaker.state(), State::HalfOpen);
-    // Traffic may be thin: the third success counts an hour later.
+    // Low traffic: the third success counts even an hour later.
     assert!(call(&mut breaker, now + 3600 * SECOND, QUICK));
     assert_eq!(breaker.state(), State::Ramp);
 }
@@ -158,7 +158,7 @@ fn each_trip_in_a_row_is_twice_as_long_and_the_answer_of_before_says_nothing() {
         lengths.push(length.as_secs());
         now += length.as_nanos() as u64;
     }
-    // 120, 240, 480 and 600, each with a fifth more for a dice of 1.
+    // 120, 240, 480 and 600 s, each plus a fifth for a dice of 1.
     assert_eq!(lengths, [144, 288, 576, 720, 720, 720]);
 }
 
@@ -183,7 +183,7 @@ fn traffic_comes_back_linearly() {
         let now = 60 * SECOND + ms * 1_000_000;
         passed[(ms / 1000) as usize] += u32::from(call(&mut breaker, now, QUICK));
     }
-    // A tenth at first, then 15 %, 25 % and so on of a thousand a second.
+    // At 1,000 calls per second: a tenth in the first second, then 15 %, 25 % and so on.
     assert!((99..=102).contains(&passed[0]), "{passed:?}");
     for (second, passed) in passed.iter().enumerate().skip(1) {
         let due = 100 * second as u32 + 50;
@@ -229,7 +229,7 @@ fn several_clients_open_it_and_one_does_not_whatever_it_sees() {
             for _ in 0..1000 {
                 let _ = call_by(&mut breaker, client(1), SECOND, bad);
             }
-            // One more saw one.
+            // Another client sees one failure.
             assert!(call_by(&mut breaker, client(2), SECOND, bad));
             assert_eq!(breaker.state(), State::Closed, "{window:?} {bad:?}");
             let mut breaker = Breaker::new(limits);
@@ -288,7 +288,7 @@ fn where_places_share_it_failures_at_one_of_them_refuse_only_there() {
         assert!(breaker.refuses(0, Caller { client: 77, place: 1 }).is_some());
         assert!(breaker.refuses(0, Caller { client: 77, place: 3 }).is_none());
     }
-    // No answers anywhere are another matter; and answers, of any kind, say that it is there.
+    // No response at several places opens it for all; responses of any kind do not.
     for (bad, is_refused) in [(SILENT, true), (AWAY, true), (FAILED, false)] {
         let mut breaker = Breaker::new(Settings { is_shared: true, ..settings() });
         for n in 0..5 {
@@ -318,7 +318,7 @@ fn more_clients_than_are_told_apart_are_several() {
     }
 }
 
-/// Every state and everything that can happen in it.
+/// Every event in every state.
 #[test]
 fn the_transition_table() {
     type Start = (&'static str, fn() -> Breaker);
@@ -362,7 +362,7 @@ fn the_transition_table() {
     for (name, make) in states {
         for (event, happens) in events {
             let mut breaker = make();
-            // An open one has half a minute left.
+            // An open breaker has 30 s left.
             let now = if name == "open" { 30 * SECOND } else { 60 * SECOND };
             happens(&mut breaker, now);
             let passes = if breaker.ask(now, somebody()).is_ok() { "passes" } else { "is refused" };
@@ -410,7 +410,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Whatever happened: never more probes than allowed, none leaked, and a healthy other side is reached again.
+    /// After any sequence of events: never more probes than allowed, no probe leaked, a healthy upstream is reached again.
     #[test]
     fn no_sequence_gets_stuck_leaks_a_probe_or_lets_too_many_through(
         steps in prop::collection::vec(step(), 0..120), by_calls in any::<bool>(), is_shared in any::<bool>(),
@@ -449,7 +449,7 @@ proptest! {
                 Step::Control(control) => breaker.control_by(control, now),
             }
         }
-        // Whoever is out has left; an operator gives back; the other side is well from here on.
+        // All clients disconnect, the control is automatic again, and the upstream is healthy from here on.
         for permit in out {
             breaker.record(permit, now, Outcome::Ignored, dice);
         }
@@ -460,7 +460,7 @@ proptest! {
         now += settings().max_open_for.mul_f64(1.2).as_nanos() as u64;
         let mut calls = 0;
         while breaker.state() != State::Closed {
-            // Thin traffic: one call in two seconds.
+            // Low traffic: one call every two seconds.
             now += 2 * SECOND;
             for place in 0..3 {
                 let _ = call_by(&mut breaker, Caller { place, ..somebody() }, now, QUICK);
@@ -468,7 +468,7 @@ proptest! {
             calls += 1;
             prop_assert!(calls <= 12, "stuck in {:?}", breaker.state());
         }
-        // And those that were refused alone are served again, too.
+        // Clients that were refused alone are served again, too.
         now += settings().max_open_for.mul_f64(1.2).as_nanos() as u64;
         for caller in (0..4_u64).flat_map(|client| (0..3_u64).map(move |place| Caller { client, place })) {
             for _ in 0..4 {
@@ -478,8 +478,8 @@ proptest! {
         prop_assert!(breaker.is_calm());
     }
 
-    /// The attacker has one client, as many places as it likes, and whatever outcome it likes but a connection that is refused. The
-    /// others never notice, nor does the breaker of all ever open for more than the moment that it may.
+    /// An attacker with one client, any number of places and any outcome except a refused connection or a reported failure
+    /// never opens the breaker for the others.
     #[test]
     fn one_client_never_opens_it_for_the_others(
         steps in prop::collection::vec((0..3_u64, 0..4_usize, 0..2 * SECOND, 0..8_u8), 1..400), is_shared in any::<bool>(),
@@ -499,7 +499,7 @@ proptest! {
         prop_assert_eq!(refused, 0);
     }
 
-    /// What the other side reports of itself opens it for a moment, and not at all while others are served.
+    /// Reported failures of one client open it for a second at most, and not at all while other clients are served.
     #[test]
     fn what_one_client_is_told_refuses_others_for_a_moment_at_most(pauses in prop::collection::vec(1..SECOND, 10..200)) {
         let mut breaker = Breaker::new(settings());
@@ -516,7 +516,7 @@ proptest! {
                 None => last = None,
             }
         }
-        // Then its own breaker refuses it, for a minute at first.
+        // Then its own breaker refuses the client, for one minute at first.
         let openings = 1 + now / (60 * SECOND);
         prop_assert!(refused_for <= openings * SECOND, "{refused_for} ns of {now}");
         prop_assert!(call_by(&mut breaker, client(2), now + SECOND, QUICK));
@@ -527,8 +527,8 @@ proptest! {
         prop_assert!(breaker.refuses(now + 2 * SECOND, client(3)).is_some());
     }
 
-    /// It opened because the app was away, which is over. One client fails every probe that it gets, or keeps it; another one, which asks
-    /// twice a second, is served within seconds all the same.
+    /// It opened because the app was unreachable, which is over. One client fails or stalls every probe that it gets; another
+    /// client with two requests per second is still served within seconds.
     #[test]
     fn one_clients_probes_keep_it_open_for_nobody_else(
         what in prop::collection::vec(0..4_usize, 100), probes in 1..4_u32, connections in 1..6_usize,
@@ -558,8 +558,7 @@ proptest! {
         prop_assert!(now <= 68 * SECOND, "{now}");
     }
 
-    /// Twenty requests every ten milliseconds, of one client or of many, that never stop, and a dead other side: fewer than one attempt a second
-    /// in a minute.
+    /// A dead upstream and a constant 20 requests per 10 ms, from one client or many: fewer than 70 attempts in a minute.
     #[test]
     fn a_dead_other_side_is_left_alone(open_s in 2..90u64, probes in 1..4u32, clients in prop::sample::select(vec![1_u64, 2, 500])) {
         let open_for = Duration::from_secs(open_s);
@@ -567,7 +566,7 @@ proptest! {
         let mut attempts = 0;
         let mut out: Vec<(u64, Permit)> = Vec::new();
         for now in (0..60 * SECOND).step_by(10_000_000) {
-            // Each attempt takes a tenth of a second to fail.
+            // Each attempt fails after 100 ms.
             while out.first().is_some_and(|(due, _)| *due <= now) {
                 breaker.record(out.remove(0).1, now, SILENT, 0.5);
             }

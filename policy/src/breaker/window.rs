@@ -1,9 +1,9 @@
-//! The calls of late, over which rates are taken.
+//! The sliding window of recent calls, over which rates are computed.
 
 use super::evidence::Counts;
 use super::{MOST_CALLS, Span, nanoseconds};
 
-/// A window of time is forgotten a tenth at a time.
+/// The number of buckets of a window of time: it slides in steps of a tenth.
 const BUCKETS: usize = 10;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,12 +94,12 @@ impl Window {
         }
     }
 
-    /// Who saw its failures.
+    /// Returns the failed calls by client.
     pub(super) fn failed(&self, now: u64) -> Counts {
         self.counts(now, |call| call.failed, |bucket| &bucket.failed)
     }
 
-    /// Who saw its slow calls.
+    /// Returns the slow calls by client.
     pub(super) fn slow(&self, now: u64) -> Counts {
         self.counts(now, |call| call.slow, |bucket| &bucket.slow)
     }
@@ -128,7 +128,7 @@ impl Window {
     }
 }
 
-/// The tenths of the window that ends with the one of this number.
+/// Returns the buckets of the window that ends with bucket `number`.
 fn recent(buckets: &[Bucket], number: u64) -> impl Iterator<Item = &Bucket> {
     buckets.iter().filter(move |bucket| number.saturating_sub(bucket.number) < BUCKETS as u64)
 }

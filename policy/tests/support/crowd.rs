@@ -1,5 +1,5 @@
-//! Many clients, an app of `k` servers, and the real admission between them. Discrete events, own random numbers: the same
-//! scenario and seed give the same run everywhere.
+//! Simulates many clients, an app of `k` servers, and the real admission control between them. Discrete events and its own
+//! random numbers: the same scenario and seed give the same run everywhere.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -11,30 +11,30 @@ use outrigger_policy::priority::Priority;
 
 use crate::simulator::{MS, Random, SECOND};
 
-/// Who asks.
+/// The clients that send the requests of a group.
 #[derive(Clone, Copy, Debug)]
 pub enum Population {
-    /// So many clients that ask equally often.
+    /// This many clients with equal request rates.
     Equal(u64),
-    /// So many clients; the n-th asks 1/n times as often as the first.
+    /// This many clients; the n-th has 1/n of the first one's request rate.
     Zipf(u64),
     /// A new client for each request.
     Sybil,
 }
 
-/// Requests of one kind.
+/// A group of requests. Times are nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Group {
     pub population: Population,
     pub priority: Priority,
-    /// Requests, as a multiple of what the app can do.
+    /// The request rate, as a multiple of the app's capacity.
     pub load: f64,
-    /// When they begin to come, and until when.
+    /// Start and end of the arrivals.
     pub from: u64,
     pub to: u64,
-    /// How long the app works on one.
+    /// The service time of a request.
     pub service: u64,
-    /// They come all at once, so many, at `from`; then `load` says nothing.
+    /// This many requests arrive at once at `from`; `load` is ignored.
     pub burst: Option<u32>,
 }
 
@@ -49,7 +49,7 @@ pub struct Crowd {
     pub groups: Vec<Group>,
     pub servers: u32,
     pub settings: Settings,
-    /// All requests are taken for those of one client: a queue without fairness, in order of arrival.
+    /// Treats all requests as those of one client: a queue without fairness, in order of arrival.
     pub is_blind: bool,
 }
 
@@ -62,25 +62,25 @@ impl Crowd {
     }
 }
 
-/// One request, and what became of it.
+/// One request and its result. Times are nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub group: usize,
     pub client: u64,
     pub at: u64,
-    /// For how long it waited for its permit, or to be refused.
+    /// How long it waited for its permit or its rejection.
     pub waited: u64,
     pub is_served: bool,
 }
 
-/// What became of the requests of some clients.
+/// The results of the requests of some clients.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fate {
     pub asked: usize,
     pub served: usize,
-    /// How long those that were served had waited: median, 99th percentile, maximum, in milliseconds.
+    /// Wait of the served requests: median, 99th percentile, maximum, in milliseconds.
     pub waited_ms: [f64; 3],
-    /// Median of the time until a refusal, in milliseconds.
+    /// Median time until a rejection, in milliseconds.
     pub refused_ms: f64,
 }
 
@@ -124,13 +124,13 @@ struct Run<'a> {
     order: u64,
     asked: Vec<Asked>,
     tickets: HashMap<usize, Ticket>,
-    /// What Zipf's law says of the first n clients together.
+    /// Cumulative weights of the first n clients (Zipf's law).
     zipf: Vec<f64>,
     in_the_app: VecDeque<(usize, u64, u32)>,
     busy: u32,
 }
 
-/// Every request that came.
+/// Runs the simulation and returns every request.
 pub fn run(crowd: &Crowd, seed: u64) -> Vec<Asked> {
     let mut run = Run {
         crowd,

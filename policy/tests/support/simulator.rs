@@ -1,5 +1,5 @@
-//! An app of `k` servers behind a first-in-first-out queue, a gate in front of it, and requests that arrive whether or
-//! not they are welcome. Discrete events, own random numbers: the same scenario and seed give the same run everywhere.
+//! Simulates an app of `k` servers with a first-in-first-out queue, a concurrency limit in front of it, and an open-loop
+//! load. Discrete events and its own random numbers: the same scenario and seed give the same run everywhere.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -9,7 +9,7 @@ use outrigger_policy::concurrency::{Concurrency, Ended, Sample};
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000 * MS;
 
-/// Something that says how many requests may be in flight, and learns from those that ended.
+/// A control algorithm for the concurrency limit.
 pub trait Law {
     fn limit(&self) -> u32;
     fn record(&mut self, now: u64, sample: Sample);
@@ -40,7 +40,7 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
-    /// In (0, 1].
+    /// Returns a number in (0, 1].
     pub fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
@@ -52,16 +52,16 @@ impl Random {
     }
 }
 
-/// How service times vary around their mean.
+/// The distribution of service times around their mean.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
     Fixed,
-    /// Evenly within ±10 %.
+    /// Uniform within ±10 %.
     Jitter,
     Exponential,
     /// Sigma of the logarithm; 1.0 has a coefficient of variation of 1.3.
     Lognormal(f64),
-    /// One in ten takes ten times as long as the others.
+    /// One request in ten takes ten times as long as the others.
     Bimodal,
 }
 
@@ -77,7 +77,7 @@ impl Shape {
     }
 }
 
-/// A kind of request: its share of arrivals, its mean service time, how that varies.
+/// A kind of request: its fraction of arrivals, its mean service time in nanoseconds, and the distribution.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     pub share: f64,
@@ -85,16 +85,16 @@ pub struct Kind {
     pub shape: Shape,
 }
 
-/// What holds from `from` until the next stage.
+/// The conditions from `from` until the next stage.
 #[derive(Clone, Debug)]
 pub struct Stage {
     pub from: u64,
     pub servers: u32,
-    /// Service times are multiplied by this.
+    /// A factor for service times.
     pub slowness: f64,
-    /// Arrivals, as a multiple of the capacity of this stage.
+    /// The rate of arrivals, as a multiple of this stage's capacity.
     pub load: f64,
-    /// Shares of the kinds instead of their own, where the mix changes.
+    /// Replaces the kinds' own shares if the mix changes.
     pub shares: Option<Vec<f64>>,
 }
 
@@ -103,7 +103,7 @@ pub struct Scenario {
     pub kinds: Vec<Kind>,
     pub stages: Vec<Stage>,
     pub end: u64,
-    /// How many requests wait in front of the gate; beyond that they are refused.
+    /// Maximum number of requests that wait for a permit; more are rejected.
     pub queue: usize,
     pub poisson: bool,
 }
@@ -119,7 +119,7 @@ impl Scenario {
         }
     }
 
-    /// From `from` on, the last stage with changes.
+    /// Adds a stage from `from` on: the last stage with changes.
     pub fn then(mut self, from: u64, change: impl FnOnce(&mut Stage)) -> Self {
         let mut stage = self.stages.last().expect("a scenario begins with a stage").clone();
         stage.from = from;
@@ -140,38 +140,38 @@ impl Stage {
     }
 }
 
-/// One request that was answered.
+/// One request that got a response. Times are nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     pub at: u64,
     pub latency: u64,
-    /// What the app would have taken with nobody else there.
+    /// Its service time: the latency without a queue.
     pub service: u64,
 }
 
 #[derive(Debug, Default)]
 pub struct Run {
     pub answers: Vec<Answer>,
-    /// (time, limit) whenever it changed.
+    /// Time and new value of each change of the limit.
     pub limits: Vec<(u64, u32)>,
     pub refused: u64,
 }
 
-/// What happened between two times.
+/// Statistics of a time span.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
-    /// Work done, as a share of what the servers could do.
+    /// Work done, as a fraction of the servers' capacity.
     pub throughput: f64,
-    /// Mean latency over mean service time.
+    /// Mean latency divided by mean service time.
     pub mean: f64,
-    /// 99th percentile of latency over that of service time.
+    /// 99th percentile of latency divided by that of service time.
     pub p99: f64,
-    /// Of the limit over time: 5 %, median, 95 %.
+    /// 5th percentile, median and 95th percentile of the limit over time.
     pub limit: [u32; 3],
 }
 
 impl Run {
-    /// `servers` are those that work in this span.
+    /// Computes the statistics of a span in which `servers` servers work.
     pub fn figures(&self, from: u64, to: u64, servers: u32) -> Figures {
         let answers: Vec<_> = self.answers.iter().filter(|a| (from..to).contains(&a.at)).collect();
         let (mut latency, mut service): (Vec<u64>, Vec<u64>) = answers.iter().map(|a| (a.latency, a.service)).unzip();
@@ -210,7 +210,8 @@ impl Run {
         })
     }
 
-    /// How long after `from` the limit enters `low..=high` to stay there for `stay`; the whole time if it never does.
+    /// Returns how long after `from` the limit enters `low..=high` and then stays there for `stay`; `to - from` if it never
+    /// does.
     pub fn settled(&self, from: u64, to: u64, low: u32, high: u32, stay: u64) -> u64 {
         let mut since = None;
         for (index, &(at, limit)) in self.limits.iter().enumerate() {

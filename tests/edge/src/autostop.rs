@@ -1,6 +1,7 @@
-//! Stops Machines that nobody needs, at most one per region and round. (Starting one is `reach.rs`, on a request's way.)
+//! Stops idle Machines, at most one per region and round. (`reach.rs` starts one when a request needs it.)
 //!
-//! Source: docs:reference/fly-proxy-autostop-autostart.html.markerb, c/27544 (facts: 6.1). The close frame that Fly sends into WebSockets is absent.
+//! Source: docs:reference/fly-proxy-autostop-autostart.html.markerb, c/27544 (facts: 6.1). The close frame that Fly sends into
+//! WebSockets is absent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// The Machine of this region that is stopped next. Which one that is Fly does not say; here the one with the least to do.
+/// The Machine of this region that is stopped next. Fly does not say which one that is; here the one with the lowest load.
 fn superfluous<'a>(region: &str, running: &[&'a MachineSnapshot], settings: &Settings) -> Option<&'a Machine> {
     let kept = if region == settings.autostop.primary_region { settings.autostop.min_running } else { 0 };
     let busy = running.iter().filter(|m| m.load > settings.concurrency.soft_limit).count();
@@ -54,7 +55,7 @@ async fn stop(shared: &Arc<Shared>, machine: &Machine) {
         AutostopKind::Suspend => (fleet.suspend(machine).await, State::Suspended),
         _ => (fleet.stop(machine, deploy::how(shared)).await, State::Stopped),
     };
-    // One that could not be stopped goes on, and is tried again in the next round.
+    // A Machine that could not be stopped continues, and is tried again in the next round.
     if outcome.is_ok() {
         shared.registry.set_state(&machine.id, state);
     }

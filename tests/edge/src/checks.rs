@@ -1,6 +1,7 @@
-//! The service check: it takes a Machine out of routing and in again, and never restarts it.
+//! The service check: it takes a Machine out of routing and back, and never restarts it.
 //!
-//! Source: docs:reference/health-checks.html.markerb, docs:reference/configuration.html.markerb, docs:getting-started/troubleshooting.html.md (facts: 5).
+//! Source: docs:reference/health-checks.html.markerb, docs:reference/configuration.html.markerb,
+//! docs:getting-started/troubleshooting.html.md (facts: 5).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,12 +20,12 @@ use crate::registry::Run;
 use crate::settings::Check;
 use crate::shared::Shared;
 
-/// As long as a wait may be; a Machine that is stopped is looked at again then, or when something changes.
+/// The longest wait; a stopped Machine is checked again after it, or when its state changes.
 const LONG: Duration = Duration::from_secs(3600);
-/// No pause is longer (facts: 1.2).
+/// The longest pause (facts: 1.2).
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Checks one Machine as long as it is there.
+/// Checks one Machine until it is removed.
 pub(crate) async fn watch(shared: Arc<Shared>, id: String, birth: u64) {
     let Some(check) = shared.settings.check.clone() else { return };
     let Shared { registry, settings, .. } = &*shared;
@@ -54,7 +55,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, id: String, birth: u64) {
     }
 }
 
-/// One check on a connection of its own; redirects are not followed.
+/// One check on its own connection; redirects are not followed.
 async fn probe(address: SocketAddr, check: &Check) -> Result<StatusCode, BoxError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Some(source) = check.source {

@@ -1,37 +1,37 @@
-//! Why the edge answers by itself: Fly's error codes.
+//! Why the edge responds by itself: Fly's error codes.
 //!
-//! Fly writes them only into the app's log stream. That the answer has them, in `x-edge-error`, is the stand-in's own doing, so
-//! that tests can read them. Source: docs:monitoring/error-codes.html.md (facts: 7).
+//! Fly writes them only into the app's log stream. This stand-in also adds them to the response, in `x-edge-error`, so that
+//! tests can read them. Source: docs:monitoring/error-codes.html.md (facts: 7).
 
 use http::StatusCode;
 
-/// The field of an answer that names its [`Code`]. Not a field of Fly's.
+/// The response header that names its [`Code`]. Not a header of Fly's.
 pub const EDGE_ERROR: &str = "x-edge-error";
 
-/// Ordered by text, so that a snapshot reads well.
+/// Ordered by text, for readable snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
-    /// More than fits into the replay buffer.
+    /// The request does not fit into the replay buffer.
     ReplayTooLarge,
     TooManyReplays,
     MalformedReplay,
     ReplayAppNotFound,
     ReplayAppForbidden,
-    /// Counted for each connection that a Machine refused; an answer has it never.
+    /// Counted for each connection that a Machine refused; never in a response.
     ConnectionRefused,
-    /// Likewise, for one that was not made in time.
+    /// The same, for a connection that timed out.
     ConnectTimeout,
     WakeTimeout,
     WakeFailed,
-    /// Counted whenever a Machine that was just stopped sends a request on.
+    /// Counted whenever a Machine that was just stopped passes a request on.
     RecentlyStopped,
     NoHealthyMachine,
     MachineNotFound,
     /// After refused connections.
     RetriesExhausted,
-    /// Without one: everybody is at the hard limit, or too many wait.
+    /// Without a connection attempt: all Machines are at the hard limit, or too many requests wait.
     NoCapacity,
-    /// Begun and not completed.
+    /// The Machine got the request and did not complete the response.
     Interrupted,
 }
 
@@ -57,7 +57,7 @@ impl Code {
         }
     }
 
-    /// 503 for what may pass by itself, 502 for the rest. Which one Fly gives is stated only for "then 503" of full and failing Machines
+    /// 503 for temporary conditions, 502 for the rest. Fly documents only the "then 503" of full and failing Machines
     /// (docs:reference/load-balancing.html.md, docs:apps/app-availability.html.markerb; facts: 5, 6.1).
     pub fn status(self) -> StatusCode {
         match self {

@@ -1,6 +1,7 @@
 //! Deploys as flyctl does them, with the caller's real processes.
 //!
-//! Source: flyctl:internal/command/deploy/strategy_bluegreen.go, machines_deploymachinesapp.go, plan.go, machines.go (facts: 1.1, 5, 7).
+//! Source: flyctl:internal/command/deploy/strategy_bluegreen.go, machines_deploymachinesapp.go, plan.go, machines.go (facts:
+//! 1.1, 5, 7).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,9 @@ use crate::shared::Shared;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// Each Machine is updated in place and keeps its id; so many at a time as `max_unavailable` says. Nobody is cordoned.
+    /// Updates each Machine in place, which keeps its id; as many at a time as `max_unavailable` says. No Machine is cordoned.
     Rolling,
-    /// As many new Machines; when all are healthy they take over, and the old ones end.
+    /// Creates as many new Machines; once all are healthy they take over, and the old ones end.
     BlueGreen,
 }
 
@@ -97,7 +98,7 @@ impl Deploy<'_> {
         }
     }
 
-    /// Sends the signal; if wished, once routing has heard that it must not use the Machine any more.
+    /// Sends the signal; with `leaves_first`, after routing has stopped using the Machine.
     async fn leave_and_stop(&self, machine: &Machine, leaves_first: bool) -> Result<(), DeployError> {
         let registry = &self.shared.registry;
         let has_left = || registry.snapshot().machine(&machine.id).is_none_or(|m| !m.is_routed);
@@ -107,13 +108,13 @@ impl Deploy<'_> {
         self.stop(machine).await
     }
 
-    /// Blue-green, everybody.
+    /// Blue-green, all Machines.
     async fn replace(&self, blue: &[Machine]) -> Result<(), DeployError> {
         let Shared { registry, settings, .. } = &**self.shared;
         let version = blue.iter().map(|machine| machine.version).max().unwrap_or_default() + 1;
         let mut green = Vec::new();
         if let Err(e) = self.bring_up(blue, version, &mut green).await {
-            // As flyctl rolls back: green goes, blue never noticed.
+            // As flyctl rolls back: green is removed, blue is not affected.
             for machine in &green {
                 let _ = self.stop(machine).await;
                 let _ = self.destroy(machine).await;
@@ -140,7 +141,7 @@ impl Deploy<'_> {
         Ok(())
     }
 
-    /// Green: created, cordoned; started; all healthy. `green` has all that were created, whatever comes of them.
+    /// Green: created, cordoned; started; all healthy. `green` gets all that were created, whether or not they succeed.
     async fn bring_up(&self, blue: &[Machine], version: u64, green: &mut Vec<Machine>) -> Result<(), DeployError> {
         for old in blue {
             let created = self.fleet.create(&old.region, version).await;
@@ -207,7 +208,7 @@ impl Deploy<'_> {
     }
 }
 
-/// How Machines are stopped, in the time of the test.
+/// How Machines are stopped, in the test's time scale.
 pub(crate) fn how(shared: &Shared) -> Stop {
     let stop = shared.settings.deploy.stop;
     Stop { timeout: shared.settings.scaled(stop.timeout), ..stop }

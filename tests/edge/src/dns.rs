@@ -1,6 +1,7 @@
-//! The DNS of the private network: `<app>.internal` and what is below it.
+//! The DNS of the private network: `<app>.internal` and the names below it.
 //!
-//! Source: docs:networking/private-networking.html.md (facts: 4). Machines of one computer have 127.0.0.N, said as `::ffff:127.0.0.N`.
+//! Source: docs:networking/private-networking.html.md (facts: 4). Machines of one computer have 127.0.0.N, returned as
+//! `::ffff:127.0.0.N`.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -18,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::machine::Machine;
 use crate::shared::Shared;
 
-/// How long answers may be kept, in seconds. *Not established.*
+/// How long DNS answers may be cached, in seconds. *Not established.*
 const TTL: u32 = 5;
 const TCP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -26,7 +27,7 @@ const TCP_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DnsFault {
     None = 0,
-    /// It hears every question and answers none.
+    /// Receives every query and answers none.
     Silent = 1,
     ServFail = 2,
 }
@@ -47,7 +48,7 @@ impl Dns {
             let address_of_both = tcp.local_addr()?;
             match UdpSocket::bind(address_of_both).await {
                 Ok(udp) => return Ok(Self { udp, tcp, address: address_of_both }),
-                // A free port of TCP may be taken in UDP.
+                // A port that is free for TCP may be taken for UDP.
                 Err(_) if address.port() == 0 && tries < 20 => tries += 1,
                 Err(e) => return Err(e),
             }
@@ -67,18 +68,18 @@ async fn serve_udp(shared: &Shared, socket: &UdpSocket) {
     let mut buffer = vec![0; 4096];
     loop {
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
-            // The answer to somebody who has left came back; there is nothing to wait for.
+            // An earlier DNS answer bounced because its resolver has gone; go on.
             tokio::task::yield_now().await;
             continue;
         };
         let Some((question, answer)) = answer(shared, &buffer[..length]) else { continue };
         let Ok(mut bytes) = answer.to_vec() else { continue };
         if bytes.len() > usize::from(question.max_payload()) {
-            // The asker comes again over TCP.
+            // The resolver asks again over TCP.
             let Ok(truncated) = answer.truncate().to_vec() else { continue };
             bytes = truncated;
         }
-        // Who has left needs no answer.
+        // A resolver that has gone needs no answer.
         let _ = socket.send_to(&bytes, peer).await;
     }
 }
@@ -91,7 +92,7 @@ async fn serve_tcp(shared: &Arc<Shared>, listener: &TcpListener) {
         };
         let task_shared = Arc::clone(shared);
         shared.spawn(async move {
-            // An asker that is slow or speaks something else is left.
+            // A resolver that is slow or does not speak DNS is dropped.
             let _ = timeout(TCP_PATIENCE, converse(&task_shared, stream)).await;
         });
     }
@@ -108,7 +109,7 @@ async fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The question and its answer; `None` if there is none to give.
+/// The query and its answer; `None` if it gets none.
 fn answer(shared: &Shared, question: &[u8]) -> Option<(Message, Message)> {
     let fault = shared.dns_fault.load(Ordering::Relaxed);
     let question = Message::from_vec(question).ok().filter(|q| q.metadata.message_type == MessageType::Query)?;
@@ -177,7 +178,7 @@ fn aaaa(address: IpAddr) -> RData {
     RData::AAAA(AAAA(address))
 }
 
-/// One text, in pieces of 255 bytes as the DNS has them.
+/// One text, in pieces of 255 bytes as DNS requires.
 fn txt(parts: &[String]) -> RData {
     let text = parts.join(",");
     RData::TXT(TXT::from_bytes(text.as_bytes().chunks(255).collect()))

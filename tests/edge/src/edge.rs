@@ -1,4 +1,4 @@
-//! One edge, as its user has it.
+//! The public interface of an edge.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::{autostop, checks, server};
 
-/// A running edge; ended when dropped, with all its connections.
+/// A running edge; dropping it ends it, with all its connections.
 #[derive(Debug)]
 pub struct Edge {
     shared: Arc<Shared>,
@@ -32,7 +32,7 @@ impl Edge {
     ///
     /// # Errors
     ///
-    /// An address cannot be listened on.
+    /// The edge cannot listen on an address.
     pub async fn start(settings: Settings, fleet: Option<Arc<dyn Fleet>>) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
@@ -51,28 +51,28 @@ impl Edge {
         Ok(Self { shared, address, dns: dns_address })
     }
 
-    /// Where clients connect to.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where the DNS stand-in is, if the settings want one.
+    /// The address of the DNS stand-in, if the settings enable it.
     pub fn dns(&self) -> Option<SocketAddr> {
         self.dns
     }
 
-    /// Another Machine, not cordoned; it replaces one of the same id.
+    /// Adds a Machine, not cordoned; replaces one with the same id.
     pub fn add(&self, machine: Machine, state: State) {
         add(&self.shared, machine, state, false);
     }
 
-    /// Takes a Machine away as if it had never been; unlike [`State::Destroyed`], routing knows at once.
+    /// Removes a Machine without a trace; unlike [`State::Destroyed`], routing knows at once.
     pub fn remove(&self, id: &str) {
         self.shared.registry.remove(id);
     }
 
-    /// No new requests, once routing has heard of it. Source: docs:machines/api/machines-resource.html.markerb (facts: 7).
-    /// False if there is no such Machine; so with the two that follow.
+    /// Stops new requests, once routing has heard of it. Source: docs:machines/api/machines-resource.html.markerb (facts: 7).
+    /// False if there is no such Machine; the same holds for the next two.
     pub fn cordon(&self, id: &str) -> bool {
         self.shared.registry.cordon(id, true)
     }
@@ -81,12 +81,12 @@ impl Edge {
         self.shared.registry.cordon(id, false)
     }
 
-    /// What has become of a Machine; the edge itself neither starts nor stops it. Started is a new run, with its grace period.
+    /// Sets a Machine's state; the edge itself neither starts nor stops it. `Started` is a new run, with its grace period.
     pub fn set_state(&self, id: &str, state: State) -> bool {
         self.shared.registry.set_state(id, state)
     }
 
-    /// Routing and DNS hear at once all that is on its way. With a `propagation` of hours, a test says what has been heard of.
+    /// Delivers all pending changes to routing and DNS. With a `propagation` of hours, a test controls what they know.
     pub fn settle(&self) {
         self.shared.registry.settle();
     }
@@ -95,18 +95,18 @@ impl Edge {
         self.shared.registry.snapshot()
     }
 
-    /// Waits until the snapshot is so; false if it is not within the limit.
+    /// Waits until the snapshot matches; false if it does not within the limit.
     pub async fn until(&self, limit: Duration, mut look: impl FnMut(&Snapshot) -> bool) -> bool {
         let registry = &self.shared.registry;
         registry.until(Instant::now() + limit, || look(&registry.snapshot()).then_some(())).await.is_some()
     }
 
-    /// From now on the DNS stand-in fails like this.
+    /// Makes the DNS stand-in fail like this from now on.
     pub fn dns_fails(&self, fault: DnsFault) {
         self.shared.dns_fault.store(fault as u8, Ordering::Relaxed);
     }
 
-    /// Brings all Machines to their next version, and waits until they are there.
+    /// Brings all Machines to their next version, and waits for them.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl Drop for Edge {
     }
 }
 
-/// Closes connections to Machines that were not used for a while.
+/// Closes connections to Machines that have been idle for a while.
 async fn sweep(shared: Arc<Shared>) {
     let age = shared.settings.scaled(shared.settings.routing.pool_idle);
     loop {
@@ -133,17 +133,17 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-/// Adds a Machine and watches over it.
+/// Adds a Machine and starts its checks.
 pub(crate) fn add(shared: &Arc<Shared>, machine: Machine, state: State, is_cordoned: bool) {
     let id = machine.id.clone();
     let birth = shared.registry.add(machine, state, is_cordoned);
     shared.spawn(checks::watch(Arc::clone(shared), id, birth));
 }
 
-/// An edge with a runtime of its own, for callers that are not async.
+/// An edge with its own runtime, for callers that are not async.
 #[derive(Debug)]
 pub struct Background {
-    // Dropped first: its tasks are ended before their runtime is.
+    // Dropped first: its tasks end before their runtime does.
     edge: Edge,
     runtime: Runtime,
 }
@@ -151,7 +151,7 @@ pub struct Background {
 impl Background {
     /// # Errors
     ///
-    /// An address cannot be listened on, or there are no threads.
+    /// The edge cannot listen on an address, or cannot start threads.
     pub fn start(settings: Settings, fleet: Option<Arc<dyn Fleet>>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("edge").enable_all().build()?;
         let edge = runtime.block_on(Edge::start(settings, fleet))?;

@@ -31,7 +31,7 @@ use crate::upstream::Reached;
 
 pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
-/// A client that still sends gets its answer after this much time or this many bytes.
+/// A client that is still sending gets its response after this time or this many bytes.
 const DRAIN: (Duration, u64) = (Duration::from_secs(1), 64 << 20);
 
 pub(crate) async fn serve(shared: &Arc<Shared>, peer: IpAddr, request: Request<Incoming>, chance: u128) -> Answer {
@@ -49,7 +49,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, peer: IpAddr, request: Request<I
     let outgoing = Outgoing { method: head.method, target, fields: head.headers, tape: tape.clone() };
     let is_upgrade = outgoing.fields.contains_key(UPGRADE);
     if tape.is_too_large() {
-        // An honest announcement: nobody needs to see the body.
+        // `Content-Length` is already too large; the body is not needed.
         return too_large(&tape, &request_id).await;
     }
     let mut answer = match travel(shared, wish, &outgoing).await {
@@ -70,14 +70,14 @@ pub(crate) async fn serve(shared: &Arc<Shared>, peer: IpAddr, request: Request<I
     answer
 }
 
-/// A replay that is under way: who asked for it, and for what.
+/// A replay in progress: the Machine that requested it, and the request.
 struct Replaying {
     origin: Machine,
     instruction: Instruction,
     since: Instant,
 }
 
-/// Until a Machine answers with something else than `fly-replay`.
+/// Repeats until a Machine sends a response without `fly-replay`.
 async fn travel(shared: &Arc<Shared>, mut wish: Wish, original: &Outgoing) -> Result<Reached, Code> {
     let settings = &shared.settings.replay;
     let mut outgoing = original.clone();
@@ -129,7 +129,7 @@ async fn travel(shared: &Arc<Shared>, mut wish: Wish, original: &Outgoing) -> Re
     }
 }
 
-/// What an answer instructs, and whose it was.
+/// The instruction in a response, and the Machine that sent it.
 async fn read(reached: Reached, form: Form) -> Option<(Instruction, Machine)> {
     let (response, slot, _sender) = reached.into_parts();
     let (head, body) = response.into_parts();
@@ -150,8 +150,8 @@ fn source(origin: &Machine, state: Option<&str>) -> String {
     format!("instance={id};region={region};t={}{state}", headers::micros_since_epoch())
 }
 
-/// The request as it comes back to who replayed it, with `fly-replay-failed` (facts: 2.1). `instance` and `region` are those that were asked for;
-/// `replay_source` is taken to be who asked: what Fly writes there is not established.
+/// The request as it returns to the Machine that replayed it, with `fly-replay-failed` (facts: 2.1). `instance` and `region`
+/// are the requested ones; `replay_source` is assumed to be the replaying Machine: Fly's value is not established.
 fn give_back(
     shared: &Shared,
     original: &Outgoing,
@@ -189,7 +189,7 @@ fn give_back(
     (outgoing, wish)
 }
 
-/// 101 to the client, then bytes both ways until one side ends.
+/// Sends 101 to the client, then copies bytes both ways until one side ends.
 fn tunnel(shared: &Arc<Shared>, client: OnUpgrade, reached: Reached) -> Answer {
     let (mut response, slot, sender) = reached.into_parts();
     let machine = hyper::upgrade::on(&mut response);
@@ -198,7 +198,7 @@ fn tunnel(shared: &Arc<Shared>, client: OnUpgrade, reached: Reached) -> Answer {
         let (Ok(client), Ok(machine)) = (client.await, machine.await) else { return };
         let (mut client, activity) = Watched::new(TokioIo::new(client));
         let mut machine = TokioIo::new(machine);
-        // How a tunnel breaks off is between its two ends.
+        // The edge does not report how a tunnel ended.
         tokio::select! {
             _ = copy_bidirectional(&mut client, &mut machine) => {}
             () = activity.is_over(idle) => {}

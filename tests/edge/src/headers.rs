@@ -1,4 +1,4 @@
-//! The fields that the edge adds to requests and answers, and those that it takes away.
+//! The headers that the edge adds to requests and responses, and those that it removes.
 //!
 //! Source: docs:networking/request-headers.html.md, c/6346, c/27626 (facts: 3).
 
@@ -20,7 +20,7 @@ const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const VIA_FLY: HeaderValue = HeaderValue::from_static("1.1 fly.io");
 
-/// Makes a client's fields those that a Machine gets.
+/// Turns a client's headers into those that a Machine receives.
 pub(crate) fn arrive(fields: &mut HeaderMap, peer: IpAddr, request_id: &str, settings: &Settings) {
     let ours = &settings.headers;
     let client = ours
@@ -35,7 +35,7 @@ pub(crate) fn arrive(fields: &mut HeaderMap, peer: IpAddr, request_id: &str, set
             fields.remove(name);
         }
     }
-    // What the client sent stays on the left.
+    // The client's own entries stay on the left.
     let before = fields.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
     let chain: Vec<_> = before.map(str::to_owned).chain([client.to_string(), ours.app_address.to_string()]).collect();
     let (proto, port, ssl) = if ours.is_https { ("https", "443", "on") } else { ("http", "80", "off") };
@@ -61,14 +61,14 @@ pub(crate) fn arrive(fields: &mut HeaderMap, peer: IpAddr, request_id: &str, set
     fields.append(VIA, VIA_FLY);
 }
 
-/// Makes a Machine's fields those that the client gets.
+/// Turns a Machine's headers into those that the client receives.
 pub(crate) fn leave(fields: &mut HeaderMap, request_id: &str) {
     strip_hop_by_hop(fields);
     set(fields, REQUEST_ID, request_id);
     fields.append(VIA, VIA_FLY);
 }
 
-/// What the client asks of routing. Source: docs:networking/dynamic-request-routing.html.markerb (facts: 2.1).
+/// The client's routing preferences. Source: docs:networking/dynamic-request-routing.html.markerb (facts: 2.1).
 pub(crate) fn wish(fields: &HeaderMap) -> Wish {
     let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok()).map(|text| text.trim().to_owned());
     let forced = text("fly-force-region");
@@ -83,19 +83,19 @@ pub(crate) fn wish(fields: &HeaderMap) -> Wish {
     }
 }
 
-/// The parts of a list with commas.
+/// The parts of a comma-separated list.
 pub(crate) fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
-/// Sets a field; a value that cannot be one is left out.
+/// Sets a header; an invalid value is left out.
 pub(crate) fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         fields.insert(name, value);
     }
 }
 
-/// What is between two neighbours only, except what asks for an upgrade or grants it.
+/// Removes hop-by-hop headers, except those that request or accept an upgrade.
 fn strip_hop_by_hop(fields: &mut HeaderMap) {
     let connection: Vec<_> = fields.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok()).collect();
     let named = list(&connection.join(",").to_ascii_lowercase());
@@ -116,7 +116,7 @@ fn strip_hop_by_hop(fields: &mut HeaderMap) {
     }
 }
 
-/// `<ULID>-<region>`: 48 bits of milliseconds and 80 of chance, in Crockford's base 32.
+/// `<ULID>-<region>`: 48 bits of milliseconds and 80 random bits, in Crockford's base 32.
 /// Source: docs:blueprints/bridge-deployments-wireguard.html.md (facts: 3).
 pub(crate) fn request_id(region: &str, chance: u128) -> String {
     const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";

@@ -1,4 +1,4 @@
-//! Connections on which nothing moves. Whether and when Fly closes them is not established (facts: 11; c/15160).
+//! Idle connections. Whether and when Fly closes them is not established (facts: 11; c/15160).
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-/// A stream that remembers when it last moved.
+/// A stream that records its last activity.
 pub(crate) struct Watched<S> {
     stream: S,
     activity: Activity,
@@ -23,7 +23,7 @@ impl Activity {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Waits until nothing has moved for so long; for ever without a limit.
+    /// Waits until the stream has been idle for this long; forever without a limit.
     pub(crate) async fn is_over(&self, limit: Option<Duration>) {
         let Some(limit) = limit else { return std::future::pending().await };
         loop {
@@ -42,7 +42,7 @@ impl<S> Watched<S> {
         (Self { stream, activity: activity.clone() }, activity)
     }
 
-    /// Notes that something moved, if it did.
+    /// Records activity, if there was any.
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if matches!(result, Poll::Ready(Ok(_))) {
             self.activity.now();

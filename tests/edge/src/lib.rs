@@ -1,21 +1,21 @@
 //! A stand-in for Fly's edge: what fly-proxy does to the requests of one app with many Machines, on one computer.
 //!
-//! It is made to test what stands *behind* Fly's edge. Each behaviour names its source: `docs:` is the repository superfly/docs, `flyctl:`
-//! superfly/flyctl, `c/N` a thread of community.fly.io, and "facts" the section of the project's fact sheet on Fly that has it. What is not
-//! known of Fly is a setting marked *not established*, and our product has to be right with every value of it.
+//! It exists to test the software *behind* Fly's edge. Each behaviour names its source: `docs:` is the repository superfly/docs,
+//! `flyctl:` superfly/flyctl, `c/N` a thread of community.fly.io, and "facts" a section of the project's fact sheet on Fly.
+//! Unknown behaviour of Fly is a setting marked *not established*, and our product has to be right with every value of it.
 //!
 //! ```text
-//! client ──► server.rs     connections and their bounds; idle.rs
-//!              exchange.rs THE life of a request: replays, fallback, answers of our own
-//!                headers.rs  what the edge says of the client                       (pure)
-//!                replay.rs   what fly-replay asks for                               (pure)
+//! client ──► server.rs     connections and their limits; idle.rs
+//!              exchange.rs THE life of a request: replays, fallback, the edge's own responses
+//!                headers.rs  the edge's headers about the client                    (pure)
+//!                replay.rs   parses fly-replay                                      (pure)
 //!                reach.rs    waiting, starting, retrying
-//!                  routing.rs  which of those that can                              (pure)
-//!                  pick.rs     what there is for it: a place, a start, a wait
-//!                  registry.rs all Machines, and what routing has heard of them
-//!                  tape.rs     the body, kept so far as it may be needed again
+//!                  routing.rs  the choice among available Machines                  (pure)
+//!                  pick.rs     the registry's choice: capacity, a start, a wait
+//!                  registry.rs all Machines, and routing's view of them
+//!                  tape.rs     the body, buffered as far as it may be needed again
 //!                  upstream.rs connections ──► a Machine
-//! checks.rs    out of routing, and in again
+//! checks.rs    out of routing, and back
 //! deploy.rs    rolling and blue-green            ┐ through the caller's `Fleet`,
 //! autostop.rs  stops and starts by load          ┘ which has the real processes
 //! dns.rs       <app>.internal
@@ -39,8 +39,8 @@
 //! # }
 //! ```
 //!
-//! [`Edge::start`] uses the runtime it is called in; [`Background::start`] brings its own, for callers that are not async. Everything
-//! ends when the [`Edge`] is dropped.
+//! [`Edge::start`] uses the runtime it is called in; [`Background::start`] brings its own, for callers that are not async.
+//! Everything ends when the [`Edge`] is dropped.
 //!
 //! Deliberately absent: TLS, HTTP/2, the replay cache, Flycast and `Fly-Src`, `[[statics]]`, compression, more than one app.
 

@@ -1,4 +1,4 @@
-//! The stand-in for Fly's edge as a program of its own.
+//! The stand-in for Fly's edge as a program.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -13,16 +13,16 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(name = "outrigger-edge", version)]
 struct Arguments {
-    /// Where clients connect to.
+    /// Address to listen on for clients.
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
     /// The app's name, for `fly-replay` and the DNS.
     #[arg(long, default_value = "app")]
     app: String,
-    /// Where the DNS of `<app>.internal` listens, over UDP and TCP; none without this.
+    /// Address on which the DNS of `<app>.internal` listens, over UDP and TCP; no DNS without this.
     #[arg(long)]
     dns: Option<SocketAddr>,
-    /// The edge's own region, and that of Machines that name none.
+    /// The edge's own region, and that of Machines without one.
     #[arg(long, default_value = "ams")]
     region: String,
     /// A started Machine: `id,public address,private IP[,region]`. Can be given more than once.
@@ -37,10 +37,10 @@ struct Arguments {
     /// At this load a Machine gets no requests; unlimited without this.
     #[arg(long)]
     hard_limit: Option<usize>,
-    /// What the service check asks for; no check without this.
+    /// Path of the service check; no check without this.
     #[arg(long)]
     check_path: Option<String>,
-    /// Says `http` in X-Forwarded-Proto, which is what clients really use here.
+    /// Sets X-Forwarded-Proto to `http`, which clients really use here.
     #[arg(long)]
     http: bool,
 }

@@ -1,8 +1,9 @@
-//! What the registry has for a request: a place at a Machine, a Machine to start, a wait, or nothing.
+//! The registry's choice for a request: a Machine with capacity, a Machine to start, a wait, or an error.
 //!
-//! Sources: full and failing Machines make requests wait (docs:reference/load-balancing.html.md, docs:apps/app-availability.html.markerb; facts: 5,
-//! 6.1); one is started when all that run are above the soft limit, or when a request needs one that sleeps
-//! (docs:reference/fly-proxy-autostop-autostart.html.markerb, docs:blueprints/connecting-to-user-machines.html.md; facts: 2.3, 6.1).
+//! Sources: full and failing Machines make requests wait (docs:reference/load-balancing.html.md,
+//! docs:apps/app-availability.html.markerb; facts: 5, 6.1); a Machine is started when all running ones are above the soft
+//! limit, or when a request needs a sleeping one (docs:reference/fly-proxy-autostop-autostart.html.markerb,
+//! docs:blueprints/connecting-to-user-machines.html.md; facts: 2.3, 6.1).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::machine::{Machine, State};
 use crate::registry::Registry;
 use crate::routing::{self, Candidate, Wish};
 
-/// Which Machines a request has tried in vain.
+/// Failed attempts of a request, by Machine.
 #[derive(Debug, Default)]
 pub(crate) struct Tries {
     of: HashMap<String, u32>,
@@ -30,25 +31,26 @@ impl Tries {
     }
 }
 
-/// What there is for a request.
+/// The choice for a request.
 #[derive(Debug)]
 pub(crate) enum Pick {
     Go(Slot),
-    /// It sleeps, and is marked as starting: whoever gets this has to start it. How many starts of it have failed.
+    /// A sleeping Machine, marked as starting: the caller must start it. Also the number of its failed starts.
     Wake(Machine, u32),
-    /// There may be one later; this is what is missing.
+    /// A Machine may become available later; this is missing now.
     Wait(Code),
     Never(Code),
 }
 
-/// A place at a Machine. Dropping it gives it back.
+/// Capacity reserved on a Machine; dropping it releases the capacity.
 #[derive(Debug)]
 pub(crate) struct Slot {
     registry: Arc<Registry>,
     pub(crate) machine: Machine,
-    /// It was stopped a moment ago, routing has not heard of it, and there is another. Source: docs:monitoring/error-codes.html.md PM11 (facts: 7).
+    /// The Machine was stopped a moment ago, routing does not know yet, and there is another. Source:
+    /// docs:monitoring/error-codes.html.md PM11 (facts: 7).
     pub(crate) bounces: bool,
-    /// Everybody is above the soft limit, and this one sleeps; marked as starting.
+    /// A sleeping Machine, marked as starting, because all others are above the soft limit.
     pub(crate) wake: Option<Machine>,
 }
 
@@ -62,7 +64,7 @@ impl Drop for Slot {
     }
 }
 
-/// A place among those who wait. Dropping it gives it back.
+/// A waiting request's share of the queue; dropping it releases the share.
 #[derive(Debug)]
 pub(crate) struct Place(Arc<Registry>);
 
@@ -73,7 +75,7 @@ impl Drop for Place {
 }
 
 impl Registry {
-    /// A place among those who wait, unless there are too many. They have no order: who is woken first, goes first.
+    /// Joins the waiting requests, unless there are too many. They have no order: the first to wake up goes first.
     pub(crate) fn wait_in_line(self: &Arc<Self>) -> Option<Place> {
         let is_in = self.change(|inner| {
             let is_in = inner.waiting < self.settings.routing.queue_length;

@@ -1,7 +1,7 @@
-//! From a wish to a Machine that answers: choosing, waiting, starting, connecting, and trying another.
+//! Gets a response from a Machine: choosing, waiting, starting, connecting, and trying another.
 //!
-//! Only a connection that could not be made sends a request to another Machine; up to 90 times, then PR03. One that was begun and broke off is
-//! PU02. Source: docs:monitoring/error-codes.html.md (facts: 2.3, 7).
+//! Only a failed connection sends a request to another Machine, up to 90 times, then PR03. An exchange that was begun and broke
+//! off is PU02. Source: docs:monitoring/error-codes.html.md (facts: 2.3, 7).
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::shared::Shared;
 use crate::tape::{Playback, Tape};
 use crate::upstream::{self, Failed, Reached};
 
-/// A request as it goes to Machines.
+/// A request as sent to Machines.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {
     pub(crate) method: Method,
@@ -27,7 +27,7 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// `None` if its body cannot be had from the beginning any more.
+    /// `None` if the body is no longer available from its beginning.
     fn request(&self) -> Option<Request<Playback>> {
         let mut request = Request::new(self.tape.play()?);
         *request.method_mut() = self.method.clone();
@@ -46,11 +46,11 @@ impl Outgoing {
     }
 }
 
-/// Why no Machine answered.
+/// Why no Machine responded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unreached {
     pub(crate) code: Code,
-    /// The replay's own `timeout` was over.
+    /// The replay's own `timeout` has passed.
     pub(crate) is_timeout: bool,
 }
 
@@ -60,12 +60,12 @@ impl From<Code> for Unreached {
     }
 }
 
-/// The search of one request.
+/// The search for a Machine for one request.
 pub(crate) struct Search<'a> {
     shared: &'a Arc<Shared>,
-    /// After this there is no other try; one that is under way goes on ("may overshoot").
+    /// No new attempt starts after this; one in progress continues ("may overshoot").
     end: Option<Instant>,
-    /// Whether a Machine is told that another was preferred.
+    /// Whether to tell a Machine that another was preferred.
     tells: bool,
     tries: Tries,
 }
@@ -75,7 +75,8 @@ impl<'a> Search<'a> {
         Self { shared, end, tells, tries: Tries::default() }
     }
 
-    /// Sends the request to the preferred Machine if it can take it now, or be started, and to another otherwise; the other is told so.
+    /// Sends the request to the preferred Machine if that can take it now, or be started; otherwise to another one, with a
+    /// header that says so.
     /// Source: docs:networking/dynamic-request-routing.html.markerb (facts: 2.1).
     pub(crate) async fn reach(&mut self, wish: &Wish, request: &mut Outgoing) -> Result<Reached, Unreached> {
         if let Some(id) = &wish.prefer {
@@ -116,7 +117,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A place at a Machine, once there is one.
+    /// Waits for capacity on a Machine.
     async fn slot(&self, wish: &Wish, is_patient: bool) -> Result<Slot, Unreached> {
         let Shared { registry, settings, .. } = &**self.shared;
         let mut failed_before = None;
@@ -130,7 +131,7 @@ impl<'a> Search<'a> {
                     }
                     return Ok(slot);
                 }
-                // It may have been stopped again meanwhile; only a start that failed is not tried again.
+                // It may have been stopped again meanwhile; only a failed start is not retried.
                 Pick::Wake(machine, failed) if failed_before.is_some_and(|before| failed > before) => {
                     registry.start_given_up(&machine.id);
                     return Err(Code::WakeFailed.into());
@@ -163,7 +164,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Before a Machine is tried another time.
+    /// Pauses before a Machine is tried again.
     async fn pause(&self, id: &str) -> Result<(), Unreached> {
         if self.tries.of(id) > 0 {
             let settings = &self.shared.settings;

@@ -1,7 +1,7 @@
-//! All Machines: what they are, what routing believes of them, and what was counted.
+//! All Machines: their state, routing's view of them, and counters.
 //!
-//! Routing does not see a change at once: each goes on its way and arrives after [`Routing::propagation`](crate::settings::Routing). So a
-//! Machine has a truth, and what the edge has heard of it.
+//! Routing does not see a change at once: each arrives after [`Routing::propagation`](crate::settings::Routing). So a Machine
+//! has an actual state, and the state that the edge knows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use crate::snapshot::{Counts, MachineSnapshot, Snapshot};
 #[derive(Debug)]
 pub struct Registry {
     pub(crate) settings: Arc<Settings>,
-    /// Whether there is somebody who can start stopped Machines.
+    /// Whether stopped Machines can be started.
     pub(crate) can_wake: bool,
     inner: Mutex<Inner>,
     changes: watch::Sender<()>,
@@ -49,12 +49,12 @@ pub(crate) struct Entry {
     pub(crate) is_starting: bool,
     failed_starts: u32,
     pub(crate) stopped: Option<Instant>,
-    /// What routing believes, and what it will hear when.
+    /// Routing's view, and pending changes with their times of arrival.
     pub(crate) heard: View,
     on_the_way: VecDeque<(Instant, View)>,
     /// Tells Machines of the same id apart.
     birth: u64,
-    /// Counts starts, so that what a check found about an earlier run does not count for this one.
+    /// Counts starts, so that a check of an earlier run does not count for this one.
     run: u64,
     results_in_a_row: (bool, u32),
     pub(crate) load: usize,
@@ -69,8 +69,8 @@ impl Registry {
         Self { settings, can_wake, inner: Mutex::new(inner), changes: watch::channel(()).0 }
     }
 
-    /// A Machine as it comes into being. Replaces one of the same id; those that are destroyed and known to be so are forgotten.
-    /// The answer is what tells it from others of its id.
+    /// Adds a new Machine. Replaces one of the same id, and forgets Machines that are known to be destroyed.
+    /// Returns the number that tells it from others of its id.
     pub(crate) fn add(&self, machine: Machine, state: State, is_cordoned: bool) -> u64 {
         let health = self.first_health();
         let view = View { state, is_cordoned, is_healthy: health == Health::Passing };
@@ -83,7 +83,7 @@ impl Registry {
             is_starting: false,
             failed_starts: 0,
             stopped: None,
-            // Nobody has heard of it; a Machine that is new is like one that was never started.
+            // Routing does not know it yet; a new Machine looks as if it had never been started.
             heard: View { state: State::Created, is_cordoned: false, is_healthy: false },
             on_the_way: VecDeque::from([(Instant::now() + self.propagation(), view)]),
             birth: 0,
@@ -102,12 +102,12 @@ impl Registry {
         })
     }
 
-    /// As if it had never been: routing knows at once.
+    /// Removes it without a trace: routing knows at once.
     pub(crate) fn remove(&self, id: &str) {
         self.change(|inner| inner.entries.remove(id));
     }
 
-    /// True if there is such a Machine; so with all that follow.
+    /// True if there is such a Machine; the same holds for the functions below.
     pub(crate) fn cordon(&self, id: &str, is_cordoned: bool) -> bool {
         self.update(id, |entry| entry.is_cordoned = is_cordoned)
     }
@@ -128,7 +128,7 @@ impl Registry {
         })
     }
 
-    /// It runs, after a start or an update in place, perhaps elsewhere or in another version; nobody knows how it is.
+    /// The Machine runs, after a start or an update in place, perhaps elsewhere or in another version; its health is unknown.
     pub(crate) fn started(&self, machine: &Machine) -> bool {
         let first_health = self.first_health();
         self.update(&machine.id, |entry| {
@@ -138,7 +138,7 @@ impl Registry {
         })
     }
 
-    /// It does not run, and will be this when it does.
+    /// Sets the data of a Machine that does not run, for its next start.
     pub(crate) fn describe(&self, machine: &Machine) -> bool {
         self.update(&machine.id, |entry| entry.machine = machine.clone())
     }
@@ -150,7 +150,7 @@ impl Registry {
         });
     }
 
-    /// What a check of this run found.
+    /// Records a check's result for this run.
     pub(crate) fn checked(&self, id: &str, run: u64, passed: bool, failures_to_remove: u32, successes_to_return: u32) {
         self.update(id, |entry| {
             if entry.run != run {
@@ -159,7 +159,7 @@ impl Registry {
             let (last, count) = entry.results_in_a_row;
             entry.results_in_a_row = (passed, if last == passed { count.saturating_add(1) } else { 1 });
             let needed = if passed { successes_to_return } else { failures_to_remove };
-            // The first result of a run is its health, whatever the thresholds.
+            // The first result of a run sets its health, whatever the thresholds.
             if entry.health == Health::Pending || entry.results_in_a_row.1 >= needed {
                 entry.health = if passed { Health::Passing } else { Health::Failing };
             }
@@ -180,12 +180,12 @@ impl Registry {
         self.lock().snapshot()
     }
 
-    /// Who was to start it does not.
+    /// The start was abandoned.
     pub(crate) fn start_given_up(&self, id: &str) {
         self.update(id, |entry| entry.is_starting = false);
     }
 
-    /// Routing hears at once all that is on its way.
+    /// Delivers all pending changes to routing.
     pub(crate) fn settle(&self) {
         self.change(|inner| {
             for entry in inner.entries.values_mut() {
@@ -212,14 +212,14 @@ impl Registry {
         self.change(|inner| inner.entries.get_mut(id).map(|entry| entry.requests += 1));
     }
 
-    /// Started Machines as the DNS has heard of them.
+    /// Started Machines, as known to DNS.
     pub(crate) fn heard_started(&self) -> Vec<Machine> {
         let inner = self.lock();
         let started = inner.entries.values().filter(|entry| entry.heard.state == State::Started);
         started.map(|entry| entry.machine.clone()).collect()
     }
 
-    /// Waits until `look` finds something, or until the deadline.
+    /// Waits until `look` returns a value, or until the deadline.
     pub(crate) async fn until<T>(&self, deadline: Instant, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         let mut changes = self.changes.subscribe();
         loop {
@@ -301,7 +301,7 @@ impl Entry {
 }
 
 impl Inner {
-    /// Routing hears what has arrived by now.
+    /// Delivers the changes that are due to routing.
     fn hear(&mut self, now: Instant) {
         for entry in self.entries.values_mut() {
             while let Some((_, view)) = entry.on_the_way.pop_front_if(|(arrival, _)| *arrival <= now) {
@@ -314,7 +314,7 @@ impl Inner {
         self.entries.values().filter_map(|entry| entry.on_the_way.front()).map(|(arrival, _)| *arrival).min()
     }
 
-    /// Marks it as starting; how often that has failed before is told as well.
+    /// Marks it as starting; also returns the number of failed starts.
     pub(crate) fn begin_wake(&mut self, id: &str) -> Option<(Machine, u32)> {
         let entry = self.entries.get_mut(id)?;
         let is_first = !std::mem::replace(&mut entry.is_starting, true);

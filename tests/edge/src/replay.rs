@@ -1,7 +1,7 @@
-//! What a `fly-replay` answer asks for, in either of its two forms.
+//! The request in a `fly-replay` response, in either of its two forms.
 //!
-//! Source: docs:networking/dynamic-request-routing.html.markerb (facts: 2.1). The replay cache (facts: 2.2) is deliberately absent: its fields are
-//! taken and without effect, which Fly allows ("an optimisation, never a guarantee").
+//! Source: docs:networking/dynamic-request-routing.html.markerb (facts: 2.1). The replay cache (facts: 2.2) is deliberately
+//! absent: its fields are accepted without effect, which Fly allows ("an optimisation, never a guarantee").
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::headers::{REPLAY, list};
 use crate::routing::Wish;
 
 const JSON: &str = "application/vnd.fly.replay+json";
-/// Of an answer in JSON; more is malformed.
+/// Size limit of a JSON response; a larger one is malformed.
 pub(crate) const MAX_JSON: usize = 64 << 10;
 
 /// One `fly-replay`, checked.
@@ -22,7 +22,7 @@ pub(crate) const MAX_JSON: usize = 64 << 10;
 pub(crate) struct Instruction {
     pub(crate) instance: Option<String>,
     pub(crate) prefer_instance: Option<String>,
-    /// A list with commas.
+    /// A comma-separated list.
     pub(crate) region: Option<String>,
     pub(crate) app: Option<String>,
     pub(crate) state: Option<String>,
@@ -59,7 +59,7 @@ pub(crate) struct NewHeader {
 #[error("malformed fly-replay: {0}")]
 pub(crate) struct Malformed(String);
 
-/// Which form an answer's replay has, if it is one.
+/// The form of a response's replay, if it is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Header,
@@ -75,7 +75,7 @@ impl Form {
 }
 
 impl Instruction {
-    /// From all `fly-replay` fields of an answer.
+    /// Reads all `fly-replay` headers of a response.
     pub(crate) fn from_fields(fields: &HeaderMap) -> Result<Self, Malformed> {
         let mut instruction = Self::default();
         for value in fields.get_all(REPLAY) {
@@ -113,7 +113,7 @@ impl Instruction {
         Ok(())
     }
 
-    /// Something has to be asked for.
+    /// Requires a target.
     fn checked(self) -> Result<Self, Malformed> {
         let has_target = self.instance.is_some()
             || self.prefer_instance.is_some()
@@ -123,7 +123,7 @@ impl Instruction {
         if has_target { Ok(self) } else { Err(Malformed("it names no target".to_owned())) }
     }
 
-    /// What the next choice has to respect, after an answer of `origin`.
+    /// The constraints for the next choice, after a response of `origin`.
     pub(crate) fn wish(&self, origin: &str, reaches_cordoned: bool) -> Wish {
         Wish {
             instance: self.instance.clone(),
@@ -137,7 +137,7 @@ impl Instruction {
 }
 
 impl Transform {
-    /// Fields that cannot be fields are left out.
+    /// Leaves out invalid headers.
     pub(crate) fn apply(&self, fields: &mut HeaderMap) {
         for name in &self.delete_headers {
             fields.remove(name.as_str());
@@ -170,7 +170,7 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, Malformed> {
     Ok(pairs)
 }
 
-/// What stands before the closing quote, and what behind the `;` that follows.
+/// The text before the closing quote, and the text after the `;` that follows.
 fn unquote(text: &str) -> Result<(String, &str), Malformed> {
     let mut value = String::new();
     let mut chars = text.char_indices();

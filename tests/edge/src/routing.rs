@@ -1,16 +1,16 @@
-//! Which Machine gets a request, among those that could.
+//! Chooses the Machine for a request, among those that can take it.
 //!
-//! Source: docs:reference/load-balancing.html.md (facts: 1.2, 6.1): the least loaded one below its soft limit, then below its hard limit,
-//! equals at random; another region only if none here can take it, so soft limits never shift regions.
+//! Source: docs:reference/load-balancing.html.md (facts: 1.2, 6.1): the least loaded one below its soft limit, then below its
+//! hard limit, ties at random; another region only if none here can take it, so soft limits never shift regions.
 
 use crate::settings::Concurrency;
 
-/// What the answer of a Machine, or the client, asks of the next choice.
+/// Constraints for the next choice, from a Machine's response or the client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// Exactly this Machine.
+    /// Only this Machine.
     pub instance: Option<String>,
-    /// This Machine if it can; asked for first, alone.
+    /// This Machine if it can take the request; tried first, alone.
     pub prefer: Option<String>,
     /// In order of preference; region codes and aliases.
     pub regions: Vec<String>,
@@ -18,17 +18,17 @@ pub struct Wish {
     pub only_regions: bool,
     /// Not this Machine.
     pub elsewhere: Option<String>,
-    /// A Machine that is named counts although it is cordoned; others never.
+    /// A Machine that is named counts even if it is cordoned; others never do.
     pub reaches_cordoned: bool,
 }
 
 impl Wish {
-    /// The same for exactly this Machine.
+    /// The same for only this Machine.
     pub fn exactly(&self, id: &str) -> Self {
         Self { instance: Some(id.to_owned()), prefer: None, ..self.clone() }
     }
 
-    /// How far a Machine of this region is, or `None` if the wish excludes it.
+    /// Distance of a Machine in this region, or `None` if the wish excludes it.
     pub fn distance(&self, region: &str, here: &str) -> Option<usize> {
         let local = usize::from(region != here);
         match self.regions.iter().position(|wish| includes(wish, region)) {
@@ -45,7 +45,7 @@ pub struct Candidate<'a> {
     pub id: &'a str,
     pub load: usize,
     pub distance: usize,
-    /// How often this request has tried it in vain.
+    /// How often this request has failed there.
     pub tries: u32,
 }
 
@@ -77,7 +77,7 @@ const AREAS: [(&str, &[&str]); 5] = [
     ("us", &["atl", "bos", "den", "dfw", "ewr", "iad", "lax", "mia", "ord", "phx", "sea", "sjc"]),
 ];
 
-/// Is `region` this code, or in the area of this alias?
+/// Whether `region` is this code, or in the area of this alias.
 fn includes(wish: &str, region: &str) -> bool {
     let alias = if wish == "usa" { "us" } else { wish };
     let is_in_area = || AREAS.iter().any(|(name, codes)| *name == alias && codes.contains(&region));

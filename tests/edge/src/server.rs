@@ -16,12 +16,12 @@ use crate::exchange;
 use crate::idle::Watched;
 use crate::shared::Shared;
 
-/// Takes connections until the edge ends.
+/// Accepts connections until the edge ends.
 pub(crate) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(shared.settings.limits.max_connections));
     let seed = AtomicU64::new(shared.settings.seed);
     loop {
-        // Who finds no room waits in the kernel's queue. The semaphore is never closed.
+        // Excess connections wait in the kernel's queue. The semaphore is never closed.
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -32,14 +32,14 @@ pub(crate) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
                     drop(permit);
                 });
             }
-            // No file descriptors, most likely; a moment later there may be some.
+            // Out of file descriptors, most likely; there may be some a moment later.
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: std::net::IpAddr, random: fastrand::Rng) {
-    // Refused by old kernels only; the connection works all the same.
+    // Only old kernels fail here; the connection works anyway.
     let _ = stream.set_nodelay(true);
     let settings = Arc::clone(&shared.settings);
     let (stream, activity) = Watched::new(stream);
@@ -58,7 +58,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: std::net::IpAddr, r
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::select! {
-        // How it ends is the client's business: it has its answer, or has left.
+        // The result does not matter: the client has its response, or has disconnected.
         _ = connection => {}
         () = activity.is_over(settings.idle_timeout()) => {}
     }

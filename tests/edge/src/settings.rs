@@ -1,25 +1,25 @@
-//! Every setting of the edge, with Fly's value as its default where that is known.
+//! Every setting of the edge, with Fly's value as its default where it is known.
 //!
-//! What Fly does not say in public is a setting too, so that a test can try our proxy against each answer: these say *not established*.
-//! All durations are Fly's own; [`Settings::scaled`] turns them into those of the test.
+//! Undocumented behaviour of Fly is a setting too, so that a test can try our proxy with each value: these are marked *not
+//! established*. All durations are Fly's own; [`Settings::scaled`] turns them into those of the test.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use http::HeaderName;
 
-/// What one edge does. `Settings::default()` is an app with Fly's defaults on a free port of this machine, without checks.
+/// Settings of one edge. `Settings::default()` is an app with Fly's defaults on a free port of this machine, without checks.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub app: String,
-    /// The edge's own region. Machines of other regions get requests only when none here can.
+    /// The edge's own region. Machines of other regions get requests only if no Machine here can take them.
     pub region: String,
     pub listen: SocketAddr,
-    /// Where the DNS stand-in listens, over UDP and TCP; `None` is no DNS.
+    /// Address of the DNS stand-in, over UDP and TCP; `None` disables DNS.
     pub dns: Option<SocketAddr>,
-    /// What ties between Machines and request ids begin from: the same seed, the same choices.
+    /// Seed of tie-breaking between Machines and of request ids: the same seed gives the same choices.
     pub seed: u64,
-    /// Every duration is multiplied by this: 0.01 makes a check of every 10 s one of every 100 ms.
+    /// Every duration is multiplied by this: 0.01 turns an interval of 10 s into 100 ms.
     pub time_scale: f64,
     pub concurrency: Concurrency,
     /// The service check; without one, a started Machine counts as healthy.
@@ -38,16 +38,16 @@ pub struct Concurrency {
     pub kind: ConcurrencyKind,
     /// At this load a Machine gets requests only if all others of its region have reached it as well.
     pub soft_limit: usize,
-    /// At this load a Machine gets no requests; `None` is unlimited.
+    /// At this load a Machine gets no requests; `None` means unlimited.
     pub hard_limit: Option<usize>,
 }
 
-/// What is counted. Source: docs:reference/load-balancing.html.md (facts: 1.2).
+/// The unit of load. Source: docs:reference/load-balancing.html.md (facts: 1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConcurrencyKind {
-    /// Connections to Machines are kept for about 4 s and used again.
+    /// Connections to Machines are kept for about 4 s and reused.
     Requests,
-    /// Each request has a connection of its own.
+    /// Each request has its own connection.
     Connections,
 }
 
@@ -57,24 +57,25 @@ pub struct Check {
     pub path: String,
     pub interval: Duration,
     pub timeout: Duration,
-    /// How long after its start a Machine is first checked.
+    /// Time from a Machine's start to its first check.
     pub grace_period: Duration,
-    /// Fields of each check's request, such as `X-Forwarded-Proto: https` for an app that redirects.
+    /// Headers of each check's request, such as `X-Forwarded-Proto: https` for an app that redirects.
     pub fields: Vec<(String, String)>,
-    /// *Not established*: failures in a row that take a Machine out.
+    /// *Not established*: consecutive failures that take a Machine out of routing.
     pub failures_to_remove: u32,
-    /// *Not established*: successes in a row that take it in again.
+    /// *Not established*: consecutive successes that return it.
     pub successes_to_return: u32,
-    /// Each failure in a row makes the pause longer by this (docs:getting-started/troubleshooting.html.md; by how much is *not established*).
+    /// Each consecutive failure makes the pause longer by this (docs:getting-started/troubleshooting.html.md; by how much is
+    /// *not established*).
     pub back_off: Duration,
     /// *Not established*: the `User-Agent` of checks.
     pub user_agent: Option<String>,
-    /// *Not established*: where checks come from; `None` leaves it to the kernel.
+    /// *Not established*: the source address of checks; `None` leaves it to the kernel.
     pub source: Option<IpAddr>,
 }
 
 impl Check {
-    /// Every 15 s, each at most 2 s, the first at once, with the thresholds most people assume.
+    /// Every 15 s, each at most 2 s, the first at once, with commonly assumed thresholds.
     pub fn of(path: &str) -> Self {
         Self {
             path: path.to_owned(),
@@ -90,7 +91,8 @@ impl Check {
         }
     }
 
-    /// As Fly takes them: raised to 1 s, lowered to 60 s, the grace period too. Source: flyctl:internal/appconfig/service.go (facts: 1.2).
+    /// As Fly clamps them: at least 1 s, at most 60 s, the grace period too. Source: flyctl:internal/appconfig/service.go
+    /// (facts: 1.2).
     pub fn clamped(mut self) -> Self {
         let (least, most) = (Duration::from_secs(1), Duration::from_secs(60));
         self.interval = self.interval.clamp(least, most);
@@ -102,10 +104,11 @@ impl Check {
     }
 }
 
-/// How a request finds a Machine.
+/// How a request is routed to a Machine.
 #[derive(Debug, Clone)]
 pub struct Routing {
-    /// How long a change (cordon, stop, health) takes until routing knows it: states reach edges by gossip. A few seconds at Fly.
+    /// How long a change (cordon, stop, health) takes until routing knows it: states reach edges by gossip. A few seconds at
+    /// Fly.
     /// Source: docs:reference/fly-proxy.html.markerb, docs:monitoring/error-codes.html.md PM11 (facts: 7).
     pub propagation: Duration,
     /// Source: docs:monitoring/error-codes.html.md PR03 (facts: 7).
@@ -113,19 +116,22 @@ pub struct Routing {
     /// Between two rounds over the same Machines. *Not established.*
     pub retry_pause: Duration,
     pub connect_timeout: Duration,
-    /// How long a request waits for a Machine that is healthy and below its hard limit, or for one that starts. *Not established.*
+    /// How long a request waits for a Machine that is healthy and below its hard limit, or for one that starts. *Not
+    /// established.*
     pub queue_timeout: Duration,
-    /// Requests that may wait at once; more are refused at once. *Not established.*
+    /// Most waiting requests; excess ones are rejected immediately. *Not established.*
     pub queue_length: usize,
-    /// A Machine that was stopped less than this ago sends requests on to another. Source: docs:monitoring/error-codes.html.md PM11 (facts: 7).
+    /// A Machine that was stopped less than this ago passes requests on to another. Source: docs:monitoring/error-codes.html.md
+    /// PM11 (facts: 7).
     pub recently_stopped: Duration,
-    /// How long an unused connection is kept with [`ConcurrencyKind::Requests`]. Source: docs:reference/load-balancing.html.md (facts: 1.2).
+    /// How long an idle connection is kept with [`ConcurrencyKind::Requests`]. Source: docs:reference/load-balancing.html.md
+    /// (facts: 1.2).
     pub pool_idle: Duration,
-    /// *Not established*: requests that are tried again after they had begun.
+    /// *Not established*: requests that are retried after they were begun.
     pub retry_begun: RetryBegun,
 }
 
-/// Which requests that broke off at a Machine are tried at another (facts: 11).
+/// Which requests that broke off at a Machine are retried at another (facts: 11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryBegun {
     None,
@@ -138,39 +144,40 @@ pub enum RetryBegun {
 pub struct Replay {
     /// Larger requests cannot be replayed: PA01. Fly's pages say 1 MB and 10 MB (facts: 2.3).
     pub max_body: usize,
-    /// More are PA02. Source: docs:monitoring/error-codes.html.md (facts: 2.3).
+    /// More than this is PA02. Source: docs:monitoring/error-codes.html.md (facts: 2.3).
     pub max_replays: u32,
     /// *Not established*: whether a replay can name a cordoned Machine.
     pub reaches_cordoned: bool,
-    /// *Not established*: whether a request that comes back by `fallback` still has `fly-replay-src`.
+    /// *Not established*: whether a request that returns by `fallback` still has `fly-replay-src`.
     pub src_on_fallback: bool,
-    /// Apps that exist and may not be replayed to: PA05. All others but ours do not exist: PA04.
+    /// Apps that exist but may not be replayed to: PA05. All others but ours do not exist: PA04.
     pub forbidden_apps: Vec<String>,
 }
 
-/// What the edge says of the client. Source: docs:networking/request-headers.html.md (facts: 3).
+/// Headers that the edge adds about the client. Source: docs:networking/request-headers.html.md (facts: 3).
 #[derive(Debug, Clone)]
 pub struct Headers {
-    /// True says `https` and port 443, false `http` and 80, although clients speak plain HTTP to the stand-in.
+    /// True sets `https` and port 443, false `http` and 80, although clients speak plain HTTP to the stand-in.
     pub is_https: bool,
-    /// *Not established*: whether `fly-replay-src`, `fly-replay-failed` and `fly-preferred-instance-unavailable` of a client are taken away.
+    /// *Not established*: whether `fly-replay-src`, `fly-replay-failed` and `fly-preferred-instance-unavailable` of a client
+    /// are removed.
     pub strips_replay_fields: bool,
-    /// A field in which a test may say the client's address, since all its clients are on one machine. Never at Fly.
+    /// A header in which a test may set the client's address, since all its clients are on one machine. Fly has no such header.
     pub client_address_field: Option<HeaderName>,
     /// The app's own address, the last of `X-Forwarded-For`.
     pub app_address: IpAddr,
 }
 
-/// Bounds that Fly has and does not tell (facts: 11).
+/// Limits that Fly does not document (facts: 11).
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes of a request's head; more are 431. At least 8192. *Not established.*
+    /// Bytes of a request's header section; more get 431. At least 8192. *Not established.*
     pub max_head: usize,
-    /// Bytes of a request's body; more are 413. *Not established.*
+    /// Bytes of a request's body; more get 413. *Not established.*
     pub max_body: Option<u64>,
-    /// A client's connection without a byte in either direction for so long is closed, a tunnel too. *Not established.*
+    /// Closes a client's connection, or a tunnel, that was idle in both directions for this long. *Not established.*
     pub idle_timeout: Option<Duration>,
-    /// Clients' connections at once, tunnels aside; more wait. Source: c/15160 (facts: 9).
+    /// Concurrent client connections, without tunnels; more wait. Source: c/15160 (facts: 9).
     pub max_connections: usize,
 }
 
@@ -179,7 +186,7 @@ pub struct Limits {
 pub struct Autostop {
     pub stops: AutostopKind,
     pub starts: bool,
-    /// Machines of the primary region that are left running.
+    /// Machines of the primary region that keep running.
     pub min_running: usize,
     pub primary_region: String,
     /// "Every few minutes".
@@ -200,12 +207,13 @@ pub enum AutostopKind {
 pub struct Deploy {
     /// From 1 on a count, below a share, rounded up.
     pub max_unavailable: f64,
-    /// For each Machine to be started, and again to be healthy.
+    /// For each Machine to start, and again to become healthy.
     pub wait_timeout: Duration,
-    /// *Not established*: whether routing leaves a Machine before its signal, or only when its check fails.
+    /// *Not established*: whether routing stops using a Machine before its signal, or only when its check fails.
     pub removal: Removal,
     pub stop: Stop,
-    /// Blue-green: from uncordoning green to cordoning blue. Source: flyctl:internal/command/deploy/strategy_bluegreen.go (facts: 7).
+    /// Blue-green: from uncordoning green to cordoning blue. Source: flyctl:internal/command/deploy/strategy_bluegreen.go
+    /// (facts: 7).
     pub before_cordon: Duration,
     /// Blue-green: from cordoning blue to stopping it.
     pub before_stop: Duration,
@@ -220,11 +228,11 @@ pub enum Removal {
 /// How a Machine is stopped. Source: docs:reference/configuration.html.markerb (facts: 1.1, 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
-    /// *Not established*: one page says SIGINT is the default, another SIGTERM.
+    /// *Not established*: one page gives SIGINT as the default, another SIGTERM.
     pub signal: Signal,
     /// Already scaled when a [`Fleet`](crate::Fleet) gets it.
     pub timeout: Duration,
-    /// *Not established*: SIGKILL or SIGTERM ends what is left after that.
+    /// *Not established*: whether SIGKILL or SIGTERM ends the remaining processes after that.
     pub last_signal: Signal,
 }
 
@@ -298,7 +306,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// A duration of Fly's, as long as it is here.
+    /// Scales one of Fly's durations to the test's.
     pub fn scaled(&self, duration: Duration) -> Duration {
         duration.mul_f64(self.time_scale.clamp(0.0, 1000.0))
     }

@@ -1,4 +1,4 @@
-//! What all tasks of one edge share.
+//! State that all tasks of one edge share.
 
 use std::future::Future;
 use std::sync::atomic::AtomicU8;
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Its tasks run on the runtime that this is called in, also those of callers elsewhere.
+    /// Its tasks run on the runtime in which this is called, even for callers elsewhere.
     pub(crate) fn new(settings: Settings, fleet: Option<Arc<dyn Fleet>>) -> Self {
         let settings = Arc::new(settings);
         let can_wake = settings.autostop.starts && fleet.is_some();
@@ -56,7 +56,8 @@ impl Shared {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
-    /// Starts a Machine that `pick` has marked as starting. Source: docs:blueprints/connecting-to-user-machines.html.md (facts: 2.3).
+    /// Starts a Machine that `pick` has marked as starting. Source: docs:blueprints/connecting-to-user-machines.html.md (facts:
+    /// 2.3).
     pub(crate) fn wake(self: &Arc<Self>, machine: Machine) {
         let shared = Arc::clone(self);
         self.spawn(async move {

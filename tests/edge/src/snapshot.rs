@@ -1,11 +1,11 @@
-//! What an edge shows of itself.
+//! An edge's visible state.
 
 use std::collections::BTreeMap;
 
 use crate::code::Code;
 use crate::machine::{Health, Machine, State};
 
-/// One Machine as it is.
+/// One Machine's current state.
 #[derive(Debug, Clone)]
 pub struct MachineSnapshot {
     pub machine: Machine,
@@ -14,28 +14,28 @@ pub struct MachineSnapshot {
     pub is_cordoned: bool,
     /// By autostop or by a deploy that removes Machines from routing first.
     pub is_soft_cordoned: bool,
-    /// Whether routing, which may not have heard the latest, would use it.
+    /// Whether routing, which may lag behind, would use it.
     pub is_routed: bool,
-    /// Requests that are with it now.
+    /// Requests in flight there.
     pub load: usize,
-    /// Requests that were sent to it, and connections that were made to it.
+    /// Requests sent to it, and connections made to it, in total.
     pub requests: u64,
     pub connections: u64,
 }
 
-/// What the edge has done so far.
+/// Counters of the edge since its start.
 #[derive(Debug, Clone, Default)]
 pub struct Counts {
     /// Clients' requests.
     pub requests: u64,
     /// Requests that were sent again because of `fly-replay`.
     pub replays: u64,
-    /// Requests that came back to who replayed them.
+    /// Requests that returned to the Machine that replayed them.
     pub fallbacks: u64,
     pub errors: BTreeMap<Code, u64>,
 }
 
-/// Everything, at one moment.
+/// The whole state, at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub machines: Vec<MachineSnapshot>,
@@ -49,7 +49,7 @@ impl Snapshot {
         self.machines.iter().find(|m| m.machine.id == id)
     }
 
-    /// How often this happened.
+    /// How often this error occurred.
     pub fn errors(&self, code: Code) -> u64 {
         self.counts.errors.get(&code).copied().unwrap_or_default()
     }

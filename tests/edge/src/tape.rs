@@ -1,4 +1,4 @@
-//! A request's body: passed on while it comes, and kept so far as it may be needed again.
+//! A request's body: forwarded while it arrives, and buffered as far as it may be needed again.
 //!
 //! Source: docs:networking/dynamic-request-routing.html.markerb, docs:monitoring/error-codes.html.md PA01 (facts: 2.3).
 
@@ -14,7 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::BoxError;
 
-/// The body as it comes from the client. Only the latest [`Playback`] of it goes on.
+/// The body as it arrives from the client. Only its latest [`Playback`] continues.
 #[derive(Debug, Clone)]
 pub(crate) struct Tape(Arc<Mutex<Inner>>);
 
@@ -52,8 +52,8 @@ impl Tape {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// The body from its beginning, or `None` when that is not kept any more. Earlier ones end with an error: only one task at a time can be
-    /// woken when more of it comes.
+    /// The body from its beginning, or `None` if that is no longer kept. Earlier playbacks end with an error: only one task at
+    /// a time can be woken when more arrives.
     pub(crate) fn play(&self) -> Option<Playback> {
         if !self.can_play() {
             return None;
@@ -63,13 +63,13 @@ impl Tape {
         Some(Playback { tape: self.clone(), number: inner.playback, at: 0 })
     }
 
-    /// Can it be had from its beginning? As long as nothing has come, however long it will be.
+    /// Whether the body can be read from its beginning. True as long as none of it has arrived, whatever its length.
     pub(crate) fn can_play(&self) -> bool {
         let inner = self.lock();
         !inner.has_overflowed || inner.total == 0
     }
 
-    /// Reads the rest of the body; true if all of it is kept. From now on earlier playbacks end.
+    /// Reads the rest of the body; true if all of it is kept. Earlier playbacks end now.
     pub(crate) async fn keep_all(&self) -> bool {
         if self.lock().has_overflowed {
             return false;
@@ -83,7 +83,7 @@ impl Tape {
         !self.lock().has_overflowed
     }
 
-    /// Reads what the client still sends, up to a bound, so that it reads our answer instead of meeting a reset.
+    /// Reads the rest of the client's body, up to a limit, so that the client reads the response instead of a reset.
     pub(crate) async fn drain(&self, most: u64) {
         self.lock().playback += 1;
         let stop = self.lock().total.saturating_add(most);
@@ -95,12 +95,12 @@ impl Tape {
         }
     }
 
-    /// Has all of it come?
+    /// Whether the body has arrived completely.
     pub(crate) fn is_over(&self) -> bool {
         self.lock().incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
-    /// Has more come than the edge takes?
+    /// Whether more has arrived than the edge accepts.
     pub(crate) fn is_too_large(&self) -> bool {
         let inner = self.lock();
         inner.most.is_some_and(|most| inner.total.max(inner.hint.lower()) > most)
@@ -123,7 +123,7 @@ impl Inner {
                     return Poll::Ready(Some(Err(e.into())));
                 }
                 Some(Ok(frame)) => {
-                    // Trailers end here.
+                    // Trailers are dropped.
                     let Ok(data) = frame.into_data() else { continue };
                     self.total += data.len() as u64;
                     if self.most.is_some_and(|most| self.total > most) {
@@ -182,7 +182,7 @@ impl Body for Playback {
 
     fn size_hint(&self) -> SizeHint {
         let inner = self.tape.lock();
-        // Only a body that is known as a whole says its length; hyper asks before the first piece.
+        // Only a body that is known as a whole has a length; hyper asks before the first piece.
         if self.at == 0 { inner.hint } else { SizeHint::default() }
     }
 }

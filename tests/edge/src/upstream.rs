@@ -25,10 +25,10 @@ use crate::settings::ConcurrencyKind;
 use crate::shared::Shared;
 use crate::tape::{Playback, Tape};
 
-/// How long a kept connection may take to be ready; then a new one is made.
+/// How long a kept connection may take to become ready; after that, a new one is opened.
 const READY: Duration = Duration::from_secs(1);
 
-/// Connections that no request uses, by Machine.
+/// Idle connections, by Machine.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<HashMap<String, Vec<Idle>>>);
 
@@ -40,11 +40,11 @@ struct Idle {
 }
 
 impl Pool {
-    /// The latest that was used after `oldest`.
+    /// The connection that was used last, if that was after `oldest`.
     async fn take(&self, machine: &Machine, oldest: Instant) -> Option<SendRequest<Playback>> {
         loop {
             let mut sender = self.pop(machine, oldest)?;
-            // Its request and answer are over; its task may need a moment to see that.
+            // Its exchange is over; its task may need a moment to notice.
             if matches!(timeout(READY, sender.ready()).await, Ok(Ok(()))) {
                 return Some(sender);
             }
@@ -64,7 +64,7 @@ impl Pool {
         all.entry(idle.machine.id.clone()).or_default().push(idle);
     }
 
-    /// Closes what has not been used since.
+    /// Closes connections that have been idle since.
     pub(crate) fn sweep(&self, oldest: Instant) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, idle| {
@@ -74,16 +74,16 @@ impl Pool {
     }
 }
 
-/// Why a Machine gave no answer.
+/// Why a Machine sent no response.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// No connection, so it has not seen the request.
+    /// No connection, so the Machine has not seen the request.
     Unconnected(Code),
-    /// It may have.
+    /// The Machine may have seen the request.
     Begun,
 }
 
-/// An answer's head, and what is needed until its end.
+/// A response's header section, and the state that is needed until its end.
 #[derive(Debug)]
 pub(crate) struct Reached {
     pub(crate) response: Response<Incoming>,
@@ -92,7 +92,7 @@ pub(crate) struct Reached {
     tape: Tape,
 }
 
-/// Sends a request to the Machine of this slot. `request` makes it anew when a kept connection turned out to be closed.
+/// Sends a request to this slot's Machine. `request` builds it again when a kept connection turned out to be closed.
 pub(crate) async fn send(
     shared: &Arc<Shared>,
     slot: Slot,
@@ -116,7 +116,7 @@ pub(crate) async fn send(
         shared.registry.sent(&slot.machine.id);
         match sender.try_send_request(request).await {
             Ok(response) => return Ok(Reached { response, slot, sender, tape: tape.clone() }),
-            // hyper gives the request back if nothing of it was written.
+            // hyper returns the request if none of it was written.
             Err(e) if e.message().is_none() => return Err(Failed::Begun),
             Err(_) if is_kept => {}
             Err(_) => return Err(Failed::Unconnected(Code::ConnectionRefused)),
@@ -132,19 +132,19 @@ async fn connect(shared: &Arc<Shared>, machine: &Machine) -> Result<SendRequest<
         Ok(Err(_)) => return Err(Code::ConnectionRefused),
         Err(_) => return Err(Code::ConnectTimeout),
     };
-    // Refused by old kernels only; the connection works all the same.
+    // Only old kernels fail here; the connection works anyway.
     let _ = stream.set_nodelay(true);
     shared.registry.connected(&machine.id);
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|_| Code::ConnectionRefused)?;
     shared.spawn(async move {
-        // Its error is that of the request, which tells it.
+        // The request reports the same error.
         let _ = connection.with_upgrades().await;
     });
     Ok(sender)
 }
 
 impl Reached {
-    /// The answer as it goes on to the client: piece by piece, with the slot until its end.
+    /// The response for the client: streamed, with the slot held until its end.
     pub(crate) fn into_response(self, shared: &Arc<Shared>) -> Response<Tail> {
         let Self { response, slot, sender, tape } = self;
         let keeps = shared.settings.concurrency.kind == ConcurrencyKind::Requests;
@@ -154,7 +154,7 @@ impl Reached {
         Response::from_parts(head, tail)
     }
 
-    /// The answer's head, its body, and what must be held while the latter is read.
+    /// The response's header section, its body, and the values to hold while the body is read.
     pub(crate) fn into_parts(self) -> (Response<Incoming>, Slot, SendRequest<Playback>) {
         (self.response, self.slot, self.sender)
     }

@@ -1,4 +1,4 @@
-//! Machines that nobody needs are stopped, and started when somebody does.
+//! Idle Machines are stopped, and started when a request needs them.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn idle_machines_are_stopped_one_after_the_other_and_started_by_a_request(
     {
         let fleet = Fakes::of(&["a", "b"]).await;
         let mut settings = settings(kind, true);
-        // Enough for a request to end on the Machine that it has just woken.
+        // Long enough for a request to end on the Machine that it has just woken.
         settings.autostop.cordon_wait = Duration::from_millis(300);
         let edge = edge_of(settings, &fleet, &["a", "b"]).await;
         shows(&edge, "both to sleep", |now| now.machines.iter().all(|m| m.state == state)).await;

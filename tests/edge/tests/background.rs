@@ -14,7 +14,7 @@ fn callers_that_are_not_async_have_the_same_edge() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let a = runtime.block_on(Fake::running("a"));
     let check = Check { interval: Duration::from_millis(20), ..Check::of("/health") };
-    // An address that nobody else takes when it is free again.
+    // An address that no other test takes when it is free again.
     let listen = SocketAddr::new(a.machine.private, 0);
     let settings = Settings { check: Some(check), listen, ..Settings::default() };
     let edge = Background::start(settings, None).unwrap();

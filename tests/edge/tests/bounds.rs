@@ -1,4 +1,4 @@
-//! Bounds that Fly has and does not tell: each both ways.
+//! Undocumented limits of Fly: each with both settings.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn how_large_a_body_may_be_is_a_setting() {
         assert_eq!(post(&edge, "/", &vec![0; (2 << 20) + 1]).await.status, status);
         assert_eq!(a.seen().len(), if most.is_some() { 1 } else { 2 });
 
-        // Of unknown length: it is found while it comes.
+        // Of unknown length: the limit is noticed while the body arrives.
         let pieces =
             (0..3).map(|_| Ok::<_, std::io::Error>(hyper::body::Frame::data(bytes::Bytes::from(vec![0; 1 << 20]))));
         let body = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
@@ -53,7 +53,7 @@ async fn how_long_a_connection_may_be_idle_is_a_setting() {
             format!("GET {path} HTTP/1.1\r\nHost: app.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
         };
         let patience = if limit.is_some() { PATIENCE } else { Duration::from_millis(400) };
-        // One at rest after an answer, one that waits for one, and a tunnel.
+        // A connection at rest after a response, one that waits for a response, and a tunnel.
         for (path, end) in [("/", "\r\n\r\n"), ("/slow", ""), ("/ws", "\r\n\r\n")] {
             let mut client = TcpStream::connect(edge.address()).await.unwrap();
             raw(&mut client, get(path).as_bytes(), end).await;

@@ -1,4 +1,4 @@
-//! Checks take a Machine out of routing and in again, and do nothing else.
+//! Checks take a Machine out of routing and back, and have no other effect.
 
 use std::time::Duration;
 

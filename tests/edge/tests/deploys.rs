@@ -1,4 +1,4 @@
-//! Deploys: the order of things, and that nobody notices.
+//! Deploys: their order of steps, without an effect on clients.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ async fn all_pass(edge: &Edge, machines: usize) {
     shows(edge, "all to pass", |now| now.machines.iter().filter(|m| m.is_routed).count() == machines).await;
 }
 
-/// Asks until it is told to end; the statuses that it got.
+/// Sends requests until `act` ends; returns their statuses.
 async fn under_load(edge: &Edge, act: impl Future<Output = ()>) -> Vec<u16> {
     let is_over = AtomicBool::new(false);
     let statuses = Mutex::new(Vec::new());
@@ -42,7 +42,7 @@ async fn under_load(edge: &Edge, act: impl Future<Output = ()>) -> Vec<u16> {
 async fn rolling_updates_one_machine_after_the_other_in_place() {
     let fleet = Fakes::of(&["a", "b", "c"]).await;
     let mut settings = settings();
-    // Each is away for long enough that somebody would notice.
+    // Each is down for long enough that clients would notice.
     settings.check.as_mut().unwrap().grace_period = Duration::from_secs(3);
     let edge = edge_of(settings, &fleet, &["a", "b", "c"]).await;
     all_pass(&edge, 3).await;
@@ -89,7 +89,7 @@ async fn whether_routing_leaves_a_machine_before_its_signal_is_a_setting() {
         settings.routing.queue_timeout = Duration::from_secs(3600);
         let edge = Arc::new(edge_of(settings, &fleet, &["a"]).await);
         all_pass(&edge, 1).await;
-        // What routing believes in the moment of the signal.
+        // Routing's view at the moment of the signal.
         let (in_test, in_fleet) = (Arc::clone(&edge), Arc::new(Mutex::new(None)));
         let seen = Arc::clone(&in_fleet);
         fleet.on_stop(move || *seen.lock().unwrap() = Some(in_test.snapshot().machine("a").unwrap().is_routed));
@@ -168,7 +168,7 @@ async fn blue_green_replaces_all_machines_and_nobody_notices() {
 async fn blue_and_green_serve_together_then_green_alone_then_blue_ends() {
     let fleet = Fakes::of(&["a"]).await;
     let mut settings = settings();
-    // A second each, so that nothing of it is missed.
+    // A second each, so that no step is missed.
     (settings.deploy.before_cordon, settings.deploy.before_stop) = (Duration::from_secs(50), Duration::from_secs(50));
     let edge = Arc::new(edge_of(settings, &fleet, &["a"]).await);
     all_pass(&edge, 1).await;

@@ -62,7 +62,7 @@ async fn ask(edge: &Edge, name: &str, kind: RecordType) -> Message {
     udp
 }
 
-/// The addresses of a name, or the code instead.
+/// The addresses of a name, or the response code instead.
 async fn addresses(edge: &Edge, name: &str) -> Result<Vec<Ipv6Addr>, ResponseCode> {
     let answer = ask(edge, name, RecordType::AAAA).await;
     match answer.metadata.response_code {
@@ -159,7 +159,7 @@ async fn nonsense_is_not_answered_and_harms_nobody() {
     assert_eq!(addresses(&edge, "app.internal.").await, of(&[2]));
 }
 
-/// What the proxy uses, in front of the stand-in.
+/// The proxy's own resolver, with the stand-in as its server.
 #[tokio::test]
 async fn a_resolver_finds_machines_and_learns_of_those_that_are_not_there() {
     let edge = edge_with(&[("a", "ams", 2), ("b", "syd", 3)]).await;

@@ -1,6 +1,6 @@
-//! Machines that do as they are told, a fleet of them, and a client.
+//! Scripted Machines, a fleet of them, and a client.
 //!
-//! Each Machine has an address of its own in 127/8, so that a port that it gives up is never taken by somebody else.
+//! Each Machine has its own address in 127/8, so that no other process takes a port that it gives up.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -24,20 +24,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// How long anything may take that ought to happen at once, on a machine that is busy.
+/// Time limit for events that should be immediate, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Answered = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
-/// A request as a Machine saw it.
+/// A request as a Machine received it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: Method,
     pub target: String,
     pub fields: HeaderMap,
     pub body: Bytes,
-    /// Who connected.
+    /// The address that connected.
     pub peer: IpAddr,
 }
 
@@ -47,14 +47,14 @@ impl Seen {
         (!values.is_empty()).then(|| values.join(", "))
     }
 
-    /// The value of `key` in a field such as `instance=a;region=b`.
+    /// The value of `key` in a header such as `instance=a;region=b`.
     pub fn part(&self, name: &str, key: &str) -> Option<String> {
         let field = self.field(name)?;
         field.split(';').find_map(|part| part.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
     }
 }
 
-/// What a Machine does with requests for a path.
+/// How a Machine handles requests for a path.
 #[derive(Clone)]
 pub enum Play {
     /// 200 with the request's body.
@@ -62,15 +62,15 @@ pub enum Play {
     Say(Arc<dyn Fn(&Seen) -> Answered + Send + Sync>),
     /// As `Echo`, once there is a permit for it.
     EchoAfter(Arc<Semaphore>),
-    /// Reads the head and closes the connection.
+    /// Reads the header section and closes the connection.
     BreakOff,
-    /// Answers with this field before it reads the body, which it does afterwards.
+    /// Responds with this header before it reads the body, which it does afterwards.
     SayEarly(&'static str, String),
-    /// Pieces of an answer, as they are sent here.
+    /// A response in pieces, as the test sends them.
     Stream(Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Bytes>>>),
-    /// 101, then each byte back.
+    /// 101, then echoes each byte.
     Upgrade,
-    /// Counts the body's bytes as they come, keeps none, answers their number.
+    /// Counts the body's bytes as they arrive, keeps none, and returns their number.
     Count(Arc<AtomicUsize>),
 }
 
@@ -97,7 +97,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Fake {
-    /// It has its place and does not run yet.
+    /// A Machine with an address that is not running yet.
     pub async fn new(id: &str) -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(2);
         let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -118,7 +118,7 @@ impl Fake {
         Self { machine, inner: Arc::new(inner), task: Mutex::default() }
     }
 
-    /// It serves.
+    /// A Machine that serves.
     pub async fn running(id: &str) -> Self {
         let fake = Self::new(id).await;
         fake.run().await;
@@ -135,7 +135,7 @@ impl Fake {
         *lock(&self.task) = Some(tokio::spawn(listen(listener, Arc::clone(&self.inner))));
     }
 
-    /// From now on its connections are refused, and those that it had are gone.
+    /// Refuses new connections from now on, and drops the existing ones.
     pub async fn halt(&self) {
         let task = lock(&self.task).take();
         if let Some(task) = task {
@@ -148,7 +148,7 @@ impl Fake {
         lock(&self.inner.plays).insert(path.to_owned(), play);
     }
 
-    /// Answers requests for `/` that were not yet replayed with this `fly-replay`.
+    /// Responds to requests for `/` that were not yet replayed with this `fly-replay`.
     pub fn replays(&self, value: &str) {
         let value = value.to_owned();
         self.says("/", move |seen| {
@@ -165,19 +165,19 @@ impl Fake {
         self.plays(path, Play::Say(Arc::new(say)));
     }
 
-    /// Requests for `path` wait until the gate has a permit for them.
+    /// Requests for `path` wait for a permit of this semaphore.
     pub fn gate(&self, path: &str) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         self.plays(path, Play::EchoAfter(Arc::clone(&gate)));
         gate
     }
 
-    /// What its check gets.
+    /// Status of its health checks.
     pub fn health(&self, status: u16) {
         self.inner.health.store(status, Ordering::SeqCst);
     }
 
-    /// What its next checks get, before that.
+    /// Statuses of its next health checks, before that one.
     pub fn next_health(&self, statuses: &[u16]) {
         lock(&self.inner.next_health).extend(statuses);
     }
@@ -315,7 +315,7 @@ pub async fn edge(settings: Settings, fakes: &[&Fake]) -> Edge {
     edge
 }
 
-/// Waits until the edge shows this.
+/// Waits until the edge's snapshot matches.
 pub async fn shows(edge: &Edge, what: &str, look: impl FnMut(&Snapshot) -> bool) {
     assert!(edge.until(PATIENCE, look).await, "waited {PATIENCE:?} for {what}: {:#?}", edge.snapshot());
 }
@@ -329,17 +329,17 @@ pub async fn until(what: &str, mut look: impl FnMut() -> bool) {
     }
 }
 
-/// A check as fast as tests want it: every 20 ms, with the rest of Fly's values on that scale.
+/// A check at the speed of tests: every 20 ms, with the rest of Fly's values on that scale.
 pub fn fast_checks(settings: &mut Settings) -> &mut Check {
     settings.time_scale = 0.02;
     let check = settings.check.insert(Check::of("/health"));
     check.interval = Duration::from_secs(1);
-    // A busy machine is not a sick one.
+    // A busy machine must not look unhealthy.
     check.timeout = Duration::from_secs(60);
     check
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -352,12 +352,12 @@ impl Answer {
         self.fields.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// Who answered.
+    /// The Machine that responded.
     pub fn machine(&self) -> &str {
         self.field("x-machine").unwrap_or("nobody")
     }
 
-    /// Fails unless the edge itself answered, with this.
+    /// Fails unless the edge itself responded, with this error.
     #[track_caller]
     pub fn is_error(&self, status: u16, code: &str) {
         assert_eq!((self.status, self.field("x-edge-error")), (status, Some(code)), "{self:?}");
@@ -373,7 +373,7 @@ pub fn request(method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]) -
     request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()
 }
 
-/// One request on a connection of its own, and its whole answer.
+/// One request on its own connection, and its complete response.
 pub async fn send<B>(address: SocketAddr, request: Request<B>) -> Answer
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -404,14 +404,14 @@ pub async fn post(edge: &Edge, path: &str, body: &[u8]) -> Answer {
     send(edge.address(), request("POST", path, &[], body)).await
 }
 
-/// A request that is under way.
+/// A request in progress.
 pub fn in_background(edge: &Edge, path: &str) -> JoinHandle<Answer> {
     let address = edge.address();
     let request = request("GET", path, &[], b"");
     tokio::spawn(send(address, request))
 }
 
-/// Bytes as they are, and what comes back until it contains `end`.
+/// Sends raw bytes; returns the response up to and including `end`.
 pub async fn raw(stream: &mut TcpStream, bytes: &[u8], end: &str) -> String {
     stream.write_all(bytes).await.unwrap();
     let mut text = Vec::new();
@@ -428,7 +428,7 @@ pub async fn raw(stream: &mut TcpStream, bytes: &[u8], end: &str) -> String {
     text
 }
 
-/// A fleet of fakes that writes down what it was told.
+/// A fleet of fakes that records its calls.
 #[derive(Default)]
 pub struct Fakes {
     all: Mutex<HashMap<String, Arc<Fake>>>,
@@ -436,14 +436,14 @@ pub struct Fakes {
     pub stops: Mutex<Vec<Stop>>,
     /// Health of Machines that are created from now on; 0 is 200.
     pub next_health: AtomicU16,
-    /// Machines of these ids cannot be started.
+    /// Machines with these ids cannot be started.
     pub broken: Mutex<Vec<String>>,
     created: AtomicUsize,
     on_stop: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Fakes {
-    /// Called in the moment in which a Machine would get its signal.
+    /// Called at the moment at which a Machine would get its signal.
     pub fn on_stop(&self, act: impl Fn() + Send + 'static) {
         *lock(&self.on_stop) = Some(Box::new(act));
     }

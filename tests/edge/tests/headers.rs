@@ -1,4 +1,4 @@
-//! What Machines are told of the client, and what the client gets.
+//! Headers about the client in requests to Machines, and headers in responses to the client.
 
 use outrigger_edge::Settings;
 

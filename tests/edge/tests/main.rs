@@ -1,4 +1,4 @@
-//! The edge in front of small Machines, one file for each of its promises.
+//! Tests of the edge in front of small Machines, one file for each guarantee.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test, and says what it did")]
 

@@ -1,5 +1,5 @@
-//! `outrigger-edge` as a program. A test program of its own: while a child is being started it has all files of its parent, so that
-//! Machines beside it could not give up their ports.
+//! `outrigger-edge` as a program. This is a separate test program: a child that is being started has all files of its parent,
+//! so Machines in the same process could not give up their ports.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test, and says what it did")]
 
@@ -35,7 +35,7 @@ async fn it_serves_until_it_is_told_to_end() {
     let address = line.strip_prefix("outrigger-edge: listening on ").expect(&line).parse().unwrap();
     let answer = crate::fake::send(address, crate::fake::request("GET", "/", &[], b"")).await;
     assert_eq!((answer.status, answer.field("fly-request-id").unwrap().ends_with("-syd")), (200, true));
-    // b has no region of its own, so it is in the edge's as well.
+    // b has no region of its own, so it is in the edge's.
     let seen = [a.seen(), b.seen()].concat();
     assert_eq!((seen.len(), seen[0].field("x-forwarded-proto").as_deref()), (1, Some("http")));
     xtask::process::signal(process.id().unwrap(), Signal::TERM);

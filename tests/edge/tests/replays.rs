@@ -1,4 +1,4 @@
-//! `fly-replay`: who gets the request then, what it is told, and what happens if that fails.
+//! `fly-replay`: the Machine that gets the request, the headers that it gets, and failures.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::fake::{Answer, Fake, Fakes, Play, edge, edge_of, full, get, get_with, post, raw, shows, until};
 
-/// The edge, with `origin` answering and others in another region, so that it gets every request first.
+/// An edge with `origin`, which gets every request first because the others are in another region.
 async fn with_origin(settings: Settings, fly_replay: &str, others: &[&Fake]) -> (Edge, Fake) {
     let origin = Fake::running("origin").await;
     origin.replays(fly_replay);
@@ -24,7 +24,7 @@ async fn far(id: &str) -> Fake {
     Fake::running(id).await.in_region("syd")
 }
 
-/// Retries and waits in no time.
+/// Retries and waits take almost no time.
 fn hasty() -> Settings {
     Settings { time_scale: 0.001, ..Settings::default() }
 }
@@ -79,7 +79,7 @@ async fn the_json_form_does_the_same_and_can_transform() {
     assert_eq!(seen.part("fly-replay-src", "state").as_deref(), Some("s"));
 }
 
-/// `target` cannot be reached; `origin` asks for it by preference, so it gets the request itself, and is told.
+/// `target` cannot be reached; `origin` prefers it, so it gets the request itself, with a header that says so.
 async fn is_unavailable(edge: &Edge, origin: &Fake) {
     assert_eq!(post(edge, "/", b"body").await.machine(), "origin");
     let seen = origin.last();
@@ -173,7 +173,7 @@ async fn exactly_this_machine_or_an_error() {
     assert_eq!(origin.seen().len(), 2, "nobody asked the origin again");
 }
 
-/// What the origin was told when the request came back.
+/// Checks the header that the origin gets when the request returns.
 async fn comes_back(edge: &Edge, origin: &Fake, reason: &str) {
     assert_eq!(post(edge, "/", b"body").await.machine(), "origin");
     let seen = origin.last();
@@ -218,7 +218,7 @@ async fn without_the_origin_force_self_fails_and_prefer_self_finds_another() {
         let other = far("other").await;
         let value = format!("instance=target;timeout=1s;fallback={fallback}");
         let mut settings = hasty();
-        // The target refuses until the origin is gone.
+        // The target refuses connections until the origin is gone.
         settings.time_scale = 1.0;
         let target = Fake::new("target").await.in_region("syd");
         let (edge, origin) = with_origin(settings, &value, &[&other, &target]).await;
@@ -287,7 +287,7 @@ async fn bodies_up_to_the_limit_are_replayed_and_larger_ones_are_not() {
     assert_eq!(post(&large, "/", &vec![b'x'; 10 << 20]).await.machine(), "target");
     post(&large, "/", &vec![b'x'; (10 << 20) + 1]).await.is_error(502, "PA01");
 
-    // The same without an announced length, and from a Machine that asks before it has read the body.
+    // The same without `Content-Length`, and from a Machine that responds before it has read the body.
     let (edge, origin) = with_origin(Settings::default(), "", &[&target]).await;
     origin.plays("/", Play::SayEarly("fly-replay", "instance=target".to_owned()));
     for (size, fits) in [(largest.len(), true), (largest.len() + 1, false)] {
@@ -314,7 +314,7 @@ async fn a_replay_that_is_asked_for_early_waits_for_the_rest_of_the_body() {
     let head = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 30\r\n\r\n0123456789";
     client.write_all(head).await.unwrap();
     until("the origin to be asked", || !origin.seen().is_empty()).await;
-    // Time for the replay to begin, and for more to come in its course.
+    // Time for the replay to begin, and for more of the body to arrive meanwhile.
     for _ in 0..19 {
         tokio::time::sleep(Duration::from_millis(5)).await;
         client.write_all(b"x").await.unwrap();

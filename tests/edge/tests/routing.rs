@@ -1,4 +1,4 @@
-//! Who gets a request, who gets it instead, and who waits.
+//! Which Machine gets a request, which one instead, and which requests wait.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn settings() -> Settings {
     settings
 }
 
-/// Time enough for what must not happen to happen.
+/// Long enough for an unwanted event to happen.
 const MOMENT: Duration = Duration::from_millis(60);
 
 #[tokio::test]
@@ -209,7 +209,7 @@ async fn a_cordoned_machine_gets_nothing_until_it_is_uncordoned() {
     assert!(edge.snapshot().machine("a").is_none());
 }
 
-/// Routing hears of a change when `settle` is called, and not by itself.
+/// Routing learns of a change only when `settle` is called.
 fn deaf() -> Settings {
     let mut settings = settings();
     settings.routing.propagation = Duration::from_secs(3600);

@@ -1,4 +1,4 @@
-//! What is long or open: big bodies, event streams, WebSockets.
+//! Long transfers: large bodies, event streams, WebSockets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -83,7 +83,7 @@ async fn a_big_answer_is_read_no_faster_than_its_client_reads() {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let answer = sender.send_request(crate::fake::request("GET", "/", &[], b"")).await.unwrap();
-    // What sockets hold is a few MB; time enough for more to come if anybody kept it.
+    // Sockets hold a few MB; this is time for more to arrive if the edge buffered it.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let held = taken.load(Ordering::SeqCst);
     assert!(held < PIECES * 3 / 4, "{held} pieces of {PIECES} that nobody has read");

@@ -1,7 +1,8 @@
-//! The app: few workers, a short queue, a database that may be slow. The same program stands behind every side.
+//! The app: few workers, a short queue, and a database that may be slow. The same program runs behind every side.
 //!
-//! A request that is in the queue or with a worker is worked on to its end, whoever has left meanwhile, as threads do. One that finds
-//! the queue full gets 503 at once. SIGTERM ends it as well-made servers end: no new connections, what was begun is finished.
+//! A request in the queue or with a worker is processed to its end even if the client disconnects, as with threads. The app
+//! rejects a request with 503 if the queue is full. On SIGTERM it accepts no new connections and completes the requests that it
+//! has begun.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use xtask::error::While;
 
 use crate::script::Kind;
 
-/// How it is started.
+/// Command line arguments.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     #[arg(long)]
@@ -41,7 +42,7 @@ pub struct Arguments {
     pub workers: u32,
     #[arg(long)]
     pub queue: u32,
-    /// How many times as long the database takes, in percent.
+    /// Duration of database work, in percent of normal.
     #[arg(long)]
     pub database: u64,
 }
@@ -81,7 +82,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
         let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
-            // Whoever leaves in the middle is no news.
+            // A client that disconnects is no error.
             let _ = watched.await;
         });
     }
@@ -119,7 +120,7 @@ async fn answer(app: Arc<App>, request: Request<Incoming>) -> std::result::Resul
     }
 }
 
-/// Half as long as on the average to half as long again.
+/// From half of the mean to one and a half times the mean.
 fn time(kind: Kind, database_percent: u64, chance: f64) -> Duration {
     let (all, database) = kind.work();
     (all - database + database.mul_f64(database_percent as f64 / 100.0)).mul_f64(0.5 + chance)

@@ -1,24 +1,24 @@
-//! How an hour becomes four minutes: every duration is divided by the same number, those of the edge, the app, the clients and
-//! the proxies' rules as well, so that nothing gets longer or shorter beside anything else.
+//! Compresses an hour into four minutes: every duration is divided by the same number, those of the edge, the app, the clients
+//! and the proxies' rules as well, so their proportions stay the same.
 
 use std::time::Duration;
 
 use toml::Value;
 
-/// So many seconds of the hour are one of the run.
+/// Seconds of the hour in one second of the run.
 pub const FACTOR: u32 = 15;
 
 /// The proxies' rules, in real time.
 const RULES: &str = include_str!("../proxy.toml");
-/// Nothing of the rules becomes shorter than this: the computer itself hesitates for as long.
+/// The shortest duration in the rules: the computer itself can pause for as long.
 const SHORTEST: Duration = Duration::from_millis(20);
 
-/// So many seconds of the hour, in the run.
+/// Converts seconds of the hour to the run.
 pub fn seconds(real: f64) -> Duration {
     Duration::from_secs_f64(real / f64::from(FACTOR))
 }
 
-/// The rules as the experiment's proxies have them: every duration and the time of every rate divided.
+/// The rules of the experiment's proxies: every duration and the period of every rate divided.
 pub fn rules() -> String {
     compressed(RULES)
 }
@@ -42,11 +42,11 @@ fn walk(value: &mut Value) {
     }
 }
 
-/// `"5s"` or `"100/1m"`, divided; `None` for what is neither.
+/// `"5s"` or `"100/1m"`, divided; `None` for other text.
 fn shorter(text: &str) -> Option<String> {
     if let Some((count, period)) = text.split_once('/') {
         let (count, period) = (count.parse::<u32>().ok()?, duration(period)?.as_secs());
-        // Rates are of whole seconds: a time that cannot be divided stays, and has more in it.
+        // Rates have periods of whole seconds: a period that cannot be divided stays, with a higher count.
         let is_whole = period % u64::from(FACTOR) == 0;
         return Some(match period / u64::from(FACTOR) {
             shorter if is_whole => format!("{count}/{shorter}s"),

@@ -1,5 +1,5 @@
-//! Clients who do not wait for each other: each request is sent at its time, however the one before fares, and its latency counts
-//! from that time. Nobody retries; who has waited too long leaves.
+//! Clients in an open loop: each request is sent at its time, whatever happens to earlier ones, and its latency counts from
+//! that time. Clients do not retry; they disconnect after their deadline.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,17 +19,17 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::script::{Arrival, Kind};
 
-/// The field in which a client tells the edge its address, as all are on one computer.
+/// The header in which a client tells the edge its address, since all are on one computer.
 pub const ADDRESS: HeaderName = HeaderName::from_static("x-experiment-client");
 
-/// What became of a request.
+/// Result of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     pub arrival: Arrival,
-    /// From the time at which it was to be sent to the end of the answer.
+    /// From the scheduled time of the request to the end of the response.
     pub latency: Duration,
     pub end: End,
-    /// Who answered, if anybody did, and what it said.
+    /// Id and text of the response, if there was one.
     pub request_id: String,
     pub words: String,
 }
@@ -37,16 +37,16 @@ pub struct Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
     Good,
-    /// An answer that is not 200: its status, and who made it.
+    /// A response other than 200: its status, and which program sent it.
     Answered(u16, &'static str),
-    /// None in the client's time.
+    /// No response before the client's deadline.
     Late,
     /// The connection broke.
     Broken,
 }
 
 impl Outcome {
-    /// When it was over, in the run.
+    /// The end of the request, in the run.
     pub fn ended(&self) -> Duration {
         self.arrival.at + self.latency
     }
@@ -65,7 +65,7 @@ struct Crowd {
     cookies: Arc<Mutex<HashMap<u32, HeaderValue>>>,
 }
 
-/// Sends all of it, and waits for what comes of it.
+/// Sends all requests, and waits for their results.
 pub async fn run(edge: SocketAddr, begin: Instant, arrivals: Vec<Arrival>, deadline: Duration) -> Vec<Outcome> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
@@ -144,7 +144,7 @@ impl Crowd {
         request.body(Full::new(body))
     }
 
-    /// A flood keeps none.
+    /// Floods keep no cookies.
     fn keep_cookie(&self, arrival: Arrival, fields: &HeaderMap) {
         let Some(cookie) = fields.get(SET_COOKIE).and_then(|value| value.to_str().ok()) else { return };
         let cookie = cookie.split(';').next().unwrap_or_default();

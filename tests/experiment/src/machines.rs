@@ -1,5 +1,5 @@
-//! Machines made of real processes: an app, and on one side a proxy before it. They are started, stopped and killed as their
-//! hosts and supervisors would.
+//! Machines made of real processes: an app, and on one side a proxy in front of it. They are started, stopped and killed as
+//! their hosts and supervisors would.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::PATIENCE;
 use crate::clock::{self, seconds};
 use crate::script::{QUEUE, WORKERS, times};
 
-/// What all Machines of a side have in common. Cheap to clone.
+/// State that all Machines of a side share. Cheap to clone.
 #[derive(Clone)]
 pub struct Machines(Arc<Inner>);
 
@@ -29,12 +29,12 @@ struct Inner {
     peers_port: u16,
     dir: PathBuf,
     running: Mutex<BTreeMap<String, Running>>,
-    /// Each has an address of its own, 127.0.0.2 and so on.
+    /// The last byte of the next address; each Machine has its own, from 127.0.0.2.
     made: AtomicU8,
     database_percent: AtomicU64,
 }
 
-/// One Machine, whether it runs or not.
+/// One Machine, running or not.
 struct Running {
     machine: Machine,
     app_address: SocketAddr,
@@ -51,7 +51,7 @@ fn failed(e: impl std::fmt::Display) -> FleetError {
     FleetError(e.to_string())
 }
 
-/// Off the runtime: what starts and ends processes waits.
+/// Runs `work` off the runtime: starting and stopping processes blocks.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::new(e)))
 }
@@ -73,26 +73,26 @@ impl Machines {
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name of the n-th of those that there are, from the first again where there are fewer.
+    /// The name of the n-th Machine, starting over from the first where there are fewer.
     pub fn nth(&self, n: usize) -> Option<String> {
         let all = self.lock();
         all.keys().nth(n % all.len().max(1)).cloned()
     }
 
-    /// Makes one that does not run yet.
+    /// Creates a Machine that is not running yet.
     pub fn make(&self, version: u64) -> Result<Machine> {
         let number = self.0.made.fetch_add(1, Ordering::Relaxed);
         let private = IpAddr::from([127, 0, 0, number]);
         let machine =
             Machine { id: format!("m{number:02}"), region: "ams".to_owned(), version, public: local()?, private };
-        // Without a proxy the app is what the edge reaches.
+        // Without a proxy, the edge connects to the app.
         let app_address = if self.0.has_proxy { local()? } else { machine.public };
         let running = Running { machine: machine.clone(), app_address, admin: local()?, app: None, proxy: None };
         self.lock().insert(machine.id.clone(), running);
         Ok(machine)
     }
 
-    /// Boots it, and waits until it says that it is healthy.
+    /// Boots the Machine, and waits until it reports that it is healthy.
     pub async fn run(&self, id: &str) -> Result<()> {
         sleep(seconds(times::MACHINE_BOOT)).await;
         self.start_app(id).await?;
@@ -119,7 +119,7 @@ impl Machines {
         aside(move || {
             let address = machines.of(&id, |running| running.app_address)?;
             let milliseconds = |real: f64| seconds(real).as_millis().to_string();
-            // Not `current_exe`, which is gone when somebody builds this crate meanwhile.
+            // Not `current_exe`, which is gone if this crate is rebuilt meanwhile.
             let app = Program::new(format!("/proc/{}/exe", std::process::id()))
                 .args(["app", "--listen", &address.to_string()])
                 .args(["--start-after", &milliseconds(times::APP_START), "--grace", &milliseconds(times::APP_GRACE)])
@@ -131,7 +131,7 @@ impl Machines {
         .await
     }
 
-    /// Starts the proxy of a Machine; gives its public address.
+    /// Starts the proxy of a Machine; returns its public address.
     fn start_proxy(&self, id: &str) -> Result<SocketAddr> {
         let (machine, app, admin) = self.of(id, |m| (m.machine.clone(), m.app_address, m.admin))?;
         let Inner { dns, peers_port, dir, .. } = &*self.0;
@@ -157,7 +157,7 @@ impl Machines {
             .arg(&file)
             .dir(dir)
             .env("OUTRIGGER_AFFINITY_KEYS", KEYS);
-        // What a developer has set for a proxy of their own.
+        // Removes a developer's own proxy variables.
         for (name, _) in env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("OUTRIGGER_") || name.starts_with("FF_"))
                 && name != KEYS_NAME
@@ -172,7 +172,7 @@ impl Machines {
         Ok(machine.public)
     }
 
-    /// As when a host fails: all of it is gone without a word.
+    /// Simulates a failed host: all its processes are gone without notice.
     pub async fn kill(&self, id: &str) -> Result<()> {
         let gone = self.of(id, |running| (running.proxy.take(), running.app.take()))?;
         aside(move || {
@@ -182,7 +182,7 @@ impl Machines {
         .await
     }
 
-    /// The app ends at once; nobody has told it to.
+    /// The app crashes.
     pub async fn kill_app(&self, id: &str) -> Result<()> {
         let gone = self.of(id, |running| running.app.take())?;
         aside(move || {
@@ -192,7 +192,7 @@ impl Machines {
         .await
     }
 
-    /// The app stands still and does not know it.
+    /// The app is stopped by a signal, as if it hung.
     pub fn freeze_app(&self, id: &str) -> Result<()> {
         self.of(id, |running| {
             if let Some(app) = &mut running.app {
@@ -201,7 +201,7 @@ impl Machines {
         })
     }
 
-    /// From now on, and in those that start later, the database takes so many times as long.
+    /// Sets how many times as long the database takes, also in apps that start later.
     pub async fn database(&self, factor: f64) -> Result<()> {
         let percent = (100.0 * factor).round() as u64;
         self.0.database_percent.store(percent, Ordering::Relaxed);
@@ -216,7 +216,7 @@ impl Machines {
         .await
     }
 
-    /// Whether every proxy knows every other one as ready.
+    /// Whether every proxy sees every other one as ready.
     pub async fn know_each_other(&self) -> Result<()> {
         if !self.0.has_proxy {
             return Ok(());
@@ -238,7 +238,7 @@ impl Machines {
 const KEYS_NAME: &str = "OUTRIGGER_AFFINITY_KEYS";
 const KEYS: &str = "a-key-of-the-experiment-that-nobody-guesses";
 
-/// The proxy as it ships, beside this program in cargo's directory.
+/// The proxy as it ships, next to this program in cargo's directory.
 fn outrigger() -> Result<PathBuf> {
     let us = env::current_exe().while_("looking for this program")?;
     let beside = us.parent().unwrap_or(Path::new(".")).join("outrigger");
@@ -263,7 +263,7 @@ impl Fleet for Machines {
         let (proxy, app) =
             self.of(&machine.id, |running| (running.proxy.take(), running.app.take())).map_err(failed)?;
         aside(move || {
-            // As supervisord does: the proxy goes first, while the app still answers. What does not end is killed.
+            // As supervisord does: the proxy stops first, while the app still serves. Processes that do not end are killed.
             for mut process in [proxy, app].into_iter().flatten() {
                 let _ = process.stop(Signal::TERM, how.timeout);
             }

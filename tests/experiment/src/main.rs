@@ -1,13 +1,13 @@
 //! The availability experiment: an hour of faults in minutes, against one bare app, three, and three with Outrigger.
 //!
 //! ```text
-//! script.rs    what goes wrong when, and who asks for what when: the same for every side                (pure)
+//! script.rs    the faults and requests with their times: the same for every side                        (pure)
 //! clock.rs     how an hour becomes four minutes                                                         (pure)
-//! app.rs       the app: a process of its own, with few workers and a short queue
+//! app.rs       the app: its own process, with few workers and a short queue
 //! machines.rs  Machines made of real processes, started, stopped and killed
-//! load.rs      clients who do not wait for each other
+//! load.rs      clients in an open loop
 //! side.rs      one side from its first process to its last request
-//! numbers.rs   what became of the requests                                                              (pure)
+//! numbers.rs   statistics of the requests                                                               (pure)
 //! report.rs    the document                                                                             (pure)
 //! plot.rs      the pictures
 //! ```
@@ -40,16 +40,16 @@ use crate::side::{Form, Side};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// A few seconds for each side, to see that everything works; the document stays as it is.
+    /// A few seconds for each side, to check that everything works; the document is not changed.
     #[arg(long)]
     quick: bool,
-    /// Where the document and its pictures go. Unset: `docs`, or with --quick `target/experiment`.
+    /// Directory for the document and its pictures. Unset: `docs`, or with --quick `target/experiment`.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Only these sides: `one`, `three`, `outrigger`, `outrigger-no-retry`.
     #[arg(long, value_enum, value_delimiter = ',')]
     sides: Vec<Form>,
-    /// What chance begins from.
+    /// Seed of the random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -103,5 +103,5 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// How long anything may take that ought to happen at once, on a machine that is busy.
+/// Time limit for events that should be immediate, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! What became of the requests, in figures.
+//! Statistics of the requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::load::{End, Outcome};
 use crate::script::{Kind, Script, WORKERS};
 
-/// Some requests together.
+/// Totals of some requests.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tally {
     pub requests: usize,
     pub good: usize,
-    /// Those that were not answered well, by how they ended.
+    /// Requests without a good response, by how they ended.
     pub failed: BTreeMap<End, usize>,
-    /// Of good answers, in order.
+    /// Latencies of good responses, sorted.
     latencies: Vec<Duration>,
 }
 
@@ -37,18 +37,18 @@ impl Tally {
         self.requests - self.good
     }
 
-    /// The share of requests that were answered well; 1 when there were none.
+    /// The share of requests with a good response; 1 if there were none.
     pub fn availability(&self) -> f64 {
         if self.requests == 0 { 1.0 } else { self.good as f64 / self.requests as f64 }
     }
 
-    /// Of a hundred good answers, so many were there within this time. `None` without any.
+    /// The latency within which this percentage of the good responses arrived. `None` without any.
     pub fn percentile(&self, percent: f64) -> Option<Duration> {
         percentile(&self.latencies, percent)
     }
 }
 
-/// The nearest rank of a list in order.
+/// The nearest-rank percentile of a sorted list.
 fn percentile(sorted: &[Duration], percent: f64) -> Option<Duration> {
     let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
@@ -68,7 +68,7 @@ pub fn of_kind(outcomes: &[Outcome], kind: Kind) -> Tally {
     Tally::of(well_behaved(outcomes).filter(|outcome| outcome.arrival.kind == kind))
 }
 
-/// Failed requests of well-behaved clients, by what was going on.
+/// Failed requests of well-behaved clients, by the fault at the time.
 pub fn by_fault(outcomes: &[Outcome], script: &Script) -> BTreeMap<&'static str, usize> {
     let mut all = BTreeMap::new();
     for outcome in well_behaved(outcomes).filter(|outcome| !outcome.is_good()) {
@@ -77,12 +77,12 @@ pub fn by_fault(outcomes: &[Outcome], script: &Script) -> BTreeMap<&'static str,
     all
 }
 
-/// Good answers a second under overload, once it has gone on for a while.
+/// Good responses per second under overload, after the warm-up.
 pub fn goodput(overload: &[Outcome], script: &Script) -> f64 {
     good_after_warm_up(overload, script).count() as f64 / (script.overload - script.warm_up).as_secs_f64()
 }
 
-/// The same as the share of what so many apps can do, by the work that is in those answers.
+/// The same as a share of the apps' capacity, by the work in those responses.
 pub fn work_done(overload: &[Outcome], script: &Script, apps: usize) -> f64 {
     let done: f64 =
         good_after_warm_up(overload, script).map(|outcome| outcome.arrival.kind.work().0.as_secs_f64()).sum();
@@ -94,7 +94,7 @@ fn good_after_warm_up<'a>(overload: &'a [Outcome], script: &Script) -> impl Iter
     overload.iter().filter(move |outcome| outcome.arrival.at >= from && outcome.is_good())
 }
 
-/// What was sent in each slice of time, in order.
+/// The requests sent in each slice of time, in order.
 pub fn slices<'a>(
     outcomes: impl IntoIterator<Item = &'a Outcome>,
     length: Duration,
@@ -116,13 +116,13 @@ pub fn slices<'a>(
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Claims {
     pub availability: f64,
-    /// p99 of good answers beside that of the other side: 0.7 is 30 % less.
+    /// p99 of good responses relative to the other side's: 0.7 is 30 % less.
     pub p99: f64,
     pub goodput: f64,
 }
 
 impl Claims {
-    /// Of a side beside another one.
+    /// Compares one side with another.
     pub fn of(ours: &[Outcome], theirs: &[Outcome], our_overload: f64, their_overload: f64) -> Self {
         let (us, them) = (Tally::of(well_behaved(ours)), Tally::of(well_behaved(theirs)));
         let p99 = |tally: &Tally| tally.percentile(99.0).map_or(f64::NAN, |latency| latency.as_secs_f64());
@@ -147,7 +147,7 @@ pub mod tests {
     use super::*;
     use crate::script::Arrival;
 
-    /// A request of a well-behaved client that was sent at this second and took so many milliseconds.
+    /// A request of a well-behaved client that was sent at this second and took this many milliseconds.
     pub fn outcome(second: f64, ms: u64, end: End) -> Outcome {
         let arrival = Arrival { at: Duration::from_secs_f64(second), client: 1, kind: Kind::Read, is_flood: false };
         let (request_id, words) = ("01ABC-ams".to_owned(), String::new());

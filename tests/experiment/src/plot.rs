@@ -17,14 +17,14 @@ use crate::script::{DEADLINE, Fault, Script};
 use crate::side::Side;
 
 const SIZE: (u32, u32) = (1100, 780);
-/// Each point of a line is about so many seconds of the hour.
+/// Each point of a line covers this many seconds of the hour.
 const WIDTH: f64 = 15.0;
 
 type Drawn = std::result::Result<(), Box<dyn StdError>>;
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Point = (f64, f64);
 
-/// One picture: what it is about, the unit of its axis, how far that goes, and each side's points.
+/// One picture: its subject, the unit of its axis, the axis's maximum, and each side's points.
 struct Subject<'a> {
     title: &'a str,
     unit: &'a str,
@@ -36,7 +36,7 @@ struct Subject<'a> {
 pub fn all(dir: &Path, sides: &[Side], script: &Script) -> Result<()> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
-        // It is a font: the crate exists for it.
+        // Cannot fail: the crate provides a valid font.
         let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
     });
     let width = seconds(WIDTH);
@@ -132,7 +132,7 @@ fn colour(fault: Fault) -> RGBColor {
     }
 }
 
-/// Which shade is what.
+/// The meaning of each shade.
 fn legend(area: &Area<'_>) -> Drawn {
     use crate::script::Flood;
     use outrigger_edge::Strategy;
@@ -151,7 +151,7 @@ fn legend(area: &Area<'_>) -> Drawn {
     Ok(())
 }
 
-/// Good answers a second of each side while far more is offered.
+/// Good responses per second of each side during the overload.
 fn overload(file: &Path, sides: &[Side], script: &Script) -> Drawn {
     let root = BitMapBackend::new(file, (1100, 420)).into_drawing_area();
     root.fill(&WHITE)?;

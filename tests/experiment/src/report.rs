@@ -1,4 +1,4 @@
-//! The document: what was run, what came of it, which claims hold, and what all that does not say.
+//! The document: setup, results, which claims hold, and the limits of the experiment.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::numbers::{self, Claims, Tally, floods, goodput, of_kind, well_behaved
 use crate::script::{DEADLINE, Fault, Flood, Kind, OVERLOAD, QUEUE, Script, WORKERS, capacity, clock, times};
 use crate::side::{Busy, Form, Side};
 
-/// One side in a line, for the terminal.
+/// One line about a side, for the terminal.
 pub fn summary(side: &Side) -> String {
     let tally = Tally::of(well_behaved(&side.outcomes));
     let good = side.overload.iter().filter(|outcome| outcome.is_good()).count();
@@ -26,7 +26,7 @@ pub fn summary(side: &Side) -> String {
     )
 }
 
-/// Every failed request of a well-behaved client, one in a line.
+/// Every failed request of a well-behaved client, one per line.
 pub fn failures(side: &Side, script: &Script) -> String {
     let mut text = "time\tms\tfault\tkind\tclient\tend\trequest id\twords\n".to_owned();
     let mut failed: Vec<&Outcome> = well_behaved(&side.outcomes).filter(|outcome| !outcome.is_good()).collect();
@@ -80,7 +80,7 @@ pub fn document(sides: &[Side], script: &Script, seed: u64) -> String {
     wrapped(&text)
 }
 
-/// Paragraphs broken at the width of the other documents; tables, pictures and headings stay.
+/// Paragraphs wrapped at the width of the other documents; tables, pictures and headings stay.
 fn wrapped(text: &str) -> String {
     const WIDTH: usize = 140;
     let mut all = String::new();
@@ -333,7 +333,7 @@ fn remarks(text: &mut String, sides: &[Side]) {
 }
 
 fn percent(share: f64) -> String {
-    // Never rounded up to what was not reached.
+    // Rounded down, so that it never shows more than was reached.
     format!("{:.3} %", (share * 100_000.0).floor() / 1000.0)
 }
 
@@ -346,7 +346,7 @@ fn ms(latency: Option<Duration>) -> String {
     latency.map_or("–".to_owned(), |latency| format!("{:.0} ms", latency.as_secs_f64() * 1000.0))
 }
 
-/// Mean and most.
+/// Mean and maximum.
 fn cpu(busy: &[Busy], of: fn(&Busy) -> f64) -> String {
     let mean = busy.iter().map(of).sum::<f64>() / busy.len().max(1) as f64;
     let most = busy.iter().map(of).fold(0.0, f64::max);

@@ -1,4 +1,4 @@
-//! What goes wrong when, and who asks for what when. The same for every side: it is drawn once, from a seed.
+//! The faults and requests with their times. They are the same for every side: drawn once, from a seed.
 
 use std::time::Duration;
 
@@ -7,31 +7,31 @@ use outrigger_edge::Strategy;
 
 use crate::clock::{FACTOR, seconds};
 
-/// Requests that the app works on at the same time.
+/// Requests that the app works on concurrently.
 pub const WORKERS: u32 = 8;
-/// Requests that wait in the app; it refuses more.
+/// Requests that wait in the app; it rejects more.
 pub const QUEUE: u32 = 64;
 /// Well-behaved clients, and how many requests a second they send together.
 const CLIENTS: u32 = 200;
 const RATE: f64 = 130.0;
-/// How long a client waits for its answer, in seconds of the hour.
+/// How long a client waits for the response, in seconds of the hour.
 pub const DEADLINE: f64 = 10.0;
 
-/// After the hour: so many times what one app can do is offered, for so many seconds of the run.
+/// Load after the hour, as a multiple of one app's capacity.
 pub const OVERLOAD: f64 = 4.0;
-/// Its first part is not counted: queues fill, limits are found.
+/// The first part of the overload does not count: queues fill, and limits adapt.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// What a client asks for.
+/// Kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A `GET`.
     Read,
-    /// A `POST`: nobody may send it twice.
+    /// A `POST`, which must not be sent twice.
     Write,
-    /// A `POST` that matters more than others.
+    /// A `POST` that is more important than others.
     Checkout,
-    /// A `GET` that is expensive and matters least.
+    /// A `GET` that is expensive and least important.
     Search,
 }
 
@@ -47,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// How many of a hundred requests of a well-behaved client are of this kind.
+    /// Share of a well-behaved client's requests, in percent.
     fn percent(self) -> u32 {
         match self {
             Self::Read => 60,
@@ -56,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// How long the app works on it on the average, and how much of that is the database, in the run.
+    /// Mean time that the app works on it, and how much of that is the database, in the run.
     pub fn work(self) -> (Duration, Duration) {
         let (all, database) = match self {
             Self::Read => (20, 12),
@@ -79,23 +79,23 @@ impl Kind {
     }
 }
 
-/// Requests a second that one app can do of the well-behaved mix.
+/// Requests per second of the well-behaved mix that one app can serve.
 pub fn capacity() -> f64 {
     let mean: f64 = Kind::ALL.iter().map(|kind| f64::from(kind.percent()) / 100.0 * kind.work().0.as_secs_f64()).sum();
     f64::from(WORKERS) / mean
 }
 
-/// Who floods.
+/// The clients of a flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flood {
     /// Few addresses, each far above any limit.
     Scrapers,
-    /// Many addresses that ask for what is expensive, none of them often.
+    /// Many addresses that send expensive requests, each rarely.
     Crowd,
 }
 
 impl Flood {
-    /// Addresses, requests a second of all together, and what they ask for.
+    /// Number of addresses, requests per second of all together, and their kind.
     fn shape(self) -> (u32, f64, Kind) {
         match self {
             Self::Scrapers => (8, 1200.0, Kind::Read),
@@ -103,23 +103,23 @@ impl Flood {
         }
     }
 
-    /// What it offers beside what one app can do.
+    /// Its load relative to one app's capacity.
     pub fn times_capacity(self) -> f64 {
         let (_, rate, kind) = self.shape();
         rate * kind.work().0.as_secs_f64() / f64::from(WORKERS)
     }
 }
 
-/// What is done to a side. Machines are counted from the first that there is; where there are fewer, from the first again.
+/// A fault of a side. Machines are counted from the first, and from the first again where there are fewer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// Everything on it gets SIGKILL; it comes back elsewhere.
+    /// All its processes get SIGKILL; it is started again elsewhere.
     MachineKilled(usize),
-    /// The app gets SIGKILL; its supervisor starts it again.
+    /// The app gets SIGKILL; its supervisor restarts it.
     AppCrash(usize),
-    /// The app gets SIGSTOP; a watchdog kills it, its supervisor starts it again.
+    /// The app gets SIGSTOP; a watchdog kills it, and its supervisor restarts it.
     AppHang(usize),
-    /// The database's part of a request takes so many times as long, in all apps.
+    /// The database's part of a request takes this many times as long, in all apps.
     SlowDatabase(f64),
     Deploy(Strategy),
     Burst(Flood),
@@ -144,7 +144,7 @@ impl Fault {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Line {
     pub at: f64,
-    /// How long the script lets it last; what only begins (a kill, a deploy) is over when the side is whole again, about then.
+    /// Duration in the script; an event such as a kill or a deploy is over when the side has recovered, at about that time.
     pub minutes: f64,
     pub fault: Fault,
 }
@@ -164,7 +164,7 @@ impl Line {
 pub struct Script {
     pub minutes: f64,
     pub lines: Vec<Line>,
-    /// How long the overload after it takes.
+    /// Duration of the overload after the hour.
     pub overload: Duration,
     pub warm_up: Duration,
 }
@@ -173,15 +173,15 @@ pub struct Script {
 pub mod times {
     /// From a Machine's start to that of its processes.
     pub const MACHINE_BOOT: f64 = 10.0;
-    /// From the app's start to its first answer.
+    /// From the app's start to its first response.
     pub const APP_START: f64 = 5.0;
-    /// Until a supervisor starts again what ended.
+    /// Until a supervisor restarts a process.
     pub const SUPERVISOR: f64 = 1.0;
-    /// Until a Machine whose host died is started elsewhere.
+    /// Until a Machine whose host failed is started elsewhere.
     pub const REPLACEMENT: f64 = 60.0;
     /// Until a watchdog kills an app that hangs.
     pub const WATCHDOG: f64 = 20.0;
-    /// How long the app may take to end what it has begun.
+    /// How long the app may take to complete requests.
     pub const APP_GRACE: f64 = 5.0;
 }
 
@@ -212,7 +212,7 @@ impl Script {
         }
     }
 
-    /// Enough to see that everything works.
+    /// Enough to check that everything works.
     pub fn short() -> Self {
         use Fault::{AppCrash, Burst, MachineKilled, SlowDatabase};
         let line = |at, minutes, fault| Line { at, minutes, fault };
@@ -229,20 +229,20 @@ impl Script {
         }
     }
 
-    /// How long it takes, in the run.
+    /// Its duration, in the run.
     pub fn length(&self) -> Duration {
         seconds(self.minutes * 60.0)
     }
 
-    /// What was going on while a request was under way, or had been shortly before: the last line that began before its end, and was
-    /// not over for more than half a minute at its beginning.
+    /// The fault during a request or shortly before it: the last line of the script that began before the request's end, and
+    /// ended at most half a minute before its beginning.
     pub fn during(&self, from: Duration, to: Duration) -> &'static str {
         let settles = seconds(30.0);
         let under_way = |line: &&Line| line.begins() <= to && from <= line.ends() + settles;
         self.lines.iter().rev().find(under_way).map_or("calm", |line| line.fault.name())
     }
 
-    /// Every request of the hour, in the order of their times.
+    /// Every request of the hour, ordered by time.
     pub fn arrivals(&self, seed: u64) -> Vec<Arrival> {
         let mut random = Rng::with_seed(seed);
         let mut all = Vec::new();
@@ -252,7 +252,7 @@ impl Script {
         for line in &self.lines {
             let Fault::Burst(flood) = line.fault else { continue };
             let (addresses, rate, kind) = flood.shape();
-            // Each burst comes from elsewhere.
+            // Each burst has its own addresses.
             let first = CLIENTS + (flood as u32) * 1000;
             poisson(&mut random, line.begins(), line.ends(), rate, |at, random| {
                 all.push(Arrival { at, client: first + random.u32(0..addresses), kind, is_flood: true });
@@ -262,7 +262,7 @@ impl Script {
         all
     }
 
-    /// Every request of the overload: the well-behaved mix from so many clients that no limit is meant.
+    /// Every request of the overload: the well-behaved mix, from so many clients that rate limits do not matter.
     pub fn overload(&self, seed: u64) -> Vec<Arrival> {
         let mut random = Rng::with_seed(seed ^ 0x0ff1_0ad5);
         let mut all = Vec::new();
@@ -274,17 +274,17 @@ impl Script {
     }
 }
 
-/// A request that is to be sent.
+/// A scheduled request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Arrival {
-    /// Since the beginning, in the run.
+    /// Since the start, in the run.
     pub at: Duration,
     pub client: u32,
     pub kind: Kind,
     pub is_flood: bool,
 }
 
-/// Moments at random, so many a second on the average.
+/// Random times at this mean rate per second.
 fn poisson(random: &mut Rng, from: Duration, to: Duration, rate: f64, mut each: impl FnMut(Duration, &mut Rng)) {
     let mut at = from.as_secs_f64();
     loop {
@@ -296,7 +296,7 @@ fn poisson(random: &mut Rng, from: Duration, to: Duration, rate: f64, mut each: 
     }
 }
 
-/// A time of the run as one of the hour: `mm:ss`.
+/// Formats a time of the run as one of the hour: `mm:ss`.
 pub fn clock(at: Duration) -> String {
     let real = (at.as_secs_f64() * f64::from(FACTOR)).round() as u64;
     format!("{:02}:{:02}", real / 60, real % 60)

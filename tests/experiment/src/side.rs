@@ -20,7 +20,7 @@ use crate::load::{self, Outcome};
 use crate::machines::Machines;
 use crate::script::{DEADLINE, Fault, Line, Script, times};
 
-/// What stands behind the edge.
+/// The setup behind the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// One bare app.
@@ -29,7 +29,7 @@ pub enum Form {
     Three,
     /// Three, each behind Outrigger.
     Outrigger,
-    /// The same, behind an edge that sends nothing again that a Machine had begun.
+    /// The same, behind an edge that never resends a request that a Machine had begun.
     OutriggerNoRetry,
 }
 
@@ -63,7 +63,7 @@ impl Form {
     }
 }
 
-/// What a side did.
+/// Results of a side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Side {
     pub form: Form,
@@ -73,11 +73,11 @@ pub struct Side {
     pub busy_overload: Vec<Busy>,
 }
 
-/// How busy the computer was for a second; 1 is all of it.
+/// CPU load of one second; 1 is the whole computer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Busy {
     pub all: f64,
-    /// With the experiment: the load, the edge, and all that is behind it.
+    /// By the experiment: the load, the edge, and the processes behind it.
     pub ours: f64,
 }
 
@@ -133,11 +133,11 @@ async fn go(form: Form, script: &Script, seed: u64, dir: &Path) -> Result<Side> 
     Ok(Side { form, outcomes, overload, busy, busy_overload })
 }
 
-/// The edge as `fly.toml` has it; what that does not say is Fly's default.
+/// The edge as `fly.toml` configures it, otherwise with Fly's defaults.
 fn settings(form: Form, dns: SocketAddr) -> Settings {
     let mut check = Check::of("/health");
     check.interval = Duration::from_secs(5);
-    // Two seconds are 133 ms here, which a busy computer may hesitate for.
+    // Two seconds are 133 ms here, for which a busy computer may pause.
     check.timeout = Duration::from_secs(5);
     let mut settings = Settings {
         dns: Some(dns),
@@ -198,12 +198,12 @@ async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
             machines.database(1.0).await
         }
         Fault::Deploy(strategy) => edge.deploy(strategy).await.while_("deploying"),
-        // It is in the load.
+        // Part of the load.
         Fault::Burst(_) => Ok(()),
     }
 }
 
-/// Looks once a second how busy the computer is, until it is stopped.
+/// Samples the CPU load once a second, until it is stopped.
 struct Watch {
     seen: Arc<Mutex<Vec<Busy>>>,
     task: JoinHandle<()>,
@@ -245,12 +245,12 @@ struct Ticks {
 impl Ticks {
     fn between(before: Self, now: Self) -> Busy {
         let all = f64::max(now.all - before.all, 1.0);
-        // A process that ends between being seen alive and being waited for is missed for a moment.
+        // A process that ends between two samples is missed for a moment.
         Busy { all: (now.busy - before.busy) / all, ours: f64::max(now.ours - before.ours, 0.0) / all }
     }
 }
 
-/// From the first line of `/proc/stat`, and what is said there of us and our children.
+/// From the first line of `/proc/stat`, and the entries of this process and its children.
 fn cpu() -> Option<Ticks> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let ticks: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();

@@ -1,4 +1,4 @@
-//! The files of a spool, as whoever writes them sees them.
+//! The files of a spool, as its writer uses them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,24 +15,24 @@ use crate::entry::Entry;
 use crate::keys::{MasterKeys, PublicKeys, WrappedKey};
 use crate::layout::{self, Checkpoint, End, Header, Segment, Shipped};
 
-/// The longest entry and a checkpoint fit in it.
+/// Enough for the longest entry and a checkpoint.
 const END_BYTES: u64 = 256 << 10;
 
-/// A segment that is written to.
+/// An open segment.
 #[derive(Debug)]
 pub struct Open {
     pub segment: Segment,
     file: File,
-    /// Bytes that are promised.
+    /// Its durable length in bytes.
     pub length: u64,
-    /// Bytes of its data keys.
+    /// Size of its data keys in bytes.
     pub keys_length: u64,
     header: [u8; 32],
     pub created: Time,
 }
 
 impl Open {
-    /// Begins the segment after `committed`.
+    /// Creates the segment after `committed`.
     pub fn create(
         directory: &Path,
         class: Class,
@@ -51,7 +51,7 @@ impl Open {
             prev: hex(&committed.hash),
             created: now.to_string(),
         };
-        // Text and numbers: writing them as JSON does not fail.
+        // Serialising strings and numbers cannot fail.
         let mut line = serde_json::to_vec(&header).unwrap_or_default();
         let hash = sha256(&line);
         line.push(b'\n');
@@ -60,7 +60,7 @@ impl Open {
             let problem = "has entries that are no part of the chain: move it away";
             return Err(SpoolError::Broken { path: segment.path, problem });
         }
-        // What an attempt before this one has left, when the disk was full, was never promised.
+        // Truncates what an earlier attempt left, such as one on a full disk: it was never durable.
         let mut open = Self { segment, file, length: 0, keys_length: 0, header: hash, created: now };
         open.file.set_len(0).map_err(at(&open.segment.path))?;
         remove(&open.segment.keys())?;
@@ -69,7 +69,7 @@ impl Open {
         Ok(open)
     }
 
-    /// Goes on with a segment that a crash has left open.
+    /// Continues a segment that a crash left open.
     pub fn reopen(segment: Segment, length: u64, header: [u8; 32], created: Time) -> Result<Self, SpoolError> {
         let file = open_private(&segment.path)?;
         file.set_len(length).and_then(|()| file.sync_data()).map_err(at(&segment.path))?;
@@ -77,11 +77,11 @@ impl Open {
         Ok(Self { segment, file, length, keys_length, header, created })
     }
 
-    /// Writes `lines` behind what is promised, and promises them; or cuts them off again.
+    /// Writes `lines` after the durable ones and syncs them; truncates them again if that fails.
     pub fn write(&mut self, lines: &[u8]) -> Result<(), SpoolError> {
         let written = self.file.write_all_at(lines, self.length).and_then(|()| self.file.sync_data());
         if let Err(source) = written {
-            // Should that fail too, the next write goes over the same place, and a restart cuts it off.
+            // If this fails too, the next write overwrites them, and a restart truncates them.
             let _ = self.file.set_len(self.length);
             return Err(at(&self.segment.path)(source));
         }
@@ -89,7 +89,7 @@ impl Open {
         Ok(())
     }
 
-    /// Appends data keys to the segment's file of keys, on disk when it returns.
+    /// Appends data keys to the segment's key file; they are durable when this returns.
     pub fn write_keys(&mut self, lines: &[u8]) -> Result<(), SpoolError> {
         let path = self.segment.keys();
         let is_new = !path.exists();
@@ -128,27 +128,27 @@ impl Open {
         self.write(&line)
     }
 
-    /// Somebody has removed its file, or put another one in its place.
+    /// Whether its file was removed or replaced.
     pub fn is_gone(&self) -> bool {
         is_another(&self.file, &self.segment.path)
     }
 }
 
-/// Whether `path` is not the file that is open.
+/// Whether `path` is a different file than `file`.
 pub fn is_another(file: &File, path: &Path) -> bool {
     let here = file.metadata().map(|file| (file.dev(), file.ino()));
     let there = fs::metadata(path).map(|file| (file.dev(), file.ino()));
     !matches!((here, there), (Ok(here), Ok(there)) if here == there)
 }
 
-/// Whether there is an entry behind the header of a segment.
+/// Whether a segment has an entry after its header.
 fn has_entries(file: &File) -> io::Result<bool> {
     let mut begin = vec![0; 64 << 10];
     let read = file.read_at(&mut begin, 0)?;
     Ok(memchr::memmem::find(&begin[..read], b"\n{\"seq\":").is_some())
 }
 
-/// Bytes of a file; 0 when it is not there.
+/// Size of a file in bytes; 0 if it does not exist.
 pub fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
@@ -157,7 +157,7 @@ pub fn make_private(directory: &Path) -> Result<(), SpoolError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))
 }
 
-/// Opens a file for reading and writing that only its owner may read, making it if need be.
+/// Opens a file for reading and writing; creates it, readable by its owner only, if needed.
 pub fn open_private(path: &Path) -> Result<File, SpoolError> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at(path))
 }
@@ -166,7 +166,7 @@ pub fn sync_directory(directory: &Path) -> Result<(), SpoolError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file atomically.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), SpoolError> {
     let beside = path.with_extension("new");
     let file = open_private(&beside)?;
@@ -189,7 +189,7 @@ pub fn modified(path: &Path) -> SystemTime {
     fs::metadata(path).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Reads the chain's id, or makes one.
+/// Reads the chain's id, or creates one.
 pub fn chain_id(directory: &Path) -> Result<String, SpoolError> {
     let path = directory.join(layout::CHAIN);
     match fs::read_to_string(&path) {
@@ -211,7 +211,7 @@ pub fn chain_id(directory: &Path) -> Result<String, SpoolError> {
     }
 }
 
-/// What the app has. A file that cannot be read as that means that it is asked again: it knows what it has.
+/// The entries that the app has. If the file is invalid, the app is asked, which knows them.
 pub fn shipped(directory: &Path) -> Result<Shipped, SpoolError> {
     let path = directory.join(layout::SHIPPED);
     match fs::read(&path) {
@@ -225,7 +225,7 @@ pub fn write_shipped(directory: &Path, shipped: &Shipped) -> Result<(), SpoolErr
     replace(&directory.join(layout::SHIPPED), &serde_json::to_vec(shipped).unwrap_or_default())
 }
 
-/// When the last entry of a closed segment was made; `None` unless its checkpoint vouches for that entry.
+/// Time of the last entry of a closed segment; `None` unless a valid checkpoint covers that entry.
 pub fn vouched_time(path: &Path, public: &PublicKeys) -> Result<Option<Time>, SpoolError> {
     let mut file = File::open(path).map_err(at(path))?;
     let length = file.metadata().map_err(at(path))?.len();
@@ -243,7 +243,7 @@ pub fn vouched_time(path: &Path, public: &PublicKeys) -> Result<Option<Time>, Sp
     Ok(time.map(|time| Time(time.as_microsecond())))
 }
 
-/// Destroys the keys of `subjects` in a file of keys.
+/// Destroys the keys of `subjects` in a key file.
 pub fn forget(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
     let mut file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
@@ -254,13 +254,13 @@ pub fn forget(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
     file.read_to_end(&mut content).map_err(at(path))?;
     let destroyed = blank_keys(&mut content, subjects);
     if destroyed > 0 {
-        // In place: a new file would leave the old one's blocks behind.
+        // In place, since a new file would leave the old one's blocks on disk.
         file.write_all_at(&content, 0).and_then(|()| file.sync_data()).map_err(at(path))?;
     }
     Ok(destroyed)
 }
 
-/// How many keys of `subjects` a file of keys has; none when it is not there.
+/// Number of keys of `subjects` in a key file; 0 if it does not exist.
 pub fn count_keys(path: &Path, subjects: &[String]) -> Result<usize, SpoolError> {
     let content = match fs::read(path) {
         Ok(content) => content,
@@ -271,7 +271,7 @@ pub fn count_keys(path: &Path, subjects: &[String]) -> Result<usize, SpoolError>
     Ok(keys.filter(|key| subjects.contains(&key.subject)).count())
 }
 
-/// Puts spaces in the place of the keys of `subjects`.
+/// Overwrites the keys of `subjects` with spaces.
 pub fn blank_keys(lines: &mut [u8], subjects: &[String]) -> usize {
     let mut destroyed = 0;
     for line in lines.split_mut(|b| *b == b'\n') {

@@ -1,10 +1,11 @@
-//! What a crash has left: the end of each chain is looked for, what is torn is cut off, and all of it is written down.
+//! Recovery after a crash: finds the end of each chain, truncates torn lines, and records all of it.
 //!
-//! What is missing below the end that `HEAD` vouches for is no tear: it was promised. It is left as it is found, the chain goes on
-//! where it should have, and the hole stays for `outrigger audit verify` to see.
+//! Entries missing before the end that `HEAD` records were durable, so no crash explains that. The files are left
+//! unchanged, the chain continues after the recorded end, and `outrigger audit verify` reports the gap.
 //!
-//! An end that is further ahead of `HEAD` than a crash explains, and a chain that a checkpoint knows to be longer, mean that an older
-//! state was put back. That is an alarm: it is entered before `HEAD` is signed anew, and `outrigger audit verify` reports the entry.
+//! An end further ahead of `HEAD` than a crash explains, and a chain shorter than a checkpoint states, mean that an
+//! older state was restored. That is an alarm: it is recorded before `HEAD` is signed again, and
+//! `outrigger audit verify` reports the entry.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use super::files::{self, Open};
 use super::{Alarm, Closed, Spool, SpoolError, at, heads_of, hex, sha256, system};
 use crate::layout::{self, Checkpoint, Header, Heads, Segment};
 
-/// Something that was found when a spool was opened.
+/// A finding from opening a spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     class: Option<Class>,
@@ -24,12 +25,12 @@ struct Finding {
     is_alarm: bool,
 }
 
-/// How far a segment can be believed.
+/// The valid part of a segment.
 #[derive(Debug)]
 struct Scan {
     header: Option<(Header, [u8; 32])>,
     head: Head,
-    /// Bytes of what is in order.
+    /// Length of the valid part in bytes.
     length: usize,
     is_closed: bool,
 }
@@ -48,7 +49,7 @@ impl Spool {
             let span = vouched.as_ref().and_then(|heads| heads.classes.get(class.name()));
             let floor = span.map_or(1, |span| span.first);
             let mut own: Vec<Segment> = segments.iter().filter(|segment| segment.class == class).cloned().collect();
-            // A crash between saying that they are dropped and dropping them.
+            // After a crash between recording a removal and removing the files.
             while own.get(1).map_or_else(|| own.len() == 1 && is_below(&own[0], floor), |next| next.first <= floor) {
                 let gone = own.remove(0);
                 files::remove(&gone.path)?;
@@ -67,7 +68,7 @@ impl Spool {
             if finding.is_alarm {
                 draft.outcome = Outcome::Error;
                 self.alarms.push(Alarm { action: finding.action, details: finding.details.clone() });
-                // In `security` for those who watch it; in `administration` because that is kept longer.
+                // In `security`, which operators watch, and in `administration`, which is kept longer.
                 let id = uuid_v7(now, (at as u64, u64::from_be_bytes(random())));
                 self.append(&Draft { id, event: EventType::Forged, ..draft });
             }
@@ -76,7 +77,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Whether an older `HEAD`, or a shorter chain than one that was signed for, was put back.
+    /// Detects that an older `HEAD` was restored, or a chain shorter than a signed checkpoint states.
     fn find_rollback(&self, vouched: Option<&Heads>, segments: &[Segment]) -> Result<Vec<Finding>, SpoolError> {
         let mut findings = Vec::new();
         let rolled_back =
@@ -97,7 +98,7 @@ impl Spool {
         }
         let public = self.keys.public();
         for class in Class::ALL {
-            // The newest one may be open still.
+            // The newest segment may still be open.
             let mut closing = None;
             for segment in segments.iter().rev().filter(|segment| segment.class == class).take(2) {
                 if closing.is_none() {
@@ -121,7 +122,7 @@ impl Spool {
         Ok(findings)
     }
 
-    /// The newest of the two slots that verifies.
+    /// The newer of the two slots with a valid signature.
     fn read_heads(&self, findings: &mut Vec<Finding>) -> Result<Option<Heads>, SpoolError> {
         let path = self.directory.join(layout::HEAD);
         let content = fs::read(&path).map_err(at(&path))?;
@@ -164,7 +165,7 @@ impl Spool {
         let has_entries = scan.head.last >= newest.first;
         let is_reopened = was_closed && !scan.is_closed && has_entries;
         if is_reopened && newest.first > vouched.last {
-            // All of it came after the end: the program goes on without it, and it stays for whoever looks into it.
+            // All of it came after the recorded end: continues without the segment, which is kept for investigation.
             findings.push(reopened(class, vouched.last));
             let aside = newest.path.with_extension("aside");
             fs::rename(&newest.path, &aside).map_err(at(&aside))?;
@@ -179,7 +180,7 @@ impl Spool {
             });
             let bytes = content.len() as u64;
             let chain = &mut self.chains[class as usize];
-            // Nothing of it is touched, and what comes next has another file.
+            // Leaves the segment unchanged; the next entries go to a new file.
             let keys_bytes = files::size(&newest.keys());
             chain.closed.push(Closed { segment: newest.clone(), last: vouched.last, bytes, keys_bytes });
             (chain.head, chain.committed) = (vouched, vouched);
@@ -197,7 +198,7 @@ impl Spool {
             findings.push(Finding { class: Some(class), action: "audit.recovered", details, is_alarm: false });
         }
         let Some((header, hash)) = scan.header else {
-            // It was begun, and nothing was promised of it.
+            // The segment was created, but none of it was durable.
             files::remove(&newest.path)?;
             files::remove(&newest.keys())?;
             self.chains[class as usize].closed.clear();
@@ -220,7 +221,7 @@ impl Spool {
     }
 }
 
-/// A single segment that is dropped whole: nothing but its checkpoint could tell, so it is asked.
+/// Whether a single segment is to be removed as a whole, which only its checkpoint tells.
 fn is_below(segment: &Segment, floor: u64) -> bool {
     segment.first < floor
         && fs::read(&segment.path).is_ok_and(|content| {
@@ -229,11 +230,11 @@ fn is_below(segment: &Segment, floor: u64) -> bool {
         })
 }
 
-/// What vouches for the end of a chain.
+/// The end of a chain as recorded in `HEAD`.
 #[derive(Clone, Copy, Debug)]
 struct Vouched {
     head: Head,
-    /// The program had closed it.
+    /// The program stopped in order.
     was_closed: bool,
 }
 
@@ -251,7 +252,7 @@ fn missing(class: Class, first: u64, last: u64) -> Finding {
     Finding { class: Some(class), action: "audit.missing", details, is_alarm: true }
 }
 
-/// Reads a segment up to where it stops being one.
+/// Reads a segment up to its first invalid line.
 fn scan(content: &[u8], first: u64) -> Scan {
     let mut scan =
         Scan { header: None, head: Head { last: first.saturating_sub(1), hash: NO_HASH }, length: 0, is_closed: false };
@@ -282,7 +283,7 @@ fn scan(content: &[u8], first: u64) -> Scan {
     scan
 }
 
-/// The number of an entry, and the hash of the one before: the first member and the last.
+/// The number of an entry and the hash of the previous one: its first and last member.
 fn link(line: &[u8]) -> Option<(u64, [u8; 32])> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
@@ -296,7 +297,7 @@ fn link(line: &[u8]) -> Option<(u64, [u8; 32])> {
 fn random() -> [u8; 8] {
     use ring::rand::SecureRandom;
     let mut bytes = [0; 8];
-    // Without randomness the number of the finding and the time still tell entries apart.
+    // Without random bytes, the finding's number and the time still make ids unique.
     let _ = ring::rand::SystemRandom::new().fill(&mut bytes);
     bytes
 }

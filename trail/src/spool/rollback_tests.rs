@@ -1,4 +1,4 @@
-//! Parts of a spool are put back to an earlier state, as somebody does who can write to the directory and has no key.
+//! Restores parts of a spool to an earlier state, like an attacker who can write to the directory but has no key.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,7 +40,7 @@ fn write(spool: &mut Spool, class: Class, now: Time) {
     assert!(spool.commit(now).is_empty());
 }
 
-/// A spool that was written to for some seconds by a program that was then killed, and what it was at each step.
+/// A spool whose program was killed after some seconds of writing, and its files after each step.
 fn history(place: &Place, segment_bytes: u64) -> (Vec<(Time, Files)>, Time) {
     let settings = Settings { segment_bytes, ..Settings::default() };
     let mut spool = place.open_with(settings);
@@ -48,7 +48,7 @@ fn history(place: &Place, segment_bytes: u64) -> (Vec<(Time, Files)>, Time) {
     let mut now = NOW;
     for step in 0..40 {
         now.0 += 100_000;
-        // Deletions come late: then the chain as a whole can be taken away.
+        // Deletions start late, so that their chain can be removed as a whole.
         let classes = if step < 20 { 4 } else { 5 };
         write(&mut spool, Class::ALL[step % classes], now);
         write(&mut spool, Class::Administration, now);
@@ -58,7 +58,8 @@ fn history(place: &Place, segment_bytes: u64) -> (Vec<(Time, Files)>, Time) {
     (steps, now)
 }
 
-/// `true`: found, and entered at the next start, and still found after it.
+/// Returns whether it is detected. Checks that verification before the next start, the start itself, and later
+/// verification agree.
 fn is_noticed(place: &Place, now: Time) -> bool {
     let is_found = !look(place).is_whole();
     let spool = Spool::open(&place.0, keys(), "m1", Settings::default(), Time(now.0 + 10_000_000)).unwrap();
@@ -77,7 +78,7 @@ fn whatever_chains_are_put_back_while_one_goes_on_is_noticed() {
         let last = steps.last().unwrap().1.clone();
         assert!(look(&place).is_whole());
         for (then, earlier) in [5, 22, 29].map(|step| &steps[step]) {
-            // Any of the five chains stays as it is, alone or with others.
+            // Keeps each subset of the five chains at its current state.
             for stays in 1..1u32 << Class::ALL.len() {
                 let is_of = |name: &str| Class::ALL.into_iter().find(|class| name.starts_with(class.name()));
                 let stays = |name: &str| is_of(name).is_some_and(|class| stays & (1 << class as u32) != 0);
@@ -117,7 +118,7 @@ fn an_alarm_that_cannot_be_entered_is_not_forgotten() {
     mixed.insert(layout::HEAD.to_owned(), steps[10].1[layout::HEAD].clone());
     mixed.retain(|name, _| !name.starts_with("deletion"));
     put(&place.0, &mixed);
-    // Where the next segment of the security chain would be is something else.
+    // A directory blocks the path of the security chain's next segment.
     let spool = || Spool::open(&place.0, keys(), "m1", Settings::default(), Time(now.0 + 1_000_000));
     let security = layout::segments(&place.0).unwrap().into_iter().rfind(|s| s.class == Class::Security).unwrap();
     let count = layout::entries_behind(std::slice::from_ref(&security), 0).unwrap().len() as u64;
@@ -129,7 +130,7 @@ fn an_alarm_that_cannot_be_entered_is_not_forgotten() {
     assert!(!look(&place).is_whole());
 }
 
-/// The bound on what is ahead of `HEAD` holds on disk at every moment, whatever the pace of commits and the clock do.
+/// The bound on entries ahead of `HEAD` holds on disk at all times, for any pace of commits and any clock.
 #[test]
 fn nothing_on_disk_is_ahead_of_head_by_more_than_the_bound() {
     let place = Place::new();
@@ -139,7 +140,7 @@ fn nothing_on_disk_is_ahead_of_head_by_more_than_the_bound() {
         (0..400i64).zip([0, 10, 49_000, 60_000, 240_000, 251_000, 4_000_000, -2_000_000].into_iter().cycle())
     {
         now.0 += ahead;
-        // Entries are made a little before they are committed, or a little after the writer looked at the clock.
+        // Entries are created shortly before their commit, or shortly after the writer read the clock.
         let event = TYPES[step as usize % TYPES.len()];
         let time = Time(now.0 + (step % 7 - 3) * 100_000);
         spool.append(&Draft::new(step as u128, time, "m1", event, Outcome::Success, SYSTEM));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const SECRET: &str = "k1:0123456789abcdef0123456789abcdef";
 pub(super) const NOW: Time = Time(1_795_528_800_000_000);
 
-/// A directory of its own for each test, removed at its end.
+/// A directory per test, removed at its end.
 pub(super) struct Place(pub(super) PathBuf);
 
 impl Place {
@@ -57,7 +57,7 @@ fn append(spool: &mut Spool, count: u128) {
     assert!(spool.commit(NOW).is_empty());
 }
 
-/// Every entry has the hash of the one before, whatever segments they are in.
+/// Asserts that every entry has the hash of the previous one, also across segments.
 fn assert_chained(entries: &[String]) {
     let mut hash = hex(&[0; 32]);
     for (at, line) in entries.iter().enumerate() {
@@ -110,7 +110,7 @@ fn a_torn_end_is_cut_off_and_written_down() {
     let whole = fs::read(&path).unwrap();
     for torn in [&b"{\"seq\":4,\"cla"[..], b"{\"seq\":4,\"class\":\"data\"}\n", b"\0\0\0\0", b"\xff\xfe\n"] {
         fs::write(&path, [whole.as_slice(), torn].concat()).unwrap();
-        // HEAD as it was: everything else is as a crash leaves it.
+        // HEAD as it was; everything else as a crash leaves it.
         for segment in layout::segments(&place.0).unwrap().into_iter().filter(|segment| segment.path != path) {
             fs::remove_file(segment.path).unwrap();
         }
@@ -205,7 +205,7 @@ fn a_segment_without_entries_is_gone_on_with() {
     let path = Segment::new(&place.0, Class::Data, 3).path;
     let header = fs::read_to_string(&path).unwrap().split_inclusive('\n').next().unwrap().to_owned();
     fs::write(&path, header).unwrap();
-    // As if the crash had come before HEAD was signed again.
+    // As if the crash had happened before HEAD was signed again.
     fs::remove_file(place.0.join(layout::HEAD)).unwrap();
     for _ in 0..2 {
         let spool = place.open_with(small);

@@ -1,4 +1,4 @@
-//! Anchors: the newest signed `HEAD` of each proxy's chains, outside the directory that it is about.
+//! Anchors: the newest signed `HEAD` of each proxy's chains, stored outside of the directory that it describes.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Transaction};
@@ -7,11 +7,12 @@ use super::batch::Batch;
 use super::{Param, StoreError};
 use crate::layout::Heads;
 
-/// Anchors of one chain, the most. Each but the first stands for a directory that was put back.
+/// Maximum number of anchors per chain. Each but the first stems from a directory that was restored to an earlier
+/// state.
 const MOST: i64 = 16;
 
-/// Keeps the `HEAD` that came with a batch. Gives the number of the one that was here when the new one was signed later and yet is behind
-/// it: the directory was put back to an earlier state.
+/// Stores the `HEAD` of a batch. If it was signed later than the stored one and yet describes an earlier state,
+/// returns the stored one's number: the directory was restored to an earlier state.
 pub(crate) async fn keep(
     transaction: &Transaction<'_>,
     batch: &Batch<'_>,
@@ -30,10 +31,10 @@ pub(crate) async fn keep(
     let mut behind = None;
     if let Some(row) = newest {
         let (before, text): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
-        // What cannot be read any more is replaced.
+        // An unreadable one is replaced.
         if let Ok(old) = serde_json::from_str::<Heads>(&text) {
             if new.signed_at() <= old.signed_at() {
-                // The same, or one that was under way for longer.
+                // The same `HEAD`, or a delayed older one.
                 return Ok(None);
             }
             if !new.is_ahead_of(&old) {
@@ -50,14 +51,14 @@ pub(crate) async fn keep(
     Ok(behind)
 }
 
-/// All anchors, as they were signed.
+/// All anchors, as signed lines.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn all(client: &Client) -> Result<Vec<String>, StoreError> {
     const IS_THERE: &str = "SELECT to_regclass('audit_anchors') IS NOT NULL";
     const ALL: &str = "SELECT line FROM audit_anchors ORDER BY chain, number";
-    // A database that no app of this version has migrated yet.
+    // The database was not migrated by an app of this version yet.
     if !client.query_typed_one(IS_THERE, &[]).await?.try_get::<_, bool>(0)? {
         return Ok(Vec::new());
     }

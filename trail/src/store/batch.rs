@@ -1,4 +1,4 @@
-//! What a proxy ships: a line that says whose it is, then lines of segments as they are on disk.
+//! The batches that proxies ship: a first line that describes the batch, then lines of segments as they are on disk.
 
 use std::borrow::Cow;
 
@@ -11,56 +11,56 @@ use crate::entry::Entry;
 use crate::keys::WrappedKey;
 use crate::layout::{Checkpoint, HEAD_SLOT, Header, Heads};
 
-/// The most bytes of a batch.
+/// Maximum size of a batch in bytes.
 pub const MOST_BYTES: usize = 4 << 20;
-/// The most lines of a batch, its first one not counted.
+/// Maximum number of lines, not counting the first.
 pub const MOST_LINES: usize = 2000;
 
-/// What is sent is no batch at all.
+/// The body is not a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} of the batch {problem}")]
 pub struct BadBatch {
-    /// From 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
 }
 
-/// A batch. A line that is no entry is no reason to refuse the others: it is among [`Self::refused`].
+/// A batch. Invalid lines do not invalidate the batch: they are in [`Self::refused`].
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// The chain.
     pub chain: String,
-    /// Who ships it.
+    /// The Machine that ships it.
     pub machine: String,
     /// The class of all its entries.
     pub class: Class,
-    /// The last erasure that the spool has heard of, and forgotten its keys for.
+    /// The last erasure for which the spool has destroyed its keys.
     pub erasures_seen: i64,
     /// The data keys that its entries were the first to use.
     pub keys: Vec<WrappedKey>,
-    /// The newest `HEAD` of the spool, as it was signed and what it says.
+    /// The newest `HEAD` of the spool: its signed line and its content.
     pub head: Option<(String, Heads)>,
     /// Its entries.
     pub entries: Vec<Line<'a>>,
-    /// The first and last lines of segments.
+    /// Headers and checkpoints of segments.
     pub marks: Vec<Mark<'a>>,
-    /// What cannot be stored, and why.
+    /// Lines that cannot be stored as entries, with reasons.
     pub refused: Vec<Refused<'a>>,
 }
 
-/// An entry, with what the database needs of it.
+/// An entry and its values for the database.
 #[derive(Clone, Debug)]
 pub struct Line<'a> {
     /// The exact text.
     pub text: &'a str,
-    /// When.
+    /// Its time.
     pub time: Timestamp,
-    /// Its name.
+    /// Its id.
     pub id: Uuid,
     /// Its number.
     pub seq: i64,
-    /// What it says.
+    /// The parsed entry.
     pub entry: Entry<'a>,
 }
 
@@ -73,18 +73,18 @@ pub struct Mark<'a> {
     pub kind: &'static str,
     /// The number of the segment's first entry.
     pub first: i64,
-    /// The number of its last entry: of a header, one less than `first`.
+    /// The number of its last entry; of a header, `first - 1`.
     pub last: i64,
 }
 
-/// A line that is kept as it came.
+/// A rejected line, kept unchanged.
 #[derive(Clone, Debug)]
 pub struct Refused<'a> {
     /// The line.
     pub line: Cow<'a, [u8]>,
-    /// Why it is not stored as what it says it is.
+    /// Why it was rejected.
     pub why: String,
-    /// Whether it counts among [`Batch::entries`].
+    /// Whether it is among [`Batch::entries`].
     pub(crate) is_entry: bool,
 }
 
@@ -103,10 +103,10 @@ struct FirstLine<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Reads a batch.
+    /// Parses a batch.
     ///
     /// # Errors
-    /// What is sent is none: where, and what is wrong.
+    /// The body is not a batch: the line, and the problem.
     pub fn parse(body: &'a [u8]) -> Result<Self, BadBatch> {
         let bad = |line: usize, problem: String| BadBatch { line, problem };
         let body = body.strip_suffix(b"\n").unwrap_or(body);

@@ -1,4 +1,4 @@
-//! Chains as rows, in their order, a piece at a time: for who verifies them.
+//! Reads chains in order, a page at a time, for verification.
 
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
@@ -11,59 +11,60 @@ use super::{Param, StoreError};
 use crate::entry::Entry;
 use crate::keys::Signature;
 
-/// A chain that the database knows of.
+/// A chain in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// Its id.
     pub chain: String,
     /// Its class.
     pub class: String,
-    /// Who shipped it last.
+    /// The Machine that shipped it last.
     pub machine: String,
-    /// The number of the last entry that ever came.
+    /// The number of the last entry ever received.
     pub last: i64,
 }
 
-/// An entry as a row: its number, its exact line, and what does not agree with that.
+/// An entry's row: its number, its exact line, and the columns that contradict the line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbered {
     /// Its number.
     pub seq: i64,
     /// The line, without a newline.
     pub line: String,
-    /// The columns that say something else than the line: a search finds the entry as what it is not, or does not find it. `None`: the
-    /// line is no entry, so nothing can be compared.
+    /// The columns that differ from the line, which make searches find the entry wrongly or not at all. `None`: the
+    /// line is not an entry and cannot be compared.
     pub changed: Option<Vec<&'static str>>,
 }
 
-/// A header or checkpoint as a row.
+/// The row of a header or checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
     /// `header` or `checkpoint`.
     pub kind: String,
     /// The number of its segment's first entry.
     pub first: i64,
-    /// The number of its segment's last entry; of a header, one less than `first`.
+    /// The number of its segment's last entry; of a header, `first - 1`.
     pub last: i64,
     /// The line, without a newline.
     pub line: String,
 }
 
-/// A removal, and what proves it.
+/// A removal and its proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// Its number: the newest counts for what is kept.
+    /// Its number: the newest removal determines what is kept.
     pub id: i64,
-    /// What was removed.
+    /// The removal.
     pub dropped: Dropped,
-    /// The entry of the trail that says so, and the signature over [`Dropped::canonical`]; `None` until a proxy has written it.
+    /// The audit entry that records it, and the signature over [`Dropped::canonical`]; `None` until a proxy has
+    /// written it.
     pub recorded: Option<(Uuid, Signature)>,
 }
 
-/// All chains that ever shipped something: also those that only a header, a checkpoint or a removal still tells of.
+/// All chains ever shipped, including those of which only a header, a checkpoint or a removal is left.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn chains(client: &Client) -> Result<Vec<Chain>, StoreError> {
     const CHAINS: &str = "
         SELECT chain, class, coalesce(max(machine), ''), max(last) FROM (
@@ -78,11 +79,11 @@ pub async fn chains(client: &Client) -> Result<Vec<Chain>, StoreError> {
     rows.iter().map(chain).collect()
 }
 
-/// The next entries of a chain after number `after`, at most `limit`, in order: ask again with the last one's number until there is
-/// none. Two entries with one number both come.
+/// Returns the entries of a chain after number `after`, at most `limit`, in order. To read all, repeat with the last
+/// entry's number until the result is empty. Includes both of two entries with the same number.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn entries(
     client: &Client,
     chain: &str,
@@ -90,7 +91,7 @@ pub async fn entries(
     after: i64,
     limit: i64,
 ) -> Result<Vec<Numbered>, StoreError> {
-    // With ties: a number that is there twice must not be cut in two.
+    // With ties: entries with the same number must be on the same page.
     const ENTRIES: &str = "
         SELECT seq, entry, time, id, machine, type, action, outcome, status, actor, client, request_id, route
         FROM audit_events WHERE class = $1 AND chain = $2 AND seq > $3
@@ -107,11 +108,11 @@ pub async fn entries(
     rows.iter().map(numbered).collect()
 }
 
-/// The columns that are not as [`super::ingest`] writes them. It is compared here and not by the database: as `jsonb` it refuses lines
-/// that are good, such as those with `\u0000` in what is no column.
+/// The columns that differ from what [`super::ingest`] writes. Compared here because the database's `jsonb` rejects
+/// valid lines, such as those with `\u0000` in a member without a column.
 fn changed(row: &Row, entry: &Entry<'_>) -> Vec<&'static str> {
     let time: Option<Timestamp> = entry.time.parse().ok();
-    // Columns have microseconds.
+    // Columns store microseconds.
     let is_then =
         |at: Timestamp| time.is_some_and(|time| at.duration_since(time).abs() < SignedDuration::from_micros(1));
     let columns = [
@@ -130,15 +131,16 @@ fn changed(row: &Row, entry: &Entry<'_>) -> Vec<&'static str> {
     columns.into_iter().filter(|(_, is_same)| !is_same).map(|(column, _)| column).collect()
 }
 
-/// Whether a column can be read and says this; `None`: nothing.
+/// Whether a column can be read and has this value; `None` is NULL.
 fn says<'r, T: FromSql<'r> + PartialEq>(row: &'r Row, column: &str, expected: Option<T>) -> bool {
     row.try_get(column).ok() == Some(expected)
 }
 
-/// The signed lines of a chain's segments that end after number `after`, in order, at most `limit`.
+/// Returns the headers and checkpoints of a chain's segments that end after number `after`, in order, at most
+/// `limit`.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn signed(
     client: &Client,
     chain: &str,
@@ -161,10 +163,10 @@ pub async fn signed(
     rows.iter().map(signed).collect()
 }
 
-/// What retention has removed of a chain, oldest first.
+/// The removals from a chain, oldest first.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn removals(client: &Client, chain: &str, class: Class) -> Result<Vec<Removal>, StoreError> {
     const REMOVALS: &str = "
         SELECT id, chain, class, through, hash, count, kept, kept_digest, at, entry, key, signature FROM audit_drops
@@ -180,10 +182,10 @@ pub async fn removals(client: &Client, chain: &str, class: Class) -> Result<Vec<
     rows.iter().map(removal).collect()
 }
 
-/// How many lines of a chain were refused: each leaves a hole in what [`entries`] gives.
+/// Number of rejected lines of a chain; each leaves a gap in the result of [`entries`].
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn refused(client: &Client, chain: &str, class: Class) -> Result<i64, StoreError> {
     let class = class.name();
     let statement = "SELECT count(*) FROM audit_refused WHERE chain = $1 AND class = $2";

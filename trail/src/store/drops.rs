@@ -1,4 +1,4 @@
-//! What retention has removed: told to the proxies, until one has entered it into the trail.
+//! Records of removals by retention: offered to proxies until one has written an audit entry.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,63 +9,63 @@ use uuid::Uuid;
 use super::{Param, StoreError, text_of};
 use crate::keys::Signature;
 
-/// The most removals in one answer.
+/// Maximum number of removals per response.
 pub const OFFERED_AT_ONCE: i64 = 1000;
-/// How long whoever was told of a removal has to enter it into the trail, before somebody else is told.
+/// Time for a proxy to write the audit entry before the removal is offered to another one.
 const TURN: &str = "1 minute";
 
-/// What was removed of a chain, as the trail says it: its members in the order in which they are signed.
+/// A removal from a chain, as the audit log records it. Its members are signed in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// The chain; [`super::APP_CHAIN`]: entries without numbers, by their time alone.
+    /// The chain; [`super::APP_CHAIN`]: entries without numbers, removed by time alone.
     pub chain: String,
     /// The class.
     pub class: String,
-    /// The number of the last entry of the removed beginning; 0 where there are no numbers.
+    /// The number of the last removed entry, counted from the chain's beginning; 0 if entries have no numbers.
     pub through: i64,
-    /// Its hash, in hexadecimal: what the next entry has for `prev`.
+    /// Its hash in hex: `prev` of the next entry.
     pub hash: String,
-    /// How many entries went.
+    /// Number of entries removed.
     pub count: i64,
-    /// How many of that beginning are still here, under a hold.
+    /// Number of entries up to `through` that are kept by a hold.
     pub kept: i64,
     /// SHA-256 over their hashes, in the order of their numbers.
     pub kept_digest: String,
-    /// When, as entries have it.
+    /// Time of the removal, in the format of entries.
     pub at: String,
 }
 
 impl Dropped {
     /// The text that is signed.
     pub fn canonical(&self) -> String {
-        // Texts and numbers: writing them as JSON does not fail.
+        // Serialising strings and numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// A removal that nobody has entered into the trail yet.
+/// A removal without an audit entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offered {
     /// Its number.
     pub id: i64,
-    /// What was removed.
+    /// The removal.
     #[serde(flatten)]
     pub dropped: Dropped,
 }
 
-/// A removal and the entry of the trail that says so.
+/// A removal and its audit entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     /// The removal's number.
     pub id: i64,
     /// The entry.
     pub entry: Uuid,
-    /// Who has signed [`Dropped::canonical`], and the signature.
+    /// The signature over [`Dropped::canonical`], and its key.
     #[serde(flatten)]
     pub signature: Signature,
 }
 
-/// Notes a removal, in its own transaction.
+/// Stores removals, in the transaction that removes the entries.
 pub(crate) async fn record(transaction: &Transaction<'_>, dropped: &[Dropped]) -> Result<(), StoreError> {
     const RECORD: &str = "
         INSERT INTO audit_drops (chain, class, through, hash, count, kept, kept_digest, at)
@@ -87,10 +87,10 @@ pub(crate) async fn record(transaction: &Transaction<'_>, dropped: &[Dropped]) -
     Ok(())
 }
 
-/// What was removed and is not entered into the trail: told to one at a time, so that it is not entered by everybody.
+/// Removals without an audit entry. Each is offered to one proxy at a time, so that it is recorded once.
 ///
 /// # Errors
-/// PostgreSQL failed.
+/// The query failed.
 pub async fn offer(client: &impl GenericClient) -> Result<Vec<Offered>, StoreError> {
     let offer = format!(
         "WITH next AS (SELECT id FROM audit_drops WHERE entry IS NULL AND offered < clock_timestamp() - interval '{TURN}'
@@ -116,10 +116,10 @@ pub(crate) fn read_dropped(row: &tokio_postgres::Row) -> Result<Dropped, tokio_p
     })
 }
 
-/// Notes the entries that say what was removed: how many were not noted before.
+/// Notes the audit entries of removals. Returns how many were not noted before.
 ///
 /// # Errors
-/// PostgreSQL failed.
+/// The query failed.
 pub async fn note(client: &Client, recorded: &[Recorded]) -> Result<u64, StoreError> {
     const NOTE: &str = "
         UPDATE audit_drops d SET entry = r.entry, key = r.key, signature = r.signature

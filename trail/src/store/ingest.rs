@@ -1,7 +1,7 @@
-//! Storing a batch: all of it in one transaction, each entry once, however often it is sent.
+//! Stores a batch in one transaction, and each entry once, however often it is sent.
 //!
-//! What the database refuses is found by halving the batch, and kept as it came: one entry that cannot be stored must not stop all
-//! that come after it.
+//! Entries that the database rejects are found by bisecting the batch and kept unchanged: one such entry must not
+//! block all later ones.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,27 +21,28 @@ use super::partitions::{self, Month};
 use super::subjects::{self, Erased};
 use super::{Lock, Param, StoreError};
 
-/// No entry is older: a clock that was never set would else make a partition for each of its months.
+/// Lower bound for times. Without it, a clock that was never set would create a partition for each of its months.
 const EARLIEST: &str = "2000-01-01T00:00:00Z";
 /// How far a Machine's clock may be ahead of the database's.
 const AHEAD: SignedDuration = SignedDuration::from_hours(31 * 24);
-/// Longest reason that is kept for a line that was refused, in characters.
+/// Maximum length of a stored reason for a rejected line, in characters.
 const LONGEST_WHY: usize = 500;
 
-/// What came of a batch. All that it counts is durable.
+/// Result of storing a batch. Everything that it counts is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingested {
-    /// Entries that are new.
+    /// New entries.
     pub stored: u64,
-    /// Entries that were there, or that retention has removed since. One that only has the number of such a one is refused.
+    /// Entries that were stored before, or removed by retention since. An entry that merely has the number of a
+    /// removed one is rejected.
     pub known: u64,
-    /// Lines that are kept in `audit_refused`.
+    /// Lines stored in `audit_refused`.
     pub refused: u64,
-    /// Erasures that the spool has not heard of, in order; at most [`subjects::PAGE`].
+    /// Erasures unknown to the spool, in order; at most [`subjects::PAGE`].
     pub erasures: Vec<Erased>,
-    /// What retention has removed and nobody has entered into the trail yet.
+    /// Removals without an audit entry.
     pub drops: Vec<Offered>,
-    /// The number of a `HEAD` of this chain that was here before and is ahead of the one that came, though that was signed later.
+    /// The number of this chain's previous `HEAD`, if it is ahead of the received one although that was signed later.
     #[serde(default)]
     pub rolled_back: Option<i64>,
 }
@@ -49,7 +50,7 @@ pub struct Ingested {
 /// Stores a batch.
 ///
 /// # Errors
-/// PostgreSQL is away or fails, or retention is at work on this class: nothing is stored.
+/// PostgreSQL is unreachable or returned an error, or retention is removing entries of this class: nothing is stored.
 pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, StoreError> {
     let transaction = client.transaction().await?;
     if !Lock::Class(batch.class).try_share(&transaction).await? {
@@ -69,7 +70,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
         match check_time(line.time, now) {
             Err(why) => refused.push(refusal(line, why)),
             Ok(()) if !may_be_removed(line) => lines.push(line),
-            // It was here, and went.
+            // Stored earlier, and removed since.
             Ok(()) if line.time < removed_before => {}
             Ok(()) => refused.push(refusal(line, began_anew(dropped, removed_before))),
         }
@@ -95,7 +96,7 @@ pub async fn ingest(client: &mut Client, batch: &Batch<'_>) -> Result<Ingested, 
     })
 }
 
-/// The database's clock, and up to which number retention has removed this chain.
+/// The database's clock, and the number up to which retention has removed this chain.
 async fn look(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(Timestamp, i64), tokio_postgres::Error> {
     const LOOK: &str = "
         SELECT clock_timestamp(), coalesce(max(through), 0) FROM audit_drops WHERE chain = $1 AND class = $2";
@@ -104,8 +105,8 @@ async fn look(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(Times
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
-/// When the youngest entry was made that retention can have removed up to number `dropped`: before it removed anything, and before the
-/// first entry that it has left.
+/// Upper bound for the times of entries that retention has removed up to number `dropped`: the last removal and the
+/// first remaining entry are later.
 async fn removed_before(
     transaction: &Transaction<'_>,
     batch: &Batch<'_>,
@@ -138,14 +139,14 @@ fn refusal<'a>(line: &Line<'a>, why: String) -> Refused<'a> {
     Refused { line: line.text.as_bytes().into(), why, is_entry: true }
 }
 
-/// Stores lines: how many are new, and which the database does not take.
+/// Stores lines. Returns how many are new, and the lines that the database rejects.
 async fn store<'a>(
     transaction: &Transaction<'_>,
     batch: &Batch<'_>,
     lines: &[&Line<'a>],
 ) -> Result<(u64, Vec<Refused<'a>>), StoreError> {
     let (mut stored, mut refused) = (0, Vec::new());
-    // The next to store is the last of these.
+    // A stack: the last range is stored next.
     let mut ranges: Vec<Range<usize>> = Vec::new();
     ranges.push(0..lines.len());
     while let Some(range) = ranges.pop() {
@@ -220,7 +221,7 @@ async fn insert(
     transaction.execute_typed(INSERT, &params).await
 }
 
-/// Lines whose place is taken by another entry: those that were known are the same to the last byte.
+/// Lines with the time and id of a different stored entry. For entries stored before, the line is identical.
 async fn impostors<'a>(
     transaction: &Transaction<'_>,
     batch: &Batch<'_>,
@@ -250,11 +251,11 @@ async fn impostors<'a>(
     Ok(found)
 }
 
-/// What the rows are the reason for: data, constraints, limits of the program. Anything else is worth another try.
+/// Whether the rows caused the error: data, constraints, program limits. Any other error may be gone on retry.
 fn is_about_the_rows(error: &tokio_postgres::Error) -> bool {
     let Some(code) = error.code() else { return false };
     if *code == SqlState::CHECK_VIOLATION && error.as_db_error().is_some_and(|e| e.constraint().is_none()) {
-        // A partition is missing, which is nobody's fault who sends.
+        // A missing partition is not caused by the rows.
         return false;
     }
     matches!(code.code().get(..2), Some("22" | "23" | "54"))
@@ -265,7 +266,7 @@ fn reason(error: &tokio_postgres::Error) -> String {
     text.chars().take(LONGEST_WHY).collect()
 }
 
-/// Keeps the signed lines, and how far the chain has come.
+/// Stores the signed lines, and the chain's last number.
 async fn mark(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(), tokio_postgres::Error> {
     const MARKS: &str = "
         INSERT INTO audit_checkpoints (chain, class, kind, first, last, hash, line)
@@ -312,7 +313,7 @@ async fn keep_refused(
     let class = batch.class.name();
     let hashes: Vec<Vec<u8>> = refused.iter().map(|refused| hash(&refused.line)).collect();
     let lines: Vec<&[u8]> = refused.iter().map(|refused| refused.line.as_ref()).collect();
-    // What a sender wrote may be quoted in it, with what PostgreSQL does not take.
+    // The reason may quote the sender's text, including NUL, which PostgreSQL rejects.
     let whys: Vec<String> = refused
         .iter()
         .map(|refused| refused.why.replace('\0', "\u{fffd}").chars().take(LONGEST_WHY).collect())

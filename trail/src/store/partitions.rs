@@ -1,4 +1,4 @@
-//! Partitions: one for each class and month, made when an entry needs it.
+//! Partitions: one per class and month, created when an entry needs it.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::{Lock, StoreError};
 
-/// A month of UTC.
+/// A month in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Month {
     year: i16,
@@ -19,13 +19,13 @@ pub struct Month {
 }
 
 impl Month {
-    /// The month of this moment.
+    /// The month of this time.
     pub fn of(time: Timestamp) -> Self {
         let date = time.to_zoned(TimeZone::UTC).date();
         Self { year: date.year(), month: date.month() }
     }
 
-    /// The one after it.
+    /// The next month.
     #[must_use]
     pub const fn next(self) -> Self {
         if self.month == 12 {
@@ -35,15 +35,15 @@ impl Month {
         }
     }
 
-    /// Its first moment.
+    /// Its start.
     pub fn start(self) -> Timestamp {
         let date = Date::new(self.year, self.month, 1);
         let zoned = date.and_then(|date| date.to_zoned(TimeZone::UTC));
-        // A month that was made of a time has a beginning in the range of times.
+        // The start of a month taken from a timestamp is itself a valid timestamp.
         zoned.map_or(Timestamp::MIN, |zoned| zoned.timestamp())
     }
 
-    /// The first moment after it.
+    /// The start of the next month.
     pub fn end(self) -> Timestamp {
         self.next().start()
     }
@@ -65,7 +65,7 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The table's name. It is made of letters, digits and `_` only.
+    /// The table's name, which consists of letters, digits and `_` only.
     pub fn name(&self) -> String {
         let Month { year, month } = self.month;
         format!("{}_{year:04}_{month:02}", parent(self.class))
@@ -76,7 +76,7 @@ pub(crate) fn parent(class: Class) -> String {
     format!("audit_events_{}", class.name())
 }
 
-/// The partitions of a class that there are, oldest first.
+/// The existing partitions of a class, oldest first.
 pub(crate) async fn of_class(
     transaction: &Transaction<'_>,
     class: Class,
@@ -89,7 +89,7 @@ pub(crate) async fn of_class(
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         let name: &str = row.try_get(0)?;
-        // One that somebody has made by hand is not ours to drop.
+        // Skips partitions created by hand, which must not be dropped.
         if let Some(month) = name.strip_prefix(&parent).and_then(|rest| rest.strip_prefix('_')).and_then(Month::read) {
             found.push(Partition { class, month });
         }
@@ -98,7 +98,7 @@ pub(crate) async fn of_class(
     Ok(found)
 }
 
-/// The partitions of a class, in order, each with the bytes of its rows, dead ones too: what reading it costs.
+/// The partitions of a class, in order, with their size in bytes including dead rows: the cost of reading them.
 pub(crate) async fn sizes(client: &Client, class: Class) -> Result<Vec<(Partition, i64)>, tokio_postgres::Error> {
     const LIST: &str = "
         SELECT relname::text, pg_relation_size(pg_class.oid) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
@@ -116,10 +116,10 @@ pub(crate) async fn sizes(client: &Client, class: Class) -> Result<Vec<(Partitio
     Ok(found)
 }
 
-/// How many partitions there are, of all classes.
+/// Number of partitions of all classes.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn count(client: &Client) -> Result<i64, StoreError> {
     const COUNT: &str = "
         SELECT count(*) FROM pg_inherits leaf JOIN pg_inherits class ON class.inhrelid = leaf.inhparent
@@ -127,11 +127,11 @@ pub async fn count(client: &Client) -> Result<i64, StoreError> {
     Ok(client.query_typed_one(COUNT, &[]).await?.try_get(0)?)
 }
 
-/// Makes the partitions that the app's own entries need: of this month and the next. Entries that are shipped get theirs with
-/// them.
+/// Creates the partitions for the app's own entries, for this month and the next. Those for shipped entries are
+/// created with them.
 ///
 /// # Errors
-/// PostgreSQL refused.
+/// PostgreSQL returned an error.
 pub async fn make_ahead(client: &mut Client, classes: &[Class], now: Timestamp) -> Result<(), StoreError> {
     let transaction = client.transaction().await?;
     let this = Month::of(now);
@@ -141,7 +141,7 @@ pub async fn make_ahead(client: &mut Client, classes: &[Class], now: Timestamp) 
     Ok(transaction.commit().await?)
 }
 
-/// Makes those that are missing, one Machine after the other.
+/// Creates missing partitions, one Machine at a time.
 pub(crate) async fn make(
     transaction: &Transaction<'_>,
     class: Class,
@@ -151,11 +151,11 @@ pub(crate) async fn make(
         return Ok(());
     }
     Lock::Partitions.take(transaction).await?;
-    // Somebody else may have made them while we waited.
+    // Another Machine may have created them while this one waited for the lock.
     for month in missing(transaction, class, months).await? {
         let (name, parent) = (Partition { class, month }.name(), parent(class));
         let (from, to) = (month.start(), month.end());
-        // Attached, not made as a partition: so nobody who reads or writes has to wait.
+        // Created as a table and attached, so that readers and writers are not blocked.
         let statements = format!(
             "CREATE TABLE {name} (LIKE {parent} INCLUDING ALL);
              ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
@@ -165,8 +165,8 @@ pub(crate) async fn make(
     Ok(())
 }
 
-/// Those of `months` that there is no partition for. Read from the catalogue's tables: `to_regclass` and the like may remember, for
-/// the rest of a transaction, that there was none.
+/// The months without a partition. Queries the catalogue's tables, since `to_regclass` and similar functions may
+/// cache a missing table until the transaction ends.
 async fn missing(
     transaction: &Transaction<'_>,
     class: Class,

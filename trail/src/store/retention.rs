@@ -1,9 +1,9 @@
-//! What goes when its time is over, and what is said of it.
+//! Removes entries past their retention, and records the removals.
 //!
-//! Of a chain only a beginning goes, never something out of the middle: everything before the first entry that is young enough. So
-//! what is left is a chain still, and verifies from the entry after the last that went. What is under a hold stays where it is; a
-//! digest over it tells that it is still all there. It goes in steps: each removal is a transaction of bounded size, and leaves a row in `audit_drops`, in the same transaction, and a proxy
-//! is asked to enter it into the trail.
+//! Entries are removed only from the beginning of a chain, never from its middle: all before the first entry that is
+//! young enough. The rest is still a chain and verifies from the first remaining entry. Entries under a hold are
+//! kept; a digest over them proves that they are complete. Retention works in steps: each removal is a transaction of
+//! bounded size that adds a row to `audit_drops`, and a proxy is asked to record it in the audit log.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,29 +19,30 @@ use super::drops::{self, Dropped};
 use super::partitions::{self, Partition};
 use super::{APP_CHAIN, Lock, Param, StoreError, text_of};
 
-/// Longest wait for a class or a partition that somebody uses. It is tried again with the next retention.
+/// Maximum wait for a lock on a class or partition. The next retention tries again.
 const LOCK_TIMEOUT: &str = "5s";
-/// The same where everybody else has to wait behind us.
+/// Like [`LOCK_TIMEOUT`], for a lock that blocks all others while waiting.
 const LOCK_OUT_TIMEOUT: &str = "200ms";
 const TRIES: usize = 60;
-/// Keys that are forgotten in one retention: the rest has time until the next one.
+/// Maximum number of keys removed per run; the rest is left to the next one.
 const KEYS_AT_ONCE: i64 = 20_000;
-/// How much longer a key is kept than the class that is kept shortest: entries that need it may not be shipped yet.
+/// How much longer a key is kept than the shortest retention: entries that use it may not be shipped yet.
 const UNSHIPPED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// For how many seconds each class is kept. A class that is not named is left alone.
+/// Retention per class, in seconds. Classes not listed are left alone.
 pub type Retention = BTreeMap<Class, u64>;
 
-/// How much of a retention is done at a time, so that whoever asks for it gets an answer soon, however much there is to remove.
+/// Bounds for one call, so that the caller gets a response soon, however much there is to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steps {
-    /// Partitions that are dropped whole in one transaction have together at most so many bytes: all of them are read once.
+    /// Maximum total size in bytes of the partitions dropped as a whole in one transaction, each of which is read
+    /// once.
     pub whole_bytes: i64,
-    /// A partition of which only a part is old enough, and that has at most so many bytes, is cleared in one transaction.
+    /// Maximum size in bytes of a partition that is only partly old enough, to be cleared in one transaction.
     pub part_bytes: i64,
-    /// Of larger ones so many entries are removed in one transaction.
+    /// For larger ones, the maximum number of entries removed per transaction.
     pub rows: i64,
-    /// No further transaction is begun after this time.
+    /// No transaction begins after this time.
     pub budget: Duration,
 }
 
@@ -51,34 +52,35 @@ impl Default for Steps {
     }
 }
 
-/// Where a retention goes on that is not finished.
+/// Where to continue an unfinished retention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resume {
-    /// The class; `None`: only keys are left to look at.
+    /// The class; `None`: only keys are left to check.
     pub class: Option<String>,
-    /// Everything before this that may go has gone.
+    /// Everything older that may be removed is removed.
     pub from: Timestamp,
-    /// A class before this one could not be done.
+    /// Whether an earlier class failed.
     pub failed: bool,
 }
 
-/// What was done of a retention.
+/// Progress of a retention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// What went.
+    /// The removals.
     pub dropped: Vec<Dropped>,
-    /// Where to go on; `None`: it is finished.
+    /// Where to continue; `None`: it is finished.
     pub resume: Option<Resume>,
 }
 
-/// Removes what is older than its class is kept, and keys that nothing sealed is left of, in several transactions of bounded size. Ends
-/// once [`Steps::budget`] is over, and says where to go on. Each transaction may be killed: it then has done nothing.
+/// Removes entries older than their class's retention, and keys without entries, in several transactions of bounded
+/// size. Stops after [`Steps::budget`] and returns where to continue. An aborted transaction removes nothing.
 ///
-/// `now` is the asker's clock. A clock that is ahead removes nothing too early: the database's counts where it is behind.
+/// `now` is the caller's clock. The earlier of it and the database's clock counts, so a clock that is ahead does not
+/// remove entries too early.
 ///
 /// # Errors
-/// PostgreSQL failed for one class at least, or somebody had it locked; what was removed of others stays removed, and is recorded.
+/// PostgreSQL failed for at least one class, or a lock was held. Removals from other classes stay, and are recorded.
 pub async fn retain(
     client: &mut Client,
     retention: &Retention,
@@ -120,7 +122,7 @@ pub async fn retain(
                     dropped.extend(of_class);
                     from = step.until;
                 }
-                // One that is in use must not keep the others.
+                // A class in use must not block the others.
                 Err(error) => {
                     failed = failed.or(Some(error));
                     break;
@@ -149,15 +151,15 @@ pub async fn retain(
     }
 }
 
-/// What is removed in one transaction.
+/// The removal of one transaction.
 struct Step {
-    /// Everything older that may go.
+    /// Removes entries older than this.
     until: Timestamp,
-    /// It is a small part of a large partition: reading all of that would take longer than removing the part.
+    /// Whether this is a small part of a large partition: a full scan would take longer than the removal.
     is_piece: bool,
 }
 
-/// As much of a class as one transaction should remove: what is older than `cutoff`, or a beginning of it.
+/// The next part of a class to remove in one transaction: everything older than `cutoff`, or the oldest part of it.
 async fn next_step(
     client: &Client,
     class: Class,
@@ -185,7 +187,7 @@ async fn next_step(
             [(&name, Type::TEXT), (&first, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ), (&steps.rows, Type::INT8)];
         let nth = client.query_typed_opt(NTH, &params).await?;
         let nth: Option<Timestamp> = nth.map(|row| row.try_get(0)).transpose()?;
-        // Many may be of one time: one more microsecond is a step in any case.
+        // Many entries may have the same time: one more microsecond guarantees progress.
         let until = nth.map(|nth| nth.checked_add(SignedDuration::from_micros(1)).unwrap_or(end).min(end));
         return Ok(Step { until: until.unwrap_or(end), is_piece: until.is_some_and(|until| until < end) });
     }
@@ -196,29 +198,29 @@ fn before(now: Timestamp, seconds: u64) -> Result<Timestamp, StoreError> {
     let span = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(SignedDuration::from_secs);
     let span =
         span.ok_or_else(|| StoreError::Invalid(format!("needs a retention of more than zero, got {seconds}")))?;
-    // Longer than time itself is for ever.
+    // A retention longer than the range of times keeps everything.
     Ok(now.checked_sub(span).unwrap_or(Timestamp::MIN).max(Timestamp::UNIX_EPOCH))
 }
 
-/// What of a class is to go.
+/// The selection of entries to remove.
 struct Expiry {
     class: Class,
-    /// What is older may go.
+    /// Entries older than this may be removed.
     cutoff: Timestamp,
-    /// Chains that have something that old.
+    /// Chains with entries that old.
     chains: Vec<String>,
-    /// Of each, the number of the first entry that stays.
+    /// For each chain, the number of the first entry to keep.
     floors: Vec<i64>,
-    /// Whose entries stay.
+    /// Pseudonyms whose entries are kept.
     held: Vec<String>,
 }
 
 impl Expiry {
-    /// `TRUE` for what is old enough and before its chain's first entry that stays: `$1` to `$4`.
+    /// `TRUE` for entries that are old enough and before their chain's first entry to keep: `$1` to `$4`.
     const IN_BEGINNING: &str = "(e.class = $1 AND e.time < $2 AND EXISTS (
         SELECT 1 FROM unnest($3, $4) AS floors (chain, seq)
         WHERE floors.chain = e.chain AND (e.seq IS NULL OR e.seq < floors.seq)))";
-    /// `TRUE` for what is under a hold: `$5`.
+    /// `TRUE` for entries under a hold: `$5`.
     const HELD: &str = "(e.actor = ANY($5) OR coalesce(e.client = ANY($5), FALSE))";
 
     fn params<'a>(&'a self, class: &'a &'static str) -> [Param<'a>; 5] {
@@ -245,14 +247,14 @@ async fn retain_class(
         transaction.batch_execute("SET LOCAL enable_seqscan = off").await?;
     }
     Lock::Holds.share(&transaction).await?;
-    // Whoever ships to this class meanwhile is told to come back; so this does not wait for a moment when nobody does.
+    // Batches for this class are rejected as busy meanwhile, so this need not wait for a pause in shipping.
     Lock::Class(class).take(&transaction).await?;
     let Some(held) = held(&transaction, class).await? else { return Ok(Vec::new()) };
     let all = partitions::of_class(&transaction, class).await?;
     let (whole, rest): (Vec<Partition>, Vec<Partition>) =
         all.into_iter().filter(|p| p.month.start() < cutoff).partition(|p| p.month.end() <= cutoff);
     for partition in &whole {
-        // The app's own entries come without asking: nothing may be added between the count and the end.
+        // The app inserts its own entries without the class's lock: none may be added between counting and dropping.
         let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", partition.name());
         transaction.batch_execute(&lock).await?;
     }
@@ -280,7 +282,7 @@ async fn retain_class(
     Ok(dropped)
 }
 
-/// The pseudonyms whose entries of this class stay; `None`: all of it stays.
+/// The pseudonyms whose entries of this class are held; `None`: the whole class is held.
 async fn held(transaction: &Transaction<'_>, class: Class) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
     const HELD: &str = "
         SELECT coalesce(bool_or(subjects IS NULL), FALSE), coalesce(array_agg(subject) FILTER (WHERE subject IS NOT NULL), '{}')
@@ -292,7 +294,7 @@ async fn held(transaction: &Transaction<'_>, class: Class) -> Result<Option<Vec<
     Ok(if everything { None } else { Some(row.try_get(1)?) })
 }
 
-/// The chains with something older than `cutoff`, and of each the number of its first entry that is not.
+/// The chains with entries older than `cutoff`, and the number of each one's first younger entry.
 async fn floors(
     transaction: &Transaction<'_>,
     class: Class,
@@ -315,13 +317,13 @@ async fn floors(
     Ok(found)
 }
 
-/// What will be gone of each chain.
+/// Computes the removal of each chain.
 async fn measure(
     transaction: &Transaction<'_>,
     expiry: &Expiry,
     at: Timestamp,
 ) -> Result<Vec<Dropped>, tokio_postgres::Error> {
-    // Of the last entry of the beginning the hash is asked for afterwards: it is one for each chain, and the lines are long.
+    // The last entry's hash is queried separately: it is one per chain, and the lines are long.
     let (beginning, held) = (Expiry::IN_BEGINNING, Expiry::HELD);
     let measure = format!(
         "SELECT e.chain, count(*) FILTER (WHERE NOT {held}), count(*) FILTER (WHERE {held}), coalesce(max(e.seq), 0),
@@ -343,7 +345,7 @@ async fn measure(
         }
         let last: i64 = row.try_get(3)?;
         let of_chain: [Param<'_>; 3] = [(&chain, Type::TEXT), (&class, Type::TEXT), (&last, Type::INT8)];
-        // What was held until now may lie before the end of an earlier removal.
+        // Entries released from a hold may precede the end of an earlier removal.
         let earlier = transaction.query_typed_opt(BEFORE, &of_chain[..2]).await?;
         let earlier: Option<(i64, String)> =
             earlier.map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?))).transpose()?;
@@ -359,7 +361,7 @@ async fn measure(
     Ok(all)
 }
 
-/// Deletes what goes of a partition that has younger entries too.
+/// Deletes expired entries from a partition that also has younger ones.
 async fn delete(
     transaction: &Transaction<'_>,
     expiry: &Expiry,
@@ -371,23 +373,23 @@ async fn delete(
     Ok(i64::try_from(gone).unwrap_or(i64::MAX))
 }
 
-/// What is done to a partition of which everything is old enough.
+/// The plan for a partition whose entries are all old enough.
 struct Swept {
     name: String,
     gone: i64,
-    /// The table that takes its place; `None`: nothing stays, or nothing goes.
+    /// The table that replaces it; `None`: all or none of its entries are removed.
     kept: Option<Kept>,
     is_empty: bool,
 }
 
-/// A table with what stays, not yet in its place.
+/// A table with the entries to keep, not attached yet.
 struct Kept {
     name: String,
     from: Timestamp,
     to: Timestamp,
 }
 
-/// Copies what stays of a partition. As a rule that is nothing or a small part of it; the rest costs nothing to remove.
+/// Copies the entries to keep, usually none or few of a partition; dropping the rest is cheap.
 async fn sweep(
     transaction: &Transaction<'_>,
     expiry: &Expiry,
@@ -408,8 +410,8 @@ async fn sweep(
     Ok(swept)
 }
 
-/// Takes away what is empty, and puts what stays in the place of what it was copied from. From here to the end of the transaction
-/// nobody else can use the class's table, so all that takes long is done before.
+/// Drops empty partitions, and replaces others by the tables with their kept entries. Blocks all other use of the
+/// class's table until the transaction ends, so all slow work is done before.
 async fn replace(transaction: &Transaction<'_>, class: Class, swept: &[Swept]) -> Result<(), StoreError> {
     if !swept.iter().any(|swept| swept.is_empty || swept.kept.is_some()) {
         return Ok(());
@@ -431,7 +433,7 @@ async fn replace(transaction: &Transaction<'_>, class: Class, swept: &[Swept]) -
     Ok(())
 }
 
-/// Locks everybody out of a table, in short tries: whoever comes while we wait behind a long search has to wait behind us.
+/// Locks a table exclusively, with short attempts: while this waits for a long search, new queries wait behind it.
 async fn lock_out(transaction: &Transaction<'_>, table: &str) -> Result<(), StoreError> {
     for _ in 0..TRIES {
         let statements = format!(
@@ -448,15 +450,15 @@ async fn lock_out(transaction: &Transaction<'_>, table: &str) -> Result<(), Stor
     Err(StoreError::Busy("entries of this class are being read"))
 }
 
-/// Removes the signed lines of segments of which nothing is left, and refused lines that are as old.
+/// Removes the signed lines of segments without remaining entries, and equally old rejected lines.
 async fn tidy(
     transaction: &Transaction<'_>,
     dropped: &[Dropped],
     class: Class,
     cutoff: Timestamp,
 ) -> Result<(), tokio_postgres::Error> {
-    // The segment that the chain now begins in or after keeps its lines; so does the checkpoint before it, which vouches for the hash
-    // that the chain now begins with.
+    // Keeps the lines of the segment in or after which the chain now begins, and the checkpoint before it, which
+    // signs the hash that the chain now begins with.
     const MARKS: &str = "
         WITH begins AS (SELECT max(first) AS first FROM audit_checkpoints
             WHERE chain = $1 AND class = $2 AND kind = 'header' AND first <= $3 + 1)
@@ -472,8 +474,9 @@ async fn tidy(
     Ok(())
 }
 
-/// Forgets keys that were made before `cutoff` and that no entry needs: a name must not stay longer than what it is the name in. What a
-/// hold has kept still needs its own. That a key was erased is forgotten when it was before `erased`: no batch can bring it back then.
+/// Removes keys created before `cutoff` that no entry needs: a name must not be kept longer than the entries that use
+/// it. Held entries keep their keys. Also removes records of key erasures older than `erased`: no batch can bring
+/// such a key back.
 async fn forget_keys(client: &mut Client, cutoff: Timestamp, erased: Timestamp) -> Result<u64, StoreError> {
     const KEYS: &str = "
         DELETE FROM audit_keys WHERE id IN (

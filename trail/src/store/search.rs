@@ -1,4 +1,4 @@
-//! Finding entries: newest first, a page at a time.
+//! Searches entries, newest first, a page at a time.
 
 use jiff::Timestamp;
 use outrigger_policy::audit::{Class, Outcome};
@@ -8,62 +8,62 @@ use uuid::Uuid;
 
 use super::{Param, StoreError};
 
-/// The most entries of a page.
+/// Maximum number of entries per page.
 pub const LARGEST_PAGE: i64 = 10_000;
 
-/// What is looked for: everything that is given must fit. The default fits all.
+/// Search criteria. An entry must match all of them; the default matches every entry.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Not before this moment.
+    /// At or after this time.
     pub from: Option<Timestamp>,
-    /// Before this moment.
+    /// Before this time.
     pub until: Option<Timestamp>,
-    /// Of these classes; empty: of any.
+    /// One of these classes; empty: any.
     pub classes: Vec<Class>,
-    /// Of these types, as entries name them; empty: of any.
+    /// One of these types, as named in entries; empty: any.
     pub types: Vec<String>,
-    /// About one of these pseudonyms, as actor or client; empty: about anybody.
+    /// One of these pseudonyms is the actor or client; empty: any.
     pub subjects: Vec<String>,
-    /// Of this request.
+    /// This request.
     pub request_id: Option<String>,
-    /// That ended so.
+    /// This outcome.
     pub outcome: Option<Outcome>,
-    /// Of this Machine.
+    /// This Machine.
     pub machine: Option<String>,
-    /// At most so many: 1 to [`LARGEST_PAGE`].
+    /// Maximum number of results: 1 to [`LARGEST_PAGE`].
     pub limit: i64,
-    /// After the last of the page before.
+    /// After this position, the last one of the previous page.
     pub after: Option<Place>,
 }
 
-/// Where an entry stands among all: the page after it begins there.
+/// An entry's position in the order of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its time.
     pub time: Timestamp,
-    /// Its name.
+    /// Its id.
     pub id: Uuid,
 }
 
-/// An entry that was found.
+/// A search result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Where it stands.
+    /// Its position.
     pub place: Place,
     /// Its class.
     pub class: String,
-    /// Its chain; [`super::APP_CHAIN`] for what the app has entered by itself.
+    /// Its chain; [`super::APP_CHAIN`] for the app's own entries.
     pub chain: String,
-    /// Its number there, if its chain has any.
+    /// Its number, if its chain has numbers.
     pub seq: Option<i64>,
     /// The exact line.
     pub line: String,
 }
 
-/// The newest entries that fit, newest first.
+/// Returns the newest matching entries, newest first.
 ///
 /// # Errors
-/// The limit is out of range; PostgreSQL did not tell.
+/// The limit is out of range, or the query failed.
 pub async fn search(client: &Client, search: &Search) -> Result<Vec<Found>, StoreError> {
     if !(1..=LARGEST_PAGE).contains(&search.limit) {
         return Err(StoreError::Invalid(format!("a page has 1 to {LARGEST_PAGE} entries, not {}", search.limit)));
@@ -83,10 +83,10 @@ pub async fn search(client: &Client, search: &Search) -> Result<Vec<Found>, Stor
     rows.iter().map(found).collect()
 }
 
-/// How PostgreSQL goes about it, as `EXPLAIN (ANALYZE)` tells: for who wonders why it takes so long.
+/// PostgreSQL's plan from `EXPLAIN (ANALYZE)`, for slow searches.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn explain(client: &Client, search: &Search) -> Result<Vec<String>, StoreError> {
     let names = Names::of(search);
     let (statement, params) = compose(search, &names);
@@ -94,7 +94,7 @@ pub async fn explain(client: &Client, search: &Search) -> Result<Vec<String>, St
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// What a search names, as the tables name it.
+/// The search's names, as stored in the tables.
 struct Names {
     classes: Vec<&'static str>,
     outcome: Option<&'static str>,
@@ -107,8 +107,9 @@ impl Names {
     }
 }
 
-/// The statement. For each class, and for each way in which a subject can be meant, the newest are read from an index, in order and
-/// no more than a page; then the newest of those. So the time depends on the page's size, not on how many entries fit.
+/// Composes the statement. For each class, and for a subject as actor and as client, it reads at most a page of the
+/// newest entries from an index, and returns the newest of those. The time therefore depends on the page's size, not
+/// on the number of matches.
 fn compose<'a>(search: &'a Search, names: &'a Names) -> (String, Vec<Param<'a>>) {
     let mut params: Vec<Param<'a>> = vec![(&names.classes, Type::TEXT_ARRAY), (&search.limit, Type::INT8)];
     let mut fits = String::from("e.class = of.class");
@@ -136,7 +137,7 @@ fn compose<'a>(search: &'a Search, names: &'a Names) -> (String, Vec<Param<'a>>)
         add("e.machine = ?", &search.machine, Type::TEXT);
     }
     if let Some(place) = &search.after {
-        // The first condition says the same with less, and is what an index and the partitions understand.
+        // Redundant, but usable by indexes and for partition pruning.
         add("e.time <= ?", &place.time, Type::TIMESTAMPTZ);
         add("(e.time < ?", &place.time, Type::TIMESTAMPTZ);
         fits.push_str(" OR ");
@@ -158,7 +159,7 @@ fn compose<'a>(search: &'a Search, names: &'a Names) -> (String, Vec<Param<'a>>)
             let meant = format!(" AND e.{column} = about.subject");
             format!("{of}, unnest(${}) AS about (subject), {}", params.len(), newest(&meant))
         };
-        // Not `UNION ALL`: one entry may be meant twice.
+        // Not `UNION ALL`: an entry may match as actor and as client.
         format!("{} UNION {}", about("actor"), about("client"))
     };
     let statement =

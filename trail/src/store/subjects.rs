@@ -1,4 +1,4 @@
-//! What concerns subjects: their keys, who was forgotten, and what is on hold for them.
+//! Subjects: their keys, erasures and holds.
 
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
@@ -10,67 +10,67 @@ use super::batch::{Batch, Refused};
 use super::{Lock, Param, StoreError, text_of};
 use crate::keys::WrappedKey;
 
-/// The most erasures in one answer.
+/// Maximum number of erasures per response.
 pub const PAGE: i64 = 1000;
-/// How far the clocks of a spool and of the database may differ before a key that was made after an erasure is taken for an older
-/// one.
+/// Allowed clock difference between spool and database. A key created up to this long after an erasure counts as
+/// older than it.
 const CLOCKS: SignedDuration = SignedDuration::from_hours(1);
-/// The longest text of a key. Those that are made are shorter by far.
+/// Maximum length of a key's texts, in bytes; valid ones are far shorter.
 const LONGEST: usize = 512;
 
-/// Somebody was forgotten.
+/// An erasure of a subject, as spools receive it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Erased {
-    /// Counts up, in the order in which they can be seen.
+    /// Increases in the order in which erasures become visible.
     pub number: i64,
     /// The pseudonym.
     pub subject: String,
-    /// When, as entries have it.
+    /// Time of the erasure, in the format of entries.
     pub at: String,
 }
 
-/// All that is known of an erasure.
+/// An erasure with all its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Erasure {
-    /// What spools are told.
+    /// The part that spools receive.
     pub erased: Erased,
-    /// Who asked for it here.
+    /// The person who requested it.
     pub by: String,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
-    /// How many keys were destroyed.
+    /// Number of keys destroyed.
     pub keys: i32,
-    /// What proves it: the entry of the trail.
+    /// The audit entry that proves it.
     pub receipt: Option<String>,
 }
 
-/// Something that is kept beyond its time.
+/// A hold: entries kept beyond their retention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// Its number.
     pub id: i64,
-    /// The class that it keeps; `None`: all.
+    /// The class that it applies to; `None`: all.
     pub class: Option<Class>,
-    /// Whose entries it keeps, as actor or client, by pseudonyms; empty: everybody's.
+    /// Pseudonyms of the actors or clients whose entries it applies to; empty: all.
     pub subjects: Vec<String>,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Who asked for it.
+    /// The person who requested it.
     pub by: String,
-    /// Since when.
+    /// Its start.
     pub since: Timestamp,
-    /// Until when, once it is over.
+    /// Its end, once released.
     pub released: Option<Timestamp>,
 }
 
-/// Stores the batch's keys, except those of who was forgotten: which of them make no sense.
+/// Stores the batch's keys, except those of erased subjects. Returns the invalid ones.
 pub(crate) async fn store_keys<'a>(
     transaction: &Transaction<'_>,
     batch: &Batch<'_>,
     now: Timestamp,
 ) -> Result<Vec<Refused<'a>>, tokio_postgres::Error> {
-    // A key of a subject that was erased without the spool's knowing may be older than the erasure. One that the spool has made since
-    // is lost too, if it was made within the time that clocks may differ by.
+    // A spool that does not know of an erasure may send a key older than it. A key created after the erasure, but
+    // within the allowed clock difference, is lost too.
     const FORGET: &str = "
         INSERT INTO audit_erased_keys (id)
         SELECT sent.id FROM unnest($1, $2, $3) AS sent (id, subject, created)
@@ -93,7 +93,7 @@ pub(crate) async fn store_keys<'a>(
     let wrapped: Vec<&str> = keys.iter().map(|key| key.wrapped.as_str()).collect();
     let sealed: Vec<&str> = keys.iter().map(|key| key.sealed.as_str()).collect();
     let created: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(now)).collect();
-    // Of a key whose age cannot be told, the worst is assumed.
+    // A key without a valid time counts as older than any erasure.
     let oldest: Vec<Timestamp> = keys.iter().map(|key| key.created.parse().unwrap_or(Timestamp::UNIX_EPOCH)).collect();
     let seconds = CLOCKS.as_secs_f64();
     let forget: [Param<'_>; 5] = [
@@ -130,7 +130,7 @@ fn is_storable(key: &WrappedKey) -> bool {
 /// The keys of these subjects.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
     const KEYS: &str =
         "SELECT id, subject, master, wrapped, created, sealed FROM audit_keys WHERE subject = ANY($1) ORDER BY created";
@@ -138,10 +138,10 @@ pub async fn keys_of(client: &Client, subjects: &[String]) -> Result<Vec<Wrapped
     rows.iter().map(|row| Ok(wrapped_key(row)?)).collect()
 }
 
-/// The keys of these names.
+/// The keys with these ids.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn keys_named(client: &Client, ids: &[String]) -> Result<Vec<WrappedKey>, StoreError> {
     const KEYS: &str = "SELECT id, subject, master, wrapped, created, sealed FROM audit_keys WHERE id = ANY($1)";
     let rows = client.query_typed(KEYS, &[(&ids, Type::TEXT_ARRAY)]).await?;
@@ -160,11 +160,11 @@ fn wrapped_key(row: &tokio_postgres::Row) -> Result<WrappedKey, tokio_postgres::
     })
 }
 
-/// Destroys the keys of these pseudonyms, and lets every spool know: one erasure for each, also where there was no key, since a
-/// spool may have one that is not here yet.
+/// Destroys the keys of these pseudonyms and adds one erasure for each, which every spool receives. Also does so for
+/// pseudonyms without keys, since a spool may have a key that is not shipped yet.
 ///
 /// # Errors
-/// [`StoreError::Held`] when a hold keeps what is about one of them; PostgreSQL failed.
+/// [`StoreError::Held`] if a hold applies to one of them, or the query failed.
 pub async fn erase(
     client: &mut Client,
     subjects: &[String],
@@ -193,20 +193,20 @@ pub async fn erase(
     Ok(erasures)
 }
 
-/// Notes what proves these erasures.
+/// Notes the audit entry that proves these erasures.
 ///
 /// # Errors
-/// PostgreSQL failed.
+/// The query failed.
 pub async fn set_receipt(client: &Client, numbers: &[i64], receipt: &str) -> Result<(), StoreError> {
     const NOTE: &str = "UPDATE audit_erasures SET receipt = $2 WHERE number = ANY($1)";
     client.execute_typed(NOTE, &[(&numbers, Type::INT8_ARRAY), (&receipt, Type::TEXT)]).await?;
     Ok(())
 }
 
-/// The erasures of these pseudonyms, in order; of everybody when there is none.
+/// The erasures of these pseudonyms, in order; all erasures if `subjects` is empty.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn erasures_of(client: &Client, subjects: &[String]) -> Result<Vec<Erasure>, StoreError> {
     const OF: &str = "
         SELECT number, subject, at, by, reason, keys, receipt FROM audit_erasures
@@ -225,10 +225,10 @@ fn erasure(row: &tokio_postgres::Row) -> Result<Erasure, tokio_postgres::Error> 
     })
 }
 
-/// The erasures after number `number`, in order, at most [`PAGE`].
+/// The erasures after `number`, in order, at most [`PAGE`].
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn erasures_after(client: &impl GenericClient, number: i64) -> Result<Vec<Erased>, StoreError> {
     const AFTER: &str = "SELECT number, subject, at FROM audit_erasures WHERE number > $1 ORDER BY number LIMIT $2";
     let rows = client.query_typed(AFTER, &[(&number, Type::INT8), (&PAGE, Type::INT8)]).await?;
@@ -238,11 +238,11 @@ pub async fn erasures_after(client: &impl GenericClient, number: i64) -> Result<
     rows.iter().map(erased).collect()
 }
 
-/// Keeps what would expire, from now on: entries of `class`, entries about `subjects` (pseudonyms), or those that are both. Waits
-/// for a retention that is under way.
+/// Begins a hold on entries of `class`, on entries about `subjects` (pseudonyms), or on those that match both. Waits
+/// for a running retention.
 ///
 /// # Errors
-/// It names neither; PostgreSQL failed.
+/// Both are missing, or the query failed.
 pub async fn hold(
     client: &mut Client,
     class: Option<Class>,
@@ -267,10 +267,10 @@ pub async fn hold(
     Ok(hold)
 }
 
-/// Lets go of a hold: `None` when there is none of this number that is not over.
+/// Releases a hold. Returns `None` unless there is an active hold with this number.
 ///
 /// # Errors
-/// PostgreSQL failed.
+/// The query failed.
 pub async fn release(client: &Client, id: i64) -> Result<Option<Hold>, StoreError> {
     const RELEASE: &str = "
         UPDATE audit_holds SET released = clock_timestamp() WHERE id = $1 AND released IS NULL
@@ -279,10 +279,10 @@ pub async fn release(client: &Client, id: i64) -> Result<Option<Hold>, StoreErro
     Ok(row.as_ref().map(read_hold).transpose()?)
 }
 
-/// All holds, also those that are over, oldest first.
+/// All holds, including released ones, oldest first.
 ///
 /// # Errors
-/// PostgreSQL did not tell.
+/// The query failed.
 pub async fn holds(client: &Client) -> Result<Vec<Hold>, StoreError> {
     const HOLDS: &str = "SELECT id, class, subjects, reason, by, since, released FROM audit_holds ORDER BY id";
     let rows = client.query_typed(HOLDS, &[]).await?;

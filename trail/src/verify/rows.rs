@@ -1,7 +1,8 @@
-//! The same for what PostgreSQL keeps of a chain: rows in the order of their numbers, what retention has dropped of them, and the
-//! headers and checkpoints that came with them, also those of the chain's other classes.
+//! Verifies a chain in PostgreSQL: rows in the order of their numbers, records of removals, and headers and
+//! checkpoints, including those of the chain's other classes.
 //!
-//! All of it has to be read in one transaction that sees one state (`repeatable read`): retention may be dropping meanwhile.
+//! All of it must be read in one transaction with a single snapshot (`repeatable read`), since retention may remove
+//! entries meanwhile.
 
 use std::collections::HashSet;
 
@@ -19,10 +20,11 @@ const EVENTS: &str = "audit_events";
 const FRAMES: &str = "audit_checkpoints";
 const DROPS: &str = "audit_drops";
 
-/// What takes minutes where everything is well: a proxy enters what retention has dropped, and ships what a checkpoint vouches for.
+/// Upper bound for delays that normally take minutes: until a proxy records a removal, and until it ships the entries
+/// that a checkpoint names.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 
-/// What retention has dropped from PostgreSQL: `DROP` of docs/audit.md.
+/// A removal from PostgreSQL by retention: see *Retention* in docs/audit.md.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropRecord {
     /// Its number; not signed.
@@ -32,64 +34,64 @@ pub struct DropRecord {
     pub chain: String,
     /// Its class.
     pub class: String,
-    /// Everything up to this entry.
+    /// The last removed entry.
     pub through: u64,
-    /// The hash of that entry, in hexadecimal.
+    /// The hash of that entry, in hex.
     pub hash: String,
-    /// How many were dropped.
+    /// Number of entries removed.
     pub count: u64,
-    /// How many of all rows up to `through` stayed, because they are under a hold.
+    /// Number of rows up to `through` that are kept by a hold.
     pub kept: u64,
-    /// SHA-256 over their hashes, in the order of their numbers, in hexadecimal.
+    /// SHA-256 over their hashes, in the order of their numbers, in hex.
     pub kept_digest: String,
-    /// When, RFC 3339.
+    /// When it was removed, RFC 3339.
     pub at: String,
 }
 
 impl DropRecord {
-    /// What is signed.
+    /// The signed text.
     pub fn message(&self) -> Vec<u8> {
-        // Text and numbers: writing them as JSON does not fail.
+        // Serialising strings and numbers cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 }
 
-/// A record, and what the proxy has made of it.
+/// A removal, and whether a proxy has recorded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    /// What was dropped.
+    /// The removal.
     pub record: DropRecord,
-    /// The proxy's signature; `None` until it has entered it into the trail.
+    /// The proxy's signature; `None` until it has recorded the removal in the audit log.
     pub signature: Option<Signature>,
 }
 
-/// What there is of a chain beside its rows.
+/// The data of a chain other than its rows.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {
-    /// Headers and checkpoints, as lines.
+    /// The lines of headers and checkpoints.
     pub frames: Vec<Vec<u8>>,
-    /// What retention has dropped.
+    /// Removals by retention.
     pub drops: Vec<Dropped>,
-    /// What somebody else vouches for, such as the spool.
+    /// Claims from other sources, such as the spool.
     pub claims: Vec<Claim>,
-    /// What the checkpoints of the other classes vouch for: see [`heads`].
+    /// Claims by the checkpoints of the other classes: see [`heads`].
     pub heads: Vec<Head>,
-    /// The last entry that the spool was told is stored, when there is a spool.
+    /// The last entry that the spool recorded as shipped, if there is a spool.
     pub shipped: Option<u64>,
 }
 
-/// The end of a class's chain, as the checkpoint of another class has it. Each class is shipped for itself, so a young one may be ahead of
-/// what is stored.
+/// The end of a class's chain according to another class's checkpoint. Classes are shipped independently, so a recent
+/// one may be ahead of the stored entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The end.
     pub claim: Claim,
-    /// When the checkpoint was made; `None` when that cannot be read.
+    /// The checkpoint's time; `None` if it cannot be parsed.
     pub at: Option<Timestamp>,
 }
 
-/// What the checkpoints of a chain, of whatever class, vouch for of its other classes. Those that are not as they were signed vouch for
-/// nothing; [`Rows`] tells of them.
+/// The ends of other classes according to a chain's checkpoints. Ignores checkpoints with invalid signatures;
+/// [`Rows`] reports them.
 pub fn heads<'a>(chain: &str, frames: impl IntoIterator<Item = &'a [u8]>, keys: &PublicKeys) -> Vec<(Class, Head)> {
     let mut heads = Vec::new();
     for line in frames {
@@ -109,20 +111,20 @@ pub fn heads<'a>(chain: &str, frames: impl IntoIterator<Item = &'a [u8]>, keys: 
     heads
 }
 
-/// A chain in PostgreSQL that is verified.
+/// The verification of a chain in PostgreSQL.
 pub struct Rows {
     class: Class,
     findings: Findings,
     walk: Walk,
-    /// The last record of what was dropped.
+    /// The latest removal.
     dropped: Option<DropRecord>,
     kept: u64,
     digest: Context,
     last_kept: u64,
-    /// What its own checkpoints vouch for.
+    /// The last entry that its own checkpoints cover.
     closed: u64,
     vouched: u64,
-    /// The last that a young checkpoint of another class vouches for.
+    /// The last entry according to recent checkpoints of other classes.
     awaited: Option<Claim>,
     shipped: Option<u64>,
     first: u64,
@@ -139,7 +141,7 @@ fn place(table: &str, class: Class, entry: Option<u64>) -> Place {
 }
 
 impl Rows {
-    /// Begins with what there is beside the rows.
+    /// Begins with the data other than rows.
     pub fn new(chain: &str, class: Class, beside: Beside, keys: &PublicKeys, now: Timestamp) -> Self {
         let Beside { frames, drops, mut claims, heads, shipped } = beside;
         let is_old = |at: Option<Timestamp>| at.is_none_or(|at| now.duration_since(at) > PATIENCE);
@@ -150,7 +152,7 @@ impl Rows {
             let wrong = match signature {
                 _ if record.chain != chain || record.class != class.name() => Some("is of another chain".to_owned()),
                 Some(signature) => keys.verify(&record.message(), &signature).err().map(|e| Wrong::signature(&e)),
-                // A time that is yet to come would never be old.
+                // A time in the future would never exceed the bound.
                 None => match record.at.parse().ok().filter(|at| now.duration_since(*at).abs() <= PATIENCE) {
                     Some::<Timestamp>(_) => {
                         findings.notes.push(format!(
@@ -203,14 +205,14 @@ impl Rows {
         }
     }
 
-    /// Takes the next row, in the order of their numbers.
+    /// Verifies the next row, in the order of their numbers.
     pub fn row(&mut self, seq: u64, line: &[u8]) {
         if !line.starts_with(format!("{{\"seq\":{seq},").as_bytes()) {
             let wrong = Wrong::Unreadable("its line has another number than its row");
             self.findings.add(place(EVENTS, self.class, Some(seq)), wrong);
         }
         if self.dropped.as_ref().is_some_and(|dropped| seq <= dropped.through) {
-            // Under a hold: what is around it is gone, so the record vouches for it.
+            // Under a hold: its neighbours are removed, so it is verified by the removal's digest.
             self.kept += 1;
             self.digest.update(&hash_of(line));
             self.first = self.first.min(seq);
@@ -230,7 +232,7 @@ impl Rows {
         }
     }
 
-    /// Takes what is searched for in a row: the columns that say something else than its line; `None` when that is no entry.
+    /// Reports the columns of a row that differ from its line; `changed` is `None` if the line is not an entry.
     pub fn columns(&mut self, seq: u64, changed: Option<&[&'static str]>) {
         let at = place(EVENTS, self.class, Some(seq));
         match changed {
@@ -239,7 +241,7 @@ impl Rows {
         }
     }
 
-    /// What was found.
+    /// Completes the verification.
     pub fn finish(mut self) -> Findings {
         if let Some(dropped) = &self.dropped {
             let mut digest = Hash::default();
@@ -294,7 +296,7 @@ impl Rows {
     }
 }
 
-/// What checkpoints vouch for, once their signatures and headers are as they should be.
+/// The claims of checkpoints with valid signatures.
 fn checkpoints(
     chain: &str,
     class: Class,

@@ -1,4 +1,4 @@
-//! A spool directory, from `HEAD` to the last line of each newest segment.
+//! Verifies a spool directory, from `HEAD` to the last line of each chain.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,14 +15,14 @@ use crate::keys::PublicKeys;
 use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
 use crate::lines::Lines;
 
-/// How often the progress is told, in lines.
+/// How often progress is reported, in lines.
 const TOLD_EVERY: u64 = 4096;
 
-/// Verifies the spool in `directory`. `more` is what somebody else vouches for, such as a database or a receipt. `progress` is called
-/// now and then.
+/// Verifies the spool in `directory`. `more` are claims from other sources, such as a database or a receipt.
+/// `progress` is called from time to time.
 ///
 /// # Errors
-/// There is nothing, or it cannot be read. What is wrong with a trail that can be read is in the findings.
+/// There is no audit log, or it cannot be read. Problems of a readable audit log are in the findings.
 pub fn spool(
     directory: &Path,
     keys: &PublicKeys,
@@ -33,8 +33,9 @@ pub fn spool(
         let path = path.to_owned();
         move |source| VerifyError::Read { path, source }
     };
-    // In this order: what HEAD or a checkpoint names was on disk before it did, so it is in files that are listed afterwards; and
-    // retention moves the floor before it drops anything, so a floor that is read last explains what is not listed.
+    // The order matters. Entries named by HEAD or a checkpoint were on disk before it, so they are in files listed
+    // afterwards. Retention raises the floor before it removes files, so a floor read last explains files that are
+    // not listed.
     let heads = read_heads(directory, keys).map_err(unreadable(&directory.join(HEAD)))?;
     let mut closing = Vec::new();
     for segment in layout::segments(directory).map_err(unreadable(directory))? {
@@ -59,7 +60,7 @@ pub fn spool(
         findings.add(Place::file(HEAD), wrong);
     }
     findings.chain = name_chain(chain_file.as_deref(), heads.newest.as_ref(), &mut findings);
-    // Closed before the walk and after it: nobody has written to it meanwhile.
+    // Closed before and after the verification, so no program has written meanwhile.
     let is_closed = [&heads.newest, &after.newest].iter().all(|heads| heads.as_ref().is_some_and(|heads| heads.closed));
     let floors = after.newest.or_else(|| heads.newest.clone()).map(|heads| heads.classes).unwrap_or_default();
     let mut pass = Pass {
@@ -77,7 +78,7 @@ pub fn spool(
     for (class, claim) in heads.claims.into_iter().chain(more.iter().cloned()) {
         claims.entry(class).or_default().push(claim);
     }
-    // By class: the last entry that its own checkpoints vouch for.
+    // By class: the last entry that the class's own checkpoints cover.
     let mut closed: BTreeMap<Class, u64> = BTreeMap::new();
     for (segment, (line, checkpoint)) in &closing {
         if layout::verify(line, &checkpoint.key, keys).is_err() || checkpoint.chain != pass.findings.chain {
@@ -116,7 +117,7 @@ pub fn spool(
     Ok(findings)
 }
 
-/// Entries that are further ahead of `HEAD` than the writer ever lets them be: an older `HEAD` was put back.
+/// Finds entries further ahead of `HEAD` than the writer allows: an older `HEAD` was restored.
 fn overruns(directory: &Path, keys: &PublicKeys, heads: Option<&Heads>, findings: &mut Findings) -> io::Result<()> {
     let Some(heads) = heads else { return Ok(()) };
     let segments = layout::segments(directory)?;
@@ -131,7 +132,7 @@ fn overruns(directory: &Path, keys: &PublicKeys, heads: Option<&Heads>, findings
     if tails.is_empty() {
         return Ok(());
     }
-    // A program may be writing: what the files have is not further ahead of what HEAD says after they were read.
+    // A program may be writing: entries in the files are within the bound of a `HEAD` read after them.
     let Some(heads) = read_heads(directory, keys)?.newest else { return Ok(()) };
     for (class, tail) in tails {
         if let Some((seq, time)) = heads.overrun(class, &tail) {
@@ -145,7 +146,7 @@ fn overruns(directory: &Path, keys: &PublicKeys, heads: Option<&Heads>, findings
     Ok(())
 }
 
-/// What the id of the chain is, and what is wrong with the file that has it.
+/// The chain's id. Reports problems of the file that contains it.
 fn name_chain(file: Option<&str>, heads: Option<&Heads>, findings: &mut Findings) -> String {
     let id = file.and_then(|text| text.strip_suffix('\n'));
     let id = id.filter(|id| id.len() == 16 && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')));
@@ -165,9 +166,9 @@ fn name(segment: &Segment) -> String {
     segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What `HEAD` says.
+/// The content of `HEAD`.
 struct HeadFile {
-    /// It is not there, or nothing was ever written to it.
+    /// The file is missing, or empty.
     is_blank: bool,
     newest: Option<Heads>,
     claims: Vec<(Class, Claim)>,
@@ -176,7 +177,7 @@ struct HeadFile {
 
 fn read_heads(directory: &Path, keys: &PublicKeys) -> io::Result<HeadFile> {
     let mut before = Vec::new();
-    // Whoever writes a slot may be halfway: what is wrong has to be so twice.
+    // A slot may be read while it is being written: a problem must occur twice.
     for _ in 0..20 {
         let bytes = match std::fs::read(directory.join(HEAD)) {
             Ok(bytes) => bytes,
@@ -234,7 +235,7 @@ fn parse_heads(bytes: &[u8], keys: &PublicKeys) -> HeadFile {
     HeadFile { is_blank: bytes.iter().all(u8::is_ascii_whitespace), newest: slots.pop(), claims, wrong }
 }
 
-/// Reads a slot; `None` when nothing was ever written there.
+/// Parses a slot; `None` if it was never written.
 fn parse_slot(bytes: &[u8], keys: &PublicKeys) -> Result<Option<Heads>, String> {
     let padded = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let end = padded.iter().rposition(|b| *b != b' ').map_or(0, |at| at + 1);
@@ -247,23 +248,23 @@ fn parse_slot(bytes: &[u8], keys: &PublicKeys) -> Result<Option<Heads>, String> 
         return Err(format!("has version {}, which this program does not know", heads.head));
     }
     layout::verify(line, &heads.key, keys).map_err(|e| Wrong::signature(&e))?;
-    // Signed, but followed by something else than its padding.
+    // The signature is valid, but the padding was changed.
     if bytes.len() != HEAD_SLOT || !bytes.ends_with(b"\n") {
         return Err("is not as long as it was".to_owned());
     }
     Ok(Some(heads))
 }
 
-/// Reads a line that ends with a signature, or none.
+/// Parses a line, with or without a signature.
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     serde_json::from_slice(line).ok()
 }
 
-/// One look at everything.
+/// The state of a verification.
 struct Pass<'a> {
     directory: &'a Path,
     keys: &'a PublicKeys,
-    /// By class: entries before this one may be gone.
+    /// By class: entries before this one may have been removed.
     floors: BTreeMap<String, u64>,
     of: u64,
     bytes: u64,
@@ -274,7 +275,7 @@ struct Pass<'a> {
     open: Vec<String>,
 }
 
-/// What ends a segment, as it was found.
+/// How a segment ends.
 enum Closing {
     Not,
     Checkpoint,
@@ -302,7 +303,7 @@ impl Pass<'_> {
             let file = match File::open(&segment.path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    // Retention may have dropped it meanwhile: then it has moved the floor before.
+                    // Retention may have removed the file meanwhile, and then raised the floor before.
                     if let Ok(HeadFile { newest: Some(heads), .. }) = read_heads(self.directory, self.keys) {
                         self.floors.extend(heads.classes.into_iter().map(|(class, span)| (class, span.first)));
                     }
@@ -343,7 +344,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Walks one segment. Whatever cannot be read after entry `torn_after` is a torn tail.
+    /// Verifies one segment. Invalid lines after entry `torn_after` are a torn tail.
     fn segment(&mut self, segment: &Segment, file: File, walk: &mut Walk, torn_after: Option<u64>) -> io::Result<()> {
         let file_name = name(segment);
         let class = segment.class;
@@ -360,7 +361,7 @@ impl Pass<'_> {
                 header_hash = hash_of(line.bytes);
                 self.header(segment, line.bytes, walk, &place(1, None));
             }
-            // The program was ended in the moment in which it began the segment.
+            // The program was killed while it created the segment.
             _ if is_torn_at(segment.first.saturating_sub(1)) => closing = Closing::Torn,
             _ => self.findings.add(place(1, None), Wrong::Header("is missing or cut off".to_owned())),
         }
@@ -385,7 +386,7 @@ impl Pass<'_> {
                     .findings
                     .add(place(number, Some(walk.last())), Wrong::Unreadable("it does not end with a newline")),
                 Step::Wrong(_, Wrong::Unreadable(_)) if is_torn_at(last) && line.bytes.contains(&0) => {
-                    // What a power failure leaves where a block was not written: nothing after it counts.
+                    // A block that was not written before a power failure: lines after it do not count.
                     walk.jump(last + 1, hash);
                     closing = Closing::Torn;
                     break;
@@ -408,7 +409,7 @@ impl Pass<'_> {
             Closing::Not | Closing::Torn if torn_after.is_none() => {
                 self.findings.add(Place::file(&file_name), Wrong::NoCheckpoint);
             }
-            // One that was only begun says nothing.
+            // A segment without entries is not reported.
             Closing::Not if walk.entries == entries_before => {}
             Closing::Not => self.open.push(file_name),
             Closing::Torn => {

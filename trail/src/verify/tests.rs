@@ -15,7 +15,7 @@ pub(super) fn keys() -> MasterKeys {
     MasterKeys::parse("k1:0123456789abcdef0123456789abcdef").unwrap().unwrap()
 }
 
-/// A directory of its own, removed at the end.
+/// A directory per test, removed at its end.
 pub(super) struct Directory(pub(super) PathBuf);
 
 impl Directory {
@@ -34,7 +34,7 @@ impl Drop for Directory {
     }
 }
 
-/// Numbers that look random and are the same each time.
+/// Deterministic pseudo-random numbers.
 pub(super) struct Dice(u64);
 
 impl Dice {
@@ -52,7 +52,7 @@ pub(super) fn hexed(hash: &[u8]) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// The format, written by the book: a second hand, so that a reader and a writer of one mind do not agree about a mistake.
+/// An independent writer of the format, so that tests find mistakes that the program's reader and writer share.
 pub(super) struct Writer {
     directory: PathBuf,
     keys: MasterKeys,
@@ -172,7 +172,7 @@ impl Writer {
         file.write_all_at(&slot, self.number % 2 * HEAD_SLOT as u64).unwrap();
     }
 
-    /// Drops the oldest closed segment of `class`.
+    /// Removes the oldest closed segment of `class`.
     fn drop_oldest(&mut self, class: Class) {
         let segments: Vec<_> =
             layout::segments(&self.directory).unwrap().into_iter().filter(|s| s.class == class).collect();
@@ -240,7 +240,7 @@ fn a_trail_without_anything_is_not_called_whole() {
     let writer = Writer::new(&directory.0, 100);
     writer.finish();
     assert!(look(keys().public()).unwrap().is_whole());
-    // Without the key nothing is known.
+    // Nothing verifies without the key.
     assert!(!look(PublicKeys::default()).unwrap().is_whole());
 }
 
@@ -253,7 +253,7 @@ fn what_retention_has_dropped_is_not_missed() {
     let findings = look(&directory.0);
     assert_eq!(findings.problems, []);
     assert!(findings.classes.iter().find(|class| class.class == Class::Data).unwrap().first > 1);
-    // A crash came between moving the floor and removing the file.
+    // A crash between raising the floor and removing the file.
     fs::write(&oldest.path, bytes).unwrap();
     assert_eq!(look(&directory.0).problems, []);
     for _ in 0..100 {
@@ -262,7 +262,7 @@ fn what_retention_has_dropped_is_not_missed() {
     assert_eq!(look(&directory.0).problems, []);
     writer.finish();
     assert_eq!(look(&directory.0).problems, []);
-    // But the floor is where it is.
+    // Removals above the floor are found.
     let second = layout::segments(&directory.0).unwrap().into_iter().find(|s| s.class == Class::Data).unwrap();
     fs::remove_file(second.path).unwrap();
     assert!(!look(&directory.0).is_whole());
@@ -347,7 +347,7 @@ fn a_trail_that_grows_meanwhile_raises_no_alarm() {
     });
 }
 
-/// What the spool itself writes, with everything that happens to it.
+/// Verifies what the spool itself writes, through random events.
 #[test]
 fn a_spool_is_whole_whatever_happened_to_the_program() {
     use crate::spool::{SYSTEM, Settings, Spool};
@@ -362,7 +362,7 @@ fn a_spool_is_whole_whatever_happened_to_the_program() {
         now.0 += 10_000 + dice.roll(90_000) as i64;
         match dice.roll(30) {
             0 => {
-                // As after kill -9: nothing is closed, HEAD lags behind.
+                // As after kill -9: no segment is closed, and HEAD lags behind.
                 drop(spool);
                 assert_eq!(look(&directory.0).problems, [], "round {round}, after a crash");
                 spool = open(now);
@@ -395,10 +395,10 @@ mod rows_of_a_database {
     use super::*;
     use crate::verify::rows::{Beside, DropRecord, Dropped, Rows, heads};
 
-    /// Half an hour after what is dropped here.
+    /// Half an hour after the removals below.
     const NOW: &str = "2026-11-24T14:30:00Z";
 
-    /// The frames and the entries of one class.
+    /// The frames and entries of one class.
     fn read(directory: &Path) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         read_class(directory, Class::Data)
     }
@@ -471,13 +471,13 @@ mod rows_of_a_database {
         let mut rows = left.clone();
         rows[0].1 = changed.as_bytes();
         assert!(!walk(&rows, beside(vec![signed.clone()])).is_whole());
-        // Somebody drops more, and writes that down.
+        // An attacker removes more rows and changes the record accordingly.
         let mut forged = signed.clone();
         forged.record.through = 200;
         let fewer: Vec<_> = left.iter().copied().filter(|row| row.0 <= 100 || row.0 > 200).collect();
         assert!(!walk(&fewer, beside(vec![forged])).is_whole());
         assert!(!walk(&left, beside(Vec::new())).is_whole());
-        // Nobody vouches for it yet. That is so for minutes, and neither for ever nor in times to come.
+        // An unsigned record is accepted for some time only, and not with a time in the future.
         let unsigned = Dropped { signature: None, ..signed };
         let found = walk(&left, beside(vec![unsigned.clone()]));
         assert!(found.is_whole() && found.notes.len() == 1, "{found:?}");
@@ -532,10 +532,10 @@ mod rows_of_a_database {
         assert!(found.notes.iter().any(|note| note.contains("outrigger_audit_unshipped_entries")), "{found:?}");
         let found = walk(&[], Beside { heads: told(&others), ..Beside::default() });
         assert!(matches!(found.problems[0].wrong, Wrong::Truncated { last: 0, .. }), "nothing at all: {found:?}");
-        // Each class is shipped for itself: what a young checkpoint names may be under way.
+        // Classes are shipped independently: entries that a recent checkpoint names may not be stored yet.
         let found = walk_at("2025-11-24T16:30:00Z", some, beside(told(&others)));
         assert!(found.is_whole() && found.notes.iter().any(|note| note.contains("not all stored yet")), "{found:?}");
-        // Whoever has no key cannot make one say something else.
+        // Without the key, a checkpoint cannot be changed.
         let forged: Vec<Vec<u8>> = others
             .iter()
             .map(|line| {
@@ -578,7 +578,7 @@ mod rows_of_a_database {
     }
 }
 
-/// What somebody without the key could do to a trail.
+/// Manipulations that are possible without the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tampering {
     Edit,
@@ -616,11 +616,11 @@ const TAMPERINGS: [Tampering; 14] = [
 
 struct Tampered {
     what: String,
-    /// A class's last checkpoint, of which nothing is left but a note when it is gone: no entry depends on it.
+    /// Whether a class's last checkpoint was removed. That leaves only a note, since no entry depends on it.
     is_last_checkpoint: bool,
 }
 
-/// Writes the entries from line `from` on anew so that each names the one before.
+/// Rewrites the entries from line `from` on, so that each has the hash of the previous one.
 fn rechain(lines: &mut [Vec<u8>], from: usize) {
     for at in from.max(2)..lines.len() {
         if !lines[at].starts_with(b"{\"seq\"") {
@@ -720,7 +720,7 @@ fn tamper(directory: &Path, tampering: Tampering, dice: &mut Dice) -> Tampered {
             plain(format!("slot {slot}"))
         }
         Tampering::Rewrite => {
-            // The whole segment, each entry after the one before: only what is signed tells.
+            // Rewrites the whole segment with valid hashes: only signatures reveal it.
             let line = 1 + dice.roll(lines.len() - 2);
             let text = String::from_utf8(lines[line].clone()).unwrap();
             lines[line] = text.replace("\"status\":200", "\"status\":403").into_bytes();
@@ -785,7 +785,7 @@ fn whatever_is_done_to_a_trail_is_found_and_nothing_else() {
             let findings = look(&directory.0);
             let is_found = !findings.is_whole() || tampered.is_last_checkpoint && !findings.notes.is_empty();
             assert!(is_found, "round {round}: {}", tampered.what);
-            // A single edit is one or two problems, not a flood of them.
+            // A single edit causes few problems.
             if tampering == Tampering::Edit {
                 assert!(findings.count() <= 8, "round {round}: {}: {:#?}", tampered.what, findings.problems);
             }

@@ -1,4 +1,4 @@
-//! One chain, entry by entry: what came last, and so what must come next.
+//! Verifies one chain, entry by entry.
 
 use std::collections::VecDeque;
 
@@ -8,40 +8,40 @@ use ring::digest::{SHA256, digest};
 use super::Wrong;
 use crate::entry::Entry;
 
-/// What is signed: an entry's number and hash.
+/// A signed statement about an entry: its number and hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The number; 0 stands for the beginning.
+    /// The number; 0 stands for the chain's beginning.
     pub seq: u64,
     /// The hash.
     pub hash: Hash,
-    /// What says so, such as `HEAD`.
+    /// Its source, such as `HEAD`.
     pub by: String,
 }
 
-/// A chain that is walked.
+/// The verification of one chain.
 pub(super) struct Walk {
     class: String,
     next: u64,
-    /// The hash of the entry before `next`; `None` when that could not be read.
+    /// The hash of the entry before `next`; `None` if that could not be read.
     hash: Option<Hash>,
-    /// In order of their numbers; those that were met are gone.
+    /// By number, without those already met.
     claims: VecDeque<Claim>,
     pub(super) entries: u64,
-    /// The chain can have alarms of the program itself; the one that was met last.
+    /// Whether the chain may have alarms of the program itself, and the latest one.
     has_alarms: bool,
     alarm: Option<(u64, &'static str)>,
 }
 
-/// What the program enters when it finds at its start that an older state was put back. Everything else that it finds leaves its own
+/// Actions that the program records at its start if an older state was restored. Its other findings leave their own
 /// evidence.
 const ALARMS: [&str; 2] = ["audit.rolled_back", "audit.unvouched"];
 
-/// What a line was.
+/// The result for a line.
 pub(super) enum Step {
-    /// The entry that was due.
+    /// The expected entry.
     Due,
-    /// Something is wrong with the entry of this number.
+    /// A problem with the entry of this number.
     Wrong(Option<u64>, Wrong),
 }
 
@@ -63,10 +63,10 @@ fn alarm_in(line: &[u8]) -> Option<&'static str> {
 }
 
 impl Walk {
-    /// Begins before entry `next`, whose `prev` has to be `hash`.
+    /// Begins before entry `next`, whose `prev` must be `hash`.
     pub(super) fn new(class: Class, next: u64, hash: Option<Hash>, mut claims: Vec<Claim>) -> Self {
         claims.sort_by_key(|claim| claim.seq);
-        // What is before the beginning is nobody's to prove any more.
+        // Claims about entries before the beginning can no longer be verified.
         claims.retain(|claim| claim.seq + 1 >= next);
         let has_alarms = class == Class::Administration;
         let class = format!(",\"class\":\"{}\",", class.name());
@@ -85,7 +85,7 @@ impl Walk {
         self.hash
     }
 
-    /// What of a line can be read without parsing it: its number, and where its `prev` is.
+    /// Reads a line's number and `prev` without parsing it.
     fn read<'a>(&self, line: &'a [u8]) -> Result<(u64, &'a [u8]), &'static str> {
         let rest = line.strip_prefix(BEFORE).ok_or("it does not begin with a number")?;
         let digits = rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
@@ -100,12 +100,12 @@ impl Walk {
         Ok((seq, prev.ok_or("it does not end with the hash of the one before")?))
     }
 
-    /// Takes the next line. Whatever it is, the walk goes on after it in a way that makes one fault one problem, or few.
+    /// Verifies the next line. After a problem, continues so that one fault causes one or few problems.
     pub(super) fn step(&mut self, line: &[u8]) -> Step {
         let (seq, prev) = match self.read(line) {
             Ok(read) => read,
             Err(why) => {
-                // It stands for the entry that was due: the next one is not blamed for it.
+                // Counts as the expected entry, so that the next one is not reported for it.
                 let due = self.next;
                 (self.next, self.hash) = (due + 1, None);
                 self.forget_claims();
@@ -116,7 +116,7 @@ impl Walk {
         if self.has_alarms {
             self.alarm = alarm_in(line).map(|action| (seq, action));
         }
-        // What could not be read may have been added before this one, which then is the one that was due.
+        // An unreadable line may have been inserted before the expected entry, which this one then is.
         let is_due_late = self.hash.is_none() && seq + 1 == self.next;
         if seq < self.next && !is_due_late {
             return Step::Wrong(Some(seq), Wrong::OutOfPlace { expected: self.next });
@@ -133,7 +133,7 @@ impl Walk {
         self.take(seq, line, wrong)
     }
 
-    /// The alarm of the program itself that the line before was, once.
+    /// Takes the program's alarm in the last line, if it was one.
     pub(super) fn alarm(&mut self) -> Option<(u64, &'static str)> {
         self.alarm.take()
     }
@@ -148,7 +148,7 @@ impl Walk {
         }
     }
 
-    /// Whether what is signed about the beginning agrees with it.
+    /// Verifies the claims about the chain's beginning.
     pub(super) fn begin(&mut self) -> Option<(u64, Wrong)> {
         let (last, hash) = (self.last(), self.hash?);
         self.meet_claims(last, &hash).map(|by| (last, Wrong::Contradicted { by }))
@@ -169,13 +169,13 @@ impl Walk {
         while self.claims.pop_front_if(|claim| claim.seq < next).is_some() {}
     }
 
-    /// Goes on at entry `next` after what is `hash`; what was due before is not there.
+    /// Continues at entry `next`, whose `prev` must be `hash`; the expected entries before it are missing.
     pub(super) fn jump(&mut self, next: u64, hash: Option<Hash>) {
         (self.next, self.hash) = (next, hash);
         self.forget_claims();
     }
 
-    /// What is vouched for, not dropped since, and did not come: the last of it.
+    /// The last claim about an entry that is missing and was not removed by retention.
     pub(super) fn unmet(&self, floor: u64) -> Option<&Claim> {
         self.claims.iter().rev().find(|claim| claim.seq >= self.next.max(floor))
     }

@@ -1,4 +1,4 @@
-//! One Machine of the house: an app, and a proxy in front of it. Several of them know each other.
+//! One Machine of the stack: an app and a proxy in front of it. Several Machines are peers.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,41 +9,41 @@ use xtask::{Error, Process, Program, Result, Signal, http, paths, ports, program
 
 use super::trail::Secrets;
 
-/// The app knows the SHA-256 of the tour's key only.
+/// The app only has the SHA-256 of the tour's key.
 const KEY_SHA256: &str = "e587b71720a61b2fed9121a17b552ada9cbeec6d468f3bfb1be92300b821729a";
 const START: Duration = Duration::from_secs(60);
 /// Longer than either program's own drain.
 const STOP: Duration = Duration::from_secs(60);
 
-/// What all Machines are told.
+/// Settings that all Machines share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// The directory of the house.
+    /// The state directory of the stack.
     pub(super) state: PathBuf,
-    /// PostgreSQL.
+    /// URL of PostgreSQL.
     pub(super) database_url: String,
-    /// ChromaDB.
+    /// URL of ChromaDB.
     pub(super) chroma_url: String,
-    /// What the app signs tokens with.
+    /// The secret with which the app verifies JWTs.
     pub(super) token_secret: String,
-    /// Of the audit trail.
+    /// Secrets of the audit log.
     pub(super) trail: Secrets,
-    /// How Machines find each other; `None` when there is only one.
+    /// Settings for peers; `None` for a single Machine.
     pub(super) peers: Option<Peers>,
 }
 
-/// How Machines find each other.
+/// Settings for peers.
 #[derive(Debug)]
 pub(super) struct Peers {
     /// The edge's name server.
     pub(super) resolver: SocketAddr,
-    /// Where each listens for the others, at its own address.
+    /// The port on which each Machine listens for its peers, at its own address.
     pub(super) port: u16,
-    /// What they sign with.
+    /// The key that signs cookies and hops.
     pub(super) key: String,
 }
 
-/// Where one listens.
+/// The addresses of a Machine's listeners.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
     pub(super) proxy: SocketAddr,
@@ -52,7 +52,7 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// On free ports.
+    /// Uses free ports.
     pub(super) fn free() -> Result<Self> {
         let any = || Ok::<_, Error>((Ipv4Addr::LOCALHOST, ports::free()?).into());
         Ok(Self { proxy: any()?, admin: any()?, app: any()? })
@@ -63,7 +63,7 @@ impl Addresses {
     }
 }
 
-/// One that runs.
+/// A running Machine.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) number: u8,
@@ -81,12 +81,12 @@ impl Machine {
         Ok(Self { number, at, app, proxy })
     }
 
-    /// How the edge calls it: its name, where it listens, and its private address.
+    /// Its description for the edge: name, listener, and private address.
     pub(super) fn for_edge(&self) -> String {
         format!("{},{},{}", name(self.number), self.at.proxy, private(self.number))
     }
 
-    /// Starts again what has ended, as Fly does with a Machine.
+    /// Restarts it if one of its processes has ended, as Fly does with a Machine.
     pub(super) fn revive(&mut self, shared: &Shared) -> Result<()> {
         let ended = [&mut self.app, &mut self.proxy]
             .into_iter()
@@ -98,12 +98,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Who has ended, with its last words.
+    /// Its processes.
     pub(super) fn processes(&mut self) -> [&mut Process; 2] {
         [&mut self.app, &mut self.proxy]
     }
 
-    /// The proxy first, so that the app answers what is under way.
+    /// Stops the proxy first, so that the app completes requests in flight.
     pub(super) fn stop(&mut self) {
         for process in [&mut self.proxy, &mut self.app] {
             if process.is_running() && process.stop(Signal::TERM, STOP).is_err() {
@@ -118,12 +118,12 @@ fn name(number: u8) -> String {
     format!("m{number}")
 }
 
-/// All of 127.0.0.0/8 is this computer: each Machine has an address of its own in it.
+/// The Machine's own address in 127.0.0.0/8, all of which is this computer.
 fn private(number: u8) -> IpAddr {
     IpAddr::from([127, 0, 0, number.saturating_add(1)])
 }
 
-/// With one Machine, files are called as their program; with several, each has its own.
+/// The name of a Machine's file; without the Machine's name if there is only one.
 fn named(shared: &Shared, what: &str, number: u8, suffix: &str) -> String {
     match shared.peers {
         Some(_) => format!("{what}-{}.{suffix}", name(number)),
@@ -138,7 +138,7 @@ fn called(shared: &Shared, what: &str, number: u8) -> String {
     }
 }
 
-/// Where a Machine's proxy writes its audit trail: one that stays when the Machine ends.
+/// The audit directory of a Machine's proxy. It is kept when the Machine ends.
 pub(super) fn spool(shared: &Shared, number: u8) -> PathBuf {
     shared.state.join(match shared.peers {
         Some(_) => format!("audit-{}", name(number)),
@@ -147,7 +147,7 @@ pub(super) fn spool(shared: &Shared, number: u8) -> PathBuf {
 }
 
 fn start_app(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Result<Process> {
-    // It gets a pseudonym key in place of the keys that sign the audit log.
+    // The app gets a pseudonym key in place of the keys that sign the audit log.
     let mut program = Program::new(programs::find("outrigger")?)
         .args(["audit", "keys", "exec", "--"])
         .arg(programs::find("outrigger-app")?);
@@ -203,7 +203,7 @@ fn start_proxy(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Res
 /// The app's name on Fly.
 pub(super) const APP: &str = "outrigger";
 
-/// The stand-in for Fly's edge, in front of several Machines.
+/// Starts the stand-in for Fly's edge, in front of several Machines.
 pub(super) fn start_edge(shared: &Shared, listen: SocketAddr, machines: &[Machine]) -> Result<Process> {
     let Some(peers) = &shared.peers else { return Err(Error::new("one Machine has no edge")) };
     let mut program = Program::new(programs::find("outrigger-edge")?)
@@ -218,14 +218,14 @@ pub(super) fn start_edge(shared: &Shared, listen: SocketAddr, machines: &[Machin
     Ok(edge)
 }
 
-/// One log for each run: the last one's end would be taken for this one's beginning.
+/// One log per run: the end of the previous one could be mistaken for the start of this one.
 fn fresh_log(state: &Path, name: &str) -> PathBuf {
     let log = state.join(name);
     let _ = fs::remove_file(&log);
     log
 }
 
-/// Whether `path` is answered with 200.
+/// Whether a request for `path` returns 200.
 pub(super) fn is_ok(address: SocketAddr, path: &str) -> bool {
     http::get(address, path, Duration::from_secs(2)).is_ok_and(|answer| answer.status == 200)
 }

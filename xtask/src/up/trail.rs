@@ -1,5 +1,5 @@
-//! The audit trail of the house: secrets that are made once and kept, so that what was entered stays readable over restarts; and what a
-//! shell needs to know for `outrigger audit`.
+//! The audit log of the stack: secrets created once and kept, so that entries stay readable across restarts, and the
+//! environment of `outrigger audit` for a shell.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use xtask::{Result, error::While, paths, postgres};
 
-/// What both programs of every Machine are told.
+/// The secrets for both programs of every Machine.
 #[derive(Debug)]
 pub(super) struct Secrets {
     /// `OUTRIGGER_AUDIT_KEYS`.
@@ -19,7 +19,7 @@ pub(super) struct Secrets {
 }
 
 impl Secrets {
-    /// Those of the house in `state`.
+    /// The secrets of the stack in `state`.
     pub(super) fn of(state: &Path) -> Result<Self> {
         let random = || postgres::random_hex(32);
         Ok(Self {
@@ -28,7 +28,7 @@ impl Secrets {
         })
     }
 
-    /// Writes down what `outrigger audit` has to know of a trail, for a shell to read with `.`; gives the file.
+    /// Writes the environment of `outrigger audit` to a file that a shell can source, and returns its path.
     pub(super) fn for_shell(&self, state: &Path, spool: &Path, admin: SocketAddr, database: &str) -> Result<PathBuf> {
         let config = paths::root().join("config/proxy.toml");
         let variables = [
@@ -45,12 +45,12 @@ impl Secrets {
     }
 }
 
-/// As one word of a shell.
+/// Quotes the value as a single word for a shell.
 fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
 
-/// What is in the file; what `make` gives, the first time.
+/// The file's content; if the file is missing, writes and returns the result of `make`.
 fn kept(file: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     match fs::read_to_string(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -62,7 +62,8 @@ fn kept(file: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     }
 }
 
-/// Writes a file that only its owner may read. Made beside and moved into place: an interrupted run leaves no half of a secret.
+/// Writes a file that only its owner may read. Written under another name and renamed, so that an interrupted run
+/// leaves no partial secret.
 fn write_private(file: &Path, content: &str) -> Result<()> {
     let doing = format!("writing {}", file.display());
     let fresh = file.with_extension("new");
