@@ -1,0 +1,85 @@
+//! The fair queue in the simulator: many clients under overload, with several seeds each. The example `fairness` prints the
+//! figures of docs/overload.md for the same scenarios.
+
+#[allow(dead_code)] // Used by the examples only.
+#[path = "support/crowd.rs"]
+mod crowd;
+#[allow(dead_code)] // Used by the other tests and the examples only.
+#[path = "support/simulator.rs"]
+mod simulator;
+
+use crowd::{Asked, Crowd, Fate, Group, Population, run};
+use simulator::{MS, SECOND};
+
+const SEEDS: std::ops::Range<u64> = 1..4;
+const END: u64 = 12 * SECOND;
+
+/// What became of the requests of each group, after the 5 s in which the concurrency limit adapts.
+fn fates<const N: usize>(groups: [Group; N], seed: u64, is_blind: bool) -> [Fate; N] {
+    let asked = run(&Crowd { is_blind, ..Crowd::new(groups.to_vec()) }, seed);
+    std::array::from_fn(|group| Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && asked.group == group)))
+}
+
+fn modest(load: f64) -> Group {
+    Group::new(Population::Equal(100), load, END)
+}
+
+#[test]
+fn a_greedy_client_takes_nothing_from_modest_ones() {
+    for seed in SEEDS {
+        for load in [2.0, 10.0] {
+            let greedy = Group::new(Population::Equal(1), load, END);
+            let [modest, greedy] = fates([modest(0.5), greedy], seed, false);
+            assert_eq!(modest.served, modest.asked, "seed {seed}, load {load}");
+            assert!(modest.waited_ms[1] < 60.0, "seed {seed}, load {load}: {:?} ms", modest.waited_ms);
+            assert!(greedy.served > 0, "the rest of the capacity is the greedy client's");
+        }
+    }
+}
+
+#[test]
+fn clients_that_ask_alike_are_all_served_while_the_app_has_time_for_them() {
+    for clients in [10, 1_000, 100_000] {
+        let [all] = fates([Group::new(Population::Equal(clients), 0.9, END)], 1, false);
+        assert_eq!(all.served, all.asked, "{clients} clients");
+    }
+}
+
+#[test]
+fn few_large_clients_are_refused_before_many_small_ones() {
+    let rank = |asked: &Asked| asked.client & ((1 << 40) - 1);
+    for clients in [1_000, 100_000] {
+        let crowd = Crowd::new(vec![Group::new(Population::Zipf(clients), 2.0, END)]);
+        let [fair, blind] = [false, true].map(|is_blind| {
+            let asked = run(&Crowd { is_blind, ..crowd.clone() }, 1);
+            Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && rank(asked) >= 10)).share()
+        });
+        assert!(fair > blind + 0.1, "{clients} clients: {fair} with the fair queue, {blind} in order of arrival");
+    }
+}
+
+/// A new key on each request: no algorithm can tell these from so many clients with one request each.
+#[test]
+fn clients_with_a_new_key_on_each_request_take_little_more_than_in_order_of_arrival() {
+    for seed in SEEDS {
+        let new = |load| Group::new(Population::Sybil, load, END);
+        let [modest_ones, new_ones] = fates([modest(0.5), new(0.4)], seed, false);
+        assert_eq!((modest_ones.served, new_ones.served), (modest_ones.asked, new_ones.asked), "seed {seed}");
+        let ([fair, _], [blind, _]) =
+            (fates([modest(0.5), new(2.0)], seed, false), fates([modest(0.5), new(2.0)], seed, true));
+        assert!(fair.share() > 0.6 * blind.share(), "seed {seed}: {} against {}", fair.share(), blind.share());
+    }
+}
+
+#[test]
+fn a_page_with_many_parts_after_slow_reports_is_served_whole() {
+    for report in [SECOND, 3 * SECOND, 10 * SECOND, 30 * SECOND] {
+        let mut reports = Group::new(Population::Equal(1), 0.0, END);
+        (reports.burst, reports.service) = (Some(12), report);
+        let mut parts = Group::new(Population::Equal(1), 0.0, END);
+        (parts.burst, parts.service, parts.from) = (Some(100), 10 * MS, 60 * SECOND);
+        let asked = run(&Crowd::new(vec![reports, parts]), 1);
+        let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
+        assert_eq!(fate.served, fate.asked, "after reports of {} s", report / SECOND);
+    }
+}
