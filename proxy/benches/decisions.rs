@@ -1,4 +1,4 @@
-//! What a decision costs: `cargo bench --package outrigger`.
+//! The cost of policy decisions: `cargo bench --package outrigger`.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn quota() -> Quota {
     "1000/1s".parse().ok().and_then(|rate| Quota::new(rate, 1000, Multiplier::ONE)).unwrap_or_else(|| unreachable!())
 }
 
-/// A table in which so many keys are in use, and the time at which they are.
+/// A table with this many keys in use, and its current time.
 fn used(keys: u64) -> (Table, AtomicU64) {
     let table = Table::new(usize::try_from(keys).unwrap_or(usize::MAX));
     let now = 1 << 50;
@@ -35,7 +35,7 @@ fn used(keys: u64) -> (Table, AtomicU64) {
     (table, AtomicU64::new(now))
 }
 
-/// One limit of one request, for clients in no order.
+/// Checks one rate limit for one request, with clients in scattered order.
 #[divan::bench(args = [1, 1_000, 100_000, 1_000_000])]
 fn limit(bencher: Bencher<'_, '_>, keys: u64) {
     let (table, clock) = used(keys);
@@ -48,7 +48,7 @@ fn limit(bencher: Bencher<'_, '_>, keys: u64) {
     });
 }
 
-/// The same, refused.
+/// A request that exceeds its rate limit.
 #[divan::bench]
 fn limit_refused(bencher: Bencher<'_, '_>) {
     let (table, clock) = used(1);
@@ -68,7 +68,7 @@ fn limit_contended(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One shared limit of one request, for clients in no order, while somebody settles now and then.
+/// Checks one shared rate limit for one request, with clients in scattered order and an occasional sync.
 #[divan::bench(args = [1, 1_000, 100_000])]
 fn limit_shared(bencher: Bencher<'_, '_>, keys: u64) {
     let shared = Shared::new(usize::try_from(keys).unwrap_or(usize::MAX));
@@ -91,7 +91,7 @@ fn limit_shared(bencher: Bencher<'_, '_>, keys: u64) {
     });
 }
 
-/// A key that has no cell yet: its name is a keyed hash.
+/// The name of a key without a cell yet: a keyed hash.
 #[divan::bench]
 fn limit_shared_name(bencher: Bencher<'_, '_>) {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"outrigger");
@@ -107,7 +107,7 @@ fn wish(priority: Priority) -> Wish {
     Wish { priority, client: 7, class: 3, mode: Mode::Enforce, is_guest: false }
 }
 
-/// A slot taken, its answer recorded, and given back: two decisions.
+/// Takes a permit, records the response, and returns the permit: two decisions.
 #[divan::bench(threads = [1, 2])]
 fn admission(bencher: Bencher<'_, '_>) {
     let gate = gate(100);
@@ -119,7 +119,7 @@ fn admission(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Nothing is free, and everybody who waits is at least as important.
+/// No permit is free, and all waiting requests are at least as important.
 #[divan::bench]
 fn admission_refused(bencher: Bencher<'_, '_>) {
     let gate = gate(100);
@@ -134,7 +134,7 @@ fn admission_refused(bencher: Bencher<'_, '_>) {
     bencher.bench(|| black_box(matches!(gate.ask(wish(Priority::Low), now, |_| {}), Entry::Refused)));
 }
 
-/// A more important request takes a place in a full queue and leaves it.
+/// A more important request joins a queue of less important ones, and leaves it.
 #[divan::bench]
 fn admission_displaced(bencher: Bencher<'_, '_>) {
     let gate = gate(100);

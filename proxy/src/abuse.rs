@@ -1,6 +1,7 @@
-//! Who is shut out: bans, what leads to them, and the stage that applies them.
+//! Bans: which offences lead to one, and the stage that rejects banned clients.
 //!
-//! Offences are counted in the same table as limits, one quota for each kind. Nobody is looked up while nobody is banned.
+//! Offences are counted in the same table as rate limits, with one quota per kind. Without bans, requests need no
+//! lookup.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,53 +18,53 @@ use crate::limits::table::Table;
 use crate::rejection::Rejection;
 use crate::state::State;
 
-/// The rules.
+/// The configuration of bans.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Whether bans count.
+    /// The mode: enforce, monitor or off.
     pub mode: Mode,
-    /// What is allowed of each offence.
+    /// The quota of each offence.
     pub quotas: [Option<Quota>; Offence::ALL.len()],
-    /// How long bans are.
+    /// The length of bans.
     pub bans: Settings,
-    /// Who is never banned.
+    /// Networks that are never banned.
     pub allow: Vec<Network>,
-    /// How many are remembered.
+    /// The maximum number of remembered bans.
     pub max_bans: usize,
 }
 
-/// Who is banned.
+/// A banned client.
 #[derive(Clone, Debug)]
 pub struct Banned {
-    /// As operators name it: `address:192.0.2.1`, `key:acme`, `user:ann`.
+    /// The name that operators use: `address:192.0.2.1`, `key:acme`, `user:ann`.
     pub who: String,
-    /// For how long, and why.
+    /// The end of the ban, and the reason.
     pub ban: Ban,
 }
 
-/// At the bound, one in so many of the bans ends before its time.
+/// At the maximum, one in this many bans ends early.
 const MAKE_ROOM: usize = 16;
 
-/// Where offences of a kind by a client are counted. No rule of the file has such a number.
+/// Returns the tag for the offences of one kind by a client.
 fn tag(client: u64, offence: Offence) -> u64 {
     mix(client ^ mix(u64::MAX - offence as u64))
 }
 
-/// Everybody who is banned, or was not long ago; by the hash of the client.
+/// All clients that are banned, or were recently, by the hash of the client.
 #[derive(Debug, Default)]
 pub struct Bans {
     by_client: DashMap<u64, Banned>,
-    /// How many are remembered: zero, nearly always, and then nothing is looked up.
+    /// The number of remembered bans: almost always zero, and then there is no lookup.
     remembered: AtomicUsize,
 }
 
 impl Bans {
-    /// The ban that holds for `client`.
+    /// Returns the ban in force for `client`.
     fn holding(&self, client: u64, now: u64) -> Option<Ban> {
         self.by_client.get(&client).map(|banned| banned.ban).filter(|ban| ban.holds(now))
     }
 
-    /// Bans a client; gives the ban if it is a new one.
+    /// Bans a client; returns the ban if it is new.
     fn add(&self, client: u64, who: &str, offence: Offence, now: u64, rules: &Rules) -> Option<Ban> {
         self.make_room(client, now, rules);
         let mut is_new = false;
@@ -80,7 +81,7 @@ impl Bans {
         is_new.then_some(ban)
     }
 
-    /// By an operator, for a given time.
+    /// Bans a client for an operator, for this time.
     pub fn set(&self, client: u64, who: &str, length: Duration, now: u64, rules: &Rules) -> Ban {
         self.make_room(client, now, rules);
         let ban = Ban::of(length, now);
@@ -89,7 +90,7 @@ impl Bans {
         ban
     }
 
-    /// Lifts a ban, and forgets what led to it. False if there was none.
+    /// Lifts a ban, and resets the client's offences. Returns false if there was no ban.
     pub fn lift(&self, client: u64, now: u64, table: &Table) -> bool {
         let lifted = self.by_client.remove(&client).is_some_and(|(_, banned)| banned.ban.holds(now));
         self.remembered.store(self.by_client.len(), Ordering::Relaxed);
@@ -99,7 +100,7 @@ impl Bans {
         lifted
     }
 
-    /// Those that hold, the one that ends first at the front.
+    /// Returns the bans in force; the one that ends first is at the front.
     pub fn list(&self, now: u64) -> Vec<Banned> {
         let mut holding: Vec<Banned> =
             self.by_client.iter().filter(|entry| entry.ban.holds(now)).map(|entry| entry.clone()).collect();
@@ -107,7 +108,7 @@ impl Bans {
         holding
     }
 
-    /// How many hold.
+    /// Returns the number of bans in force.
     pub fn held(&self, now: u64) -> usize {
         self.by_client.iter().filter(|entry| entry.ban.holds(now)).count()
     }
@@ -120,7 +121,7 @@ impl Bans {
         if self.by_client.len() < rules.max_bans {
             return;
         }
-        // A share of them at once: looking for the first takes as long as looking for many.
+        // Remove a share of them at once: finding the first takes as long as finding many.
         let mut ends: Vec<(u64, u64)> = self.by_client.iter().map(|entry| (entry.ban.until, *entry.key())).collect();
         ends.sort_unstable();
         let too_many = ends.len() + 1 - rules.max_bans;
@@ -130,10 +131,10 @@ impl Bans {
     }
 }
 
-/// Refuses who is banned. The stage.
+/// Stage: rejects banned clients.
 ///
-/// A client that has proved who it is answers for itself alone: a ban that its address has earned, by whoever has not, does not
-/// concern it, and what it does itself bans nobody else. What an operator bans is banned for all who come from there.
+/// A ban of an address that unverified clients have caused does not apply to a verified client there, and the ban of a
+/// verified client applies to no other client. A ban by an operator applies to all clients of the address.
 ///
 /// # Errors
 /// [`Rejection::Banned`]
@@ -151,7 +152,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     let concerns = |ban: &Ban| verified.is_none() || ban.offence == Offence::Operator;
     let ban = state.bans.holding(id, now).or_else(|| state.bans.holding(address_id, now).filter(concerns));
     let Some(ban) = ban else { return Ok(()) };
-    // What an operator does counts whatever the mode is.
+    // A ban by an operator is enforced in `monitor` mode as well.
     let is_monitored = rules.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
     if is_monitored && ban.offence != Offence::Operator {
         state.metrics.refusals.monitored(Rejection::BANNED, exchange.route().priority, tier);
@@ -160,7 +161,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     Err(Rejection::Banned { retry_after: ban.left(now) })
 }
 
-/// Counts an offence; too many of them lead to a ban.
+/// Counts an offence; too many lead to a ban.
 pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
     let rules = &exchange.rules.config.abuse;
     let Some(quota) = rules.quotas[offence as usize] else { return };
@@ -173,7 +174,7 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
     let tag = tag(client.id, offence);
     match state.limits.take(tag, quota, now, 1, || tag) {
         Ok(_) => return,
-        // Where the table is full, others may have done what this one would be banned for.
+        // When the table is full, other clients may have caused the offences in the shared cell.
         Err(refused) if refused.overflowed => return,
         Err(_) => {}
     }
@@ -182,7 +183,7 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
     }
     let who = client.shown();
     if let Some(ban) = state.bans.add(client.id, &who, offence, now, rules) {
-        // After the ban it is counted anew.
+        // After a ban the count starts again.
         state.limits.forget(tag);
         let mode = if exchange.admission == Mode::Monitor { Mode::Monitor } else { rules.mode };
         state.metrics.banned(offence, mode);

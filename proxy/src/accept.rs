@@ -1,7 +1,8 @@
-//! Connections: how many, how slowly they may speak, and when they rest.
+//! Accepts client connections: limits their number, enforces deadline and size of a request's head, and closes idle ones.
 //!
-//! Pingora's hooks begin when a head is complete. Everything before that is here: the connection cap, the deadline and
-//! the bound of a head, what is malformed, and connections at rest, which cost a task and a socket but no buffer.
+//! Pingora's hooks begin when a head is complete. This module does everything before that: the connection limit, the
+//! deadline and the size limit of a head, the rejection of malformed heads, and idle connections, which cost a task and a
+//! socket but no buffer.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,30 +33,30 @@ use crate::timer::Timer;
 use crate::upstream::Resource;
 use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
 
-/// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
-/// connection it just used gets its answer, with `Connection: close`.
+/// How long a connection must have been idle before it is closed on shutdown, or to free its descriptor. A client that is
+/// about to send on a connection it just used still gets its response, with `Connection: close`.
 pub const RESTED: Duration = Duration::from_millis(500);
 
-/// How long a connection may take to be complete that was being made when the listener stopped taking new ones.
+/// How long handshakes that are in progress when the listener stops accepting may take to complete.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
-/// What a Machine adds to a head that it sends to a peer, at the most.
+/// Extra bytes and headers allowed in a head from a peer, for the headers that the first Machine adds.
 const PEER_FIELDS_BYTES: usize = 4096;
 const PEER_FIELDS: usize = 16;
 
 /// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What one worker thread serves with.
+/// The parts with which one worker thread serves connections.
 #[derive(Clone)]
 pub struct Worker {
-    /// What all workers share.
+    /// Shared by all workers.
     pub state: Arc<State>,
     /// This worker's own proxy and connections to the app.
     pub proxy: Arc<HttpProxy<Gateway>>,
-    /// Who may come by the listener that it serves.
+    /// The listener that it serves, which decides who may connect.
     pub listener: Listener,
-    /// True from the moment on which clients are asked to reconnect.
+    /// Becomes true when clients should reconnect elsewhere.
     pub leaving: watch::Receiver<bool>,
 }
 
@@ -65,7 +66,7 @@ impl std::fmt::Debug for Worker {
     }
 }
 
-/// What a listener speaks.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.0 and HTTP/1.1.
@@ -74,7 +75,7 @@ pub enum Protocol {
     H2c,
 }
 
-/// Accepts until `closing`, then takes what has connected already and stops listening.
+/// Accepts connections until `closing`, then serves those that have connected already and stops listening.
 pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, mut closing: watch::Receiver<bool>) {
     loop {
         let accepted = tokio::select! {
@@ -87,7 +88,7 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
             Err(e) => accept_failed(&e, &worker.state).await,
         }
     }
-    // From here on the kernel answers nobody new. Who was being connected has a moment to be, and is served.
+    // From here on the kernel accepts no new connections. Handshakes in progress get a moment to complete, and are served.
     refuse_new(&listener);
     let last = async {
         while let Ok((socket, client)) = listener.accept().await {
@@ -95,7 +96,7 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
         }
     };
     let _ = tokio::time::timeout(LAST_HANDSHAKES, last).await;
-    // At the end the kernel itself is asked: the runtime knows only of those that it was told of so far.
+    // Finally, accept without the runtime, which knows only of the connections that it was notified of so far.
     let Ok(listener) = listener.into_std() else { return };
     loop {
         match listener.accept() {
@@ -109,12 +110,12 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
     }
 }
 
-/// Drops every first packet of a connection (SYN without ACK) to the listening socket: nothing new begins, and what has
-/// begun goes on. Whoever comes now tries again, and is refused once the listener has closed; closing it at once would
-/// reset those whose last packet of three was still under way, which a client only notices when it has sent its request.
+/// Drops the first packet (SYN without ACK) of every new connection to the listening socket; handshakes in progress
+/// continue. A client that connects now retransmits its SYN, and is refused once the listener has closed. Closing it at once
+/// would reset connections whose final ACK is still in flight, which a client notices only after it has sent its request.
 fn refuse_new(listener: &TcpListener) {
     use socket2::SockFilter;
-    // Classic BPF, on what begins with the TCP header, whose 14th byte is the flags: SYN is 0x02, ACK 0x10.
+    // Classic BPF; the packet begins with the TCP header, whose byte 13 has the flags: SYN is 0x02, ACK 0x10.
     let only_what_has_begun = [
         SockFilter::new(0x30, 0, 0, 13),
         SockFilter::new(0x54, 0, 0, 0x12),
@@ -128,7 +129,7 @@ fn refuse_new(listener: &TcpListener) {
 }
 
 async fn accept_failed(error: &std::io::Error, state: &State) {
-    // A client that left between connecting and accepting is none of our concern.
+    // The client disconnected before its connection was accepted; not a problem of this process.
     if error.kind() == std::io::ErrorKind::ConnectionAborted {
         return;
     }
@@ -139,7 +140,8 @@ async fn accept_failed(error: &std::io::Error, state: &State) {
             false
         }
     };
-    // Those that were told to close do so in a moment. Anything else lasts: without a pause this loop would eat the CPU that could end it.
+    // Connections that were asked to close do so within a moment. Any other cause lasts: without a pause, this loop would
+    // take the CPU time that could resolve it.
     tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
 }
 
@@ -147,14 +149,14 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let state = &worker.state;
     state.metrics.connections_total.inc();
     let address = client.ip().to_canonical();
-    // The last descriptors are for what these clients ask for: connections to the app, the audit trail, the log.
+    // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
     if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {
         return turn_away(&socket, address, worker);
     }
     let Some(open) = state.open_connection(worker.listener, address) else {
         return turn_away(&socket, address, worker);
     };
-    // Answers are written whole, so waiting for more to send only delays them.
+    // Responses are written whole, so Nagle's algorithm would only delay them.
     if let Err(e) = socket.set_nodelay(true) {
         tracing::debug!("a new connection has gone already: {e}");
         return;
@@ -172,18 +174,19 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     }
 }
 
-/// Says 503 without keeping anything: at the bound there is nothing to keep it in.
+/// Responds with 503 and keeps no state for the connection, as the limit leaves no room for any.
 fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
     let (rejection, id) = (Rejection::TooManyConnections, RequestId::generate());
     let mut sink = [0; 4096];
-    // What has arrived is read, so that closing does not reset the answer away. Neither can be retried.
+    // Read what has arrived, so that closing does not reset the connection before the client has read the response. Neither
+    // call can be retried.
     let unread = socket.try_read(&mut sink).unwrap_or_default();
     record::refused_unread(&worker.state, rejection, id, client, &sink[..unread]);
     let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
     let _ = socket.try_write(answer.as_bytes());
 }
 
-/// One client, request by request.
+/// A client's connection, which carries one request at a time.
 struct Connection {
     stream: Box<ClientStream>,
     worker: Worker,
@@ -194,14 +197,14 @@ struct Connection {
     open: OpenConnection,
 }
 
-/// What waiting for a head came to.
+/// The result of waiting for a head.
 enum Arrival {
     Head(Head),
-    /// The client is done, or gone.
+    /// The client closed the connection, or it failed.
     Gone,
-    /// The process leaves, and this connection has rested.
+    /// The process is shutting down, and this connection is idle.
     Closing,
-    /// Nothing came for as long as a connection may rest, or it makes room for another one.
+    /// No byte arrived within the time allowed, or the connection makes room for another one.
     Idle,
     Refused(Rejection),
 }
@@ -215,7 +218,7 @@ impl Connection {
         loop {
             let head = match self.next_head().await {
                 Arrival::Head(head) => head,
-                // On the heap: what only a refusal needs would otherwise be part of every connection at rest.
+                // On the heap: otherwise every idle connection would contain the state that only a rejection needs.
                 Arrival::Refused(rejection) => return Box::pin(self.refuse(rejection)).await,
                 Arrival::Gone | Arrival::Closing | Arrival::Idle => return,
             };
@@ -236,7 +239,7 @@ impl Connection {
             }
             self.stream.begin(head);
             let mut session = ServerSession::new_http1(self.stream);
-            // Resting is our own affair: Pingora never waits for a head on this stream.
+            // Idle time is limited here: Pingora never waits for a head on this stream.
             session.set_keepalive(Some(0));
             let Some(finished) = self.worker.proxy.process_new_http(session, &self.worker.leaving).await else {
                 return;
@@ -255,13 +258,13 @@ impl Connection {
     async fn next_head(&mut self) -> Arrival {
         let mut limits = self.worker.state.rules.load().config.client;
         if self.origin.listener == Listener::Peers {
-            // What the first Machine has let in, and what it has added.
+            // The head that the first Machine accepted, plus the headers that it added.
             limits.max_head_bytes += PEER_FIELDS_BYTES;
             limits.max_fields += PEER_FIELDS;
         }
         let mut scanner = HeadScanner::default();
         let began = Instant::now();
-        // A new connection has to say something soon; one that has been served may rest.
+        // A new connection must send its first byte soon; one that has been served may be idle for longer.
         let first_byte_by = began + if self.requests == 0 { limits.head_timeout } else { limits.idle_timeout };
         let mut head_by = None;
         let mut held = 0;
@@ -344,12 +347,12 @@ impl Connection {
 enum Waited {
     Read(std::io::Result<usize>),
     TooLong,
-    /// For a newcomer.
+    /// For another connection.
     MakesRoom,
     Closing,
 }
 
-/// The head at the start of `pending`, if all of it is there and may pass.
+/// The head at the start of `pending`; `None` if it is incomplete.
 fn complete(
     scanner: &mut HeadScanner,
     pending: &[u8],
@@ -366,7 +369,7 @@ fn complete(
         Refused::TooLarge => Rejection::HeadTooLarge,
     })?;
     if head.framing == Framing::Chunked {
-        // What has come of the body is looked at now: the app should not hear of a request that is broken already.
+        // Check the part of the body that has arrived: the app should not see a request that is already broken.
         Chunks::default().feed(&pending[len..]).map_err(Rejection::Malformed)?;
     }
     Ok(Some(head))
@@ -391,7 +394,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
             tokio::select! {
                 biased;
                 _ = worker.proxy.process_new(stream, &worker.leaving) => {}
-                // It has no request in flight, and makes room for another connection.
+                // It has no request in flight and makes room for another connection.
                 () = open.entry.told() => {}
             }
             H2.with_borrow_mut(|connections| _ = connections.remove(&key));
@@ -409,17 +412,17 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
 }
 
 thread_local! {
-    /// The HTTP/2 connections of this worker, by what Pingora knows them by.
+    /// This worker's HTTP/2 connections, by [`ClientStream::key`].
     static H2: RefCell<HashMap<usize, Arc<ConnectionState>>> = RefCell::default();
 }
 
-/// The HTTP/2 connection of this worker that a request came by.
+/// The HTTP/2 connection of this worker with this socket digest.
 pub fn h2_connection(digest: &Arc<SocketDigest>) -> Option<Arc<ConnectionState>> {
     H2.with_borrow(|connections| connections.get(&(Arc::as_ptr(digest) as usize)).cloned())
 }
 
 thread_local! {
-    /// The connections of this worker that can be woken when the process closes.
+    /// The wakers of this worker's connections, to wake idle ones when the process shuts down.
     static RESTING: RefCell<Wakers> = const { RefCell::new(Wakers { slots: Vec::new(), free: Vec::new() }) };
 }
 
@@ -428,7 +431,7 @@ struct Wakers {
     free: Vec<usize>,
 }
 
-/// A place among this worker's connections.
+/// The index of a connection among this worker's wakers.
 struct Resting {
     slot: usize,
 }
@@ -457,7 +460,7 @@ impl Resting {
 
 impl Drop for Resting {
     fn drop(&mut self) {
-        // Gone only when the thread is ending, and the list with it.
+        // Fails only while the thread ends, which drops the list as well.
         let _ = RESTING.try_with(|wakers| {
             let mut wakers = wakers.borrow_mut();
             if let Some(slot) = wakers.slots.get_mut(self.slot) {
@@ -468,7 +471,7 @@ impl Drop for Resting {
     }
 }
 
-/// Wakes every connection of this thread, so that those at rest see that the process closes.
+/// Wakes every connection of this thread, so that idle ones notice the shutdown.
 pub fn wake_resting() {
     let wakers: Vec<Waker> =
         RESTING.with_borrow_mut(|wakers| wakers.slots.iter_mut().filter_map(Option::take).collect());

@@ -1,4 +1,4 @@
-//! One line a request, if the operator wants it.
+//! The access log: one line per request, if enabled.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -12,34 +12,34 @@ use crate::log::{Entry, LogQueue};
 use crate::metrics::Outcome;
 use crate::request_id::RequestId;
 
-/// What a line tells. Query strings are not among it: they carry secrets.
+/// A line of the access log. Query strings are left out: they contain secrets.
 #[derive(Debug)]
 pub struct Line {
     /// When the request ended.
     pub time: SystemTime,
-    /// Its name.
+    /// The request id.
     pub request_id: RequestId,
-    /// Who asked.
+    /// The address of the client.
     pub client: IpAddr,
     /// The method.
     pub method: http::Method,
     /// The path, shortened to 1024 bytes.
     pub path: String,
-    /// The route's name.
+    /// The name of the route.
     pub route: Arc<str>,
-    /// The answer's status; 499 when the client left.
+    /// The status of the response; 499 if the client disconnected.
     pub status: u16,
-    /// How it ended.
+    /// How the request ended.
     pub outcome: Outcome,
-    /// Why we answered or the app failed.
+    /// Why Outrigger rejected the request or the app failed.
     pub reason: Option<&'static str>,
-    /// The limit that refused it.
+    /// The rate limit that rejected it.
     pub limit: Option<String>,
-    /// Head to end of answer.
+    /// The time from the head to the end of the response.
     pub duration: Duration,
-    /// Attempts at the app.
+    /// The number of attempts at the upstream.
     pub attempts: u32,
-    /// Bytes of the answer's body.
+    /// The size of the response body, in bytes.
     pub body_bytes: u64,
 }
 
@@ -65,10 +65,10 @@ struct Shown<'a> {
 }
 
 impl Line {
-    /// Writes it as one line.
+    /// Writes one line.
     ///
     /// # Errors
-    /// The writer's.
+    /// Those of the writer.
     pub fn write(&self, out: &mut impl Write, format: LogFormat) -> io::Result<()> {
         let timestamp = jiff::Timestamp::try_from(self.time).unwrap_or_default();
         let duration_ms = self.duration.as_secs_f64() * 1000.0;
@@ -114,19 +114,19 @@ impl Line {
     }
 }
 
-/// Where lines go.
+/// The access log.
 #[derive(Debug)]
 pub struct AccessLog {
     queue: LogQueue,
 }
 
 impl AccessLog {
-    /// Lines go to `queue`.
+    /// Creates an access log that writes to `queue`.
     pub fn new(queue: LogQueue) -> Self {
         Self { queue }
     }
 
-    /// Never waits; a line that does not fit is counted and dropped.
+    /// Writes a line without waiting; one that does not fit is dropped and counted.
     pub fn write(&self, line: Line) {
         self.queue.send(Entry::Access(Box::new(line)));
     }

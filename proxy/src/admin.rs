@@ -1,9 +1,9 @@
-//! The operators' listener, on a runtime of its own: a scrape never waits behind requests, nor they behind it.
+//! The admin listener, on a runtime of its own: neither scrapes nor requests ever wait for each other.
 //!
 //! ```text
-//! access.rs        which endpoint needs what: nothing, a name of this listener in Host, or an operator
-//! connections.rs   how many connections there are, and for how long
-//! control.rs       limits, breakers, bans, Machines
+//! access.rs        what each endpoint requires: nothing, a known Host header, or an operator
+//! connections.rs   how many connections there may be, and for how long
+//! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
 //! ```
 
@@ -31,13 +31,13 @@ use crate::limits::shared::Mode as Sharing;
 use crate::state::{Phase, State};
 use crate::upstream::{ConnectError, Upstream};
 
-/// How long the app may take for its metrics; Prometheus gives ten seconds for both.
+/// Timeout for the app's metrics; Prometheus allows ten seconds for both.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The most that is read of them: Fly's scraper takes 16 MB in all.
+/// The largest response with the app's metrics, in bytes: Fly's scraper takes 16 MB in all.
 const SCRAPE_BYTES: usize = 8 << 20;
-/// The content type of Prometheus' text format.
+/// The content type of Prometheus's text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// The largest body of a request: an entry of the audit log, or a thousand subjects.
+/// The largest request body, in bytes: an event for the audit log, or a thousand subjects.
 const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
@@ -54,7 +54,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
     connections::serve(listener, router(&state), state).await;
 }
 
-/// Every endpoint, with what it needs.
+/// All endpoints, with the access that each requires.
 pub fn endpoints(state: &Arc<State>) -> Endpoints {
     let endpoints = Endpoints::new(state)
         .get(Needs::Nothing, "/", || async { INDEX })
@@ -76,7 +76,7 @@ async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
         Phase::Serving => (StatusCode::OK, "serving"),
         Phase::LameDuck | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
     };
-    // What works with less than it should have still serves: it is said, and changes no status.
+    // A degraded process still serves: the body says so, and the status stays the same.
     let sharing = state.shared.standpoint();
     let detail = match (sharing.mode, sharing.reason) {
         (Sharing::Degraded, Some(reason)) => format!("shared limits: degraded: {reason}\n"),
@@ -90,7 +90,7 @@ async fn own_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extens
     shared(&pages.own, off_thread(move || render(&state))).await
 }
 
-/// The proxy's metrics and the app's.
+/// The proxy's metrics and the app's, merged.
 async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extension<Arc<Pages>>) -> Response {
     let make = async {
         let of_app = ask_app(&state).await;
@@ -99,7 +99,7 @@ async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extens
     shared(&pages.merged, make).await
 }
 
-/// The two metrics pages as they were made last, and when that began.
+/// The latest rendering of the two metrics pages, with the time when it began.
 #[derive(Debug, Default)]
 struct Pages {
     own: LastPage,
@@ -108,7 +108,7 @@ struct Pages {
 
 type LastPage = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
-/// Why there is no page.
+/// Why a page could not be rendered.
 #[derive(Debug, thiserror::Error)]
 enum NoPage {
     #[error(transparent)]
@@ -117,7 +117,7 @@ enum NoPage {
     Thread(#[from] tokio::task::JoinError),
 }
 
-/// Makes a page once for all requests that wait for one; a page is never older than the request for it.
+/// Renders a page once for all requests that wait for it. No response is older than its request.
 async fn shared(last: &LastPage, make: impl Future<Output = Result<Bytes, NoPage>>) -> Response {
     let arrived = Instant::now();
     let mut last = last.lock().await;
@@ -137,14 +137,14 @@ async fn shared(last: &LastPage, make: impl Future<Output = Result<Bytes, NoPage
     }
 }
 
-/// Renders beside the listener's thread, which accepts connections and answers other requests meanwhile.
+/// Renders on a blocking thread, while the listener's thread accepts connections and responds to other requests.
 async fn off_thread(
     make: impl FnOnce() -> Result<String, prometheus::Error> + Send + 'static,
 ) -> Result<Bytes, NoPage> {
     Ok(tokio::task::spawn_blocking(make).await??.into())
 }
 
-/// The app's page; none if the app does not give it: that is a fact to be shown, not an error of the scrape.
+/// Fetches the app's page. `None` if the app does not provide it: a metric reports that, and the scrape succeeds.
 async fn ask_app(state: &State) -> Option<OfApp> {
     let rules = state.rules.load_full();
     let (upstream, path) = &rules.config.app.metrics;
@@ -155,7 +155,7 @@ async fn ask_app(state: &State) -> Option<OfApp> {
 fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, prometheus::Error> {
     let up = u8::from(of_app.is_some());
     let of_app = of_app.unwrap_or_default();
-    // Once to know which families are the proxy's, and again to show what was counted.
+    // The first pass finds the proxy's own families and counts what is dropped; the second renders that count, too.
     state.metrics.app_metrics_dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
     let own = format!(
         "{}# HELP outrigger_app_metrics_up Whether the app's metrics could be fetched.\n\
@@ -192,14 +192,14 @@ fn exposition(text: impl Into<axum::body::Body>) -> Response {
     ([(header::CONTENT_TYPE, TEXT_FORMAT)], text.into()).into_response()
 }
 
-/// The app's page.
+/// The app's metrics page.
 #[derive(Debug, Default)]
 struct OfApp {
     page: Bytes,
     dialect: Dialect,
 }
 
-/// Why the app's metrics are not there.
+/// Why the app's metrics are unavailable.
 #[derive(Debug, thiserror::Error)]
 enum ScrapeError {
     #[error("{0}")]
@@ -225,7 +225,7 @@ async fn fetch(upstream: &Upstream, path: &str) -> Result<OfApp, ScrapeError> {
 async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
     let connection = tokio::spawn(connection);
-    // Also where this is given up: an app whose page has no end would be read for ever.
+    // Also ends the connection when the scrape is given up: otherwise an endless page would be read forever.
     let _ends = AbortOnDrop(connection);
     let request = http::Request::get(path)
         .header(header::HOST, "localhost")
@@ -248,8 +248,7 @@ async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &st
     Ok(OfApp { page, dialect })
 }
 
-/// The header that says that a response cannot be read as metrics: it is compressed although nobody asked for it, or a page for
-/// people.
+/// The header which shows that a response has no metrics: it is compressed, although identity was requested, or it is HTML.
 fn no_metrics(headers: &HeaderMap) -> Option<&HeaderValue> {
     let coding = headers.get(header::CONTENT_ENCODING).filter(|coding| coding.as_bytes() != b"identity");
     let starts_with = |value: &&HeaderValue, start: &str| {

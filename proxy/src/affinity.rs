@@ -1,7 +1,7 @@
-//! A session keeps its Machine: its cookie is read, and the request goes where the session is at home.
+//! Sticky sessions: reads the session cookie, and sends the request to the session's home.
 //!
-//! [`outrigger_policy::affinity`] decides where; [`cookie`] and [`replay`] are what clients and the edge see of it. The app sees in
-//! [`X_OUTRIGGER_MACHINE`] where the session is at home, and never the cookie.
+//! [`outrigger_policy::affinity`] decides where; [`cookie`] and [`replay`] contain the headers for clients and the
+//! edge. The app gets the name of the home in the header [`X_OUTRIGGER_MACHINE`], and never the cookie.
 
 pub mod cookie;
 pub mod replay;
@@ -22,58 +22,58 @@ use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
 
-/// Tells the app which Machine keeps the session.
+/// Tells the app which Machine is the session's home.
 pub static X_OUTRIGGER_MACHINE: HeaderName = HeaderName::from_static("x-outrigger-machine");
-/// Larger bodies are not replayed by the edge.
+/// The edge does not replay larger bodies.
 const REPLAYABLE_BYTES: u64 = 1_000_000;
 
-/// What was found of a request's session, and what becomes of it.
+/// The session of a request, and how the request is handled.
 #[derive(Debug, Default)]
 pub struct Sticky {
-    /// What is done with this client's sessions.
+    /// The mode for this client.
     pub mode: Mode,
-    /// Where the session is at home.
+    /// The home of the session.
     pub at: Keeper,
-    /// What the answer does with the cookie.
+    /// How the response changes the cookie.
     pub cookie: Cookie,
 }
 
-/// The Machine that keeps a session.
+/// The home of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Keeper {
     /// There is no session.
     #[default]
     Nobody,
-    /// This one.
+    /// This Machine.
     This,
-    /// Another one.
+    /// Another Machine.
     Other(Box<str>),
 }
 
-/// What an answer does with the cookie.
+/// How a response changes the cookie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cookie {
-    /// Nothing.
+    /// Not at all.
     #[default]
     Keep,
-    /// It is written, for the session with this number that began then.
+    /// Sets it.
     Write {
-        /// The session's number.
+        /// The id of the session.
         id: u64,
-        /// When it began.
+        /// When the session began, in seconds since 1970.
         born: u32,
     },
-    /// It is taken away: this Machine is leaving, and the next one to see the client keeps it.
+    /// Deletes it: this Machine is draining, and the next one to see the client becomes its home.
     Clear,
 }
 
 impl Sticky {
-    /// Whether the cookie is ours: it is taken out of what the app gets.
+    /// Returns whether the cookie is ours: it is then removed from requests to the app.
     pub fn is_enforced(&self) -> bool {
         self.mode == Mode::Enforce
     }
 
-    /// The name that the app is told.
+    /// Returns the name that the app gets.
     pub fn keeper<'a>(&'a self, this: &'a Option<This>) -> Option<&'a str> {
         match &self.at {
             Keeper::Nobody => None,
@@ -83,10 +83,10 @@ impl Sticky {
     }
 }
 
-/// Finds the session, and sends the request to its home if that is elsewhere.
+/// Stage: finds the session, and routes the request to its home if that is another Machine.
 ///
 /// # Errors
-/// None: a cookie that does not count is as good as none.
+/// Never fails: an invalid cookie counts as a missing one.
 pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.sticky.mode = match (exchange.sticky.mode, exchange.rules.config.affinity.map(|rules| rules.mode)) {
         (Mode::Off, _) | (_, None | Some(Mode::Off)) => Mode::Off,
@@ -99,7 +99,7 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     let rules = std::sync::Arc::clone(&exchange.rules);
     let (Some(affinity), Some(this)) = (&rules.config.affinity, &rules.config.this) else { return Ok(()) };
     if let Some(hop) = &exchange.hop {
-        // Whoever sent it has looked at the cookie, and writes it.
+        // The Machine that sent the request has read the cookie, and sets it.
         exchange.sticky.at = match hop.kind {
             hop::Kind::Failover => Keeper::Other(hop.from.clone()),
             hop::Kind::Session | hop::Kind::Probe => Keeper::This,
@@ -117,7 +117,7 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
 
 fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: AffinityRules, this: &This) -> Counted {
     let now = seconds();
-    // From anybody else these fields are removed, and counted with the others that are.
+    // From other senders these headers are removed, and counted with other removed headers.
     let marks =
         if exchange.client.sender.is_by_fly() { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
     if marks.mark == Mark::Unsigned {
@@ -130,7 +130,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let (session, is_due) = match found {
         Found::Session(session, is_due) => (session, is_due),
         Found::Nothing | Found::Over | Found::Forged => {
-            // A Machine that is leaving begins nothing that it could not keep.
+            // A draining Machine begins no session, because it could not keep it.
             exchange.sticky.cookie = match (is_leaving, found) {
                 (false, _) => Cookie::Write { id: random(), born: now },
                 (true, Found::Nothing) => Cookie::Keep,
@@ -151,7 +151,8 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let home = match &state.peers {
         _ if is_here => Home::Here,
         Some(peers) => match peers.home(session.home) {
-            // It did not take the request a moment ago. That it has gone, a connection that it refused tells, or several probes.
+            // The home did not take the request a moment ago. Only a refused connection or several failed probes mean
+            // that it is gone.
             Home::Alive | Home::Silent | Home::Unknown if exchange.has_lost_home => Home::Unready,
             Home::Lost if exchange.has_lost_home => Home::Gone,
             home => home,
@@ -182,7 +183,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
         }
         Way::Forward => match state.peers.as_ref().and_then(|peers| peers.named(session.home)) {
             Some(peer) => (other(), refreshed, Destination::Peer(peer, hop::Kind::Session), Counted::Forwarded),
-            // It has gone between two looks.
+            // It has gone between two lookups.
             None => (Keeper::This, write, Destination::App, Counted::Rehomed),
         },
     };
@@ -191,7 +192,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     counted
 }
 
-/// Gives `write` the `Set-Cookie` of an answer, if it has one.
+/// Calls `write` with the `Set-Cookie` header of a response, if it has one.
 pub fn set_cookie(exchange: &Exchange, write: impl FnOnce(&'static str, &[u8])) {
     if exchange.sticky.cookie == Cookie::Keep || !exchange.sticky.is_enforced() {
         return;

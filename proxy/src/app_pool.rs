@@ -1,7 +1,7 @@
-//! The fast lane's kept connections to the app, and to peers: one list for each worker thread, newest first.
+//! The fast lane's idle connections to the app and to peers: one list per worker thread, newest first.
 //!
-//! Newest first keeps few connections warm and lets the rest grow old; what is older than `app.idle_timeout` is closed by
-//! a sweep, so that the app's own timeout is not what ends it.
+//! Using the newest keeps few connections warm and lets the rest age. A sweep closes those idle for longer than
+//! `app.idle_timeout`, before the app's own timeout does.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::config::Target;
 use crate::upstream::ConnectError;
 
-/// A connection to the app, and where it leads.
+/// A connection to the app, with its target.
 #[derive(Debug)]
 pub struct AppStream {
     io: Io,
@@ -31,7 +31,7 @@ enum Io {
 }
 
 impl AppStream {
-    /// Opens a new one.
+    /// Opens a new connection.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -52,7 +52,7 @@ impl AppStream {
         }
     }
 
-    /// Opens one to a peer, which ends when the peer has gone without a word.
+    /// Opens a connection to a peer, which fails when the peer vanishes without closing it.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -64,7 +64,7 @@ impl AppStream {
         Ok(stream)
     }
 
-    /// The address that it was opened from; `None` for a Unix socket.
+    /// The local address; `None` for a Unix socket.
     pub fn local_address(&self) -> Option<SocketAddr> {
         match &self.io {
             Io::Tcp(stream) => stream.local_addr().ok(),
@@ -72,19 +72,19 @@ impl AppStream {
         }
     }
 
-    /// Where it leads.
+    /// The target of the connection.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// One end of a pair.
+    /// One end of a socket pair.
     #[cfg(test)]
     pub fn of_unix(stream: UnixStream) -> Self {
         Self { io: Io::Unix(stream), target: Target::Unix(std::path::Path::new("pair").into()) }
     }
 
-    /// Whether the app has neither closed it nor said anything on it. Asks the kernel only if the runtime was told that
-    /// there is something.
+    /// Whether the app has neither closed the connection nor sent anything. Makes a system call only if the runtime was
+    /// notified of an event.
     fn is_quiet(&self) -> bool {
         let mut byte = [0];
         let read = match &self.io {
@@ -124,14 +124,14 @@ impl AsyncWrite for AppStream {
     }
 }
 
-/// How long a peer may be silent on a connection, on the level of TCP, before the connection ends.
+/// How long a peer may leave a connection unacknowledged, at the TCP level, before it ends.
 const PEER_SILENCE: Duration = Duration::from_secs(3);
 
-/// A host that vanishes says nothing, and without this a request that waits for it would wait to its deadline: what was sent has
-/// to be acknowledged, and so do the kernel's own questions meanwhile.
+/// Ends a connection whose peer vanishes without closing it: sent data and the kernel's keepalive probes must be
+/// acknowledged. Without this, a request to that peer would wait until its deadline.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn end_with_peer(stream: &TcpStream) -> io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(PEER_SILENCE))?;
@@ -150,10 +150,10 @@ thread_local! {
     static KEPT: RefCell<VecDeque<Kept>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// The newest connection that is still usable and leads where `is_wanted`.
+/// The newest usable connection to a target that `is_wanted`.
 pub fn take(is_wanted: impl Fn(&Target) -> bool) -> Option<AppStream> {
     KEPT.with_borrow_mut(|kept| {
-        // Nearly always the newest: few lead to peers, and to an app whose address has changed until they are swept away.
+        // Nearly always the newest: few connections lead to peers or, until the sweep, to an old address of the app.
         while let Some(at) = kept.iter().rposition(|kept| is_wanted(&kept.stream.target)) {
             if let Some(newest) = kept.remove(at).filter(|newest| newest.stream.is_quiet()) {
                 return Some(newest.stream);
@@ -163,7 +163,7 @@ pub fn take(is_wanted: impl Fn(&Target) -> bool) -> Option<AppStream> {
     })
 }
 
-/// Keeps a connection for the next request; beyond `most`, the oldest goes.
+/// Keeps a connection for the next request; beyond `most`, the oldest is closed.
 pub fn keep(stream: AppStream, most: usize, now: Instant) {
     KEPT.with_borrow_mut(|kept| {
         if kept.len() >= most {
@@ -173,7 +173,7 @@ pub fn keep(stream: AppStream, most: usize, now: Instant) {
     });
 }
 
-/// Closes what has been kept for longer than `idle_timeout`, and what leads where nothing goes any more.
+/// Closes connections idle for longer than `idle_timeout`, and those to targets that are no longer wanted.
 pub fn sweep(idle_timeout: Duration, is_wanted: impl Fn(&Target) -> bool) {
     KEPT.with_borrow_mut(|kept| {
         kept.retain(|kept| kept.since.elapsed() < idle_timeout && is_wanted(&kept.stream.target));

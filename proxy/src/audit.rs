@@ -1,4 +1,4 @@
-//! The audit trail, on a request's way: what is noted of a request, and how it gets to the writer.
+//! The audit log on the hot path: what is recorded about a request, and how it gets to the writer.
 //!
 //! ```text
 //! stages: choose ─ may_write          record: ended ──────────┐ queue of this worker, bounded
@@ -6,8 +6,8 @@
 //!                                              ◄── on disk, or not within commit_timeout: 503
 //! ```
 //!
-//! Nothing here waits for a disk, except for requests whose class says so. What finds no room is counted, and the writer puts
-//! the count into the chain.
+//! Requests do not wait for the disk, except those whose class requires it. Events that do not fit into the queue are
+//! counted, and the writer adds the count to the chain.
 
 pub mod acts;
 mod event;
@@ -43,37 +43,37 @@ use crate::path;
 use crate::rejection::Rejection;
 use crate::state::State;
 
-/// Where entries are shipped to: nobody from outside has business there.
+/// The path prefix of the app's endpoints for the audit log. Requests from outside are rejected.
 const INTERNAL: &str = "/internal/audit/";
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What is noted of a request until it ends.
+/// Data about a request that its event needs.
 #[derive(Debug, Default)]
 pub struct Noted {
-    /// What the trail does with it.
+    /// The mode of the audit log for this request.
     pub mode: Mode,
-    /// Its entry is on disk, or on its way there.
+    /// The event is on disk, or on its way there.
     pub is_entered: bool,
     method: Method,
     trace: Option<[u8; 16]>,
     captured: Option<Box<Captured>>,
-    /// Something signed that did not verify.
+    /// A signed value that did not verify.
     pub forged: Option<&'static str>,
 }
 
-/// Why the trail has no keys.
+/// Why the audit log has no keys.
 #[derive(Debug, thiserror::Error)]
 pub enum NoKeys {
-    /// The system gives no randomness.
+    /// The system provides no random bytes.
     #[error("the system gives no random bytes for a key of the audit trail: set {KEYS}")]
     NoRandomness,
 }
 
-/// Starts the writer, if there is a trail.
+/// Starts the writer, if the audit log is configured.
 ///
 /// # Errors
-/// There are no keys, or the system gives no thread.
+/// There are no keys, or the system cannot create a thread.
 pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<(), crate::RunError> {
     let rules = state.rules.load();
     let (Some(commands), Some(audit)) = (commands, &rules.config.audit) else { return Ok(()) };
@@ -82,7 +82,7 @@ pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<
         None => local_key(audit)?,
     };
     if let Some(trail) = &state.trail {
-        // Set once, here.
+        // Set only here.
         let _ = trail.keys.set(keys.clone());
     }
     let before = upkeep::flags_before(audit);
@@ -94,7 +94,8 @@ pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<
     Ok(())
 }
 
-/// Without master keys one is kept beside the trail: better than none, and no protection from whoever reads the disk.
+/// Without configured master keys, one is kept next to the audit log. This does not protect it from a reader of the
+/// disk.
 fn local_key(rules: &AuditRules) -> Result<MasterKeys, NoKeys> {
     tracing::warn!(
         "the audit trail's key is kept beside it, where whoever reads the disk finds it: set {KEYS} (`openssl rand -base64 32`); \
@@ -109,7 +110,7 @@ fn local_key(rules: &AuditRules) -> Result<MasterKeys, NoKeys> {
     }
 }
 
-/// An entry's name as entries show it.
+/// Formats the id of an event, as events contain it.
 pub fn shown_id(id: u128) -> String {
     let mut hexed = Vec::new();
     outrigger_policy::audit::hex(&mut hexed, &id.to_be_bytes());
@@ -117,10 +118,10 @@ pub fn shown_id(id: u128) -> String {
     [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
 }
 
-/// Notes what the trail will want to know when the head is gone. The stage.
+/// Stage: copies from the head of the request what the event will need.
 ///
 /// # Errors
-/// [`Rejection::Reserved`]: it is for this program itself.
+/// [`Rejection::Reserved`]: the path is reserved for Outrigger itself.
 pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let (Some(_), Some(rules)) = (&state.trail, &exchange.rules.config.audit) else { return Ok(()) };
     if is_internal(request.path) {
@@ -146,7 +147,7 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     Ok(())
 }
 
-/// Whether a path, in any reading, is one that entries are shipped to.
+/// Returns whether a path, in any reading, is one to which events are shipped.
 fn is_internal(path: &str) -> bool {
     let is_below =
         |path: &[u8]| path.get(..INTERNAL.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(INTERNAL.as_bytes()));
@@ -158,11 +159,11 @@ fn is_internal(path: &str) -> bool {
         is_internal = is_below(reading);
         if is_internal { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    // Nothing but a route that takes all readings lets such a path come here.
+    // Only a route that accepts all readings lets such a path get here.
     is_internal || read.is_err()
 }
 
-/// Refuses what could not be entered before its answer, before the app sees it. The stage.
+/// Stage: rejects a request before the app sees it, if its event must be on disk before the response and cannot be.
 ///
 /// # Errors
 /// [`Rejection::AuditUnavailable`]
@@ -179,7 +180,7 @@ fn durability(exchange: &Exchange, class: Class) -> Durability {
     exchange.rules.config.audit.as_ref().map_or(Durability::Group, |rules| rules.durability[class as usize])
 }
 
-/// What a request is to the trail that ends now; `None`: nothing.
+/// Returns the type of the event for a request that ends now; `None` if it has no event.
 fn event_of(exchange: &Exchange) -> Option<EventType> {
     let declared = || exchange.route().audit.event(exchange.audit.method.as_str(), exchange.status);
     match exchange.rejection {
@@ -192,15 +193,16 @@ fn event_of(exchange: &Exchange) -> Option<EventType> {
     }
 }
 
-/// Whether a peer or the edge has it: it is entered where it is answered.
+/// Returns whether a peer or the edge has the request: its event is logged where the response is made.
 fn is_elsewhere(exchange: &Exchange) -> bool {
     !matches!(exchange.destination, Destination::App) && exchange.rejection.is_none() && exchange.failure.is_none()
 }
 
-/// An answer is about to be sent, and its status is known: where its class says so, its entry is on disk first.
+/// Called when a response is about to be sent, and its status is known. If the event's class requires it, waits until
+/// the event is on disk.
 ///
 /// # Errors
-/// [`Rejection::AuditUnavailable`]: it cannot be, or not in time.
+/// [`Rejection::AuditUnavailable`]: it is not on disk in time.
 pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
     let (Some(trail), Mode::Enforce, false) = (&state.trail, exchange.audit.mode, exchange.audit.is_entered) else {
         return Ok(());
@@ -222,30 +224,30 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
         (None, Some(_)) => Ended::Error,
         (None, None) => Ended::of_status(exchange.status),
     };
-    // It is needed once more should this come to nothing.
+    // It is needed again if this fails.
     let captured = exchange.audit.captured.clone();
-    // The app has answered: while we wait for the disk, somebody else has its slot.
+    // The app has responded: another request gets the permit during the wait for the disk.
     exchange.permit = None;
     enter(trail, exchange, Entry { event, outcome, ended, reason: None, captured, done: Some(done) });
     match tokio::time::timeout(patience, receipt).await {
         Ok(Ok(_)) => Ok(()),
         late_or_failed => {
             if late_or_failed.is_err() {
-                // Until it has written something, others need not find out the same way.
+                // Until the writer succeeds, other requests need not wait for the same timeout.
                 trail.writable[class as usize].store(false, Ordering::Relaxed);
             }
-            // How this ends is an entry of its own.
+            // The rejection gets an event of its own.
             exchange.audit.is_entered = false;
             Err(Rejection::AuditUnavailable)
         }
     }
 }
 
-/// A request has ended.
+/// Called when a request has ended.
 pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_left: bool, ended: Instant) {
     let Some(trail) = &state.trail else { return };
     if matches!(exchange.rejection, Some(Rejection::NotAPeer | Rejection::Reserved)) {
-        // It was refused before anything else was asked.
+        // It was rejected before the mode was set.
         exchange.audit.mode =
             exchange.rules.config.flag(Feature::AuditTrail).mode_for_everybody().unwrap_or(Mode::Enforce);
     }
@@ -272,7 +274,7 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
         return;
     }
     let ended_as = match outcome {
-        // The app has done it, or may have.
+        // The app has served the request, or may have.
         Outcome::Rejected if exchange.attempts > 0 && exchange.rejection == Some(Rejection::AuditUnavailable) => {
             Ended::Error
         }
@@ -286,12 +288,12 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
     enter(trail, exchange, Entry { event, outcome: ended_as, ended, reason, captured, done: None });
 }
 
-/// What a request is entered as.
+/// The event of a request, as passed to [`enter`].
 struct Entry {
     event: EventType,
     outcome: Ended,
     ended: Instant,
-    /// Instead of why it was refused or failed.
+    /// Replaces the reason of the rejection or failure.
     reason: Option<&'static str>,
     captured: Option<Box<Captured>>,
     done: Option<Done>,

@@ -1,9 +1,10 @@
-//! Memory for request bodies that are kept until the app may have them.
+//! Memory for request bodies that are buffered until the app gets them.
 //!
-//! All together get `client.body_memory`. An address may hold at most half of what is free: alone it gets a third of all. When
-//! others come and less is free, it is above its threshold, gets no more, and its uploads that stall are given up. So with `n`
-//! greedy addresses a share of `1 / (1 + n/2)` stays free for the next one (dynamic thresholds: Choudhury and Hahne, "Dynamic
-//! queue length thresholds for shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998).
+//! All of them share `client.body_memory`. An address may hold at most half of what is free: alone it gets a third of
+//! all. When others come and less is free, it is above its threshold, gets no more, and its stalled uploads are
+//! aborted. So with `n` greedy addresses a share of `1 / (1 + n/2)` stays free for the next one (dynamic thresholds:
+//! Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM Transactions on
+//! Networking 6(2), 1998).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,35 +14,35 @@ use foldhash::fast::RandomState;
 /// An address may hold as much as is free, divided by this.
 const PART: usize = 2;
 
-/// See the module.
+/// The memory that all request bodies hold.
 #[derive(Debug, Default)]
 pub struct BodyMemory(Mutex<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
-    /// Only addresses that hold any are in it.
+    /// Only addresses that hold memory.
     by_address: HashMap<u64, usize, RandomState>,
 }
 
 impl BodyMemory {
-    /// Nothing yet, for a request from this address.
+    /// Creates an empty share for a request from this address.
     pub fn share(self: &Arc<Self>, address_id: u64) -> BodyShare {
         BodyShare { memory: Arc::clone(self), address_id, bytes: 0 }
     }
 
-    /// All that is held, in bytes.
+    /// Returns the memory in use, in bytes.
     pub fn held(&self) -> usize {
         self.lock().bytes
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // A thread that panicked while holding it has left a number behind that is off by one request at the worst.
+        // A panic with the lock held leaves a number that is off by one request at worst.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What one request holds; given back when dropped.
+/// The memory of one request; released when dropped.
 #[derive(Debug)]
 pub struct BodyShare {
     memory: Arc<BodyMemory>,
@@ -50,7 +51,7 @@ pub struct BodyShare {
 }
 
 impl BodyShare {
-    /// Takes `bytes` more of `most` in all. False at the bound: then nothing was taken.
+    /// Takes `bytes` more, of `most` in total. Returns false, and takes no memory, at the limit.
     #[must_use]
     pub fn grow(&mut self, bytes: usize, most: usize) -> bool {
         let mut held = self.memory.lock();
@@ -65,14 +66,14 @@ impl BodyShare {
         true
     }
 
-    /// Whether its address holds more than its threshold, because others have taken memory since.
+    /// Returns whether its address holds more than its threshold, because others have taken memory since.
     pub fn is_above_threshold(&self, most: usize) -> bool {
         let held = self.memory.lock();
         let of_address = held.by_address.get(&self.address_id).copied().unwrap_or_default();
         of_address > most.saturating_sub(held.bytes) / PART
     }
 
-    /// Gives all of it back.
+    /// Releases all of it.
     pub fn release(&mut self) {
         if self.bytes == 0 {
             return;
@@ -130,7 +131,7 @@ mod tests {
                     uploads.push(upload);
                 }
             }
-            // All of them stall, so those of an address above its threshold are given up, one after the other.
+            // All of them stall, so those of an address above its threshold are aborted, one after the other.
             let mut at = 0;
             while at < uploads.len() {
                 if uploads[at].is_above_threshold(MOST) {
@@ -141,7 +142,7 @@ mod tests {
             }
         }
         let (held, free) = (memory.held(), MOST - memory.held());
-        // A share of 1 / (1 + 20/2), less what one upload of each may be short of its threshold.
+        // A share of 1 / (1 + 20/2), less the distance of up to one upload of each address from its threshold.
         assert!(free >= MOST / 11, "{held} of {MOST} are held");
         assert!(memory.share(1000).grow(free / PART, MOST));
     }

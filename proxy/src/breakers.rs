@@ -1,8 +1,9 @@
-//! The routes' breakers, as requests see them: [`outrigger_policy::breaker`] behind a lock.
+//! The circuit breakers of the routes: [`outrigger_policy::breaker`] behind a lock.
 //!
-//! Every attempt at the app asks first ([`enter`]) and says how it ended ([`ended`]). Its permit lives in the exchange and lets
-//! go in `Drop`, so that a probe whose client has left gives its place back. A breaker that is closed and calm costs one
-//! load where a request is let in, and a lock of some ten nanoseconds before and after each attempt.
+//! Every attempt at the upstream asks its circuit breaker first ([`enter`]) and reports how it ended ([`ended`]). The
+//! permit lives in the exchange and is released in `Drop`, so a probe whose client disconnects returns it. A circuit
+//! breaker that is closed and calm costs one load when a request is admitted, and a lock of about ten nanoseconds
+//! before and after each attempt.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,39 +22,39 @@ use crate::request_id::random;
 use crate::state::State;
 use crate::{audit, credentials};
 
-/// Breakers that opened this shortly before the app was found to be away opened for that.
+/// Circuit breakers that opened this shortly before the app was found to be unreachable opened because of that.
 const JUST_NOW: Duration = Duration::from_secs(1);
 
-/// One breaker.
+/// A circuit breaker.
 #[derive(Debug)]
 pub struct Cell {
     /// Its name in metrics and logs.
     pub name: Arc<str>,
     breaker: Mutex<Breaker>,
-    /// Closed for every client, and nobody has forced it: requests pass without asking.
+    /// Closed for every client and not forced: requests pass without a check.
     is_calm: AtomicBool,
-    /// Somebody has asked: it is worth being shown.
+    /// It has been used, so operators see it.
     is_used: AtomicBool,
-    /// It opened because nobody could be reached.
+    /// It opened because the app was unreachable.
     is_unreached: AtomicBool,
 }
 
-/// What is shown of a breaker.
+/// The state of a circuit breaker, for operators.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    /// Where it stands.
+    /// Closed, open or half-open.
     pub position: Position,
-    /// Who decides.
+    /// Automatic, or forced by an operator.
     pub control: Control,
     /// Why it opened last.
     pub reason: Option<Reason>,
     /// Failures in a row.
     pub failures: u32,
-    /// Calls in the window, failed and slow ones among them.
+    /// Calls in the window, and how many of them failed and were slow.
     pub seen: (u32, u32, u32),
-    /// How long it is still open.
+    /// How long it stays open.
     pub left: Option<Duration>,
-    /// Clients that are refused for what only they saw.
+    /// The number of clients that are rejected for failures that only they saw.
     pub clients_refused: usize,
 }
 
@@ -69,11 +70,11 @@ impl Cell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
-        // Whoever panicked while holding it has left numbers behind that are off by one at the worst.
+        // A panic with the lock held leaves numbers that are off by one at worst.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes it, and tells of what that changed.
+    /// Changes the breaker, and reports a new state to metrics, audit log and log.
     fn change<T>(&self, state: &State, change: impl FnOnce(&mut Breaker) -> T) -> T {
         let mut breaker = self.lock();
         let (before, refused_before) = (breaker.state(), breaker.clients_refused());
@@ -127,7 +128,7 @@ impl Cell {
         }
     }
 
-    /// What is to be seen of it; none of one that was never asked.
+    /// Returns the state; `None` if it was neither used nor forced.
     pub fn standing(&self, now: u64) -> Option<Standing> {
         let breaker = self.lock();
         let is_forced = breaker.control() != Control::Automatic;
@@ -142,14 +143,14 @@ impl Cell {
         })
     }
 
-    /// An operator takes over, or gives back.
+    /// Forces the state for an operator, or ends that.
     pub fn control_by(&self, state: &State, control: Control) {
         let now = state.nanoseconds(Instant::now());
         self.change(state, |breaker| breaker.control_by(control, now));
     }
 }
 
-/// All breakers of this process, by name. They outlive changes of the rules.
+/// All circuit breakers of this process, by name. They survive config reloads.
 #[derive(Debug, Default)]
 pub struct Registry {
     cells: Mutex<HashMap<Arc<str>, Arc<Cell>>>,
@@ -160,7 +161,7 @@ impl Registry {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The breakers for these rules, in their order; those that were there already go on with new settings.
+    /// Returns the circuit breakers of this configuration, in its order; existing ones keep their state.
     pub fn prepare(&self, rules: &[BreakerRules]) -> Vec<Arc<Cell>> {
         let mut cells = self.lock();
         let cell = |rules: &BreakerRules| {
@@ -171,7 +172,7 @@ impl Registry {
         rules.iter().map(cell).collect()
     }
 
-    /// Forgets those that the rules no longer have.
+    /// Removes those that the configuration no longer has.
     pub fn forget(&self, rules: &[BreakerRules], mut gone: impl FnMut(&str)) {
         self.lock().retain(|name, _| {
             let stays = rules.iter().any(|rule| rule.name == *name);
@@ -182,14 +183,14 @@ impl Registry {
         });
     }
 
-    /// Every one of them.
+    /// Returns all circuit breakers, by name.
     pub fn all(&self) -> Vec<Arc<Cell>> {
         let mut all: Vec<_> = self.lock().values().cloned().collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    /// The app refuses connections, and requests wait for it: what opened just now opened for that.
+    /// Undoes openings of the last second: the app refuses connections and requests are held, so that was the cause.
     pub fn app_is_away(&self, state: &State) {
         let now = state.nanoseconds(Instant::now());
         for cell in self.all() {
@@ -197,7 +198,8 @@ impl Registry {
         }
     }
 
-    /// The app takes connections again: what opened because it did not is closed, the others may be tried.
+    /// The app accepts connections again: closes circuit breakers that opened because it did not, and lets the others
+    /// probe now.
     pub fn app_is_back(&self, state: &State) {
         let now = state.nanoseconds(Instant::now());
         for cell in self.all() {
@@ -212,7 +214,7 @@ impl Registry {
     }
 }
 
-/// An attempt that was let through. Dropped before its end is known, it says nothing.
+/// An attempt that was let through. If it is dropped before its outcome is known, it does not count.
 #[derive(Debug)]
 pub struct Attempt {
     cell: Arc<Cell>,
@@ -223,13 +225,13 @@ pub struct Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            // Nothing changes by it that would have to be told.
+            // This causes no change that must be reported.
             self.cell.lock().record(permit, 0, Outcome::Ignored, 0.0);
         }
     }
 }
 
-/// The exchange's breaker, its rules, and what it does with this client.
+/// Returns the exchange's circuit breaker, its configuration, and its mode for this client.
 fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, &BreakerRules, Mode)> {
     if exchange.resilience == Mode::Off {
         return None;
@@ -244,20 +246,21 @@ fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, &BreakerRules, Mode)> {
     Some((cell, rules, mode))
 }
 
-/// Who asks, to the breaker. Where addresses or unverified keys cost nothing, having many makes nobody several clients.
+/// Identifies the client to the breaker: without a verified credential, by address, so that many keys make no more
+/// clients.
 fn caller(exchange: &Exchange) -> Caller {
     let client = &exchange.client;
     let id = if client.verified.is_some() { client.id } else { client.address_id };
     Caller { client: id, place: exchange.place }
 }
 
-/// What a path without a route of its own belongs to: its first segment.
+/// Returns the place of a path without a route of its own: its first segment.
 fn place_of(path: &str) -> u64 {
     let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     credentials::client_hash(b'p', segment.as_bytes())
 }
 
-/// Refuses at once what an open breaker would refuse in the end, before it waits for a slot.
+/// Stage: rejects a request that an open circuit breaker would reject anyway, before it waits for a permit.
 ///
 /// # Errors
 /// [`Rejection::BreakerOpen`]
@@ -274,13 +277,13 @@ pub fn may_pass(state: &State, request: &Request<'_>, exchange: &mut Exchange) -
     let refused = breaker.refuses(state.nanoseconds(exchange.started), caller(exchange));
     drop(breaker);
     match refused {
-        // What an operator forces is meant, whatever the rules say of the breaker's own decisions.
+        // A state forced by an operator is enforced, regardless of the circuit breaker's mode.
         Some(refused) if mode == Mode::Enforce || is_forced => Err(rejection(refused)),
         _ => Ok(()),
     }
 }
 
-/// An attempt is about to be made.
+/// Asks the circuit breaker before an attempt.
 ///
 /// # Errors
 /// [`Rejection::BreakerOpen`]
@@ -293,7 +296,7 @@ pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<(),
     }
     let at = state.nanoseconds(now);
     let asked = if cell.is_calm.load(Ordering::Relaxed) {
-        // Closed: nothing changes by asking.
+        // Closed: the question changes no state.
         cell.lock().ask(at, caller)
     } else {
         cell.change(state, |breaker| breaker.ask(at, caller))
@@ -319,27 +322,27 @@ const fn rejection(refused: Refused) -> Rejection {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The head of its answer came then, with this status.
+    /// The head of the response arrived then, with this status.
     Answered(u16, Instant),
-    /// No answer came, or none that can be used.
+    /// There was no valid response.
     Failed,
     /// There was no connection in time.
     NotConnected,
-    /// The app could not be reached.
+    /// The app is unreachable.
     Unreached,
-    /// Nobody knows.
+    /// Unknown.
     Unknown,
 }
 
-/// What an answer says about the app: docs/failure.md has this table. `None`: nothing.
+/// Judges the app by its response, with the table of docs/failure.md. `None`: not counted.
 fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
     let rules = exchange.route().breaker.and_then(|n| exchange.rules.config.breakers.get(usize::from(n)));
     match status {
-        // The app sheds load on purpose (RFC 9110 section 15.6.4), or is behind a breaker of its own.
+        // The app sheds load (RFC 9110 section 15.6.4), or is behind a circuit breaker of its own.
         503 if exchange.says_when => None,
-        // What its client asked for took longer than the same client allows.
+        // The request had less time than its route allows.
         503 | 504 if had_less_time(exchange) => None,
-        // The app has no such method, or no such version: that is about the request. 508: it goes in a circle, or asks for one.
+        // The app lacks the method or the version: caused by the request. 508: the request causes a loop, or is in one.
         501 | 505 | 508 => None,
         504 => Some(Err(Failure::Reported)),
         502 | 503 => Some(Err(Failure::Silent)),
@@ -349,17 +352,17 @@ fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
     }
 }
 
-/// It had less time than its route gives: by its client's wish, or because it waited for the app.
+/// Returns whether the request had less time than its route allows: by its client's choice, or after it was held.
 pub fn had_less_time(exchange: &Exchange) -> bool {
     exchange.is_impatient || exchange.held_since.is_some()
 }
 
-/// Whether an answer with this status says that the app failed.
+/// Returns whether a response with this status is a failure of the app.
 pub fn is_failure(exchange: &Exchange, status: u16) -> bool {
     matches!(judge(exchange, status), Some(Err(_)))
 }
 
-/// An attempt has ended.
+/// Reports how an attempt ended.
 pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     let Some(mut attempt) = exchange.attempt.take() else { return };
     let Some(permit) = attempt.permit.take() else { return };
@@ -380,7 +383,7 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     let now = state.nanoseconds(now);
     let cell = &attempt.cell;
     if matches!(outcome, Outcome::Success(_)) && cell.is_calm.load(Ordering::Relaxed) {
-        // A slow one may open it: then it is told.
+        // A slow response may open the circuit breaker: then that is reported.
         let mut breaker = cell.lock();
         breaker.record(permit, now, outcome, dice());
         let position = breaker.state();
@@ -396,7 +399,7 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     cell.change(state, |breaker| breaker.record(permit, now, outcome, dice()));
 }
 
-/// A random number in 0..1.
+/// Returns a random number in 0..1.
 pub fn dice() -> f64 {
     // The upper 53 bits.
     (random() >> 11) as f64 / (1_u64 << 53) as f64

@@ -1,7 +1,7 @@
-//! Notices a proxy in front whose word about its clients is not believed, so that all of them count as one client.
+//! Detects a proxy in front whose headers about its clients are not trusted, so that all of them count as one client.
 //!
-//! Fed only by requests from which a header with a client's address was removed; a request without one costs nothing.
-//! Bounded: [`PLACES`] senders are watched at a time, each for a minute, in a bitmap of [`BITS`] hashed addresses.
+//! Only requests from which a header with a client's address was removed are counted; other requests cost no time.
+//! Bounded: [`PLACES`] senders are tracked at a time, each for a minute, in a bitmap of [`BITS`] hashed addresses.
 
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -10,26 +10,26 @@ use crate::exchange::Exchange;
 use crate::forwarding::Removed;
 use crate::state::State;
 
-/// Senders that are watched at a time. While more send such headers, the others are not watched.
+/// The maximum number of senders tracked at a time; further ones are not tracked.
 const PLACES: usize = 64;
-/// So many places a sender may have.
+/// The number of places that a sender may have.
 const PROBES: usize = 4;
 const BITS: u64 = 256;
-/// For so long addresses are counted together, and so often the log is told at most, in nanoseconds.
+/// How long addresses are counted together, and how often this is logged at most, in nanoseconds.
 const WINDOW: u64 = 60_000_000_000;
-/// So many addresses from one sender within a window are many.
+/// From this number of addresses in a window on, a sender is reported.
 const MANY: u32 = 10;
 
-/// A sender whose requests name many clients, none of which is believed.
+/// A sender whose requests name many clients, all of them untrusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// The sender.
     pub from: IpAddr,
-    /// So many addresses at least.
+    /// The estimated number of addresses.
     pub addresses: u32,
 }
 
-/// What was named by whom.
+/// The addresses that each sender has named.
 #[derive(Debug)]
 pub struct Claims {
     watched: Mutex<Watched>,
@@ -38,7 +38,7 @@ pub struct Claims {
 #[derive(Debug)]
 struct Watched {
     places: [Place; PLACES],
-    /// When the log was told last.
+    /// When it was last logged.
     told: Option<u64>,
 }
 
@@ -47,7 +47,7 @@ struct Place {
     from: Option<IpAddr>,
     since: u64,
     seen: [u64; BITS as usize / 64],
-    /// How many there were in the window before.
+    /// The number in the previous window.
     before: u32,
 }
 
@@ -62,7 +62,7 @@ impl Place {
         self.seen.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// How many different hashes have marked so many bits, most likely (linear counting, Whang et al. 1990).
+    /// Estimates the number of addresses from the marked bits (linear counting, Whang et al. 1990).
     fn addresses(&self) -> u32 {
         let free = f64::from(BITS as u32 - self.marked().min(BITS as u32 - 1));
         (BITS as f64 * (BITS as f64 / free).ln()).round() as u32
@@ -76,10 +76,10 @@ impl Default for Claims {
 }
 
 impl Claims {
-    /// A request from `from` named a client whose address hashes to `claim`, and was not believed. Gives what the log should be
-    /// told: at most once a minute.
+    /// Counts a request from `from` with an untrusted client address that hashes to `claim`. Returns what to log: at
+    /// most once a minute.
     pub fn note(&self, from: IpAddr, claim: u64, now: u64) -> Option<Merged> {
-        // Another worker is here: one request more or less says nothing.
+        // Another worker has the lock: one request more or less does not matter.
         let mut watched = self.watched.try_lock().ok()?;
         let first = crate::exchange::Client::hash_of(from) as usize;
         let mut places = (0..PROBES).map(|probe| (first.wrapping_add(probe)) % PLACES);
@@ -104,7 +104,7 @@ impl Claims {
         Some(Merged { from, addresses })
     }
 
-    /// The most addresses that one sender has named within the last minute or two.
+    /// Returns the most addresses that one sender has named within the last minute or two.
     pub fn most(&self, now: u64) -> u32 {
         let Ok(watched) = self.watched.lock() else { return 0 };
         let shown = |place: &Place| {
@@ -116,7 +116,7 @@ impl Claims {
     }
 }
 
-/// Counts what was removed from a request, and tells the log when it looks as if a proxy in front is not believed.
+/// Counts the headers removed from a request, and logs a warning if a proxy in front seems to be untrusted.
 pub fn removed<N: AsRef<str>>(state: &State, exchange: &mut Exchange, removed: &Removed<N>) {
     if exchange.hop.is_some() {
         return;
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_proxy_is_noticed_among_strangers() {
         let claims = Claims::default();
-        // More strangers than there are places; a minute later their places are free.
+        // More senders than there are places; a minute later their places are free.
         (0..1000).for_each(|n| assert_eq!(claims.note(sender(n), 0, SECOND), None));
         let noticed = |now| (0..100).any(|n| claims.note(sender(5000), mix(n), now).is_some());
         assert!(noticed(SECOND) || noticed(62 * SECOND));

@@ -1,4 +1,5 @@
-//! The commands. Exit codes: 0 done, 1 failed, 78 the configuration is wrong (`EX_CONFIG` of sysexits.h). `audit` has more.
+//! The command line. Exit codes: 0 success, 1 failure, 78 invalid configuration (`EX_CONFIG` of sysexits.h). `audit` has
+//! more.
 
 mod audit;
 
@@ -16,14 +17,14 @@ use crate::config::{Config, ConfigError, process_environment};
 use crate::explain::{explain, field};
 use crate::upstream::own::OwnListeners;
 
-/// The exit code of a wrong configuration.
+/// The exit code for an invalid configuration.
 const EX_CONFIG: u8 = 78;
 
-/// A resilience sidecar: stands in front of a web app and keeps it answering.
+/// A resilience sidecar for web apps: a reverse proxy that keeps an app responding.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, max_term_width = 100)]
 pub struct Cli {
-    /// The configuration. Unset: config/proxy.toml, and where that is not there, every default.
+    /// The configuration file. Default: config/proxy.toml; if it does not exist, all settings have their defaults.
     #[arg(long, global = true, env = "OUTRIGGER_CONFIG", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -34,25 +35,25 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGTERM; the default.
     Run,
-    /// Say everything that is wrong with a configuration; exit 78 if anything is.
+    /// Check a configuration and report all problems; exit with 78 if there are any.
     Check {
-        /// Instead of --config.
+        /// The configuration file, instead of --config.
         file: Option<PathBuf>,
     },
-    /// Say what the configuration would do with a request.
+    /// Explain how the configuration handles a request.
     Explain {
-        /// Such as GET.
+        /// The method, such as GET.
         method: String,
-        /// Such as /api/v1/documents.
+        /// The path, such as /api/v1/documents.
         path: String,
-        /// A field of the request; may be given several times.
+        /// A header of the request; may be given several times.
         #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = field)]
         headers: Vec<(HeaderName, HeaderValue)>,
-        /// The address at the other end of the connection: a client's, or that of the proxy in front.
+        /// The remote address of the connection: a client's, or that of the proxy in front.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
         from: IpAddr,
     },
-    /// Verify, search, export and erase what the audit trail knows.
+    /// Verify, search, export and erase the audit log.
     #[command(subcommand)]
     Audit(Box<audit::Audit>),
     /// Print the JSON Schema of the configuration, for editors.
@@ -64,10 +65,10 @@ enum Command {
     },
 }
 
-/// Does what the command line says.
+/// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // A variable that is set to nothing names nothing.
+    // An empty variable does not name a file.
     let named = cli.config.filter(|file| !file.as_os_str().is_empty());
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(named.as_deref()),
@@ -95,14 +96,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Where the configuration is when nobody says where.
+/// The configuration file, unless another one is named.
 const DEFAULT_FILE: &str = "config/proxy.toml";
-/// How long the start waits for the addresses of names: it goes on without them.
+/// How long the start waits for the addresses of names before it continues without them.
 const START_PATIENCE: Duration = Duration::from_millis(300);
-/// The same for `check`, which has nothing else to do.
+/// The same for `check`, which can wait for longer.
 const CHECK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The file, and whether it is there. One that was named has to be.
+/// The configuration file, and whether to load it. A named file must exist; the default file may be missing.
 fn configuration(named: Option<&Path>) -> (&Path, bool) {
     let file = named.unwrap_or(Path::new(DEFAULT_FILE));
     let is_missing = || std::fs::metadata(file).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
@@ -116,7 +117,7 @@ fn load(named: Option<&Path>, patience: Duration) -> Result<Config, ConfigError>
     }
 }
 
-/// The same for commands that connect to nothing in it: names are not looked up.
+/// Like [`load`], for commands that open no connections: names are not resolved.
 fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
     match configuration(named) {
         (file, true) => Config::load(file, &process_environment),
@@ -142,10 +143,10 @@ fn check(named: Option<&Path>) -> ExitCode {
         Err(e) => return refuse(&e),
     };
     for warning in &config.warnings {
-        // Standard error that is gone cannot be told about.
+        // If standard error is closed, the message is lost.
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    // The health endpoints and the default are always there.
+    // The health endpoints and the default route always exist.
     let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
     let shown = file.display();
     let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
@@ -168,7 +169,7 @@ fn with_config(named: Option<&Path>, then: impl FnOnce(&Config) -> ExitCode) -> 
 }
 
 fn refuse(error: &ConfigError) -> ExitCode {
-    // Standard error that is gone cannot be told about.
+    // If standard error is closed, the message is lost.
     let _ = write!(io::stderr(), "{error}");
     ExitCode::from(EX_CONFIG)
 }
@@ -181,7 +182,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
 fn say(text: &str) -> ExitCode {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has seen enough, such as `head`, is no failure.
+        // A reader that stops early, such as `head`, is not a failure.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }

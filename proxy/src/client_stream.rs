@@ -1,9 +1,9 @@
-//! A client's connection as Pingora sees it: one request at a time, and small while it rests.
+//! A client connection as Pingora sees it: one request at a time, and without buffers while idle.
 //!
-//! Pingora reads whatever arrives and closes a connection on which a client sent its next request early. Here the
-//! stream hands out exactly the head and the body of the current request and keeps the rest for the next round, so
-//! pipelining works, and what follows a message can never become part of it. Writes are gathered until Pingora
-//! flushes, so a head and a small body leave in one system call. Both buffers are given back while the client rests.
+//! Pingora reads all data that arrives, and closes a connection whose client sent its next request early. This stream hands
+//! out exactly the head and the body of the current request and keeps the rest for the next one: pipelining works, and bytes
+//! after a message can never become part of it. Writes are gathered until Pingora flushes, so a head and a small body take
+//! one system call. Both buffers are freed while the connection is idle.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,23 +25,23 @@ use tokio::net::TcpStream;
 
 use crate::wire::{Chunks, Framing, Head, Origin};
 
-/// Gathered writes are sent when they reach this; larger ones go out directly.
+/// Gathered writes are sent when they reach this size; larger writes are sent directly.
 const GATHER_BYTES: usize = 32 << 10;
-/// How much of the next requests is read ahead while one is being answered.
+/// How many bytes of the next requests are read ahead while the current one is served.
 const READ_AHEAD_BYTES: usize = 8 << 10;
-/// As much of a body as is read at once while it is kept.
+/// The largest piece of a body that is read at once while the body is kept.
 pub const SMALL_PIECE_BYTES: usize = 16 << 10;
-/// The first piece of a head is read into this much.
+/// The buffer size for the first piece of a head.
 const HEAD_BUFFER_BYTES: usize = 2 << 10;
-/// How long and how much is read and thrown away after an answer that came before the end of its request, so that the
-/// client gets to read the answer instead of a reset.
+/// How long and how many bytes are read and discarded after a response that came before the end of its request. Without
+/// this, a reset could destroy the response before the client has read it.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// What Pingora may read now.
+/// Which bytes Pingora may read now.
 #[derive(Debug)]
 enum Current {
-    /// Nothing: the next request has not been looked at.
+    /// No bytes: the next request has not been parsed.
     Between,
     /// The rest of the head, then its body.
     Head { left: usize, body: Body },
@@ -53,9 +53,9 @@ enum Current {
 enum Body {
     Length(u64),
     Chunked(Chunks),
-    /// The client asks to switch protocols, and nobody has answered: what it sends belongs to nobody yet.
+    /// The client asks to switch protocols and has no response yet: its bytes may belong to a tunnel or to its next request.
     Upgrade,
-    /// The protocol was switched, or is not HTTP/1: everything belongs to the current exchange.
+    /// The protocol was switched, or is not HTTP/1: all bytes belong to the current exchange.
     Tunnel,
 }
 
@@ -69,17 +69,17 @@ impl Body {
     }
 }
 
-/// See the module.
+/// A client's connection that hands out one request at a time; see the module.
 #[derive(Debug)]
 pub struct ClientStream {
-    /// Taken only by `drop`.
+    /// Taken only by `drop` and [`Self::answer_and_close`].
     socket: Option<TcpStream>,
-    /// Read and not yet handed out.
+    /// Read, but not handed out yet.
     input: BytesMut,
-    /// Written and not yet sent.
+    /// Written, but not sent yet.
     output: BytesMut,
     current: Current,
-    /// Bodies are handed out in pieces of [`SMALL_PIECE_BYTES`] at the most.
+    /// Hands out bodies in pieces of at most [`SMALL_PIECE_BYTES`].
     small_pieces: AtomicBool,
     digest: Arc<SocketDigest>,
 }
@@ -88,7 +88,7 @@ impl ClientStream {
     /// Takes over an accepted socket.
     pub fn new(socket: TcpStream, client: SocketAddr) -> Self {
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // Known already: saves a system call later. A second setting is impossible, so the result says nothing.
+        // The address is known, which saves a system call later. Setting it cannot fail, as it is unset.
         let _ = digest.peer_addr.set(Some(client.into()));
         Self {
             socket: Some(socket),
@@ -100,23 +100,23 @@ impl ClientStream {
         }
     }
 
-    /// Our address and the client's on this connection.
+    /// The local and the client's address of this connection.
     pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let socket = self.socket.as_ref()?;
         socket.local_addr().ok().zip(socket.peer_addr().ok())
     }
 
-    /// Everything that was read and belongs to no request yet.
+    /// The bytes that were read and belong to no request yet.
     pub fn pending(&self) -> &[u8] {
         &self.input
     }
 
-    /// How much memory that takes.
+    /// The memory that [`Self::pending`] takes, in bytes.
     pub fn pending_capacity(&self) -> usize {
         self.input.capacity()
     }
 
-    /// What tells this connection from others of the process, and what Pingora has of it.
+    /// Identifies this connection within the process: the address of its socket digest, which Pingora exposes, too.
     pub fn key(&self) -> usize {
         Arc::as_ptr(&self.digest) as usize
     }
@@ -128,10 +128,10 @@ impl ClientStream {
         }
     }
 
-    /// Reads more into [`Self::pending`]; 0 is the end of the stream.
+    /// Reads more into [`Self::pending`]. Returns the number of bytes; 0 is the end of the stream.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's error.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(0)) };
         if self.input.capacity() - self.input.len() < HEAD_BUFFER_BYTES / 2 {
@@ -141,7 +141,7 @@ impl ClientStream {
         read.as_mut().poll(cx)
     }
 
-    /// Gives both buffers back while the connection rests.
+    /// Frees both buffers while the connection is idle.
     pub fn rest(&mut self) {
         if self.input.is_empty() {
             self.input = BytesMut::new();
@@ -159,7 +159,7 @@ impl ClientStream {
         self.current = Current::Head { left: head.len, body };
     }
 
-    /// Makes an absolute target a path, as apps expect it; its host is the same as `Host`.
+    /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header.
     #[must_use]
     pub fn drop_origin(&mut self, mut head: Head) -> Head {
         let Origin { start, mut len, lacks_path } = head.origin;
@@ -176,20 +176,20 @@ impl ClientStream {
         head
     }
 
-    /// Takes the head of `len` bytes at the start of [`Self::pending`] out of the stream.
+    /// Removes and returns the head of `len` bytes at the start of [`Self::pending`].
     pub fn take_head(&mut self, len: usize) -> BytesMut {
         if len == self.input.len() { std::mem::take(&mut self.input) } else { self.input.split_to(len) }
     }
 
-    /// Where an answer is gathered; [`Self::poll_send`] sends it.
+    /// The buffer in which a response is gathered; [`Self::poll_send`] sends it.
     pub fn output(&mut self) -> &mut BytesMut {
         &mut self.output
     }
 
-    /// Sends part of `bytes` directly. Nothing may be gathered.
+    /// Sends part of `bytes` directly. The output buffer must be empty.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's error.
     pub fn poll_send_directly(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.socket.as_mut() {
             Some(socket) => Pin::new(socket).poll_write(cx, bytes),
@@ -211,21 +211,22 @@ impl ClientStream {
         }
     }
 
-    /// Whether no read of a body gives more than [`SMALL_PIECE_BYTES`]. Pingora lets its stream be looked at only, hence atomic.
+    /// Limits each read of a body to [`SMALL_PIECE_BYTES`] if `small`. Atomic, because Pingora gives only shared access to
+    /// its stream.
     pub fn read_small_pieces(&self, small: bool) {
         self.small_pieces.store(small, Ordering::Relaxed);
     }
 
-    /// Waits for the next request.
+    /// Ends the current request; the next read waits for another one.
     pub fn finish_request(&mut self) {
         self.current = Current::Between;
         self.small_pieces.store(false, Ordering::Relaxed);
     }
 
-    /// Sends `bytes` and closes, reading for a moment what the client still sends.
+    /// Sends `bytes` and closes the connection; for a moment, reads and discards what the client still sends.
     pub async fn answer_and_close(mut self, bytes: &[u8]) {
         let Some(mut socket) = self.socket.take() else { return };
-        // The buffers are freed first: the client may take its time.
+        // Free the buffers first: the client may be slow.
         drop(self);
         let send = async {
             socket.write_all(bytes).await?;
@@ -265,7 +266,7 @@ impl ClientStream {
         let fresh = &buf.filled()[before..];
         let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
         if taken < fresh.len() {
-            // The start of the next request came along. It goes back to the front of what is kept.
+            // The start of the next request was read, too: put it back in front of the input.
             let surplus = BytesMut::from(&fresh[taken..]);
             let kept = std::mem::replace(&mut self.input, surplus);
             self.input.unsplit(kept);
@@ -274,7 +275,7 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// At most `most` bytes: what was read ahead first, then the socket's.
+    /// Reads at most `most` bytes: those read ahead first, then from the socket.
     fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let most = if self.small_pieces.load(Ordering::Relaxed) { most.min(SMALL_PIECE_BYTES) } else { most };
         let most = most.min(buf.remaining());
@@ -293,14 +294,14 @@ impl ClientStream {
         read.as_mut().poll(cx).map_ok(|_| ())
     }
 
-    /// Ready when the client has ended the connection. What it sends meanwhile is its next request, and kept.
+    /// Ready when the client has closed the connection. Data that it sends meanwhile is kept as its next request.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's error.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.input.len() >= READ_AHEAD_BYTES {
-                // The answer's progress wakes the task; the client's next bytes can wait.
+                // The response's progress wakes the task; further bytes of the client can wait.
                 return Poll::Pending;
             }
             if ready!(self.poll_fill(cx))? == 0 {
@@ -309,7 +310,7 @@ impl ClientStream {
         }
     }
 
-    /// Pingora writes a head whole: from its first line on it is known whether the protocol is switched.
+    /// Pingora writes a head in one piece, so its first line shows whether the protocol is switched.
     fn see_answer_to_upgrade(&mut self, written: &[u8]) {
         match written.get(9..12) {
             Some(b"101") => self.current = Current::Body(Body::Tunnel),
@@ -318,10 +319,10 @@ impl ClientStream {
         }
     }
 
-    /// Sends what was gathered.
+    /// Sends the gathered output.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's error.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let Some(socket) = self.socket.as_mut() else {
@@ -351,7 +352,8 @@ impl Drop for ClientStream {
     }
 }
 
-/// Reads and forgets what the client still sends, so that closing does not reset the answer away from it.
+/// Reads and discards what the client still sends, so that closing does not reset the connection before the client has read
+/// the response.
 async fn linger(mut socket: TcpStream) {
     let drain = async {
         socket.shutdown().await?;
@@ -365,7 +367,7 @@ async fn linger(mut socket: TcpStream) {
         }
         io::Result::Ok(())
     };
-    // Whatever becomes of it, the connection is closed afterwards.
+    // The connection is closed in any case.
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
@@ -428,7 +430,7 @@ impl AsyncWrite for ClientStream {
 #[async_trait]
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
-        // The connection ends either way; an error here has nobody to tell.
+        // The connection ends either way; there is no caller to handle the error.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
@@ -459,5 +461,5 @@ impl GetSocketDigest for ClientStream {
     }
 }
 
-/// No peeking: Pingora then takes an h2c connection for what it is, without waiting for 24 bytes.
+/// Peeking is not supported, so Pingora accepts h2c without waiting for 24 bytes.
 impl Peek for ClientStream {}

@@ -1,12 +1,13 @@
-//! Who is connected: how many connections an address has, which of them rest, and which make room for others.
+//! Connection limits: counts the connections of each address, and closes idle ones to make room for new ones.
 //!
-//! No address takes more than a share of all connections. At a bound, a connection that rests makes room for the one that comes: one of the
-//! same address if that has its share, else one of the address that has the most. A connection with a request in flight never does; one
-//! whose head is unfinished does if none rests. What unfinished heads hold in memory is bounded in the same way. When the process is short of
-//! descriptors, those make room that have not been used for a moment.
+//! Each address has at most a share of all connections. At a limit, an idle connection makes room for the new one: one
+//! of the same address if that has its share, else one of the address with the most. A connection with a request in
+//! flight is never closed; one with an unfinished head is, if there is no idle one. The memory of unfinished heads is
+//! bounded in the same way. When the process is short of descriptors, connections that have been unused for a moment
+//! make room.
 //!
-//! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is incomplete. A request
-//! only counts itself in its connection's own [`ConnectionState`].
+//! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is
+//! incomplete. A request only counts itself in its connection's own [`ConnectionState`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
@@ -17,27 +18,29 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
-/// An unfinished head up to this size is part of what a connection costs.
+/// An unfinished head up to this size is part of the cost of a connection.
 pub const FREE_HEAD_BYTES: usize = 4 << 10;
-/// The part of the memory for heads that one address may hold.
+/// One address may hold the memory for heads, divided by this.
 const HEAD_SHARE: usize = 4;
-/// So many connections of an address are looked at for one that rests, each time from where the last look ended.
+/// The maximum number of an address's connections searched for an idle one; each search starts where the last one
+/// ended.
 const LOOKED_AT: usize = 64;
-/// And so many addresses, those with the most connections first.
+/// The maximum number of addresses searched, those with the most connections first.
 const ADDRESSES_LOOKED_AT: usize = 64;
 
-/// The states of a [`ConnectionState`]: it rests, its head is unfinished, it was told to go, or it has requests in flight, each of which adds `BUSY`.
+/// The states of a [`ConnectionState`]: idle, with an unfinished head, told to close, or with requests in flight, each
+/// of which adds `BUSY`.
 const RESTS: u32 = 0;
 const HEAD: u32 = 1;
 const GONE: u32 = 2;
 const BUSY: u32 = 4;
 
-/// What bounds connections.
+/// Limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// All together.
+    /// In total.
     pub all: usize,
-    /// Those of one address.
+    /// Per address.
     pub address: usize,
 }
 
@@ -51,11 +54,11 @@ pub struct Connections {
 struct Table {
     total: usize,
     addresses: HashMap<u64, Address>,
-    /// Those that no bound of an address applies to.
+    /// Connections to which no limit per address applies.
     exempt: Address,
-    /// Addresses by how many connections they have.
+    /// Addresses by their number of connections.
     by_number: BTreeSet<(usize, u64)>,
-    /// What unfinished heads hold, in bytes, and which addresses hold how much of it.
+    /// The memory of unfinished heads, in bytes: in total and by address.
     heads: usize,
     head_holders: HashMap<u64, usize>,
 }
@@ -63,25 +66,25 @@ struct Table {
 #[derive(Debug, Default)]
 struct Address {
     open: Vec<Arc<ConnectionState>>,
-    /// Where the next look for one that rests begins.
+    /// Where the next search for an idle connection starts.
     next: usize,
 }
 
-/// One connection, as others see it.
+/// The state of one connection.
 #[derive(Debug)]
 pub struct ConnectionState {
-    /// None for one that no bound of an address applies to.
+    /// `None` if no limit per address applies.
     address: Option<u64>,
-    /// Its place among those of its address. Changes under the table's lock only.
+    /// The index among the connections of its address. Changes under the table's lock only.
     index: AtomicUsize,
     state: AtomicU32,
-    /// When it opened, or its last request ended: on the clock of [`milliseconds`].
+    /// When it opened, or its last request ended: see [`milliseconds`].
     unused_since: AtomicU64,
     head_bytes: AtomicUsize,
     waker: AtomicWaker,
 }
 
-/// Since the first connection.
+/// Returns the milliseconds since the first connection.
 fn milliseconds() -> u64 {
     static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(FIRST.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -99,41 +102,41 @@ impl ConnectionState {
         }
     }
 
-    /// A request begins: false if the connection has been told to go.
+    /// Begins a request. Returns false if the connection is to close.
     pub fn begin(&self) -> bool {
         let begin = |state: u32| (state & GONE == 0).then_some((state & !HEAD) + BUSY);
         self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, begin).is_ok()
     }
 
-    /// A request that has begun has ended.
+    /// Ends a request that has begun.
     pub fn end(&self) {
         self.unused_since.store(milliseconds(), Ordering::Relaxed);
         self.state.fetch_sub(BUSY, Ordering::AcqRel);
     }
 
-    /// A part of a head has come: false if the connection has been told to go.
+    /// Records a part of a head. Returns false if the connection is to close.
     pub fn begin_head(&self) -> bool {
         matches!(self.state.compare_exchange(RESTS, HEAD, Ordering::AcqRel, Ordering::Acquire), Ok(_) | Err(HEAD))
     }
 
-    /// Ready when the connection has been told to go.
+    /// Ready when the connection is to close.
     pub fn poll_told(&self, cx: &Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.state.load(Ordering::Acquire) & GONE == 0 { Poll::Pending } else { Poll::Ready(()) }
     }
 
-    /// The same.
+    /// Waits until the connection is to close.
     pub async fn told(&self) {
         poll_fn(|cx| self.poll_told(cx)).await;
     }
 
-    /// Whether it has not been used for so long.
+    /// Returns whether the connection has been unused for this long.
     fn has_been_unused(&self, rest: Duration) -> bool {
         let unused = milliseconds().saturating_sub(self.unused_since.load(Ordering::Relaxed));
         u128::from(unused) >= rest.as_millis()
     }
 
-    /// Tells it to go if it is in this state.
+    /// Tells the connection to close if it is in this state.
     fn tell(&self, state: u32) -> bool {
         let is_told = self.state.compare_exchange(state, GONE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if is_told {
@@ -145,11 +148,12 @@ impl ConnectionState {
 
 impl Connections {
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // A panic while it was held has left numbers behind that are off by one at the worst.
+        // A panic with the lock held leaves numbers that are off by one at worst.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a connection of this address; `None` at a bound where nobody can make room. Also says whether somebody did.
+    /// Adds a connection of this address; `None` at a limit if no other connection can make room. Also returns whether
+    /// one has made room.
     pub fn open(&self, address: Option<u64>, bounds: Bounds) -> Option<(Arc<ConnectionState>, bool)> {
         let mut table = self.lock();
         let mut made_room = false;
@@ -172,14 +176,14 @@ impl Connections {
         Some((entry, made_room))
     }
 
-    /// Whether a connection that has been unused for so long makes room, for its descriptor: one of the addresses with the most, else one
-    /// that no bound of an address applies to.
+    /// Closes a connection that has been unused for this long, to free its descriptor: one of the addresses with the
+    /// most, else one without a limit per address. Returns whether there was one.
     pub fn make_room(&self, rest: Duration) -> bool {
         let mut table = self.lock();
         table.make_room(rest) || table.make_room_at(None, rest)
     }
 
-    /// A connection has closed: true if it was the last one.
+    /// Removes a connection. Returns true if it was the last one.
     pub fn close(&self, entry: &ConnectionState) -> bool {
         let mut table = self.lock();
         if entry.state.load(Ordering::Acquire) & GONE == 0 {
@@ -188,12 +192,13 @@ impl Connections {
         table.total == 0
     }
 
-    /// How many there are.
+    /// Returns the number of connections.
     pub fn number(&self) -> usize {
         self.lock().total
     }
 
-    /// An unfinished head holds so many bytes from now on; `most` is what all of them may. False if that is too much.
+    /// Records that an unfinished head holds this many bytes. Returns false if all heads would hold more than `most`,
+    /// or those of its address more than their share.
     pub fn hold_head(&self, entry: &ConnectionState, bytes: usize, most: usize) -> bool {
         let Some(key) = entry.address else { return true };
         let mut table = self.lock();
@@ -220,7 +225,7 @@ impl Connections {
         true
     }
 
-    /// The head is complete.
+    /// Releases the memory of a head that is complete.
     pub fn release_head(&self, entry: &ConnectionState) {
         self.lock().release_head(entry);
     }
@@ -231,7 +236,7 @@ impl Table {
         self.addresses.get(&key).map_or(0, |address| address.open.len())
     }
 
-    /// The connections of an address, or those that no bound of one applies to.
+    /// Returns the connections of an address, or those without a limit per address.
     fn at(&mut self, key: Option<u64>) -> Option<&mut Address> {
         match key {
             Some(key) => self.addresses.get_mut(&key),
@@ -286,13 +291,14 @@ impl Table {
         }
     }
 
-    /// Whether a connection of the addresses with the most, unused for so long, has made room.
+    /// Closes a connection of the addresses with the most that has been unused for this long. Returns whether there was
+    /// one.
     fn make_room(&mut self, rest: Duration) -> bool {
         let largest: Vec<u64> = self.by_number.iter().rev().take(ADDRESSES_LOOKED_AT).map(|(_, key)| *key).collect();
         largest.into_iter().any(|key| self.make_room_at(Some(key), rest))
     }
 
-    /// Whether a connection of this address, unused for so long, has made room.
+    /// Closes a connection of this address that has been unused for this long. Returns whether there was one.
     fn make_room_at(&mut self, key: Option<u64>, rest: Duration) -> bool {
         let Some(address) = self.at(key).filter(|address| !address.open.is_empty()) else { return false };
         let number = address.open.len();
@@ -313,7 +319,7 @@ impl Table {
         told.is_some()
     }
 
-    /// Whether this address has unfinished heads that could be ended.
+    /// Closes the connections of this address that hold unfinished heads. Returns whether there were any.
     fn end_heads_of(&mut self, key: u64) -> bool {
         let Some(address) = self.addresses.get(&key) else { return false };
         let holds = |entry: &&Arc<ConnectionState>| entry.head_bytes.load(Ordering::Relaxed) > 0 && entry.tell(HEAD);
@@ -336,13 +342,13 @@ mod tests {
         let first: Vec<_> = (0..25).map(|_| all.open(Some(1), BOUNDS).unwrap()).collect();
         assert!(first.iter().all(|(_, made_room)| !made_room));
         first.iter().skip(1).for_each(|(entry, _)| assert!(entry.begin()));
-        // The only one that rests makes room, and then none can.
+        // The only idle one makes room, and then no other can.
         let (entry, made_room) = all.open(Some(1), BOUNDS).unwrap();
         assert!(made_room && entry.begin() && !first[0].0.begin());
         assert!(all.open(Some(1), BOUNDS).is_none());
         assert!(all.open(Some(2), BOUNDS).is_some() && all.open(None, BOUNDS).is_some());
         assert_eq!(all.number(), 27);
-        // One whose head is unfinished does, too.
+        // One with an unfinished head does, too.
         first[1].0.end();
         assert!(first[1].0.begin_head());
         assert!(all.open(Some(1), BOUNDS).is_some() && !first[1].0.begin_head());
@@ -391,7 +397,7 @@ mod tests {
         assert_eq!(attacker.iter().filter(|(held, _)| *held).count(), 5, "a quarter of 1000");
         let others: Vec<_> = (2..5).flat_map(|key| (0..5).map(move |_| key)).map(|key| head(key, 50)).collect();
         assert!(others.iter().all(|(held, _)| *held));
-        // All is held by four addresses: one of them makes room for another one, not for more of its own.
+        // Four addresses hold all of it: one of them makes room for another address, but not for more of its own.
         let (held, entry) = head(9, 50);
         assert!(held);
         assert!(!head(9, 1000).0);
@@ -408,7 +414,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, the numbers are right, no bound is passed, and no request in flight is cut off.
+        /// In any order of steps the numbers are right, no limit is exceeded, and no request in flight is closed.
         #[test]
         fn the_table_is_what_its_connections_are(steps in prop::collection::vec(prop_oneof![
             4 => prop::option::of(0..5_u64).prop_map(Step::Open),

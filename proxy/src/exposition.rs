@@ -1,13 +1,13 @@
-//! Merges the proxy's metrics and the app's into one page of Prometheus' text format 0.0.4 that is valid whatever the app exposes.
-//! Pure: text in, text out.
+//! Merges the proxy's metrics and the app's into one page in Prometheus's text format 0.0.4. The page is always valid. Pure:
+//! text in, text out.
 //!
 //! ```text
-//! line.rs    one line, strictly
-//! here       families: each once, of one type, its samples together, and a label that tells the processes apart
+//! line.rs    parses one line, strictly
+//! here       families: each once, with one type, its samples together, and a label for the process
 //! ```
 //!
-//! A line of the app's that is not valid, or that contradicts another one, is left out and counted; the page never is. The proxy's
-//! own families come first: nothing of the app changes them.
+//! A line of the app's page that is invalid or contradicts another one is left out and counted; the rest of the page stays.
+//! The proxy's own families come first, and the app cannot change them.
 
 pub mod line;
 
@@ -17,14 +17,14 @@ use std::fmt::Write;
 pub use self::line::{Dialect, Dropped};
 use self::line::{FamilyType, Line, Sample, number};
 
-/// The longest line of an app's page.
+/// The longest line of an app's page, in bytes.
 const LINE_BYTES: usize = 16 << 10;
 /// The most samples, and the most families, of an app's page.
 const MOST_SAMPLES: usize = 100_000;
 const MOST_FAMILIES: usize = 10_000;
-/// The names that are the proxy's.
+/// The prefix of the proxy's metrics.
 const RESERVED: &str = "outrigger_";
-/// The label that tells the processes apart.
+/// The label for the process.
 const PROCESS: &str = "process";
 
 /// How many lines were left out, by reason.
@@ -32,7 +32,7 @@ const PROCESS: &str = "process";
 pub struct DroppedLines([u64; Dropped::ALL.len()]);
 
 impl DroppedLines {
-    /// Each reason, and how many lines it left out.
+    /// The number of lines left out, by reason.
     pub fn each(&self) -> impl Iterator<Item = (Dropped, u64)> {
         Dropped::ALL.into_iter().zip(self.0)
     }
@@ -42,36 +42,36 @@ impl DroppedLines {
     }
 }
 
-/// One family.
+/// A metric family.
 #[derive(Debug, Default)]
 struct Family {
     name: String,
     help: Option<String>,
     kind: FamilyType,
-    /// A `TYPE` has been given, or can be given no more.
+    /// It has a `TYPE`, or can no longer get one.
     is_typed: bool,
-    /// The proxy has it.
+    /// The proxy exposes it.
     is_own: bool,
-    /// The app gives it another type than the proxy does.
+    /// The app declares another type than the proxy.
     contradicts: bool,
     samples: Vec<Written>,
 }
 
-/// A sample as it is written.
+/// A sample, as it is written.
 #[derive(Debug)]
 struct Written {
     line: String,
-    /// Its name without the family's.
+    /// Its name after the family's.
     suffix: &'static str,
-    /// A bucket's bound and its series, for the app's histograms.
+    /// Its series, and the bound if it is a bucket; only for the app's histograms.
     place: Option<(String, f64)>,
 }
 
-/// The two pages.
+/// The merged page.
 #[derive(Debug, Default)]
 pub struct Merged {
     families: Vec<Family>,
-    /// The family that has a name: its own, and those of its samples.
+    /// The family of each name: its own name, and those of its samples.
     owners: HashMap<String, usize>,
     seen: HashSet<String>,
     samples_of_app: usize,
@@ -79,7 +79,7 @@ pub struct Merged {
 }
 
 impl Merged {
-    /// Begins with the proxy's own page.
+    /// Starts with the proxy's own page.
     pub fn new(own: &str) -> Self {
         let mut merged = Self::default();
         for line in own.lines() {
@@ -93,7 +93,7 @@ impl Merged {
         merged
     }
 
-    /// Adds the app's page, and says what was left out.
+    /// Adds the app's page. Returns how many lines were left out.
     pub fn add_app(&mut self, page: &[u8], dialect: Dialect) -> DroppedLines {
         for line in page.split(|byte| *byte == b'\n') {
             if let Err(why) = self.take(line, dialect, Process::App) {
@@ -103,7 +103,7 @@ impl Merged {
         self.dropped
     }
 
-    /// The page.
+    /// Renders the page.
     pub fn page(mut self) -> String {
         let bytes = |family: &Family| family.samples.iter().map(|sample| sample.line.len() + 1).sum::<usize>() + 200;
         let mut out = String::with_capacity(self.families.iter().map(bytes).sum());
@@ -136,7 +136,7 @@ impl Merged {
         match line {
             Line::Nothing => Ok(()),
             Line::Help(name, text) => self.help(name, text),
-            // OpenMetrics names a counter without the suffix of its samples.
+            // OpenMetrics names a counter without its samples' suffix, `_total`.
             Line::Type(name, FamilyType::Counter) if dialect == Dialect::OpenMetrics && !name.ends_with("_total") => {
                 self.total_of(name)
             }
@@ -145,7 +145,7 @@ impl Merged {
         }
     }
 
-    /// The family whose own name this is; a new one if nobody has the name.
+    /// The family with this name, created if the name is new; `None` if the name belongs to another family's samples.
     fn family(&mut self, name: &str) -> Result<Option<&mut Family>, Dropped> {
         let at = match self.owners.get(name) {
             Some(at) => *at,
@@ -160,10 +160,10 @@ impl Merged {
     }
 
     fn help(&mut self, name: &str, text: &str) -> Result<(), Dropped> {
-        // A name that a histogram or a summary has for its samples has no help of its own.
+        // A name that a histogram or a summary uses for its samples has no help of its own.
         let family = self.family(name)?.ok_or(Dropped::Help)?;
         match &family.help {
-            // The proxy's help stays.
+            // Keep the proxy's help.
             Some(_) if family.is_own => Ok(()),
             Some(_) => Err(Dropped::Help),
             None => {
@@ -174,7 +174,7 @@ impl Merged {
     }
 
     fn kind(&mut self, name: &str, kind: FamilyType) -> Result<(), Dropped> {
-        // Were one of its samples' names another family's already, that would be in two families.
+        // If a sample's name already belonged to another family, it would be in two families.
         let at = self.owners.get(name).copied();
         let names: Vec<String> = kind.suffixes().iter().map(|suffix| format!("{name}{suffix}")).collect();
         let is_taken = names.iter().any(|name| self.owners.get(name).copied() != at && self.owners.contains_key(name));
@@ -194,7 +194,7 @@ impl Merged {
         Ok(())
     }
 
-    /// A counter of OpenMetrics: its help is given to the name that its samples have.
+    /// Declares an OpenMetrics counter: its help moves to the name of its samples.
     fn total_of(&mut self, name: &str) -> Result<(), Dropped> {
         let total = format!("{name}_total");
         let help = match self.family(name)? {
@@ -232,12 +232,12 @@ impl Merged {
                 return Err(Dropped::Size);
             }
         }
-        // As they are written: two series must not become one by the renaming.
+        // As they are written: renaming a label must not merge two series.
         let renamed = exported(&sample.labels);
         let as_written = |(name, value)| (if name == PROCESS { renamed.as_str() } else { name }, value);
         let mut sorted: Vec<_> = sample.labels.iter().copied().map(as_written).collect();
         sorted.sort_unstable();
-        // "1" and "1.0" are one bucket.
+        // "1" and "1.0" are the same bucket.
         let bounds = match (family.kind, suffix) {
             (FamilyType::Histogram, "_bucket") => Some("le"),
             (FamilyType::Summary, "") => Some("quantile"),
@@ -256,7 +256,7 @@ impl Merged {
     }
 }
 
-/// Whose page it is.
+/// The process that a page comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
     Proxy,
@@ -273,7 +273,7 @@ impl Process {
 }
 
 impl Family {
-    /// Whether each series has the bucket that counts everything, and a count: without them it is no histogram.
+    /// Whether each series has the `+Inf` bucket and a count, which a histogram needs.
     fn has_whole_histograms(&self) -> bool {
         let mut series: HashMap<&str, (bool, bool)> = HashMap::new();
         for sample in &self.samples {
@@ -285,7 +285,7 @@ impl Family {
         series.values().all(|(has_all, has_count)| *has_all && *has_count)
     }
 
-    /// Brings the samples of each series together: the buckets by their bounds, then the sum, then the count.
+    /// Groups the samples of each series: the buckets by their bounds, then the sum, then the count.
     fn sort_buckets(&mut self) {
         let mut order: HashMap<String, usize> = HashMap::new();
         for sample in &self.samples {
@@ -307,7 +307,7 @@ impl Family {
         });
     }
 
-    /// What is said to be a histogram and is none: its samples stay, as families without a type.
+    /// Writes the samples of an invalid histogram as families without a type.
     fn write_untyped(&self, out: &mut String) {
         for suffix in self.kind.suffixes() {
             let samples = self.samples.iter().filter(|sample| sample.suffix == *suffix);
@@ -328,7 +328,7 @@ fn write_family<'s>(
         return;
     }
     let help = help.filter(|help| !help.is_empty()).unwrap_or("No help given.");
-    // Writing into a string cannot fail.
+    // Writing to a string cannot fail.
     let _ = writeln!(out, "# HELP {name} {help}");
     let _ = writeln!(out, "# TYPE {name} {}", kind.name());
     for sample in samples {
@@ -346,7 +346,7 @@ fn labels_of(labels: &[(&str, &str)]) -> String {
     out
 }
 
-/// The sample with `process` as its first label. A label of that name is renamed as Prometheus does it on conflicts.
+/// The sample with `process` as its first label. A label of that name is renamed, as Prometheus does on conflicts.
 fn written(sample: &Sample<'_>, process: Process) -> String {
     let mut out = format!("{}{{{PROCESS}=\"{}\"", sample.name, process.name());
     let renamed = exported(&sample.labels);
@@ -361,7 +361,7 @@ fn written(sample: &Sample<'_>, process: Process) -> String {
     out
 }
 
-/// The name that a label `process` of the app's own gets, since every sample has one of ours.
+/// The name that the app's own label `process` gets, since every sample has one from the proxy.
 fn exported(labels: &[(&str, &str)]) -> String {
     let mut name = format!("exported_{PROCESS}");
     while labels.iter().any(|(other, _)| *other == name) {

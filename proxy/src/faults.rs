@@ -1,4 +1,4 @@
-//! Faults on purpose: which of them befalls a request. What they do is done where an attempt is made.
+//! Fault injection: chooses the faults that apply to a request. Each attempt applies them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::rejection::Rejection;
 use crate::route::has;
 use crate::state::State;
 
-/// Finds the faults whose conditions this request meets.
+/// Chooses the faults whose conditions this request meets.
 ///
 /// # Errors
-/// None: a fault is the attempt's.
+/// Never fails: the attempt applies the fault.
 pub fn choose(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let rules = Arc::clone(&exchange.rules);
     if rules.config.faults.is_empty() {
@@ -23,12 +23,12 @@ pub fn choose(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Resu
         fault.routes.get(exchange.route).is_some_and(|befalls| *befalls)
             && fault.headers.iter().all(|(name, value)| has(request.fields, name, value.as_deref()))
     };
-    // Allocates only where faults are allowed, which no production has.
+    // Allocates only where fault injection is allowed, which it is not in production.
     exchange.faults = rules.config.faults.iter().enumerate().filter(|(_, f)| befalls(f)).map(|(n, _)| n).collect();
     Ok(())
 }
 
-/// What happens to the next attempt: each one throws the dice again.
+/// The delay and the effect for the next attempt. Each attempt rolls the dice again.
 pub fn next(exchange: &Exchange) -> Option<(Duration, Effect)> {
     let faults = &exchange.rules.config.faults;
     let fault = exchange.faults.iter().filter_map(|number| faults.get(*number)).find(|fault| dice() < fault.share)?;

@@ -1,10 +1,10 @@
-//! The slots for requests to the app, as workers see them: [`outrigger_policy::admission`] behind a lock.
+//! The concurrency limit and its queue, shared by the workers: [`outrigger_policy::admission`] behind a lock.
 //!
-//! A request holds its slot from here to the end of its answer, or to the answer's head when what follows is long: a
-//! stream, or a body that the client takes slowly. What the limit follows is the time from the slot to the head.
+//! A request keeps its permit until the end of its response, or until the response's head if the rest is long: a
+//! stream, or a body that the client reads slowly. The concurrency limit follows the time from the permit to the head.
 //!
-//! In `monitor` nobody waits and nobody is refused. The queue is kept all the same: each answer of the app moves it on by
-//! one, so it counts whom `enforce` would have refused with the throughput that the app really has.
+//! In `monitor` mode no request waits or is rejected. A simulated queue still runs, advanced by one with each response,
+//! so the counters show what `enforce` would have rejected at the app's real throughput.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,56 +18,56 @@ use outrigger_policy::priority::Priority;
 
 type Queue = Admission<Option<Waker>>;
 
-/// See the module.
+/// The concurrency limit and its queue.
 #[derive(Debug)]
 pub struct Gate {
     queue: Mutex<Queue>,
     epoch: Instant,
 }
 
-/// What a request asks for.
+/// A request for a permit.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
-    /// How important it is.
+    /// The priority of the request.
     pub priority: Priority,
-    /// Whose it is.
+    /// The hash of its client.
     pub client: u64,
-    /// Its kind: answers of one kind take a similar time.
+    /// The class of the request: responses of one class take a similar time.
     pub class: u16,
-    /// Whether it may be made to wait or be refused.
+    /// Whether it may be queued or rejected.
     pub mode: Mode,
-    /// It came from a peer: it takes a slot that is free, or none, and nobody's place.
+    /// It came from a peer: it gets a permit only if one is free, and displaces no request.
     pub is_guest: bool,
 }
 
-/// The answer.
+/// The result of [`Gate::ask`].
 #[derive(Debug)]
 pub enum Entry {
-    /// It goes.
+    /// The request has a permit.
     Go(Permit),
-    /// It waits.
+    /// The request is queued.
     Wait(Waiting),
-    /// It does not.
+    /// The request is rejected.
     Refused,
 }
 
-/// What is shown of the gate.
+/// The state for operators.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Standing {
-    /// Slots.
+    /// The concurrency limit: the number of permits.
     pub limit: u32,
-    /// Slots in use.
+    /// Permits in use.
     pub in_flight: u32,
-    /// Who may wait.
+    /// The maximum length of the queue.
     pub room: u32,
-    /// Who waits, by priority.
+    /// Waiting requests, by priority.
     pub waiting: [u32; Priority::ALL.len()],
-    /// What an answer takes.
+    /// The latency of responses.
     pub latency: Option<Duration>,
 }
 
 impl Gate {
-    /// Open, with nobody there.
+    /// Creates a concurrency limit without requests.
     pub fn new(settings: Settings) -> Self {
         Self { queue: Mutex::new(Admission::new(settings)), epoch: Instant::now() }
     }
@@ -79,19 +79,19 @@ impl Gate {
         wake_all(queue);
     }
 
-    /// The app is away: nobody gets a slot.
+    /// Stops granting permits: the app is unreachable.
     pub fn suspend(&self) {
         self.lock().suspend();
     }
 
-    /// The app is back: slots are given again, in order.
+    /// Grants permits again, in order: the app is reachable.
     pub fn resume(&self) {
         let mut queue = self.lock();
         queue.resume();
         wake_all(queue);
     }
 
-    /// What there is to be seen.
+    /// Returns the state.
     pub fn standing(&self) -> Standing {
         let queue = self.lock();
         Standing {
@@ -103,11 +103,12 @@ impl Gate {
         }
     }
 
-    /// A request that came at `now` asks for a slot. `refused` is called for each that `monitor` would have refused.
+    /// Asks for a permit for a request that arrived at `now`. In `monitor` mode, calls `refused` for each request that
+    /// `enforce` would have rejected.
     pub fn ask(self: &Arc<Self>, wish: Wish, now: Instant, mut refused: impl FnMut(Priority)) -> Entry {
         let now = self.nanoseconds(now);
         let is_monitored = wish.mode == Mode::Monitor;
-        // All as one: who completes is not who holds the slot that becomes free.
+        // All as one client: the request that ends is not the one whose simulated permit becomes free.
         let client = if is_monitored { 0 } else { wish.client };
         let mut queue = self.lock();
         if is_monitored {
@@ -166,7 +167,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Whoever panicked while holding it has left numbers behind that are off by one at the worst.
+        // A panic with the lock held leaves numbers that are off by one at worst.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,7 +176,7 @@ impl Gate {
     }
 }
 
-/// Gives free slots to those whose turn it is, and wakes them once nobody is held up by it.
+/// Grants free permits to the next requests, and wakes them after the lock is released.
 fn wake_all(mut queue: MutexGuard<'_, Queue>) {
     let Some(first) = queue.grant() else { return };
     let mut rest = Vec::new();
@@ -186,13 +187,13 @@ fn wake_all(mut queue: MutexGuard<'_, Queue>) {
     [first].into_iter().chain(rest).flatten().for_each(Waker::wake);
 }
 
-/// A slot; given back when dropped.
+/// A permit; returned when dropped.
 #[derive(Debug)]
 pub struct Permit {
     gate: Arc<Gate>,
     client: u64,
     class: u16,
-    /// It would have gone in any case.
+    /// It is only counted (`monitor`).
     is_watched: bool,
     in_flight: u32,
     sent: u64,
@@ -200,17 +201,17 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// It is sent now: what went before, such as an attempt that failed, says nothing about how long the app takes.
+    /// The request is sent now: an earlier attempt that failed does not count as latency of the app.
     pub fn sent(&mut self, now: Instant) {
         self.sent = self.gate.nanoseconds(now);
     }
 
-    /// The head of the answer has come.
+    /// The head of the response has arrived.
     pub fn answered(&mut self, now: Instant) {
         self.head.get_or_insert((self.gate.nanoseconds(now), Ended::Answered));
     }
 
-    /// The app has taken too long.
+    /// The app has timed out.
     pub fn timed_out(&mut self, now: Instant) {
         self.head.get_or_insert((self.gate.nanoseconds(now), Ended::TimedOut));
     }
@@ -222,7 +223,7 @@ impl Drop for Permit {
         let now = self.head.map_or_else(|| self.gate.nanoseconds(Instant::now()), |(now, _)| now);
         let used = now.saturating_sub(self.sent);
         let mut queue = self.gate.lock();
-        // Where nobody heeds the limit, more requests than that say nothing about it.
+        // In `monitor` mode more requests than the limit may be in flight; such samples say too little about it.
         let says_something = !self.is_watched || self.in_flight <= queue.limit();
         if let (Some((now, ended)), true) = (self.head, says_something) {
             queue.record(now, Sample { class: self.class, started: self.sent, in_flight: self.in_flight, ended });
@@ -236,7 +237,7 @@ impl Drop for Permit {
     }
 }
 
-/// A place in the queue; given back when dropped.
+/// A queued request; removed from the queue when dropped.
 #[derive(Debug)]
 pub struct Waiting {
     gate: Arc<Gate>,
@@ -246,7 +247,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Ready with a slot, or with `None` when somebody more important has its place.
+    /// Ready with a permit, or with `None` if a more important request has displaced it.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
         let Some(ticket) = self.ticket.take() else { return Poll::Ready(None) };
         let mut queue = self.gate.lock();
@@ -271,7 +272,7 @@ impl Waiting {
         }
     }
 
-    /// Waits for its turn, but not beyond `deadline`: then there is none.
+    /// Waits for a permit until `deadline`; then returns `None`. `Some(None)`: it was displaced.
     pub async fn turn(&mut self, deadline: Instant) -> Option<Option<Permit>> {
         let turn = poll_fn(|cx| self.poll_turn(cx));
         tokio::time::timeout_at(deadline.into(), turn).await.ok()
@@ -283,7 +284,7 @@ impl Drop for Waiting {
         if let Some(ticket) = self.ticket.take() {
             let mut queue = self.gate.lock();
             queue.abandon(&ticket);
-            // If its turn had come in this moment, it is the next one's.
+            // If a permit was granted at this moment, the next request gets it.
             wake_all(queue);
         }
     }

@@ -1,8 +1,8 @@
-//! What health says when the app cannot say it itself.
+//! The response to health checks when the app cannot give it.
 
 use std::time::Duration;
 
-/// The body of `/health` in the app's own shape, with the reason, and how many requests wait for an app that is away.
+/// The body of `/health` in the app's format, with the reason and the number of requests that wait for an app that is down.
 pub fn unhealthy(uptime: Duration, reason: &str, held: Option<u32>) -> String {
     let mut body = serde_json::json!({
         "ok": false,

@@ -1,4 +1,4 @@
-//! Who asks: the client's address and the request's name.
+//! Identifies the client and sets the request id.
 
 use std::net::IpAddr;
 
@@ -18,17 +18,19 @@ use crate::seal::seconds;
 use crate::state::State;
 use crate::wire;
 
-/// What the edge calls a request: what came by it has one.
+/// The edge's request id; every request through it has one.
 pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 
-/// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
+/// Sets the request id and the client. Headers of a trusted edge are believed; any other client has its connection's
+/// address.
 ///
 /// # Errors
-/// [`Rejection::NotAPeer`] on the listener for peers; [`Rejection::RepeatedCredential`]. Anybody else gets a name.
+/// [`Rejection::NotAPeer`] on the listener for peers; [`Rejection::RepeatedCredential`]. Any other request gets an id and a
+/// client.
 pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.client.address = exchange.connected;
     if exchange.listener == Listener::Peers {
-        // Whoever is refused has a name already.
+        // A rejected request needs an id as well.
         exchange.request_id = RequestId::generate();
         exchange.hop = Some(Box::new(peer(state, request)?));
     }
@@ -63,7 +65,7 @@ pub fn client(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     Ok(())
 }
 
-/// The peer that a request on their listener comes from.
+/// Verifies the peer that sent a request to the listener for peers.
 fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     let peers = state.peers.as_ref().ok_or(Rejection::NotAPeer)?;
     let now = seconds();
@@ -78,7 +80,8 @@ fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     Ok(hop)
 }
 
-/// Who it is to limits and flags, and what they do with it. Not looked for when nothing depends on it.
+/// Identifies the client for limits and flags, and sets `exchange.admission`. Skipped if neither rate limits nor the audit
+/// log need it.
 fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, address: IpAddr) -> Client {
     let mut client = Client { address, ..Client::UNKNOWN };
     let config = &exchange.rules.config;
@@ -115,11 +118,11 @@ fn is_audited(config: &Config) -> bool {
     config.audit.is_some() && config.flag(Feature::AuditTrail).mode_for_everybody() != Some(Mode::Off)
 }
 
-/// The client, as flags see it.
+/// Calls `decide` with the client as flags see it.
 pub fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -> Mode {
     let shown = client.shown();
     let user = client.verified.as_ref().filter(|v| v.kind == VerifiedKind::User).map(|v| &*v.name);
-    // A percentage sticks to the name, which is the same on every Machine.
+    // A percentage applies by name, which is the same on every Machine.
     let id = client.verified.as_ref().map_or(shown.as_str(), |verified| &verified.name);
     decide(Subject { id, user, address: client.address })
 }
@@ -133,8 +136,8 @@ fn kind(request: &Request<'_>) -> Kind {
     if accepts_events { Kind::Stream } else { Kind::Plain }
 }
 
-/// Whether a tunnel begins if the app answers 101: the same as `is_upgrade` of [`wire::Head`]. A request with a body is none, so
-/// that every limit on bodies holds for it.
+/// Whether a 101 response would start a tunnel; same as `is_upgrade` of [`wire::Head`]. False for a request with a body, so
+/// that every limit on bodies applies to it.
 fn is_upgrade(request: &Request<'_>) -> bool {
     let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
     let mut has_option = false;

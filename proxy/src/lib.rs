@@ -1,4 +1,4 @@
-//! Builds and starts everything, top to bottom, and ends it in the right order.
+//! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
 pub mod abuse;
 pub mod accept;
@@ -76,36 +76,37 @@ use crate::pipeline::{Gateway, MOST_ATTEMPTS};
 use crate::state::{Phase, State};
 use crate::upstream::names::Which;
 
-/// Why the process cannot start or go on.
+/// Why the process cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A listener's address.
+    /// A listener cannot bind its address.
     #[error("cannot listen on {address} ({key}): {source}{hint}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// The key that names it.
+        /// Its key in the configuration.
         key: &'static str,
-        /// What to do.
+        /// Advice for the operator.
         hint: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// A thread, a runtime or a signal.
+    /// A thread, a runtime or a signal handler cannot be created.
     #[error("the system does not give what is needed: {0}")]
     System(#[from] io::Error),
-    /// The audit trail has no keys.
+    /// The audit log has no keys.
     #[error(transparent)]
     Audit(#[from] audit::NoKeys),
-    /// A metric that was declared twice: a fault of this program.
+    /// A metric is declared twice: a bug of this program.
     #[error("the metrics cannot be declared: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
-/// Serves until told to leave. Without a file (`has_file`), `config` is all defaults, and the file is taken once it is there.
+/// Serves until a signal ends it. Without a file (`has_file` is false), `config` has the defaults, and the file is loaded
+/// once it exists.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// Why it cannot start.
 pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> {
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
@@ -162,7 +163,7 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
             }
         })?;
     }
-    // The workers have their own: once they stop listening, nobody listens.
+    // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
     serve_admin(admin, Arc::clone(&state))?;
@@ -206,13 +207,13 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
         }
     }
     queue.flush(Duration::from_secs(1));
-    // What is left has had its time; waiting for its tasks would only delay the exit.
+    // Remaining tasks have had their time; waiting for them would only delay the exit.
     runtime.shutdown_background();
     result
 }
 
-/// Every client needs a file, and so may its connection to the app. The usual limit of 1,024 is a courtesy to programs
-/// that cannot take more; what the system really allows is the hard one. Gives how many may be open.
+/// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
+/// The usual soft limit of 1,024 only protects programs that cannot handle more. Returns how many files may be open.
 fn raise_open_files(for_connections: usize) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -221,7 +222,7 @@ fn raise_open_files(for_connections: usize) -> u64 {
     {
         tracing::warn!("the limit of open files stays at {current:?}: {e}");
     }
-    // A limit that is not there is no limit.
+    // `None` means unlimited.
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let wanted = for_connections as u64 + 100;
     if allowed < wanted {
@@ -234,7 +235,7 @@ fn raise_open_files(for_connections: usize) -> u64 {
     allowed
 }
 
-/// A listener, what it speaks, and who may come by it.
+/// A listener's socket, its protocol, and whether it is public or for peers.
 type Listening = (std::net::TcpListener, Protocol, Listener);
 
 fn clone_of(
@@ -249,7 +250,7 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener,
     let try_bind = || {
         use socket2::{Domain, Socket, Type};
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        // So that a restart does not wait for connections of the process before; two processes still cannot share it.
+        // A restart does not wait for connections of the previous process; two processes still cannot share the port.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         // The kernel lowers it to net.core.somaxconn.
@@ -268,7 +269,7 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener,
     })
 }
 
-/// One worker: a thread, its own runtime, its own connections to the app. Nothing crosses threads on a request's way.
+/// One worker: a thread with its own runtime and its own connections to the app. A request never crosses threads.
 fn work(
     listeners: Vec<Listening>,
     state: &Arc<State>,
@@ -291,9 +292,10 @@ fn work(
                 tracing::error!("an accept loop ended: {e}");
             }
         }
-        // Tells `leave` that this worker has taken everything that had connected.
+        // Tells `leave` that this worker has accepted everything that had connected.
         drop(closing);
-        // Those at rest go now; the others finish. The process ends when the last is gone, and this thread with it.
+        // Idle connections close now; the others finish. The process ends when the last one has closed, and this thread with
+        // it.
         loop {
             accept::wake_resting();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -301,9 +303,9 @@ fn work(
     })
 }
 
-/// Closes kept connections to the app when this process, or this host, is out of what others need.
+/// Closes idle connections to the app when this process or host lacks a resource that others need.
 async fn sweep_when_asked(state: Arc<State>) {
-    /// Those that were not used for so long.
+    /// Only connections that were idle for this long.
     const UNUSED: Duration = Duration::from_millis(100);
     loop {
         state.exhaustion.sweep.notified().await;
@@ -312,7 +314,7 @@ async fn sweep_when_asked(state: Arc<State>) {
     }
 }
 
-/// Closes this worker's connections to the app when they have been unused for long enough.
+/// Closes this worker's connections to the app that have been idle for too long or lead to an old address.
 async fn sweep_kept_connections(state: Arc<State>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -351,7 +353,8 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     options.h2c = true;
     options.h2_idle_timeout = Some(rules.config.client.idle_timeout);
     proxy.server_options = Some(options);
-    // HTTP/2 counts 32 bytes more for each field. It has one unfinished head a connection, so this bounds what one holds.
+    // HTTP/2 adds 32 bytes per header. A connection has at most one unfinished head, so this bounds the memory that it
+    // takes.
     let client = rules.config.client;
     let mut h2_options = default_h2_options();
     h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
@@ -370,7 +373,8 @@ async fn told_to_leave() -> io::Result<()> {
     Ok(())
 }
 
-/// Health fails, then nothing new is taken, then what is in flight finishes. A second signal skips the waiting.
+/// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
+/// waiting.
 async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
     let server = state.rules.load().config.server.clone();
     advance(state, Phase::LameDuck);
@@ -386,10 +390,10 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
     closing.send_replace(true);
     let began = Instant::now();
     let drained = async {
-        // Until every worker has taken what had connected, no connection is the last.
+        // Until every worker has accepted what had connected, zero connections does not mean that all are done.
         closing.closed().await;
         while state.connections() > 0 {
-            // The notice may have come before we listened for it, so it is not waited for alone.
+            // The notification may have come before this listens for it, so it also polls.
             let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;
         }
     };

@@ -1,10 +1,9 @@
-//! How often each client may ask: the limits of the rules, compiled, and the stage that applies them.
+//! Rate limits: which limits apply to which route, and the stage that enforces them.
 //!
-//! A request needs the leave of every limit of its route. They are taken from one after the other; when one refuses, what
-//! was taken from those before it is given back.
+//! A request must be admitted by every rate limit of its route. The limits are charged one after the other; if one
+//! rejects the request, the charges to the earlier ones are undone.
 //!
-//! What is taken is kept in one of two places: [`table`] has the keys that are this Machine's alone, [`shared`] those that all
-//! Machines count together.
+//! [`table`] holds the state of limits that each Machine enforces alone, [`shared`] the state of shared rate limits.
 
 pub mod headers;
 mod names;
@@ -28,32 +27,33 @@ use crate::exchange::{Exchange, Request};
 use crate::rejection::{Rejection, seconds};
 use crate::state::State;
 
-/// The most limits that apply to one request.
+/// The maximum number of rate limits that apply to one request.
 pub const MOST_LIMITS: usize = 8;
 
-/// One limit.
+/// A rate limit.
 #[derive(Clone, Debug)]
 pub struct Limit {
-    /// Its name in metrics, logs and answers.
+    /// The name in metrics, logs and responses.
     pub name: String,
-    /// Whose requests are counted together.
+    /// Which requests are counted together.
     pub by: By,
-    /// What is counted.
+    /// Whether requests or failures are counted.
     pub count: Count,
-    /// Whether its refusals count.
+    /// Whether the limit rejects requests, or only counts what it would reject.
     pub mode: Mode,
-    /// All Machines count together.
+    /// Whether all Machines enforce the limit together.
     pub is_shared: bool,
-    /// For each tier; `None` is no limit.
+    /// The quota of each tier; `None` is unlimited.
     pub quotas: [Option<Quota>; Tier::ALL.len()],
-    /// `RateLimit-Policy` for each tier.
+    /// The `RateLimit-Policy` item of each tier.
     pub policies: [Box<str>; Tier::ALL.len()],
-    /// Tells its keys from those of other limits. Made of its name, so that its state outlives a change of the rules.
+    /// Separates its keys from those of other limits. Derived from the name, so that the state survives a config
+    /// reload.
     salt: u64,
 }
 
 impl Limit {
-    /// Compiles one.
+    /// Creates a limit that is not shared.
     pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
         let policy =
             |quota: Option<Quota>| quota.map_or_else(String::new, |quota| headers::policy(name, quota, window_s));
@@ -69,18 +69,18 @@ impl Limit {
         }
     }
 
-    /// The same, counted by all Machines together.
+    /// Sets whether all Machines enforce the limit together.
     #[must_use]
     pub fn shared(self, is_shared: bool) -> Self {
         Self { is_shared, ..self }
     }
 
-    /// Whether an answer tells the client of it: what others have used is none of its business.
+    /// Returns whether responses show the limit. The usage of other clients is not disclosed.
     fn is_shown(&self) -> bool {
         !matches!(self.by, By::Route | By::Machine)
     }
 
-    /// Whether its refusals are only counted, for a client with whom limits do `admission`.
+    /// Returns whether the limit only counts, for a client whose mode for all limits is `admission`.
     fn is_monitored(&self, admission: Mode) -> bool {
         self.mode == Mode::Monitor || admission == Mode::Monitor
     }
@@ -96,7 +96,7 @@ impl Limit {
         mix(self.salt ^ key)
     }
 
-    /// Whose keys share a cell of the limit where the table has no room for them.
+    /// Returns the origin: when the table is full, the keys of one origin share a cell.
     fn origin(&self, exchange: &Exchange) -> u64 {
         match self.by {
             By::Client | By::ClientAndRoute | By::Address => mix(self.salt ^ exchange.client.origin()),
@@ -107,7 +107,7 @@ impl Limit {
 }
 
 impl fmt::Display for Limit {
-    /// For `explain`: as a client without a tier meets it.
+    /// Describes the limit for `explain`, with the quota of a client without a tier.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = match self.by {
             By::Client => "each client",
@@ -138,51 +138,51 @@ impl fmt::Display for Limit {
     }
 }
 
-/// What [`crate::credentials::client_hash`] is told that it hashes.
+/// The domain separator for [`crate::credentials::client_hash`].
 const SALT: u8 = b'l';
 
 fn route_tag(exchange: &Exchange) -> u64 {
     mix(exchange.rules.route_tags[exchange.route])
 }
 
-/// Spreads a difference in one bit over all of them (the finaliser of MurmurHash3).
+/// Spreads a difference in one bit over all bits (the finalizer of MurmurHash3).
 pub const fn mix(hash: u64) -> u64 {
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
 }
 
-/// All limits, and which apply to which route.
+/// All rate limits, and which of them apply to which route.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// Each once.
+    /// All limits, each once.
     pub all: Vec<Limit>,
-    /// For each route, in the order of the routes, those that apply.
+    /// For each route, in the order of the routes, the indices of the limits that apply.
     pub by_route: Vec<Box<[u16]>>,
-    /// Answers tell of them, in the standard's fields.
+    /// Whether responses have the `RateLimit` and `RateLimit-Policy` headers.
     pub headers: bool,
-    /// And in the older ones.
+    /// Whether responses have the older `X-RateLimit-*` headers.
     pub legacy_headers: bool,
-    /// How Machines share those that are shared; `None`: none is.
+    /// How limits are shared between Machines; `None` if no limit is shared.
     pub sharing: Option<Arc<Settings>>,
 }
 
 impl Limits {
-    /// Those of a route.
+    /// Returns the limits of a route, with their indices.
     pub fn of(&self, route: usize) -> impl Iterator<Item = (u16, &Limit)> {
         let numbers = self.by_route.get(route).map_or(&[][..], |numbers| numbers);
         numbers.iter().filter_map(|number| Some((*number, self.all.get(usize::from(*number))?)))
     }
 }
 
-/// What an answer tells of one limit.
+/// The state of one rate limit, as shown in a response.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Left {
-    /// The limit's number.
+    /// The index of the limit.
     pub limit: u16,
-    /// So many may come now.
+    /// The remaining quota.
     pub remaining: u32,
-    /// Nothing is taken any more after so many seconds.
+    /// Seconds until the quota is full again.
     pub full_in_s: u32,
 }
 
@@ -193,7 +193,7 @@ impl Left {
     }
 }
 
-/// What an answer tells of the limits.
+/// The rate limits shown in a response.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shown {
     items: [Left; MOST_LIMITS],
@@ -208,15 +208,15 @@ impl Shown {
         }
     }
 
-    /// What is left by now.
+    /// Updates the limits to their current state.
     fn restate(&mut self, standing: impl Fn(u16) -> Option<Standing>) {
         for left in &mut self.items[..usize::from(self.len)] {
             *left = standing(left.limit).map_or(*left, |standing| Left::new(left.limit, standing));
         }
     }
 
-    /// Shows the limit that has refused, also one of which responses do not tell otherwise: less than `cost` is left of it, and
-    /// it is not full before the client may come back.
+    /// Shows the limit that rejected the request, even if responses do not show it otherwise. Less than `cost` remains,
+    /// and the quota is not full before `retry_after`.
     fn refused(&mut self, number: u16, standing: Option<Standing>, cost: u32, retry_after: Duration) {
         if !self.iter().any(|left| left.limit == number) {
             self.push(number, standing.unwrap_or(Standing { remaining: 0, full_in: retry_after }));
@@ -228,13 +228,13 @@ impl Shown {
         }
     }
 
-    /// Limit by limit.
+    /// Iterates over the limits.
     pub fn iter(&self) -> impl Iterator<Item = Left> {
         self.items[..usize::from(self.len)].iter().copied()
     }
 }
 
-/// Where what was taken is kept, as it is at one moment.
+/// Access to the state of all limits at one point in time.
 #[derive(Clone, Copy, Debug)]
 struct Books<'s> {
     state: &'s State,
@@ -243,12 +243,12 @@ struct Books<'s> {
     now: u64,
 }
 
-/// What was taken from a limit, so that it can be taken back.
+/// A charge to a rate limit, which can be undone.
 #[derive(Clone, Copy, Debug)]
 enum Charge<'s> {
-    /// On this Machine.
+    /// To a limit that this Machine enforces alone.
     Own(table::Charge<'s>),
-    /// From what all Machines share.
+    /// To a shared rate limit.
     Shared(shared::Charge<'s>),
 }
 
@@ -258,7 +258,7 @@ impl<'s> Books<'s> {
         Self { state, shared, law: state.shared.law(now), now }
     }
 
-    /// Asks the processor for a key that will be needed.
+    /// Prefetches the cell of a key.
     fn warm(self, limit: &Limit, tag: u64) {
         match self.shared.filter(|_| limit.is_shared) {
             Some(cells) => cells.warm(tag),
@@ -266,7 +266,8 @@ impl<'s> Books<'s> {
         }
     }
 
-    /// The quota of a key that is counted here: where it should be shared and cannot, only this Machine's part of it.
+    /// Returns the quota of a key in this Machine's table: for a limit that should be shared, only this Machine's
+    /// share.
     fn own(self, limit: &Limit, quota: Quota, cost: u32) -> Quota {
         if limit.is_shared { self.law.share(quota, cost) } else { quota }
     }
@@ -301,7 +302,8 @@ impl<'s> Books<'s> {
         Ok((Charge::Own(charge), own.standing(charge.tat, self.now)))
     }
 
-    /// Takes one for what has happened already, unless the quota is exhausted: the requests before it were under way together.
+    /// Charges one unit for a failure that has already happened, unless the quota is used up: requests that were in
+    /// flight at the same time may exceed it.
     fn charge(
         self,
         limit: &Limit,
@@ -319,7 +321,7 @@ impl<'s> Books<'s> {
         let _ = self.state.limits.take(tag, own, self.now, 1, || limit.origin(exchange));
     }
 
-    /// Whether `cost` could be taken.
+    /// Checks whether `cost` could be charged, without charging it.
     fn look(self, limit: &Limit, tag: u64, quota: Quota, cost: u32) -> Result<(), Exceeded> {
         match self.cell(limit, tag) {
             Some((cells, index)) => cells.look(index, quota, cost, self.law),
@@ -348,7 +350,7 @@ impl<'s> Books<'s> {
 }
 
 impl Charge<'_> {
-    /// As if the request had never come.
+    /// Undoes the charge.
     fn take_back(self) {
         match self {
             Self::Own(charge) => charge.take_back(),
@@ -357,7 +359,7 @@ impl Charge<'_> {
     }
 }
 
-/// Takes what the request costs from all of its limits, or from none. The stage.
+/// Stage: charges the cost of the request to all of its rate limits, or leaves all of them unchanged.
 ///
 /// # Errors
 /// [`Rejection::QuotaExceeded`]
@@ -371,7 +373,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     let books = Books::open(state, limits, now);
     let cost = rules.config.routes.all()[exchange.route].cost;
     let tier = exchange.client.tier as usize;
-    // All at once, so that the processor fetches them together: they are far from each other and from everything else.
+    // Prefetch all cells at once: they are far apart in memory.
     let mut tags = [0; MOST_LIMITS];
     for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(exchange.route)) {
         *tag = limit.tag(exchange);
@@ -380,12 +382,12 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
     let mut taken = charges.iter_mut();
     let mut shown = Shown::default();
-    // The limit that makes the client wait longest, and whether it counts.
+    // The enforced limit with the longest wait, and a monitored limit that would have rejected the request.
     let (mut refused, mut monitored): (Option<(u16, Exceeded)>, Option<u16>) = (None, None);
     for ((number, limit), tag) in limits.of(exchange.route).zip(tags) {
         let Some(quota) = limit.quotas[tier] else { continue };
         let is_monitored = limit.is_monitored(exchange.admission);
-        // Once one has refused, nothing is taken any more: the others only say how long they would have the client wait.
+        // After a rejection the other enforced limits are not charged, only checked for a longer wait.
         let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
         let verdict = if only_looks {
             books.look(limit, tag, quota, if limit.count == Count::Failures { 1 } else { cost }).map(|()| None)
@@ -399,7 +401,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
             })
         };
         if limit.is_shown() && !is_monitored {
-            // Where nothing was taken, nothing has changed.
+            // Without a charge, the state is unchanged.
             let standing = verdict.ok().flatten().unwrap_or_else(|| books.standing(limit, tag, quota));
             shown.push(number, standing);
         }
@@ -412,7 +414,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
             Err(_) => {}
         }
     }
-    // What a monitored limit would have refused would not have been taken from the other monitored ones either.
+    // If a monitored limit would have rejected the request, the other monitored limits would not have been charged.
     if refused.is_some() || monitored.is_some() {
         let is_given_back = |is_monitored: bool| refused.is_some() || is_monitored;
         charges.into_iter().flatten().filter(|(_, m)| is_given_back(*m)).for_each(|(charge, _)| charge.take_back());
@@ -447,7 +449,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     }
 }
 
-/// Gives back what a request took from its limits: it was refused for a reason that is none of the client's.
+/// Undoes the charges of a request that was rejected for a reason unrelated to its client.
 pub fn give_back(state: &State, exchange: &Exchange) {
     if exchange.admission == Mode::Off || !exchange.is_counted_here() {
         return;
@@ -465,7 +467,7 @@ pub fn give_back(state: &State, exchange: &Exchange) {
     }
 }
 
-/// Takes from the limits that count failures, once an answer turns out to be one.
+/// Charges the limits that count failures, when a response turns out to be one.
 pub fn failed(state: &State, exchange: &Exchange) {
     if !exchange.is_counted_here() {
         return;
@@ -523,7 +525,7 @@ mod tests {
         let monitored = || state.rules.load().limit_metrics.iter().map(|limit| limit.monitored.get()).sum::<u64>();
         let (first, verdict) = asked(&state);
         assert_eq!((verdict, monitored()), (Ok(()), 0));
-        // Nothing was taken from the monitored limit, so nothing comes back.
+        // The monitored limit was not charged, so there is no charge to undo.
         let (second, verdict) = asked(&state);
         assert_eq!((verdict, monitored()), (Ok(()), 1));
         give_back(&state, &second);
@@ -540,7 +542,7 @@ mod tests {
                      [[rate_limits.rules]]\nname = \"a\"\nrate = \"1/1h\"\nby = \"client-and-route\"\n\
                      [[rate_limits.rules]]\nname = \"b\"\nrate = \"1/1h\"\nby = \"address\"\n\
                      [[rate_limits.rules]]\nname = \"c\"\nrate = \"1/1h\"\nby = \"machine\"\n";
-        // By default it takes the last route; the first is another one.
+        // An exchange has the last route by default; the first is another one.
         let names = |address: &str, is_elsewhere: bool| {
             let state = state(rules);
             let mut exchange = Exchange::new(state.rules.load_full());
@@ -557,7 +559,7 @@ mod tests {
         let count = all.len();
         all.sort_unstable();
         all.dedup();
-        // The second's name for the whole Machine, and the third's for all but the route, are the first's.
+        // Limit `c` has one name for all four; the third call differs from the first only in names with the route.
         assert_eq!(count - all.len(), 3 + 6);
     }
 }

@@ -1,8 +1,8 @@
-//! Logs: written by a thread of their own, so that a slow reader of standard output never slows a request.
+//! Logs: written by a separate thread, so that a slow reader of standard output never slows a request.
 //!
-//! The queue is bounded. What does not fit is dropped and counted (`outrigger_log_lines_dropped_total`). No client can push out what
-//! the program has to say: lines about requests get a part of the queue only, and of each kind of line, which is a place in the source,
-//! so many a second are written.
+//! The queue is bounded. Lines that do not fit are dropped and counted (`outrigger_log_lines_dropped_total`). A client
+//! cannot displace important lines: the access log gets only a part of the queue, and a kind of line, which is a place
+//! in the source, is limited to a number of lines per second.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -24,38 +24,38 @@ use tracing_subscriber::{Layer, Registry, reload};
 use crate::access_log::Line;
 use crate::config::{LogFormat, LogLevel};
 
-/// Lines that may wait.
+/// The maximum number of queued lines.
 const QUEUE_LINES: usize = 8192;
-/// As many of them may be about requests.
+/// How many of them may be lines of the access log.
 const ACCESS_LINES: usize = QUEUE_LINES / 4 * 3;
-/// Lines of one kind that are written in a second.
+/// The maximum number of lines of one kind per second.
 const LINES_OF_A_KIND: u32 = 100;
 
-/// What the writer's thread is sent.
+/// A message to the writer's thread.
 #[derive(Debug)]
 pub enum Entry {
-    /// A line that is ready.
+    /// A formatted line.
     Ready(Vec<u8>),
-    /// A request, to be formatted there.
+    /// A request, formatted by the writer's thread.
     Access(Box<Line>),
-    /// Write everything before this, then say so.
+    /// Write everything before this, then confirm it.
     Flush(SyncSender<()>),
 }
 
-/// The near end of the queue.
+/// The sending side of the queue.
 #[derive(Clone, Debug)]
 pub struct LogQueue {
     sender: SyncSender<Entry>,
     dropped: IntCounter,
-    /// Lines about requests that wait.
+    /// Queued lines of the access log.
     access: Arc<AtomicUsize>,
 }
 
 impl LogQueue {
-    /// Starts the thread.
+    /// Starts the writer's thread.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// The system cannot create a thread.
     pub fn start(format: LogFormat, dropped: IntCounter) -> io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(QUEUE_LINES);
         let access = Arc::new(AtomicUsize::new(0));
@@ -65,7 +65,7 @@ impl LogQueue {
         Ok((Self { sender, dropped, access }, thread))
     }
 
-    /// Never waits.
+    /// Queues a message, or drops it if the queue is full. Never waits.
     pub fn send(&self, entry: Entry) {
         let is_access = matches!(entry, Entry::Access(_));
         if is_access && self.access.fetch_add(1, Ordering::Relaxed) >= ACCESS_LINES
@@ -90,7 +90,7 @@ impl LogQueue {
             entry = back;
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Too late or gone: the process leaves all the same.
+        // Timeout, or the thread is gone: the process ends anyway.
         let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
@@ -100,7 +100,7 @@ fn write_all(receiver: &Receiver<Entry>, format: LogFormat, access: &AtomicUsize
     while let Ok(first) = receiver.recv() {
         let mut next = Some(first);
         while let Some(entry) = next {
-            // Standard output that is gone cannot be told about.
+            // An error of standard output cannot be reported.
             match entry {
                 Entry::Ready(line) => drop(out.write_all(&line)),
                 Entry::Access(line) => {
@@ -118,7 +118,7 @@ fn write_all(receiver: &Receiver<Entry>, format: LogFormat, access: &AtomicUsize
     }
 }
 
-/// Gathers one line and sends it when it is complete.
+/// Collects one line and sends it when dropped.
 #[derive(Debug)]
 pub struct LineWriter {
     line: Vec<u8>,
@@ -152,9 +152,9 @@ impl<'a> MakeWriter<'a> for LogQueue {
     }
 }
 
-/// Lets so many lines of each kind through in a second.
+/// Limits the number of lines of each kind per second.
 struct Kinds {
-    /// By place in the source: the second, and the lines in it. There are as many as the program has places that log.
+    /// By place in the source: the second, and the lines in it. Bounded by the number of places that log.
     seen: Mutex<HashMap<Identifier, (u64, u32)>>,
     started: Instant,
     dropped: IntCounter,
@@ -166,7 +166,7 @@ impl Kinds {
     }
 
     fn may_be_written(&self, kind: Identifier, second: u64) -> bool {
-        // Whoever panicked while holding it has left whole numbers.
+        // A panic with the lock held leaves whole numbers.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (of, lines) = seen.entry(kind).or_insert((second, 0));
         if *of != second {
@@ -187,7 +187,7 @@ impl<S: Subscriber> Layer<S> for Kinds {
     }
 }
 
-/// Changes the level while the process runs.
+/// Changes the log level at run time.
 #[derive(Clone)]
 pub struct LevelSwitch(Arc<dyn Fn(LogLevel) + Send + Sync>);
 
@@ -198,13 +198,13 @@ impl std::fmt::Debug for LevelSwitch {
 }
 
 impl LevelSwitch {
-    /// From now on.
+    /// Sets the level.
     pub fn set(&self, level: LogLevel) {
         (self.0)(level);
     }
 }
 
-/// Sends everything that the program says to `queue`.
+/// Sends all log events to `queue`.
 pub fn install(queue: &LogQueue, format: LogFormat, level: LogLevel) -> LevelSwitch {
     let (filter, handle) = reload::Layer::<EnvFilter, Registry>::new(filter(level));
     let lines = tracing_subscriber::fmt::layer().with_writer(queue.clone()).with_target(false);
@@ -212,15 +212,15 @@ pub fn install(queue: &LogQueue, format: LogFormat, level: LogLevel) -> LevelSwi
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
         LogFormat::Text => lines.with_ansi(false).boxed(),
     };
-    // A second subscriber can only be installed by a test of this crate, which does not look at logs.
+    // Only a test of this crate can install a second subscriber, and it does not read logs.
     let _ = tracing_subscriber::registry().with(filter).with(Kinds::new(queue.dropped.clone())).with(lines).try_init();
     LevelSwitch(Arc::new(move |level| {
-        // Fails only when the subscriber is gone, and nobody is left to read.
+        // Fails only if the subscriber is gone, with all readers of the log.
         let _ = handle.reload(self::filter(level));
     }))
 }
 
-/// Pingora speaks only of what it cannot handle: what a request meets is logged once, by us.
+/// Logs of Pingora and other libraries are off: Outrigger logs the problems of a request once, itself.
 fn filter(level: LogLevel) -> EnvFilter {
     let level = match level {
         LogLevel::Error => "error",
@@ -292,7 +292,7 @@ mod tests {
                 tracing::warn!("a client causes this");
             }
             let of_client = written.load(Ordering::Relaxed);
-            // Two seconds may meet in it on a busy machine, hardly ten.
+            // On a busy machine this may take two seconds, hardly ten.
             assert!((LINES_OF_A_KIND as usize..5 * LINES_OF_A_KIND as usize).contains(&of_client), "{of_client}");
             tracing::warn!("and this is about everybody");
             assert_eq!(written.load(Ordering::Relaxed), of_client + 1);

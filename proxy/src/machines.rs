@@ -1,4 +1,4 @@
-//! How many Machines run this app, as far as is known.
+//! The number of Machines that run this app, as far as is known.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,19 +9,19 @@ pub struct Machines {
 }
 
 impl Default for Machines {
-    /// Alone.
+    /// Only this Machine.
     fn default() -> Self {
         Self { known: AtomicU32::new(1) }
     }
 }
 
 impl Machines {
-    /// At least one.
+    /// Returns the number; at least one.
     pub fn known(&self) -> u32 {
         self.known.load(Ordering::Relaxed)
     }
 
-    /// Others have been found, or have gone.
+    /// Sets the number; at least one.
     pub fn set_known(&self, machines: u32) {
         self.known.store(machines.max(1), Ordering::Relaxed);
     }

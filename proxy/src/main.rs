@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! The program `outrigger`.
 
 use std::process::ExitCode;
 

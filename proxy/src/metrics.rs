@@ -1,7 +1,7 @@
 //! Every metric of the proxy, declared once.
 //!
-//! Labels come from enums or the configuration, never from a request. What the hot path counts is looked up when the
-//! rules are loaded, so that counting is one addition.
+//! Labels come from enums or the configuration, never from a request. Metrics of the hot path are looked up when the
+//! configuration is loaded, so that counting is one addition.
 
 pub mod audit;
 
@@ -30,8 +30,8 @@ use crate::peers::{self, Peers, hop};
 use crate::rejection::{Failure, Rejection};
 use crate::upstream::Resource;
 
-/// Upper bounds in seconds, from half a millisecond to two minutes: the default timeout of a route (60 s) and what waits for an
-/// upstream that restarts lie between two of them.
+/// Upper bounds in seconds, from half a millisecond to two minutes: enough to see a route's default timeout (60 s) and
+/// requests that wait for an upstream that restarts.
 const BUCKETS: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
@@ -41,32 +41,32 @@ const STREAM_BUCKETS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The app answered 1xx or 2xx.
+    /// The app responded with 1xx or 2xx.
     Success,
-    /// The app answered 3xx.
+    /// The app responded with 3xx.
     Redirect,
-    /// The app answered 4xx.
+    /// The app responded with 4xx.
     ClientError,
-    /// The app answered 5xx.
+    /// The app responded with 5xx.
     ServerError,
-    /// We refused it.
+    /// Outrigger rejected it.
     Rejected,
     /// 502: the app could not be reached or did not speak HTTP.
     BadGateway,
-    /// 503: the app cannot be reached, said in its place.
+    /// 503: the app could not be reached, and Outrigger responded in its place.
     Unavailable,
     /// 504: the app was too slow.
     GatewayTimeout,
-    /// 499: the client left before its answer.
+    /// 499: the client disconnected early.
     ClientClosed,
-    /// The answer began and did not end.
+    /// The response was cut off.
     Truncated,
-    /// 500: the fault is ours.
+    /// 500: an error of Outrigger itself.
     Internal,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 11] = [
         Self::Success,
         Self::Redirect,
@@ -81,7 +81,7 @@ impl Outcome {
         Self::Internal,
     ];
 
-    /// The label.
+    /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -111,7 +111,7 @@ pub enum StreamKind {
 impl StreamKind {
     const ALL: [Self; 2] = [Self::EventStream, Self::Upgrade];
 
-    /// The label.
+    /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EventStream => "event_stream",
@@ -120,7 +120,8 @@ impl StreamKind {
     }
 }
 
-/// The metrics of one route. Series are made when first needed, so that a thousand routes do not make ten thousand empty ones.
+/// The metrics of one route. Series are created on first use, so that a thousand routes do not create ten thousand empty
+/// ones.
 #[derive(Debug)]
 pub struct RouteMetrics {
     name: String,
@@ -134,7 +135,7 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
-    /// Counts a request that ended. The duration of a stream goes into a histogram of its own.
+    /// Counts a request that ended. Streams have a histogram of their own for their duration.
     pub fn record(&self, outcome: Outcome, duration: Duration, stream: Option<StreamKind>) {
         let name = self.name.as_str();
         let count = self.counted[outcome as usize]
@@ -152,30 +153,30 @@ impl RouteMetrics {
     }
 }
 
-/// What is counted for one limit.
+/// The counters of one rate limit.
 #[derive(Debug)]
 pub struct LimitMetrics {
-    /// Requests that it refused.
+    /// Requests that it rejected.
     pub enforced: IntCounter,
-    /// Requests that it would have refused.
+    /// Requests that it would have rejected.
     pub monitored: IntCounter,
 }
 
-/// What is counted of the limits that Machines share.
+/// The metrics of shared rate limits.
 #[derive(Debug)]
 pub struct SharedLimits {
     states: IntGaugeVec,
-    /// Among how many a quota is divided.
+    /// The number of Machines among which quotas are divided.
     pub machines: IntGauge,
-    /// Keys of which something is known.
+    /// Keys that are not idle.
     pub keys: IntGauge,
-    /// Bills that Redis has settled: what was spent of one lease.
+    /// Usage reports, one per lease, that Redis has applied.
     pub settled: IntCounter,
-    /// What was spent in them.
+    /// Tokens spent, in these reports.
     pub spent: IntCounter,
-    /// What was given back in them.
+    /// Tokens given back, in these reports.
     pub given_back: IntCounter,
-    /// How long Redis took for a batch of bills.
+    /// How long Redis took for a batch of usage reports.
     pub exchanges: Histogram,
     errors: IntCounterVec,
 }
@@ -210,28 +211,28 @@ impl SharedLimits {
         })
     }
 
-    /// Shows who decides.
+    /// Shows the mode in force.
     pub fn show(&self, mode: Sharing) {
         for state in Sharing::ALL {
             self.states.with_label_values(&[state.name()]).set((state == mode).into());
         }
     }
 
-    /// An exchange failed.
+    /// Counts a failed exchange with Redis.
     pub fn failed(&self, kind: &str) {
         self.errors.with_label_values(&[kind]).inc();
     }
 }
 
-/// Refusals that depend on who asks.
+/// Rejections by priority and tier.
 #[derive(Debug)]
 pub struct Refusals {
     counters: IntCounterVec,
-    /// Made when first needed: by reason, priority, tier and mode.
+    /// Created on first use; by reason, priority, tier and mode.
     made: [OnceLock<IntCounter>; REASONS.len() * Priority::ALL.len() * Tier::ALL.len() * 2],
 }
 
-/// The reasons that are told apart by priority and tier.
+/// The reasons that are counted by priority and tier.
 const REASONS: [Rejection; 5] = [
     Rejection::BANNED,
     Rejection::QUOTA_EXCEEDED,
@@ -241,12 +242,12 @@ const REASONS: [Rejection; 5] = [
 ];
 
 impl Refusals {
-    /// One that was made.
+    /// Counts a request that was rejected.
     pub fn enforced(&self, rejection: Rejection, priority: Priority, tier: Tier) {
         self.count(rejection, priority, tier, Mode::Enforce);
     }
 
-    /// One that would have been made.
+    /// Counts a request that `enforce` would have rejected.
     pub fn monitored(&self, rejection: Rejection, priority: Priority, tier: Tier) {
         self.count(rejection, priority, tier, Mode::Monitor);
     }
@@ -261,24 +262,24 @@ impl Refusals {
     }
 }
 
-/// What became of a request's session.
+/// How Outrigger handled a request's sticky session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affinity {
-    /// It has none yet, and gets one.
+    /// The request gets a new session.
     New,
-    /// It is at home here.
+    /// This Machine is its home.
     Pinned,
-    /// The edge sends the request to its home.
+    /// The edge replays the request to its home.
     Replayed,
-    /// The request goes to its home over the private network.
+    /// The request is forwarded to its home over the private network.
     Forwarded,
-    /// Its home has gone: it has a new one.
+    /// Its home is gone, so it gets a new one.
     Rehomed,
-    /// It is served here, though its home is elsewhere, because it cannot get there.
+    /// The request is served here, because its home on another Machine cannot be reached.
     Visiting,
-    /// Its time was over.
+    /// It has expired.
     Expired,
-    /// Its cookie, or the mark of a replay, is nothing that we have signed.
+    /// Its cookie, or the state of a replay, has no valid signature.
     Forged,
 }
 
@@ -308,18 +309,18 @@ impl Affinity {
     }
 }
 
-/// What became of a request that was sent to a peer.
+/// The result of sending a request to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SentOn {
-    /// It has an answer.
+    /// The peer responded.
     Answered,
-    /// The peer does not take it.
+    /// The peer declined it.
     Refused,
     /// The peer cannot be reached.
     Unreachable,
-    /// The connection broke, or what came is no answer.
+    /// The connection broke, or the response was invalid.
     Broken,
-    /// There was no answer in time.
+    /// The response was late.
     Late,
 }
 
@@ -337,7 +338,7 @@ impl SentOn {
     }
 }
 
-/// All of them.
+/// All metrics of the proxy.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -351,34 +352,34 @@ pub struct Metrics {
     exhausted: [IntCounter; Resource::ALL.len()],
     /// Lookups of a name of the configuration that found no address.
     pub names_failed: IntCounter,
-    /// Requests between their head and the end of their answer.
+    /// Requests between their head and the end of their response.
     pub in_flight: IntGauge,
-    /// Client connections now.
+    /// Open client connections.
     pub connections: IntGauge,
-    /// Memory for request bodies that are kept.
+    /// Memory for buffered request bodies, in bytes.
     pub body_memory: IntGauge,
-    /// Client connections ever.
+    /// Accepted client connections.
     pub connections_total: IntCounter,
-    /// Client connections that made room for others.
+    /// Client connections closed to make room for others.
     pub connections_closed_for_others: IntCounter,
     /// Attempts on a new connection to the app.
     pub attempts_new: IntCounter,
-    /// Attempts on a kept connection.
+    /// Attempts on a reused connection to the app.
     pub attempts_reused: IntCounter,
-    /// Requests sent again, and paid for.
+    /// Requests sent again, charged to the retry budget.
     pub retries: IntCounter,
-    /// Requests sent again because a kept connection turned out to be dead.
+    /// Requests sent again because an idle connection turned out to be closed.
     pub reconnects: IntCounter,
-    /// Retries that the budget did not allow.
+    /// Retries that the retry budget did not allow.
     pub retries_denied: IntCounter,
     retry_budget: Gauge,
-    /// Answers of a route's own, given instead of the app's.
+    /// Responses from a route's fallback.
     pub fallbacks: IntCounter,
-    /// 1 while the app takes connections, as far as is known.
+    /// 0 while the app refuses connections, else 1.
     pub app_reachable: IntGauge,
-    /// Requests that waited for an app that was away, and reached it.
+    /// Requests that waited for an app that was down, and then reached it.
     pub held: IntCounter,
-    /// Faults on purpose.
+    /// Injected faults.
     pub faults: IntCounter,
     affinity: [IntCounter; Affinity::ALL.len()],
     peer_requests: IntCounterVec,
@@ -395,27 +396,27 @@ pub struct Metrics {
     reloads_applied: IntCounter,
     reloads_refused: IntCounter,
     config_is_good: IntGauge,
-    /// The rules' version.
+    /// The configuration's version.
     pub config_version: IntGauge,
-    /// When the rules came into force, in seconds since 1970.
+    /// When the configuration came into force, in seconds since 1970.
     pub config_loaded: IntGauge,
     /// 0 serving, 1 lame duck, 2 closing.
     pub drain_phase: IntGauge,
-    /// Log lines that did not fit their queue.
+    /// Log lines that did not fit into their queue.
     pub log_dropped: IntCounter,
-    /// The audit trail.
+    /// The audit log.
     pub audit: AuditMetrics,
-    /// Forwarding fields from clients that are not believed.
+    /// Forwarding headers that were removed because their sender is not trusted.
     pub forged_fields: IntCounter,
-    /// Client addresses that one sender has named, and that are not believed.
+    /// Client addresses that one untrusted sender has claimed.
     pub unbelieved: IntGauge,
-    /// Refusals by limits, bans and for want of slots.
+    /// Rejections by rate limits, bans, circuit breakers and the concurrency limit.
     pub refusals: Refusals,
-    /// Requests of keys for which the table of limits had no room.
+    /// Requests whose keys did not fit into the table of rate limits.
     pub limit_overflow: IntCounter,
     limit_refusals: IntCounterVec,
     limit_keys: IntGaugeVec,
-    /// Limits that Machines share.
+    /// Shared rate limits.
     pub shared_limits: SharedLimits,
     bans: IntCounterVec,
     banned: IntGauge,
@@ -424,7 +425,7 @@ pub struct Metrics {
     queue: IntGaugeVec,
     queue_room: IntGauge,
     latency: Gauge,
-    /// How long requests waited for a slot, those that got one.
+    /// How long requests waited for the permit that they got.
     pub queue_wait: Histogram,
     credentials: IntCounterVec,
     key_fetches: IntCounterVec,
@@ -433,10 +434,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Declares everything.
+    /// Declares all metrics.
     ///
     /// # Errors
-    /// A declaration that Prometheus refuses: a fault of this file.
+    /// Prometheus rejects a declaration: a bug in this file.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let declare = Declare { registry: &registry, reference: RefCell::default() };
@@ -550,7 +551,7 @@ impl Metrics {
                     &["kind", "outcome"],
                 )?;
                 for kind in hop::Kind::CARRYING {
-                    // All of them from the beginning: the first of its kind would not be seen as an increase.
+                    // Create all series at the start: the first increment of a new one would not be seen as an increase.
                     SentOn::ALL.iter().for_each(|outcome| drop(sent.with_label_values(&[kind.name(), outcome.name()])));
                 }
                 sent
@@ -689,18 +690,18 @@ impl Metrics {
         })
     }
 
-    /// The name, type, labels and help of each metric, one line each, separated by tabs: docs/metrics.md is made of it.
+    /// The name, type, labels and help of each metric, one line each, separated by tabs: the source of docs/metrics.md.
     pub fn reference(&self) -> String {
         self.reference.concat()
     }
 
-    /// The file of rules has changed: it was taken, or refused.
+    /// Records a change of the configuration file that was applied or rejected.
     pub fn reloaded(&self, is_taken: bool) {
         self.config_is_good.set(is_taken.into());
         if is_taken { &self.reloads_applied } else { &self.reloads_refused }.inc();
     }
 
-    /// A request that waited has its turn.
+    /// Records how long a request waited for its permit.
     pub fn waited(&self, exchange: &Exchange, now: Instant) {
         self.queue_wait.observe(now.saturating_duration_since(exchange.started).as_secs_f64());
         if exchange.held_since.is_some() {
@@ -708,34 +709,34 @@ impl Metrics {
         }
     }
 
-    /// What became of a request's session.
+    /// Counts how a request's session was handled.
     pub fn affinity(&self, event: Affinity) {
         self.affinity[event as usize].inc();
     }
 
-    /// A request was sent to a peer.
+    /// Counts a request sent to a peer.
     pub fn sent_to_peer(&self, kind: hop::Kind, outcome: SentOn) {
         self.peer_requests.with_label_values(&[kind.name(), outcome.name()]).inc();
     }
 
-    /// A peer has sent something.
+    /// Counts a request from a peer.
     pub fn came_from_peer(&self, kind: hop::Kind) {
         self.peer_received.with_label_values(&[kind.name()]).inc();
     }
 
-    /// Lines of the app's metrics were left out.
+    /// Counts lines of the app's metrics that were left out.
     pub fn app_metrics_dropped(&self, dropped: &exposition::DroppedLines) {
         for (why, lines) in dropped.each().filter(|(_, lines)| *lines > 0) {
             self.app_lines_dropped.with_label_values(&[why.name()]).inc_by(lines);
         }
     }
 
-    /// A request on the listener for peers was not one of theirs.
+    /// Counts a request that the listener for peers rejected.
     pub fn hop_refused(&self, why: hop::HopRefused) {
         self.hops_refused.with_label_values(&[why.name()]).inc();
     }
 
-    /// Shows how many Machines there are; a change is a scaling event, but for what the first look finds.
+    /// Shows the number of Machines. A change is a scaling event, except on the first look.
     pub fn show_machines(&self, peers: &Peers, is_first_look: bool) {
         let (known, ready) = peers.machines();
         for standing in peers::Standing::ALL {
@@ -757,44 +758,44 @@ impl Metrics {
         }
     }
 
-    /// A breaker is in another state.
+    /// Counts a change of a circuit breaker's state.
     pub fn breaker_changed(&self, breaker: &str, to: Position) {
         self.breaker_transitions.with_label_values(&[breaker, to.name()]).inc();
     }
 
-    /// A breaker refuses one client from now on.
+    /// Counts that a circuit breaker starts to reject a single client.
     pub fn breaker_refuses_one(&self, breaker: &str) {
         self.breaker_clients.with_label_values(&[breaker]).inc();
     }
 
-    /// Shows where a breaker stands.
+    /// Shows the state of a circuit breaker.
     pub fn show_breaker(&self, breaker: &str, position: Position) {
         for state in Position::ALL {
             self.breaker_states.with_label_values(&[breaker, state.name()]).set((state == position).into());
         }
     }
 
-    /// Forgets a breaker that the rules no longer have.
+    /// Removes the series of a circuit breaker that the configuration no longer has.
     pub fn forget_breaker(&self, breaker: &str) {
         for state in Position::ALL {
-            // A series that was never made cannot be removed: that is no error.
+            // Removing a series that was never created is an error, and harmless.
             let _ = self.breaker_states.remove_label_values(&[breaker, state.name()]);
             let _ = self.breaker_transitions.remove_label_values(&[breaker, state.name()]);
         }
         let _ = self.breaker_clients.remove_label_values(&[breaker]);
     }
 
-    /// Shows what is left for retries.
+    /// Shows the retry budget.
     pub fn show_retry_budget(&self, left: f64) {
         self.retry_budget.set(left);
     }
 
-    /// The keys that verify tokens were fetched, or not.
+    /// Counts a fetch of the keys that verify tokens.
     pub fn keys_fetched(&self, is_ok: bool) {
         self.key_fetches.with_label_values(&[if is_ok { "fetched" } else { "failed" }]).inc();
     }
 
-    /// What is counted for a limit.
+    /// The counters of a rate limit.
     pub fn for_limit(&self, name: &str) -> LimitMetrics {
         LimitMetrics {
             enforced: self.limit_refusals.with_label_values(&[name, Mode::Enforce.name()]),
@@ -802,25 +803,25 @@ impl Metrics {
         }
     }
 
-    /// Forgets a limit that the rules no longer have.
+    /// Removes the series of a rate limit that the configuration no longer has.
     pub fn forget_limit(&self, name: &str) {
         for mode in [Mode::Enforce, Mode::Monitor] {
-            // It was made with the limit.
+            // Exists: it was created with the limit.
             let _ = self.limit_refusals.remove_label_values(&[name, mode.name()]);
         }
     }
 
-    /// A client was banned, or would have been.
+    /// Counts a ban, or one that `enforce` would have imposed.
     pub fn banned(&self, offence: Offence, mode: Mode) {
         self.bans.with_label_values(&[offence.name(), mode.name()]).inc();
     }
 
-    /// A key or token that did not verify.
+    /// Counts a key or token that did not verify.
     pub fn credential_refused(&self, reason: &str) {
         self.credentials.with_label_values(&[reason]).inc();
     }
 
-    /// Shows what is only looked at when somebody asks.
+    /// Shows values that are only read for a scrape.
     pub fn show_admission(&self, gate: &Standing, (keys, room): (usize, usize), banned: usize, tokens: usize) {
         let shown = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.tokens.set(shown(tokens));
@@ -836,7 +837,7 @@ impl Metrics {
         self.banned.set(shown(banned));
     }
 
-    /// What is counted for a route.
+    /// The metrics of a route.
     pub fn for_route(&self, name: &str, priority: Priority) -> RouteMetrics {
         RouteMetrics {
             name: name.to_owned(),
@@ -850,10 +851,10 @@ impl Metrics {
         }
     }
 
-    /// Forgets a route that the rules no longer have.
+    /// Removes the series of a route that the configuration no longer has.
     pub fn forget_route(&self, name: &str, priority: Priority) {
         for outcome in Outcome::ALL {
-            // A series that was never made cannot be removed: that is no error.
+            // Removing a series that was never created is an error, and harmless.
             let _ = self.requests.remove_label_values(&[name, priority.name(), outcome.name()]);
             let _ = self.durations.remove_label_values(&[name, outcome.name()]);
         }
@@ -862,7 +863,7 @@ impl Metrics {
         }
     }
 
-    /// One refusal.
+    /// Counts a rejection.
     pub fn rejected(&self, rejection: Rejection) {
         let label = rejection.problem().label;
         if let Some((_, counter)) = self.rejections.iter().find(|(known, _)| *known == label) {
@@ -870,17 +871,17 @@ impl Metrics {
         }
     }
 
-    /// This host is out of something.
+    /// Counts that this host lacks a resource.
     pub fn exhausted(&self, resource: Resource) {
         self.exhausted[resource as usize].inc();
     }
 
-    /// One failure of the app.
+    /// Counts a failure of the app.
     pub fn failed(&self, failure: Failure) {
         self.failures[failure as usize].1.inc();
     }
 
-    /// Shows rules that came into force at `now`, in seconds since 1970.
+    /// Shows a configuration that came into force at `now`, in seconds since 1970.
     pub fn show_config(&self, config: &Config, version: u64, now: u64) {
         self.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
         self.config_loaded.set(i64::try_from(now).unwrap_or(i64::MAX));
@@ -899,10 +900,10 @@ impl Metrics {
         }
     }
 
-    /// The exposition, in Prometheus' text format.
+    /// The exposition, in Prometheus's text format.
     ///
     /// # Errors
-    /// What the encoder refuses.
+    /// The encoder's error.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = Vec::with_capacity(16 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -910,7 +911,7 @@ impl Metrics {
     }
 }
 
-/// Registers metrics, and writes down what they are.
+/// Registers metrics and records their descriptions.
 struct Declare<'r> {
     registry: &'r Registry,
     reference: RefCell<Vec<String>>,
@@ -996,7 +997,7 @@ mod tests {
         insta::assert_snapshot!(types.join("\n"));
     }
 
-    /// OpenMetrics takes `x` and `x_total` for one family.
+    /// OpenMetrics treats `x` and `x_total` as one family.
     #[test]
     fn no_two_families_have_one_name_in_open_metrics() {
         let reference = Metrics::new().unwrap().reference();

@@ -1,16 +1,16 @@
-//! The other Machines of the same app: who they are, how they are, and what goes to them.
+//! The other Machines of the same app: how they are found and checked, and which of them serves a request.
 //!
 //! ```text
-//! discovery.rs   where they are: a name's addresses, or a list
-//! hop.rs         the signed header of a request that goes from one Machine to another
-//! used.rs        each is accepted once
-//! probe.rs       how they are: each is asked every second, and has to prove itself
-//! answer.rs      the proof: the signed answer to a probe
-//! local.rs       how the app here is, for the others
+//! discovery.rs   addresses, from DNS or a list
+//! hop.rs         the signed header of a request from one Machine to another
+//! used.rs        accepts each hop once
+//! probe.rs       health checks: probes each peer every `peers.interval`; it must prove its identity
+//! answer.rs      the proof: the signed response to a probe
+//! local.rs       health checks of the local app, for the peers
 //! ```
 //!
-//! A peer is known by the name that it signs, not by its address: addresses change, and a list has none. Which of the ready ones
-//! takes what cannot be done here is `pingora-load-balancing`'s choice.
+//! A peer is identified by the name that it signs, not by its address: addresses change, and a list has no names.
+//! `pingora-load-balancing` selects the ready peer that serves a request which the local app cannot.
 
 pub mod answer;
 pub mod discovery;
@@ -39,41 +39,41 @@ use self::used::UsedHops;
 use crate::config::Target;
 use crate::config::machines::{PeerRules, This};
 
-/// What was found is believed for so many refreshes: a name server that does not answer says nothing about Machines.
+/// The last result of discovery is used for this many refreshes: a failed DNS query says nothing about Machines.
 const BELIEVED_REFRESHES: u32 = 4;
-/// Where one chooses among peers, so many are looked at.
+/// The maximum number of backends considered when a peer is selected.
 const MOST_LOOKED_AT: usize = 16;
 
-/// A peer that has proved itself at an address gets requests there for so many probes, but for this time in any case, unless
-/// something there answers a probe without proving itself.
+/// A peer that has proved its identity at an address gets requests there for this many probes, and at least for
+/// [`PROOF_HOLDS`], unless a probe of the address gets a response without a proof.
 const PROOF_HOLDS_PROBES: u32 = probe::MISSED_BEFORE_LOST;
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 /// There is no proof.
 const NEVER: u64 = u64::MAX;
 
-/// How long a session waits for a Machine whose app cannot take requests.
+/// How long a session waits for a Machine whose app is not ready.
 const UNREADY_FOR_LONG: Duration = Duration::from_secs(30);
 
-/// How a peer is.
+/// The state of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It takes what its peers cannot.
+    /// It accepts requests that its peers cannot serve.
     Ready,
-    /// Requests wait for their turn at it.
+    /// Requests are queued there.
     Busy,
-    /// Its own app cannot take requests.
+    /// Its app is not ready.
     Unready,
-    /// It is about to leave.
+    /// It is draining.
     Leaving,
-    /// It does not answer, or not as a peer does.
+    /// It does not respond to probes, or its response proves no identity.
     Silent,
 }
 
 impl Standing {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 5] = [Self::Ready, Self::Busy, Self::Unready, Self::Leaving, Self::Silent];
 
-    /// For operators.
+    /// Returns the name for operators.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -96,19 +96,19 @@ impl From<Condition> for Standing {
     }
 }
 
-/// One of them.
+/// A peer.
 #[derive(Debug)]
 pub struct Peer {
     /// Its name.
     pub name: Arc<str>,
-    /// Where it is.
+    /// Its address.
     pub target: Target,
     standing: AtomicU8,
-    /// Probes in a row that it did not answer.
+    /// Probes in a row without a response.
     missed: AtomicU32,
-    /// Probes in a row to which it said that its app cannot take requests.
+    /// Probes in a row with the response that its app is not ready.
     unready: AtomicU32,
-    /// The run of its process that proved itself last.
+    /// The run of its process that last proved its identity.
     run: AtomicU64,
     /// When that was: milliseconds since it was first seen, or [`NEVER`].
     proven: AtomicU64,
@@ -116,7 +116,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// One that has just proved itself.
+    /// Creates a peer that has just proved its identity.
     fn new(name: Arc<str>, address: SocketAddr, standing: Standing, run: u64) -> Self {
         let standing = AtomicU8::new(standing as u8);
         Self {
@@ -131,7 +131,7 @@ impl Peer {
         }
     }
 
-    /// What a hop to it is signed for.
+    /// Returns the receiver that a hop to this peer is signed for.
     pub fn receiver(&self) -> Receiver<'_> {
         Receiver { name: &self.name, run: self.run.load(Ordering::Relaxed) }
     }
@@ -140,18 +140,18 @@ impl Peer {
         u64::try_from(self.first_seen.elapsed().as_millis()).unwrap_or(NEVER - 1)
     }
 
-    /// Whether it has proved itself at its address, not longer ago than this.
+    /// Returns whether it proved its identity at its address within this time.
     fn is_proven(&self, within: Duration) -> bool {
         let proven = self.proven.load(Ordering::Relaxed);
         proven != NEVER && Duration::from_millis(self.age_ms().saturating_sub(proven)) <= within
     }
 
-    /// Something at its address does not prove that it is this peer.
+    /// Discards the proof: a response from its address does not prove its identity.
     fn is_doubted(&self) {
         self.proven.store(NEVER, Ordering::Relaxed);
     }
 
-    /// How it is.
+    /// Returns its state.
     pub fn standing(&self) -> Standing {
         Standing::ALL[usize::from(self.standing.load(Ordering::Relaxed)) % Standing::ALL.len()]
     }
@@ -160,7 +160,7 @@ impl Peer {
         self.standing.store(standing as u8, Ordering::Relaxed);
     }
 
-    /// This run of it has proved itself, and said that it is like this.
+    /// Records a response to a probe that proves the identity of this run.
     fn says(&self, standing: Standing, run: u64) {
         self.set(standing);
         self.run.store(run, Ordering::Relaxed);
@@ -172,12 +172,12 @@ impl Peer {
         }
     }
 
-    /// An app that restarts is back by then; sessions of one that is not have new homes.
+    /// Returns whether sessions stop waiting for it. An app that restarts is back earlier.
     fn is_unready_for_long(&self, interval: Duration) -> bool {
         interval * self.unready.load(Ordering::Relaxed) > UNREADY_FOR_LONG
     }
 
-    /// A request did not reach it: it gets no other until it answers a probe again, and its sessions have new homes.
+    /// Records a refused connection: the peer gets no requests until it responds to a probe, and its sessions move.
     pub fn not_reached(&self) {
         self.missed.fetch_max(probe::MISSED_BEFORE_LOST, Ordering::Relaxed);
         if self.standing() != Standing::Silent {
@@ -191,42 +191,42 @@ impl Peer {
         self.set(Standing::Silent);
     }
 
-    /// Whether it refused a connection, or has not answered for so long that it will not do so soon.
+    /// Returns whether it refused a connection, or did not respond to several probes in a row.
     fn is_lost(&self) -> bool {
         self.missed.load(Ordering::Relaxed) >= probe::MISSED_BEFORE_LOST
     }
 }
 
-/// All that were seen, in the order of their addresses.
+/// All addresses seen, in order.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Those whose name is known; never this Machine itself.
+    /// Peers whose name is known; never this Machine itself.
     pub peers: Vec<Arc<Peer>>,
-    /// Addresses that were found and have never said a name, and how often each was asked.
+    /// Addresses that were found but never gave a name, and how often each was probed.
     strangers: HashMap<SocketAddr, u32>,
 }
 
 impl Seen {
-    /// Whether whoever is not here is not there: all others were asked often enough to be no peers.
+    /// Returns whether a peer that is missing here does not exist: the other addresses were probed often enough.
     fn is_complete(&self) -> bool {
         self.strangers.values().all(|asked| *asked >= probe::MISSED_BEFORE_LOST)
     }
 }
 
-/// What is known of the other Machines.
+/// The other Machines.
 pub struct Peers {
-    /// The rules, as they were at the start.
+    /// The configuration, as it was at the start.
     pub rules: PeerRules,
     /// This Machine.
     pub this: This,
-    /// How the app here is.
+    /// The state of the local app.
     pub local: Local,
-    /// The numbers of what is sent to them.
+    /// The nonces of hops and probes from here.
     pub nonces: Arc<Nonces>,
-    /// What they have sent, so that nobody sends it again.
+    /// The hops from peers that were accepted, so that they cannot be replayed.
     pub used: UsedHops,
     seen: ArcSwap<Seen>,
-    /// All have been seen at once: from then on a change is one.
+    /// Whether a complete table was seen. Only later differences are changes.
     has_looked: AtomicBool,
     found: Arc<Last>,
     round: Arc<Round>,
@@ -240,7 +240,7 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// Nobody is known yet; [`probe::keep_asking`] finds them.
+    /// Creates an empty table of peers; [`probe::keep_asking`] fills it.
     pub fn new(rules: PeerRules, this: This) -> Self {
         let finder = Finder::new(rules.found_by.clone(), rules.refresh);
         let found = finder.last();
@@ -270,32 +270,32 @@ impl Peers {
         }
     }
 
-    /// What a hop to this Machine is signed for.
+    /// Returns the receiver that a hop to this Machine is signed for.
     pub fn here(&self) -> Receiver<'_> {
         Receiver { name: &self.this.name, run: self.nonces.run() }
     }
 
-    /// For how long a proof counts.
+    /// Returns how long a proof is valid.
     fn proof_holds(&self) -> Duration {
         PROOF_HOLDS.max((self.rules.interval + self.rules.timeout) * PROOF_HOLDS_PROBES)
     }
 
-    /// All that were seen.
+    /// Returns all addresses seen.
     pub fn seen(&self) -> Arc<Seen> {
         self.seen.load_full()
     }
 
-    /// The peer of this name.
+    /// Returns the peer of this name.
     pub fn named(&self, name: &[u8]) -> Option<Arc<Peer>> {
         let seen = self.seen.load();
         let mut found = seen.peers.iter().filter(|peer| peer.name.as_bytes() == name);
-        // A list may have two addresses of one: that which answers counts.
+        // A list may have two addresses of one peer: use the one that responds.
         let first = found.next()?;
         let answers = |peer: &&Arc<Peer>| peer.standing() != Standing::Silent;
         Some(Arc::clone(found.find(answers).filter(|_| !answers(&first)).unwrap_or(first)))
     }
 
-    /// What is known of the Machine that keeps a session.
+    /// Returns the state of a session's home.
     pub fn home(&self, name: &[u8]) -> Home {
         let seen = self.seen.load();
         let Some(peer) = self.named(name) else {
@@ -305,7 +305,7 @@ impl Peers {
         };
         match peer.standing() {
             Standing::Silent if peer.is_lost() => Home::Lost,
-            // It may be something else by now: the session waits, and nothing is sent there.
+            // Something else may have the address by now: no request is sent there, and the session keeps its home.
             Standing::Ready | Standing::Busy | Standing::Silent if !peer.is_proven(self.proof_holds()) => Home::Unready,
             Standing::Ready | Standing::Busy => Home::Alive,
             Standing::Unready if peer.is_unready_for_long(self.rules.interval) => Home::Gone,
@@ -315,7 +315,7 @@ impl Peers {
         }
     }
 
-    /// One that takes what cannot be done here; one at which requests wait only if that `may_be`, and no other is there.
+    /// Selects a peer for a request that cannot be served here: a ready one, else, if `may_be_busy`, a busy one.
     pub fn ready(&self, may_be_busy: bool) -> Option<Arc<Peer>> {
         self.chosen(Standing::Ready).or_else(|| if may_be_busy { self.chosen(Standing::Busy) } else { None })
     }
@@ -331,7 +331,7 @@ impl Peers {
         of(*chosen.addr.as_inet()?).cloned()
     }
 
-    /// Started Machines, this one included, as far as is known; and those among them that take requests.
+    /// Returns the number of Machines that are running, this one included, and of those that accept requests.
     pub fn machines(&self) -> (u32, u32) {
         let seen = self.seen.load();
         let count =

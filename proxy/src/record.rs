@@ -1,4 +1,4 @@
-//! Tells metrics and logs how a request ended.
+//! Reports how a request ended to metrics and logs.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,23 +16,24 @@ use crate::request_id::RequestId;
 use crate::state::State;
 use crate::{abuse, audit, hold, limits};
 
-/// The longest part of a path that a log line shows.
+/// The longest part of a path that a log line shows, in bytes.
 const SHOWN_PATH_BYTES: usize = 1024;
-/// The status in logs of a request whose client left, after NGINX.
+/// The status in logs of a request whose client disconnected, as in NGINX.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// How the protocol saw the end.
+/// How the protocol saw the end of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Ending {
-    /// Something broke.
+    /// The exchange failed.
     pub failed: bool,
-    /// And it was the client.
+    /// It failed because the client disconnected.
     pub client_left: bool,
-    /// Bytes of the answer's body that were sent.
+    /// Bytes of the response's body that were sent.
     pub body_bytes: u64,
 }
 
-/// The head of the app's answer has come: tells the slot, and the limits that count failures, before the client knows.
+/// Reports the head of the app's response to the concurrency limit and to limits that count failures, before the client sees
+/// it.
 pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     let now = Instant::now();
     exchange.head_at = Some(now);
@@ -42,7 +43,7 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
             exchange.permit = None;
         }
     }
-    // How a stream goes on is known in hours, and says nothing about how the app answers.
+    // A stream may last for hours, and its end says nothing about how the app responds.
     if is_stream || breakers::is_failure(exchange, exchange.status) {
         breakers::ended(state, exchange, End::Answered(exchange.status, now));
     }
@@ -54,8 +55,9 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     limits::failed(state, exchange);
 }
 
-/// The app has failed a request: tells its breaker, before the client knows, and the log. That it has gone says nothing about
-/// how it answers: what was with it ends with it, and the next requests wait for it to be back.
+/// Reports a failure of the app to its circuit breaker, before the client sees it, and to the log. A connection that closed
+/// because the app went down does not count for the circuit breaker: requests in flight end with the app, and the next ones
+/// wait until it is back.
 pub async fn failed(
     state: &Arc<State>,
     exchange: &mut Exchange,
@@ -71,7 +73,7 @@ pub async fn failed(
     if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
         permit.timed_out(Instant::now());
     }
-    // Otherwise anybody could have an app shut out by asking it for answers within a millisecond.
+    // Otherwise any client could open the circuit breaker by asking for responses within a millisecond.
     breakers::ended(state, exchange, if is_impatient { End::Unknown } else { end_of(failure) });
     log_failure(state, exchange, failure, error);
 }
@@ -85,10 +87,10 @@ const fn end_of(failure: Failure) -> End {
     }
 }
 
-/// Counts a request that ended, once.
+/// Records the end of a request, once.
 pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method: &Method, path: &str) {
     if matches!(exchange.destination, Destination::Probe) {
-        // Peers ask every second: that is nobody's request.
+        // Peers probe every second; these are not requests of a client.
         return;
     }
     breakers::ended(state, exchange, end(exchange, ending));
@@ -136,11 +138,11 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     }
 }
 
-/// Counts and logs a request that was refused before it was parsed, or a connection that brought none.
+/// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
 pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
     let rules = state.rules.load();
     state.metrics.rejected(rejection);
-    // No route was chosen: it counts with those that no route names.
+    // No route was chosen: count it for the last one, which takes all requests that no other route matches.
     let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
@@ -166,7 +168,7 @@ pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId
     }
 }
 
-/// The method and the path at the start of what may be a request, `-` where there is none.
+/// The method and the path of a request line at the start of `unread`; `-` if there is no request line.
 fn request_line(unread: &[u8]) -> (Method, &str) {
     let line = unread.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ');
@@ -182,7 +184,7 @@ fn shown_path(path: &str) -> String {
     path[..path.floor_char_boundary(SHOWN_PATH_BYTES)].to_owned()
 }
 
-/// What the end of a request says about its last attempt.
+/// The result of the last attempt, as far as the end of the request shows it.
 fn end(exchange: &Exchange, ending: &Ending) -> End {
     if ending.client_left {
         return End::Unknown;
@@ -223,7 +225,7 @@ fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
     }
 }
 
-/// One line for a request that the app failed.
+/// Logs a request that the app failed.
 fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
     if let Destination::Peer(peer, kind) = &exchange.destination {
         tracing::warn!(

@@ -1,6 +1,6 @@
-//! Why we answered instead of the app: the one table of statuses, labels and words.
+//! Why Outrigger responded instead of the app: the one table of statuses, labels and texts.
 //!
-//! The client reads what to do, in `application/problem+json` (RFC 9457); the metric and the log carry the label.
+//! The response says what the client can do, in `application/problem+json` (RFC 9457); metrics and the log have the label.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use http::StatusCode;
 use crate::exchange::Listener;
 use crate::wire::Malformed;
 
-/// A request that we refused.
+/// Why Outrigger rejected a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
-    /// It is no HTTP that could be passed on.
+    /// It is not HTTP that could be forwarded.
     Malformed(Malformed),
     /// Its head is larger than allowed.
     HeadTooLarge,
@@ -22,109 +22,109 @@ pub enum Rejection {
     BodyTooLarge,
     /// Its body paused for too long.
     BodyTooSlow,
-    /// Bodies from its address take all the memory that they may.
+    /// Bodies from its address use all the memory that they may.
     TooManyUploads,
-    /// More connections than allowed.
+    /// The connection limit is reached.
     TooManyConnections,
-    /// Unfinished heads hold all the memory that they may.
+    /// Unfinished heads use all the memory that they may.
     TooManyHeads,
-    /// Health, while the process is leaving.
+    /// A health check, while the process is shutting down.
     Draining,
-    /// Its path has a segment `.` or `..`, in whichever spelling.
+    /// Its path has a segment `.` or `..`, in any spelling.
     DotSegment,
     /// Its path has a control character.
     ControlCharacter,
-    /// Its path can be read in several ways, and not all of them lead to the same route.
+    /// Its path can be read in several ways that lead to different routes.
     AmbiguousPath,
-    /// Its path is where the app shows its metrics, and no route makes it public.
+    /// Its path is where the app serves its metrics, and no route makes it public.
     NotPublic,
-    /// It carries a credential twice: it could be one client here and another one to the app.
+    /// It carries a credential twice, which could identify one client here and another one to the app.
     RepeatedCredential,
     /// The client is banned.
     Banned {
-        /// When the ban ends.
+        /// Time until the ban ends.
         retry_after: Duration,
     },
-    /// The client has had what it may have.
+    /// The client has exceeded a rate limit.
     QuotaExceeded {
-        /// The number of the limit in the rules.
+        /// The limit's number in the configuration.
         limit: u16,
-        /// When it may have more.
+        /// Time until it may send another request.
         retry_after: Duration,
     },
-    /// The app has as many requests as it can take, and more important ones wait.
+    /// The app handles as many requests as it can, and more important ones wait.
     Overloaded,
-    /// The app is away, and as many as may wait for it do.
+    /// The app is down, and the maximum number of requests waits for it.
     AppRestarting,
-    /// The app has failed too often.
+    /// The circuit breaker is open.
     BreakerOpen {
-        /// When it is tried again.
+        /// Time until a probe may pass.
         retry_after: Duration,
     },
-    /// Its time was over before its turn came.
+    /// Its deadline passed while it waited.
     Expired,
-    /// A fault on purpose.
+    /// A fault was injected.
     FaultInjected {
         /// Its status.
         status: StatusCode,
     },
-    /// What it does could not be entered into the audit trail.
+    /// Its event could not be written to the audit log.
     AuditUnavailable,
-    /// Its path is for this program alone.
+    /// Its path is reserved for Outrigger.
     Reserved,
-    /// It came by the listener for peers, and shows no signature of one.
+    /// It arrived on the listener for peers without a peer's signature.
     NotAPeer,
-    /// This process has forwarded it already, or the app's name leads back to it.
+    /// This process has forwarded it already, or the app's name resolves to this proxy.
     Loop,
     /// This host is out of descriptors, ports or memory.
     OutOfResources,
 }
 
-/// A request that the app failed.
+/// Why the app failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// No connection: refused, or nobody there.
+    /// The connection was refused, or the address cannot be reached.
     Unreachable,
     /// Connecting took too long.
     ConnectTimeout,
-    /// The answer did not begin in time, or paused for too long.
+    /// The response did not begin in time, or paused for too long.
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection ended before the response did.
     Closed,
-    /// What came is no HTTP answer.
+    /// The response is not valid HTTP.
     Invalid,
-    /// The fault is ours.
+    /// An error of Outrigger itself.
     Internal,
 }
 
-/// What a client is told.
+/// The content of an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The status.
     pub status: StatusCode,
     /// The label in metrics and logs, and the last part of `type`.
     pub label: &'static str,
-    /// In a few words.
+    /// A short summary.
     pub title: &'static str,
-    /// What to do.
+    /// Advice for the client.
     pub detail: &'static str,
-    /// When to come back.
+    /// When the client may retry.
     pub retry_after: Option<Duration>,
 }
 
-/// Problem types that are not ours alone (draft-ietf-httpapi-ratelimit-headers-10 section 6).
+/// Problem types registered for everybody (draft-ietf-httpapi-ratelimit-headers-10 section 6).
 const REGISTRY: &str = "https://iana.org/assignments/http-problem-types#";
 const SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl Rejection {
-    /// As an example of its kind.
+    /// An example of this variant.
     pub const BANNED: Self = Self::Banned { retry_after: Duration::ZERO };
-    /// As an example of its kind.
+    /// An example of this variant.
     pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
-    /// As an example of its kind.
+    /// An example of this variant.
     pub const BREAKER_OPEN: Self = Self::BreakerOpen { retry_after: Duration::ZERO };
 
-    /// One of each kind, for tests and the metrics' catalogue.
+    /// One of each kind, for tests and the list of metrics.
     pub fn all() -> impl Iterator<Item = Self> {
         let rest = [
             Self::HeadTooLarge,
@@ -156,7 +156,7 @@ impl Rejection {
         Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
     }
 
-    /// The one table.
+    /// The table of rejections.
     pub const fn problem(self) -> Problem {
         let (status, label, title, detail, retry_after) = match self {
             Self::Malformed(malformed) => return malformed_problem(malformed),
@@ -360,11 +360,11 @@ const fn malformed_problem(malformed: Malformed) -> Problem {
 }
 
 impl Failure {
-    /// All of them.
+    /// All failures.
     pub const ALL: [Self; 6] =
         [Self::Unreachable, Self::ConnectTimeout, Self::Timeout, Self::Closed, Self::Invalid, Self::Internal];
 
-    /// The one table.
+    /// The table of failures.
     pub const fn problem(self) -> Problem {
         const RETRY: &str = "try again; if it persists, tell the operator the request_id";
         let (status, label, title, retry_after) = match self {
@@ -382,9 +382,9 @@ impl Failure {
 }
 
 impl Problem {
-    /// The body, with the request's name and, where there is one, the policy that it violates.
+    /// The JSON body, with the request id and, if given, the rate limit's policy that the request violates.
     pub fn body(&self, request_id: &str, policy: Option<&str>) -> String {
-        // Every part is ours or made of plain characters, so nothing needs escaping.
+        // Every part is a constant or made of plain characters, so no escaping is needed.
         let policies = policy.map_or_else(String::new, |name| format!(",\"violated-policies\":[\"{name}\"]"));
         format!(
             "{{\"type\":\"{}{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{}\"{policies}}}\n",
@@ -397,18 +397,18 @@ impl Problem {
         )
     }
 
-    /// Its type is one of those that the draft on rate limit fields registers for everybody.
+    /// Whether the draft on rate limit headers registers its type for everybody.
     fn is_registered(&self) -> bool {
         matches!(self.label, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected")
     }
 
-    /// A whole HTTP/1.1 answer that ends the connection, for requests that never became one.
+    /// A complete HTTP/1.1 response that closes the connection, for input that was not parsed as a request.
     pub fn closing_answer(&self, request_id: &str, listener: Listener) -> String {
         let body = self.body(request_id, None);
         let status = self.status;
         let retry_after =
             self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
-        // A peer serves the request itself then.
+        // Tells the peer to serve the request itself.
         let refused = if listener == Listener::Peers { "X-Outrigger-Refused: 1\r\n" } else { "" };
         format!(
             "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
@@ -420,7 +420,7 @@ impl Problem {
     }
 }
 
-/// Whole seconds, never earlier than the truth.
+/// Whole seconds, rounded up.
 pub fn seconds(after: Duration) -> u64 {
     after.as_secs() + u64::from(after.subsec_nanos() > 0)
 }

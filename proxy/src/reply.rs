@@ -1,4 +1,4 @@
-//! What a client gets when Outrigger answers itself: a problem, health in the app's own shape, or the route's fallback.
+//! Outrigger's own responses: a problem, health in the app's format, or the route's fallback.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::health;
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::state::State;
 
-/// An answer of our own, but for the fields that every answer has.
+/// A response of Outrigger's own, without the headers that every response has.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The status.
@@ -21,11 +21,11 @@ pub struct Reply {
     pub content_type: Arc<str>,
     /// The body.
     pub body: String,
-    /// When to come back.
+    /// When the client may retry.
     pub retry_after: Option<Duration>,
 }
 
-/// What is answered to this exchange for this problem.
+/// The response to this exchange for this problem.
 pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
     let route = exchange.route();
     if route.is_health {
@@ -54,7 +54,8 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
     }
 }
 
-/// The same, once its entry in the audit trail is on disk where its class says so; else it is an answer about that.
+/// Like [`to`], after the audit event is on disk if its class requires that. If that fails, responds with that problem
+/// instead.
 pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) -> Reply {
     let mut reply = to(state, exchange, problem);
     exchange.status = reply.status.as_u16();
@@ -66,7 +67,7 @@ pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) 
     reply
 }
 
-/// Nobody asked the app, because it is known to fail or to be away.
+/// Whether the app was not asked because its circuit breaker is open or because it is down.
 fn is_for_want_of_the_app(exchange: &Exchange) -> bool {
     matches!(exchange.rejection, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting))
         || (exchange.resilience == Mode::Enforce && exchange.failure == Some(Failure::Unreachable))

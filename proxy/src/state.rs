@@ -1,4 +1,4 @@
-//! What requests share: the rules in force, the numbers, and whether the process is leaving.
+//! State that all requests share: the configuration in force, limits, metrics, and the phase of a shutdown.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -31,10 +31,10 @@ use crate::peers::Peers;
 use crate::upstream::exhaustion::Exhaustion;
 use crate::via::Pseudonym;
 
-/// One version of the rules, with what was prepared for it.
+/// One version of the configuration, with data prepared for it.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// The rules.
+    /// The checked configuration.
     pub config: Config,
     /// The metrics of each route, in the order of the routes.
     pub route_metrics: Vec<RouteMetrics>,
@@ -42,9 +42,9 @@ pub struct Snapshot {
     pub route_tags: Vec<u64>,
     /// The metrics of each limit, in the order of the limits.
     pub limit_metrics: Vec<LimitMetrics>,
-    /// The breakers, in the order of the rules.
+    /// The circuit breakers, in the order of the configuration.
     pub breakers: Vec<Arc<Cell>>,
-    /// Counts up with every change.
+    /// Increases by one with every change.
     pub version: u64,
 }
 
@@ -61,46 +61,46 @@ impl Snapshot {
     }
 }
 
-/// What every worker sees.
+/// State that all workers share.
 #[derive(Debug)]
 pub struct State {
-    /// The rules in force.
+    /// The configuration in force.
     pub rules: ArcSwap<Snapshot>,
-    /// Every metric.
+    /// All metrics.
     pub metrics: Metrics,
-    /// Where access lines go.
+    /// Writes the access log.
     pub access_log: AccessLog,
-    /// Is the process leaving?
+    /// How far a shutdown has progressed.
     pub drain: Drain,
-    /// When it began.
+    /// When the process started.
     pub started: Instant,
-    /// What has been taken from every quota.
+    /// The state of this Machine's own rate limits.
     pub limits: Table,
-    /// What is known of the quotas that Machines share.
+    /// The state of shared rate limits.
     pub shared: Shared,
-    /// How many Machines there are.
+    /// The number of Machines.
     pub machines: Machines,
-    /// Who is shut out.
+    /// The banned clients.
     pub bans: Bans,
-    /// Client addresses that were named and not believed.
+    /// Client addresses in headers of untrusted senders.
     pub claims: Claims,
-    /// The slots for requests to the app.
+    /// The concurrency limit and its queue.
     pub gate: Arc<Gate>,
-    /// Memory for request bodies that are kept.
+    /// The memory for buffered request bodies.
     pub body_memory: Arc<BodyMemory>,
-    /// The breakers of all routes.
+    /// The circuit breakers of all routes.
     pub breakers: breakers::Registry,
-    /// Whether the app takes connections.
+    /// Whether the app accepts connections.
     pub reach: Reach,
-    /// The app is to be reached elsewhere: `app.address` has changed, or the addresses of its name.
+    /// Notified when `app.address` or the addresses of its name have changed.
     pub app_moved: Notify,
-    /// What this host is out of.
+    /// Which resources this host has run out of.
     pub exhaustion: Exhaustion,
-    /// How this process calls itself in requests that it forwards: one that carries it already has been here.
+    /// This process's name in requests that it forwards: a request that already has it is in a loop.
     pub pseudonym: Pseudonym,
-    /// The other Machines; `None` when this one is alone.
+    /// The other Machines; `None` if this one is alone.
     pub peers: Option<Peers>,
-    /// The audit trail; `None` when there is none.
+    /// The audit log, if there is one.
     pub trail: Option<Trail>,
     retries: Mutex<Budget>,
     connections: Connections,
@@ -109,12 +109,12 @@ pub struct State {
 }
 
 impl State {
-    /// A process that has just begun.
+    /// The state of a process that has just started, without an audit log.
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
         Self::with_trail(config, metrics, access_log, None)
     }
 
-    /// The same, with an audit trail.
+    /// The state of a process that has just started.
     pub fn with_trail(config: Config, metrics: Metrics, access_log: AccessLog, trail: Option<Trail>) -> Self {
         let limits = Table::new(config.max_limit_keys);
         let shared = Shared::new(config.max_limit_keys);
@@ -149,20 +149,22 @@ impl State {
         }
     }
 
-    /// Nanoseconds on the clock of limits and bans. It never jumps, and began long before this process: a time of 0 is past.
+    /// Nanoseconds on the clock of limits and bans. It is monotonic and starts long before the process, so a time of 0 is in
+    /// the past.
     pub fn nanoseconds(&self, at: Instant) -> u64 {
         const BEFORE: u64 = 1 << 50;
         let since = u64::try_from(at.saturating_duration_since(self.started).as_nanos());
         BEFORE.saturating_add(since.unwrap_or(u64::MAX))
     }
 
-    /// What is left for retries.
+    /// The retry budget.
     pub fn retry_budget(&self) -> MutexGuard<'_, Budget> {
-        // Whoever panicked while holding it has left a number behind that is off by one at the worst.
+        // If a thread panicked while it held the lock, the count is off by one at most.
         self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A flood on the public listener must not keep peers out, nor the other way round: each has its own bound.
+    /// Each listener has its own connection limit, so that a flood on the public one does not keep peers out, or the
+    /// reverse.
     fn connections_by(&self, listener: Listener) -> &Connections {
         match listener {
             Listener::Public => &self.connections,
@@ -170,12 +172,13 @@ impl State {
         }
     }
 
-    /// Counts a connection for as long as what is returned lives; `None` at a bound where no other one makes room.
+    /// Counts a connection until the returned value is dropped. Returns `None` if a limit is reached and no other connection
+    /// makes room.
     pub fn open_connection(self: &Arc<Self>, listener: Listener, client: IpAddr) -> Option<OpenConnection> {
         let rules = self.rules.load();
         let server = &rules.config.server;
         let is_trusted = listener == Listener::Peers || rules.config.edge.sender(client) != Sender::Stranger;
-        // Edges and peers speak for many clients from few addresses.
+        // Edges and peers carry the requests of many clients from few addresses.
         let address = (!is_trusted).then(|| Client::hash_of(client));
         let bounds = Bounds { all: server.max_connections, address: server.max_address_connections };
         let (entry, made_room) = self.connections_by(listener).open(address, bounds)?;
@@ -185,10 +188,10 @@ impl State {
         Some(OpenConnection { state: Arc::clone(self), listener, entry })
     }
 
-    /// Has some connections close that have not been used for a moment, for their descriptors (RFC 9112 section 9.5 allows it at any
-    /// time). False if there is none.
+    /// Asks a few connections that have been idle for a moment to close, to free their descriptors (RFC 9112 section 9.5
+    /// allows it at any time). Returns false if there are no such connections.
     pub fn make_room(&self) -> bool {
-        /// More than one: what they make room for needs a connection to the app as well.
+        /// More than one: the connection that needs room also needs one to the app.
         const ROOM: u64 = 4;
         let one = || self.connections.make_room(RESTED) || self.peer_connections.make_room(RESTED);
         let closed: u64 = (0..ROOM).map_while(|_| one().then_some(1)).sum();
@@ -196,40 +199,40 @@ impl State {
         closed > 0
     }
 
-    /// Counts a request for as long as the answer lives.
+    /// Counts a request until the returned value is dropped.
     pub fn enter(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight { count: Arc::clone(&self.in_flight), connection: None }
     }
 
-    /// Connections of clients and peers now.
+    /// The number of open connections of clients and peers.
     pub fn connections(&self) -> usize {
         self.connections.number() + self.peer_connections.number()
     }
 
-    /// Requests between their head and the end of their answer.
+    /// The number of requests between their head and the end of their response.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 }
 
-/// One connection, counted.
+/// An open connection, which counts towards its listener's limit.
 #[derive(Debug)]
 pub struct OpenConnection {
     state: Arc<State>,
     listener: Listener,
-    /// As others see it.
+    /// Its state, shared with the table of connections.
     pub entry: Arc<ConnectionState>,
 }
 
 impl OpenConnection {
-    /// An unfinished head holds so many bytes from now on: false if that is too much.
+    /// Records that an unfinished head takes `bytes`. Returns false if that exceeds the memory for them.
     pub fn hold_head(&self, bytes: usize) -> bool {
         let most = self.state.rules.load().config.client.max_unfinished_head_bytes;
         self.state.connections_by(self.listener).hold_head(&self.entry, bytes, most)
     }
 
-    /// The head is complete.
+    /// Frees the head's share of that memory: the head is complete.
     pub fn release_head(&self) {
         self.state.connections_by(self.listener).release_head(&self.entry);
     }
@@ -244,16 +247,16 @@ impl Drop for OpenConnection {
     }
 }
 
-/// One request, counted.
+/// A request in flight.
 #[derive(Debug)]
 pub struct InFlight {
     count: Arc<AtomicUsize>,
-    /// The connection that it came by, where that has several at a time.
+    /// Its connection, if that carries several requests at a time.
     connection: Option<Arc<ConnectionState>>,
 }
 
 impl InFlight {
-    /// It came by a connection that may bring others at the same time.
+    /// Sets the connection, which may carry other requests at the same time.
     pub fn on(&mut self, connection: Arc<ConnectionState>) {
         if connection.begin() {
             self.connection = Some(connection);
@@ -270,27 +273,27 @@ impl Drop for InFlight {
     }
 }
 
-/// How far the process is on its way out.
+/// The phase of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It serves.
+    /// The process serves.
     Serving = 0,
-    /// Health fails, answers ask clients to reconnect, everything is still served.
+    /// Health checks fail and responses ask clients to reconnect; all requests are still served.
     LameDuck = 1,
-    /// Nothing new is taken; connections that rest are closed.
+    /// No new connections are accepted; idle ones are closed.
     Closing = 2,
 }
 
-/// The way out, as workers see it.
+/// The progress of a shutdown, as workers see it.
 #[derive(Debug, Default)]
 pub struct Drain {
     phase: AtomicU8,
-    /// Told when the last connection has gone.
+    /// Notified when the last connection has closed.
     pub idle: Notify,
 }
 
 impl Drain {
-    /// How far the process is.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Serving,
@@ -299,7 +302,7 @@ impl Drain {
         }
     }
 
-    /// Goes on to `phase`.
+    /// Advances to `phase`.
     pub fn advance(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
     }

@@ -1,12 +1,12 @@
-//! A timer that costs nothing while its deadline only moves.
+//! A timer whose deadline can be moved for free.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep};
 
-/// One timer for the life of a connection. Moving its deadline is free; only when it fires does it look whether the
-/// deadline has moved, and waits on. So a busy connection never touches the runtime's timers.
+/// One timer for the life of a connection. Moving its deadline to a later time is free: only when the timer fires does it
+/// check whether the deadline has moved, and waits on. A busy connection never touches the runtime's timers.
 #[derive(Debug)]
 pub struct Timer {
     sleep: Pin<Box<Sleep>>,
@@ -20,7 +20,7 @@ impl Default for Timer {
 }
 
 impl Timer {
-    /// At rest.
+    /// Not set.
     pub fn new() -> Self {
         Self { sleep: Box::pin(tokio::time::sleep_until(Instant::now())), is_armed: false }
     }

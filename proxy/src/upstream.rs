@@ -1,13 +1,13 @@
-//! Where the app is: an address, a Unix socket, or a name whose addresses change.
+//! The upstream: an address, a Unix socket, or a name whose addresses change.
 //!
 //! ```text
-//! upstream/names.rs        looks names up off the hot path, and again for as long as the process lives
+//! upstream/names.rs        resolves names off the hot path, and again for as long as the process runs
 //! upstream/own.rs          which addresses are this proxy's own listeners: connecting to them would be a loop
-//! upstream/exhaustion.rs   a connection that fails because this host is out of descriptors, ports or memory
+//! upstream/exhaustion.rs   connections that fail because this host is out of descriptors, ports or memory
 //! ```
 //!
-//! All addresses of a name are tried: the one that worked last, then the others in the order of the system's resolver
-//! (RFC 6724), a quarter of a second apart or as soon as one fails (RFC 8305). Taking a kept connection costs one atomic load.
+//! All addresses of a name are tried: the one that worked last, then the others in the order of the system's resolver (RFC
+//! 6724), a quarter of a second apart or as soon as one fails (RFC 8305). Reusing an idle connection costs one atomic load.
 
 pub mod exhaustion;
 pub mod names;
@@ -31,25 +31,25 @@ use crate::config::Target;
 use crate::config::units::AppAddress;
 use crate::state::State;
 
-/// An address that has not connected for so long does not keep the next one waiting (RFC 8305 section 5).
+/// After this time without a connection, the next address is tried as well (RFC 8305 section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Where connections to the app go.
+/// The target of connections to the app.
 #[derive(Debug)]
 pub enum Upstream {
-    /// The file has the address itself.
+    /// An address or a Unix socket.
     Fixed(Target),
-    /// The file has a name.
+    /// A name to resolve.
     Named(Name),
 }
 
-/// A name, and the addresses that were found for it.
+/// A name and its resolved addresses.
 #[derive(Debug)]
 pub struct Name {
     host: Box<str>,
     port: u16,
     found: ArcSwap<Addresses>,
-    /// A connection has failed: the name may have other addresses by now.
+    /// Notified when a connection fails: the name may have other addresses by now.
     doubted: Notify,
 }
 
@@ -57,25 +57,25 @@ pub struct Name {
 #[derive(Debug)]
 struct Addresses {
     all: Box<[SocketAddr]>,
-    /// The number of the one that worked last.
+    /// The index of the one that worked last.
     preferred: AtomicUsize,
-    /// Addresses were left out because they are this proxy's own.
+    /// Set if addresses were left out because they are this proxy's own.
     leads_here: Option<own::Own>,
 }
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody takes it.
+    /// It was refused, or the target cannot be reached.
     #[error("{0}")]
     Refused(io::Error),
-    /// The queue of the Unix socket is full: the app is there, and too slow to take more.
+    /// The queue of the Unix socket is full: the app runs, but accepts too slowly.
     #[error("the app's queue is full")]
     Busy,
     /// No address is known for the name.
     #[error("no address is known for {0}")]
     Unknown(Box<str>),
-    /// The name leads to a listener of this proxy.
+    /// The name resolves to a listener of this proxy.
     #[error("{name} is the address of {own}: this proxy itself")]
     Loop {
         /// The name.
@@ -83,18 +83,18 @@ pub enum ConnectError {
         /// The listener.
         own: own::Own,
     },
-    /// This host is out of something that a connection needs; it says nothing about the app.
+    /// This host lacks a resource that a connection needs; not a failure of the app.
     #[error("{resource}: {source}")]
     Exhausted {
-        /// Out of what.
+        /// The resource.
         resource: Resource,
-        /// The system's word.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl ConnectError {
-    /// What the system's error means for a connection to `target`.
+    /// Interprets the system's error for a connection to `target`.
     pub fn new(source: io::Error, target: &Target) -> Self {
         match Resource::of(&source, target) {
             Some(resource) => Self::Exhausted { resource, source },
@@ -103,7 +103,7 @@ impl ConnectError {
         }
     }
 
-    /// What this host is out of, if that is the reason.
+    /// The resource that this host lacks, if that is the reason.
     pub fn exhausted(&self) -> Option<Resource> {
         match self {
             Self::Exhausted { resource, .. } => Some(*resource),
@@ -113,7 +113,7 @@ impl ConnectError {
 }
 
 impl Upstream {
-    /// That of the configuration. A name has no addresses yet.
+    /// The upstream with this address. A name has not been resolved yet.
     pub fn new(address: &AppAddress) -> Self {
         let text = match address {
             AppAddress::Unix(path) => return Self::Fixed(Target::Unix(path.as_path().into())),
@@ -122,7 +122,7 @@ impl Upstream {
         if let Ok(address) = text.parse() {
             return Self::Fixed(Target::Tcp(address));
         }
-        // It was checked when the file was read: what is no port is no address.
+        // The port was checked when the file was read.
         let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
         Self::Named(Name {
             host: host.into(),
@@ -132,7 +132,7 @@ impl Upstream {
         })
     }
 
-    /// Whether a connection to `target` leads there.
+    /// Whether `target` is this upstream or one of its addresses.
     pub fn has(&self, target: &Target) -> bool {
         match (self, target) {
             (Self::Fixed(fixed), target) => fixed == target,
@@ -149,7 +149,7 @@ impl Upstream {
         }
     }
 
-    /// Both are the same address or name.
+    /// Whether both are the same address or name.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fixed(a), Self::Fixed(b)) => a == b,
@@ -158,10 +158,10 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection. How long that may take is the caller's affair.
+    /// Opens a connection. The caller limits how long that may take.
     ///
     /// # Errors
-    /// See [`ConnectError`]; for a name, that of the address that says the most.
+    /// See [`ConnectError`]; for a name, the most informative error of its addresses.
     pub async fn connect(&self) -> Result<AppStream, ConnectError> {
         match self {
             Self::Fixed(target) => AppStream::connect(target).await,
@@ -191,7 +191,7 @@ impl Name {
     }
 }
 
-/// One of the attempts of [`Addresses::connect`].
+/// One of the connection attempts of [`Addresses::connect`].
 type Attempt<'a> = (usize, Pin<Box<dyn Future<Output = Result<AppStream, ConnectError>> + Send + 'a>>);
 
 impl Addresses {
@@ -229,7 +229,7 @@ impl Addresses {
                 }
                 Ok((index, _, Err(error))) => {
                     drop(tried.swap_remove(index));
-                    // With no descriptor left, no other address is better.
+                    // Without descriptors, no other address can do better.
                     if error.exhausted().is_some_and(Resource::is_of_process) {
                         return Err(error);
                     }
@@ -240,7 +240,7 @@ impl Addresses {
     }
 }
 
-/// Of two reasons the one that says more: somebody who refuses before a network that is not there.
+/// The more informative of two errors: a refused connection rather than an unreachable network.
 fn said_more(earlier: Option<ConnectError>, later: ConnectError) -> ConnectError {
     let is_refusal = |error: &ConnectError| matches!(error, ConnectError::Refused(source) if source.kind() == io::ErrorKind::ConnectionRefused);
     match earlier {
@@ -249,16 +249,16 @@ fn said_more(earlier: Option<ConnectError>, later: ConnectError) -> ConnectError
     }
 }
 
-/// Opens a connection to the app, wherever it is by now. How long that may take is the caller's affair.
+/// Opens a connection to the app at its current address. The caller limits how long that may take.
 ///
 /// # Errors
-/// See [`ConnectError`]. What this host is out of has been counted and logged.
+/// See [`ConnectError`]. A resource that this host lacks has been counted and logged.
 pub async fn connect(state: &State) -> Result<AppStream, ConnectError> {
     exhaustion::with_room(state, || connect_once(state)).await
 }
 
-/// The same, without another try when this host is out of something. A change of `app.address`, or of the addresses of its
-/// name, is followed also while a connection is being made.
+/// Like [`connect`], without retries when this host lacks a resource. Follows changes of `app.address`, and of the addresses
+/// of its name, while connecting.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -271,7 +271,7 @@ pub async fn connect_once(state: &State) -> Result<AppStream, ConnectError> {
             connected = upstream.connect() => connected,
             () = moved => continue,
         };
-        // If the app went elsewhere in this moment, that it is not here says nothing.
+        // If the app moved meanwhile, an error from its old address is meaningless.
         if connected.is_ok() || Arc::ptr_eq(&upstream, &state.rules.load().config.app.upstream) {
             return connected;
         }
@@ -311,7 +311,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_says_nothing_keeps_the_next_waiting_for_a_moment_only() {
-        // Its queue is full, so the kernel drops what comes: as a host that has gone.
+        // Its queue is full, so the kernel drops new connections, as if the host were down.
         let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
         full.listen(0).unwrap();

@@ -1,4 +1,4 @@
-//! The least that a Pingora proxy can be: what Outrigger's own cost is measured against.
+//! The smallest possible Pingora proxy, as the baseline for Outrigger's own cost.
 //!
 //! Environment: `LISTEN` and `UPSTREAM` (`HOST:PORT`), `THREADS` (1), `STEAL` (`1`: Tokio's work stealing, `0`: a runtime
 //! for each thread), `L4READ` (read buffer of a client connection in bytes; Pingora's own when unset).
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match settings() {
         Ok((conf, listen, upstream)) => serve(conf, &listen, upstream),
         Err(problem) => {
-            // Standard error that is gone cannot be told about.
+            // If standard error is closed, the message is lost.
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("bare-pingora: {problem}\n"));
             ExitCode::FAILURE
         }

@@ -1,9 +1,9 @@
-//! Who may use which endpoint of the admin listener.
+//! Access control of the admin listener.
 //!
-//! An endpoint cannot be added without saying what it [`Needs`]. Two attacks are kept out. Others on the network: what names
-//! clients or changes something needs the token, or, without one, a connection from this machine. Web pages that an operator has
-//! open: `Host` has to be a name of this listener, so that a page whose name is made to point here (DNS rebinding) is refused,
-//! and `Origin` and `Sec-Fetch-Site` must not speak of another site.
+//! Every endpoint declares what it [`Needs`]. This prevents two attacks. From the network: an endpoint that names clients or
+//! changes state requires the token or, if there is no token, a connection from this machine. From web pages that an
+//! operator has open: the `Host` header must name this listener, so that a page whose name resolves to it (DNS rebinding) is
+//! rejected, and the `Origin` and `Sec-Fetch-Site` headers must not name another site.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,24 +22,24 @@ use subtle::ConstantTimeEq;
 use crate::config::AdminRules;
 use crate::state::State;
 
-/// The secret of operators.
+/// The variable with the operators' secret.
 pub const TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What an endpoint needs of a request.
+/// The access that an endpoint requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// Nothing: it names no clients and changes nothing, and it is asked under any name (Prometheus, health checks).
+    /// Open to all: it names no clients, changes no state, and is requested under any name (Prometheus, health checks).
     Nothing,
-    /// A name of this listener in `Host`: it names no clients and changes nothing.
+    /// A `Host` header that names this listener; it names no clients and changes no state.
     OwnHost,
-    /// An operator, for it names clients or changes something: the token, or without one a connection from this machine; and a
-    /// name of this listener in `Host`.
+    /// An operator, as it names clients or changes state: the token or, without one, a connection from this machine; and a
+    /// `Host` header that names this listener.
     Operator,
 }
 
 impl Needs {
-    /// For the table in docs/operations.md.
+    /// The name in the table of docs/operations.md.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -49,34 +49,34 @@ impl Needs {
     }
 }
 
-/// The endpoints, each with what it needs.
+/// The endpoints, each with the access that it requires.
 #[derive(Debug)]
 pub struct Endpoints {
     router: Router<Arc<State>>,
     state: Arc<State>,
-    /// Method, path and need of each.
+    /// Method, path and required access of each.
     listed: Vec<(&'static str, &'static str, Needs)>,
 }
 
 impl Endpoints {
-    /// None yet.
+    /// Without endpoints.
     pub fn new(state: &Arc<State>) -> Self {
         Self { router: Router::new(), state: Arc::clone(state), listed: Vec::new() }
     }
 
-    /// Adds one that reads.
+    /// Adds an endpoint that reads.
     #[must_use]
     pub fn get<T: 'static>(self, needs: Needs, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
         self.add(MethodFilter::GET, "GET", needs, path, handler)
     }
 
-    /// Adds one that changes something: for operators.
+    /// Adds an endpoint that changes state, for operators.
     #[must_use]
     pub fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
         self.add(MethodFilter::POST, "POST", Needs::Operator, path, handler)
     }
 
-    /// Adds one that takes something away: for operators.
+    /// Adds an endpoint that removes something, for operators.
     #[must_use]
     pub fn delete<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
         self.add(MethodFilter::DELETE, "DELETE", Needs::Operator, path, handler)
@@ -96,42 +96,42 @@ impl Endpoints {
         Self { router: self.router.route(path, guarded), ..self }
     }
 
-    /// Method, path and need of each.
+    /// Method, path and required access of each endpoint.
     pub fn listed(&self) -> &[(&'static str, &'static str, Needs)] {
         &self.listed
     }
 
-    /// The router; anything else gets `otherwise`.
+    /// The router; any other request goes to `otherwise`.
     pub fn router<T: 'static>(self, otherwise: impl Handler<T, Arc<State>>) -> Router {
         self.router.fallback(otherwise).with_state(self.state)
     }
 }
 
-/// Where a request comes from, and where it arrived.
+/// The addresses of a request's connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The address at the other end of the connection.
     pub from: SocketAddr,
-    /// Ours.
+    /// The local address.
     pub at: SocketAddr,
 }
 
-/// Why a request is refused.
+/// Why a request is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// There is none, there are several, or it is no `host[:port]`.
+    /// The `Host` header is missing, repeated, or not `host[:port]`.
     #[error("a request needs one `Host`, as host[:port]")]
     NoHost,
-    /// It is none of ours.
+    /// The `Host` header does not name this listener.
     #[error("`Host` is no name of this listener: use localhost or its address, or add the name to admin.hosts")]
     ForeignHost,
-    /// A web page of another site asks.
+    /// The request comes from a web page of another site.
     #[error("`Origin` or `Sec-Fetch-Site` says that a page of another site asks")]
     ForeignOrigin,
-    /// There is a token, and this request does not have it.
+    /// A token is configured, and the request does not have it.
     #[error("this needs `Authorization: Bearer` with {TOKEN} of the proxy's environment")]
     NoToken,
-    /// There is no token, and this request comes from elsewhere.
+    /// No token is configured, and the request comes from another machine.
     #[error(
         "this needs a connection from the proxy's own machine, or {TOKEN} in the proxy's environment and the request"
     )]
@@ -167,7 +167,7 @@ async fn only_if_allowed(
             let asked = Asked { uri: request.uri(), headers: request.headers(), arrival: *arrival };
             asked.verdict(needs, &rules.config.admin, token.as_deref())
         }
-        // Every connection has one.
+        // Every connection has this extension.
         None => Err(Denied::NotHere),
     };
     match verdict {
@@ -176,7 +176,7 @@ async fn only_if_allowed(
     }
 }
 
-/// What is looked at of a request.
+/// The parts of a request that decide about its access.
 #[derive(Clone, Copy, Debug)]
 struct Asked<'a> {
     uri: &'a Uri,
@@ -191,7 +191,7 @@ impl Asked<'_> {
         }
         let host = self.host()?;
         let is_own = |authority: Authority<'_>| authority.is_own(rules, self.arrival.at.ip());
-        // An absolute target is what counts (RFC 9112 section 3.2.2), and its host has to be one of ours as well.
+        // An absolute target takes precedence (RFC 9112 section 3.2.2), so its host must be one of ours, too.
         let target = match self.uri.authority() {
             Some(authority) => Some(Authority::parse(authority.as_str()).ok_or(Denied::NoHost)?),
             None => None,
@@ -217,7 +217,7 @@ impl Asked<'_> {
         }
     }
 
-    /// Browsers say where a page is from. What is no browser says nothing.
+    /// Browsers send the origin of a page in these headers. Other clients do not send them, and pass.
     fn is_of_this_site(&self, host: Authority<'_>) -> bool {
         let sites = self.headers.get_all(&SEC_FETCH_SITE).iter();
         let origins = self.headers.get_all(header::ORIGIN).iter();
@@ -236,7 +236,7 @@ impl Asked<'_> {
             && origins.into_iter().all(|origin| origin.to_str().is_ok_and(is_same))
     }
 
-    /// Digests are compared, in a time that tells nothing.
+    /// Compares digests in constant time.
     fn has_token(&self, token: &str) -> bool {
         let mut values = self.headers.get_all(header::AUTHORIZATION).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -249,13 +249,13 @@ impl Asked<'_> {
 /// `host[:port]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Authority<'a> {
-    /// Without brackets, and without the dot of a whole name.
+    /// Without brackets, and without the final dot of an absolute name.
     host: &'a str,
     port: Option<u16>,
 }
 
 impl<'a> Authority<'a> {
-    /// `None` for anything else, such as one with a user in it.
+    /// `None` for anything else, such as an authority with a user.
     fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -287,7 +287,7 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// Whether this is a name or an address of the listener, on which the connection arrived at `at`.
+    /// Whether this is a name or an address of the listener. `at` is the local address of the connection.
     fn is_own(&self, rules: &AdminRules, at: IpAddr) -> bool {
         let named = |name: &str| self.is_named_like(Authority { host: name, port: None });
         let is_listed = rules.hosts.iter().any(|host| named(host));
@@ -296,7 +296,7 @@ impl<'a> Authority<'a> {
                 let is_ours = [at, rules.listen.ip()].iter().any(|ours| ours.to_canonical() == address);
                 address.is_loopback() || (is_ours && !address.is_unspecified()) || is_listed
             }
-            // Whoever is in Fly's private network cannot make such a name point elsewhere.
+            // Others in Fly's private network cannot make such a name resolve to another address.
             None => {
                 let is_internal = self.host.len() > 9
                     && self.host.get(self.host.len() - 9..).is_some_and(|end| end.eq_ignore_ascii_case(".internal"));
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    /// What a request with these headers gets, arriving at 198.51.100.7 from there.
+    /// The status of the response to a request with these headers that arrives at 198.51.100.7.
     fn verdict(needs: Needs, rules: &AdminRules, target: &str, lines: &[(&str, &str)], token: Option<&str>) -> u16 {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {

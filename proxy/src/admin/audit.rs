@@ -1,4 +1,4 @@
-//! The audit trail, for the commands: entries in, and subjects forgotten.
+//! The audit log, for the commands: adds entries and erases subjects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,11 @@ use crate::state::State;
 
 /// How long the writer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest details of an entry, as JSON.
+/// The longest details of an entry, as JSON, in bytes.
 const DETAILS_BYTES: usize = 64 << 10;
 /// The most subjects in one request.
 const MOST_SUBJECTS: usize = 1000;
-/// What the commands do. Nothing else can be entered from outside.
+/// The actions of commands. Clients cannot add entries with any other action.
 const ACTIONS: [&str; 9] = [
     "audit.verify",
     "audit.search",
@@ -132,7 +132,7 @@ async fn enter(
     })))
 }
 
-/// Enters something, whatever the flag says; it is on disk when this returns.
+/// Adds an entry, regardless of the feature flag. It is on disk when this returns.
 async fn enter_surely(state: &State, act: Act) -> Result<Receipt, Refused> {
     let trail = state.trail.as_ref().ok_or(Refused::NoTrail)?;
     let (done, receipt) = oneshot::channel();
@@ -144,15 +144,15 @@ async fn enter_surely(state: &State, act: Act) -> Result<Receipt, Refused> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Erasure {
-    /// As pseudonyms, or as operators write them: `user:ann`.
+    /// Pseudonyms, or names as operators write them: `user:ann`.
     subjects: Vec<String>,
-    /// Who asks for it.
+    /// The operator.
     #[serde(default = "nobody_named")]
     by: String,
-    /// Why.
+    /// The reason.
     #[serde(default)]
     reason: Option<String>,
-    /// Keys that were destroyed in PostgreSQL already: then it is no mistake that none is here.
+    /// How many keys PostgreSQL has destroyed already: if any, it is not an error that the spool has no key.
     #[serde(default)]
     in_postgres: u64,
 }
@@ -161,7 +161,7 @@ fn nobody_named() -> String {
     "the admin listener's client".to_owned()
 }
 
-/// The pseudonyms that `subject` stands for.
+/// The pseudonyms of `subject`.
 fn pseudonyms(keys: &MasterKeys, subject: &str) -> Result<Vec<String>, Refused> {
     if SubjectKind::is_pseudonym(subject) {
         return Ok(vec![subject.to_owned()]);
@@ -169,7 +169,7 @@ fn pseudonyms(keys: &MasterKeys, subject: &str) -> Result<Vec<String>, Refused> 
     keys.pseudonyms(subject).ok_or_else(|| Refused::Subject(subject.to_owned()))
 }
 
-/// Destroys data keys. That it is about to be done is entered first, and how it ended afterwards.
+/// Destroys data keys. Adds one entry before, and one with the result afterwards.
 async fn erase(
     Shared(state): Shared<Arc<State>>,
     body: Result<Json<Erasure>, JsonRejection>,
@@ -221,7 +221,7 @@ async fn erase(
         }
     };
     let ended = act(EventType::ErasureRequest, outcome, about(more));
-    // What was destroyed stays so, and the first entry says that it was to be.
+    // Destroyed keys stay destroyed, and the first entry says that they were to be.
     let entered = enter_surely(&state, ended).await;
     let keys = answer?;
     entered?;

@@ -1,14 +1,14 @@
-//! Connections to the admin listener: few, shared fairly, and none for long without a request.
+//! Connections to the admin listener: few, shared fairly, and closed after some time without a request.
 //!
 //! ```text
-//! all of them      admin.max_connections; the last eighth is for this machine itself
-//! of one address   a quarter of that
-//! at a bound       one connection is closed for the new one: those without a request in progress first, then those of the address with
-//!                  the most connections; among equals the one whose last request is longest ago. So a client that fills the listener
-//!                  closes its own connections, and a new connection is always accepted.
+//! all               admin.max_connections; the last eighth is reserved for this machine
+//! per address       a quarter of that
+//! at a limit        one connection is closed for the new one: those without a request in progress first, then those of the
+//!                   address with the most connections; among equals, the one whose last request is longest ago. So a client
+//!                   that fills the listener closes its own connections, and a new connection is always accepted.
 //! ```
 //!
-//! Whatever happens here, the public listeners keep their file descriptors, but for connections at rest when none is left at all.
+//! The public listeners keep their descriptors in any case, except that idle connections close when no descriptor is left.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -30,18 +30,18 @@ use super::access::Arrival;
 use crate::state::State;
 use crate::upstream::Resource;
 
-/// How long a connection may wait for a whole head. Prometheus asks every 15 s.
+/// How long a connection may take until a complete head has arrived. Prometheus sends a request every 15 s.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a request may take, its body included.
+/// How long a request may take, including its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a response may take to be read.
+/// How long a client may take to read a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client may acknowledge nothing of a response.
+/// How long a client may leave a response unacknowledged, at the TCP level.
 const SILENCE: Duration = Duration::from_secs(15);
-/// The largest head. hyper needs 8 KiB at least.
+/// The largest head, in bytes. hyper needs at least 8 KiB.
 const HEAD_BYTES: usize = 16 << 10;
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
 struct Table(Mutex<Open>);
 
@@ -53,13 +53,13 @@ struct Open {
 
 #[derive(Debug)]
 struct Connection {
-    /// The client: IPv6 by /64.
+    /// The client's address, or the /64 for IPv6.
     client: IpAddr,
-    /// When its last request was answered, or when it was taken.
+    /// When it last became idle or busy.
     since: Instant,
-    /// A request is being served.
+    /// A request is in progress.
     is_busy: bool,
-    /// Told when it has to make room.
+    /// Notified when it has to make room.
     evicted: Arc<Notify>,
 }
 
@@ -68,7 +68,8 @@ impl Table {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a connection; at a bound another one is evicted for it. Its number, and what tells it that it is evicted.
+    /// Adds a connection; at a limit, evicts another one for it. Returns its number, and the notification of its own
+    /// eviction.
     fn take(&self, client: IpAddr, most: usize, now: Instant) -> (u64, Arc<Notify>) {
         let mut open = self.lock();
         let client = network_of(client);
@@ -97,7 +98,7 @@ impl Table {
         }
     }
 
-    /// Since when no request of it was answered.
+    /// When it last became idle or busy; `None` if it has been closed or evicted.
     fn since(&self, number: u64) -> Option<Instant> {
         self.lock().by_number.get(&number).map(|connection| connection.since)
     }
@@ -121,7 +122,7 @@ impl Open {
     }
 }
 
-/// A subscriber with IPv6 has a whole /64 to choose from.
+/// The address, or the /64 for IPv6: a subscriber can use any address in it.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
@@ -129,7 +130,7 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A connection's place; given back when dropped.
+/// A connection's entry in the table; removed when dropped.
 #[derive(Debug)]
 struct Place {
     number: u64,
@@ -142,7 +143,7 @@ impl Drop for Place {
     }
 }
 
-/// Takes connections and serves them, until the process ends.
+/// Accepts connections and serves them until the process ends.
 pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
     let table = Arc::new(Table::default());
     let router = router.layer(middleware::from_fn(in_time));
@@ -150,13 +151,13 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
-            // The client has left again.
+            // The client has disconnected already.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => continue,
             Err(e) => {
                 if !std::mem::replace(&mut has_failed, true) {
                     tracing::error!("the admin listener cannot take a connection: {e}");
                 }
-                // Clients at rest may hold all descriptors without one of them asking for more.
+                // Idle clients may hold all descriptors, and close only if another connection needs one: ask them to.
                 let made_room =
                     Resource::of_process_by(&e).is_some_and(|resource| state.exhaustion.note(resource, &state));
                 tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
@@ -168,22 +169,22 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
         let (number, evicted) = table.take(from.ip(), most, Instant::now());
         let place = Arc::new(Place { number, table: Arc::clone(&table) });
         tokio::spawn(converse(stream, from, router.clone(), place, evicted));
-        // It reads its request before the next connection could close it.
+        // Lets it read its request before the next connection can evict it.
         tokio::task::yield_now().await;
     }
 }
 
-/// One connection, to its end.
+/// Serves one connection until it ends.
 async fn converse(stream: TcpStream, from: SocketAddr, router: Router, place: Arc<Place>, evicted: Arc<Notify>) {
     let Ok(at) = stream.local_addr() else { return };
-    // It can be read slowly, but not held: what is not acknowledged ends it. An error means that it has ended.
+    // The client may read slowly, but must acknowledge data. An error means that the connection has ended.
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(SILENCE));
     let router = router.layer(Extension(Arc::clone(&place))).layer(Extension(Arrival { from, at }));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES).half_close(false);
     let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let lingers = async {
-        // From a request's end on, the client has this long to read the response; at rest, hyper's timeout comes first.
+        // After the end of a request, the client has this long to read the response; if idle, hyper's timeout comes first.
         while let Some(since) = place.table.since(place.number) {
             let end = since + HEAD_TIMEOUT.max(REQUEST_TIMEOUT) + RESPONSE_TIMEOUT;
             if end <= Instant::now() {
@@ -193,19 +194,19 @@ async fn converse(stream: TcpStream, from: SocketAddr, router: Router, place: Ar
         }
     };
     tokio::select! {
-        // Whatever went wrong is the client's: it has left, or it does not speak HTTP.
+        // Any error is the client's: it has disconnected, or does not speak HTTP.
         _ = served => {}
         () = evicted.notified() => tracing::debug!(%from, "a connection to the admin listener made room"),
         () = lingers => tracing::debug!(%from, "a connection to the admin listener has had its time"),
     }
 }
 
-/// Marks the connection as busy while its request is served, for so long at the most.
+/// Marks the connection as busy while its request is served, and limits how long that takes.
 async fn in_time(Extension(place): Extension<Arc<Place>>, request: Request, next: Next) -> Response {
     place.table.set_busy(place.number, true);
     let response = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
     place.table.set_busy(place.number, false);
-    // A client that pipelines requests waits for the others after each.
+    // A client that pipelines requests waits for others after each one.
     tokio::task::yield_now().await;
     let late =
         |_| (StatusCode::REQUEST_TIMEOUT, [("connection", "close")], "the request took too long\n").into_response();
@@ -226,7 +227,7 @@ mod tests {
         IpAddr::from([127, 0, 0, 1])
     }
 
-    /// How many connections each of these has.
+    /// The number of connections of each client.
     fn counts<const N: usize>(table: &Table, clients: [IpAddr; N]) -> [usize; N] {
         clients.map(|client| table.lock().by_number.values().filter(|open| open.client == client).count())
     }
@@ -241,7 +242,7 @@ mod tests {
         }
         assert_eq!(counts(&table, [client(1), client(2)]), [MOST / 4, 1]);
         assert!(table.since(scraper).is_some());
-        // The oldest went, and the newest are there.
+        // The oldest were evicted; the newest are there.
         assert!(table.since(101).is_some() && table.since(98).is_some() && table.since(97).is_none());
     }
 
@@ -256,7 +257,7 @@ mod tests {
         (100..200).for_each(|n| drop(table.take(client(n), MOST, start)));
         assert_eq!(table.lock().by_number.len(), MOST);
         assert!(operators.iter().all(|number| table.since(*number).is_some()));
-        // More of them evict each other.
+        // More connections from here evict each other.
         (0..100).for_each(|_| drop(table.take(here(), MOST, start)));
         assert_eq!((counts(&table, [here()]), table.lock().by_number.len()), ([MOST / 8], MOST));
     }
@@ -270,7 +271,7 @@ mod tests {
         assert!(table.since(numbers[0]).is_some());
         assert_eq!(numbers.iter().filter(|number| table.since(**number).is_some()).count(), 3);
         drop(evicted);
-        // Also where all are served there is room for one more.
+        // A new connection is accepted even if all others are busy.
         let all: Vec<u64> = table.lock().by_number.keys().copied().collect();
         all.into_iter().for_each(|number| table.set_busy(number, true));
         let (last, _) = table.take(client(1), MOST, start + Duration::from_secs(2));

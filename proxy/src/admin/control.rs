@@ -1,4 +1,4 @@
-//! Limits, slots and bans, for operators: JSON out, and bans in.
+//! Limits, circuit breakers, bans and Machines for operators, as JSON; accepts bans and forced breaker states.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,7 +27,7 @@ use crate::exchange::Client;
 use crate::peers::{Peer, Standing as PeerStanding, local};
 use crate::state::State;
 
-/// The longest name of a client.
+/// The longest name of a client, in bytes.
 const NAME_BYTES: usize = 256;
 
 /// Adds the endpoints.
@@ -43,7 +43,7 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
         .post("/breakers/{name}", force)
 }
 
-/// Why nothing was changed.
+/// Why a change was rejected.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
@@ -131,7 +131,7 @@ fn shown_breaker(name: &str, standing: &Standing) -> Value {
     })
 }
 
-/// Who decides about a breaker from now on.
+/// How an operator controls a circuit breaker.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Force {
@@ -266,7 +266,7 @@ async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> 
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The client that an operator means: as it is shown, and its hash.
+/// The client that an operator names: its name as it is shown, and its hash.
 fn client_named(text: &str) -> Option<(String, u64)> {
     if text.len() > NAME_BYTES {
         return None;
@@ -280,7 +280,7 @@ fn client_named(text: &str) -> Option<(String, u64)> {
             let address = name.strip_suffix("/64").unwrap_or(name).parse().ok()?;
             Some((Client::shown_address(address), Client::hash_of(address)))
         }
-        // As it is listed: its hash is all that is known of it.
+        // As it is listed: only its hash is known.
         "unknown-key" => u64::from_str_radix(name, 16).ok().map(|hash| (text.to_owned(), hash)),
         "user" | "key" => {
             let kind = if kind == "user" { VerifiedKind::User } else { VerifiedKind::Key };

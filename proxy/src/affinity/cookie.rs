@@ -1,4 +1,4 @@
-//! The session's cookie: found among what the client sends, written into answers, and kept from the app.
+//! The session cookie: read from requests, set in responses, and hidden from the app.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -13,12 +13,12 @@ use crate::exchange::{Exchange, Fields};
 use crate::seal::seconds;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// The cookie's name.
+/// The name of the cookie.
 pub const NAME: &str = "_fly_affinity";
-/// So many of this name are looked at; more are not there by accident.
+/// The maximum number of cookies of this name that are read; more are not there by accident.
 const MOST_LOOKED_AT: usize = 4;
 
-/// What a found session is read into.
+/// The memory for a session that was found.
 #[derive(Debug)]
 pub struct Buffer(Opened);
 
@@ -28,20 +28,20 @@ impl Default for Buffer {
     }
 }
 
-/// What was found.
+/// The result of [`find`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found<'b> {
-    /// No cookie.
+    /// There is no cookie.
     Nothing,
-    /// One that counts, and whether it should be written anew.
+    /// A valid session, and whether the cookie should be refreshed.
     Session(Session<'b>, bool),
-    /// One of ours that has had its time.
+    /// An expired cookie.
     Over,
-    /// One that nobody of us has signed, or for the future.
+    /// A cookie without a valid signature, or from the future.
     Forged,
 }
 
-/// The session of a request: the first cookie of this name that counts.
+/// Returns the session of a request: that of the first valid cookie of this name.
 pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, buffer: &'b mut Buffer) -> Found<'b> {
     let mut candidates: [&[u8]; MOST_LOOKED_AT] = [b""; MOST_LOOKED_AT];
     let mut count = 0;
@@ -56,7 +56,7 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
     let candidates = &candidates[..count];
     let mut worst = Found::Nothing;
     for sealed in candidates {
-        // Opened by length, because a loop cannot lend what its next turn may overwrite.
+        // Keep only the length: a loop cannot return a borrow of a buffer that its next iteration may overwrite.
         let length = keys.open(Purpose::Cookie, sealed, &mut buffer.0).map_or(0, <[u8]>::len);
         let age = Session::decode(&buffer.0[..length]).map(|session| lifetime.judge(&session, now));
         match age {
@@ -71,9 +71,9 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
     worst
 }
 
-/// The values of our cookie in one field.
+/// Returns the values of our cookie in one header.
 fn values(field: &[u8]) -> impl Iterator<Item = &[u8]> {
-    // Nearly always there is one or none: the search is over in one pass.
+    // There is rarely more than one: the search takes one pass.
     let mut rest = if memmem::find(field, NAME.as_bytes()).is_some() { field } else { b"" };
     std::iter::from_fn(move || {
         while !rest.is_empty() {
@@ -92,11 +92,11 @@ fn values(field: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn value_of(pair: &[u8]) -> Option<&[u8]> {
     let value = pair.trim_ascii().strip_prefix(NAME.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
-    // Some clients quote what was never quoted.
+    // Some clients add quotes.
     Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }
 
-/// Whether an answer with this `Cache-Control` may be kept for others: a session in it would become everybody's.
+/// Returns whether a shared cache may store a response with this `Cache-Control`: other clients would get its session.
 pub fn is_shared(field: &[u8]) -> bool {
     let mut directives = field.split(|b| *b == b',').map(<[u8]>::trim_ascii);
     directives.any(|directive| {
@@ -105,12 +105,12 @@ pub fn is_shared(field: &[u8]) -> bool {
     })
 }
 
-/// Whether the field has our cookie in it.
+/// Returns whether the header contains our cookie.
 pub fn is_in(field: &[u8]) -> bool {
     memmem::find(field, NAME.as_bytes()).is_some()
 }
 
-/// Writes the cookies of `field` but ours; true if any is left.
+/// Writes the cookies of `field` except ours; returns whether there are any.
 pub fn write_others(field: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let others = field.split(|b| *b == b';').filter(|pair| value_of(pair).is_none()).map(<[u8]>::trim_ascii);
@@ -123,7 +123,7 @@ pub fn write_others(field: &[u8], out: &mut Vec<u8>) -> bool {
     out.len() > start
 }
 
-/// Gives `write` the value of `Set-Cookie`.
+/// Calls `write` with the value of `Set-Cookie`.
 pub(super) fn with_line(exchange: &Exchange, rules: &AffinityRules, this: &This, write: impl FnOnce(&[u8])) {
     thread_local! {
         static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -145,7 +145,7 @@ pub(super) fn with_line(exchange: &Exchange, rules: &AffinityRules, this: &This,
                 let mut text = [0; LARGEST];
                 let length = Session { id, born, written: now, home }.encode(&mut text);
                 this.keys.seal(Purpose::Cookie, &text[..length], line);
-                // Writing into a vector cannot fail.
+                // Writing to a vector cannot fail.
                 let _ = write!(line, "; Max-Age={}", rules.lifetime.left(born, now));
             }
         }

@@ -1,8 +1,9 @@
-//! Fly's replays: what the edge is asked for, and what it says of a request that was sent on.
+//! Fly's replays: the response header that requests one, and the headers of a replayed request.
 //!
-//! `fly-replay` in an answer asks the edge to send the request to another Machine. That one gets `fly-replay-src`, with a state
-//! of ours in it: only what we signed is believed. `fly-preferred-instance-unavailable` and `fly-replay-failed` say that it could
-//! not be sent there; whether the edge takes them out of what clients send is not established, so they are no proof.
+//! The header `fly-replay` in a response asks the edge to send the request to another Machine. That Machine gets
+//! `fly-replay-src`, with a state that must have our signature. `fly-preferred-instance-unavailable` and
+//! `fly-replay-failed` say that the request could not be sent there. Whether the edge removes them from requests of
+//! clients is not established, so they are not trusted as proof.
 
 use std::time::Duration;
 
@@ -13,30 +14,30 @@ use crate::config::machines::This;
 use crate::exchange::Fields;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// What the edge is asked for.
+/// The response header that requests a replay.
 pub static FLY_REPLAY: HeaderName = HeaderName::from_static("fly-replay");
 static FLY_REPLAY_SRC: HeaderName = HeaderName::from_static("fly-replay-src");
 static FLY_REPLAY_FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
 static UNAVAILABLE: HeaderName = HeaderName::from_static("fly-preferred-instance-unavailable");
 
-/// For how long a state is worth something, clocks that differ included.
+/// How long a state is valid, including the difference between clocks.
 const VALID_SECONDS: u32 = 60;
 
-/// What a request says of having been sent on.
+/// The headers about a replay in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// Whether it was sent here.
     pub mark: Mark,
-    /// It could not be sent to where it should go.
+    /// It could not be sent to its destination.
     pub was_refused: bool,
 }
 
 impl Marks {
-    /// It says nothing.
+    /// There are no such headers.
     pub const NONE: Self = Self { mark: Mark::None, was_refused: false };
 }
 
-/// Reads them, at `now` in seconds since 1970.
+/// Reads the headers about a replay, at `now` in seconds since 1970.
 pub fn marks(keys: &Keys, fields: Fields<'_>, now: u32) -> Marks {
     let mut marks = Marks { was_refused: fields.has(&UNAVAILABLE) || fields.has(&FLY_REPLAY_FAILED), ..Marks::NONE };
     fields.each(&FLY_REPLAY_SRC, |value| {
@@ -57,7 +58,8 @@ fn is_valid(keys: &Keys, state: &[u8], now: u32) -> bool {
     sent.is_some_and(|sent| sent.abs_diff(now) <= VALID_SECONDS)
 }
 
-/// The value of `fly-replay` that sends a request to `home`, and back here when the edge does not reach it within `timeout`.
+/// Returns the `fly-replay` value that sends a request to `home`, and back here if the edge does not reach it within
+/// `timeout`.
 pub fn field(this: &This, home: &str, timeout: Duration, now: u32) -> Vec<u8> {
     let text = [&now.to_be_bytes()[..], this.name.as_bytes()].concat();
     let mut value =

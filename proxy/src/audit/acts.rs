@@ -1,4 +1,4 @@
-//! What is entered that is no request: bans, breakers, changes of rules and flags, and what operators do.
+//! Events that are not requests: bans, circuit breakers, changes of configuration and flags, and actions of operators.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::state::State;
 
-/// Enters what changes the trail itself, whatever its flag says by now.
+/// Logs a change of the audit log itself, regardless of its flag.
 fn enter_surely(state: &State, act: Act) {
     if let Some(trail) = &state.trail {
         trail.enter(&state.rules.load(), act);
     }
 }
 
-/// PostgreSQL knows a `HEAD` of this directory that is ahead of what is here: it was put back to an earlier state.
+/// Logs that PostgreSQL has a `HEAD` of this directory ahead of the local one: the directory was rolled back.
 pub fn rolled_back(state: &State, number: u64) {
     let problem =
         "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was put back";
@@ -37,11 +37,11 @@ pub fn rolled_back(state: &State, number: u64) {
     }
 }
 
-/// Enters something that was done. Nobody waits for it.
+/// Logs an action, without waiting for the disk.
 pub fn enter(state: &State, act: Act) {
     let Some(trail) = &state.trail else { return };
     let rules = state.rules.load();
-    // It is nobody's request: the flag is asked for everybody, and a share counts as on.
+    // There is no client: the flag's mode for everybody applies, and a percentage counts as on.
     match rules.config.flag(Feature::AuditTrail).mode_for_everybody() {
         Some(Mode::Off) => {}
         Some(Mode::Monitor) => trail.metrics.monitored(act.event.class()),
@@ -49,7 +49,7 @@ pub fn enter(state: &State, act: Act) {
     }
 }
 
-/// A client is banned for what it did.
+/// Logs the ban of a client for an offence.
 pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mode: Mode) {
     if state.trail.is_none() {
         return;
@@ -67,12 +67,12 @@ pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mo
     );
 }
 
-/// An operator bans a client, or lifts a ban.
+/// Logs that an operator bans a client, or lifts a ban.
 pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: Option<u64>) {
     if state.trail.is_none() {
         return;
     }
-    // A client of whom only an address or a hash is known is named by that; users and keys as subjects.
+    // Users, keys and addresses are subjects. A client that is known by a hash only is not.
     let is_subject = client.starts_with("user:") || client.starts_with("key:") || client.starts_with("address:");
     let details = json!({ "ban_s": seconds, "by": "operator" }).to_string();
     let subject = is_subject.then(|| client.to_owned());
@@ -87,7 +87,7 @@ pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: O
     );
 }
 
-/// A breaker has changed its state.
+/// Logs that a circuit breaker has changed its state.
 pub fn breaker(state: &State, name: &str, from: &str, to: &'static str, reason: Option<&str>) {
     if state.trail.is_none() {
         return;
@@ -97,7 +97,7 @@ pub fn breaker(state: &State, name: &str, from: &str, to: &'static str, reason: 
     enter(state, Act { reason, details: Some(details), ..Act::new(EventType::Breaker, to, Outcome::Success) });
 }
 
-/// An operator decides about a breaker.
+/// Logs that an operator forces the state of a circuit breaker.
 pub fn breaker_forced(state: &State, name: &str, force: &str) {
     let details = json!({ "breaker": name, "force": force, "by": "operator" }).to_string();
     enter(
@@ -110,7 +110,7 @@ pub fn breaker_forced(state: &State, name: &str, force: &str) {
     );
 }
 
-/// Rules came into force, or were refused.
+/// Logs that a configuration was applied or rejected.
 pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
     let outcome = if problems.is_some() { Outcome::Refused } else { Outcome::Success };
     let details = json!({ "config_version": version, "problems": problems.unwrap_or(0) }).to_string();
@@ -119,12 +119,12 @@ pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
     enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
 }
 
-/// The flags of these rules, by name.
+/// Returns the flags of this configuration, by name.
 pub fn flags(config: &Config) -> [(String, String); Feature::ALL.len()] {
     Feature::ALL.map(|feature| (feature.key().to_owned(), config.flag(feature).switch.to_string()))
 }
 
-/// Enters which of the flags in `config` differ from those before.
+/// Logs the flags in `config` that differ from those before.
 pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, String)>, config: &Config) {
     let now = flags(config);
     for (flag, from) in before {
@@ -135,7 +135,7 @@ pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, St
     }
 }
 
-/// The process has begun, or is about to end.
+/// Logs that the process has started, or is about to end.
 pub fn process(state: &State, action: &'static str) {
     let rules = state.rules.load();
     let flags: BTreeMap<_, _> = flags(&rules.config).into();

@@ -1,4 +1,4 @@
-//! What is queued for the writer.
+//! The items that are queued for the writer.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::exchange::Request;
 use crate::request_id::RequestId;
 use crate::route::Route;
 
-/// Something for the trail.
+/// An item for the audit log.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -24,12 +24,12 @@ use crate::route::Route;
 pub enum Item {
     /// A request that ended.
     Request(Event),
-    /// Something else that was done.
+    /// Another action.
     Act(Box<Act>),
 }
 
 impl Item {
-    /// What was done.
+    /// Returns the type of the event.
     pub fn event(&self) -> EventType {
         match self {
             Self::Request(event) => event.event,
@@ -37,7 +37,7 @@ impl Item {
         }
     }
 
-    /// When.
+    /// Returns the time of the event.
     pub fn at(&self) -> Instant {
         match self {
             Self::Request(event) => event.ended,
@@ -45,7 +45,7 @@ impl Item {
         }
     }
 
-    /// Whether somebody waits until it is on disk.
+    /// Returns whether a task waits until the event is on disk.
     pub fn is_awaited(&self) -> bool {
         match self {
             Self::Request(event) => event.done.is_some(),
@@ -53,7 +53,7 @@ impl Item {
         }
     }
 
-    /// Who waits.
+    /// Takes the sender that notifies the waiting task.
     pub fn take_done(&mut self) -> Option<Done> {
         match self {
             Self::Request(event) => event.done.take(),
@@ -62,12 +62,12 @@ impl Item {
     }
 }
 
-/// Who asked.
+/// The client.
 #[derive(Clone, Debug)]
 pub struct Who {
-    /// From where.
+    /// The client's address.
     pub address: IpAddr,
-    /// What it may multiply.
+    /// The client's tier.
     pub tier: Tier,
     /// The user or key that was verified.
     pub verified: Option<Arc<Verified>>,
@@ -76,65 +76,65 @@ pub struct Who {
 /// A request that ended.
 #[derive(Debug)]
 pub struct Event {
-    /// When.
+    /// When it ended.
     pub ended: Instant,
-    /// Since its head.
+    /// The time since its head.
     pub duration: Duration,
-    /// What it was.
+    /// The type of the event.
     pub event: EventType,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Its answer's status.
+    /// The status of the response.
     pub status: u16,
-    /// The number of its route in the rules.
+    /// The index of the route in the snapshot.
     pub route: usize,
-    /// Why.
+    /// Why it was rejected or failed.
     pub reason: Option<&'static str>,
-    /// The number in the rules of the limit that refused it.
+    /// The index in the snapshot of the rate limit that rejected it.
     pub limit: Option<u16>,
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Its name.
+    /// The request id.
     pub request_id: RequestId,
-    /// Its trace.
+    /// The trace id.
     pub trace: Option<[u8; 16]>,
-    /// Who asked.
+    /// The client.
     pub who: Who,
-    /// What the rules want to have of it.
+    /// The headers and parameters that the configuration asks for.
     pub captured: Option<Box<Captured>>,
-    /// Who waits for it.
+    /// Notifies the waiting task.
     pub done: Option<Done>,
 }
 
-/// Something that was done otherwise than by a request.
+/// An action that is not a request.
 #[derive(Debug)]
 pub struct Act {
-    /// When.
+    /// When it happened.
     pub at: Instant,
-    /// What.
+    /// The type of the event.
     pub event: EventType,
-    /// In a word.
+    /// The name of the action.
     pub action: &'static str,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The client that it is about.
+    /// The client concerned.
     pub who: Option<Who>,
-    /// The operator who did it.
+    /// Whether an operator did it.
     pub is_operator: bool,
-    /// The subject, where it is named as operators do: `user:ann`.
+    /// The subject, in the form that operators use: `user:ann`.
     pub subject: Option<String>,
     /// The request during which it happened.
     pub request_id: Option<RequestId>,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
-    /// What else there is, as a JSON object.
+    /// Further details, as a JSON object.
     pub details: Option<String>,
-    /// Who waits for it.
+    /// Notifies the waiting task.
     pub done: Option<Done>,
 }
 
 impl Act {
-    /// Something that the program did.
+    /// Creates an action of Outrigger itself.
     pub fn new(event: EventType, action: &'static str, outcome: Outcome) -> Self {
         Self {
             at: Instant::now(),
@@ -152,22 +152,23 @@ impl Act {
     }
 }
 
-/// Fields and parameters of a request that the rules want to have: the number of the name in the rules, and the value.
+/// Headers and parameters of a request that the configuration asks for: the index of the name in the snapshot, and the
+/// value.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    /// Of the route's parameters.
+    /// Parameters of the route.
     pub resource: Vec<(usize, Box<[u8]>)>,
-    /// Of the rules' fields.
+    /// Headers.
     pub headers: Vec<(usize, Box<[u8]>)>,
 }
 
 impl Captured {
-    /// Copies them: the head is gone when it is entered. No more of each than an entry shows.
+    /// Copies them: the head is gone when the event is written. Each value is cut to what an event shows.
     pub fn of(request: &Request<'_>, route: &Route, rules: &AuditRules) -> Self {
         let shortened = |value: &[u8]| Box::from(&value[..value.len().min(LONGEST_TEXT + 1)]);
         let mut resource = Vec::new();
         if !route.resource.is_empty() {
-            // As the app gets it: every reading that could put another value there led to another route.
+            // The path as the app gets it: a reading with another value here would have led to another route.
             let segments: Vec<&str> = request.path.split('/').skip(1).collect();
             for (number, (at, _)) in route.resource.iter().enumerate().take(MOST_PAIRS) {
                 if let Some(value) = segments.get(*at) {
@@ -182,7 +183,7 @@ impl Captured {
     }
 }
 
-/// The trace of a `traceparent` (W3C Trace Context, version 00); `None` when it is none.
+/// Returns the trace id of a `traceparent` header (W3C Trace Context, version 00); `None` if it is invalid.
 pub fn trace_id(field: &[u8]) -> Option<[u8; 16]> {
     let digits = field.get(3..35)?;
     if field.len() < 55 || field[2] != b'-' || field[35] != b'-' {

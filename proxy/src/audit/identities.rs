@@ -1,7 +1,7 @@
-//! Who somebody is, as entries say it: pseudonyms, and the name itself sealed under the subject's key.
+//! How events identify a client: by pseudonyms, and by its name, encrypted with the subject's key.
 //!
-//! Making one takes a data key, two encryptions and two hashes, so it is made once and remembered. At the bound the older half is
-//! forgotten: whoever comes back has a new data key.
+//! This takes a data key, two encryptions and two hashes, so the result is cached. At the maximum size the older half
+//! is dropped: a client that comes back has a new data key.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -14,27 +14,28 @@ use outrigger_trail::keys::{KeyError, MasterKeys, SubjectKind, WrappedKey};
 use super::event::Who;
 use crate::credentials::VerifiedKind;
 
-/// So many are remembered, and at times twice as many: some 50 MB.
+/// The number of cached identities; at times there are twice as many: about 50 MB.
 const MOST: usize = 32_768;
 
-/// A key is used for so long. PostgreSQL forgets one that no entry needs days after the shortest retention, which is a day.
+/// How long a key is used. PostgreSQL deletes a key that no event needs days after the shortest retention, which is a
+/// day.
 const RENEWED_AFTER: Duration = Duration::from_secs(86_400);
 
-/// What tells one from another. A verified client is told by a hash that nobody outside can foresee.
+/// The key of the cache. A verified client is identified by a hash that is unpredictable from outside.
 type Name = (u64, IpAddr, u8);
 
-/// Somebody, described.
+/// A cached identity.
 #[derive(Debug)]
 struct Identity {
-    /// The members of an entry.
+    /// The members of an event, as JSON.
     text: Box<str>,
     key: WrappedKey,
-    /// A bit for each class whose files have the key: each is kept for a time of its own.
+    /// One bit for each class whose files have the key: each class has a retention of its own.
     kept: u8,
     made: Instant,
 }
 
-/// Those that were seen lately.
+/// The cache of identities.
 #[derive(Debug)]
 pub struct Identities {
     keys: MasterKeys,
@@ -44,15 +45,16 @@ pub struct Identities {
 }
 
 impl Identities {
-    /// Nobody yet.
+    /// Creates an empty cache.
     pub fn new(keys: MasterKeys) -> Self {
         Self { keys, young: HashMap::default(), old: HashMap::default(), most: MOST }
     }
 
-    /// The members of an entry of `class` that say who it was. The subject's key is given to `keep` before the first of each class.
+    /// Returns the members that identify the client in an event of `class`. The subject's key is passed to `keep`
+    /// before the first event of each class.
     ///
     /// # Errors
-    /// The system gives no randomness.
+    /// The system provides no random bytes.
     pub fn of(
         &mut self,
         who: &Who,
@@ -75,7 +77,7 @@ impl Identities {
             };
             self.young.insert(name, identity);
         }
-        // It was there, or has just come.
+        // Found or just inserted.
         let Some(identity) = self.young.get_mut(&name) else { return Ok("") };
         if now.saturating_duration_since(identity.made) > RENEWED_AFTER {
             let (text, key) = describe(&self.keys, who)?;
@@ -88,7 +90,7 @@ impl Identities {
         Ok(&identity.text)
     }
 
-    /// Forgets subjects, as pseudonyms: they get a new key when they come back.
+    /// Removes subjects, given as pseudonyms: they get a new key when they come back.
     pub fn forget(&mut self, subjects: &[String]) {
         let subjects: HashSet<&str> = subjects.iter().map(String::as_str).collect();
         let stays = |identity: &Identity| !subjects.contains(identity.key.subject.as_str());
@@ -99,7 +101,7 @@ impl Identities {
 
 const ACTOR: &str = "\"actor\":{\"id\":\"";
 
-/// Makes pseudonyms, a data key, and the sealed name.
+/// Creates pseudonyms, a data key, and the encrypted name.
 fn describe(keys: &MasterKeys, who: &Who) -> Result<(Box<str>, WrappedKey), KeyError> {
     let address = format!("address:{}", who.address.to_canonical());
     let (kind, subject) = match &who.verified {
@@ -113,8 +115,8 @@ fn describe(keys: &MasterKeys, who: &Who) -> Result<(Box<str>, WrappedKey), KeyE
     members(keys, kind, &subject, client, who.tier)
 }
 
-/// The members for a subject that an operator names, such as `user:ann`; `None` when it is none. Without its name: whoever was erased
-/// would be there again because somebody looked.
+/// Returns the members for a subject that an operator names, such as `user:ann`; `None` if it is not a subject. Without
+/// its name: otherwise a search for an erased subject would bring its name back.
 pub fn named(keys: &MasterKeys, subject: &str) -> Option<String> {
     let kind = SubjectKind::of(subject)?;
     Some(format!("{ACTOR}{}\",\"kind\":\"{}\"}}", keys.pseudonym(kind, subject.as_bytes()), kind.name()))
@@ -168,7 +170,7 @@ mod tests {
             made.extend(count);
             text
         };
-        // No random text has an "@" in it.
+        // A random text contains no "@".
         let name = "ann@example.org";
         let ann = text(&mut identities, &who(name, [192, 0, 2, 1]));
         assert_eq!(text(&mut identities, &who(name, [192, 0, 2, 1])), ann);

@@ -1,4 +1,5 @@
-//! The queues between requests and the writer: one for each worker, each with a bound, so that nobody waits for anybody.
+//! The queues between requests and the writer: one per worker, and bounded, so that workers wait neither for each other
+//! nor for the writer.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,55 +17,55 @@ use crate::config::audit::AuditRules;
 use crate::metrics::AuditMetrics;
 use crate::state::Snapshot;
 
-/// Where an entry has its place.
+/// The place of an event in the audit log.
 #[derive(Clone, Copy, Debug)]
 pub struct Receipt {
-    /// Its name.
+    /// The id of the event.
     pub id: u128,
-    /// Its chain.
+    /// The class of its chain.
     pub class: Class,
-    /// Its number there.
+    /// Its number in the chain.
     pub seq: u64,
     /// Its hash.
     pub hash: Hash,
 }
 
-/// Who is told that an entry is on disk; dropped, it is not.
+/// Notifies a task that its event is on disk. Dropping it means that the event is not.
 pub type Done = oneshot::Sender<Receipt>;
 
-/// The near end of the trail: queues, and what the writer says of itself.
+/// The side of the audit log that requests see: queues, and the state of the writer.
 #[derive(Debug)]
 pub struct Trail {
     pub(super) shards: Vec<Mutex<Batch>>,
-    /// Items in each shard at the most.
+    /// The maximum number of items in a shard.
     pub(super) room: usize,
-    /// By class: what found no room since the writer last looked.
+    /// By class: events dropped for lack of room since the writer last looked.
     pub(super) lost: [AtomicU64; Class::ALL.len()],
-    /// By class: whether entries get to disk.
+    /// By class: whether events get to disk.
     pub(super) writable: [AtomicBool; Class::ALL.len()],
-    /// By class: the last entry that is on disk.
+    /// By class: the last event on disk.
     pub(super) committed: [AtomicU64; Class::ALL.len()],
     /// The writer sleeps until it is woken.
     pub(super) asleep: AtomicBool,
-    /// Somebody waits for it.
+    /// The writer must not wait for the end of its interval.
     pub(super) urgent: AtomicBool,
-    /// Nothing is written any more.
+    /// No more events are written.
     pub(super) is_closed: AtomicBool,
-    /// How often a spool was opened: what was known of the one before may not hold.
+    /// How often a spool was opened: state of the previous one may be invalid.
     pub openings: AtomicU64,
     pub(super) thread: OnceLock<Thread>,
     pub(super) keys: OnceLock<MasterKeys>,
     commands: Mutex<Sender<Command>>,
-    /// Entries have got to disk.
+    /// Notifies that events have reached the disk.
     pub progress: Notify,
     /// Everything is written, and the chains are closed.
     pub(super) has_ended: AtomicBool,
-    /// The app has all of it, now that nothing more is written.
+    /// Notifies that the app has all events of a closed audit log.
     pub(super) shipped: Notify,
     pub(super) metrics: AuditMetrics,
 }
 
-/// What is queued, and the rules that it was decided under: `rules[i].0` is the first item with them.
+/// Queued items, and the snapshots under which they were decided: `rules[i].0` is the first item of a snapshot.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) items: Vec<Item>,
@@ -79,7 +80,7 @@ impl Batch {
         self.items.push(item);
     }
 
-    /// An item and its rules.
+    /// Returns an item and its snapshot.
     pub(super) fn get(&self, number: usize) -> Option<(&Arc<Snapshot>, &Item)> {
         let of = self.rules.partition_point(|(first, _)| *first <= number).checked_sub(1)?;
         Some((&self.rules.get(of)?.1, self.items.get(number)?))
@@ -88,44 +89,44 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.items.clear();
         self.rules.clear();
-        // A burst's room is given back.
+        // Free the memory of a burst.
         self.items.shrink_to(4096);
     }
 }
 
-/// What else the writer is asked for.
+/// Commands to the writer.
 #[derive(Debug)]
 pub enum Command {
-    /// The data keys of these subjects are to be destroyed.
+    /// Destroy the data keys of these subjects.
     Forget(Vec<String>, Authority, oneshot::Sender<Result<usize, ForgetError>>),
-    /// The app has everything of a class up to this entry, and heard of this erasure.
+    /// The app has stored everything of a class up to this event, and this is the last erasure received from it.
     Shipped(Class, u64, u64),
-    /// What is too old is to be dropped.
+    /// Delete expired segments.
     Expire,
-    /// Everything before this is to be on disk, and the chains closed.
+    /// Write everything before this to disk, and close the chains.
     Close(oneshot::Sender<()>),
 }
 
-/// Who has decided that a subject is to be forgotten.
+/// The authority that decided to forget a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Authority {
-    /// An operator, here: a hold of this spool comes first.
+    /// An operator of this Machine: a hold of this spool has precedence.
     Operator,
-    /// PostgreSQL, which has looked at its own holds and destroyed its keys.
+    /// PostgreSQL, which has checked its own holds and destroyed its keys.
     Postgres,
 }
 
 /// Why no data key was destroyed.
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
-    /// A hold keeps what is about one of the subjects.
+    /// A hold keeps events about one of the subjects.
     #[error("hold {id} of {by} keeps what is about this subject ({reason}); release it first, if it may be")]
     Held {
-        /// Its name.
+        /// The id of the hold.
         id: String,
-        /// Who asked for it.
+        /// The person who asked for it.
         by: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Holds or keys cannot be read or written.
@@ -134,17 +135,17 @@ pub enum ForgetError {
 }
 
 thread_local! {
-    /// The shard of this thread: workers have one each, everything else shares the first.
+    /// The shard of this thread: workers have one each, all other threads share the first.
     static SHARD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// From now on this thread is worker `number`, from 0.
+/// Marks this thread as worker `number`, from 0.
 pub fn is_worker(number: usize) {
     SHARD.set(number + 1);
 }
 
 impl Trail {
-    /// A trail for so many workers; whoever writes it gets the far end.
+    /// Creates the queues for this many workers, and the receiver of commands for the writer.
     pub fn new(rules: &AuditRules, workers: usize, metrics: AuditMetrics) -> (Self, Receiver<Command>) {
         let (commands, receiver) = channel();
         let trail = Self {
@@ -168,7 +169,7 @@ impl Trail {
         (trail, receiver)
     }
 
-    /// Queues an item; what finds no room is counted, and nobody waits for it.
+    /// Queues an item without waiting. If there is no room, the item is dropped and counted.
     pub(super) fn push(&self, rules: &Arc<Snapshot>, item: Item) {
         let class = item.event().class();
         let is_awaited = item.is_awaited();
@@ -178,7 +179,7 @@ impl Trail {
             self.metrics.lost(class, "closed", 1);
             return;
         }
-        // Who waits is one of so many connections, and is not to be kept out by those who do not.
+        // Connections bound the number of waiting tasks; items without one must not displace them.
         if batch.items.len() >= if is_awaited { 2 * self.room } else { self.room } {
             drop(batch);
             self.lost[class as usize].fetch_add(1, Ordering::Relaxed);
@@ -195,7 +196,7 @@ impl Trail {
         }
     }
 
-    /// Queues something that was done, whatever the flag says.
+    /// Queues an action, regardless of the flag.
     pub fn enter(&self, rules: &Arc<Snapshot>, act: Act) {
         self.push(rules, Item::Act(Box::new(act)));
     }
@@ -212,40 +213,40 @@ impl Trail {
         }
     }
 
-    /// Asks the writer for something.
+    /// Sends a command to the writer.
     pub fn command(&self, command: Command) {
-        // Without a writer there is nobody to ask, and whoever waits for an answer sees that.
+        // Without a writer this fails, and a task that waits for the result notices it.
         let _ = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command);
         self.wake_now();
     }
 
-    /// The keys that it is written with; `None` before it has begun.
+    /// Returns the keys of the audit log; `None` before the writer has started.
     pub fn keys(&self) -> Option<&MasterKeys> {
         self.keys.get()
     }
 
-    /// Whether entries of a class get to disk.
+    /// Returns whether events of a class get to disk.
     pub fn is_writable(&self, class: Class) -> bool {
         self.writable[class as usize].load(Ordering::Relaxed)
     }
 
-    /// The last entry of a class that is on disk.
+    /// Returns the number of the last event of a class on disk.
     pub fn committed(&self, class: Class) -> u64 {
         self.committed[class as usize].load(Ordering::Acquire)
     }
 
-    /// Shows whether entries get to disk.
+    /// Updates the metrics.
     pub fn show(&self) {
         self.metrics.show_writable(&self.writable);
         self.metrics.queued.set(i64::try_from(self.queued()).unwrap_or(i64::MAX));
     }
 
-    /// What is queued now.
+    /// Returns the number of queued items.
     pub fn queued(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).items.len()).sum()
     }
 
-    /// Waits until everything is on disk and the chains are closed.
+    /// Waits until everything is on disk and the chains are closed, at most for `patience`.
     pub fn close(&self, patience: Duration) {
         let (done, closed) = oneshot::channel();
         self.command(Command::Close(done));
@@ -258,14 +259,14 @@ impl Trail {
         self.progress.notify_one();
     }
 
-    /// Waits until the app has what a closed trail holds: the disk may be gone with the Machine.
+    /// Waits until the app has all events of a closed audit log: the disk may be gone with the Machine.
     pub async fn is_shipped(&self, patience: Duration) {
-        // Too late is for the next start, if there is one with this directory.
+        // On a timeout, the rest is left to the next start with this directory, if there is one.
         let _ = tokio::time::timeout(patience, self.shipped.notified()).await;
     }
 }
 
 pub(super) fn lock(shard: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
-    // Whoever panicked while holding it has left items, which are whole.
+    // A panic with the lock held leaves only whole items.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! A flood of refusals must fill neither disk nor database: so many in a second are entered one by one, of each client and of all
-//! together, and the rest is entered as one with a count, for each type, route, reason and limit.
+//! Protects disk and database from a flood of rejections. In each second a number of them is logged one by one, for
+//! each client and in total; the rest is logged as one event with a count for each type, route, reason and limit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -11,42 +11,43 @@ use outrigger_policy::audit::{Class, EventType, Time};
 use super::event::{Item, Who};
 use crate::state::Snapshot;
 
-/// Refusals that are entered one by one in a second.
+/// The number of rejections per second that are logged one by one.
 const REFUSALS_A_SECOND: u32 = 1000;
-/// The same of one client, so that one that floods leaves room for the others'.
+/// The same for one client, so that a flood from it leaves room for others.
 const REFUSALS_OF_A_CLIENT: u32 = 50;
-/// Clients that are told apart in a second: no more of them could have an entry each.
+/// The maximum number of clients counted in a second: no more of them could have an event each.
 const MOST_CLIENTS: usize = REFUSALS_A_SECOND as usize;
 
-/// Refusals of this second.
+/// The rejections of the current second.
 #[derive(Debug, Default)]
 pub struct Refusals {
     second: i64,
     entered: u32,
-    /// What each client has had of them, by user, key or address.
+    /// The rejections of each client, by user, key or address.
     by_client: HashMap<u64, u32>,
     hasher: RandomState,
     beyond: BTreeMap<Refusal, Beyond>,
 }
 
-/// What refusals have in common that are entered as one: type, route, reason, and the number of the limit that refused.
+/// The common properties of rejections in one event: type, route, reason, and the index of the limit that rejected
+/// them.
 pub type Refusal = (EventType, usize, &'static str, Option<u16>);
 
-/// Refusals that are entered as one.
+/// Rejections that are logged as one event.
 #[derive(Debug)]
 pub struct Beyond {
-    /// How many.
+    /// The number of rejections.
     pub count: u64,
-    /// The status of the first.
+    /// The status of the first response.
     pub status: u16,
-    /// When that was.
+    /// The time of the first rejection.
     pub from: Time,
-    /// The rules that it was refused by.
+    /// The configuration for the first rejection.
     pub rules: Arc<Snapshot>,
 }
 
 impl Refusals {
-    /// Whether a refusal is one too many to be entered by itself; then it is counted.
+    /// Returns whether a rejection is one too many to be logged by itself; then it is counted.
     pub fn is_beyond(&mut self, item: &Item, rules: &Arc<Snapshot>, time: impl FnOnce(Instant) -> Time) -> bool {
         let Item::Request(event) = item else { return false };
         if event.event.class() != Class::Security || event.done.is_some() {
@@ -77,7 +78,7 @@ impl Refusals {
         *entered > REFUSALS_OF_A_CLIENT
     }
 
-    /// What could not be entered is entered later.
+    /// Takes back counts that could not be written, for a later event.
     pub fn take_back(&mut self, beyond: Vec<(Refusal, Beyond)>) {
         for (refusal, earlier) in beyond {
             let (count, from) = (earlier.count, earlier.from);
@@ -87,7 +88,7 @@ impl Refusals {
         }
     }
 
-    /// What is to be entered of the second before.
+    /// Returns the counts of the previous second, when it is over.
     pub fn due(&mut self, now: Time) -> Vec<(Refusal, Beyond)> {
         let second = now.0 / 1_000_000;
         if second == self.second {
@@ -98,12 +99,12 @@ impl Refusals {
         self.take()
     }
 
-    /// What was counted so far.
+    /// Returns the counts so far.
     pub fn take(&mut self) -> Vec<(Refusal, Beyond)> {
         std::mem::take(&mut self.beyond).into_iter().collect()
     }
 
-    /// Nothing was counted.
+    /// Returns whether there are no counts.
     pub fn is_empty(&self) -> bool {
         self.beyond.is_empty()
     }

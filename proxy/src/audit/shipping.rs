@@ -1,7 +1,7 @@
-//! Sends what is on disk to the app, in order, and again until the app has it.
+//! Ships events on disk to the app: in order, and with retries.
 //!
-//! The files are the queue: what was sent and not answered is read again, after a crash of either side as well, and the app knows
-//! entries by their id. One batch of each class is under way at a time, so whoever is slow is waited for.
+//! The files are the queue: batches without a response are read again, after a crash of either side as well, and the
+//! app identifies events by their id. One batch of each class is in flight at a time, so a slow app limits the rate.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -27,62 +27,62 @@ use super::{Authority, Command, Trail, acts, writer};
 use crate::state::{Snapshot, State};
 use crate::upstream::ConnectError;
 
-/// The most lines of a batch.
+/// The maximum number of lines in a batch.
 const MOST_LINES: usize = 2000;
-/// The most bytes of its lines. The longest line is far shorter.
+/// The maximum size of its lines, in bytes. The longest line is far shorter.
 const MOST_BYTES: usize = 1 << 20;
-/// The most that is read of a file at once: many of the longest lines.
+/// The maximum number of bytes read from a file at once: many of the longest lines.
 const READ_BYTES: u64 = 4 << 20;
-/// How often the backlog is looked at when nothing is written.
+/// How often the backlog is checked while no events are written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Entries gather for so long: a batch costs the database about as much as a row.
+/// How long events are gathered: a batch costs the database about as much as a row.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often the app is asked who was erased, when there is nothing to send.
+/// How often the app is asked for erasures, while there is no event to send.
 const ASK_EVERY: Duration = Duration::from_secs(60);
-/// The pause after a failure, doubled with each until the longest.
+/// The pause after a failure; doubles with each failure up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// How long the app may take for a batch.
+/// The timeout of a batch.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most that is read of its answer.
+/// The maximum size of the response, in bytes.
 const ANSWER_BYTES: usize = 1 << 20;
 
-/// Why a batch was not taken.
+/// Why the app has not accepted a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum ShipError {
-    /// The app is away.
+    /// The app is unreachable.
     #[error("the app cannot be reached: {0}")]
     Connect(#[from] ConnectError),
     /// The spool cannot be read.
     #[error("the spool cannot be read: {0}")]
     Spool(std::io::Error),
-    /// It speaks no HTTP, or went.
+    /// The app does not speak HTTP, or has closed the connection.
     #[error("the app did not answer: {0}")]
     Http(#[from] hyper::Error),
-    /// What was to be sent is no request.
+    /// The request to be sent is invalid.
     #[error("{0}")]
     Request(#[from] axum::http::Error),
-    /// It has no such endpoint.
+    /// The app has no such endpoint.
     #[error("the app takes no audit trail (404): it needs OUTRIGGER_AUDIT_SECRET too")]
     NotThere,
     /// The secrets differ.
     #[error("the app has another OUTRIGGER_AUDIT_SECRET (401)")]
     Unknown,
-    /// Something else.
+    /// Another status.
     #[error("the app answered {0}")]
     Status(StatusCode),
-    /// Too slow.
+    /// Timeout.
     #[error("the app did not answer within {} s", PATIENCE.as_secs())]
     Late,
-    /// The answer makes no sense.
+    /// The response cannot be read.
     #[error("the app's answer cannot be read")]
     Unreadable,
-    /// What was dropped could not be entered.
+    /// A deletion could not be logged.
     #[error("the audit trail cannot be written")]
     Unwritable,
 }
 
-/// What the app has done with a batch.
+/// The response to a batch.
 #[derive(Debug, Deserialize)]
 struct Taken {
     stored: u64,
@@ -92,7 +92,7 @@ struct Taken {
     erasures: Vec<Erasure>,
     #[serde(default)]
     drops: Vec<DropRecord>,
-    /// A `HEAD` of this chain is in PostgreSQL that is ahead of the one that was sent.
+    /// PostgreSQL has a `HEAD` of this chain that is ahead of the one that was sent.
     #[serde(default)]
     rolled_back: Option<u64>,
 }
@@ -103,25 +103,25 @@ struct Erasure {
     subject: String,
 }
 
-/// How far one class is.
+/// The progress of one class.
 #[derive(Debug, Default)]
 struct Cursor {
-    /// The last entry that the app has.
+    /// The last event that the app has.
     through: u64,
-    /// Where the next batch begins, if that is known.
+    /// Where the next batch begins, if known.
     place: Option<Place>,
-    /// The checkpoint of the segment may be missing at the app.
+    /// The app may not have the checkpoint of the segment.
     is_open: bool,
 }
 
 /// A place in the files of a class.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
-    /// The first entry of the segment.
+    /// The first event of the segment.
     first: u64,
-    /// The byte in its file.
+    /// The offset in its file, in bytes.
     at: u64,
-    /// The byte in its file of data keys.
+    /// The offset in its file of data keys, in bytes.
     keys_at: u64,
 }
 
@@ -134,25 +134,25 @@ struct Lines {
     place: Place,
     /// The data keys that they need.
     keys: Vec<WrappedKey>,
-    /// When the first entry was made.
+    /// The time of the first event.
     oldest: Option<String>,
 }
 
-/// How far all of it is.
+/// The progress of all classes.
 #[derive(Debug, Default)]
 struct Progress {
     cursors: [Cursor; Class::ALL.len()],
-    /// The last erasure that was heard of.
+    /// The last erasure received from the app.
     erasures: u64,
-    /// When the app was asked last.
+    /// When the app was last asked.
     asked_at: Option<Instant>,
 }
 
 impl Progress {
-    /// What the directory says of it.
+    /// Reads the progress from the directory.
     fn read(directory: &Path) -> Self {
         let text = std::fs::read(directory.join(layout::SHIPPED)).unwrap_or_default();
-        // What cannot be read is sent again: the app knows what it has.
+        // Without a readable file everything is sent again: the app knows which events it has.
         let shipped = serde_json::from_slice::<layout::Shipped>(&text).unwrap_or_default();
         let cursor = |class: Class| Cursor {
             through: shipped.through.get(class.name()).copied().unwrap_or(0),
@@ -168,7 +168,7 @@ impl Progress {
     }
 }
 
-/// Ships for the life of the process.
+/// Ships events for the life of the process.
 pub async fn keep_shipping(state: Arc<State>) {
     let Some(trail) = &state.trail else { return };
     let rules = state.rules.load_full();
@@ -232,11 +232,11 @@ pub async fn keep_shipping(state: Arc<State>) {
     }
 }
 
-/// Sends a batch of each class in turn, until nothing is left.
+/// Sends a batch of each class in turn, until there is no more to send.
 async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &mut Progress) -> Result<(), ShipError> {
     let mut left: Vec<Class> = Class::ALL.into();
     let mut failed = None;
-    // Then the others are only looked at: the oldest entry may be one of theirs.
+    // Set when the app is unreachable: the other classes are then only read, because one may have the oldest event.
     let mut is_away = false;
     while !left.is_empty() {
         let mut lag: f64 = 0.0;
@@ -265,7 +265,7 @@ async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &m
                     left.push(class);
                 }
                 Err(e) => {
-                    // Another class may be fine: one that the app cannot store must not hold the others.
+                    // Continue with another class: one that the app cannot store must not block the others.
                     is_away |= !matches!(e, ShipError::Status(_));
                     failed = Some(e);
                 }
@@ -273,7 +273,7 @@ async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &m
         }
         state.metrics.audit.lag.set(lag);
     }
-    // Who has nothing to send still has to hear who is to be forgotten.
+    // Erasures must be received even without events to send.
     while failed.is_none() && progress.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
         let before = progress.erasures;
         let taken = send(state, Class::Administration, &Lines::default(), before).await?;
@@ -285,7 +285,7 @@ async fn round(state: &Arc<State>, trail: &Trail, directory: &Path, progress: &m
     failed.map_or(Ok(()), Err)
 }
 
-/// What a class has to send next; `None` when there is nothing.
+/// Returns what a class has to send next; `None` if there is no more.
 async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor) -> Result<Option<Lines>, ShipError> {
     let committed = trail.committed(class);
     if cursor.through >= committed && !cursor.is_open {
@@ -299,7 +299,7 @@ async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor
             cursor.is_open = false;
             Ok(None)
         }
-        // A segment that has just been dropped, or a disk that cannot be read: it is looked for anew.
+        // The segment has just been deleted, or the disk cannot be read: search again.
         Ok(Err(e)) => {
             cursor.place = None;
             Err(ShipError::Spool(e))
@@ -308,7 +308,7 @@ async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor
     }
 }
 
-/// Does what an answer asks for.
+/// Handles the response of the app.
 async fn took(state: &State, trail: &Trail, taken: &Taken, progress: &mut Progress) {
     progress.asked_at = Some(Instant::now());
     progress.erasures = heard(trail, taken, progress.erasures).await;
@@ -320,7 +320,7 @@ async fn took(state: &State, trail: &Trail, taken: &Taken, progress: &mut Progre
     }
 }
 
-/// Forgets whom the app says to forget. Gives the last erasure that was heard of.
+/// Forgets the subjects that the app has erased. Returns the last erasure received.
 async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
     let subjects: Vec<String> = taken.erasures.iter().map(|erasure| erasure.subject.clone()).collect();
     let Some(last) = taken.erasures.iter().map(|erasure| erasure.number).max() else { return before };
@@ -336,7 +336,7 @@ async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) ->
     let rules = state.rules.load_full();
     let Some(audit) = &rules.config.audit else { return Err(ShipError::Unwritable) };
     let chain = std::fs::read_to_string(audit.directory.join(layout::CHAIN)).map_err(ShipError::Spool)?;
-    // Whoever rolls back the directory does not roll back PostgreSQL with it.
+    // A rollback of the directory does not roll back PostgreSQL.
     let public = state.trail.as_ref().and_then(Trail::keys).map(MasterKeys::public);
     let anchor = public.and_then(|public| layout::newest_head(&audit.directory, &public).ok().flatten());
     let head = json!({
@@ -363,10 +363,10 @@ async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) ->
     Ok(taken)
 }
 
-/// Asks the app for something, with the secret.
+/// Sends a request to the app, with the secret.
 ///
 /// # Errors
-/// It was not done, or nobody knows.
+/// [`ShipError`]: it was not done, or the outcome is unknown.
 pub async fn ask(rules: &Snapshot, path: &str, kind: &str, body: Vec<u8>) -> Result<Bytes, ShipError> {
     let secret = rules.config.audit.as_ref().and_then(|audit| audit.secret.as_ref());
     let Some(secret) = secret else { return Err(ShipError::Unknown) };
@@ -397,7 +397,7 @@ async fn exchange(
     Ok(body.to_bytes())
 }
 
-/// Reads the next lines of a class, no further than what is promised; `None` when there are none.
+/// Reads the next lines of a class, up to the event `committed`; `None` if there are no more.
 fn read(
     directory: &Path,
     class: Class,
@@ -407,7 +407,8 @@ fn read(
 ) -> std::io::Result<Option<Lines>> {
     let mut segments = layout::segments(directory)?;
     segments.retain(|segment| segment.class == class);
-    // The one with the next entry, or where that is not written yet, the one with the last; and its checkpoint may not have been sent.
+    // Start at the segment of the next event, or the last one if that is not written yet. If the event begins its
+    // segment, start at the one before: its checkpoint may not have been sent.
     let of_next = segments.iter().rposition(|segment| segment.first <= through + 1).unwrap_or(0);
     let is_first = segments.get(of_next).is_some_and(|segment| segment.first == through + 1);
     let guess = if is_first { of_next.saturating_sub(1) } else { of_next };
@@ -418,7 +419,7 @@ fn read(
     for segment in segments.iter().skip(start) {
         let fresh = Place { first: segment.first, ..Place::default() };
         lines.place = place.filter(|place| place.first == segment.first).unwrap_or(fresh);
-        // Keys before what they open; a batch of nothing else where there are many.
+        // Keys before the events that need them; if there are many keys, a batch has only keys.
         let content = read_from(&segment.keys(), lines.place.keys_at)?;
         for line in content.split_inclusive(|b| *b == b'\n').take_while(|line| line.ends_with(b"\n")) {
             lines.keys.extend(serde_json::from_slice::<WrappedKey>(line));
@@ -446,7 +447,7 @@ fn read(
                 lines.place.at += line.len() as u64;
                 let is_sent = match number {
                     Some(number) => number <= through,
-                    // A header before what was sent was sent with it. A checkpoint comes after its entries.
+                    // The header of a segment was sent with its first event. A checkpoint comes after its events.
                     None => line.starts_with(b"{\"segment\"") && segment.first <= through,
                 };
                 if is_sent {
@@ -475,7 +476,7 @@ impl Lines {
     }
 }
 
-/// A file from a byte on, up to [`READ_BYTES`]; one that is not there is empty.
+/// Reads a file from an offset, at most [`READ_BYTES`]; a missing file is empty.
 fn read_from(path: &Path, at: u64) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     match std::fs::File::open(path) {
@@ -489,7 +490,7 @@ fn read_from(path: &Path, at: u64) -> std::io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The number of an entry; `None` for a header or a checkpoint.
+/// Returns the number of an event; `None` for a header or a checkpoint.
 fn number_of(line: &[u8]) -> Option<u64> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();

@@ -1,5 +1,5 @@
-//! What is done to the trail beside writing it: once a day and at the start, what is too old is dropped; and what has changed while
-//! the process was away is noted.
+//! Upkeep of the audit log: deletes expired events at the start and once a day, and logs flags that have changed while
+//! the process was not running.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use crate::config::Config;
 use crate::config::audit::AuditRules;
 use crate::state::State;
 
-/// How often what is too old is looked for.
+/// How often expired events are deleted.
 const DAILY: Duration = Duration::from_secs(86_400);
-/// After a failure.
+/// The pause after a failure.
 const SOON: Duration = Duration::from_secs(60);
-/// Once the process has begun: there is more urgent work at first.
+/// The delay after the start, when other work is more urgent.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Between two steps of a retention in PostgreSQL.
+/// The pause between two steps of retention in PostgreSQL.
 const BETWEEN_STEPS: Duration = Duration::from_millis(100);
-/// How long the writer may take.
+/// The timeout of the writer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The file with the flags of the process before this one.
+/// The file with the flags of the previous process.
 const FLAGS: &str = "FLAGS";
 
-/// Drops what is too old, for the life of the process.
+/// Deletes expired events for the life of the process.
 pub async fn keep_up(state: Arc<State>) {
     let Some(trail) = &state.trail else { return };
     tokio::time::sleep(SETTLED).await;
@@ -52,12 +52,12 @@ pub async fn keep_up(state: Arc<State>) {
 struct Dropped {
     #[serde(default)]
     drops: Vec<DropRecord>,
-    /// There is more to drop: what to ask with next.
+    /// There is more to delete: what to send with the next request.
     #[serde(default)]
     more: Option<serde_json::Value>,
 }
 
-/// Has PostgreSQL drop what is too old, in steps that each take some seconds.
+/// Makes PostgreSQL delete expired events, in steps that each take some seconds.
 async fn in_postgres(state: &State) -> Result<(), ShipError> {
     let rules = state.rules.load_full();
     let Some(audit) = rules.config.audit.as_ref().filter(|audit| audit.secret.is_some()) else { return Ok(()) };
@@ -74,18 +74,18 @@ async fn in_postgres(state: &State) -> Result<(), ShipError> {
         if more.is_none() {
             return Ok(());
         }
-        // Batches of a class cannot be stored while it is dropped from: they get a turn.
+        // Batches of a class cannot be stored during its deletion: give them time.
         tokio::time::sleep(BETWEEN_STEPS).await;
     }
 }
 
-/// Enters what was dropped, and tells the app that it is entered: until then it says so again.
+/// Logs what was deleted, and confirms it to the app, which reports it again until then.
 ///
 /// # Errors
-/// What could not be entered or told is tried again.
+/// [`ShipError`]: an event could not be logged or confirmed. It is tried again.
 pub async fn record(state: &State, drops: &[DropRecord]) -> Result<(), ShipError> {
     let (Some(trail), rules) = (&state.trail, state.rules.load_full()) else { return Ok(()) };
-    // Of a trail that is closed nobody enters anything: the app asks the next proxy.
+    // A closed audit log accepts no events: the app will report to the next process.
     let Some(keys) = trail.keys.get().filter(|_| !trail.is_closed.load(Ordering::Acquire)) else { return Ok(()) };
     let mut recorded = Vec::new();
     for dropped in drops {
@@ -114,24 +114,24 @@ pub async fn record(state: &State, drops: &[DropRecord]) -> Result<(), ShipError
     ask(&rules, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
 }
 
-/// The flags that the process before this one had at its end.
+/// Reads the flags that the previous process had at its end.
 pub(super) fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String>> {
     let text = std::fs::read(rules.directory.join(FLAGS)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// Keeps the flags in force for the process after this one, which enters what differs then.
+/// Stores the current flags for the next process, which logs the differences.
 pub fn keep_flags(config: &Config) {
     let Some(audit) = &config.audit else { return };
     let flags: BTreeMap<_, _> = acts::flags(config).into();
-    // Text only: writing it as JSON does not fail.
+    // Only text: serialization cannot fail.
     let text = serde_json::to_vec(&flags).unwrap_or_default();
     if let Err(e) = outrigger_trail::spool::write_private(&audit.directory.join(FLAGS), &text) {
         tracing::warn!("a change of flags while the process is away will not be entered into the audit trail: {e}");
     }
 }
 
-/// Microseconds since 1970 of an entry's time.
+/// Returns the time of an event, in microseconds since 1970.
 pub fn microseconds(text: &str) -> Option<Time> {
     text.parse::<jiff::Timestamp>().ok().map(|time| Time(time.as_microsecond()))
 }

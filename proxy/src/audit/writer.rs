@@ -1,8 +1,9 @@
-//! The writer: one thread that takes what is queued, gives each entry its place, and has it on disk within the commit interval,
-//! or at once when somebody waits for it. Whoever comes while it writes shares the next commit.
+//! The writer: a thread that takes queued items, gives each event its place in a chain, and writes them to disk within
+//! the commit interval, or at once if a task waits. Items that arrive during a commit share the next one.
 //!
-//! What cannot be written stays here and is tried again, as much of it as the queue has room for; what is beyond is counted, and the
-//! count goes into the chain, signed, before the next entry. A spool that cannot be opened or is taken away is looked for again.
+//! Items that could not be written are kept and retried, as many as the queue has room for; the rest is counted, and
+//! the signed count is added to the chain before the next event. A spool that cannot be opened or disappears is
+//! retried.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,14 +24,14 @@ use super::refusals::{Beyond, Refusal, Refusals};
 use crate::request_id::random;
 use crate::state::{Snapshot, State};
 
-/// How often a spool that cannot be used is tried again.
+/// How often an unusable spool is retried.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// How long the writer looks for more before it sleeps until it is woken.
+/// How long the writer looks for more items before it sleeps until it is woken.
 const AWAKE: Duration = Duration::from_secs(1);
-/// A step of the clock that is worth a note.
+/// The smallest step back of the clock that is logged.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
 
-/// The far end of the trail.
+/// The side of the audit log that writes.
 #[derive(Debug)]
 pub struct Writer {
     state: Arc<State>,
@@ -38,15 +39,15 @@ pub struct Writer {
     keys: MasterKeys,
     identities: Identities,
     spool: Option<Spool>,
-    /// Why there is none.
+    /// Why there is no spool.
     problem: Option<&'static str>,
     tried_at: Option<Instant>,
-    /// What could not be written.
+    /// Items that could not be written.
     pending: Batch,
-    /// What is being written, and whoever waits for which of it.
+    /// The batches being written, and the awaited items in them.
     batches: Vec<Batch>,
     awaited: Vec<(usize, usize, Receipt)>,
-    /// Which of it was not entered by itself.
+    /// Items in them that were counted instead of logged one by one.
     counted: Vec<(usize, usize)>,
     lost: [Lost; Class::ALL.len()],
     refusals: Refusals,
@@ -55,7 +56,7 @@ pub struct Writer {
     commit_time: Duration,
 }
 
-/// What is missing in a chain.
+/// Events that are missing in a chain.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lost {
     count: u64,
@@ -64,7 +65,7 @@ struct Lost {
     to: Time,
 }
 
-/// The time of day of what happened at an instant.
+/// Converts an instant to the time of day.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     instant: Instant,
@@ -86,7 +87,7 @@ impl Clock {
     }
 }
 
-/// Without a writer nothing is written, and nobody is to wait for it.
+/// Closes the queues when the writer ends: no task must wait for it.
 struct Alive<'a>(&'a Trail);
 
 impl std::ops::Drop for Alive<'_> {
@@ -97,19 +98,19 @@ impl std::ops::Drop for Alive<'_> {
         self.0.is_closed.store(true, Ordering::SeqCst);
         self.0.writable.iter().for_each(|writable| writable.store(false, Ordering::Relaxed));
         for shard in &self.0.shards {
-            // Who waits in it is told by that.
+            // Dropping the items notifies the tasks that wait for them.
             lock(shard).clear();
         }
     }
 }
 
-/// The time of day.
+/// Returns the time of day.
 pub fn now() -> Time {
     Clock::now().time
 }
 
 impl Writer {
-    /// Opens the spool. One that cannot be opened is tried again: the proxy serves all the same.
+    /// Opens the spool. On failure it is retried later: the proxy serves requests in the meantime.
     pub fn new(state: Arc<State>, keys: MasterKeys, commands: Receiver<Command>) -> Self {
         let mut writer = Self {
             state,
@@ -136,13 +137,13 @@ impl Writer {
     pub fn run(mut self) {
         let state = Arc::clone(&self.state);
         let Some(trail) = &state.trail else { return };
-        // Set once, here.
+        // Set only here.
         let _ = trail.thread.set(std::thread::current());
         let _guard = Alive(trail);
         let mut last_item = Instant::now();
         loop {
             let interval = state.rules.load().config.audit.as_ref().map_or(AWAKE, |rules| rules.commit_interval);
-            // As long as writing may take, and then some, is left of it.
+            // Leave time for the commit itself, with a margin.
             let wait = interval.saturating_sub(4 * self.commit_time).max(interval / 2);
             let tick = Instant::now() + wait;
             let is_idle = self.pending.items.is_empty() && last_item.elapsed() > AWAKE && self.refusals.is_empty();
@@ -170,12 +171,12 @@ impl Writer {
         }
     }
 
-    /// Does what it was asked for. True when there is nothing more to do.
+    /// Executes the pending commands. Returns true if the writer must end.
     fn obey(&mut self, trail: &Trail) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Forget(subjects, authority, answer) => {
-                    // Whoever asked may have left.
+                    // The task that asked may be gone.
                     let _ = answer.send(self.forget(&subjects, authority));
                 }
                 Command::Shipped(class, through, erasures) => {
@@ -198,7 +199,7 @@ impl Writer {
         false
     }
 
-    /// Destroys the data keys of these subjects, and tells how many there were.
+    /// Destroys the data keys of these subjects, and returns how many there were.
     fn forget(&mut self, subjects: &[String], authority: Authority) -> Result<usize, ForgetError> {
         let failed = |e: &dyn std::fmt::Display| ForgetError::Failed(e.to_string());
         let Some(spool) = &mut self.spool else { return Err(failed(&"the spool cannot be used")) };
@@ -232,7 +233,7 @@ impl Writer {
                     );
                     trail.metrics.alarm(alarm.action);
                 }
-                // What recovery has found is on disk before anything else.
+                // Commit the results of recovery before anything else.
                 for (class, e) in spool.commit(Clock::now().time) {
                     tracing::warn!(class = class.name(), "what was recovered cannot be written down: {e}");
                 }
@@ -240,7 +241,7 @@ impl Writer {
                     trail.committed[class as usize].store(spool.committed(class).last, Ordering::Release);
                     trail.writable[class as usize].store(true, Ordering::Relaxed);
                 }
-                // Their keys are where the spool before was.
+                // The keys of the old identities are in the previous spool.
                 self.identities = Identities::new(self.keys.clone());
                 trail.openings.fetch_add(1, Ordering::Release);
                 self.spool = Some(spool);
@@ -260,13 +261,13 @@ impl Writer {
         trail.metrics.show_writable(&trail.writable);
     }
 
-    /// Takes what is queued and writes it. False when there was nothing.
+    /// Takes what is queued and writes it. Returns false if the queues were empty.
     fn take_and_write(&mut self, trail: &Trail) -> bool {
         self.note_clock();
         if self.spool.is_none() && self.tried_at.is_none_or(|at| at.elapsed() >= TRY_AGAIN) {
             self.open();
         }
-        // A disk that says no is not asked with everything again at once.
+        // After a failure the disk gets a pause before everything is tried again.
         if self.spool.is_some() && self.problem.is_some() && self.tried_at.is_some_and(|at| at.elapsed() < TRY_AGAIN) {
             return true;
         }
@@ -303,7 +304,7 @@ impl Writer {
         self.counted.clear();
         let clock = self.clock;
         let mut next = vec![0; batches.len()];
-        // Each batch is in order: the one whose first is the earliest goes on.
+        // Each batch is in order: the one with the earliest first item is next.
         let earliest = |batches: &[Batch], next: &[usize]| {
             let firsts = batches.iter().zip(next).enumerate();
             let firsts = firsts.filter_map(|(at, (batch, next))| Some((batch.items.get(*next)?.at(), at)));
@@ -314,7 +315,7 @@ impl Writer {
             next[at] += 1;
             let batch = &mut batches[at];
             let Some((rules, item)) = batch.get(number) else { continue };
-            // What is tried again has been looked at.
+            // Items that are retried were checked before.
             if at > 0 && self.refusals.is_beyond(item, rules, |at| clock.of(at)) {
                 self.counted.push((at, number));
                 continue;
@@ -333,7 +334,7 @@ impl Writer {
         let began = Instant::now();
         let failed = spool.commit(self.clock.time);
         let made_room = spool.take_dropped();
-        // A slow one counts at once, and is forgotten slowly.
+        // A slow commit counts at once, and its effect decays slowly.
         self.commit_time = began.elapsed().max(self.commit_time * 15 / 16);
         trail.metrics.commits.observe(began.elapsed().as_secs_f64());
         trail.metrics.spool_bytes.set(i64::try_from(spool.bytes()).unwrap_or(i64::MAX));
@@ -350,7 +351,8 @@ impl Writer {
         trail.metrics.show_writable(&trail.writable);
         for (at, number, receipt) in self.awaited.drain(..) {
             let done = batches[at].items.get_mut(number).and_then(Item::take_done);
-            // Dropped, it says that it failed; its request is refused, which is another entry. Whoever waited may have left.
+            // Dropping the sender reports the failure; the rejected request has an event of its own. The task may be
+            // gone.
             if let (Some(done), false) = (done, has_failed(receipt.class)) {
                 let _ = done.send(receipt);
             }
@@ -365,14 +367,14 @@ impl Writer {
             self.counted.sort_unstable();
             self.keep(trail, batches, has_failed, why);
             if failed.iter().any(|(_, e)| e.label() == "gone") {
-                // Opened anew it finds out what is left.
+                // Opening it again shows what is left.
                 self.spool = None;
             }
             self.tried_at = Some(Instant::now());
         }
     }
 
-    /// What went because there was no room is entered with the next commit.
+    /// Logs segments that were deleted for lack of room, with the next commit.
     fn made_room(&mut self, trail: &Trail, dropped: &[Dropped]) {
         for dropped in dropped {
             trail.metrics.dropped(dropped.class, "spool", dropped.last - dropped.first + 1);
@@ -391,7 +393,7 @@ impl Writer {
         spool.append(&spool::system(id, self.clock.time, &audit.machine, "audit.retention", &details.to_string()));
     }
 
-    /// Says once that the trail cannot be written, and once that it can be again.
+    /// Logs once that the audit log cannot be written, and once that it can be again.
     fn tell(&mut self, failed: &[(Class, SpoolError)]) {
         let problem = failed.first().map(|(_, e)| e.label());
         if problem == self.problem {
@@ -408,14 +410,14 @@ impl Writer {
         }
     }
 
-    /// Keeps what could not be written, as much as there is room for; the rest is lost, and counted.
+    /// Keeps items that could not be written, as many as there is room for; counts the rest as lost.
     fn keep(&mut self, trail: &Trail, batches: &mut [Batch], has_failed: impl Fn(Class) -> bool, why: &'static str) {
         let room = trail.room * trail.shards.len();
         for (at, batch) in batches.iter_mut().enumerate() {
             let rules = std::mem::take(&mut batch.rules);
             for (number, item) in batch.items.drain(..).enumerate() {
                 let class = item.event().class();
-                // Who waits is told; what it waited for is another entry. And what was not entered by itself is counted already.
+                // An awaited item fails, and its rejection is another event. Items in `counted` are counted already.
                 let is_counted = class == Class::Security && self.counted.binary_search(&(at, number)).is_ok();
                 if !has_failed(class) || item.is_awaited() || is_counted {
                     continue;
@@ -434,7 +436,7 @@ impl Writer {
         self.lost[class as usize].add(count, why, self.clock.time);
     }
 
-    /// Puts what is missing into the chains. Gives what was put there: it counts until the commit.
+    /// Adds the number of lost events to the chains. Returns what was added: it is reset by the commit.
     fn write_gaps(&mut self, trail: &Trail) -> [Lost; Class::ALL.len()] {
         for class in Class::ALL {
             let found_no_room = trail.lost[class as usize].swap(0, Ordering::Relaxed);
@@ -501,7 +503,7 @@ impl Writer {
         Some((id, placed))
     }
 
-    /// Refusals beyond those that are entered one by one.
+    /// Adds an event for rejections that are not logged one by one.
     fn append_beyond(&mut self, refusal: &Refusal, beyond: &Beyond) {
         let (event, route, reason, limit) = *refusal;
         let Some(spool) = &mut self.spool else { return };
@@ -523,7 +525,7 @@ impl Writer {
         });
     }
 
-    /// A clock that was set back is said, so that nobody wonders about the order of entries.
+    /// Logs that the clock was set back, which explains the order of events.
     fn note_clock(&mut self) {
         let now = Clock::now();
         let expected = self.clock.of(now.instant);
@@ -541,7 +543,7 @@ impl Writer {
         }
     }
 
-    /// Drops segments that are too old, and writes down which, before they go.
+    /// Deletes expired segments, after an event about them is on disk.
     fn expire(&mut self, trail: &Trail) {
         let rules = self.state.rules.load_full();
         let (Some(spool), Some(audit)) = (&mut self.spool, &rules.config.audit) else { return };
@@ -602,7 +604,7 @@ impl Writer {
     fn close(&mut self, trail: &Trail) {
         let deadline = Instant::now() + Duration::from_secs(1);
         while self.take_and_write(trail) && Instant::now() < deadline {}
-        // From here on nothing comes any more: what would is counted.
+        // The queues are closed from here on: further items are counted.
         trail.is_closed.store(true, Ordering::SeqCst);
         self.take_and_write(trail);
         let rest = self.refusals.take();
@@ -657,7 +659,7 @@ fn append_request(spool: &mut Spool, rules: &Snapshot, event: &Event, draft: Dra
     spool.append(&Draft { headers: &headers, resource: &resource, ..draft })
 }
 
-/// The name of a limit.
+/// Returns the name of a rate limit.
 fn limit_of(rules: &Snapshot, limit: Option<u16>) -> Option<&str> {
     rules.config.limits.all.get(usize::from(limit?)).map(|limit| limit.name.as_str())
 }

@@ -1,10 +1,11 @@
-//! `outrigger audit`: what operators and auditors do with the trail.
+//! `outrigger audit`: the commands for operators and auditors.
 //!
-//! Each act is itself entered into the trail. What reveals or destroys something is entered first, so that it is not done when it
-//! cannot be entered. A command that finds nobody else writing does so itself; otherwise it asks the program that writes.
+//! Commands add entries about themselves to the audit log, except `receipt`, `keys` and `hold list`. A command that reveals
+//! or destroys data adds it first, and stops if it cannot. If no program writes the audit log, the command writes it itself;
+//! otherwise it asks that program.
 //!
-//! Exit codes: 0 done, or whole; 1 failed, or not whole; 2 there is nothing to verify, or it cannot be read; 78 the configuration is
-//! wrong.
+//! Exit codes: 0 success, or no problems; 1 failure, or problems; 2 the audit log does not exist or cannot be read; 78
+//! invalid configuration.
 
 mod act;
 mod database;
@@ -37,52 +38,53 @@ use super::EX_CONFIG;
 use crate::config::audit::AuditRules;
 use crate::config::{Config, ConfigError};
 
-/// What is done with the trail.
+/// A command for the audit log.
 #[derive(Debug, Subcommand)]
 pub enum Audit {
-    /// Say whether the trail is whole, and if not, what is wrong where.
+    /// Verify that the audit log is complete and unchanged; report each problem and its place.
     Verify(verify::Options),
-    /// Print a receipt: a signed statement of where all chains end, to be kept elsewhere; `audit verify --receipt FILE` compares.
+    /// Print a receipt: a signed statement of where all chains end, to be kept elsewhere; `audit verify --receipt FILE`
+    /// compares.
     Receipt(Place),
     /// Find entries, newest first.
     Search(find::Options),
-    /// Write down everything that is known about a subject (GDPR, Art. 15).
+    /// Export all entries about a subject (GDPR, Art. 15).
     Export(export::Options),
-    /// Make what is known about a subject unreadable, for ever (GDPR, Art. 17).
+    /// Destroy a subject's keys, so that entries can never again show who it was (GDPR, Art. 17).
     Erase(erase::Options),
-    /// Keep what would expire.
+    /// Keep entries that would expire.
     #[command(subcommand)]
     Hold(hold::Command),
-    /// Write the record of processing that GDPR, Art. 30, asks for.
+    /// Write the record of processing activities (GDPR, Art. 30).
     Report(report::Options),
-    /// Print the public keys with which auditors verify; or give the app its part of the keys.
+    /// Print the public keys for auditors, or give the app its part of the keys.
     Keys(keys::Options),
 }
 
-/// Where the trail is.
+/// The location of the audit log.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
-    /// The spool. Unset: audit.directory of the configuration.
+    /// The spool. Default: audit.directory of the configuration.
     #[arg(long, env = "OUTRIGGER_AUDIT_DIRECTORY", value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
-    /// PostgreSQL as well. Without a URL, DATABASE_URL: the password does not show in the list of processes then.
+    /// Include PostgreSQL. Without a URL, DATABASE_URL is used, which keeps the password out of the process list.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     database: Option<Url>,
-    /// The admin listener of the program that writes the trail, when it is another one than the configuration says.
+    /// The admin listener of the program that writes the audit log, if it is not that of the configuration.
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
-    /// For programs: JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Who acts, and why.
+/// The operator and the reason.
 #[derive(Clone, Debug, Args)]
 pub struct By {
-    /// Who acts, for the trail.
+    /// The operator, for the audit log.
     #[arg(long, default_value_t = whoever(), value_name = "WHO")]
     by: String,
-    /// Why, for the trail.
+    /// The reason, for the audit log.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -97,7 +99,7 @@ fn whoever() -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject(String);
 
-/// It is none.
+/// The text is not a subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("write user:NAME, key:NAME or address:IP")]
 pub struct NoSubject;
@@ -117,63 +119,63 @@ impl std::str::FromStr for Subject {
     }
 }
 
-/// Why a command did not do what it should.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The configuration.
+    /// The configuration is invalid.
     #[error("{0}")]
     Config(ConfigError),
-    /// No directory is named.
+    /// No directory is configured.
     #[error(
         "no trail is named: set audit.directory in the configuration, or OUTRIGGER_AUDIT_DIRECTORY, or write --directory DIRECTORY"
     )]
     NoDirectory,
-    /// No keys are there.
+    /// There are no keys.
     #[error("{KEYS} is not set, and {} is not there: set it to what the program has", .0.display())]
     NoKeys(PathBuf),
     /// The keys cannot be used.
     #[error("{from}: {source}")]
     Keys {
-        /// Where they are from.
+        /// The source of the keys.
         from: String,
-        /// What is wrong.
+        /// The cause.
         source: KeyError,
     },
     /// DATABASE_URL cannot be used.
     #[error("{0}")]
     Url(String),
-    /// The trail cannot be verified.
+    /// The audit log cannot be verified.
     #[error("{0}")]
     Verify(#[from] VerifyError),
-    /// A file.
+    /// A file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The spool.
+    /// The spool cannot be used.
     #[error("{0}")]
     Spool(#[from] SpoolError),
-    /// Holds.
+    /// The holds cannot be read or changed.
     #[error("{0}")]
     Hold(#[from] HoldError),
-    /// PostgreSQL.
+    /// PostgreSQL failed.
     #[error("PostgreSQL: {0}")]
     Database(String),
-    /// The program that writes.
+    /// The program that writes the audit log failed.
     #[error("the program that writes the trail, at {address} (admin.listen): {problem}")]
     Program {
         /// Its admin listener.
         address: SocketAddr,
-        /// What it said.
+        /// The problem that it reported.
         problem: String,
     },
-    /// The act could not be entered.
+    /// The entry about the command could not be added.
     #[error("nothing was done, because it cannot be entered into the trail: {0}")]
     NotEntered(Box<AuditError>),
-    /// Something else that the operator has to know.
+    /// Any other problem that the operator has to know.
     #[error("{0}")]
     Refused(String),
 }
@@ -200,13 +202,13 @@ impl From<StoreError> for AuditError {
     }
 }
 
-/// Does what the command line says.
+/// Runs the command line.
 pub fn main(config: &Path, audit: Audit) -> ExitCode {
     match run(config, audit) {
         Ok(code) => code,
         Err(AuditError::Config(error)) => super::refuse(&error),
         Err(error) => {
-            // Standard error that is gone cannot be told about.
+            // If standard error is closed, the message is lost.
             let _ = writeln!(io::stderr(), "outrigger audit: {}", text::safe(&error.to_string()));
             ExitCode::from(error.code())
         }
@@ -227,13 +229,13 @@ fn run(config: &Path, audit: Audit) -> Result<ExitCode, AuditError> {
     }
 }
 
-/// What every command needs.
+/// The context of all commands.
 struct Context {
     config_file: PathBuf,
     place: Place,
-    /// The spool; `None`: only PostgreSQL is asked.
+    /// The spool; `None` if only PostgreSQL is used.
     directory: Option<PathBuf>,
-    /// The trail's rules, when the configuration was asked where it is.
+    /// The configuration of the audit log, if it was needed to find the spool.
     rules: Option<AuditRules>,
     runtime: tokio::runtime::Runtime,
 }
@@ -250,7 +252,7 @@ impl Context {
                     context.directory = config.audit.as_ref().map(|rules| rules.directory.clone());
                     context.rules = config.audit;
                 }
-                // Who names a database may be where no proxy is configured.
+                // With a database named, the command may run where no proxy is configured.
                 Err(_) if context.place.database.is_some() => {}
                 Err(e) => return Err(e),
             }
@@ -259,7 +261,7 @@ impl Context {
     }
 
     fn config(&self) -> Result<Config, AuditError> {
-        // The proxy may run without its file, too.
+        // The proxy may run without a file, too.
         let named = Some(self.config_file.as_path()).filter(|file| *file != Path::new(super::DEFAULT_FILE));
         super::load_alone(named).map_err(AuditError::Config)
     }
@@ -268,7 +270,7 @@ impl Context {
         self.directory.as_deref().ok_or(AuditError::NoDirectory)
     }
 
-    /// The master keys, as the program has them. None are made here: what they would seal, the program could not open.
+    /// The program's master keys. Never generates keys: the program could not decrypt what they encrypt.
     fn keys(&self) -> Result<MasterKeys, AuditError> {
         if let Some(text) = std::env::var(KEYS).ok().filter(|text| !text.trim().is_empty()) {
             let keys = MasterKeys::parse(&text).map_err(|source| AuditError::Keys { from: KEYS.to_owned(), source })?;
@@ -283,7 +285,7 @@ impl Context {
         Ok(local::keys(directory)?)
     }
 
-    /// The listener of the program that writes.
+    /// The admin listener of the program that writes the audit log.
     fn admin(&self) -> Result<SocketAddr, AuditError> {
         match self.place.admin {
             Some(address) => Ok(address),
@@ -291,7 +293,7 @@ impl Context {
         }
     }
 
-    /// PostgreSQL, when it was asked for.
+    /// The connection to PostgreSQL, if requested.
     fn database(&self) -> Result<Option<Database>, AuditError> {
         let Some(url) = &self.place.database else { return Ok(None) };
         self.runtime.block_on(Database::connect(url)).map(Some)

@@ -1,38 +1,38 @@
-//! One line of Prometheus' text format 0.0.4, strictly: what Prometheus' own parsers refuse is refused, and nothing else.
-//! Pure: text in, values out.
+//! Parses one line of Prometheus's text format 0.0.4, strictly: rejects exactly what Prometheus's own parsers reject. Pure:
+//! text in, values out.
 //!
-//! OpenMetrics is read as far as it can be said in the text format: exemplars are cut off, and on a page that is OpenMetrics
+//! OpenMetrics is accepted as far as the text format can express it: exemplars are cut off, and on an OpenMetrics page,
 //! timestamps become milliseconds.
 
 use std::borrow::Cow;
 
-/// Why a line is left out.
+/// Why a line was left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// A character set or control characters that the format does not allow.
+    /// An encoding or control characters that the format does not allow.
     Encoding,
-    /// The name of a metric.
+    /// An invalid metric name.
     Name,
-    /// A label: its name, its quotes, its escapes, or the same label twice.
+    /// An invalid label: its name, quotes or escapes, or a duplicate.
     Label,
-    /// A value that is no number.
+    /// A value that is not a number.
     Value,
-    /// A timestamp that is no whole number of milliseconds, or text behind it.
+    /// A timestamp that is not a whole number of milliseconds, or text after it.
     Timestamp,
-    /// A `TYPE` that is unknown, comes twice or too late, or contradicts the proxy's; and samples that contradict their type.
+    /// A `TYPE` that is unknown, repeated, late, or contradicts the proxy's; and samples that contradict their type.
     Type,
-    /// A `HELP` that comes twice, or has an unknown escape.
+    /// A `HELP` that is repeated or has an unknown escape.
     Help,
-    /// The same series for the second time.
+    /// A repeated series.
     Duplicate,
-    /// The proxy's own: `outrigger_…`.
+    /// One of the proxy's names: `outrigger_…`.
     Reserved,
-    /// Too long, or too many.
+    /// A line that is too long, or one too many.
     Size,
 }
 
 impl Dropped {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 10] = [
         Self::Encoding,
         Self::Name,
@@ -46,7 +46,7 @@ impl Dropped {
         Self::Size,
     ];
 
-    /// For metrics.
+    /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Encoding => "encoding",
@@ -63,7 +63,7 @@ impl Dropped {
     }
 }
 
-/// How a page is written.
+/// The format of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
     /// The text format: timestamps in milliseconds.
@@ -76,21 +76,21 @@ pub enum Dialect {
 /// The type of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FamilyType {
-    /// It goes up.
+    /// Increases only.
     Counter,
-    /// It goes up and down.
+    /// Increases and decreases.
     Gauge,
     /// Buckets, their sum and their count.
     Histogram,
     /// Quantiles, their sum and their count.
     Summary,
-    /// Nothing is said.
+    /// No type is declared.
     #[default]
     Untyped,
 }
 
 impl FamilyType {
-    /// As it is written.
+    /// The name in a `TYPE` line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -109,7 +109,7 @@ impl FamilyType {
         all.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 
-    /// What the names of its samples add to its own.
+    /// The suffixes that its samples add to its name.
     pub const fn suffixes(self) -> &'static [&'static str] {
         match self {
             Self::Counter | Self::Gauge | Self::Untyped => &[""],
@@ -119,14 +119,14 @@ impl FamilyType {
     }
 }
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Line<'a> {
-    /// Nothing: an empty line, or a comment.
+    /// An empty line or a comment.
     Nothing,
-    /// What a family is about, as it is escaped.
+    /// The help of a family, escaped.
     Help(&'a str, &'a str),
-    /// Of which type it is.
+    /// The type of a family.
     Type(&'a str, FamilyType),
     /// A sample.
     Sample(Sample<'a>),
@@ -137,18 +137,18 @@ pub enum Line<'a> {
 pub struct Sample<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Names and values, as they are escaped. An escaped value has one form only, so equal values are equal here.
+    /// Names and escaped values. A value has only one escaped form, so equal values are equal here.
     pub labels: Vec<(&'a str, &'a str)>,
-    /// The number, as it was written.
+    /// The number, as written.
     pub value: &'a str,
-    /// In milliseconds, as it was written if it was written so.
+    /// In milliseconds; as written if it was in milliseconds.
     pub timestamp: Option<Cow<'a, str>>,
 }
 
-/// Reads a line, without its end.
+/// Parses a line without its line ending.
 ///
 /// # Errors
-/// Why it is left out.
+/// Why the line is left out.
 pub fn read(line: &[u8], dialect: Dialect) -> Result<Line<'_>, Dropped> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let line = std::str::from_utf8(line).map_err(|_| Dropped::Encoding)?;
@@ -165,7 +165,7 @@ pub fn read(line: &[u8], dialect: Dialect) -> Result<Line<'_>, Dropped> {
 
 const BLANK: [char; 2] = [' ', '\t'];
 
-/// The first word, and what follows it.
+/// The first word, and the rest.
 fn word(text: &str) -> (&str, &str) {
     let (word, rest) = text.split_at(text.find(BLANK).unwrap_or(text.len()));
     (word, rest.trim_start_matches(BLANK))
@@ -212,10 +212,10 @@ fn read_sample(line: &str, dialect: Dialect) -> Result<Sample<'_>, Dropped> {
     Ok(Sample { name, labels, value, timestamp })
 }
 
-/// What a list of labels says, and what stands behind its brace.
+/// The labels of a list, and the text after its closing brace.
 type Labels<'a> = (Vec<(&'a str, &'a str)>, &'a str);
 
-/// Reads labels behind their opening brace.
+/// Parses labels after their opening brace.
 fn read_labels(mut rest: &str) -> Result<Labels<'_>, Dropped> {
     let mut labels: Vec<(&str, &str)> = Vec::new();
     loop {
@@ -242,10 +242,10 @@ fn read_labels(mut rest: &str) -> Result<Labels<'_>, Dropped> {
     }
 }
 
-/// Beyond that not every whole number is one.
+/// Beyond this, `f64` cannot represent every whole number.
 const MOST_MILLISECONDS: f64 = 9_007_199_254_740_992.0;
 
-/// Looking for a label that comes twice looks at all of them.
+/// The search for duplicates compares each label with all others.
 const MOST_LABELS: usize = 128;
 
 fn end_of_quotes(text: &str) -> Option<usize> {
@@ -257,7 +257,7 @@ fn end_of_quotes(text: &str) -> Option<usize> {
     })
 }
 
-/// Whether each backslash is followed by one of these.
+/// Whether each backslash is followed by one of these characters.
 fn has_known_escapes(text: &str, known: &str) -> bool {
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
@@ -278,7 +278,7 @@ fn is_label(name: &str) -> bool {
     is_name(name) && !name.contains(':') && name != "__name__"
 }
 
-/// The number that both of Prometheus' parsers read: Go's, without hexadecimal ones and underscores.
+/// Parses a number that both of Prometheus's parsers accept: Go's syntax without hexadecimal numbers and underscores.
 pub fn number(text: &str) -> Option<f64> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let is_infinite = unsigned.eq_ignore_ascii_case("inf") || unsigned.eq_ignore_ascii_case("infinity");
@@ -286,7 +286,7 @@ pub fn number(text: &str) -> Option<f64> {
         return text.parse().ok();
     }
     let is_decimal = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
-    // Larger ones are an error to Go.
+    // Larger numbers are an error in Go.
     if is_decimal { text.parse().ok().filter(|number: &f64| number.is_finite()) } else { None }
 }
 

@@ -23,7 +23,7 @@ fn merge_as(own: &str, app: &[u8], dialect: Dialect) -> (String, BTreeMap<&'stat
     (page, dropped)
 }
 
-/// The app's part of a page, whose proxy has nothing.
+/// Merges the app's page with an empty page of the proxy.
 fn of_app(app: impl AsRef<[u8]>) -> (String, BTreeMap<&'static str, u64>) {
     merge("", app)
 }
@@ -170,7 +170,7 @@ fn sizes_are_bounded() {
     assert_eq!(of_app(format!("a{{{}}} 1", labels.join(","))).1, BTreeMap::from([("label", 1)]));
 }
 
-/// A checker of its own: it shares nothing with what it checks. Text format 0.0.4, as its documentation has it.
+/// An independent checker for text format 0.0.4 as documented. It shares no code with what it checks.
 fn strictly_valid(page: &str) -> Result<(), String> {
     let problem = |line: &str, text: &str| Err(format!("{text}: {line:?}"));
     let name = |text: &str, more: &str| {
@@ -292,7 +292,7 @@ fn strictly_valid(page: &str) -> Result<(), String> {
     }
 }
 
-/// Pages of lines that are nearly right.
+/// Pages whose lines are nearly valid.
 fn pages() -> impl Strategy<Value = String> {
     let name = prop_oneof![
         "[abh]",
@@ -325,7 +325,7 @@ fn pages() -> impl Strategy<Value = String> {
         .prop_map(|lines| lines.into_iter().map(|(line, end)| line + end).collect())
 }
 
-/// Pages that are right: unlike names, so that no line contradicts another.
+/// Valid pages with distinct names, so that no line contradicts another.
 fn right_pages() -> impl Strategy<Value = Vec<String>> {
     let labels = proptest::collection::btree_map("[xyz]", "([a-z /{},#=é]|\\\\\\\\|\\\\n|\\\\\"){0,4}", 0..3);
     let value = "(0|-?[1-9][0-9]{0,5}([.][0-9]{1,3})?(e[+-]?[0-9])?|NaN|[+-]Inf)( -?[0-9]{1,13})?";
@@ -345,7 +345,7 @@ proptest! {
     #[test]
     fn whatever_the_app_exposes_the_page_is_valid_and_the_proxys_is_in_it(page in pages(), is_openmetrics: bool) {
         let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
-        // It panics where the page is not valid.
+        // Panics if the page is invalid.
         let (merged, _) = merge_as(OWN, page.as_bytes(), dialect);
         for line in Merged::new(OWN).page().lines() {
             prop_assert!(merged.lines().any(|other| other == line), "{line}");

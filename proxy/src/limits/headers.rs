@@ -1,8 +1,8 @@
-//! What answers tell of the limits: `RateLimit-Policy` and `RateLimit` as structured fields (draft-ietf-httpapi-ratelimit-headers-10).
+//! The `RateLimit-Policy` and `RateLimit` response headers (draft-ietf-httpapi-ratelimit-headers-10).
 //!
 //! ```text
-//! RateLimit-Policy: "medium";q=100;w=60      so many, in so many seconds
-//! RateLimit: "medium";r=42;t=35              so many are left; nothing is taken any more in so many seconds
+//! RateLimit-Policy: "medium";q=100;w=60      100 requests in 60 seconds
+//! RateLimit: "medium";r=42;t=35              42 remain; the quota is full again in 35 seconds
 //! ```
 
 mod items;
@@ -15,12 +15,12 @@ use self::items::{items, leading_number, name_of, number_of};
 use super::{Left, Limit, Limits, Shown};
 use crate::exchange::Exchange;
 
-/// One item of `RateLimit-Policy`. Names hold nothing that a structured field would have to escape.
+/// Returns one item of `RateLimit-Policy`. Names have no characters that a structured field must escape.
 pub fn policy(name: &str, quota: Quota, window_s: u64) -> String {
     format!("\"{name}\";q={};w={window_s}", quota.burst())
 }
 
-/// The limits that a response tells of.
+/// The rate limits that a response shows.
 #[derive(Clone, Copy, Debug)]
 pub struct Own<'a> {
     limits: &'a Limits,
@@ -29,7 +29,7 @@ pub struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    /// Those of an exchange; `None` where nothing is told.
+    /// Returns the limits of an exchange; `None` if its response shows no limits.
     pub fn of(exchange: &'a Exchange) -> Option<Self> {
         let limits = &exchange.rules.config.limits;
         let own = Self { limits, tier: exchange.client.tier as usize, shown: &exchange.shown_limits };
@@ -41,7 +41,7 @@ impl<'a> Own<'a> {
         self.shown.iter().filter_map(move |left| Some((self.limits.all.get(usize::from(left.limit))?, left)))
     }
 
-    /// Limit, remaining and reset of the limit that has the least left.
+    /// Returns limit, remaining and reset of the limit with the least remaining quota.
     fn tightest(self) -> [u64; 3] {
         let least = self.iter().min_by_key(|(_, left)| left.remaining);
         least.map_or([0; 3], |(limit, left)| {
@@ -50,7 +50,7 @@ impl<'a> Own<'a> {
         })
     }
 
-    /// Whether the proxy writes a header of this name itself or merges it with the upstream's.
+    /// Returns whether the proxy writes a header of this name itself or merges it with the upstream's.
     pub fn merges(self, name: &str) -> bool {
         self.place(name).is_some()
     }
@@ -77,23 +77,23 @@ enum Family {
 }
 
 const LISTS: [&str; 2] = ["RateLimit", "RateLimit-Policy"];
-/// Of drafts before the seventh: one number each. Not written, but kept in step where the upstream writes them.
+/// From drafts before the seventh, one number each. Written only if the upstream's response has them.
 const OLDER: [&str; 3] = ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"];
 const LEGACY: [&str; 3] = ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"];
 
-/// All names that may be merged.
+/// Returns the names of all headers that may be merged.
 pub fn names() -> impl Iterator<Item = &'static str> {
     LISTS.into_iter().chain(OLDER).chain(LEGACY)
 }
 
-/// What the upstream's response says of its own limits. Empty, and then without a cost, for nearly every upstream.
+/// The rate limit headers of the upstream's response. Empty, and then free, for nearly every upstream.
 #[derive(Debug, Default)]
 pub struct Upstream<'a> {
     lines: Vec<(Family, usize, &'a [u8])>,
 }
 
 impl<'a> Upstream<'a> {
-    /// Takes a header that is merged; false if it is none.
+    /// Takes a header that is merged; returns false for any other header.
     pub fn take(&mut self, own: Own<'_>, name: &str, value: &'a [u8]) -> bool {
         let Some((family, index)) = own.place(name) else { return false };
         self.lines.push((family, index, value));
@@ -105,15 +105,15 @@ impl<'a> Upstream<'a> {
     }
 }
 
-/// Calls `field` with the name and value of each header that a response of our own gets.
+/// Calls `field` with the name and value of each rate limit header of a response that the proxy generates.
 pub fn each(exchange: &Exchange, field: impl FnMut(&'static str, &[u8])) {
     if let Some(own) = Own::of(exchange) {
         merged(own, &Upstream::default(), field);
     }
 }
 
-/// The same for a response of the upstream, with what that says: each header once. Lists have the items of both; of two
-/// that have the same name, and of two numbers, the client is told the one of which less is left.
+/// Like [`each`], for a response of the upstream, merged with its headers: each header once. Lists have the items of
+/// both; of two items with the same name, and of two numbers, the one with less remaining quota is sent.
 pub fn merged(own: Own<'_>, upstream: &Upstream<'_>, mut field: impl FnMut(&'static str, &[u8])) {
     thread_local! {
         static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -134,7 +134,7 @@ pub fn merged(own: Own<'_>, upstream: &Upstream<'_>, mut field: impl FnMut(&'sta
 fn write_lists(own: Own<'_>, upstream: &Upstream<'_>, text: &mut Vec<u8>, field: &mut impl FnMut(&'static str, &[u8])) {
     let theirs = Theirs::of(own, upstream);
     if let Some(only) = theirs.only {
-        // A form that cannot stand beside ours, of a limit that has less left.
+        // Not a list, so it replaces our items; its limit has less left.
         field("RateLimit", only);
     }
     text.clear();
@@ -167,14 +167,14 @@ fn write_lists(own: Own<'_>, upstream: &Upstream<'_>, text: &mut Vec<u8>, field:
     field("RateLimit", text);
 }
 
-/// What stays of the upstream's lists.
+/// The parts of the upstream's lists that are kept.
 #[derive(Debug, Default)]
 struct Theirs<'a> {
     items: Vec<&'a [u8]>,
     policies: Vec<&'a [u8]>,
-    /// Names of its limits that take the place of ours.
+    /// Names of upstream limits that replace ours.
     instead: Vec<&'a [u8]>,
-    /// A `RateLimit` of an older form, which is no list, with less left than ours.
+    /// A `RateLimit` header in an older form, which is not a list, with less remaining than ours.
     only: Option<&'a [u8]>,
 }
 
@@ -214,7 +214,7 @@ impl<'a> Theirs<'a> {
     }
 }
 
-/// Limit, remaining and reset: those of the upstream or ours, whichever leaves the client less.
+/// Writes limit, remaining and reset: the upstream's or ours, depending on which leaves the client less.
 fn write_numbers(
     own: Own<'_>,
     upstream: &Upstream<'_>,
@@ -224,7 +224,7 @@ fn write_numbers(
 ) {
     let ours = own.tightest();
     let number = |index: usize| upstream.of(family, index).filter_map(leading_number).min();
-    // One that says only its limit has no more left than that.
+    // Without the number of remaining requests, the limit is an upper bound.
     let is_theirs = number(1).or_else(|| number(0)).is_some_and(|remaining| remaining <= ours[1]);
     for (index, name) in names.into_iter().enumerate() {
         if !is_theirs {
@@ -245,7 +245,7 @@ fn separate(text: &mut Vec<u8>) {
     }
 }
 
-/// Writes a number; formatting is on the way of every request.
+/// Appends a decimal number. Avoids `fmt` because it runs for every request.
 pub fn decimal(text: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -270,7 +270,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    /// What a client gets, with 5 of 100 left of ours (`medium`), when the upstream sends these.
+    /// Returns the headers that a client gets when the upstream sends these and 5 of 100 remain of our limit `medium`.
     fn merge(upstream: &[(&str, &str)]) -> Vec<(String, String)> {
         let rules = "[rate_limits]\nlegacy_headers = true\n";
         let config = Config::parse(Path::new("test"), rules, &|_| None).unwrap();
@@ -348,7 +348,7 @@ mod tests {
                 ("50", ["100", "5", "57"]),
                 ("unlimited", ["100", "5", "57"]),
             ] {
-                // What cannot be read is no reason to say more than we know; the limit alone says at most that much.
+                // An unreadable number does not raise ours; a limit alone is an upper bound of what remains.
                 let upstream = if remaining == "unlimited" {
                     [("Limit", "999"), ("Remaining", "x"), ("Reset", "1")]
                 } else {

@@ -1,4 +1,4 @@
-//! What all Machines call a key: the same on each of them, and nothing in Redis that tells who a client is.
+//! Names of keys in Redis: the same on all Machines, and HMACs, so that they do not reveal the client.
 
 use std::net::IpAddr;
 
@@ -8,14 +8,14 @@ use super::{By, Limit};
 use crate::credentials::VerifiedKind;
 use crate::exchange::{Exchange, Request};
 
-/// The name of the key that `exchange` has under `limit`. `None` for a key that nobody knows, once its request has gone: only
-/// the request has it.
+/// Returns the name of the key that `exchange` has under `limit`. `None` if the client presented an unknown API key and
+/// `request` is `None`: only the request contains that key.
 pub fn of(limit: &Limit, exchange: &Exchange, request: Option<&Request<'_>>) -> Option<[u64; 2]> {
     let config = &exchange.rules.config;
     let mut context = hmac::Context::with_key(&config.limits.sharing.as_ref()?.naming);
     let mut part = |kind: u8, bytes: &[u8]| {
         context.update(&[kind]);
-        // So that no two lists of parts are the same bytes.
+        // With the lengths, different lists of parts never have the same bytes.
         context.update(&bytes.len().to_le_bytes());
         context.update(bytes);
     };
@@ -42,7 +42,7 @@ pub fn of(limit: &Limit, exchange: &Exchange, request: Option<&Request<'_>>) -> 
     Some([word(0), word(8)])
 }
 
-/// As [`crate::exchange::Client::hash_of`] sees it: a /64 is one client.
+/// Like [`crate::exchange::Client::hash_of`]: a /64 is one client.
 fn address(address: IpAddr, part: &mut impl FnMut(u8, &[u8])) {
     match address.to_canonical() {
         IpAddr::V4(v4) => part(b'4', &v4.octets()),

@@ -1,14 +1,14 @@
-//! Settles with Redis what this Machine spent of shared quotas: one task, beside the requests' way.
+//! Syncs this Machine's usage of shared rate limits with Redis, in one background task.
 //!
 //! ```text
-//!   degraded ── connected, and everything that is owed settled ──► shared
+//!   degraded ── connected, and all unreported usage reported ────► shared
 //!      ▲                                                             │
-//!      └── no answer in time · closed · refused · nonsense ──────────┘   tried again after 0.1 s … 1 s
+//!      └── no reply in time · closed · refused · nonsense ───────────┘   retry after 0.1 s … 1 s
 //! ```
 //!
-//! Keys that asked are settled in batches, one batch under way at a time: when Redis is slow, batches grow and leases are
-//! used up, and no request waits. A bill says until when it is good, in Redis's time, so that a Redis that was frozen does
-//! not charge afterwards what its sender has long taken for lost and sends again.
+//! Keys that need it are synced in batches, one batch in flight at a time: when Redis is slow, batches grow and leases
+//! are used up, but no request waits. Every usage report carries an expiry in Redis's own clock, so that a Redis that
+//! stalls and resumes does not apply reports that their sender has given up on and sends again.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -26,8 +26,9 @@ use super::shared::{Asks, Cells, Mode};
 use crate::state::State;
 use crate::upstream::Resource;
 
-/// What Redis does for one key. It is [`lease::settle`], in microseconds of Redis's own clock, counted from 2025 on so that a
-/// double holds fractions of them ([`EPOCH_S`]). Only effects are replicated (Redis 5 and later), so the clock may be asked.
+/// The script that Redis runs for each key: [`lease::settle`], in microseconds of Redis's own clock, counted from 2025
+/// on ([`EPOCH_S`]) so that a double holds fractions of them. Only effects are replicated (Redis 5 and later), so the
+/// script may read the clock.
 const SCRIPT: &str = r"
 local interval, burst, owed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local ago, known, machines = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -48,48 +49,48 @@ end
 return math.ceil(tat - now)
 ";
 
-/// 2025 began so many seconds after 1970.
+/// The start of 2025, in seconds since 1970.
 const EPOCH_S: u64 = 1_735_689_600;
 
-/// What is spent is settled within this, when its lease lasts so long.
+/// Usage is reported within this time, unless the lease runs out earlier.
 const SETTLE_EVERY: Duration = Duration::from_millis(200);
-/// The most bills in a batch.
+/// The maximum number of usage reports in a batch.
 const BATCH: usize = 512;
-/// The most batches before Redis is believed to be back, whoever still owes: so many are all keys.
+/// The maximum number of batches after a reconnect, regardless of remaining debt: enough for 512,000 keys.
 const CATCH_UP: usize = 1000;
-/// How often it is looked who asks: while somebody does, for a while after, and otherwise.
+/// How often to look for keys that need a sync: while there are some, for a while after, and otherwise.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 const LISTEN: Duration = Duration::from_millis(5);
 const REST: Duration = Duration::from_millis(20);
 /// The same while no limit is shared.
 const SLEEP: Duration = Duration::from_millis(100);
-/// For so long somebody is expected to ask again.
+/// How long another key is expected after the last one.
 const AWAKE: Duration = Duration::from_millis(200);
-/// Redis is asked for a sign of life when there is nothing to settle. Together with `timeout` well within a second.
+/// How often an idle connection to Redis is checked. Together with `timeout` well within a second.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(400);
-/// How often keys are looked at that nobody asks for.
+/// How often keys without new usage are checked.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Waits between tries to reach Redis.
+/// Delays between attempts to connect to Redis.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// How Machines share limits.
+/// How Machines share rate limits.
 pub struct Settings {
-    /// Where Redis is. It holds the password: not to be shown.
+    /// The client of Redis. It has the password: not to be logged.
     pub client: Client,
-    /// What it was made from, to tell a change: not to be shown either.
+    /// The source of the client, to detect changes: not to be logged either.
     pub source: (String, Option<Vec<u8>>),
-    /// Where it is, without user and password.
+    /// The address of Redis, without user and password.
     pub shown: String,
-    /// What its keys begin with.
+    /// The prefix of keys in Redis.
     pub prefix: String,
-    /// How long it may take.
+    /// The timeout of Redis.
     pub timeout: Duration,
-    /// There are at least so many Machines.
+    /// The minimum number of Machines.
     pub machines: u32,
-    /// What names of keys are keyed with.
+    /// The HMAC key for names of keys.
     pub naming: hmac::Key,
-    /// The file with the certificate of who signed Redis's.
+    /// The file with the CA certificate for Redis.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -106,13 +107,13 @@ impl std::fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Whether a connection made for `other` will do.
+    /// Returns whether a connection made for `other` can be used.
     fn reaches_the_same(&self, other: &Self) -> bool {
         self.source == other.source && self.timeout == other.timeout
     }
 }
 
-/// Why Redis could not be asked.
+/// Why a sync with Redis failed.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
     #[error("it cannot be reached: {0}")]
@@ -128,7 +129,7 @@ enum LinkError {
 }
 
 impl LinkError {
-    /// The metric's label.
+    /// Returns the metric label.
     const fn kind(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
@@ -152,12 +153,12 @@ impl LinkError {
     }
 }
 
-/// A connection on which the script is known.
+/// A connection on which the script is loaded.
 struct Link {
     connection: MultiplexedConnection,
     script: String,
     timeout: Duration,
-    /// Redis's clock when it last answered, and when that was.
+    /// Redis's clock in its last reply, and when the reply arrived.
     clock: (u64, Instant),
 }
 
@@ -169,7 +170,7 @@ impl Link {
             .set_response_timeout(Some(timeout))
             .set_pipeline_buffer_size(1);
         let opening = settings.client.get_multiplexed_async_connection_with_config(&config);
-        // Resolving its name is not in the library's own limit.
+        // The library's own timeout does not include name resolution.
         let connection = tokio::time::timeout(timeout * 2, opening).await.map_err(|_| LinkError::Timeout(timeout))?;
         let connection = connection.map_err(|e| LinkError::of(e, timeout, true))?;
         let mut link = Self { connection, script: String::new(), timeout, clock: (0, Instant::now()) };
@@ -203,7 +204,7 @@ impl Link {
         Ok(answers)
     }
 
-    /// Reads Redis's clock.
+    /// Reads Redis's clock from a reply.
     fn heard(&mut self, clock: &Value) -> Result<(), LinkError> {
         let micros = match clock {
             Value::Array(parts) => match &parts[..] {
@@ -222,15 +223,15 @@ impl Link {
         Ok(())
     }
 
-    /// Until when an answer is waited for, in Redis's time. What its last answer took on its way is not known, so it may be
-    /// twice as long.
+    /// Returns until when a report is valid, in Redis's time. The network delay of the last reply is unknown, so a
+    /// report is valid for twice the timeout.
     fn good_until(&self) -> u64 {
         let (clock, read_at) = self.clock;
         let ahead = read_at.elapsed().saturating_add(self.timeout * 2).as_micros();
         clock.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX))
     }
 
-    /// Asks for a sign of life.
+    /// Checks the connection.
     async fn give_sign(&mut self) -> Result<(), LinkError> {
         let mut time = Pipeline::new();
         time.cmd("TIME");
@@ -238,11 +239,11 @@ impl Link {
         answers.first().map_or(Ok(()), |clock| self.heard(clock))
     }
 
-    /// How far ahead each arrival time is afterwards, in nanoseconds.
+    /// Sends usage reports. Returns how far ahead of now each arrival time is afterwards, in nanoseconds.
     async fn settle(&mut self, settings: &Settings, bills: &[Due], machines: u32) -> Result<Vec<u64>, LinkError> {
         let mut answers = self.send(&self.bills(settings, bills, machines), bills.len() + 1).await?;
         let is_unknown = |answer: &Value| matches!(answer, Value::ServerError(e) if e.code() == "NOSCRIPT");
-        // Somebody made Redis forget its scripts: then it did none of this.
+        // Redis has lost its scripts (`SCRIPT FLUSH`), so it has applied no report.
         if answers[..bills.len()].iter().all(is_unknown) {
             self.load().await?;
             answers = self.send(&self.bills(settings, bills, machines), bills.len() + 1).await?;
@@ -275,13 +276,13 @@ impl Link {
     }
 }
 
-/// Reads a number that is nothing but digits.
+/// Parses a number that consists of digits only.
 fn number(digits: &[u8]) -> Option<u64> {
     let is_number = (1..=16).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
     is_number.then(|| digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
-/// Reads one answer of the script, and believes nothing that the script cannot have said.
+/// Parses one reply of the script. Rejects values that the script cannot return.
 fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
     match answer {
         Value::Int(micros) => {
@@ -296,19 +297,20 @@ fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
     }
 }
 
-/// A bill, ready to be sent.
+/// A usage report, ready to be sent.
 #[derive(Clone, Copy, Debug)]
 struct Due {
     index: usize,
     name: [u64; 2],
     quota: Quota,
     bill: Bill,
-    /// What it owed when the bill was written: the bill may ask for less.
+    /// The debt when the report was written; the report may contain less.
     owed: i32,
 }
 
 impl Due {
-    /// A key that is nobody's, and gone within a millisecond: a Redis that only reads, or is full, says so.
+    /// A report for an unused key that expires within a millisecond: a Redis that is read-only or full returns an
+    /// error.
     const PROBE: Self = Self {
         index: 0,
         name: [0, 0],
@@ -318,10 +320,10 @@ impl Due {
     };
 }
 
-/// What the task remembers of a cell in use.
+/// The task's state of a cell in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Note {
-    /// When it began to owe what it owes.
+    /// When the current debt began.
     since: u64,
     settled_at: u64,
     is_queued: bool,
@@ -329,7 +331,7 @@ struct Note {
     is_leaving: bool,
 }
 
-/// Who asks, and when they are due.
+/// The keys that need a sync, and when.
 #[derive(Debug, Default)]
 struct Ledger {
     notes: HashMap<usize, Note, foldhash::fast::RandomState>,
@@ -338,7 +340,7 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// Whether anybody asked.
+    /// Queues the keys that have asked for a sync. Returns whether there were any.
     fn collect(&mut self, cells: &Cells, now: u64) -> bool {
         let mut any = false;
         cells.asking(|index| {
@@ -361,7 +363,7 @@ impl Ledger {
         }
     }
 
-    /// The next key that is due. Some are in both queues.
+    /// Returns the next key that is due. A key may be in both queues.
     fn next(&mut self, now: u64) -> Option<usize> {
         loop {
             let index = match self.urgent.pop_front() {
@@ -376,7 +378,7 @@ impl Ledger {
         }
     }
 
-    /// The bills that are due, as many as a batch holds.
+    /// Returns the usage reports that are due, at most a batch.
     fn bills(&mut self, cells: &Cells, machines: u32, was_alone: bool, now: u64) -> Vec<Due> {
         let mut bills = Vec::new();
         while bills.len() < BATCH
@@ -384,7 +386,7 @@ impl Ledger {
         {
             let cell = cells.cell(index);
             let Some(name) = cell.name() else {
-                // It is being written in this moment.
+                // The name is being written at this moment.
                 self.queue(index, Asks::Soon, now);
                 break;
             };
@@ -393,7 +395,7 @@ impl Ledger {
             let Some(quota) = cell.quota().filter(|_| account.owed != 0) else { continue };
             let owed = if was_alone { cell.still_owed(quota, machines, now) } else { account.owed };
             let note = self.notes.get(&index).copied().unwrap_or_default();
-            // How long ago it was spent, the share's arrival time knows already.
+            // The share's arrival time already accounts for the age of the usage.
             let ago_ns = if was_alone { 0 } else { now.saturating_sub(note.since) };
             let bill = Bill { owed, ago_ns, known_ns: account.told.saturating_sub(now) };
             bills.push(Due { index, name, quota, bill, owed: account.owed });
@@ -401,7 +403,7 @@ impl Ledger {
         bills
     }
 
-    /// Queues whoever owes without having been heard, and forgets whoever is idle.
+    /// Queues keys with debt that did not ask, and frees idle ones.
     fn sweep(&mut self, cells: &Cells, machines: u32, now: u64) {
         let mut asking = Vec::new();
         self.notes.retain(|index, note| {
@@ -428,7 +430,7 @@ impl Ledger {
         }
     }
 
-    /// Forgets everything: nothing is shared any more.
+    /// Frees all cells: no limit is shared any more.
     fn close(&mut self, cells: &Cells) {
         for (index, _) in self.notes.drain() {
             cells.free(index);
@@ -438,7 +440,7 @@ impl Ledger {
     }
 }
 
-/// Settles for the life of the process.
+/// Syncs for the life of the process.
 pub async fn keep_settled(state: Arc<State>) {
     let mut settler = Settler {
         ledger: Ledger::default(),
@@ -477,7 +479,7 @@ struct Settler {
     retry_at: Instant,
     swept_at: Instant,
     awake_until: Instant,
-    /// The log has said that Redis cannot be asked.
+    /// Whether the outage of Redis has been logged.
     is_told: bool,
 }
 
@@ -486,7 +488,7 @@ impl Settler {
         self.state.nanoseconds(Instant::now())
     }
 
-    /// Limits are shared from now on, or in another Redis.
+    /// Starts sharing, or switches to another Redis.
     fn begin(&mut self) {
         self.state.shared.prepare();
         if self.state.shared.mode() == Mode::Shared {
@@ -513,7 +515,7 @@ impl Settler {
         self.state.metrics.shared_limits.show(mode);
     }
 
-    /// Looks who asks and settles with them. Gives how long there is nothing to do.
+    /// Syncs the keys that are due. Returns how long to sleep.
     async fn turn(&mut self, settings: &Settings) -> Duration {
         let state = Arc::clone(&self.state);
         let cells = state.shared.prepare();
@@ -566,7 +568,7 @@ impl Settler {
         Ok(link)
     }
 
-    /// Connects, and settles what every key owes before Redis decides again.
+    /// Connects, and reports the debt of every key before limits are shared again.
     async fn come_back(&mut self, settings: &Settings, cells: &Cells, machines: u32) -> Result<Link, LinkError> {
         let mut link = Link::open(settings).await?;
         let now = self.now();
@@ -592,7 +594,7 @@ impl Settler {
         Ok(link)
     }
 
-    /// Whether there was anything to settle.
+    /// Syncs one batch. Returns whether there was one.
     async fn settle_batch(
         &mut self,
         link: &mut Link,
@@ -614,7 +616,7 @@ impl Settler {
         for (due, ahead_ns) in bills.iter().zip(answers) {
             cells.cell(due.index).settled(due.owed, now.saturating_add(ahead_ns));
             if let Some(note) = self.ledger.notes.get_mut(&due.index) {
-                // Those who settle after us know more: what comes next asks at once.
+                // Machines that sync after this one read more, so the next usage is synced at once.
                 note.settled_at = if was_alone { 0 } else { now };
             }
             let counter = if due.bill.owed < 0 { &metrics.given_back } else { &metrics.spent };
@@ -623,7 +625,7 @@ impl Settler {
         Ok(true)
     }
 
-    /// Each key goes on from what is known of it.
+    /// Starts local enforcement of each key, from what is known of it.
     fn stand_alone(&mut self) {
         let state = Arc::clone(&self.state);
         let Some(cells) = state.shared.cells() else { return };
@@ -675,7 +677,7 @@ mod tests {
         let read = |answer: Value| ahead(&answer, &due(3), 5);
         assert_eq!(read(Value::Int(0)).ok(), Some(0));
         assert_eq!(read(Value::Int(1_500_000)).ok(), Some(1_500_000_000));
-        // Twice the burst, one of each of five Machines, and the bill.
+        // Twice the burst, one for each of five Machines, and the report.
         assert!(read(Value::Int(28_000_000)).is_ok());
         for wrong in [
             Value::Int(-1),
@@ -730,7 +732,7 @@ mod tests {
         ledger.notes.insert(1, Note { settled_at: now, ..Note::default() });
         ledger.queue(1, Asks::Soon, now);
         ledger.queue(2, Asks::Soon, now);
-        // What was not heard of lately is new to the others as well.
+        // A key without a recent sync is new to the other Machines as well.
         assert_eq!((ledger.next(now), ledger.next(now)), (Some(2), None));
         ledger.queue(1, Asks::Now, now);
         ledger.queue(1, Asks::Now, now);

@@ -1,17 +1,17 @@
-//! What this Machine knows of the quotas that it shares with others: one cache line a key, and no network.
+//! This Machine's state of shared rate limits: one cache line per key, without network access.
 //!
-//! The law is [`outrigger_policy::lease`]: a request is decided by what is known here, one compare-and-swap, whatever
-//! state Redis is in. What was spent is marked, and settled by one task beside the requests' way ([`super::settling`]).
+//! [`outrigger_policy::lease`] decides on local state, with one compare-and-swap, whether or not Redis is available.
+//! Used cells are marked, and a background task ([`super::settling`]) syncs them with Redis.
 //!
 //! ```text
-//!   request ──► find(tag) ──► Cell: told · owed ──► spent          the task ──► dirty ──► bill ──► Redis
+//!   request ──► find(tag) ──► Cell: told · owed ──► spent          the task ──► dirty ──► sync ──► Redis
 //!                               └─ its bit in `dirty` ─────────────────┘           told, owed ◄──────┘
 //! ```
 //!
-//! A tag belongs to one cell of two lines of tags. Only the task frees a cell: once nothing is taken from its key and
-//! nothing is owed, so nobody notices. When both lines are full, the key is limited to this Machine's share, in the table of
-//! the limits that are not shared. There are no locks; two threads that bring the same new key in the same moment may
-//! each get a cell for it: one lease more, once in the key's life.
+//! A tag has two candidate lines of tags, and one cell in them. Only the task frees a cell: once the key's quota is
+//! full and its debt is zero. If both lines are full, the key is limited to this Machine's share, in the table of the
+//! limits that are not shared. There are no locks; two threads that add the same new key at the same moment may each
+//! get a cell for it: one lease more, once in the key's life.
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,11 +20,11 @@ use std::time::Instant;
 use outrigger_policy::lease::{self, Account};
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 
-/// Tags in a cache line.
+/// Tags per cache line.
 const TAGS: usize = 8;
-/// The tag of a cell that is nobody's.
+/// The tag of an unused cell.
 const FREE: u64 = 0;
-/// The tag of a cell that is about to be nobody's: nobody finds it any more.
+/// The tag of a cell that is about to be freed: lookups no longer find it.
 const LEAVING: u64 = 1;
 
 /// One cache line.
@@ -32,51 +32,51 @@ const LEAVING: u64 = 1;
 #[repr(align(64))]
 struct Tags([AtomicU64; TAGS]);
 
-/// One key.
+/// The state of one key.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct Cell {
     /// See [`Account`].
     told: AtomicU64,
-    /// While Redis cannot be asked: the arrival time under this Machine's share.
+    /// While Redis is unavailable: the arrival time under this Machine's share.
     tat: AtomicU64,
     owed: AtomicI32,
-    /// Whether the task has been told, and how urgently.
+    /// Whether the cell needs a sync, and how urgently.
     asks: AtomicU8,
     burst: AtomicU32,
     interval_ns: AtomicU64,
-    /// What all Machines call it.
+    /// The key's name in Redis.
     name: [AtomicU64; 2],
 }
 
-/// What a cell wants of the task.
+/// How urgently a cell needs a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asks {
-    /// Nothing.
+    /// No sync is needed.
     Nothing = 0,
-    /// To settle, in a while.
+    /// Sync in a while.
     Soon = 1,
-    /// To settle now: little is left of its lease.
+    /// Sync now: little of the lease is left.
     Now = 2,
 }
 
-/// Who decides about shared limits.
+/// How shared rate limits are enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// No limit is shared.
     #[default]
     Off = 0,
-    /// Redis cannot be asked: each Machine keeps to its share.
+    /// Redis is unavailable: each Machine enforces its share.
     Degraded = 1,
-    /// All Machines together.
+    /// All Machines enforce them together.
     Shared = 2,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Off, Self::Degraded, Self::Shared];
 
-    /// The label.
+    /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -86,18 +86,18 @@ impl Mode {
     }
 }
 
-/// Where sharing stands, for operators.
+/// The state of sharing, for operators.
 #[derive(Clone, Debug)]
 pub struct Standpoint {
-    /// Who decides.
+    /// The mode.
     pub mode: Mode,
-    /// Why not Redis.
+    /// Why Redis is unavailable.
     pub reason: Option<String>,
-    /// Since when.
+    /// When the mode began.
     pub since: Instant,
 }
 
-/// Everything that is shared.
+/// The state of all shared rate limits.
 #[derive(Debug)]
 pub struct Shared {
     keys: usize,
@@ -108,7 +108,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Room for so many keys, once any limit is shared: 90 bytes for each.
+    /// Creates the state for this many keys, allocated once a limit is shared: 90 bytes each.
     pub fn new(keys: usize) -> Self {
         let standpoint = Standpoint { mode: Mode::Off, reason: None, since: Instant::now() };
         Self {
@@ -120,17 +120,17 @@ impl Shared {
         }
     }
 
-    /// The keys; `None` until a limit is shared.
+    /// Returns the cells; `None` until a limit is shared.
     pub fn cells(&self) -> Option<&Cells> {
         self.cells.get()
     }
 
-    /// The keys, made if need be.
+    /// Returns the cells, and allocates them if necessary.
     pub fn prepare(&self) -> &Cells {
         self.cells.get_or_init(|| Cells::new(self.keys))
     }
 
-    /// Who decides.
+    /// Returns the mode.
     pub fn mode(&self) -> Mode {
         match self.mode.load(Ordering::Acquire) {
             2 => Mode::Shared,
@@ -139,22 +139,22 @@ impl Shared {
         }
     }
 
-    /// Among how many a quota is divided; at least one.
+    /// Returns the number of Machines that share a quota; at least one.
     pub fn machines(&self) -> u32 {
         self.machines.load(Ordering::Relaxed)
     }
 
-    /// They are more or fewer.
+    /// Sets the number of Machines.
     pub fn set_machines(&self, machines: u32) {
         self.machines.store(machines.max(1), Ordering::Relaxed);
     }
 
-    /// Where it stands.
+    /// Returns the state for operators.
     pub fn standpoint(&self) -> Standpoint {
         self.lock().clone()
     }
 
-    /// Somebody else decides from now on.
+    /// Sets the mode.
     pub fn set(&self, mode: Mode, reason: Option<String>) {
         let mut standpoint = self.lock();
         let since = if standpoint.mode == mode { standpoint.since } else { Instant::now() };
@@ -163,17 +163,17 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Standpoint> {
-        // What it holds is replaced whole.
+        // The value is always replaced as a whole.
         self.standpoint.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The law in force at `now`.
+    /// Returns the conditions that apply at `now`.
     pub fn law(&self, now: u64) -> Law {
         Law { mode: self.mode(), machines: self.machines(), now }
     }
 }
 
-/// How a request is decided.
+/// The conditions under which a request is admitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Law {
     mode: Mode,
@@ -182,13 +182,13 @@ pub struct Law {
 }
 
 impl Law {
-    /// This Machine's part of a quota, for keys that have no cell.
+    /// Returns this Machine's share of a quota, for keys without a cell.
     pub fn share(self, quota: Quota, cost: u32) -> Quota {
         quota.share(self.machines, cost)
     }
 }
 
-/// What was spent, so that it can be taken back.
+/// A charge to a key, which can be undone.
 #[derive(Clone, Copy, Debug)]
 pub struct Charge<'t> {
     cells: &'t Cells,
@@ -199,32 +199,32 @@ pub struct Charge<'t> {
 }
 
 impl Charge<'_> {
-    /// As if the request had never come.
+    /// Undoes the charge.
     pub fn take_back(self) {
         self.cells.give_back_to(self.index, self.quota, self.cost, self.law);
     }
 
-    /// What is left with it.
+    /// Returns the remaining quota after the charge.
     pub fn standing(self) -> Standing {
         self.cells.standing_of(self.index, self.quota, self.law)
     }
 }
 
-/// Why a key is not shared.
+/// Why a key has no cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoCell {
-    /// There is no room where it belongs.
+    /// Both of its lines are full.
     Full,
-    /// Other Machines would not know whom it means.
+    /// Other Machines would not know which client it is.
     Nameless,
 }
 
-/// All keys.
+/// All cells.
 #[derive(Debug)]
 pub struct Cells {
     tags: Box<[Tags]>,
     cells: Box<[Cell]>,
-    /// One bit for each cell that asks for something.
+    /// One bit per cell: it needs a sync.
     dirty: Box<[AtomicU64]>,
 }
 
@@ -239,21 +239,21 @@ impl Cells {
         }
     }
 
-    /// Asks the processor for a key that will be needed.
+    /// Prefetches the cell of a key.
     #[inline]
     pub fn warm(&self, tag: u64) {
         std::hint::black_box(self.tags[self.lines(tag)[0]].0[0].load(Ordering::Relaxed));
     }
 
-    /// Its two lines: any two, far from each other.
+    /// Returns the key's two lines: any two, far apart.
     #[inline]
     fn lines(&self, tag: u64) -> [usize; 2] {
-        // The high half of the product is a number below the length, evenly spread.
+        // The high half of the product is a number below the length, evenly distributed.
         let at = |hash: u64| ((u128::from(hash) * self.tags.len() as u128) >> 64) as usize;
         [at(tag), at(tag.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32))]
     }
 
-    /// The key's cell.
+    /// Returns the key's cell.
     #[inline]
     pub fn find(&self, tag: u64) -> Option<usize> {
         let tag = tag.max(LEAVING + 1);
@@ -263,7 +263,7 @@ impl Cells {
         })
     }
 
-    /// The key's cell, or a new one that all Machines call `name`.
+    /// Returns the key's cell, or a new one whose name in Redis is `name`.
     ///
     /// # Errors
     /// [`NoCell`]
@@ -283,7 +283,8 @@ impl Cells {
         for line in by_room {
             for (slot, seen) in self.tags[line].0.iter().enumerate() {
                 let is_free = seen.load(Ordering::Relaxed) == FREE;
-                // Whoever else finds the tag may spend before the name is there; the task looks only once it is asked.
+                // Another thread may find the tag and spend before the name is there; the task reads it only for a
+                // sync.
                 if is_free && seen.compare_exchange(FREE, tag, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     let index = line * TAGS + slot;
                     for (part, value) in self.cells[index].name.iter().zip(name) {
@@ -296,10 +297,10 @@ impl Cells {
         None
     }
 
-    /// Spends `cost` of the key in cell `index`.
+    /// Charges `cost` to the key in cell `index`.
     ///
     /// # Errors
-    /// [`Exceeded`]: nothing was spent.
+    /// [`Exceeded`]: the key was not charged.
     #[inline]
     pub fn spend(&self, index: usize, quota: Quota, cost: u32, law: Law) -> Result<Charge<'_>, Exceeded> {
         let cell = &self.cells[index];
@@ -331,8 +332,8 @@ impl Cells {
         Ok(Charge { cells: self, index, quota, cost, law })
     }
 
-    /// Spends one for what has happened already, as long as anything is left: that is more than a lease, which only bounds
-    /// what is let through.
+    /// Charges one unit for a failure that has already happened, if any quota is left. The lease does not apply: it
+    /// only bounds what is admitted.
     pub fn charge(&self, index: usize, quota: Quota, law: Law) {
         let law = if law.mode == Mode::Shared { Law { machines: 1, ..law } } else { law };
         if self.spend(index, quota, 1, law).is_ok() {
@@ -340,10 +341,10 @@ impl Cells {
         }
     }
 
-    /// Whether `cost` could be spent. Spends nothing.
+    /// Checks whether `cost` could be charged, without charging it.
     ///
     /// # Errors
-    /// [`Exceeded`]: it could not.
+    /// [`Exceeded`] if it could not.
     pub fn look(&self, index: usize, quota: Quota, cost: u32, law: Law) -> Result<(), Exceeded> {
         let cell = &self.cells[index];
         if law.mode == Mode::Shared {
@@ -353,7 +354,7 @@ impl Cells {
         }
     }
 
-    /// What is left of the key in cell `index`, as far as is known.
+    /// Returns the remaining quota of the key in cell `index`, as far as this Machine knows.
     pub fn standing_of(&self, index: usize, quota: Quota, law: Law) -> Standing {
         let cell = &self.cells[index];
         if law.mode == Mode::Shared {
@@ -363,7 +364,7 @@ impl Cells {
         }
     }
 
-    /// Gives back what was spent of the key in cell `index`.
+    /// Undoes a charge of `cost` to the key in cell `index`.
     pub fn give_back_to(&self, index: usize, quota: Quota, cost: u32, law: Law) {
         let cell = &self.cells[index];
         if law.mode != Mode::Shared {
@@ -374,7 +375,7 @@ impl Cells {
         self.ask(index, Asks::Soon);
     }
 
-    /// The task needs the quota, and it is the request's rules that have it.
+    /// Stores the quota for the task: it depends on the request's config snapshot.
     #[inline]
     fn remember(&self, cell: &Cell, quota: Quota) {
         if cell.interval_ns.load(Ordering::Relaxed) != quota.charge_ns(1) {
@@ -394,7 +395,7 @@ impl Cells {
         }
     }
 
-    /// Calls `each` with every cell that asked since the last time.
+    /// Calls `each` with every cell that has asked for a sync since the last call.
     pub fn asking(&self, mut each: impl FnMut(usize)) {
         for (number, word) in self.dirty.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {
@@ -408,17 +409,17 @@ impl Cells {
         }
     }
 
-    /// A cell, for the task.
+    /// Returns a cell, for the task.
     pub fn cell(&self, index: usize) -> &Cell {
         &self.cells[index]
     }
 
-    /// Nobody finds the cell any more; [`Self::free`] follows when whoever had found it has gone.
+    /// Hides the cell from lookups; [`Self::free`] follows when threads that had found it no longer use it.
     pub fn leave(&self, index: usize) {
         self.tag(index).store(LEAVING, Ordering::Release);
     }
 
-    /// Forgets the key of a cell.
+    /// Frees a cell.
     pub fn free(&self, index: usize) {
         let cell = &self.cells[index];
         cell.told.store(0, Ordering::Relaxed);
@@ -433,7 +434,7 @@ impl Cells {
         &self.tags[index / TAGS].0[index % TAGS]
     }
 
-    /// How many there are.
+    /// Returns the number of cells.
     pub fn room(&self) -> usize {
         self.cells.len()
     }
@@ -443,26 +444,26 @@ fn signed(cost: u32) -> i32 {
     i32::try_from(cost).unwrap_or(i32::MAX)
 }
 
-/// What only the task does.
+/// Operations of the task.
 impl Cell {
-    /// What is known of the key.
+    /// Returns the key's account.
     pub fn account(&self) -> Account {
         Account { told: self.told.load(Ordering::Relaxed), owed: self.owed.load(Ordering::Relaxed) }
     }
 
-    /// What it was last spent from; `None` if it never was.
+    /// Returns the quota of the last charge; `None` before the first.
     pub fn quota(&self) -> Option<Quota> {
         let (interval_ns, burst) = (self.interval_ns.load(Ordering::Relaxed), self.burst.load(Ordering::Relaxed));
         (interval_ns > 0 && burst > 0).then(|| Quota::from_parts(interval_ns, burst))
     }
 
-    /// What all Machines call it; `None` while it is being written.
+    /// Returns the key's name in Redis; `None` while it is being written.
     pub fn name(&self) -> Option<[u64; 2]> {
         let name = [self.name[0].load(Ordering::Acquire), self.name[1].load(Ordering::Acquire)];
         (!name.contains(&0)).then_some(name)
     }
 
-    /// What it asks for.
+    /// Returns how urgently the cell needs a sync.
     pub fn asks(&self) -> Asks {
         match self.asks.load(Ordering::Relaxed) {
             0 => Asks::Nothing,
@@ -471,31 +472,31 @@ impl Cell {
         }
     }
 
-    /// Its wish is being met: whoever spends from now on asks anew.
+    /// Marks the cell as synced, before the sync: later charges ask again.
     pub fn heard(&self) {
         self.asks.store(Asks::Nothing as u8, Ordering::SeqCst);
     }
 
-    /// What is still owed after Redis could not be asked for a while; see [`lease::still_owed`].
+    /// Returns the usage to report after an outage of Redis; see [`lease::still_owed`].
     pub fn still_owed(&self, quota: Quota, machines: u32, now: u64) -> i32 {
         let owed = self.owed.load(Ordering::Relaxed);
         lease::still_owed(owed, quota, machines, self.tat.load(Ordering::Relaxed), now)
     }
 
-    /// So much was settled, and this is the arrival time now.
+    /// Records a sync: `owed` was reported, and the arrival time is now `told`.
     pub fn settled(&self, owed: i32, told: u64) {
         self.told.store(told, Ordering::Relaxed);
         self.owed.fetch_sub(owed, Ordering::Relaxed);
     }
 
-    /// What is known to be taken is taken from this Machine's share too: Redis cannot be asked from now on.
+    /// Starts local enforcement, because Redis is unavailable: known usage counts against this Machine's share.
     pub fn stand_alone(&self, machines: u32, now: u64) {
         let Some(quota) = self.quota() else { return };
         let furthest = now.saturating_add(lease::furthest(quota, machines));
         self.tat.store(self.account().arrival(quota, machines, now).min(furthest), Ordering::Relaxed);
     }
 
-    /// A lowered limit or a clock that jumped must not lock a key for longer than its quota says.
+    /// Caps the arrival times: after a lower limit or a clock jump, a key must not wait for longer than its quota says.
     pub fn keep_within(&self, quota: Quota, machines: u32, now: u64) {
         let furthest = now.saturating_add(lease::furthest(quota, machines));
         if self.told.load(Ordering::Relaxed) > furthest {
@@ -506,7 +507,7 @@ impl Cell {
         }
     }
 
-    /// Nothing is taken and nothing is owed: what is forgotten of it, nobody misses.
+    /// Returns whether the cell can be freed: the quota is full, and the debt is zero.
     pub fn is_idle(&self, now: u64) -> bool {
         let Account { told, owed } = self.account();
         owed == 0 && told <= now && self.tat.load(Ordering::Relaxed) <= now && self.asks() == Asks::Nothing
@@ -552,12 +553,12 @@ mod tests {
         assert_eq!((cells.cell(index).asks(), asking(&cells), asking(&cells)), (Asks::Soon, vec![index], vec![]));
         cells.spend(index, quota, 1, law).unwrap();
         assert_eq!((cells.cell(index).asks(), asking(&cells)), (Asks::Now, vec![index]));
-        // The lease is half of what is left.
+        // The lease is half of what remains.
         for _ in 0..4 {
             cells.spend(index, quota, 1, law).unwrap();
         }
         assert_eq!(cells.spend(index, quota, 1, law).unwrap_err().retry_after, lease::SETTLES_IN);
-        // What others have spent is learnt, and what is spent meanwhile stays owed.
+        // A sync reads the usage of others; usage in the meantime remains debt.
         let cell = cells.cell(index);
         cell.heard();
         cells.spend(index, quota, 1, law).map(drop).unwrap_err();
@@ -579,7 +580,7 @@ mod tests {
             spent += 1;
         }
         assert_eq!(spent, 20);
-        // Others have spent 25, of which it was told.
+        // Others have spent 25, and the sync has read that.
         cell.settled(15, SECOND + 40 * SECOND);
         cell.stand_alone(3, SECOND);
         let alone = law(Mode::Degraded, 3, SECOND);
@@ -587,11 +588,11 @@ mod tests {
         while cells.spend(index, quota, 1, alone).is_ok() {
             count += 1;
         }
-        // Twenty less what it owes three times is a third of five.
+        // Of the 20 that remain, three times the debt leaves five; the share is a third of five.
         assert_eq!(count, 1);
         assert_eq!(cells.look(index, quota, 1, alone).unwrap_err().retry_after, Duration::from_secs(1));
         assert_eq!(cell.still_owed(quota, 3, SECOND), 6);
-        // A quota that was lowered holds nobody for longer than it says.
+        // A key does not wait for longer than its lowered quota says.
         let lower = Quota::from_parts(SECOND, 2);
         cell.keep_within(lower, 3, SECOND);
         assert!(cell.account().told <= SECOND + 7 * SECOND);
@@ -612,7 +613,7 @@ mod tests {
         assert_eq!(cells.find(7 << 32), None);
         cells.free(index);
         assert_eq!((cell.account(), cell.name(), cell.quota().is_some()), (Account::default(), None, true));
-        // As many others as fit have a cell each, and the next ones are told that there is none.
+        // Other keys get a cell each until all are in use, and then an error.
         let tag = |n: u64| super::super::mix(n);
         let fitted = (1..1000).filter(|n| cells.find_or_claim(tag(*n), || Some([*n, *n])).is_ok()).count();
         assert_eq!(fitted, cells.room());
@@ -642,7 +643,7 @@ mod tests {
         });
         let owed = cells.cell(index).account().owed;
         assert_eq!(i64::from(settled + owed), admitted as i64);
-        // They settle one after the other, so between two there is at most one lease of two hundred thousand.
+        // Syncs are sequential, so at most one lease of two hundred thousand is spent between two of them.
         assert!(admitted <= 1_200_000 && admitted > 100_000, "{admitted}");
     }
 

@@ -1,13 +1,13 @@
-//! The state of every quota: two words a key, in a table whose size never changes.
+//! The state of all quotas: two words per key, in a table of fixed size.
 //!
-//! A key's state is its arrival time (see [`outrigger_policy::limiter`]), and one that is not in the future says nothing:
-//! whoever needs room takes such a cell, so idle keys are forgotten without a sweep, and without anybody noticing. A key
-//! has eight cells to choose from, in two cache lines. When all eight are in use, it shares a cell with other latecomers of its
-//! limit and its origin: memory stays bounded, nobody goes unlimited, and who brings many keys from one origin takes nothing from
-//! clients of another one.
+//! A key's state is its arrival time (see [`outrigger_policy::limiter`]). An arrival time in the past carries no
+//! information, so a new key may take such a cell: idle keys expire without a sweep. A key has eight cells to choose
+//! from, in two cache lines. If all eight are in use, it shares a cell with other overflowing keys of its limit and its
+//! origin: memory stays bounded, every key stays limited, and many keys from one origin take no quota from clients of
+//! another one.
 //!
-//! There are no locks. Two threads that bring the same new key in the same moment may each find a cell for it; the
-//! second one's charge is then forgotten: one request more than the quota, once in the key's life.
+//! There are no locks. Two threads that add the same new key at the same moment may each find a cell for it; the second
+//! charge is then forgotten: one request more than the quota, once in the key's life.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,9 +17,9 @@ const CELLS: usize = 4;
 
 #[derive(Debug, Default)]
 struct Cell {
-    /// The key's hash; 0 is nobody's.
+    /// The key's hash; 0 is unused.
     tag: AtomicU64,
-    /// Its arrival time.
+    /// The key's arrival time.
     tat: AtomicU64,
 }
 
@@ -30,45 +30,45 @@ struct Line {
     cells: [Cell; CELLS],
 }
 
-/// All keys of all limits.
+/// The keys of all rate limits.
 #[derive(Debug)]
 pub struct Table {
     lines: Box<[Line]>,
     latecomers: Box<[AtomicU64]>,
 }
 
-/// Cells for latecomers: 512 KiB. Two origins share one by chance only.
+/// Overflow cells: 512 KiB. Two origins share one only by chance.
 const LATECOMERS: usize = 65_536;
 
-/// What a charge was put on, so that it can be taken back.
+/// A charge to a cell, which can be undone.
 #[derive(Clone, Copy, Debug)]
 pub struct Charge<'t> {
     cell: &'t AtomicU64,
     ns: u64,
-    /// The arrival time with it.
+    /// The arrival time after the charge.
     pub tat: u64,
-    /// The table is full where this key belongs.
+    /// The table has no free cell for this key.
     pub overflowed: bool,
 }
 
-/// It is too early.
+/// The quota is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// For how long.
+    /// How long to wait.
     pub exceeded: Exceeded,
-    /// The key has no cell of its own: others may have used up what it shares with them.
+    /// The key has no cell of its own: other keys may have used up the shared cell.
     pub overflowed: bool,
 }
 
 impl Charge<'_> {
-    /// As if the request had never come.
+    /// Undoes the charge.
     pub fn take_back(self) {
         self.cell.fetch_sub(self.ns, Ordering::Relaxed);
     }
 }
 
 impl Table {
-    /// Room for about so many keys that are in use at the same time; 20 bytes for each.
+    /// Creates a table for about this many keys in use at the same time; 20 bytes each.
     pub fn new(keys: usize) -> Self {
         let lines = (keys.max(CELLS) * 5 / 4).div_ceil(CELLS);
         Self {
@@ -77,11 +77,11 @@ impl Table {
         }
     }
 
-    /// Takes `cost` from the quota of the key `tag`, or, when there is no cell for it, from the one that it shares with other
-    /// keys of the same `origin`, a hash of the limit and of where the key comes from.
+    /// Charges `cost` to the key `tag`, or, if no cell is free, to the cell that it shares with other keys of the same
+    /// `origin`, a hash of the limit and of where the key comes from.
     ///
     /// # Errors
-    /// [`Refused`]: nothing was taken.
+    /// [`Refused`]: the key was not charged.
     #[inline]
     pub fn take(
         &self,
@@ -110,28 +110,28 @@ impl Table {
         }
     }
 
-    /// Asks the processor for a key that will be needed.
+    /// Prefetches the cell of a key.
     #[inline]
     pub fn warm(&self, tag: u64) {
         std::hint::black_box(self.lines(tag.max(1))[0].cells[0].tag.load(Ordering::Relaxed));
     }
 
-    /// The arrival time of the key `tag`; 0 if nothing is known of it.
+    /// Returns the arrival time of the key `tag`; 0 if it is unknown.
     pub fn look(&self, tag: u64) -> u64 {
         self.find(tag.max(1)).map_or(0, |tat| tat.load(Ordering::Relaxed))
     }
 
-    /// Keys in use, and cells.
+    /// Returns the number of keys in use, and of cells.
     pub fn size(&self, now: u64) -> (usize, usize) {
         let cells = self.lines.iter().flat_map(|line| &line.cells);
         (cells.filter(|cell| cell.tat.load(Ordering::Relaxed) > now).count(), self.lines.len() * CELLS)
     }
 
-    /// Its two lines: any two, far from each other.
+    /// Returns the key's two lines: any two, far apart.
     #[inline]
     fn lines(&self, tag: u64) -> [&Line; 2] {
         let at = |hash: u64| {
-            // The high half of the product is a number below the length, evenly spread.
+            // The high half of the product is a number below the length, evenly distributed.
             let index = (u128::from(hash) * self.lines.len() as u128) >> 64;
             &self.lines[index as usize]
         };
@@ -144,21 +144,21 @@ impl Table {
         cells.find(|cell| cell.tag.load(Ordering::Acquire) == tag).map(|cell| &cell.tat)
     }
 
-    /// Takes back `ns` of what was taken from the key `tag`.
+    /// Undoes a charge of `ns` to the key `tag`.
     pub fn give_back(&self, tag: u64, ns: u64) {
         if let Some(cell) = self.find(tag.max(1)) {
             cell.fetch_sub(ns.min(cell.load(Ordering::Relaxed)), Ordering::Relaxed);
         }
     }
 
-    /// Forgets what was taken from the key `tag`.
+    /// Resets the key `tag`.
     pub fn forget(&self, tag: u64) {
         if let Some(cell) = self.find(tag.max(1)) {
             cell.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Gives `tag` a cell with its first charge, if there is one.
+    /// Assigns a cell to `tag` with its first charge; `None` if all are in use.
     fn claim(&self, tag: u64, quota: Quota, now: u64, cost: u32) -> Result<Option<Charge<'_>>, Exceeded> {
         let first = quota.take(0, now, cost)?;
         let idle = |line: &&Line| line.cells.iter().filter(|cell| cell.tat.load(Ordering::Relaxed) <= now).count();
@@ -169,7 +169,7 @@ impl Table {
             if seen > now {
                 continue;
             }
-            // Whoever moves the time has the cell.
+            // The thread that changes the time owns the cell.
             if cell.tat.compare_exchange(seen, first, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 cell.tag.store(tag, Ordering::Release);
                 return Ok(Some(Charge { cell: &cell.tat, ns: first - now, tat: first, overflowed: false }));
@@ -224,7 +224,7 @@ mod tests {
         let (used, cells) = table.size(SECOND);
         assert!(others < cells && used == cells, "{others} more fitted, {used} of {cells} cells are used");
         assert!((0..900).all(|n| !admitted(n)), "each has had its one");
-        // An hour later all of them are idle, and newcomers have the cells.
+        // An hour later all of them are idle, and new keys can take the cells.
         assert!(table.take(mix(5_000_000), quota, SECOND + 3600 * SECOND, 1, || 0).is_ok_and(|c| !c.overflowed));
     }
 
@@ -232,7 +232,7 @@ mod tests {
     fn who_fills_the_table_takes_nothing_from_other_origins() {
         let table = Table::new(1000);
         let quota = quota("10/1h", 10);
-        // One origin brings a new key with each request.
+        // One origin adds a new key with each request.
         let attacker = 1;
         let admitted = (0..100_000).filter(|n| table.take(mix(*n), quota, SECOND, 1, || attacker).is_ok()).count();
         assert!(admitted <= 1256 + 10, "{admitted}: each cell, and what they share");
@@ -247,7 +247,7 @@ mod tests {
     fn two_threads_on_one_key_get_the_quota_to_a_thousandth() {
         let table = Table::new(100);
         let quota = quota("10000/1s", 10);
-        // A minute in which somebody asks every ten microseconds: ten times as often as allowed.
+        // One minute with a request every ten microseconds: ten times the rate limit.
         let (clock, step, end) = (AtomicU64::new(SECOND), 10_000, 61 * SECOND);
         let hammer = || {
             let mut admitted = 0_u64;

@@ -1,4 +1,4 @@
-//! What is counted of the audit trail.
+//! Metrics of the audit log.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +7,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Declare;
 
-/// What is counted of the audit trail.
+/// Metrics of the audit log.
 #[derive(Clone, Debug)]
 pub struct AuditMetrics {
     entries: [IntCounter; Class::ALL.len()],
@@ -18,17 +18,17 @@ pub struct AuditMetrics {
     writable: IntGauge,
     /// How long a commit took.
     pub commits: Histogram,
-    /// Bytes on disk.
+    /// Bytes of the audit log on disk.
     pub spool_bytes: IntGauge,
     /// Entries that wait to be written.
     pub queued: IntGauge,
-    /// Entries that the app does not have.
+    /// Entries on disk that the app does not have yet.
     pub unshipped: IntGauge,
-    /// How old the oldest of them is.
+    /// Age of the oldest of them, in seconds.
     pub lag: Gauge,
-    /// Entries that the app had not, had, and could not store.
+    /// Entries sent to the app, by result: stored, known before, refused by the database.
     pub shipped: IntCounterVec,
-    /// Batches, by result.
+    /// Batches sent to the app, by result.
     pub batches: IntCounterVec,
 }
 
@@ -92,32 +92,32 @@ impl AuditMetrics {
         Ok(metrics)
     }
 
-    /// Entries have got to disk.
+    /// Counts entries written to disk.
     pub fn entered(&self, class: Class, count: u64) {
         self.entries[class as usize].inc_by(count);
     }
 
-    /// An entry would have been made.
+    /// Counts an entry that `enforce` would have written.
     pub fn monitored(&self, class: Class) {
         self.monitored[class as usize].inc();
     }
 
-    /// Entries could not be written.
+    /// Counts entries that could not be written.
     pub fn lost(&self, class: Class, why: &str, count: u64) {
         self.lost.with_label_values(&[class.name(), why]).inc_by(count);
     }
 
-    /// The audit log was changed or put back.
+    /// Counts a sign that the audit log was changed or put back to an earlier state.
     pub fn alarm(&self, finding: &str) {
         self.alarms.with_label_values(&[finding]).inc();
     }
 
-    /// Entries' time is over.
+    /// Counts entries removed by retention.
     pub fn dropped(&self, class: Class, place: &str, count: u64) {
         self.dropped.with_label_values(&[class.name(), place]).inc_by(count);
     }
 
-    /// Shows whether entries get to disk.
+    /// Shows whether entries of all classes can be written.
     pub fn show_writable(&self, writable: &[AtomicBool]) {
         self.writable.set(writable.iter().all(|class| class.load(Ordering::Relaxed)).into());
     }

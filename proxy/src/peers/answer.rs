@@ -1,7 +1,8 @@
-//! The signed answer to a probe: which Machine answers, how it is, and between which addresses it was asked.
+//! The signed response to a probe: the name and condition of a Machine, and the addresses between which it was probed.
 //!
-//! The answer proves that whoever wrote it has the keys, and that the probe reached it at the address that was asked, from the
-//! address that asked. So something else at a peer's address that passes probes on to a real Machine is not taken for it.
+//! The response proves that its sender has the keys, and that the probe arrived there at the address that was probed,
+//! from the address that sent it. So a program at a peer's address that forwards probes to a real Machine is not
+//! mistaken for it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,67 +11,67 @@ use outrigger_policy::affinity::is_name;
 use super::hop::Nonce;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// How a Machine is, as it says itself.
+/// A Machine's condition, as it reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It takes what its peers cannot.
+    /// It accepts requests that its peers cannot serve.
     Ready = 1,
-    /// Its own app cannot take requests; its sessions are still its own.
+    /// Its app is not ready; it keeps its sessions.
     Unready = 2,
-    /// It is about to leave.
+    /// It is draining.
     Leaving = 3,
-    /// Requests wait for their turn at it: it has nothing to spare.
+    /// Requests are queued there: it has no capacity to spare.
     Busy = 4,
 }
 
-/// An answer to a probe.
+/// A response to a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeAnswer {
-    /// How the Machine is.
+    /// The condition of the Machine.
     pub condition: Condition,
-    /// Its name.
+    /// The name of the Machine.
     pub name: Box<str>,
     /// The run of its process.
     pub run: u64,
-    /// The number of the probe.
+    /// The nonce of the probe.
     pub nonce: Nonce,
-    /// The Machine that asked.
+    /// The Machine that sent the probe.
     pub asker: Box<str>,
-    /// The address that the probe arrived at.
+    /// The address at which the probe arrived.
     pub arrived_at: SocketAddr,
-    /// The address that it came from.
+    /// The source address of the probe.
     pub came_from: SocketAddr,
 }
 
-/// What an asker knows of its own probe.
+/// The probe to which a response belongs.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// The number of the probe.
+    /// The nonce of the probe.
     pub nonce: Nonce,
-    /// The Machine that asks.
+    /// The Machine that sends the probe.
     pub asker: &'a str,
     /// The address that it has connected to.
     pub address: SocketAddr,
-    /// The address that it has connected from; `None` where addresses are translated on the way.
+    /// The address that it has connected from; `None` if addresses are translated on the way.
     pub from: Option<SocketAddr>,
 }
 
-/// Why an answer proves nothing.
+/// Why a response proves no identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerRefused {
-    /// It is no answer, or none of the keys has signed it.
+    /// It is not a response to a probe, or not signed with any of the keys.
     #[error("does not prove that it is a peer: do all Machines have the same keys and the same version?")]
     Unsigned,
-    /// It is the answer to another probe.
+    /// It is the response to another probe.
     #[error("repeats the answer to another probe")]
     OtherProbe,
-    /// A peer was asked at another address than this one.
+    /// A peer was probed at another address than this one.
     #[error(
         "passes the probe on to a peer at {0}: it is no peer itself. If addresses are translated between the Machines, set \
          peers.address of each to the address at which the others reach it"
     )]
     OtherAddress(SocketAddr),
-    /// A peer was asked from another address than ours.
+    /// A peer was probed from another address than ours.
     #[error(
         "is between this Machine and a peer, which was asked from {0}: it is no peer itself. If addresses are translated \
          between the Machines, set peers.address of each to the address at which the others reach it"
@@ -79,7 +80,7 @@ pub enum AnswerRefused {
 }
 
 impl ProbeAnswer {
-    /// Signs it.
+    /// Encodes and signs the response.
     pub fn seal(&self, keys: &Keys) -> Vec<u8> {
         let name = self.name.as_bytes();
         let mut text = vec![self.condition as u8];
@@ -88,7 +89,7 @@ impl ProbeAnswer {
         text.extend_from_slice(&self.nonce.count.to_be_bytes());
         put_address(&mut text, self.arrived_at);
         put_address(&mut text, self.came_from);
-        // At most 63.
+        // At most 63 bytes.
         text.push(name.len() as u8);
         text.extend_from_slice(name);
         text.extend_from_slice(self.asker.as_bytes());
@@ -97,10 +98,10 @@ impl ProbeAnswer {
         out
     }
 
-    /// Reads what [`ProbeAnswer::seal`] wrote, if it answers what was asked.
+    /// Verifies and decodes the output of [`ProbeAnswer::seal`], and checks that it belongs to this probe.
     ///
     /// # Errors
-    /// Why it proves nothing.
+    /// [`AnswerRefused`]
     pub fn open(keys: &Keys, sealed: &[u8], asked: Asked<'_>) -> Result<Self, AnswerRefused> {
         let mut buffer = [0; size_of::<Opened>()];
         let answer =
@@ -140,7 +141,7 @@ impl ProbeAnswer {
     }
 }
 
-/// Without what differs between the two ends: an IPv4 address in IPv6's form, scope and flow.
+/// Removes differences between the two ends: an IPv4 address in IPv6 form, scope and flow.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

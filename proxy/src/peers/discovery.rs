@@ -1,4 +1,4 @@
-//! Where the other Machines are: the addresses of a name, looked up anew, or a list.
+//! Finds the addresses of the other Machines: by DNS queries, repeated regularly, or from a list.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::config::machines::FoundBy;
 
-/// More Machines than this are not looked at: the answer of a name server is not ours to believe without a bound.
+/// The maximum number of Machines: the response of a name server must not be trusted without a bound.
 pub const MOST_PEERS: usize = 256;
-/// How long one question to a name server may take.
+/// The timeout of one DNS query.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Finds the peers of `rules`.
+/// Finds the addresses of peers.
 pub struct Finder {
     by: FoundBy,
     refresh: Duration,
     last: Arc<Last>,
 }
 
-/// What was found last, and when.
+/// The last result, and when it was found.
 #[derive(Debug, Default)]
 pub struct Last(Mutex<Option<(Instant, BTreeSet<Backend>)>>);
 
@@ -36,7 +36,7 @@ impl Last {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How old it is; `None` when nothing was ever found.
+    /// Returns the age of the result; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(at, _)| at.elapsed())
     }
@@ -53,23 +53,24 @@ impl std::fmt::Debug for Finder {
 }
 
 impl Finder {
-    /// One for these rules.
+    /// Creates a finder.
     pub fn new(by: FoundBy, refresh: Duration) -> Self {
         Self { by, refresh, last: Arc::default() }
     }
 
-    /// What it found last.
+    /// Returns the last result.
     pub fn last(&self) -> Arc<Last> {
         Arc::clone(&self.last)
     }
 
     async fn look_up(name: &str, port: u16, server: Option<SocketAddr>) -> Result<BTreeSet<Backend>> {
         let failed = |text: String| Error::explain(ErrorType::InternalError, text);
-        // Made anew: /etc/resolv.conf and /etc/hosts may not have been there at the start, and may change.
+        // Created for each lookup: /etc/resolv.conf and /etc/hosts may not have been there at the start, and may
+        // change.
         let Some(resolver) = resolver_for(server) else {
             return Err(failed("the system names no name server; set peers.resolver".to_owned()));
         };
-        // Asked for as it is, not below the domains that the system searches.
+        // An absolute name: the system's search domains are not tried.
         let name = if name.ends_with('.') { name.to_owned() } else { format!("{name}.") };
         let found = tokio::time::timeout(PATIENCE * 2, resolver.lookup_ip(name.as_str())).await;
         let found = match found {
@@ -104,7 +105,7 @@ fn resolver_for(server: Option<SocketAddr>) -> Option<TokioResolver> {
     let mut options = ResolverOpts::default();
     options.timeout = PATIENCE;
     options.attempts = 2;
-    // What is remembered of a Machine that has gone is of no use: each refresh asks.
+    // No cache: a Machine that has gone must not be remembered, so each refresh sends a query.
     options.cache_size = 0;
     options.ip_strategy = hickory_resolver::config::LookupIpStrategy::Ipv6thenIpv4;
     let builder = match server {

@@ -1,8 +1,9 @@
-//! The signed header of a request that one Machine sends to another: sender, receiver, client, reason and the request itself.
+//! The signed header of a request that one Machine sends to another: sender, receiver, client, reason and the request
+//! itself.
 //!
-//! A request is forwarded at most once: a request that arrived with this header never leaves the Machine it came to. The header
-//! is signed for one request to one run of one Machine, is valid for a minute, and is accepted once ([`super::used`]). The header
-//! is removed from all other requests before the app sees them.
+//! A request is forwarded at most once: a request that arrived with this header never leaves the Machine it came to.
+//! The header is signed for one request to one run of one Machine, is valid for a minute, and is accepted once
+//! ([`super::used`]). The header is removed from all other requests before the app sees them.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,34 +17,34 @@ use crate::exchange::{Fields, Request};
 use crate::request_id::random;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// The header.
+/// The name of the header.
 pub static X_OUTRIGGER_HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
-/// In the response of a peer that does not take what is sent to it: the sender serves it itself.
+/// In the response of a peer that rejects a request from another Machine, which then serves it itself.
 pub static X_OUTRIGGER_REFUSED: HeaderName = HeaderName::from_static("x-outrigger-refused");
-/// Where a peer says how it is.
+/// The path of probes.
 pub const PROBE_PATH: &str = "/.outrigger/probe";
 
-/// By how many seconds the clocks of two Machines may differ.
+/// The maximum difference between the clocks of two Machines, in seconds.
 pub const SKEW_SECONDS: u32 = 60;
 const DIGEST_BYTES: usize = 16;
 const FIXED_BYTES: usize = 1 + 4 + 8 + 8 + 8 + 16 + DIGEST_BYTES + 1;
 
-/// Why a request is sent on.
+/// Why a request is sent to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Its session is at home there.
+    /// The peer is the session's home.
     Session = 1,
-    /// The app of the sender cannot take it.
+    /// The app of the sender cannot serve it.
     Failover = 2,
-    /// It only asks how the peer is.
+    /// A health check of the peer.
     Probe = 3,
 }
 
 impl Kind {
-    /// Those that carry a client's request.
+    /// The kinds that carry a client's request.
     pub const CARRYING: [Self; 2] = [Self::Session, Self::Failover];
 
-    /// For metrics.
+    /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Session => "session",
@@ -71,18 +72,18 @@ pub struct Nonces {
 
 impl Default for Nonces {
     fn default() -> Self {
-        // Zero is the run that a sender does not know.
+        // Zero stands for an unknown run.
         Self { run: random() | 1, next: AtomicU64::new(1) }
     }
 }
 
 impl Nonces {
-    /// The run of this process.
+    /// Returns the run of this process.
     pub fn run(&self) -> u64 {
         self.run
     }
 
-    /// The next nonce.
+    /// Returns the next nonce.
     pub fn next(&self) -> Nonce {
         Nonce { run: self.run, count: self.next.fetch_add(1, Ordering::Relaxed) }
     }
@@ -93,7 +94,7 @@ impl Nonces {
 pub struct Receiver<'a> {
     /// Its name; empty for a probe, which asks for it.
     pub name: &'a str,
-    /// The run of its process, from its answer to a probe; 0 for a probe.
+    /// The run of its process, from its response to a probe; 0 for a probe.
     pub run: u64,
 }
 
@@ -102,23 +103,23 @@ impl Receiver<'static> {
     pub const ANY: Self = Self { name: "", run: 0 };
 }
 
-/// What a Machine says of a request that it sends on.
+/// The content of the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// Why.
+    /// Why the request is sent.
     pub kind: Kind,
-    /// Whose request it is.
+    /// The address of the client.
     pub client: IpAddr,
-    /// Its number.
+    /// The nonce of the hop.
     pub nonce: Nonce,
-    /// The Machine that sends it.
+    /// The Machine that sends the request.
     pub from: Box<str>,
 }
 
-/// Why a request on the listener for peers is not a peer's.
+/// Why a request on the listener for peers is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopRefused {
-    /// There is no header, or none of the keys has signed it.
+    /// The header is missing, or not signed with any of the keys.
     Unsigned,
     /// It was sent more than a minute ago, or clocks differ by more than a minute.
     Stale,
@@ -126,15 +127,15 @@ pub enum HopRefused {
     Elsewhere,
     /// The request is not the one that was signed.
     Altered,
-    /// It has been accepted before, or is older than what can be told.
+    /// It has been accepted before, or is too old to tell.
     Used,
 }
 
 impl HopRefused {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 5] = [Self::Unsigned, Self::Stale, Self::Elsewhere, Self::Altered, Self::Used];
 
-    /// For metrics.
+    /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
@@ -146,9 +147,9 @@ impl HopRefused {
     }
 }
 
-/// A digest of all that the receiving app acts on: method, target, host, and every header but those that belong to one
-/// connection (RFC 9110 section 7.6.1). `Content-Length`, `Transfer-Encoding` and `Upgrade` are among them, for they say what
-/// follows the head.
+/// Returns a digest of all that the receiving app acts on: method, target, host, and every header except those of one
+/// connection (RFC 9110 section 7.6.1). `Content-Length`, `Transfer-Encoding` and `Upgrade` are included, because they
+/// say what follows the head.
 fn fingerprint(request: &Request<'_>) -> [u8; DIGEST_BYTES] {
     let mut hash = digest::Context::new(&SHA256);
     let mut part = |bytes: &[u8]| {
@@ -165,7 +166,7 @@ fn fingerprint(request: &Request<'_>) -> [u8; DIGEST_BYTES] {
         }
     };
     fields.retain(|(name, _)| !is_of_the_connection(name));
-    // Headers of different names have no order; the sort keeps that of equal ones.
+    // Headers with different names have no order; the stable sort keeps that of headers with the same name.
     fields.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, value) in fields {
         part(name.as_bytes());
@@ -197,7 +198,7 @@ impl Hop {
         text.extend_from_slice(&to.run.to_be_bytes());
         text.extend_from_slice(&client.octets());
         text.extend_from_slice(&fingerprint(request));
-        // At most 63.
+        // At most 63 bytes.
         text.push(from.len() as u8);
         text.extend_from_slice(from);
         text.extend_from_slice(to.name.as_bytes());
@@ -206,10 +207,11 @@ impl Hop {
         out
     }
 
-    /// Reads what [`Hop::seal`] wrote for `request` to the Machine `here`. Whether it was used before, [`super::used`] tells.
+    /// Verifies the output of [`Hop::seal`] for `request` to the Machine `here`. [`super::used`] checks for earlier
+    /// use.
     ///
     /// # Errors
-    /// Why it is nothing that a peer has sent here now.
+    /// [`HopRefused`]
     pub fn open(
         keys: &Keys,
         sealed: &[u8],
@@ -233,7 +235,7 @@ impl Hop {
     }
 }
 
-/// What the header says.
+/// The decoded header.
 struct Signed<'a> {
     hop: Hop,
     /// In seconds since 1970.
@@ -326,7 +328,7 @@ mod tests {
         let verdict = |fields: Fields<'_>| {
             Hop::open(&keys("k"), &sealed, &request(&Method::POST, "/order", fields), B, NOW).map(drop)
         };
-        // Parsed by Pingora, in another order, with what belongs to the connection, and with the hop itself.
+        // Parsed by Pingora, in another order, with headers of the connection, and with the hop itself.
         let mut map = HeaderMap::new();
         for (name, value) in [
             ("content-type", "text/plain"),

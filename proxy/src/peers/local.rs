@@ -1,4 +1,5 @@
-//! How the app here is: asked once a second, as Fly would, so that the peers hear of it and requests go to them meanwhile.
+//! Health checks of the local app, every `peers.interval` and as Fly does them, so that peers know when to take its
+//! requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,23 +12,23 @@ use super::probe::{Unanswered, ask};
 use crate::state::{Phase, State};
 use crate::upstream::{self, ConnectError};
 
-/// Asked without an answer so often in a row, the app is not ready: one slow answer is none.
+/// After this many checks in a row without a response the app is not ready: one slow response is tolerated.
 const MOST_UNANSWERED: u32 = 2;
 
-/// What is known of the app here.
+/// The state of the local app.
 #[derive(Debug, Default)]
 pub struct Local {
     is_unready: AtomicBool,
 }
 
 impl Local {
-    /// It says that it cannot take requests, or says nothing.
+    /// Returns whether the app reports that it is not ready, or does not respond.
     pub fn is_unready(&self) -> bool {
         self.is_unready.load(Ordering::Relaxed)
     }
 }
 
-/// What this Machine says of itself.
+/// Returns the condition that this Machine reports.
 pub fn condition(state: &State, local: &Local) -> Condition {
     if state.drain.phase() != Phase::Serving {
         Condition::Leaving
@@ -40,7 +41,7 @@ pub fn condition(state: &State, local: &Local) -> Condition {
     }
 }
 
-/// Keeps asking the app.
+/// Checks the app for the life of the process.
 pub async fn keep_asking(state: Arc<State>) {
     let Some(peers) = &state.peers else { return };
     let mut unanswered = 0;
@@ -50,11 +51,11 @@ pub async fn keep_asking(state: Arc<State>) {
                 unanswered = 0;
                 !is_ready
             }
-            // It was not asked, for want of something here.
+            // The app was not checked, for lack of a local resource.
             Err(Unanswered::Connect(ConnectError::Exhausted { .. })) => peers.local.is_unready(),
             Err(_) => {
                 unanswered += 1;
-                // Until then what it said last counts.
+                // Until then the last result counts.
                 unanswered >= MOST_UNANSWERED || peers.local.is_unready()
             }
         };
@@ -66,7 +67,7 @@ pub async fn keep_asking(state: Arc<State>) {
     }
 }
 
-/// What the app says. One that knows no such question is ready whenever it answers.
+/// Returns whether the app is ready. An app without this endpoint is ready whenever it responds.
 async fn is_ready(state: &State, patience: Duration) -> Result<bool, Unanswered> {
     let (status, _) = ask(upstream::connect(state), "/health/ready", patience).await?;
     Ok(status != StatusCode::SERVICE_UNAVAILABLE)

@@ -1,4 +1,5 @@
-//! How the peers are: each is asked every second, over the listener that requests come by, and has to sign its answer.
+//! Health checks of the peers: each is probed every `peers.interval`, on its listener for hops, and must sign its
+//! response.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,35 +27,35 @@ use crate::seal::seconds;
 use crate::state::State;
 use crate::upstream::ConnectError;
 
-/// After so many probes without an answer a peer is taken for gone.
+/// After this many probes in a row without a response a peer is considered gone.
 pub const MISSED_BEFORE_LOST: u32 = 3;
-/// The longest answer to a probe.
+/// The maximum size of a response to a probe, in bytes.
 const ANSWER_BYTES: usize = 4096;
 
-/// Why an answer to a probe is none.
+/// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Unanswered {
-    /// The system's word.
+    /// There is no connection.
     #[error("it cannot be reached: {0}")]
     Connect(#[from] ConnectError),
-    /// It speaks something else.
+    /// It does not speak HTTP.
     #[error("it does not speak HTTP: {0}")]
     Http(#[from] hyper::Error),
-    /// Its answer has no end, or is too long.
+    /// The response is incomplete or too long.
     #[error("its answer is no answer to a probe")]
     Body,
-    /// It took too long.
+    /// Timeout.
     #[error("it takes too long")]
     Late(#[from] tokio::time::error::Elapsed),
-    /// It does not prove that it is a peer.
+    /// The response does not prove that it is a peer.
     #[error("it answers {0} and {1}")]
     Unproven(StatusCode, AnswerRefused),
 }
 
-/// Asks at the other end of `connecting` for `path`. Gives the status and the body.
+/// Sends a GET request for `path` on the connection that `connecting` makes. Returns the status and the body.
 ///
 /// # Errors
-/// Whatever keeps it from answering within `patience`.
+/// [`Unanswered`] if there is no complete response within `patience`.
 pub async fn ask(
     connecting: impl Future<Output = Result<AppStream, ConnectError>>,
     path: &str,
@@ -66,7 +67,7 @@ pub async fn ask(
 
 fn request(path: &str) -> hyper::Request<Empty<Bytes>> {
     let mut request = hyper::Request::new(Empty::<Bytes>::new());
-    // A path of ours is one; should that ever not hold, the root is asked for.
+    // Our own paths are valid; otherwise this would request the root.
     *request.uri_mut() = path.parse().unwrap_or_default();
     request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("outrigger"));
     request
@@ -77,7 +78,7 @@ async fn answer_of(
     request: hyper::Request<Empty<Bytes>>,
 ) -> Result<(StatusCode, Bytes), Unanswered> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // It ends when the sender is dropped, or with the other side.
+    // Ends when the sender is dropped, or with the other side.
     tokio::spawn(connection);
     let answer = sender.send_request(request).await?;
     let status = answer.status();
@@ -85,7 +86,7 @@ async fn answer_of(
     Ok((status, body.to_bytes()))
 }
 
-/// A peer that has proved itself.
+/// A peer that has proved its identity.
 #[derive(Debug)]
 pub struct Proven {
     standing: Standing,
@@ -94,7 +95,7 @@ pub struct Proven {
 }
 
 impl Check {
-    /// A peer's own word of how it is, and the proof that it is one.
+    /// Probes an address. Returns the condition of the peer there, if it proves its identity.
     async fn probe(&self, address: SocketAddr) -> Result<Proven, Unanswered> {
         let stream = AppStream::connect(&Target::Tcp(address)).await?;
         let from = if self.is_translated { None } else { stream.local_address() };
@@ -122,21 +123,21 @@ impl Check {
     }
 }
 
-/// What the probes of one round found, by address.
+/// The results of one round of probes, by address.
 pub type Round = Mutex<HashMap<SocketAddr, Result<Proven, Unanswered>>>;
 
-/// Asks as `pingora-load-balancing` wants it, and keeps what it was told for [`Peers`].
+/// The health check for `pingora-load-balancing`, which keeps its results for [`Peers`].
 #[derive(Debug)]
 pub struct Check {
-    /// Who asks.
+    /// The Machine that sends the probes.
     pub this: This,
-    /// The numbers of its probes.
+    /// The nonces of its probes.
     pub nonces: Arc<Nonces>,
-    /// Addresses are translated between the Machines: the one that it asks from is not the one that they see.
+    /// Addresses are translated between the Machines: peers see another source address than this Machine.
     pub is_translated: bool,
-    /// How long an answer may take.
+    /// The timeout of a probe.
     pub patience: Duration,
-    /// Where the answers go.
+    /// Where the results go.
     pub round: Arc<Round>,
 }
 
@@ -158,7 +159,7 @@ impl HealthCheck for Check {
     }
 }
 
-/// Looks for peers, for as long as the process lives.
+/// Looks for peers for the life of the process.
 pub async fn keep_looking(state: Arc<State>) {
     let Some(peers) = &state.peers else { return };
     let mut has_failed = false;
@@ -175,7 +176,7 @@ pub async fn keep_looking(state: Arc<State>) {
     }
 }
 
-/// Asks them how they are, beside that: a name server that takes its time keeps nobody waiting.
+/// Probes the peers in a task of its own: a slow name server must not delay probes.
 pub async fn keep_asking(state: Arc<State>) {
     let Some(peers) = &state.peers else { return };
     loop {
@@ -186,7 +187,7 @@ pub async fn keep_asking(state: Arc<State>) {
     }
 }
 
-/// Makes the next table of peers from the one before and what a round found.
+/// Makes the next table of peers from the previous one and the results of a round.
 fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Proven, Unanswered>>) {
     let before = peers.seen();
     let mut next = Seen::default();
@@ -195,7 +196,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
     for (address, answer) in answers {
         let known = before.peers.iter().find(|peer| peer.target == Target::Tcp(address));
         if let Err(Unanswered::Connect(ConnectError::Exhausted { resource, .. })) = &answer {
-            // It was not asked: nothing is known of it that was not known before.
+            // The address was not probed: its state stays the same.
             state.exhaustion.note(*resource, state);
             match (known, before.strangers.get(&address)) {
                 (Some(known), _) => next.peers.push(Arc::clone(known)),
@@ -234,7 +235,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
             (Err(unanswered), None) => {
                 let asked = before.strangers.get(&address).copied().unwrap_or(0).saturating_add(1);
                 if asked == MISSED_BEFORE_LOST && matches!(unanswered, Unanswered::Unproven(..)) {
-                    // Once: it may be there for long.
+                    // Only once: it may be there for long.
                     tracing::warn!(event = "peer", %address, "no peer at {address}: {unanswered}");
                 } else {
                     tracing::debug!(%address, "no peer at {address}: {unanswered}");

@@ -1,8 +1,8 @@
-//! Hops that have been used: each is accepted once.
+//! Protection against replayed hops: each hop is accepted once.
 //!
-//! As IPsec does it (RFC 4303 section 3.4.3): senders number their hops, and for each run of a sender the receiver keeps the
-//! highest number and a bitmap of those below it. So the memory of a sender is fixed, and no sender can make the receiver forget
-//! the hops of another one.
+//! As in IPsec (RFC 4303 section 3.4.3), senders number their hops, and for each run of a sender the receiver keeps the
+//! highest number and a bitmap of those below it. So the memory of a sender is fixed, and no sender can make the
+//! receiver forget the hops of another one.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,13 +10,13 @@ use std::sync::{Mutex, PoisonError};
 use super::discovery::MOST_PEERS;
 use super::hop::{Nonce, SKEW_SECONDS};
 
-/// How many numbers below the highest are remembered: 8 KiB for each run of a sender. A hop that is overtaken by more than this
-/// is refused, and its sender serves the request itself.
+/// How many numbers below the highest are remembered: 8 KiB for each run of a sender. A hop that is overtaken by more
+/// than this is rejected, and its sender serves the request itself.
 const WINDOW: u64 = 65_536;
 const BITS: u64 = u64::BITS as u64;
-/// A hop that was accepted now is too old to be accepted again after this, whichever way the clocks differ.
+/// After this time, a hop that was accepted now is too old to be accepted again, whichever way the clocks differ.
 const REMEMBERED_SECONDS: u32 = 2 * SKEW_SECONDS;
-/// Runs of one sender within that time. The hops of a process that restarts more often are refused.
+/// The maximum number of runs of one sender within that time. Hops of a process that restarts more often are rejected.
 const MOST_RUNS: usize = 4;
 
 /// The hops that have been used, by sender.
@@ -34,14 +34,14 @@ struct Window {
 }
 
 impl UsedHops {
-    /// Whether this hop, whose signature was verified, is used for the first time. Afterwards it has been used.
+    /// Returns whether this hop, whose signature was verified, is used for the first time, and marks it as used.
     pub fn accepts(&self, from: &str, nonce: Nonce, now: u32) -> bool {
         let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(window) = senders.get_mut(from).and_then(|runs| runs.iter_mut().find(|run| run.run == nonce.run)) {
             window.used_at = now;
             return window.accepts(nonce.count);
         }
-        // A new run of a process: rare enough to look at all.
+        // A new run of a process: rare enough to go through all senders.
         senders.retain(|_, runs| {
             runs.retain(|run| now.abs_diff(run.used_at) <= REMEMBERED_SECONDS);
             !runs.is_empty()
@@ -82,7 +82,7 @@ impl Window {
     }
 
     fn place(count: u64) -> (usize, u64) {
-        // Below the number of words.
+        // Smaller than the number of words.
         (usize::try_from(count % WINDOW / BITS).unwrap_or_default(), 1 << (count % BITS))
     }
 

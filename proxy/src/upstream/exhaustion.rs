@@ -1,8 +1,8 @@
-//! A connection that fails because this host is out of descriptors, local ports or memory.
+//! Connections that fail because this host is out of descriptors, local ports or memory.
 //!
-//! That says nothing about the app: no request waits for it, no breaker counts it, nobody is told that the app is away. The
-//! request is answered 503 `out-of-resources`, the log says at most once a second what to raise, and client connections at
-//! rest are closed to make room.
+//! Such a failure says nothing about the app: no request waits for the app, no circuit breaker counts it, and the app is not
+//! reported as down. Outrigger rejects the request with 503 `out-of-resources`, logs at most once a second what to raise,
+//! and closes idle client connections to make room.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use super::ConnectError;
 use crate::config::Target;
 use crate::state::State;
 
-/// What a connection needs of this host.
+/// A resource of this host that a connection needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Descriptors of this process (`EMFILE`).
@@ -32,20 +32,20 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them.
+    /// All resources.
     pub const ALL: [Self; 4] = [Self::OpenFiles, Self::SystemFiles, Self::LocalPorts, Self::Memory];
 
-    /// What an error of the system says is missing for a connection to `target`; `None` when it says something else.
+    /// The resource that a connection to `target` lacks, by the system's error; `None` for any other error.
     pub fn of(error: &io::Error, target: &Target) -> Option<Self> {
         match (Self::of_process_by(error)?, target) {
-            // Also the word for an address of a family that this host does not have: then it is the target that cannot be reached.
+            // Also the error for a family of addresses that this host does not have: then the target is unreachable.
             (Self::LocalPorts, Target::Tcp(address)) => has_route(*address).then_some(Self::LocalPorts),
             (Self::LocalPorts, Target::Unix(_)) => None,
             (resource, _) => Some(resource),
         }
     }
 
-    /// The same for what has no target, such as accepting a connection.
+    /// Like [`Self::of`], for calls without a target, such as accepting a connection.
     pub fn of_process_by(error: &io::Error) -> Option<Self> {
         match Errno::from_io_error(error)? {
             Errno::MFILE => Some(Self::OpenFiles),
@@ -56,13 +56,13 @@ impl Resource {
         }
     }
 
-    /// The same behind an error of a library.
+    /// Like [`Self::of_process_by`], for any cause of a library's error; local ports do not count.
     pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
         let errors = std::iter::successors(Some(error), |error| error.source());
         errors.filter_map(|error| error.downcast_ref()).find_map(Self::of_process_by).filter(|own| own.is_of_process())
     }
 
-    /// It is missing for every connection, not only for those to one address.
+    /// Whether every connection lacks it, not only those to one address.
     pub fn is_of_process(self) -> bool {
         self != Self::LocalPorts
     }
@@ -104,19 +104,19 @@ impl fmt::Display for Resource {
     }
 }
 
-/// A datagram socket needs a route as well, and has ports of its own.
+/// Whether this host has a route to the address. A datagram socket needs a route as well, and has ports of its own.
 fn has_route(address: SocketAddr) -> bool {
     let any: SocketAddr = if address.is_ipv4() { ([0_u8; 4], 0).into() } else { ([0_u8; 16], 0).into() };
     UdpSocket::bind(any).and_then(|socket| socket.connect(address)).is_ok()
 }
 
-/// How long a connection waits for room before it is tried again, and how often: then the request is refused.
+/// The pauses before a connection is retried while this host lacks a resource. Then the request is rejected.
 const PAUSES: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20)];
 
-/// Opens a connection. When this host is out of something, connections at rest are closed, and it is tried again for a moment.
+/// Opens a connection. If this host lacks a resource, closes idle connections and retries for a moment.
 ///
 /// # Errors
-/// The last one of `open`.
+/// The last error of `open`.
 pub async fn with_room<T, F>(state: &State, mut open: impl FnMut() -> F) -> Result<T, ConnectError>
 where
     F: Future<Output = Result<T, ConnectError>>,
@@ -133,23 +133,23 @@ where
     }
 }
 
-/// So many descriptors, an eighth of all at the most, are not given to clients.
+/// How many descriptors are reserved and not given to clients; at most an eighth of all.
 const MOST_RESERVED_FILES: u64 = 64;
 
-/// How often the log says it.
+/// The shortest interval between log lines about one resource.
 const LOG_EVERY_MS: u64 = 1000;
 
-/// What this process is out of, as far as it was noticed.
+/// The resources that this process has been seen to lack.
 #[derive(Debug)]
 pub struct Exhaustion {
     began: Instant,
-    /// When each was logged, in milliseconds since `began`; zero: never.
+    /// When each was last logged, in milliseconds since `began`; 0: never.
     logged: [AtomicU64; Resource::ALL.len()],
-    /// Times since then.
+    /// How often each was lacking since it was last logged.
     unsaid: [AtomicU64; Resource::ALL.len()],
-    /// Workers close kept connections to the app.
+    /// Tells workers to close idle connections to the app.
     pub sweep: Notify,
-    /// A descriptor with at least this number is one of the last.
+    /// A descriptor with at least this number is reserved.
     last_files: AtomicU64,
 }
 
@@ -166,18 +166,19 @@ impl Default for Exhaustion {
 }
 
 impl Exhaustion {
-    /// So many files may be open.
+    /// Sets how many files may be open.
     pub fn set_files_allowed(&self, allowed: u64) {
         self.last_files.store(allowed - (allowed / 8).min(MOST_RESERVED_FILES), Ordering::Relaxed);
     }
 
-    /// Whether nearly as many files are open as may be. The system gives the lowest number that is free (POSIX), so a high one
-    /// says so.
+    /// Whether nearly all descriptors are in use. The system assigns the lowest free number (POSIX), so `newest` is high
+    /// then.
     pub fn is_nearly_out_of_files(&self, newest: &impl AsFd) -> bool {
         u64::try_from(newest.as_fd().as_raw_fd()).is_ok_and(|number| number >= self.last_files.load(Ordering::Relaxed))
     }
 
-    /// Something could not be done for want of `resource`: counts it, says so, and makes room. True if client connections close.
+    /// Records that `resource` was lacking: counts it, logs it, and makes room. Returns true if client connections are
+    /// closing.
     pub fn note(&self, resource: Resource, state: &State) -> bool {
         state.metrics.exhausted(resource);
         if resource.is_of_process() {

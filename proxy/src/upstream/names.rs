@@ -1,8 +1,8 @@
-//! Looks up the names of the configuration, off the hot path, and again for as long as they are in force.
+//! Resolves the names of the configuration off the hot path, and again for as long as they are in force.
 //!
-//! The system's resolver is asked (`getaddrinfo`: `/etc/hosts`, `nsswitch.conf`, DNS), on a thread where it may block. A
-//! name that is unknown is no mistake in the configuration: the app may not be deployed yet. A lookup that fails changes
-//! nothing: the name server may be away, and the addresses that are known may still be right.
+//! Uses the system's resolver (`getaddrinfo`: `/etc/hosts`, `nsswitch.conf`, DNS) on a thread where it may block. An unknown
+//! name is not a mistake in the configuration: the app may not be deployed yet. A failed lookup changes nothing: the name
+//! server may be down, and the known addresses may still be right.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,20 +16,20 @@ use super::{Addresses, Name, Upstream};
 use crate::config::Config;
 use crate::state::State;
 
-/// How often a name that is known is looked up.
+/// Interval between lookups of a known name.
 const REFRESH: Duration = Duration::from_secs(5);
-/// How often one that is unknown is, or one at whose addresses nobody takes connections.
+/// The same for an unknown name, or for one whose addresses refuse connections.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a lookup may take before the log says that it does. It goes on: there is never a second one beside it.
+/// After this time, the log warns about a slow lookup. It continues; there is never a second one at the same time.
 const SLOW: Duration = Duration::from_secs(5);
-/// More addresses of one name are not looked at.
+/// Further addresses of a name are ignored.
 const MOST_ADDRESSES: usize = 16;
 
 impl Name {
-    /// Asks the system for the addresses. Blocks.
+    /// Asks the system's resolver for the addresses. Blocks.
     fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let found = (host, port).to_socket_addrs().map(Vec::from_iter);
-        // Both loopback addresses, whatever /etc/hosts has of them (RFC 6761 section 6.3): servers listen on either.
+        // Both loopback addresses, regardless of /etc/hosts (RFC 6761 section 6.3): servers listen on either.
         let mut all = if is_localhost(host) {
             let mut all = found.unwrap_or_default();
             let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
@@ -44,17 +44,17 @@ impl Name {
         Ok(all)
     }
 
-    /// Looks the name up on a thread of its own; `None` when that takes longer than `patience`, or nothing is found.
+    /// Resolves the name on a thread of its own; `None` if that takes longer than `patience` or finds no address.
     pub fn look_up_within(&self, patience: Duration) -> Option<Vec<SocketAddr>> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let (host, port) = (self.host.clone(), self.port);
-        // Whoever has waited long enough hears nothing of it any more.
+        // After the timeout, the result is dropped.
         let look_up = move || drop(send.send(Self::look_up(&host, port)));
         std::thread::Builder::new().name("lookup".to_owned()).spawn(look_up).ok()?;
         receive.recv_timeout(patience).ok()?.ok().filter(|found| !found.is_empty())
     }
 
-    /// Takes over what was found. True if the addresses have changed.
+    /// Stores the addresses that were found. Returns true if they have changed.
     pub fn set(&self, found: Vec<SocketAddr>, own: &OwnListeners) -> bool {
         let mut leads_here = None;
         let mut others = found;
@@ -64,7 +64,7 @@ impl Name {
             reached.is_none()
         });
         let before = self.found.load();
-        // Name servers answer in turning order: that is no change.
+        // Name servers rotate their responses: another order is not a change.
         let as_set = |all: &[SocketAddr]| all.iter().copied().collect::<HashSet<_>>();
         if as_set(&others) == as_set(&before.all) && before.leads_here == leads_here {
             return false;
@@ -75,25 +75,25 @@ impl Name {
         true
     }
 
-    /// No address is known.
+    /// Whether no address is known.
     pub fn is_unknown(&self) -> bool {
         self.found.load().all.is_empty()
     }
 
-    /// The addresses, for people.
+    /// The addresses, as text for the log.
     fn listed(&self) -> String {
         let found = self.found.load();
         found.all.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// RFC 6761 section 6.3.
+/// Whether this is `localhost` or a name below it (RFC 6761 section 6.3).
 fn is_localhost(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     host == "localhost" || host.ends_with(".localhost")
 }
 
-/// Which of the configuration's upstreams a task looks after.
+/// The upstream of the configuration that a task resolves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
     /// `app.address`
@@ -110,7 +110,7 @@ impl Which {
         }
     }
 
-    /// The upstream; `None` when there is no name to look up, or another task does.
+    /// The upstream; `None` if it has no name to resolve, or if another task resolves it.
     fn of(self, config: &Config) -> Option<Arc<Upstream>> {
         let upstream = match self {
             Self::App => &config.app.upstream,
@@ -138,10 +138,10 @@ pub async fn keep_looked_up(state: Arc<State>, which: Which) {
         let ends = tell(&state, which, name, found, &own, &mut has_failed);
         let pause = if has_failed || name.is_unknown() { RETRY } else { REFRESH };
         if ends {
-            // Requests that are connecting to where the app was try again where it is.
+            // Requests that are connecting to the old addresses try again with the new ones.
             state.app_moved.notify_waiters();
         }
-        // A connection that fails asks for it sooner, but not more often than that.
+        // A failed connection causes an earlier lookup, but at most one per [`RETRY`].
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = async { tokio::time::sleep(RETRY).await; name.doubted.notified().await } => {}
@@ -163,7 +163,7 @@ async fn look_up_off_the_runtime(name: &Name) -> io::Result<Vec<SocketAddr>> {
     found.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
-/// Ends when the rules have another upstream.
+/// Ends when the configuration has another upstream.
 async fn until_replaced(state: &State, which: Which, upstream: &Option<Arc<Upstream>>) {
     loop {
         let moved = state.app_moved.notified();
@@ -179,7 +179,7 @@ async fn until_replaced(state: &State, which: Which, upstream: &Option<Arc<Upstr
     }
 }
 
-/// Takes over what a lookup found, and says what has changed. True if the addresses have.
+/// Stores the result of a lookup and logs changes. Returns true if the addresses have changed.
 fn tell(
     state: &State,
     which: Which,

@@ -1,22 +1,22 @@
-//! Which addresses are this proxy's own listeners.
+//! Recognizes addresses of this proxy's own listeners.
 //!
-//! An upstream that is one of them would send every request back to where it came from.
+//! An upstream with such an address would send every request back to this proxy.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::config::Config;
 
-/// What to do about it.
+/// Advice for the operator.
 pub const HINT: &str =
     "name the address where the app itself listens: requests would come back here until nothing is left";
 
 /// A listener of this proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Own {
-    /// The key that names it.
+    /// Its key in the configuration.
     pub key: &'static str,
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
 }
 
@@ -26,12 +26,12 @@ impl fmt::Display for Own {
     }
 }
 
-/// All of them.
+/// All listeners of this proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnListeners(Vec<Own>);
 
 impl OwnListeners {
-    /// Those of the configuration.
+    /// The listeners of the configuration.
     pub fn of(config: &Config) -> Self {
         let some = |key, address: Option<SocketAddr>| address.map(|address| Own { key, address });
         let all = [
@@ -43,12 +43,12 @@ impl OwnListeners {
         Self(all.into_iter().flatten().collect())
     }
 
-    /// Adds others.
+    /// Adds the listeners of `others`.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend(&others.0);
     }
 
-    /// The same without that for peers: their addresses may include this Machine's.
+    /// All except the listener for peers: the addresses of peers may include this Machine's.
     #[must_use]
     pub fn without_peers(mut self) -> Self {
         self.0.retain(|own| own.key != "peers.listen");
@@ -69,7 +69,7 @@ impl OwnListeners {
     }
 }
 
-/// The address that a connection to `ip` really goes to: that to "any" goes to this host.
+/// The address that a connection to `ip` reaches: the unspecified address leads to this host.
 fn connected_to(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -78,8 +78,8 @@ fn connected_to(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether this host has the address. The kernel is asked for the route: to itself, a host sends from the same address.
-/// Nothing is sent.
+/// Whether this host has the address. Asks the kernel for the route: to itself, a host sends from the same address. No
+/// packet is sent.
 fn is_local(ip: IpAddr) -> bool {
     let here: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let route = || {
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_address_of_an_interface_is_local() {
-        // The address that this host would send from; where there is no network, there is none.
+        // The address that this host sends from; without a network, it has none.
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("192.0.2.1:9").is_ok() {
             let own = socket.local_addr().unwrap().ip();

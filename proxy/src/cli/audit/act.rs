@@ -1,4 +1,4 @@
-//! How what a command does gets into the trail itself: written by the command while no program writes, else by the program.
+//! Adds entries about commands to the audit log: directly if no program writes it, else through that program.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -21,21 +21,21 @@ use super::{AuditError, By, Context, Subject, now, text};
 use crate::config::machines::FLY_MACHINE_ID;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer that is read.
+/// The longest response that is read, in bytes.
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// Something that was done, or is about to be.
+/// An action that was done, or is about to be.
 pub(super) struct Act<'a> {
     pub(super) event: EventType,
     pub(super) action: &'static str,
     pub(super) outcome: Outcome,
     pub(super) by: &'a By,
-    /// Whose act it counts as; `None`: the operator's.
+    /// The subject whose action it is; `None`: the operator's.
     pub(super) subject: Option<&'a Subject>,
     pub(super) details: Map<String, Value>,
 }
 
-/// Where it stands now.
+/// The entry of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Entered {
     pub(super) id: String,
@@ -44,7 +44,7 @@ pub(super) struct Entered {
     pub(super) hash: String,
 }
 
-/// Whoever writes the trail.
+/// The writer of the audit log.
 pub(super) enum Writer {
     /// This command, which has locked the spool.
     Own { spool: Box<Spool>, keys: MasterKeys, machine: String },
@@ -53,7 +53,7 @@ pub(super) enum Writer {
 }
 
 impl Writer {
-    /// Finds out who writes.
+    /// Finds the writer.
     pub(super) fn find(context: &Context) -> Result<Self, AuditError> {
         let Some(directory) = &context.directory else {
             return match context.place.admin {
@@ -61,7 +61,7 @@ impl Writer {
                 None => Err(AuditError::NoDirectory),
             };
         };
-        // A spool is begun by the program that owns it, not by a command that was given another directory by mistake.
+        // Only the program that owns a spool creates it, not a command with the wrong directory.
         if !directory.join(layout::CHAIN).exists() {
             return Err(AuditError::Refused(format!(
                 "{} holds no trail (it has no file CHAIN); name the directory that the program writes to",
@@ -84,7 +84,7 @@ impl Writer {
         }
     }
 
-    /// Enters what was done; on disk when it returns.
+    /// Adds an entry. It is on disk when this returns.
     pub(super) fn enter(&mut self, context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
         match self {
             Self::Own { spool, keys, machine } => enter(spool, keys, machine, act),
@@ -104,8 +104,8 @@ impl Writer {
         }
     }
 
-    /// Destroys the data keys of these pseudonyms where they are not shipped yet, and tells how many there were. `in_postgres` were
-    /// destroyed there.
+    /// Destroys the data keys of these pseudonyms that have not been shipped yet, and returns their number. `in_postgres` is
+    /// the number of keys destroyed in PostgreSQL.
     pub(super) fn forget(
         &mut self,
         context: &Context,
@@ -124,7 +124,7 @@ impl Writer {
         }
     }
 
-    /// Ends it: what this command has written gets its checkpoint.
+    /// Closes the writer. The entries of this command get their checkpoint.
     pub(super) fn close(self) -> Result<(), AuditError> {
         match self {
             Self::Own { spool, .. } => Ok(spool.close(now())?),
@@ -133,7 +133,7 @@ impl Writer {
     }
 }
 
-/// Enters one act and ends. `NotEntered` when that cannot be done: the caller must not go on then.
+/// Adds one entry and closes the writer. Returns `NotEntered` if that fails: the caller must not continue then.
 pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
     let enter = || {
         let mut writer = Writer::find(context)?;
@@ -144,7 +144,7 @@ pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, A
     enter().map_err(|e| AuditError::NotEntered(Box::new(e)))
 }
 
-/// The command is the next start: what it found is in the audit log now, and is said here, too.
+/// Opening the spool has the effects of a start: its findings are in the audit log now, and are reported here as well.
 fn warn_of(spool: &Spool) {
     for alarm in spool.alarms() {
         let _ = writeln!(
@@ -156,13 +156,13 @@ fn warn_of(spool: &Spool) {
     }
 }
 
-/// Whether a program has the spool: then it writes, and a command need not open it.
+/// Whether a program has locked the spool. Then that program writes, and a command need not open the spool.
 pub(super) fn is_written(directory: &std::path::Path) -> bool {
     let lock = std::fs::File::open(directory.join(layout::LOCK));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
-/// What a command writes has to be the program's: files of somebody else would keep it from writing.
+/// Rejects other users than the directory's owner: the program could not write to files that they create.
 fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(directory).map_err(AuditError::file(directory))?.uid();
@@ -190,7 +190,7 @@ fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> 
         Some(Subject(subject)) => {
             let kind = SubjectKind::of(subject).unwrap_or(SubjectKind::User);
             let id = keys.pseudonym(kind, subject.as_bytes());
-            // No name: whoever was erased would be there again because somebody looked.
+            // Without a name: otherwise an export would bring back the name of an erased subject.
             format!(r#""actor":{{"id":"{id}","kind":"{}"}}"#, kind.name())
         }
     };
@@ -239,7 +239,7 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     let http = |e: hyper::Error| bad(super::database::describe(&e));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     tokio::spawn(connection);
-    // The listener knows itself by this name, whatever address leads to it.
+    // The listener accepts this name at every address.
     let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
     if let Some(token) = std::env::var(crate::admin::access::TOKEN).ok().filter(|token| !token.is_empty()) {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -256,7 +256,7 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     Err(bad(format!("{status}: {why}")))
 }
 
-/// The chain's id of a spool.
+/// The id of the spool's chain.
 pub(super) fn chain_of(context: &Context) -> Result<String, AuditError> {
     let path: PathBuf = context.directory()?.join(layout::CHAIN);
     let text = std::fs::read_to_string(&path).map_err(AuditError::file(&path))?;

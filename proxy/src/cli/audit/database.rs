@@ -1,4 +1,4 @@
-//! PostgreSQL, for the commands: one connection, and what verifying asks of it.
+//! PostgreSQL, for the commands: one connection, and the queries of verification.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,12 +20,12 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::AuditError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rows that are asked for at a time.
+/// Rows per query.
 const PAGE: i64 = 10_000;
-/// Refused lines that are looked at: each has its place in a chain.
+/// The most refused lines that are checked; each has its place in a chain.
 const MOST_REFUSED: i64 = 100_000;
 
-/// The address of a database, with its password.
+/// The URL of a database, with its password.
 #[derive(Clone)]
 pub struct Url(String);
 
@@ -43,13 +43,13 @@ impl FromStr for Url {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, on one line.
 pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// A connection.
+/// A connection to PostgreSQL.
 pub(super) struct Database {
     pub(super) client: Client,
 }
@@ -61,7 +61,7 @@ impl Database {
             let what = if url.0.is_empty() { "DATABASE_URL" } else { "--database" };
             AuditError::Url(format!("{what}: {problem}; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"))
         };
-        // It is always verified, so libpq's stricter names mean what `require` means here.
+        // The certificate is always verified, so libpq's stricter names mean what `require` means here.
         let given =
             given.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
         let mut config: Config = given.parse().map_err(|e: tokio_postgres::Error| bad(describe(&e)))?;
@@ -92,28 +92,28 @@ impl Database {
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())))?
             .map_err(|e| unreachable(describe(&e)))?;
-        // Ends with the client; what is wrong with it, the client tells.
+        // Ends with the client, which reports any error.
         tokio::spawn(connection);
         Ok(Self { client })
     }
 
-    /// Verifies every chain that is there. `shipped` is the chain of a spool and what it was told is stored.
+    /// Verifies all chains in the database. `shipped` has the chain of a spool and the entries that it knows to be stored.
     pub(super) async fn verify(
         &self,
         keys: &PublicKeys,
         shipped: Option<&(String, BTreeMap<String, u64>)>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Findings>, AuditError> {
-        // One state for all of it: retention and the app go on meanwhile.
+        // One snapshot for all queries: retention and the app continue meanwhile.
         self.client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(StoreError::from)?;
-        // Of each chain by class: the last entry that the database has noted.
+        // By chain and class: the last entry that the database has recorded.
         let mut known: BTreeMap<String, BTreeMap<Class, u64>> = BTreeMap::new();
         for chain in chains::chains(&self.client).await?.into_iter().filter(|chain| chain.chain != APP_CHAIN) {
             let Some(class) = Class::named(&chain.class) else { continue };
             known.entry(chain.chain).or_default().insert(class, u64::try_from(chain.last).unwrap_or_default());
         }
         if let Some((chain, told)) = shipped {
-            // What is not there at all is missed too.
+            // A class that is missing entirely is a problem, too.
             for class in Class::ALL.into_iter().filter(|class| told.get(class.name()).is_some_and(|last| *last > 0)) {
                 known.entry(chain.clone()).or_default().entry(class).or_default();
             }
@@ -204,7 +204,7 @@ impl Database {
         Ok(rows.finish())
     }
 
-    /// Entries that the database would not have as rows: they are kept as they came, and have their place in the chain.
+    /// Entries that the database could not store as rows. They are kept as received, and have their place in the chain.
     async fn refused(&self, chain: &str, class: Class) -> Result<BTreeMap<u64, Vec<u8>>, AuditError> {
         const REFUSED: &str = "SELECT line FROM audit_refused WHERE chain = $1 AND class = $2 ORDER BY id LIMIT $3";
         let class = class.name();
@@ -221,7 +221,7 @@ impl Database {
         Ok(lines)
     }
 
-    /// The hash of an entry, if it is there.
+    /// The hash of an entry, if it exists.
     pub(super) async fn hash_of(&self, chain: &str, class: Class, seq: u64) -> Result<Option<Hash>, AuditError> {
         let after = i64::try_from(seq).unwrap_or(i64::MAX) - 1;
         let found = chains::entries(&self.client, chain, class, after, 1).await?;
@@ -230,8 +230,8 @@ impl Database {
     }
 }
 
-/// What the checkpoints of each class of a chain vouch for of the others. `told`: what its spool was told is stored, if it is here; what
-/// it has not shipped yet, it is itself verified for.
+/// The ends of each class according to the checkpoints of a chain's other classes. `told`: the entries that its spool, if it
+/// is here, knows to be stored; the spool's own verification covers those that it has not shipped yet.
 fn heads(
     chain: &str,
     of_class: &BTreeMap<Class, Beside>,

@@ -1,7 +1,7 @@
-//! `outrigger audit erase`: destroys the data keys of a subject, and gives a receipt for it.
+//! `outrigger audit erase`: destroys the data keys of a subject and prints a receipt.
 //!
-//! What was written about the subject stays where it is, so the trail still verifies; but who it was can no longer be read, neither
-//! here nor in any copy or backup of the trail. (A backup of the *keys* has to be destroyed as well.)
+//! Entries about the subject stay, so the audit log still verifies; but the subject's name can no longer be decrypted,
+//! neither here nor in any copy or backup of the audit log. (Backups of the *keys* have to be destroyed as well.)
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -21,70 +21,70 @@ use super::act::{Act, Entered, Writer, chain_of};
 use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, now, text};
 
-/// Who is forgotten.
+/// Options of `outrigger audit erase`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     pub place: Place,
-    /// Who: user:NAME, key:NAME or address:IP.
+    /// The subject: user:NAME, key:NAME or address:IP.
     #[arg(long)]
     subject: Subject,
-    /// There is no PostgreSQL that entries are shipped to: without it, keys that were shipped would stay.
+    /// Confirm that entries are not shipped to PostgreSQL; otherwise, shipped keys would remain there.
     #[arg(long, conflicts_with = "database")]
     without_database: bool,
-    /// Erase although no key of the subject is found: another Machine may have some that it has not shipped.
+    /// Erase even if no key of the subject is found: another Machine may have keys that it has not shipped.
     #[arg(long)]
     even_if_unknown: bool,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
-    /// Who acts.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// How many keys were destroyed where.
+/// The number of destroyed keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destroyed {
-    /// `None`: there is no database.
+    /// In PostgreSQL; `None` without a database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<u64>,
     /// In the spool, and in the program that writes it.
     pub spool: u64,
 }
 
-/// What proves an erasure: signed, and entered into the trail.
+/// The proof of an erasure: signed, and recorded in the audit log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// The version of the format: 1.
     pub receipt: u32,
-    /// The pseudonyms.
+    /// The subject's pseudonyms.
     pub subjects: Vec<String>,
-    /// What was destroyed.
+    /// The destroyed keys.
     pub keys: Destroyed,
-    /// Who did it.
+    /// The operator.
     pub by: String,
-    /// Why.
+    /// The reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When, RFC 3339.
+    /// The time, RFC 3339.
     pub at: String,
-    /// The entry that says so: its id.
+    /// The id of the entry about it.
     pub entry: String,
-    /// Its chain.
+    /// The entry's chain.
     pub chain: String,
-    /// Its class.
+    /// The entry's class.
     pub class: String,
-    /// Its number.
+    /// The entry's number.
     pub seq: u64,
-    /// Its hash.
+    /// The entry's hash.
     pub hash: String,
-    /// The key that signs.
+    /// The id of the key that signs.
     pub key: String,
 }
 
-/// `outrigger audit erase`.
+/// Runs `outrigger audit erase`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let keys = context.keys()?;
     let chain = chain_of(context)?;
@@ -106,7 +106,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         confirm(&options.subject, &subjects)?;
     }
 
-    // First of all: what cannot be entered is not done.
+    // First: without an entry, no erasure.
     let mut details = Map::new();
     details.insert("subjects".to_owned(), Value::from(subjects.clone()));
     details.insert("step".to_owned(), Value::from("asked for"));
@@ -126,7 +126,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     let destroyed = match destroyed {
         Ok(destroyed) => destroyed,
         Err(failed) => {
-            // That it was begun is entered; how it ended is said as well as may be.
+            // The start has its entry already; add one about the failure, if possible.
             let entered = writer.enter(context, &ended(options, &subjects, &failed));
             let problem = match entered {
                 Ok(_) => failed.problem,
@@ -177,13 +177,13 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     Ok(crate::cli::say(&show(&receipt, &line, context.place.json)))
 }
 
-/// Why nothing, or only a part, was destroyed.
+/// Why no keys, or only some, were destroyed.
 struct Ended {
     outcome: Outcome,
     problem: String,
 }
 
-/// Why it must not be begun: a hold, or nothing that could be erased.
+/// Why the erasure must not start: a hold, or no keys to destroy.
 fn refusal(
     context: &Context,
     options: &Options,
@@ -220,7 +220,7 @@ fn refusal(
     Ok(Some(Ended { outcome: Outcome::Failure, problem }))
 }
 
-/// The entry about an erasure that was not done.
+/// The entry about an erasure that did not complete.
 fn ended<'a>(options: &'a Options, subjects: &[String], ended: &Ended) -> Act<'a> {
     let mut details = Map::new();
     details.insert("subjects".to_owned(), Value::from(subjects));
@@ -253,7 +253,7 @@ fn destroy(
         })?;
         postgres = Some(erasures.iter().map(|erasure| u64::try_from(erasure.keys).unwrap_or_default()).sum());
     }
-    // One that is registered is no mistake, whether or not the spool here has a key.
+    // A subject with keys in PostgreSQL is known, even if the spool here has no key.
     let known = postgres.unwrap_or(0).max(options.even_if_unknown.into());
     let spool = writer.forget(context, subjects, &options.by, known).map_err(|e| {
         let done = match postgres {
@@ -278,7 +278,7 @@ fn confirm(subject: &Subject, subjects: &[String]) -> Result<(), AuditError> {
     );
     let _ = write!(io::stderr(), "{question}");
     let mut answer = String::new();
-    // A line that is longer than any subject is no answer.
+    // A line longer than any subject is not a confirmation.
     let read = io::stdin().lock().take_line(&mut answer);
     if read.is_err() || answer.trim_end() != subject.0 {
         return refused("nothing was done");
@@ -303,7 +303,7 @@ fn show(receipt: &Receipt, line: &str, json: bool) -> String {
     }
     let mut out = String::new();
     let mut say = |name: &str, value: &str| {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(out, "{name:<10} {}", text::safe(value));
     };
     say("subjects", &receipt.subjects.join(", "));

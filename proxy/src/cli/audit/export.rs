@@ -1,4 +1,4 @@
-//! `outrigger audit export`: everything about one subject, for the subject (GDPR, Art. 15 and 20).
+//! `outrigger audit export`: all entries about one subject, for the subject (GDPR, Art. 15 and 20).
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,46 +15,46 @@ use super::act::{Act, enter_first};
 use super::find::{Hit, Opener, Query, find, moment, with_revealed};
 use super::{AuditError, By, Context, Place, Subject, text};
 
-/// More entries than these are not held in memory at once.
+/// The most entries that are held in memory at once.
 const MOST: usize = 500_000;
 
-/// How it is written.
+/// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// One JSON object a line: the entry as it stands in the trail, and what was opened.
+    /// One JSON object per line: the entry as stored, and its decrypted values.
     Jsonl,
-    /// For spreadsheets.
+    /// CSV, for spreadsheets.
     Csv,
 }
 
-/// What is exported.
+/// Options of `outrigger audit export`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     pub place: Place,
-    /// Who: user:NAME, key:NAME or address:IP.
+    /// The subject: user:NAME, key:NAME or address:IP.
     #[arg(long)]
     subject: Subject,
-    /// How it is written.
+    /// The output format.
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
-    /// Where to; it must not exist yet. Without it: standard output.
+    /// The output file; it must not exist yet. Default: standard output.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Not before: RFC 3339, or how long ago, such as 2h or 3d.
+    /// Only entries since this time: RFC 3339, or how long ago, such as 2h or 3d.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Timestamp>,
-    /// Before: RFC 3339, or how long ago.
+    /// Only entries before this time: RFC 3339, or how long ago.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<Timestamp>,
-    /// Who acts.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// `outrigger audit export`. Entries are about the subject when it is their actor or their client; sealed values are opened where
-/// the subject is the actor: in the others, they name somebody else.
+/// Runs `outrigger audit export`. An entry is about the subject if the subject is its actor or its client. Values are
+/// decrypted only if the subject is the actor: in other entries, they name somebody else.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let subjects = context.keys()?.pseudonyms(&options.subject.0).unwrap_or_default();
     let database = context.database()?;
@@ -89,7 +89,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         subject: Some(&options.subject),
         details,
     };
-    // Before it is entered, so that no entry says that something was exported that could not be.
+    // Before the entry is added, so that no entry claims an export that could not be written.
     let file = options.output.as_deref().map(create).transpose()?;
     if let Err(e) = enter_first(context, &act) {
         if let Some(path) = &options.output {
@@ -109,7 +109,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     Ok(crate::cli::say(&said))
 }
 
-/// A new file that only its owner may read.
+/// Creates a file that only its owner can read.
 pub(super) fn create(path: &Path) -> Result<std::fs::File, AuditError> {
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.map_err(AuditError::file(path))

@@ -1,4 +1,4 @@
-//! `outrigger audit search`, and finding entries for the other commands: in the spool, and in PostgreSQL.
+//! `outrigger audit search`, and finding entries for the other commands, in the spool and in PostgreSQL.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
@@ -23,51 +23,51 @@ use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, text};
 use crate::config::units::Span;
 
-/// What is looked for.
+/// Options of `outrigger audit search`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     pub place: Place,
-    /// Not before: RFC 3339, or how long ago, such as 2h or 3d.
+    /// Only entries since this time: RFC 3339, or how long ago, such as 2h or 3d.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Timestamp>,
-    /// Before: RFC 3339, or how long ago.
+    /// Only entries before this time: RFC 3339, or how long ago.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<Timestamp>,
-    /// Of this type, such as data.read; may be given several times.
+    /// Only this type, such as data.read; may be given several times.
     #[arg(long = "type", value_name = "TYPE", value_parser = event)]
     types: Vec<EventType>,
-    /// Of this class, such as data; may be given several times.
+    /// Only this class, such as data; may be given several times.
     #[arg(long, value_parser = class)]
     class: Vec<Class>,
-    /// About user:NAME, key:NAME or address:IP.
+    /// Only entries about user:NAME, key:NAME or address:IP.
     #[arg(long)]
     subject: Option<Subject>,
-    /// Of this request.
+    /// Only entries of this request.
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
-    /// That ended so: success, failure, error or refused.
+    /// Only this outcome: success, failure, error or refused.
     #[arg(long, value_parser = outcome)]
     outcome: Option<Outcome>,
-    /// Of this Machine.
+    /// Only entries of this Machine.
     #[arg(long)]
     machine: Option<String>,
-    /// Of this route.
+    /// Only entries of this route.
     #[arg(long)]
     route: Option<String>,
-    /// At most so many.
+    /// The most entries to show.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
-    /// Open sealed values: who it was, and from where.
+    /// Decrypt the actor's name and address.
     #[arg(long)]
     reveal: bool,
-    /// Who.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// Reads a time: `2026-11-24T14:00:00Z`, or `2h` for two hours ago.
+/// Parses a time: `2026-11-24T14:00:00Z`, or `2h` for two hours ago.
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(span) = text.parse::<Span>() {
         return Timestamp::now().checked_sub(span.0).map_err(|e| e.to_string());
@@ -88,7 +88,7 @@ fn outcome(name: &str) -> Result<Outcome, String> {
     Outcome::named(name).ok_or_else(|| format!("write one of {}", Outcome::ALL.map(Outcome::name).join(", ")))
 }
 
-/// What is looked for: everything that is given must fit.
+/// The conditions of a search; an entry must meet all of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query {
     pub(super) since: Option<Timestamp>,
@@ -105,7 +105,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Whether the line can be one: what its text tells without reading it as JSON.
+    /// Whether the line can match, decided without parsing its JSON.
     fn can_fit(&self, line: &[u8]) -> bool {
         self.subjects.is_empty() || self.subjects.iter().any(|subject| memmem::find(line, subject.as_bytes()).is_some())
     }
@@ -124,7 +124,7 @@ impl Query {
             && is(&self.route, entry.route.as_deref())
     }
 
-    /// What the trail says about the search: pseudonyms, no names.
+    /// The search as recorded in the audit log: with pseudonyms instead of names.
     fn details(&self) -> Map<String, Value> {
         let mut details = Map::new();
         let mut say = |name: &str, value: Option<Value>| {
@@ -146,7 +146,7 @@ impl Query {
     }
 }
 
-/// An entry that was found. Ordered by time.
+/// A matching entry. Ordered by time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hit {
     time: Timestamp,
@@ -154,7 +154,7 @@ pub(super) struct Hit {
     pub(super) line: String,
 }
 
-/// Finds the newest entries that fit, newest first, in the spool and in PostgreSQL. What is in both is one.
+/// Finds the newest matching entries, newest first, in the spool and in PostgreSQL. An entry in both is returned once.
 pub(super) fn find(
     context: &Context,
     directory: Option<&Path>,
@@ -184,12 +184,12 @@ fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, Aud
         for segment in segments.iter().rev().filter(|segment| segment.class == class) {
             let file = match std::fs::File::open(&segment.path) {
                 Ok(file) => file,
-                // Retention has dropped it meanwhile.
+                // Retention has removed it meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(AuditError::File { path: segment.path.clone(), source }),
             };
             let mut lines = Lines::new(file);
-            // Of this segment.
+            // In this segment.
             let mut latest = None;
             while let Some(line) = lines.take().map_err(AuditError::file(&segment.path))? {
                 if !line.is_whole || !line.bytes.starts_with(b"{\"seq\":") {
@@ -214,7 +214,7 @@ fn in_spool(directory: &Path, query: &Query, json: bool) -> Result<Vec<Hit>, Aud
                 }
             }
             bar.inc(lines.read());
-            // Segments before this one are older still.
+            // Earlier segments are even older.
             let oldest_wanted =
                 (newest.len() >= query.limit).then(|| newest.peek().map(|Reverse(hit)| hit.time)).flatten();
             if latest.is_some_and(|latest| {
@@ -261,14 +261,14 @@ async fn in_database(database: &Database, query: &Query) -> Result<Vec<Hit>, Aud
     }
 }
 
-/// What opens sealed values.
+/// Decrypts values of entries.
 pub(super) struct Opener {
     master: MasterKeys,
     keys: HashMap<String, WrappedKey>,
 }
 
 impl Opener {
-    /// Gets the data keys that these lines name, and no others; of `of`, when it is given, as actors.
+    /// Loads only the data keys that these lines name; if `of` is given, only those of lines with one of these actors.
     pub(super) fn new(
         context: &Context,
         directory: Option<&Path>,
@@ -309,12 +309,12 @@ impl Opener {
         Ok(Self { master: context.keys()?, keys })
     }
 
-    /// Who it was, and from where, if the key is still there.
+    /// Decrypts the actor and the address, if the key still exists.
     pub(super) fn open(&self, entry: &Entry<'_>) -> Option<BTreeMap<String, String>> {
         let wrapped = self.keys.get(entry.sealed?)?;
         let plain = self.master.unwrap_key(wrapped).ok()?.open(&wrapped.sealed)?;
         let mut plain: BTreeMap<String, String> = serde_json::from_slice(&plain).ok()?;
-        // It is not said twice when the actor is the address.
+        // If the actor is the address, it is stored only once.
         if let Some(address) = plain.get("actor").and_then(|actor| actor.strip_prefix("address:")).map(str::to_owned) {
             plain.entry("address".to_owned()).or_insert(address);
         }
@@ -322,15 +322,15 @@ impl Opener {
     }
 }
 
-/// A line with what was opened as its last member.
+/// A line with its decrypted values as the last member.
 pub(super) fn with_revealed(line: &str, revealed: Option<&BTreeMap<String, String>>) -> String {
     let Some(revealed) = revealed else { return line.to_owned() };
-    // Text only: writing it as JSON does not fail.
+    // Strings only: serializing them cannot fail.
     let revealed = serde_json::to_string(revealed).unwrap_or_default();
     format!("{},\"revealed\":{revealed}}}", line.strip_suffix('}').unwrap_or(line))
 }
 
-/// `outrigger audit search`.
+/// Runs `outrigger audit search`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let subjects = match &options.subject {
         Some(subject) => context.keys()?.pseudonyms(&subject.0).unwrap_or_default(),
@@ -417,7 +417,7 @@ pub(super) fn show(hits: &[Hit], opener: Option<&Opener>, json: bool) -> String 
     text::table(&header, &rows)
 }
 
-/// The type, and the action where it says more.
+/// The type, and the action if it is not the type's usual one.
 fn what(entry: &Entry<'_>) -> String {
     let says_more = EventType::named(entry.event).is_none_or(|event| event.action() != entry.action);
     if says_more { format!("{} {}", entry.event, entry.action) } else { entry.event.to_owned() }

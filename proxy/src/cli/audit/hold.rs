@@ -1,4 +1,4 @@
-//! `outrigger audit hold`: what is kept though its time is over. In the spool's file HOLDS, and in PostgreSQL.
+//! `outrigger audit hold`: keeps entries beyond their retention. Holds are in the spool's file HOLDS, and in PostgreSQL.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,48 +14,48 @@ use super::act::{Act, enter_first};
 use super::find::class;
 use super::{AuditError, By, Context, Place, Subject, now, text};
 
-/// What is done with holds.
+/// A command for holds.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Keep entries of a class, or about a subject, or those that are both.
+    /// Keep the entries of a class, about a subject, or of a class about a subject.
     Add(Add),
-    /// Let go of a hold.
+    /// Release a hold.
     Release(Let),
-    /// Say what is kept, and what was.
+    /// List holds, including released ones.
     List(Place),
 }
 
-/// What is kept.
+/// Options of `outrigger audit hold add`.
 #[derive(Clone, Debug, Args)]
 pub struct Add {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     place: Place,
-    /// Of this class.
+    /// Only entries of this class.
     #[arg(long, value_parser = class, required_unless_present = "subject")]
     class: Option<Class>,
-    /// About user:NAME, key:NAME or address:IP.
+    /// Only entries about user:NAME, key:NAME or address:IP.
     #[arg(long)]
     subject: Option<Subject>,
-    /// Who acts, and why: a hold needs a reason.
+    /// The operator and the reason; a hold needs a reason.
     #[command(flatten)]
     by: By,
 }
 
-/// What is no longer kept.
+/// Options of `outrigger audit hold release`.
 #[derive(Clone, Debug, Args)]
 pub struct Let {
-    /// The hold, as `outrigger audit hold list` names it: in the spool h-…, in PostgreSQL a number.
+    /// The hold's id, as shown by `outrigger audit hold list`: h-… in the spool, a number in PostgreSQL.
     id: String,
-    /// Where.
+    /// The location.
     #[command(flatten)]
     place: Place,
-    /// Who acts.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// `outrigger audit hold`.
+/// Runs `outrigger audit hold`.
 pub(super) fn run(config: &Path, command: &Command) -> Result<ExitCode, AuditError> {
     match command {
         Command::Add(options) => add(&Context::new(config, options.place.clone())?, options),
@@ -147,7 +147,7 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
     Ok(crate::cli::say(&(text::safe_lines(&said) + "\n")))
 }
 
-/// One hold, wherever it is.
+/// A hold in the spool or in PostgreSQL.
 struct Shown {
     at: &'static str,
     id: String,

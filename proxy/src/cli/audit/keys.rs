@@ -1,4 +1,4 @@
-//! `outrigger audit keys`: the public keys for auditors, and the part of the keys that the app may have.
+//! `outrigger audit keys`: the public keys for auditors, and the app's part of the keys.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -10,14 +10,14 @@ use outrigger_trail::keys::{KEYS, MasterKeys, PSEUDONYM_KEY, PseudonymKey};
 
 use super::{AuditError, Context, Place};
 
-/// Secrets of the proxy that no other program is to have.
+/// Secrets of the proxy that no other program may have.
 const PROXY_SECRETS: [&str; 5] =
     [KEYS, "OUTRIGGER_ADMIN_TOKEN", "OUTRIGGER_AFFINITY_KEYS", "OUTRIGGER_KEY_SECRET", "OUTRIGGER_REDIS_URL"];
 
-/// Which keys.
+/// Options of `outrigger audit keys`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     place: Place,
     #[command(subcommand)]
@@ -26,8 +26,8 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Print the app's part of OUTRIGGER_AUDIT_KEYS, for OUTRIGGER_AUDIT_PSEUDONYM_KEY: a secret that makes pseudonyms, and can neither
-    /// sign nor open anything.
+    /// Print the app's part of OUTRIGGER_AUDIT_KEYS, for OUTRIGGER_AUDIT_PSEUDONYM_KEY: a secret that makes pseudonyms, but
+    /// can neither sign nor decrypt.
     Derive,
     /// Run the app with OUTRIGGER_AUDIT_PSEUDONYM_KEY, derived from OUTRIGGER_AUDIT_KEYS, and without the proxy's own secrets.
     Exec(Exec),
@@ -35,7 +35,7 @@ enum What {
 
 #[derive(Debug, Args)]
 struct Exec {
-    /// The user to run it as, a name or a number. Only root can change it, and does so before the command runs.
+    /// The user that runs it, a name or a number. Only root can change the user; that happens before the command runs.
     #[arg(long, env = "OUTRIGGER_APP_USER", value_name = "USER")]
     user: Option<String>,
     /// The program and its arguments.
@@ -62,7 +62,7 @@ fn show(name: &str, keys: &str, json: bool) -> Result<ExitCode, AuditError> {
 }
 
 impl Exec {
-    /// Becomes the command. Returns only what kept it from that.
+    /// Replaces this process with the command. Returns only if that fails.
     fn run(&self) -> Result<AuditError, AuditError> {
         let refused = |problem: String| AuditError::Refused(problem);
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
@@ -73,7 +73,7 @@ impl Exec {
             None => None,
         };
         if let Some(text) = set(PSEUDONYM_KEY) {
-            // The app would refuse it, too, but without saying that it is of the container's environment.
+            // The app would reject it, too, but without saying that it comes from the container's environment.
             PseudonymKey::parse(&text).map_err(|source| AuditError::Keys { from: PSEUDONYM_KEY.to_owned(), source })?;
         }
         let (program, arguments) = self.command.split_first().ok_or_else(|| refused("no command".to_owned()))?;
@@ -82,14 +82,14 @@ impl Exec {
         for secret in PROXY_SECRETS {
             command.env_remove(secret);
         }
-        // The newest key is the one that the proxy uses: what is derived from it comes first.
+        // The proxy uses the newest key, so the key derived from it takes precedence.
         if let Some(key) = derived {
             command.env(PSEUDONYM_KEY, key);
         }
         if let Some(user) = self.user.as_deref().filter(|user| !user.is_empty()) {
             let (uid, gid) = ids(user)?;
             if rustix::process::geteuid().as_raw() != uid {
-                // Other groups are dropped with it.
+                // This drops supplementary groups, too.
                 command.gid(gid).uid(uid);
             }
         }

@@ -1,7 +1,7 @@
 //! `outrigger audit report`: the record of processing activities (GDPR, Art. 30(1)), from the configuration in force.
 //!
-//! What a program can know is here: what is entered, about whom, for how long, and how it is protected. What it cannot know comes from
-//! `[audit.record]`; what is not said there is named as missing, not passed over.
+//! The record contains what the program knows: which data is recorded, about whom, for how long, and how it is protected.
+//! The rest comes from `[audit.record]`; missing parts are listed as missing.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -19,35 +19,35 @@ use super::{AuditError, By, Context, Place, now, text};
 use crate::config::Config;
 use crate::config::units::Span;
 
-/// How it is written.
+/// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// Markdown.
     Md,
-    /// A page of its own.
+    /// An HTML page.
     Html,
-    /// For programs.
+    /// JSON, for programs.
     Json,
 }
 
-/// What is written.
+/// Options of `outrigger audit report`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Where the trail is.
+    /// The location of the audit log.
     #[command(flatten)]
     pub place: Place,
-    /// How it is written.
+    /// The output format.
     #[arg(long, value_enum, default_value = "md")]
     format: Format,
-    /// Where to; it must not exist yet. Without it: standard output.
+    /// The output file; it must not exist yet. Default: standard output.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Who acts.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// `outrigger audit report`.
+/// Runs `outrigger audit report`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let config = context.config()?;
     let document = document(&config, &now().to_string())?;
@@ -76,7 +76,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     Ok(crate::cli::say(&format!("written: {}\n", text::safe(&path.display().to_string()))))
 }
 
-/// A record, before it has a format.
+/// The record, before it is formatted.
 pub(super) struct Document {
     at: String,
     sections: Vec<Section>,
@@ -84,10 +84,10 @@ pub(super) struct Document {
 }
 
 struct Section {
-    /// Its name in JSON.
+    /// Its key in JSON.
     key: &'static str,
     title: &'static str,
-    /// Where the law asks for it.
+    /// The article of the law that requires it.
     article: &'static str,
     body: Body,
 }
@@ -97,7 +97,7 @@ enum Body {
     Table(Vec<&'static str>, Vec<Vec<String>>),
 }
 
-/// What a class's entries say.
+/// The content of a class's entries.
 const fn meaning(class: Class) -> &'static str {
     match class {
         Class::Security => "refusals, bans, breakers, forged signatures",
@@ -108,10 +108,10 @@ const fn meaning(class: Class) -> &'static str {
     }
 }
 
-/// Puts together what is known.
+/// Collects the sections of the record.
 ///
 /// # Errors
-/// The configuration has no trail.
+/// The configuration has no audit log.
 pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError> {
     let rules = config.audit.as_ref().ok_or_else(|| {
         AuditError::Refused("the configuration has no audit trail: set audit.directory in it".to_owned())
@@ -274,7 +274,7 @@ fn measures(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<St
 }
 
 fn markdown(document: &Document) -> String {
-    // Text from the configuration is text: it opens no link and no element.
+    // Text from the configuration is escaped, so that it cannot create links or elements.
     let plain = |text: &str| {
         let mut out = String::new();
         for c in text::safe(text).chars() {
@@ -290,7 +290,7 @@ fn markdown(document: &Document) -> String {
         document.at
     );
     for section in &document.sections {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(out, "\n## {} ({})\n\n", section.title, section.article);
         match &section.body {
             Body::List(items) if items.is_empty() => out.push_str("- not said\n"),
@@ -325,7 +325,7 @@ fn html(document: &Document) -> String {
         text::html(&document.at)
     );
     for section in &document.sections {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(out, "<h2>{} ({})</h2>", text::html(section.title), text::html(section.article));
         match &section.body {
             Body::List(items) if items.is_empty() => out.push_str("<p>not said</p>\n"),
@@ -380,7 +380,7 @@ fn as_json(document: &Document) -> String {
         all.insert(section.key.to_owned(), body);
     }
     all.insert("missing".to_owned(), json!(document.missing));
-    // Values that were just made: writing them as JSON does not fail.
+    // The values were created here: serializing them cannot fail.
     text::safe_lines(&serde_json::to_string_pretty(&Value::Object(all)).unwrap_or_default()) + "\n"
 }
 

@@ -1,4 +1,4 @@
-//! What is shown: nothing that came from outside steers a terminal, a spreadsheet or a page.
+//! Formats output: text from outside cannot control a terminal, a spreadsheet or an HTML page.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -6,27 +6,27 @@ use std::io::{self, IsTerminal};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Whether a terminal, or whoever reads one, takes it for something else than a character.
+/// Whether a terminal, or its reader, would take it for something other than a character.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The text with everything that could steer a terminal shown as `\u{…}`.
+/// The text, with characters that could control a terminal shown as `\u{…}`.
 pub(super) fn safe(text: &str) -> String {
     escape(text, |out, c| write!(out, "{}", c.escape_unicode()))
 }
 
-/// The same for several lines: newlines stay.
+/// Like [`safe`], for several lines: newlines stay.
 pub(super) fn safe_lines(text: &str) -> String {
     text.split('\n').map(safe).collect::<Vec<_>>().join("\n")
 }
 
-/// The same for a line of JSON, which says the same afterwards.
+/// Like [`safe`], for a line of JSON; its values stay the same.
 pub(super) fn safe_json(line: &str) -> String {
     escape(line, |out, c| {
-        // Between members only: inside a string, JSON does not allow it.
+        // Between members only: JSON does not allow it inside a string.
         if c == '\t' {
             return out.write_char(' ');
         }
@@ -39,7 +39,7 @@ fn escape(text: &str, show: impl Fn(&mut String, char) -> std::fmt::Result) -> S
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if is_unsafe(c) {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = show(&mut out, c);
         } else {
             out.push(c);
@@ -48,7 +48,7 @@ fn escape(text: &str, show: impl Fn(&mut String, char) -> std::fmt::Result) -> S
     out
 }
 
-/// A field of a CSV file (RFC 4180). What a spreadsheet would take for a formula gets an apostrophe.
+/// A field of a CSV file (RFC 4180). Text that a spreadsheet would evaluate as a formula gets an apostrophe.
 pub(super) fn csv(field: &str) -> String {
     let is_formula = field.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
     let field = safe(field);
@@ -60,13 +60,13 @@ pub(super) fn csv(field: &str) -> String {
     }
 }
 
-/// The text for a page.
+/// The text, escaped for an HTML page.
 pub(super) fn html(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     safe(&text.replace('"', "&quot;").replace('\'', "&#39;"))
 }
 
-/// A table: columns, no lines, no colours.
+/// A table without lines and colours.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -76,7 +76,7 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     }
     let mut out = String::new();
     for line in table.to_string().lines() {
-        // The first column is set in by a space.
+        // The first column is indented by a space.
         out.push_str(line.strip_prefix(' ').unwrap_or(line).trim_end());
         out.push('\n');
     }
@@ -96,7 +96,7 @@ pub(super) fn grouped(number: u64) -> String {
     out
 }
 
-/// How far it has come, for people only.
+/// A progress bar, shown on terminals only.
 pub(super) fn progress(json: bool, what: &'static str) -> ProgressBar {
     let is_watched = !json && io::stderr().is_terminal();
     let target = if is_watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

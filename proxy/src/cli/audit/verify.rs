@@ -1,4 +1,4 @@
-//! `outrigger audit verify`: whether the trail is whole, in the spool and in PostgreSQL.
+//! `outrigger audit verify`: whether the audit log is complete and unchanged, in the spool and in PostgreSQL.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,31 +19,32 @@ use super::database::Database;
 use super::erase::Receipt;
 use super::{AuditError, By, Context, Place as Where, now, text};
 
-/// What is verified.
+/// Options of `outrigger audit verify`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Where.
+    /// The location.
     #[command(flatten)]
     pub place: Where,
-    /// Verify with public keys only, as `outrigger audit keys` prints them: for auditors, who know no secrets. Nothing is entered
-    /// into the trail then.
+    /// Verify with public keys only, as `outrigger audit keys` prints them: for auditors without secrets. Adds no entry to
+    /// the audit log.
     #[arg(long, value_name = "ID:KEY,…")]
     public_keys: Option<String>,
-    /// Verify a receipt as well, of an erasure or of `outrigger audit receipt`: the audit log has to go at least as far as it says.
+    /// Also verify a receipt of `outrigger audit erase` or `outrigger audit receipt`: the audit log must reach at least as
+    /// far.
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
-    /// Who.
+    /// The operator.
     #[command(flatten)]
     by: By,
 }
 
-/// One place in which the trail was looked for.
+/// The result for one location of the audit log.
 struct Looked {
     at: &'static str,
     findings: Findings,
 }
 
-/// `outrigger audit verify`.
+/// Runs `outrigger audit verify`.
 pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, AuditError> {
     let keys = match &options.public_keys {
         Some(text) => {
@@ -69,14 +70,14 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     let chain = chain.map(|text| text.trim_end().to_owned()).unwrap_or_default();
     let mut unsound = Vec::new();
     if let Some(database) = &database {
-        // First, too: what HEAD here says was signed after what was anchored.
+        // Read before `HEAD` here, which must be at least as new as all anchors.
         for line in context.runtime.block_on(anchors::all(&database.client))? {
             match Heads::verified(line.as_bytes(), &keys) {
                 Ok(heads) => anchors.push(Anchor { heads, by: ANCHOR }),
                 Err(e) => unsound.push(e.to_string()),
             }
         }
-        // What the spool was told is stored, before what is stored.
+        // Read before the database, which must have at least these entries.
         let shipped = directory.as_deref().map(|directory| (chain.clone(), shipped(directory)));
         for findings in in_database(context, database, &keys, shipped.as_ref())? {
             for found in findings.classes.iter().filter(|_| findings.chain == chain) {
@@ -97,7 +98,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     if let Some(directory) = &directory {
         match in_spool(context, directory, &keys, &claims) {
             Ok(findings) => looked.insert(0, Looked { at: "spool", findings }),
-            // What PostgreSQL has is a trail, too; whether the spool should be there, it can tell.
+            // PostgreSQL has an audit log, too, and can tell whether the spool should exist.
             Err(VerifyError::Nothing(_)) if looked.iter().any(|looked| looked.findings.chain != chain) => {}
             Err(e) => return Err(e.into()),
         }
@@ -120,7 +121,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     };
     let code =
         if crate::cli::say(&shown) == ExitCode::SUCCESS && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    // Opening a spool mends what a crash has left, and signs anew: what is wrong has to stay as it was found.
+    // Opening a spool repairs crash damage and signs again: the evidence has to stay as it was found.
     let is_evidence = !is_whole && directory.as_deref().is_some_and(|directory| !is_written(directory));
     if is_evidence && options.public_keys.is_none() {
         let _ = writeln!(
@@ -128,7 +129,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             "outrigger audit: that this was verified is not entered into the trail, to leave it as it was found; copy it before the program starts"
         );
     }
-    // Nothing was revealed: what was found counts, whether or not it can be entered.
+    // No data was revealed, so the result is valid even if the entry cannot be added.
     if options.public_keys.is_none() && !is_evidence {
         let mut details = Map::new();
         details.insert("whole".to_owned(), is_whole.into());
@@ -152,7 +153,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
 }
 
 fn shipped(directory: &Path) -> BTreeMap<String, u64> {
-    // What cannot be read was never said.
+    // An unreadable file counts as empty.
     let text = std::fs::read(directory.join(layout::SHIPPED)).unwrap_or_default();
     serde_json::from_slice::<Shipped>(&text).unwrap_or_default().through
 }
@@ -170,7 +171,7 @@ fn in_spool(
     });
     bar.finish_and_clear();
     match result {
-        // No directory is no trail.
+        // Without a directory, there is no audit log.
         Err(VerifyError::Read { path, source }) if source.kind() == io::ErrorKind::NotFound && path == directory => {
             Err(VerifyError::Nothing(path))
         }
@@ -194,7 +195,7 @@ fn in_database(
     result
 }
 
-/// What there is to prove a receipt.
+/// Whether the entry of a receipt was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Evidence {
     There(&'static str),
@@ -202,13 +203,13 @@ enum Evidence {
     Contradicted,
 }
 
-/// What an operator has kept elsewhere.
+/// A statement that an operator has kept elsewhere.
 enum Kept {
     Erasure(Receipt, Option<(Class, Claim)>),
     Ends(Heads),
 }
 
-/// A signed statement about the ends of chains, and where it was kept.
+/// A signed statement about the ends of chains, and its source.
 struct Anchor {
     heads: Heads,
     by: &'static str,
@@ -233,7 +234,7 @@ fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<Kept, AuditError> {
     Ok(Kept::Erasure(receipt, claim))
 }
 
-/// Compares what is here with what was kept elsewhere. The entries of the directory's own chains have met it already.
+/// Compares the chains here with statements kept elsewhere. Entries of the spool's own chain have been compared already.
 #[expect(clippy::too_many_arguments, reason = "all that verifying has found out so far")]
 fn check_anchors(
     context: &Context,
@@ -271,7 +272,7 @@ fn check_anchors(
             continue;
         };
         let Some(database) = database else { continue };
-        // Another Machine's: what it has not shipped yet is in its own directory.
+        // Another Machine's chain: entries that it has not shipped yet are in its own spool.
         let age = heads.signed_at().map_or(i64::MAX, |at| now().0.saturating_sub(at.0));
         for (class, seq, hash) in heads.ends() {
             let place = Place { file: Some(ANCHORS.to_owned()), line: None, class: Some(class), entry: Some(seq) };
@@ -299,7 +300,7 @@ fn check_anchors(
     Ok(())
 }
 
-/// `outrigger audit receipt`: the newest signed `HEAD`.
+/// Runs `outrigger audit receipt`: prints the newest signed `HEAD`.
 pub(super) fn receipt(context: &Context) -> Result<ExitCode, AuditError> {
     let directory = context.directory()?;
     let newest = layout::newest_head(directory, &context.keys()?.public());
@@ -309,7 +310,7 @@ pub(super) fn receipt(context: &Context) -> Result<ExitCode, AuditError> {
     Ok(crate::cli::say(&format!("{line}\n")))
 }
 
-/// What another Machine has signed for may be on its way for so long, in microseconds, as for checkpoints.
+/// How long entries that another Machine has signed may be in transit, in microseconds, as for checkpoints.
 const UNSHIPPED_US: i64 = 3_600_000_000;
 const ANCHOR: &str = "the anchor in PostgreSQL";
 const ANCHORS: &str = "audit_anchors";
@@ -333,7 +334,7 @@ fn find_receipt(
         return Ok(Evidence::NotHere);
     }
     for Looked { findings, .. } in looked.iter().filter(|looked| looked.at == "spool") {
-        // What the receipt says was among what the walk had to meet.
+        // The receipt's claim was one of those that were compared.
         let by_receipt = |by: &str| by == RECEIPT;
         let is_contradicted = findings.problems.iter().any(|problem| match &problem.wrong {
             Wrong::Contradicted { by } => by_receipt(by),
@@ -373,7 +374,7 @@ fn show(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> String 
         out.push_str(&text::table(&header, &rows));
         out.push('\n');
     }
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     for Looked { at, findings } in looked {
         for problem in &findings.problems {
             let _ = writeln!(out, "{at}: {}", text::safe(&problem.to_string()));

@@ -1,6 +1,6 @@
-//! As much of structured fields (RFC 9651) as telling the limits of an upstream apart takes. Pure.
+//! The parts of structured fields (RFC 9651) needed to distinguish an upstream's rate limits. Pure functions.
 
-/// The members of a structured field that is a list of items; `None` if it is something else.
+/// Returns the members of a structured field that is a list of items; `None` for anything else.
 pub(super) fn items(line: &[u8]) -> Option<Vec<&[u8]>> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let members = line.split(|byte| {
@@ -14,7 +14,8 @@ pub(super) fn items(line: &[u8]) -> Option<Vec<&[u8]>> {
     (is_visible && !is_quoted && members.iter().all(|member| is_item(member))).then_some(members)
 }
 
-/// A string, a token or a number, with parameters or without. A member of a dictionary (`limit=100`) is none.
+/// Returns whether this is a string, token or number, with or without parameters. A member of a dictionary
+/// (`limit=100`) is not.
 fn is_item(member: &[u8]) -> bool {
     let end = match member.first() {
         Some(b'"') => match closing_quote(member) {
@@ -41,20 +42,20 @@ fn closing_quote(member: &[u8]) -> Option<usize> {
     }
 }
 
-/// The name of an item that is a string without escapes.
+/// Returns the name of an item that is a string. Escapes are not decoded.
 pub(super) fn name_of(item: &[u8]) -> Option<&[u8]> {
     let end = (item.first() == Some(&b'"')).then(|| closing_quote(item)).flatten()?;
     Some(&item[1..end])
 }
 
-/// The number that stands behind `key=`, as a parameter or as a member of a dictionary.
+/// Returns the number after `key=`, as a parameter or as a member of a dictionary.
 pub(super) fn number_of(text: &[u8], key: &str) -> Option<u64> {
     let mut parts = text.split(|byte| matches!(byte, b';' | b','));
     let value = parts.find_map(|part| part.trim_ascii().strip_prefix(key.as_bytes())?.strip_prefix(b"="))?;
     leading_number(value)
 }
 
-/// The number that a text begins with.
+/// Returns the number at the start of a text.
 pub(super) fn leading_number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
