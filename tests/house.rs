@@ -51,6 +51,12 @@ impl House {
 
     /// With these environment variables for the app.
     pub fn with(env: &[(&str, &str)]) -> Self {
+        Self::with_rules(env, "rate_limits.mode = \"enforce\"\n")
+    }
+
+    /// And with these lines at the end of the proxy's file.
+    pub fn with_rules(env: &[(&str, &str)], rules: &str) -> Self {
+        let more = rules;
         let dir = fresh_dir();
         let postgres = postgres_in(&dir);
         let chroma = Chroma::start(&dir.join("chroma")).unwrap();
@@ -59,7 +65,7 @@ impl House {
         let rules = dir.join("proxy.toml");
         let text = format!(
             "server.listen = \"{address}\"\nserver.lame_duck = \"0s\"\nadmin.listen = \"{admin}\"\n\
-             app.address = \"unix:{}\"\napp.timeout = \"{}s\"\nbreaker.open = \"1s\"\nrate_limits.mode = \"enforce\"\n",
+             app.address = \"unix:{}\"\napp.timeout = \"{}s\"\nbreaker.open = \"1s\"\n{more}",
             paths::socket(&dir, "app.sock").unwrap().display(),
             DEADLINE.as_secs()
         );

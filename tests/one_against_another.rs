@@ -8,6 +8,8 @@ mod breaker;
 mod connections;
 mod descriptors;
 mod limits;
+mod log_queue;
 mod metrics_page;
+mod pools;
 mod queue;
 mod uploads;

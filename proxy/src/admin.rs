@@ -5,12 +5,14 @@
 //! connections.rs   how many connections there may be, and for how long
 //! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
+//! pages.rs         the metrics pages, each made once for all requests that wait for it
 //! ```
 
 pub mod access;
 pub mod audit;
 pub mod connections;
 pub mod control;
+mod pages;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use self::access::{Endpoints, Needs};
+use self::pages::{Page, off_thread};
 use crate::exposition::{Dialect, Merged};
 use crate::limits::shared::Mode as Sharing;
 use crate::state::{Phase, State};
@@ -68,7 +71,7 @@ fn router(state: &Arc<State>) -> Router {
     endpoints(state)
         .router(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(Extension(Arc::<Pages>::default()))
+        .layer(Extension(Arc::new(Pages::start(state))))
 }
 
 async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
@@ -86,62 +89,38 @@ async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
     (status, format!("{phase}\n{detail}"))
 }
 
-async fn own_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extension<Arc<Pages>>) -> Response {
-    shared(&pages.own, off_thread(move || render(&state))).await
-}
-
-/// The proxy's metrics and the app's, merged.
-async fn all_metrics(Shared(state): Shared<Arc<State>>, Extension(pages): Extension<Arc<Pages>>) -> Response {
-    let make = async {
-        let of_app = ask_app(&state).await;
-        off_thread(move || merge(&state, of_app)).await
-    };
-    shared(&pages.merged, make).await
-}
-
-/// The latest rendering of the two metrics pages, with the time when it began.
-#[derive(Debug, Default)]
+/// The two metrics pages: the proxy's, and the proxy's and the app's merged.
+#[derive(Debug)]
 struct Pages {
-    own: LastPage,
-    merged: LastPage,
+    own: Arc<Page>,
+    merged: Arc<Page>,
 }
 
-type LastPage = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
-
-/// Why a page could not be rendered.
-#[derive(Debug, thiserror::Error)]
-enum NoPage {
-    #[error(transparent)]
-    Rendering(#[from] prometheus::Error),
-    #[error(transparent)]
-    Thread(#[from] tokio::task::JoinError),
-}
-
-/// Renders a page once for all requests that wait for it. No response is older than its request.
-async fn shared(last: &LastPage, make: impl Future<Output = Result<Bytes, NoPage>>) -> Response {
-    let arrived = Instant::now();
-    let mut last = last.lock().await;
-    if let Some((_, page)) = last.as_ref().filter(|(begun, _)| *begun >= arrived) {
-        return exposition(page.clone());
-    }
-    let begun = Instant::now();
-    match make.await {
-        Ok(page) => {
-            *last = Some((begun, page.clone()));
-            exposition(page)
-        }
-        Err(e) => {
-            tracing::error!("the metrics cannot be rendered: {e}");
-            (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
+impl Pages {
+    fn start(state: &Arc<State>) -> Self {
+        let (own, merged) = (Arc::clone(state), Arc::clone(state));
+        Self {
+            own: Page::start(move || {
+                let state = Arc::clone(&own);
+                off_thread(move || render(&state))
+            }),
+            merged: Page::start(move || {
+                let state = Arc::clone(&merged);
+                async move {
+                    let of_app = ask_app(&state).await;
+                    off_thread(move || merge(&state, of_app)).await
+                }
+            }),
         }
     }
 }
 
-/// Renders on a blocking thread, while the listener's thread accepts connections and responds to other requests.
-async fn off_thread(
-    make: impl FnOnce() -> Result<String, prometheus::Error> + Send + 'static,
-) -> Result<Bytes, NoPage> {
-    Ok(tokio::task::spawn_blocking(make).await??.into())
+async fn own_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
+    exposition(pages.own.get().await)
+}
+
+async fn all_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
+    exposition(pages.merged.get().await)
 }
 
 /// Fetches the app's page. `None` if the app does not provide it: a metric reports that, and the scrape succeeds.
@@ -188,8 +167,13 @@ fn render(state: &State) -> Result<String, prometheus::Error> {
     state.metrics.render()
 }
 
-fn exposition(text: impl Into<axum::body::Body>) -> Response {
-    ([(header::CONTENT_TYPE, TEXT_FORMAT)], text.into()).into_response()
+fn exposition(page: Option<Bytes>) -> Response {
+    match page {
+        Some(page) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], page).into_response(),
+        None => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
+        }
+    }
 }
 
 /// The app's metrics page.

@@ -2,31 +2,16 @@
 //! responses that it does not read; the public port, a scraper and an operator must not notice.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::Ipv4Addr,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpSocket, runtime};
-
 use crate::{
     backend::Backend,
     harness::{Client, Proxy, get},
 };
-
-/// A connection to `to` from this loopback address.
-fn connect_from(from: [u8; 4], to: SocketAddr) -> Option<TcpStream> {
-    let runtime = runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let stream = runtime.block_on(async {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::from(from), 0).into())?;
-        socket.connect(to).await?.into_std()
-    });
-    let stream = stream.ok()?;
-    stream.set_nonblocking(false).ok()?;
-    Some(stream)
-}
 
 #[test]
 fn others_are_served_while_one_client_fills_the_admin_listener() {
@@ -64,10 +49,10 @@ fn others_are_served_while_one_client_fills_the_admin_listener() {
             assert_eq!(public.send(get("/")).answer().status, 200);
             served.push(began.elapsed());
             // Prometheus and an operator, from other addresses of this machine.
-            let scraper = connect_from([127, 0, 0, 2], proxy.admin).map(Client::from);
+            let scraper = Client::connect_from(Ipv4Addr::new(127, 0, 0, 2), proxy.admin).ok();
             let scrape = |mut client: Client| client.send(get("/metrics")).try_answer().is_ok_and(|a| a.status == 200);
             scraped += usize::from(scraper.is_some_and(scrape));
-            let operator = connect_from([127, 0, 0, 3], proxy.admin).map(Client::from);
+            let operator = Client::connect_from(Ipv4Addr::new(127, 0, 0, 3), proxy.admin).ok();
             let look = |mut client: Client| {
                 let request = "GET /bans HTTP/1.1\r\nHost: localhost\r\n\r\n";
                 client.send(request).try_answer().is_ok_and(|answer| answer.status == 200)
