@@ -397,7 +397,7 @@ fn a_trail_that_cannot_be_written_stops_only_what_has_to_be_written() {
     // A file in place of the directory: the proxy cannot open anything below it.
     fs::write(directory(&setup), "in the way").unwrap();
     let proxy = setup.start();
-    proxy.says("the audit trail cannot be written");
+    proxy.says("the audit log cannot be written");
     assert_eq!(proxy.metric("outrigger_audit_writable", &[]), 0.0);
     for request in both_ways("/a") {
         let refused = proxy.ask(&request);

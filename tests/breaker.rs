@@ -366,7 +366,7 @@ fn an_operator_opens_and_closes_it_by_hand() {
     app.says("/pay", FINE);
     assert_eq!(force(&proxy, "pay", r#"{"force": "automatic"}"#), 200);
     assert_eq!((proxy.get("/pay").status, stands(&proxy, "pay").as_str()), (200, "closed"));
-    let line = proxy.says("an operator decides about a breaker");
+    let line = proxy.says("an operator changes how a breaker is controlled");
     assert!(line.contains("\"event\":\"breaker_forced\"") && line.contains("\"breaker\":\"pay\""), "{line}");
     for (name, body, status) in [
         ("pya", r#"{"force": "open"}"#, 404),

@@ -56,7 +56,7 @@ impl Audit {
         let hint = "give the app a pseudonym key instead";
         if let Some(keys) = keys.map_err(|e| ConfigError::setting(KEYS, e.to_string(), hint))? {
             tracing::warn!(
-                "{KEYS} is in the app's environment: with it, whoever takes over the app can sign the proxy's audit log. Give the app \
+                "{KEYS} is in the app's environment: an attacker who controls the app can sign the proxy's audit log. Give the app \
                  {PSEUDONYM_KEY} instead, as `outrigger audit keys derive` prints it, or start it by `outrigger audit keys exec`"
             );
             pseudonyms.get_or_insert_with(|| keys.pseudonym_key().clone());
@@ -72,7 +72,7 @@ impl Audit {
         };
         if audit.pseudonyms.is_none() && audit.flag.switch != Switch::Off {
             tracing::warn!(
-                "{PSEUDONYM_KEY} is not set: the app does not enter into the audit trail who reads and writes documents"
+                "{PSEUDONYM_KEY} is not set: the app does not record in the audit log who reads and writes documents"
             );
         }
         Ok(audit)

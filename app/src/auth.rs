@@ -227,7 +227,7 @@ fn user(verifier: &Verifier, token: &str) -> Option<String> {
             Some(subject) => subject.as_str().map(str::to_owned),
         },
         Err(error) => {
-            tracing::debug!(error = %error, "a token was refused: {error}");
+            tracing::debug!(error = %error, "a token was rejected: {error}");
             None
         }
     }

@@ -291,7 +291,7 @@ impl Breaker {
                 failures,
                 last_failure,
                 open_for_ms,
-                "the breaker of {dependency} opens for {open_for_ms} ms, or until it answers: {last_failure}"
+                "the circuit breaker of {dependency} opens for {open_for_ms} ms, or until it responds: {last_failure}"
             ),
             State::HalfOpen => tracing::info!(
                 dependency = name,
@@ -299,7 +299,7 @@ impl Breaker {
                 from,
                 to,
                 not_closed_for_ms,
-                "the breaker of {dependency} is half open: a few requests try it after {not_closed_for_ms} ms"
+                "the circuit breaker of {dependency} is half-open after {not_closed_for_ms} ms: a few requests probe it"
             ),
             State::Closed | State::Ramp => tracing::info!(
                 dependency = name,
@@ -307,7 +307,7 @@ impl Breaker {
                 from,
                 to,
                 not_closed_for_ms,
-                "the breaker of {dependency} closes after {not_closed_for_ms} ms: it answers again"
+                "the circuit breaker of {dependency} closes after {not_closed_for_ms} ms: it responds again"
             ),
         }
     }

@@ -77,7 +77,7 @@ fn answer_problem(problem: &ApiError, id: &str, entry: &Entry, headers: &mut Hea
     if let ApiError::Internal(cause) | ApiError::Unaudited(cause) = problem {
         tracing::error!(request_id = id, route = entry.route, cause, "{} failed: {cause}", entry.route);
     } else {
-        tracing::debug!(request_id = id, route = entry.route, "{} refused: {problem}", entry.route);
+        tracing::debug!(request_id = id, route = entry.route, "{} rejected: {problem}", entry.route);
     }
     let mut answer = problem.answer(id);
     // Keeps the headers set by the rejecting layer: the challenge, or the allowed methods.

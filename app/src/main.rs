@@ -27,7 +27,7 @@ enum Fatal {
 fn main() -> ExitCode {
     // Must precede any use of TLS, which panics without a provider.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("the provider of TLS was installed before");
+        tracing::debug!("the TLS provider is already installed");
     }
     let settings = match Settings::read(std::env::args_os()) {
         Ok(settings) => settings,
@@ -66,7 +66,7 @@ async fn run(settings: &Settings) -> Result<(), Fatal> {
     let app = App::start(settings, &flags)?;
     let listeners = Listeners::open(settings.listen, settings.socket.as_deref()).await?;
     if app.auth.is_off() {
-        tracing::warn!("APP_AUTH=off: everybody may read and write documents");
+        tracing::warn!("APP_AUTH=off: any client may read and write documents");
     }
     let (listen, version) = (settings.listen, env!("CARGO_PKG_VERSION"));
     tracing::info!(%listen, socket = ?settings.socket, version, "outrigger-app {version} listens on {listen}");
@@ -85,12 +85,12 @@ async fn run(settings: &Settings) -> Result<(), Fatal> {
     tokio::select! {
         left = serving => match left {
             Ok(0) => tracing::info!("drained"),
-            Ok(left) => tracing::warn!(left, "leaving {left} connections that did not end in time"),
+            Ok(left) => tracing::warn!(left, "closing {left} connections that did not end in time"),
             Err(error) => tracing::error!(error = %error, "the server ended early: {error}"),
         },
         // A second signal skips draining.
-        _ = terminate.recv() => tracing::warn!("asked again: leaving at once"),
-        _ = interrupt.recv() => tracing::warn!("asked again: leaving at once"),
+        _ = terminate.recv() => tracing::warn!("second signal: exiting at once"),
+        _ = interrupt.recv() => tracing::warn!("second signal: exiting at once"),
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ impl Metrics {
             http_requests: add(
                 &r,
                 IntCounterVec::new(
-                    Opts::new("app_http_requests_total", "Requests answered, by path template, method and status."),
+                    Opts::new("app_http_requests_total", "Requests completed, by path template, method and status."),
                     &["route", "method", "status"],
                 )?,
             )?,
@@ -74,23 +74,23 @@ impl Metrics {
                     &["route"],
                 )?,
             )?,
-            http_in_flight: add(&r, IntGauge::new("app_http_requests_in_flight", "Requests being worked on.")?)?,
-            auth_refusals: counters(&r, "app_auth_refusals_total", "Requests refused with 401.", &["reason"])?,
-            panics: add(
-                &r,
-                IntCounter::new("app_panics_total", "Handlers that panicked and were answered with 500.")?,
-            )?,
+            http_in_flight: add(&r, IntGauge::new("app_http_requests_in_flight", "Requests in progress.")?)?,
+            auth_refusals: counters(&r, "app_auth_refusals_total", "Requests rejected with 401.", &["reason"])?,
+            panics: add(&r, IntCounter::new("app_panics_total", "Handlers that panicked; their clients got 500.")?)?,
             pool_connections: gauges(
                 &r,
                 "app_pool_connections",
-                "Connections of a pool, and the bounds they stay in.",
+                "Connections of a pool, and its bounds.",
                 &["pool", "state"],
             )?,
             pool_waiting: gauges(&r, "app_pool_waiting", "Requests waiting for a connection.", &["pool"])?,
             pool_acquire: add(
                 &r,
                 HistogramVec::new(
-                    histogram("app_pool_acquire_seconds", "Wait for a connection, also when none came."),
+                    histogram(
+                        "app_pool_acquire_seconds",
+                        "How long requests waited for a connection, whether they got one or not.",
+                    ),
                     &["pool"],
                 )?,
             )?,
@@ -116,11 +116,17 @@ impl Metrics {
             )?,
             outbox_depth: add(
                 &r,
-                IntGauge::new("app_outbox_depth", "Documents that ChromaDB still has to hear about, all Machines.")?,
+                IntGauge::new(
+                    "app_outbox_depth",
+                    "Documents whose latest change ChromaDB does not have yet, of all Machines.",
+                )?,
             )?,
             outbox_oldest_age: add(
                 &r,
-                Gauge::new("app_outbox_oldest_age_seconds", "Age of the oldest of them, 0 when there is none.")?,
+                Gauge::new(
+                    "app_outbox_oldest_age_seconds",
+                    "Age of the oldest change that ChromaDB does not have yet, or 0.",
+                )?,
             )?,
             outbox_applied: counters(
                 &r,
@@ -130,7 +136,7 @@ impl Metrics {
             )?,
             searches_degraded: add(
                 &r,
-                IntCounter::new("app_searches_degraded_total", "Searches answered from ChromaDB alone.")?,
+                IntCounter::new("app_searches_degraded_total", "Searches served from ChromaDB alone.")?,
             )?,
             dependency_up: gauges(&r, "app_dependency_up", "1 when the last check succeeded.", &["dependency"])?,
             dependency_failures: gauges(
@@ -142,54 +148,56 @@ impl Metrics {
             breaker_state: gauges(
                 &r,
                 "app_breaker_state",
-                "1 for the state that the breaker of a database is in.",
+                "1 for the current state of a database's circuit breaker, 0 for the others.",
                 &["dependency", "state"],
             )?,
             breaker_transitions: counters(
                 &r,
                 "app_breaker_transitions_total",
-                "Changes of a breaker's state, by the new one.",
+                "State changes of a database's circuit breaker, by new state.",
                 &["dependency", "to"],
             )?,
             breaker_refusals: counters(
                 &r,
                 "app_breaker_refusals_total",
-                "Calls that an open breaker refused, or would have (mode=monitor).",
+                "Calls that an open circuit breaker rejected, or would have (mode=monitor).",
                 &["dependency", "mode"],
             )?,
             audit_rows: counters(
                 &r,
                 "app_audit_rows_total",
-                "Entries of the audit trail that proxies have sent.",
+                "Audit entries received from proxies, by result.",
                 &["result"],
             )?,
-            audit_batches: counters(&r, "app_audit_batches_total", "Batches of them.", &["result"])?,
+            audit_batches: counters(
+                &r,
+                "app_audit_batches_total",
+                "Batches of audit entries received from proxies, by result.",
+                &["result"],
+            )?,
             audit_ingest: add(
                 &r,
                 Histogram::with_opts(histogram(
                     "app_audit_ingest_duration_seconds",
-                    "Time to store a batch, once it was read.",
+                    "Time to store a batch of audit entries, after it was read.",
                 ))?,
             )?,
             audit_partitions: add(
                 &r,
-                IntGauge::new("app_audit_partitions", "Monthly partitions of the audit trail, all classes.")?,
+                IntGauge::new("app_audit_partitions", "Monthly partitions of the audit log, all classes.")?,
             )?,
             audit_events: counters(
                 &r,
                 "app_audit_events_total",
-                "Acts on documents that the app enters if they succeed, or would (mode=monitor).",
+                "Operations on documents that the app records if they succeed, or would (mode=monitor).",
                 &["type", "mode"],
             )?,
-            loop_lag: add(
-                &r,
-                Gauge::new("app_event_loop_lag_seconds", "How much later than asked the last timer fired.")?,
-            )?,
+            loop_lag: add(&r, Gauge::new("app_event_loop_lag_seconds", "How late the last timer fired.")?)?,
             loop_lag_seen: add(
                 &r,
                 Histogram::with_opts(histogram(
                     "app_event_loop_lag_distribution_seconds",
-                    "How much later than asked timers fire, every 100 ms.",
+                    "How late timers fire, measured every 100 ms.",
                 ))?,
             )?,
             draining: add(&r, IntGauge::new("app_draining", "1 from SIGTERM on.")?)?,
@@ -197,7 +205,7 @@ impl Metrics {
             reference: Arc::clone(&r.reference),
         };
         let build =
-            add(&r, GaugeVec::new(Opts::new("app_build_info", "Always 1; the version is the label."), &["version"])?)?;
+            add(&r, GaugeVec::new(Opts::new("app_build_info", "Always 1; the label has the version."), &["version"])?)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         let process = ProcessCollector::for_self();
         r.describe(&process);

@@ -199,7 +199,7 @@ impl Outbox {
         match deadline.run(attempt).await {
             Ok(Ok(applied)) => applied,
             Ok(Err(panicked)) => {
-                tracing::error!(error = %panicked, "an attempt on ChromaDB panicked");
+                tracing::error!(error = %panicked, "a write to ChromaDB panicked");
                 Applied::Later
             }
             Err(_) => Applied::Later,
@@ -225,7 +225,7 @@ impl Outbox {
             Err(refusal @ (ChromaError::Refused { .. } | ChromaError::Misfit(_))) if record.is_some() => {
                 if let Err(error) = records::undo(&self.postgres, Deadline::after(STATEMENT), &job, undo.as_ref()).await
                 {
-                    tracing::warn!(document = %job.document, error = %error, "a refused document could not be undone");
+                    tracing::warn!(document = %job.document, error = %error, "cannot undo a document that ChromaDB rejected");
                     return Applied::Later;
                 }
                 self.wake.notify_one();
@@ -278,7 +278,7 @@ impl Outbox {
             Err(error) => Err(error),
         };
         if let Err(error) = released {
-            tracing::debug!(error = %error, "marks stay until their claim runs out: {error}");
+            tracing::debug!(error = %error, "outbox rows stay until their claim expires: {error}");
         }
         self.wake.notify_one();
     }
@@ -302,7 +302,7 @@ impl Outbox {
         ];
         let done = self.postgres.query("outbox::postpone", Deadline::after(STATEMENT), POSTPONE, &params).await;
         if let Err(error) = done {
-            tracing::debug!(error = %error, "marks stay until their claim runs out: {error}");
+            tracing::debug!(error = %error, "outbox rows stay until their claim expires: {error}");
         }
     }
 

@@ -104,7 +104,7 @@ impl Shared {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if failures > 0 {
             let dependency = self.dependency;
-            tracing::info!(dependency = self.name(), failures, "{dependency} answers again after {failures} failures");
+            tracing::info!(dependency = self.name(), failures, "{dependency} responds again after {failures} failures");
         }
     }
 }

@@ -90,7 +90,7 @@ pub async fn search(
         // An exhausted pool means load, not an outage: the client should retry.
         Err(error @ (ApiError::PoolExhausted(_) | ApiError::Internal(_))) => return Err(error),
         Err(error) => {
-            tracing::debug!(error = %error, "a search is answered from ChromaDB alone: {error}");
+            tracing::debug!(error = %error, "a search is served from ChromaDB alone: {error}");
             app.metrics.searches_degraded.inc();
             degraded = true;
             neighbours.into_iter().map(Hit::from_copy).collect()

@@ -62,7 +62,7 @@ impl Listeners {
                 accepted = self.tcp.accept() => match accepted {
                     Ok((stream, _)) => {
                         if let Err(error) = stream.set_nodelay(true) {
-                            tracing::debug!(error = %error, "a connection keeps its delay: {error}");
+                            tracing::debug!(error = %error, "TCP_NODELAY cannot be set on a connection: {error}");
                         }
                         serve_one(stream, router.clone(), &connections);
                     }

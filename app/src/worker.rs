@@ -33,14 +33,14 @@ impl Outbox {
                 Err(ApiError::Internal(error)) => {
                     // Logged once per outage, not every second.
                     if told != error {
-                        tracing::error!(error, "the outbox cannot be worked off: {error}");
+                        tracing::error!(error, "the outbox cannot be processed: {error}");
                         told = error;
                     }
                     false
                 }
                 // The pool logs, once, that a database is down.
                 Err(error) => {
-                    tracing::debug!(error = %error, "the outbox waits: {error}");
+                    tracing::debug!(error = %error, "the outbox cannot be processed yet: {error}");
                     false
                 }
             };
@@ -110,7 +110,7 @@ impl Outbox {
         match outcome {
             Ok(()) => self.finish(jobs).await,
             Err(error) => {
-                tracing::warn!(documents = jobs.len(), error = %error, "{} documents wait: {error}", jobs.len());
+                tracing::warn!(documents = jobs.len(), error = %error, "{} documents are postponed: {error}", jobs.len());
                 self.postpone(jobs, &error).await;
             }
         }
@@ -140,7 +140,7 @@ impl Outbox {
             tracing::warn!(
                 collection = name,
                 marked,
-                "collection {name} is a new one: {marked} documents go there again"
+                "collection {name} was created again: {marked} documents will be written to it"
             );
         }
         *self.collection.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned());

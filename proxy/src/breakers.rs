@@ -87,7 +87,7 @@ impl Cell {
                 event = "breaker_client",
                 breaker = &*self.name,
                 clients_refused = refused,
-                "breaker {} refuses a client for what only that client saw",
+                "breaker {} rejects a client for failures that only that client saw",
                 self.name
             );
         }

@@ -138,9 +138,9 @@ pub fn removed<N: AsRef<str>>(state: &State, exchange: &mut Exchange, removed: &
             addresses,
             header,
             setting = "identity.trusted, identity.edge",
-            "requests from {from} name about {addresses} clients in {header}, which is not believed: all of them count as one \
+            "requests from {from} name about {addresses} clients in {header}, which is ignored: all of them count as one \
              client. If {from} is your proxy, set identity.trusted = [\"{network}\"] (or its network) and, unless that \
-             suffices, identity.edge = \"{header}\"; if not, a client makes them up"
+             suffices, identity.edge = \"{header}\"; if not, a client forges the header"
         );
     }
 }

@@ -186,26 +186,33 @@ impl SharedLimits {
         Ok(Self {
             states: declare.gauges(
                 "outrigger_shared_limits_state",
-                "1 for who decides about limits that Machines share: Redis (shared), each Machine alone (degraded), none.",
+                "How shared rate limits are enforced: 1 for one of shared (with Redis), degraded (per Machine), off.",
                 &["state"],
             )?,
-            machines: declare.gauge("outrigger_shared_limits_machines", "Among how many Machines quotas are divided.")?,
-            keys: declare.gauge("outrigger_shared_limits_keys", "Keys of shared limits that are not idle.")?,
+            machines: declare.gauge("outrigger_shared_limits_machines", "Machines among which quotas are divided.")?,
+            keys: declare.gauge("outrigger_shared_limits_keys", "Keys of shared rate limits that are not idle.")?,
             settled: declare.counter(
                 "outrigger_shared_limits_leases_settled_total",
-                "Times that what was spent of a lease was settled with Redis.",
+                "Usage reports, one per lease, that Redis has applied.",
             )?,
-            spent: declare.counter("outrigger_shared_limits_tokens_total", "What was spent of leases, and settled.")?,
+            spent: declare.counter(
+                "outrigger_shared_limits_tokens_total",
+                "Tokens spent, in usage reports that Redis has applied.",
+            )?,
             given_back: declare.counter(
                 "outrigger_shared_limits_tokens_returned_total",
-                "What was given back after it had been settled.",
+                "Tokens given back, in usage reports that Redis has applied.",
             )?,
             exchanges: declare
-                .histograms("outrigger_shared_limits_exchange_seconds", "What Redis takes to settle a batch.", &[])?
+                .histograms(
+                    "outrigger_shared_limits_exchange_seconds",
+                    "How long Redis takes for a batch of usage reports.",
+                    &[],
+                )?
                 .with_label_values::<&str>(&[]),
             errors: declare.counters(
                 "outrigger_shared_limits_errors_total",
-                "Exchanges with Redis that failed, by kind.",
+                "Failed exchanges with Redis, by kind of error.",
                 &["kind"],
             )?,
         })
@@ -441,26 +448,30 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let declare = Declare { registry: &registry, reference: RefCell::default() };
-        let rejected = declare.counters("outrigger_rejections_total", "Requests refused, by reason.", &["reason"])?;
+        let rejected = declare.counters(
+            "outrigger_rejections_total",
+            "Requests that Outrigger rejected, by reason.",
+            &["reason"],
+        )?;
         let failed = declare.counters(
             "outrigger_app_failures_total",
-            "Requests that the app failed, by reason.",
+            "Requests that failed at the app, by reason.",
             &["reason"],
         )?;
         let attempts = declare.counters(
             "outrigger_app_attempts_total",
-            "Attempts at the app, by kind of connection.",
+            "Attempts to get a response from the app, by kind of connection.",
             &["connection"],
         )?;
         let reloads = declare.counters(
             "outrigger_config_reloads_total",
-            "Changes of the configuration, by result.",
+            "Reloads of the configuration, by result.",
             &["result"],
         )?;
-        let build = declare.gauges("outrigger_build_info", "Always 1; the label tells the version.", &["version"])?;
+        let build = declare.gauges("outrigger_build_info", "Always 1; the label has the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let flags = declare.add(GaugeVec::new(
-            Opts::new("outrigger_feature_flag", "Share of clients for whom a feature is in a mode, 0 to 1."),
+            Opts::new("outrigger_feature_flag", "Share of clients for which a feature is in a mode, 0 to 1."),
             &["feature", "mode"],
         )?)?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -474,7 +485,8 @@ impl Metrics {
             )?,
             durations: declare.histograms(
                 "outrigger_request_duration_seconds",
-                "From the end of a request's header section to the end of its response, by route and outcome; without event streams and upgraded connections.",
+                "From the end of a request's header section to the end of its response, by route and outcome; \
+                 without event streams and upgraded connections.",
                 &["route", "outcome"],
             )?,
             streams: {
@@ -492,7 +504,7 @@ impl Metrics {
             exhausted: {
                 let exhausted = declare.counters(
                     "outrigger_own_resources_exhausted_total",
-                    "Connections that could not be made or accepted because this host is out of something.",
+                    "Connections that could not be opened or accepted because this host lacks a resource.",
                     &["resource"],
                 )?;
                 Resource::ALL.map(|resource| exhausted.with_label_values(&[resource.name()]))
@@ -501,32 +513,31 @@ impl Metrics {
                 "outrigger_name_lookups_failed_total",
                 "Lookups of the names in app.address and app.metrics that found no address.",
             )?,
-            in_flight: declare.gauge("outrigger_requests_in_flight", "Requests that have no whole answer yet.")?,
-            connections: declare.gauge("outrigger_open_connections", "Client connections now.")?,
+            in_flight: declare.gauge("outrigger_requests_in_flight", "Requests whose response is not complete yet.")?,
+            connections: declare.gauge("outrigger_open_connections", "Open client connections.")?,
             body_memory: declare.gauge(
                 "outrigger_body_memory_bytes",
-                "Memory for request bodies that are kept until the app has them, at most client.body_memory.",
+                "Memory for buffered request bodies, at most client.body_memory.",
             )?,
             connections_total: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
             connections_closed_for_others: declare.counter(
                 "outrigger_connections_evicted_total",
-                "Idle client connections closed to make room for new ones, at max_connections or the share of one address.",
+                "Idle client connections closed to make room for new ones, at max_connections or an address's share.",
             )?,
             attempts_new: attempts.with_label_values(&["new"]),
             attempts_reused: attempts.with_label_values(&["reused"]),
-            retries: declare.counter("outrigger_app_retries_total", "Requests sent to the app once more.")?,
+            retries: declare
+                .counter("outrigger_app_retries_total", "Requests sent to the app again, within the retry budget.")?,
             reconnects: declare.counter(
                 "outrigger_app_reconnects_total",
-                "Requests sent on a new connection because a kept one turned out to be closed.",
+                "Requests sent again on a new connection because an idle one turned out to be closed.",
             )?,
-            retries_denied: declare.counter(
-                "outrigger_app_retries_denied_total",
-                "Attempts that were not made because the budget for retries had nothing left.",
-            )?,
-            retry_budget: declare.real("outrigger_app_retry_budget", "Retries that could be made at once.")?,
+            retries_denied: declare
+                .counter("outrigger_app_retries_denied_total", "Retries that the retry budget did not allow.")?,
+            retry_budget: declare.real("outrigger_app_retry_budget", "Retries that the retry budget allows now.")?,
             fallbacks: declare.counter(
                 "outrigger_fallbacks_total",
-                "Answers that a route gives itself while its breaker is open or the app cannot be reached.",
+                "Fallback responses, sent while a route's circuit breaker is open or the app is unreachable.",
             )?,
             app_reachable: {
                 let reachable =
@@ -536,18 +547,18 @@ impl Metrics {
             },
             held: declare.counter(
                 "outrigger_held_requests_total",
-                "Requests that waited for an app that refused connections, and then reached it.",
+                "Requests that were held while the app refused connections, and then reached it.",
             )?,
-            faults: declare.counter("outrigger_faults_injected_total", "Faults on purpose: see [[faults]].")?,
+            faults: declare.counter("outrigger_faults_injected_total", "Injected faults: see [[faults]].")?,
             affinity: {
-                let text = "Requests by what became of their session: see docs/machines.md.";
+                let text = "Requests by how their sticky session was handled: see docs/machines.md.";
                 let events = declare.counters("outrigger_affinity_total", text, &["event"])?;
                 Affinity::ALL.map(|event| events.with_label_values(&[event.name()]))
             },
             peer_requests: {
                 let sent = declare.counters(
                     "outrigger_peer_requests_total",
-                    "Requests sent to another Machine, for their session or because the app here cannot take them.",
+                    "Requests sent to a peer, for their session or because the local app cannot serve them.",
                     &["kind", "outcome"],
                 )?;
                 for kind in hop::Kind::CARRYING {
@@ -558,13 +569,13 @@ impl Metrics {
             },
             peer_received: declare.counters(
                 "outrigger_peer_requests_received_total",
-                "Requests that came from another Machine.",
+                "Requests received from peers.",
                 &["kind"],
             )?,
             app_lines_dropped: {
                 let dropped = declare.counters(
                     "outrigger_app_metrics_lines_dropped_total",
-                    "Lines of the app's metrics that /metrics/all leaves out: they are not valid, or contradict others.",
+                    "Lines of the app's metrics that /metrics/all drops because they are invalid or contradict others.",
                     &["reason"],
                 )?;
                 exposition::Dropped::ALL.iter().for_each(|why| drop(dropped.with_label_values(&[why.name()])));
@@ -573,28 +584,29 @@ impl Metrics {
             hops_refused: {
                 let refused = declare.counters(
                     "outrigger_peer_requests_refused_total",
-                    "Requests on the listener for peers that no peer has sent to this Machine, or that were used before.",
+                    "Requests that the peer listener rejected: not signed for this Machine, altered, stale or used.",
                     &["why"],
                 )?;
                 hop::HopRefused::ALL.iter().for_each(|why| drop(refused.with_label_values(&[why.name()])));
                 refused
             },
-            peer_states: declare.gauges("outrigger_peers", "Other Machines, by how they are.", &["state"])?,
+            peer_states: declare.gauges("outrigger_peers", "Peers, by state.", &["state"])?,
             machines: {
-                let machines = declare.gauge("outrigger_machines", "Started Machines known, this one included.")?;
+                let machines =
+                    declare.gauge("outrigger_machines", "Known Machines that are started, this one included.")?;
                 machines.set(1);
                 machines
             },
             machines_ready: {
-                let ready =
-                    declare.gauge("outrigger_machines_ready", "Machines that take requests, this one included.")?;
+                let ready = declare
+                    .gauge("outrigger_machines_ready", "Machines that are ready for requests, this one included.")?;
                 ready.set(1);
                 ready
             },
             scaling: {
                 let events = declare.counters(
                     "outrigger_scaling_events_total",
-                    "Machines that came (up) or went (down), as seen from here.",
+                    "Machines that this one saw appear (up) or disappear (down).",
                     &["direction"],
                 )?;
                 ["up", "down"].iter().for_each(|direction| drop(events.with_label_values(&[*direction])));
@@ -602,87 +614,94 @@ impl Metrics {
             },
             breaker_states: declare.gauges(
                 "outrigger_breaker_state",
-                "1 for the state in which a breaker is, 0 for the others.",
+                "1 for the current state of a circuit breaker, 0 for the others.",
                 &["breaker", "state"],
             )?,
             breaker_transitions: declare.counters(
                 "outrigger_breaker_transitions_total",
-                "Changes of state, by the new one.",
+                "State changes of a circuit breaker, by new state.",
                 &["breaker", "state"],
             )?,
             breaker_clients: declare.counters(
                 "outrigger_breaker_clients_refused_total",
-                "How often a breaker began to refuse one client for what only that client saw.",
+                "Times that a circuit breaker began to reject a single client, for failures that only that client saw.",
                 &["breaker"],
             )?,
             reloads_applied: reloads.with_label_values(&["applied"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
             config_is_good: {
-                let text = "1 if the configuration file was taken the last time it changed, 0 if it was refused.";
+                let text = "1 if the last change of the configuration file was applied, 0 if it was rejected.";
                 let is_good = declare.gauge("outrigger_config_last_reload_successful", text)?;
                 is_good.set(1);
                 is_good
             },
-            config_version: declare.gauge("outrigger_config_version", "Counts up with every change of the rules.")?,
+            config_version: declare
+                .gauge("outrigger_config_version", "Version of the configuration; increases with each change.")?,
             config_loaded: declare
-                .gauge("outrigger_config_loaded_timestamp_seconds", "When the rules in force were loaded.")?,
+                .gauge("outrigger_config_loaded_timestamp_seconds", "When the current configuration was loaded.")?,
             drain_phase: declare.gauge("outrigger_drain_phase", "0 serving, 1 lame duck, 2 closing.")?,
             log_dropped: declare
-                .counter("outrigger_log_lines_dropped_total", "Log lines that did not fit their queue.")?,
+                .counter("outrigger_log_lines_dropped_total", "Log lines dropped because their queue was full.")?,
             forged_fields: declare.counter(
                 "outrigger_forged_fields_total",
-                "Forwarding or edge fields removed because their sender is not trusted.",
+                "Forwarding or edge headers removed because their sender is not trusted.",
             )?,
             unbelieved: declare.gauge(
                 "outrigger_unbelieved_client_addresses",
-                "Different clients, about, that one address has named within the last minute without being believed. From 10 on \
-                 it may be a proxy whose clients all count as one: see identity.trusted.",
+                "Approximate number of client addresses that one untrusted sender named within the last minute. \
+                 From 10 on, it may be a proxy whose clients all count as one: see identity.trusted.",
             )?,
             refusals: Refusals {
                 counters: declare.counters(
                     "outrigger_refusals_total",
-                    "Requests that limits, bans or a busy app refused (enforce) or would have refused (monitor).",
+                    "Requests rejected (enforce), or that would be (monitor), by limits, bans, breakers or overload.",
                     &["reason", "priority", "tier", "mode"],
                 )?,
                 made: std::array::from_fn(|_| OnceLock::new()),
             },
             limit_overflow: declare.counter(
                 "outrigger_limit_overflow_total",
-                "Requests of keys for which the table of limits had no room; they share one quota.",
+                "Requests whose key did not fit into the table of rate limits; they share one quota.",
             )?,
             limit_refusals: declare.counters(
                 "outrigger_limit_refusals_total",
-                "Requests beyond a limit, refused (enforce) or only counted (monitor).",
+                "Requests over a rate limit, rejected (enforce) or only counted (monitor).",
                 &["limit", "mode"],
             )?,
             limit_keys: declare.gauges(
                 "outrigger_limit_keys",
-                "Keys of limits that are not idle, and for how many there is room.",
+                "Keys of rate limits that are not idle (used), and how many fit into the table (room).",
                 &["state"],
             )?,
             shared_limits: SharedLimits::new(&declare)?,
-            bans: declare.counters("outrigger_bans_total", "Bans, by what led to them.", &["reason", "mode"])?,
-            banned: declare.gauge("outrigger_banned_clients", "Clients whose ban holds.")?,
-            slots: declare.gauge("outrigger_admission_limit", "Requests that the app gets at a time.")?,
-            slots_used: declare.gauge("outrigger_admission_in_flight", "Requests that hold one of these slots.")?,
-            queue: declare.gauges("outrigger_admission_queue", "Requests that wait for a slot.", &["priority"])?,
-            queue_room: declare.gauge("outrigger_admission_queue_limit", "Requests that may wait for a slot now.")?,
+            bans: declare.counters("outrigger_bans_total", "Bans, by reason.", &["reason", "mode"])?,
+            banned: declare.gauge("outrigger_banned_clients", "Banned clients.")?,
+            slots: declare
+                .gauge("outrigger_admission_limit", "Concurrency limit: requests that the app may handle at a time.")?,
+            slots_used: declare
+                .gauge("outrigger_admission_in_flight", "Requests that hold a permit of the concurrency limit.")?,
+            queue: declare.gauges("outrigger_admission_queue", "Requests that wait for a permit.", &["priority"])?,
+            queue_room: declare.gauge("outrigger_admission_queue_limit", "Requests that may wait for a permit now.")?,
             latency: declare
-                .real("outrigger_admission_latency_seconds", "What the app takes to the head of its answer.")?,
+                .real("outrigger_admission_latency_seconds", "The app's latency, up to the head of its response.")?,
             queue_wait: declare
-                .histograms("outrigger_admission_wait_seconds", "How long requests waited for the slot they got.", &[])?
+                .histograms(
+                    "outrigger_admission_wait_seconds",
+                    "How long requests waited for the permit they got.",
+                    &[],
+                )?
                 .with_label_values::<&str>(&[]),
             credentials: declare.counters(
                 "outrigger_credentials_refused_total",
-                "Keys and tokens that did not verify; their senders are treated as if they had sent none.",
+                "API keys and tokens that did not verify; their requests are handled as if without a credential.",
                 &["reason"],
             )?,
             key_fetches: declare.counters(
                 "outrigger_jwks_fetches_total",
-                "Fetches of the keys that verify tokens, by result; after a failure the last ones stay.",
+                "Fetches of the keys that verify tokens, by result; after a failure the previous keys stay in use.",
                 &["result"],
             )?,
-            tokens: declare.gauge("outrigger_cached_tokens", "Tokens that are remembered, verified or not.")?,
+            tokens: declare.gauge("outrigger_cached_tokens", "Tokens in the cache, verified or not.")?,
             audit: AuditMetrics::new(&declare)?,
             flags,
             reference: declare.reference.into_inner(),

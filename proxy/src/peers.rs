@@ -184,7 +184,7 @@ impl Peer {
             tracing::warn!(
                 event = "peer",
                 peer = &*self.name,
-                "peer {} refuses connections, and is taken for gone",
+                "peer {} refuses connections and is considered down",
                 self.name
             );
         }

@@ -14,6 +14,9 @@ pub fn run(args: &[String]) -> Result<()> {
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
         ("lints", cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
+        ("documentation", documentation()),
+        // The proxy and its floors without what is optional.
+        ("features", cargo(&["check", "--package", "outrigger", "--no-default-features", "--quiet"])),
         ("tests", tests(args)?),
     ];
     let failed: Vec<&str> = steps
@@ -45,6 +48,13 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         Err(error) => say(format_args!("{name}: failed after {took} s: {error}")),
     }
     outcome
+}
+
+/// Links in doc comments lead somewhere.
+fn documentation() -> Command {
+    let mut command = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    command
 }
 
 fn tests(args: &[String]) -> Result<Command> {

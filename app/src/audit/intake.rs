@@ -91,7 +91,7 @@ pub async fn batches(
         if done.refused > 0 {
             tracing::warn!(
                 lines = done.refused,
-                "{} lines of the audit trail could not be stored as entries; the table audit_refused has them",
+                "{} lines of the audit log could not be stored as entries; they are in the table audit_refused",
                 done.refused
             );
         }
@@ -165,11 +165,11 @@ pub async fn retain(
                         class,
                         chain,
                         kept,
-                        "removed {count} entries of {class}, chain {chain}: too old"
+                        "removed {count} expired entries of {class}, chain {chain}"
                     );
                 }
             }
-            Err(error) => tracing::warn!(error = %error, "too old entries stay for now: {error}"),
+            Err(error) => tracing::warn!(error = %error, "expired entries stay for now: {error}"),
         }
         outcome
     });

@@ -29,10 +29,12 @@ pub async fn go_on(app: App) {
                 match error {
                     // Logged once per outage, not at every retry.
                     ApiError::Internal(cause) if !told => {
-                        tracing::error!(cause, "the partitions of the audit trail cannot be made: {cause}");
+                        tracing::error!(cause, "the partitions of the audit log cannot be created: {cause}");
                     }
                     // The pool logs that the database is down.
-                    error => tracing::debug!(error = %error, "the partitions of the audit trail wait: {error}"),
+                    error => {
+                        tracing::debug!(error = %error, "the audit log's partitions wait for the database: {error}")
+                    }
                 }
                 RETRY
             }

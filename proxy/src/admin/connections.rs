@@ -155,7 +155,7 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => continue,
             Err(e) => {
                 if !std::mem::replace(&mut has_failed, true) {
-                    tracing::error!("the admin listener cannot take a connection: {e}");
+                    tracing::error!("the admin listener cannot accept a connection: {e}");
                 }
                 // Idle clients may hold all descriptors, and close only if another connection needs one: ask them to.
                 let made_room =
@@ -196,8 +196,8 @@ async fn converse(stream: TcpStream, from: SocketAddr, router: Router, place: Ar
     tokio::select! {
         // Any error is the client's: it has disconnected, or does not speak HTTP.
         _ = served => {}
-        () = evicted.notified() => tracing::debug!(%from, "a connection to the admin listener made room"),
-        () = lingers => tracing::debug!(%from, "a connection to the admin listener has had its time"),
+        () = evicted.notified() => tracing::debug!(%from, "closed an idle connection to the admin listener to make room"),
+        () = lingers => tracing::debug!(%from, "closed a connection to the admin listener after its timeout"),
     }
 }
 

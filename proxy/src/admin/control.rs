@@ -164,7 +164,7 @@ async fn force(
         event = "breaker_forced",
         breaker = &*cell.name,
         force = shown,
-        "an operator decides about a breaker"
+        "an operator changes how a breaker is controlled"
     );
     audit::acts::breaker_forced(&state, &cell.name, shown);
     let now = state.nanoseconds(Instant::now());

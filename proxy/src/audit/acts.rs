@@ -25,7 +25,7 @@ pub fn rolled_back(state: &State, number: u64) {
     tracing::error!(
         finding = "audit.rolled_back",
         number,
-        "the audit log was changed while nobody wrote to it: {problem}"
+        "the audit log was changed while no process wrote to it: {problem}"
     );
     state.metrics.audit.alarm("audit.rolled_back");
     let details = json!({ "head_in_postgres": number, "problem": problem }).to_string();

@@ -78,7 +78,7 @@ pub enum ShipError {
     #[error("the app's answer cannot be read")]
     Unreadable,
     /// A deletion could not be logged.
-    #[error("the audit trail cannot be written")]
+    #[error("the audit log cannot be written")]
     Unwritable,
 }
 
@@ -177,7 +177,7 @@ pub async fn keep_shipping(state: Arc<State>) {
     let ships = audit.secret.is_some();
     if !ships {
         tracing::info!(
-            "the audit trail stays on this disk: OUTRIGGER_AUDIT_SECRET is not set, so the app gets none of it"
+            "the audit log stays on this disk: OUTRIGGER_AUDIT_SECRET is not set, so it is not sent to the app"
         );
     }
     let mut openings = trail.openings.load(Ordering::Acquire);
@@ -206,7 +206,7 @@ pub async fn keep_shipping(state: Arc<State>) {
         match round(&state, trail, &directory, &mut progress).await {
             Ok(()) => {
                 if trouble.take().is_some() {
-                    tracing::info!("the app takes the audit trail again");
+                    tracing::info!("the app accepts the audit log again");
                 }
                 pause = FIRST_PAUSE;
                 if has_ended {
@@ -218,7 +218,7 @@ pub async fn keep_shipping(state: Arc<State>) {
                 state.metrics.audit.batches.with_label_values(&["failed"]).inc();
                 let text = e.to_string();
                 if trouble.as_ref() != Some(&text) {
-                    tracing::warn!("the audit trail stays on this disk until the app takes it: {text}");
+                    tracing::warn!("the audit log stays on this disk until the app accepts it: {text}");
                     trouble = Some(text);
                 }
                 tokio::time::sleep(pause.saturating_sub(began.elapsed())).await;
@@ -316,7 +316,7 @@ async fn took(state: &State, trail: &Trail, taken: &Taken, progress: &mut Progre
         acts::rolled_back(state, number);
     }
     if let Err(e) = upkeep::record(state, &taken.drops).await {
-        tracing::warn!("what PostgreSQL has dropped of the audit trail is entered later: {e}");
+        tracing::warn!("entries that PostgreSQL has removed will be recorded later: {e}");
     }
 }
 
@@ -357,7 +357,7 @@ async fn send(state: &Arc<State>, class: Class, lines: &Lines, erasures: u64) ->
         tracing::error!(
             count = taken.refused,
             class = class.name(),
-            "PostgreSQL refuses entries of the audit trail: they are in audit_refused"
+            "PostgreSQL rejects entries of the audit log: they are in audit_refused"
         );
     }
     Ok(taken)

@@ -40,7 +40,7 @@ pub async fn keep_up(state: Arc<State>) {
         let wait = match in_postgres(&state).await {
             Ok(()) => DAILY,
             Err(e) => {
-                tracing::warn!("what is too old in PostgreSQL's audit trail stays for now: {e}");
+                tracing::warn!("expired entries of the audit log stay in PostgreSQL for now: {e}");
                 SOON
             }
         };
@@ -127,7 +127,7 @@ pub fn keep_flags(config: &Config) {
     // Only text: serialization cannot fail.
     let text = serde_json::to_vec(&flags).unwrap_or_default();
     if let Err(e) = outrigger_trail::spool::write_private(&audit.directory.join(FLAGS), &text) {
-        tracing::warn!("a change of flags while the process is away will not be entered into the audit trail: {e}");
+        tracing::warn!("a change of flags while the process is down will not be recorded in the audit log: {e}");
     }
 }
 

@@ -93,7 +93,7 @@ struct Alive<'a>(&'a Trail);
 impl std::ops::Drop for Alive<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!("the writer of the audit trail has ended: nothing is entered until the next start");
+            tracing::error!("the writer of the audit log has ended: no entries are written until the next start");
         }
         self.0.is_closed.store(true, Ordering::SeqCst);
         self.0.writable.iter().for_each(|writable| writable.store(false, Ordering::Relaxed));
@@ -184,7 +184,7 @@ impl Writer {
                     let kept = self.spool.as_mut().map(|spool| spool.shipped(class, through, erasures, now));
                     if let Some(Err(e)) = kept {
                         tracing::warn!(
-                            "what the app has of the audit trail cannot be written down, it is sent again later: {e}"
+                            "the app's progress with the audit log cannot be stored, entries will be sent again: {e}"
                         );
                     }
                 }
@@ -221,13 +221,13 @@ impl Writer {
         match Spool::open(&audit.directory, self.keys.clone(), &audit.machine, audit.spool, Clock::now().time) {
             Ok(mut spool) => {
                 if self.problem.take().is_some() {
-                    tracing::info!(directory = %audit.directory.display(), "the audit trail is written again");
+                    tracing::info!(directory = %audit.directory.display(), "the audit log is written again");
                 }
                 for alarm in spool.alarms() {
                     tracing::error!(
                         finding = alarm.action,
                         details = alarm.details,
-                        "the audit log was changed while nobody wrote to it: {} {}",
+                        "the audit log was changed while no process wrote to it: {} {}",
                         alarm.action,
                         alarm.details
                     );
@@ -235,7 +235,7 @@ impl Writer {
                 }
                 // Commit the results of recovery before anything else.
                 for (class, e) in spool.commit(Clock::now().time) {
-                    tracing::warn!(class = class.name(), "what was recovered cannot be written down: {e}");
+                    tracing::warn!(class = class.name(), "the result of the recovery cannot be written: {e}");
                 }
                 for class in Class::ALL {
                     trail.committed[class as usize].store(spool.committed(class).last, Ordering::Release);
@@ -251,7 +251,7 @@ impl Writer {
                     tracing::error!(
                         directory = %audit.directory.display(),
                         reason = e.label(),
-                        "the audit trail cannot be written, it is tried again: {e}"
+                        "the audit log cannot be written, retrying: {e}"
                     );
                 }
                 self.problem = Some(e.label());
@@ -404,9 +404,9 @@ impl Writer {
             Some((class, e)) => tracing::error!(
                 class = class.name(),
                 reason = e.label(),
-                "the audit trail cannot be written, it is tried again: {e}"
+                "the audit log cannot be written, retrying: {e}"
             ),
-            None => tracing::info!("the audit trail is written again"),
+            None => tracing::info!("the audit log is written again"),
         }
     }
 
@@ -555,7 +555,7 @@ impl Writer {
         let holds = match Holds::read(&audit.directory) {
             Ok(holds) => holds,
             Err(e) => {
-                tracing::error!("nothing of the audit trail is dropped while its holds cannot be read: {e}");
+                tracing::error!("expired entries of the audit log stay while its holds cannot be read: {e}");
                 return;
             }
         };
@@ -567,7 +567,7 @@ impl Writer {
         let expired = match spool.expired(now, oldest, is_held) {
             Ok(expired) => expired,
             Err(e) => {
-                tracing::warn!("what is too old in the audit trail stays for now: {e}");
+                tracing::warn!("expired entries of the audit log stay for now: {e}");
                 return;
             }
         };
@@ -580,7 +580,7 @@ impl Writer {
         let Some(spool) = &mut self.spool else { return };
         let failed = spool.commit(now);
         if let Some((_, e)) = failed.first() {
-            tracing::warn!("nothing of the audit trail is dropped before it can be written down: {e}");
+            tracing::warn!("expired entries of the audit log stay until their removal can be recorded: {e}");
             return;
         }
         trail.committed[Class::Administration as usize]
@@ -593,11 +593,11 @@ impl Writer {
                     tracing::info!(
                         class = dropped.class.name(),
                         count,
-                        "entries of the audit trail are dropped from the spool: their time is over"
+                        "expired entries of the audit log are removed from the spool"
                     );
                 }
             }
-            Err(e) => tracing::warn!("what is too old in the audit trail stays in part: {e}"),
+            Err(e) => tracing::warn!("some expired entries of the audit log stay for now: {e}"),
         }
     }
 
@@ -614,13 +614,13 @@ impl Writer {
         if !self.pending.items.is_empty() {
             tracing::error!(
                 entries = self.pending.items.len(),
-                "entries of the audit trail are lost: they could not be written before the end"
+                "entries of the audit log are lost: they could not be written before the process ended"
             );
         }
         if let Some(spool) = self.spool.take()
             && let Err(e) = spool.close(Clock::now().time)
         {
-            tracing::warn!("the audit trail could not be closed: {e}");
+            tracing::warn!("the audit log could not be closed: {e}");
         }
     }
 }

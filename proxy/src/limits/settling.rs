@@ -649,7 +649,7 @@ impl Settler {
                 redis = settings.shown,
                 kind = error.kind(),
                 machines = self.state.shared.machines(),
-                "Redis cannot be asked about shared limits, each Machine keeps to its share until it can: {reason}"
+                "Redis is unavailable for shared limits, each Machine enforces its share until it is back: {reason}"
             );
         }
         let before = self.state.shared.standpoint();

@@ -34,20 +34,26 @@ pub struct AuditMetrics {
 
 impl AuditMetrics {
     pub(super) fn new(declare: &Declare<'_>) -> Result<Self, prometheus::Error> {
-        let entries =
-            declare.counters("outrigger_audit_entries_total", "Entries of the audit trail on disk.", &["class"])?;
+        let entries = declare.counters(
+            "outrigger_audit_entries_total",
+            "Entries of the audit log written to disk.",
+            &["class"],
+        )?;
         let monitored = declare.counters(
             "outrigger_audit_monitored_total",
-            "Entries that the audit trail would have, were it not in monitor.",
+            "Entries that the audit log would have if it were not in monitor mode.",
             &["class"],
         )?;
         let shipped = declare.counters(
             "outrigger_audit_shipped_total",
-            "Entries sent to the app: stored now, known before, refused by the database and put aside.",
+            "Entries sent to the app, by result: stored, known already, or rejected by the database and set aside.",
             &["result"],
         )?;
-        let batches =
-            declare.counters("outrigger_audit_batches_total", "Batches of entries sent to the app.", &["result"])?;
+        let batches = declare.counters(
+            "outrigger_audit_batches_total",
+            "Batches of entries sent to the app, by result.",
+            &["result"],
+        )?;
         for result in ["stored", "known", "refused"] {
             shipped.with_label_values(&[result]);
         }
@@ -64,19 +70,19 @@ impl AuditMetrics {
             )?,
             dropped: declare.counters(
                 "outrigger_audit_dropped_total",
-                "Entries whose time is over, dropped from the spool or from PostgreSQL.",
+                "Expired entries, removed from the spool or from PostgreSQL.",
                 &["class", "where"],
             )?,
             alarms: declare.counters(
                 "outrigger_audit_alarms_total",
-                "Signs found at the start, or by PostgreSQL, that the audit log was changed or put back to an earlier state.",
+                "Signs, found at the start or by PostgreSQL, that the audit log was changed or rolled back.",
                 &["finding"],
             )?,
             writable: declare
-                .gauge("outrigger_audit_writable", "0 while some class of entries cannot be written, else 1.")?,
+                .gauge("outrigger_audit_writable", "0 while the entries of a class cannot be written, else 1.")?,
             commits: declare
-                .histogram("outrigger_audit_commit_duration_seconds", "How long it took to have entries on disk.")?,
-            spool_bytes: declare.gauge("outrigger_audit_spool_bytes", "Bytes of the audit trail's files.")?,
+                .histogram("outrigger_audit_commit_duration_seconds", "How long it took to write entries durably.")?,
+            spool_bytes: declare.gauge("outrigger_audit_spool_bytes", "Bytes of the audit log's files.")?,
             queued: declare.gauge("outrigger_audit_queue_entries", "Entries that wait to be written.")?,
             unshipped: declare
                 .gauge("outrigger_audit_unshipped_entries", "Entries on disk that the app does not have yet.")?,

@@ -169,7 +169,7 @@ pub async fn keep_looking(state: Arc<State>) {
             has_failed = found.is_err();
             match found {
                 Ok(()) => tracing::info!(event = "peers", "peers can be looked up again"),
-                Err(e) => tracing::warn!(event = "peers", "peers cannot be looked up, those known stay: {e}"),
+                Err(e) => tracing::warn!(event = "peers", "peers cannot be looked up, keeping the known ones: {e}"),
             }
         }
         tokio::time::sleep(peers.rules.interval).await;
@@ -228,7 +228,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
                 }
                 known.set(Standing::Silent);
                 if missed == MISSED_BEFORE_LOST {
-                    tracing::warn!(event = "peer", peer = %known.name, %address, missed, "peer {} is taken for gone", known.name);
+                    tracing::warn!(event = "peer", peer = %known.name, %address, missed, "peer {} is considered down", known.name);
                 }
                 next.peers.push(Arc::clone(known));
             }

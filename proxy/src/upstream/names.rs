@@ -156,7 +156,7 @@ async fn look_up_off_the_runtime(name: &Name) -> io::Result<Vec<SocketAddr>> {
     let found = match tokio::time::timeout(SLOW, &mut looking).await {
         Ok(found) => found,
         Err(_) => {
-            tracing::warn!(name = name.shown(), "the name {} takes long to be looked up", name.shown());
+            tracing::warn!(name = name.shown(), "the lookup of {} takes long", name.shown());
             looking.await
         }
     };
@@ -194,7 +194,7 @@ fn tell(
         nothing => {
             if !std::mem::replace(has_failed, true) {
                 let why = nothing.err().map_or_else(|| "it has none".to_owned(), |e| e.to_string());
-                let stays = if name.is_unknown() { "" } else { "; those known stay" };
+                let stays = if name.is_unknown() { "" } else { "; keeping the known ones" };
                 tracing::warn!(
                     event = "name",
                     key,

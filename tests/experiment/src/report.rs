@@ -14,7 +14,7 @@ pub fn summary(side: &Side) -> String {
     let tally = Tally::of(well_behaved(&side.outcomes));
     let good = side.overload.iter().filter(|outcome| outcome.is_good()).count();
     format!(
-        "{}: {} of {} well-behaved requests failed ({}), p99 {}; {good} of {} answered well in the overload; CPU {}, ours {}",
+        "{}: {} of {} well-behaved requests failed ({}), p99 {}; {good} of {} good responses under overload; CPU {}, ours {}",
         side.form.words(),
         tally.bad(),
         tally.requests,
@@ -50,7 +50,7 @@ fn how(end: &End) -> String {
     match end {
         End::Good => "good".to_owned(),
         End::Answered(status, by) => format!("{status} by {by}"),
-        End::Late => "no answer in the client's time".to_owned(),
+        End::Late => "no response within the client's timeout".to_owned(),
         End::Broken => "connection broke".to_owned(),
     }
 }
@@ -60,10 +60,12 @@ pub fn document(sides: &[Side], script: &Script, seed: u64) -> String {
     let mut text = String::new();
     text.push_str(
         "# The availability experiment\n\n\
-         <!-- Written by `cargo xtask experiment`; what is changed here by hand is lost. -->\n\n\
-         An hour of faults in compressed time, with the same faults and the same requests for each side: one bare app, three \
-         of it, and three with Outrigger before each. Three things are claimed of the last, beside the first: 99.99 % of the \
-         requests of well-behaved clients are answered well, p99 is at least 30 % lower, and throughput at least twice as high.\n\n",
+         <!-- Written by `cargo xtask experiment`; edits by hand are lost. -->\n\n\
+         An hour of faults in compressed time, with the same faults and the same requests for each side: one bare \
+         app, three bare apps, and three apps with Outrigger in front of each. A good response is a 200 within the \
+         client's timeout; availability is the share of requests of well-behaved clients that get one. Compared with \
+         one bare app, three with Outrigger should have an availability of at least 99.99 %, a p99 at least 30 % \
+         lower, and at least twice the throughput.\n\n",
     );
     claims(&mut text, sides, script);
     table(&mut text, sides, script);
@@ -72,7 +74,7 @@ pub fn document(sides: &[Side], script: &Script, seed: u64) -> String {
         "## Over time\n\n\
          ![failed requests](experiment/errors.png)\n\n\
          ![p99](experiment/latency.png)\n\n\
-         ![good answers](experiment/goodput.png)\n\n\
+         ![good responses](experiment/goodput.png)\n\n\
          ![overload](experiment/overload.png)\n\n",
     );
     what_was_run(&mut text, script, seed);
@@ -121,10 +123,10 @@ fn claims(text: &mut String, sides: &[Side], script: &Script) {
         let against = Tally::of(well_behaved(&theirs.outcomes)).availability();
         let _ = write!(
             text,
-            "| three with Outrigger beside {} | | |\n|---|---|---|\n\
-             | answered well | {} instead of {} | at least 99.99 %: {} |\n\
-             | p99 of good answers | {} | at least 30 % lower: {} |\n\
-             | good answers under overload | {:.2} times | at least twice: {} |\n\n",
+            "| three with Outrigger compared with {} | | |\n|---|---|---|\n\
+             | availability | {} instead of {} | at least 99.99 %: {} |\n\
+             | p99 of good responses | {} | at least 30 % lower: {} |\n\
+             | good responses under overload | {:.2} times | at least twice: {} |\n\n",
             form.words(),
             percent(claims.availability),
             percent(against),
@@ -136,8 +138,8 @@ fn claims(text: &mut String, sides: &[Side], script: &Script) {
         );
     }
     text.push_str(
-        "The claims are made of the first comparison. The second says which part of it is Outrigger: what three bare Machines do \
-         as well is the Machines' doing.\n\n",
+        "The claims are about the first comparison. The second one shows how much of the effect is due to Outrigger, \
+         and how much to three Machines.\n\n",
     );
 }
 
@@ -148,7 +150,7 @@ fn table(text: &mut String, sides: &[Side], script: &Script) {
     let good = |side: &Side| Tally::of(well_behaved(&side.outcomes));
     let flood = |side: &Side| Tally::of(floods(&side.outcomes));
     row(text, "requests of well-behaved clients", sides, |side| good(side).requests.to_string());
-    row(text, "answered well", sides, |side| percent(good(side).availability()));
+    row(text, "availability", sides, |side| percent(good(side).availability()));
     row(text, "failed", sides, |side| good(side).bad().to_string());
     for kind in Kind::ALL {
         row(text, &format!("failed: {}", kind.name()), sides, |side| {
@@ -157,19 +159,21 @@ fn table(text: &mut String, sides: &[Side], script: &Script) {
         });
     }
     for rank in [50.0, 95.0, 99.0] {
-        row(text, &format!("p{rank:.0} of good answers"), sides, |side| ms(good(side).percentile(rank)));
+        row(text, &format!("p{rank:.0} of good responses"), sides, |side| ms(good(side).percentile(rank)));
     }
     row(text, "p99 of checkouts", sides, |side| ms(of_kind(&side.outcomes, Kind::Checkout).percentile(99.0)));
-    row(text, "good answers a second under overload", sides, |side| format!("{:.0}", goodput(&side.overload, script)));
-    row(text, "the same as work, of what its apps can do", sides, |side| {
+    row(text, "good responses a second under overload", sides, |side| {
+        format!("{:.0}", goodput(&side.overload, script))
+    });
+    row(text, "the same as work, relative to the apps' capacity", sides, |side| {
         format!("{:.0} %", 100.0 * numbers::work_done(&side.overload, script, side.form.machines()))
     });
-    row(text, "checkouts answered well under overload", sides, |side| {
+    row(text, "availability of checkouts under overload", sides, |side| {
         percent(checkouts(&side.overload, script).availability())
     });
     row(text, "requests of floods", sides, |side| flood(side).requests.to_string());
-    row(text, "of these answered well", sides, |side| percent(flood(side).availability()));
-    row(text, "CPU of the experiment, mean and most", sides, |side| cpu(&side.busy, |busy| busy.ours));
+    row(text, "of these with a good response", sides, |side| percent(flood(side).availability()));
+    row(text, "CPU of the experiment, mean and maximum", sides, |side| cpu(&side.busy, |busy| busy.ours));
     row(text, "the same under overload", sides, |side| cpu(&side.busy_overload, |busy| busy.ours));
     row(text, "CPU of the whole computer", sides, |side| cpu(&side.busy, |busy| busy.all));
     row(text, "the same under overload", sides, |side| cpu(&side.busy_overload, |busy| busy.all));
@@ -183,7 +187,7 @@ fn checkouts(overload: &[Outcome], script: &Script) -> Tally {
 
 fn causes(text: &mut String, sides: &[Side], script: &Script) {
     text.push_str(
-        "Failed requests of well-behaved clients, by what was going on (or had been up to half a minute before):\n\n",
+        "Failed requests of well-behaved clients, by the fault at the time (or up to half a minute before):\n\n",
     );
     row(text, "", sides, |side| side.form.words().to_owned());
     row(text, "---", sides, |_| "---".to_owned());
@@ -224,19 +228,23 @@ fn what_was_run(text: &mut String, script: &Script, seed: u64) {
     let rate = (all.len() - floods) as f64 / script.length().as_secs_f64();
     let _ = write!(
         text,
-        "## What was run\n\n\
-         **Time.** {} minutes in {:.0} seconds: every duration is divided by {FACTOR}: the script, the edge's settings, the app's start, the \
-         clients' patience, and each duration and rate of the proxies' rules (`tests/experiment/proxy.toml`). Below, times \
-         are those of the hour; latencies are those of the run, in which a read takes {} ms (a third of a second, stretched to the hour).\n\n\
-         **The app.** A process of its own, the same program on each side: {WORKERS} workers and a queue of {QUEUE}; it answers 503 at \
-         once when that is full. Work is sleep, half as long to half as long again as on the average:{}. About half of that is the database. \
-         One app can do {:.0} requests a second of the mix. It needs {} s to start, and its supervisor {} s to notice its end.\n\n\
-         **The edge.** The project's stand-in for Fly's edge (`tests/edge/`), set as `fly.toml` says, states known to routing after 2 s. Requests \
-         that a Machine had begun when it broke off are sent again when they are idempotent: whether Fly does that is *not established*, so the \
-         last column has the same with an edge that never does.\n\n\
-         **The clients.** {:.0} requests a second from 200 addresses (60 % reads, 20 % writes, 10 % checkouts, 10 % searches), at random times that are the same for each side, sent \
-         when they are due, whatever became of those before; latency counts from then. They keep their cookie, wait for {DEADLINE} s, and do not \
-         retry. Floods are counted apart:\n\n",
+        "## Setup\n\n\
+         **Time.** {} minutes in {:.0} seconds: every duration is divided by {FACTOR}: the script, the edge's \
+         settings, the app's start, the clients' timeout, and each duration and rate of the proxies' configuration \
+         (`tests/experiment/proxy.toml`). Below, times are those of the hour; latencies are those of the run, in \
+         which a read takes {} ms (a third of a second of the hour).\n\n\
+         **The app.** A separate process, the same program on each side: {WORKERS} workers and a queue of {QUEUE}; \
+         when the queue is full, it responds with 503 at once. A request sleeps for 0.5 to 1.5 times the mean of its \
+         kind:{}. About half of that is the database. One app can serve {:.0} requests a second of the mix. It takes \
+         {} s to start, and its supervisor {} s to notice that it ended.\n\n\
+         **The edge.** The project's stand-in for Fly's edge (`tests/edge/`), configured as in `fly.toml`; routing \
+         learns of state changes after 2 s. A request that a Machine had begun when it broke off is sent again if it \
+         is idempotent: whether Fly does that is *not established*, so the last column is for an edge that never \
+         does.\n\n\
+         **The clients.** {:.0} requests a second from 200 addresses (60 % reads, 20 % writes, 10 % checkouts, 10 % \
+         searches), at random times that are the same for each side. Each is sent when it is due, even if earlier \
+         ones are not complete; its latency counts from then. Clients keep their cookie, wait for {DEADLINE} s, and \
+         do not retry. Floods are counted separately:\n\n",
         script.minutes,
         script.length().as_secs_f64(),
         Kind::Read.work().0.as_millis(),
@@ -248,38 +256,42 @@ fn what_was_run(text: &mut String, script: &Script, seed: u64) {
     );
     let _ = write!(
         text,
-        "- scrapers: 8 addresses read as fast as they can, {:.1} times what one app can do;\n\
-         - a crowd: 200 addresses search, which is what costs most and matters least, {:.1} times what one app can do, \
-         and none of them hears of `Retry-After`.\n\n**The script.**\n\n| from | to | |\n|---|---|---|\n",
+        "- scrapers: 8 addresses send reads, {:.1} times the capacity of one app;\n\
+         - a crowd: 200 addresses send searches, the most expensive and least important requests, {:.1} times the \
+         capacity of one app, and ignore `Retry-After`.\n\n\
+         **The script.**\n\n\
+         | from | to | |\n\
+         |---|---|---|\n",
         Flood::Scrapers.times_capacity(),
         Flood::Crowd.times_capacity(),
     );
     for line in &script.lines {
         let words = match line.fault {
             Fault::MachineKilled(_) => format!(
-                "a Machine is killed with all that is on it; {:.0} s later another host boots it, {} s",
+                "a Machine is killed with all its processes; {:.0} s later another host boots it, in {} s",
                 times::REPLACEMENT,
                 times::MACHINE_BOOT
             ),
-            Fault::AppCrash(_) => "an app is killed; its supervisor starts it again".to_owned(),
+            Fault::AppCrash(_) => "an app is killed; its supervisor restarts it".to_owned(),
             Fault::AppHang(_) => {
                 format!(
-                    "an app stands still; after {:.0} s a watchdog kills it, and its supervisor starts it",
+                    "an app hangs; after {:.0} s a watchdog kills it, and its supervisor restarts it",
                     times::WATCHDOG
                 )
             }
             Fault::SlowDatabase(factor) => format!("the database takes {factor} times as long"),
             Fault::Deploy(outrigger_edge::Strategy::Rolling) => "a rolling deploy, one Machine at a time".to_owned(),
             Fault::Deploy(outrigger_edge::Strategy::BlueGreen) => "a blue-green deploy".to_owned(),
-            Fault::Burst(Flood::Scrapers) => "the scrapers come".to_owned(),
-            Fault::Burst(Flood::Crowd) => "the crowd comes".to_owned(),
+            Fault::Burst(Flood::Scrapers) => "the scrapers send requests".to_owned(),
+            Fault::Burst(Flood::Crowd) => "the crowd sends requests".to_owned(),
         };
         let _ = writeln!(text, "| {} | {} | {words} |", clock(line.begins()), clock(line.ends()));
     }
     let _ = write!(
         text,
-        "\n**Overload.** After the hour, when all is well again: the mix of well-behaved clients, {OVERLOAD} times what one app can do ({:.0} a \
-         second), from so many addresses that no limit is meant, for {} s of which the first {} are not counted.\n\n",
+        "\n**Overload.** After the hour, without faults: the mix of well-behaved clients at {OVERLOAD} times the \
+         capacity of one app ({:.0} requests a second), from so many addresses that no rate limit applies, for {} s, \
+         of which the first {} do not count.\n\n",
         OVERLOAD * capacity(),
         script.overload.as_secs(),
         script.warm_up.as_secs(),
@@ -292,24 +304,29 @@ fn each_kind(words: impl Fn(Kind) -> String) -> String {
 
 fn remarks(text: &mut String, sides: &[Side]) {
     text.push_str(
-        "## What this says, and what not\n\n\
-         - **One bare app is not a weak rival by accident**: it is what there is before Outrigger, and for one Machine every kill and every \
-         rolling deploy is an outage. The column of three bare apps is what Machines alone bring.\n\
-         - **p99 is of good answers.** An app that refuses at once has no slow ones to show: read it beside the share answered well.\n\
-         - **Refusing is failing here.** A well-behaved client that gets 503 with `Retry-After` counts as failed, although it was told when to come back.\n\
-         - **What fails with Outrigger** has three reasons. A `POST` that is with a Machine or an app at the moment of its death: nobody knows what \
-         became of it, so nobody sends it again. An app that hangs: what is sent to it fails at the end of its time, and is not tried elsewhere, until \
-         breakers have opened or the app has missed two questions how it is; from then on peers take it. And a crowd that cannot be told from \
-         well-behaved clients: their searches are refused with the crowd's, so that everything that matters more is served.\n\
-         - **A hang is where bare Machines do better.** The edge sends to whoever has fewest requests, so it soon avoids the one that answers none; \
-         sessions that Outrigger keeps on their Machine go there until it knows. A `GET` whose time is over is not tried at a peer.\n\
-         - **Good answers are counted, not their work.** Under overload Outrigger refuses searches, which cost four times as much as reads, so there are \
-         more answers than its apps could give of the whole mix; the row after them says how much of the apps' time went into good answers.\n\
-         - **Some of Outrigger's times are fixed** and do not shrink with the hour: it asks its app how it is with a patience of a second each time, \
-         which is 15 s of the hour. A hang of the app is therefore noticed later here than it would be.\n\
-         - **A script is not a year.** This hour is far worse than a usual one; what is compared are sides, not nines of a service.\n\
-         - **Work is sleep**, so that the computer, which carries the load, the edge and all sides' processes, is not what limits them: the CPU \
-         rows say how busy it was, others' work on it included.\n",
+        "## Interpretation and limits\n\n\
+         - **One bare app is a realistic baseline**: it is the setup before Outrigger. With one Machine, every kill \
+         and every rolling deploy is an outage. The column of three bare apps shows the effect of Machines alone.\n\
+         - **p99 covers good responses only.** An app that rejects requests at once has no slow responses: read p99 \
+         together with availability.\n\
+         - **A rejection counts as a failure**, even a 503 with `Retry-After` to a well-behaved client.\n\
+         - **Failures with Outrigger** have three causes. A `POST` that is in flight when its Machine or app dies is \
+         not sent again, because its effect is unknown. When an app hangs, its requests fail at their timeout and \
+         are not retried elsewhere, until circuit breakers have opened or the app has missed two health checks; from \
+         then on peers serve them. And a crowd cannot be distinguished from well-behaved clients: their searches are \
+         rejected along with the crowd's, so that more important requests are served.\n\
+         - **Bare Machines handle a hang better.** The edge sends requests to the Machine with the fewest, so it \
+         soon avoids the one that hangs; sessions that Outrigger keeps on their Machine go there until the hang is \
+         detected. A `GET` that times out is not retried at a peer.\n\
+         - **Good responses are counted, not their work.** Under overload Outrigger rejects searches, which cost \
+         four times as much as reads, so there are more responses than the apps' capacity for the whole mix; the \
+         next row shows the share of the apps' time that went into good responses.\n\
+         - **Some of Outrigger's times are fixed** and are not divided: a health check of the app times out after a \
+         second, which is 15 s of the hour. A hang is therefore detected later than it would be.\n\
+         - **An hour of faults is not a year.** It is far worse than a usual hour: compare the sides, and do not \
+         read the figures as a service's availability.\n\
+         - **Work is sleep**, so that the computer, which runs the load, the edge and all sides' processes, is not \
+         the bottleneck; the CPU rows show how busy it was, including other programs.\n",
     );
     if let Some(busiest) = sides
         .iter()
@@ -320,15 +337,16 @@ fn remarks(text: &mut String, sides: &[Side]) {
     {
         let _ = writeln!(
             text,
-            "- **The computer was {:.0} % busy in its worst second**: read the latencies of that moment with care.",
+            "- **The computer was {:.0} % busy in its worst second**: interpret the latencies of that time with care.",
             100.0 * busiest
         );
     }
     text.push_str(
         "\n## How to repeat it\n\n\
-         `cargo xtask experiment` (about a quarter of an hour, plus the build; best on a computer that does nothing else), `--quick` for a few \
-         seconds a side, `--sides one,outrigger` for some sides, `--seed 2` for other chances. Every failed request of a well-behaved client, with its \
-         id, time and answer, is in `target/experiment/failures-SIDE.tsv`, and the logs of all processes are beside it.\n",
+         `cargo xtask experiment` takes about a quarter of an hour, plus the build; use a computer that is otherwise \
+         idle. `--quick` takes a few seconds a side, `--sides one,outrigger` selects sides, `--seed 2` changes the \
+         random numbers. Every failed request of a well-behaved client is in `target/experiment/failures-SIDE.tsv`, \
+         with its id, time and response; the logs of all processes are in the same directory.\n",
     );
 }
 
@@ -376,14 +394,12 @@ mod tests {
         let script = Script::hour();
         let sides = [side(Form::One, 500, 100), side(Form::Outrigger, 2, 60)];
         let text = document(&sides, &script, 1);
-        assert!(
-            text.contains("| answered well | 99.980 % instead of 95.000 % | at least 99.99 %: **does not hold** |")
-        );
-        assert!(text.contains("| p99 of good answers | 40 % lower | at least 30 % lower: holds |"));
+        assert!(text.contains("| availability | 99.980 % instead of 95.000 % | at least 99.99 %: **does not hold** |"));
+        assert!(text.contains("| p99 of good responses | 40 % lower | at least 30 % lower: holds |"));
         assert!(text.contains("0.60 times | at least twice: **does not hold** |"));
         assert!(text.contains("| failed | 500 | 2 |"));
         assert!(text.contains("| 502 by the app | 500 | 2 |"));
-        assert!(text.contains("| CPU of the experiment, mean and most | 15 %, 20 % | 15 %, 20 % |"));
+        assert!(text.contains("| CPU of the experiment, mean and maximum | 15 %, 20 % | 15 %, 20 % |"));
         for line in &script.lines {
             assert!(text.contains(&format!("| {} | {} |", clock(line.begins()), clock(line.ends()))));
         }
