@@ -1,0 +1,3 @@
+//! Decisions about a request that are the same on both ways through the proxy.
+
+pub mod attempts;
