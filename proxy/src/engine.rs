@@ -1,3 +1,4 @@
 //! Decisions about a request that are the same on both ways through the proxy.
 
 pub mod attempts;
+pub mod steps;

@@ -1,5 +1,6 @@
 //! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,8 @@ use super::attempts::not_connected;
 use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
+use crate::engine::attempts::{Event, Next};
+use crate::engine::steps;
 use crate::exchange::{Destination, Exchange, Fields, Request};
 use crate::metrics::SentOn;
 use crate::peers::answer::ProbeAnswer;
@@ -21,7 +24,7 @@ use crate::rejection::{Failure, Rejection};
 use crate::seal::seconds;
 use crate::upstream::exhaustion;
 use crate::wire::MOST_FIELDS;
-use crate::{head, limits, retries};
+use crate::{head, limits};
 
 /// What later stages look at.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
@@ -65,33 +68,36 @@ impl Lane<'_> {
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
+        // What comes by the fast lane is idempotent.
+        steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: true });
         if exchange.deadline <= Instant::now() {
-            return Some(Err(Broken::Refused(Rejection::Expired)));
+            return self.after_peer(exchange, Event::Expired, "".into());
         }
-        let hop = self.hop(exchange, head, peer, kind)?;
+        let Some(hop) = self.hop(exchange, head, peer, kind) else {
+            return self.after_peer(exchange, Event::PeerDeclined, "".into());
+        };
         let head = head::with_hop(head, &hop);
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
-        let (outcome, result) = match asked {
-            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, None),
+        let (outcome, event, detail) = match asked {
+            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, Event::PeerDeclined, "".into()),
             Ok((stream, answer)) => {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                steps::happened(self.state, exchange, Event::PeerAnswered);
                 return Some(self.relay(stream, input, answer, exchange).await);
             }
-            Err(Broken::App(Failure::Unreachable, _)) => {
+            Err(Broken::App(Failure::Unreachable, detail)) => {
                 peer.not_reached();
-                (SentOn::Unreachable, None)
+                (SentOn::Unreachable, Event::PeerDeclined, detail)
             }
             // A packet may have been lost: that says nothing about the next request.
-            Err(Broken::App(Failure::ConnectTimeout, _)) => (SentOn::Unreachable, None),
-            // It may be sent again, as all that comes this way; the peer's app may have seen it, so it has its price.
+            Err(Broken::App(Failure::ConnectTimeout, detail)) => (SentOn::Unreachable, Event::PeerDeclined, detail),
             Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
-                let is_paid = retries::pay(self.state, exchange, Instant::now());
-                (SentOn::Broken, (!is_paid).then_some(Err(Broken::App(failure, detail))))
+                (SentOn::Broken, Event::PeerBroke { failure, may_repeat: true }, detail)
             }
             // It is this host that has no connection to spare: the peer is as it was.
-            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, None),
-            Err(broken @ Broken::App(..)) => (SentOn::Late, Some(Err(broken))),
+            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, Event::PeerDeclined, "".into()),
+            Err(Broken::App(_, detail)) => (SentOn::Late, Event::PeerTimedOut, detail),
             Err(broken) => return Some(Err(broken)),
         };
         self.state.metrics.sent_to_peer(kind, outcome);
@@ -99,7 +105,22 @@ impl Lane<'_> {
         recycle(input);
         let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
         tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
-        result
+        self.after_peer(exchange, event, detail)
+    }
+
+    /// Reports what came of a request at a peer. `None`: it is served here.
+    fn after_peer(
+        &self,
+        exchange: &mut Exchange,
+        event: Event,
+        detail: Cow<'static, str>,
+    ) -> Option<Result<(), Broken>> {
+        match steps::happened(self.state, exchange, event) {
+            Next::ComeBack => None,
+            Next::Reject(rejection) => Some(Err(Broken::Refused(rejection))),
+            Next::Fail(failure) => Some(Err(Broken::App(failure, detail))),
+            _ => Some(Err(Broken::ClientLeft)),
+        }
     }
 
     /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
