@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::client_stream::ClientStream;
 use crate::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::engine::answer;
 use crate::exchange::Listener;
 use crate::lane::{self, Origin};
 use crate::pipeline::Gateway;
@@ -174,13 +175,18 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
 
 /// Says 503 without keeping anything: at the bound there is nothing to keep it in.
 fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
-    let (rejection, id) = (Rejection::TooManyConnections, RequestId::generate());
     let mut sink = [0; 4096];
     // What has arrived is read, so that closing does not reset the answer away. Neither can be retried.
     let unread = socket.try_read(&mut sink).unwrap_or_default();
-    record::refused_unread(&worker.state, rejection, id, client, &sink[..unread]);
-    let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
-    let _ = socket.try_write(answer.as_bytes());
+    let response = rejected(worker, Rejection::TooManyConnections, client, &sink[..unread]);
+    let _ = socket.try_write(&response);
+}
+
+/// Counts a rejection of what never became a request; returns the response.
+fn rejected(worker: &Worker, rejection: Rejection, client: IpAddr, unread: &[u8]) -> Vec<u8> {
+    let id = RequestId::generate();
+    record::refused_unread(&worker.state, rejection, id, client, unread);
+    answer::early(&rejection.problem(), id, worker.listener, &lane::date(Instant::now().into_std()))
 }
 
 /// One client, request by request.
@@ -334,10 +340,8 @@ impl Connection {
     }
 
     async fn refuse(self, rejection: Rejection) {
-        let id = RequestId::generate();
-        record::refused_unread(&self.worker.state, rejection, id, self.origin.client, self.stream.pending());
-        let answer = rejection.problem().closing_answer(id.as_str(), self.origin.listener);
-        self.stream.answer_and_close(answer.as_bytes()).await;
+        let response = rejected(&self.worker, rejection, self.origin.client, self.stream.pending());
+        self.stream.answer_and_close(&response).await;
     }
 }
 
@@ -398,10 +402,8 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(wire::Malformed::Version);
-            let id = RequestId::generate();
-            record::refused_unread(&worker.state, rejection, id, client, stream.pending());
-            let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
-            stream.answer_and_close(answer.as_bytes()).await;
+            let response = rejected(&worker, rejection, client, stream.pending());
+            stream.answer_and_close(&response).await;
         }
         Ok(false) | Err(_) => {}
     }

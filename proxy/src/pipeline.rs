@@ -23,6 +23,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::breakers::{self, End};
+use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::steps;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
@@ -43,7 +44,7 @@ use crate::{
 
 use self::heads::{
     add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
-    is_invalid_data, is_unanswered, may_repeat, remove_hop_by_hop, response_length, sift, view, write_answer,
+    is_invalid_data, is_unanswered, may_repeat, own_head, remove_hop_by_hop, response_length, sift, view, write_own,
 };
 use self::line::{Cut, Line};
 use self::upload::Upload;
@@ -188,7 +189,10 @@ impl Gateway {
 
     async fn answer(&self, session: &mut Session, exchange: &mut Exchange, problem: &Problem) {
         let reply = reply::entered(&self.state, exchange, problem).await;
-        let written = write_answer(session, exchange, reply).await;
+        let written = match own_head(&OwnResponse::reply(exchange, &reply)) {
+            Ok(head) => write_own(session, head, Bytes::from(reply.body)).await,
+            Err(e) => Err(e),
+        };
         if let Err(e) = written {
             tracing::debug!(request_id = %exchange.request_id, "the answer could not be sent: {e}");
         }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::exchange::Listener;
 use crate::wire::Malformed;
 
 /// A request that we refused.
@@ -400,23 +399,6 @@ impl Problem {
     /// Its type is one of those that the draft on rate limit fields registers for everybody.
     fn is_registered(&self) -> bool {
         matches!(self.label, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected")
-    }
-
-    /// A whole HTTP/1.1 answer that ends the connection, for requests that never became one.
-    pub fn closing_answer(&self, request_id: &str, listener: Listener) -> String {
-        let body = self.body(request_id, None);
-        let status = self.status;
-        let retry_after =
-            self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
-        // A peer serves the request itself then.
-        let refused = if listener == Listener::Peers { "X-Outrigger-Refused: 1\r\n" } else { "" };
-        format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             X-Request-Id: {request_id}\r\n{refused}{retry_after}Connection: close\r\n\r\n{body}",
-            status.as_u16(),
-            status.canonical_reason().unwrap_or("Error"),
-            body.len(),
-        )
     }
 }
 

@@ -4,16 +4,18 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{BufMut, BytesMut};
-use http::Method;
+use bytes::BytesMut;
+use http::{Method, StatusCode};
 
 use super::attempts::not_connected;
-use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
+use super::{Answered, Broken, Lane, Prepared, path_of, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
+use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::steps;
 use crate::exchange::{Destination, Exchange, Fields, Request};
+use crate::head;
 use crate::metrics::SentOn;
 use crate::peers::answer::ProbeAnswer;
 use crate::peers::hop::{Hop, Kind};
@@ -24,7 +26,6 @@ use crate::rejection::{Failure, Rejection};
 use crate::seal::seconds;
 use crate::upstream::exhaustion;
 use crate::wire::MOST_FIELDS;
-use crate::{head, limits};
 
 /// What later stages look at.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
@@ -173,10 +174,9 @@ impl Lane<'_> {
         let rules = Arc::clone(&exchange.rules);
         let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
-        self.begin(exchange, "307 Temporary Redirect", 0);
-        put_line(self.stream.output(), replay::FLY_REPLAY.as_str(), &field);
+        self.put_own(&OwnResponse::replay(exchange, &field), exchange.started, b"");
         exchange.status = 307;
-        self.finish(exchange, b"").await
+        self.send_gathered(exchange).await
     }
 
     /// Tells a peer how we are.
@@ -193,34 +193,8 @@ impl Lane<'_> {
             came_from: remote,
         };
         let body = answer.seal(&peers.this.keys);
-        self.begin(exchange, "200 OK", body.len());
+        self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
         exchange.status = 200;
-        self.finish(exchange, &body).await
-    }
-
-    fn begin(&mut self, exchange: &Exchange, status: &str, length: usize) {
-        self.closes = self.state.drain.phase() != crate::state::Phase::Serving;
-        let out = self.stream.output();
-        out.clear();
-        out.put_slice(
-            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n").as_bytes(),
-        );
-        if exchange.rules.config.headers.request_id {
-            put_line(out, "X-Request-Id", exchange.request_id.as_bytes());
-        }
-        limits::headers::each(exchange, |name, value| put_line(out, name, value));
-    }
-
-    async fn finish(&mut self, exchange: &mut Exchange, body: &[u8]) -> Result<(), Broken> {
-        let closes = self.closes;
-        let out = self.stream.output();
-        out.put_slice(b"Date: ");
-        out.put_slice(&super::date(exchange.started));
-        out.put_slice(if closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
-        if !self.is_head {
-            out.put_slice(body);
-            self.sent = body.len() as u64;
-        }
         self.send_gathered(exchange).await
     }
 }

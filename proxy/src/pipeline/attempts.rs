@@ -3,13 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType, Result};
 
 use super::Gateway;
-use super::heads::{has_endless_body, is_unanswered, may_repeat, view, write_replay};
+use super::heads::{has_endless_body, is_unanswered, may_repeat, own_head, view, write_own};
 use crate::admit::NoTurn;
 use crate::affinity::replay;
+use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::steps;
 use crate::exchange::{Destination, Exchange};
@@ -91,7 +93,11 @@ impl Gateway {
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
         self.keep_after_answer(session);
         exchange.status = http::StatusCode::TEMPORARY_REDIRECT.as_u16();
-        if let Err(e) = write_replay(session, exchange, &field).await {
+        let written = match own_head(&OwnResponse::replay(exchange, &field)) {
+            Ok(head) => write_own(session, head, Bytes::new()).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = written {
             tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
         }
     }
