@@ -387,7 +387,7 @@ fn attempts_logged(proxy: &Proxy, path: &str) -> u64 {
     line["attempts"].as_u64().unwrap()
 }
 
-/// The fast lane keeps connections to the app. One that turns out to be dead is replaced, and the request has all of its attempts.
+/// The fast lane keeps connections to the app. One that turns out to be dead is replaced, and all attempts are left.
 #[test]
 fn a_dead_kept_connection_costs_no_attempt() {
     for (way, dead) in [(0, 1), (1, 0)] {

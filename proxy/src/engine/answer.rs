@@ -14,7 +14,8 @@ use crate::reply::Reply;
 use crate::request_id::RequestId;
 use crate::{failover, limits};
 
-/// The head of a response of Outrigger's own. Pingora adds `Date` and `Connection` itself, see [`OwnResponse::write`] for the rest.
+/// The head of a response of Outrigger's own, without `Date` and `Connection`: Pingora adds them itself, and
+/// [`OwnResponse::write`] does elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnResponse<'a> {
     status: StatusCode,

@@ -227,7 +227,8 @@ impl Attempts {
     }
 
     /// Whether the request has its outcome.
-    pub fn has_ended(&self) -> bool {
+    #[cfg(test)]
+    fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }
 

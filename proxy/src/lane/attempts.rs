@@ -176,7 +176,7 @@ impl Lane<'_> {
         }
     }
 
-    /// Pauses, and makes the next attempt a fresh one: nothing of the last one is left, and the app is told the time that is left.
+    /// Pauses, then clears what the last attempt left, and tells the app the time that is left.
     async fn begin_again(
         &mut self,
         exchange: &mut Exchange,
