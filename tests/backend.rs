@@ -38,6 +38,8 @@ pub enum Play {
     Say(Vec<u8>),
     /// The same, then closes the connection.
     SayAndClose(Vec<u8>),
+    /// Closes the connection without a response as often as this says, then echoes.
+    CloseFirst(Arc<AtomicUsize>),
     /// Sends these bytes as soon as it has the header section, and closes.
     Interrupt(Vec<u8>),
     /// Like `Say`, with an empty 200 response; a pseudo-random fifth of the requests gets a 500.
@@ -416,7 +418,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     };
     shared.whole.fetch_add(1, Ordering::SeqCst);
     let outcome = perform(stream, &play, head, &body).await;
-    if !matches!(outcome, Ok(true)) && !matches!(play, Play::SayAndClose(_)) {
+    if !matches!(outcome, Ok(true)) && !matches!(play, Play::SayAndClose(_) | Play::CloseFirst(_)) {
         shared.abandoned.fetch_add(1, Ordering::SeqCst);
     }
     outcome
@@ -439,6 +441,12 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
             stream.write_all(&echo(head, body)).await?;
         }
         Play::Say(bytes) => stream.write_all(bytes).await?,
+        Play::CloseFirst(times) => {
+            if times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                return Ok(false);
+            }
+            stream.write_all(&echo(head, body)).await?;
+        }
         Play::FailFifth(count) => {
             // A fixed hash of the count: evenly spread, and the same in each run.
             let dice = (count.fetch_add(1, Ordering::SeqCst) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     backend::Backend,
-    harness::{Answer, Client, Proxy, get, post},
+    harness::{Answer, Client, Proxy, both_ways, get, post},
 };
 
 /// A request that an upstream would serve if it parsed the bytes before it differently from the proxy.
@@ -31,6 +31,26 @@ fn refused(status: u16, reason: &str, requests: &[&str]) {
 /// A `POST` with these headers.
 fn with(fields: &str) -> String {
     format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")
+}
+
+/// On both ways, and for what never becomes a request.
+#[test]
+fn every_rejection_has_the_same_headers() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let [simple, general] = both_ways("/metrics");
+    let malformed = with("Content-Length: x");
+    for (request, label) in [(simple, "not_public"), (general, "not_public"), (malformed, "malformed_length")] {
+        let answer = proxy.ask(&request);
+        answer.is_problem(if label == "not_public" { 404 } else { 400 }, label);
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{answer:?}");
+        assert_eq!(answer.header("content-length"), Some(answer.body.len().to_string().as_str()), "{answer:?}");
+        let date = answer.header("date").unwrap_or_default();
+        assert!(date.ends_with(" GMT") && date.len() == 29, "{answer:?}");
+        let id = answer.header("x-request-id").map(str::to_owned);
+        assert_eq!(id.as_deref(), answer.json()["request_id"].as_str(), "{answer:?}");
+    }
 }
 
 #[test]

@@ -469,8 +469,7 @@ fn faults_on_purpose_look_like_the_apps_own() {
         assert_eq!(proxy.ask(&with("delay")).status, 200);
         assert!(asked.elapsed() >= Duration::from_millis(300));
         proxy.ask(&with("reset")).is_problem(502, "app_closed");
-        let late = proxy.ask(&with("late"));
-        assert_eq!(late.status, 504, "{late:?}");
+        proxy.ask(&with("late")).is_problem(504, "deadline_exceeded");
         assert_eq!(proxy.ask(&with("other")).status, 200);
     }
     // Three consecutive faults open the breaker, as if the app had failed.
@@ -480,6 +479,28 @@ fn faults_on_purpose_look_like_the_apps_own() {
     }
     is_refused(&proxy.ask(&post("/", "x")));
     assert!(proxy.metric("outrigger_faults_injected_total", &[]) >= 9.0);
+}
+
+/// The app was not asked, so it is not the app's failure, and no circuit breaker learns of it.
+#[test]
+fn an_injected_delay_beyond_the_deadline_is_a_rejection_of_ours() {
+    let app = Backend::start();
+    let fault = "[[faults]]\ndelay = \"10s\"\n";
+    let rules = format!("{THREE}app.timeout = \"300ms\"\n{fault}");
+    let proxy = Setup::new(&app, &rules).env("OUTRIGGER_ALLOW_FAULTS", "1").start();
+    for client in 0..3 {
+        for request in both_ways("/late") {
+            let asked = Instant::now();
+            proxy.ask_as(10 + client, &request).is_problem(504, "deadline_exceeded");
+            let took = asked.elapsed();
+            assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+        }
+    }
+    proxy.counts_rejections("deadline_exceeded", 6);
+    assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
+    assert_eq!(app.requests(), 0);
+    let breaker = shown(&proxy, "default");
+    assert_eq!((&breaker["state"], &breaker["failures_in_a_row"]), (&"closed".into(), &0.into()), "{breaker}");
 }
 
 #[test]

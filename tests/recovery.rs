@@ -374,6 +374,76 @@ fn what_may_not_be_repeated_is_not() {
     assert_eq!(app.requests_to("/500"), 1 + 3 + 1, "it is longer than what is kept");
 }
 
+/// The same repeatable request on both ways.
+fn repeatable_both_ways(path: &str) -> [String; 2] {
+    both_ways(path).map(|request| request.replacen("POST", "PUT", 1))
+}
+
+/// What the access log says of the only request for `path`.
+#[track_caller]
+fn attempts_logged(proxy: &Proxy, path: &str) -> u64 {
+    let line = proxy.says(&format!("\"path\":\"{path}\""));
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    line["attempts"].as_u64().unwrap()
+}
+
+/// The fast lane keeps connections to the app. One that turns out to be dead is replaced, and all attempts are left.
+#[test]
+fn a_dead_kept_connection_costs_no_attempt() {
+    for (way, dead) in [(0, 1), (1, 0)] {
+        for closed in 0..2 {
+            let app = Backend::start();
+            let proxy = Proxy::with(&app, "retry.attempts = 2\n");
+            let mut client = proxy.connect();
+            // The same client, because a connection to the app is kept for the thread that used it.
+            assert_eq!(client.send(get("/warm")).answer().status, 200);
+            app.at("/r", Play::CloseFirst(Arc::new(AtomicUsize::new(dead + closed))));
+            assert_eq!(client.send(&repeatable_both_ways("/r")[way]).answer().status, 200, "way {way}");
+            assert_eq!(app.requests_to("/r"), dead + closed + 1);
+            assert_eq!(attempts_logged(&proxy, "/r"), closed as u64 + 1);
+            proxy.counts("outrigger_app_reconnects_total", &[], dead);
+            proxy.counts("outrigger_app_retries_total", &[], closed);
+            drop(client);
+            is_at_rest(&proxy);
+        }
+    }
+}
+
+#[test]
+fn a_wait_for_the_app_costs_no_attempt() {
+    for request in repeatable_both_ways("/r") {
+        let mut app = Backend::stopped();
+        app.at("/r", Play::CloseFirst(Arc::new(AtomicUsize::new(1))));
+        let proxy = Proxy::with(&app, "retry.attempts = 2\n");
+        // The first request finds that the app is down: its connection is refused.
+        let mut client = proxy.connect();
+        client.send(&request);
+        until("it to wait", || held(&proxy) == 1);
+        app.resume();
+        assert_eq!(client.answer().status, 200);
+        assert_eq!((app.requests_to("/r"), attempts_logged(&proxy, "/r")), (2, 2));
+        proxy.counts("outrigger_app_retries_total", &[], 1);
+        drop(client);
+        is_at_rest(&proxy);
+    }
+}
+
+/// A request that waits in vain was never sent, and one that may not be repeated is sent once after its wait.
+#[test]
+fn a_wait_for_the_app_is_no_reason_to_send_a_request_twice() {
+    let mut app = Backend::stopped();
+    app.at("/order", Play::CloseFirst(Arc::new(AtomicUsize::new(1))));
+    let proxy = Proxy::start(&app);
+    let mut client = proxy.connect();
+    client.send(post("/order", "an order"));
+    until("it to wait", || held(&proxy) == 1);
+    app.resume();
+    client.answer().is_problem(502, "app_closed");
+    assert_eq!((app.requests_to("/order"), attempts_logged(&proxy, "/order")), (1, 1));
+    drop(client);
+    is_at_rest(&proxy);
+}
+
 #[test]
 fn the_apps_own_wish_for_a_pause_is_heeded_or_there_is_no_other_attempt() {
     let app = Backend::start();

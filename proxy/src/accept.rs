@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::client_stream::ClientStream;
 use crate::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::engine::answer;
 use crate::exchange::Listener;
 use crate::lane::{self, Origin};
 use crate::pipeline::Gateway;
@@ -176,14 +177,19 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
 
 /// Responds with 503 and keeps no state for the connection, as the limit leaves no room for any.
 fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
-    let (rejection, id) = (Rejection::TooManyConnections, RequestId::generate());
     let mut sink = [0; 4096];
     // Read what has arrived, so that closing does not reset the connection before the client has read the response. Neither
     // call can be retried.
     let unread = socket.try_read(&mut sink).unwrap_or_default();
-    record::refused_unread(&worker.state, rejection, id, client, &sink[..unread]);
-    let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
-    let _ = socket.try_write(answer.as_bytes());
+    let response = rejected(worker, Rejection::TooManyConnections, client, &sink[..unread]);
+    let _ = socket.try_write(&response);
+}
+
+/// Counts a rejection of what never became a request; returns the response.
+fn rejected(worker: &Worker, rejection: Rejection, client: IpAddr, unread: &[u8]) -> Vec<u8> {
+    let id = RequestId::generate();
+    record::refused_unread(&worker.state, rejection, id, client, unread);
+    answer::early(&rejection.problem(), id, worker.listener, &lane::date(Instant::now().into_std()))
 }
 
 /// A client's connection, which carries one request at a time.
@@ -337,10 +343,8 @@ impl Connection {
     }
 
     async fn refuse(self, rejection: Rejection) {
-        let id = RequestId::generate();
-        record::refused_unread(&self.worker.state, rejection, id, self.origin.client, self.stream.pending());
-        let answer = rejection.problem().closing_answer(id.as_str(), self.origin.listener);
-        self.stream.answer_and_close(answer.as_bytes()).await;
+        let response = rejected(&self.worker, rejection, self.origin.client, self.stream.pending());
+        self.stream.answer_and_close(&response).await;
     }
 }
 
@@ -401,10 +405,8 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(wire::Malformed::Version);
-            let id = RequestId::generate();
-            record::refused_unread(&worker.state, rejection, id, client, stream.pending());
-            let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);
-            stream.answer_and_close(answer.as_bytes()).await;
+            let response = rejected(&worker, rejection, client, stream.pending());
+            stream.answer_and_close(&response).await;
         }
         Ok(false) | Err(_) => {}
     }

@@ -275,7 +275,9 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
     }
     let ended_as = match outcome {
         // The app has served the request, or may have.
-        Outcome::Rejected if exchange.attempts > 0 && exchange.rejection == Some(Rejection::AuditUnavailable) => {
+        Outcome::Rejected
+            if exchange.attempts.made() > 0 && exchange.rejection == Some(Rejection::AuditUnavailable) =>
+        {
             Ended::Error
         }
         Outcome::Rejected => Ended::Refused,

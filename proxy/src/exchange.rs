@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::Mode;
@@ -14,6 +14,7 @@ use crate::audit::Noted;
 use crate::breakers::Attempt;
 use crate::client_address::Sender;
 use crate::credentials::{self, Verified};
+use crate::engine::attempts::{Attempts, Next};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
 use crate::metrics::StreamKind;
@@ -216,8 +217,8 @@ pub struct Exchange {
     pub deadline: Instant,
     /// The client has asked for less time than the route gives: that it is over says nothing about the app.
     pub is_impatient: bool,
-    /// Attempts at the app here so far.
-    pub attempts: u32,
+    /// Its attempts at the app here.
+    pub attempts: Attempts,
     /// Bytes of the request's body in this attempt.
     pub body_bytes: u64,
     /// We answered, and why.
@@ -238,18 +239,15 @@ pub struct Exchange {
     pub admission: Mode,
     /// What breakers, retries and the wait for an app that is away do with it.
     pub resilience: Mode,
-    /// The attempt that is being made, to its breaker.
+    /// The attempt that is being made, for its circuit breaker. One whose connection broke off stays here until the next
+    /// connection shows whether the app is down (then it is not counted) or only that attempt failed.
     pub attempt: Option<Attempt>,
     /// The app's answer says when to come back.
     pub says_when: bool,
-    /// There is no other attempt after this one, whatever the rules allow: the budget has nothing left.
-    pub is_last_attempt: bool,
     /// Since when it waits, or waited, for an app that is away: it may until its `hold` is over.
     pub held_since: Option<Instant>,
-    /// The attempt before this one, which broke off: whether it failed or the app had gone, the next connection tells.
-    pub broken: Option<Attempt>,
-    /// What the next attempt begins with, on Pingora's way.
-    pub next: Next,
+    /// What Pingora's hooks do next, when Pingora calls `upstream_peer`.
+    pub next: Option<Next>,
     /// The connection of this attempt, on Pingora's way.
     pub line: Option<Line>,
     /// Its body, on Pingora's way.
@@ -294,21 +292,6 @@ pub enum Destination {
     Probe,
 }
 
-/// What another attempt begins with.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Next {
-    /// It pauses.
-    pub pause: Option<Duration>,
-    /// A peer has not taken it: it is served here.
-    pub comes_back: bool,
-    /// The app was away: it waits in the queue for it.
-    pub rejoins: bool,
-    /// The last one broke off: if the app is there, this one is a retry that has to be paid for.
-    pub owes: bool,
-    /// It was decided by the status of an answer, and is paid for.
-    pub is_planned: bool,
-}
-
 /// What a request asks for, as far as time limits care.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -347,7 +330,7 @@ impl Exchange {
             kind: Kind::Plain,
             deadline: started,
             is_impatient: false,
-            attempts: 0,
+            attempts: Attempts::default(),
             body_bytes: 0,
             rejection: None,
             failure: None,
@@ -360,10 +343,8 @@ impl Exchange {
             resilience: Mode::Off,
             attempt: None,
             says_when: false,
-            is_last_attempt: false,
             held_since: None,
-            broken: None,
-            next: Next::default(),
+            next: None,
             line: None,
             upload: Upload::default(),
             interim: 0,

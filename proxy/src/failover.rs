@@ -8,7 +8,7 @@ use std::sync::Arc;
 use outrigger_policy::flags::Mode;
 
 use crate::breakers::{self, End};
-use crate::exchange::{Destination, Exchange, Listener, Next, Request};
+use crate::exchange::{Destination, Exchange, Listener, Request};
 use crate::peers::Peer;
 use crate::peers::hop::Kind;
 use crate::rejection::{Failure, Rejection};
@@ -42,8 +42,7 @@ fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
     // The app here is not asked: nothing that was begun for it counts.
     breakers::ended(state, exchange, End::Unknown);
-    exchange.broken = None;
-    exchange.next = Next::default();
+    exchange.next = None;
     exchange.permit = None;
     exchange.waiting = None;
     exchange.destination = Destination::Peer(peer, Kind::Failover);

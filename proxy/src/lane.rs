@@ -25,6 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
+use crate::engine::answer::OwnResponse;
 use crate::exchange::{Destination, Exchange, Fields, Listener, Request};
 use crate::forwarding::{Added, Sending, Sieve};
 use crate::head::{self, AnswerHead, Frame, Sifting};
@@ -33,12 +34,12 @@ use crate::peers::hop;
 use crate::pipeline;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
-use crate::reply::{self, Reply};
+use crate::reply;
 use crate::request_id::RequestId;
 use crate::state::{Phase, State};
 use crate::timer::Timer;
 use crate::wire::MOST_FIELDS;
-use crate::{admit, affinity, audit, claims, failover, limits};
+use crate::{admit, affinity, audit, claims, limits};
 
 use self::body::{BodyEnd, put_chunk};
 
@@ -406,33 +407,23 @@ impl Lane<'_> {
         self.timer.poll(cx, since + patience).map(|()| Err(Broken::ClientLeft))
     }
 
-    /// What we answer ourselves; the connection stays.
+    /// Sends a problem; the connection stays.
     async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
+        let reply = reply::entered(self.state, exchange, problem).await;
+        self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
+        self.send_gathered(exchange).await
+    }
+
+    /// Puts a response of our own into the client's output.
+    fn put_own(&mut self, response: &OwnResponse<'_>, now: Instant, body: &[u8]) {
         self.closes = self.state.drain.phase() != Phase::Serving;
-        let Reply { status, content_type, body, retry_after } = reply::entered(self.state, exchange, problem).await;
         let out = self.stream.output();
         out.clear();
-        let reason = status.canonical_reason().unwrap_or("Error");
-        out.put_slice(format!("HTTP/1.1 {} {reason}\r\nContent-Type: {content_type}\r\n", status.as_u16()).as_bytes());
-        out.put_slice(format!("Content-Length: {}\r\nCache-Control: no-store\r\n", body.len()).as_bytes());
-        if let Some(after) = retry_after {
-            out.put_slice(format!("Retry-After: {}\r\n", crate::rejection::seconds(after)).as_bytes());
-        }
-        if exchange.rules.config.headers.request_id {
-            out.put_slice(format!("X-Request-Id: {}\r\n", exchange.request_id).as_bytes());
-        }
-        if failover::is_given_back(exchange) {
-            put_line(out, hop::X_OUTRIGGER_REFUSED.as_str(), b"1");
-        }
-        limits::headers::each(exchange, |name, value| put_line(out, name, value));
-        out.put_slice(b"Date: ");
-        out.put_slice(&date(exchange.started));
-        out.put_slice(if self.closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
+        response.write(out, &date(now), self.closes);
         if !self.is_head {
-            out.put_slice(body.as_bytes());
+            out.put_slice(body);
             self.sent = body.len() as u64;
         }
-        self.send_gathered(exchange).await
     }
 
     /// Answers what can still be answered, and says how it ended.
@@ -505,7 +496,7 @@ fn recycle(mut buffer: BytesMut) {
 }
 
 /// The date in a field's form (RFC 9110 section 5.6.7), formatted once a second.
-fn date(now: Instant) -> [u8; 29] {
+pub fn date(now: Instant) -> [u8; 29] {
     thread_local! {
         static DATE: std::cell::Cell<Option<(Instant, [u8; 29])>> = const { std::cell::Cell::new(None) };
     }

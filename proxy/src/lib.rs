@@ -17,6 +17,7 @@ pub mod client_stream;
 pub mod config;
 mod connections;
 pub mod credentials;
+pub mod engine;
 pub mod exchange;
 pub mod explain;
 pub mod exposition;

@@ -22,8 +22,10 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
-use crate::admit::NoTurn;
 use crate::breakers::{self, End};
+use crate::engine::answer::OwnResponse;
+use crate::engine::attempts::{Event, Next};
+use crate::engine::steps;
 use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
 use crate::forwarding::{Added, Sending, Sieve, X_REQUEST_ID};
 use crate::head::is_event_stream_type;
@@ -37,14 +39,12 @@ use crate::seal::seconds;
 use crate::state::{Phase, State};
 use crate::wire::Malformed;
 use crate::{
-    abuse, accept, admit, affinity, audit, claims, failover, faults, hold, identify, limits, record, retries, route,
-    via,
+    abuse, accept, admit, affinity, audit, claims, failover, faults, identify, limits, record, retries, route, via,
 };
 
-use self::attempts::Stop;
 use self::heads::{
     add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
-    is_invalid_data, is_unanswered, may_repeat, remove_hop_by_hop, response_length, sift, view, write_answer,
+    is_invalid_data, is_unanswered, may_repeat, own_head, remove_hop_by_hop, response_length, sift, view, write_own,
 };
 use self::line::{Cut, Line};
 use self::upload::Upload;
@@ -189,7 +189,10 @@ impl Gateway {
 
     async fn answer(&self, session: &mut Session, exchange: &mut Exchange, problem: &Problem) {
         let reply = reply::entered(&self.state, exchange, problem).await;
-        let written = write_answer(session, exchange, reply).await;
+        let written = match own_head(&OwnResponse::reply(exchange, &reply)) {
+            Ok(head) => write_own(session, head, Bytes::from(reply.body)).await,
+            Err(e) => Err(e),
+        };
         if let Err(e) = written {
             tracing::debug!(request_id = %exchange.request_id, "the answer could not be sent: {e}");
         }
@@ -225,23 +228,22 @@ impl Gateway {
                 Verdict::Rejected(Rejection::Malformed(Malformed::Field))
             }
             (ErrorSource::Downstream, _) => Verdict::ClientLeft,
-            (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-                Verdict::Failed(Failure::Timeout)
-            }
-            (ErrorSource::Upstream, ErrorType::ConnectTimedout) => Verdict::Failed(Failure::ConnectTimeout),
-            (
-                ErrorSource::Upstream,
-                ErrorType::ConnectRefused
-                | ErrorType::ConnectNoRoute
-                | ErrorType::ConnectError
-                | ErrorType::SocketError,
-            ) => Verdict::Failed(Failure::Unreachable),
-            (ErrorSource::Upstream, ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed) => {
-                Verdict::Failed(Failure::Closed)
-            }
-            (ErrorSource::Upstream, _) => Verdict::Failed(Failure::Invalid),
+            (ErrorSource::Upstream, etype) => Verdict::Failed(failure_of(etype)),
             (ErrorSource::Internal | ErrorSource::Unset, _) => Verdict::Failed(Failure::Internal),
         }
+    }
+}
+
+/// How the app, or a peer, failed, if Pingora's error is on its side.
+fn failure_of(etype: &ErrorType) -> Failure {
+    match etype {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
+        ErrorType::ConnectTimedout => Failure::ConnectTimeout,
+        ErrorType::ConnectRefused | ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError => {
+            Failure::Unreachable
+        }
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => Failure::Closed,
+        _ => Failure::Invalid,
     }
 }
 
@@ -279,58 +281,42 @@ impl ProxyHttp for Gateway {
         if verdict.is_ok() && matches!(exchange.destination, Destination::App) {
             verdict = take_turn(&self.state, &request, exchange);
         }
-        let verdict = match (verdict, exchange.destination.clone()) {
-            (Ok(()), Destination::App) => match self.wait_for_turn(exchange).await {
-                // Its turn has not come; a peer may have a slot to spare.
-                Err(NoTurn::Refused(Rejection::Overloaded)) if failover::spares_a_slot(&self.state, exchange) => Ok(()),
-                turn => turn,
-            },
-            (Ok(()), Destination::Peer(..)) => Ok(()),
+        let next = match (verdict, exchange.destination.clone()) {
+            (Ok(()), Destination::App) => self.take_turn(session, exchange).await,
+            (Ok(()), Destination::Peer(..)) => self.sent_to_peer(session, exchange),
             (Ok(()), Destination::Replay(home)) => {
                 self.replay(session, exchange, &home).await;
                 return Ok(true);
             }
             // Peers ask in a simpler way.
-            (Ok(()), Destination::Probe) => Err(NoTurn::Refused(Rejection::NotAPeer)),
-            (Err(refused), _) => Err(NoTurn::Refused(refused)),
+            (Ok(()), Destination::Probe) => Next::Reject(Rejection::NotAPeer),
+            (Err(rejection), _) => Next::Reject(rejection),
         };
-        match verdict {
-            Ok(()) => {
+        match next {
+            Next::Reject(rejection) => {
+                self.reject(session, exchange, rejection).await;
+                Ok(true)
+            }
+            Next::Fail(failure) => {
+                let seen = "it did not come back within `hold`";
+                record::failed(&self.state, exchange, failure, &seen).await;
+                self.answer(session, exchange, &failure.problem()).await;
+                Ok(true)
+            }
+            next => {
+                exchange.next = Some(next);
                 retries::pay_in(&self.state, exchange);
                 if exchange.kind == Kind::Upgrade {
                     session.set_read_timeout(Some(exchange.rules.config.app.stream_timeout));
                 }
                 Ok(false)
             }
-            Err(NoTurn::Refused(rejection)) => {
-                self.reject(session, exchange, rejection).await;
-                Ok(true)
-            }
-            Err(NoTurn::AppAway) => {
-                let seen = "it did not come back within `hold`";
-                record::failed(&self.state, exchange, Failure::Unreachable, &seen).await;
-                self.answer(session, exchange, &Failure::Unreachable.problem()).await;
-                Ok(true)
-            }
         }
     }
 
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         exchange.line = None;
-        if std::mem::take(&mut exchange.next.comes_back)
-            && let Err(no_turn) = self.take_back(session, exchange).await
-        {
-            return Err(self.stopped(session, exchange, no_turn.into()));
-        }
-        if matches!(exchange.destination, Destination::App)
-            && let Err(stop) = self.before_attempt(exchange).await
-            && !(matches!(stop, Stop::Refused(Rejection::BreakerOpen { .. })) && failover::takes(&self.state, exchange))
-        {
-            return Err(self.stopped(session, exchange, stop));
-        }
-        if matches!(exchange.destination, Destination::App) {
-            exchange.attempts += 1;
-        }
+        self.before_connection(session, exchange).await?;
         exchange.body_bytes = 0;
         exchange.interim = 0;
         let app = &exchange.rules.config.app;
@@ -348,10 +334,6 @@ impl ProxyHttp for Gateway {
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let is_to_peer = matches!(exchange.destination, Destination::Peer(..));
-        if is_to_peer && left.is_zero() {
-            return Err(self.stopped(session, exchange, Stop::Refused(Rejection::Expired)));
-        }
         let (line, opener) = Line::new(&self.state, target, connect_timeout.min(left));
         peer.options.custom_l4 = Some(opener);
         exchange.line = Some(line);
@@ -367,80 +349,50 @@ impl ProxyHttp for Gateway {
     /// Nothing has been sent, so any request may be tried again.
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
         let refused = exchange.line.as_ref().and_then(Line::refused);
-        if let Destination::Peer(peer, kind) = &exchange.destination {
-            // A packet may have been lost: only a refusal says something about the next request.
-            if *error.etype() == ErrorType::ConnectRefused {
-                peer.not_reached();
+        let next = match (&exchange.destination, error.etype()) {
+            (Destination::Peer(peer, kind), etype) => {
+                // A packet may have been lost: only a refusal says something about the next request.
+                if *etype == ErrorType::ConnectRefused {
+                    peer.not_reached();
+                }
+                self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
+                steps::happened(&self.state, exchange, Event::PeerDeclined)
             }
-            self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
-            exchange.next.comes_back = true;
-            error.set_retry(true);
-            return error;
-        }
-        if refused.is_some() {
-            // The reason is here, not at the app.
-            exchange.rejection = refused;
-            error.set_retry(false);
-            return error;
-        }
-        let is_refused = *error.etype() == ErrorType::ConnectRefused;
-        let waits = is_refused && hold::refused(&self.state, exchange);
-        let again = match error.etype() {
-            // Nothing was sent: a peer takes it, or it waits for the app like those that come now.
-            ErrorType::ConnectRefused if failover::takes(&self.state, exchange) => {
-                exchange.attempts -= 1;
-                true
-            }
-            ErrorType::ConnectRefused if waits => {
-                exchange.next.rejoins = true;
-                // What broke off did so because the app went: it waits for it, and is no retry.
-                exchange.next.owes = false;
-                exchange.broken = None;
-                exchange.held_since.get_or_insert_with(Instant::now);
-                exchange.attempts -= 1;
-                breakers::ended(&self.state, exchange, End::Unknown);
-                true
-            }
-            ErrorType::ConnectTimedout => {
-                exchange.next.owes = false;
-                self.pays_for_another(exchange, None)
-            }
-            _ => false,
+            (_, etype) => match (refused, etype) {
+                (Some(rejection), _) => steps::happened(&self.state, exchange, Event::NoConnection(rejection)),
+                (None, ErrorType::ConnectRefused) => steps::refused(&self.state, exchange),
+                (None, ErrorType::ConnectTimedout) => steps::happened(&self.state, exchange, Event::ConnectTimedOut),
+                (None, _) => {
+                    error.set_retry(false);
+                    return error;
+                }
+            },
         };
-        if again {
-            breakers::ended(&self.state, exchange, End::NotConnected);
-        }
-        error.set_retry(again);
-        error
+        self.follow(exchange, next, error)
     }
 
     async fn connected_to_upstream(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         _: bool,
         _: &HttpPeer,
         _: std::os::fd::RawFd,
         _: Option<&pingora::protocols::Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if matches!(exchange.destination, Destination::App) {
+            self.state.metrics.attempts_new.inc();
+            if exchange.attempts.is_probing() {
+                let instead = match steps::happened(&self.state, exchange, Event::Connected) {
+                    Next::Ask { .. } => self.enter(session, exchange).await,
+                    next => Some(next),
+                };
+                if let Some(next) = instead {
+                    return Err(self.instead(exchange, next));
+                }
+            }
+        }
         self.begin_upload(exchange);
-        if matches!(exchange.destination, Destination::Peer(..)) {
-            return Ok(());
-        }
-        self.state.metrics.attempts_new.inc();
-        if exchange.broken.is_some() {
-            // The app is there, so the attempt before this one failed.
-            let current = exchange.attempt.take();
-            exchange.attempt = exchange.broken.take();
-            breakers::ended(&self.state, exchange, End::Failed);
-            exchange.attempt = current;
-        }
-        // The app is there, so what broke the last attempt was not that it restarts: this is a retry, and has its price.
-        if std::mem::take(&mut exchange.next.owes) && !retries::pay(&self.state, exchange, Instant::now()) {
-            exchange.is_last_attempt = true;
-            exchange.failure = Some(Failure::Closed);
-            return Err(Error::explain(ErrorType::ConnectionClosed, "no budget for another attempt").into_up());
-        }
         Ok(())
     }
 
@@ -451,28 +403,28 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         let status = response.status;
+        let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
         if let Destination::Peer(_, kind) = exchange.destination {
             let is_given_back = response.headers.contains_key(&hop::X_OUTRIGGER_REFUSED);
-            let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
             if is_given_back && !session.as_ref().retry_buffer_truncated() {
                 self.state.metrics.sent_to_peer(kind, SentOn::Refused);
-                (exchange.next.comes_back, exchange.next.is_planned) = (true, true);
-                return Err(Error::explain(ErrorType::HTTPStatus(status.as_u16()), "a peer gives it back").into_up());
+                let next = steps::happened(&self.state, exchange, Event::PeerDeclined);
+                return Err(self.instead(exchange, next));
             }
             if !is_interim {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
             }
             return Ok(());
         }
-        let asked_for =
-            response.headers.get(header::RETRY_AFTER).and_then(|value| retries::asked_for(value.as_bytes()));
-        exchange.says_when = asked_for.is_some();
-        if self.tries_again(session, exchange, status.as_u16(), asked_for) {
-            breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
-            exchange.next.is_planned = true;
-            return Err(Error::explain(ErrorType::HTTPStatus(status.as_u16()), "it is tried again").into_up());
+        if is_interim {
+            return Ok(());
         }
-        Ok(())
+        let retry_after =
+            response.headers.get(header::RETRY_AFTER).and_then(|value| retries::asked_for(value.as_bytes()));
+        match self.answered(session, exchange, status.as_u16(), retry_after) {
+            None => Ok(()),
+            Some(next) => Err(self.instead(exchange, next)),
+        }
     }
 
     async fn upstream_request_filter(
@@ -565,6 +517,9 @@ impl ProxyHttp for Gateway {
         }
         exchange.status = response.status.as_u16();
         let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if is_final && matches!(exchange.destination, Destination::Peer(..)) {
+            steps::happened(&self.state, exchange, Event::PeerAnswered);
+        }
         exchange.answered_by_app = is_final;
         response.remove_header(&hop::X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
@@ -635,39 +590,32 @@ impl ProxyHttp for Gateway {
         _: bool,
     ) -> BError {
         let unanswered = is_unanswered(session);
-        if std::mem::take(&mut exchange.next.is_planned) {
+        if exchange.next.is_some() {
+            // It is known what follows, and the error only ended the attempt.
             error.set_retry(unanswered);
             return error;
         }
-        let broke_off =
-            matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
-        let is_app = *error.esource() == ErrorSource::Upstream;
         let cut = exchange.line.as_ref().and_then(Line::cut);
-        if cut == Some(Cut::Client) {
-            // Neither the app nor a peer has anything to do with it.
-            error.set_retry(false);
-            return error;
-        }
-        let is_cut = cut.is_some();
-        if let (Destination::Peer(_, kind), true) = (&exchange.destination, is_app) {
-            self.state.metrics.sent_to_peer(*kind, if is_cut { SentOn::Late } else { SentOn::Broken });
-            let can_repeat = !is_cut && unanswered && may_repeat(session);
-            // The peer's app may have seen it, so it has its price.
-            let again = can_repeat && retries::pay(&self.state, exchange, Instant::now());
-            exchange.next.comes_back = again;
-            error.set_retry(again);
-            return error;
-        }
-        let again = is_app && broke_off && !is_cut && unanswered && may_repeat(session) && {
-            let pause = retries::pause(exchange, Instant::now(), None);
-            exchange.next.pause = pause;
-            pause.is_some()
+        let is_app = *error.esource() == ErrorSource::Upstream && cut != Some(Cut::Client);
+        let may_repeat = unanswered && may_repeat(session);
+        let event = match (&exchange.destination, error.etype()) {
+            _ if !is_app => Event::ClientLeft,
+            (Destination::Peer(_, kind), etype) => {
+                self.state.metrics.sent_to_peer(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
+                match failure_of(etype) {
+                    _ if cut.is_some() => Event::PeerTimedOut,
+                    failure => Event::PeerBroke { failure, may_repeat },
+                }
+            }
+            (_, etype) => match failure_of(etype) {
+                Failure::Timeout => Event::TimedOut,
+                _ if cut.is_some() => Event::TimedOut,
+                Failure::Closed => Event::Closed { is_stale: false, may_repeat },
+                _ => Event::Invalid,
+            },
         };
-        // Whether the app is gone or only this connection, the next one tells.
-        exchange.next.owes = again;
-        exchange.broken = if again { exchange.attempt.take() } else { None };
-        error.set_retry(again);
-        error
+        let next = steps::happened(&self.state, exchange, event);
+        self.follow(exchange, next, error)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {

@@ -132,7 +132,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             reason,
             limit: exchange.violated_policy().map(str::to_owned),
             duration,
-            attempts: exchange.attempts,
+            attempts: exchange.attempts.made(),
             body_bytes: ending.body_bytes,
         });
     }
@@ -243,7 +243,7 @@ fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn
         route = %exchange.route().name,
         app = %state.rules.load().config.app.address,
         reason = failure.problem().label,
-        attempts = exchange.attempts,
+        attempts = exchange.attempts.made(),
         duration_ms = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "the app failed a request: {error}"
     );

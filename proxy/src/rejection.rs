@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::exchange::Listener;
 use crate::wire::Malformed;
 
 /// Why Outrigger rejected a request.
@@ -400,23 +399,6 @@ impl Problem {
     /// Whether the draft on rate limit headers registers its type for everybody.
     fn is_registered(&self) -> bool {
         matches!(self.label, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected")
-    }
-
-    /// A complete HTTP/1.1 response that closes the connection, for input that was not parsed as a request.
-    pub fn closing_answer(&self, request_id: &str, listener: Listener) -> String {
-        let body = self.body(request_id, None);
-        let status = self.status;
-        let retry_after =
-            self.retry_after.map_or_else(String::new, |after| format!("Retry-After: {}\r\n", seconds(after)));
-        // Tells the peer to serve the request itself.
-        let refused = if listener == Listener::Peers { "X-Outrigger-Refused: 1\r\n" } else { "" };
-        format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             X-Request-Id: {request_id}\r\n{refused}{retry_after}Connection: close\r\n\r\n{body}",
-            status.as_u16(),
-            status.canonical_reason().unwrap_or("Error"),
-            body.len(),
-        )
     }
 }
 

@@ -1,16 +1,18 @@
-//! Whether an attempt that came to nothing is made again.
+//! What a retry takes: a pause that ends before the deadline, and a token of the budget.
 //!
-//! | it ended | which requests | costs |
+//! [`crate::engine::attempts`] decides whether one is made:
+//!
+//! | the attempt ended | which requests are retried | cost |
 //! |---|---|---|
-//! | a kept connection was closed before a byte of the answer came | those that may be repeated | nothing: the app was not asked |
-//! | the app refused the connection | all | a wait for the app, see [`crate::hold`] |
-//! | connecting took too long | all: the app has seen nothing of it | budget |
-//! | a new connection was closed before the answer | those that may be repeated | budget |
-//! | an answer whose status the rules name | those that may be repeated | budget |
-//! | time is over, or what came is no HTTP | none | |
+//! | a kept connection was closed before a byte of the response came | repeatable | none: the app has not seen it |
+//! | the app refused the connection | all | a wait for the app, see [`crate::hold`]; no attempt, no budget |
+//! | no connection within `connect_timeout` | all: the app has not seen it | an attempt, budget |
+//! | a new connection was closed before the response | repeatable | an attempt, budget |
+//! | a response with a status that the route retries | repeatable | an attempt, budget |
+//! | the deadline passed, or the response was not HTTP | none | |
 //!
-//! What may be repeated is what is idempotent (RFC 9110 section 9.2.2), as long as no byte of an answer has reached the
-//! client and the body, if there is one, is still there: Pingora keeps the first 64 KiB of one.
+//! A request is repeatable if it is idempotent (RFC 9110 section 9.2.2), no byte of a response has been passed on, and its
+//! body is kept: Pingora keeps the first 64 KiB.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,14 +33,10 @@ pub fn pay_in(state: &State, exchange: &Exchange) {
     }
 }
 
-/// Whether one more attempt is allowed and there is time for it, and the pause before it. [`pay`] comes next.
+/// The pause before another attempt, or `None` if it would not end before the deadline.
 pub fn pause(exchange: &Exchange, now: Instant, asked_for: Option<Duration>) -> Option<Duration> {
-    let is_last = exchange.is_last_attempt || exchange.attempts >= exchange.route().attempts;
-    if exchange.resilience != Mode::Enforce || is_last {
-        return None;
-    }
     let rules = &exchange.rules.config.retry;
-    let jittered = || retry::pause(exchange.attempts, rules.backoff, rules.max_backoff, dice());
+    let jittered = || retry::pause(exchange.attempts.made(), rules.backoff, rules.max_backoff, dice());
     // Zero is what a date that has passed says: as soon as any other retry.
     let pause = asked_for.filter(|pause| !pause.is_zero()).unwrap_or_else(jittered);
     (now + pause < exchange.deadline).then_some(pause)

@@ -1,163 +1,168 @@
-//! How often the app is asked, and what comes before each time: a turn, a pause, the breaker, a connection.
+//! The fast lane as a driver of [`crate::engine::attempts`]: it waits, pauses, connects and asks, and reports what happened.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::{Answered, Broken, Lane, closed, scratch};
+use super::{Answered, Broken, Lane, scratch};
 use crate::admit::NoTurn;
 use crate::app_pool::{self, AppStream};
-use crate::breakers::{self, End};
-use crate::config::resilience::Effect;
+use crate::engine::attempts::{Event, Next};
+use crate::engine::steps::{self, Fault};
 use crate::exchange::Exchange;
 use crate::rejection::{Failure, Rejection};
 use crate::upstream::{self, ConnectError};
-use crate::{admit, failover, faults, head, hold, retries};
+use crate::{admit, head, hold, retries};
+
+/// What the attempts of a request hand on to each other.
+struct Attempt<'h> {
+    /// The request's head, for the app.
+    head: &'h mut BytesMut,
+    /// Bytes of the app's response.
+    input: BytesMut,
+    /// A connection that is open and has not been used.
+    open: Option<AppStream>,
+    /// The time when the attempt begins.
+    now: Instant,
+    /// What was seen of the last failure.
+    detail: Cow<'static, str>,
+}
+
+/// How an attempt goes on.
+enum Went {
+    /// The response's head is there.
+    Answered(Answered),
+    /// This follows.
+    Next(Next),
+}
 
 impl Lane<'_> {
-    /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
+    /// Waits for a permit where that is needed, then makes attempts until the request has its outcome.
     pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
-        let mut now = exchange.turn_began;
-        if exchange.waiting.is_some() {
-            now = match self.wait_for_turn(exchange, head).await {
-                // Its turn has not come; a peer may have a slot to spare.
-                Err(Broken::Refused(Rejection::Overloaded)) if failover::spares_a_slot(self.state, exchange) => {
-                    return Err(Broken::Moved);
-                }
-                turn => turn?,
-            };
-        }
-        retries::pay_in(self.state, exchange);
-        let mut input = scratch();
-        // What the last attempt failed with, where that may be because the app is gone: the next connection tells.
-        let mut owed = None;
-        loop {
-            let attempt = match owed.take() {
-                None => self.attempt(exchange, head, &mut input, now).await,
-                Some(broken) => self.attempt_again(exchange, head, &mut input, broken).await,
-            };
-            match attempt {
-                Ok((app, answer)) => {
-                    exchange.says_when = answer.retry_after.is_some();
-                    let Some(pause) = self.pause_after(exchange, answer.status, answer.retry_after) else {
-                        return self.relay(app, input, answer, exchange).await;
-                    };
-                    // The rest of that answer goes with its connection.
-                    drop(app);
-                    breakers::ended(self.state, exchange, End::Answered(answer.status, Instant::now()));
-                    self.pause(pause).await?;
-                }
-                Err(Broken::Refused(Rejection::FaultInjected { status })) => {
-                    let Some(pause) = self.pause_after(exchange, status.as_u16(), None) else {
-                        return Err(Broken::Refused(Rejection::FaultInjected { status }));
-                    };
-                    breakers::ended(self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
-                    self.pause(pause).await?;
-                }
-                Err(Broken::App(Failure::Unreachable, detail)) => {
-                    let waits = hold::refused(self.state, exchange);
-                    // Nothing was sent: a peer takes it, or it waits for the app like those that come now.
-                    if failover::takes(self.state, exchange) {
-                        return Err(Broken::Moved);
-                    }
-                    if !waits {
-                        return Err(Broken::App(Failure::Unreachable, detail));
-                    }
-                    breakers::ended(self.state, exchange, End::Unknown);
-                    hold::rejoin(self.state, exchange).map_err(Broken::Refused)?;
-                    let turn = self.wait_for_turn(exchange, head).await?;
-                    if turn >= exchange.deadline {
-                        return Err(Broken::Refused(Rejection::Expired));
-                    }
-                    // Others have something to do, should the app go away as fast as it comes back.
-                    tokio::task::yield_now().await;
-                }
-                Err(Broken::App(Failure::ConnectTimeout, detail)) => {
-                    let now = Instant::now();
-                    let pause = retries::pause(exchange, now, None).filter(|_| retries::pay(self.state, exchange, now));
-                    let Some(pause) = pause else { return Err(Broken::App(Failure::ConnectTimeout, detail)) };
-                    breakers::ended(self.state, exchange, End::NotConnected);
-                    self.pause(pause).await?;
-                }
-                Err(Broken::App(Failure::Closed, detail)) => {
-                    let Some(pause) = retries::pause(exchange, Instant::now(), None) else {
-                        return Err(Broken::App(Failure::Closed, detail));
-                    };
-                    owed = Some(Broken::App(Failure::Closed, detail));
-                    self.pause(pause).await?;
-                }
-                Err(Broken::Refused(Rejection::BreakerOpen { .. })) if failover::takes(self.state, exchange) => {
-                    return Err(Broken::Moved);
-                }
-                Err(broken) => return Err(broken),
-            }
-            input.clear();
-            self.stream.output().clear();
-            now = Instant::now();
-            if let Some(permit) = &mut exchange.permit {
-                permit.sent(now);
-            }
-            head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
-        }
-    }
-
-    /// One attempt, on a kept connection if there is one. A kept connection that turns out to be dead is replaced by a new one
-    /// at no cost: the app has not been asked.
-    async fn attempt(
-        &mut self,
-        exchange: &mut Exchange,
-        head: &[u8],
-        input: &mut BytesMut,
-        now: Instant,
-    ) -> Result<Answered, Broken> {
-        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
-        exchange.attempts += 1;
-        if !exchange.faults.is_empty() {
-            self.befall(exchange).await?;
-        }
-        // Where the app is now: the request may have waited, and `app.address` have changed meanwhile.
-        let kept = {
-            let rules = self.state.rules.load();
-            app_pool::take(|target| rules.config.app.upstream.has(target))
+        let now = exchange.turn_began;
+        let mut attempt = Attempt { head, input: scratch(), open: None, now, detail: "".into() };
+        let mut next = if exchange.waiting.is_some() {
+            self.wait_for_turn(exchange, &mut attempt).await?
+        } else {
+            // What comes by the fast lane is idempotent.
+            steps::admitted(self.state, exchange, true)
         };
-        if let Some(mut kept) = kept {
-            self.state.metrics.attempts_reused.inc();
-            match self.ask(&mut kept, head, input, exchange).await {
-                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
-                asked => return asked.map(|answer| (kept, answer)),
-            }
-            exchange.attempts += 1;
-            self.state.metrics.reconnects.inc();
+        if matches!(next, Next::Ask { .. }) {
+            retries::pay_in(self.state, exchange);
         }
-        let mut fresh = self.connect(exchange).await?;
-        let answer = self.ask(&mut fresh, head, input, exchange).await?;
-        Ok((fresh, answer))
+        let mut is_first = true;
+        loop {
+            if let Next::Ask { pause } | Next::Probe { pause } = next
+                && !std::mem::take(&mut is_first)
+            {
+                self.begin_again(exchange, &mut attempt, pause).await?;
+            }
+            let went = match next {
+                Next::Ask { .. } => self.ask_app(exchange, &mut attempt).await,
+                Next::Replace => self.ask_on_new_connection(exchange, &mut attempt).await,
+                Next::Probe { .. } => self.probe(exchange, &mut attempt).await,
+                Next::Wait => Went::Next(self.wait_for_app(exchange, &mut attempt).await?),
+                Next::AskPeer => return Err(Broken::Moved),
+                Next::Reject(rejection) => return Err(Broken::Refused(rejection)),
+                Next::Fail(failure) => return Err(Broken::App(failure, attempt.detail)),
+                Next::ComeBack | Next::Relay | Next::Leave | Next::Nothing => return Err(Broken::ClientLeft),
+            };
+            next = match went {
+                Went::Next(next) => next,
+                Went::Answered((app, answer)) => {
+                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || true) {
+                        Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
+                        // The rest of that response goes with its connection.
+                        next => next,
+                    }
+                }
+            };
+        }
     }
 
-    /// One more attempt after one that `broken` ended, if the app is there and the budget has something left.
-    async fn attempt_again(
-        &mut self,
-        exchange: &mut Exchange,
-        head: &[u8],
-        input: &mut BytesMut,
-        broken: Broken,
-    ) -> Result<Answered, Broken> {
-        let mut fresh = self.connect(exchange).await?;
-        let now = Instant::now();
-        if !retries::pay(self.state, exchange, now) {
-            exchange.is_last_attempt = true;
-            return Err(broken);
+    /// One attempt, on an open or kept connection if there is one.
+    async fn ask_app(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        match steps::enter(self.state, exchange, attempt.now) {
+            Ok(None) => {}
+            Ok(Some(fault)) => {
+                if let Some(next) = self.inject(exchange, attempt, fault).await {
+                    return Went::Next(next);
+                }
+            }
+            Err(next) => return Went::Next(next),
         }
-        breakers::ended(self.state, exchange, End::Failed);
-        breakers::enter(self.state, exchange, now).map_err(Broken::Refused)?;
-        exchange.attempts += 1;
-        if !exchange.faults.is_empty() {
-            self.befall(exchange).await?;
+        let mut is_kept = false;
+        let open = attempt.open.take().or_else(|| {
+            // The app's current address: the request may have waited, and `app.address` may have changed meanwhile.
+            let rules = self.state.rules.load();
+            let kept = app_pool::take(|target| rules.config.app.upstream.has(target));
+            is_kept = kept.is_some();
+            kept
+        });
+        let Some(mut app) = open else { return self.ask_on_new_connection(exchange, attempt).await };
+        if is_kept {
+            self.state.metrics.attempts_reused.inc();
         }
-        let answer = self.ask(&mut fresh, head, input, exchange).await?;
-        Ok((fresh, answer))
+        match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
+            Ok(answer) => Went::Answered((app, answer)),
+            Err(broken) => {
+                let is_stale = is_kept && attempt.input.is_empty();
+                Went::Next(self.broke(exchange, attempt, broken, is_stale))
+            }
+        }
+    }
+
+    async fn ask_on_new_connection(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        let asked = match self.connect(exchange).await {
+            Ok(mut app) => {
+                let asked = self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await;
+                asked.map(|answer| (app, answer))
+            }
+            Err(broken) => Err(broken),
+        };
+        match asked {
+            Ok(answered) => Went::Answered(answered),
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
+        }
+    }
+
+    /// Only connects: see [`Next::Probe`].
+    async fn probe(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        match self.connect(exchange).await {
+            Ok(app) => {
+                attempt.open = Some(app);
+                Went::Next(steps::happened(self.state, exchange, Event::Connected))
+            }
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
+        }
+    }
+
+    /// Reports what broke an attempt. Out of line: a request that meets no failure does not come here.
+    #[cold]
+    fn broke(&self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, is_stale: bool) -> Next {
+        let event = match broken {
+            Broken::App(failure, detail) => {
+                attempt.detail = detail;
+                match failure {
+                    Failure::Unreachable => return steps::refused(self.state, exchange),
+                    Failure::ConnectTimeout => Event::ConnectTimedOut,
+                    Failure::Timeout => Event::TimedOut,
+                    Failure::Closed => {
+                        if is_stale {
+                            self.state.metrics.reconnects.inc();
+                        }
+                        Event::Closed { is_stale, may_repeat: true }
+                    }
+                    Failure::Invalid | Failure::Internal => Event::Invalid,
+                }
+            }
+            Broken::Refused(rejection) => Event::NoConnection(rejection),
+            Broken::Moved | Broken::ClientLeft => Event::ClientLeft,
+        };
+        steps::happened(self.state, exchange, event)
     }
 
     /// A new connection to the app.
@@ -171,29 +176,44 @@ impl Lane<'_> {
         }
     }
 
-    /// The pause before another attempt, if an answer with this status is tried again; paid for.
-    fn pause_after(&self, exchange: &Exchange, status: u16, asked_for: Option<Duration>) -> Option<Duration> {
-        if !retries::is_wanted(exchange, status) {
-            return None;
+    /// Pauses, then clears what the last attempt left, and tells the app the time that is left.
+    async fn begin_again(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: &mut Attempt<'_>,
+        pause: Duration,
+    ) -> Result<(), Broken> {
+        if !pause.is_zero() {
+            self.pause(exchange, pause).await?;
         }
-        let now = Instant::now();
-        retries::pause(exchange, now, asked_for).filter(|_| retries::pay(self.state, exchange, now))
+        attempt.input.clear();
+        self.stream.output().clear();
+        attempt.now = Instant::now();
+        if let Some(permit) = &mut exchange.permit {
+            permit.sent(attempt.now);
+        }
+        head::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
+        Ok(())
     }
 
-    /// Waits, unless the client leaves.
-    async fn pause(&mut self, pause: Duration) -> Result<(), Broken> {
+    /// Waits, unless the client disconnects.
+    async fn pause(&mut self, exchange: &mut Exchange, pause: Duration) -> Result<(), Broken> {
         let until = tokio::time::Instant::now() + pause;
-        poll_fn(|cx| {
+        let paused = poll_fn(|cx| {
             if self.stream.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Broken::ClientLeft));
             }
             self.timer.poll(cx, until).map(Ok)
-        })
-        .await
+        });
+        paused.await.inspect_err(|_| self.left(exchange))
     }
 
-    /// Waits for the exchange's turn, and tells the app what is left of its time. Gives the time when its turn came.
-    async fn wait_for_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<Instant, Broken> {
+    fn left(&self, exchange: &mut Exchange) {
+        steps::happened(self.state, exchange, Event::ClientLeft);
+    }
+
+    /// Waits until the request has a permit, and tells the app the time that is left.
+    async fn wait_for_turn(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
         if let Some(mut waiting) = exchange.waiting.take() {
             loop {
                 let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
@@ -202,43 +222,53 @@ impl Lane<'_> {
                     Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
                     Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
                 });
+                let turn = turn.await.inspect_err(|_| self.left(exchange))?;
                 let now = Instant::now();
-                match turn.await? {
+                match turn {
                     Some(Some(permit)) => {
                         exchange.permit = Some(permit);
                         break;
                     }
-                    // The app went away while it waited: it may wait for that, too.
+                    // The app went down while it waited: it may wait for that, too.
                     None if admit::wait_deadline(self.state, exchange) > now => {}
-                    Some(None) | None => return Err(self.no_turn(exchange, Instant::now())),
+                    Some(None) | None => {
+                        let no_turn = admit::no_turn(self.state, exchange, now);
+                        if no_turn == NoTurn::AppAway {
+                            attempt.detail = "it did not come back within `hold`".into();
+                        }
+                        return Ok(steps::not_admitted(self.state, exchange, no_turn));
+                    }
                 }
             }
         }
-        let now = Instant::now();
-        self.state.metrics.waited(exchange, now);
-        head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
-        Ok(now)
+        attempt.now = Instant::now();
+        self.state.metrics.waited(exchange, attempt.now);
+        head::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
+        Ok(steps::admitted(self.state, exchange, true))
     }
 
-    fn no_turn(&self, exchange: &Exchange, now: Instant) -> Broken {
-        match admit::no_turn(self.state, exchange, now) {
-            NoTurn::Refused(rejection) => Broken::Refused(rejection),
-            NoTurn::AppAway => Broken::App(Failure::Unreachable, "it did not come back within `hold`".into()),
+    /// Waits in the queue until the app is back.
+    async fn wait_for_app(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
+        if let Err(rejection) = hold::rejoin(self.state, exchange) {
+            return Ok(steps::not_admitted(self.state, exchange, NoTurn::Refused(rejection)));
         }
+        let next = self.wait_for_turn(exchange, attempt).await?;
+        if matches!(next, Next::Ask { .. }) && attempt.now >= exchange.deadline {
+            return Ok(steps::happened(self.state, exchange, Event::Expired));
+        }
+        // Other requests run, should the app go down as fast as it comes back.
+        tokio::task::yield_now().await;
+        Ok(next)
     }
 
-    /// A fault on purpose.
-    async fn befall(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
-        let Some((delay, effect)) = faults::next(exchange) else { return Ok(()) };
-        self.state.metrics.faults.inc();
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
-        self.pause(delay.min(left)).await?;
-        match effect {
-            _ if delay >= left => Err(Broken::App(Failure::Timeout, "a fault on purpose took all of the time".into())),
-            Effect::Pass => Ok(()),
-            Effect::Abort(status) => Err(Broken::Refused(Rejection::FaultInjected { status })),
-            Effect::Reset => Err(closed("a fault on purpose")),
+    /// Injects a fault; gives what follows, unless the attempt goes on.
+    async fn inject(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, fault: Fault) -> Option<Next> {
+        if self.pause(exchange, fault.delay).await.is_err() {
+            return Some(Next::Leave);
         }
+        let event = fault.event(exchange, || true)?;
+        attempt.detail = "a fault on purpose".into();
+        Some(steps::happened(self.state, exchange, event))
     }
 }
 

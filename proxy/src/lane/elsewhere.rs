@@ -1,16 +1,21 @@
 //! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{BufMut, BytesMut};
-use http::Method;
+use bytes::BytesMut;
+use http::{Method, StatusCode};
 
 use super::attempts::not_connected;
-use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
+use super::{Answered, Broken, Lane, Prepared, path_of, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
+use crate::engine::answer::OwnResponse;
+use crate::engine::attempts::{Event, Next};
+use crate::engine::steps;
 use crate::exchange::{Destination, Exchange, Fields, Request};
+use crate::head;
 use crate::metrics::SentOn;
 use crate::peers::answer::ProbeAnswer;
 use crate::peers::hop::{Hop, Kind};
@@ -21,7 +26,6 @@ use crate::rejection::{Failure, Rejection};
 use crate::seal::seconds;
 use crate::upstream::exhaustion;
 use crate::wire::MOST_FIELDS;
-use crate::{head, limits, retries};
 
 /// What later stages look at.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
@@ -65,33 +69,36 @@ impl Lane<'_> {
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
+        // What comes by the fast lane is idempotent.
+        steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: true });
         if exchange.deadline <= Instant::now() {
-            return Some(Err(Broken::Refused(Rejection::Expired)));
+            return self.after_peer(exchange, Event::Expired, "".into());
         }
-        let hop = self.hop(exchange, head, peer, kind)?;
+        let Some(hop) = self.hop(exchange, head, peer, kind) else {
+            return self.after_peer(exchange, Event::PeerDeclined, "".into());
+        };
         let head = head::with_hop(head, &hop);
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
-        let (outcome, result) = match asked {
-            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, None),
+        let (outcome, event, detail) = match asked {
+            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, Event::PeerDeclined, "".into()),
             Ok((stream, answer)) => {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                steps::happened(self.state, exchange, Event::PeerAnswered);
                 return Some(self.relay(stream, input, answer, exchange).await);
             }
-            Err(Broken::App(Failure::Unreachable, _)) => {
+            Err(Broken::App(Failure::Unreachable, detail)) => {
                 peer.not_reached();
-                (SentOn::Unreachable, None)
+                (SentOn::Unreachable, Event::PeerDeclined, detail)
             }
             // A packet may have been lost: that says nothing about the next request.
-            Err(Broken::App(Failure::ConnectTimeout, _)) => (SentOn::Unreachable, None),
-            // It may be sent again, as all that comes this way; the peer's app may have seen it, so it has its price.
+            Err(Broken::App(Failure::ConnectTimeout, detail)) => (SentOn::Unreachable, Event::PeerDeclined, detail),
             Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
-                let is_paid = retries::pay(self.state, exchange, Instant::now());
-                (SentOn::Broken, (!is_paid).then_some(Err(Broken::App(failure, detail))))
+                (SentOn::Broken, Event::PeerBroke { failure, may_repeat: true }, detail)
             }
             // It is this host that has no connection to spare: the peer is as it was.
-            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, None),
-            Err(broken @ Broken::App(..)) => (SentOn::Late, Some(Err(broken))),
+            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, Event::PeerDeclined, "".into()),
+            Err(Broken::App(_, detail)) => (SentOn::Late, Event::PeerTimedOut, detail),
             Err(broken) => return Some(Err(broken)),
         };
         self.state.metrics.sent_to_peer(kind, outcome);
@@ -99,7 +106,22 @@ impl Lane<'_> {
         recycle(input);
         let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
         tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
-        result
+        self.after_peer(exchange, event, detail)
+    }
+
+    /// Reports what came of a request at a peer. `None`: it is served here.
+    fn after_peer(
+        &self,
+        exchange: &mut Exchange,
+        event: Event,
+        detail: Cow<'static, str>,
+    ) -> Option<Result<(), Broken>> {
+        match steps::happened(self.state, exchange, event) {
+            Next::ComeBack => None,
+            Next::Reject(rejection) => Some(Err(Broken::Refused(rejection))),
+            Next::Fail(failure) => Some(Err(Broken::App(failure, detail))),
+            _ => Some(Err(Broken::ClientLeft)),
+        }
     }
 
     /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
@@ -152,10 +174,9 @@ impl Lane<'_> {
         let rules = Arc::clone(&exchange.rules);
         let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
-        self.begin(exchange, "307 Temporary Redirect", 0);
-        put_line(self.stream.output(), replay::FLY_REPLAY.as_str(), &field);
+        self.put_own(&OwnResponse::replay(exchange, &field), exchange.started, b"");
         exchange.status = 307;
-        self.finish(exchange, b"").await
+        self.send_gathered(exchange).await
     }
 
     /// Tells a peer how we are.
@@ -172,34 +193,8 @@ impl Lane<'_> {
             came_from: remote,
         };
         let body = answer.seal(&peers.this.keys);
-        self.begin(exchange, "200 OK", body.len());
+        self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
         exchange.status = 200;
-        self.finish(exchange, &body).await
-    }
-
-    fn begin(&mut self, exchange: &Exchange, status: &str, length: usize) {
-        self.closes = self.state.drain.phase() != crate::state::Phase::Serving;
-        let out = self.stream.output();
-        out.clear();
-        out.put_slice(
-            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n").as_bytes(),
-        );
-        if exchange.rules.config.headers.request_id {
-            put_line(out, "X-Request-Id", exchange.request_id.as_bytes());
-        }
-        limits::headers::each(exchange, |name, value| put_line(out, name, value));
-    }
-
-    async fn finish(&mut self, exchange: &mut Exchange, body: &[u8]) -> Result<(), Broken> {
-        let closes = self.closes;
-        let out = self.stream.output();
-        out.put_slice(b"Date: ");
-        out.put_slice(&super::date(exchange.started));
-        out.put_slice(if closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
-        if !self.is_head {
-            out.put_slice(body);
-            self.sent = body.len() as u64;
-        }
         self.send_gathered(exchange).await
     }
 }

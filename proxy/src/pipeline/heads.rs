@@ -6,14 +6,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
-use crate::affinity::replay::FLY_REPLAY;
 use crate::affinity::{self, cookie};
+use crate::engine::answer::OwnResponse;
 use crate::exchange::{Exchange, Fields, Request};
-use crate::forwarding::{Passage, Removed, Sieve, X_REQUEST_ID};
-use crate::peers::hop::X_OUTRIGGER_REFUSED;
-use crate::rejection::seconds;
-use crate::reply::Reply;
-use crate::{failover, limits};
+use crate::forwarding::{Passage, Removed, Sieve};
+use crate::limits;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -179,38 +176,24 @@ pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) ->
     result
 }
 
-/// Asks the edge to send the request elsewhere.
-pub(super) async fn write_replay(session: &mut Session, exchange: &Exchange, field: &[u8]) -> Result<()> {
-    let mut head = ResponseHeader::build(StatusCode::TEMPORARY_REDIRECT, Some(4))?;
-    head.insert_header(&FLY_REPLAY, field)?;
-    head.insert_header(header::CONTENT_LENGTH, 0)?;
-    head.insert_header(header::CACHE_CONTROL, "no-store")?;
-    if exchange.rules.config.headers.request_id {
-        head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
-    }
-    session.write_response_header(Box::new(head), true).await
+/// The head of a response of our own, as Pingora has it.
+pub(super) fn own_head(response: &OwnResponse<'_>) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(response.status(), Some(8))?;
+    let mut put = Ok(());
+    response.headers(|name, value| {
+        if let Err(e) = head.insert_header(name, value) {
+            put = Err(e);
+        }
+    });
+    put.map(|()| head)
 }
 
-pub(super) async fn write_answer(session: &mut Session, exchange: &Exchange, reply: Reply) -> Result<()> {
-    let Reply { status, content_type, body, retry_after } = reply;
-    let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header(header::CONTENT_TYPE, &*content_type)?;
-    head.insert_header(header::CONTENT_LENGTH, body.len())?;
-    head.insert_header(header::CACHE_CONTROL, "no-store")?;
-    if let Some(after) = retry_after {
-        head.insert_header(header::RETRY_AFTER, seconds(after))?;
-    }
-    if exchange.rules.config.headers.request_id {
-        head.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
-    }
-    if failover::is_given_back(exchange) {
-        head.insert_header(&X_OUTRIGGER_REFUSED, "1")?;
-    }
-    add_limits(&mut head, exchange)?;
-    let is_head = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(head), is_head).await?;
-    if !is_head {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
+/// Writes a response of our own.
+pub(super) async fn write_own(session: &mut Session, head: ResponseHeader, body: Bytes) -> Result<()> {
+    let has_no_body = body.is_empty() || session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(head), has_no_body).await?;
+    if !has_no_body {
+        session.write_response_body(Some(body), true).await?;
     }
     Ok(())
 }

@@ -19,9 +19,11 @@ use pingora::proxy::Session;
 
 use super::heads::{content_length, view};
 use super::line::Watch;
-use super::{Gateway, admit, attempts::Stop};
+use super::{Gateway, admit};
+use crate::admit::NoTurn;
 use crate::body_memory::BodyShare;
 use crate::client_stream::{ClientStream, SMALL_PIECE_BYTES};
+use crate::engine::steps;
 use crate::exchange::{Client, Destination, Exchange, Kind};
 use crate::gate::Permit;
 use crate::rejection::Rejection;
@@ -330,12 +332,12 @@ impl Gateway {
             exchange.turn_began = Instant::now();
             let asked = admit::slot(&self.state, &view(session.req_header(), false), exchange);
             let turn = match asked {
-                Ok(()) => self.wait_for_turn(exchange).await.map_err(Stop::from),
-                Err(rejection) => Err(Stop::Refused(rejection)),
+                Ok(()) => self.wait_for_turn(exchange).await,
+                Err(rejection) => Err(NoTurn::Refused(rejection)),
             };
             match turn {
-                Err(Stop::Refused(Rejection::Overloaded)) if !is_end => break Ok(()),
-                Err(Stop::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < exchange.deadline => {
+                Err(NoTurn::Refused(Rejection::Overloaded)) if !is_end => break Ok(()),
+                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < exchange.deadline => {
                     tokio::time::sleep(AGAIN).await;
                 }
                 turn => break turn,
@@ -343,7 +345,10 @@ impl Gateway {
         };
         // At the end, the wait was the app's time.
         exchange.upload.since = Some(if is_end { Instant::now() } else { began });
-        turn.map_err(|stop| self.stopped(session, exchange, stop))
+        turn.map_err(|no_turn| {
+            let next = steps::not_admitted(&self.state, exchange, no_turn);
+            self.instead(exchange, next)
+        })
     }
 }
 

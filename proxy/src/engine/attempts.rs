@@ -1,0 +1,393 @@
+//! The attempts of one request: a state machine without sockets, clock, locks or randomness.
+//!
+//! Both ways through the proxy drive it. The fast lane ([`crate::lane`]) and Pingora's hooks ([`crate::pipeline`]) report an
+//! [`Event`] and do what the machine returns: see [`super::steps`] for what both do alike. A request that meets no failure
+//! takes two calls: [`Event::Admitted`] and [`Event::Answered`]. `proxy/src/engine/LIFECYCLE.md` has the picture and the table.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::rejection::{Failure, Rejection};
+
+/// What happened to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It has a permit, or needs none.
+    Admitted {
+        /// How many attempts its route allows, including the first; 1 without retries.
+        most: u32,
+        /// Its method is idempotent (RFC 9110 section 9.2.2).
+        is_idempotent: bool,
+    },
+    /// It gets no permit. With `peer`, its destination has become a peer.
+    NotAdmitted {
+        /// The reason.
+        rejection: Rejection,
+        /// A peer takes it.
+        peer: bool,
+    },
+    /// It waited for the app for as long as `app.hold` allows.
+    HoldOver,
+    /// Its deadline has passed before it was sent: while it waited, or because an injected delay took the rest of its time.
+    Expired,
+    /// The circuit breaker rejects the attempt. With `peer`, its destination has become a peer.
+    BreakerOpen {
+        /// When the circuit breaker lets a probe through.
+        retry_after: Duration,
+        /// A peer takes it.
+        peer: bool,
+    },
+    /// An injected fault responds in place of the app.
+    FaultStatus {
+        /// The status of that response.
+        status: StatusCode,
+        /// The route retries this status, and the request is repeatable.
+        wants_retry: bool,
+    },
+    /// The app refused the connection, so nothing was sent.
+    Refused {
+        /// The request may wait until the app is back.
+        waits: bool,
+        /// A peer takes it: its destination has become that peer.
+        peer: bool,
+    },
+    /// There was no connection within `app.connect_timeout`, so nothing was sent.
+    ConnectTimedOut,
+    /// There is no connection for a reason of our own: this host is out of resources, or the app's name leads back here.
+    NoConnection(Rejection),
+    /// The connection that [`Next::Probe`] asked for is there.
+    Connected,
+    /// The app closed the connection, or reset it, before the response's head was complete.
+    Closed {
+        /// It was a kept connection, and no byte of a response came.
+        is_stale: bool,
+        /// No byte of a response has been passed on, and the body is kept: with an idempotent method, it is repeatable.
+        may_repeat: bool,
+    },
+    /// The response's head was not complete at the deadline.
+    TimedOut,
+    /// The app's response is not valid HTTP.
+    Invalid,
+    /// The response's head is complete; interim responses are no events.
+    Answered {
+        /// Its status.
+        status: u16,
+        /// The route retries this status, and the request is repeatable.
+        wants_retry: bool,
+        /// The response's `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// Its destination is a peer, as a stage decided.
+    SentToPeer {
+        /// As of [`Event::Admitted`].
+        is_idempotent: bool,
+    },
+    /// The peer could not be reached or gave the request back: it did nothing for it.
+    PeerDeclined,
+    /// The connection to the peer closed, or its response was not valid HTTP. The peer's app may have seen the request.
+    PeerBroke {
+        /// Which of the two.
+        failure: Failure,
+        /// As of [`Event::Closed`].
+        may_repeat: bool,
+    },
+    /// The peer did not respond in time.
+    PeerTimedOut,
+    /// The head of the peer's response is complete.
+    PeerAnswered,
+    /// The client disconnected, or its request cannot be completed.
+    ClientLeft,
+    /// The result of [`Step::Buy`]: the pause before the retry, or `None` if there is no time or no budget for it.
+    Bought(Option<Duration>),
+}
+
+/// What follows an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A retry is wanted: find out whether there is time and budget for it, and report [`Event::Bought`].
+    Buy(Price),
+    /// First report to the circuit breaker how the attempt ended, if it is over and does not end the request; then go on.
+    Go(Option<Report>, Next),
+}
+
+/// What a retry takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Price {
+    /// A pause that ends before the deadline. The budget is asked once the app accepts a connection.
+    Pause,
+    /// One token of the retry budget, without a pause.
+    Budget,
+    /// Both. The pause is the app's `Retry-After` if there is one.
+    PauseAndBudget(Option<Duration>),
+}
+
+/// How an attempt ended, for the circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// With a response of this status, which is not passed on.
+    Answered(u16),
+    /// Without a usable response.
+    Failed,
+    /// Without a connection in time.
+    NotConnected,
+    /// Because the app went down: not counted.
+    Unknown,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Pause, then make an attempt: ask the circuit breaker, inject a fault, send the request, and read the response's head.
+    Ask {
+        /// Zero for the first attempt.
+        pause: Duration,
+    },
+    /// Pause, then only connect. The last attempt's connection broke off; whether the app is down or only that attempt failed
+    /// shows in whether it accepts a new one.
+    Probe {
+        /// The pause before.
+        pause: Duration,
+    },
+    /// Continue the attempt on a new connection: the kept one was dead.
+    Replace,
+    /// Give the permit back and wait in the queue until the app is back.
+    Wait,
+    /// Send it to the peer that is its destination.
+    AskPeer,
+    /// Serve it here after all: the peer did nothing for it.
+    ComeBack,
+    /// Pass the response on. As all that follow, it is an outcome: there is no second one.
+    Relay,
+    /// Reject it.
+    Reject(Rejection),
+    /// Respond that the app failed.
+    Fail(Failure),
+    /// Nothing: there is no client.
+    Leave,
+    /// Nothing: it has ended already.
+    Nothing,
+}
+
+/// Where a request is between two events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// It waits for a permit, or has not asked for one yet.
+    #[default]
+    Queued,
+    /// An attempt is being made.
+    Asking,
+    /// The last attempt broke off, and a connection is being made to find out why.
+    Probing,
+    /// A peer has it.
+    AtPeer,
+    /// A retry is being paid for.
+    Buying(Purchase),
+    /// It has its outcome.
+    Ended,
+}
+
+/// Why a retry is wanted, and so what becomes of the request without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purchase {
+    AfterConnectTimeout,
+    AfterClose,
+    AfterProbe,
+    AfterResponse(u16),
+    AfterFault(StatusCode),
+    AfterPeer(Failure),
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attempts {
+    stage: Stage,
+    made: u32,
+    most: u32,
+    is_idempotent: bool,
+    /// This attempt has replaced a dead connection.
+    has_replaced: bool,
+}
+
+impl Attempts {
+    /// The attempts at the app so far. Not counted: connections that the app refused while the request may wait for it or goes
+    /// to a peer, and attempts that were never sent, because the circuit breaker, the deadline or the budget did not allow it.
+    pub const fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// Whether no attempt is being made.
+    pub fn is_queued(&self) -> bool {
+        self.stage == Stage::Queued
+    }
+
+    /// Whether the next connection shows why the last attempt broke off.
+    pub fn is_probing(&self) -> bool {
+        self.stage == Stage::Probing
+    }
+
+    /// Whether the request has its outcome.
+    #[cfg(test)]
+    fn has_ended(&self) -> bool {
+        self.stage == Stage::Ended
+    }
+
+    /// Takes an event, and returns what follows.
+    #[inline]
+    pub fn on(&mut self, event: Event) -> Step {
+        match (self.stage, event) {
+            // A request that meets no failure.
+            (Stage::Queued, Event::Admitted { most, is_idempotent }) => {
+                (self.most, self.is_idempotent) = (most, is_idempotent);
+                self.ask(None, Duration::ZERO)
+            }
+            (Stage::Asking, Event::Answered { wants_retry: false, .. }) => self.end(Next::Relay),
+            _ => self.on_failure(event),
+        }
+    }
+
+    fn on_failure(&mut self, event: Event) -> Step {
+        match (self.stage, event) {
+            (Stage::Ended, _) => Step::Go(None, Next::Nothing),
+            (_, Event::ClientLeft) => self.end(Next::Leave),
+            (Stage::Buying(purchase), Event::Bought(pause)) => self.bought(purchase, pause),
+
+            // Before an attempt. An upload whose permit was given back asks for another one while its attempt goes on.
+            (Stage::Queued, Event::NotAdmitted { peer: true, .. }) => self.ask_peer(),
+            (Stage::Queued | Stage::Asking, Event::NotAdmitted { rejection, .. }) => self.end(Next::Reject(rejection)),
+            (Stage::Queued | Stage::Asking, Event::HoldOver) => self.end(Next::Fail(Failure::Unreachable)),
+            (Stage::Queued | Stage::AtPeer, Event::Expired) => self.end(Next::Reject(Rejection::Expired)),
+            (Stage::Asking, Event::Expired) => {
+                self.made -= 1;
+                self.end(Next::Reject(Rejection::Expired))
+            }
+            (Stage::Asking, Event::BreakerOpen { retry_after, peer }) => {
+                self.made -= 1;
+                if peer { self.ask_peer() } else { self.end(Next::Reject(Rejection::BreakerOpen { retry_after })) }
+            }
+            (Stage::Asking, Event::FaultStatus { status, wants_retry }) => {
+                let price = Price::PauseAndBudget(None);
+                self.buy_repeat(wants_retry, price, Purchase::AfterFault(status))
+            }
+
+            // Without a connection, nothing was sent.
+            (Stage::Asking | Stage::Probing, Event::Refused { peer: true, .. }) => {
+                self.made -= 1;
+                self.ask_peer()
+            }
+            (Stage::Asking | Stage::Probing, Event::Refused { waits: true, .. }) => {
+                self.made -= 1;
+                self.stage = Stage::Queued;
+                Step::Go(Some(Report::Unknown), Next::Wait)
+            }
+            (Stage::Asking | Stage::Probing, Event::Refused { .. }) => self.end(Next::Fail(Failure::Unreachable)),
+            (Stage::Asking | Stage::Probing, Event::ConnectTimedOut) => {
+                self.buy_if(true, Price::PauseAndBudget(None), Purchase::AfterConnectTimeout)
+            }
+            (Stage::Asking | Stage::Probing, Event::NoConnection(rejection)) => self.end(Next::Reject(rejection)),
+            // The app is not down, so the last attempt failed: this one is a retry, and costs budget.
+            (Stage::Probing, Event::Connected) => self.buy(Price::Budget, Purchase::AfterProbe),
+
+            // The app may have seen the request.
+            (Stage::Asking, Event::Closed { is_stale: true, may_repeat: true })
+                if self.is_idempotent && !self.has_replaced =>
+            {
+                self.has_replaced = true;
+                Step::Go(None, Next::Replace)
+            }
+            (Stage::Asking, Event::Closed { may_repeat, .. }) => {
+                self.buy_repeat(may_repeat, Price::Pause, Purchase::AfterClose)
+            }
+            (Stage::Asking, Event::Answered { status, wants_retry, retry_after }) => {
+                let price = Price::PauseAndBudget(retry_after);
+                self.buy_repeat(wants_retry, price, Purchase::AfterResponse(status))
+            }
+            (Stage::Asking, Event::TimedOut) => self.end(Next::Fail(Failure::Timeout)),
+            (Stage::Asking, Event::Invalid) => self.end(Next::Fail(Failure::Invalid)),
+
+            // At a peer.
+            (Stage::Queued | Stage::AtPeer, Event::SentToPeer { is_idempotent }) => {
+                self.is_idempotent = is_idempotent;
+                self.ask_peer()
+            }
+            (Stage::AtPeer, Event::PeerDeclined) => self.come_back(),
+            (Stage::AtPeer, Event::PeerBroke { failure, may_repeat: true }) if self.is_idempotent => {
+                self.buy(Price::Budget, Purchase::AfterPeer(failure))
+            }
+            (Stage::AtPeer, Event::PeerBroke { failure, .. }) => self.end(Next::Fail(failure)),
+            (Stage::AtPeer, Event::PeerTimedOut) => self.end(Next::Fail(Failure::Timeout)),
+            (Stage::AtPeer, Event::PeerAnswered) => self.end(Next::Relay),
+
+            // A driver that reports an event out of order has lost track of the request.
+            _ => self.end(Next::Fail(Failure::Internal)),
+        }
+    }
+
+    fn bought(&mut self, purchase: Purchase, pause: Option<Duration>) -> Step {
+        match (purchase, pause) {
+            (Purchase::AfterConnectTimeout, Some(pause)) => self.ask(Some(Report::NotConnected), pause),
+            (Purchase::AfterConnectTimeout, None) => self.end(Next::Fail(Failure::ConnectTimeout)),
+            (Purchase::AfterClose, Some(pause)) => {
+                self.made += 1;
+                self.stage = Stage::Probing;
+                Step::Go(None, Next::Probe { pause })
+            }
+            (Purchase::AfterClose, None) => self.end(Next::Fail(Failure::Closed)),
+            // Counted when it began to connect.
+            (Purchase::AfterProbe, Some(pause)) => {
+                (self.stage, self.has_replaced) = (Stage::Asking, false);
+                Step::Go(Some(Report::Failed), Next::Ask { pause })
+            }
+            (Purchase::AfterProbe, None) => {
+                self.made -= 1;
+                self.stage = Stage::Ended;
+                Step::Go(Some(Report::Failed), Next::Fail(Failure::Closed))
+            }
+            (Purchase::AfterResponse(status), Some(pause)) => self.ask(Some(Report::Answered(status)), pause),
+            (Purchase::AfterResponse(_), None) => self.end(Next::Relay),
+            (Purchase::AfterFault(status), Some(pause)) => self.ask(Some(Report::Answered(status.as_u16())), pause),
+            (Purchase::AfterFault(status), None) => self.end(Next::Reject(Rejection::FaultInjected { status })),
+            (Purchase::AfterPeer(_), Some(_)) => self.come_back(),
+            (Purchase::AfterPeer(failure), None) => self.end(Next::Fail(failure)),
+        }
+    }
+
+    fn ask(&mut self, report: Option<Report>, pause: Duration) -> Step {
+        self.made += 1;
+        (self.stage, self.has_replaced) = (Stage::Asking, false);
+        Step::Go(report, Next::Ask { pause })
+    }
+
+    /// A retry of an attempt that the app may have seen, if the request is repeatable.
+    fn buy_repeat(&mut self, is_wanted: bool, price: Price, purchase: Purchase) -> Step {
+        self.buy_if(is_wanted && self.is_idempotent, price, purchase)
+    }
+
+    /// A retry, if it is allowed and the route has attempts left; else what follows without it.
+    fn buy_if(&mut self, is_allowed: bool, price: Price, purchase: Purchase) -> Step {
+        if is_allowed && self.made < self.most { self.buy(price, purchase) } else { self.bought(purchase, None) }
+    }
+
+    fn buy(&mut self, price: Price, purchase: Purchase) -> Step {
+        self.stage = Stage::Buying(purchase);
+        Step::Buy(price)
+    }
+
+    fn ask_peer(&mut self) -> Step {
+        self.stage = Stage::AtPeer;
+        Step::Go(None, Next::AskPeer)
+    }
+
+    fn come_back(&mut self) -> Step {
+        self.stage = Stage::Queued;
+        Step::Go(None, Next::ComeBack)
+    }
+
+    fn end(&mut self, outcome: Next) -> Step {
+        self.stage = Stage::Ended;
+        Step::Go(None, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! What both ways through the proxy do between an event of [`super::attempts`] and the next step: they report to the circuit
+//! breaker, buy retries, and ask whether the app is down or a peer takes the request. None of it waits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_policy::flags::Mode;
+
+use super::attempts::{Event, Next, Price, Report, Step};
+use crate::admit::NoTurn;
+use crate::breakers::{self, End};
+use crate::config::resilience::Effect;
+use crate::exchange::Exchange;
+use crate::rejection::Rejection;
+use crate::state::State;
+use crate::{failover, faults, hold, retries};
+
+/// Takes an event, and returns what the driver does next.
+#[inline]
+pub fn happened(state: &State, exchange: &mut Exchange, event: Event) -> Next {
+    let mut step = exchange.attempts.on(event);
+    loop {
+        match step {
+            Step::Go(None, next) => return next,
+            Step::Go(Some(report), next) => {
+                breakers::ended(state, exchange, end(report));
+                return next;
+            }
+            Step::Buy(price) => {
+                let bought = Event::Bought(buy(state, exchange, price));
+                step = exchange.attempts.on(bought);
+            }
+        }
+    }
+}
+
+fn end(report: Report) -> End {
+    match report {
+        Report::Answered(status) => End::Answered(status, Instant::now()),
+        Report::Failed => End::Failed,
+        Report::NotConnected => End::NotConnected,
+        Report::Unknown => End::Unknown,
+    }
+}
+
+fn buy(state: &State, exchange: &Exchange, price: Price) -> Option<Duration> {
+    let now = Instant::now();
+    match price {
+        Price::Pause => retries::pause(exchange, now, None),
+        Price::Budget => retries::pay(state, exchange, now).then_some(Duration::ZERO),
+        Price::PauseAndBudget(retry_after) => {
+            retries::pause(exchange, now, retry_after).filter(|_| retries::pay(state, exchange, now))
+        }
+    }
+}
+
+/// The request has a permit, or needs none.
+#[inline]
+pub fn admitted(state: &State, exchange: &mut Exchange, is_idempotent: bool) -> Next {
+    let most = if exchange.resilience == Mode::Enforce { exchange.route().attempts } else { 1 };
+    happened(state, exchange, Event::Admitted { most, is_idempotent })
+}
+
+/// The request gets no permit here. A peer may have one to spare.
+pub fn not_admitted(state: &State, exchange: &mut Exchange, no_turn: NoTurn) -> Next {
+    let event = match no_turn {
+        NoTurn::AppAway => Event::HoldOver,
+        NoTurn::Refused(rejection) => {
+            // An upload that asks again has sent a part of its body.
+            let peer = exchange.attempts.is_queued()
+                && rejection == Rejection::Overloaded
+                && failover::spares_a_slot(state, exchange);
+            Event::NotAdmitted { rejection, peer }
+        }
+    };
+    happened(state, exchange, event)
+}
+
+/// The app refused the connection: the request goes to a peer, waits for the app, or fails.
+pub fn refused(state: &Arc<State>, exchange: &mut Exchange) -> Next {
+    let waits = hold::refused(state, exchange);
+    let peer = failover::takes(state, exchange);
+    if waits && !peer {
+        exchange.held_since.get_or_insert_with(Instant::now);
+    }
+    happened(state, exchange, Event::Refused { waits, peer })
+}
+
+/// Asks the circuit breaker whether the attempt may be made; returns the fault to inject, if there is one.
+///
+/// # Errors
+/// What to do instead, if the circuit breaker is open.
+#[inline]
+pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<Option<Fault>, Next> {
+    match breakers::enter(state, exchange, now) {
+        Ok(()) if exchange.faults.is_empty() => Ok(None),
+        Ok(()) => Ok(fault(state, exchange)),
+        Err(rejection) => Err(breaker_is_open(state, exchange, rejection)),
+    }
+}
+
+fn breaker_is_open(state: &State, exchange: &mut Exchange, rejection: Rejection) -> Next {
+    let retry_after = rejection.problem().retry_after.unwrap_or_default();
+    let peer = failover::takes(state, exchange);
+    happened(state, exchange, Event::BreakerOpen { retry_after, peer })
+}
+
+/// A fault to inject into an attempt: a delay, then its effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The delay, no longer than the time that is left.
+    pub delay: Duration,
+    after: After,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum After {
+    DeadlineOver,
+    Effect(Effect),
+}
+
+fn fault(state: &State, exchange: &Exchange) -> Option<Fault> {
+    let (delay, effect) = faults::next(exchange)?;
+    state.metrics.faults.inc();
+    let left = exchange.deadline.saturating_duration_since(Instant::now());
+    let after = if delay >= left { After::DeadlineOver } else { After::Effect(effect) };
+    Some(Fault { delay: delay.min(left), after })
+}
+
+impl Fault {
+    /// What it does after its delay; `None` if the attempt goes on. `may_repeat` is as in [`Event::Closed`], and asked only if
+    /// it matters.
+    pub fn event(self, exchange: &Exchange, may_repeat: impl FnOnce() -> bool) -> Option<Event> {
+        match self.after {
+            After::DeadlineOver => Some(Event::Expired),
+            After::Effect(Effect::Pass) => None,
+            After::Effect(Effect::Abort(status)) => Some(Event::FaultStatus {
+                status,
+                wants_retry: retries::is_wanted(exchange, status.as_u16()) && may_repeat(),
+            }),
+            After::Effect(Effect::Reset) => Some(Event::Closed { is_stale: false, may_repeat: may_repeat() }),
+        }
+    }
+}
+
+/// The head of a response of the app is complete. `may_repeat` is asked only if the route retries this status.
+#[inline]
+pub fn answered(
+    state: &State,
+    exchange: &mut Exchange,
+    status: u16,
+    retry_after: Option<Duration>,
+    may_repeat: impl FnOnce() -> bool,
+) -> Next {
+    exchange.says_when = retry_after.is_some();
+    let wants_retry = retries::is_wanted(exchange, status) && may_repeat();
+    happened(state, exchange, Event::Answered { status, wants_retry, retry_after })
+}
