@@ -9,9 +9,10 @@ use dashmap::DashMap;
 use outrigger_policy::abuse::{Ban, Offence, Settings};
 use outrigger_policy::flags::{Mode, Network};
 use outrigger_policy::limiter::Quota;
+use outrigger_wire::request::Request;
 
 use crate::audit;
-use crate::exchange::{Client, Exchange, Request};
+use crate::exchange::{Client, Exchange};
 use crate::limits::mix;
 use crate::limits::table::Table;
 use crate::rejection::Rejection;

@@ -11,6 +11,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use outrigger_wire::chunks::Chunks;
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::scan;
+use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
@@ -26,11 +31,9 @@ use crate::lane::{self, Origin};
 use crate::pipeline::Gateway;
 use crate::record;
 use crate::rejection::Rejection;
-use crate::request_id::RequestId;
 use crate::state::{OpenConnection, Phase, State};
 use crate::timer::Timer;
 use crate::upstream::Resource;
-use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
 
 /// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
 /// connection it just used gets its answer, with `Connection: close`.
@@ -361,7 +364,7 @@ fn complete(
         None if pending.len() < max_bytes => return Ok(None),
         Some(_) | None => return Err(Rejection::HeadTooLarge),
     };
-    let head = wire::inspect(&pending[..len], Limits { max_bytes, max_fields }).map_err(|refused| match refused {
+    let head = scan::inspect(&pending[..len], Limits { max_bytes, max_fields }).map_err(|refused| match refused {
         Refused::Malformed(malformed) => Rejection::Malformed(malformed),
         Refused::TooLarge => Rejection::HeadTooLarge,
     })?;
@@ -397,7 +400,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
             H2.with_borrow_mut(|connections| _ = connections.remove(&key));
         }
         Ok(true) => {
-            let rejection = Rejection::Malformed(wire::Malformed::Version);
+            let rejection = Rejection::Malformed(Malformed::Version);
             let id = RequestId::generate();
             record::refused_unread(&worker.state, rejection, id, client, stream.pending());
             let answer = rejection.problem().closing_answer(id.as_str(), worker.listener);

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_wire::request_id::RequestId;
 use serde::Serialize;
 
 use crate::config::LogFormat;
 use crate::log::{Entry, LogQueue};
 use crate::metrics::Outcome;
-use crate::request_id::RequestId;
 
 /// What a line tells. Query strings are not among it: they carry secrets.
 #[derive(Debug)]

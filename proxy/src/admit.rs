@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
+use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
+use outrigger_wire::request::Request;
 
 use crate::breakers;
-use crate::exchange::{Exchange, Request};
-use crate::forwarding::X_REQUEST_TIMEOUT_MS;
+use crate::exchange::Exchange;
 use crate::gate::{Entry, Permit, Wish};
 use crate::rejection::Rejection;
 use crate::state::{Phase, State};

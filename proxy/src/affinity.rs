@@ -6,24 +6,22 @@
 pub mod cookie;
 pub mod replay;
 
-use http::HeaderName;
 use outrigger_policy::affinity::{Home, Mark, Sight, Way, way};
 use outrigger_policy::flags::Mode;
+use outrigger_wire::names::FLY_REQUEST_ID;
+use outrigger_wire::random::random;
+use outrigger_wire::request::{Kind, Request};
 
 use self::cookie::Found;
 use self::replay::Marks;
 use crate::config::machines::{AffinityRules, This};
-use crate::exchange::{Destination, Exchange, Kind, Request};
-use crate::identify::FLY_REQUEST_ID;
+use crate::exchange::{Destination, Exchange};
 use crate::metrics::Affinity as Counted;
 use crate::peers::hop;
 use crate::rejection::Rejection;
-use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
 
-/// Tells the app which Machine keeps the session.
-pub static X_OUTRIGGER_MACHINE: HeaderName = HeaderName::from_static("x-outrigger-machine");
 /// Larger bodies are not replayed by the edge.
 const REPLAYABLE_BYTES: u64 = 1_000_000;
 

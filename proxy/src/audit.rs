@@ -29,6 +29,8 @@ use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome as
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_trail::keys::{KEYS, MasterKeys};
 use outrigger_trail::local;
+use outrigger_wire::path;
+use outrigger_wire::request::Request;
 use tokio::sync::oneshot;
 
 pub use self::event::{Act, Captured, Event, Item, Who};
@@ -36,10 +38,9 @@ use self::queue::Done;
 pub use self::queue::{Authority, Command, ForgetError, Receipt, Trail, is_worker};
 use self::writer::Writer;
 use crate::config::audit::AuditRules;
-use crate::exchange::{Destination, Exchange, Request};
+use crate::exchange::{Destination, Exchange};
 use crate::identify::with_subject;
 use crate::metrics::Outcome;
-use crate::path;
 use crate::rejection::Rejection;
 use crate::state::State;
 

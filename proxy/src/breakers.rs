@@ -13,11 +13,12 @@ use outrigger_policy::breaker::{
     Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, State as Position,
 };
 use outrigger_policy::flags::Mode;
+use outrigger_wire::random::dice;
+use outrigger_wire::request::Request;
 
 use crate::config::resilience::BreakerRules;
-use crate::exchange::{Exchange, Request};
+use crate::exchange::Exchange;
 use crate::rejection::Rejection;
-use crate::request_id::random;
 use crate::state::State;
 use crate::{audit, credentials};
 
@@ -394,10 +395,4 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     }
     cell.is_unreached.store(end == End::Unreached, Ordering::Relaxed);
     cell.change(state, |breaker| breaker.record(permit, now, outcome, dice()));
-}
-
-/// A random number in 0..1.
-pub fn dice() -> f64 {
-    // The upper 53 bits.
-    (random() >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -6,8 +6,10 @@
 use std::net::IpAddr;
 use std::sync::Mutex;
 
+use outrigger_wire::sieve::Removed;
+
+use crate::credentials::client_hash;
 use crate::exchange::Exchange;
-use crate::forwarding::Removed;
 use crate::state::State;
 
 /// Senders that are watched at a time. While more send such headers, the others are not watched.
@@ -117,7 +119,7 @@ impl Claims {
 }
 
 /// Counts what was removed from a request, and tells the log when it looks as if a proxy in front is not believed.
-pub fn removed<N: AsRef<str>>(state: &State, exchange: &mut Exchange, removed: &Removed<N>) {
+pub fn removed<N: AsRef<str>, V: AsRef<[u8]>>(state: &State, exchange: &mut Exchange, removed: &Removed<N, V>) {
     if exchange.hop.is_some() {
         return;
     }
@@ -125,9 +127,11 @@ pub fn removed<N: AsRef<str>>(state: &State, exchange: &mut Exchange, removed: &
         state.metrics.forged_fields.inc();
         exchange.audit.forged = Some("forwarding_field");
     }
-    let Some((header, claim)) = &removed.claim else { return };
+    let Some((header, value)) = &removed.claim else { return };
     let now = state.nanoseconds(exchange.started);
-    if let Some(Merged { from, addresses }) = state.claims.note(exchange.connected, *claim, now) {
+    if let Some(Merged { from, addresses }) =
+        state.claims.note(exchange.connected, client_hash(b'c', value.as_ref()), now)
+    {
         let header = header.as_ref();
         let network = match from {
             IpAddr::V4(_) => format!("{from}/32"),

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, BytesMut};
+use outrigger_wire::chunks::Chunks;
+use outrigger_wire::scan::{Framing, Head, Origin};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType, raw_connect::ProxyDigest,
@@ -22,8 +24,6 @@ use pingora::protocols::{
 use std::os::fd::AsRawFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-
-use crate::wire::{Chunks, Framing, Head, Origin};
 
 /// Gathered writes are sent when they reach this; larger ones go out directly.
 const GATHER_BYTES: usize = 32 << 10;

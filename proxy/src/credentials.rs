@@ -14,11 +14,11 @@ use std::sync::{Arc, LazyLock};
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 use outrigger_policy::tier::Tier;
+use outrigger_wire::request::Fields;
 
 use self::jwks::Source;
 use self::jwt::Users;
 use self::keys::KeyTable;
-use crate::exchange::Fields;
 
 /// The longest key that is looked at. What is longer is unknown.
 const KEY_BYTES: usize = 1024;

@@ -4,15 +4,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::Version;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::tier::Tier;
+use outrigger_wire::client_address::Sender;
+use outrigger_wire::forwarding::Forwarding;
+use outrigger_wire::request::Kind;
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::sieve::Sieve;
+use outrigger_wire::via::Pseudonym;
 
 use crate::admit::Lingering;
 use crate::affinity::Sticky;
 use crate::audit::Noted;
 use crate::breakers::Attempt;
-use crate::client_address::Sender;
 use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
@@ -22,89 +27,8 @@ use crate::peers::hop::{self, Hop};
 use crate::pipeline::line::Line;
 use crate::pipeline::upload::Upload;
 use crate::rejection::{Failure, Rejection};
-use crate::request_id::RequestId;
 use crate::route::Route;
 use crate::state::{InFlight, Snapshot};
-
-/// The fields of a request, parsed by Pingora or as they came off the wire.
-#[derive(Clone, Copy, Debug)]
-pub enum Fields<'a> {
-    /// Pingora's.
-    Map(&'a HeaderMap),
-    /// Ours.
-    Wire(&'a [httparse::Header<'a>]),
-}
-
-impl<'a> Fields<'a> {
-    /// The first value of `name`.
-    pub fn get(&self, name: &HeaderName) -> Option<&'a [u8]> {
-        match self {
-            Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
-            Self::Wire(fields) => fields.iter().find(|field| is_named(field, name)).map(|field| field.value),
-        }
-    }
-
-    /// All values of `name`, in order. Allocates: not for the way of every request.
-    pub fn all(&self, name: &HeaderName) -> Vec<&'a [u8]> {
-        match self {
-            Self::Map(map) => map.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
-            Self::Wire(fields) => {
-                fields.iter().filter(|field| is_named(field, name)).map(|field| field.value).collect()
-            }
-        }
-    }
-
-    /// Gives `each` all values of `name`, in order.
-    pub fn each(&self, name: &HeaderName, mut each: impl FnMut(&'a [u8])) {
-        match self {
-            Self::Map(map) => map.get_all(name).iter().for_each(|value| each(value.as_bytes())),
-            Self::Wire(fields) => {
-                fields.iter().filter(|field| is_named(field, name)).for_each(|field| each(field.value));
-            }
-        }
-    }
-
-    /// Whether there is a `name`.
-    pub fn has(&self, name: &HeaderName) -> bool {
-        self.get(name).is_some()
-    }
-}
-
-fn is_named(field: &httparse::Header<'_>, name: &HeaderName) -> bool {
-    field.name.len() == name.as_str().len() && field.name.eq_ignore_ascii_case(name.as_str())
-}
-
-/// What the stages read of a request. Borrowed from whichever protocol it came by.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// The method.
-    pub method: &'a Method,
-    /// The path as sent, without the query.
-    pub path: &'a str,
-    /// `Host` or `:authority`; empty when there is none.
-    pub host: &'a str,
-    /// The fields.
-    pub fields: Fields<'a>,
-    /// HTTP/1.0 clients know neither chunks nor interim answers.
-    pub is_http10: bool,
-    /// The path with the query.
-    pub target: &'a str,
-    /// It has a body, and says nothing about its length.
-    pub has_endless_body: bool,
-}
-
-impl Request<'_> {
-    /// The length that its body has, as it says.
-    pub fn announced_bytes(&self) -> Option<u64> {
-        let length = self.fields.get(&http::header::CONTENT_LENGTH)?;
-        std::str::from_utf8(length).ok()?.parse().ok()
-    }
-
-    /// Whether its body is no longer than this, or it has none.
-    pub fn has_body_up_to(&self, most: u64) -> bool {
-        !self.has_endless_body && self.announced_bytes().is_none_or(|bytes| bytes <= most)
-    }
-}
 
 /// Who asks, as far as it is known.
 #[derive(Clone, Debug)]
@@ -309,19 +233,32 @@ pub struct Next {
     pub is_planned: bool,
 }
 
-/// What a request asks for, as far as time limits care.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// An answer that ends.
-    #[default]
-    Plain,
-    /// An event stream.
-    Stream,
-    /// Another protocol, such as WebSocket.
-    Upgrade,
-}
-
 impl Exchange {
+    /// What may pass of its headers.
+    pub fn sieve(&self) -> Sieve<'_> {
+        let sender = self.client.sender;
+        let notes_claims = sender != Sender::Peer && self.client.address == self.connected;
+        let config = &self.rules.config;
+        Sieve { sender, edge: &config.edge, read: &config.read_headers, notes_claims }
+    }
+
+    /// What the app is told about it, when `pseudonym` sends it on.
+    pub fn forwarding<'a>(&'a self, received: Version, pseudonym: &'a Pseudonym, now: Instant) -> Forwarding<'a> {
+        let config = &self.rules.config;
+        Forwarding {
+            sender: self.client.sender,
+            edge: &config.edge,
+            connected: self.connected,
+            received,
+            pseudonym,
+            style: config.headers.forwarded.into(),
+            with_via: config.headers.via,
+            request_id: config.headers.request_id.then_some(&self.request_id),
+            keeper: if self.sticky.is_enforced() { self.sticky.keeper(&config.this) } else { None },
+            time_left: (self.kind == Kind::Plain).then(|| self.deadline.saturating_duration_since(now)),
+        }
+    }
+
     /// A request that has just been read.
     pub fn new(rules: Arc<Snapshot>) -> Self {
         let started = Instant::now();

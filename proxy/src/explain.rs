@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::{Feature, Mode, Subject};
+use outrigger_wire::client_address::Sender;
+use outrigger_wire::path::Unreadable;
+use outrigger_wire::request::{Fields, Request};
 
-use crate::client_address::Sender;
 use crate::config::Config;
 use crate::config::units::{CallWindow, OrOff, Share, Size, Span};
-use crate::exchange::{Client, Fields, Request};
-use crate::path::Unreadable;
+use crate::exchange::Client;
 use crate::rejection::Rejection;
 use crate::route::{PathRefused, Route};
 

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use outrigger_policy::flags::Mode;
+use outrigger_wire::request::Request;
 
 use crate::breakers::{self, End};
-use crate::exchange::{Destination, Exchange, Listener, Next, Request};
+use crate::exchange::{Destination, Exchange, Listener, Next};
 use crate::peers::Peer;
 use crate::peers::hop::Kind;
 use crate::rejection::{Failure, Rejection};

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breakers::dice;
+use outrigger_wire::random::dice;
+use outrigger_wire::request::Request;
+
 use crate::config::resilience::{Effect, FaultRule};
-use crate::exchange::{Exchange, Request};
+use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::route::has;
 use crate::state::State;

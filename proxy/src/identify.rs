@@ -2,24 +2,21 @@
 
 use std::net::IpAddr;
 
-use http::HeaderName;
 use outrigger_policy::flags::{Feature, Mode, Subject};
+use outrigger_wire::client_address::Sender;
+use outrigger_wire::names::{FLY_REQUEST_ID, X_OUTRIGGER_HOP, X_REQUEST_ID};
+use outrigger_wire::request::{Kind, Request};
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::scan;
 
-use crate::client_address::Sender;
 use crate::config::Config;
 use crate::config::reload::unix_now;
 use crate::credentials::{VerifiedKind, Who};
-use crate::exchange::{Client, Destination, Exchange, Kind, Listener, Request};
-use crate::forwarding::X_REQUEST_ID;
-use crate::peers::hop::{self, Hop, HopRefused, X_OUTRIGGER_HOP};
+use crate::exchange::{Client, Destination, Exchange, Listener};
+use crate::peers::hop::{self, Hop, HopRefused};
 use crate::rejection::Rejection;
-use crate::request_id::RequestId;
 use crate::seal::seconds;
 use crate::state::State;
-use crate::wire;
-
-/// What the edge calls a request: what came by it has one.
-pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.
 ///
@@ -133,11 +130,11 @@ fn kind(request: &Request<'_>) -> Kind {
     if accepts_events { Kind::Stream } else { Kind::Plain }
 }
 
-/// Whether a tunnel begins if the app answers 101: the same as `is_upgrade` of [`wire::Head`]. A request with a body is none, so
+/// Whether a tunnel begins if the app answers 101: the same as `is_upgrade` of [`scan::Head`]. A request with a body is none, so
 /// that every limit on bodies holds for it.
 fn is_upgrade(request: &Request<'_>) -> bool {
     let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
     let mut has_option = false;
-    request.fields.each(&http::header::CONNECTION, |value| has_option |= wire::has_upgrade_option(value));
-    !request.is_http10 && has_option && wire::is_web_socket(upgrade) && request.has_body_up_to(0)
+    request.fields.each(&http::header::CONNECTION, |value| has_option |= scan::has_upgrade_option(value));
+    !request.is_http10 && has_option && scan::is_web_socket(upgrade) && request.has_body_up_to(0)
 }

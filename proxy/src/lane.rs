@@ -1,6 +1,6 @@
 //! The fast lane: nearly every request, without a detour.
 //!
-//! A request that has no body, may be repeated and asks nothing special of the connection ([`crate::wire::Head::is_simple`])
+//! A request that has no body, may be repeated and asks nothing special of the connection ([`outrigger_wire::scan::Head::is_simple`])
 //! needs none of what makes a general proxy expensive: no copy of its head in a map, no channels between two tasks, no
 //! filters behind pointers. Its head is rewritten from one buffer into another and its answer from the app's socket to the
 //! client's. The stages, the table of refusals, and what is counted and logged are the same as in [`crate::pipeline`],
@@ -21,23 +21,27 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
 use http::{Method, Version};
+use outrigger_wire::date::date;
+use outrigger_wire::forwarding::Added;
+use outrigger_wire::names::X_OUTRIGGER_REFUSED;
+use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::retry_after;
+use outrigger_wire::rewrite::{self, AnswerHead, Frame, Sifting};
+use outrigger_wire::scan::MOST_FIELDS;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::app_pool::{self, AppStream};
 use crate::client_stream::ClientStream;
-use crate::exchange::{Destination, Exchange, Fields, Listener, Request};
-use crate::forwarding::{Added, Sending, Sieve};
-use crate::head::{self, AnswerHead, Frame, Sifting};
+use crate::exchange::{Destination, Exchange, Listener};
 use crate::metrics::StreamKind;
 use crate::peers::hop;
 use crate::pipeline;
 use crate::record::{self, Ending};
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self, Reply};
-use crate::request_id::RequestId;
 use crate::state::{Phase, State};
 use crate::timer::Timer;
-use crate::wire::MOST_FIELDS;
 use crate::{admit, affinity, audit, claims, failover, limits};
 
 use self::body::{BodyEnd, put_chunk};
@@ -178,9 +182,9 @@ fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>)
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
         let removed = ADDED.with_borrow_mut(|added| {
             let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
-            added.fill(&request, &exchange, Sending { received: Version::HTTP_11, pseudonym: &state.pseudonym, now });
+            added.fill(&request, &exchange.forwarding(Version::HTTP_11, &state.pseudonym, now));
             let hides_session = exchange.sticky.is_enforced();
-            head::write_request(&mut out, &parsed, added, Sifting { sieve: Sieve::of(&exchange), hides_session })
+            rewrite::write_request(&mut out, &parsed, added, Sifting { sieve: exchange.sieve(), hides_session })
         });
         claims::removed(state, &mut exchange, &removed);
     }
@@ -276,15 +280,16 @@ impl Lane<'_> {
         let relayed = SESSION.with_borrow_mut(|session| {
             session.clear();
             affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
+            let told = limits::headers::Told::of(exchange);
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
-                limits: limits::headers::Own::of(exchange),
+                limits: told.as_ref().map(limits::headers::Told::own),
                 session,
                 closes: self.closes,
             };
-            head::relay_answer(input, self.stream.output(), frame)
+            rewrite::relay_answer(input, self.stream.output(), frame)
         });
         match relayed {
             Ok(None) if input.len() > ANSWER_HEAD_BYTES => {
@@ -416,13 +421,13 @@ impl Lane<'_> {
         out.put_slice(format!("HTTP/1.1 {} {reason}\r\nContent-Type: {content_type}\r\n", status.as_u16()).as_bytes());
         out.put_slice(format!("Content-Length: {}\r\nCache-Control: no-store\r\n", body.len()).as_bytes());
         if let Some(after) = retry_after {
-            out.put_slice(format!("Retry-After: {}\r\n", crate::rejection::seconds(after)).as_bytes());
+            out.put_slice(format!("Retry-After: {}\r\n", retry_after::seconds(after)).as_bytes());
         }
         if exchange.rules.config.headers.request_id {
             out.put_slice(format!("X-Request-Id: {}\r\n", exchange.request_id).as_bytes());
         }
         if failover::is_given_back(exchange) {
-            put_line(out, hop::X_OUTRIGGER_REFUSED.as_str(), b"1");
+            put_line(out, X_OUTRIGGER_REFUSED.as_str(), b"1");
         }
         limits::headers::each(exchange, |name, value| put_line(out, name, value));
         out.put_slice(b"Date: ");
@@ -501,35 +506,5 @@ fn recycle(mut buffer: BytesMut) {
                 kept.push(buffer);
             }
         });
-    }
-}
-
-/// The date in a field's form (RFC 9110 section 5.6.7), formatted once a second.
-fn date(now: Instant) -> [u8; 29] {
-    thread_local! {
-        static DATE: std::cell::Cell<Option<(Instant, [u8; 29])>> = const { std::cell::Cell::new(None) };
-    }
-    DATE.with(|kept| match kept.get() {
-        Some((since, text)) if now.duration_since(since) < Duration::from_millis(500) => text,
-        _ => {
-            let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
-            let written = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-            if written.len() == text.len() {
-                text.copy_from_slice(written.as_bytes());
-            }
-            kept.set(Some((now, text)));
-            text
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_date_has_the_form_of_a_field() {
-        let text = String::from_utf8(date(Instant::now()).to_vec()).unwrap();
-        assert!(text.ends_with(" GMT") && text.as_bytes()[3] == b',' && !text.contains("1970"), "{text}");
     }
 }

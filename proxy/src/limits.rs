@@ -19,13 +19,16 @@ use std::time::Duration;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 use outrigger_policy::tier::Tier;
+use outrigger_wire::ratelimit;
+use outrigger_wire::request::Request;
+use outrigger_wire::retry_after::seconds;
 
 use self::settling::Settings;
 use self::shared::{Cells, Law};
 use self::table::Refused;
 pub use crate::config::admission::{By, Count};
-use crate::exchange::{Exchange, Request};
-use crate::rejection::{Rejection, seconds};
+use crate::exchange::Exchange;
+use crate::rejection::Rejection;
 use crate::state::State;
 
 /// The most limits that apply to one request.
@@ -55,8 +58,9 @@ pub struct Limit {
 impl Limit {
     /// Compiles one.
     pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
-        let policy =
-            |quota: Option<Quota>| quota.map_or_else(String::new, |quota| headers::policy(name, quota, window_s));
+        let policy = |quota: Option<Quota>| {
+            quota.map_or_else(String::new, |quota| ratelimit::policy(name, quota.burst(), window_s))
+        };
         Self {
             name: name.to_owned(),
             by,
@@ -484,10 +488,10 @@ mod tests {
     use super::*;
     use crate::access_log::AccessLog;
     use crate::config::{Config, LogFormat};
-    use crate::exchange::Fields;
     use crate::log::LogQueue;
     use crate::metrics::Metrics;
     use http::{HeaderMap, Method};
+    use outrigger_wire::request::Fields;
     use std::path::Path;
 
     fn state(rules: &str) -> State {

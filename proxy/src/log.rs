@@ -237,7 +237,7 @@ fn filter(level: LogLevel) -> EnvFilter {
 mod tests {
     use super::*;
     use crate::metrics::Outcome;
-    use crate::request_id::RequestId;
+    use outrigger_wire::request_id::RequestId;
     use std::net::IpAddr;
     use std::time::SystemTime;
 

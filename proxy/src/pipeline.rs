@@ -15,6 +15,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
+use outrigger_wire::forwarding::Added;
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_ID};
+use outrigger_wire::random::random;
+use outrigger_wire::request::{Kind, Request};
+use outrigger_wire::retry_after;
+use outrigger_wire::rewrite::is_event_stream_type;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -24,18 +31,14 @@ use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::admit::NoTurn;
 use crate::breakers::{self, End};
-use crate::exchange::{Destination, Exchange, Kind, Listener, Request};
-use crate::forwarding::{Added, Sending, Sieve, X_REQUEST_ID};
-use crate::head::is_event_stream_type;
+use crate::exchange::{Destination, Exchange, Listener};
 use crate::lane::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::metrics::{SentOn, StreamKind};
-use crate::peers::hop::{self, Hop};
+use crate::peers::hop::Hop;
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self};
-use crate::request_id::random;
 use crate::seal::seconds;
 use crate::state::{Phase, State};
-use crate::wire::Malformed;
 use crate::{
     abuse, accept, admit, affinity, audit, claims, failover, faults, hold, identify, limits, record, retries, route,
     via,
@@ -452,7 +455,7 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         let status = response.status;
         if let Destination::Peer(_, kind) = exchange.destination {
-            let is_given_back = response.headers.contains_key(&hop::X_OUTRIGGER_REFUSED);
+            let is_given_back = response.headers.contains_key(&X_OUTRIGGER_REFUSED);
             let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
             if is_given_back && !session.as_ref().retry_buffer_truncated() {
                 self.state.metrics.sent_to_peer(kind, SentOn::Refused);
@@ -465,7 +468,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         let asked_for =
-            response.headers.get(header::RETRY_AFTER).and_then(|value| retries::asked_for(value.as_bytes()));
+            response.headers.get(header::RETRY_AFTER).and_then(|value| retry_after::asked_for(value.as_bytes()));
         exchange.says_when = asked_for.is_some();
         if self.tries_again(session, exchange, status.as_u16(), asked_for) {
             breakers::ended(&self.state, exchange, End::Answered(status.as_u16(), Instant::now()));
@@ -481,15 +484,15 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let removed = sift(request, Sieve::of(exchange));
+        let removed = sift(request, exchange.sieve());
         claims::removed(&self.state, exchange, &removed);
         if exchange.sticky.is_enforced() {
             hide_session(request)?;
         }
         let mut added = Added::default();
         let received = session.req_header().version;
-        let sending = Sending { received, pseudonym: &self.state.pseudonym, now: Instant::now() };
-        added.fill(&view(session.req_header(), false), exchange, sending);
+        let forwarding = exchange.forwarding(received, &self.state.pseudonym, Instant::now());
+        added.fill(&view(session.req_header(), false), &forwarding);
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
         }
@@ -507,7 +510,7 @@ impl ProxyHttp for Gateway {
             let from = peers.this.name.as_ref().into();
             let hop = Hop { kind: *kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
             let sealed = hop.seal(&peers.this.keys, &view(request, false), peer.receiver(), seconds());
-            request.insert_header(&hop::X_OUTRIGGER_HOP, sealed)?;
+            request.insert_header(&X_OUTRIGGER_HOP, sealed)?;
         }
         Ok(())
     }
@@ -566,7 +569,7 @@ impl ProxyHttp for Gateway {
         exchange.status = response.status.as_u16();
         let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
         exchange.answered_by_app = is_final;
-        response.remove_header(&hop::X_OUTRIGGER_REFUSED);
+        response.remove_header(&X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);
         }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
 use outrigger_policy::abuse::Offence;
+use outrigger_wire::request_id::RequestId;
 
 use crate::access_log::Line;
 use crate::breakers::{self, End};
 use crate::exchange::{Destination, Exchange};
 use crate::metrics::Outcome;
 use crate::rejection::{Failure, Rejection};
-use crate::request_id::RequestId;
 use crate::state::State;
 use crate::{abuse, audit, hold, limits};
 

@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::retry_after::seconds;
 
 use crate::exchange::Listener;
-use crate::wire::Malformed;
 
 /// A request that we refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -418,11 +419,6 @@ impl Problem {
             body.len(),
         )
     }
-}
-
-/// Whole seconds, never earlier than the truth.
-pub fn seconds(after: Duration) -> u64 {
-    after.as_secs() + u64::from(after.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

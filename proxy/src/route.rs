@@ -4,7 +4,7 @@
 //! segments once and tries conditions only of routes whose path fits, so a thousand routes cost what a few do.
 //!
 //! A path is forwarded as it came, so its route has to be the right one whatever the app makes of it: a path that can be
-//! read in several ways ([`crate::path`]) is refused unless all readings lead to the same route. Case and a slash at the end
+//! read in several ways ([`outrigger_wire::path`]) is refused unless all readings lead to the same route. Case and a slash at the end
 //! make no difference to a route, since to some frameworks they make none.
 
 use std::collections::HashMap;
@@ -15,11 +15,12 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use outrigger_policy::audit::Declared;
 use outrigger_policy::priority::Priority;
+use outrigger_wire::path::{self, Unreadable};
+use outrigger_wire::request::{Fields, Request};
 
 use crate::config::raw;
 use crate::config::resilience::FallbackAnswer;
-use crate::exchange::{Exchange, Fields, Request};
-use crate::path::{self, Unreadable};
+use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;
 

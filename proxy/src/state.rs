@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_policy::retry::Budget;
+use outrigger_wire::client_address::Sender;
+use outrigger_wire::via::Pseudonym;
 use tokio::sync::Notify;
 
 use crate::abuse::Bans;
@@ -16,7 +18,6 @@ use crate::audit::Trail;
 use crate::body_memory::BodyMemory;
 use crate::breakers::{self, Cell};
 use crate::claims::Claims;
-use crate::client_address::Sender;
 use crate::config::Config;
 use crate::connections::{Bounds, ConnectionState, Connections};
 use crate::credentials;
@@ -29,7 +30,6 @@ use crate::machines::Machines;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::peers::Peers;
 use crate::upstream::exhaustion::Exhaustion;
-use crate::via::Pseudonym;
 
 /// One version of the rules, with what was prepared for it.
 #[derive(Debug)]

@@ -4,17 +4,16 @@ use std::cell::RefCell;
 use std::io::Write;
 
 use http::header;
-use memchr::memmem;
 use outrigger_policy::affinity::{Age, LARGEST, Lifetime, Session};
+use outrigger_wire::cookies::{NAME, values};
+use outrigger_wire::request::Fields;
 
 use super::{Cookie, Keeper};
 use crate::config::machines::{AffinityRules, This};
-use crate::exchange::{Exchange, Fields};
+use crate::exchange::Exchange;
 use crate::seal::seconds;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// The cookie's name.
-pub const NAME: &str = "_fly_affinity";
 /// So many of this name are looked at; more are not there by accident.
 const MOST_LOOKED_AT: usize = 4;
 
@@ -69,58 +68,6 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
         }
     }
     worst
-}
-
-/// The values of our cookie in one field.
-fn values(field: &[u8]) -> impl Iterator<Item = &[u8]> {
-    // Nearly always there is one or none: the search is over in one pass.
-    let mut rest = if memmem::find(field, NAME.as_bytes()).is_some() { field } else { b"" };
-    std::iter::from_fn(move || {
-        while !rest.is_empty() {
-            let (pair, after) = match memchr::memchr(b';', rest) {
-                Some(end) => (&rest[..end], &rest[end + 1..]),
-                None => (rest, &b""[..]),
-            };
-            rest = after;
-            if let Some(value) = value_of(pair) {
-                return Some(value);
-            }
-        }
-        None
-    })
-}
-
-fn value_of(pair: &[u8]) -> Option<&[u8]> {
-    let value = pair.trim_ascii().strip_prefix(NAME.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
-    // Some clients quote what was never quoted.
-    Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
-}
-
-/// Whether an answer with this `Cache-Control` may be kept for others: a session in it would become everybody's.
-pub fn is_shared(field: &[u8]) -> bool {
-    let mut directives = field.split(|b| *b == b',').map(<[u8]>::trim_ascii);
-    directives.any(|directive| {
-        directive.eq_ignore_ascii_case(b"public")
-            || directive.get(..9).is_some_and(|d| d.eq_ignore_ascii_case(b"s-maxage="))
-    })
-}
-
-/// Whether the field has our cookie in it.
-pub fn is_in(field: &[u8]) -> bool {
-    memmem::find(field, NAME.as_bytes()).is_some()
-}
-
-/// Writes the cookies of `field` but ours; true if any is left.
-pub fn write_others(field: &[u8], out: &mut Vec<u8>) -> bool {
-    let start = out.len();
-    let others = field.split(|b| *b == b';').filter(|pair| value_of(pair).is_none()).map(<[u8]>::trim_ascii);
-    for pair in others.filter(|pair| !pair.is_empty()) {
-        if out.len() > start {
-            out.extend_from_slice(b"; ");
-        }
-        out.extend_from_slice(pair);
-    }
-    out.len() > start
 }
 
 /// Gives `write` the value of `Set-Cookie`.
@@ -211,20 +158,6 @@ mod tests {
         assert_eq!(found(&[&format!("{junk}{own}")]), "Forged", "nobody has that many");
     }
 
-    fn without(field: &str) -> String {
-        let mut out = Vec::new();
-        write_others(field.as_bytes(), &mut out);
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn the_app_gets_every_cookie_but_ours() {
-        assert_eq!(without("a=b; _fly_affinity=x; c=d"), "a=b; c=d");
-        assert_eq!(without("_fly_affinity=x"), "");
-        assert_eq!(without("_fly_affinity=x; _fly_affinity=y; a=\"b c\""), "a=\"b c\"");
-        assert_eq!(without("x_fly_affinity=x; _fly_affinity2=y"), "x_fly_affinity=x; _fly_affinity2=y");
-    }
-
     proptest! {
         #[test]
         fn any_field_is_read_without_harm(field: Vec<u8>) {
@@ -232,9 +165,6 @@ mod tests {
             let mut buffer = Buffer::default();
             let found = find(&keys(), &LIFETIME, Fields::Wire(&fields), NOW, &mut buffer);
             prop_assert!(matches!(found, Found::Nothing | Found::Forged));
-            let mut out = Vec::new();
-            write_others(&field, &mut out);
-            prop_assert!(values(&out).next().is_none());
         }
     }
 }

@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use http::HeaderName;
 use outrigger_policy::affinity::Mark;
+use outrigger_wire::request::Fields;
 
 use crate::config::machines::This;
-use crate::exchange::Fields;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// What the edge is asked for.
-pub static FLY_REPLAY: HeaderName = HeaderName::from_static("fly-replay");
 static FLY_REPLAY_SRC: HeaderName = HeaderName::from_static("fly-replay-src");
 static FLY_REPLAY_FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
 static UNAVAILABLE: HeaderName = HeaderName::from_static("fly-preferred-instance-unavailable");

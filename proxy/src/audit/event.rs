@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use http::Method;
 use outrigger_policy::audit::{EventType, LONGEST_TEXT, MOST_PAIRS, Outcome};
 use outrigger_policy::tier::Tier;
+use outrigger_wire::request::Request;
+use outrigger_wire::request_id::RequestId;
 
 use super::Done;
 use crate::config::audit::AuditRules;
 use crate::credentials::Verified;
-use crate::exchange::Request;
-use crate::request_id::RequestId;
 use crate::route::Route;
 
 /// Something for the trail.

@@ -14,13 +14,13 @@ use outrigger_policy::audit::{Class, Draft, Outcome, Time, uuid_v7};
 use outrigger_trail::holds::{HoldError, Holds};
 use outrigger_trail::keys::MasterKeys;
 use outrigger_trail::spool::{self, Dropped, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
+use outrigger_wire::random::random;
 use serde_json::json;
 
 use super::event::{Act, Event, Item};
 use super::identities::{self, Identities};
 use super::queue::{Authority, Batch, Command, ForgetError, Receipt, Trail, lock};
 use super::refusals::{Beyond, Refusal, Refusals};
-use crate::request_id::random;
 use crate::state::{Snapshot, State};
 
 /// How often a spool that cannot be used is tried again.
@@ -664,7 +664,7 @@ fn limit_of(rules: &Snapshot, limit: Option<u16>) -> Option<&str> {
 
 fn append_act(spool: &mut Spool, act: &Act, draft: Draft<'_>) -> Placed {
     spool.append(&Draft {
-        request_id: act.request_id.as_ref().map(crate::request_id::RequestId::as_str),
+        request_id: act.request_id.as_ref().map(outrigger_wire::request_id::RequestId::as_str),
         action: Some(act.action),
         reason: act.reason.as_deref(),
         details: act.details.as_deref(),

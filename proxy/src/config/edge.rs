@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use http::HeaderName;
 use outrigger_policy::flags::Network;
+use outrigger_wire::client_address::{AddressSource, Edge};
+use outrigger_wire::names::{FLY_CLIENT_IP, X_FORWARDED_FOR};
 
 use super::Builder;
 use super::check::Step;
@@ -12,7 +14,6 @@ use super::error::Problem;
 use super::machines::FLY_APP_NAME;
 use super::raw::Raw;
 use super::units::WrongText;
-use crate::client_address::{AddressSource, Edge, FLY_CLIENT_IP, X_FORWARDED_FOR};
 
 /// Where Fly's edge reaches a Machine from: private IPv4, and nobody else does, for the network between Machines is IPv6.
 /// It has been seen in 172.16.0.0/12, which Fly does not document. Loopback is the Machine itself.
@@ -135,8 +136,8 @@ const TRUSTED: [Step<'static>; 2] = [Step::Key("identity"), Step::Key("trusted")
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client_address::Sender;
     use crate::config::Config;
+    use outrigger_wire::client_address::Sender;
     use std::path::Path;
 
     fn load(identity: &str, on_fly: bool) -> Result<Config, String> {

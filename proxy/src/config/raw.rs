@@ -9,6 +9,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use outrigger_policy::flags::{Network, Percentage, Switch};
+use outrigger_wire::forwarding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +231,17 @@ pub enum ForwardedStyle {
     Rfc7239,
     /// None of them.
     Off,
+}
+
+impl From<ForwardedStyle> for forwarding::ForwardedStyle {
+    fn from(style: ForwardedStyle) -> Self {
+        match style {
+            ForwardedStyle::Both => Self::Both,
+            ForwardedStyle::XForwarded => Self::XForwarded,
+            ForwardedStyle::Rfc7239 => Self::Rfc7239,
+            ForwardedStyle::Off => Self::Off,
+        }
+    }
 }
 
 /// Which fields the proxy adds.

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use outrigger_wire::rewrite;
 
 use super::{Answered, Broken, Lane, closed, scratch};
 use crate::admit::NoTurn;
@@ -14,7 +15,7 @@ use crate::config::resilience::Effect;
 use crate::exchange::Exchange;
 use crate::rejection::{Failure, Rejection};
 use crate::upstream::{self, ConnectError};
-use crate::{admit, failover, faults, head, hold, retries};
+use crate::{admit, failover, faults, hold, retries};
 
 impl Lane<'_> {
     /// Waits for a slot where that is needed, then asks the app until there is an answer that counts.
@@ -99,7 +100,7 @@ impl Lane<'_> {
             if let Some(permit) = &mut exchange.permit {
                 permit.sent(now);
             }
-            head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+            rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(now));
         }
     }
 
@@ -216,7 +217,7 @@ impl Lane<'_> {
         }
         let now = Instant::now();
         self.state.metrics.waited(exchange, now);
-        head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+        rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(now));
         Ok(now)
     }
 

@@ -1,11 +1,12 @@
 //! The body of an answer on its way: where it ends, and how one without an end is passed on.
 
 use bytes::{BufMut, BytesMut};
+use outrigger_wire::chunks::Chunks;
+use outrigger_wire::rewrite::AnswerBody;
+use outrigger_wire::scan::Framing;
 
 use super::Broken;
-use crate::head::AnswerBody;
 use crate::rejection::Failure;
-use crate::wire::{Chunks, Framing};
 
 /// Where the body of an answer ends.
 pub(super) enum BodyEnd {

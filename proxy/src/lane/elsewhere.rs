@@ -5,12 +5,17 @@ use std::time::Instant;
 
 use bytes::{BufMut, BytesMut};
 use http::Method;
+use outrigger_wire::date::date;
+use outrigger_wire::names::FLY_REPLAY;
+use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::rewrite;
+use outrigger_wire::scan::MOST_FIELDS;
 
 use super::attempts::not_connected;
 use super::{Answered, Broken, Lane, Prepared, path_of, put_line, recycle, scratch};
 use crate::affinity::replay;
 use crate::app_pool::{self, AppStream};
-use crate::exchange::{Destination, Exchange, Fields, Request};
+use crate::exchange::{Destination, Exchange};
 use crate::metrics::SentOn;
 use crate::peers::answer::ProbeAnswer;
 use crate::peers::hop::{Hop, Kind};
@@ -20,8 +25,7 @@ use crate::pipeline;
 use crate::rejection::{Failure, Rejection};
 use crate::seal::seconds;
 use crate::upstream::exhaustion;
-use crate::wire::MOST_FIELDS;
-use crate::{head, limits, retries};
+use crate::{limits, retries};
 
 /// What later stages look at.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
@@ -51,7 +55,7 @@ impl Lane<'_> {
                     let now = Instant::now();
                     (exchange.destination, exchange.turn_began) = (Destination::App, now);
                     pipeline::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
-                    head::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+                    rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(now));
                 }
             }
         }
@@ -69,7 +73,7 @@ impl Lane<'_> {
             return Some(Err(Broken::Refused(Rejection::Expired)));
         }
         let hop = self.hop(exchange, head, peer, kind)?;
-        let head = head::with_hop(head, &hop);
+        let head = rewrite::with_hop(head, &hop);
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
         let (outcome, result) = match asked {
@@ -153,7 +157,7 @@ impl Lane<'_> {
         let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
         self.begin(exchange, "307 Temporary Redirect", 0);
-        put_line(self.stream.output(), replay::FLY_REPLAY.as_str(), &field);
+        put_line(self.stream.output(), FLY_REPLAY.as_str(), &field);
         exchange.status = 307;
         self.finish(exchange, b"").await
     }
@@ -194,7 +198,7 @@ impl Lane<'_> {
         let closes = self.closes;
         let out = self.stream.output();
         out.put_slice(b"Date: ");
-        out.put_slice(&super::date(exchange.started));
+        out.put_slice(&date(exchange.started));
         out.put_slice(if closes { b"\r\nConnection: close\r\n\r\n" } else { b"\r\n\r\n" });
         if !self.is_head {
             out.put_slice(body);

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use outrigger_wire::request::Request;
 use ring::hmac;
 
 use super::{By, Limit};
 use crate::credentials::VerifiedKind;
-use crate::exchange::{Exchange, Request};
+use crate::exchange::Exchange;
 
 /// The name of the key that `exchange` has under `limit`. `None` for a key that nobody knows, once its request has gone: only
 /// the request has it.

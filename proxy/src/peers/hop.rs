@@ -8,18 +8,14 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::HeaderName;
 use outrigger_policy::affinity::LONGEST_NAME;
+use outrigger_wire::names::X_OUTRIGGER_HOP;
+use outrigger_wire::random::random;
+use outrigger_wire::request::{Fields, Request};
 use ring::digest::{self, SHA256};
 
-use crate::exchange::{Fields, Request};
-use crate::request_id::random;
 use crate::seal::{Keys, Opened, Purpose};
 
-/// The header.
-pub static X_OUTRIGGER_HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
-/// In the response of a peer that does not take what is sent to it: the sender serves it itself.
-pub static X_OUTRIGGER_REFUSED: HeaderName = HeaderName::from_static("x-outrigger-refused");
 /// Where a peer says how it is.
 pub const PROBE_PATH: &str = "/.outrigger/probe";
 
@@ -267,7 +263,7 @@ fn read(text: &[u8]) -> Option<Signed<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
     const NOW: u32 = 1_800_000_000;
     const B: Receiver<'_> = Receiver { name: "b", run: 5 };

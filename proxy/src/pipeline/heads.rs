@@ -1,17 +1,19 @@
 //! Heads, as Pingora has them: what is looked at, removed and written.
 
 use bytes::Bytes;
-use http::{HeaderName, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use outrigger_wire::cookies;
+use outrigger_wire::names::{FLY_REPLAY, X_OUTRIGGER_REFUSED, X_REQUEST_ID};
+use outrigger_wire::ratelimit;
+use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::retry_after::seconds;
+use outrigger_wire::sieve::{Passage, Removed, Sieve};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
-use crate::affinity::replay::FLY_REPLAY;
-use crate::affinity::{self, cookie};
-use crate::exchange::{Exchange, Fields, Request};
-use crate::forwarding::{Passage, Removed, Sieve, X_REQUEST_ID};
-use crate::peers::hop::X_OUTRIGGER_REFUSED;
-use crate::rejection::seconds;
+use crate::affinity;
+use crate::exchange::Exchange;
 use crate::reply::Reply;
 use crate::{failover, limits};
 
@@ -70,23 +72,22 @@ pub(super) fn is_invalid_data(error: &Error) -> bool {
 }
 
 /// Removes what the sender may not say; gives what that was.
-pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName> {
+pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName, HeaderValue> {
     let stays_out = |name: &&HeaderName| sieve.passage(name.as_str()) != Passage::Passes;
-    let mut removed = Removed { forged: false, claim: None };
+    let mut removed = Removed::default();
     // One at a time: nearly every request has none.
     while let Some(name) = request.headers.keys().find(stays_out).cloned() {
         removed.forged |= sieve.passage(name.as_str()) == Passage::Forged;
-        let value = request.headers.get(&name).map_or(&[][..], |value| value.as_bytes());
-        if removed.claim.is_none() {
-            removed.claim = sieve.claim(name.as_str(), value).map(|hash| (name.clone(), hash));
+        let value = request.remove_header(&name);
+        if removed.claim.is_none() && sieve.is_claim(name.as_str()) {
+            removed.claim = value.map(|value| (name, value));
         }
-        request.remove_header(&name);
     }
     removed
 }
 
 /// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
-/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`crate::head`].
+/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`outrigger_wire::rewrite`].
 pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
     let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
     let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -128,14 +129,15 @@ pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
 
 /// Tells what is left of the client's limits.
 pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    let Some(own) = limits::headers::Own::of(exchange) else { return Ok(()) };
-    let mut upstream = limits::headers::Upstream::default();
+    let Some(told) = limits::headers::Told::of(exchange) else { return Ok(()) };
+    let own = told.own();
+    let mut upstream = ratelimit::Upstream::default();
     for (name, value) in &response.headers {
         upstream.take(own, name.as_str(), value.as_bytes());
     }
     let mut merged = Vec::new();
-    limits::headers::merged(own, &upstream, |name, value| merged.push((name, value.to_vec())));
-    for name in limits::headers::names().filter(|name| own.merges(name)) {
+    ratelimit::merged(own, &upstream, |name, value| merged.push((name, value.to_vec())));
+    for name in ratelimit::names().filter(|name| own.merges(name)) {
         response.remove_header(name);
     }
     for (name, value) in merged {
@@ -146,13 +148,13 @@ pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> 
 
 /// Takes the session's cookie out of what the app gets.
 pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
-    if !request.headers.get_all(header::COOKIE).iter().any(|value| cookie::is_in(value.as_bytes())) {
+    if !request.headers.get_all(header::COOKIE).iter().any(|value| cookies::is_in(value.as_bytes())) {
         return Ok(());
     }
     let mut kept = Vec::new();
     for value in request.headers.get_all(header::COOKIE) {
         let mut others = Vec::new();
-        if cookie::write_others(value.as_bytes(), &mut others) {
+        if cookies::write_others(value.as_bytes(), &mut others) {
             kept.push(others);
         }
     }
@@ -166,7 +168,7 @@ pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
 /// Writes the session's cookie.
 pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
     let mut said = response.headers.get_all(header::CACHE_CONTROL).iter();
-    let is_shared = said.any(|value| cookie::is_shared(value.as_bytes()));
+    let is_shared = said.any(|value| cookies::is_shared(value.as_bytes()));
     if is_shared || response.status == StatusCode::NOT_MODIFIED {
         return Ok(());
     }

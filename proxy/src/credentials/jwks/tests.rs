@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicUsize;
 use http::{HeaderMap, HeaderValue};
 use outrigger_tokens::Rules;
 use outrigger_tokens::mint::{KeyPair, LATER};
+use outrigger_wire::request::Fields;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -11,7 +12,6 @@ use super::super::jwt::{ClaimNames, Signers, Users};
 use super::super::keys::KeyTable;
 use super::super::{Identified, Ignored, Keys, Who};
 use super::*;
-use crate::exchange::Fields;
 
 const NOW: u64 = 1_800_000_000;
 

@@ -1,17 +1,15 @@
 //! Whose address a request is from: which header names the client, who may set it, and how it is read. Pure.
 //!
 //! Exactly one header is believed ([`AddressSource`]), and only from the networks of [`Edge`]. Every other header that names
-//! a client's address is removed before the app sees the request: see [`crate::forwarding::sift`].
+//! a client's address is removed before the app sees the request: see [`crate::sieve`].
 
 use std::net::IpAddr;
 
 use http::{HeaderName, header};
 use outrigger_policy::flags::Network;
 
-use crate::exchange::Fields;
-
-pub static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
-pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use crate::names::X_FORWARDED_FOR;
+use crate::request::Fields;
 
 /// What names the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! As much of structured fields (RFC 9651) as telling the limits of an upstream apart takes. Pure.
 
 /// The members of a structured field that is a list of items; `None` if it is something else.
-pub(super) fn items(line: &[u8]) -> Option<Vec<&[u8]>> {
+pub fn items(line: &[u8]) -> Option<Vec<&[u8]>> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let members = line.split(|byte| {
         let escapes = is_quoted && !is_escaped && *byte == b'\\';
@@ -42,20 +42,20 @@ fn closing_quote(member: &[u8]) -> Option<usize> {
 }
 
 /// The name of an item that is a string without escapes.
-pub(super) fn name_of(item: &[u8]) -> Option<&[u8]> {
+pub fn name_of(item: &[u8]) -> Option<&[u8]> {
     let end = (item.first() == Some(&b'"')).then(|| closing_quote(item)).flatten()?;
     Some(&item[1..end])
 }
 
 /// The number that stands behind `key=`, as a parameter or as a member of a dictionary.
-pub(super) fn number_of(text: &[u8], key: &str) -> Option<u64> {
+pub fn number_of(text: &[u8], key: &str) -> Option<u64> {
     let mut parts = text.split(|byte| matches!(byte, b';' | b','));
     let value = parts.find_map(|part| part.trim_ascii().strip_prefix(key.as_bytes())?.strip_prefix(b"="))?;
     leading_number(value)
 }
 
 /// The number that a text begins with.
-pub(super) fn leading_number(text: &[u8]) -> Option<u64> {
+pub fn leading_number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     std::str::from_utf8(&text[..end]).ok()?.parse().ok()

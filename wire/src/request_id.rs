@@ -1,9 +1,9 @@
 //! A request's name: given by a trusted edge, else made here as a UUIDv7 (RFC 9562), without allocating.
 
-use std::cell::Cell;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::random::random;
 
 /// The longest name that is taken over from an edge.
 const LONGEST: usize = 64;
@@ -85,21 +85,6 @@ impl fmt::Debug for RequestId {
 pub fn hex(byte: u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
-}
-
-/// Numbers for names, not for secrets: a SplitMix64 sequence (Steele, Lea, Flood 2014) for each thread, seeded by the
-/// operating system.
-pub fn random() -> u64 {
-    thread_local! {
-        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(std::process::id()));
-    }
-    STATE.with(|state| {
-        let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(next);
-        let mixed = (next ^ next >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    })
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
 //! Heads as bytes: what the app is sent, and what the client gets back. Pure: bytes in, bytes out.
 //!
-//! Only the fast lane ([`crate::lane`]) writes heads itself; other requests have theirs written by Pingora.
+//! Only the fast lane writes header sections itself; other requests have theirs written by Pingora.
 
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
-use crate::affinity::cookie;
-use crate::forwarding::{self, Added, Passage, Removed, Sieve};
-use crate::limits::headers as limits;
-use crate::peers::hop;
-use crate::retries;
-use crate::wire::Framing;
+use crate::forwarding::{self, Added};
+use crate::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_TIMEOUT_MS};
+use crate::scan::Framing;
+use crate::sieve::{Passage, Removed, Sieve};
+use crate::{cookies, ratelimit, retry_after};
 
 /// Whether a field speaks of one connection only (RFC 9110 section 7.6.1).
 fn is_hop_by_hop(name: &str) -> bool {
@@ -44,12 +43,12 @@ pub fn write_request<'r>(
     request: &httparse::Request<'_, 'r>,
     added: &Added,
     Sifting { sieve, hides_session }: Sifting<'_>,
-) -> Removed<&'r str> {
+) -> Removed<&'r str, &'r [u8]> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.path.unwrap_or_default().as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
-    let mut removed = Removed { forged: false, claim: None };
+    let mut removed = Removed::default();
     for field in request.headers.iter() {
         if is_hop_by_hop(field.name) {
             continue;
@@ -57,12 +56,12 @@ pub fn write_request<'r>(
         let passage = sieve.passage(field.name);
         if passage != Passage::Passes {
             removed.forged |= passage == Passage::Forged;
-            if removed.claim.is_none() {
-                removed.claim = sieve.claim(field.name, field.value).map(|hash| (field.name, hash));
+            if removed.claim.is_none() && sieve.is_claim(field.name) {
+                removed.claim = Some((field.name, field.value));
             }
-        } else if hides_session && field.name.eq_ignore_ascii_case("cookie") && cookie::is_in(field.value) {
+        } else if hides_session && field.name.eq_ignore_ascii_case("cookie") && cookies::is_in(field.value) {
             let mut others = Vec::with_capacity(field.value.len());
-            if cookie::write_others(field.value, &mut others) {
+            if cookies::write_others(field.value, &mut others) {
                 put_field(out, field.name, &others);
             }
         } else if !added.replaces(field.name) {
@@ -81,14 +80,14 @@ pub fn with_hop(head: &[u8], hop: &[u8]) -> BytesMut {
     let first = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
     let mut out = BytesMut::with_capacity(head.len() + hop.len() + 32);
     out.put_slice(&head[..first]);
-    put_field(&mut out, hop::X_OUTRIGGER_HOP.as_str(), hop);
+    put_field(&mut out, X_OUTRIGGER_HOP.as_str(), hop);
     out.put_slice(&head[first..]);
     out
 }
 
 /// Writes the time that is left anew into a head of [`write_request`] whose last field it is.
 pub fn set_timeout(head: &mut BytesMut, left: Duration) {
-    let name = forwarding::X_REQUEST_TIMEOUT_MS.as_str().as_bytes();
+    let name = X_REQUEST_TIMEOUT_MS.as_str().as_bytes();
     let Some(end) = head.strip_suffix(b"\r\n\r\n") else { return };
     let start = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let is_last = end[start..].strip_prefix(name).is_some_and(|value| value.starts_with(b": "));
@@ -152,7 +151,7 @@ pub struct Frame<'a> {
     /// `Date`, for an app that sends none (RFC 9110 section 6.6.1).
     pub date: &'a [u8],
     /// What the final response tells of rate limits, merged with what the upstream says of its own.
-    pub limits: Option<limits::Own<'a>>,
+    pub limits: Option<ratelimit::Own<'a>>,
     /// The session's cookie, as a line, unless others may get the answer as well.
     pub session: &'a [u8],
     /// The client's connection ends with this answer.
@@ -193,19 +192,19 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
     let mut is_shared = status == 304;
     let own_limits = frame.limits.filter(|_| is_final);
-    let mut upstream_limits = limits::Upstream::default();
+    let mut upstream_limits = ratelimit::Upstream::default();
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
         has_date |= is("date");
         is_event_stream |= is("content-type") && is_event_stream_type(field.value);
-        if is(hop::X_OUTRIGGER_REFUSED.as_str()) {
+        if is(X_OUTRIGGER_REFUSED.as_str()) {
             // Between Machines only: an app that says it would have its answer taken for a refusal.
             is_given_back = true;
             continue;
         }
-        is_shared |= is("cache-control") && cookie::is_shared(field.value);
+        is_shared |= is("cache-control") && cookies::is_shared(field.value);
         if is("retry-after") && retry_after.is_none() {
-            retry_after = retries::asked_for(field.value);
+            retry_after = retry_after::asked_for(field.value);
         }
         let stays =
             !is_hop_by_hop(field.name) || (is("upgrade") && status == 426) || (is("trailer") && connection.chunked);
@@ -229,7 +228,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             put_field(out, "Date", frame.date);
         }
         if let Some(own) = own_limits {
-            limits::merged(own, &upstream_limits, |name, value| put_field(out, name, value));
+            ratelimit::merged(own, &upstream_limits, |name, value| put_field(out, name, value));
         }
         if !is_shared {
             out.put_slice(frame.session);
