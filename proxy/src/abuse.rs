@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use outrigger_identity::client::Client;
+use outrigger_identity::hash::mix;
 use outrigger_policy::abuse::{Ban, Offence, Settings};
 use outrigger_policy::flags::{Mode, Network};
 use outrigger_policy::limiter::Quota;
 use outrigger_wire::request::Request;
 
 use crate::audit;
-use crate::exchange::{Client, Exchange};
-use crate::limits::mix;
+use crate::exchange::Exchange;
 use crate::limits::table::Table;
 use crate::rejection::Rejection;
 use crate::state::State;

@@ -6,6 +6,8 @@
 pub mod cookie;
 pub mod replay;
 
+use outrigger_identity::clock::seconds;
+use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Home, Mark, Sight, Way, way};
 use outrigger_policy::flags::Mode;
 use outrigger_wire::names::FLY_REQUEST_ID;
@@ -14,12 +16,11 @@ use outrigger_wire::request::{Kind, Request};
 
 use self::cookie::Found;
 use self::replay::Marks;
-use crate::config::machines::{AffinityRules, This};
+use crate::config::machines::AffinityRules;
 use crate::exchange::{Destination, Exchange};
 use crate::metrics::Affinity as Counted;
 use crate::peers::hop;
 use crate::rejection::Rejection;
-use crate::seal::seconds;
 use crate::state::{Phase, State};
 
 /// Larger bodies are not replayed by the edge.

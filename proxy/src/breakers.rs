@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use outrigger_identity::hash::client_hash;
 use outrigger_policy::breaker::{
     Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, State as Position,
 };
@@ -16,11 +17,11 @@ use outrigger_policy::flags::Mode;
 use outrigger_wire::random::dice;
 use outrigger_wire::request::Request;
 
+use crate::audit;
 use crate::config::resilience::BreakerRules;
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{audit, credentials};
 
 /// Breakers that opened this shortly before the app was found to be away opened for that.
 const JUST_NOW: Duration = Duration::from_secs(1);
@@ -255,7 +256,7 @@ fn caller(exchange: &Exchange) -> Caller {
 /// What a path without a route of its own belongs to: its first segment.
 fn place_of(path: &str) -> u64 {
     let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    credentials::client_hash(b'p', segment.as_bytes())
+    client_hash(b'p', segment.as_bytes())
 }
 
 /// Refuses at once what an open breaker would refuse in the end, before it waits for a slot.

@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 use std::sync::Mutex;
 
+use outrigger_identity::hash::client_hash;
 use outrigger_wire::sieve::Removed;
 
-use crate::credentials::client_hash;
 use crate::exchange::Exchange;
 use crate::state::State;
 
@@ -83,7 +83,7 @@ impl Claims {
     pub fn note(&self, from: IpAddr, claim: u64, now: u64) -> Option<Merged> {
         // Another worker is here: one request more or less says nothing.
         let mut watched = self.watched.try_lock().ok()?;
-        let first = crate::exchange::Client::hash_of(from) as usize;
+        let first = outrigger_identity::client::Client::hash_of(from) as usize;
         let mut places = (0..PROBES).map(|probe| (first.wrapping_add(probe)) % PLACES);
         let index = places
             .clone()
@@ -152,7 +152,7 @@ pub fn removed<N: AsRef<str>, V: AsRef<[u8]>>(state: &State, exchange: &mut Exch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::mix;
+    use outrigger_identity::hash::mix;
 
     const SECOND: u64 = 1_000_000_000;
 

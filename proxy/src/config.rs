@@ -22,6 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use outrigger_identity::credentials::Credentials;
+use outrigger_identity::this::This;
 use outrigger_policy::audit::Declared;
 use outrigger_policy::flags::{Feature, Flag, Mode};
 use outrigger_policy::priority::Priority;
@@ -32,13 +34,12 @@ use self::audit::AuditRules;
 use self::check::{Node, Step, Value};
 pub use self::error::ConfigError;
 use self::error::{Place, Problem, did_you_mean};
-use self::machines::{AffinityRules, FoundBy, PeerRules, This};
+use self::machines::{AffinityRules, FoundBy, PeerRules};
 pub use self::raw::{LogFormat, LogLevel};
 use self::raw::{Raw, RoutePriority};
 use self::resilience::{BreakerRules, FaultRule, RetryRules};
 use self::units::{AppAddress, MetricsUrl, OptionalSize, Text};
 use crate::abuse::Rules;
-use crate::credentials::Credentials;
 use crate::limits::Limits;
 use crate::route::{Conditions, Route, RouteTable};
 use crate::upstream::own::OwnListeners;
@@ -228,7 +229,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
 /// Variables that mean something else: the file itself, and secrets, which no file should hold.
 const OTHER_VARIABLES: [&str; 9] = [
     "OUTRIGGER_CONFIG",
-    crate::seal::KEYS,
+    outrigger_identity::signing::KEYS,
     identity::JWT_SECRET,
     identity::KEY_SECRET,
     crate::admin::access::TOKEN,
@@ -939,7 +940,7 @@ mod tests {
             })
             .collect();
         let machine = [
-            (crate::seal::KEYS, "0123456789abcdef0123456789abcdef"),
+            (outrigger_identity::signing::KEYS, "0123456789abcdef0123456789abcdef"),
             ("OUTRIGGER_MACHINE", "a"),
             ("FLY_APP_NAME", "myapp"),
             ("OUTRIGGER_AUDIT_DIRECTORY", "/trail"),

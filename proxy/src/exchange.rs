@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Version;
+use outrigger_identity::client::Client;
 use outrigger_policy::flags::Mode;
-use outrigger_policy::tier::Tier;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::forwarding::Forwarding;
 use outrigger_wire::request::Kind;
@@ -18,7 +18,6 @@ use crate::admit::Lingering;
 use crate::affinity::Sticky;
 use crate::audit::Noted;
 use crate::breakers::Attempt;
-use crate::credentials::{self, Verified};
 use crate::gate::{Permit, Waiting};
 use crate::limits::Shown;
 use crate::metrics::StreamKind;
@@ -29,73 +28,6 @@ use crate::pipeline::upload::Upload;
 use crate::rejection::{Failure, Rejection};
 use crate::route::Route;
 use crate::state::{InFlight, Snapshot};
-
-/// Who asks, as far as it is known.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// The client's address: the connection's, or what a trusted edge says.
-    pub address: IpAddr,
-    /// Who sent the request, which decides what it may say of the client.
-    pub sender: Sender,
-    /// Who it is to limits: a hash of the verified user, else of the API key, else of the address.
-    pub id: u64,
-    /// A hash of the address (IPv6: of its /64), whoever signed in from there.
-    pub address_id: u64,
-    /// What it may multiply.
-    pub tier: Tier,
-    /// The user or key that was verified.
-    pub verified: Option<Arc<Verified>>,
-}
-
-impl Client {
-    /// Nobody yet.
-    pub const UNKNOWN: Self = Self {
-        address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        sender: Sender::Stranger,
-        id: 0,
-        address_id: 0,
-        tier: Tier::Anonymous,
-        verified: None,
-    };
-
-    /// Where it comes from, for what is shared by origin: the user or key that was verified, which cannot be made up; else the
-    /// network of its address, of which a subscriber may have many (IPv6: the /48).
-    pub fn origin(&self) -> u64 {
-        match (&self.verified, self.address.to_canonical()) {
-            (Some(verified), _) => verified.hash,
-            (None, IpAddr::V4(v4)) => credentials::client_hash(b'4', &v4.octets()),
-            (None, IpAddr::V6(v6)) => credentials::client_hash(b'n', &v6.octets()[..6]),
-        }
-    }
-
-    /// As operators name it: `user:ann`, `key:acme`, `address:192.0.2.1`, `address:2001:db8:1:2::/64`; a key that nobody
-    /// knows only by its hash.
-    pub fn shown(&self) -> String {
-        match &self.verified {
-            Some(verified) => verified.shown(),
-            None if self.id != self.address_id => format!("unknown-key:{:016x}", self.id),
-            None => Self::shown_address(self.address),
-        }
-    }
-
-    /// The name that operators give an address.
-    pub fn shown_address(address: IpAddr) -> String {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => format!("address:{v4}"),
-            IpAddr::V6(v6) => {
-                format!("address:{}/64", std::net::Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)))
-            }
-        }
-    }
-
-    /// The hash by which limits know an address. A subscriber with IPv6 has a whole /64 to choose from.
-    pub fn hash_of(address: IpAddr) -> u64 {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => credentials::client_hash(b'4', &v4.octets()),
-            IpAddr::V6(v6) => credentials::client_hash(b'6', &v6.octets()[..8]),
-        }
-    }
-}
 
 /// A request's way through the proxy.
 #[derive(Debug)]

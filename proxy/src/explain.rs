@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use outrigger_identity::client::Client;
 use outrigger_policy::flags::{Feature, Mode, Subject};
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::path::Unreadable;
@@ -12,7 +13,6 @@ use outrigger_wire::request::{Fields, Request};
 
 use crate::config::Config;
 use crate::config::units::{CallWindow, OrOff, Share, Size, Span};
-use crate::exchange::Client;
 use crate::rejection::Rejection;
 use crate::route::{PathRefused, Route};
 

@@ -2,6 +2,10 @@
 
 use std::net::IpAddr;
 
+use outrigger_identity::client::Client;
+use outrigger_identity::clock::{seconds, unix_now};
+use outrigger_identity::credentials::Who;
+use outrigger_identity::verified::VerifiedKind;
 use outrigger_policy::flags::{Feature, Mode, Subject};
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::names::{FLY_REQUEST_ID, X_OUTRIGGER_HOP, X_REQUEST_ID};
@@ -10,12 +14,9 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::scan;
 
 use crate::config::Config;
-use crate::config::reload::unix_now;
-use crate::credentials::{VerifiedKind, Who};
-use crate::exchange::{Client, Destination, Exchange, Listener};
+use crate::exchange::{Destination, Exchange, Listener};
 use crate::peers::hop::{self, Hop, HopRefused};
 use crate::rejection::Rejection;
-use crate::seal::seconds;
 use crate::state::State;
 
 /// Names the request and its client. A trusted edge is believed; anybody else is who the connection says.

@@ -15,7 +15,6 @@ pub mod cli;
 pub mod client_stream;
 pub mod config;
 mod connections;
-pub mod credentials;
 pub mod exchange;
 pub mod explain;
 pub mod exposition;
@@ -37,7 +36,6 @@ pub mod rejection;
 pub mod reply;
 pub mod retries;
 pub mod route;
-pub mod seal;
 pub mod state;
 pub mod timer;
 pub mod upstream;
@@ -49,6 +47,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock::unix_now;
+use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -122,7 +122,7 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
         tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
     }
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
-    metrics.show_config(&config, 1, config::reload::unix_now());
+    metrics.show_config(&config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
@@ -175,7 +175,7 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
         let rules = Arc::clone(&state);
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
         let counted = Arc::clone(&state);
-        tokio::spawn(credentials::jwks::keep_fresh(credentials, move |fetched| {
+        tokio::spawn(keep_fresh(credentials, move |fetched| {
             counted.metrics.keys_fetched(fetched.is_ok());
         }));
         tracing::info!(

@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_identity::hash::{client_hash, mix};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 use outrigger_policy::tier::Tier;
@@ -69,7 +70,7 @@ impl Limit {
             is_shared: false,
             quotas,
             policies: quotas.map(|quota| policy(quota).into()),
-            salt: crate::credentials::client_hash(SALT, name.as_bytes()),
+            salt: client_hash(SALT, name.as_bytes()),
         }
     }
 
@@ -142,18 +143,11 @@ impl fmt::Display for Limit {
     }
 }
 
-/// What [`crate::credentials::client_hash`] is told that it hashes.
+/// What [`outrigger_identity::hash::client_hash`] is told that it hashes.
 const SALT: u8 = b'l';
 
 fn route_tag(exchange: &Exchange) -> u64 {
     mix(exchange.rules.route_tags[exchange.route])
-}
-
-/// Spreads a difference in one bit over all of them (the finaliser of MurmurHash3).
-pub const fn mix(hash: u64) -> u64 {
-    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ (hash >> 33)
 }
 
 /// All limits, and which apply to which route.

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use outrigger_identity::this::This;
 use outrigger_policy::affinity::Home;
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backends, LoadBalancer};
@@ -37,7 +38,7 @@ use self::local::Local;
 use self::probe::{Check, Round};
 use self::used::UsedHops;
 use crate::config::Target;
-use crate::config::machines::{PeerRules, This};
+use crate::config::machines::PeerRules;
 
 /// What was found is believed for so many refreshes: a name server that does not answer says nothing about Machines.
 const BELIEVED_REFRESHES: u32 = 4;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
+use outrigger_identity::clock::seconds;
 use outrigger_wire::forwarding::Added;
 use outrigger_wire::malformed::Malformed;
 use outrigger_wire::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_ID};
@@ -37,7 +38,6 @@ use crate::metrics::{SentOn, StreamKind};
 use crate::peers::hop::Hop;
 use crate::rejection::{Failure, Problem, Rejection};
 use crate::reply::{self};
-use crate::seal::seconds;
 use crate::state::{Phase, State};
 use crate::{
     abuse, accept, admit, affinity, audit, claims, failover, faults, hold, identify, limits, record, retries, route,

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use outrigger_identity::client::Client;
+use outrigger_identity::hash::client_hash;
 use outrigger_policy::retry::Budget;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::via::Pseudonym;
@@ -20,8 +22,7 @@ use crate::breakers::{self, Cell};
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::connections::{Bounds, ConnectionState, Connections};
-use crate::credentials;
-use crate::exchange::{Client, Listener};
+use crate::exchange::Listener;
 use crate::gate::Gate;
 use crate::hold::Reach;
 use crate::limits::shared::Shared;
@@ -53,7 +54,7 @@ impl Snapshot {
     pub fn new(config: Config, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
         let route_metrics =
             config.routes.all().iter().map(|route| metrics.for_route(&route.name, route.priority)).collect();
-        let tag = |name: &str| credentials::client_hash(b'r', name.as_bytes());
+        let tag = |name: &str| client_hash(b'r', name.as_bytes());
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.for_limit(&limit.name)).collect();
         let breakers = breakers.prepare(&config.breakers);

@@ -8,6 +8,8 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use outrigger_identity::client::Client;
+use outrigger_identity::verified::{Verified, VerifiedKind};
 use outrigger_policy::breaker::{Control, Reason};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
@@ -22,8 +24,6 @@ use crate::audit;
 use crate::breakers::Standing;
 use crate::config::Target;
 use crate::config::units::Span;
-use crate::credentials::{Verified, VerifiedKind};
-use crate::exchange::Client;
 use crate::peers::{Peer, Standing as PeerStanding, local};
 use crate::state::State;
 

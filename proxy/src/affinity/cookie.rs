@@ -4,15 +4,16 @@ use std::cell::RefCell;
 use std::io::Write;
 
 use http::header;
+use outrigger_identity::clock::seconds;
+use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Age, LARGEST, Lifetime, Session};
 use outrigger_wire::cookies::{NAME, values};
 use outrigger_wire::request::Fields;
 
 use super::{Cookie, Keeper};
-use crate::config::machines::{AffinityRules, This};
+use crate::config::machines::AffinityRules;
 use crate::exchange::Exchange;
-use crate::seal::seconds;
-use crate::seal::{Keys, Opened, Purpose};
 
 /// So many of this name are looked at; more are not there by accident.
 const MOST_LOOKED_AT: usize = 4;

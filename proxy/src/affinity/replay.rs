@@ -7,11 +7,10 @@
 use std::time::Duration;
 
 use http::HeaderName;
+use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::this::This;
 use outrigger_policy::affinity::Mark;
 use outrigger_wire::request::Fields;
-
-use crate::config::machines::This;
-use crate::seal::{Keys, Opened, Purpose};
 
 static FLY_REPLAY_SRC: HeaderName = HeaderName::from_static("fly-replay-src");
 static FLY_REPLAY_FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use outrigger_identity::verified::Verified;
 use outrigger_policy::audit::{EventType, LONGEST_TEXT, MOST_PAIRS, Outcome};
 use outrigger_policy::tier::Tier;
 use outrigger_wire::request::Request;
@@ -12,7 +13,6 @@ use outrigger_wire::request_id::RequestId;
 
 use super::Done;
 use crate::config::audit::AuditRules;
-use crate::credentials::Verified;
 use crate::route::Route;
 
 /// Something for the trail.

@@ -7,12 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::verified::VerifiedKind;
 use outrigger_policy::audit::Class;
 use outrigger_policy::tier::Tier;
 use outrigger_trail::keys::{KeyError, MasterKeys, SubjectKind, WrappedKey};
 
 use super::event::Who;
-use crate::credentials::VerifiedKind;
 
 /// So many are remembered, and at times twice as many: some 50 MB.
 const MOST: usize = 32_768;
@@ -146,7 +146,7 @@ fn members(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::Verified;
+    use outrigger_identity::verified::Verified;
 
     fn who(name: &str, address: [u8; 4]) -> Who {
         let verified = Verified::new(VerifiedKind::User, name, Tier::Pro);

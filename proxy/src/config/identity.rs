@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use outrigger_identity::credentials::{Credentials, Keys};
+use outrigger_identity::jwks::Source;
+use outrigger_identity::jwt::{ClaimNames, Signers, Users};
+use outrigger_identity::keys::{self, Digest, Entry, KeyDigest, KeyTable};
 use outrigger_policy::flags::Network;
 use outrigger_policy::tier::Tier;
 use outrigger_tokens::{Algorithm, Key, Rules};
@@ -18,10 +22,6 @@ use super::check::{Node, Step};
 use super::edge::EdgeName;
 use super::error::{Place, Problem};
 use super::units::{FieldName, JwksUrl, Span, Text};
-use crate::credentials::jwks::Source;
-use crate::credentials::jwt::{ClaimNames, Signers, Users};
-use crate::credentials::keys::{self, Digest, Entry, KeyDigest, KeyTable};
-use crate::credentials::{Credentials, Keys};
 
 /// The secret that tokens by HS256 are signed with.
 pub const JWT_SECRET: &str = "OUTRIGGER_JWT_SECRET";

@@ -1,9 +1,10 @@
 //! `[affinity]` and `[peers]`: sessions that keep their Machine, and the Machines that know each other.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_identity::signing::{KEYS, Keys};
+use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Lifetime, Via, is_name};
 use outrigger_policy::flags::Mode;
 use schemars::JsonSchema;
@@ -15,7 +16,6 @@ use super::check::Step;
 use super::error::{Place, Problem};
 use super::raw::Raw;
 use super::units::{Span, Text};
-use crate::seal::{KEYS, Keys};
 
 /// The name of this Machine on Fly.
 pub const FLY_MACHINE_ID: &str = "FLY_MACHINE_ID";
@@ -159,15 +159,6 @@ pub enum FoundBy {
     },
     /// They are known.
     List(Vec<SocketAddr>),
-}
-
-/// The Machine that this is.
-#[derive(Clone, Debug)]
-pub struct This {
-    /// Its name.
-    pub name: Arc<str>,
-    /// What it shares with its peers.
-    pub keys: Keys,
 }
 
 impl Builder<'_> {

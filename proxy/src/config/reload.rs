@@ -7,8 +7,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use outrigger_identity::clock::unix_now;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{Place, Problem};
@@ -185,9 +186,4 @@ impl Reloader {
             }
         }
     }
-}
-
-/// Seconds since 1970.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

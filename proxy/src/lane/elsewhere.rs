@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::{BufMut, BytesMut};
 use http::Method;
+use outrigger_identity::clock::seconds;
 use outrigger_wire::date::date;
 use outrigger_wire::names::FLY_REPLAY;
 use outrigger_wire::request::{Fields, Request};
@@ -23,7 +24,6 @@ use crate::peers::local;
 use crate::peers::{Peer, Standing};
 use crate::pipeline;
 use crate::rejection::{Failure, Rejection};
-use crate::seal::seconds;
 use crate::upstream::exhaustion;
 use crate::{limits, retries};
 

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
+use outrigger_identity::verified::VerifiedKind;
 use outrigger_wire::request::Request;
 use ring::hmac;
 
 use super::{By, Limit};
-use crate::credentials::VerifiedKind;
 use crate::exchange::Exchange;
 
 /// The name of the key that `exchange` has under `limit`. `None` for a key that nobody knows, once its request has gone: only
@@ -43,7 +43,7 @@ pub fn of(limit: &Limit, exchange: &Exchange, request: Option<&Request<'_>>) -> 
     Some([word(0), word(8)])
 }
 
-/// As [`crate::exchange::Client::hash_of`] sees it: a /64 is one client.
+/// As [`outrigger_identity::client::Client::hash_of`] sees it: a /64 is one client.
 fn address(address: IpAddr, part: &mut impl FnMut(u8, &[u8])) {
     match address.to_canonical() {
         IpAddr::V4(v4) => part(b'4', &v4.octets()),

@@ -613,7 +613,7 @@ mod tests {
         cells.free(index);
         assert_eq!((cell.account(), cell.name(), cell.quota().is_some()), (Account::default(), None, true));
         // As many others as fit have a cell each, and the next ones are told that there is none.
-        let tag = |n: u64| super::super::mix(n);
+        let tag = |n: u64| outrigger_identity::hash::mix(n);
         let fitted = (1..1000).filter(|n| cells.find_or_claim(tag(*n), || Some([*n, *n])).is_ok()).count();
         assert_eq!(fitted, cells.room());
         assert_eq!(cells.find_or_claim(tag(5000), || Some([1, 1])), Err(NoCell::Full));

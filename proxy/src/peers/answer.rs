@@ -5,10 +5,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use outrigger_identity::signing::{Keys, Opened, Purpose};
 use outrigger_policy::affinity::is_name;
 
 use super::hop::Nonce;
-use crate::seal::{Keys, Opened, Purpose};
 
 /// How a Machine is, as it says itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

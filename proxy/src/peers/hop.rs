@@ -8,13 +8,12 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use outrigger_identity::signing::{Keys, Opened, Purpose};
 use outrigger_policy::affinity::LONGEST_NAME;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
 use outrigger_wire::random::random;
 use outrigger_wire::request::{Fields, Request};
 use ring::digest::{self, SHA256};
-
-use crate::seal::{Keys, Opened, Purpose};
 
 /// Where a peer says how it is.
 pub const PROBE_PATH: &str = "/.outrigger/probe";

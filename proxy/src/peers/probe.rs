@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use outrigger_identity::clock::seconds;
+use outrigger_identity::this::This;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
 use outrigger_wire::request::{Fields, Request};
 use pingora::lb::Backend;
@@ -22,8 +24,6 @@ use super::hop::{Hop, Kind, Nonces, PROBE_PATH, Receiver};
 use super::{Peer, Peers, Seen, Standing};
 use crate::app_pool::AppStream;
 use crate::config::Target;
-use crate::config::machines::This;
-use crate::seal::seconds;
 use crate::state::State;
 use crate::upstream::ConnectError;
 

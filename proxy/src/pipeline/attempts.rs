@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock::seconds;
 use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType};
 
@@ -14,7 +15,6 @@ use crate::config::resilience::Effect;
 use crate::exchange::{Destination, Exchange};
 use crate::peers::hop;
 use crate::rejection::{Failure, Rejection};
-use crate::seal::seconds;
 use crate::{admit, faults, hold, retries};
 
 /// Why an attempt is not made.

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header;
+use outrigger_identity::client::Client;
 use outrigger_wire::request::Kind;
 use pingora::Result;
 use pingora::proxy::Session;
@@ -23,7 +24,7 @@ use super::line::Watch;
 use super::{Gateway, admit, attempts::Stop};
 use crate::body_memory::BodyShare;
 use crate::client_stream::{ClientStream, SMALL_PIECE_BYTES};
-use crate::exchange::{Client, Destination, Exchange};
+use crate::exchange::{Destination, Exchange};
 use crate::gate::Permit;
 use crate::rejection::Rejection;
 use crate::{breakers, failover, record};

@@ -1,10 +1,10 @@
+use outrigger_identity::credentials::Who;
 use outrigger_tokens::mint::{self, KeyPair, LATER, RSA_PUBLIC};
 use outrigger_wire::request::Fields;
 use serde_json::json;
 
 use super::super::Config;
 use super::*;
-use crate::credentials::Who;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const DIGEST: &str = "abababababababababababababababababababababababababababababababab";

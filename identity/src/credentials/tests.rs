@@ -6,9 +6,11 @@ use outrigger_tokens::{Algorithm, Key, Rules};
 use ring::digest;
 use serde_json::{Value, json};
 
-use super::jwt::{ClaimNames, Signers};
-use super::keys::{Digest, Entry, KeyDigest};
 use super::*;
+use crate::jwt::{ClaimNames, Signers};
+use crate::keys::{Digest, Entry, KeyDigest};
+use crate::verified::VerifiedKind;
+use outrigger_policy::tier::Tier;
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_800_000_000;

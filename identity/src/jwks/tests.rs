@@ -8,10 +8,11 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::jwt::{ClaimNames, Signers, Users};
-use super::super::keys::KeyTable;
-use super::super::{Identified, Ignored, Keys, Who};
 use super::*;
+use crate::credentials::{Credentials, Identified, Keys, LOOK_EVERY, Who, keep_fresh};
+use crate::jwt::{ClaimNames, Signers, Users};
+use crate::keys::KeyTable;
+use crate::verified::Ignored;
 
 const NOW: u64 = 1_800_000_000;
 

@@ -8,7 +8,7 @@ use outrigger_policy::tier::Tier;
 use ring::{digest, hmac};
 use subtle::ConstantTimeEq;
 
-use super::{Verified, VerifiedKind};
+use crate::verified::{Verified, VerifiedKind};
 
 /// SHA-256 of a key, or HMAC-SHA-256 with the operator's secret. The plain one is as safe as the key is random.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,8 +8,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
-use crate::config::reload::unix_now;
-
 /// The variable with the keys, separated by commas.
 pub const KEYS: &str = "OUTRIGGER_AFFINITY_KEYS";
 /// Shorter ones can be guessed.
@@ -114,13 +112,9 @@ impl Keys {
     }
 }
 
-/// Seconds since 1970, as everything that is signed has them.
-pub fn seconds() -> u32 {
-    u32::try_from(unix_now()).unwrap_or(u32::MAX)
-}
-
 /// The largest text that can be sealed.
 pub const LARGEST_SEALED: usize = 224;
+
 /// What a sealed text is opened into. The decoder wants room for whole groups.
 pub type Opened = [u8; LARGEST_SEALED + MAC_BYTES + 3];
 

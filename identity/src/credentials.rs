@@ -3,85 +3,24 @@
 //! A forged, stale or unknown credential is never an error to the client: the request is then its address's, and the app
 //! decides what it thinks of it. The credentials themselves are passed on unchanged.
 
-pub mod cache;
-pub mod jwks;
-pub mod jwt;
-pub mod keys;
-
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use http::header::AUTHORIZATION;
-use outrigger_policy::tier::Tier;
 use outrigger_wire::request::Fields;
 
-use self::jwks::Source;
-use self::jwt::Users;
-use self::keys::KeyTable;
+use crate::hash::{client_hash, kind};
+use crate::jwks::{FetchError, Fetched, Source};
+use crate::jwt::Users;
+use crate::keys::KeyTable;
+use crate::verified::{Ignored, Verified};
+
+/// How often it is looked whether the configuration names another place.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The longest key that is looked at. What is longer is unknown.
 const KEY_BYTES: usize = 1024;
-
-/// What a client is known by, for [`client_hash`]: the same bytes are another client as another kind.
-pub mod kind {
-    /// The name of a verified user.
-    pub const USER: u8 = 1;
-    /// The name of a known key.
-    pub const KEY: u8 = 2;
-    /// A key that nobody knows, itself.
-    pub const UNKNOWN_KEY: u8 = 3;
-}
-
-/// A number for a client that nobody can predict or turn back, and that is another one in every process.
-pub fn client_hash(kind: u8, bytes: &[u8]) -> u64 {
-    static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let mut hasher = SEED.build_hasher();
-    hasher.write_u8(kind);
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// What was verified about who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
-    /// By which credential.
-    pub kind: VerifiedKind,
-    /// The user, or the name of the key.
-    pub name: Arc<str>,
-    /// From the key table or the token's claim.
-    pub tier: Tier,
-    /// [`client_hash`] of kind and name.
-    pub hash: u64,
-}
-
-/// By which credential a client was verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VerifiedKind {
-    /// A token that somebody signed for this user.
-    User,
-    /// A key of the table.
-    Key,
-}
-
-impl Verified {
-    /// A client that was verified.
-    pub fn new(kind: VerifiedKind, name: &str, tier: Tier) -> Self {
-        let hashed_as = match kind {
-            VerifiedKind::User => kind::USER,
-            VerifiedKind::Key => kind::KEY,
-        };
-        Self { kind, name: name.into(), tier, hash: client_hash(hashed_as, name.as_bytes()) }
-    }
-
-    /// As operators name it: `user:ann`, `key:acme`.
-    pub fn shown(&self) -> String {
-        match self.kind {
-            VerifiedKind::User => format!("user:{}", self.name),
-            VerifiedKind::Key => format!("key:{}", self.name),
-        }
-    }
-}
 
 /// Whom a request counts for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,60 +32,6 @@ pub enum Who {
     UnknownKey(u64),
     /// Somebody.
     Verified(Arc<Verified>),
-}
-
-/// Why a credential was ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ignored {
-    /// A key that is not in the table, longer than any, or sent twice.
-    UnknownKey,
-    /// No token of ours: signature, algorithm, issuer, audience, or a claim that must be there. Or two of them.
-    BadToken,
-    /// Longer than 8 KiB.
-    LongToken,
-    /// It was good once.
-    ExpiredToken,
-    /// It will be good one day.
-    EarlyToken,
-    /// Good, but it names no user.
-    NamelessToken,
-    /// Signed with a key that the issuer does not publish, or had not when we last asked.
-    UnknownSigner,
-    /// The issuer's keys have not come yet.
-    NoSigners,
-}
-
-impl Ignored {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::UnknownKey,
-        Self::BadToken,
-        Self::LongToken,
-        Self::ExpiredToken,
-        Self::EarlyToken,
-        Self::NamelessToken,
-        Self::UnknownSigner,
-        Self::NoSigners,
-    ];
-
-    /// Whether somebody made it who could not: not old, not unknown, but wrong.
-    pub const fn is_forgery(self) -> bool {
-        matches!(self, Self::BadToken | Self::UnknownSigner)
-    }
-
-    /// The metric's label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::UnknownKey => "unknown_key",
-            Self::BadToken => "bad_token",
-            Self::LongToken => "long_token",
-            Self::ExpiredToken => "expired_token",
-            Self::EarlyToken => "early_token",
-            Self::NamelessToken => "nameless_token",
-            Self::UnknownSigner => "unknown_signer",
-            Self::NoSigners => "no_signers",
-        }
-    }
 }
 
 /// What came of a request's credentials.
@@ -293,6 +178,31 @@ impl Credentials {
     /// Tokens that are remembered, good and bad.
     pub fn cached_tokens(&self) -> usize {
         self.users.as_ref().map_or(0, Users::cached)
+    }
+}
+
+/// Keeps the keys of whatever configuration is in force fresh, for the life of the process; `current` gives its
+/// credentials, `observe` counts how fetches end. When another configuration names another place, fetching from the
+/// one before stops, also in the middle.
+pub async fn keep_fresh(current: impl Fn() -> Arc<Credentials>, observe: impl Fn(&Result<Fetched, FetchError>)) {
+    loop {
+        let source = current().jwks().cloned();
+        let replaced = async {
+            let same = |now: Option<&Arc<Source>>| match (now, &source) {
+                (Some(now), Some(before)) => Arc::ptr_eq(now, before),
+                (now, before) => now.is_none() && before.is_none(),
+            };
+            while same(current().jwks()) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        match &source {
+            Some(source) => tokio::select! {
+                () = source.keep(&observe) => {}
+                () = replaced => {}
+            },
+            None => replaced.await,
+        }
     }
 }
 

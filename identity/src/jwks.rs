@@ -19,8 +19,8 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::cache::Generations;
-use super::{Credentials, client_hash, kind};
+use crate::cache::Generations;
+use crate::hash::{client_hash, kind};
 
 /// At least this long between a fetch and one that an unknown key asks for.
 const FLOOR: Duration = Duration::from_secs(30);
@@ -40,9 +40,6 @@ const UNKNOWN_KEYS: usize = 500;
 /// Longest time to connect, and for the whole fetch.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often it is looked whether the configuration names another place.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// One place where keys are published, and what was found there.
 pub struct Source {
@@ -281,7 +278,7 @@ impl Source {
     }
 
     /// Fetches for ever.
-    async fn keep(&self, observe: &impl Fn(&Result<Fetched, FetchError>)) {
+    pub(crate) async fn keep(&self, observe: &impl Fn(&Result<Fetched, FetchError>)) {
         let mut failures = 0_u32;
         loop {
             let outcome = self.refresh().await;
@@ -325,31 +322,6 @@ impl Source {
                 () = &mut asked => return,
                 () = self.refresh_changed.notified() => {}
             }
-        }
-    }
-}
-
-/// Keeps the keys of whatever configuration is in force fresh, for the life of the process; `current` gives its
-/// credentials, `observe` counts how fetches end. When another configuration names another place, fetching from the
-/// one before stops, also in the middle.
-pub async fn keep_fresh(current: impl Fn() -> Arc<Credentials>, observe: impl Fn(&Result<Fetched, FetchError>)) {
-    loop {
-        let source = current().jwks().cloned();
-        let replaced = async {
-            let same = |now: Option<&Arc<Source>>| match (now, &source) {
-                (Some(now), Some(before)) => Arc::ptr_eq(now, before),
-                (now, before) => now.is_none() && before.is_none(),
-            };
-            while same(current().jwks()) {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        match &source {
-            Some(source) => tokio::select! {
-                () = source.keep(&observe) => {}
-                () = replaced => {}
-            },
-            None => replaced.await,
         }
     }
 }

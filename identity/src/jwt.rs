@@ -7,9 +7,9 @@ use outrigger_policy::tier::Tier;
 use outrigger_tokens::{Claims, Key, Lifetime, Refused, Rules, unverified_key_id};
 use serde_json::Value;
 
-use super::cache::Generations;
-use super::jwks::Source;
-use super::{Ignored, Verified, VerifiedKind};
+use crate::cache::Generations;
+use crate::jwks::Source;
+use crate::verified::{Ignored, Verified, VerifiedKind};
 
 /// The longest token that is looked at.
 const TOKEN_BYTES: usize = 8 << 10;
