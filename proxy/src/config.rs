@@ -631,7 +631,7 @@ impl Builder<'_> {
 
     fn admin(&mut self, raw: &Raw) -> AdminRules {
         for (index, host) in raw.admin.hosts.iter().enumerate() {
-            if !crate::admin::access::is_host(host) {
+            if !outrigger_wire::authority::is_host(host) {
                 let path = [Step::Key("admin"), Step::Key("hosts"), Step::Index(index)];
                 self.complain(
                     &path,

@@ -12,6 +12,7 @@
 //! rewrite     header sections from one buffer into another                          ratelimit    `RateLimit` of the app and of the proxy
 //! ```
 
+pub mod authority;
 pub mod chunks;
 pub mod client_address;
 pub mod cookies;

@@ -15,6 +15,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use axum::{Json, Router};
+use outrigger_wire::authority::Authority;
 use ring::digest::{SHA256, digest};
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -190,7 +191,7 @@ impl Asked<'_> {
             return Ok(());
         }
         let host = self.host()?;
-        let is_own = |authority: Authority<'_>| authority.is_own(rules, self.arrival.at.ip());
+        let is_own = |authority: Authority<'_>| is_own(authority, rules, self.arrival.at.ip());
         // An absolute target is what counts (RFC 9112 section 3.2.2), and its host has to be one of ours as well.
         let target = match self.uri.authority() {
             Some(authority) => Some(Authority::parse(authority.as_str()).ok_or(Denied::NoHost)?),
@@ -246,75 +247,29 @@ impl Asked<'_> {
     }
 }
 
-/// `host[:port]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Authority<'a> {
-    /// Without brackets, and without the dot of a whole name.
-    host: &'a str,
-    port: Option<u16>,
-}
-
-impl<'a> Authority<'a> {
-    /// `None` for anything else, such as one with a user in it.
-    fn parse(text: &'a str) -> Option<Self> {
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (address, port) = rest.split_once(']')?;
-                address.parse::<std::net::Ipv6Addr>().ok()?;
-                (address, port)
-            }
-            None => text.split_at(text.find(':').unwrap_or(text.len())),
-        };
-        let port = match port.strip_prefix(':') {
-            None if port.is_empty() => None,
-            Some("") => None,
-            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
-            _ => return None,
-        };
-        let host = host.strip_suffix('.').unwrap_or(host);
-        let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
-        (!host.is_empty() && host.bytes().all(is_host)).then_some(Self { host, port })
-    }
-
-    fn address(&self) -> Option<IpAddr> {
-        self.host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
-    }
-
-    fn is_named_like(&self, other: Self) -> bool {
-        match (self.address(), other.address()) {
-            (None, None) => self.host.eq_ignore_ascii_case(other.host),
-            (a, b) => a == b,
+/// Whether `authority` is a name or an address of the listener, on which the connection arrived at `at`.
+fn is_own(authority: Authority<'_>, rules: &AdminRules, at: IpAddr) -> bool {
+    let named = |name: &str| authority.is_named_like(Authority { host: name, port: None });
+    let is_listed = rules.hosts.iter().any(|host| named(host));
+    match authority.address() {
+        Some(address) => {
+            let is_ours = [at, rules.listen.ip()].iter().any(|ours| ours.to_canonical() == address);
+            address.is_loopback() || (is_ours && !address.is_unspecified()) || is_listed
+        }
+        // Whoever is in Fly's private network cannot make such a name point elsewhere.
+        None => {
+            let host = authority.host;
+            let is_internal =
+                host.len() > 9 && host.get(host.len() - 9..).is_some_and(|end| end.eq_ignore_ascii_case(".internal"));
+            named("localhost") || is_listed || (rules.is_on_fly && (is_internal || named("fly-local-6pn")))
         }
     }
-
-    /// Whether this is a name or an address of the listener, on which the connection arrived at `at`.
-    fn is_own(&self, rules: &AdminRules, at: IpAddr) -> bool {
-        let named = |name: &str| self.is_named_like(Authority { host: name, port: None });
-        let is_listed = rules.hosts.iter().any(|host| named(host));
-        match self.address() {
-            Some(address) => {
-                let is_ours = [at, rules.listen.ip()].iter().any(|ours| ours.to_canonical() == address);
-                address.is_loopback() || (is_ours && !address.is_unspecified()) || is_listed
-            }
-            // Whoever is in Fly's private network cannot make such a name point elsewhere.
-            None => {
-                let is_internal = self.host.len() > 9
-                    && self.host.get(self.host.len() - 9..).is_some_and(|end| end.eq_ignore_ascii_case(".internal"));
-                named("localhost") || is_listed || (rules.is_on_fly && (is_internal || named("fly-local-6pn")))
-            }
-        }
-    }
-}
-
-/// Whether `text` can be listed in `admin.hosts`: a name or an address, without a port.
-pub fn is_host(text: &str) -> bool {
-    Authority::parse(text).is_some_and(|host| host.port.is_none() && !text.contains(['[', ':']))
-        || text.parse::<std::net::Ipv6Addr>().is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outrigger_wire::authority::is_host;
 
     fn rules(hosts: &[&str], is_on_fly: bool) -> AdminRules {
         AdminRules {
