@@ -147,7 +147,7 @@ async fn off_thread(
 /// The app's page; none if the app does not give it: that is a fact to be shown, not an error of the scrape.
 async fn ask_app(state: &State) -> Option<OfApp> {
     let rules = state.rules.load_full();
-    let (upstream, path) = &rules.config.app.metrics;
+    let (upstream, path) = (&rules.upstreams.metrics, &rules.config.app.metrics_path);
     let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(upstream, path)).await.unwrap_or(Err(ScrapeError::Late));
     fetched.inspect_err(|e| tracing::debug!("the app's metrics cannot be fetched: {e}")).ok()
 }

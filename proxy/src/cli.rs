@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{Config, ConfigError, process_environment};
 use crate::explain::{explain, field};
+use crate::upstream::checked::Checked;
 use crate::upstream::own::OwnListeners;
 
 /// The exit code of a wrong configuration.
@@ -109,10 +110,10 @@ fn configuration(named: Option<&Path>) -> (&Path, bool) {
     (file, named.is_some() || !is_missing())
 }
 
-fn load(named: Option<&Path>, patience: Duration) -> Result<Config, ConfigError> {
+fn load(named: Option<&Path>, patience: Duration) -> Result<Checked, ConfigError> {
     match configuration(named) {
-        (file, true) => Config::load_and_look_up(file, &process_environment, patience, &OwnListeners::default()),
-        (_, false) => Config::without_file(&process_environment, patience),
+        (file, true) => Checked::load(file, &process_environment, patience, &OwnListeners::default()),
+        (_, false) => Checked::without_file(&process_environment, patience),
     }
 }
 
@@ -127,7 +128,7 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
 fn run(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
     match load(named, START_PATIENCE) {
-        Ok(config) => match crate::run(config, file, is_there) {
+        Ok(checked) => match crate::run(checked, file, is_there) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },
@@ -137,8 +138,8 @@ fn run(named: Option<&Path>) -> ExitCode {
 
 fn check(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
-    let config = match load(named, CHECK_PATIENCE) {
-        Ok(config) => config,
+    let Checked { config, upstreams } = match load(named, CHECK_PATIENCE) {
+        Ok(checked) => checked,
         Err(e) => return refuse(&e),
     };
     for warning in &config.warnings {
@@ -154,7 +155,7 @@ fn check(named: Option<&Path>) -> ExitCode {
     } else {
         format!("there is no {shown}: every default is in force{limits}\n")
     };
-    for name in config.unknown_names() {
+    for name in upstreams.unknown_names() {
         text.push_str(&format!("note: no address is known for {name} now; it is looked up again until there is one\n"));
     }
     say(&text)

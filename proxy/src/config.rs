@@ -42,8 +42,7 @@ use self::units::{AppAddress, MetricsUrl, OptionalSize, Text};
 use crate::abuse::Rules;
 use crate::limits::Limits;
 use crate::route::{Conditions, Route, RouteTable};
-use crate::upstream::own::OwnListeners;
-use crate::upstream::{self, Upstream};
+use crate::upstream::own::{self, OwnListeners};
 
 /// Everything the proxy was told.
 #[derive(Clone, Debug)]
@@ -148,10 +147,8 @@ pub struct ClientLimits {
 /// The app.
 #[derive(Clone, Debug)]
 pub struct App {
-    /// As configured, for messages.
+    /// Where it listens.
     pub address: AppAddress,
-    /// As connected to.
-    pub upstream: Arc<Upstream>,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long a request may take until the head of its answer is there, and how long an answer may pause.
@@ -164,23 +161,10 @@ pub struct App {
     pub idle_timeout: Duration,
     /// Unused connections kept for each worker.
     pub max_idle: usize,
-    /// Where the app's metrics are.
-    pub metrics: (Arc<Upstream>, String),
-}
-
-impl App {
-    /// Keeps what was found for names that are still the same.
-    pub fn adopt(&mut self, before: &Self) {
-        let metrics_are_the_apps = Arc::ptr_eq(&self.metrics.0, &self.upstream);
-        for (upstream, before) in [(&mut self.upstream, &before.upstream), (&mut self.metrics.0, &before.metrics.0)] {
-            if upstream.is_same(before) {
-                *upstream = Arc::clone(before);
-            }
-        }
-        if metrics_are_the_apps {
-            self.metrics.0 = Arc::clone(&self.upstream);
-        }
-    }
+    /// Where its metrics are, if not at `address`.
+    pub metrics_address: Option<AppAddress>,
+    /// Their path.
+    pub metrics_path: String,
 }
 
 /// The operators' listener, checked.
@@ -268,36 +252,6 @@ impl Config {
         Self::parse(file, &source, environment)
     }
 
-    /// The same for rules that are to be in force, or would be: their names are looked up as well, for `patience` at the most, so
-    /// that what leads back to this proxy is refused. A name that is unknown is no mistake: it is looked up again later.
-    /// Blocks. `own`: what the process listens on that would take the rules over, besides what these say.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn load_and_look_up(
-        file: &Path,
-        environment: Environment<'_>,
-        patience: Duration,
-        own: &OwnListeners,
-    ) -> Result<Self, ConfigError> {
-        let source = read(file)?;
-        let (config, places) = Self::parse_with_places(file, &source, environment)?;
-        let mut own_listeners = OwnListeners::of(&config);
-        own_listeners.extend(own);
-        let problems = config.leads_here(&places, patience, &own_listeners);
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError::new(file, source, problems)) }
-    }
-
-    /// All defaults, as the environment changes them: for a process that has no file.
-    ///
-    /// # Errors
-    /// Every problem of the environment.
-    pub fn without_file(environment: Environment<'_>, patience: Duration) -> Result<Self, ConfigError> {
-        let (config, places) = Self::parse_with_places(Path::new("no file"), "", environment)?;
-        let problems = config.leads_here(&places, patience, &OwnListeners::of(&config));
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError::new("no file", "", problems)) }
-    }
-
     /// Checks `source`; `file` is its name in messages.
     ///
     /// # Errors
@@ -306,7 +260,11 @@ impl Config {
         Self::parse_with_places(file, source, environment).map(|(config, _)| config)
     }
 
-    fn parse_with_places(
+    /// The same, with the places of what is looked up later: where a connection leads shows only then.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse_with_places(
         file: &Path,
         source: &str,
         environment: Environment<'_>,
@@ -332,40 +290,6 @@ impl Config {
             }
         }
         Err(ConfigError::new(file, source, problems))
-    }
-
-    /// Its upstreams that are listeners of this proxy. Looks names up, and keeps what it finds.
-    fn leads_here(&self, places: &UpstreamPlaces, patience: Duration, own: &OwnListeners) -> Vec<Problem> {
-        let (address, metrics) = (&self.app.upstream, &self.app.metrics.0);
-        let mut upstreams = vec![("app.address", address, &places.address)];
-        if !Arc::ptr_eq(address, metrics) {
-            upstreams.push(("app.metrics", metrics, &places.metrics));
-        }
-        let leads_here = |(key, upstream, place): (&str, &Arc<Upstream>, &Place)| {
-            let (shown, reached) = match &**upstream {
-                Upstream::Fixed(Target::Unix(_)) => return None,
-                Upstream::Fixed(Target::Tcp(address)) => (address.to_string(), own.reached_by(*address)),
-                Upstream::Named(name) => {
-                    let found = name.look_up_within(patience)?;
-                    let reached = found.iter().find_map(|address| own.reached_by(*address));
-                    name.set(found, own);
-                    (name.shown(), reached)
-                }
-            };
-            let message = format!("`{key}` is {shown}, which is {}: this proxy itself", reached?);
-            Some(Problem::new(place.clone(), message).hint(upstream::own::HINT))
-        };
-        upstreams.into_iter().filter_map(leads_here).collect()
-    }
-
-    /// The names whose addresses are not known.
-    pub fn unknown_names(&self) -> Vec<String> {
-        let upstreams = [&self.app.upstream, &self.app.metrics.0];
-        let mut names: Vec<_> = upstreams.iter().filter_map(|upstream| upstream.name()).collect();
-        names.retain(|name| name.is_unknown());
-        let mut names: Vec<_> = names.into_iter().map(upstream::Name::shown).collect();
-        names.dedup();
-        names
     }
 
     /// What a feature does for everybody, as text for `explain` and health.
@@ -405,9 +329,12 @@ impl Config {
 }
 
 /// Where the file, or the environment, names what connections are made to.
-struct UpstreamPlaces {
-    address: Place,
-    metrics: Place,
+#[derive(Clone, Debug)]
+pub struct UpstreamPlaces {
+    /// `app.address`
+    pub address: Place,
+    /// `app.metrics`
+    pub metrics: Place,
 }
 
 impl UpstreamPlaces {
@@ -417,7 +344,11 @@ impl UpstreamPlaces {
     }
 }
 
-fn read(file: &Path) -> Result<String, ConfigError> {
+/// Reads `file`.
+///
+/// # Errors
+/// That it cannot be read, and what to do.
+pub fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|e| {
         let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))
             .hint("name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start");
@@ -680,39 +611,36 @@ impl Builder<'_> {
     }
 
     fn app(raw: &Raw) -> App {
-        let upstream = Arc::new(Upstream::new(&raw.app.address.0));
-        let metrics = match &raw.app.metrics {
+        let (metrics_address, metrics_path) = match &raw.app.metrics {
             Some(url) => {
                 let MetricsUrl { authority, path } = &url.0;
-                (Arc::new(Upstream::new(&AppAddress::Tcp(authority.clone()))), path.clone())
+                (Some(AppAddress::Tcp(authority.clone())), path.clone())
             }
-            None => (Arc::clone(&upstream), DEFAULT_METRICS.to_owned()),
+            None => (None, DEFAULT_METRICS.to_owned()),
         };
         App {
             address: raw.app.address.0.clone(),
-            upstream,
             connect_timeout: raw.app.connect_timeout.0.0,
             timeout: raw.app.timeout.0.0,
             hold: raw.app.hold.0.0,
             stream_timeout: raw.app.stream_timeout.0.0,
             idle_timeout: raw.app.idle_timeout.0.0,
             max_idle: raw.app.max_idle.get().into(),
-            metrics,
+            metrics_address,
+            metrics_path,
         }
     }
 
-    /// Connections to one of our own listeners would be a loop. Names are looked up later: see [`Config::load_and_look_up`].
+    /// Connections to one of our own listeners would be a loop. Names are looked up later: see [`crate::upstream::checked`].
     fn check_not_own(&mut self, config: &Config) {
         let own = OwnListeners::of(config);
-        for (key, upstream) in [("address", &config.app.upstream), ("metrics", &config.app.metrics.0)] {
-            if key == "metrics" && Arc::ptr_eq(upstream, &config.app.upstream) {
-                continue;
-            }
-            if let Upstream::Fixed(Target::Tcp(address)) = **upstream
+        let App { address, metrics_address, .. } = &config.app;
+        for (key, address) in [("address", Some(address)), ("metrics", metrics_address.as_ref())] {
+            if let Some(Target::Tcp(address)) = address.and_then(AppAddress::target)
                 && let Some(reached) = own.reached_by(address)
             {
                 let message = format!("`app.{key}` is {address}, which is {reached}: this proxy itself");
-                self.complain(&[Step::Key("app"), Step::Key(key)], message, upstream::own::HINT);
+                self.complain(&[Step::Key("app"), Step::Key(key)], message, own::HINT);
             }
         }
         // A list may name this Machine as well, at the listener for peers.

@@ -61,13 +61,14 @@ use tokio::sync::watch;
 use crate::accept::{Protocol, Worker};
 use crate::access_log::AccessLog;
 use crate::audit::Trail;
-use crate::config::{Config, Target};
+use crate::config::Target;
 use crate::exchange::Listener;
 use crate::log::LogQueue;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::pipeline::{Gateway, MOST_ATTEMPTS};
 use crate::state::{Phase, State};
+use crate::upstream::checked::Checked;
 use crate::upstream::names::Which;
 
 /// Why the process cannot start or go on.
@@ -96,11 +97,12 @@ pub enum RunError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Serves until told to leave. Without a file (`has_file`), `config` is all defaults, and the file is taken once it is there.
+/// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> {
+pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
+    let config = &checked.config;
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
@@ -122,7 +124,7 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
         tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
     }
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
-    metrics.show_config(&config, 1, unix_now());
+    metrics.show_config(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
@@ -133,7 +135,7 @@ pub fn run(config: Config, file: &Path, has_file: bool) -> Result<(), RunError> 
     let workers = config.server.threads;
     let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
-    let state = Arc::new(State::with_trail(config, metrics, AccessLog::new(queue.clone()), trail));
+    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail));
     state.exhaustion.set_files_allowed(files_allowed);
     audit::start(&state, commands)?;
 
@@ -311,10 +313,10 @@ async fn sweep_kept_connections(state: Arc<State>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(Peers::seen));
-        let app = &rules.config.app;
+        let (app, upstream) = (&rules.config.app, &rules.upstreams.app);
         let is_peer =
             |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));
-        app_pool::sweep(app.idle_timeout, |target| app.upstream.has(target) || is_peer(target));
+        app_pool::sweep(app.idle_timeout, |target| upstream.has(target) || is_peer(target));
     }
 }
 

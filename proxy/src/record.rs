@@ -254,11 +254,15 @@ mod tests {
     use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::state::Snapshot;
+    use crate::upstream::Upstreams;
+    use crate::upstream::checked::Checked;
     use std::path::Path;
 
     fn fresh() -> Exchange {
         let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
-        Exchange::new(Arc::new(Snapshot::new(config, 1, &Metrics::new().unwrap(), &Registry::default())))
+        let upstreams = Upstreams::new(&config.app);
+        let checked = Checked { config, upstreams };
+        Exchange::new(Arc::new(Snapshot::new(checked, 1, &Metrics::new().unwrap(), &Registry::default())))
     }
 
     const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };

@@ -30,6 +30,8 @@ use crate::limits::table::Table;
 use crate::machines::Machines;
 use crate::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::peers::Peers;
+use crate::upstream::Upstreams;
+use crate::upstream::checked::Checked;
 use crate::upstream::exhaustion::Exhaustion;
 
 /// One version of the rules, with what was prepared for it.
@@ -37,6 +39,8 @@ use crate::upstream::exhaustion::Exhaustion;
 pub struct Snapshot {
     /// The rules.
     pub config: Config,
+    /// What they say that connections are made to.
+    pub upstreams: Upstreams,
     /// The metrics of each route, in the order of the routes.
     pub route_metrics: Vec<RouteMetrics>,
     /// A hash of each route's name.
@@ -50,15 +54,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Prepares `config` for use.
-    pub fn new(config: Config, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
+    /// Prepares rules for use.
+    pub fn new(checked: Checked, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
+        let Checked { config, upstreams } = checked;
         let route_metrics =
             config.routes.all().iter().map(|route| metrics.for_route(&route.name, route.priority)).collect();
         let tag = |name: &str| client_hash(b'r', name.as_bytes());
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.for_limit(&limit.name)).collect();
         let breakers = breakers.prepare(&config.breakers);
-        Self { config, route_metrics, route_tags, limit_metrics, breakers, version }
+        Self { config, upstreams, route_metrics, route_tags, limit_metrics, breakers, version }
     }
 }
 
@@ -110,19 +115,21 @@ pub struct State {
 }
 
 impl State {
-    /// A process that has just begun.
+    /// A process that has just begun, without an audit trail; names are not looked up.
     pub fn new(config: Config, metrics: Metrics, access_log: AccessLog) -> Self {
-        Self::with_trail(config, metrics, access_log, None)
+        let upstreams = Upstreams::new(&config.app);
+        Self::with_trail(Checked { config, upstreams }, metrics, access_log, None)
     }
 
-    /// The same, with an audit trail.
-    pub fn with_trail(config: Config, metrics: Metrics, access_log: AccessLog, trail: Option<Trail>) -> Self {
+    /// A process that has just begun.
+    pub fn with_trail(checked: Checked, metrics: Metrics, access_log: AccessLog, trail: Option<Trail>) -> Self {
+        let config = &checked.config;
         let limits = Table::new(config.max_limit_keys);
         let shared = Shared::new(config.max_limit_keys);
         let gate = Arc::new(Gate::new(config.gate.settings));
         let breakers = breakers::Registry::default();
         let peers = config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Peers::new(rules, this));
-        let rules = Snapshot::new(config, 1, &metrics, &breakers);
+        let rules = Snapshot::new(checked, 1, &metrics, &breakers);
         Self {
             limits,
             shared,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! upstream/names.rs        looks names up off the hot path, and again for as long as the process lives
+//! upstream/checked.rs      rules that may come into force: the names in them are looked up as well
 //! upstream/own.rs          which addresses are this proxy's own listeners: connecting to them would be a loop
 //! upstream/exhaustion.rs   a connection that fails because this host is out of descriptors, ports or memory
 //! ```
@@ -9,6 +10,7 @@
 //! All addresses of a name are tried: the one that worked last, then the others in the order of the system's resolver
 //! (RFC 6724), a quarter of a second apart or as soon as one fails (RFC 8305). Taking a kept connection costs one atomic load.
 
+pub mod checked;
 pub mod exhaustion;
 pub mod names;
 pub mod own;
@@ -27,8 +29,8 @@ use tokio::sync::Notify;
 
 pub use self::exhaustion::Resource;
 use crate::app_pool::AppStream;
-use crate::config::Target;
 use crate::config::units::AppAddress;
+use crate::config::{App, Target};
 use crate::state::State;
 
 /// An address that has not connected for so long does not keep the next one waiting (RFC 8305 section 5).
@@ -41,6 +43,47 @@ pub enum Upstream {
     Fixed(Target),
     /// The file has a name.
     Named(Name),
+}
+
+/// What the configuration says that connections are made to.
+#[derive(Clone, Debug)]
+pub struct Upstreams {
+    /// The app.
+    pub app: Arc<Upstream>,
+    /// Where the app shows its metrics: the same as `app` unless the file says otherwise.
+    pub metrics: Arc<Upstream>,
+}
+
+impl Upstreams {
+    /// Those of the configuration. Names have no addresses yet.
+    pub fn new(app: &App) -> Self {
+        let (address, metrics) = (&app.address, app.metrics_address.as_ref());
+        let app = Arc::new(Upstream::new(address));
+        let metrics = metrics.map_or_else(|| Arc::clone(&app), |address| Arc::new(Upstream::new(address)));
+        Self { app, metrics }
+    }
+
+    /// Keeps what was found for names that are still the same.
+    pub fn adopt(&mut self, before: &Self) {
+        let metrics_are_the_apps = Arc::ptr_eq(&self.metrics, &self.app);
+        for (upstream, before) in [(&mut self.app, &before.app), (&mut self.metrics, &before.metrics)] {
+            if upstream.is_same(before) {
+                *upstream = Arc::clone(before);
+            }
+        }
+        if metrics_are_the_apps {
+            self.metrics = Arc::clone(&self.app);
+        }
+    }
+
+    /// The names whose addresses are not known.
+    pub fn unknown_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = [&self.app, &self.metrics].iter().filter_map(|upstream| upstream.name()).collect();
+        names.retain(|name| name.is_unknown());
+        let mut names: Vec<_> = names.into_iter().map(Name::shown).collect();
+        names.dedup();
+        names
+    }
 }
 
 /// A name, and the addresses that were found for it.
@@ -115,15 +158,12 @@ impl ConnectError {
 impl Upstream {
     /// That of the configuration. A name has no addresses yet.
     pub fn new(address: &AppAddress) -> Self {
-        let text = match address {
-            AppAddress::Unix(path) => return Self::Fixed(Target::Unix(path.as_path().into())),
-            AppAddress::Tcp(text) => text,
-        };
-        if let Ok(address) = text.parse() {
-            return Self::Fixed(Target::Tcp(address));
+        if let Some(target) = address.target() {
+            return Self::Fixed(target);
         }
         // It was checked when the file was read: what is no port is no address.
-        let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        let text = address.to_string();
+        let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
         Self::Named(Name {
             host: host.into(),
             port: port.parse().unwrap_or_default(),
@@ -265,14 +305,14 @@ pub async fn connect(state: &State) -> Result<AppStream, ConnectError> {
 pub async fn connect_once(state: &State) -> Result<AppStream, ConnectError> {
     loop {
         let moved = state.app_moved.notified();
-        let upstream = Arc::clone(&state.rules.load().config.app.upstream);
+        let upstream = Arc::clone(&state.rules.load().upstreams.app);
         let connected = tokio::select! {
             biased;
             connected = upstream.connect() => connected,
             () = moved => continue,
         };
         // If the app went elsewhere in this moment, that it is not here says nothing.
-        if connected.is_ok() || Arc::ptr_eq(&upstream, &state.rules.load().config.app.upstream) {
+        if connected.is_ok() || Arc::ptr_eq(&upstream, &state.rules.load().upstreams.app) {
             return connected;
         }
     }

@@ -376,7 +376,7 @@ pub async fn ask(rules: &Snapshot, path: &str, kind: &str, body: Vec<u8>) -> Res
         .header(header::CONTENT_TYPE, kind)
         .header(header::AUTHORIZATION, format!("Bearer {}", secret.expose()))
         .body(Full::new(Bytes::from(body)))?;
-    let asked = async { exchange(rules.config.app.upstream.connect().await?, request).await };
+    let asked = async { exchange(rules.upstreams.app.connect().await?, request).await };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ShipError::Late))
 }
 

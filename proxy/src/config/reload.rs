@@ -13,10 +13,11 @@ use outrigger_identity::clock::unix_now;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{Place, Problem};
-use super::{Config, ConfigError, PeerRules, process_environment};
+use super::{ConfigError, PeerRules, process_environment};
 use crate::audit::{acts, upkeep};
 use crate::log::LevelSwitch;
 use crate::state::{Snapshot, State};
+use crate::upstream::checked::Checked;
 use crate::upstream::own::OwnListeners;
 
 /// How often the file is looked at.
@@ -100,9 +101,9 @@ impl Reloader {
         }
         // The listeners that this process really has: the file may have others, for its next start.
         let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
-        let load = move || Config::load_and_look_up(&file, &process_environment, NAMES_PATIENCE, &own);
+        let load = move || Checked::load(&file, &process_environment, NAMES_PATIENCE, &own);
         match tokio::task::spawn_blocking(load).await {
-            Ok(Ok(config)) => self.apply(config),
+            Ok(Ok(checked)) => self.apply(checked),
             Ok(Err(e)) => self.refuse(&e),
             Err(e) => tracing::error!("the changed configuration could not be read: {e}"),
         }
@@ -120,7 +121,8 @@ impl Reloader {
         );
     }
 
-    fn apply(&self, mut config: Config) {
+    fn apply(&self, checked: Checked) {
+        let Checked { mut config, mut upstreams } = checked;
         let before = self.state.rules.load_full();
         let fixed = before.config.needs_restart(&config);
         if !fixed.is_empty() {
@@ -152,9 +154,10 @@ impl Reloader {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let app_moved = !config.app.upstream.is_same(&before.config.app.upstream);
-        config.app.adopt(&before.config.app);
-        let next = Snapshot::new(config, before.version + 1, &self.state.metrics, &self.state.breakers);
+        let app_moved = !upstreams.app.is_same(&before.upstreams.app);
+        upstreams.adopt(&before.upstreams);
+        let next =
+            Snapshot::new(Checked { config, upstreams }, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
         self.state.metrics.reloaded(true);
         self.state.metrics.show_config(&next.config, next.version, unix_now());

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::Target;
 use super::edge::EdgeName;
 use outrigger_policy::breaker;
 use outrigger_policy::flags::{Network, Switch};
@@ -288,6 +289,16 @@ pub enum AppAddress {
     Unix(PathBuf),
     /// `HOST:PORT`; a name is looked up when the configuration is loaded.
     Tcp(String),
+}
+
+impl AppAddress {
+    /// Where a connection leads; `None` for a name, which has to be looked up.
+    pub fn target(&self) -> Option<Target> {
+        match self {
+            Self::Unix(path) => Some(Target::Unix(path.as_path().into())),
+            Self::Tcp(text) => text.parse().ok().map(Target::Tcp),
+        }
+    }
 }
 
 /// The longest path that fits into a Unix socket's address, on Linux.

@@ -121,7 +121,7 @@ impl Lane<'_> {
         // Where the app is now: the request may have waited, and `app.address` have changed meanwhile.
         let kept = {
             let rules = self.state.rules.load();
-            app_pool::take(|target| rules.config.app.upstream.has(target))
+            app_pool::take(|target| rules.upstreams.app.has(target))
         };
         if let Some(mut kept) = kept {
             self.state.metrics.attempts_reused.inc();

@@ -12,8 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::own::OwnListeners;
-use super::{Addresses, Name, Upstream};
-use crate::config::Config;
+use super::{Addresses, Name, Upstream, Upstreams};
 use crate::state::State;
 
 /// How often a name that is known is looked up.
@@ -111,11 +110,11 @@ impl Which {
     }
 
     /// The upstream; `None` when there is no name to look up, or another task does.
-    fn of(self, config: &Config) -> Option<Arc<Upstream>> {
+    fn of(self, upstreams: &Upstreams) -> Option<Arc<Upstream>> {
         let upstream = match self {
-            Self::App => &config.app.upstream,
-            Self::Metrics if Arc::ptr_eq(&config.app.metrics.0, &config.app.upstream) => return None,
-            Self::Metrics => &config.app.metrics.0,
+            Self::App => &upstreams.app,
+            Self::Metrics if Arc::ptr_eq(&upstreams.metrics, &upstreams.app) => return None,
+            Self::Metrics => &upstreams.metrics,
         };
         upstream.name().map(|_| Arc::clone(upstream))
     }
@@ -127,7 +126,7 @@ pub async fn keep_looked_up(state: Arc<State>, which: Which) {
     loop {
         let moved = state.app_moved.notified();
         let rules = state.rules.load_full();
-        let upstream = which.of(&rules.config);
+        let upstream = which.of(&rules.upstreams);
         let Some(name) = upstream.as_ref().and_then(|upstream| upstream.name()) else {
             moved.await;
             continue;
@@ -167,7 +166,7 @@ async fn look_up_off_the_runtime(name: &Name) -> io::Result<Vec<SocketAddr>> {
 async fn until_replaced(state: &State, which: Which, upstream: &Option<Arc<Upstream>>) {
     loop {
         let moved = state.app_moved.notified();
-        let now = which.of(&state.rules.load().config);
+        let now = which.of(&state.rules.load().upstreams);
         let is_same = match (&now, upstream) {
             (Some(now), Some(upstream)) => Arc::ptr_eq(now, upstream),
             (now, upstream) => now.is_none() == upstream.is_none(),
@@ -229,6 +228,7 @@ fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn addresses(all: &[&str]) -> Vec<SocketAddr> {
         all.iter().map(|text| text.parse().unwrap()).collect()
