@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use outrigger_identity::client::Client;
 use outrigger_identity::hash::mix;
-use outrigger_policy::abuse::{Ban, Offence, Settings};
-use outrigger_policy::flags::{Mode, Network};
-use outrigger_policy::limiter::Quota;
+use outrigger_policy::abuse::{Ban, Offence};
+use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::abuse::BanRules;
 use outrigger_wire::request::Request;
 
 use crate::audit;
@@ -18,21 +18,6 @@ use crate::exchange::Exchange;
 use crate::limits::table::Table;
 use crate::rejection::Rejection;
 use crate::state::State;
-
-/// The rules.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// Whether bans count.
-    pub mode: Mode,
-    /// What is allowed of each offence.
-    pub quotas: [Option<Quota>; Offence::ALL.len()],
-    /// How long bans are.
-    pub bans: Settings,
-    /// Who is never banned.
-    pub allow: Vec<Network>,
-    /// How many are remembered.
-    pub max_bans: usize,
-}
 
 /// Who is banned.
 #[derive(Clone, Debug)]
@@ -66,7 +51,7 @@ impl Bans {
     }
 
     /// Bans a client; gives the ban if it is a new one.
-    fn add(&self, client: u64, who: &str, offence: Offence, now: u64, rules: &Rules) -> Option<Ban> {
+    fn add(&self, client: u64, who: &str, offence: Offence, now: u64, rules: &BanRules) -> Option<Ban> {
         self.make_room(client, now, rules);
         let mut is_new = false;
         let mut entry = self.by_client.entry(client).or_insert_with(|| {
@@ -83,7 +68,7 @@ impl Bans {
     }
 
     /// By an operator, for a given time.
-    pub fn set(&self, client: u64, who: &str, length: Duration, now: u64, rules: &Rules) -> Ban {
+    pub fn set(&self, client: u64, who: &str, length: Duration, now: u64, rules: &BanRules) -> Ban {
         self.make_room(client, now, rules);
         let ban = Ban::of(length, now);
         self.by_client.insert(client, Banned { who: who.to_owned(), ban });
@@ -114,7 +99,7 @@ impl Bans {
         self.by_client.iter().filter(|entry| entry.ban.holds(now)).count()
     }
 
-    fn make_room(&self, client: u64, now: u64, rules: &Rules) {
+    fn make_room(&self, client: u64, now: u64, rules: &BanRules) {
         if self.by_client.len() < rules.max_bans || self.by_client.contains_key(&client) {
             return;
         }
@@ -204,10 +189,11 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outrigger_policy::abuse::Settings;
 
-    fn rules(max_bans: usize) -> Rules {
+    fn rules(max_bans: usize) -> BanRules {
         let bans = Settings { first: Duration::from_secs(60), longest: Duration::from_secs(600) };
-        Rules { mode: Mode::Enforce, quotas: [None; 4], bans, allow: Vec::new(), max_bans }
+        BanRules { mode: Mode::Enforce, quotas: [None; 4], bans, allow: Vec::new(), max_bans }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_rules::sections::log::LogFormat;
 use outrigger_wire::request_id::RequestId;
 use serde::Serialize;
 
-use crate::config::LogFormat;
 use crate::log::{Entry, LogQueue};
 use crate::metrics::Outcome;
 

@@ -272,9 +272,10 @@ mod tests {
 
     use super::*;
     use crate::access_log::AccessLog;
-    use crate::config::{Config, LogFormat};
     use crate::log::LogQueue;
     use crate::metrics::Metrics;
+    use outrigger_rules::config::Config;
+    use outrigger_rules::sections::log::LogFormat;
 
     #[test]
     fn the_documentation_says_what_each_endpoint_needs() {

@@ -10,13 +10,13 @@ use outrigger_identity::clock::seconds;
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Home, Mark, Sight, Way, way};
 use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::affinity::AffinityRules;
 use outrigger_wire::names::FLY_REQUEST_ID;
 use outrigger_wire::random::random;
 use outrigger_wire::request::{Kind, Request};
 
 use self::cookie::Found;
 use self::replay::Marks;
-use crate::config::machines::AffinityRules;
 use crate::exchange::{Destination, Exchange};
 use crate::metrics::Affinity as Counted;
 use crate::peers::hop;

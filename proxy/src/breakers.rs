@@ -14,11 +14,11 @@ use outrigger_policy::breaker::{
     Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, State as Position,
 };
 use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::breaker::BreakerRules;
 use outrigger_wire::random::dice;
 use outrigger_wire::request::Request;
 
 use crate::audit;
-use crate::config::resilience::BreakerRules;
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;

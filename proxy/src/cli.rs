@@ -1,6 +1,7 @@
 //! The commands. Exit codes: 0 done, 1 failed, 78 the configuration is wrong (`EX_CONFIG` of sysexits.h). `audit` has more.
 
 mod audit;
+mod explain;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -11,11 +12,16 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use outrigger_rules::config::Config;
+use outrigger_rules::environment::process_environment;
+use outrigger_rules::error::ConfigError;
+use outrigger_rules::explain::field;
+use outrigger_rules::own::OwnListeners;
+use outrigger_rules::sections::route_table::BUILT_IN;
+use outrigger_rules::written::schema;
 
-use crate::config::{Config, ConfigError, process_environment};
-use crate::explain::{explain, field};
+use self::explain::explain;
 use crate::upstream::checked::Checked;
-use crate::upstream::own::OwnListeners;
 
 /// The exit code of a wrong configuration.
 const EX_CONFIG: u8 = 78;
@@ -84,7 +90,7 @@ pub fn main() -> ExitCode {
             }
         }),
         Command::Audit(what) => audit::main(named.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), *what),
-        Command::Schema => match serde_json::to_string_pretty(&crate::config::schema()) {
+        Command::Schema => match serde_json::to_string_pretty(&schema()) {
             Ok(text) => say(&format!("{text}\n")),
             Err(e) => fail(&e),
         },
@@ -147,7 +153,7 @@ fn check(named: Option<&Path>) -> ExitCode {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     // The health endpoints and the default are always there.
-    let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
+    let routes = config.routes.all().len() - BUILT_IN.len() - 1;
     let shown = file.display();
     let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
     let mut text = if is_there {

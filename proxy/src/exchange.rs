@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::Version;
 use outrigger_identity::client::Client;
 use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::route_table::Route;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::forwarding::Forwarding;
 use outrigger_wire::request::Kind;
@@ -26,7 +27,6 @@ use crate::peers::hop::{self, Hop};
 use crate::pipeline::line::Line;
 use crate::pipeline::upload::Upload;
 use crate::rejection::{Failure, Rejection};
-use crate::route::Route;
 use crate::state::{InFlight, Snapshot};
 
 /// A request's way through the proxy.

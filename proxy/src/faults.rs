@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_rules::sections::faults::{Effect, FaultRule};
+use outrigger_rules::sections::route_table::has;
 use outrigger_wire::random::dice;
 use outrigger_wire::request::Request;
 
-use crate::config::resilience::{Effect, FaultRule};
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
-use crate::route::has;
 use crate::state::State;
 
 /// Finds the faults whose conditions this request meets.

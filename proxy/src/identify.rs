@@ -7,13 +7,13 @@ use outrigger_identity::clock::{seconds, unix_now};
 use outrigger_identity::credentials::Who;
 use outrigger_identity::verified::VerifiedKind;
 use outrigger_policy::flags::{Feature, Mode, Subject};
+use outrigger_rules::config::Config;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::names::{FLY_REQUEST_ID, X_OUTRIGGER_HOP, X_REQUEST_ID};
 use outrigger_wire::request::{Kind, Request};
 use outrigger_wire::request_id::RequestId;
 use outrigger_wire::scan;
 
-use crate::config::Config;
 use crate::exchange::{Destination, Exchange, Listener};
 use crate::peers::hop::{self, Hop, HopRefused};
 use crate::rejection::Rejection;

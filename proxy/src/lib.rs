@@ -13,10 +13,8 @@ pub mod breakers;
 pub mod claims;
 pub mod cli;
 pub mod client_stream;
-pub mod config;
 mod connections;
 pub mod exchange;
-pub mod explain;
 pub mod exposition;
 pub mod failover;
 pub mod faults;
@@ -33,6 +31,7 @@ pub mod peers;
 pub mod pipeline;
 pub mod record;
 pub mod rejection;
+pub mod reload;
 pub mod reply;
 pub mod retries;
 pub mod route;
@@ -50,6 +49,8 @@ use std::time::{Duration, Instant};
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
+use outrigger_rules::environment::unknown_variables;
+use outrigger_rules::target::Target;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::http_proxy;
@@ -61,7 +62,6 @@ use tokio::sync::watch;
 use crate::accept::{Protocol, Worker};
 use crate::access_log::AccessLog;
 use crate::audit::Trail;
-use crate::config::Target;
 use crate::exchange::Listener;
 use crate::log::LogQueue;
 use crate::metrics::Metrics;
@@ -106,7 +106,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    for (name, meant) in config::unknown_variables() {
+    for (name, meant) in unknown_variables() {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("the environment has {name}, which means nothing here{hint}");
     }
@@ -170,7 +170,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
         tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
         tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
-        tokio::spawn(config::reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
+        tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
         tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
         tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
         tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));

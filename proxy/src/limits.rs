@@ -1,4 +1,4 @@
-//! How often each client may ask: the limits of the rules, compiled, and the stage that applies them.
+//! How often each client may ask: the stage that applies the limits of the rules.
 //!
 //! A request needs the leave of every limit of its route. They are taken from one after the other; when one refuses, what
 //! was taken from those before it is given back.
@@ -12,166 +12,19 @@ pub mod settling;
 pub mod shared;
 pub mod table;
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_identity::hash::{client_hash, mix};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
-use outrigger_policy::tier::Tier;
-use outrigger_wire::ratelimit;
+use outrigger_rules::sections::limits::{Count, Limit, Limits, MOST_LIMITS};
 use outrigger_wire::request::Request;
 use outrigger_wire::retry_after::seconds;
 
-use self::settling::Settings;
 use self::shared::{Cells, Law};
 use self::table::Refused;
-pub use crate::config::admission::{By, Count};
 use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::state::State;
-
-/// The most limits that apply to one request.
-pub const MOST_LIMITS: usize = 8;
-
-/// One limit.
-#[derive(Clone, Debug)]
-pub struct Limit {
-    /// Its name in metrics, logs and answers.
-    pub name: String,
-    /// Whose requests are counted together.
-    pub by: By,
-    /// What is counted.
-    pub count: Count,
-    /// Whether its refusals count.
-    pub mode: Mode,
-    /// All Machines count together.
-    pub is_shared: bool,
-    /// For each tier; `None` is no limit.
-    pub quotas: [Option<Quota>; Tier::ALL.len()],
-    /// `RateLimit-Policy` for each tier.
-    pub policies: [Box<str>; Tier::ALL.len()],
-    /// Tells its keys from those of other limits. Made of its name, so that its state outlives a change of the rules.
-    salt: u64,
-}
-
-impl Limit {
-    /// Compiles one.
-    pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
-        let policy = |quota: Option<Quota>| {
-            quota.map_or_else(String::new, |quota| ratelimit::policy(name, quota.burst(), window_s))
-        };
-        Self {
-            name: name.to_owned(),
-            by,
-            count,
-            mode,
-            is_shared: false,
-            quotas,
-            policies: quotas.map(|quota| policy(quota).into()),
-            salt: client_hash(SALT, name.as_bytes()),
-        }
-    }
-
-    /// The same, counted by all Machines together.
-    #[must_use]
-    pub fn shared(self, is_shared: bool) -> Self {
-        Self { is_shared, ..self }
-    }
-
-    /// Whether an answer tells the client of it: what others have used is none of its business.
-    fn is_shown(&self) -> bool {
-        !matches!(self.by, By::Route | By::Machine)
-    }
-
-    /// Whether its refusals are only counted, for a client with whom limits do `admission`.
-    fn is_monitored(&self, admission: Mode) -> bool {
-        self.mode == Mode::Monitor || admission == Mode::Monitor
-    }
-
-    fn tag(&self, exchange: &Exchange) -> u64 {
-        let key = match self.by {
-            By::Client => exchange.client.id,
-            By::ClientAndRoute => exchange.client.id ^ route_tag(exchange),
-            By::Address => exchange.client.address_id,
-            By::Route => route_tag(exchange),
-            By::Machine => 0,
-        };
-        mix(self.salt ^ key)
-    }
-
-    /// Whose keys share a cell of the limit where the table has no room for them.
-    fn origin(&self, exchange: &Exchange) -> u64 {
-        match self.by {
-            By::Client | By::ClientAndRoute | By::Address => mix(self.salt ^ exchange.client.origin()),
-            By::Route => mix(self.salt ^ route_tag(exchange)),
-            By::Machine => self.salt,
-        }
-    }
-}
-
-impl fmt::Display for Limit {
-    /// For `explain`: as a client without a tier meets it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let by = match self.by {
-            By::Client => "each client",
-            By::ClientAndRoute => "each client on this route",
-            By::Address => "each address",
-            By::Route => "all clients on this route",
-            By::Machine if self.is_shared => "all Machines",
-            By::Machine => "this Machine",
-        };
-        let where_ = if self.is_shared { ", shared by all Machines" } else { "" };
-        let what = match self.count {
-            Count::Requests => "",
-            Count::Failures => " failures",
-        };
-        match self.quotas[Tier::Anonymous as usize] {
-            Some(quota) => {
-                let every = Duration::from_nanos(quota.charge_ns(1));
-                let burst = quota.burst();
-                write!(
-                    f,
-                    "{}: {burst}{what} at once, then one every {every:?}, for {by} ({}{where_})",
-                    self.name,
-                    self.mode.name()
-                )
-            }
-            None => write!(f, "{}: none for the anonymous", self.name),
-        }
-    }
-}
-
-/// What [`outrigger_identity::hash::client_hash`] is told that it hashes.
-const SALT: u8 = b'l';
-
-fn route_tag(exchange: &Exchange) -> u64 {
-    mix(exchange.rules.route_tags[exchange.route])
-}
-
-/// All limits, and which apply to which route.
-#[derive(Clone, Debug, Default)]
-pub struct Limits {
-    /// Each once.
-    pub all: Vec<Limit>,
-    /// For each route, in the order of the routes, those that apply.
-    pub by_route: Vec<Box<[u16]>>,
-    /// Answers tell of them, in the standard's fields.
-    pub headers: bool,
-    /// And in the older ones.
-    pub legacy_headers: bool,
-    /// How Machines share those that are shared; `None`: none is.
-    pub sharing: Option<Arc<Settings>>,
-}
-
-impl Limits {
-    /// Those of a route.
-    pub fn of(&self, route: usize) -> impl Iterator<Item = (u16, &Limit)> {
-        let numbers = self.by_route.get(route).map_or(&[][..], |numbers| numbers);
-        numbers.iter().filter_map(|number| Some((*number, self.all.get(usize::from(*number))?)))
-    }
-}
 
 /// What an answer tells of one limit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -232,6 +85,16 @@ impl Shown {
     }
 }
 
+/// The key of an exchange's client under a limit.
+fn tag_of(limit: &Limit, exchange: &Exchange) -> u64 {
+    limit.tag(&exchange.client, exchange.rules.route_tags[exchange.route])
+}
+
+/// Whose keys share a cell with that one where the table has no room for them.
+fn origin_of(limit: &Limit, exchange: &Exchange) -> u64 {
+    limit.origin(&exchange.client, exchange.rules.route_tags[exchange.route])
+}
+
 /// Where what was taken is kept, as it is at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Books<'s> {
@@ -290,7 +153,7 @@ impl<'s> Books<'s> {
             }
         }
         let own = self.own(limit, quota, cost);
-        let taken = self.state.limits.take(tag, own, self.now, cost, || limit.origin(exchange));
+        let taken = self.state.limits.take(tag, own, self.now, cost, || origin_of(limit, exchange));
         let (Ok(table::Charge { overflowed, .. }) | Err(Refused { overflowed, .. })) = taken;
         if is_full || overflowed {
             self.state.metrics.limit_overflow.inc();
@@ -314,7 +177,7 @@ impl<'s> Books<'s> {
             return cells.charge(index, quota, self.law);
         }
         let own = self.own(limit, quota, 1);
-        let _ = self.state.limits.take(tag, own, self.now, 1, || limit.origin(exchange));
+        let _ = self.state.limits.take(tag, own, self.now, 1, || origin_of(limit, exchange));
     }
 
     /// Whether `cost` could be taken.
@@ -372,7 +235,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     // All at once, so that the processor fetches them together: they are far from each other and from everything else.
     let mut tags = [0; MOST_LIMITS];
     for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(exchange.route)) {
-        *tag = limit.tag(exchange);
+        *tag = tag_of(limit, exchange);
         books.warm(limit, *tag);
     }
     let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
@@ -417,7 +280,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
         if let Some((number, Exceeded { retry_after })) = refused {
             let standing = |number: u16| {
                 let limit = limits.all.get(usize::from(number))?;
-                limit.quotas[tier].map(|quota| books.standing(limit, limit.tag(exchange), quota))
+                limit.quotas[tier].map(|quota| books.standing(limit, tag_of(limit, exchange), quota))
             };
             shown.restate(standing);
             let is_failures = limits.all.get(usize::from(number)).is_some_and(|limit| limit.count == Count::Failures);
@@ -458,7 +321,7 @@ pub fn give_back(state: &State, exchange: &Exchange) {
             continue;
         }
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            books.give_back(limit, limit.tag(exchange), quota, cost);
+            books.give_back(limit, tag_of(limit, exchange), quota, cost);
         }
     }
 }
@@ -472,7 +335,7 @@ pub fn failed(state: &State, exchange: &Exchange) {
     let books = Books::open(state, limits, state.nanoseconds(exchange.head_at.unwrap_or(exchange.started)));
     for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {
         if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            books.charge(limit, limit.tag(exchange), quota, exchange, || names::of(limit, exchange, None));
+            books.charge(limit, tag_of(limit, exchange), quota, exchange, || names::of(limit, exchange, None));
         }
     }
 }
@@ -481,10 +344,11 @@ pub fn failed(state: &State, exchange: &Exchange) {
 mod tests {
     use super::*;
     use crate::access_log::AccessLog;
-    use crate::config::{Config, LogFormat};
     use crate::log::LogQueue;
     use crate::metrics::Metrics;
     use http::{HeaderMap, Method};
+    use outrigger_rules::config::Config;
+    use outrigger_rules::sections::log::LogFormat;
     use outrigger_wire::request::Fields;
     use std::path::Path;
 

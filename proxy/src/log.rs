@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use outrigger_rules::sections::log::{LogFormat, LogLevel};
 use prometheus::IntCounter;
 use tracing::callsite::Identifier;
 use tracing::{Event, Subscriber};
@@ -22,7 +23,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::access_log::Line;
-use crate::config::{LogFormat, LogLevel};
 
 /// Lines that may wait.
 const QUEUE_LINES: usize = 8192;

@@ -14,6 +14,7 @@ use outrigger_policy::breaker::State as Position;
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
+use outrigger_rules::config::Config;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -21,7 +22,6 @@ use prometheus::{
 };
 
 pub use self::audit::AuditMetrics;
-use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::exposition;
 use crate::gate::Standing;

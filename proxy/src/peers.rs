@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::Home;
+use outrigger_rules::sections::peers::PeerRules;
+use outrigger_rules::target::Target;
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backends, LoadBalancer};
 
@@ -37,8 +39,6 @@ use self::hop::{Nonces, Receiver};
 use self::local::Local;
 use self::probe::{Check, Round};
 use self::used::UsedHops;
-use crate::config::Target;
-use crate::config::machines::PeerRules;
 
 /// What was found is believed for so many refreshes: a name server that does not answer says nothing about Machines.
 const BELIEVED_REFRESHES: u32 = 4;

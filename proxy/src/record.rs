@@ -251,11 +251,11 @@ fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn
 mod tests {
     use super::*;
     use crate::breakers::Registry;
-    use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::state::Snapshot;
     use crate::upstream::Upstreams;
     use crate::upstream::checked::Checked;
+    use outrigger_rules::config::Config;
     use std::path::Path;
 
     fn fresh() -> Exchange {

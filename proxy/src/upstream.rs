@@ -13,7 +13,6 @@
 pub mod checked;
 pub mod exhaustion;
 pub mod names;
-pub mod own;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -25,12 +24,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use outrigger_rules::config::App;
+use outrigger_rules::own;
+use outrigger_rules::target::Target;
+use outrigger_rules::units::AppAddress;
 use tokio::sync::Notify;
 
 pub use self::exhaustion::Resource;
 use crate::app_pool::AppStream;
-use crate::config::units::AppAddress;
-use crate::config::{App, Target};
 use crate::state::State;
 
 /// An address that has not connected for so long does not keep the next one waiting (RFC 8305 section 5).

@@ -15,16 +15,15 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use axum::{Json, Router};
+use outrigger_rules::config::AdminRules;
+use outrigger_rules::environment::ADMIN_TOKEN;
 use outrigger_wire::authority::Authority;
 use ring::digest::{SHA256, digest};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
-use crate::config::AdminRules;
 use crate::state::State;
 
-/// The secret of operators.
-pub const TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What an endpoint needs of a request.
@@ -130,11 +129,11 @@ pub enum Denied {
     #[error("`Origin` or `Sec-Fetch-Site` says that a page of another site asks")]
     ForeignOrigin,
     /// There is a token, and this request does not have it.
-    #[error("this needs `Authorization: Bearer` with {TOKEN} of the proxy's environment")]
+    #[error("this needs `Authorization: Bearer` with {ADMIN_TOKEN} of the proxy's environment")]
     NoToken,
     /// There is no token, and this request comes from elsewhere.
     #[error(
-        "this needs a connection from the proxy's own machine, or {TOKEN} in the proxy's environment and the request"
+        "this needs a connection from the proxy's own machine, or {ADMIN_TOKEN} in the proxy's environment and the request"
     )]
     NotHere,
 }
@@ -163,7 +162,7 @@ async fn only_if_allowed(
 ) -> Response {
     let verdict = match request.extensions().get::<Arrival>() {
         Some(arrival) => {
-            let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
+            let token = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty());
             let rules = state.rules.load();
             let asked = Asked { uri: request.uri(), headers: request.headers(), arrival: *arrival };
             asked.verdict(needs, &rules.config.admin, token.as_deref())

@@ -15,6 +15,8 @@ use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
 use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::Tier;
+use outrigger_rules::target::Target;
+use outrigger_rules::units::Span;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,8 +24,6 @@ use super::access::{Endpoints, Needs};
 use crate::abuse::Banned;
 use crate::audit;
 use crate::breakers::Standing;
-use crate::config::Target;
-use crate::config::units::Span;
 use crate::peers::{Peer, Standing as PeerStanding, local};
 use crate::state::State;
 

@@ -8,11 +8,11 @@ use outrigger_identity::clock::seconds;
 use outrigger_identity::signing::{Keys, Opened, Purpose};
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Age, LARGEST, Lifetime, Session};
+use outrigger_rules::sections::affinity::AffinityRules;
 use outrigger_wire::cookies::{NAME, values};
 use outrigger_wire::request::Fields;
 
 use super::{Cookie, Keeper};
-use crate::config::machines::AffinityRules;
 use crate::exchange::Exchange;
 
 /// So many of this name are looked at; more are not there by accident.

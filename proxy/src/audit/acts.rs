@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_policy::flags::{Feature, Mode};
+use outrigger_rules::config::Config;
 use serde_json::json;
 
 use super::{Act, Item, Who};
-use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::state::State;
 

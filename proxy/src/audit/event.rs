@@ -8,12 +8,12 @@ use http::Method;
 use outrigger_identity::verified::Verified;
 use outrigger_policy::audit::{EventType, LONGEST_TEXT, MOST_PAIRS, Outcome};
 use outrigger_policy::tier::Tier;
+use outrigger_rules::sections::audit::AuditRules;
+use outrigger_rules::sections::route_table::Route;
 use outrigger_wire::request::Request;
 use outrigger_wire::request_id::RequestId;
 
 use super::Done;
-use crate::config::audit::AuditRules;
-use crate::route::Route;
 
 /// Something for the trail.
 #[derive(Debug)]

@@ -8,11 +8,11 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::audit::{Class, Hash};
+use outrigger_rules::sections::audit::AuditRules;
 use outrigger_trail::keys::MasterKeys;
 use tokio::sync::{Notify, oneshot};
 
 use super::event::{Act, Item};
-use crate::config::audit::AuditRules;
 use crate::metrics::AuditMetrics;
 use crate::state::Snapshot;
 

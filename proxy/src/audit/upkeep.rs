@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outrigger_policy::audit::{Class, EventType, Outcome, Time};
+use outrigger_rules::config::Config;
+use outrigger_rules::sections::audit::AuditRules;
 use outrigger_trail::verify::rows::DropRecord;
 use serde::Deserialize;
 use serde_json::json;
@@ -14,8 +16,6 @@ use tokio::sync::oneshot;
 
 use super::shipping::{ShipError, ask};
 use super::{Act, Command, acts, shown_id, writer};
-use crate::config::Config;
-use crate::config::audit::AuditRules;
 use crate::state::State;
 
 /// How often what is too old is looked for.

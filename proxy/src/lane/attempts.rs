@@ -5,13 +5,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use outrigger_rules::sections::faults::Effect;
 use outrigger_wire::rewrite;
 
 use super::{Answered, Broken, Lane, closed, scratch};
 use crate::admit::NoTurn;
 use crate::app_pool::{self, AppStream};
 use crate::breakers::{self, End};
-use crate::config::resilience::Effect;
 use crate::exchange::Exchange;
 use crate::rejection::{Failure, Rejection};
 use crate::upstream::{self, ConnectError};

@@ -1,9 +1,9 @@
 //! What responses tell of the limits: collected here, written by [`outrigger_wire::ratelimit`].
 
 use outrigger_policy::limiter::Quota;
+use outrigger_rules::sections::limits::MOST_LIMITS;
 use outrigger_wire::ratelimit::{Item, Own, Upstream, merged};
 
-use super::MOST_LIMITS;
 use crate::exchange::Exchange;
 
 /// The limits that a response tells of.

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use outrigger_identity::verified::VerifiedKind;
+use outrigger_rules::sections::limits::{By, Limit};
 use outrigger_wire::request::Request;
 use ring::hmac;
 
-use super::{By, Limit};
 use crate::exchange::Exchange;
 
 /// The name of the key that `exchange` has under `limit`. `None` for a key that nobody knows, once its request has gone: only

@@ -12,15 +12,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::lease::{self, Bill};
 use outrigger_policy::limiter::Quota;
+use outrigger_rules::sections::redis::RedisSettings;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, Pipeline, RedisError, Value};
-use ring::hmac;
+use redis::{AsyncConnectionConfig, ErrorKind, Pipeline, RedisError, Value};
 
 use super::shared::{Asks, Cells, Mode};
 use crate::state::State;
@@ -73,51 +72,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// How Machines share limits.
-pub struct Settings {
-    /// Where Redis is. It holds the password: not to be shown.
-    pub client: Client,
-    /// What it was made from, to tell a change: not to be shown either.
-    pub source: (String, Option<Vec<u8>>),
-    /// Where it is, without user and password.
-    pub shown: String,
-    /// What its keys begin with.
-    pub prefix: String,
-    /// How long it may take.
-    pub timeout: Duration,
-    /// There are at least so many Machines.
-    pub machines: u32,
-    /// What names of keys are keyed with.
-    pub naming: hmac::Key,
-    /// The file with the certificate of who signed Redis's.
-    pub ca_file: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for Settings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings")
-            .field("redis", &self.shown)
-            .field("prefix", &self.prefix)
-            .field("timeout", &self.timeout)
-            .field("machines", &self.machines)
-            .field("ca_file", &self.ca_file)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Settings {
-    /// Whether a connection made for `other` will do.
-    fn reaches_the_same(&self, other: &Self) -> bool {
-        self.source == other.source && self.timeout == other.timeout
-    }
-}
-
 /// Why Redis could not be asked.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
     #[error("it cannot be reached: {0}")]
     Connect(RedisError),
-    #[error("it did not answer within {}", crate::config::units::Span(*.0))]
+    #[error("it did not answer within {}", outrigger_rules::units::Span(*.0))]
     Timeout(Duration),
     #[error("the connection broke off: {0}")]
     Closed(RedisError),
@@ -162,7 +122,7 @@ struct Link {
 }
 
 impl Link {
-    async fn open(settings: &Settings) -> Result<Self, LinkError> {
+    async fn open(settings: &RedisSettings) -> Result<Self, LinkError> {
         let timeout = settings.timeout;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(timeout))
@@ -239,7 +199,7 @@ impl Link {
     }
 
     /// How far ahead each arrival time is afterwards, in nanoseconds.
-    async fn settle(&mut self, settings: &Settings, bills: &[Due], machines: u32) -> Result<Vec<u64>, LinkError> {
+    async fn settle(&mut self, settings: &RedisSettings, bills: &[Due], machines: u32) -> Result<Vec<u64>, LinkError> {
         let mut answers = self.send(&self.bills(settings, bills, machines), bills.len() + 1).await?;
         let is_unknown = |answer: &Value| matches!(answer, Value::ServerError(e) if e.code() == "NOSCRIPT");
         // Somebody made Redis forget its scripts: then it did none of this.
@@ -251,7 +211,7 @@ impl Link {
         answers.iter().zip(bills).map(|(answer, due)| ahead(answer, due, machines)).collect()
     }
 
-    fn bills(&self, settings: &Settings, bills: &[Due], machines: u32) -> Pipeline {
+    fn bills(&self, settings: &RedisSettings, bills: &[Due], machines: u32) -> Pipeline {
         let micros = |ns: u64| format!("{}.{:03}", ns / 1000, ns % 1000);
         let good_until = self.good_until();
         let mut commands = Pipeline::with_capacity(bills.len() + 1);
@@ -451,7 +411,7 @@ pub async fn keep_settled(state: Arc<State>) {
         state,
     };
     settler.state.metrics.shared_limits.show(Mode::Off);
-    let mut in_force: Option<Arc<Settings>> = None;
+    let mut in_force: Option<Arc<RedisSettings>> = None;
     loop {
         let settings = settler.state.rules.load().config.limits.sharing.clone();
         match (&in_force, &settings) {
@@ -514,7 +474,7 @@ impl Settler {
     }
 
     /// Looks who asks and settles with them. Gives how long there is nothing to do.
-    async fn turn(&mut self, settings: &Settings) -> Duration {
+    async fn turn(&mut self, settings: &RedisSettings) -> Duration {
         let state = Arc::clone(&self.state);
         let cells = state.shared.prepare();
         let machines = settings.machines.max(state.machines.known());
@@ -555,7 +515,7 @@ impl Settler {
     async fn settle(
         &mut self,
         mut link: Link,
-        settings: &Settings,
+        settings: &RedisSettings,
         cells: &Cells,
         machines: u32,
     ) -> Result<Link, LinkError> {
@@ -567,7 +527,7 @@ impl Settler {
     }
 
     /// Connects, and settles what every key owes before Redis decides again.
-    async fn come_back(&mut self, settings: &Settings, cells: &Cells, machines: u32) -> Result<Link, LinkError> {
+    async fn come_back(&mut self, settings: &RedisSettings, cells: &Cells, machines: u32) -> Result<Link, LinkError> {
         let mut link = Link::open(settings).await?;
         let now = self.now();
         self.ledger.collect(cells, now);
@@ -596,7 +556,7 @@ impl Settler {
     async fn settle_batch(
         &mut self,
         link: &mut Link,
-        settings: &Settings,
+        settings: &RedisSettings,
         cells: &Cells,
         machines: u32,
         was_alone: bool,
@@ -634,7 +594,7 @@ impl Settler {
         }
     }
 
-    fn fail(&mut self, error: &LinkError, settings: &Settings) {
+    fn fail(&mut self, error: &LinkError, settings: &RedisSettings) {
         self.state.metrics.shared_limits.failed(error.kind());
         if self.state.shared.mode() == Mode::Shared {
             self.stand_alone();
@@ -662,8 +622,6 @@ impl Settler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use std::path::Path;
 
     fn due(owed: i32) -> Due {
         let quota = Quota::from_parts(1_000_000_000, 10);
@@ -688,38 +646,6 @@ mod tests {
         ] {
             assert_eq!(read(wrong.clone()).map_err(|e| e.kind()), Err("nonsense"), "{wrong:?}");
         }
-    }
-
-    fn settings(environment: &[(&str, &str)], source: &str) -> Result<Arc<Settings>, String> {
-        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-        let source = format!("[rate_limits]\nshared = \"redis\"\n[rate_limits.redis]\n{source}");
-        let config = Config::parse(Path::new("proxy.toml"), &source, &lookup).map_err(|e| e.to_string())?;
-        Ok(config.limits.sharing.unwrap())
-    }
-
-    #[test]
-    fn the_address_of_redis_is_never_shown_with_its_password() {
-        let url = "rediss://ann:correct-horse@redis.internal:6380/2";
-        let settings = settings(&[("OUTRIGGER_REDIS_URL", url)], "url = \"redis://localhost\"\n").unwrap();
-        assert_eq!(settings.shown, "redis.internal:6380");
-        assert!(!format!("{settings:?}").contains("horse"));
-    }
-
-    #[test]
-    fn says_what_is_wrong_about_redis_and_not_the_password() {
-        let wrong = [
-            settings(&[], ""),
-            settings(&[], "url = \"http://:correct-horse@localhost\""),
-            settings(&[], "url = \"redis://:correct-horse@local host:x\""),
-            settings(&[("OUTRIGGER_REDIS_URL", "localhost:6379/correct-horse")], ""),
-            settings(&[], "url = \"redis://localhost\"\ntimeout = \"2s\"\nca_file = \"/nowhere.pem\"\nmachines = 0\n"),
-            settings(&[], "url = \"redis://localhost\"\ntimeout = \"2s\"\nca_file = \"/nowhere.pem\"\n"),
-            settings(&[], "url = \"redis://localhost\"\nprefix = \"a b\"\n"),
-            settings(&[], "url = 7\n"),
-        ];
-        let said: Vec<String> = wrong.into_iter().map(Result::unwrap_err).collect();
-        assert!(!said.concat().contains("horse"), "{said:?}");
-        insta::assert_snapshot!(said.join("\n"));
     }
 
     #[test]

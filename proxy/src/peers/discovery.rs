@@ -9,11 +9,10 @@ use async_trait::async_trait;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use outrigger_rules::sections::peers::FoundBy;
 use pingora::lb::Backend;
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::{Error, ErrorType, Result};
-
-use crate::config::machines::FoundBy;
 
 /// More Machines than this are not looked at: the answer of a name server is not ours to believe without a bound.
 pub const MOST_PEERS: usize = 256;

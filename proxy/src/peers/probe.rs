@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use outrigger_identity::clock::seconds;
 use outrigger_identity::this::This;
+use outrigger_rules::target::Target;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
 use outrigger_wire::request::{Fields, Request};
 use pingora::lb::Backend;
@@ -23,7 +24,6 @@ use super::answer::{AnswerRefused, Asked, ProbeAnswer};
 use super::hop::{Hop, Kind, Nonces, PROBE_PATH, Receiver};
 use super::{Peer, Peers, Seen, Standing};
 use crate::app_pool::AppStream;
-use crate::config::Target;
 use crate::state::State;
 use crate::upstream::ConnectError;
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use outrigger_identity::clock::seconds;
+use outrigger_rules::sections::faults::Effect;
 use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType};
 
@@ -11,7 +12,6 @@ use super::heads::{has_endless_body, is_unanswered, may_repeat, view, write_repl
 use crate::admit::NoTurn;
 use crate::affinity::replay;
 use crate::breakers::{self, End};
-use crate::config::resilience::Effect;
 use crate::exchange::{Destination, Exchange};
 use crate::peers::hop;
 use crate::rejection::{Failure, Rejection};

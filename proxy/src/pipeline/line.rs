@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use outrigger_rules::target::Target;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
@@ -20,7 +21,6 @@ use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::app_pool::AppStream;
-use crate::config::Target;
 use crate::rejection::Rejection;
 use crate::state::State;
 use crate::timer::Timer;

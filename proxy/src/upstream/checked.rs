@@ -4,10 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::own::{HINT, OwnListeners};
+use outrigger_rules::config::Config;
+use outrigger_rules::environment::Environment;
+use outrigger_rules::error::{ConfigError, Place, Problem};
+use outrigger_rules::load::{UpstreamPlaces, read};
+use outrigger_rules::own::{HINT, OwnListeners};
+use outrigger_rules::target::Target;
+
 use super::{Upstream, Upstreams};
-use crate::config::error::{Place, Problem};
-use crate::config::{self, Config, ConfigError, Environment, Target, UpstreamPlaces};
 
 /// Rules, and what they say that connections are made to.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ impl Checked {
         patience: Duration,
         own: &OwnListeners,
     ) -> Result<Self, ConfigError> {
-        Self::of(file, config::read(file)?, environment, patience, own)
+        Self::of(file, read(file)?, environment, patience, own)
     }
 
     /// All defaults, as the environment changes them: for a process that has no file.

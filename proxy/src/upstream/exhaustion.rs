@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use outrigger_rules::target::Target;
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
 use super::ConnectError;
-use crate::config::Target;
 use crate::state::State;
 
 /// What a connection needs of this host.

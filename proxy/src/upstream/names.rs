@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::own::OwnListeners;
+use outrigger_rules::own::OwnListeners;
+
 use super::{Addresses, Name, Upstream, Upstreams};
 use crate::state::State;
 
@@ -228,7 +229,7 @@ fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use outrigger_rules::config::Config;
 
     fn addresses(all: &[&str]) -> Vec<SocketAddr> {
         all.iter().map(|text| text.parse().unwrap()).collect()
