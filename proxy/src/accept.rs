@@ -24,16 +24,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::client_stream::ClientStream;
-use crate::connections::{ConnectionState, FREE_HEAD_BYTES};
-use crate::exchange::Listener;
-use crate::lane::{self, Origin};
-use crate::pipeline::Gateway;
-use crate::record;
-use crate::rejection::Rejection;
-use crate::state::{OpenConnection, Phase, State};
-use crate::timer::Timer;
-use crate::upstream::Resource;
+use crate::engine::exchange::Listener;
+use crate::engine::record;
+use crate::engine::rejection::Rejection;
+use crate::engine::state::{OpenConnection, Phase, State};
+use crate::general::Gateway;
+use crate::http1;
+use crate::http1::Origin;
+use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::transport::client_stream::ClientStream;
+use crate::transport::timer::Timer;
+use crate::transport::upstream::Resource;
 
 /// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
 /// connection it just used gets its answer, with `Connection: close`.
@@ -229,12 +230,12 @@ impl Connection {
             let head = self.stream.drop_origin(head);
             if head.is_simple {
                 let bytes = self.stream.take_head(head.len);
-                match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
-                    lane::Next::Request => {
+                match http1::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
+                    http1::Next::Request => {
                         self.open.entry.end();
                         continue;
                     }
-                    lane::Next::Close => return,
+                    http1::Next::Close => return,
                 }
             }
             self.stream.begin(head);

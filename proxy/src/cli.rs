@@ -21,7 +21,7 @@ use outrigger_rules::sections::route_table::BUILT_IN;
 use outrigger_rules::written::schema;
 
 use self::explain::explain;
-use crate::upstream::checked::Checked;
+use crate::transport::upstream::checked::Checked;
 
 /// The exit code of a wrong configuration.
 const EX_CONFIG: u8 = 78;
@@ -134,7 +134,7 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
 fn run(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
     match load(named, START_PATIENCE) {
-        Ok(checked) => match crate::run(checked, file, is_there) {
+        Ok(checked) => match crate::start::run(checked, file, is_there) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use outrigger_rules::config::Config;
 use outrigger_rules::explain::{self, ExplainError, Refused, Told};
 
-use crate::rejection::Rejection;
+use crate::engine::rejection::Rejection;
 
 /// See [`explain::explain`].
 ///

@@ -1,0 +1,11 @@
+//! A request, the checks that it passes, and what is shared by all requests.
+
+pub mod exchange;
+pub mod health;
+pub mod metrics;
+pub mod record;
+pub mod rejection;
+pub mod reply;
+pub mod retries;
+pub mod stages;
+pub mod state;
