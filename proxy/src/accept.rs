@@ -31,14 +31,11 @@ use crate::engine::state::{OpenConnection, Phase, State};
 use crate::general::Gateway;
 use crate::http1;
 use crate::http1::Origin;
+use crate::mechanism::connections::RESTED;
 use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
 use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
 use crate::transport::upstream::Resource;
-
-/// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
-/// connection it just used gets its answer, with `Connection: close`.
-pub const RESTED: Duration = Duration::from_millis(500);
 
 /// How long a connection may take to be complete that was being made when the listener stopped taking new ones.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);

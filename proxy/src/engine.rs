@@ -1,5 +1,6 @@
 //! A request, the checks that it passes, and what is shared by all requests.
 
+pub mod bounds;
 pub mod exchange;
 pub mod health;
 pub mod metrics;

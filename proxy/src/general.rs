@@ -31,6 +31,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::accept;
+use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::metrics::{SentOn, StreamKind};
 use crate::engine::rejection::{Failure, Problem, Rejection};
@@ -40,7 +41,6 @@ use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{admit, failover, hold};
 use crate::engine::state::{Phase, State};
 use crate::engine::{record, retries};
-use crate::http1::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::hop::Hop;
 use crate::mechanism::{audit, claims};

@@ -31,6 +31,7 @@ use outrigger_wire::rewrite::{self, AnswerHead, Frame, Sifting};
 use outrigger_wire::scan::MOST_FIELDS;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::metrics::StreamKind;
 use crate::engine::record::{self, Ending};
@@ -47,10 +48,6 @@ use crate::transport::timer::Timer;
 
 use crate::http1::body::{BodyEnd, put_chunk};
 
-/// The largest head of an answer.
-pub const ANSWER_HEAD_BYTES: usize = 64 << 10;
-/// The most interim answers (1xx) before the one that counts.
-pub const MOST_INTERIM: usize = 64;
 /// How much of an answer's body is read at once.
 const READ_BYTES: usize = 16 << 10;
 /// What an answer begins to be read into: the head and body of most.

@@ -100,7 +100,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     let (trail, commands) = trail.unzip();
     let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail));
     state.exhaustion.set_files_allowed(files_allowed);
-    audit::start(&state, commands)?;
+    audit::start::<RunError>(&state, commands)?;
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);

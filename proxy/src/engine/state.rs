@@ -14,7 +14,6 @@ use outrigger_wire::client_address::Sender;
 use outrigger_wire::via::Pseudonym;
 use tokio::sync::Notify;
 
-use crate::accept::RESTED;
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::engine::stages::hold::Reach;
@@ -24,7 +23,7 @@ use crate::mechanism::audit::Trail;
 use crate::mechanism::body_memory::BodyMemory;
 use crate::mechanism::breakers::{self, Cell};
 use crate::mechanism::claims::Claims;
-use crate::mechanism::connections::{Bounds, ConnectionState, Connections};
+use crate::mechanism::connections::{Bounds, ConnectionState, Connections, RESTED};
 use crate::mechanism::gate::Gate;
 use crate::mechanism::limits::shared::Shared;
 use crate::mechanism::limits::table::Table;

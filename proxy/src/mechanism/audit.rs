@@ -18,6 +18,7 @@ pub mod shipping;
 pub mod upkeep;
 mod writer;
 
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -75,7 +76,10 @@ pub enum NoKeys {
 ///
 /// # Errors
 /// There are no keys, or the system gives no thread.
-pub fn start(state: &Arc<State>, commands: Option<Receiver<Command>>) -> Result<(), crate::start::RunError> {
+pub fn start<E: From<NoKeys> + From<io::Error>>(
+    state: &Arc<State>,
+    commands: Option<Receiver<Command>>,
+) -> Result<(), E> {
     let rules = state.rules.load();
     let (Some(commands), Some(audit)) = (commands, &rules.config.audit) else { return Ok(()) };
     let keys = match &audit.keys {
