@@ -364,7 +364,7 @@ pub fn post(path: &str, body: &str) -> String {
 }
 
 /// The same request in two forms: one for the fast path that nearly every request takes, and one for the general path through
-/// the proxy (the two lanes of `proxy/src/lane.rs`). Every guarantee holds for both.
+/// the proxy (the two lanes of `proxy/src/http1.rs`). Every guarantee holds for both.
 pub fn both_ways(path: &str) -> [String; 2] {
     [get(path), post(path, "hello")]
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use divan::Bencher;
-use outrigger::gate::{Entry, Gate, Wish};
-use outrigger::limits::mix;
-use outrigger::limits::shared::{Mode as Sharing, Shared};
-use outrigger::limits::table::Table;
+use outrigger::mechanism::gate::{Entry, Gate, Wish};
+use outrigger::mechanism::limits::shared::{Mode as Sharing, Shared};
+use outrigger::mechanism::limits::table::Table;
+use outrigger_identity::hash::mix;
 use outrigger_policy::admission::Settings;
 use outrigger_policy::concurrency;
 use outrigger_policy::flags::Mode;

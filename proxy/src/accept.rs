@@ -12,6 +12,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use outrigger_wire::chunks::Chunks;
+use outrigger_wire::date::date;
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::scan;
+use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
@@ -20,23 +26,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::client_stream::ClientStream;
-use crate::connections::{ConnectionState, FREE_HEAD_BYTES};
 use crate::engine::answer;
-use crate::exchange::Listener;
-use crate::lane::{self, Origin};
-use crate::pipeline::Gateway;
-use crate::record;
-use crate::rejection::Rejection;
-use crate::request_id::RequestId;
-use crate::state::{OpenConnection, Phase, State};
-use crate::timer::Timer;
-use crate::upstream::Resource;
-use crate::wire::{self, Chunks, Framing, Head, HeadScanner, Limits, Refused};
-
-/// How long a connection must have been idle before it is closed on shutdown, or to free its descriptor. A client that is
-/// about to send on a connection it just used still gets its response, with `Connection: close`.
-pub const RESTED: Duration = Duration::from_millis(500);
+use crate::engine::exchange::Listener;
+use crate::engine::record;
+use crate::engine::rejection::Rejection;
+use crate::engine::state::{OpenConnection, Phase, State};
+use crate::general::Gateway;
+use crate::http1;
+use crate::http1::Origin;
+use crate::mechanism::connections::RESTED;
+use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::transport::client_stream::ClientStream;
+use crate::transport::timer::Timer;
+use crate::transport::upstream::Resource;
 
 /// How long handshakes that are in progress when the listener stops accepting may take to complete.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
@@ -189,7 +191,7 @@ fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
 fn rejected(worker: &Worker, rejection: Rejection, client: IpAddr, unread: &[u8]) -> Vec<u8> {
     let id = RequestId::generate();
     record::refused_unread(&worker.state, rejection, id, client, unread);
-    answer::early(&rejection.problem(), id, worker.listener, &lane::date(Instant::now().into_std()))
+    answer::early(&rejection.problem(), id, worker.listener, &date(Instant::now().into_std()))
 }
 
 /// A client's connection, which carries one request at a time.
@@ -235,12 +237,12 @@ impl Connection {
             let head = self.stream.drop_origin(head);
             if head.is_simple {
                 let bytes = self.stream.take_head(head.len);
-                match lane::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
-                    lane::Next::Request => {
+                match http1::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
+                    http1::Next::Request => {
                         self.open.entry.end();
                         continue;
                     }
-                    lane::Next::Close => return,
+                    http1::Next::Close => return,
                 }
             }
             self.stream.begin(head);
@@ -368,7 +370,7 @@ fn complete(
         None if pending.len() < max_bytes => return Ok(None),
         Some(_) | None => return Err(Rejection::HeadTooLarge),
     };
-    let head = wire::inspect(&pending[..len], Limits { max_bytes, max_fields }).map_err(|refused| match refused {
+    let head = scan::inspect(&pending[..len], Limits { max_bytes, max_fields }).map_err(|refused| match refused {
         Refused::Malformed(malformed) => Rejection::Malformed(malformed),
         Refused::TooLarge => Rejection::HeadTooLarge,
     })?;
@@ -404,7 +406,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
             H2.with_borrow_mut(|connections| _ = connections.remove(&key));
         }
         Ok(true) => {
-            let rejection = Rejection::Malformed(wire::Malformed::Version);
+            let rejection = Rejection::Malformed(Malformed::Version);
             let response = rejected(&worker, rejection, client, stream.pending());
             stream.answer_and_close(&response).await;
         }

@@ -2,6 +2,7 @@
 //! more.
 
 mod audit;
+mod explain;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -12,10 +13,16 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use outrigger_rules::config::Config;
+use outrigger_rules::environment::process_environment;
+use outrigger_rules::error::ConfigError;
+use outrigger_rules::explain::field;
+use outrigger_rules::own::OwnListeners;
+use outrigger_rules::sections::route_table::BUILT_IN;
+use outrigger_rules::written::schema;
 
-use crate::config::{Config, ConfigError, process_environment};
-use crate::explain::{explain, field};
-use crate::upstream::own::OwnListeners;
+use self::explain::explain;
+use crate::transport::upstream::checked::Checked;
 
 /// The exit code for an invalid configuration.
 const EX_CONFIG: u8 = 78;
@@ -84,7 +91,7 @@ pub fn main() -> ExitCode {
             }
         }),
         Command::Audit(what) => audit::main(named.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), *what),
-        Command::Schema => match serde_json::to_string_pretty(&crate::config::schema()) {
+        Command::Schema => match serde_json::to_string_pretty(&schema()) {
             Ok(text) => say(&format!("{text}\n")),
             Err(e) => fail(&e),
         },
@@ -110,10 +117,10 @@ fn configuration(named: Option<&Path>) -> (&Path, bool) {
     (file, named.is_some() || !is_missing())
 }
 
-fn load(named: Option<&Path>, patience: Duration) -> Result<Config, ConfigError> {
+fn load(named: Option<&Path>, patience: Duration) -> Result<Checked, ConfigError> {
     match configuration(named) {
-        (file, true) => Config::load_and_look_up(file, &process_environment, patience, &OwnListeners::default()),
-        (_, false) => Config::without_file(&process_environment, patience),
+        (file, true) => Checked::load(file, &process_environment, patience, &OwnListeners::default()),
+        (_, false) => Checked::without_file(&process_environment, patience),
     }
 }
 
@@ -128,7 +135,7 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
 fn run(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
     match load(named, START_PATIENCE) {
-        Ok(config) => match crate::run(config, file, is_there) {
+        Ok(checked) => match crate::start::run(checked, file, is_there) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },
@@ -138,8 +145,8 @@ fn run(named: Option<&Path>) -> ExitCode {
 
 fn check(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
-    let config = match load(named, CHECK_PATIENCE) {
-        Ok(config) => config,
+    let Checked { config, upstreams } = match load(named, CHECK_PATIENCE) {
+        Ok(checked) => checked,
         Err(e) => return refuse(&e),
     };
     for warning in &config.warnings {
@@ -147,7 +154,7 @@ fn check(named: Option<&Path>) -> ExitCode {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     // The health endpoints and the default route always exist.
-    let routes = config.routes.all().len() - crate::route::BUILT_IN.len() - 1;
+    let routes = config.routes.all().len() - BUILT_IN.len() - 1;
     let shown = file.display();
     let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
     let mut text = if is_there {
@@ -155,7 +162,7 @@ fn check(named: Option<&Path>) -> ExitCode {
     } else {
         format!("there is no {shown}: every default is in force{limits}\n")
     };
-    for name in config.unknown_names() {
+    for name in upstreams.unknown_names() {
         text.push_str(&format!("note: no address is known for {name} now; it is looked up again until there is one\n"));
     }
     say(&text)

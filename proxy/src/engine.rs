@@ -1,5 +1,15 @@
-//! Decisions about a request that are the same on both ways through the proxy.
+//! A request, the checks that it passes, and what is shared by all requests.
 
 pub mod answer;
 pub mod attempts;
+pub mod bounds;
+pub mod exchange;
+pub mod health;
+pub mod metrics;
+pub mod record;
+pub mod rejection;
+pub mod reply;
+pub mod retries;
+pub mod stages;
+pub mod state;
 pub mod steps;

@@ -52,7 +52,9 @@ fn a_client_that_wants_every_connection_of_the_pool_takes_no_response_from_anoth
     });
     let served = victims.iter().filter(|(status, _)| matches!(status, 200 | 201)).count();
     let slowest = victims.iter().map(|(_, took)| *took).max().unwrap();
-    println!("pool: {served} of 60 requests of the victim served, {slowest:?} at most; {answered:?} of the attacker's answered");
+    println!(
+        "pool: {served} of 60 requests of the victim served, {slowest:?} at most; {answered:?} of the attacker's answered"
+    );
     assert_eq!(served, 60, "{victims:?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
 }

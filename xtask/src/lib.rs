@@ -6,6 +6,7 @@
 pub mod chroma;
 pub mod debian;
 pub mod error;
+pub mod floors;
 pub mod http;
 pub mod language;
 pub mod npm;

@@ -25,6 +25,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use outrigger_policy::audit::Time;
+use outrigger_rules::config::Config;
+use outrigger_rules::error::ConfigError;
+use outrigger_rules::sections::audit::AuditRules;
 use outrigger_trail::holds::HoldError;
 use outrigger_trail::keys::{KEYS, KeyError, MasterKeys, SubjectKind};
 use outrigger_trail::layout;
@@ -35,8 +38,6 @@ use outrigger_trail::verify::VerifyError;
 
 use self::database::{Database, Url};
 use super::EX_CONFIG;
-use crate::config::audit::AuditRules;
-use crate::config::{Config, ConfigError};
 
 /// A command for the audit log.
 #[derive(Debug, Subcommand)]

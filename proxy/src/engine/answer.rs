@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use http::StatusCode;
+use outrigger_wire::names::FLY_REPLAY;
+use outrigger_wire::request_id::RequestId;
+use outrigger_wire::retry_after::seconds;
 
-use crate::affinity::replay::FLY_REPLAY;
-use crate::exchange::{Exchange, Listener};
-use crate::rejection::{Problem, seconds};
-use crate::reply::Reply;
-use crate::request_id::RequestId;
-use crate::{failover, limits};
+use crate::engine::exchange::{Exchange, Listener};
+use crate::engine::rejection::Problem;
+use crate::engine::reply::Reply;
+use crate::engine::stages::failover;
+use crate::mechanism::limits;
 
 /// The head of a response of Outrigger's own, without `Date` and `Connection`: Pingora adds them itself, and
 /// [`OwnResponse::write`] does elsewhere.
@@ -157,7 +159,7 @@ impl Decimal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rejection::Rejection;
+    use crate::engine::rejection::Rejection;
 
     const DATE: &[u8] = b"Thu, 01 Jan 1970 00:00:00 GMT";
 

@@ -1,6 +1,6 @@
 //! The attempts of one request: a state machine without sockets, clock, locks or randomness.
 //!
-//! Both ways through the proxy drive it. The fast lane ([`crate::lane`]) and Pingora's hooks ([`crate::pipeline`]) report an
+//! Both ways through the proxy drive it. The fast lane ([`crate::http1`]) and Pingora's hooks ([`crate::general`]) report an
 //! [`Event`] and do what the machine returns: see [`super::steps`] for what both do alike. A request that meets no failure
 //! takes two calls: [`Event::Admitted`] and [`Event::Answered`]. `proxy/src/engine/LIFECYCLE.md` has the picture and the table.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::rejection::{Failure, Rejection};
+use crate::engine::rejection::{Failure, Rejection};
 
 /// What happened to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

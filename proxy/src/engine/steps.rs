@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::faults::Effect;
 
 use super::attempts::{Event, Next, Price, Report, Step};
-use crate::admit::NoTurn;
-use crate::breakers::{self, End};
-use crate::config::resilience::Effect;
-use crate::exchange::Exchange;
-use crate::rejection::Rejection;
-use crate::state::State;
-use crate::{failover, faults, hold, retries};
+use crate::engine::exchange::Exchange;
+use crate::engine::rejection::Rejection;
+use crate::engine::retries;
+use crate::engine::stages::admit::NoTurn;
+use crate::engine::stages::{failover, faults, hold};
+use crate::engine::state::State;
+use crate::mechanism::breakers::{self, End};
 
 /// Takes an event, and returns what the driver does next.
 #[inline]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::{Draft, EventType, Outcome};
+use outrigger_rules::environment::FLY_MACHINE_ID;
 use outrigger_trail::keys::{MasterKeys, SubjectKind};
 use outrigger_trail::layout;
 use outrigger_trail::spool::{OPERATOR, Settings, Spool, SpoolError, hex};
@@ -18,7 +19,6 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use super::{AuditError, By, Context, Subject, now, text};
-use crate::config::machines::FLY_MACHINE_ID;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest response that is read, in bytes.
@@ -241,7 +241,8 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     tokio::spawn(connection);
     // The listener accepts this name at every address.
     let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
-    if let Some(token) = std::env::var(crate::admin::access::TOKEN).ok().filter(|token| !token.is_empty()) {
+    if let Some(token) = std::env::var(outrigger_rules::environment::ADMIN_TOKEN).ok().filter(|token| !token.is_empty())
+    {
         request = request.header("authorization", format!("Bearer {token}"));
     }
     let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| bad(e.to_string()))?;

@@ -10,6 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use memchr::memmem;
 use outrigger_policy::audit::{Class, EventType, Outcome};
+use outrigger_rules::units::Span;
 use outrigger_trail::entry::Entry;
 use outrigger_trail::keys::{MasterKeys, WrappedKey};
 use outrigger_trail::layout;
@@ -21,7 +22,6 @@ use serde_json::{Map, Value};
 use super::act::{Act, enter_first};
 use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, text};
-use crate::config::units::Span;
 
 /// Options of `outrigger audit search`.
 #[derive(Clone, Debug, Args)]

@@ -11,13 +11,13 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome};
 use outrigger_policy::flags::Feature;
+use outrigger_rules::config::Config;
+use outrigger_rules::units::Span;
 use serde_json::{Map, Value, json};
 
 use super::act::{Act, enter_first};
 use super::export::create;
 use super::{AuditError, By, Context, Place, now, text};
-use crate::config::Config;
-use crate::config::units::Span;
 
 /// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -216,7 +216,7 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
     Ok(Document { at: at.to_owned(), sections, missing })
 }
 
-fn data(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<String> {
+fn data(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
     let mut data = vec![
         "time, Machine, route, method, outcome, status and duration of the request, its id and its trace's".to_owned(),
         "the client's address: as a pseudonym, and sealed under a key of the subject".to_owned(),
@@ -242,7 +242,7 @@ fn data(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<String
     data
 }
 
-fn measures(config: &Config, rules: &crate::config::audit::AuditRules) -> Vec<String> {
+fn measures(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
     let mut measures = vec![
         "pseudonyms: HMAC-SHA-256 under a secret key; who has that key can tell whose entry it is of every name that he knows or guesses"
             .to_owned(),

@@ -1,0 +1,364 @@
+//! The keys that an issuer of tokens publishes (JSON Web Key Set, RFC 7517): fetched beside the requests' way, never on it.
+//!
+//! ```text
+//!   fetched ── refresh interval ──► fetch ── good ──► replaces the set
+//!      │                              │
+//!      └─ a token names an unknown    └─ failed ──► the last good set stays, tried again after 1 s, 2 s, … 30 s
+//!         key, 30 s after the last fetch at the earliest
+//! ```
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, Guard};
+use outrigger_tokens::{Algorithm, Key};
+use reqwest::Url;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::cache::Generations;
+use crate::hash::{client_hash, kind};
+
+/// At least this long between a fetch and one that an unknown key asks for.
+const FLOOR: Duration = Duration::from_secs(30);
+
+/// The first wait after a failed fetch; it doubles up to [`FLOOR`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The largest set that is read.
+const MOST_BYTES: usize = 1 << 20;
+
+/// For how many seconds the same unknown key does not ask again.
+const UNKNOWN_FOR_S: u64 = 300;
+
+/// So many unknown keys are remembered, twice over.
+const UNKNOWN_KEYS: usize = 500;
+
+/// Longest time to connect, and for the whole fetch.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One place where keys are published, and what was found there.
+pub struct Source {
+    url: Url,
+    algorithm: Algorithm,
+    client: reqwest::Client,
+    keys: ArcSwap<KeySet>,
+    /// Milliseconds.
+    refresh_every: AtomicU64,
+    floor: Duration,
+    fetched_at: AtomicU64,
+    asked: Notify,
+    refresh_changed: Notify,
+    /// Unknown keys and when they were asked for.
+    unknown: Mutex<Generations<u64>>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("url", &self.url.as_str()).field("keys", &self.keys.load().len()).finish()
+    }
+}
+
+/// Keys as they were published together.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    by_id: HashMap<String, Key>,
+    /// The key of a set that has only one: a token need not name it.
+    only: Option<Key>,
+    version: u64,
+}
+
+impl KeySet {
+    /// Every key of `document` that verifies `algorithm`.
+    fn parse(document: &[u8], algorithm: Algorithm) -> Result<Self, FetchError> {
+        let document: Value = serde_json::from_slice(document).map_err(|_| FetchError::NoKeySet)?;
+        let published = document["keys"].as_array().ok_or(FetchError::NoKeySet)?;
+        let mut reason = None;
+        let mut usable: Vec<(Option<String>, Key)> = Vec::new();
+        for jwk in published {
+            match Key::jwk(algorithm, jwk) {
+                Ok(key) => usable.push(key),
+                Err(e) => reason = Some(e.to_string()),
+            }
+        }
+        let only = if let [(_, key)] = usable.as_slice() { Some(key.clone()) } else { None };
+        let mut by_id = HashMap::new();
+        for (id, key) in usable {
+            if let Some(id) = id {
+                by_id.entry(id).or_insert(key);
+            }
+        }
+        if by_id.is_empty() && only.is_none() {
+            let reason = reason.unwrap_or_else(|| "a key needs a kid when there are several".to_owned());
+            return Err(FetchError::NoUsableKey { published: published.len(), reason });
+        }
+        Ok(Self { by_id, only, version: 0 })
+    }
+
+    /// The key with this id; for a token that names none, the key of a set that has only one.
+    pub fn find(&self, id: Option<&str>) -> Option<&Key> {
+        match id {
+            Some(id) => self.by_id.get(id),
+            None => self.only.as_ref(),
+        }
+    }
+
+    /// Counts up with every set that is not the same; 0 before the first.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.by_id.len().max(usize::from(self.only.is_some()))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let same_only = match (&self.only, &other.only) {
+            (Some(a), Some(b)) => a.is(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let has_same = |(id, key): (&String, &Key)| other.by_id.get(id).is_some_and(|found| found.is(key));
+        same_only && self.by_id.len() == other.by_id.len() && self.by_id.iter().all(has_same)
+    }
+}
+
+/// A fetch that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Keys that can be used.
+    pub keys: usize,
+    /// Whether they are others than before.
+    pub has_changed: bool,
+}
+
+/// Why a fetch failed. The keys from before stay.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// No connection, no answer, or not in time.
+    #[error("{0}")]
+    Http(String),
+    /// An answer, but not 200. Redirects are not followed.
+    #[error("the answer is {0} instead of 200")]
+    Status(u16),
+    /// More than a set of keys can be.
+    #[error("the answer is larger than {} KiB", MOST_BYTES >> 10)]
+    TooLarge,
+    /// Something else.
+    #[error("the answer is no JSON Web Key Set")]
+    NoKeySet,
+    /// Keys, none of which verifies what is pinned.
+    #[error("none of its {published} keys can be used: {reason}")]
+    NoUsableKey {
+        /// How many there were.
+        published: usize,
+        /// What was wrong with the last.
+        reason: String,
+    },
+}
+
+/// Keys cannot be fetched from there at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// `https` without anything to verify the server with.
+    #[error("this machine has no CA certificates to verify the server with")]
+    NoRoots,
+    /// The HTTP or TLS library does not start.
+    #[error("{0}")]
+    Library(String),
+}
+
+impl Source {
+    /// Keys for `algorithm` at `url`, which is `http` or `https`. Nothing is fetched yet.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub fn new(url: Url, algorithm: Algorithm, refresh_every: Duration) -> Result<Self, SourceError> {
+        let client = client(url.scheme() == "https")?;
+        Ok(Self {
+            url,
+            algorithm,
+            client,
+            keys: ArcSwap::default(),
+            refresh_every: AtomicU64::new(milliseconds(refresh_every)),
+            floor: FLOOR,
+            fetched_at: AtomicU64::new(0),
+            asked: Notify::new(),
+            refresh_changed: Notify::new(),
+            unknown: Mutex::new(Generations::new(UNKNOWN_KEYS)),
+        })
+    }
+
+    /// The same with another floor, so that tests need not wait.
+    #[cfg(test)]
+    pub fn with_floor(mut self, floor: Duration) -> Self {
+        self.floor = floor;
+        self
+    }
+
+    /// The keys now.
+    pub fn keys(&self) -> Guard<Arc<KeySet>> {
+        self.keys.load()
+    }
+
+    /// When keys last came, in seconds since 1970; `None` before.
+    pub fn fetched_at(&self) -> Option<u64> {
+        Some(self.fetched_at.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// A token names a key that is not there: fetch as soon as the floor allows, unless it asked lately.
+    pub fn ask_for(&self, id: &str, now: u64) {
+        let hash = client_hash(kind::UNKNOWN_KEY, id.as_bytes()).into();
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked_lately = |at: u64| (at..at.saturating_add(UNKNOWN_FOR_S)).contains(&now);
+        if !unknown.get(hash).is_some_and(asked_lately) {
+            unknown.put(hash, now);
+            drop(unknown);
+            self.asked.notify_one();
+        }
+    }
+
+    /// Whether `other` is the same place, read for the same algorithm.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.url == other.url && self.algorithm == other.algorithm
+    }
+
+    /// The time between two fetches.
+    pub fn refresh_every(&self) -> Duration {
+        Duration::from_millis(self.refresh_every.load(Ordering::Relaxed))
+    }
+
+    /// Changes it, also for the wait that is under way.
+    pub fn set_refresh(&self, every: Duration) {
+        self.refresh_every.store(milliseconds(every), Ordering::Relaxed);
+        self.refresh_changed.notify_one();
+    }
+
+    /// Fetches the keys now and puts them in place of the old ones.
+    ///
+    /// # Errors
+    /// Why not; the old ones stay.
+    pub async fn refresh(&self) -> Result<Fetched, FetchError> {
+        let mut fetched = KeySet::parse(&self.fetch().await?, self.algorithm)?;
+        let before = self.keys.load_full();
+        let has_changed = before.version == 0 || !fetched.is_same(&before);
+        let keys = fetched.len();
+        if has_changed {
+            fetched.version = before.version + 1;
+            self.keys.store(Arc::new(fetched));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.fetched_at.store(now, Ordering::Relaxed);
+        Ok(Fetched { keys, has_changed })
+    }
+
+    async fn fetch(&self) -> Result<Vec<u8>, FetchError> {
+        let failed = |e: reqwest::Error| FetchError::Http(describe(&e.without_url()));
+        let mut answer = self.client.get(self.url.clone()).send().await.map_err(failed)?;
+        if answer.status() != http::StatusCode::OK {
+            return Err(FetchError::Status(answer.status().as_u16()));
+        }
+        let mut document = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            if document.len() + chunk.len() > MOST_BYTES {
+                return Err(FetchError::TooLarge);
+            }
+            document.extend_from_slice(&chunk);
+        }
+        Ok(document)
+    }
+
+    /// Fetches for ever.
+    pub(crate) async fn keep(&self, observe: &impl Fn(&Result<Fetched, FetchError>)) {
+        let mut failures = 0_u32;
+        loop {
+            let outcome = self.refresh().await;
+            observe(&outcome);
+            let retry = match outcome {
+                Ok(fetched) => {
+                    if fetched.has_changed || failures > 0 {
+                        tracing::info!(keys = fetched.keys, "the issuer's keys have come from {}", self.url);
+                    }
+                    failures = 0;
+                    None
+                }
+                Err(e) => {
+                    let wait = (FIRST_RETRY * (1 << failures.min(10))).min(self.floor);
+                    failures = failures.saturating_add(1);
+                    let keys = self.keys.load().len();
+                    tracing::warn!(
+                        keys,
+                        failures,
+                        retry_ms = wait.as_millis() as u64,
+                        "the issuer's keys cannot be fetched from {}, those from before stay: {e}",
+                        self.url
+                    );
+                    Some(wait)
+                }
+            };
+            self.wait(Instant::now(), retry).await;
+        }
+    }
+
+    async fn wait(&self, since: Instant, retry: Option<Duration>) {
+        let asked = async {
+            tokio::time::sleep_until(since + self.floor).await;
+            self.asked.notified().await;
+        };
+        tokio::pin!(asked);
+        loop {
+            let due = since + retry.unwrap_or(Duration::MAX).min(self.refresh_every());
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => return,
+                () = &mut asked => return,
+                () = self.refresh_changed.notified() => {}
+            }
+        }
+    }
+}
+
+fn client(has_tls: bool) -> Result<reqwest::Client, SourceError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if has_tls {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(SourceError::NoRoots);
+        }
+    }
+    let library = |e: &dyn std::error::Error| SourceError::Library(describe(e));
+    // Named, not installed: nothing here depends on which provider is the process's default.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let tls = tls.map_err(|e| library(&e))?.with_root_certificates(roots).with_no_client_auth();
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_backend_preconfigured(tls)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(FETCH_TIMEOUT)
+        .pool_max_idle_per_host(0)
+        .build()
+        .map_err(|e| library(&e))
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

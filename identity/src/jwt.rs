@@ -1,0 +1,236 @@
+//! Users by their tokens: verified once, then remembered, and asked at each use whether their time has come or gone.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use outrigger_policy::tier::Tier;
+use outrigger_tokens::{Claims, Key, Lifetime, Refused, Rules, unverified_key_id};
+use serde_json::Value;
+
+use crate::cache::Generations;
+use crate::jwks::Source;
+use crate::verified::{Ignored, Verified, VerifiedKind};
+
+/// The longest token that is looked at.
+const TOKEN_BYTES: usize = 8 << 10;
+
+/// The longest name of a user, in bytes.
+const NAME_BYTES: usize = 256;
+
+/// For how many seconds a token that did not verify is refused without another look.
+const BAD_FOR_S: u64 = 60;
+
+/// Below so many remembered tokens, splitting them up would only make each part too small.
+const SHARDED_FROM: usize = 1024;
+
+const SHARDS: usize = 16;
+
+/// What tokens are verified with.
+#[derive(Debug)]
+pub enum Signers {
+    /// One key, for the life of the configuration.
+    Fixed(Key),
+    /// What the issuer publishes.
+    Fetched(Arc<Source>),
+}
+
+/// Which claims matter.
+#[derive(Clone, Debug)]
+pub struct ClaimNames {
+    /// Names the user.
+    pub user: String,
+    /// Names the tier.
+    pub tier: String,
+}
+
+/// Tells users by their tokens.
+#[derive(Debug)]
+pub struct Users {
+    rules: Rules,
+    signers: Signers,
+    names: ClaimNames,
+    shards: Box<[Mutex<Remembered>]>,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    good: Generations<Arc<Good>>,
+    bad: Generations<Bad>,
+}
+
+/// A token whose signature, issuer and audience are right.
+#[derive(Debug)]
+struct Good {
+    user: Arc<Verified>,
+    lifetime: Lifetime,
+    /// The set of keys that it was verified with: under another set it is verified again.
+    keys_version: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bad {
+    why: Ignored,
+    since: u64,
+    keys_version: u64,
+}
+
+impl Users {
+    /// At most `remembered` good tokens and as many bad ones are remembered.
+    pub fn new(rules: Rules, signers: Signers, names: ClaimNames, remembered: usize) -> Self {
+        let shards = if remembered < SHARDED_FROM { 1 } else { SHARDS };
+        let most_each = remembered / (2 * shards);
+        let shard = || Mutex::new(Remembered { good: Generations::new(most_each), bad: Generations::new(most_each) });
+        Self { rules, signers, names, shards: std::iter::repeat_with(shard).take(shards).collect() }
+    }
+
+    /// Whose token it is at `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why it does not count.
+    pub fn identify(&self, token: &[u8], now: u64) -> Result<Arc<Verified>, Ignored> {
+        if token.len() > TOKEN_BYTES {
+            return Err(Ignored::LongToken);
+        }
+        let id = token_id(token);
+        let keys_version = self.keys_version();
+        if let Some(known) = self.recall(id, keys_version, now) {
+            return known;
+        }
+        match self.verify(token, now) {
+            Ok((claims, keys_version)) => {
+                let lifetime = claims.lifetime;
+                let Some(user) = self.user(&claims) else {
+                    self.remember_bad(id, Bad { why: Ignored::NamelessToken, since: now, keys_version });
+                    return Err(Ignored::NamelessToken);
+                };
+                let good = Good { user: Arc::new(user), lifetime, keys_version };
+                let outcome = good.at(now);
+                self.shard(id).good.put(id, Arc::new(good));
+                outcome
+            }
+            Err(why) => {
+                // That one may be known as soon as keys have come, and finding out costs little.
+                if !matches!(why, Ignored::UnknownSigner | Ignored::NoSigners) {
+                    self.remember_bad(id, Bad { why, since: now, keys_version });
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn recall(&self, id: u128, keys_version: u64, now: u64) -> Option<Result<Arc<Verified>, Ignored>> {
+        let mut shard = self.shard(id);
+        if let Some(good) = shard.good.get(id) {
+            drop(shard);
+            return (good.keys_version == keys_version).then(|| good.at(now));
+        }
+        let bad = shard.bad.get(id)?;
+        // A clock that was set back makes none of them live longer.
+        let is_fresh = (bad.since..bad.since.saturating_add(BAD_FOR_S)).contains(&now);
+        (is_fresh && bad.keys_version == keys_version).then_some(Err(bad.why))
+    }
+
+    fn remember_bad(&self, id: u128, bad: Bad) {
+        self.shard(id).bad.put(id, bad);
+    }
+
+    fn verify(&self, token: &[u8], now: u64) -> Result<(Claims, u64), Ignored> {
+        let refused = |why: Refused| {
+            tracing::debug!(error = %why, "a token is ignored: {why}");
+            Ignored::BadToken
+        };
+        match &self.signers {
+            Signers::Fixed(key) => Ok((self.rules.verify_signature(token, key).map_err(refused)?, 0)),
+            Signers::Fetched(source) => {
+                let keys = source.keys();
+                let id = unverified_key_id(token).map_err(refused)?;
+                let Some(key) = keys.find(id.as_deref()) else {
+                    if keys.version() == 0 {
+                        return Err(Ignored::NoSigners);
+                    }
+                    source.ask_for(id.as_deref().unwrap_or_default(), now);
+                    return Err(Ignored::UnknownSigner);
+                };
+                Ok((self.rules.verify_signature(token, key).map_err(refused)?, keys.version()))
+            }
+        }
+    }
+
+    fn user(&self, claims: &Claims) -> Option<Verified> {
+        let number;
+        let name = match claims.get(&self.names.user)? {
+            Value::String(text) => text.as_str(),
+            Value::Number(n) if !n.is_f64() => {
+                number = n.to_string();
+                number.as_str()
+            }
+            _ => return None,
+        };
+        if name.is_empty() || name.len() > NAME_BYTES || name.contains(char::is_control) {
+            return None;
+        }
+        let tier = claims.text(&self.names.tier).and_then(|tier| tier.parse().ok()).unwrap_or(Tier::Free);
+        Some(Verified::new(VerifiedKind::User, name, tier))
+    }
+
+    fn shard(&self, id: u128) -> MutexGuard<'_, Remembered> {
+        // The highest bits: the maps inside use the lowest.
+        let index = (id >> 64) as usize % self.shards.len();
+        // What panicked while it had the lock left at worst one token out.
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys_version(&self) -> u64 {
+        match &self.signers {
+            Signers::Fixed(_) => 0,
+            Signers::Fetched(source) => source.keys().version(),
+        }
+    }
+
+    /// Where the keys are fetched, if they are.
+    pub fn jwks(&self) -> Option<&Arc<Source>> {
+        match &self.signers {
+            Signers::Fixed(_) => None,
+            Signers::Fetched(source) => Some(source),
+        }
+    }
+
+    /// Goes on with `before`, which fetches from the same place, if it does.
+    pub fn adopt(&mut self, before: &Arc<Source>) {
+        if let Signers::Fetched(source) = &mut self.signers
+            && source.is_like(before)
+        {
+            before.set_refresh(source.refresh_every());
+            *source = Arc::clone(before);
+        }
+    }
+
+    /// Tokens that are remembered, good and bad.
+    pub fn cached(&self) -> usize {
+        let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
+        shards.map(|shard| shard.good.len() + shard.bad.len()).sum()
+    }
+}
+
+impl Good {
+    fn at(&self, now: u64) -> Result<Arc<Verified>, Ignored> {
+        match self.lifetime.check(now) {
+            Ok(()) => Ok(Arc::clone(&self.user)),
+            Err(Refused::Expired) => Err(Ignored::ExpiredToken),
+            Err(Refused::Early) => Err(Ignored::EarlyToken),
+            Err(Refused::Invalid(_)) => Err(Ignored::BadToken),
+        }
+    }
+}
+
+/// What a token is remembered by, in place of its text: 128 bits under two secrets of this process, so that nobody can
+/// make a second token with the same.
+fn token_id(token: &[u8]) -> u128 {
+    static SEEDS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
+    let [high, low] = SEEDS.each_ref().map(|seed| {
+        let mut hasher = seed.build_hasher();
+        hasher.write(token);
+        hasher.finish()
+    });
+    u128::from(high) << 64 | u128::from(low)
+}

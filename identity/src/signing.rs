@@ -1,0 +1,190 @@
+//! What Machines of one app sign for each other: cookies, replays and hops. HMAC-SHA-256 (RFC 2104), cut to 128 bits.
+//!
+//! All of them have the same keys, from the environment. The first signs and all verify, so that a new key is rolled out in two
+//! steps without ending a session: first behind the old one, then before it.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
+use subtle::ConstantTimeEq;
+
+/// The variable with the keys, separated by commas.
+pub const KEYS: &str = "OUTRIGGER_AFFINITY_KEYS";
+/// Shorter ones can be guessed.
+const SHORTEST_KEY_BYTES: usize = 32;
+const MOST_KEYS: usize = 8;
+/// Bytes of a signature.
+pub const MAC_BYTES: usize = 16;
+
+/// What is signed: the same text signed as something else does not verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A session's cookie.
+    Cookie = 1,
+    /// The state of a replay.
+    Replay = 2,
+    // 3 and 4 were these two before they named addresses, headers and runs: nothing signed as such is accepted.
+    /// A request that is sent to a peer.
+    Hop = 5,
+    /// A peer's answer to a probe.
+    Probe = 6,
+}
+
+/// The keys.
+#[derive(Clone)]
+pub struct Keys(Vec<hmac::Key>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}
+
+/// Why text is no list of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoKeys {
+    /// One is too short.
+    #[error("key number {0} has fewer than {SHORTEST_KEY_BYTES} characters")]
+    Short(usize),
+    /// There are too many.
+    #[error("there are more than {MOST_KEYS} keys")]
+    Many,
+}
+
+impl Keys {
+    /// Reads keys of at least 32 characters, separated by commas; `None` when there is none.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(text: &str) -> Result<Option<Self>, NoKeys> {
+        let keys: Vec<&str> = text.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+        if let Some(short) = keys.iter().position(|key| key.len() < SHORTEST_KEY_BYTES) {
+            return Err(NoKeys::Short(short + 1));
+        }
+        if keys.len() > MOST_KEYS {
+            return Err(NoKeys::Many);
+        }
+        let keys: Vec<_> = keys.iter().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes())).collect();
+        Ok((!keys.is_empty()).then_some(Self(keys)))
+    }
+
+    fn mac(key: &hmac::Key, purpose: Purpose, text: &[u8]) -> [u8; MAC_BYTES] {
+        let mut context = hmac::Context::with_key(key);
+        context.update(&[purpose as u8]);
+        context.update(text);
+        let tag = context.sign();
+        let mut mac = [0; MAC_BYTES];
+        mac.copy_from_slice(&tag.as_ref()[..MAC_BYTES]);
+        mac
+    }
+
+    /// Signs `text` with the first key.
+    pub fn sign(&self, purpose: Purpose, text: &[u8]) -> [u8; MAC_BYTES] {
+        // There is at least one.
+        self.0.first().map_or([0; MAC_BYTES], |key| Self::mac(key, purpose, text))
+    }
+
+    /// Whether `mac` is the signature of `text` by one of the keys. Takes as long for a wrong one as for a right one.
+    pub fn verify(&self, purpose: Purpose, text: &[u8], mac: &[u8]) -> bool {
+        self.0.iter().any(|key| Self::mac(key, purpose, text).ct_eq(mac).into())
+    }
+
+    /// Writes `text` with its signature as characters that any field takes, and gives how many.
+    pub fn seal(&self, purpose: Purpose, text: &[u8], out: &mut Vec<u8>) {
+        let mut whole = [0; LARGEST_SEALED + MAC_BYTES];
+        let text = &text[..text.len().min(LARGEST_SEALED)];
+        whole[..text.len()].copy_from_slice(text);
+        let length = text.len() + MAC_BYTES;
+        whole[text.len()..length].copy_from_slice(&self.sign(purpose, text));
+        let start = out.len();
+        out.resize(start + length.div_ceil(3) * 4, 0);
+        // There is room: four characters for each three bytes.
+        let written = URL_SAFE_NO_PAD.encode_slice(&whole[..length], &mut out[start..]).unwrap_or_default();
+        out.truncate(start + written);
+    }
+
+    /// Gives the text of what [`Keys::seal`] wrote, in `buffer`; `None` for anything else.
+    pub fn open<'b>(&self, purpose: Purpose, sealed: &[u8], buffer: &'b mut Opened) -> Option<&'b [u8]> {
+        // What is longer does not fit, which is an error.
+        let length = URL_SAFE_NO_PAD.decode_slice(sealed, buffer).ok()?;
+        let (text, mac) = buffer[..length].split_at_checked(length.checked_sub(MAC_BYTES)?)?;
+        self.verify(purpose, text, mac).then_some(text)
+    }
+}
+
+/// The largest text that can be sealed.
+pub const LARGEST_SEALED: usize = 224;
+
+/// What a sealed text is opened into. The decoder wants room for whole groups.
+pub type Opened = [u8; LARGEST_SEALED + MAC_BYTES + 3];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn keys(text: &str) -> Keys {
+        Keys::parse(text).unwrap().unwrap()
+    }
+
+    fn sealed(keys: &Keys, text: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        keys.seal(Purpose::Cookie, text, &mut out);
+        out
+    }
+
+    fn opens(keys: &Keys, purpose: Purpose, sealed: &[u8]) -> bool {
+        keys.open(purpose, sealed, &mut [0; size_of::<Opened>()]).is_some()
+    }
+
+    #[test]
+    fn the_first_key_signs_and_all_verify() {
+        let (old, both, new) = (keys(A), keys(&format!("{B}, {A}")), keys(B));
+        let text = sealed(&both, b"text");
+        assert!(opens(&new, Purpose::Cookie, &text) && opens(&both, Purpose::Cookie, &text));
+        assert!(!opens(&old, Purpose::Cookie, &text));
+        assert!(opens(&both, Purpose::Cookie, &sealed(&old, b"text")));
+    }
+
+    #[test]
+    fn what_is_signed_as_one_thing_is_no_other() {
+        let keys = keys(A);
+        let text = sealed(&keys, b"text");
+        assert!(opens(&keys, Purpose::Cookie, &text) && !opens(&keys, Purpose::Hop, &text));
+    }
+
+    #[test]
+    fn keys_that_can_be_guessed_are_refused() {
+        assert_eq!(Keys::parse("").unwrap().map(|_| ()), None);
+        assert_eq!(Keys::parse(&format!("{A},short")).unwrap_err(), NoKeys::Short(2));
+        assert_eq!(Keys::parse(&[A; 9].join(",")).unwrap_err(), NoKeys::Many);
+        assert_eq!(format!("{:?}", keys(A)), "Keys(1)");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_sealed_opens_and_nothing_else_does(
+            text in proptest::collection::vec(any::<u8>(), 0..=LARGEST_SEALED),
+            at: prop::sample::Index,
+            bit in 0..8_u8,
+            cut in 1..20_usize,
+        ) {
+            let keys = keys(A);
+            let whole = sealed(&keys, &text);
+            let mut buffer = [0; size_of::<Opened>()];
+            prop_assert_eq!(keys.open(Purpose::Cookie, &whole, &mut buffer), Some(&*text));
+            let mut edited = whole.clone();
+            edited[at.index(whole.len())] ^= 1_u8 << bit;
+            prop_assert!(!opens(&keys, Purpose::Cookie, &edited));
+            prop_assert!(!opens(&keys, Purpose::Cookie, &whole[..whole.len() - cut.min(whole.len())]));
+        }
+
+        #[test]
+        fn any_bytes_are_opened_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(!opens(&keys(A), Purpose::Cookie, &bytes));
+        }
+    }
+}

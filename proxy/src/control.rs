@@ -1,0 +1,4 @@
+//! What operators change and see while the process runs.
+
+pub mod admin;
+pub mod reload;

@@ -1,0 +1,286 @@
+//! The admin listener, on a runtime of its own: neither scrapes nor requests ever wait for each other.
+//!
+//! ```text
+//! access.rs        what each endpoint requires: nothing, a known Host header, or an operator
+//! connections.rs   how many connections there may be, and for how long
+//! control.rs       limits, circuit breakers, bans, Machines
+//! audit.rs         the audit log, for the commands
+//! pages.rs         the metrics pages, each made once for all requests that wait for it
+//! ```
+
+pub mod access;
+pub mod audit;
+pub mod connections;
+pub mod control;
+mod pages;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+
+use crate::control::admin::access::{Endpoints, Needs};
+use crate::control::admin::pages::{Page, off_thread};
+use crate::engine::state::{Phase, State};
+use crate::mechanism::exposition::{Dialect, Merged};
+use crate::mechanism::limits::shared::Mode as Sharing;
+use crate::transport::upstream::{ConnectError, Upstream};
+
+/// Timeout for the app's metrics; Prometheus allows ten seconds for both.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The largest response with the app's metrics, in bytes: Fly's scraper takes 16 MB in all.
+const SCRAPE_BYTES: usize = 8 << 20;
+/// The content type of Prometheus's text format.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The largest request body, in bytes: an event for the audit log, or a thousand subjects.
+const BODY_BYTES: usize = 256 << 10;
+
+const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
+                     /healthz      200 while this process serves, 503 while it leaves\n\
+                     /admission    slots, queue and latency of the app\n\
+                     /breakers     where each stands; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
+                     /limits       what each tier may ask of each limit\n\
+                     /machines     this Machine and its peers\n\
+                     /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
+                     \x20             DELETE /bans/CLIENT lifts\n";
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, state: Arc<State>) {
+    connections::serve(listener, router(&state), state).await;
+}
+
+/// All endpoints, with the access that each requires.
+pub fn endpoints(state: &Arc<State>) -> Endpoints {
+    let endpoints = Endpoints::new(state)
+        .get(Needs::Nothing, "/", || async { INDEX })
+        .get(Needs::Nothing, "/healthz", healthz)
+        .get(Needs::Nothing, "/metrics", own_metrics)
+        .get(Needs::Nothing, "/metrics/all", all_metrics);
+    audit::endpoints(control::endpoints(endpoints))
+}
+
+fn router(state: &Arc<State>) -> Router {
+    endpoints(state)
+        .router(|| async { (StatusCode::NOT_FOUND, INDEX) })
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(Extension(Arc::new(Pages::start(state))))
+}
+
+async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
+    let (status, phase) = match state.drain.phase() {
+        Phase::Serving => (StatusCode::OK, "serving"),
+        Phase::LameDuck | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "leaving"),
+    };
+    // A degraded process still serves: the body says so, and the status stays the same.
+    let sharing = state.shared.standpoint();
+    let detail = match (sharing.mode, sharing.reason) {
+        (Sharing::Degraded, Some(reason)) => format!("shared limits: degraded: {reason}\n"),
+        (Sharing::Degraded | Sharing::Shared, _) => format!("shared limits: {}\n", sharing.mode.name()),
+        (Sharing::Off, _) => String::new(),
+    };
+    (status, format!("{phase}\n{detail}"))
+}
+
+/// The two metrics pages: the proxy's, and the proxy's and the app's merged.
+#[derive(Debug)]
+struct Pages {
+    own: Arc<Page>,
+    merged: Arc<Page>,
+}
+
+impl Pages {
+    fn start(state: &Arc<State>) -> Self {
+        let (own, merged) = (Arc::clone(state), Arc::clone(state));
+        Self {
+            own: Page::start(move || {
+                let state = Arc::clone(&own);
+                off_thread(move || render(&state))
+            }),
+            merged: Page::start(move || {
+                let state = Arc::clone(&merged);
+                async move {
+                    let of_app = ask_app(&state).await;
+                    off_thread(move || merge(&state, of_app)).await
+                }
+            }),
+        }
+    }
+}
+
+async fn own_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
+    exposition(pages.own.get().await)
+}
+
+async fn all_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
+    exposition(pages.merged.get().await)
+}
+
+/// Fetches the app's page. `None` if the app does not provide it: a metric reports that, and the scrape succeeds.
+async fn ask_app(state: &State) -> Option<OfApp> {
+    let rules = state.rules.load_full();
+    let (upstream, path) = (&rules.upstreams.metrics, &rules.config.app.metrics_path);
+    let fetched = tokio::time::timeout(SCRAPE_TIMEOUT, fetch(upstream, path)).await.unwrap_or(Err(ScrapeError::Late));
+    fetched.inspect_err(|e| tracing::debug!("the app's metrics cannot be fetched: {e}")).ok()
+}
+
+fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, prometheus::Error> {
+    let up = u8::from(of_app.is_some());
+    let of_app = of_app.unwrap_or_default();
+    // The first pass finds the proxy's own families and counts what is dropped; the second renders that count, too.
+    state.metrics.app_metrics_dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
+    let own = format!(
+        "{}# HELP outrigger_app_metrics_up Whether the app's metrics could be fetched.\n\
+         # TYPE outrigger_app_metrics_up gauge\noutrigger_app_metrics_up {up}\n",
+        render(state)?
+    );
+    let mut merged = Merged::new(&own);
+    merged.add_app(&of_app.page, of_app.dialect);
+    Ok(merged.page())
+}
+
+fn render(state: &State) -> Result<String, prometheus::Error> {
+    state.metrics.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
+    state.metrics.connections.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
+    state.metrics.body_memory.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
+    let now = state.nanoseconds(Instant::now());
+    state.metrics.unbelieved.set(state.claims.most(now).into());
+    let tokens = state.rules.load().config.credentials.cached_tokens();
+    state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);
+    for cell in state.breakers.all() {
+        if let Some(standing) = cell.standing(now) {
+            state.metrics.show_breaker(&cell.name, standing.position);
+        }
+    }
+    let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
+    state.metrics.show_retry_budget(budget);
+    if let Some(trail) = &state.trail {
+        trail.show();
+    }
+    state.metrics.render()
+}
+
+fn exposition(page: Option<Bytes>) -> Response {
+    match page {
+        Some(page) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], page).into_response(),
+        None => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
+        }
+    }
+}
+
+/// The app's metrics page.
+#[derive(Debug, Default)]
+struct OfApp {
+    page: Bytes,
+    dialect: Dialect,
+}
+
+/// Why the app's metrics are unavailable.
+#[derive(Debug, thiserror::Error)]
+enum ScrapeError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    #[error("it responds with {0}")]
+    Status(StatusCode),
+    #[error("its response is {0:?}, and no metrics")]
+    Content(HeaderValue),
+    #[error("{0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("it takes longer than {} s", SCRAPE_TIMEOUT.as_secs())]
+    Late,
+}
+
+async fn fetch(upstream: &Upstream, path: &str) -> Result<OfApp, ScrapeError> {
+    ask(upstream.connect().await?, path).await
+}
+
+async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
+    let connection = tokio::spawn(connection);
+    // Also ends the connection when the scrape is given up: otherwise an endless page would be read forever.
+    let _ends = AbortOnDrop(connection);
+    let request = http::Request::get(path)
+        .header(header::HOST, "localhost")
+        .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
+        .header(header::ACCEPT_ENCODING, "identity")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    let answer = sender.send_request(request).await?;
+    if answer.status() != StatusCode::OK {
+        return Err(ScrapeError::Status(answer.status()));
+    }
+    if let Some(content) = no_metrics(answer.headers()) {
+        return Err(ScrapeError::Content(content.clone()));
+    }
+    let kind = answer.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
+    let page = Limited::new(answer.into_body(), SCRAPE_BYTES).collect().await.map_err(ScrapeError::Body)?.to_bytes();
+    let is_openmetrics =
+        kind.starts_with(b"application/openmetrics-text") || page.trim_ascii_end().ends_with(b"\n# EOF");
+    let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
+    Ok(OfApp { page, dialect })
+}
+
+/// The header which shows that a response has no metrics: it is compressed, although identity was requested, or it is HTML.
+fn no_metrics(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let coding = headers.get(header::CONTENT_ENCODING).filter(|coding| coding.as_bytes() != b"identity");
+    let starts_with = |value: &&HeaderValue, start: &str| {
+        value.as_bytes().get(..start.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(start.as_bytes()))
+    };
+    coding.or_else(|| headers.get(header::CONTENT_TYPE).filter(|kind| starts_with(kind, "text/html")))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), hyper::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::metrics::Metrics;
+    use crate::mechanism::access_log::AccessLog;
+    use crate::mechanism::log::LogQueue;
+    use outrigger_rules::config::Config;
+    use outrigger_rules::sections::log::LogFormat;
+
+    #[test]
+    fn the_documentation_says_what_each_endpoint_needs() {
+        let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log_dropped.clone()).unwrap();
+        let state = Arc::new(State::new(config, metrics, AccessLog::new(queue)));
+        let docs = include_str!("../../../docs/operations.md");
+        let documented: Vec<&str> = docs
+            .lines()
+            .filter(|line| ["| `GET ", "| `POST ", "| `DELETE "].iter().any(|start| line.starts_with(start)))
+            .filter_map(|line| line.rsplit_once(" | ").map(|(cells, _)| cells))
+            .collect();
+        let endpoints = endpoints(&state);
+        let mut listed: Vec<String> = endpoints
+            .listed()
+            .iter()
+            .map(|(method, path, needs)| format!("| `{method} {path}` | {}", needs.name()))
+            .collect();
+        let mut documented: Vec<String> = documented.into_iter().map(str::to_owned).collect();
+        listed.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(listed, documented);
+    }
+}

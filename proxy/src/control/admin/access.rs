@@ -1,0 +1,467 @@
+//! Access control of the admin listener.
+//!
+//! Every endpoint declares what it [`Needs`]. This prevents two attacks. From the network: an endpoint that names clients or
+//! changes state requires the token or, if there is no token, a connection from this machine. From web pages that an
+//! operator has open: the `Host` header must name this listener, so that a page whose name resolves to it (DNS rebinding) is
+//! rejected, and the `Origin` and `Sec-Fetch-Site` headers must not name another site.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State as Shared};
+use axum::handler::Handler;
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, on};
+use axum::{Json, Router};
+use outrigger_rules::config::AdminRules;
+use outrigger_rules::environment::ADMIN_TOKEN;
+use outrigger_wire::authority::Authority;
+use ring::digest::{SHA256, digest};
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use crate::engine::state::State;
+
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The access that an endpoint requires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Open to all: it names no clients, changes no state, and is requested under any name (Prometheus, health checks).
+    Nothing,
+    /// A `Host` header that names this listener; it names no clients and changes no state.
+    OwnHost,
+    /// An operator, as it names clients or changes state: the token or, without one, a connection from this machine; and a
+    /// `Host` header that names this listener.
+    Operator,
+}
+
+impl Needs {
+    /// The name in the table of docs/operations.md.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::OwnHost => "own host",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// The endpoints, each with the access that it requires.
+#[derive(Debug)]
+pub struct Endpoints {
+    router: Router<Arc<State>>,
+    state: Arc<State>,
+    /// Method, path and required access of each.
+    listed: Vec<(&'static str, &'static str, Needs)>,
+}
+
+impl Endpoints {
+    /// Without endpoints.
+    pub fn new(state: &Arc<State>) -> Self {
+        Self { router: Router::new(), state: Arc::clone(state), listed: Vec::new() }
+    }
+
+    /// Adds an endpoint that reads.
+    #[must_use]
+    pub fn get<T: 'static>(self, needs: Needs, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
+        self.add(MethodFilter::GET, "GET", needs, path, handler)
+    }
+
+    /// Adds an endpoint that changes state, for operators.
+    #[must_use]
+    pub fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
+        self.add(MethodFilter::POST, "POST", Needs::Operator, path, handler)
+    }
+
+    /// Adds an endpoint that removes something, for operators.
+    #[must_use]
+    pub fn delete<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
+        self.add(MethodFilter::DELETE, "DELETE", Needs::Operator, path, handler)
+    }
+
+    fn add<T: 'static>(
+        mut self,
+        filter: MethodFilter,
+        method: &'static str,
+        needs: Needs,
+        path: &'static str,
+        handler: impl Handler<T, Arc<State>>,
+    ) -> Self {
+        let guard = (Arc::clone(&self.state), needs);
+        let guarded = on(filter, handler).route_layer(middleware::from_fn_with_state(guard, only_if_allowed));
+        self.listed.push((method, path, needs));
+        Self { router: self.router.route(path, guarded), ..self }
+    }
+
+    /// Method, path and required access of each endpoint.
+    pub fn listed(&self) -> &[(&'static str, &'static str, Needs)] {
+        &self.listed
+    }
+
+    /// The router; any other request goes to `otherwise`.
+    pub fn router<T: 'static>(self, otherwise: impl Handler<T, Arc<State>>) -> Router {
+        self.router.fallback(otherwise).with_state(self.state)
+    }
+}
+
+/// The addresses of a request's connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// The address at the other end of the connection.
+    pub from: SocketAddr,
+    /// The local address.
+    pub at: SocketAddr,
+}
+
+/// Why a request is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The `Host` header is missing, repeated, or not `host[:port]`.
+    #[error("a request needs one `Host`, as host[:port]")]
+    NoHost,
+    /// The `Host` header does not name this listener.
+    #[error("`Host` is no name of this listener: use localhost or its address, or add the name to admin.hosts")]
+    ForeignHost,
+    /// The request comes from a web page of another site.
+    #[error("`Origin` or `Sec-Fetch-Site` says that a page of another site asks")]
+    ForeignOrigin,
+    /// A token is configured, and the request does not have it.
+    #[error("this needs `Authorization: Bearer` with {ADMIN_TOKEN} of the proxy's environment")]
+    NoToken,
+    /// No token is configured, and the request comes from another machine.
+    #[error(
+        "this needs a connection from the proxy's own machine, or {ADMIN_TOKEN} in the proxy's environment and the request"
+    )]
+    NotHere,
+}
+
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::NoHost => StatusCode::BAD_REQUEST,
+            Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::ForeignOrigin | Self::NotHere => StatusCode::FORBIDDEN,
+            Self::NoToken => StatusCode::UNAUTHORIZED,
+        };
+        let mut response = (status, Json(json!({ "error": self.to_string() }))).into_response();
+        if self == Self::NoToken {
+            let challenge = header::HeaderValue::from_static("Bearer realm=\"outrigger\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+async fn only_if_allowed(
+    Shared((state, needs)): Shared<(Arc<State>, Needs)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let verdict = match request.extensions().get::<Arrival>() {
+        Some(arrival) => {
+            let token = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty());
+            let rules = state.rules.load();
+            let asked = Asked { uri: request.uri(), headers: request.headers(), arrival: *arrival };
+            asked.verdict(needs, &rules.config.admin, token.as_deref())
+        }
+        // Every connection has this extension.
+        None => Err(Denied::NotHere),
+    };
+    match verdict {
+        Ok(()) => next.run(request).await,
+        Err(denied) => denied.into_response(),
+    }
+}
+
+/// The parts of a request that decide about its access.
+#[derive(Clone, Copy, Debug)]
+struct Asked<'a> {
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    arrival: Arrival,
+}
+
+impl Asked<'_> {
+    fn verdict(self, needs: Needs, rules: &AdminRules, token: Option<&str>) -> Result<(), Denied> {
+        if needs == Needs::Nothing {
+            return Ok(());
+        }
+        let host = self.host()?;
+        let is_own = |authority: Authority<'_>| is_own(authority, rules, self.arrival.at.ip());
+        // An absolute target is what counts (RFC 9112 section 3.2.2), and its host has to be one of ours as well.
+        let target = match self.uri.authority() {
+            Some(authority) => Some(Authority::parse(authority.as_str()).ok_or(Denied::NoHost)?),
+            None => None,
+        };
+        if !is_own(host) || !target.is_none_or(is_own) {
+            return Err(Denied::ForeignHost);
+        }
+        if !self.is_of_this_site(host) {
+            return Err(Denied::ForeignOrigin);
+        }
+        match (needs, token) {
+            (Needs::Operator, Some(token)) if !self.has_token(token) => Err(Denied::NoToken),
+            (Needs::Operator, None) if !self.arrival.from.ip().to_canonical().is_loopback() => Err(Denied::NotHere),
+            _ => Ok(()),
+        }
+    }
+
+    fn host(&self) -> Result<Authority<'_>, Denied> {
+        let mut hosts = self.headers.get_all(header::HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().ok().and_then(Authority::parse).ok_or(Denied::NoHost),
+            _ => Err(Denied::NoHost),
+        }
+    }
+
+    /// Browsers send the origin of a page in these headers. Other clients do not send them, and pass.
+    fn is_of_this_site(&self, host: Authority<'_>) -> bool {
+        let sites = self.headers.get_all(&SEC_FETCH_SITE).iter();
+        let origins = self.headers.get_all(header::ORIGIN).iter();
+        let is_same = |origin: &str| {
+            let (scheme, origin) = origin.split_once("://").unwrap_or_default();
+            let default = match scheme {
+                "http" => 80,
+                "https" => 443,
+                _ => return false,
+            };
+            Authority::parse(origin).is_some_and(|origin| {
+                origin.is_named_like(host) && origin.port.unwrap_or(default) == host.port.unwrap_or(default)
+            })
+        };
+        sites.into_iter().all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"))
+            && origins.into_iter().all(|origin| origin.to_str().is_ok_and(is_same))
+    }
+
+    /// Compares digests in constant time.
+    fn has_token(&self, token: &str) -> bool {
+        let mut values = self.headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return false };
+        let Some((scheme, sent)) = value.as_bytes().split_at_checked(7) else { return false };
+        let hash = |bytes: &[u8]| digest(&SHA256, bytes);
+        scheme.eq_ignore_ascii_case(b"bearer ") && hash(sent).as_ref().ct_eq(hash(token.as_bytes()).as_ref()).into()
+    }
+}
+
+/// Whether `authority` is a name or an address of the listener, on which the connection arrived at `at`.
+fn is_own(authority: Authority<'_>, rules: &AdminRules, at: IpAddr) -> bool {
+    let named = |name: &str| authority.is_named_like(Authority { host: name, port: None });
+    let is_listed = rules.hosts.iter().any(|host| named(host));
+    match authority.address() {
+        Some(address) => {
+            let is_ours = [at, rules.listen.ip()].iter().any(|ours| ours.to_canonical() == address);
+            address.is_loopback() || (is_ours && !address.is_unspecified()) || is_listed
+        }
+        // Whoever is in Fly's private network cannot make such a name point elsewhere.
+        None => {
+            let host = authority.host;
+            let is_internal =
+                host.len() > 9 && host.get(host.len() - 9..).is_some_and(|end| end.eq_ignore_ascii_case(".internal"));
+            named("localhost") || is_listed || (rules.is_on_fly && (is_internal || named("fly-local-6pn")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outrigger_wire::authority::is_host;
+
+    fn rules(hosts: &[&str], is_on_fly: bool) -> AdminRules {
+        AdminRules {
+            listen: "192.0.2.1:9091".parse().unwrap(),
+            hosts: hosts.iter().map(|host| (*host).into()).collect(),
+            max_connections: 64,
+            is_on_fly,
+        }
+    }
+
+    /// The status of the response to a request with these headers that arrives at 198.51.100.7.
+    fn verdict(needs: Needs, rules: &AdminRules, target: &str, lines: &[(&str, &str)], token: Option<&str>) -> u16 {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        let arrival = Arrival { from: "127.0.0.1:4000".parse().unwrap(), at: "198.51.100.7:9091".parse().unwrap() };
+        let uri: Uri = target.parse().unwrap();
+        let asked = Asked { uri: &uri, headers: &headers, arrival };
+        match asked.verdict(needs, rules, token) {
+            Ok(()) => 200,
+            Err(denied) => denied.into_response().status().as_u16(),
+        }
+    }
+
+    fn with_host(host: &str, rules: &AdminRules) -> u16 {
+        verdict(Needs::OwnHost, rules, "/breakers", &[("host", host)], None)
+    }
+
+    #[test]
+    fn host_is_a_name_of_this_listener() {
+        let here = rules(&[], false);
+        for own in [
+            "localhost",
+            "LocalHost:9091",
+            "localhost.",
+            "localhost.:9091",
+            "localhost:",
+            "127.0.0.1",
+            "127.9.9.9:1",
+            "[::1]:9091",
+            "[::ffff:127.0.0.1]",
+            "192.0.2.1:9091",
+            "198.51.100.7",
+        ] {
+            assert_eq!(with_host(own, &here), 200, "{own}");
+        }
+        for foreign in [
+            "attacker.example",
+            "attacker.example:9091",
+            "localhost.attacker.example",
+            "attacker-localhost",
+            "x.localhost",
+            "192.0.2.2",
+            "0.0.0.0",
+            "[::]",
+            "[2001:db8::1]:9091",
+            "m1.vm.shop.internal",
+            "127.0.0.1.attacker.example",
+        ] {
+            assert_eq!(with_host(foreign, &here), 421, "{foreign}");
+        }
+        for broken in [
+            "",
+            ".",
+            "user@localhost",
+            "localhost@attacker.example",
+            "localhost/",
+            "localhost:80:80",
+            "localhost:x",
+            "localhost:99999",
+            "localhost..",
+            "[::1",
+            "[localhost]",
+            "::1",
+            "localhost attacker.example",
+            "localhost,attacker.example",
+        ] {
+            let status = with_host(broken, &here);
+            assert!(matches!(status, 400 | 421), "{broken}: {status}");
+        }
+    }
+
+    #[test]
+    fn more_names_can_be_listed_and_fly_has_its_own() {
+        let listed = rules(&["admin.example", "203.0.113.9", "2001:db8::1"], false);
+        for own in ["Admin.Example.", "admin.example:443", "203.0.113.9:1", "[2001:DB8:0::1]:9091"] {
+            assert_eq!(with_host(own, &listed), 200, "{own}");
+        }
+        let fly = rules(&[], true);
+        for own in ["148e21eea46589.vm.shop.internal:9091", "shop.internal.", "ams.SHOP.INTERNAL", "fly-local-6pn:9091"]
+        {
+            assert_eq!(with_host(own, &fly), 200, "{own}");
+        }
+        for foreign in ["internal", ".internal", "shop.internal.attacker.example", "attackerinternal"] {
+            assert_ne!(with_host(foreign, &fly), 200, "{foreign}");
+        }
+        for (host, can_be_listed) in [
+            ("admin.example", true),
+            ("::1", true),
+            ("10.0.0.1", true),
+            ("a:80", false),
+            ("http://a", false),
+            ("", false),
+        ] {
+            assert_eq!(is_host(host), can_be_listed, "{host}");
+        }
+    }
+
+    #[test]
+    fn there_is_one_host_and_an_absolute_target_has_the_same_rules() {
+        let rules = rules(&[], false);
+        let ask = |target, lines: &[(&str, &str)]| verdict(Needs::OwnHost, &rules, target, lines, None);
+        assert_eq!(ask("/bans", &[]), 400, "also with HTTP/1.0");
+        assert_eq!(ask("/bans", &[("host", "localhost"), ("host", "localhost")]), 400);
+        assert_eq!(ask("/bans", &[("host", "localhost"), ("host", "attacker.example")]), 400);
+        assert_eq!(ask("http://localhost:9091/bans", &[("host", "localhost")]), 200);
+        assert_eq!(ask("http://attacker.example/bans", &[("host", "localhost")]), 421);
+        assert_eq!(ask("http://localhost/bans", &[("host", "attacker.example")]), 421);
+        assert_eq!(ask("http://localhost/bans", &[]), 400);
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused() {
+        let rules = rules(&[], false);
+        let ask = |lines: &[(&str, &str)]| {
+            let lines = [&[("host", "localhost:9091")], lines].concat();
+            let all = [Needs::OwnHost, Needs::Operator].map(|needs| verdict(needs, &rules, "/bans", &lines, None));
+            assert_eq!(all[0], all[1], "{lines:?}");
+            all[0]
+        };
+        for own in [
+            &[("origin", "http://localhost:9091")][..],
+            &[("origin", "http://LOCALHOST.:9091"), ("sec-fetch-site", "same-origin")],
+            &[("sec-fetch-site", "none")],
+        ] {
+            assert_eq!(ask(own), 200, "{own:?}");
+        }
+        for foreign in [
+            &[("origin", "http://attacker.example")][..],
+            &[("origin", "http://attacker.example:9091")],
+            &[("origin", "http://localhost:3000")],
+            &[("origin", "http://localhost")],
+            &[("origin", "null")],
+            &[("origin", "")],
+            &[("origin", "http://localhost:9091/")],
+            &[("origin", "file://localhost:9091")],
+            &[("origin", "http://localhost:9091@attacker.example")],
+            &[("origin", "http://localhost:9091"), ("origin", "http://attacker.example")],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "same-site")],
+            &[("origin", "http://localhost:9091"), ("sec-fetch-site", "cross-site")],
+        ] {
+            assert_eq!(ask(foreign), 403, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn operators_have_the_token_or_without_one_are_here() {
+        let rules = rules(&[], false);
+        let ask = |needs, lines: &[(&str, &str)]| {
+            verdict(needs, &rules, "/bans", &[&[("host", "localhost")], lines].concat(), Some("secret"))
+        };
+        for right in ["Bearer secret", "bearer secret", "BEARER secret"] {
+            assert_eq!(ask(Needs::Operator, &[("authorization", right)]), 200, "{right}");
+        }
+        let wrong =
+            ["Bearer secre", "Bearer secrets", "Bearer  secret", "Basic secret", "secret", "Bearer", "Bearer ", ""];
+        for wrong in wrong {
+            assert_eq!(ask(Needs::Operator, &[("authorization", wrong)]), 401, "{wrong}");
+        }
+        let twice = [("authorization", "Bearer secret"), ("authorization", "Bearer secret")];
+        assert_eq!((ask(Needs::Operator, &twice), ask(Needs::Operator, &[])), (401, 401));
+        assert_eq!((ask(Needs::OwnHost, &[]), ask(Needs::Nothing, &[])), (200, 200));
+        let response = Denied::NoToken.into_response();
+        assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer realm=\"outrigger\"");
+
+        let (uri, mut headers) = (Uri::from_static("/bans"), HeaderMap::new());
+        headers.insert(header::HOST, "198.51.100.7".parse().unwrap());
+        let from = |from: &str| Asked {
+            uri: &uri,
+            headers: &headers,
+            arrival: Arrival { from: from.parse().unwrap(), at: "198.51.100.7:9091".parse().unwrap() },
+        };
+        for (address, verdict) in [
+            ("198.51.100.8:4000", Err(Denied::NotHere)),
+            ("[fdaa::1]:4000", Err(Denied::NotHere)),
+            ("127.0.0.2:4000", Ok(())),
+            ("[::1]:4000", Ok(())),
+            ("[::ffff:127.0.0.1]:4000", Ok(())),
+        ] {
+            assert_eq!(from(address).verdict(Needs::Operator, &rules, None), verdict, "{address}");
+        }
+        assert_eq!(from("198.51.100.8:4000").verdict(Needs::OwnHost, &rules, None), Ok(()));
+    }
+}

@@ -1,0 +1,193 @@
+//! Brings a saved file into force, or refuses it and keeps what is.
+//!
+//! The file is looked at ten times a second: by its time, size and inode, then by its text. That works where change
+//! notifications do not (bind mounts, config maps, network file systems, editors that rename), costs one `stat`, and a
+//! file caught half-written is looked at again when it has settled.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_identity::clock::unix_now;
+use outrigger_rules::environment::process_environment;
+use outrigger_rules::error::{ConfigError, Place, Problem};
+use outrigger_rules::own::OwnListeners;
+use outrigger_rules::sections::peers::PeerRules;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::engine::state::{Snapshot, State};
+use crate::mechanism::audit::{acts, upkeep};
+use crate::mechanism::log::LevelSwitch;
+use crate::transport::upstream::checked::Checked;
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a reload waits for the addresses of a name that is new. Without them it comes into force all the same.
+const NAMES_PATIENCE: Duration = Duration::from_millis(500);
+
+/// So many looks in a row that find the same: whoever writes it has finished.
+const SETTLED_AFTER: u32 = 2;
+
+/// What tells one version of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    bytes: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(file).ok()?;
+        Some(Self { modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.size(), inode: meta.ino() })
+    }
+}
+
+/// Watches `file` for the life of the process.
+pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level: LevelSwitch) {
+    let reloader = Reloader { file, state, level };
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => Some(hangup),
+        Err(e) => {
+            tracing::warn!("SIGHUP cannot be caught, saving the file still works: {e}");
+            None
+        }
+    };
+    let mut in_force = if began_without { None } else { Stamp::of(&reloader.file) };
+    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, began_without);
+    loop {
+        let asked = tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => false,
+            () = asked_by(&mut hangup) => true,
+        };
+        let seen = Stamp::of(&reloader.file);
+        looks_alike = if seen == last_seen { looks_alike + 1 } else { 0 };
+        last_seen = seen;
+        let has_settled = looks_alike >= SETTLED_AFTER;
+        if seen.is_none() && (asked || (has_settled && !is_gone)) {
+            is_gone = true;
+            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the rules in force stay");
+        }
+        if seen.is_some() && (asked || (has_settled && seen != in_force)) {
+            let has_file = in_force.is_some();
+            (in_force, is_gone) = (seen, false);
+            reloader.reload(has_file).await;
+        }
+    }
+}
+
+async fn asked_by(hangup: &mut Option<tokio::signal::unix::Signal>) {
+    match hangup {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+struct Reloader {
+    file: PathBuf,
+    state: Arc<State>,
+    level: LevelSwitch,
+}
+
+impl Reloader {
+    async fn reload(&self, has_file: bool) {
+        // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
+        // one that failed. Where there was no file, all defaults are in force already.
+        if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
+            let problem =
+                Problem::new(Place::Whole, "is empty").hint("save it again; for all defaults, write a comment");
+            return self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
+        }
+        // The listeners that this process really has: the file may have others, for its next start.
+        let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
+        let load = move || Checked::load(&file, &process_environment, NAMES_PATIENCE, &own);
+        match tokio::task::spawn_blocking(load).await {
+            Ok(Ok(checked)) => self.apply(checked),
+            Ok(Err(e)) => self.refuse(&e),
+            Err(e) => tracing::error!("the changed configuration could not be read: {e}"),
+        }
+    }
+
+    fn refuse(&self, error: &ConfigError) {
+        self.state.metrics.reloaded(false);
+        let version = self.state.rules.load().version;
+        // What is wrong may hold a secret: only how much it is is entered.
+        acts::reloaded(&self.state, version, Some(error.problems.len()));
+        tracing::error!(
+            config_version = version,
+            problems = error.problems.len(),
+            "the changed configuration is refused, the rules before it stay in force:\n{error}"
+        );
+    }
+
+    fn apply(&self, checked: Checked) {
+        let Checked { mut config, mut upstreams } = checked;
+        let before = self.state.rules.load_full();
+        let fixed = before.config.needs_restart(&config);
+        if !fixed.is_empty() {
+            tracing::warn!(
+                keys = fixed.join(", "),
+                "these changes take effect at the next start; all others are in force"
+            );
+        }
+        // What the process really does is what the rules should say.
+        config.server.listen = before.config.server.listen;
+        config.server.h2c_listen = before.config.server.h2c_listen;
+        config.server.threads = before.config.server.threads;
+        config.admin.listen = before.config.admin.listen;
+        config.app.max_idle = before.config.app.max_idle;
+        config.log.format = before.config.log.format;
+        config.max_limit_keys = before.config.max_limit_keys;
+        config.this = before.config.this.clone();
+        config.audit = match (&before.config.audit, config.audit) {
+            (Some(before), Some(after)) => Some(after.keeping(before)),
+            (before, _) => before.clone(),
+        };
+        config.peers = match (&before.config.peers, config.peers) {
+            (Some(before), Some(after)) => Some(PeerRules { failover: after.failover, ..before.clone() }),
+            (before, _) => before.clone(),
+        };
+        if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
+            credentials.adopt(&before.config.credentials);
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let app_moved = !upstreams.app.is_same(&before.upstreams.app);
+        upstreams.adopt(&before.upstreams);
+        let next =
+            Snapshot::new(Checked { config, upstreams }, before.version + 1, &self.state.metrics, &self.state.breakers);
+        self.level.set(next.config.log.level);
+        self.state.metrics.reloaded(true);
+        self.state.metrics.show_config(&next.config, next.version, unix_now());
+        tracing::info!(
+            config_version = next.version,
+            routes = next.config.routes.all().len(),
+            "the configuration is in force"
+        );
+        self.state.gate.set(next.config.gate.settings);
+        let next = Arc::new(next);
+        self.state.rules.store(Arc::clone(&next));
+        if app_moved {
+            tracing::info!(event = "app_moved", app = %next.config.app.address, "requests go to {} from now on", next.config.app.address);
+        }
+        // Also whoever looks after the names: another may have come into force.
+        self.state.app_moved.notify_waiters();
+        acts::reloaded(&self.state, next.version, None);
+        acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);
+        upkeep::keep_flags(&next.config);
+        for gone in before.config.routes.all() {
+            if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
+                self.state.metrics.forget_route(&gone.name, gone.priority);
+            }
+        }
+        self.state.breakers.forget(&next.config.breakers, |gone| self.state.metrics.forget_breaker(gone));
+        for gone in &before.config.limits.all {
+            if !next.config.limits.all.iter().any(|limit| limit.name == gone.name) {
+                self.state.metrics.forget_limit(&gone.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Metrics of the audit log.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use outrigger_policy::audit::Class;
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
+
+use crate::engine::metrics::Declare;
+
+/// Metrics of the audit log.
+#[derive(Clone, Debug)]
+pub struct AuditMetrics {
+    entries: [IntCounter; Class::ALL.len()],
+    monitored: [IntCounter; Class::ALL.len()],
+    lost: IntCounterVec,
+    dropped: IntCounterVec,
+    alarms: IntCounterVec,
+    writable: IntGauge,
+    /// How long a commit took.
+    pub commits: Histogram,
+    /// Bytes of the audit log on disk.
+    pub spool_bytes: IntGauge,
+    /// Entries that wait to be written.
+    pub queued: IntGauge,
+    /// Entries on disk that the app does not have yet.
+    pub unshipped: IntGauge,
+    /// Age of the oldest of them, in seconds.
+    pub lag: Gauge,
+    /// Entries sent to the app, by result: stored, known before, refused by the database.
+    pub shipped: IntCounterVec,
+    /// Batches sent to the app, by result.
+    pub batches: IntCounterVec,
+}
+
+impl AuditMetrics {
+    pub(super) fn new(declare: &Declare<'_>) -> Result<Self, prometheus::Error> {
+        let entries = declare.counters(
+            "outrigger_audit_entries_total",
+            "Entries of the audit log written to disk.",
+            &["class"],
+        )?;
+        let monitored = declare.counters(
+            "outrigger_audit_monitored_total",
+            "Entries that the audit log would have if it were not in monitor mode.",
+            &["class"],
+        )?;
+        let shipped = declare.counters(
+            "outrigger_audit_shipped_total",
+            "Entries sent to the app, by result: stored, known already, or rejected by the database and set aside.",
+            &["result"],
+        )?;
+        let batches = declare.counters(
+            "outrigger_audit_batches_total",
+            "Batches of entries sent to the app, by result.",
+            &["result"],
+        )?;
+        for result in ["stored", "known", "refused"] {
+            shipped.with_label_values(&[result]);
+        }
+        for result in ["ok", "failed"] {
+            batches.with_label_values(&[result]);
+        }
+        let metrics = Self {
+            entries: Class::ALL.map(|class| entries.with_label_values(&[class.name()])),
+            monitored: Class::ALL.map(|class| monitored.with_label_values(&[class.name()])),
+            lost: declare.counters(
+                "outrigger_audit_lost_total",
+                "Entries that could not be written; a gap entry in the chain says how many.",
+                &["class", "why"],
+            )?,
+            dropped: declare.counters(
+                "outrigger_audit_dropped_total",
+                "Expired entries, removed from the spool or from PostgreSQL.",
+                &["class", "where"],
+            )?,
+            alarms: declare.counters(
+                "outrigger_audit_alarms_total",
+                "Signs, found at the start or by PostgreSQL, that the audit log was changed or rolled back.",
+                &["finding"],
+            )?,
+            writable: declare
+                .gauge("outrigger_audit_writable", "0 while the entries of a class cannot be written, else 1.")?,
+            commits: declare
+                .histogram("outrigger_audit_commit_duration_seconds", "How long it took to write entries durably.")?,
+            spool_bytes: declare.gauge("outrigger_audit_spool_bytes", "Bytes of the audit log's files.")?,
+            queued: declare.gauge("outrigger_audit_queue_entries", "Entries that wait to be written.")?,
+            unshipped: declare
+                .gauge("outrigger_audit_unshipped_entries", "Entries on disk that the app does not have yet.")?,
+            lag: declare
+                .real("outrigger_audit_lag_seconds", "Age of the oldest entry that the app does not have yet.")?,
+            shipped,
+            batches,
+        };
+        for finding in ["audit.rolled_back", "audit.missing", "audit.reopened", "audit.unvouched"] {
+            metrics.alarms.with_label_values(&[finding]);
+        }
+        metrics.writable.set(1);
+        Ok(metrics)
+    }
+
+    /// Counts entries written to disk.
+    pub fn entered(&self, class: Class, count: u64) {
+        self.entries[class as usize].inc_by(count);
+    }
+
+    /// Counts an entry that `enforce` would have written.
+    pub fn monitored(&self, class: Class) {
+        self.monitored[class as usize].inc();
+    }
+
+    /// Counts entries that could not be written.
+    pub fn lost(&self, class: Class, why: &str, count: u64) {
+        self.lost.with_label_values(&[class.name(), why]).inc_by(count);
+    }
+
+    /// Counts a sign that the audit log was changed or put back to an earlier state.
+    pub fn alarm(&self, finding: &str) {
+        self.alarms.with_label_values(&[finding]).inc();
+    }
+
+    /// Counts entries removed by retention.
+    pub fn dropped(&self, class: Class, place: &str, count: u64) {
+        self.dropped.with_label_values(&[class.name(), place]).inc_by(count);
+    }
+
+    /// Shows whether entries of all classes can be written.
+    pub fn show_writable(&self, writable: &[AtomicBool]) {
+        self.writable.set(writable.iter().all(|class| class.load(Ordering::Relaxed)).into());
+    }
+}

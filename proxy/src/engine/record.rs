@@ -1,0 +1,315 @@
+//! Reports how a request ended to metrics and logs.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::Method;
+use outrigger_policy::abuse::Offence;
+use outrigger_wire::request_id::RequestId;
+
+use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::metrics::Outcome;
+use crate::engine::rejection::{Failure, Rejection};
+use crate::engine::stages::hold;
+use crate::engine::state::State;
+use crate::mechanism::access_log::Line;
+use crate::mechanism::breakers::{self, End};
+use crate::mechanism::{abuse, audit, limits};
+
+/// The longest part of a path that a log line shows, in bytes.
+const SHOWN_PATH_BYTES: usize = 1024;
+/// The status in logs of a request whose client disconnected, as in NGINX.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// How the protocol saw the end of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// The exchange failed.
+    pub failed: bool,
+    /// It failed because the client disconnected.
+    pub client_left: bool,
+    /// Bytes of the response's body that were sent.
+    pub body_bytes: u64,
+}
+
+/// Reports the head of the app's response to the concurrency limit and to limits that count failures, before the client sees
+/// it.
+pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
+    let now = Instant::now();
+    exchange.head_at = Some(now);
+    if let Some(permit) = &mut exchange.permit {
+        permit.answered(now);
+        if is_stream {
+            exchange.permit = None;
+        }
+    }
+    // A stream may last for hours, and its end says nothing about how the app responds.
+    if is_stream || breakers::is_failure(exchange, exchange.status) {
+        breakers::ended(state, exchange, End::Answered(exchange.status, now));
+    }
+    match exchange.status {
+        401 | 403 => abuse::offend(state, exchange, Offence::LoginFailures),
+        404 => abuse::offend(state, exchange, Offence::NotFound),
+        _ => return,
+    }
+    limits::failed(state, exchange);
+}
+
+/// Reports a failure of the app to its circuit breaker, before the client sees it, and to the log. A connection that closed
+/// because the app went down does not count for the circuit breaker: requests in flight end with the app, and the next ones
+/// wait until it is back.
+pub async fn failed(
+    state: &Arc<State>,
+    exchange: &mut Exchange,
+    failure: Failure,
+    error: &(dyn std::fmt::Display + Sync),
+) {
+    exchange.failure = Some(failure);
+    if failure == Failure::Closed && exchange.attempt.is_some() && hold::is_gone(state, exchange).await {
+        breakers::ended(state, exchange, End::Unknown);
+    }
+    let is_late = matches!(failure, Failure::Timeout | Failure::ConnectTimeout);
+    let is_impatient = is_late && breakers::had_less_time(exchange);
+    if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
+        permit.timed_out(Instant::now());
+    }
+    // Otherwise any client could open the circuit breaker by asking for responses within a millisecond.
+    breakers::ended(state, exchange, if is_impatient { End::Unknown } else { end_of(failure) });
+    log_failure(state, exchange, failure, error);
+}
+
+const fn end_of(failure: Failure) -> End {
+    match failure {
+        Failure::Internal => End::Unknown,
+        Failure::Unreachable => End::Unreached,
+        Failure::ConnectTimeout => End::NotConnected,
+        Failure::Timeout | Failure::Closed | Failure::Invalid => End::Failed,
+    }
+}
+
+/// Records the end of a request, once.
+pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method: &Method, path: &str) {
+    if matches!(exchange.destination, Destination::Probe) {
+        // Peers probe every second; these are not requests of a client.
+        return;
+    }
+    breakers::ended(state, exchange, end(exchange, ending));
+    let ended = Instant::now();
+    let duration = ended.saturating_duration_since(exchange.started);
+    let outcome = outcome(exchange, ending);
+    exchange.rules.route_metrics[exchange.route].record(outcome, duration, exchange.stream);
+    if let Some(rejection) = exchange.rejection {
+        state.metrics.rejected(rejection);
+        state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
+        match rejection {
+            Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
+            Rejection::Overloaded
+            | Rejection::AppRestarting
+            | Rejection::BreakerOpen { .. }
+            | Rejection::Expired
+            | Rejection::OutOfResources => {
+                limits::give_back(state, exchange);
+            }
+            _ => {}
+        }
+    }
+    if let Some(failure) = exchange.failure {
+        state.metrics.failed(failure);
+    }
+    audit::ended(state, exchange, outcome, ending.client_left, ended);
+    if exchange.rules.config.log.access {
+        let reason =
+            exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
+        state.access_log.write(Line {
+            time: SystemTime::now(),
+            request_id: exchange.request_id,
+            client: exchange.client.address,
+            method: method.clone(),
+            path: shown_path(path),
+            route: exchange.route().name.clone(),
+            status: if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status },
+            outcome,
+            reason,
+            limit: exchange.violated_policy().map(str::to_owned),
+            duration,
+            attempts: exchange.attempts.made(),
+            body_bytes: ending.body_bytes,
+        });
+    }
+}
+
+/// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
+pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
+    let rules = state.rules.load();
+    state.metrics.rejected(rejection);
+    // No route was chosen: count it for the last one, which takes all requests that no other route matches.
+    let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
+    metrics.record(Outcome::Rejected, Duration::ZERO, None);
+    let problem = rejection.problem();
+    if !rules.config.log.access {
+        tracing::debug!(%request_id, reason = problem.label, "a request was refused before it was parsed");
+    } else {
+        let (method, path) = request_line(unread);
+        state.access_log.write(Line {
+            time: SystemTime::now(),
+            request_id,
+            client,
+            method,
+            path: shown_path(path),
+            route: route.name.clone(),
+            status: problem.status.as_u16(),
+            outcome: Outcome::Rejected,
+            reason: Some(problem.label),
+            limit: None,
+            duration: Duration::ZERO,
+            attempts: 0,
+            body_bytes: 0,
+        });
+    }
+}
+
+/// The method and the path of a request line at the start of `unread`; `-` if there is no request line.
+fn request_line(unread: &[u8]) -> (Method, &str) {
+    let line = unread.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let method = words.next().and_then(|word| Method::from_bytes(word).ok());
+    let target = words.next().and_then(|word| std::str::from_utf8(word).ok()).filter(|word| word.starts_with('/'));
+    match (method, target) {
+        (Some(method), Some(target)) => (method, target.split(['?', '#']).next().unwrap_or_default()),
+        _ => (Method::from_bytes(b"-").unwrap_or_default(), "-"),
+    }
+}
+
+fn shown_path(path: &str) -> String {
+    path[..path.floor_char_boundary(SHOWN_PATH_BYTES)].to_owned()
+}
+
+/// The result of the last attempt, as far as the end of the request shows it.
+fn end(exchange: &Exchange, ending: &Ending) -> End {
+    if ending.client_left {
+        return End::Unknown;
+    }
+    match (exchange.rejection, exchange.failure, exchange.head_at) {
+        (Some(Rejection::FaultInjected { status }), ..) => End::Answered(status.as_u16(), Instant::now()),
+        (Some(_), ..) => End::Unknown,
+        (_, Some(failure), _) => end_of(failure),
+        (_, None, Some(at)) if exchange.answered_by_app && !ending.failed => End::Answered(exchange.status, at),
+        (_, None, Some(_)) => End::Failed,
+        (_, None, None) => End::Unknown,
+    }
+}
+
+fn outcome(exchange: &Exchange, ending: &Ending) -> Outcome {
+    if exchange.rejection.is_some() {
+        return Outcome::Rejected;
+    }
+    if ending.client_left {
+        return Outcome::ClientClosed;
+    }
+    if exchange.answered_by_app && ending.failed {
+        return Outcome::Truncated;
+    }
+    if let Some(failure) = exchange.failure {
+        return match failure {
+            _ if exchange.status == 503 => Outcome::Unavailable,
+            Failure::Unreachable | Failure::Closed | Failure::Invalid => Outcome::BadGateway,
+            Failure::ConnectTimeout | Failure::Timeout => Outcome::GatewayTimeout,
+            Failure::Internal => Outcome::Internal,
+        };
+    }
+    match exchange.status {
+        100..300 => Outcome::Success,
+        300..400 => Outcome::Redirect,
+        400..500 => Outcome::ClientError,
+        _ => Outcome::ServerError,
+    }
+}
+
+/// Logs a request that the app failed.
+fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn std::fmt::Display) {
+    if let Destination::Peer(peer, kind) = &exchange.destination {
+        tracing::warn!(
+            request_id = %exchange.request_id,
+            peer = %peer.name,
+            kind = kind.name(),
+            reason = failure.problem().label,
+            "peer {} failed a request: {error}",
+            peer.name
+        );
+        return;
+    }
+    tracing::warn!(
+        request_id = %exchange.request_id,
+        route = %exchange.route().name,
+        app = %state.rules.load().config.app.address,
+        reason = failure.problem().label,
+        attempts = exchange.attempts.made(),
+        duration_ms = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "the app failed a request: {error}"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::metrics::Metrics;
+    use crate::engine::state::Snapshot;
+    use crate::mechanism::breakers::Registry;
+    use crate::transport::upstream::Upstreams;
+    use crate::transport::upstream::checked::Checked;
+    use outrigger_rules::config::Config;
+    use std::path::Path;
+
+    fn fresh() -> Exchange {
+        let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
+        let upstreams = Upstreams::new(&config.app);
+        let checked = Checked { config, upstreams };
+        Exchange::new(Arc::new(Snapshot::new(checked, 1, &Metrics::new().unwrap(), &Registry::default())))
+    }
+
+    const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
+
+    #[test]
+    fn tells_502_503_504_and_499_apart() {
+        let failed = |failure, status| {
+            let mut e = fresh();
+            e.failure = Some(failure);
+            e.status = status;
+            outcome(&e, &Ending { failed: true, ..FINE })
+        };
+        assert_eq!(failed(Failure::Unreachable, 502), Outcome::BadGateway);
+        assert_eq!(failed(Failure::Unreachable, 503), Outcome::Unavailable);
+        assert_eq!(failed(Failure::Timeout, 504), Outcome::GatewayTimeout);
+        assert_eq!(
+            outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }),
+            Outcome::ClientClosed
+        );
+    }
+
+    #[test]
+    fn the_request_line_is_shown_as_far_as_there_is_one() {
+        let shown = |unread: &str| {
+            let (method, path) = request_line(unread.as_bytes());
+            format!("{method} {path}")
+        };
+        assert_eq!(shown("GET /lost?token=secret HTTP/1.1\r\n\r\n"), "GET /lost");
+        assert_eq!(shown("POST /a"), "POST /a");
+        for none in ["", "HELLO\r\n\r\n", "\0 /a HTTP/1.1", "GET http://a:secret@b/ HTTP/1.1", "PRI * HTTP/2.0"] {
+            assert_eq!(shown(none), "- -", "{none:?}");
+        }
+        assert_eq!(request_line(b"GET /\xff HTTP/1.1").1, "-");
+        assert_eq!(shown_path(&"\u{e4}".repeat(1000)).len(), 1024);
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_is_no_success() {
+        let mut e = fresh();
+        e.answered_by_app = true;
+        e.status = 200;
+        assert_eq!(outcome(&e, &FINE), Outcome::Success);
+        assert_eq!(outcome(&e, &Ending { failed: true, ..FINE }), Outcome::Truncated);
+        e.rejection = Some(Rejection::BodyTooLarge);
+        assert_eq!(outcome(&e, &Ending { failed: true, ..FINE }), Outcome::Rejected);
+    }
+}

@@ -1,0 +1,443 @@
+//! Why Outrigger responded instead of the app: the one table of statuses, labels and texts.
+//!
+//! The response says what the client can do, in `application/problem+json` (RFC 9457); metrics and the log have the label.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use outrigger_wire::malformed::Malformed;
+
+/// Why Outrigger rejected a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// It is not HTTP that could be forwarded.
+    Malformed(Malformed),
+    /// Its head is larger than allowed.
+    HeadTooLarge,
+    /// Its head took too long.
+    HeadTooSlow,
+    /// Its body is larger than the route allows.
+    BodyTooLarge,
+    /// Its body paused for too long.
+    BodyTooSlow,
+    /// Bodies from its address use all the memory that they may.
+    TooManyUploads,
+    /// The connection limit is reached.
+    TooManyConnections,
+    /// Unfinished heads use all the memory that they may.
+    TooManyHeads,
+    /// A health check, while the process is shutting down.
+    Draining,
+    /// Its path has a segment `.` or `..`, in any spelling.
+    DotSegment,
+    /// Its path has a control character.
+    ControlCharacter,
+    /// Its path can be read in several ways that lead to different routes.
+    AmbiguousPath,
+    /// Its path is where the app serves its metrics, and no route makes it public.
+    NotPublic,
+    /// It carries a credential twice, which could identify one client here and another one to the app.
+    RepeatedCredential,
+    /// The client is banned.
+    Banned {
+        /// Time until the ban ends.
+        retry_after: Duration,
+    },
+    /// The client has exceeded a rate limit.
+    QuotaExceeded {
+        /// The limit's number in the configuration.
+        limit: u16,
+        /// Time until it may send another request.
+        retry_after: Duration,
+    },
+    /// The app handles as many requests as it can, and more important ones wait.
+    Overloaded,
+    /// The app is down, and the maximum number of requests waits for it.
+    AppRestarting,
+    /// The circuit breaker is open.
+    BreakerOpen {
+        /// Time until a probe may pass.
+        retry_after: Duration,
+    },
+    /// Its deadline passed while it waited.
+    Expired,
+    /// A fault was injected.
+    FaultInjected {
+        /// Its status.
+        status: StatusCode,
+    },
+    /// Its event could not be written to the audit log.
+    AuditUnavailable,
+    /// Its path is reserved for Outrigger.
+    Reserved,
+    /// It arrived on the listener for peers without a peer's signature.
+    NotAPeer,
+    /// This process has forwarded it already, or the app's name resolves to this proxy.
+    Loop,
+    /// This host is out of descriptors, ports or memory.
+    OutOfResources,
+}
+
+/// Why the app failed a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The connection was refused, or the address cannot be reached.
+    Unreachable,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The response did not begin in time, or paused for too long.
+    Timeout,
+    /// The connection ended before the response did.
+    Closed,
+    /// The response is not valid HTTP.
+    Invalid,
+    /// An error of Outrigger itself.
+    Internal,
+}
+
+/// The content of an error response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The status.
+    pub status: StatusCode,
+    /// The label in metrics and logs, and the last part of `type`.
+    pub label: &'static str,
+    /// A short summary.
+    pub title: &'static str,
+    /// Advice for the client.
+    pub detail: &'static str,
+    /// When the client may retry.
+    pub retry_after: Option<Duration>,
+}
+
+/// Problem types registered for everybody (draft-ietf-httpapi-ratelimit-headers-10 section 6).
+const REGISTRY: &str = "https://iana.org/assignments/http-problem-types#";
+const SOON: Option<Duration> = Some(Duration::from_secs(1));
+
+impl Rejection {
+    /// An example of this variant.
+    pub const BANNED: Self = Self::Banned { retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const BREAKER_OPEN: Self = Self::BreakerOpen { retry_after: Duration::ZERO };
+
+    /// One of each kind, for tests and the list of metrics.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let rest = [
+            Self::HeadTooLarge,
+            Self::HeadTooSlow,
+            Self::BodyTooLarge,
+            Self::BodyTooSlow,
+            Self::TooManyUploads,
+            Self::TooManyConnections,
+            Self::TooManyHeads,
+            Self::Draining,
+            Self::DotSegment,
+            Self::ControlCharacter,
+            Self::AmbiguousPath,
+            Self::NotPublic,
+            Self::RepeatedCredential,
+            Self::BANNED,
+            Self::QUOTA_EXCEEDED,
+            Self::Overloaded,
+            Self::AppRestarting,
+            Self::BREAKER_OPEN,
+            Self::Expired,
+            Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
+            Self::AuditUnavailable,
+            Self::Reserved,
+            Self::NotAPeer,
+            Self::Loop,
+            Self::OutOfResources,
+        ];
+        Malformed::ALL.into_iter().map(Self::Malformed).chain(rest)
+    }
+
+    /// The table of rejections.
+    pub const fn problem(self) -> Problem {
+        let (status, label, title, detail, retry_after) = match self {
+            Self::Malformed(malformed) => return malformed_problem(malformed),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "head_too_large",
+                "The request's head is too large",
+                "send fewer or shorter fields; large cookies are the usual cause",
+                None,
+            ),
+            Self::HeadTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "head_too_slow",
+                "The request's head took too long",
+                "send the whole head at once",
+                None,
+            ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "The request's body is too large",
+                "send less, or in several requests; the operator can raise max_body of the route",
+                None,
+            ),
+            Self::BodyTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "body_too_slow",
+                "The request's body paused for too long",
+                "send the body without long pauses, and not a few bytes at a time",
+                None,
+            ),
+            Self::TooManyUploads => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_uploads",
+                "Too many request bodies from this address are unfinished",
+                "come back after Retry-After; send fewer bodies at the same time, and each without pauses",
+                SOON,
+            ),
+            Self::TooManyConnections => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "The proxy has no connection to spare",
+                "come back after Retry-After; keep connections open and use them again",
+                SOON,
+            ),
+            Self::TooManyHeads => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_unfinished_heads",
+                "Too many requests are sent in small pieces",
+                "come back after Retry-After; send each request's head whole",
+                SOON,
+            ),
+            Self::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "This process is about to leave",
+                "send traffic elsewhere",
+                SOON,
+            ),
+            Self::DotSegment => (
+                StatusCode::BAD_REQUEST,
+                "path_dot_segment",
+                "The request's path has a dot segment",
+                "resolve . and .. before sending, as RFC 3986 section 5.2.4 says; encoding them does not help",
+                None,
+            ),
+            Self::ControlCharacter => (
+                StatusCode::BAD_REQUEST,
+                "path_control_character",
+                "The request's path has a control character",
+                "send no bytes below 0x20 and no 0x7F in the path, encoded or not",
+                None,
+            ),
+            Self::AmbiguousPath => (
+                StatusCode::BAD_REQUEST,
+                "path_ambiguous",
+                "The request's path can be read in several ways",
+                "send the usual spelling; the operator can name the path in a route that takes all of them, such as /items/**",
+                None,
+            ),
+            Self::NotPublic => (
+                StatusCode::NOT_FOUND,
+                "not_public",
+                "There is nothing here for the public",
+                "metrics are on the admin listener; the operator can make this path public by naming it in a route",
+                None,
+            ),
+            Self::RepeatedCredential => (
+                StatusCode::BAD_REQUEST,
+                "repeated_credential",
+                "The request carries a credential twice",
+                "send one Authorization header with one token, and one API key",
+                None,
+            ),
+            Self::Banned { retry_after } => (
+                StatusCode::FORBIDDEN,
+                "abnormal_usage_detected",
+                "This client is banned for a time",
+                "stop, and come back after Retry-After; the operator can lift the ban",
+                Some(retry_after),
+            ),
+            Self::QuotaExceeded { retry_after, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "quota_exceeded",
+                "This client has exceeded its quota",
+                "wait for Retry-After, then go on at the pace that RateLimit-Policy allows",
+                Some(retry_after),
+            ),
+            Self::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporary_reduced_capacity",
+                "The app is busy with more important requests",
+                "come back after Retry-After; nothing is wrong with the request",
+                SOON,
+            ),
+            Self::AppRestarting => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "app_restarting",
+                "The app is restarting, and too many requests wait for it",
+                "come back after Retry-After; nothing is wrong with the request",
+                SOON,
+            ),
+            Self::BreakerOpen { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "breaker_open",
+                "The app fails such requests, and is left alone for a while",
+                "come back after Retry-After; nothing is wrong with the request",
+                Some(retry_after),
+            ),
+            Self::Expired => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "deadline_exceeded",
+                "The request's time was over before its turn came",
+                "give it more time, or come back when there is less to do",
+                SOON,
+            ),
+            Self::FaultInjected { status } => (
+                status,
+                "fault_injected",
+                "The operator lets this request fail on purpose",
+                "try again; the operator's [[faults]] say which requests fail",
+                None,
+            ),
+            Self::AuditUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "audit_unavailable",
+                "What this request does cannot be written down, as it has to be",
+                "come back after Retry-After; what changes something may have been done: look before sending it again",
+                SOON,
+            ),
+            Self::Reserved => (
+                StatusCode::NOT_FOUND,
+                "reserved_path",
+                "There is nothing here",
+                "this path is for the proxy itself",
+                None,
+            ),
+            Self::NotAPeer => (
+                StatusCode::FORBIDDEN,
+                "not_a_peer",
+                "This listener is for the app's other Machines",
+                "use the public address; Machines need the same OUTRIGGER_AFFINITY_KEYS, and clocks that agree to a minute",
+                None,
+            ),
+            Self::Loop => (
+                StatusCode::LOOP_DETECTED,
+                "loop_detected",
+                "The request comes back to this proxy",
+                "nothing the client can change; the operator's app.address, or a proxy behind it, leads back here",
+                None,
+            ),
+            Self::OutOfResources => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "out_of_resources",
+                "The proxy cannot open another connection",
+                "come back after Retry-After; the operator's log says which limit of the host to raise",
+                SOON,
+            ),
+        };
+        Problem { status, label, title, detail, retry_after }
+    }
+}
+
+const fn malformed_problem(malformed: Malformed) -> Problem {
+    let (status, label) = match malformed {
+        Malformed::RequestLine => (StatusCode::BAD_REQUEST, "malformed_request_line"),
+        Malformed::Target => (StatusCode::BAD_REQUEST, "malformed_target"),
+        Malformed::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "malformed_version"),
+        Malformed::Connect => (StatusCode::METHOD_NOT_ALLOWED, "malformed_connect"),
+        Malformed::Field => (StatusCode::BAD_REQUEST, "malformed_field"),
+        Malformed::BareLineFeed => (StatusCode::BAD_REQUEST, "malformed_line_end"),
+        Malformed::FoldedField => (StatusCode::BAD_REQUEST, "malformed_folded_field"),
+        Malformed::Host => (StatusCode::BAD_REQUEST, "malformed_host"),
+        Malformed::HostMismatch => (StatusCode::BAD_REQUEST, "malformed_host_mismatch"),
+        Malformed::Length => (StatusCode::BAD_REQUEST, "malformed_length"),
+        Malformed::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
+        Malformed::LengthAndEncoding => (StatusCode::BAD_REQUEST, "malformed_length_and_encoding"),
+        Malformed::Chunk => (StatusCode::BAD_REQUEST, "malformed_chunk"),
+    };
+    Problem { status, label, title: "The request is malformed", detail: malformed.advice(), retry_after: None }
+}
+
+impl Failure {
+    /// All failures.
+    pub const ALL: [Self; 6] =
+        [Self::Unreachable, Self::ConnectTimeout, Self::Timeout, Self::Closed, Self::Invalid, Self::Internal];
+
+    /// The table of failures.
+    pub const fn problem(self) -> Problem {
+        const RETRY: &str = "try again; if it persists, tell the operator the request_id";
+        let (status, label, title, retry_after) = match self {
+            Self::Unreachable => (StatusCode::BAD_GATEWAY, "app_unreachable", "The app cannot be reached", SOON),
+            Self::ConnectTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "app_connect_timeout", "The app does not take connections", SOON)
+            }
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "app_timeout", "The app did not answer in time", None),
+            Self::Closed => (StatusCode::BAD_GATEWAY, "app_closed", "The app ended the connection early", None),
+            Self::Invalid => (StatusCode::BAD_GATEWAY, "app_invalid", "The app's answer is no HTTP", None),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The proxy failed", None),
+        };
+        Problem { status, label, title, detail: RETRY, retry_after }
+    }
+}
+
+impl Problem {
+    /// The JSON body, with the request id and, if given, the rate limit's policy that the request violates.
+    pub fn body(&self, request_id: &str, policy: Option<&str>) -> String {
+        // Every part is a constant or made of plain characters, so no escaping is needed.
+        let policies = policy.map_or_else(String::new, |name| format!(",\"violated-policies\":[\"{name}\"]"));
+        format!(
+            "{{\"type\":\"{}{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{}\",\"request_id\":\"{}\"{policies}}}\n",
+            if self.is_registered() { REGISTRY } else { "urn:outrigger:problem:" },
+            self.label.replace('_', "-"),
+            self.title,
+            self.status.as_u16(),
+            self.detail,
+            request_id
+        )
+    }
+
+    /// Whether the draft on rate limit headers registers its type for everybody.
+    fn is_registered(&self) -> bool {
+        matches!(self.label, "quota_exceeded" | "temporary_reduced_capacity" | "abnormal_usage_detected")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outrigger_wire::retry_after::seconds;
+    use std::collections::HashSet;
+    use std::fmt::Write as _;
+
+    #[test]
+    fn the_table_is_what_clients_rely_on() {
+        let mut table = String::new();
+        let problems = Rejection::all().map(Rejection::problem).chain(Failure::ALL.map(Failure::problem));
+        for p in problems {
+            writeln!(table, "{} {} | {} | {}", p.status.as_u16(), p.label, p.title, p.detail).unwrap();
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn every_reason_has_a_label_of_its_own() {
+        let labels: Vec<_> =
+            Rejection::all().map(|r| r.problem().label).chain(Failure::ALL.map(|f| f.problem().label)).collect();
+        assert_eq!(labels.iter().collect::<HashSet<_>>().len(), labels.len());
+    }
+
+    #[test]
+    fn a_body_is_valid_json() {
+        for problem in Rejection::all().map(Rejection::problem).chain(Failure::ALL.map(Failure::problem)) {
+            let body: serde_json::Value = serde_json::from_str(&problem.body("id-1", Some("login"))).unwrap();
+            assert_eq!(body["status"], problem.status.as_u16());
+            assert_eq!(body["request_id"], "id-1");
+            assert_eq!(body["violated-policies"][0], "login");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up() {
+        assert_eq!(seconds(Duration::from_millis(1001)), 2);
+        assert_eq!(seconds(Duration::from_secs(1)), 1);
+    }
+}

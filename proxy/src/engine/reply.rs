@@ -1,0 +1,74 @@
+//! Outrigger's own responses: a problem, health in the app's format, or the route's fallback.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use outrigger_policy::flags::Mode;
+
+use crate::engine::exchange::Exchange;
+use crate::engine::health;
+use crate::engine::rejection::{Failure, Problem, Rejection};
+use crate::engine::state::State;
+use crate::mechanism::audit;
+
+/// A response of Outrigger's own, without the headers that every response has.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The content type.
+    pub content_type: Arc<str>,
+    /// The body.
+    pub body: String,
+    /// When the client may retry.
+    pub retry_after: Option<Duration>,
+}
+
+/// The response to this exchange for this problem.
+pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
+    let route = exchange.route();
+    if route.is_health {
+        let held = state.reach.is_away().then(|| state.gate.standing().waiting.iter().sum());
+        return Reply {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            content_type: "application/json".into(),
+            body: health::unhealthy(state.started.elapsed(), problem.label, held),
+            retry_after: problem.retry_after,
+        };
+    }
+    if let (Some(fallback), true) = (&route.fallback, is_for_want_of_the_app(exchange)) {
+        state.metrics.fallbacks.inc();
+        return Reply {
+            status: fallback.status,
+            content_type: Arc::clone(&fallback.content_type),
+            body: fallback.body.to_string(),
+            retry_after: None,
+        };
+    }
+    Reply {
+        status: problem.status,
+        content_type: "application/problem+json".into(),
+        body: problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
+        retry_after: problem.retry_after,
+    }
+}
+
+/// Like [`to`], after the audit event is on disk if its class requires that. If that fails, responds with that problem
+/// instead.
+pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) -> Reply {
+    let mut reply = to(state, exchange, problem);
+    exchange.status = reply.status.as_u16();
+    if let Err(rejection) = audit::before_response(state, exchange).await {
+        exchange.rejection = Some(rejection);
+        reply = to(state, exchange, &rejection.problem());
+        exchange.status = reply.status.as_u16();
+    }
+    reply
+}
+
+/// Whether the app was not asked because its circuit breaker is open or because it is down.
+fn is_for_want_of_the_app(exchange: &Exchange) -> bool {
+    matches!(exchange.rejection, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting))
+        || (exchange.resilience == Mode::Enforce && exchange.failure == Some(Failure::Unreachable))
+}

@@ -1,0 +1,56 @@
+//! What a retry takes: a pause that ends before the deadline, and a token of the budget.
+//!
+//! [`crate::engine::attempts`] decides whether one is made:
+//!
+//! | the attempt ended | which requests are retried | cost |
+//! |---|---|---|
+//! | a kept connection was closed before a byte of the response came | repeatable | none: the app has not seen it |
+//! | the app refused the connection | all | a wait for the app, see [`crate::engine::stages::hold`]; no attempt, no budget |
+//! | no connection within `connect_timeout` | all: the app has not seen it | an attempt, budget |
+//! | a new connection was closed before the response | repeatable | an attempt, budget |
+//! | a response with a status that the route retries | repeatable | an attempt, budget |
+//! | the deadline passed, or the response was not HTTP | none | |
+//!
+//! A request is repeatable if it is idempotent (RFC 9110 section 9.2.2), no byte of a response has been passed on, and its
+//! body is kept: Pingora keeps the first 64 KiB.
+
+use std::time::{Duration, Instant};
+
+use outrigger_policy::flags::Mode;
+use outrigger_policy::retry;
+use outrigger_wire::random::dice;
+
+use crate::engine::exchange::Exchange;
+use crate::engine::state::State;
+
+/// A request has come: it pays into the budget.
+pub fn pay_in(state: &State, exchange: &Exchange) {
+    if exchange.resilience == Mode::Enforce && exchange.route().attempts > 1 {
+        state.retry_budget().pay_in(exchange.rules.config.retry.budget);
+    }
+}
+
+/// The pause before another attempt, or `None` if it would not end before the deadline.
+pub fn pause(exchange: &Exchange, now: Instant, asked_for: Option<Duration>) -> Option<Duration> {
+    let rules = &exchange.rules.config.retry;
+    let jittered = || retry::pause(exchange.attempts.made(), rules.backoff, rules.max_backoff, dice());
+    // Zero is what a date that has passed says: as soon as any other retry.
+    let pause = asked_for.filter(|pause| !pause.is_zero()).unwrap_or_else(jittered);
+    (now + pause < exchange.deadline).then_some(pause)
+}
+
+/// Whether an answer with this status is tried again.
+pub fn is_wanted(exchange: &Exchange, status: u16) -> bool {
+    exchange.resilience == Mode::Enforce && exchange.route().retry_statuses.contains(&status)
+}
+
+/// One more attempt is made: false if the budget has nothing left for it.
+pub fn pay(state: &State, exchange: &Exchange, now: Instant) -> bool {
+    let is_paid = state.retry_budget().pay(state.nanoseconds(now), exchange.rules.config.retry.budget);
+    if is_paid {
+        state.metrics.retries.inc();
+    } else {
+        state.metrics.retries_denied.inc();
+    }
+    is_paid
+}

@@ -1,0 +1,194 @@
+//! Pingora's hooks as a driver of [`crate::engine::attempts`]: they wait, pause and ask the circuit breaker before Pingora
+//! connects, and turn its errors into events.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use outrigger_identity::clock::seconds;
+use pingora::proxy::Session;
+use pingora::{BError, Error, ErrorType, Result};
+
+use crate::engine::answer::OwnResponse;
+use crate::engine::attempts::{Event, Next};
+use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::rejection::Failure;
+use crate::engine::stages::admit::NoTurn;
+use crate::engine::stages::{self, admit, hold};
+use crate::engine::steps;
+use crate::general::Gateway;
+use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, own_head, view, write_own};
+use crate::mechanism::affinity::replay;
+use crate::mechanism::peers::hop;
+
+impl Gateway {
+    /// Waits until the request has a permit, where it needs one.
+    pub(super) async fn wait_for_turn(&self, exchange: &mut Exchange) -> Result<(), NoTurn> {
+        let Some(mut waiting) = exchange.waiting.take() else { return Ok(()) };
+        loop {
+            let deadline = admit::wait_deadline(&self.state, exchange);
+            let turn = waiting.turn(deadline).await;
+            let now = Instant::now();
+            match turn {
+                Some(Some(permit)) => {
+                    exchange.permit = Some(permit);
+                    self.state.metrics.waited(exchange, now);
+                    return Ok(());
+                }
+                // The app went down while it waited: it may wait for that, too.
+                None if admit::wait_deadline(&self.state, exchange) > now => {}
+                Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
+            }
+        }
+    }
+
+    /// The same before an attempt; gives what follows.
+    pub(super) async fn take_turn(&self, session: &Session, exchange: &mut Exchange) -> Next {
+        match self.wait_for_turn(exchange).await {
+            Ok(()) => steps::admitted(&self.state, exchange, session.req_header().method.is_idempotent()),
+            Err(no_turn) => steps::not_admitted(&self.state, exchange, no_turn),
+        }
+    }
+
+    /// A peer has declined the request. If that was its session's home, the session gets a new one here.
+    async fn take_back(&self, session: &mut Session, exchange: &mut Exchange) -> Next {
+        let has_endless_body = has_endless_body(session);
+        let request = view(session.req_header(), has_endless_body);
+        let was_home = matches!(exchange.destination, Destination::Peer(_, hop::Kind::Session));
+        (exchange.destination, exchange.turn_began) = (Destination::App, Instant::now());
+        exchange.has_lost_home |= was_home;
+        let decide = if was_home { stages::decide } else { stages::take_turn };
+        if let Err(rejection) = decide(&self.state, &request, exchange) {
+            return steps::happened(&self.state, exchange, Event::NotAdmitted { rejection, peer: false });
+        }
+        if matches!(exchange.destination, Destination::Peer(..)) {
+            return self.sent_to_peer(session, exchange);
+        }
+        self.take_turn(session, exchange).await
+    }
+
+    /// A stage has sent the request to a peer.
+    pub(super) fn sent_to_peer(&self, session: &Session, exchange: &mut Exchange) -> Next {
+        let is_idempotent = session.req_header().method.is_idempotent();
+        steps::happened(&self.state, exchange, Event::SentToPeer { is_idempotent })
+    }
+
+    /// Waits in the queue until the app is back.
+    async fn wait_for_app(&self, session: &Session, exchange: &mut Exchange) -> Next {
+        exchange.upload.give_back();
+        if let Err(rejection) = hold::rejoin(&self.state, exchange) {
+            return steps::not_admitted(&self.state, exchange, NoTurn::Refused(rejection));
+        }
+        match self.take_turn(session, exchange).await {
+            Next::Ask { .. } if Instant::now() >= exchange.deadline => {
+                steps::happened(&self.state, exchange, Event::Expired)
+            }
+            next => next,
+        }
+    }
+
+    /// Asks the edge to send the request to its session's home.
+    pub(super) async fn replay(&self, session: &mut Session, exchange: &mut Exchange, home: &str) {
+        let rules = std::sync::Arc::clone(&exchange.rules);
+        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return };
+        let field = replay::field(this, home, affinity.replay_timeout, seconds());
+        self.keep_after_answer(session);
+        exchange.status = http::StatusCode::TEMPORARY_REDIRECT.as_u16();
+        let written = match own_head(&OwnResponse::replay(exchange, &field)) {
+            Ok(head) => write_own(session, head, Bytes::new()).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = written {
+            tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
+        }
+    }
+
+    /// Does everything that comes before the next connection.
+    ///
+    /// # Errors
+    /// Pingora's, if there is no connection to be made: the request has its outcome.
+    pub(super) async fn before_connection(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        let mut next = exchange.next.take().unwrap_or(Next::Nothing);
+        loop {
+            if let Next::Ask { pause } | Next::Probe { pause } = next
+                && !pause.is_zero()
+            {
+                tokio::time::sleep(pause).await;
+            }
+            next = match next {
+                Next::Ask { .. } => match self.enter(session, exchange).await {
+                    None => return Ok(()),
+                    Some(next) => next,
+                },
+                Next::Wait => self.wait_for_app(session, exchange).await,
+                Next::ComeBack => self.take_back(session, exchange).await,
+                Next::AskPeer if exchange.deadline <= Instant::now() => {
+                    steps::happened(&self.state, exchange, Event::Expired)
+                }
+                Next::Probe { .. } | Next::AskPeer => return Ok(()),
+                next => return Err(self.instead(exchange, next)),
+            };
+        }
+    }
+
+    /// Asks the circuit breaker and injects a fault; gives what follows, unless the attempt goes on.
+    pub(super) async fn enter(&self, session: &mut Session, exchange: &mut Exchange) -> Option<Next> {
+        let now = Instant::now();
+        if exchange.attempts.made() > 1
+            && let Some(permit) = &mut exchange.permit
+        {
+            permit.sent(now);
+        }
+        let fault = match steps::enter(&self.state, exchange, now) {
+            Ok(fault) => fault?,
+            Err(next) => return Some(next),
+        };
+        tokio::time::sleep(fault.delay).await;
+        let event = fault.event(exchange, || is_unanswered(session) && may_repeat(session))?;
+        Some(steps::happened(&self.state, exchange, event))
+    }
+
+    /// An error that stops Pingora from going on with this attempt, for what follows instead.
+    pub(super) fn instead(&self, exchange: &mut Exchange, next: Next) -> BError {
+        let kind = match next {
+            Next::Reject(rejection) => ErrorType::HTTPStatus(rejection.problem().status.as_u16()),
+            Next::Fail(Failure::Unreachable) => ErrorType::ConnectRefused,
+            Next::Fail(_) => ErrorType::ConnectionClosed,
+            _ => ErrorType::InternalError,
+        };
+        self.follow(exchange, next, Error::explain(kind, "no attempt is made").into_up())
+    }
+
+    /// Has Pingora come back to `upstream_peer` if the request goes on, and keeps its outcome if not.
+    pub(super) fn follow(&self, exchange: &mut Exchange, next: Next, mut error: BError) -> BError {
+        let goes_on = match next {
+            Next::Reject(rejection) => {
+                exchange.rejection = Some(rejection);
+                false
+            }
+            Next::Fail(failure) => {
+                exchange.failure = Some(failure);
+                false
+            }
+            Next::Relay | Next::Leave | Next::Nothing => false,
+            Next::Ask { .. } | Next::Probe { .. } | Next::Replace | Next::Wait | Next::AskPeer | Next::ComeBack => true,
+        };
+        exchange.next = goes_on.then_some(next);
+        error.set_retry(goes_on);
+        error
+    }
+
+    /// The response's head is complete; gives what follows, if that is not to pass it on.
+    pub(super) fn answered(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        status: u16,
+        retry_after: Option<Duration>,
+    ) -> Option<Next> {
+        let may_repeat = || is_unanswered(session) && may_repeat(session);
+        match steps::answered(&self.state, exchange, status, retry_after, may_repeat) {
+            Next::Relay => None,
+            next => Some(next),
+        }
+    }
+}

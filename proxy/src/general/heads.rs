@@ -1,0 +1,202 @@
+//! Heads, as Pingora has them: what is looked at, removed and written.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use outrigger_wire::cookies;
+
+use outrigger_wire::ratelimit;
+use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::sieve::{Passage, Removed, Sieve};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::{Error, Result};
+
+use crate::engine::answer::OwnResponse;
+use crate::engine::exchange::Exchange;
+use crate::mechanism::{affinity, limits};
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Whether it does no harm to send the request twice, and all of it is still there.
+pub(super) fn may_repeat(session: &Session) -> bool {
+    session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
+}
+
+/// Whether no response has been sent. An interim one is none, but 101 is final: what follows it is not HTTP.
+pub(super) fn is_unanswered(session: &Session) -> bool {
+    session
+        .response_written()
+        .is_none_or(|head| head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS)
+}
+
+/// About as many bytes as the head of an answer had.
+pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
+    response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
+/// Whether the request has a body and does not say how long it is. HTTP/2 needs no field for that.
+pub(super) fn has_endless_body(session: &mut Session) -> bool {
+    let head = session.req_header();
+    let is_h2 = head.version == Version::HTTP_2;
+    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    head.headers.contains_key(header::TRANSFER_ENCODING) || (is_h2 && !has_length && !session.as_mut().is_body_empty())
+}
+
+/// What the stages may look at.
+pub(super) fn view(head: &RequestHeader, has_endless_body: bool) -> Request<'_> {
+    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    Request {
+        method: &head.method,
+        path: head.uri.path(),
+        host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default(),
+        fields: Fields::Map(&head.headers),
+        is_http10: head.version == Version::HTTP_10,
+        target: head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
+        has_endless_body,
+    }
+}
+
+pub(super) fn content_length(head: &RequestHeader) -> Option<u64> {
+    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pub(super) fn response_length(head: &ResponseHeader) -> Option<u64> {
+    head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pub(super) fn is_invalid_data(error: &Error) -> bool {
+    error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
+}
+
+/// Removes what the sender may not say; gives what that was.
+pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName, HeaderValue> {
+    let stays_out = |name: &&HeaderName| sieve.passage(name.as_str()) != Passage::Passes;
+    let mut removed = Removed::default();
+    // One at a time: nearly every request has none.
+    while let Some(name) = request.headers.keys().find(stays_out).cloned() {
+        removed.forged |= sieve.passage(name.as_str()) == Passage::Forged;
+        let value = request.remove_header(&name);
+        if removed.claim.is_none() && sieve.is_claim(name.as_str()) {
+            removed.claim = value.map(|value| (name, value));
+        }
+    }
+    removed
+}
+
+/// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
+/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`outrigger_wire::rewrite`].
+pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
+    let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
+    let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = encodings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    lengths <= 1 && is_chunked && encodings.next().is_none()
+}
+
+/// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).
+pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
+    if let Some(named) = response.headers.get(header::CONNECTION)
+        && !matches!(named.as_bytes(), b"keep-alive" | b"close")
+    {
+        let nominated: Vec<HeaderName> = response
+            .headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // Framing and routing are not for an app to nominate away.
+            .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH | header::CONNECTION))
+            .collect();
+        for name in nominated {
+            response.remove_header(&name);
+        }
+    }
+    let keeps_upgrade = response.status == StatusCode::UPGRADE_REQUIRED;
+    let is_hop = |name: &&HeaderName| {
+        **name == KEEP_ALIVE
+            || **name == PROXY_CONNECTION
+            || **name == header::TE
+            || **name == header::TRAILER
+            || **name == header::PROXY_AUTHENTICATE
+            || (**name == header::UPGRADE && !keeps_upgrade)
+    };
+    while let Some(name) = response.headers.keys().find(is_hop).cloned() {
+        response.remove_header(&name);
+    }
+}
+
+/// Tells what is left of the client's limits.
+pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let Some(told) = limits::headers::Told::of(exchange) else { return Ok(()) };
+    let own = told.own();
+    let mut upstream = ratelimit::Upstream::default();
+    for (name, value) in &response.headers {
+        upstream.take(own, name.as_str(), value.as_bytes());
+    }
+    let mut merged = Vec::new();
+    ratelimit::merged(own, &upstream, |name, value| merged.push((name, value.to_vec())));
+    for name in ratelimit::names().filter(|name| own.merges(name)) {
+        response.remove_header(name);
+    }
+    for (name, value) in merged {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+/// Takes the session's cookie out of what the app gets.
+pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
+    if !request.headers.get_all(header::COOKIE).iter().any(|value| cookies::is_in(value.as_bytes())) {
+        return Ok(());
+    }
+    let mut kept = Vec::new();
+    for value in request.headers.get_all(header::COOKIE) {
+        let mut others = Vec::new();
+        if cookies::write_others(value.as_bytes(), &mut others) {
+            kept.push(others);
+        }
+    }
+    request.remove_header(&header::COOKIE);
+    for others in kept {
+        request.append_header(header::COOKIE, others)?;
+    }
+    Ok(())
+}
+
+/// Writes the session's cookie.
+pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    let mut said = response.headers.get_all(header::CACHE_CONTROL).iter();
+    let is_shared = said.any(|value| cookies::is_shared(value.as_bytes()));
+    if is_shared || response.status == StatusCode::NOT_MODIFIED {
+        return Ok(());
+    }
+    let mut result = Ok(());
+    affinity::set_cookie(exchange, |name, value| {
+        if let Err(e) = response.append_header(name, value) {
+            result = Err(e);
+        }
+    });
+    result
+}
+
+/// The head of a response of our own, as Pingora has it.
+pub(super) fn own_head(response: &OwnResponse<'_>) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(response.status(), Some(8))?;
+    let mut put = Ok(());
+    response.headers(|name, value| {
+        if let Err(e) = head.insert_header(name, value) {
+            put = Err(e);
+        }
+    });
+    put.map(|()| head)
+}
+
+/// Writes a response of our own.
+pub(super) async fn write_own(session: &mut Session, head: ResponseHeader, body: Bytes) -> Result<()> {
+    let has_no_body = body.is_empty() || session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(head), has_no_body).await?;
+    if !has_no_body {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,374 @@
+//! The connection of one attempt of Pingora's to the app, with time limits that the exchange sets as it goes on.
+//!
+//! Pingora's own read timeout is fixed when the connection opens, counts for each read, and runs while the client still
+//! sends its body. An app that drips its head would never reach it, a client that pauses would reach it in the app's stead,
+//! and it cannot become longer when the response turns out to be an event stream. So Pingora's is off, and the limits are
+//! here, where the app's bytes are read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use outrigger_rules::target::Target;
+use pingora::connectors::l4::Connect;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
+use pingora::{Error, ErrorType, Result};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::engine::rejection::Rejection;
+use crate::engine::state::State;
+use crate::transport::app_pool::AppStream;
+use crate::transport::timer::Timer;
+use crate::transport::upstream::{self, ConnectError, exhaustion};
+
+/// Whose time was over when the connection was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The app's: its head did not come in time, or its body paused for too long.
+    App,
+    /// The client's: its request body paused for too long.
+    Client,
+}
+
+/// What the proxy waits for while it reads from the app.
+#[derive(Clone, Copy, Debug, Default)]
+enum Limit {
+    /// Nothing that has a limit.
+    #[default]
+    None,
+    /// The client sends the body: the next bytes until then, and so long after each time that the app took some late.
+    Client(Instant, Duration),
+    /// The head of the response, complete, until then.
+    Head(Instant),
+    /// More of the response, within this time.
+    More(Duration),
+}
+
+#[derive(Debug, Default)]
+struct Clock {
+    limit: Limit,
+    /// Since when a read of the app's bytes is pending.
+    reading_since: Option<Instant>,
+    /// A write is pending: the app takes no more of the body.
+    is_writing: bool,
+    cut: Option<Cut>,
+    /// Why the request is refused: there is no connection, for a reason of our own.
+    refused: Option<Rejection>,
+    /// Woken when the limit changes.
+    reader: Option<Waker>,
+}
+
+/// Shared by the exchange, which sets the limits, and the stream, which obeys them.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(Arc<Mutex<Clock>>);
+
+impl Watch {
+    fn lock(&self) -> MutexGuard<'_, Clock> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, limit: Limit) {
+        let mut clock = self.lock();
+        clock.limit = limit;
+        if let Some(reader) = clock.reader.take() {
+            drop(clock);
+            reader.wake();
+        }
+    }
+
+    /// Whether the proxy waits for bytes of the app at this moment, and not for the client to take or send some.
+    pub fn waits_for_app(&self) -> bool {
+        self.lock().reading_since.is_some()
+    }
+
+    /// Whether the app does not take what it is sent at this moment.
+    pub fn app_takes_nothing(&self) -> bool {
+        self.lock().is_writing
+    }
+}
+
+/// The connection of one attempt, from the exchange's side.
+#[derive(Debug)]
+pub struct Line {
+    watch: Watch,
+}
+
+impl Line {
+    /// One that opens a connection to the app, or to a peer, and what Pingora calls to open it.
+    pub fn new(state: &Arc<State>, peer: Option<Target>, connect_timeout: Duration) -> (Self, Arc<Opener>) {
+        let watch = Watch::default();
+        let opener = Opener { state: Arc::clone(state), peer, connect_timeout, watch: watch.clone() };
+        (Self { watch }, Arc::new(opener))
+    }
+
+    /// Why the request is refused, if there is no connection for a reason of our own.
+    pub fn refused(&self) -> Option<Rejection> {
+        self.watch.lock().refused
+    }
+
+    /// What is seen of it while the exchange does something else.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+
+    /// Cuts it if the head of the response is not complete at `deadline`.
+    pub fn head_until(&self, deadline: Instant) {
+        self.watch.set(Limit::Head(deadline));
+    }
+
+    /// Cuts it if the client sends nothing of its body for `pause` from now on, not counting the time in which the app takes
+    /// nothing.
+    pub fn body_within(&self, pause: Duration) {
+        self.watch.set(Limit::Client(Instant::now() + pause, pause));
+    }
+
+    /// Cuts it if the app sends nothing for `pause` while it is waited for, and is sent nothing.
+    pub fn more_within(&self, pause: Duration) {
+        self.watch.set(Limit::More(pause));
+    }
+
+    /// Neither has a limit for now.
+    pub fn unlimited(&self) {
+        self.watch.set(Limit::None);
+    }
+
+    /// Why it was cut, if it was.
+    pub fn cut(&self) -> Option<Cut> {
+        self.watch.lock().cut
+    }
+}
+
+/// Opens the connection.
+#[derive(Debug)]
+pub struct Opener {
+    state: Arc<State>,
+    /// `None`: to the app, wherever it is by then.
+    peer: Option<Target>,
+    connect_timeout: Duration,
+    watch: Watch,
+}
+
+impl Opener {
+    async fn open(&self) -> std::result::Result<AppStream, ConnectError> {
+        let open = || async {
+            match &self.peer {
+                Some(target) => AppStream::connect_to_peer(target).await,
+                None => upstream::connect_once(&self.state).await,
+            }
+        };
+        exhaustion::with_room(&self.state, open).await
+    }
+}
+
+#[async_trait]
+impl Connect for Opener {
+    async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
+        match tokio::time::timeout(self.connect_timeout, self.open()).await {
+            Ok(Ok(stream)) => {
+                let limited = Limited { stream, watch: self.watch.clone(), timer: Timer::new() };
+                Ok(VirtualSocketStream::new(Box::new(limited)).into())
+            }
+            Ok(Err(e)) => {
+                let (kind, refused) = match &e {
+                    ConnectError::Busy => (ErrorType::ConnectTimedout, None),
+                    ConnectError::Refused(_) | ConnectError::Unknown(_) => (ErrorType::ConnectRefused, None),
+                    ConnectError::Loop { .. } => (ErrorType::ConnectError, Some(Rejection::Loop)),
+                    ConnectError::Exhausted { .. } => (ErrorType::ConnectError, Some(Rejection::OutOfResources)),
+                };
+                self.watch.lock().refused = refused;
+                Err(Error::because(kind, "no connection", e).into_up())
+            }
+            Err(_) => Err(Error::explain(ErrorType::ConnectTimedout, "connect_timeout is over").into_up()),
+        }
+    }
+}
+
+/// The connection, from Pingora's side.
+#[derive(Debug)]
+struct Limited {
+    stream: AppStream,
+    watch: Watch,
+    timer: Timer,
+}
+
+fn time_is_over() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "its time is over")
+}
+
+impl AsyncRead for Limited {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let mut clock = this.watch.lock();
+        if clock.cut.is_some() {
+            return Poll::Ready(Err(time_is_over()));
+        }
+        if read.is_ready() {
+            clock.reading_since = None;
+            // A head that drips is never waited for long.
+            if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
+                clock.cut = Some(Cut::App);
+                return Poll::Ready(Err(time_is_over()));
+            }
+            return read;
+        }
+        if clock.is_writing {
+            // Pingora reads again while a write is pending only when it has given up the write: the app took nothing in its time.
+            clock.cut = Some(Cut::App);
+            return Poll::Ready(Err(time_is_over()));
+        }
+        let since = *clock.reading_since.get_or_insert_with(Instant::now);
+        if !clock.reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            clock.reader = Some(cx.waker().clone());
+        }
+        let (deadline, whose) = match clock.limit {
+            Limit::None => return Poll::Pending,
+            Limit::Client(deadline, _) => (deadline, Cut::Client),
+            Limit::Head(deadline) => (deadline, Cut::App),
+            Limit::More(pause) => (since + pause, Cut::App),
+        };
+        drop(clock);
+        ready!(this.timer.poll(cx, deadline.into()));
+        this.watch.lock().cut = Some(whose);
+        Poll::Ready(Err(time_is_over()))
+    }
+}
+
+impl AsyncWrite for Limited {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        let mut clock = this.watch.lock();
+        let was_blocked = std::mem::replace(&mut clock.is_writing, written.is_pending());
+        if written.is_pending() {
+            return written;
+        }
+        match clock.limit {
+            // Until now it was the app for whom the body waited.
+            Limit::Client(_, pause) if was_blocked => clock.limit = Limit::Client(Instant::now() + pause, pause),
+            // A tunnel in which the client talks is not silent.
+            Limit::More(_) if clock.reading_since.is_some() => clock.reading_since = Some(Instant::now()),
+            _ => {}
+        }
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl VirtualSocket for Limited {
+    /// Set when it is opened: see [`AppStream::connect`].
+    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    fn limited() -> (Limited, Line, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let watch = Watch::default();
+        let line = Line { watch: watch.clone() };
+        (Limited { stream: AppStream::of_unix(near), watch, timer: Timer::new() }, line, far)
+    }
+
+    const SHORT: Duration = Duration::from_millis(30);
+
+    #[tokio::test]
+    async fn a_head_that_drips_is_cut_at_its_deadline() {
+        let (mut near, line, mut far) = limited();
+        line.head_until(Instant::now() + SHORT);
+        let drip = tokio::spawn(async move {
+            while far.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        let mut byte = [0];
+        let end = loop {
+            if let Err(e) = near.read_exact(&mut byte).await {
+                break e;
+            }
+        };
+        assert_eq!((end.kind(), line.cut()), (io::ErrorKind::TimedOut, Some(Cut::App)));
+        drop(near);
+        drip.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_is_set_while_a_read_is_pending_counts() {
+        let (mut near, line, _far) = limited();
+        let read = tokio::spawn(async move { near.read_u8().await });
+        while !line.watch().waits_for_app() {
+            tokio::task::yield_now().await;
+        }
+        line.body_within(SHORT);
+        assert!(read.await.unwrap().is_err());
+        assert_eq!(line.cut(), Some(Cut::Client));
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_is_allowed_begins_anew_with_each_read() {
+        let (mut near, line, mut far) = limited();
+        line.more_within(SHORT * 10);
+        for _ in 0..3 {
+            far.write_all(b"x").await.unwrap();
+            near.read_u8().await.unwrap();
+            // Nobody reads, as when the client takes nothing: the app owes nothing.
+            tokio::time::sleep(SHORT).await;
+        }
+        assert_eq!(line.cut(), None);
+        assert!(near.read_u8().await.is_err());
+        assert_eq!(line.cut(), Some(Cut::App));
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_in_which_the_client_talks_is_not_silent() {
+        let (near, line, _far) = limited();
+        line.more_within(SHORT * 30);
+        let (mut reader, mut writer) = tokio::io::split(near);
+        let read = tokio::spawn(async move { reader.read_u8().await });
+        for _ in 0..12 {
+            writer.write_all(b"x").await.unwrap();
+            tokio::time::sleep(SHORT * 3).await;
+        }
+        assert!(!read.is_finished());
+        assert!(read.await.unwrap().is_err());
+        assert_eq!(line.cut(), Some(Cut::App));
+    }
+
+    #[tokio::test]
+    async fn the_client_is_not_blamed_for_an_app_that_takes_nothing() {
+        let (mut near, line, mut far) = limited();
+        line.body_within(SHORT);
+        let piece = vec![0; 4 << 20];
+        let write = tokio::spawn(async move {
+            near.write_all(&piece).await.unwrap();
+            near
+        });
+        while !line.watch().app_takes_nothing() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(SHORT * 2).await;
+        let mut sink = vec![0; 4 << 20];
+        far.read_exact(&mut sink).await.unwrap();
+        let mut near = write.await.unwrap();
+        far.write_all(b"x").await.unwrap();
+        assert_eq!(near.read_u8().await.unwrap(), b'x');
+        assert_eq!(line.cut(), None);
+    }
+}

@@ -1,0 +1,366 @@
+//! Request bodies on Pingora's way: an upload's time is the client's, and holds no permit.
+//!
+//! ```text
+//!            head                    permit          last byte               response head
+//!  receives   |  reads up to 64 KiB   |  streams, if   |  the app's time       |
+//!             |  client.body_timeout  |  there is more |  the route's timeout  |
+//! ```
+//!
+//! A body that says that it fits is read before a permit is asked for. So is the beginning of any other, until it pauses; the
+//! rest is streamed. Then the permit is given back while the client sends little, and asked for again when a good part has
+//! come, and before the end is passed on, which is when the app can begin to work.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::header;
+use outrigger_identity::client::Client;
+use outrigger_wire::request::Kind;
+use pingora::Result;
+use pingora::proxy::Session;
+
+use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::record;
+use crate::engine::rejection::Rejection;
+use crate::engine::stages::admit::NoTurn;
+use crate::engine::stages::failover;
+use crate::engine::steps;
+use crate::general::heads::{content_length, view};
+use crate::general::line::Watch;
+use crate::general::{Gateway, admit};
+use crate::mechanism::body_memory::BodyShare;
+use crate::mechanism::breakers;
+use crate::mechanism::gate::Permit;
+use crate::transport::client_stream::{ClientStream, SMALL_PIECE_BYTES};
+
+/// Pingora keeps so much of a body to send it again, and forgets all of it when there is more.
+const RETRY_BYTES: u64 = 64 << 10;
+/// No read gives more at once: HTTP/2 frames are no longer, and of HTTP/1.1 see `ClientStream::read_small_pieces`.
+const PIECE_BYTES: u64 = SMALL_PIECE_BYTES as u64;
+/// Beyond this, the next piece might not fit any more.
+const KEPT_BYTES: u64 = RETRY_BYTES - PIECE_BYTES;
+
+/// A body that is streamed in any case may be one half of a dialogue, whose client waits for the app to answer the first half.
+/// After such a pause, or such a time in all, the app gets what is there.
+const DIALOGUE_PAUSE: Duration = Duration::from_millis(200);
+const DIALOGUE_TIME: Duration = Duration::from_secs(1);
+
+/// A body that fits may take `client.body_timeout`, and a second more for so many bytes: nobody keeps memory by sending a byte
+/// now and then. (Apache's `RequestReadTimeout` has the same rule and rate.)
+const MIN_BYTES_PER_SECOND: u64 = 500;
+
+/// A client that sends less than this in this time has its permit given back.
+const BUSY: Duration = Duration::from_millis(100);
+const BUSY_BYTES: u64 = 16 << 10;
+/// So much is passed on without a permit, before one is asked for again.
+const UNPERMITTED_BYTES: u64 = 64 << 10;
+
+/// How long after a refusal the end of a body asks for a permit again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a stalled upload looks whether its memory is needed by others.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Where the request's body is.
+#[derive(Debug, Default)]
+pub struct Upload {
+    /// The client still sends it: it is streamed.
+    is_streamed: bool,
+    /// The memory that it takes while it is kept.
+    memory: Option<BodyShare>,
+    /// The permit, while it may be given back at any moment.
+    lent: Option<Lent>,
+    /// It had a permit when its streaming began.
+    needs_permit: bool,
+    /// Bytes since it had one.
+    unpermitted: u64,
+    /// From when on the time is the client's.
+    since: Option<Instant>,
+    /// How long the app may pause after its head.
+    pause: Duration,
+}
+
+impl Upload {
+    /// Whether the client still sends it.
+    pub(super) fn is_streamed(&self) -> bool {
+        self.is_streamed
+    }
+
+    /// Gives back its permit. How long the app took cannot be told: part of the time was the client's.
+    pub(super) fn give_back(&mut self) {
+        self.lent = None;
+    }
+}
+
+/// A permit that is given back when little comes.
+#[derive(Debug)]
+struct Lent {
+    shared: Arc<Mutex<(Option<Permit>, u64)>>,
+    watcher: tokio::task::JoinHandle<()>,
+}
+
+impl Lent {
+    fn new(permit: Permit, line: Option<Watch>) -> Self {
+        let shared = Arc::new(Mutex::new((Some(permit), 0)));
+        let watched = Arc::clone(&shared);
+        let watcher = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(BUSY).await;
+                let app_is_slow = line.as_ref().is_some_and(Watch::app_takes_nothing);
+                let mut shared = watched.lock().unwrap_or_else(PoisonError::into_inner);
+                if shared.1 < BUSY_BYTES && !app_is_slow {
+                    shared.0 = None;
+                    return;
+                }
+                shared.1 = 0;
+            }
+        });
+        Self { shared, watcher }
+    }
+
+    /// Counts what has come; false if the permit has been given back.
+    fn count(&self, bytes: u64) -> bool {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.1 += bytes;
+        shared.0.is_some()
+    }
+
+    fn take(&self) -> Option<Permit> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl Gateway {
+    /// Takes in the body of a request that is meant to be served, unless an open breaker refuses it anyway.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub(super) async fn take_body(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Result<(), Rejection>> {
+        if matches!(exchange.destination, Destination::App)
+            && let Err(refused) = breakers::may_pass(&self.state, &view(session.req_header(), true), exchange)
+            && !failover::takes(&self.state, exchange)
+        {
+            return Ok(Err(refused));
+        }
+        self.receive(session, exchange).await
+    }
+
+    /// The head of the response has come: from now on the app may pause for so long.
+    pub(super) fn head_has_come(&self, exchange: &mut Exchange, is_stream: bool, pause: Duration) {
+        exchange.upload.give_back();
+        if let Some(line) = &exchange.line
+            && !exchange.upload.is_streamed
+        {
+            line.more_within(pause);
+        }
+        exchange.upload.pause = pause;
+        record::head(&self.state, exchange, is_stream);
+    }
+
+    /// Reads as much of the body as is kept, before the exchange asks for a permit.
+    ///
+    /// # Errors
+    /// Pingora's, when the client has left or sends what is no body.
+    pub(super) async fn receive(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Result<(), Rejection>> {
+        if session.as_mut().is_body_done() || exchange.kind == Kind::Upgrade {
+            return Ok(Ok(()));
+        }
+        exchange.upload.is_streamed = true;
+        // Only the app can say whether it wants a body that waits for its word.
+        let waits_for_app = session.req_header().headers.contains_key(header::EXPECT);
+        if waits_for_app || !admit::needs_permit(exchange) {
+            return Ok(Ok(()));
+        }
+        let began = Instant::now();
+        let mut memory = self.state.body_memory.share(Client::hash_of(exchange.client.address));
+        let received = self.read_to_keep(session, exchange, &mut memory, began).await;
+        // Pingora keeps what was read until the exchange ends, also when it is refused.
+        exchange.upload.memory = Some(memory);
+        let received = received?;
+        let now = Instant::now();
+        // From here on it is the app's time.
+        exchange.deadline += now - began;
+        exchange.turn_began = now;
+        if received.is_ok() && session.as_mut().is_body_done() {
+            exchange.upload.is_streamed = false;
+            exchange.is_replayable = true;
+        }
+        Ok(received)
+    }
+
+    async fn read_to_keep(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        memory: &mut BodyShare,
+        began: Instant,
+    ) -> Result<Result<(), Rejection>> {
+        let client = exchange.rules.config.client;
+        let max_body = exchange.route().max_body_bytes;
+        let fits = content_length(session.req_header()).is_some_and(|length| length <= RETRY_BYTES);
+        session.as_mut().enable_retry_buffering();
+        read_small_pieces(session, true);
+        let (mut received, mut last) = (0, began);
+        while !session.as_mut().is_body_done() && (fits || received <= KEPT_BYTES) {
+            let patience = if fits {
+                let in_all = client.body_timeout + Duration::from_secs(received / MIN_BYTES_PER_SECOND);
+                (last + client.body_timeout).min(began + in_all)
+            } else {
+                (last + DIALOGUE_PAUSE.min(client.body_timeout)).min(began + DIALOGUE_TIME)
+            };
+            let now = Instant::now();
+            if now >= patience && fits {
+                return Ok(Err(Rejection::BodyTooSlow));
+            }
+            if now >= patience {
+                break;
+            }
+            let read = tokio::time::timeout((patience - now).min(LOOK), session.as_mut().read_request_body()).await;
+            let piece = match read {
+                Err(_) if memory.is_above_threshold(client.body_memory) => {
+                    return Ok(Err(Rejection::TooManyUploads));
+                }
+                Err(_) => continue,
+                Ok(read) => read.map_err(|e| e.into_down())?,
+            };
+            let Some(piece) = piece else { break };
+            received += piece.len() as u64;
+            last = Instant::now();
+            if received > max_body {
+                return Ok(Err(Rejection::BodyTooLarge));
+            }
+            // Pingora holds it twice: as it was read, and to send it again.
+            if !memory.grow(2 * piece.len(), client.body_memory) {
+                return Ok(Err(Rejection::TooManyUploads));
+            }
+        }
+        read_small_pieces(session, false);
+        Ok(Ok(()))
+    }
+
+    /// An attempt begins: how long may the client, or the app, take?
+    pub(super) fn begin_upload(&self, exchange: &mut Exchange) {
+        let now = Instant::now();
+        let Some(line) = &exchange.line else { return };
+        if !exchange.upload.is_streamed {
+            line.head_until(exchange.deadline);
+            return;
+        }
+        line.body_within(exchange.rules.config.client.body_timeout);
+        let watch = line.watch();
+        let upload = &mut exchange.upload;
+        upload.since = Some(now);
+        let permit = exchange.permit.take().or_else(|| upload.lent.as_ref().and_then(Lent::take));
+        if let Some(permit) = permit {
+            upload.needs_permit = true;
+            upload.lent = Some(Lent::new(permit, Some(watch)));
+        }
+    }
+
+    /// A piece of a streamed body is about to be passed on.
+    pub(super) async fn pass_on(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        bytes: u64,
+        is_end: bool,
+    ) -> Result<()> {
+        if session.as_ref().retry_buffer_truncated() {
+            exchange.upload.memory = None;
+        }
+        let answered = exchange.head_at.is_some();
+        let upload = &mut exchange.upload;
+        let has_permit = if is_end {
+            if let Some(lent) = upload.lent.take() {
+                exchange.permit = lent.take();
+            }
+            exchange.permit.is_some()
+        } else {
+            upload.lent.as_ref().is_some_and(|lent| lent.count(bytes))
+        };
+        upload.unpermitted = if has_permit { 0 } else { upload.unpermitted + bytes };
+        let asks = upload.needs_permit && !has_permit && !answered;
+        if asks && (is_end || upload.unpermitted >= UNPERMITTED_BYTES) {
+            upload.lent = None;
+            upload.unpermitted = 0;
+            if let Some(line) = &exchange.line {
+                line.unlimited();
+            }
+            self.ask_again(session, exchange, is_end).await?;
+        }
+        let now = Instant::now();
+        if is_end {
+            exchange.upload.is_streamed = false;
+            if answered {
+                if let Some(line) = &exchange.line {
+                    line.more_within(exchange.upload.pause);
+                }
+            } else {
+                exchange.deadline += exchange.upload.since.map_or(Duration::ZERO, |since| now - since);
+            }
+            if let Some(permit) = &mut exchange.permit {
+                permit.sent(now);
+            }
+            return Ok(());
+        }
+        if let Some(line) = &exchange.line {
+            line.body_within(exchange.rules.config.client.body_timeout);
+            if let Some(permit) = exchange.permit.take() {
+                exchange.upload.lent = Some(Lent::new(permit, Some(line.watch())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the permit that was given back. In the middle of a body a refusal only slows the client down: its pieces are
+    /// little work. At the end it is asked for until the request's time is over, for the client would have to send it all again.
+    async fn ask_again(&self, session: &mut Session, exchange: &mut Exchange, is_end: bool) -> Result<()> {
+        let began = Instant::now();
+        let since = exchange.upload.since.unwrap_or(began);
+        exchange.deadline += began - since;
+        let turn = loop {
+            exchange.turn_began = Instant::now();
+            let asked = admit::slot(&self.state, &view(session.req_header(), false), exchange);
+            let turn = match asked {
+                Ok(()) => self.wait_for_turn(exchange).await,
+                Err(rejection) => Err(NoTurn::Refused(rejection)),
+            };
+            match turn {
+                Err(NoTurn::Refused(Rejection::Overloaded)) if !is_end => break Ok(()),
+                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < exchange.deadline => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                turn => break turn,
+            }
+        };
+        // At the end, the wait was the app's time.
+        exchange.upload.since = Some(if is_end { Instant::now() } else { began });
+        turn.map_err(|no_turn| {
+            let next = steps::not_admitted(&self.state, exchange, no_turn);
+            self.instead(exchange, next)
+        })
+    }
+}
+
+/// Nothing that is read while the body is kept may be longer than [`PIECE_BYTES`].
+fn read_small_pieces(session: &Session, small: bool) {
+    if let pingora::protocols::http::ServerSession::H1(h1) = session.as_ref()
+        && let Some(stream) = h1.stream().as_any().downcast_ref::<ClientStream>()
+    {
+        stream.read_small_pieces(small);
+    }
+}

@@ -1,0 +1,286 @@
+//! The fast lane as a driver of [`crate::engine::attempts`]: it waits, pauses, connects and asks, and reports what happened.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use outrigger_wire::rewrite;
+
+use crate::engine::attempts::{Event, Next};
+use crate::engine::exchange::Exchange;
+use crate::engine::rejection::{Failure, Rejection};
+use crate::engine::retries;
+use crate::engine::stages::admit::NoTurn;
+use crate::engine::stages::{admit, hold};
+use crate::engine::steps::{self, Fault};
+use crate::http1::{Answered, Broken, Lane, scratch};
+use crate::transport::app_pool::{self, AppStream};
+use crate::transport::upstream::{self, ConnectError};
+
+/// What the attempts of a request hand on to each other.
+struct Attempt<'h> {
+    /// The request's head, for the app.
+    head: &'h mut BytesMut,
+    /// Bytes of the app's response.
+    input: BytesMut,
+    /// A connection that is open and has not been used.
+    open: Option<AppStream>,
+    /// The time when the attempt begins.
+    now: Instant,
+    /// What was seen of the last failure.
+    detail: Cow<'static, str>,
+}
+
+/// How an attempt goes on.
+enum Went {
+    /// The response's head is there.
+    Answered(Answered),
+    /// This follows.
+    Next(Next),
+}
+
+impl Lane<'_> {
+    /// Waits for a permit where that is needed, then makes attempts until the request has its outcome.
+    pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
+        let now = exchange.turn_began;
+        let mut attempt = Attempt { head, input: scratch(), open: None, now, detail: "".into() };
+        let mut next = if exchange.waiting.is_some() {
+            self.wait_for_turn(exchange, &mut attempt).await?
+        } else {
+            // What comes by the fast lane is idempotent.
+            steps::admitted(self.state, exchange, true)
+        };
+        if matches!(next, Next::Ask { .. }) {
+            retries::pay_in(self.state, exchange);
+        }
+        let mut is_first = true;
+        loop {
+            if let Next::Ask { pause } | Next::Probe { pause } = next
+                && !std::mem::take(&mut is_first)
+            {
+                self.begin_again(exchange, &mut attempt, pause).await?;
+            }
+            let went = match next {
+                Next::Ask { .. } => self.ask_app(exchange, &mut attempt).await,
+                Next::Replace => self.ask_on_new_connection(exchange, &mut attempt).await,
+                Next::Probe { .. } => self.probe(exchange, &mut attempt).await,
+                Next::Wait => Went::Next(self.wait_for_app(exchange, &mut attempt).await?),
+                Next::AskPeer => return Err(Broken::Moved),
+                Next::Reject(rejection) => return Err(Broken::Refused(rejection)),
+                Next::Fail(failure) => return Err(Broken::App(failure, attempt.detail)),
+                Next::ComeBack | Next::Relay | Next::Leave | Next::Nothing => return Err(Broken::ClientLeft),
+            };
+            next = match went {
+                Went::Next(next) => next,
+                Went::Answered((app, answer)) => {
+                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || true) {
+                        Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
+                        // The rest of that response goes with its connection.
+                        next => next,
+                    }
+                }
+            };
+        }
+    }
+
+    /// One attempt, on an open or kept connection if there is one.
+    async fn ask_app(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        match steps::enter(self.state, exchange, attempt.now) {
+            Ok(None) => {}
+            Ok(Some(fault)) => {
+                if let Some(next) = self.inject(exchange, attempt, fault).await {
+                    return Went::Next(next);
+                }
+            }
+            Err(next) => return Went::Next(next),
+        }
+        let mut is_kept = false;
+        let open = attempt.open.take().or_else(|| {
+            // The app's current address: the request may have waited, and `app.address` may have changed meanwhile.
+            let rules = self.state.rules.load();
+            let kept = app_pool::take(|target| rules.upstreams.app.has(target));
+            is_kept = kept.is_some();
+            kept
+        });
+        let Some(mut app) = open else { return self.ask_on_new_connection(exchange, attempt).await };
+        if is_kept {
+            self.state.metrics.attempts_reused.inc();
+        }
+        match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
+            Ok(answer) => Went::Answered((app, answer)),
+            Err(broken) => {
+                let is_stale = is_kept && attempt.input.is_empty();
+                Went::Next(self.broke(exchange, attempt, broken, is_stale))
+            }
+        }
+    }
+
+    async fn ask_on_new_connection(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        let asked = match self.connect(exchange).await {
+            Ok(mut app) => {
+                let asked = self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await;
+                asked.map(|answer| (app, answer))
+            }
+            Err(broken) => Err(broken),
+        };
+        match asked {
+            Ok(answered) => Went::Answered(answered),
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
+        }
+    }
+
+    /// Only connects: see [`Next::Probe`].
+    async fn probe(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        match self.connect(exchange).await {
+            Ok(app) => {
+                attempt.open = Some(app);
+                Went::Next(steps::happened(self.state, exchange, Event::Connected))
+            }
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
+        }
+    }
+
+    /// Reports what broke an attempt. Out of line: a request that meets no failure does not come here.
+    #[cold]
+    fn broke(&self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, is_stale: bool) -> Next {
+        let event = match broken {
+            Broken::App(failure, detail) => {
+                attempt.detail = detail;
+                match failure {
+                    Failure::Unreachable => return steps::refused(self.state, exchange),
+                    Failure::ConnectTimeout => Event::ConnectTimedOut,
+                    Failure::Timeout => Event::TimedOut,
+                    Failure::Closed => {
+                        if is_stale {
+                            self.state.metrics.reconnects.inc();
+                        }
+                        Event::Closed { is_stale, may_repeat: true }
+                    }
+                    Failure::Invalid | Failure::Internal => Event::Invalid,
+                }
+            }
+            Broken::Refused(rejection) => Event::NoConnection(rejection),
+            Broken::Moved | Broken::ClientLeft => Event::ClientLeft,
+        };
+        steps::happened(self.state, exchange, event)
+    }
+
+    /// A new connection to the app.
+    async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
+        self.state.metrics.attempts_new.inc();
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let patience = exchange.rules.config.app.connect_timeout.min(left);
+        match tokio::time::timeout(patience, upstream::connect(self.state)).await {
+            Ok(connected) => connected.map_err(|error| not_connected(&error)),
+            Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
+        }
+    }
+
+    /// Pauses, then clears what the last attempt left, and tells the app the time that is left.
+    async fn begin_again(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: &mut Attempt<'_>,
+        pause: Duration,
+    ) -> Result<(), Broken> {
+        if !pause.is_zero() {
+            self.pause(exchange, pause).await?;
+        }
+        attempt.input.clear();
+        self.stream.output().clear();
+        attempt.now = Instant::now();
+        if let Some(permit) = &mut exchange.permit {
+            permit.sent(attempt.now);
+        }
+        rewrite::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
+        Ok(())
+    }
+
+    /// Waits, unless the client disconnects.
+    async fn pause(&mut self, exchange: &mut Exchange, pause: Duration) -> Result<(), Broken> {
+        let until = tokio::time::Instant::now() + pause;
+        let paused = poll_fn(|cx| {
+            if self.stream.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Broken::ClientLeft));
+            }
+            self.timer.poll(cx, until).map(Ok)
+        });
+        paused.await.inspect_err(|_| self.left(exchange))
+    }
+
+    fn left(&self, exchange: &mut Exchange) {
+        steps::happened(self.state, exchange, Event::ClientLeft);
+    }
+
+    /// Waits until the request has a permit, and tells the app the time that is left.
+    async fn wait_for_turn(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
+        if let Some(mut waiting) = exchange.waiting.take() {
+            loop {
+                let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
+                let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
+                    Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
+                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
+                });
+                let turn = turn.await.inspect_err(|_| self.left(exchange))?;
+                let now = Instant::now();
+                match turn {
+                    Some(Some(permit)) => {
+                        exchange.permit = Some(permit);
+                        break;
+                    }
+                    // The app went down while it waited: it may wait for that, too.
+                    None if admit::wait_deadline(self.state, exchange) > now => {}
+                    Some(None) | None => {
+                        let no_turn = admit::no_turn(self.state, exchange, now);
+                        if no_turn == NoTurn::AppAway {
+                            attempt.detail = "it did not come back within `hold`".into();
+                        }
+                        return Ok(steps::not_admitted(self.state, exchange, no_turn));
+                    }
+                }
+            }
+        }
+        attempt.now = Instant::now();
+        self.state.metrics.waited(exchange, attempt.now);
+        rewrite::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
+        Ok(steps::admitted(self.state, exchange, true))
+    }
+
+    /// Waits in the queue until the app is back.
+    async fn wait_for_app(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
+        if let Err(rejection) = hold::rejoin(self.state, exchange) {
+            return Ok(steps::not_admitted(self.state, exchange, NoTurn::Refused(rejection)));
+        }
+        let next = self.wait_for_turn(exchange, attempt).await?;
+        if matches!(next, Next::Ask { .. }) && attempt.now >= exchange.deadline {
+            return Ok(steps::happened(self.state, exchange, Event::Expired));
+        }
+        // Other requests run, should the app go down as fast as it comes back.
+        tokio::task::yield_now().await;
+        Ok(next)
+    }
+
+    /// Injects a fault; gives what follows, unless the attempt goes on.
+    async fn inject(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, fault: Fault) -> Option<Next> {
+        if self.pause(exchange, fault.delay).await.is_err() {
+            return Some(Next::Leave);
+        }
+        let event = fault.event(exchange, || true)?;
+        attempt.detail = "a fault on purpose".into();
+        Some(steps::happened(self.state, exchange, event))
+    }
+}
+
+/// What a request becomes that has no connection.
+pub(super) fn not_connected(error: &ConnectError) -> Broken {
+    let failure = match error {
+        ConnectError::Exhausted { .. } => return Broken::Refused(Rejection::OutOfResources),
+        ConnectError::Loop { .. } => return Broken::Refused(Rejection::Loop),
+        ConnectError::Busy => Failure::ConnectTimeout,
+        ConnectError::Refused(_) | ConnectError::Unknown(_) => Failure::Unreachable,
+    };
+    Broken::App(failure, error.to_string().into())
+}

@@ -1,0 +1,201 @@
+//! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use http::{Method, StatusCode};
+use outrigger_identity::clock::seconds;
+use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::rewrite;
+use outrigger_wire::scan::MOST_FIELDS;
+
+use crate::engine::answer::OwnResponse;
+use crate::engine::attempts::{Event, Next};
+use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::metrics::SentOn;
+use crate::engine::rejection::{Failure, Rejection};
+use crate::engine::stages;
+use crate::engine::steps;
+use crate::http1::attempts::not_connected;
+use crate::http1::{Answered, Broken, Lane, Prepared, path_of, recycle, scratch};
+use crate::mechanism::affinity::replay;
+use crate::mechanism::peers::answer::ProbeAnswer;
+use crate::mechanism::peers::hop::{Hop, Kind};
+use crate::mechanism::peers::local;
+use crate::mechanism::peers::{Peer, Standing};
+use crate::transport::app_pool::{self, AppStream};
+use crate::transport::upstream::exhaustion;
+
+/// What later stages look at.
+fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
+    let fields = Fields::Wire(&[]);
+    Request { method, path: path_of(target), host, fields, is_http10: false, target, has_endless_body: false }
+}
+
+impl Lane<'_> {
+    /// Serves the request: refuses it, or sends it where it goes. What a peer does not take comes back, once.
+    pub(super) async fn serve_prepared(&mut self, prepared: &mut Prepared) -> Result<(), Broken> {
+        if let Some(problem) = prepared.refused {
+            return self.answer(&mut prepared.exchange, &problem).await;
+        }
+        loop {
+            match prepared.exchange.destination.clone() {
+                Destination::App => match self.forward_in_turn(&mut prepared.exchange, &mut prepared.head).await {
+                    Err(Broken::Moved) => {}
+                    result => return result,
+                },
+                Destination::Replay(home) => return self.answer_replay(&mut prepared.exchange, &home).await,
+                Destination::Probe => return self.answer_probe(&mut prepared.exchange).await,
+                Destination::Peer(peer, kind) => {
+                    if let Some(result) = self.ask_peer(prepared, &peer, kind).await {
+                        return result;
+                    }
+                    let Prepared { exchange, method, target, host, head, .. } = &mut *prepared;
+                    let now = Instant::now();
+                    (exchange.destination, exchange.turn_began) = (Destination::App, now);
+                    stages::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
+                    rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(now));
+                }
+            }
+        }
+    }
+
+    /// Sends the request to a peer and relays its answer. `None`: nothing has come of it, and it can be served here.
+    pub(super) async fn ask_peer(
+        &mut self,
+        prepared: &mut Prepared,
+        peer: &Arc<Peer>,
+        kind: Kind,
+    ) -> Option<Result<(), Broken>> {
+        let Prepared { exchange, head, .. } = prepared;
+        // What comes by the fast lane is idempotent.
+        steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: true });
+        if exchange.deadline <= Instant::now() {
+            return self.after_peer(exchange, Event::Expired, "".into());
+        }
+        let Some(hop) = self.hop(exchange, head, peer, kind) else {
+            return self.after_peer(exchange, Event::PeerDeclined, "".into());
+        };
+        let head = rewrite::with_hop(head, &hop);
+        let mut input = scratch();
+        let asked = self.ask_once(exchange, peer, &head, &mut input).await;
+        let (outcome, event, detail) = match asked {
+            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, Event::PeerDeclined, "".into()),
+            Ok((stream, answer)) => {
+                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                steps::happened(self.state, exchange, Event::PeerAnswered);
+                return Some(self.relay(stream, input, answer, exchange).await);
+            }
+            Err(Broken::App(Failure::Unreachable, detail)) => {
+                peer.not_reached();
+                (SentOn::Unreachable, Event::PeerDeclined, detail)
+            }
+            // A packet may have been lost: that says nothing about the next request.
+            Err(Broken::App(Failure::ConnectTimeout, detail)) => (SentOn::Unreachable, Event::PeerDeclined, detail),
+            Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
+                (SentOn::Broken, Event::PeerBroke { failure, may_repeat: true }, detail)
+            }
+            // It is this host that has no connection to spare: the peer is as it was.
+            Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, Event::PeerDeclined, "".into()),
+            Err(Broken::App(_, detail)) => (SentOn::Late, Event::PeerTimedOut, detail),
+            Err(broken) => return Some(Err(broken)),
+        };
+        self.state.metrics.sent_to_peer(kind, outcome);
+        self.stream.output().clear();
+        recycle(input);
+        let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
+        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
+        self.after_peer(exchange, event, detail)
+    }
+
+    /// Reports what came of a request at a peer. `None`: it is served here.
+    fn after_peer(
+        &self,
+        exchange: &mut Exchange,
+        event: Event,
+        detail: Cow<'static, str>,
+    ) -> Option<Result<(), Broken>> {
+        match steps::happened(self.state, exchange, event) {
+            Next::ComeBack => None,
+            Next::Reject(rejection) => Some(Err(Broken::Refused(rejection))),
+            Next::Fail(failure) => Some(Err(Broken::App(failure, detail))),
+            _ => Some(Err(Broken::ClientLeft)),
+        }
+    }
+
+    /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
+    async fn ask_once(
+        &mut self,
+        exchange: &mut Exchange,
+        peer: &Peer,
+        head: &[u8],
+        input: &mut BytesMut,
+    ) -> Result<Answered, Broken> {
+        let is_silent = peer.standing() == Standing::Silent;
+        let kept = if is_silent { None } else { app_pool::take(|target| *target == peer.target) };
+        if let Some(mut kept) = kept {
+            match self.ask(&mut kept, head, input, exchange).await {
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                asked => return asked.map(|answer| (kept, answer)),
+            }
+        }
+        let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
+        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let connecting = exhaustion::with_room(self.state, || AppStream::connect_to_peer(&peer.target));
+        let connected = tokio::time::timeout(patience.min(left), connecting).await;
+        let mut fresh = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(not_connected(&error)),
+            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
+        };
+        let answer = self.ask(&mut fresh, head, input, exchange).await?;
+        Ok((fresh, answer))
+    }
+
+    /// Signs the request whose head is `head`, as the peer will read it.
+    fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
+        let peers = self.state.peers.as_ref()?;
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut parsed = httparse::Request::new(&mut fields);
+        parsed.parse(head).ok()?;
+        let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+        let target = parsed.path?;
+        let host = parsed.headers.iter().find(|field| field.name.eq_ignore_ascii_case("host"));
+        let host = host.and_then(|host| std::str::from_utf8(host.value).ok()).unwrap_or_default();
+        let request = Request { fields: Fields::Wire(parsed.headers), ..asked(&method, target, host) };
+        let from = peers.this.name.as_ref().into();
+        let hop = Hop { kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
+        Some(hop.seal(&peers.this.keys, &request, peer.receiver(), seconds()))
+    }
+
+    /// Asks the edge to send the request to its session's home.
+    async fn answer_replay(&mut self, exchange: &mut Exchange, home: &str) -> Result<(), Broken> {
+        let rules = Arc::clone(&exchange.rules);
+        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
+        let field = replay::field(this, home, affinity.replay_timeout, seconds());
+        self.put_own(&OwnResponse::replay(exchange, &field), exchange.started, b"");
+        exchange.status = 307;
+        self.send_gathered(exchange).await
+    }
+
+    /// Tells a peer how we are.
+    async fn answer_probe(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
+        let Some((local, remote)) = self.stream.addresses() else { return Ok(()) };
+        let answer = ProbeAnswer {
+            condition: local::condition(self.state, &peers.local),
+            name: peers.this.name.as_ref().into(),
+            run: peers.nonces.run(),
+            nonce: hop.nonce,
+            asker: hop.from.clone(),
+            arrived_at: peers.rules.address.unwrap_or(local),
+            came_from: remote,
+        };
+        let body = answer.seal(&peers.this.keys);
+        self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
+        exchange.status = 200;
+        self.send_gathered(exchange).await
+    }
+}

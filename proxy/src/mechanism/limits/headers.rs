@@ -1,0 +1,56 @@
+//! What responses tell of the limits: collected here, written by [`outrigger_wire::ratelimit`].
+
+use outrigger_policy::limiter::Quota;
+use outrigger_rules::sections::limits::MOST_LIMITS;
+use outrigger_wire::ratelimit::{Item, Own, Upstream, merged};
+
+use crate::engine::exchange::Exchange;
+
+/// The limits that a response tells of.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    items: [Item<'a>; MOST_LIMITS],
+    len: usize,
+    headers: bool,
+    legacy_headers: bool,
+}
+
+impl<'a> Told<'a> {
+    /// Those of an exchange; `None` where nothing is told.
+    pub fn of(exchange: &'a Exchange) -> Option<Self> {
+        let limits = &exchange.rules.config.limits;
+        let (headers, legacy_headers) = (limits.headers, limits.legacy_headers);
+        if !headers && !legacy_headers {
+            return None;
+        }
+        let tier = exchange.client.tier as usize;
+        let mut told = Self { items: [Item::default(); MOST_LIMITS], len: 0, headers, legacy_headers };
+        for left in exchange.shown_limits.iter() {
+            let Some(limit) = limits.all.get(usize::from(left.limit)) else { continue };
+            // As many as are shown at most, which is as many as there is room for.
+            let Some(item) = told.items.get_mut(told.len) else { break };
+            *item = Item {
+                name: &limit.name,
+                policy: &limit.policies[tier],
+                burst: limit.quotas[tier].map_or(0, Quota::burst),
+                remaining: left.remaining,
+                full_in_s: left.full_in_s,
+            };
+            told.len += 1;
+        }
+        (told.len > 0).then_some(told)
+    }
+
+    /// The same, for what writes them.
+    pub fn own(&self) -> Own<'_> {
+        let Self { headers, legacy_headers, .. } = *self;
+        Own { items: &self.items[..self.len], headers, legacy_headers }
+    }
+}
+
+/// Calls `field` with the name and value of each header that a response of our own gets.
+pub fn each(exchange: &Exchange, field: impl FnMut(&'static str, &[u8])) {
+    if let Some(told) = Told::of(exchange) {
+        merged(told.own(), &Upstream::default(), field);
+    }
+}

@@ -1,0 +1,74 @@
+//! Health checks of the local app, every `peers.interval` and as Fly does them, so that peers know when to take its
+//! requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::engine::state::{Phase, State};
+use crate::mechanism::peers::answer::Condition;
+use crate::mechanism::peers::probe::{Unanswered, ask};
+use crate::transport::upstream::{self, ConnectError};
+
+/// After this many checks in a row without a response the app is not ready: one slow response is tolerated.
+const MOST_UNANSWERED: u32 = 2;
+
+/// The state of the local app.
+#[derive(Debug, Default)]
+pub struct Local {
+    is_unready: AtomicBool,
+}
+
+impl Local {
+    /// Returns whether the app reports that it is not ready, or does not respond.
+    pub fn is_unready(&self) -> bool {
+        self.is_unready.load(Ordering::Relaxed)
+    }
+}
+
+/// Returns the condition that this Machine reports.
+pub fn condition(state: &State, local: &Local) -> Condition {
+    if state.drain.phase() != Phase::Serving {
+        Condition::Leaving
+    } else if state.reach.is_away() || local.is_unready() {
+        Condition::Unready
+    } else if state.gate.standing().waiting.iter().any(|waiting| *waiting > 0) {
+        Condition::Busy
+    } else {
+        Condition::Ready
+    }
+}
+
+/// Checks the app for the life of the process.
+pub async fn keep_asking(state: Arc<State>) {
+    let Some(peers) = &state.peers else { return };
+    let mut unanswered = 0;
+    loop {
+        let is_unready = match is_ready(&state, peers.rules.timeout).await {
+            Ok(is_ready) => {
+                unanswered = 0;
+                !is_ready
+            }
+            // The app was not checked, for lack of a local resource.
+            Err(Unanswered::Connect(ConnectError::Exhausted { .. })) => peers.local.is_unready(),
+            Err(_) => {
+                unanswered += 1;
+                // Until then the last result counts.
+                unanswered >= MOST_UNANSWERED || peers.local.is_unready()
+            }
+        };
+        if peers.local.is_unready.swap(is_unready, Ordering::Relaxed) != is_unready {
+            let words = if is_unready { "is not ready: requests go to peers" } else { "is ready again" };
+            tracing::warn!(event = "app_ready", ready = !is_unready, "the app {words}");
+        }
+        tokio::time::sleep(peers.rules.interval).await;
+    }
+}
+
+/// Returns whether the app is ready. An app without this endpoint is ready whenever it responds.
+async fn is_ready(state: &State, patience: Duration) -> Result<bool, Unanswered> {
+    let (status, _) = ask(upstream::connect(state), "/health/ready", patience).await?;
+    Ok(status != StatusCode::SERVICE_UNAVAILABLE)
+}

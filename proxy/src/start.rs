@@ -1,0 +1,376 @@
+//! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_identity::clock::unix_now;
+use outrigger_identity::credentials::keep_fresh;
+use outrigger_policy::flags::{Feature, Switch};
+use outrigger_rules::environment::unknown_variables;
+use outrigger_rules::target::Target;
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::http_proxy;
+use pingora::server::configuration::ServerConf;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::accept::{self, Protocol, Worker};
+use crate::control::{admin, reload};
+use crate::engine::exchange::Listener;
+use crate::engine::metrics::Metrics;
+use crate::engine::state::{Phase, State};
+use crate::general::{Gateway, MOST_ATTEMPTS};
+use crate::mechanism::access_log::AccessLog;
+use crate::mechanism::audit::Trail;
+use crate::mechanism::log::LogQueue;
+use crate::mechanism::peers::Peers;
+use crate::mechanism::{audit, limits, log, peers};
+use crate::transport::upstream::checked::Checked;
+use crate::transport::upstream::names::Which;
+use crate::transport::{app_pool, upstream};
+
+/// Why the process cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener's address.
+    #[error("cannot listen on {address} ({key}): {source}{hint}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The key that names it.
+        key: &'static str,
+        /// What to do.
+        hint: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A thread, a runtime or a signal.
+    #[error("the system does not give what is needed: {0}")]
+    System(#[from] io::Error),
+    /// The audit trail has no keys.
+    #[error(transparent)]
+    Audit(#[from] audit::NoKeys),
+    /// A metric that was declared twice: a fault of this program.
+    #[error("the metrics cannot be declared: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
+    let config = &checked.config;
+    let metrics = Metrics::new()?;
+    let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
+    let level = log::install(&queue, config.log.format, config.log.level);
+    for (name, meant) in unknown_variables() {
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+    }
+    if !has_file {
+        tracing::warn!(
+            file = %file.display(),
+            "there is no {}: every default is in force; once the file is there, it is taken",
+            file.display()
+        );
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.limits_unset {
+        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+    }
+    let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
+    metrics.show_config(config, 1, unix_now());
+    let public = bind(config.server.listen, "server.listen")?;
+    let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
+    let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
+    let admin = bind(config.admin.listen, "admin.listen")?;
+    if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
+        tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
+    }
+    let workers = config.server.threads;
+    let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
+    let (trail, commands) = trail.unzip();
+    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail));
+    state.exhaustion.set_files_allowed(files_allowed);
+    audit::start::<RunError>(&state, commands)?;
+
+    let (leaving, _) = watch::channel(false);
+    let (closing, _) = watch::channel(false);
+    let server = state.rules.load().config.server.clone();
+    for number in 0..server.threads {
+        let listeners = [
+            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
+            clone_of(h2c.as_ref(), Protocol::H2c, Listener::Public)?,
+            clone_of(peers.as_ref(), Protocol::Http1, Listener::Peers)?,
+        ];
+        let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || {
+            audit::is_worker(number);
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
+                tracing::error!("a worker cannot serve: {e}");
+                std::process::abort();
+            }
+        })?;
+    }
+    // The workers have clones: once they stop listening, the sockets close.
+    drop((public, h2c, peers));
+
+    serve_admin(admin, Arc::clone(&state))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let result = runtime.block_on(async {
+        for which in [Which::App, Which::Metrics] {
+            tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
+        }
+        tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
+        tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
+        tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
+        tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
+        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
+        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
+        tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
+        let rules = Arc::clone(&state);
+        let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
+        let counted = Arc::clone(&state);
+        tokio::spawn(keep_fresh(credentials, move |fetched| {
+            counted.metrics.keys_fetched(fetched.is_ok());
+        }));
+        tracing::info!(
+            listen = %server.listen,
+            h2c_listen = server.h2c_listen.map(|a| a.to_string()),
+            peers_listen = state.peers.as_ref().map(|peers| peers.rules.listen.to_string()),
+            admin_listen = %state.rules.load().config.admin.listen,
+            app = %state.rules.load().config.app.address,
+            threads = server.threads,
+            version = env!("CARGO_PKG_VERSION"),
+            "outrigger serves"
+        );
+        told_to_leave().await?;
+        leave(&state, &leaving, &closing).await;
+        Ok(())
+    });
+    if let Some(trail) = &state.trail {
+        audit::acts::process(&state, "stop");
+        trail.close(Duration::from_secs(5));
+        if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.secret.is_some()) {
+            runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
+        }
+    }
+    queue.flush(Duration::from_secs(1));
+    // Remaining tasks have had their time; waiting for them would only delay the exit.
+    runtime.shutdown_background();
+    result
+}
+
+/// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
+/// The usual soft limit of 1,024 only protects programs that cannot handle more. Returns how many files may be open.
+fn raise_open_files(for_connections: usize) -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!("the limit of open files stays at {current:?}: {e}");
+    }
+    // `None` means unlimited.
+    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let wanted = for_connections as u64 + 100;
+    if allowed < wanted {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
+        );
+    }
+    allowed
+}
+
+/// A listener's socket, its protocol, and whether it is public or for peers.
+type Listening = (std::net::TcpListener, Protocol, Listener);
+
+fn clone_of(
+    listener: Option<&std::net::TcpListener>,
+    protocol: Protocol,
+    who: Listener,
+) -> io::Result<Option<Listening>> {
+    listener.map(|listener| Ok((listener.try_clone()?, protocol, who))).transpose()
+}
+
+fn bind(address: SocketAddr, key: &'static str) -> Result<std::net::TcpListener, RunError> {
+    let try_bind = || {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A restart does not wait for connections of the previous process; two processes still cannot share the port.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        // The kernel lowers it to net.core.somaxconn.
+        socket.listen(65_535)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    try_bind().map_err(|source: io::Error| {
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => "; another process has the port: stop it, or choose another one",
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose a higher one",
+            io::ErrorKind::AddrNotAvailable => "; no interface has this address: 0.0.0.0 means all of them",
+            _ => "",
+        };
+        RunError::Listen { address, key, hint, source }
+    })
+}
+
+/// One worker: a thread with its own runtime and its own connections to the app. A request never crosses threads.
+fn work(
+    listeners: Vec<Listening>,
+    state: &Arc<State>,
+    leaving: &watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut accepting = Vec::new();
+        for (socket, protocol, listener) in listeners {
+            let proxy = Arc::new(proxy(state, listener));
+            let worker = Worker { state: Arc::clone(state), proxy, listener, leaving: leaving.clone() };
+            let socket = TcpListener::from_std(socket)?;
+            accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
+        }
+        tokio::spawn(sweep_kept_connections(Arc::clone(state)));
+        tokio::spawn(sweep_when_asked(Arc::clone(state)));
+        for task in accepting {
+            if let Err(e) = task.await {
+                tracing::error!("an accept loop ended: {e}");
+            }
+        }
+        // Tells `leave` that this worker has accepted everything that had connected.
+        drop(closing);
+        // Idle connections close now; the others finish. The process ends when the last one has closed, and this thread with
+        // it.
+        loop {
+            accept::wake_resting();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+/// Closes idle connections to the app when this process or host lacks a resource that others need.
+async fn sweep_when_asked(state: Arc<State>) {
+    /// Only connections that were idle for this long.
+    const UNUSED: Duration = Duration::from_millis(100);
+    loop {
+        state.exhaustion.sweep.notified().await;
+        app_pool::sweep(UNUSED, |_| true);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Closes this worker's connections to the app that have been idle for too long or lead to an old address.
+async fn sweep_kept_connections(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(Peers::seen));
+        let (app, upstream) = (&rules.config.app, &rules.upstreams.app);
+        let is_peer =
+            |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));
+        app_pool::sweep(app.idle_timeout, |target| upstream.has(target) || is_peer(target));
+    }
+}
+
+/// Serves the admin listener on a thread of its own, so that its clients take no time from the background tasks.
+fn serve_admin(listener: std::net::TcpListener, state: Arc<State>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve = move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => admin::serve(listener, state).await,
+                Err(e) => tracing::error!("the admin listener cannot accept connections: {e}"),
+            }
+        });
+    };
+    std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map(drop)
+}
+
+fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Gateway> {
+    let rules = state.rules.load();
+    let conf = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: rules.config.app.max_idle,
+        max_retries: MOST_ATTEMPTS,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(state), listener));
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(rules.config.client.idle_timeout);
+    proxy.server_options = Some(options);
+    // HTTP/2 adds 32 bytes per header. A connection has at most one unfinished head, so this bounds the memory that it
+    // takes.
+    let client = rules.config.client;
+    let mut h2_options = default_h2_options();
+    h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
+    proxy.h2_options = Some(h2_options);
+    proxy
+}
+
+async fn told_to_leave() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "told to leave");
+    Ok(())
+}
+
+/// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
+/// waiting.
+async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
+    let server = state.rules.load().config.server.clone();
+    advance(state, Phase::LameDuck);
+    leaving.send_replace(true);
+    if !server.lame_duck.is_zero() {
+        tracing::info!(lame_duck_ms = server.lame_duck.as_millis() as u64, "health fails now, traffic is still served");
+        tokio::select! {
+            () = tokio::time::sleep(server.lame_duck) => {}
+            _ = told_to_leave() => {}
+        }
+    }
+    advance(state, Phase::Closing);
+    closing.send_replace(true);
+    let began = Instant::now();
+    let drained = async {
+        // Until every worker has accepted what had connected, zero connections does not mean that all are done.
+        closing.closed().await;
+        while state.connections() > 0 {
+            // The notification may have come before this listens for it, so it also polls.
+            let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;
+        }
+    };
+    tokio::select! {
+        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection has gone"),
+        () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
+            connections = state.connections(),
+            requests = state.in_flight(),
+            "drain_timeout is over, these are cut off"
+        ),
+        _ = told_to_leave() => tracing::warn!(
+            connections = state.connections(),
+            requests = state.in_flight(),
+            "told to leave again, these are cut off"
+        ),
+    }
+}
+
+fn advance(state: &State, phase: Phase) {
+    state.drain.advance(phase);
+    state.metrics.drain_phase.set(phase as i64);
+}

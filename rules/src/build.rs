@@ -1,0 +1,359 @@
+//! Turns what fits the schema into what makes sense.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+
+use http::HeaderName;
+use outrigger_policy::audit::Declared;
+use outrigger_policy::flags::{Feature, Flag};
+use outrigger_policy::priority::Priority;
+use outrigger_wire::authority::is_host;
+
+use crate::complaints::{Builder, is_name};
+use crate::config::{AdminRules, App, ClientLimits, Config, Server};
+use crate::environment::FLY_APP_NAME;
+use crate::error::{Place, Problem};
+use crate::own::{self, OwnListeners};
+use crate::sections::peers::FoundBy;
+use crate::sections::route_table::{self, Conditions, Route, RouteTable};
+use crate::sections::{identity, server};
+use crate::target::Target;
+use crate::tree::Step;
+use crate::units::{AppAddress, MetricsUrl, OptionalSize, Text};
+use crate::written::Raw;
+
+/// Where an app shows its metrics unless the file says otherwise.
+const DEFAULT_METRICS: &str = "/metrics";
+
+impl Builder<'_> {
+    /// The rules that the file means.
+    pub fn build(&mut self, raw: &Raw) -> Config {
+        self.check_spans(raw);
+        let server = Server {
+            listen: raw.server.listen.0,
+            h2c_listen: raw.server.h2c_listen.as_ref().map(|listen| listen.0),
+            threads: match raw.server.threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads.into(),
+            },
+            max_connections: raw.server.max_connections.get() as usize,
+            max_address_connections: address_connections(&raw.server),
+            lame_duck: raw.server.lame_duck.0.0,
+            drain_timeout: raw.server.drain_timeout.0.0,
+        };
+        self.check_listeners(&server, raw.admin.listen.0);
+        let client = ClientLimits {
+            head_timeout: raw.client.head_timeout.0.0,
+            max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
+            max_fields: raw.client.max_fields.into(),
+            max_unfinished_head_bytes: usize::try_from(raw.client.max_unfinished_heads.0.0).unwrap_or(usize::MAX),
+            max_body_bytes: most_bytes(&raw.client.max_body),
+            idle_timeout: raw.client.idle_timeout.0.0,
+            body_timeout: raw.client.body_timeout.0.0,
+            body_memory: usize::try_from(raw.client.body_memory.0.0).unwrap_or(usize::MAX),
+            write_timeout: raw.client.write_timeout.0.0,
+        };
+        if !(1024..=1 << 20).contains(&client.max_head_bytes) {
+            let shown = raw.client.max_head.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_head")],
+                format!("`max_head` needs 1KiB to 1MiB, got {shown}"),
+                "most clients stay below 8KiB; cookies may need 32KiB",
+            );
+        }
+        if client.max_unfinished_head_bytes < (8 * client.max_head_bytes).max(1 << 20) {
+            let shown = raw.client.max_unfinished_heads.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_unfinished_heads")],
+                format!("`max_unfinished_heads` needs at least 1MiB and 8 times `max_head`, got {shown}"),
+                "write \"64MiB\", for example",
+            );
+        }
+        if client.body_memory < 1 << 20 {
+            let shown = raw.client.body_memory.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("body_memory")],
+                format!("`body_memory` needs at least 1MiB, got {shown}"),
+                "a body takes up to 128KiB while it is kept",
+            );
+        }
+        let app = Self::app(raw);
+        let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
+        let flags = self.flags(raw);
+        let (breakers, numbers) = self.breakers(&raw.breaker, &raw.routes);
+        let retry = self.retry(&raw.retry);
+        let routes = {
+            let audited = self.declared(&[Step::Key("audit"), Step::Key("default")], &raw.audit.default);
+            let metrics = raw.app.metrics.as_ref().map_or(DEFAULT_METRICS, |url| &url.0.path);
+            RouteTable::compile(self.routes(raw, &numbers, audited), default_route(raw, &numbers, audited), metrics)
+        };
+        let read =
+            credentials.key_field().into_iter().chain(routes.all().iter().flat_map(|route| route.conditions.headers()));
+        let read_headers: BTreeSet<&str> =
+            read.map(HeaderName::as_str).filter(|name| name.contains(|c: char| !c.is_ascii_alphanumeric())).collect();
+        let read_headers = read_headers.into_iter().filter_map(|name| name.parse().ok()).collect();
+        let (limits, gate, abuse) = (
+            self.limits(&raw.rate_limits, &raw.tiers, &routes),
+            self.gate(&raw.admission, raw.app.max_held),
+            self.abuse(&raw.abuse),
+        );
+        let faults = self.faults(&raw.faults, &routes);
+        let machine = raw.server.machine.as_deref();
+        let audit = self.audit(&raw.audit, machine, &raw.identity.key_field.0.0);
+        let this = self.this_machine(machine);
+        let (affinity, peers) = (self.affinity(&raw.affinity, this.as_ref()), self.peers(&raw.peers, this.as_ref()));
+        let config = Config {
+            server,
+            client,
+            app,
+            admin: self.admin(raw),
+            edge: self.edge(&raw.identity.edge.0, &raw.identity.trusted),
+            credentials,
+            headers: raw.headers.clone(),
+            read_headers,
+            log: raw.log.clone(),
+            flags,
+            routes,
+            limits,
+            limits_unset: false,
+            warnings: Vec::new(),
+            max_limit_keys: raw.rate_limits.max_keys.get() as usize,
+            gate,
+            abuse,
+            breakers,
+            retry,
+            faults,
+            lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
+            this,
+            affinity,
+            peers,
+            audit,
+        };
+        self.check_not_own(&config);
+        config
+    }
+
+    fn check_spans(&mut self, raw: &Raw) {
+        let must_be_positive = [
+            ("client", "head_timeout", &raw.client.head_timeout),
+            ("client", "idle_timeout", &raw.client.idle_timeout),
+            ("client", "body_timeout", &raw.client.body_timeout),
+            ("client", "write_timeout", &raw.client.write_timeout),
+            ("app", "connect_timeout", &raw.app.connect_timeout),
+            ("app", "timeout", &raw.app.timeout),
+            ("app", "stream_timeout", &raw.app.stream_timeout),
+            ("app", "idle_timeout", &raw.app.idle_timeout),
+        ];
+        for (section, key, span) in must_be_positive {
+            if span.0.0.is_zero() {
+                let path = [Step::Key(section), Step::Key(key)];
+                self.complain(&path, format!("`{key}` must be longer than zero"), "write \"30s\", for example");
+            }
+        }
+        for (index, route) in raw.routes.iter().enumerate() {
+            if route.timeout.as_ref().is_some_and(|timeout| timeout.0.0.is_zero()) {
+                let path = [Step::Key("routes"), Step::Index(index), Step::Key("timeout")];
+                self.complain(&path, "`timeout` must be longer than zero", "write \"30s\", for example");
+            }
+        }
+    }
+
+    fn admin(&mut self, raw: &Raw) -> AdminRules {
+        for (index, host) in raw.admin.hosts.iter().enumerate() {
+            if !is_host(host) {
+                let path = [Step::Key("admin"), Step::Key("hosts"), Step::Index(index)];
+                self.complain(
+                    &path,
+                    format!("{host:?} is neither a name nor an address"),
+                    "without scheme and port: \"admin.example\", \"203.0.113.9\" or \"2001:db8::1\"",
+                );
+            }
+        }
+        AdminRules {
+            listen: raw.admin.listen.0,
+            hosts: raw.admin.hosts.iter().map(|host| host.trim_end_matches('.').into()).collect(),
+            max_connections: raw.admin.max_connections.get() as usize,
+            is_on_fly: (self.environment)(FLY_APP_NAME).is_some_and(|name| !name.is_empty()),
+        }
+    }
+
+    fn check_listeners(&mut self, server: &Server, admin: SocketAddr) {
+        let overlap = |a: SocketAddr, b: SocketAddr| {
+            a.port() == b.port()
+                && a.port() != 0
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        };
+        // One of the two may be a default, which stands nowhere: the other one is pointed at.
+        let clash = |section: &'static str, key: &'static str, other: [&'static str; 2]| {
+            let path = [Step::Key(section), Step::Key(key)];
+            if self.root.nearest(&path).0 == path.len() { path } else { other.map(Step::Key) }
+        };
+        let mut clashes = Vec::new();
+        if overlap(server.listen, admin) {
+            clashes.push((
+                clash("admin", "listen", ["server", "listen"]),
+                format!("`admin.listen` is {admin} and `server.listen` {}", server.listen),
+            ));
+        }
+        if let Some(h2c) = server.h2c_listen
+            && (overlap(h2c, admin) || overlap(h2c, server.listen))
+        {
+            clashes.push((
+                clash("server", "h2c_listen", ["server", "h2c_listen"]),
+                format!("another listener is on {h2c} already"),
+            ));
+        }
+        for (path, message) in clashes {
+            self.complain(&path, message, "give each its own port");
+        }
+    }
+
+    fn app(raw: &Raw) -> App {
+        let (metrics_address, metrics_path) = match &raw.app.metrics {
+            Some(url) => {
+                let MetricsUrl { authority, path } = &url.0;
+                (Some(AppAddress::Tcp(authority.clone())), path.clone())
+            }
+            None => (None, DEFAULT_METRICS.to_owned()),
+        };
+        App {
+            address: raw.app.address.0.clone(),
+            connect_timeout: raw.app.connect_timeout.0.0,
+            timeout: raw.app.timeout.0.0,
+            hold: raw.app.hold.0.0,
+            stream_timeout: raw.app.stream_timeout.0.0,
+            idle_timeout: raw.app.idle_timeout.0.0,
+            max_idle: raw.app.max_idle.get().into(),
+            metrics_address,
+            metrics_path,
+        }
+    }
+
+    /// Connections to one of our own listeners would be a loop. Names are looked up later: see [`crate::upstream::checked`].
+    fn check_not_own(&mut self, config: &Config) {
+        let own = OwnListeners::of(config);
+        let App { address, metrics_address, .. } = &config.app;
+        for (key, address) in [("address", Some(address)), ("metrics", metrics_address.as_ref())] {
+            if let Some(Target::Tcp(address)) = address.and_then(AppAddress::target)
+                && let Some(reached) = own.reached_by(address)
+            {
+                let message = format!("`app.{key}` is {address}, which is {reached}: this proxy itself");
+                self.complain(&[Step::Key("app"), Step::Key(key)], message, own::HINT);
+            }
+        }
+        // A list may name this Machine as well, at the listener for peers.
+        let own = own.without_peers();
+        if let Some(FoundBy::List(list)) = config.peers.as_ref().map(|peers| &peers.found_by) {
+            for (index, address) in list.iter().enumerate() {
+                if let Some(reached) = own.reached_by(*address) {
+                    let message = format!("the peer {address} is {reached}: not a listener for peers");
+                    let path = [Step::Key("peers"), Step::Key("list"), Step::Index(index)];
+                    self.complain(&path, message, "name the addresses of `peers.listen` of the other Machines");
+                }
+            }
+        }
+    }
+
+    fn flags(&mut self, raw: &Raw) -> [Flag; 5] {
+        Feature::ALL.map(|feature| {
+            let written = match feature {
+                Feature::CircuitBreaker => &raw.flags.circuit_breaker,
+                Feature::EnhancedPooling => &raw.flags.enhanced_pooling,
+                Feature::PrioritizedRateLimit => &raw.flags.prioritized_rate_limit,
+                Feature::AuditTrail => &raw.flags.audit_trail,
+                Feature::SessionAffinity => &raw.flags.session_affinity,
+            };
+            let flag = written.to_flag();
+            flag.clone().overridden_by(feature, self.environment).unwrap_or_else(|e| {
+                self.problems.push(Problem::new(Place::Variable(e.variable), e.problem));
+                flag
+            })
+        })
+    }
+
+    fn routes(&mut self, raw: &Raw, breakers: &HashMap<String, u16>, audited: Declared) -> Vec<Route> {
+        let mut names = HashSet::new();
+        let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
+        for (index, written) in raw.routes.iter().enumerate() {
+            let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
+            if !is_name(&written.name) {
+                let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
+                self.complain(&at("name"), message, "it becomes a label in metrics");
+            } else if route_table::RESERVED_NAMES.contains(&written.name.as_str()) {
+                let message = format!("the name {:?} is the proxy's own", written.name);
+                self.complain(&at("name"), message, "take another one");
+            } else if !names.insert(written.name.as_str()) {
+                let message = format!("a route above is called {:?} already", written.name);
+                self.complain(&at("name"), message, "give each its own name: it is the label in metrics");
+            }
+            let (attempts, retry_statuses) = self.route_retry(&raw.retry, written, index);
+            let fallback = written.fallback.as_ref().map(|fallback| self.fallback(fallback, index));
+            match Conditions::compile(written) {
+                Ok(conditions) => {
+                    let covered_by = route_table::BUILT_IN
+                        .iter()
+                        .map(|route| (route.name.as_ref(), &route.conditions))
+                        .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
+                        .find(|(_, earlier)| earlier.covers(&conditions));
+                    if let Some((earlier, _)) = covered_by {
+                        let message = format!(
+                            "route {:?} can never match: {earlier:?} comes first and takes all of it",
+                            written.name
+                        );
+                        self.complain(&at("path"), message, "move it up, or narrow the other one");
+                    }
+                    routes.push(Route {
+                        name: written.name.as_str().into(),
+                        conditions,
+                        priority: written.priority.into(),
+                        timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
+                        max_body_bytes: most_bytes(written.max_body.as_ref().unwrap_or(&raw.client.max_body)),
+                        cost: written.cost,
+                        heeds_client_timeout: written.client_timeout,
+                        breaker: breakers.get(&written.name).copied(),
+                        attempts,
+                        retry_statuses,
+                        fallback,
+                        audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
+                        resource: route_table::parameters(&written.path, &raw.audit.parameters),
+                        is_health: false,
+                    });
+                }
+                Err(e) => self.complain(&at(e.key), e.message, &e.hint),
+            }
+        }
+        routes
+    }
+}
+
+/// A bound of a body that is not there is one that none can reach.
+fn most_bytes(size: &Text<OptionalSize>) -> u64 {
+    size.0.0.map_or(u64::MAX, |size| size.0)
+}
+
+/// The share of the connections that an address may have, and at least what a browser opens.
+fn address_connections(server: &server::Server) -> usize {
+    const AT_LEAST: f64 = 8.0;
+    let most = f64::from(server.max_connections.get());
+    (most * server.max_address_share.0.0).ceil().max(AT_LEAST).min(most) as usize
+}
+
+/// What takes every request that no route of the file takes.
+fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) -> Route {
+    Route {
+        name: "default".into(),
+        conditions: Conditions::default(),
+        priority: Priority::Medium,
+        timeout: raw.app.timeout.0.0,
+        max_body_bytes: most_bytes(&raw.client.max_body),
+        cost: 1,
+        heeds_client_timeout: true,
+        breaker: breakers.get("default").copied(),
+        attempts: raw.retry.attempts.into(),
+        retry_statuses: raw.retry.statuses.clone().into(),
+        fallback: None,
+        audit,
+        resource: Box::default(),
+        is_health: false,
+    }
+}

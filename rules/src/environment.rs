@@ -1,0 +1,148 @@
+//! What the environment says: keys that it replaces, secrets, and defaults.
+
+use outrigger_identity::signing;
+use outrigger_policy::flags::Feature;
+
+use crate::error::{Place, Problem, did_you_mean};
+use crate::tree::{Node, Step, Value};
+
+/// The secret of operators.
+pub const ADMIN_TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
+/// The secret that tokens by HS256 are signed with.
+pub const JWT_SECRET: &str = "OUTRIGGER_JWT_SECRET";
+/// The secret that `hmac_sha256` digests are keyed with.
+pub const KEY_SECRET: &str = "OUTRIGGER_KEY_SECRET";
+/// The address of Redis; it holds the password.
+pub const REDIS_URL: &str = "OUTRIGGER_REDIS_URL";
+/// Lets `[[faults]]` be in force, if it is "1".
+pub const ALLOW_FAULTS: &str = "OUTRIGGER_ALLOW_FAULTS";
+/// The secret that the app knows the proxy by when entries are shipped.
+pub const AUDIT_SECRET: &str = "OUTRIGGER_AUDIT_SECRET";
+/// The name of this Machine on Fly.
+pub const FLY_MACHINE_ID: &str = "FLY_MACHINE_ID";
+/// The name of the app on Fly.
+pub const FLY_APP_NAME: &str = "FLY_APP_NAME";
+
+/// Variables that replace one key of the file.
+const VARIABLES: &[(&str, &str, &str)] = &[
+    ("OUTRIGGER_MACHINE", "server", "machine"),
+    ("OUTRIGGER_PEERS_LISTEN", "peers", "listen"),
+    ("OUTRIGGER_PEERS_DNS", "peers", "dns"),
+    ("OUTRIGGER_PEERS_LIST", "peers", "list"),
+    ("OUTRIGGER_PEERS_RESOLVER", "peers", "resolver"),
+    ("OUTRIGGER_PEERS_ADDRESS", "peers", "address"),
+    ("OUTRIGGER_LISTEN", "server", "listen"),
+    ("OUTRIGGER_H2C_LISTEN", "server", "h2c_listen"),
+    ("OUTRIGGER_THREADS", "server", "threads"),
+    ("OUTRIGGER_APP_ADDRESS", "app", "address"),
+    ("OUTRIGGER_APP_METRICS", "app", "metrics"),
+    ("OUTRIGGER_AUDIT_DIRECTORY", "audit", "directory"),
+    ("OUTRIGGER_ADMIN_LISTEN", "admin", "listen"),
+    ("OUTRIGGER_EDGE", "identity", "edge"),
+    ("OUTRIGGER_TRUSTED", "identity", "trusted"),
+    ("OUTRIGGER_LOG_FORMAT", "log", "format"),
+    ("OUTRIGGER_LOG_LEVEL", "log", "level"),
+];
+
+/// Variables that mean something else: the file itself, and secrets, which no file should hold.
+const OTHER_VARIABLES: [&str; 9] = [
+    "OUTRIGGER_CONFIG",
+    signing::KEYS,
+    JWT_SECRET,
+    KEY_SECRET,
+    ADMIN_TOKEN,
+    REDIS_URL,
+    ALLOW_FAULTS,
+    outrigger_trail::keys::KEYS,
+    AUDIT_SECRET,
+];
+
+/// Variables that set the default of a key: the file, where it has the key, wins. As they are deployed today.
+const DEFAULTS: [(&str, &str, &str); 2] =
+    [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"), ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open")];
+
+/// Keys of earlier versions, and why they are gone: they are accepted with a warning, and do nothing.
+const REMOVED: [(&str, &str, &str); 1] = [(
+    "headers",
+    "traceparent",
+    "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up",
+)];
+
+/// Reads a variable of the environment; a parameter, so that tests bring their own.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The environment of this process.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Lays the variables over the file.
+pub fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
+    for (variable, section, key) in VARIABLES {
+        let Some(text) = environment(variable).filter(|text| !text.trim().is_empty()) else { continue };
+        let place = Place::Variable((*variable).to_owned());
+        let value = match *key {
+            "threads" => text.trim().parse().map_or(Value::Text(text), Value::Integer),
+            "trusted" | "list" => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Value::List(
+                    items.map(|item| Node { place: place.clone(), value: Value::Text(item.to_owned()) }).collect(),
+                )
+            }
+            _ => Value::Text(text),
+        };
+        root.overlay(section, key, Node { place, value });
+    }
+    for (variable, section, key) in DEFAULTS {
+        let Some(text) = environment(variable).filter(|text| !text.trim().is_empty()) else { continue };
+        if root.nearest(&[Step::Key(section), Step::Key(key)]).0 == 2 {
+            continue;
+        }
+        let place = Place::Variable(variable.to_owned());
+        let value = match (key, text.trim().parse()) {
+            ("open", Ok(milliseconds)) => Value::Text(format!("{}ms", i64::max(milliseconds, 0))),
+            (_, Ok(number)) => Value::Integer(number),
+            (_, Err(_)) => Value::Text(text),
+        };
+        root.overlay(section, key, Node { place, value });
+    }
+}
+
+/// Takes the keys out that mean nothing any more.
+pub fn take_removed(root: &mut Node) -> Vec<Problem> {
+    let mut warnings = Vec::new();
+    for (section, key, hint) in REMOVED {
+        if let Some(place) = root.take(section, key) {
+            warnings.push(Problem::new(place, format!("`{key}` has no effect any more")).hint(hint));
+        }
+    }
+    warnings
+}
+
+/// Puts rate limits into `monitor` where nobody has asked for any: neither the file's section `rate_limits` nor the feature flag.
+pub fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bool {
+    let flag = Feature::PrioritizedRateLimit;
+    let is_asked_for = root.nearest(&[Step::Key("rate_limits")]).0 == 1
+        || root.nearest(&[Step::Key("flags"), Step::Key(flag.key())]).0 == 2
+        || ["", "_PERCENTAGE", "_USERS", "_IPS"].iter().any(|suffix| {
+            let variable = format!("{}{suffix}", flag.variable());
+            environment(&variable).is_some_and(|text| !text.trim().is_empty())
+        });
+    if !is_asked_for {
+        let monitor = Node { place: Place::Whole, value: Value::Text("monitor".to_owned()) };
+        root.overlay("rate_limits", "mode", monitor);
+    }
+    !is_asked_for
+}
+
+/// Variables that look like ours and are not, with what was probably meant.
+pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
+    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES);
+    let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    ours.filter(|name| name.starts_with("OUTRIGGER_") && !known().any(|k| k == name))
+        .map(|name| {
+            let meant = did_you_mean(&name, known());
+            (name, meant)
+        })
+        .collect()
+}

@@ -1,0 +1,116 @@
+//! The kinds of text that the file has, by the name that the JSON Schema gives them: what each needs, and how to check it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use outrigger_policy::flags::{Network, Switch};
+use outrigger_policy::limiter::Rate;
+use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::{Multiplier, Tier};
+
+use crate::sections::edge::EdgeName;
+use crate::units::{
+    AppAddress, CallWindow, FieldName, JwksUrl, MetricsUrl, OptionalRate, OptionalShare, OptionalSize, OptionalSpan,
+    Share, Size, Span,
+};
+
+/// What a kind of text needs, for the error, and how it is written, for the hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Completes "`key` needs …".
+    pub what: &'static str,
+    /// Completes "hint: …".
+    pub hint: &'static str,
+}
+
+/// One kind of text: its name as `format` in the schema, and how to check it.
+pub struct Kind {
+    /// The `format`.
+    pub format: &'static str,
+    /// What is said when `check` fails.
+    pub needs: Needs,
+    /// Whether the text is of this kind.
+    pub check: fn(&str) -> bool,
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.format)
+    }
+}
+
+/// Every kind of text in the file.
+pub const KINDS: &[Kind] = &[
+    Kind::of::<Span>("duration", "a duration with a unit", r#"write "250ms", "30s", "5m", "12h" or "30d""#),
+    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "2GiB""#),
+    Kind::of::<AppAddress>("app-address", "the app's address", r#"write "unix:/run/app.sock" or "127.0.0.1:3000""#),
+    Kind::of::<SocketAddr>("listen-address", "an address and a port", r#"write "0.0.0.0:8080" or "[::]:8080""#),
+    Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
+    Kind::of::<Network>("network", "an address or a network", r#"write "10.0.0.0/8", "fdaa::/16" or "192.0.2.1""#),
+    Kind::of::<Switch>("switch", "a switch", r#"write true, false, "monitor" or a percentage such as "10%""#),
+    Kind::of::<Rate>("rate", "a rate, of at least one and at most a million a second", RATE_HINT),
+    Kind::of::<OptionalRate>(
+        "rate-or-off",
+        "a rate, of at least one and at most a million a second, or \"off\"",
+        RATE_HINT,
+    ),
+    Kind::of::<Multiplier>("multiplier", "a multiplier above zero", r#"write "5x", "0.5x" or "unlimited""#),
+    Kind::of::<Tier>("tier", "a tier", r#"write "anonymous", "free", "pro", "enterprise" or "internal""#),
+    Kind::of::<FieldName>("field-name", "the name of a field", r#"write "X-Api-Key", for example"#),
+    Kind::of::<EdgeName>(
+        "edge",
+        "what names the client",
+        r#"write "auto", "fly", "none", or the header that your proxy sets, such as "X-Forwarded-For""#,
+    ),
+    Kind::of::<JwksUrl>(
+        "jwks-url",
+        "an http or https URL without user, password and fragment",
+        r#"write "https://login.example.com/.well-known/jwks.json", for example"#,
+    ),
+    Kind::of::<Share>("share", "a share above zero", r#"write "50%" or "2.5%""#),
+    Kind::of::<OptionalShare>(
+        "share-or-off",
+        "a share above zero, or \"off\"",
+        r#"write "50%", or "off" to do without"#,
+    ),
+    Kind::of::<OptionalSize>(
+        "size-or-off",
+        "a size with a unit, or \"off\"",
+        r#"write "512B", "64KiB", "10MB" or "2GiB", or "off" for no bound"#,
+    ),
+    Kind::of::<OptionalSpan>(
+        "duration-or-off",
+        "a duration with a unit, or \"off\"",
+        r#"write "250ms", "30s" or "5m", or "off" to do without"#,
+    ),
+    Kind::of::<CallWindow>(
+        "call-window",
+        "a duration, or a number of calls up to 10000",
+        r#"write "10s" or "100 calls""#,
+    ),
+    Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
+];
+
+const RATE_HINT: &str = r#"write "100/1m", "5/1s" or "1000/1h"; to have no limit, leave it out or say "off""#;
+
+impl Kind {
+    const fn of<T: FromStr>(format: &'static str, what: &'static str, hint: &'static str) -> Self {
+        Self { format, needs: Needs { what, hint }, check: |text| T::from_str(text).is_ok() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_kind_panic(text in ".{0,60}") {
+            for kind in KINDS {
+                let _ = (kind.check)(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The sections of the file, one module each: its keys and defaults as written, what they mean once checked, and the check between the two.
+
+pub mod abuse;
+pub mod admin;
+pub mod admission;
+pub mod affinity;
+pub mod app;
+pub mod audit;
+pub mod breaker;
+pub mod client;
+pub mod edge;
+pub mod fallback;
+pub mod faults;
+pub mod flags;
+pub mod headers;
+pub mod identity;
+pub mod limits;
+pub mod log;
+pub mod peers;
+pub mod redis;
+pub mod retry;
+pub mod route_table;
+pub mod routes;
+pub mod server;
+pub mod tiers;

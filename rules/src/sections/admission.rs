@@ -1,0 +1,74 @@
+//! `[admission]`: how many requests the app gets at a time.
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use outrigger_policy::flags::Mode;
+use outrigger_policy::{admission, concurrency};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::acting::Acting;
+use crate::complaints::Builder;
+use crate::tree::Step;
+use crate::units::{Span, Text, span};
+
+/// How many requests the app gets at a time. No capacity is configured: the limit follows the app's own latency.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admission {
+    /// Whether requests beyond the limit wait or are refused.
+    pub mode: Acting,
+    /// The limit never goes below this.
+    pub min: NonZeroU16,
+    /// Nor above this.
+    pub max: NonZeroU16,
+    /// Where it begins.
+    pub initial: NonZeroU16,
+    /// How long a request may wait for its turn. Later: 503.
+    pub max_wait: Text<Span>,
+    /// How many may wait in a burst. A queue that stands is shorter: what the app answers in half of `max_wait`.
+    pub max_queue: NonZeroU16,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        let n = |n| NonZeroU16::new(n).unwrap_or(NonZeroU16::MIN);
+        Self { mode: Acting::Enforce, min: n(1), max: n(1000), initial: n(20), max_wait: span(1), max_queue: n(1000) }
+    }
+}
+
+/// How many requests the app gets at a time, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Whether requests beyond the limit wait or are refused.
+    pub mode: Mode,
+    /// The bounds.
+    pub settings: admission::Settings,
+}
+
+impl Builder<'_> {
+    /// How many requests the app gets at a time.
+    pub fn gate(&mut self, written: &Admission, max_held: NonZeroU32) -> Gate {
+        let (min, max, initial) = (written.min.get(), written.max.get(), written.initial.get());
+        if min > max {
+            let path = [Step::Key("admission"), Step::Key("min")];
+            self.complain(
+                &path,
+                format!("`min` is {min} and `max` {max}"),
+                "the limit moves between the two: min <= max",
+            );
+        }
+        let concurrency = concurrency::Settings {
+            min: min.into(),
+            max: max.into(),
+            initial: initial.clamp(min.min(max), max).into(),
+        };
+        let settings = admission::Settings {
+            concurrency,
+            max_wait: written.max_wait.0.0,
+            max_queue: written.max_queue.get().into(),
+            max_held: max_held.get(),
+        };
+        Gate { mode: written.mode.into(), settings }
+    }
+}

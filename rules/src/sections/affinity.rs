@@ -1,0 +1,139 @@
+//! `[affinity]`: sessions that keep their Machine, and this Machine.
+
+use std::time::Duration;
+
+use outrigger_identity::signing::{KEYS, Keys};
+use outrigger_identity::this::This;
+use outrigger_policy::affinity::{Lifetime, Via, is_name};
+use outrigger_policy::flags::Mode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::acting::Acting;
+use crate::complaints::Builder;
+use crate::environment::FLY_MACHINE_ID;
+use crate::error::{Place, Problem};
+use crate::tree::Step;
+use crate::units::{Span, Text};
+
+const fn span(duration: Duration) -> Text<Span> {
+    Text(Span(duration))
+}
+
+/// How requests get to the Machine that keeps their session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Fly's edge sends them there; what it cannot send goes over the private network.
+    #[default]
+    Replay,
+    /// Over the private network.
+    Private,
+    /// Not at all: the app is told, and does what it wants.
+    Off,
+}
+
+/// Sessions that keep their Machine. Needs a name for this Machine and OUTRIGGER_AFFINITY_KEYS in the environment.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Affinity {
+    /// What is done. Unset: enforced where there are keys, else off.
+    pub mode: Option<Acting>,
+    /// How requests get to the Machine that keeps their session.
+    pub via: Transport,
+    /// How long a session lives without a request.
+    pub idle: Text<Span>,
+    /// How long it lives in all.
+    pub max_life: Text<Span>,
+    /// How long the edge may try to reach the session's Machine before another one takes the session over.
+    pub replay_timeout: Text<Span>,
+}
+
+impl Default for Affinity {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            via: Transport::Replay,
+            idle: span(Duration::from_secs(3600)),
+            max_life: span(Duration::from_secs(86_400)),
+            replay_timeout: span(Duration::from_secs(5)),
+        }
+    }
+}
+
+/// Sessions, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityRules {
+    /// What is done.
+    pub mode: Mode,
+    /// How requests get to another Machine.
+    pub via: Via,
+    /// How long a session lives.
+    pub lifetime: Lifetime,
+    /// How long the edge may try.
+    pub replay_timeout: Duration,
+}
+
+impl Builder<'_> {
+    /// This Machine, if it has a name and keys.
+    pub fn this_machine(&mut self, machine: Option<&str>) -> Option<This> {
+        let keys = match (self.environment)(KEYS).map(|text| Keys::parse(&text)) {
+            Some(Ok(keys)) => keys,
+            Some(Err(e)) => {
+                let problem = Problem::new(Place::Variable(KEYS.to_owned()), e.to_string())
+                    .hint("make one with `openssl rand -base64 32`; the first signs, all verify");
+                self.problems.push(problem);
+                None
+            }
+            None => None,
+        };
+        let from_fly = (self.environment)(FLY_MACHINE_ID).filter(|id| !id.trim().is_empty());
+        let name = machine.map(str::to_owned).or(from_fly);
+        if let Some(name) = name.as_ref().filter(|name| !is_name(name.as_bytes())) {
+            let message = format!("`machine` needs 1 to 63 letters, digits, - _ and ., got {name:?}");
+            self.complain(&[Step::Key("server"), Step::Key("machine")], message, "on Fly, leave it to FLY_MACHINE_ID");
+            return None;
+        }
+        Some(This { name: name?.into(), keys: keys? })
+    }
+
+    /// Whether sessions keep no Machine on Fly only because there are no keys.
+    pub fn lacks_keys(&self, written: &Affinity, this: Option<&This>) -> bool {
+        let is_on_fly = (self.environment)(FLY_MACHINE_ID).is_some();
+        is_on_fly && this.is_none() && written.mode != Some(Acting::Off)
+    }
+
+    /// What is done with sessions; `None` when nothing can be.
+    pub fn affinity(&mut self, written: &Affinity, this: Option<&This>) -> Option<AffinityRules> {
+        let at = |key| [Step::Key("affinity"), Step::Key(key)];
+        for (key, span) in
+            [("idle", &written.idle), ("max_life", &written.max_life), ("replay_timeout", &written.replay_timeout)]
+        {
+            if span.0.0 < Duration::from_secs(1) {
+                self.complain(&at(key), format!("`{key}` needs at least a second"), "write \"1h\", for example");
+            }
+        }
+        if written.max_life.0.0 > Duration::from_secs(400 * 86_400) {
+            let hint = "clients keep no cookie for longer (RFC 6265bis section 5.5)";
+            self.complain(&at("max_life"), "`max_life` is longer than 400 days", hint);
+        }
+        let asked_for = !matches!(written.mode, None | Some(Acting::Off));
+        if asked_for && this.is_none() {
+            let hint = format!(
+                "set {KEYS} (`openssl rand -base64 32`), the same on all Machines, and OUTRIGGER_MACHINE unless on Fly"
+            );
+            self.complain(&at("mode"), "sessions need a name for this Machine, and keys", &hint);
+        }
+        this?;
+        Some(AffinityRules {
+            mode: written.mode.unwrap_or_default().into(),
+            via: match written.via {
+                Transport::Replay => Via::Replay,
+                Transport::Private => Via::Private,
+                Transport::Off => Via::Off,
+            },
+            lifetime: Lifetime { idle: written.idle.0.0, most: written.max_life.0.0 },
+            replay_timeout: written.replay_timeout.0.0,
+        })
+    }
+}

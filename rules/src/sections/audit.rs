@@ -1,0 +1,416 @@
+//! `[audit]`: what is entered into the audit trail, how surely, and for how long.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::HeaderName;
+use outrigger_policy::audit::{Class, Declared, Durability};
+use outrigger_trail::keys::{KEYS, MasterKeys, SHORTEST_SECRET};
+use outrigger_trail::spool::Settings;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::complaints::Builder;
+use crate::environment::{AUDIT_SECRET, FLY_MACHINE_ID};
+use crate::error::{Place, Problem};
+use crate::tree::Step;
+use crate::units::{Size, Span, Text};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+const fn span(duration: Duration) -> Text<Span> {
+    Text(Span(duration))
+}
+
+/// The audit trail: who did what, on disk before anybody relies on it. Changes need a restart, except of `default`, `headers`,
+/// `parameters`, `retention`, `durability` and `record`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Where entries are written first. Unset: there is no trail. Environment: OUTRIGGER_AUDIT_DIRECTORY.
+    pub directory: Option<String>,
+    /// The class of requests whose route names none: `"off"`, or as `audit` of a route.
+    pub default: String,
+    /// Entries that may wait to be written. What comes then is counted as lost (`group`) or refused (`before-response`).
+    #[schemars(range(min = 16, max = 1_000_000))]
+    pub queue: u32,
+    /// The longest time until an entry is on disk.
+    pub commit_interval: Text<Span>,
+    /// How long a request of `before-response` may wait for its entry to be on disk. Later: 503.
+    pub commit_timeout: Text<Span>,
+    /// A file of this size is closed and signed.
+    pub segment_size: Text<Size>,
+    /// All files together. When they have reached it, the oldest that the app has go first.
+    pub max_size: Text<Size>,
+    /// Fields of requests whose value is entered.
+    pub headers: Vec<String>,
+    /// Parameters of paths, as in `/items/{id}`, whose value is entered.
+    pub parameters: Vec<String>,
+    /// How long entries are kept, by class.
+    pub retention: Retention,
+    /// How surely entries are written, by class.
+    pub durability: Durabilities,
+    /// What the record of processing says that no program can know (`outrigger audit report`).
+    pub record: Record,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            default: "off".to_owned(),
+            queue: 65_536,
+            commit_interval: span(Duration::from_millis(50)),
+            commit_timeout: span(Duration::from_secs(2)),
+            segment_size: Text(Size(16 << 20)),
+            max_size: Text(Size(1 << 30)),
+            headers: Vec::new(),
+            parameters: Vec::new(),
+            retention: Retention::default(),
+            durability: Durabilities::default(),
+            record: Record::default(),
+        }
+    }
+}
+
+/// How long entries are kept.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Refusals, bans, breakers, forgeries.
+    pub security: Text<Span>,
+    /// Sign-ins.
+    pub authentication: Text<Span>,
+    /// What was read and changed.
+    pub data: Text<Span>,
+    /// What operators did.
+    pub administration: Text<Span>,
+    /// What was deleted, consent, and what subjects asked for.
+    pub deletion: Text<Span>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let default = |class: Class| span(Duration::from_secs(class.default_retention_s()));
+        Self {
+            security: default(Class::Security),
+            authentication: default(Class::Authentication),
+            data: default(Class::Data),
+            administration: default(Class::Administration),
+            deletion: default(Class::Deletion),
+        }
+    }
+}
+
+/// When a client gets its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Surely {
+    /// At once: what was entered within `commit_interval` may be lost when the power fails.
+    #[default]
+    Group,
+    /// Once its entry is on disk; if it cannot be, 503.
+    BeforeResponse,
+}
+
+impl From<Surely> for Durability {
+    fn from(surely: Surely) -> Self {
+        match surely {
+            Surely::Group => Self::Group,
+            Surely::BeforeResponse => Self::BeforeResponse,
+        }
+    }
+}
+
+/// How surely entries are written.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Durabilities {
+    /// Refusals, bans, breakers, forgeries.
+    pub security: Surely,
+    /// Sign-ins.
+    pub authentication: Surely,
+    /// What was read and changed.
+    pub data: Surely,
+    /// What operators did.
+    pub administration: Surely,
+    /// What was deleted, consent, and what subjects asked for.
+    pub deletion: Surely,
+}
+
+/// What the record of processing (GDPR Art. 30) says that no program can know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Record {
+    /// Name and address of the controller.
+    pub controller: String,
+    /// How the controller is reached.
+    pub contact: String,
+    /// The representative in the Union, if there is one.
+    pub representative: String,
+    /// The data-protection officer.
+    pub dpo: String,
+    /// What the trail is for.
+    pub purposes: Vec<String>,
+    /// The legal basis.
+    pub legal_basis: String,
+    /// Whose data it is.
+    pub subjects: Vec<String>,
+    /// Who receives it.
+    pub recipients: Vec<String>,
+    /// Transfers to third countries, and their safeguards.
+    pub transfers: Vec<String>,
+    /// Measures beside those of the program.
+    pub measures: Vec<String>,
+}
+
+/// The audit trail, checked.
+#[derive(Clone, Debug)]
+pub struct AuditRules {
+    /// Where entries are written first.
+    pub directory: PathBuf,
+    /// The Machine's name in entries.
+    pub machine: String,
+    /// The master keys; `None`: one is made in the directory.
+    pub keys: Option<MasterKeys>,
+    /// The secret that the app knows us by; `None`: nothing is shipped.
+    pub secret: Option<Secret>,
+    /// The bounds of the spool.
+    pub spool: Settings,
+    /// Entries that may wait.
+    pub queue: usize,
+    /// The longest time until an entry is on disk.
+    pub commit_interval: Duration,
+    /// How long a request may wait for that.
+    pub commit_timeout: Duration,
+    /// By class.
+    pub retention: [Duration; Class::ALL.len()],
+    /// By class.
+    pub durability: [Durability; Class::ALL.len()],
+    /// Fields that are entered.
+    pub headers: Vec<HeaderName>,
+    /// Parameters of paths that are entered.
+    pub parameters: Vec<String>,
+    /// What the record of processing says.
+    pub record: Record,
+}
+
+/// What cannot change while the process runs.
+pub type AtStart<'a> = (&'a Path, &'a str, Settings, usize, Option<&'a str>, Option<&'a str>);
+
+impl AuditRules {
+    /// What cannot change while the process runs.
+    pub fn at_start(&self) -> AtStart<'_> {
+        let key = self.keys.as_ref().map(MasterKeys::current_id);
+        let secret = self.secret.as_ref().map(Secret::expose);
+        (&self.directory, &self.machine, self.spool, self.queue, key, secret)
+    }
+
+    /// These rules, but for what the process has begun with.
+    pub fn keeping(self, before: &Self) -> Self {
+        Self {
+            directory: before.directory.clone(),
+            machine: before.machine.clone(),
+            keys: before.keys.clone(),
+            secret: before.secret.clone(),
+            spool: before.spool,
+            queue: before.queue,
+            ..self
+        }
+    }
+}
+
+/// Text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Fields that carry secrets, whatever an operator asks for.
+const NEVER: [&str; 8] = [
+    "authorization",
+    "cookie",
+    "set-cookie",
+    "proxy-authorization",
+    "x-api-key",
+    "x-auth-token",
+    "x-csrf-token",
+    "x-outrigger-hop",
+];
+
+impl Builder<'_> {
+    /// The audit trail; `None` when there is none.
+    pub fn audit(&mut self, written: &Audit, machine: Option<&str>, key_field: &HeaderName) -> Option<AuditRules> {
+        let at = |key| [Step::Key("audit"), Step::Key(key)];
+        let keys = match (self.environment)(KEYS).map(|text| MasterKeys::parse(&text)) {
+            Some(Ok(keys)) => keys,
+            Some(Err(e)) => {
+                let problem = Problem::new(Place::Variable(KEYS.to_owned()), e.to_string())
+                    .hint("make a secret with `openssl rand -base64 32`; the first key is used, all can open");
+                self.problems.push(problem);
+                None
+            }
+            None => None,
+        };
+        let secret = (self.environment)(AUDIT_SECRET).filter(|secret| !secret.trim().is_empty());
+        if secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
+            let message = format!("has fewer than {SHORTEST_SECRET} characters");
+            let hint = "make one with `openssl rand -base64 32`, the same for the proxy and the app";
+            self.problems.push(Problem::new(Place::Variable(AUDIT_SECRET.to_owned()), message).hint(hint));
+        }
+        let interval = written.commit_interval.0.0;
+        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&interval) {
+            self.complain(&at("commit_interval"), "`commit_interval` needs 1ms to 10s", "write \"50ms\", for example");
+        }
+        if written.commit_timeout.0.0 < Duration::from_millis(10) {
+            self.complain(&at("commit_timeout"), "`commit_timeout` needs at least 10ms", "write \"2s\", for example");
+        }
+        let (segment, most) = (written.segment_size.0.0, written.max_size.0.0);
+        if segment < 64 << 10 || most / 8 < segment {
+            let message = format!(
+                "`max_size` ({}) needs to hold 8 of `segment_size` ({}) of at least 64KiB",
+                Size(most),
+                Size(segment)
+            );
+            self.complain(&at("max_size"), message, "write \"16MiB\" and \"1GiB\", for example");
+        }
+        self.check_retention(&written.retention);
+        let headers = self.audit_headers(written, key_field);
+        let fly = (self.environment)(FLY_MACHINE_ID).filter(|id| !id.trim().is_empty());
+        let host = || (self.environment)("HOSTNAME").filter(|name| !name.trim().is_empty());
+        let machine = machine.map(str::to_owned).or(fly).or_else(host).unwrap_or_else(|| "local".to_owned());
+        let directory = written.directory.as_ref().filter(|directory| !directory.trim().is_empty())?;
+        let (retention, durability) = (&written.retention, &written.durability);
+        Some(AuditRules {
+            directory: directory.into(),
+            machine,
+            keys,
+            secret: secret.map(Secret),
+            spool: Settings { segment_bytes: segment, max_bytes: most },
+            queue: written.queue as usize,
+            commit_interval: interval,
+            commit_timeout: written.commit_timeout.0.0,
+            retention: [
+                retention.security.0.0,
+                retention.authentication.0.0,
+                retention.data.0.0,
+                retention.administration.0.0,
+                retention.deletion.0.0,
+            ],
+            durability: [
+                durability.security.into(),
+                durability.authentication.into(),
+                durability.data.into(),
+                durability.administration.into(),
+                durability.deletion.into(),
+            ],
+            headers,
+            parameters: written.parameters.clone(),
+            record: written.record.clone(),
+        })
+    }
+
+    fn check_retention(&mut self, retention: &Retention) {
+        let spans = [
+            ("security", &retention.security),
+            ("authentication", &retention.authentication),
+            ("data", &retention.data),
+            ("administration", &retention.administration),
+            ("deletion", &retention.deletion),
+        ];
+        for (class, span) in spans {
+            if span.0.0 < DAY {
+                let path = [Step::Key("audit"), Step::Key("retention"), Step::Key(class)];
+                self.complain(&path, format!("`{class}` is kept for less than a day"), "write \"30d\", for example");
+            }
+        }
+    }
+
+    fn audit_headers(&mut self, written: &Audit, key_field: &HeaderName) -> Vec<HeaderName> {
+        let mut headers = Vec::new();
+        for (index, name) in written.headers.iter().enumerate() {
+            let path = [Step::Key("audit"), Step::Key("headers"), Step::Index(index)];
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(name) if NEVER.contains(&name.as_str()) || name == *key_field => {
+                    self.complain(
+                        &path,
+                        format!("{name:?} carries secrets, which the trail never holds"),
+                        "leave it out",
+                    );
+                }
+                Ok(name) => headers.push(name),
+                Err(_) => {
+                    self.complain(&path, format!("{name:?} is no field name"), "write \"User-Agent\", for example");
+                }
+            }
+        }
+        headers
+    }
+
+    /// What a route's `audit` means.
+    pub fn declared(&mut self, path: &[Step<'_>], text: &str) -> Declared {
+        Declared::named(text).unwrap_or_else(|| {
+            let hint = "write \"off\", a class (authentication, data, administration, deletion) or a type such as \"auth.logout\"";
+            self.complain(path, format!("`{text}` is no class or type of the audit trail"), hint);
+            Declared::Off
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::path::Path;
+
+    fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn there_is_a_trail_where_there_is_a_place_for_it() {
+        assert!(load("", &[]).unwrap().audit.is_none());
+        let rules =
+            load("", &[("OUTRIGGER_AUDIT_DIRECTORY", "/trail"), (FLY_MACHINE_ID, "m1")]).unwrap().audit.unwrap();
+        assert_eq!((rules.directory.to_str(), rules.machine.as_str()), (Some("/trail"), "m1"));
+        assert_eq!(rules.retention[Class::Deletion as usize], 1095 * DAY);
+        assert_eq!(rules.durability, [Durability::Group; 5]);
+    }
+
+    #[test]
+    fn a_route_names_its_class_or_its_type() {
+        let source = "[audit]\ndefault = \"data\"\n[[routes]]\nname = \"a\"\npath = \"/a\"\naudit = \"auth.logout\"\n";
+        let config = load(source, &[]).unwrap();
+        let audited: Vec<_> = config.routes.all().iter().map(|route| route.audit).collect();
+        let logout = Declared::Type(outrigger_policy::audit::EventType::Logout);
+        assert_eq!(
+            audited,
+            [Declared::Off, Declared::Off, Declared::Off, Declared::Off, logout, Declared::Class(Class::Data)]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_place() {
+        let errors = [
+            load("[audit]\ncommit_interval = \"1h\"\nmax_size = \"16MiB\"\ncommit_timeout = \"1ms\"\n", &[]),
+            load("[audit]\nheaders = [\"User-Agent\", \"Cookie\", \"a b\"]\n[audit.retention]\ndata = \"1h\"\n", &[]),
+            load("[[routes]]\nname = \"a\"\npath = \"/a\"\naudit = \"datta\"\n", &[]),
+            load("[audit]\ndefault = \"security\"\n", &[]),
+            load("", &[(KEYS, "nonsense"), (AUDIT_SECRET, "short")]),
+        ];
+        let text: Vec<String> = errors.into_iter().map(|error| error.unwrap_err()).collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+}

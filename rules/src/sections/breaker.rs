@@ -1,0 +1,270 @@
+//! `[breaker]`: when to stop asking an app that fails.
+
+use std::collections::HashMap;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_policy::breaker as policy;
+use outrigger_policy::flags::Mode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::acting::Acting;
+use crate::complaints::{Builder, is_name};
+use crate::error::did_you_mean;
+use crate::sections::routes::Route;
+use crate::tree::Step;
+use crate::units::{CallWindow, OptionalShare, OptionalSpan, OrOff, Share, Span, Text, span};
+
+const fn share(share: f64) -> Text<OptionalShare> {
+    Text(OrOff(Some(Share(share))))
+}
+
+const fn small(n: u16) -> NonZeroU16 {
+    match NonZeroU16::new(n) {
+        Some(n) => n,
+        None => NonZeroU16::MIN,
+    }
+}
+
+/// When to stop asking an app that fails. Each route has a breaker of its own, unless it names another one. Paths without a route share one,
+/// which only opens for an app that is away or hangs; what fails below a first segment of theirs is refused only there.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Breaker {
+    /// Whether an open breaker refuses.
+    pub mode: Acting,
+    /// Opens after so many failures in a row; 0: never for that reason. Environment: CIRCUIT_BREAKER_FAILURE_THRESHOLD sets
+    /// the default.
+    pub failures: u32,
+    /// Opens when this share of calls failed.
+    pub failure_rate: Text<OptionalShare>,
+    /// An answer whose head takes this long is slow.
+    pub slow_after: Text<OptionalSpan>,
+    /// Opens when this share of calls was slow.
+    pub slow_rate: Text<OptionalShare>,
+    /// So many clients must have seen failures that may be one client's doing before it opens for all. 1: one is enough.
+    pub min_clients: NonZeroU16,
+    /// Over which calls the two shares are taken: "10s" or "100 calls".
+    pub window: Text<CallWindow>,
+    /// With fewer calls than this in the window, no share opens it.
+    pub min_calls: NonZeroU32,
+    /// How long it stays open. Environment: CIRCUIT_BREAKER_TIMEOUT, in milliseconds, sets the default.
+    pub open: Text<Span>,
+    /// Each time that it opens again doubles that, up to this.
+    pub max_open: Text<Span>,
+    /// And up to this share more, by chance.
+    pub jitter: Text<OptionalShare>,
+    /// How many requests are let through at the same time, to see whether the app is well again.
+    pub probes: NonZeroU16,
+    /// How many of them must succeed.
+    pub successes: NonZeroU16,
+    /// Over how long traffic then comes back, from a tenth to all.
+    pub ramp: Text<Span>,
+    /// Whether an answer 429 is a failure.
+    pub count_429: bool,
+    /// Breakers that differ, or that several routes share.
+    pub groups: Vec<Group>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            mode: Acting::Enforce,
+            failures: 5,
+            min_clients: small(2),
+            failure_rate: share(0.5),
+            slow_after: Text(OrOff(None)),
+            slow_rate: share(0.8),
+            window: Text(CallWindow(policy::Span::Time(Duration::from_secs(10)))),
+            min_calls: NonZeroU32::MIN.saturating_add(19),
+            open: span(60),
+            max_open: span(600),
+            jitter: share(0.2),
+            probes: small(3),
+            successes: small(3),
+            ramp: span(10),
+            count_429: false,
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// A breaker that differs from `[breaker]` in the keys that it has.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Its name in metrics and logs, and in `routes.breaker`; that of a route means the route's own breaker.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// See `[breaker]`, as all others.
+    pub mode: Option<Acting>,
+    /// Failures in a row.
+    pub failures: Option<u32>,
+    /// Clients that must have seen them.
+    pub min_clients: Option<NonZeroU16>,
+    /// Share of failures.
+    pub failure_rate: Option<Text<OptionalShare>>,
+    /// What is slow.
+    pub slow_after: Option<Text<OptionalSpan>>,
+    /// Share of slow answers.
+    pub slow_rate: Option<Text<OptionalShare>>,
+    /// Over which calls.
+    pub window: Option<Text<CallWindow>>,
+    /// Calls that say something.
+    pub min_calls: Option<NonZeroU32>,
+    /// How long it stays open.
+    pub open: Option<Text<Span>>,
+    /// At the most.
+    pub max_open: Option<Text<Span>>,
+    /// By chance.
+    pub jitter: Option<Text<OptionalShare>>,
+    /// Probes at the same time.
+    pub probes: Option<NonZeroU16>,
+    /// Probes that must succeed.
+    pub successes: Option<NonZeroU16>,
+    /// The way back.
+    pub ramp: Option<Text<Span>>,
+    /// Whether 429 is a failure.
+    pub count_429: Option<bool>,
+}
+
+/// One breaker's rules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerRules {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it refuses.
+    pub mode: Mode,
+    /// When it trips, and how it comes back.
+    pub settings: policy::Settings,
+    /// Whether 429 is a failure.
+    pub counts_429: bool,
+}
+
+impl Breaker {
+    /// This, but for the keys that the group has.
+    fn with(&self, group: Option<&Group>) -> (Mode, policy::Settings, bool) {
+        macro_rules! key {
+            ($key:ident) => {
+                group.and_then(|group| group.$key.clone()).unwrap_or_else(|| self.$key.clone())
+            };
+        }
+        let rate = |share: Text<OptionalShare>| share.0.0.map(|share| share.0);
+        let settings = policy::Settings {
+            consecutive: key!(failures),
+            window: key!(window).0.0,
+            minimum: key!(min_calls).get(),
+            failure_rate: rate(key!(failure_rate)),
+            slow_after: key!(slow_after).0.0.map(|span| span.0),
+            slow_rate: rate(key!(slow_rate)),
+            open_for: key!(open).0.0,
+            max_open_for: key!(max_open).0.0,
+            jitter: rate(key!(jitter)).unwrap_or(0.0),
+            probes: key!(probes).get().into(),
+            successes: key!(successes).get().into(),
+            ramp: key!(ramp).0.0,
+            min_clients: key!(min_clients).get().into(),
+            is_shared: false,
+        };
+        (key!(mode).into(), settings, key!(count_429))
+    }
+}
+
+impl Builder<'_> {
+    /// The breakers of the file, and the number of each route's; none for health.
+    pub fn breakers(&mut self, written: &Breaker, routes: &[Route]) -> (Vec<BreakerRules>, HashMap<String, u16>) {
+        let mut groups: HashMap<&str, &Group> = HashMap::new();
+        for (index, group) in written.groups.iter().enumerate() {
+            let at = |key| [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key(key)];
+            if !is_name(&group.name) {
+                let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", group.name);
+                self.complain(&at("name"), message, "it becomes a label in metrics");
+            } else if groups.insert(&group.name, group).is_some() {
+                let message = format!("a breaker above is called {:?} already", group.name);
+                self.complain(&at("name"), message, "give each its own name");
+            }
+        }
+        let own = || routes.iter().map(|route| route.name.as_str()).chain(["default"]);
+        let is_known = |name: &str| groups.contains_key(name) || own().any(|route| route == name);
+        let mut numbers: HashMap<String, u16> = HashMap::new();
+        let mut names: Vec<&str> = Vec::new();
+        let mut number_of = |name| {
+            let found = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            });
+            // More routes than this are more than any file has; the last breaker would be shared.
+            u16::try_from(found).unwrap_or(u16::MAX)
+        };
+        let mut unknown = Vec::new();
+        for (index, route) in routes.iter().enumerate() {
+            let name = route.breaker.as_deref().unwrap_or(&route.name);
+            if !is_known(name) {
+                unknown.push((index, name));
+            }
+            numbers.insert(route.name.clone(), number_of(name));
+        }
+        numbers.insert("default".to_owned(), number_of("default"));
+        for (index, name) in unknown {
+            let hint = did_you_mean(name, groups.keys().copied().chain(own())).map_or_else(
+                || "name a [[breaker.groups]] of this file, or a route".to_owned(),
+                |meant| format!("did you mean {meant:?}?"),
+            );
+            let path = [Step::Key("routes"), Step::Index(index), Step::Key("breaker")];
+            self.complain(&path, format!("there is no breaker {name:?}"), &hint);
+        }
+        for (index, group) in written.groups.iter().enumerate() {
+            if !names.contains(&group.name.as_str()) {
+                let path = [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key("name")];
+                let message = format!("no route uses the breaker {:?}", group.name);
+                self.complain(&path, message, "say `breaker = …` in a route, or give it the name of one");
+            }
+        }
+        let rules = names.into_iter().map(|name| {
+            let (mode, mut settings, counts_429) = written.with(groups.get(name).copied());
+            if name == "default" && !groups.contains_key(name) {
+                // Of all paths without a route of their own, which have nothing to do with each other.
+                settings.is_shared = true;
+            }
+            BreakerRules { name: name.into(), mode, settings, counts_429 }
+        });
+        let rules = rules.collect();
+        self.check_breakers(written);
+        (rules, numbers)
+    }
+
+    fn check_breakers(&mut self, written: &Breaker) {
+        let own = vec![Step::Key("breaker")];
+        let groups =
+            written.groups.iter().enumerate().map(|(index, group)| {
+                (vec![Step::Key("breaker"), Step::Key("groups"), Step::Index(index)], Some(group))
+            });
+        for (path, group) in std::iter::once((own, None)).chain(groups) {
+            let (_, settings, _) = written.with(group);
+            let before = self.problems.len();
+            let mut complain = |key, message: String, hint: &str| {
+                let path: Vec<Step<'_>> = path.iter().copied().chain([Step::Key(key)]).collect();
+                self.complain(&path, message, hint);
+            };
+            if settings.open_for.is_zero() {
+                complain("open", "`open` must be longer than zero".to_owned(), "write \"60s\", for example");
+            }
+            if settings.max_open_for < settings.open_for {
+                let hint = "`open` doubles from trip to trip, up to `max_open`";
+                complain("max_open", "`max_open` is shorter than `open`".to_owned(), hint);
+            }
+            if let policy::Span::Calls(calls) = settings.window
+                && calls < settings.minimum
+            {
+                let message = format!("`window` has {calls} calls, and fewer than {} say nothing", settings.minimum);
+                complain("window", message, "make it longer, or lower `min_calls`");
+            }
+            // What is wrong for all would be said again for each group.
+            if group.is_none() && self.problems.len() > before {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `[[faults]]`: faults on purpose, for game days.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::complaints::Builder;
+use crate::environment::ALLOW_FAULTS;
+use crate::sections::route_table::{Route, RouteTable};
+use crate::tree::Step;
+use crate::units::{Share, Span, Text};
+
+/// A fault on purpose, for game days. Only in force with OUTRIGGER_ALLOW_FAULTS=1 in the environment.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// The routes it befalls, by name. Empty: all but health.
+    #[serde(default)]
+    pub routes: Vec<String>,
+    /// Fields that a request must have, with their value; `"*"` is any value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Which share of these requests.
+    #[serde(default = "all")]
+    pub share: Text<Share>,
+    /// The attempt begins so much later.
+    pub delay: Option<Text<Span>>,
+    /// The attempt is answered with this status instead of being made.
+    #[schemars(range(min = 400, max = 599))]
+    pub abort: Option<u16>,
+    /// The attempt ends as if the app had closed its connection.
+    #[serde(default)]
+    pub reset: bool,
+}
+
+const fn all() -> Text<Share> {
+    Text(Share(1.0))
+}
+
+/// A fault on purpose, compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FaultRule {
+    /// For each route, whether it befalls it.
+    pub routes: Vec<bool>,
+    /// Fields that must be there.
+    pub headers: Vec<(HeaderName, Option<String>)>,
+    /// Which share of requests, 0 to 1.
+    pub share: f64,
+    /// Later by this.
+    pub delay: Duration,
+    /// What happens then.
+    pub effect: Effect,
+}
+
+/// What a fault does with an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing more: it is made.
+    Pass,
+    /// It is answered with this status.
+    Abort(StatusCode),
+    /// The app seems to have closed its connection.
+    Reset,
+}
+
+impl Builder<'_> {
+    /// The faults of the file, if the environment allows any.
+    pub fn faults(&mut self, faults: &[Fault], routes: &RouteTable) -> Vec<FaultRule> {
+        if faults.is_empty() {
+            return Vec::new();
+        }
+        if (self.environment)(ALLOW_FAULTS).as_deref() != Some("1") {
+            self.complain(
+                &[Step::Key("faults"), Step::Index(0)],
+                "this would make requests fail on purpose",
+                "set OUTRIGGER_ALLOW_FAULTS=1 in the environment if that is meant; else remove [[faults]]",
+            );
+        }
+        let mut rules = Vec::new();
+        for (index, written) in faults.iter().enumerate() {
+            let at = |key| [Step::Key("faults"), Step::Index(index), Step::Key(key)];
+            for name in &written.routes {
+                self.check_route_name(name, routes, &at("routes"));
+            }
+            let mut headers = Vec::new();
+            for (name, value) in &written.headers {
+                match HeaderName::from_bytes(name.as_bytes()) {
+                    Ok(name) => headers.push((name, (value != "*").then(|| value.clone()))),
+                    Err(_) => {
+                        let message = format!("{name:?} is no field name");
+                        self.complain(&at("headers"), message, "write { \"X-Chaos\" = \"1\" }");
+                    }
+                }
+            }
+            let delay = written.delay.as_ref().map_or(Duration::ZERO, |delay| delay.0.0);
+            let effect = match (written.abort, written.reset) {
+                (Some(_), true) => {
+                    self.complain(&at("reset"), "a fault either aborts or resets", "make two of it, with shares");
+                    Effect::Reset
+                }
+                (Some(status), false) => {
+                    Effect::Abort(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+                }
+                (None, true) => Effect::Reset,
+                (None, false) => Effect::Pass,
+            };
+            if delay.is_zero() && effect == Effect::Pass {
+                self.complain(&at("routes")[..2], "this fault does nothing", "give it `delay`, `abort` or `reset`");
+            }
+            let befalls = |route: &Arc<Route>| {
+                !route.is_health
+                    && (written.routes.is_empty() || written.routes.iter().any(|name| **name == *route.name))
+            };
+            rules.push(FaultRule {
+                routes: routes.all().iter().map(befalls).collect(),
+                headers,
+                share: written.share.0.0,
+                delay,
+                effect,
+            });
+        }
+        rules
+    }
+}

@@ -1,0 +1,454 @@
+//! The section `[identity]`: as written, and the credentials that it makes.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use outrigger_identity::credentials::{Credentials, Keys};
+use outrigger_identity::jwks::Source;
+use outrigger_identity::jwt::{ClaimNames, Signers, Users};
+use outrigger_identity::keys::{self, Digest, Entry, KeyDigest, KeyTable};
+use outrigger_policy::flags::Network;
+use outrigger_policy::tier::Tier;
+use outrigger_tokens::{Algorithm, Key, Rules};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::environment::{Environment, JWT_SECRET, KEY_SECRET};
+use crate::error::{Place, Problem};
+use crate::sections::edge::EdgeName;
+use crate::tree::{Node, Step};
+use crate::units::{FieldName, JwksUrl, Span, Text};
+
+/// The least that a secret may have, in bytes.
+const SECRET_BYTES: usize = 32;
+
+/// So many mistakes of one file of keys are told.
+const MOST_TOLD: usize = 5;
+
+/// Whom to believe about who asks.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// Which header names the client: `"auto"` is `"fly"` on Fly (FLY_APP_NAME is set), else `X-Forwarded-For`; `"fly"` is
+    /// `Fly-Client-IP`; `"none"` is the connection; or the name of a header. It is believed from `trusted` networks only, and
+    /// every other header that names a client is removed. Environment: OUTRIGGER_EDGE.
+    pub edge: Text<EdgeName>,
+    /// Networks of the proxy in front, whose word about clients is believed. Empty: on Fly the addresses that its edge has,
+    /// elsewhere nobody. Environment: OUTRIGGER_TRUSTED, comma-separated.
+    pub trusted: Vec<Text<Network>>,
+    /// The field that carries an API key.
+    pub key_field: Text<FieldName>,
+    /// What a key means that is not known.
+    pub unknown_keys: UnknownKeys,
+    /// A file of keys, one a line: `name:sha256=HEX:tier` or `name:hmac_sha256=HEX:tier`; `#` begins a comment. Read
+    /// when the configuration is loaded: after a change, send SIGHUP or save this file.
+    pub keys_file: Option<PathBuf>,
+    /// Keys that are known.
+    pub keys: Vec<ApiKey>,
+    /// Tokens whose claims count. Without a key to verify them with, no token is looked at.
+    pub jwt: Jwt,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            edge: Text(EdgeName::Auto),
+            trusted: Vec::new(),
+            key_field: Text(FieldName(HeaderName::from_static("x-api-key"))),
+            unknown_keys: UnknownKeys::Ignore,
+            keys_file: None,
+            keys: Vec::new(),
+            jwt: Jwt::default(),
+        }
+    }
+}
+
+/// What a key means that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownKeys {
+    /// Nothing: the client is its address.
+    #[default]
+    Ignore,
+    /// The key is the client, and anonymous. Whoever makes up a new one for each request has new limits for each.
+    Count,
+}
+
+/// A key that is known: a name, one digest, a tier.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-secret" = "table"))]
+pub struct ApiKey {
+    /// Whose it is: 1 to 64 of letters, digits, `-`, `.`, `_` and `@`. It stands in logs.
+    pub name: String,
+    /// SHA-256 of the key, in hex: for keys that are long and random. `printf %s KEY | sha256sum` makes it.
+    #[serde(default)]
+    #[schemars(extend("x-secret" = "value"))]
+    pub sha256: Option<String>,
+    /// HMAC-SHA-256 of the key, in hex, keyed with the environment's OUTRIGGER_KEY_SECRET.
+    #[serde(default)]
+    #[schemars(extend("x-secret" = "value"))]
+    pub hmac_sha256: Option<String>,
+    /// What it is worth: `"anonymous"`, `"free"`, `"pro"`, `"enterprise"` or `"internal"`.
+    #[serde(default = "free")]
+    pub tier: Text<Tier>,
+}
+
+const fn free() -> Text<Tier> {
+    Text(Tier::Free)
+}
+
+/// How a token is signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum JwtAlgorithm {
+    /// HMAC with a shared secret.
+    #[default]
+    #[serde(rename = "HS256")]
+    Hs256,
+    /// RSA, PKCS#1 v1.5.
+    #[serde(rename = "RS256")]
+    Rs256,
+    /// ECDSA on P-256.
+    #[serde(rename = "ES256")]
+    Es256,
+    /// Ed25519.
+    #[serde(rename = "EdDSA")]
+    EdDsa,
+}
+
+impl From<JwtAlgorithm> for Algorithm {
+    fn from(algorithm: JwtAlgorithm) -> Self {
+        match algorithm {
+            JwtAlgorithm::Hs256 => Self::Hs256,
+            JwtAlgorithm::Rs256 => Self::Rs256,
+            JwtAlgorithm::Es256 => Self::Es256,
+            JwtAlgorithm::EdDsa => Self::EdDsa,
+        }
+    }
+}
+
+/// Tokens (`Authorization: Bearer`) whose claims count.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("x-secret" = "table"))]
+pub struct Jwt {
+    /// The one algorithm that is accepted, whatever a token says of itself.
+    pub algorithm: JwtAlgorithm,
+    /// A file with the secret for HS256, at least 32 bytes; a line break at its end does not count. Environment, with
+    /// the secret itself: OUTRIGGER_JWT_SECRET.
+    pub secret_file: Option<PathBuf>,
+    /// A file with the public key (PEM) for the other algorithms.
+    pub key_file: Option<PathBuf>,
+    /// Or where the issuer publishes its keys: `https`, or `http` inside a private network.
+    #[schemars(extend("x-secret" = "value"))]
+    pub jwks_url: Option<Text<JwksUrl>>,
+    /// How often they are fetched, at least every second; an unknown key also asks for them, every 30 s at most.
+    pub jwks_refresh: Text<Span>,
+    /// The `aud` that a token must have. Unset: any.
+    pub audience: Option<String>,
+    /// The `iss` that a token must have. Unset: any.
+    pub issuer: Option<String>,
+    /// By how much the issuer's clock may differ, at most an hour.
+    pub leeway: Text<Span>,
+    /// The claim that names the user.
+    pub user_claim: String,
+    /// The claim that names the tier; absent, or no tier: `"free"`.
+    pub tier_claim: String,
+    /// How many verified tokens are remembered, and as many that were not.
+    #[schemars(range(min = 100, max = 1_000_000))]
+    pub cache: NonZeroU32,
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            algorithm: JwtAlgorithm::Hs256,
+            secret_file: None,
+            key_file: None,
+            jwks_url: None,
+            jwks_refresh: Text(Span(Duration::from_secs(600))),
+            audience: None,
+            issuer: None,
+            leeway: Text(Span(Duration::from_secs(30))),
+            user_claim: "sub".to_owned(),
+            tier_claim: "tier".to_owned(),
+            cache: NonZeroU32::new(10_000).unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+/// The credentials that `raw` describes. What is wrong goes to `problems`, with its place.
+pub fn build(
+    raw: &Identity,
+    root: &Node,
+    environment: Environment<'_>,
+    problems: &mut Vec<Problem>,
+) -> Arc<Credentials> {
+    let mut builder = Builder { root, environment, problems };
+    let table = builder.keys(raw);
+    let users = builder.users(&raw.jwt);
+    let counts_unknown = raw.unknown_keys == UnknownKeys::Count;
+    Arc::new(Credentials::new(Keys { field: raw.key_field.0.0.clone(), table, counts_unknown }, users))
+}
+
+struct Builder<'a> {
+    root: &'a Node,
+    environment: Environment<'a>,
+    problems: &'a mut Vec<Problem>,
+}
+
+const JWT: [Step<'static>; 2] = [Step::Key("identity"), Step::Key("jwt")];
+
+impl Builder<'_> {
+    fn complain(&mut self, place: Place, message: impl Into<String>, hint: &str) {
+        self.problems.push(Problem::new(place, message).hint(hint));
+    }
+
+    fn place(&self, path: &[Step<'_>]) -> Place {
+        self.root.nearest(path).1.place.clone()
+    }
+
+    fn jwt_place(&self, key: &'static str) -> Place {
+        self.place(&[JWT[0], JWT[1], Step::Key(key)])
+    }
+
+    /// A variable that holds a secret of at least 32 bytes.
+    fn secret(&mut self, variable: &'static str) -> Option<String> {
+        let secret = (self.environment)(variable).filter(|secret| !secret.trim().is_empty())?;
+        if secret.len() < SECRET_BYTES {
+            let message = format!("has {} bytes, which can be guessed", secret.len());
+            self.complain(Place::Variable(variable.to_owned()), message, "use at least 32 random bytes");
+        }
+        Some(secret)
+    }
+
+    fn keys(&mut self, raw: &Identity) -> KeyTable {
+        let mut found = Found::default();
+        for (index, key) in raw.keys.iter().enumerate() {
+            let path = [Step::Key("identity"), Step::Key("keys"), Step::Index(index)];
+            let name = self.place(&[path[0], path[1], path[2], Step::Key("name")]);
+            if !keys::is_name(&key.name) {
+                let message = "`name` needs 1 to 64 of letters, digits, - . _ and @";
+                self.complain(name.hidden(), message, "it is whose key it is, not the key");
+                continue;
+            }
+            let (written, which) = match (&key.sha256, &key.hmac_sha256) {
+                (Some(text), None) => (text, "sha256"),
+                (None, Some(text)) => (text, "hmac_sha256"),
+                _ => {
+                    let message = format!("the key of {:?} needs either `sha256` or `hmac_sha256`", key.name);
+                    self.complain(name.hidden(), message, "`printf %s KEY | sha256sum` makes the first");
+                    continue;
+                }
+            };
+            let place = self.place(&[path[0], path[1], path[2], Step::Key(which)]).hidden();
+            let Some(digest) = Digest::from_hex(written) else {
+                let message = format!("`{which}` needs 64 hexadecimal digits");
+                self.complain(place, message, "not the key itself: `printf %s KEY | sha256sum` makes the digest");
+                continue;
+            };
+            let digest = if which == "sha256" { KeyDigest::Sha256(digest) } else { KeyDigest::HmacSha256(digest) };
+            let entry = Entry { name: key.name.clone(), digest, tier: key.tier.0 };
+            if let Err(message) = found.add(entry, place.clone(), &format!("the key of {:?}", key.name)) {
+                self.complain(place, message, TWICE_HINT);
+            }
+        }
+        if let Some(file) = &raw.keys_file {
+            self.keys_of_file(file, &mut found);
+        }
+        let secret = if let Some(place) = found.first_keyed.clone() {
+            let secret = self.secret(KEY_SECRET);
+            if secret.is_none() {
+                let message = format!("`hmac_sha256` needs the secret that it is keyed with, in {KEY_SECRET}");
+                self.complain(place, message, "set it in the environment, at least 32 random bytes; or use `sha256`");
+            }
+            secret
+        } else {
+            None
+        };
+        KeyTable::new(found.entries, secret.as_deref().map(str::as_bytes))
+    }
+
+    fn keys_of_file(&mut self, file: &Path, found: &mut Found) {
+        let place = self.place(&[Step::Key("identity"), Step::Key("keys_file")]);
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(e) => {
+                let message = format!("`keys_file` cannot be read: {}: {e}", file.display());
+                return self.complain(place, message, "name a file that this process may read");
+            }
+        };
+        let mut mistakes = 0;
+        for (number, line) in (1..).zip(text.lines()) {
+            let at = format!("{}:{number}", file.display());
+            let outcome = match keys::parse_line(line) {
+                Ok(None) => Ok(()),
+                Ok(Some(entry)) => found.add(entry, place.clone(), &at).map_err(|message| (message, TWICE_HINT)),
+                Err(problem) => Err((problem.to_owned(), "write name:sha256=HEX:tier; `#` begins a comment")),
+            };
+            if let Err((problem, hint)) = outcome {
+                mistakes += 1;
+                if mistakes <= MOST_TOLD {
+                    self.complain(place.clone(), format!("{at}: {problem}"), hint);
+                }
+            }
+        }
+        if mistakes > MOST_TOLD {
+            let message = format!("{}: {} more lines are wrong", file.display(), mistakes - MOST_TOLD);
+            self.complain(place, message, "mend these first");
+        }
+    }
+
+    fn users(&mut self, raw: &Jwt) -> Option<Users> {
+        let signers = self.signers(raw)?;
+        let times = [("leeway", raw.leeway.0.0, 0, 3600), ("jwks_refresh", raw.jwks_refresh.0.0, 1, u64::MAX)];
+        for (key, span, least, most) in times {
+            if !(least..=most).contains(&span.as_secs()) {
+                let message = format!("`{key}` cannot be {}", Span(span));
+                let hint = if key == "leeway" { "at most \"1h\"; mend the clocks" } else { "at least \"1s\"" };
+                self.complain(self.jwt_place(key), message, hint);
+            }
+        }
+        let texts = [
+            ("audience", raw.audience.as_deref()),
+            ("issuer", raw.issuer.as_deref()),
+            ("user_claim", Some(raw.user_claim.as_str())),
+            ("tier_claim", Some(raw.tier_claim.as_str())),
+        ];
+        for (key, text) in texts {
+            if text.is_some_and(|text| text.trim().is_empty()) {
+                self.complain(self.jwt_place(key), format!("`{key}` must not be empty"), "leave it out instead");
+            }
+        }
+        let (issuer, audience) = (raw.issuer.as_deref(), raw.audience.as_deref());
+        let rules = Rules::new(raw.algorithm.into(), issuer, audience, raw.leeway.0.0.as_secs());
+        let names = ClaimNames { user: raw.user_claim.clone(), tier: raw.tier_claim.clone() };
+        Some(Users::new(rules, signers, names, raw.cache.get() as usize))
+    }
+
+    /// What tokens are verified with; `None` when nothing is, or when something is wrong.
+    fn signers(&mut self, raw: &Jwt) -> Option<Signers> {
+        let variable = self.secret(JWT_SECRET);
+        let mut sources = Vec::new();
+        sources.extend(variable.is_some().then(|| Place::Variable(JWT_SECRET.to_owned())));
+        sources.extend(raw.secret_file.is_some().then(|| self.jwt_place("secret_file")));
+        sources.extend(raw.key_file.is_some().then(|| self.jwt_place("key_file")));
+        sources.extend(raw.jwks_url.is_some().then(|| self.jwt_place("jwks_url")));
+        if sources.is_empty() {
+            let (found, node) = self.root.nearest(&JWT);
+            if found == JWT.len() {
+                let message = "`jwt` names nothing to verify tokens with";
+                let hint = "set secret_file, key_file, jwks_url or OUTRIGGER_JWT_SECRET; or leave the section out";
+                self.complain(node.place.clone(), message, hint);
+            }
+            return None;
+        }
+        if sources.len() > 1 {
+            let message = "tokens are verified in one way only, and this is another one";
+            self.complain(
+                sources.swap_remove(1),
+                message,
+                "keep one of secret_file, key_file, jwks_url and the variable",
+            );
+            return None;
+        }
+        let algorithm = Algorithm::from(raw.algorithm);
+        let is_secret = variable.is_some() || raw.secret_file.is_some();
+        if is_secret != (algorithm == Algorithm::Hs256) {
+            let message = format!("`algorithm` is {}, which this is not for", algorithm.name());
+            let hint = if is_secret {
+                "a secret goes with \"HS256\"; the other algorithms have key_file or jwks_url"
+            } else {
+                "write algorithm = \"RS256\", \"ES256\" or \"EdDSA\"; \"HS256\" needs a secret, which a public key is not"
+            };
+            self.complain(sources.swap_remove(0), message, hint);
+            return None;
+        }
+        if let Some(secret) = variable {
+            // Too short has been told.
+            return Key::secret(secret.as_bytes()).ok().map(Signers::Fixed);
+        }
+        if let Some(file) = &raw.secret_file {
+            let text = self.read("secret_file", file)?;
+            let secret = text.strip_suffix(b"\n").map_or(&*text, |text| text.strip_suffix(b"\r").unwrap_or(text));
+            return self.key("secret_file", file, Key::secret(secret), "use at least 32 random bytes");
+        }
+        if let Some(file) = &raw.key_file {
+            let pem = self.read("key_file", file)?;
+            let hint = "give the PEM of a public key that fits `algorithm`";
+            return self.key("key_file", file, Key::pem(algorithm, &pem), hint);
+        }
+        let url = raw.jwks_url.as_ref()?.0.0.clone();
+        match Source::new(url, algorithm, raw.jwks_refresh.0.0) {
+            Ok(source) => Some(Signers::Fetched(Arc::new(source))),
+            Err(e) => {
+                let message = format!("`jwks_url` cannot be used: {e}");
+                self.complain(self.jwt_place("jwks_url"), message, "install ca-certificates, or set SSL_CERT_FILE");
+                None
+            }
+        }
+    }
+
+    fn key(
+        &mut self,
+        name: &'static str,
+        file: &Path,
+        key: Result<Key, outrigger_tokens::KeyError>,
+        hint: &str,
+    ) -> Option<Signers> {
+        match key {
+            Ok(key) => Some(Signers::Fixed(key)),
+            Err(e) => {
+                self.complain(self.jwt_place(name), format!("`{name}`: {} {e}", file.display()), hint);
+                None
+            }
+        }
+    }
+
+    fn read(&mut self, name: &'static str, file: &Path) -> Option<Vec<u8>> {
+        match std::fs::read(file) {
+            Ok(bytes) => Some(bytes),
+            Err(e) => {
+                let message = format!("`{name}` cannot be read: {}: {e}", file.display());
+                self.complain(self.jwt_place(name), message, "name a file that this process may read");
+                None
+            }
+        }
+    }
+}
+
+const TWICE_HINT: &str = "a name stands for one key, and a key for one name";
+
+/// Keys so far, and what would not be told apart.
+#[derive(Default)]
+struct Found {
+    entries: Vec<Entry>,
+    names: HashSet<String>,
+    digests: HashMap<KeyDigest, usize>,
+    first_keyed: Option<Place>,
+}
+
+impl Found {
+    /// Takes a key in; `at` is where it stands, for the message about the one that comes after it.
+    fn add(&mut self, entry: Entry, place: Place, at: &str) -> Result<(), String> {
+        if let Some(other) = self.digests.get(&entry.digest) {
+            return Err(format!("{at} has the same digest as the key of {:?}", self.entries[*other].name));
+        }
+        if !self.names.insert(entry.name.clone()) {
+            return Err(format!("{at}: another key is called {:?} already", entry.name));
+        }
+        if matches!(entry.digest, KeyDigest::HmacSha256(_)) {
+            self.first_keyed.get_or_insert(place);
+        }
+        self.digests.insert(entry.digest, self.entries.len());
+        self.entries.push(entry);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

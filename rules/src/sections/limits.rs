@@ -1,0 +1,396 @@
+//! `[rate_limits]`: how often each client may ask; the limits of the file, compiled.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_identity::client::Client;
+use outrigger_identity::hash::{client_hash, mix};
+use outrigger_policy::flags::Mode;
+use outrigger_policy::limiter::{Quota, Rate};
+use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::{Multiplier, Tier};
+use outrigger_wire::ratelimit;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::acting::Acting;
+use crate::complaints::{Builder, is_name};
+use crate::sections::redis::{Redis, RedisSettings};
+use crate::sections::route_table::{BUILT_IN, RouteTable};
+use crate::sections::tiers::Tiers;
+use crate::tree::Step;
+use crate::units::{OptionalRate, Text, non_zero, per_minute};
+
+/// How often a client may ask.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimits {
+    /// For all limits at once: "monitor" and "off" win over what a single one says. Default: "enforce", and "monitor" in a
+    /// file without this section.
+    pub mode: Acting,
+    /// `RateLimit-Policy` and `RateLimit` in answers.
+    pub headers: bool,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` in answers, of the limit that has the least left.
+    pub legacy_headers: bool,
+    /// Keys (a client under a limit) that are counted at the same time; beyond, newcomers share what one may have. 20
+    /// bytes each. A change needs a restart.
+    #[schemars(range(max = 100_000_000))]
+    pub max_keys: NonZeroU32,
+    /// Whether all Machines count limits together.
+    pub shared: Sharing,
+    /// Where they do.
+    pub redis: Redis,
+    /// What each client may ask of critical routes together.
+    pub critical: Text<OptionalRate>,
+    /// The same for high priority.
+    pub high: Text<OptionalRate>,
+    /// The same for medium priority, which routes have that name none.
+    pub medium: Text<OptionalRate>,
+    /// The same for low priority.
+    pub low: Text<OptionalRate>,
+    /// The same for the lowest.
+    pub strict: Text<OptionalRate>,
+    /// More limits. A request needs the leave of all that apply to it; a refusal by one takes nothing from the others.
+    pub rules: Vec<Rule>,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            mode: Acting::Enforce,
+            headers: true,
+            legacy_headers: false,
+            max_keys: non_zero(100_000),
+            shared: Sharing::Off,
+            redis: Redis::default(),
+            critical: per_minute(1000),
+            high: per_minute(200),
+            medium: per_minute(100),
+            low: per_minute(30),
+            strict: per_minute(10),
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// Where limits are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// On each Machine by itself.
+    #[default]
+    Off,
+    /// In Redis, by all Machines together.
+    Redis,
+}
+
+/// Whose requests a limit counts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// Each client's: the verified user, else the API key, else the address.
+    #[default]
+    Client,
+    /// Each client's on each route.
+    ClientAndRoute,
+    /// Each address's (IPv6: each /64's), whoever signs in from there.
+    Address,
+    /// Each route's, of all clients together.
+    Route,
+    /// All of this Machine.
+    Machine,
+}
+
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Count {
+    /// Requests, by their cost.
+    #[default]
+    Requests,
+    /// Answers 401, 403 and 404, as they leave; once there were too many, requests are refused.
+    Failures,
+}
+
+/// One limit.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Its name in metrics, logs and answers: lower-case letters, digits, `-` and `_`; at most 64.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// How many in how long.
+    pub rate: Text<Rate>,
+    /// How many may come at once. Unset: as many as the rate names.
+    #[serde(default)]
+    pub burst: Option<NonZeroU32>,
+    /// Whose requests are counted together.
+    #[serde(default)]
+    pub by: By,
+    /// What is counted.
+    #[serde(default)]
+    pub count: Count,
+    /// The routes it applies to, by name; "default" is what no route takes. Empty: all but health.
+    #[serde(default)]
+    pub routes: Vec<String>,
+    /// Whether the client's tier multiplies it. Has no meaning for `by` "route" and "machine".
+    #[serde(default = "yes")]
+    pub tiers: bool,
+    /// Whether its refusals count.
+    #[serde(default)]
+    pub mode: Acting,
+    /// Whether all Machines count together, where `rate_limits.shared` says how. Unset: yes, but for `by = "machine"`.
+    #[serde(default)]
+    pub shared: Option<bool>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// The most limits that apply to one request.
+pub const MOST_LIMITS: usize = 8;
+
+/// One limit.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    /// Its name in metrics, logs and answers.
+    pub name: String,
+    /// Whose requests are counted together.
+    pub by: By,
+    /// What is counted.
+    pub count: Count,
+    /// Whether its refusals count.
+    pub mode: Mode,
+    /// All Machines count together.
+    pub is_shared: bool,
+    /// For each tier; `None` is no limit.
+    pub quotas: [Option<Quota>; Tier::ALL.len()],
+    /// `RateLimit-Policy` for each tier.
+    pub policies: [Box<str>; Tier::ALL.len()],
+    /// Tells its keys from those of other limits. Made of its name, so that its state outlives a change of the rules.
+    salt: u64,
+}
+
+impl Limit {
+    /// Compiles one.
+    pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
+        let policy = |quota: Option<Quota>| {
+            quota.map_or_else(String::new, |quota| ratelimit::policy(name, quota.burst(), window_s))
+        };
+        Self {
+            name: name.to_owned(),
+            by,
+            count,
+            mode,
+            is_shared: false,
+            quotas,
+            policies: quotas.map(|quota| policy(quota).into()),
+            salt: client_hash(SALT, name.as_bytes()),
+        }
+    }
+
+    /// The same, counted by all Machines together.
+    #[must_use]
+    pub fn shared(self, is_shared: bool) -> Self {
+        Self { is_shared, ..self }
+    }
+
+    /// Whether an answer tells the client of it: what others have used is none of its business.
+    pub fn is_shown(&self) -> bool {
+        !matches!(self.by, By::Route | By::Machine)
+    }
+
+    /// Whether its refusals are only counted, for a client with whom limits do `admission`.
+    pub fn is_monitored(&self, admission: Mode) -> bool {
+        self.mode == Mode::Monitor || admission == Mode::Monitor
+    }
+
+    /// The key of a client under it. `route_tag`: a hash of the route's name.
+    pub fn tag(&self, client: &Client, route_tag: u64) -> u64 {
+        let key = match self.by {
+            By::Client => client.id,
+            By::ClientAndRoute => client.id ^ mix(route_tag),
+            By::Address => client.address_id,
+            By::Route => mix(route_tag),
+            By::Machine => 0,
+        };
+        mix(self.salt ^ key)
+    }
+
+    /// Whose keys share a cell of the limit where the table has no room for them.
+    pub fn origin(&self, client: &Client, route_tag: u64) -> u64 {
+        match self.by {
+            By::Client | By::ClientAndRoute | By::Address => mix(self.salt ^ client.origin()),
+            By::Route => mix(self.salt ^ mix(route_tag)),
+            By::Machine => self.salt,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    /// For `explain`: as a client without a tier meets it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = match self.by {
+            By::Client => "each client",
+            By::ClientAndRoute => "each client on this route",
+            By::Address => "each address",
+            By::Route => "all clients on this route",
+            By::Machine if self.is_shared => "all Machines",
+            By::Machine => "this Machine",
+        };
+        let where_ = if self.is_shared { ", shared by all Machines" } else { "" };
+        let what = match self.count {
+            Count::Requests => "",
+            Count::Failures => " failures",
+        };
+        match self.quotas[Tier::Anonymous as usize] {
+            Some(quota) => {
+                let every = Duration::from_nanos(quota.charge_ns(1));
+                let burst = quota.burst();
+                write!(
+                    f,
+                    "{}: {burst}{what} at once, then one every {every:?}, for {by} ({}{where_})",
+                    self.name,
+                    self.mode.name()
+                )
+            }
+            None => write!(f, "{}: none for the anonymous", self.name),
+        }
+    }
+}
+
+/// What [`client_hash`] is told that it hashes.
+const SALT: u8 = b'l';
+
+/// All limits, and which apply to which route.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Each once.
+    pub all: Vec<Limit>,
+    /// For each route, in the order of the routes, those that apply.
+    pub by_route: Vec<Box<[u16]>>,
+    /// Answers tell of them, in the standard's fields.
+    pub headers: bool,
+    /// And in the older ones.
+    pub legacy_headers: bool,
+    /// How Machines share those that are shared; `None`: none is.
+    pub sharing: Option<Arc<RedisSettings>>,
+}
+
+impl Limits {
+    /// Those of a route.
+    pub fn of(&self, route: usize) -> impl Iterator<Item = (u16, &Limit)> {
+        let numbers = self.by_route.get(route).map_or(&[][..], |numbers| numbers);
+        numbers.iter().filter_map(|number| Some((*number, self.all.get(usize::from(*number))?)))
+    }
+}
+
+impl Builder<'_> {
+    /// The limits of the file, and which apply to which route.
+    pub fn limits(&mut self, written: &RateLimits, tiers: &Tiers, routes: &RouteTable) -> Limits {
+        let mut all = Vec::new();
+        let tiers = tiers.multipliers();
+        let of_priority = [&written.critical, &written.high, &written.medium, &written.low, &written.strict];
+        let mut by_route: Vec<Vec<u16>> = vec![Vec::new(); routes.all().len()];
+        let mode = Mode::from(written.mode);
+        let sharing = match written.shared {
+            Sharing::Off => None,
+            Sharing::Redis => self.redis(&written.redis),
+        };
+        let is_shared = written.shared == Sharing::Redis;
+        for (priority, rate) in Priority::ALL.into_iter().zip(of_priority) {
+            let Some(rate) = rate.0.0 else { continue };
+            let applies = |index: usize| !routes.all()[index].is_health && routes.all()[index].priority == priority;
+            apply(&mut by_route, all.len(), applies);
+            let quotas = tiers.map(|tier| Quota::new(rate, rate.count(), tier));
+            let window = rate.window().as_secs();
+            let limit = Limit::new(priority.name(), By::Client, Count::Requests, mode, quotas, window);
+            all.push(limit.shared(is_shared));
+        }
+        let mut names: HashSet<&str> = Priority::ALL.map(Priority::name).into();
+        for (index, rule) in written.rules.iter().enumerate() {
+            let at = |key| [Step::Key("rate_limits"), Step::Key("rules"), Step::Index(index), Step::Key(key)];
+            if !is_name(&rule.name) {
+                let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", rule.name);
+                self.complain(&at("name"), message, "it becomes a label in metrics, and clients see it");
+            } else if !names.insert(&rule.name) {
+                let message = format!("a limit is called {:?} already", rule.name);
+                self.complain(&at("name"), message, "give each its own name; those of the priorities are taken");
+            }
+            for route in &rule.routes {
+                self.check_route_name(route, routes, &at("routes"));
+            }
+            let mode = match (mode, Mode::from(rule.mode)) {
+                (Mode::Off, _) | (_, Mode::Off) => Mode::Off,
+                (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
+                (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
+            };
+            if mode == Mode::Off {
+                continue;
+            }
+            let rate = rule.rate.0;
+            let burst = rule.burst.map_or(rate.count(), NonZeroU32::get);
+            let is_own = rule.tiers && !matches!(rule.by, By::Route | By::Machine);
+            let quotas = tiers.map(|tier| Quota::new(rate, burst, if is_own { tier } else { Multiplier::ONE }));
+            let applies = |index: usize| {
+                let route = &routes.all()[index];
+                !route.is_health && (rule.routes.is_empty() || rule.routes.iter().any(|name| **name == *route.name))
+            };
+            apply(&mut by_route, all.len(), applies);
+            let limit = Limit::new(&rule.name, rule.by, rule.count, mode, quotas, rate.window().as_secs());
+            all.push(limit.shared(is_shared && rule.shared.unwrap_or(rule.by != By::Machine)));
+        }
+        if mode == Mode::Off {
+            return Limits::default();
+        }
+        self.check_costs(&all, &by_route, routes);
+        Limits {
+            all,
+            by_route: by_route.into_iter().map(Into::into).collect(),
+            headers: written.headers,
+            legacy_headers: written.legacy_headers,
+            sharing,
+        }
+    }
+
+    /// A request that costs more than what may come at once could never pass.
+    fn check_costs(&mut self, all: &[Limit], by_route: &[Vec<u16>], routes: &RouteTable) {
+        let before = BUILT_IN.len();
+        for (index, route) in routes.all().iter().enumerate() {
+            let at = [Step::Key("routes"), Step::Index(index.saturating_sub(before)), Step::Key("cost")];
+            if by_route[index].len() > MOST_LIMITS {
+                let message =
+                    format!("{} limits apply to route {:?}; {MOST_LIMITS} can", by_route[index].len(), route.name);
+                self.complain(&at[..2], message, "name routes in the limits that do not concern all of them");
+            }
+            for limit in by_route[index].iter().map(|number| &all[usize::from(*number)]) {
+                let counts = limit.count == Count::Requests;
+                let least = limit.quotas.iter().flatten().map(|quota| quota.burst()).min();
+                if counts && least.is_some_and(|burst| route.cost > burst) {
+                    let message = format!(
+                        "route {:?} costs {}, but of limit {:?} only {} may come at once, so no request would ever pass",
+                        route.name,
+                        route.cost,
+                        limit.name,
+                        least.unwrap_or_default()
+                    );
+                    self.complain(&at, message, "raise the limit's rate or burst (for every tier), or lower the cost");
+                }
+            }
+        }
+    }
+}
+
+fn apply(by_route: &mut [Vec<u16>], limit: usize, applies: impl Fn(usize) -> bool) {
+    // A file with more limits than this is refused by `check_costs` long before.
+    let Ok(number) = u16::try_from(limit) else { return };
+    for (index, limits) in by_route.iter_mut().enumerate() {
+        if applies(index) {
+            limits.push(number);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `[retry]`: when a request is sent again.
+
+use std::time::Duration;
+
+use outrigger_policy::retry;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::complaints::Builder;
+use crate::sections::routes::Route;
+use crate::tree::Step;
+use crate::units::{Share, Span, Text};
+
+/// When a request is sent again.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Attempts for one request, the first included; 1: none is sent again. A route may say otherwise.
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: u8,
+    /// Answers that are tried again, such as [502, 503, 504]. A route may say otherwise.
+    pub statuses: Vec<u16>,
+    /// The pause before the first retry is anything up to this; the bound doubles with each.
+    pub backoff: Text<Span>,
+    /// And is no longer than this.
+    pub max_backoff: Text<Span>,
+    /// Retries as a share of requests, over all routes.
+    pub budget: Text<Share>,
+    /// Retries a second that are allowed in any case.
+    #[schemars(range(max = 1000))]
+    pub budget_min: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            statuses: Vec::new(),
+            backoff: Text(Span(Duration::from_millis(25))),
+            max_backoff: Text(Span(Duration::from_millis(250))),
+            budget: Text(Share(0.2)),
+            budget_min: 3,
+        }
+    }
+}
+
+/// When a request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryRules {
+    /// The bound of the first pause.
+    pub backoff: Duration,
+    /// The bound of all.
+    pub max_backoff: Duration,
+    /// What retries may cost.
+    pub budget: retry::Settings,
+}
+
+impl Builder<'_> {
+    /// The pauses and the budget.
+    pub fn retry(&mut self, written: &Retry) -> RetryRules {
+        self.check_statuses(&written.statuses, &[Step::Key("retry"), Step::Key("statuses")]);
+        RetryRules {
+            backoff: written.backoff.0.0,
+            max_backoff: written.max_backoff.0.0,
+            budget: retry::Settings { share: written.budget.0.0, free_per_second: written.budget_min },
+        }
+    }
+
+    /// What a route says of retries: attempts, and the answers that are tried again.
+    pub fn route_retry(&mut self, retry: &Retry, route: &Route, index: usize) -> (u32, Box<[u16]>) {
+        let attempts = route.attempts.unwrap_or(retry.attempts);
+        let statuses = route.retry_statuses.as_ref().unwrap_or(&retry.statuses);
+        if route.retry_statuses.is_some() {
+            let path = [Step::Key("routes"), Step::Index(index), Step::Key("retry_statuses")];
+            self.check_statuses(statuses, &path);
+        }
+        (attempts.into(), statuses.clone().into())
+    }
+
+    fn check_statuses(&mut self, statuses: &[u16], path: &[Step<'_>]) {
+        if let Some(wrong) = statuses.iter().find(|status| !(**status == 429 || (500..600).contains(*status))) {
+            let message = format!("an answer {wrong} is nothing that another attempt could change");
+            self.complain(path, message, "take 429, or some of 500 to 599");
+        }
+    }
+}

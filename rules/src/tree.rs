@@ -1,0 +1,163 @@
+//! The file as a small tree that remembers where each value stood. The environment is laid over it.
+
+use std::ops::Range;
+
+use serde_json::Value as Json;
+use toml::de::{DeTable, DeValue};
+
+use crate::error::{Place, Problem};
+
+/// A value and where it stood.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub value: Value,
+}
+
+/// A TOML value, as far as the configuration uses them.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// Text.
+    Text(String),
+    /// A whole number.
+    Integer(i64),
+    /// `true` or `false`.
+    Boolean(bool),
+    /// A list.
+    List(Vec<Node>),
+    /// Keys, where each stood, and their values.
+    Table(Vec<(String, Place, Node)>),
+    /// What no key of the configuration takes: floats, dates, numbers beyond 64 bits.
+    Other(&'static str),
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Integer(_) => "a whole number",
+            Self::Boolean(_) => "true or false",
+            Self::List(_) => "a list",
+            Self::Table(_) => "a table",
+            Self::Other(kind) => kind,
+        }
+    }
+
+    /// The value, or what it is, for messages.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Text(text) => format!("{:?}", text.chars().take(60).collect::<String>()),
+            Self::Integer(number) => number.to_string(),
+            Self::Boolean(yes) => yes.to_string(),
+            other => other.kind().to_owned(),
+        }
+    }
+}
+
+/// Reads TOML; on a syntax error the tree holds what could be read.
+pub fn parse(source: &str) -> (Node, Vec<Problem>) {
+    let (table, errors) = DeTable::parse_recoverable(source);
+    let span = table.span();
+    let problems = errors.into_iter().map(|error| {
+        let span = error.span().unwrap_or(0..0);
+        Problem::new(Place::File(span), format!("not valid TOML: {}", error.message().replace('\n', ", ")))
+            .hint("see https://toml.io for how values, keys and tables are written")
+    });
+    let problems = problems.collect();
+    (table_node(span, table.into_inner()), problems)
+}
+
+fn table_node(span: Range<usize>, table: DeTable<'_>) -> Node {
+    let entries = table.into_iter().map(|(key, value)| {
+        let key_place = Place::File(key.span());
+        let value_span = value.span();
+        (key.into_inner().into_owned(), key_place, node(value_span, value.into_inner()))
+    });
+    Node { place: Place::File(span), value: Value::Table(entries.collect()) }
+}
+
+fn node(span: Range<usize>, value: DeValue<'_>) -> Node {
+    let place = Place::File(span.clone());
+    let value = match value {
+        DeValue::String(text) => Value::Text(text.into_owned()),
+        DeValue::Integer(integer) => match i64::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) => Value::Integer(number),
+            Err(_) => Value::Other("a number beyond 64 bits"),
+        },
+        DeValue::Boolean(yes) => Value::Boolean(yes),
+        DeValue::Float(_) => Value::Other("a number with a fraction"),
+        DeValue::Datetime(_) => Value::Other("a date"),
+        DeValue::Array(items) => {
+            Value::List(items.into_iter().map(|item| node(item.span(), item.into_inner())).collect())
+        }
+        DeValue::Table(table) => return table_node(span, table),
+    };
+    Node { place, value }
+}
+
+impl Node {
+    /// Sets `section.key` to `value`, as if the file had said so.
+    pub fn overlay(&mut self, section: &str, key: &str, value: Node) {
+        let place = value.place.clone();
+        let empty = || Node { place: place.clone(), value: Value::Table(Vec::new()) };
+        let Value::Table(sections) = &mut self.value else { return };
+        let index = sections.iter().position(|(name, ..)| name == section).unwrap_or_else(|| {
+            sections.push((section.to_owned(), place.clone(), empty()));
+            sections.len() - 1
+        });
+        if let Value::Table(entries) = &mut sections[index].2.value {
+            entries.retain(|(name, ..)| name != key);
+            entries.push((key.to_owned(), place, value));
+        }
+    }
+
+    /// Takes `section.key` out; gives where the key stood.
+    pub fn take(&mut self, section: &str, key: &str) -> Option<Place> {
+        let Value::Table(sections) = &mut self.value else { return None };
+        let (_, _, node) = sections.iter_mut().find(|(name, ..)| name == section)?;
+        let Value::Table(entries) = &mut node.value else { return None };
+        let index = entries.iter().position(|(name, ..)| name == key)?;
+        Some(entries.remove(index).1)
+    }
+
+    /// How many steps of `path` exist, and the node that they lead to.
+    pub fn nearest(&self, path: &[Step<'_>]) -> (usize, &Self) {
+        let mut node = self;
+        for (taken, step) in path.iter().enumerate() {
+            let next = match (step, &node.value) {
+                (Step::Key(key), Value::Table(entries)) => entries.iter().find(|(k, ..)| k == key).map(|(_, _, n)| n),
+                (Step::Index(index), Value::List(items)) => items.get(*index),
+                _ => None,
+            };
+            match next {
+                Some(next) => node = next,
+                None => return (taken, node),
+            }
+        }
+        (path.len(), node)
+    }
+
+    /// The same tree without places.
+    pub fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Text(text) => Json::from(text.as_str()),
+            Value::Integer(number) => Json::from(*number),
+            Value::Boolean(yes) => Json::from(*yes),
+            Value::List(items) => items.iter().map(Self::to_json).collect(),
+            Value::Table(entries) => entries.iter().map(|(key, _, node)| (key.clone(), node.to_json())).collect(),
+            Value::Other(_) => Json::Null,
+        }
+    }
+}
+
+/// One step down the tree.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// Into a table.
+    Key(&'a str),
+    /// Into a list.
+    Index(usize),
+}

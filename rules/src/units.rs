@@ -1,0 +1,457 @@
+//! Values that the file writes as text: `"30s"`, `"64KiB"`, `"unix:/run/app.sock"`.
+//!
+//! Each is a type that reads itself from text, writes itself back, and says what it needs when the text is wrong. The
+//! JSON Schema names the kind as `format`, and the checker of the file looks the kind up by that name.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::target::Target;
+use outrigger_policy::breaker;
+use outrigger_policy::flags::{Network, Switch};
+use outrigger_policy::limiter::Rate;
+use outrigger_policy::tier::{Multiplier, Tier};
+
+/// The text is not of its kind; [`crate::kinds::KINDS`] has the words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not of this kind")]
+pub struct WrongText;
+
+/// A length of time: a whole number and a unit, `ms`, `s`, `m`, `h` or `d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let (number, unit) = number_and_unit(text)?;
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(WrongText),
+        };
+        // A hundred years is more than anybody means, and keeps every later sum far from overflow.
+        const LONGEST: u64 = 100 * 366 * 86_400_000;
+        let total = number.checked_mul(milliseconds).filter(|ms| *ms <= LONGEST).ok_or(WrongText)?;
+        Ok(Self(Duration::from_millis(total)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        match units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", ms / unit),
+            None => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+/// A number of bytes: a whole number and a unit, `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB` (of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let (number, unit) = number_and_unit(text)?;
+        let bytes = match unit {
+            "B" => 1,
+            "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(WrongText),
+        };
+        number.checked_mul(bytes).filter(|total| *total <= i64::MAX as u64).map(Self).ok_or(WrongText)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// A limit that can be switched off: `"100/1m"` or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionalRate(pub Option<Rate>);
+
+impl FromStr for OptionalRate {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|rate| Self(Some(rate))).map_err(|_| WrongText) }
+    }
+}
+
+impl fmt::Display for OptionalRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(rate) => rate.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// A share of something: above 0 % and at most 100 %, kept as 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f64);
+
+impl FromStr for Share {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let number = text.strip_suffix('%').ok_or(WrongText)?;
+        if !number.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            return Err(WrongText);
+        }
+        let percent: f64 = number.parse().map_err(|_| WrongText)?;
+        if percent > 0.0 && percent <= 100.0 { Ok(Self(percent / 100.0)) } else { Err(WrongText) }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Written to a ten-thousandth: `0.29 * 100.0` is not 29.
+        write!(f, "{}%", (self.0 * 1e6).round() / 1e4)
+    }
+}
+
+/// `T`, or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OrOff<T>(pub Option<T>);
+
+/// A share that can be switched off.
+pub type OptionalShare = OrOff<Share>;
+/// A length of time that can be switched off.
+pub type OptionalSpan = OrOff<Span>;
+/// A size, or none.
+pub type OptionalSize = OrOff<Size>;
+
+impl<T: FromStr> FromStr for OrOff<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for OrOff<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// Over which calls rates are taken: `"10s"` or `"100 calls"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallWindow(pub breaker::Span);
+
+impl FromStr for CallWindow {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let span = match text.strip_suffix(" calls") {
+            Some(number) => {
+                let calls = number.parse().ok().filter(|calls| (1..=breaker::MOST_CALLS).contains(calls));
+                breaker::Span::Calls(calls.ok_or(WrongText)?)
+            }
+            None => breaker::Span::Time(text.parse::<Span>()?.0),
+        };
+        if span == breaker::Span::Time(Duration::ZERO) { Err(WrongText) } else { Ok(Self(span)) }
+    }
+}
+
+impl fmt::Display for CallWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            breaker::Span::Calls(calls) => write!(f, "{calls} calls"),
+            breaker::Span::Time(time) => Span(time).fmt(f),
+        }
+    }
+}
+
+fn number_and_unit(text: &str) -> Result<(u64, &str), WrongText> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    Ok((number.parse().map_err(|_| WrongText)?, unit))
+}
+
+/// Where the app listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AppAddress {
+    /// `unix:PATH`
+    Unix(PathBuf),
+    /// `HOST:PORT`; a name is looked up when the configuration is loaded.
+    Tcp(String),
+}
+
+impl AppAddress {
+    /// Where a connection leads; `None` for a name, which has to be looked up.
+    pub fn target(&self) -> Option<Target> {
+        match self {
+            Self::Unix(path) => Some(Target::Unix(path.as_path().into())),
+            Self::Tcp(text) => text.parse().ok().map(Target::Tcp),
+        }
+    }
+}
+
+/// The longest path that fits into a Unix socket's address, on Linux.
+const SOCKET_PATH_BYTES: usize = 107;
+
+impl FromStr for AppAddress {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = !path.is_empty() && path.len() <= SOCKET_PATH_BYTES && !path.contains('\0');
+            return if fits { Ok(Self::Unix(path.into())) } else { Err(WrongText) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(WrongText)?;
+        let port: u16 = port.parse().map_err(|_| WrongText)?;
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host_is_plain = !host.is_empty() && !host.contains(['/', ' ', ':', '[', ']']);
+        if port > 0 && (host_is_plain || bracketed.is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok())) {
+            Ok(Self::Tcp(text.to_owned()))
+        } else {
+            Err(WrongText)
+        }
+    }
+}
+
+impl fmt::Display for AppAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
+/// Where metrics are fetched: `http://HOST:PORT/PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsUrl {
+    /// `HOST:PORT`
+    pub authority: String,
+    /// With its leading slash.
+    pub path: String,
+}
+
+impl FromStr for MetricsUrl {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let rest = text.strip_prefix("http://").ok_or(WrongText)?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = if path.is_empty() { "/" } else { path };
+        let authority = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+        match authority.parse::<AppAddress>()? {
+            AppAddress::Tcp(authority) if path.parse::<http::uri::PathAndQuery>().is_ok() => {
+                Ok(Self { authority, path: path.to_owned() })
+            }
+            _ => Err(WrongText),
+        }
+    }
+}
+
+impl fmt::Display for MetricsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.path)
+    }
+}
+
+/// The name of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldName(pub http::HeaderName);
+
+impl FromStr for FieldName {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        text.parse().map(Self).map_err(|_| WrongText)
+    }
+}
+
+impl fmt::Display for FieldName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where an issuer of tokens publishes its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksUrl(pub reqwest::Url);
+
+impl FromStr for JwksUrl {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        let url: reqwest::Url = text.parse().map_err(|_| WrongText)?;
+        let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
+        let is_plain = url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
+        if is_http && is_plain { Ok(Self(url)) } else { Err(WrongText) }
+    }
+}
+
+impl fmt::Display for JwksUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Text of the kind `T` in the raw file: serde and the schema see a string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text<T>(pub T);
+
+impl<'de, T: FromStr> serde::Deserialize<'de> for Text<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        // The checker has already refused wrong text with a better message than this one.
+        T::from_str(&text).map(Self).map_err(|_| serde::de::Error::custom(format!("unreadable text {text:?}")))
+    }
+}
+
+impl<T: fmt::Display> serde::Serialize for Text<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+macro_rules! text_schema {
+    ($($type:ty => $format:literal),* $(,)?) => {$(
+        impl schemars::JsonSchema for Text<$type> {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $format.into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "format": $format })
+            }
+        }
+    )*};
+}
+
+pub(crate) use text_schema;
+
+text_schema! {
+    Span => "duration",
+    Size => "size",
+    AppAddress => "app-address",
+    SocketAddr => "listen-address",
+    MetricsUrl => "metrics-url",
+    Network => "network",
+    Switch => "switch",
+    Tier => "tier",
+    FieldName => "field-name",
+    JwksUrl => "jwks-url",
+    Rate => "rate",
+    OptionalRate => "rate-or-off",
+    Multiplier => "multiplier",
+    Share => "share",
+    OptionalShare => "share-or-off",
+    OptionalSpan => "duration-or-off",
+    OptionalSize => "size-or-off",
+    CallWindow => "call-window",
+}
+
+/// At least one.
+pub const fn non_zero(n: u32) -> NonZeroU32 {
+    match NonZeroU32::new(n) {
+        Some(n) => n,
+        None => NonZeroU32::MIN,
+    }
+}
+
+/// So many a minute.
+pub fn per_minute(count: u32) -> Text<OptionalRate> {
+    Text(OptionalRate(Rate::new(count, Duration::from_secs(60))))
+}
+
+/// So many seconds.
+pub const fn span(seconds: u64) -> Text<Span> {
+    Text(Span(Duration::from_secs(seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_duration_needs_its_unit() {
+        assert_eq!("250ms".parse(), Ok(Span(Duration::from_millis(250))));
+        assert_eq!("2h".parse(), Ok(Span(Duration::from_secs(7200))));
+        for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30S", "99999999999999999999s", "9999999d"] {
+            assert_eq!(wrong.parse::<Span>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_size_needs_its_unit() {
+        assert_eq!("64KiB".parse(), Ok(Size(65_536)));
+        assert_eq!("10MB".parse(), Ok(Size(10_000_000)));
+        for wrong in ["", "64", "64k", "64kib", "1e3B", "99999999999GiB"] {
+            assert_eq!(wrong.parse::<Size>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_app_address_is_a_socket_or_a_host_and_port() {
+        assert_eq!("unix:/run/a.sock".parse(), Ok(AppAddress::Unix("/run/a.sock".into())));
+        assert_eq!("[::1]:3000".parse(), Ok(AppAddress::Tcp("[::1]:3000".into())));
+        for wrong in ["", "unix:", "3000", "localhost", "host:0", "host:70000", "http://a:1", "::1:3000", ":80"] {
+            assert_eq!(wrong.parse::<AppAddress>(), Err(WrongText), "{wrong}");
+        }
+        assert_eq!(format!("unix:/{}", "x".repeat(107)).parse::<AppAddress>(), Err(WrongText));
+    }
+
+    #[test]
+    fn a_share_is_above_nothing_and_at_most_all() {
+        assert_eq!("50%".parse(), Ok(Share(0.5)));
+        assert_eq!("2.5%".parse::<Share>().unwrap().to_string(), "2.5%");
+        assert_eq!("29%".parse::<Share>().unwrap().to_string(), "29%");
+        assert_eq!("off".parse(), Ok(OptionalShare::from_str("off").unwrap()));
+        for wrong in ["", "50", "0%", "101%", "-1%", "1e1%", "%", "inf%", "nan%", " 5%", "+5%"] {
+            assert_eq!(wrong.parse::<Share>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_a_time_or_a_number_of_calls() {
+        assert_eq!("10s".parse(), Ok(CallWindow(breaker::Span::Time(Duration::from_secs(10)))));
+        assert_eq!("100 calls".parse(), Ok(CallWindow(breaker::Span::Calls(100))));
+        for wrong in ["", "0s", "100", "0 calls", "10001 calls", "calls", "-1 calls", "1.5 calls"] {
+            assert_eq!(wrong.parse::<CallWindow>(), Err(WrongText), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_reads_back_as_written(ms in 0..10_000_000_000_u64, bytes in 0..u64::MAX / 4) {
+            let (span, size) = (Span(Duration::from_millis(ms)), Size(bytes));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+    }
+}

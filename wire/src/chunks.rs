@@ -1,0 +1,185 @@
+//! Chunked bodies (RFC 9112 section 7.1): where one ends, and whether it follows the grammar.
+
+use crate::malformed::Malformed;
+
+/// Follows a chunked body byte by byte, to know where it ends and that it keeps to the grammar (RFC 9112 section 7.1).
+#[derive(Clone, Copy, Debug)]
+pub struct Chunks {
+    state: ChunkState,
+    /// Of the chunk: bytes that are still to come.
+    left: u64,
+    /// Of the line: bytes so far.
+    line: u16,
+    /// Of all trailers: bytes so far.
+    trailers: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChunkState {
+    Size,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    LastLf,
+    End,
+}
+
+/// The longest line of a chunk's size and extensions.
+const CHUNK_LINE_BYTES: u16 = 1024;
+/// The most that trailers may take together.
+const TRAILER_BYTES: u32 = 16 << 10;
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self { state: ChunkState::Size, left: 0, line: 0, trailers: 0 }
+    }
+}
+
+impl Chunks {
+    /// Whether the body has ended.
+    pub fn is_done(&self) -> bool {
+        self.state == ChunkState::End
+    }
+
+    /// Takes the next bytes; gives how many of them belong to this body.
+    ///
+    /// # Errors
+    /// [`Malformed::Chunk`]
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut at = 0;
+        while at < bytes.len() && self.state != ChunkState::End {
+            if self.state == ChunkState::Data {
+                let available = bytes.len() - at;
+                let taken = usize::try_from(self.left).map_or(available, |left| left.min(available));
+                self.left -= taken as u64;
+                at += taken;
+                if self.left == 0 {
+                    self.state = ChunkState::DataCr;
+                }
+                continue;
+            }
+            self.step(bytes[at])?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        use ChunkState::{
+            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart,
+        };
+        self.line = self.line.saturating_add(1);
+        if matches!(self.state, Size | Extension) && self.line > CHUNK_LINE_BYTES {
+            return Err(Malformed::Chunk);
+        }
+        if matches!(self.state, TrailerStart | Trailer) {
+            self.trailers += 1;
+            if self.trailers > TRAILER_BYTES {
+                return Err(Malformed::Chunk);
+            }
+        }
+        let is_text = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+        self.state = match (self.state, byte) {
+            (Size, digit) if digit.is_ascii_hexdigit() => {
+                // 16 digits are 64 bits; leading zeros beyond that have no honest use.
+                if self.line > 16 || self.left >> 59 != 0 {
+                    return Err(Malformed::Chunk);
+                }
+                let value = char::from(digit).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(value);
+                Size
+            }
+            (Size, b'\r') if self.line > 1 => SizeLf,
+            (Size, b';' | b' ' | b'\t') if self.line > 1 => Extension,
+            (Extension, b'\r') => SizeLf,
+            (Extension, _) if is_text => Extension,
+            (SizeLf, b'\n') if self.left == 0 => TrailerStart,
+            (SizeLf, b'\n') => Data,
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => {
+                self.line = 0;
+                self.left = 0;
+                Size
+            }
+            (TrailerStart, b'\r') => LastLf,
+            (TrailerStart, b' ' | b'\t') => return Err(Malformed::Chunk),
+            (TrailerStart | Trailer, _) if is_text => Trailer,
+            (Trailer, b'\r') => TrailerLf,
+            (TrailerLf, b'\n') => TrailerStart,
+            (LastLf, b'\n') => End,
+            _ => return Err(Malformed::Chunk),
+        };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chunked(text: &[u8]) -> Result<(usize, bool), Malformed> {
+        let mut chunks = Chunks::default();
+        chunks.feed(text).map(|taken| (taken, chunks.is_done()))
+    }
+
+    #[test]
+    fn knows_where_a_chunked_body_ends() {
+        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nGET /"), Ok((13, true)));
+        assert_eq!(chunked(b"3;x=\"y\"\r\nabc\r\n0\r\nT: 1\r\n\r\n"), Ok((25, true)));
+        assert_eq!(chunked(b"FFFF\r\nabc"), Ok((9, false)));
+    }
+
+    #[test]
+    fn refuses_chunks_that_break_the_grammar() {
+        for text in [
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"3\nabc",
+            b"3\r\nabcd\r\n",
+            b"3\r\nabc\n",
+            b"3\r\nabcX",
+            b"0\r\n\n",
+            b"11111111111111111\r\n",
+            b"3;\0\r\n",
+            b"0\r\n folded: 1\r\n\r\n",
+            b";\r\n",
+        ] {
+            assert_eq!(chunked(text), Err(Malformed::Chunk), "{:?}", String::from_utf8_lossy(text));
+        }
+        assert_eq!(chunked(format!("3;{}\r\n", "x".repeat(2000)).as_bytes()), Err(Malformed::Chunk));
+        assert_eq!(chunked(format!("0\r\n{}\r\n\r\n", "x: y\r\n".repeat(5000)).as_bytes()), Err(Malformed::Chunk));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_read_as_the_whole(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..5),
+            cut in 0..200_usize,
+        ) {
+            let mut body = Vec::new();
+            for part in &parts {
+                body.extend(format!("{:x}\r\n", part.len()).bytes());
+                body.extend(part);
+                body.extend(b"\r\n");
+            }
+            body.extend(b"0\r\n\r\n");
+            let (first, second) = body.split_at(cut.min(body.len()));
+            let mut chunks = Chunks::default();
+            prop_assert_eq!(chunks.feed(first), Ok(first.len()));
+            prop_assert_eq!(chunks.feed(second), Ok(second.len()));
+            prop_assert!(chunks.is_done());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Chunks::default().feed(&bytes);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! HTTP/1.1 as bytes: what a message says, whether it may pass, and how it is written for the next hop.
+//!
+//! No I/O, no locks and no async: bytes in, verdicts and bytes out, so every module can be fuzzed. The exceptions read a clock or make a
+//! random number, and say so: [`date`], [`request_id`], [`random`], [`retry_after`].
+//!
+//! ```text
+//! scan        end of the header section, length of the body, what is malformed      chunks   chunked bodies
+//! request     the borrowed request that every check reads                           names    header names of our own and of Fly
+//! path        the ways in which an app may read a path                              cookies  the session cookie in header values
+//! client_address   which header names the client, who may set it                    via      `Via` and `CDN-Loop`
+//! sieve       which request headers pass                                            forwarding   which ones are added for the app
+//! rewrite     header sections from one buffer into another                          ratelimit    `RateLimit` of the app and of the proxy
+//! ```
+
+pub mod authority;
+pub mod chunks;
+pub mod client_address;
+pub mod cookies;
+pub mod date;
+pub mod forwarding;
+pub mod malformed;
+pub mod names;
+pub mod path;
+pub mod random;
+pub mod ratelimit;
+pub mod request;
+pub mod request_id;
+pub mod retry_after;
+pub mod rewrite;
+pub mod scan;
+pub mod sieve;
+mod structured;
+pub mod via;

@@ -1,0 +1,78 @@
+//! Why a message is refused, and what the client can do about it.
+
+use std::fmt;
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Malformed {
+    /// No method, target and version, one space apart.
+    RequestLine,
+    /// A target that is neither a path, an absolute URL nor `*`.
+    Target,
+    /// Not HTTP/1.0 or HTTP/1.1.
+    Version,
+    /// `CONNECT`: this is no forward proxy.
+    Connect,
+    /// A field name or value with a character that may not be there.
+    Field,
+    /// A line that ends in LF alone.
+    BareLineFeed,
+    /// A line that continues the one before (`obs-fold`).
+    FoldedField,
+    /// HTTP/1.1 without `Host`, more than one, or one that is no host.
+    Host,
+    /// A `Host` that differs from the host of an absolute target.
+    HostMismatch,
+    /// A `Content-Length` that is no number, or more than one.
+    Length,
+    /// A `Transfer-Encoding` other than `chunked`, or any in HTTP/1.0.
+    Encoding,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    LengthAndEncoding,
+    /// A chunk that does not follow the grammar.
+    Chunk,
+}
+
+impl Malformed {
+    /// All of them, for tests and the metrics' catalogue.
+    pub const ALL: [Self; 13] = [
+        Self::RequestLine,
+        Self::Target,
+        Self::Version,
+        Self::Connect,
+        Self::Field,
+        Self::BareLineFeed,
+        Self::FoldedField,
+        Self::Host,
+        Self::HostMismatch,
+        Self::Length,
+        Self::Encoding,
+        Self::LengthAndEncoding,
+        Self::Chunk,
+    ];
+
+    /// What to do about it, for the client.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::RequestLine => "send a method, a target and HTTP/1.1, with one space between them",
+            Self::Target => "send a path that begins with a slash, or an absolute http URL",
+            Self::Version => "speak HTTP/1.1",
+            Self::Connect => "this is no forward proxy: CONNECT is not served",
+            Self::Field => "send field names of letters, digits and hyphens, and values without control characters",
+            Self::BareLineFeed => "end every line of the head with CR LF",
+            Self::FoldedField => "send every field on one line",
+            Self::Host => "send exactly one Host field with a host and an optional port",
+            Self::HostMismatch => "send the same host in the target and in Host",
+            Self::Length => "send one Content-Length, in digits",
+            Self::Encoding => "send Transfer-Encoding: chunked, or none; in HTTP/1.0 send none",
+            Self::LengthAndEncoding => "send either Content-Length or Transfer-Encoding, not both",
+            Self::Chunk => "send each chunk as its size in hexadecimal, CR LF, the bytes, CR LF",
+        }
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.advice())
+    }
+}

@@ -1,0 +1,404 @@
+//! HTTP/1.1 as it comes off the wire: where a head ends, how long its body is, and what must not pass.
+//!
+//! Pingora parses heads too, but forgives more than a proxy should: what two parsers may read differently is how
+//! requests are smuggled (RFC 9112 section 11.2). Here everything ambiguous is refused before Pingora or the app see it.
+//! Pure: bytes in, verdicts out.
+
+use std::mem::MaybeUninit;
+
+use crate::malformed::Malformed;
+
+/// How the body of a request is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// `Content-Length`, or none: zero.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// What is known of a request once its head is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes, the empty line included.
+    pub len: usize,
+    /// Its body.
+    pub framing: Framing,
+    /// The client asks to switch protocols: bytes after the head belong to nobody yet.
+    pub is_upgrade: bool,
+    /// Of an absolute target: where its scheme and host are, which every app understands better without. Empty: a path.
+    pub origin: Origin,
+    /// HTTP/1.1, a path, no body, a method that may be repeated, and nothing special about the connection: what nearly
+    /// every request is, and what the fast lane takes.
+    pub is_simple: bool,
+}
+
+/// Scheme and host of an absolute target, in bytes from the start of the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Where it begins.
+    pub start: usize,
+    /// How long it is; zero for a path.
+    pub len: usize,
+    /// Nothing but a query follows: a slash is missing.
+    pub lacks_path: bool,
+}
+
+/// Why a head is not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is wrong.
+    Malformed(Malformed),
+    /// It is larger, or has more fields, than allowed.
+    TooLarge,
+}
+
+impl From<Malformed> for Refused {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// Bounds of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes.
+    pub max_bytes: usize,
+    /// Fields.
+    pub max_fields: usize,
+}
+
+/// The most fields that [`inspect`] can be asked to take.
+pub const MOST_FIELDS: usize = 256;
+
+/// Finds the end of a head that arrives in pieces, looking at each byte once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadScanner {
+    /// Up to here everything was looked at.
+    seen: usize,
+    /// Where the current line begins.
+    line: usize,
+}
+
+impl HeadScanner {
+    /// The length of the head at the start of `bytes`, if it is complete. `bytes` grows from call to call.
+    ///
+    /// # Errors
+    /// A line that ends in LF alone, or one that continues another.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        while let Some(found) = memchr::memchr(b'\n', &bytes[self.seen..]) {
+            let newline = self.seen + found;
+            if newline == 0 || bytes[newline - 1] != b'\r' {
+                return Err(Malformed::BareLineFeed);
+            }
+            let is_empty = newline - 1 == self.line;
+            if !is_empty && self.line > 0 && matches!(bytes[self.line], b' ' | b'\t') {
+                return Err(Malformed::FoldedField);
+            }
+            self.seen = newline + 1;
+            self.line = newline + 1;
+            if is_empty {
+                return Ok(Some(newline + 1));
+            }
+        }
+        self.seen = bytes.len();
+        Ok(None)
+    }
+}
+
+/// Reads the complete head at the start of `bytes`.
+///
+/// # Errors
+/// What must not pass, or is too large.
+pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
+    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..limits.max_fields.min(MOST_FIELDS)];
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(bytes, fields) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooLarge),
+        Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => return Err(Malformed::Field.into()),
+        Err(httparse::Error::Version) => return Err(Malformed::Version.into()),
+        Err(_) | Ok(httparse::Status::Partial) => return Err(Malformed::RequestLine.into()),
+    };
+    let is_http11 = request.version == Some(1);
+    let method = request.method.unwrap_or_default();
+    let target = request.path.unwrap_or_default();
+    if method == "CONNECT" {
+        return Err(Malformed::Connect.into());
+    }
+    let authority = target_authority(method, target)?;
+    let fields = Fields::read(request.headers)?;
+    match fields.host {
+        None if is_http11 => return Err(Malformed::Host.into()),
+        Some(host) if authority.is_some_and(|authority| !names_host(target, authority, host)) => {
+            return Err(Malformed::HostMismatch.into());
+        }
+        _ => {}
+    }
+    let framing = match (fields.length, fields.chunked) {
+        (Some(_), true) => return Err(Malformed::LengthAndEncoding.into()),
+        (None, true) if !is_http11 => return Err(Malformed::Encoding.into()),
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    let may_be_repeated = matches!(method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
+    let is_plain = !fields.upgrade && !fields.is_special;
+    let origin = authority.map_or_else(Origin::default, |authority| {
+        // One space after the method, as httparse has it; then scheme, "://", authority.
+        let scheme = target.find("://").unwrap_or_default();
+        let len = scheme + 3 + authority.len();
+        Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
+    });
+    let is_simple = is_http11 && may_be_repeated && is_plain && framing == Framing::Length(0);
+    let is_upgrade =
+        is_http11 && framing == Framing::Length(0) && fields.asks_for_web_socket && fields.has_upgrade_option;
+    Ok(Head { len, framing, is_upgrade, origin, is_simple })
+}
+
+/// The fields that decide how a message is read.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+    /// The first `Upgrade` says `websocket`.
+    asks_for_web_socket: bool,
+    /// `Connection` has `upgrade` among its options.
+    has_upgrade_option: bool,
+    /// `Expect`, or a `Connection` that says more than `keep-alive`.
+    is_special: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Malformed> {
+        let mut fields = Self::default();
+        for header in headers {
+            // By length first: most fields are none of these, and a comparison of lengths is one instruction.
+            let name = header.name;
+            match name.len() {
+                4 if name.eq_ignore_ascii_case("host") => {
+                    if fields.host.is_some() || !is_host(header.value) {
+                        return Err(Malformed::Host);
+                    }
+                    fields.host = Some(header.value);
+                }
+                6 if name.eq_ignore_ascii_case("expect") => fields.is_special = true,
+                7 if name.eq_ignore_ascii_case("upgrade") => {
+                    fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
+                    fields.upgrade = true;
+                }
+                10 if name.eq_ignore_ascii_case("connection") => {
+                    fields.is_special |= !header.value.eq_ignore_ascii_case(b"keep-alive");
+                    fields.has_upgrade_option |= has_upgrade_option(header.value);
+                }
+                14 if name.eq_ignore_ascii_case("content-length") => {
+                    let length = digits(header.value).ok_or(Malformed::Length)?;
+                    // Also when both say the same: the app would see both, and RFC 9110 section 8.6 asks for one.
+                    if fields.length.replace(length).is_some() {
+                        return Err(Malformed::Length);
+                    }
+                }
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                    if fields.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(Malformed::Encoding);
+                    }
+                    fields.chunked = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// Whether an `Upgrade` asks for the one protocol that is passed on.
+pub fn is_web_socket(upgrade: &[u8]) -> bool {
+    upgrade.eq_ignore_ascii_case(b"websocket")
+}
+
+/// Whether a `Connection` has the option without which `Upgrade` means nothing (RFC 9110 section 7.8).
+pub fn has_upgrade_option(connection: &[u8]) -> bool {
+    connection.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// The authority of an absolute target; `None` for a path or `*`.
+fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>, Malformed> {
+    // A fragment is the client's own: whoever sends one means something else than whoever reads it.
+    if target.contains('#') {
+        return Err(Malformed::Target);
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(None);
+    }
+    let scheme_end = target.find("://").ok_or(Malformed::Target)?;
+    let is_http = ["http", "https"].iter().any(|scheme| target[..scheme_end].eq_ignore_ascii_case(scheme));
+    let rest = &target[scheme_end + 3..];
+    let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
+    if is_http && !authority.is_empty() && is_host(authority.as_bytes()) {
+        Ok(Some(authority))
+    } else {
+        Err(Malformed::Target)
+    }
+}
+
+/// Whether the authority of an absolute target is the one in `Host`; the scheme's own port may be left out of either.
+fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
+    let is_https = target.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    let port: &[u8] = if is_https { b":443" } else { b":80" };
+    let [one, other] = [authority.as_bytes(), host].map(|text| text.strip_suffix(port).unwrap_or(text));
+    one.eq_ignore_ascii_case(other)
+}
+
+/// A host with an optional port; empty is allowed, as RFC 9112 section 3.2 does.
+fn is_host(value: &[u8]) -> bool {
+    value
+        .iter()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
+}
+
+/// A whole number in digits alone: no sign, no list, no blanks.
+fn digits(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { max_bytes: 4096, max_fields: 8 };
+
+    fn read(text: &str) -> Result<Head, Refused> {
+        let mut scanner = HeadScanner::default();
+        match scanner.scan(text.as_bytes()) {
+            Ok(Some(len)) => inspect(&text.as_bytes()[..len], LIMITS),
+            Ok(None) => panic!("incomplete: {text:?}"),
+            Err(malformed) => Err(malformed.into()),
+        }
+    }
+
+    fn with(fields: &str) -> Result<Head, Refused> {
+        read(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+    }
+
+    #[test]
+    fn reads_how_long_a_body_is() {
+        assert_eq!(with("").unwrap().framing, Framing::Length(0));
+        assert_eq!(with("Content-Length: 12\r\n").unwrap().framing, Framing::Length(12));
+        assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().framing, Framing::Chunked);
+    }
+
+    #[test]
+    fn only_an_upgrade_that_is_nominated_and_has_no_body_is_one() {
+        for (fields, is_upgrade) in [
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\n", true),
+            ("Connection: keep-alive ,uPgrade\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n", true),
+            ("Connection: keep-alive\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", true),
+            ("Upgrade: websocket\r\n", false),
+            ("Connection: close\r\nUpgrade: websocket\r\n", false),
+            ("Connection: upgrades\r\nUpgrade: websocket\r\n", false),
+            ("Connection: Upgrade\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: x\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", false),
+        ] {
+            assert_eq!(with(fields).unwrap().is_upgrade, is_upgrade, "{fields:?}");
+        }
+        let old = read("GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert!(!old.unwrap().is_upgrade);
+    }
+
+    #[test]
+    fn refuses_whatever_two_parsers_could_read_differently() {
+        use Malformed::*;
+        for (fields, expected) in [
+            ("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", LengthAndEncoding),
+            ("Content-Length: 3\r\nContent-Length: 4\r\n", Length),
+            ("content-length: 3\r\nCONTENT-LENGTH: 3\r\n", Length),
+            ("Content-Length: +3\r\n", Length),
+            ("Content-Length: 3, 3\r\n", Length),
+            ("Content-Length: \r\n", Length),
+            ("Content-Length: 0x10\r\n", Length),
+            ("Content-Length: 99999999999999999999\r\n", Length),
+            ("Transfer-Encoding: gzip, chunked\r\n", Encoding),
+            ("Transfer-Encoding: xchunked\r\n", Encoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Encoding),
+            ("Transfer-Encoding : chunked\r\n", Field),
+            ("X-A: 1\r\n folded\r\n", FoldedField),
+            ("X-A: 1\n", BareLineFeed),
+            ("X-A: \0\r\n", Field),
+            ("X-A: a\rb\r\n", Field),
+            ("X A: 1\r\n", Field),
+            (": 1\r\n", Field),
+            ("Host: b\r\n", Host),
+        ] {
+            assert_eq!(with(fields), Err(expected.into()), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_request_lines_that_are_none() {
+        use Malformed::*;
+        for (text, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Host),
+            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", HostMismatch),
+            ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Target),
+            ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Version),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", Connect),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Encoding),
+            ("\0 / HTTP/1.1\r\nHost: a\r\n\r\n", RequestLine),
+            ("GET /\r\n\r\n", RequestLine),
+        ] {
+            assert_eq!(read(text), Err(expected.into()), "{text:?}");
+        }
+        assert!(read("GET / HTTP/1.0\r\n\r\n").is_ok());
+        assert!(read("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
+        for (target, host) in
+            [("http://A:80/x", "a:80"), ("http://a/x", "a:80"), ("http://a:80/", "a"), ("HTTPS://a:443", "A")]
+        {
+            assert!(read(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).is_ok(), "{target} {host}");
+        }
+        for (target, host) in
+            [("http://a:443/", "a"), ("https://a:80/", "a"), ("http://a:8080/", "a"), ("http://a/", "b")]
+        {
+            assert_eq!(read(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(HostMismatch.into()));
+        }
+    }
+
+    #[test]
+    fn counts_fields() {
+        assert_eq!(with(&"X: 1\r\n".repeat(8)), Err(Refused::TooLarge));
+        assert!(with(&"X: 1\r\n".repeat(7)).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut scanner = HeadScanner::default();
+            if let Ok(Some(len)) = scanner.scan(&bytes) {
+                let _ = inspect(&bytes[..len], LIMITS);
+            }
+        }
+
+        #[test]
+        fn a_head_in_pieces_ends_where_the_whole_does(fields in "(X: [a-z]{0,9}\r\n){0,5}", cut in 0..100_usize) {
+            let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\nrest");
+            let whole = HeadScanner::default().scan(text.as_bytes());
+            let mut scanner = HeadScanner::default();
+            let first = scanner.scan(&text.as_bytes()[..cut.min(text.len())]);
+            let pieces = if let Ok(Some(_)) = first { first } else { scanner.scan(text.as_bytes()) };
+            prop_assert_eq!(pieces, whole);
+        }
+    }
+}
