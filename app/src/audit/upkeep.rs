@@ -33,7 +33,7 @@ pub async fn go_on(app: App) {
                     }
                     // The pool logs that the database is down.
                     error => {
-                        tracing::debug!(error = %error, "the audit log's partitions wait for the database: {error}")
+                        tracing::debug!(error = %error, "the audit log's partitions wait for the database: {error}");
                     }
                 }
                 RETRY
