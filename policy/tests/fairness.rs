@@ -15,7 +15,7 @@ const SEEDS: std::ops::Range<u64> = 1..4;
 const END: u64 = 12 * SECOND;
 
 /// What became of the requests of each group, after the 5 s in which the concurrency limit adapts.
-fn fates<const N: usize>(groups: [Group; N], seed: u64, is_blind: bool) -> [Fate; N] {
+fn fates<const N: usize>(groups: &[Group; N], seed: u64, is_blind: bool) -> [Fate; N] {
     let asked = run(&Crowd { is_blind, ..Crowd::new(groups.to_vec()) }, seed);
     std::array::from_fn(|group| Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && asked.group == group)))
 }
@@ -29,7 +29,7 @@ fn a_greedy_client_takes_nothing_from_modest_ones() {
     for seed in SEEDS {
         for load in [2.0, 10.0] {
             let greedy = Group::new(Population::Equal(1), load, END);
-            let [modest, greedy] = fates([modest(0.5), greedy], seed, false);
+            let [modest, greedy] = fates(&[modest(0.5), greedy], seed, false);
             assert_eq!(modest.served, modest.asked, "seed {seed}, load {load}");
             assert!(modest.waited_ms[1] < 60.0, "seed {seed}, load {load}: {:?} ms", modest.waited_ms);
             assert!(greedy.served > 0, "the rest of the capacity is the greedy client's");
@@ -40,7 +40,7 @@ fn a_greedy_client_takes_nothing_from_modest_ones() {
 #[test]
 fn clients_that_ask_alike_are_all_served_while_the_app_has_time_for_them() {
     for clients in [10, 1_000, 100_000] {
-        let [all] = fates([Group::new(Population::Equal(clients), 0.9, END)], 1, false);
+        let [all] = fates(&[Group::new(Population::Equal(clients), 0.9, END)], 1, false);
         assert_eq!(all.served, all.asked, "{clients} clients");
     }
 }
@@ -63,10 +63,10 @@ fn few_large_clients_are_refused_before_many_small_ones() {
 fn clients_with_a_new_key_on_each_request_take_little_more_than_in_order_of_arrival() {
     for seed in SEEDS {
         let new = |load| Group::new(Population::Sybil, load, END);
-        let [modest_ones, new_ones] = fates([modest(0.5), new(0.4)], seed, false);
+        let [modest_ones, new_ones] = fates(&[modest(0.5), new(0.4)], seed, false);
         assert_eq!((modest_ones.served, new_ones.served), (modest_ones.asked, new_ones.asked), "seed {seed}");
         let ([fair, _], [blind, _]) =
-            (fates([modest(0.5), new(2.0)], seed, false), fates([modest(0.5), new(2.0)], seed, true));
+            (fates(&[modest(0.5), new(2.0)], seed, false), fates(&[modest(0.5), new(2.0)], seed, true));
         assert!(fair.share() > 0.6 * blind.share(), "seed {seed}: {} against {}", fair.share(), blind.share());
     }
 }

@@ -229,7 +229,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Connections to one of our own listeners would be a loop. Names are looked up later: see [`crate::upstream::checked`].
+    /// Connections to one of our own listeners would be a loop. Names are resolved later, by the proxy.
     fn check_not_own(&mut self, config: &Config) {
         let own = OwnListeners::of(config);
         let App { address, metrics_address, .. } = &config.app;

@@ -1,7 +1,7 @@
 //! Sticky sessions: reads the session cookie, and sends the request to the session's home.
 //!
 //! [`outrigger_policy::affinity`] decides where; [`cookie`] and [`replay`] contain the headers for clients and the
-//! edge. The app gets the name of the home in the header [`X_OUTRIGGER_MACHINE`], and never the cookie.
+//! edge. The app gets the name of the home in the header [`outrigger_wire::names::X_OUTRIGGER_MACHINE`], and never the cookie.
 
 pub mod cookie;
 pub mod replay;
