@@ -105,7 +105,7 @@ fn on_fly_130_clients_are_130_clients() {
                 }
             }
         }
-        // Every client was told apart from the others, and no warning says otherwise.
+        // Each client is identified separately, and there is no warning.
         assert_eq!(proxy.metric("outrigger_refusals_total", &[]), 0.0);
         assert_eq!(proxy.metric("outrigger_unbelieved_client_addresses", &[]), 0.0);
         assert!(!proxy.log().contains("count as one client"));

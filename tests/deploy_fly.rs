@@ -186,7 +186,7 @@ fn fault(command: &str) -> Option<String> {
     let Some((name, flags)) = COMMANDS.iter().find(|(name, _)| is_it(name)) else {
         return Some(format!("`{command}`: flyctl has no such command, or it is not in the list"));
     };
-    // Quoted text is a value, whatever it looks like.
+    // Quoted text is always a value.
     let unquoted: String = words[name.len()..].split('"').step_by(2).collect();
     let flag = |word: &&str| word.starts_with('-');
     let known = |word: &&str| flags.contains(&word.split('=').next().unwrap_or_default());

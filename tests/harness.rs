@@ -515,7 +515,7 @@ impl Client {
         self.try_answer().unwrap_or_else(|e| panic!("no answer: {e}; got {:?}", String::from_utf8_lossy(&self.buffer)))
     }
 
-    /// The next final response without a body, whatever its headers say: that to a `HEAD`.
+    /// The next final response without a body, regardless of its headers: that to a `HEAD`.
     #[track_caller]
     pub fn answer_to_head(&mut self) -> Answer {
         self.head().unwrap_or_else(|e| panic!("no answer: {e}"))

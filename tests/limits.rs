@@ -472,7 +472,7 @@ fn an_address_that_a_stranger_claims_is_no_fresh_quota() {
     for n in 0..10 {
         assert_eq!(left(&inside.ask(&claims(&both_ways("/")[n % 2], n)), "each"), 3, "each address has its own");
     }
-    // Otherwise the client is the last untrusted address in the list, whatever else the headers claim.
+    // Otherwise the client is the last untrusted address in the list, regardless of other headers.
     let behind_a_list = Proxy::with(&app, &format!("identity.trusted = [\"127.0.0.0/8\"]\n{rules}"));
     for n in 0..8 {
         let claimed = claims(&both_ways("/")[n % 2], n).replace("X-Forwarded-For: 203", "X-Other: 203");

@@ -379,7 +379,7 @@ fn repeatable_both_ways(path: &str) -> [String; 2] {
     both_ways(path).map(|request| request.replacen("POST", "PUT", 1))
 }
 
-/// What the access log says of the only request for `path`.
+/// The attempts in the access log for the only request for `path`.
 #[track_caller]
 fn attempts_logged(proxy: &Proxy, path: &str) -> u64 {
     let line = proxy.says(&format!("\"path\":\"{path}\""));

@@ -172,7 +172,7 @@ fn filled<'a>(text: &'a str, default: &'a str) -> &'a str {
     if text.trim().is_empty() { default } else { text.trim() }
 }
 
-/// Who may use the documents API. Health and metrics need no credentials.
+/// Access to the documents API. Health and metrics need no credentials.
 #[derive(Clone, Debug, Args)]
 pub struct AuthSettings {
     /// `off` disables authentication; otherwise API keys or a JWT key must be configured.

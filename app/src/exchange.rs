@@ -57,7 +57,7 @@ pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> 
     response
 }
 
-/// Enforces the deadline around the documents API, whatever a handler waits for.
+/// Enforces the deadline around the documents API, for all handlers.
 pub async fn bounded(request: Request, next: Next) -> Response {
     let Some(deadline) = request.extensions().get::<Deadline>().copied() else {
         return ApiError::Internal("a request without a deadline".to_owned()).into_response();

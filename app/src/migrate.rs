@@ -63,7 +63,7 @@ enum MigrateError {
     Partitions(#[from] StoreError),
 }
 
-/// One attempt, on a dedicated connection. Closing the connection releases the lock, whatever the result.
+/// One attempt, on a dedicated connection. Closing the connection releases the lock, also after an error.
 async fn once(postgres: &Postgres) -> Result<usize, MigrateError> {
     let mut client = postgres.dedicated().await?;
     // Waiting for another Machine's migration or running a long one must not hit the statement timeout.

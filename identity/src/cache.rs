@@ -1,14 +1,14 @@
-//! A bounded memory in two generations: what is used stays, what is not goes when its generation does.
+//! A bounded cache of two generations: values in use stay, others are dropped with their generation.
 
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-/// At most `2 * most_each` values. When the young generation is full it becomes the old one, and what the old one held
-/// is forgotten; a value of the old one that is asked for becomes young again. So nothing is ever sorted or searched,
-/// and who floods it displaces only what nobody asked for in the meantime.
+/// Holds at most `2 * most_each` values. When the young generation is full it becomes the old one, and the previous old one
+/// is dropped; a lookup moves a value from the old to the young generation. No sorting or searching is needed, and a flood
+/// of new values displaces only those that are not looked up in the meantime.
 ///
-/// Its keys are hashes already, keyed with a secret: two that are the same mean the same.
+/// Keys are hashes keyed with a secret: equal keys mean equal values.
 #[derive(Debug)]
 pub struct Generations<V> {
     young: HashMap<u128, V, RandomState>,
@@ -22,7 +22,7 @@ impl<V: Clone> Generations<V> {
         Self { young: HashMap::default(), old: HashMap::default(), most_each: most_each.max(1) }
     }
 
-    /// The value that was put there, if it is still remembered.
+    /// Returns the value, if it is still cached.
     pub fn get(&mut self, key: u128) -> Option<V> {
         if let Some(value) = self.young.get(&key) {
             return Some(value.clone());
@@ -32,23 +32,23 @@ impl<V: Clone> Generations<V> {
         Some(value)
     }
 
-    /// Remembers a value, in place of the one that was there.
+    /// Stores a value, replacing an earlier one.
     pub fn put(&mut self, key: u128, value: V) {
         if self.young.len() >= self.most_each && !self.young.contains_key(&key) {
             std::mem::swap(&mut self.young, &mut self.old);
-            // Its memory is used again.
+            // Reuses its memory.
             self.young.clear();
         }
         self.old.remove(&key);
         self.young.insert(key, value);
     }
 
-    /// How many values there are.
+    /// Number of values.
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,4 +1,4 @@
-//! Who asks.
+//! The client of a request.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use outrigger_wire::client_address::Sender;
 use crate::hash::client_hash;
 use crate::verified::Verified;
 
-/// Who asks, as far as it is known.
+/// The client of a request, as far as it is known.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// The client's address: the connection's, or what a trusted edge says.
+    /// The client's address: the connection's, or the one from a trusted edge.
     pub address: IpAddr,
-    /// Who sent the request, which decides what it may say of the client.
+    /// The kind of sender, which decides whether its headers about the client are trusted.
     pub sender: Sender,
-    /// Who it is to limits: a hash of the verified user, else of the API key, else of the address.
+    /// The client's key in rate limits: a hash of the verified user, else of the API key, else of the address.
     pub id: u64,
-    /// A hash of the address (IPv6: of its /64), whoever signed in from there.
+    /// A hash of the address (IPv6: of its /64), regardless of the user.
     pub address_id: u64,
-    /// What it may multiply.
+    /// Selects the factor for rate limits.
     pub tier: Tier,
-    /// The user or key that was verified.
+    /// The verified user or key.
     pub verified: Option<Arc<Verified>>,
 }
 
 impl Client {
-    /// Nobody yet.
+    /// Not yet identified.
     pub const UNKNOWN: Self = Self {
         address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         sender: Sender::Stranger,
@@ -37,8 +37,8 @@ impl Client {
         verified: None,
     };
 
-    /// Where it comes from, for what is shared by origin: the user or key that was verified, which cannot be made up; else the
-    /// network of its address, of which a subscriber may have many (IPv6: the /48).
+    /// A hash of the origin, for quotas shared by origin: the verified user or key, which cannot be invented; else the
+    /// network of the address, since a subscriber may have many addresses (IPv6: the /48).
     pub fn origin(&self) -> u64 {
         match (&self.verified, self.address.to_canonical()) {
             (Some(verified), _) => verified.hash,
@@ -47,8 +47,8 @@ impl Client {
         }
     }
 
-    /// As operators name it: `user:ann`, `key:acme`, `address:192.0.2.1`, `address:2001:db8:1:2::/64`; a key that nobody
-    /// knows only by its hash.
+    /// The name for operators: `user:ann`, `key:acme`, `address:192.0.2.1`, `address:2001:db8:1:2::/64`; an unknown key by
+    /// its hash.
     pub fn shown(&self) -> String {
         match &self.verified {
             Some(verified) => verified.shown(),
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The name that operators give an address.
+    /// The name of an address for operators.
     pub fn shown_address(address: IpAddr) -> String {
         match address.to_canonical() {
             IpAddr::V4(v4) => format!("address:{v4}"),
@@ -67,7 +67,7 @@ impl Client {
         }
     }
 
-    /// The hash by which limits know an address. A subscriber with IPv6 has a whole /64 to choose from.
+    /// The hash of an address in rate limits. A subscriber with IPv6 can use a whole /64, so that counts as one.
     pub fn hash_of(address: IpAddr) -> u64 {
         match address.to_canonical() {
             IpAddr::V4(v4) => client_hash(b'4', &v4.octets()),

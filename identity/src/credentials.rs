@@ -1,7 +1,7 @@
-//! Which user or key a request is from: only what could be verified, and why the rest was ignored.
+//! Identifies the user or key of a request: only verified credentials count, and the reasons for ignoring others are kept.
 //!
-//! A forged, stale or unknown credential is never an error to the client: the request is then its address's, and the app
-//! decides what it thinks of it. The credentials themselves are passed on unchanged.
+//! A forged, stale or unknown credential is never an error to the client: the request then counts for its address, and the
+//! app decides about the credential. Credentials are forwarded unchanged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,32 +16,32 @@ use crate::jwt::Users;
 use crate::keys::KeyTable;
 use crate::verified::{Ignored, Verified};
 
-/// How often it is looked whether the configuration names another place.
+/// How often to check whether the configuration names another JWKS URL.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The longest key that is looked at. What is longer is unknown.
+/// Maximum length of an API key in bytes. Longer ones are unknown.
 const KEY_BYTES: usize = 1024;
 
-/// Whom a request counts for.
+/// The identity that a request counts for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Who {
-    /// Its address: nothing was presented, or nothing that counts.
+    /// Its address: no accepted credential was presented.
     #[default]
     Address,
-    /// A key that nobody knows, by its hash (`unknown_keys = "count"`). Its tier is anonymous.
+    /// An unknown key, by its hash (`unknown_keys = "count"`). Its tier is anonymous.
     UnknownKey(u64),
-    /// Somebody.
+    /// A verified user or key.
     Verified(Arc<Verified>),
 }
 
-/// What came of a request's credentials.
+/// The result of checking a request's credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identified {
-    /// Whom it counts for.
+    /// The identity that it counts for.
     pub who: Who,
-    /// Why its token was ignored, if one was presented and was.
+    /// Why its token was ignored, if it was.
     pub token: Option<Ignored>,
-    /// The same of its key.
+    /// Why its key was ignored, if it was.
     pub key: Option<Ignored>,
 }
 
@@ -52,21 +52,21 @@ impl Identified {
     }
 }
 
-/// Every credential that counts; built when the configuration is loaded, and shared by all workers.
+/// All accepted credentials; built when the configuration is loaded, and shared by all workers.
 #[derive(Default)]
 pub struct Credentials {
-    /// The header for API keys, also when no key means anything.
+    /// The header for API keys, even if no key is accepted.
     key_field: Option<HeaderName>,
     keys: Option<Keys>,
     users: Option<Users>,
 }
 
-/// How keys are presented and what they mean.
+/// How keys are presented and interpreted.
 #[derive(Debug)]
 pub struct Keys {
-    /// The field that carries them.
+    /// The header that carries them.
     pub field: HeaderName,
-    /// Those that are known.
+    /// The known keys.
     pub table: KeyTable,
     /// Whether an unknown key is a client of its own.
     pub counts_unknown: bool,
@@ -79,20 +79,20 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Keys and tokens as configured. Keys that can mean nothing are not looked for.
+    /// Keys and tokens as configured. Skips the lookup of keys if none can be accepted.
     pub fn new(keys: Keys, users: Option<Users>) -> Self {
         let key_field = Some(keys.field.clone());
         let keys = (!keys.table.is_empty() || keys.counts_unknown).then_some(keys);
         Self { key_field, keys, users }
     }
 
-    /// The header that keys come in, if any key means something.
+    /// The header that carries keys, if any key can be accepted.
     pub fn key_field(&self) -> Option<&HeaderName> {
         self.keys.as_ref().map(|keys| &keys.field)
     }
 
-    /// Whether a request carries a credential twice, in two headers or as a list in one: two readers may take different
-    /// ones, so it could be one client here and another one to the app.
+    /// Whether a request carries a credential twice, in two headers or as a list in one: Outrigger and the app may read
+    /// different ones, and so identify different clients.
     pub fn are_repeated(&self, fields: Fields<'_>) -> bool {
         let authorization = match one(fields, &AUTHORIZATION) {
             Presented::Nothing => false,
@@ -111,20 +111,20 @@ impl Credentials {
             })
     }
 
-    /// Whether every request is its address's, whatever it presents.
+    /// Whether every request counts for its address, regardless of its credentials.
     pub fn is_empty(&self) -> bool {
         self.keys.is_none() && self.users.is_none()
     }
 
-    /// Whom a request counts for. A verified user counts before a key. `now` gives seconds since 1970, and is asked only
-    /// when there is a token.
+    /// Identifies a request. A verified user takes precedence over a key. `now` returns seconds since 1970, and is called
+    /// only if there is a token.
     pub fn identify(&self, fields: Fields<'_>, now: impl FnOnce() -> u64) -> Identified {
         let mut found = Identified::default();
         if let Some(users) = &self.users {
             let outcome = match one(fields, &AUTHORIZATION) {
                 Presented::Nothing => None,
                 Presented::Once(value) => bearer(value).map(|token| users.identify(token, now())),
-                // The app may believe the other one.
+                // The app may use the other one.
                 Presented::Often => Some(Err(Ignored::BadToken)),
             };
             match outcome {
@@ -162,28 +162,28 @@ impl Credentials {
         }
     }
 
-    /// Where the keys of tokens are fetched, if they are.
+    /// The source of the tokens' keys, if they are fetched.
     pub fn jwks(&self) -> Option<&Arc<Source>> {
         self.users.as_ref().and_then(Users::jwks)
     }
 
-    /// Takes over the keys that `before` has fetched, and their fetching, when both name the same place. Called on a
-    /// reload, before anybody uses these.
+    /// Takes over the keys that `before` has fetched, and its source, if both have the same URL. Called on a reload, before
+    /// these credentials are used.
     pub fn adopt(&mut self, before: &Self) {
         if let (Some(users), Some(source)) = (&mut self.users, before.jwks()) {
             users.adopt(source);
         }
     }
 
-    /// Tokens that are remembered, good and bad.
+    /// Number of cached tokens, good and bad.
     pub fn cached_tokens(&self) -> usize {
         self.users.as_ref().map_or(0, Users::cached)
     }
 }
 
-/// Keeps the keys of whatever configuration is in force fresh, for the life of the process; `current` gives its
-/// credentials, `observe` counts how fetches end. When another configuration names another place, fetching from the
-/// one before stops, also in the middle.
+/// Keeps the keys of the current configuration fresh, for the life of the process; `current` returns its credentials,
+/// `observe` counts the results of fetches. If a new configuration names another URL, fetching from the old one stops, even
+/// in progress.
 pub async fn keep_fresh(current: impl Fn() -> Arc<Credentials>, observe: impl Fn(&Result<Fetched, FetchError>)) {
     loop {
         let source = current().jwks().cloned();
@@ -232,14 +232,14 @@ fn one<'a>(fields: Fields<'a>, name: &HeaderName) -> Presented<'a> {
     }
 }
 
-/// Whether an `Authorization` of a scheme whose credentials have no commas (token68, RFC 9110 section 11.2) has one.
+/// Whether an `Authorization` contains a comma, for a scheme whose credentials have none (token68, RFC 9110 section 11.2).
 fn is_list_of_tokens(value: &[u8]) -> bool {
     let scheme = value.split(|byte| *byte == b' ').next().unwrap_or_default();
     [&b"bearer"[..], b"basic"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
         && memchr::memchr(b',', value).is_some()
 }
 
-/// The token of `Bearer TOKEN`; nothing for other schemes, which are the app's.
+/// The token of `Bearer TOKEN`; `None` for other schemes, which are for the app.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())

@@ -1,19 +1,19 @@
-//! Hashes that stand for clients: of no use outside of this process.
+//! Hashes that identify clients; valid within this process only.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
-/// What a client is known by, for [`client_hash`]: the same bytes are another client as another kind.
+/// The kind of identity, for [`client_hash`]: the same bytes of another kind are another client.
 pub mod kind {
     /// The name of a verified user.
     pub const USER: u8 = 1;
     /// The name of a known key.
     pub const KEY: u8 = 2;
-    /// A key that nobody knows, itself.
+    /// An unknown key, by its value.
     pub const UNKNOWN_KEY: u8 = 3;
 }
 
-/// A number for a client that nobody can predict or turn back, and that is another one in every process.
+/// A number for a client that is not predictable or reversible and differs in every process.
 pub fn client_hash(kind: u8, bytes: &[u8]) -> u64 {
     static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     let mut hasher = SEED.build_hasher();

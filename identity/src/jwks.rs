@@ -1,4 +1,4 @@
-//! The keys that an issuer of tokens publishes (JSON Web Key Set, RFC 7517): fetched beside the requests' way, never on it.
+//! The keys that an issuer of tokens publishes (JSON Web Key Set, RFC 7517): fetched in the background, off the hot path.
 //!
 //! ```text
 //!   fetched ── refresh interval ──► fetch ── good ──► replaces the set
@@ -22,26 +22,26 @@ use tokio::time::Instant;
 use crate::cache::Generations;
 use crate::hash::{client_hash, kind};
 
-/// At least this long between a fetch and one that an unknown key asks for.
+/// Minimum time between a fetch and one that an unknown key triggers.
 const FLOOR: Duration = Duration::from_secs(30);
 
-/// The first wait after a failed fetch; it doubles up to [`FLOOR`].
+/// The pause after the first failed fetch; it doubles up to [`FLOOR`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// The largest set that is read.
+/// Maximum bytes of a set.
 const MOST_BYTES: usize = 1 << 20;
 
-/// For how many seconds the same unknown key does not ask again.
+/// For how many seconds the same unknown key does not trigger another fetch.
 const UNKNOWN_FOR_S: u64 = 300;
 
-/// So many unknown keys are remembered, twice over.
+/// Unknown keys remembered per generation.
 const UNKNOWN_KEYS: usize = 500;
 
-/// Longest time to connect, and for the whole fetch.
+/// Timeouts for connecting, and for the whole fetch.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One place where keys are published, and what was found there.
+/// A URL at which keys are published, and the keys from there.
 pub struct Source {
     url: Url,
     algorithm: Algorithm,
@@ -53,7 +53,7 @@ pub struct Source {
     fetched_at: AtomicU64,
     asked: Notify,
     refresh_changed: Notify,
-    /// Unknown keys and when they were asked for.
+    /// Unknown keys, and when they triggered a fetch.
     unknown: Mutex<Generations<u64>>,
 }
 
@@ -63,17 +63,17 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// Keys as they were published together.
+/// Keys that were published together.
 #[derive(Debug, Default)]
 pub struct KeySet {
     by_id: HashMap<String, Key>,
-    /// The key of a set that has only one: a token need not name it.
+    /// The key of a set with only one: a token need not name it.
     only: Option<Key>,
     version: u64,
 }
 
 impl KeySet {
-    /// Every key of `document` that verifies `algorithm`.
+    /// Returns all keys of `document` that verify `algorithm`.
     fn parse(document: &[u8], algorithm: Algorithm) -> Result<Self, FetchError> {
         let document: Value = serde_json::from_slice(document).map_err(|_| FetchError::NoKeySet)?;
         let published = document["keys"].as_array().ok_or(FetchError::NoKeySet)?;
@@ -99,7 +99,7 @@ impl KeySet {
         Ok(Self { by_id, only, version: 0 })
     }
 
-    /// The key with this id; for a token that names none, the key of a set that has only one.
+    /// The key with this id; for a token without an id, the only key of the set.
     pub fn find(&self, id: Option<&str>) -> Option<&Key> {
         match id {
             Some(id) => self.by_id.get(id),
@@ -107,17 +107,17 @@ impl KeySet {
         }
     }
 
-    /// Counts up with every set that is not the same; 0 before the first.
+    /// Increases with every changed set; 0 before the first.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// How many keys there are.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.by_id.len().max(usize::from(self.only.is_some()))
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -132,53 +132,53 @@ impl KeySet {
     }
 }
 
-/// A fetch that succeeded.
+/// A successful fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetched {
-    /// Keys that can be used.
+    /// Number of usable keys.
     pub keys: usize,
-    /// Whether they are others than before.
+    /// Whether they differ from the previous ones.
     pub has_changed: bool,
 }
 
-/// Why a fetch failed. The keys from before stay.
+/// Why a fetch failed. The previous keys stay.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// No connection, no answer, or not in time.
+    /// No connection or response, or a timeout.
     #[error("{0}")]
     Http(String),
-    /// An answer, but not 200. Redirects are not followed.
+    /// A response other than 200. Redirects are not followed.
     #[error("the answer is {0} instead of 200")]
     Status(u16),
-    /// More than a set of keys can be.
+    /// The response is larger than any key set.
     #[error("the answer is larger than {} KiB", MOST_BYTES >> 10)]
     TooLarge,
-    /// Something else.
+    /// The response is not a key set.
     #[error("the answer is no JSON Web Key Set")]
     NoKeySet,
-    /// Keys, none of which verifies what is pinned.
+    /// None of the keys verifies the configured algorithm.
     #[error("none of its {published} keys can be used: {reason}")]
     NoUsableKey {
-        /// How many there were.
+        /// Number of published keys.
         published: usize,
-        /// What was wrong with the last.
+        /// The error of the last one.
         reason: String,
     },
 }
 
-/// Keys cannot be fetched from there at all.
+/// Why keys cannot be fetched from this URL at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// `https` without anything to verify the server with.
+    /// `https` without certificates to verify the server.
     #[error("this machine has no CA certificates to verify the server with")]
     NoRoots,
-    /// The HTTP or TLS library does not start.
+    /// The HTTP or TLS library failed to start.
     #[error("{0}")]
     Library(String),
 }
 
 impl Source {
-    /// Keys for `algorithm` at `url`, which is `http` or `https`. Nothing is fetched yet.
+    /// Keys for `algorithm` at `url`, which is `http` or `https`. Does not fetch yet.
     ///
     /// # Errors
     /// [`SourceError`].
@@ -198,24 +198,24 @@ impl Source {
         })
     }
 
-    /// The same with another floor, so that tests need not wait.
+    /// Sets another floor, so that tests need not wait.
     #[cfg(test)]
     pub fn with_floor(mut self, floor: Duration) -> Self {
         self.floor = floor;
         self
     }
 
-    /// The keys now.
+    /// The current keys.
     pub fn keys(&self) -> Guard<Arc<KeySet>> {
         self.keys.load()
     }
 
-    /// When keys last came, in seconds since 1970; `None` before.
+    /// When keys were last fetched, in seconds since 1970; `None` before.
     pub fn fetched_at(&self) -> Option<u64> {
         Some(self.fetched_at.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
-    /// A token names a key that is not there: fetch as soon as the floor allows, unless it asked lately.
+    /// Requests a fetch for an unknown key, as soon as the floor allows, unless the same key requested one recently.
     pub fn ask_for(&self, id: &str, now: u64) {
         let hash = client_hash(kind::UNKNOWN_KEY, id.as_bytes()).into();
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,7 +227,7 @@ impl Source {
         }
     }
 
-    /// Whether `other` is the same place, read for the same algorithm.
+    /// Whether `other` has the same URL and algorithm.
     pub fn is_like(&self, other: &Self) -> bool {
         self.url == other.url && self.algorithm == other.algorithm
     }
@@ -237,16 +237,16 @@ impl Source {
         Duration::from_millis(self.refresh_every.load(Ordering::Relaxed))
     }
 
-    /// Changes it, also for the wait that is under way.
+    /// Changes it, also for a wait in progress.
     pub fn set_refresh(&self, every: Duration) {
         self.refresh_every.store(milliseconds(every), Ordering::Relaxed);
         self.refresh_changed.notify_one();
     }
 
-    /// Fetches the keys now and puts them in place of the old ones.
+    /// Fetches the keys now and replaces the old ones.
     ///
     /// # Errors
-    /// Why not; the old ones stay.
+    /// The fetch failed; the old keys stay.
     pub async fn refresh(&self) -> Result<Fetched, FetchError> {
         let mut fetched = KeySet::parse(&self.fetch().await?, self.algorithm)?;
         let before = self.keys.load_full();
@@ -277,7 +277,7 @@ impl Source {
         Ok(document)
     }
 
-    /// Fetches for ever.
+    /// Fetches forever.
     pub(crate) async fn keep(&self, observe: &impl Fn(&Result<Fetched, FetchError>)) {
         let mut failures = 0_u32;
         loop {
@@ -335,7 +335,7 @@ fn client(has_tls: bool) -> Result<reqwest::Client, SourceError> {
         }
     }
     let library = |e: &dyn std::error::Error| SourceError::Library(describe(e));
-    // Named, not installed: nothing here depends on which provider is the process's default.
+    // Chosen explicitly, independent of the process's default provider.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let tls = tls.map_err(|e| library(&e))?.with_root_certificates(roots).with_no_client_auth();

@@ -1,4 +1,4 @@
-//! Users by their tokens: verified once, then remembered, and asked at each use whether their time has come or gone.
+//! Identifies users by their tokens: verified once, then cached; validity times are checked at each use.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -11,39 +11,39 @@ use crate::cache::Generations;
 use crate::jwks::Source;
 use crate::verified::{Ignored, Verified, VerifiedKind};
 
-/// The longest token that is looked at.
+/// Maximum length of a token in bytes.
 const TOKEN_BYTES: usize = 8 << 10;
 
-/// The longest name of a user, in bytes.
+/// Maximum length of a user's name in bytes.
 const NAME_BYTES: usize = 256;
 
-/// For how many seconds a token that did not verify is refused without another look.
+/// For how many seconds an invalid token is rejected from the cache.
 const BAD_FOR_S: u64 = 60;
 
-/// Below so many remembered tokens, splitting them up would only make each part too small.
+/// With fewer cached tokens than this, shards would be too small.
 const SHARDED_FROM: usize = 1024;
 
 const SHARDS: usize = 16;
 
-/// What tokens are verified with.
+/// The keys that verify tokens.
 #[derive(Debug)]
 pub enum Signers {
     /// One key, for the life of the configuration.
     Fixed(Key),
-    /// What the issuer publishes.
+    /// The keys that the issuer publishes.
     Fetched(Arc<Source>),
 }
 
-/// Which claims matter.
+/// The claims that are used.
 #[derive(Clone, Debug)]
 pub struct ClaimNames {
-    /// Names the user.
+    /// The claim with the user's name.
     pub user: String,
-    /// Names the tier.
+    /// The claim with the tier.
     pub tier: String,
 }
 
-/// Tells users by their tokens.
+/// Identifies users by their tokens.
 #[derive(Debug)]
 pub struct Users {
     rules: Rules,
@@ -58,12 +58,12 @@ struct Remembered {
     bad: Generations<Bad>,
 }
 
-/// A token whose signature, issuer and audience are right.
+/// A token with valid signature, issuer and audience.
 #[derive(Debug)]
 struct Good {
     user: Arc<Verified>,
     lifetime: Lifetime,
-    /// The set of keys that it was verified with: under another set it is verified again.
+    /// The version of the key set that verified it: under another version it is verified again.
     keys_version: u64,
 }
 
@@ -75,7 +75,7 @@ struct Bad {
 }
 
 impl Users {
-    /// At most `remembered` good tokens and as many bad ones are remembered.
+    /// Caches at most `remembered` good tokens and as many bad ones.
     pub fn new(rules: Rules, signers: Signers, names: ClaimNames, remembered: usize) -> Self {
         let shards = if remembered < SHARDED_FROM { 1 } else { SHARDS };
         let most_each = remembered / (2 * shards);
@@ -83,10 +83,10 @@ impl Users {
         Self { rules, signers, names, shards: std::iter::repeat_with(shard).take(shards).collect() }
     }
 
-    /// Whose token it is at `now`, in seconds since 1970.
+    /// Identifies the user of a token at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// Why it does not count.
+    /// Why the token is ignored.
     pub fn identify(&self, token: &[u8], now: u64) -> Result<Arc<Verified>, Ignored> {
         if token.len() > TOKEN_BYTES {
             return Err(Ignored::LongToken);
@@ -109,7 +109,7 @@ impl Users {
                 outcome
             }
             Err(why) => {
-                // That one may be known as soon as keys have come, and finding out costs little.
+                // Such a token may become valid as soon as keys arrive, and checking it is cheap.
                 if !matches!(why, Ignored::UnknownSigner | Ignored::NoSigners) {
                     self.remember_bad(id, Bad { why, since: now, keys_version });
                 }
@@ -125,7 +125,7 @@ impl Users {
             return (good.keys_version == keys_version).then(|| good.at(now));
         }
         let bad = shard.bad.get(id)?;
-        // A clock that was set back makes none of them live longer.
+        // Setting the clock back does not extend their time.
         let is_fresh = (bad.since..bad.since.saturating_add(BAD_FOR_S)).contains(&now);
         (is_fresh && bad.keys_version == keys_version).then_some(Err(bad.why))
     }
@@ -176,7 +176,7 @@ impl Users {
     fn shard(&self, id: u128) -> MutexGuard<'_, Remembered> {
         // The highest bits: the maps inside use the lowest.
         let index = (id >> 64) as usize % self.shards.len();
-        // What panicked while it had the lock left at worst one token out.
+        // A panic under the lock lost at most one token.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,7 +187,7 @@ impl Users {
         }
     }
 
-    /// Where the keys are fetched, if they are.
+    /// The source of keys, if they are fetched.
     pub fn jwks(&self) -> Option<&Arc<Source>> {
         match &self.signers {
             Signers::Fixed(_) => None,
@@ -195,7 +195,7 @@ impl Users {
         }
     }
 
-    /// Goes on with `before`, which fetches from the same place, if it does.
+    /// Reuses `before` if it fetches from the same URL.
     pub fn adopt(&mut self, before: &Arc<Source>) {
         if let Signers::Fetched(source) = &mut self.signers
             && source.is_like(before)
@@ -205,7 +205,7 @@ impl Users {
         }
     }
 
-    /// Tokens that are remembered, good and bad.
+    /// Number of cached tokens, good and bad.
     pub fn cached(&self) -> usize {
         let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
         shards.map(|shard| shard.good.len() + shard.bad.len()).sum()
@@ -223,8 +223,8 @@ impl Good {
     }
 }
 
-/// What a token is remembered by, in place of its text: 128 bits under two secrets of this process, so that nobody can
-/// make a second token with the same.
+/// The cache key of a token: 128 bits keyed with two secrets of this process, so that a client cannot find a second token
+/// with the same key.
 fn token_id(token: &[u8]) -> u128 {
     static SEEDS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
     let [high, low] = SEEDS.each_ref().map(|seed| {

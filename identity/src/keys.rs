@@ -1,4 +1,4 @@
-//! Known API keys: never the keys themselves, only digests of them.
+//! Known API keys: stored as digests only.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -10,10 +10,10 @@ use subtle::ConstantTimeEq;
 
 use crate::verified::{Verified, VerifiedKind};
 
-/// SHA-256 of a key, or HMAC-SHA-256 with the operator's secret. The plain one is as safe as the key is random.
+/// SHA-256 of a key, or HMAC-SHA-256 with the operator's secret. Plain SHA-256 is safe only for random keys.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyDigest {
-    /// Of the key alone.
+    /// Plain.
     Sha256(Digest),
     /// Keyed.
     HmacSha256(Digest),
@@ -47,7 +47,7 @@ impl Digest {
     }
 
     fn from_slice(bytes: &[u8]) -> Self {
-        // Both callers give exactly as many bytes as it has.
+        // Both callers pass exactly as many bytes as it has.
         Self(bytes.try_into().unwrap_or_default())
     }
 }
@@ -75,11 +75,11 @@ impl Hash for Digest {
 /// A key of the configuration or of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Who has it.
+    /// The owner's name.
     pub name: String,
-    /// What it is recognised by.
+    /// The digest that identifies it.
     pub digest: KeyDigest,
-    /// What it is worth.
+    /// The key's tier.
     pub tier: Tier,
 }
 
@@ -98,7 +98,7 @@ impl std::fmt::Debug for KeyTable {
 }
 
 impl KeyTable {
-    /// All of `entries`; of two with the same digest the later one. Without `secret`, keyed digests match nothing.
+    /// Contains all of `entries`; of two with the same digest the later one. Without `secret`, keyed digests match no key.
     pub fn new(entries: Vec<Entry>, secret: Option<&[u8]>) -> Self {
         let mut table = Self::default();
         for entry in entries {
@@ -112,7 +112,7 @@ impl KeyTable {
         table
     }
 
-    /// Whose key it is. Computes only digests that some entry has.
+    /// Finds the owner of a key. Computes only the kinds of digests that some entry has.
     pub fn find(&self, presented: &[u8]) -> Option<&Arc<Verified>> {
         if !self.plain.is_empty() {
             let digest = digest::digest(&digest::SHA256, presented);
@@ -124,22 +124,22 @@ impl KeyTable {
         self.keyed.get(&Digest::from_slice(hmac::sign(secret, presented).as_ref()))
     }
 
-    /// How many keys there are.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.plain.len() + self.keyed.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// One line of the file of keys: `name:sha256=HEX:tier`, or `name:hmac_sha256=HEX:tier`. `None` for an empty line and for
-/// a comment, which begins with `#`.
+/// Parses one line of the file of keys: `name:sha256=HEX:tier`, or `name:hmac_sha256=HEX:tier`. `None` for an empty line and
+/// for a comment, which begins with `#`.
 ///
 /// # Errors
-/// What is wrong with it, without repeating it: it may be a key in the clear.
+/// Describes the error without quoting the line: it may be a key in the clear.
 pub fn parse_line(line: &str) -> Result<Option<Entry>, &'static str> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -163,7 +163,7 @@ pub fn parse_line(line: &str) -> Result<Option<Entry>, &'static str> {
     Ok(Some(Entry { name: name.to_owned(), digest, tier }))
 }
 
-/// Whether a key can be called that: the name stands in logs.
+/// Whether `name` is a valid name of a key: names appear in logs.
 pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'@'))
@@ -216,7 +216,7 @@ mod tests {
         assert!(table.find(&[0xab; 32]).is_none());
     }
 
-    /// The table's hits are compared through `subtle`; this fails to compile when `Digest` derives its comparison.
+    /// The table's hits are compared through `subtle`; this fails to compile if `Digest` derives its comparison.
     #[test]
     fn digests_are_compared_in_constant_time() {
         let (a, mut b) = (sha256("a"), sha256("a"));

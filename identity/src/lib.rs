@@ -1,9 +1,9 @@
-//! Who asks: credentials that can be verified, the client that limits and bans know, and what Machines sign for each other.
+//! Identifies clients: verifiable credentials, the client's identity in limits and bans, and signatures between Machines.
 //!
 //! ```text
-//! credentials   which user or key a request is from      jwt, jwks, keys   the three kinds of credentials     cache   bounded memory
-//! verified      who was verified, or why not             client            who a request counts for           hash    what stands for it
-//! signing       HMAC of cookies, replays and hops        this              this Machine's name and keys       clock   seconds since 1970
+//! credentials   the user or key of a request     jwt, jwks, keys   the three kinds of credentials   cache   bounded cache
+//! verified      verified identities, or errors   client            the client of a request          hash    hashes of clients
+//! signing       HMAC of cookies, replays, hops   this              this Machine's name and keys     clock   seconds since 1970
 //! ```
 
 pub mod cache;

@@ -1,7 +1,7 @@
-//! What Machines of one app sign for each other: cookies, replays and hops. HMAC-SHA-256 (RFC 2104), cut to 128 bits.
+//! Signatures between Machines of one app: cookies, replays and hops. HMAC-SHA-256 (RFC 2104), truncated to 128 bits.
 //!
-//! All of them have the same keys, from the environment. The first signs and all verify, so that a new key is rolled out in two
-//! steps without ending a session: first behind the old one, then before it.
+//! All Machines have the same keys, from the environment. The first key signs and all verify, so a new key is rolled out in
+//! two steps without ending sessions: first after the old one, then before it.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,23 +10,23 @@ use subtle::ConstantTimeEq;
 
 /// The variable with the keys, separated by commas.
 pub const KEYS: &str = "OUTRIGGER_AFFINITY_KEYS";
-/// Shorter ones can be guessed.
+/// Minimum length of a key: shorter ones can be guessed.
 const SHORTEST_KEY_BYTES: usize = 32;
 const MOST_KEYS: usize = 8;
 /// Bytes of a signature.
 pub const MAC_BYTES: usize = 16;
 
-/// What is signed: the same text signed as something else does not verify.
+/// The purpose of a signature: it does not verify for another purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A session's cookie.
     Cookie = 1,
     /// The state of a replay.
     Replay = 2,
-    // 3 and 4 were these two before they named addresses, headers and runs: nothing signed as such is accepted.
-    /// A request that is sent to a peer.
+    // 3 and 4 were hops and probes before these contained addresses, headers and runs: their signatures are rejected.
+    /// A request to a peer.
     Hop = 5,
-    /// A peer's answer to a probe.
+    /// A peer's response to a probe.
     Probe = 6,
 }
 
@@ -40,22 +40,22 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-/// Why text is no list of keys.
+/// Why text is not a list of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoKeys {
-    /// One is too short.
+    /// A key is too short.
     #[error("key number {0} has fewer than {SHORTEST_KEY_BYTES} characters")]
     Short(usize),
-    /// There are too many.
+    /// There are too many keys.
     #[error("there are more than {MOST_KEYS} keys")]
     Many,
 }
 
 impl Keys {
-    /// Reads keys of at least 32 characters, separated by commas; `None` when there is none.
+    /// Parses keys of at least 32 characters, separated by commas; `None` if there is none.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A key is too short, or there are too many.
     pub fn parse(text: &str) -> Result<Option<Self>, NoKeys> {
         let keys: Vec<&str> = text.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
         if let Some(short) = keys.iter().position(|key| key.len() < SHORTEST_KEY_BYTES) {
@@ -80,16 +80,16 @@ impl Keys {
 
     /// Signs `text` with the first key.
     pub fn sign(&self, purpose: Purpose, text: &[u8]) -> [u8; MAC_BYTES] {
-        // There is at least one.
+        // There is at least one key.
         self.0.first().map_or([0; MAC_BYTES], |key| Self::mac(key, purpose, text))
     }
 
-    /// Whether `mac` is the signature of `text` by one of the keys. Takes as long for a wrong one as for a right one.
+    /// Whether `mac` is the signature of `text` by one of the keys. Takes equally long for right and wrong ones.
     pub fn verify(&self, purpose: Purpose, text: &[u8], mac: &[u8]) -> bool {
         self.0.iter().any(|key| Self::mac(key, purpose, text).ct_eq(mac).into())
     }
 
-    /// Writes `text` with its signature as characters that any field takes, and gives how many.
+    /// Appends `text` and its signature, encoded for use in a header.
     pub fn seal(&self, purpose: Purpose, text: &[u8], out: &mut Vec<u8>) {
         let mut whole = [0; LARGEST_SEALED + MAC_BYTES];
         let text = &text[..text.len().min(LARGEST_SEALED)];
@@ -98,24 +98,24 @@ impl Keys {
         whole[text.len()..length].copy_from_slice(&self.sign(purpose, text));
         let start = out.len();
         out.resize(start + length.div_ceil(3) * 4, 0);
-        // There is room: four characters for each three bytes.
+        // Four characters for each three bytes fit.
         let written = URL_SAFE_NO_PAD.encode_slice(&whole[..length], &mut out[start..]).unwrap_or_default();
         out.truncate(start + written);
     }
 
-    /// Gives the text of what [`Keys::seal`] wrote, in `buffer`; `None` for anything else.
+    /// Verifies the output of [`Keys::seal`] and returns its text, in `buffer`; `None` if it does not verify.
     pub fn open<'b>(&self, purpose: Purpose, sealed: &[u8], buffer: &'b mut Opened) -> Option<&'b [u8]> {
-        // What is longer does not fit, which is an error.
+        // Input that is too long is an error.
         let length = URL_SAFE_NO_PAD.decode_slice(sealed, buffer).ok()?;
         let (text, mac) = buffer[..length].split_at_checked(length.checked_sub(MAC_BYTES)?)?;
         self.verify(purpose, text, mac).then_some(text)
     }
 }
 
-/// The largest text that can be sealed.
+/// Maximum length of a signed text.
 pub const LARGEST_SEALED: usize = 224;
 
-/// What a sealed text is opened into. The decoder wants room for whole groups.
+/// Buffer for a verified text. The decoder needs space for whole groups.
 pub type Opened = [u8; LARGEST_SEALED + MAC_BYTES + 3];
 
 #[cfg(test)]

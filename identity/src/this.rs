@@ -1,14 +1,14 @@
-//! This Machine, among others of the same app.
+//! This Machine among those of the same app.
 
 use std::sync::Arc;
 
 use crate::signing::Keys;
 
-/// The Machine that this is.
+/// This Machine.
 #[derive(Clone, Debug)]
 pub struct This {
     /// Its name.
     pub name: Arc<str>,
-    /// What it shares with its peers.
+    /// The keys that it shares with its peers.
     pub keys: Keys,
 }

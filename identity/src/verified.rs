@@ -1,4 +1,4 @@
-//! Who was verified, and why a credential was not.
+//! Verified identities, and why a credential was ignored.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use outrigger_policy::tier::Tier;
 
 use crate::hash::{client_hash, kind};
 
-/// What was verified about who asks.
+/// The verified identity of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// By which credential.
+    /// The kind of credential.
     pub kind: VerifiedKind,
     /// The user, or the name of the key.
     pub name: Arc<str>,
@@ -19,17 +19,17 @@ pub struct Verified {
     pub hash: u64,
 }
 
-/// By which credential a client was verified.
+/// The kind of credential that verified a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifiedKind {
-    /// A token that somebody signed for this user.
+    /// A token signed for this user.
     User,
     /// A key of the table.
     Key,
 }
 
 impl Verified {
-    /// A client that was verified.
+    /// Creates the identity.
     pub fn new(kind: VerifiedKind, name: &str, tier: Tier) -> Self {
         let hashed_as = match kind {
             VerifiedKind::User => kind::USER,
@@ -38,7 +38,7 @@ impl Verified {
         Self { kind, name: name.into(), tier, hash: client_hash(hashed_as, name.as_bytes()) }
     }
 
-    /// As operators name it: `user:ann`, `key:acme`.
+    /// The name for operators: `user:ann`, `key:acme`.
     pub fn shown(&self) -> String {
         match self.kind {
             VerifiedKind::User => format!("user:{}", self.name),
@@ -50,26 +50,26 @@ impl Verified {
 /// Why a credential was ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ignored {
-    /// A key that is not in the table, longer than any, or sent twice.
+    /// A key that is not in the table, is too long, or was sent twice.
     UnknownKey,
-    /// No token of ours: signature, algorithm, issuer, audience, or a claim that must be there. Or two of them.
+    /// An invalid token: signature, algorithm, issuer, audience, or a missing claim. Or two tokens.
     BadToken,
     /// Longer than 8 KiB.
     LongToken,
-    /// It was good once.
+    /// No longer valid.
     ExpiredToken,
-    /// It will be good one day.
+    /// Not valid yet.
     EarlyToken,
-    /// Good, but it names no user.
+    /// Valid, but without a user's name.
     NamelessToken,
-    /// Signed with a key that the issuer does not publish, or had not when we last asked.
+    /// Signed with a key that the issuer did not publish, as of the last fetch.
     UnknownSigner,
-    /// The issuer's keys have not come yet.
+    /// The issuer's keys have not been fetched yet.
     NoSigners,
 }
 
 impl Ignored {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 8] = [
         Self::UnknownKey,
         Self::BadToken,
@@ -81,7 +81,7 @@ impl Ignored {
         Self::NoSigners,
     ];
 
-    /// Whether somebody made it who could not: not old, not unknown, but wrong.
+    /// Whether the credential is forged, rather than old or unknown.
     pub const fn is_forgery(self) -> bool {
         matches!(self, Self::BadToken | Self::UnknownSigner)
     }

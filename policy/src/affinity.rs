@@ -9,7 +9,7 @@
 //!   available ─────────────── sent there once: by the edge (replay), or over the private network
 //! ```
 //!
-//! A request with a signed mark of having been sent here is served here, whatever its cookie says, and a request with any
+//! A request with a signed mark of having been sent here is served here, regardless of its cookie, and a request with any
 //! mark is never replayed again. So there are no loops, even if Machines disagree about which peers are alive.
 //!
 //! This module knows no keys or headers: the proxy verifies signatures and passes in the results.

@@ -231,7 +231,7 @@ pub enum Declared {
     Off,
     /// The type follows from the method and status.
     Class(Class),
-    /// This type, whatever the method; a failed login is still logged as [`EventType::AuthFailed`].
+    /// This type, for all methods; a failed login is still logged as [`EventType::AuthFailed`].
     Type(EventType),
 }
 
@@ -271,7 +271,7 @@ impl Declared {
             Self::Type(event) => event,
         };
         let signs_in = matches!(event, EventType::Login | EventType::TokenRefresh);
-        // The login did not succeed, whatever the reason.
+        // The login failed, for any reason.
         Some(if status == 401 || is_denied && signs_in || signs_in && (400..500).contains(&status) {
             EventType::AuthFailed
         } else {

@@ -361,7 +361,7 @@ impl Breaker {
         self.switch.reset(now);
     }
 
-    /// Returns the refusal that [`Breaker::ask`] would give, without asking. Does not account for the ramp.
+    /// Returns the rejection that [`Breaker::ask`] would return, without asking. Does not account for the ramp.
     pub fn refuses(&self, now: u64, caller: Caller) -> Option<Refused> {
         match self.control {
             Control::ForcedOpen => Some(Refused { retry_after: self.settings.open_for }),

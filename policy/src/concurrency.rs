@@ -344,7 +344,7 @@ impl Concurrency {
         self.latency = Some(self.latency.map_or(mean, |latency| latency + (mean - latency) / 3.0));
         self.until_dip -= unseen;
         if window.timed_out * 2.0 > window.samples {
-            // Most requests timed out: the limit is too high, whatever the cause.
+            // Most requests timed out: the limit is too high, regardless of the cause.
             self.trial = None;
             return self.move_to(self.limit * STEEPEST_CUT, now);
         }

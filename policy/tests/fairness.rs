@@ -14,7 +14,7 @@ use simulator::{MS, SECOND};
 const SEEDS: std::ops::Range<u64> = 1..4;
 const END: u64 = 12 * SECOND;
 
-/// What became of the requests of each group, after the 5 s in which the concurrency limit adapts.
+/// The outcomes of each group's requests, after the 5 s in which the concurrency limit adapts.
 fn fates<const N: usize>(groups: &[Group; N], seed: u64, is_blind: bool) -> [Fate; N] {
     let asked = run(&Crowd { is_blind, ..Crowd::new(groups.to_vec()) }, seed);
     std::array::from_fn(|group| Fate::of(asked.iter().filter(|asked| asked.at > 5 * SECOND && asked.group == group)))

@@ -1,4 +1,4 @@
-//! What protects the app and its clients: one module each, with its own state.
+//! Mechanisms that protect the app and its clients: one module each, with its own state.
 
 pub mod abuse;
 pub mod access_log;

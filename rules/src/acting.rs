@@ -1,19 +1,19 @@
-//! Whether decisions count.
+//! Whether a feature's decisions take effect.
 
 use outrigger_policy::flags::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Whether decisions count.
+/// Whether a feature's decisions take effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Acting {
-    /// They do.
+    /// Decisions take effect.
     #[default]
     Enforce,
-    /// They are counted and logged, and change nothing.
+    /// Decisions are counted and logged, without effect (shadow mode).
     Monitor,
-    /// None are made.
+    /// The feature does not run.
     Off,
 }
 

@@ -1,4 +1,4 @@
-//! Turns what fits the schema into what makes sense.
+//! Converts a file that fits the schema into a checked [`Config`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -22,11 +22,11 @@ use crate::tree::Step;
 use crate::units::{AppAddress, MetricsUrl, OptionalSize, Text};
 use crate::written::Raw;
 
-/// Where an app shows its metrics unless the file says otherwise.
+/// Default path of the app's metrics.
 const DEFAULT_METRICS: &str = "/metrics";
 
 impl Builder<'_> {
-    /// The rules that the file means.
+    /// Builds the configuration that the file describes.
     pub fn build(&mut self, raw: &Raw) -> Config {
         self.check_spans(raw);
         let server = Server {
@@ -183,7 +183,7 @@ impl Builder<'_> {
                 && a.port() != 0
                 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
         };
-        // One of the two may be a default, which stands nowhere: the other one is pointed at.
+        // One of the two may be a default, without a place in the file: the error points at the other one.
         let clash = |section: &'static str, key: &'static str, other: [&'static str; 2]| {
             let path = [Step::Key(section), Step::Key(key)];
             if self.root.nearest(&path).0 == path.len() { path } else { other.map(Step::Key) }
@@ -229,7 +229,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Connections to one of our own listeners would be a loop. Names are resolved later, by the proxy.
+    /// Rejects connections to Outrigger's own listeners: requests would loop. Names are checked once the proxy resolves them.
     fn check_not_own(&mut self, config: &Config) {
         let own = OwnListeners::of(config);
         let App { address, metrics_address, .. } = &config.app;
@@ -241,7 +241,7 @@ impl Builder<'_> {
                 self.complain(&[Step::Key("app"), Step::Key(key)], message, own::HINT);
             }
         }
-        // A list may name this Machine as well, at the listener for peers.
+        // A list may contain this Machine too, at the listener for peers.
         let own = own.without_peers();
         if let Some(FoundBy::List(list)) = config.peers.as_ref().map(|peers| &peers.found_by) {
             for (index, address) in list.iter().enumerate() {
@@ -326,19 +326,19 @@ impl Builder<'_> {
     }
 }
 
-/// A bound of a body that is not there is one that none can reach.
+/// Maximum bytes of a body; `u64::MAX` without a limit.
 fn most_bytes(size: &Text<OptionalSize>) -> u64 {
     size.0.0.map_or(u64::MAX, |size| size.0)
 }
 
-/// The share of the connections that an address may have, and at least what a browser opens.
+/// Connections that one address may have: its share of all, but at least as many as a browser opens.
 fn address_connections(server: &server::Server) -> usize {
     const AT_LEAST: f64 = 8.0;
     let most = f64::from(server.max_connections.get());
     (most * server.max_address_share.0.0).ceil().max(AT_LEAST).min(most) as usize
 }
 
-/// What takes every request that no route of the file takes.
+/// Takes every request that matches no route of the file.
 fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) -> Route {
     Route {
         name: "default".into(),

@@ -1,5 +1,5 @@
-//! Holds the tree of the file against the JSON Schema that [`crate::written`] generates, so that *all* unknown keys, wrong types and
-//! unreadable texts are found at once, where serde would stop at the first.
+//! Checks the file's tree against the JSON Schema that [`crate::written`] generates. Reports *all* unknown keys, wrong types
+//! and unreadable texts at once, where serde would stop at the first.
 
 use serde_json::Value as Json;
 
@@ -7,7 +7,7 @@ use crate::error::{Place, Problem, did_you_mean};
 use crate::kinds::{KINDS, Kind};
 use crate::tree::{Node, Value};
 
-/// Everything in `root` that does not fit `schema`.
+/// Returns every problem of `root` under `schema`.
 pub fn against_schema(root: &Node, schema: &Json) -> Vec<Problem> {
     let mut checker = Checker { schema, problems: Vec::new(), hides_value: false };
     checker.check("the file", root, schema);
@@ -17,7 +17,7 @@ pub fn against_schema(root: &Node, schema: &Json) -> Vec<Problem> {
 struct Checker<'s> {
     schema: &'s Json,
     problems: Vec<Problem>,
-    /// The value at hand may be a secret in the wrong place (`"x-secret": "value"`): it is not shown.
+    /// The current value may be a misplaced secret (`"x-secret": "value"`), so errors do not show it.
     hides_value: bool,
 }
 
@@ -34,7 +34,7 @@ impl Checker<'_> {
     }
 
     fn resolve<'a>(&'a self, schema: &'a Json) -> &'a Json {
-        // A documented key of a named type is written `{ "allOf": [{ "$ref": … }], "description": … }` in draft 7.
+        // In draft 7, a documented key of a named type is `{ "allOf": [{ "$ref": … }], "description": … }`.
         let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
         reference.and_then(|path| self.schema.pointer(path.trim_start_matches('#'))).unwrap_or(schema)
     }
@@ -67,7 +67,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The first choice of the value's own type counts, so that its message is about what was meant.
+    /// Uses the first choice that has the value's own type, so that the message fits what the user meant.
     fn check_any(&mut self, key: &str, node: &Node, choices: &[Json]) {
         let wanted_type = match node.value {
             Value::Text(_) => "string",
@@ -117,7 +117,7 @@ impl Checker<'_> {
                 );
                 let what = if matches!(value.value, Value::Table(_)) { "section" } else { "key" };
                 let within = if key == "the file" { String::new() } else { format!(" in `{key}`") };
-                // Who writes a key or a secret where none belongs should not find it in a log as well.
+                // A key or secret in the wrong place must not be logged as well.
                 let is_secret = schema["x-secret"] == "table";
                 let place = if is_secret { place.clone().hidden() } else { place.clone() };
                 self.complain(&place, format!("unknown {what} `{name}`{within}"), Some(hint));
@@ -173,7 +173,7 @@ fn wanted(type_name: &str, schema: &Json) -> (&'static str, Option<String>) {
     }
 }
 
-/// The type, without the `null` that an optional key adds.
+/// The type, ignoring the `null` that an optional key adds.
 fn type_name(schema: &Json) -> &str {
     match &schema["type"] {
         Json::Array(types) => types.iter().filter_map(Json::as_str).find(|t| *t != "null").unwrap_or("null"),
@@ -190,7 +190,7 @@ fn width_limit(schema: &Json) -> Option<i64> {
     }
 }
 
-/// The names of an enum, whether or not its variants are documented.
+/// The names of an enum, with or without documentation of its variants.
 fn enum_names(schema: &Json) -> Option<Vec<String>> {
     let text = |value: &Json| value.as_str().map(str::to_owned);
     if let Some(names) = schema["enum"].as_array() {

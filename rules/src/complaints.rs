@@ -1,36 +1,36 @@
-//! What sections are checked with: where each value stood, what the environment says, and what is wrong so far.
+//! The context in which sections are checked: the place of each value, the environment, and the problems found so far.
 
 use crate::environment::Environment;
 use crate::error::Problem;
 use crate::tree::{Node, Step};
 
-/// Turns what fits the schema into what makes sense.
+/// Converts a file that fits the schema into a checked configuration.
 pub struct Builder<'a> {
     /// The file and the environment, with the place of each value.
     pub root: &'a Node,
     /// The environment.
     pub environment: Environment<'a>,
-    /// What is wrong.
+    /// Errors.
     pub problems: Vec<Problem>,
-    /// What works, and is probably not what was meant.
+    /// Warnings: valid values that are probably not intended.
     pub warnings: Vec<Problem>,
 }
 
 impl Builder<'_> {
-    /// Notes what is wrong with the value at `path`.
+    /// Adds an error for the value at `path`.
     pub fn complain(&mut self, path: &[Step<'_>], message: impl Into<String>, hint: &str) {
         let place = self.root.nearest(path).1.place.clone();
         self.problems.push(Problem::new(place, message).hint(hint));
     }
 
-    /// Notes what works at `path`, and is probably not what was meant.
+    /// Adds a warning for the value at `path`.
     pub fn warn(&mut self, path: &[Step<'_>], message: impl Into<String>, hint: &str) {
         let place = self.root.nearest(path).1.place.clone();
         self.warnings.push(Problem::new(place, message).hint(hint));
     }
 }
 
-/// What may be a label in metrics and a name in answers.
+/// Whether `text` may be a metrics label and a name in responses.
 pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
 }

@@ -1,4 +1,4 @@
-//! The rules in force, as types that cannot be wrong. Nothing that gets them asks again whether a value makes sense.
+//! The configuration in force, as types that cannot hold invalid values. Its users need not check values again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
 use crate::units::AppAddress;
 
-/// Everything the proxy was told.
+/// The checked configuration of the proxy.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens and how it leaves.
+    /// Listeners and shutdown.
     pub server: Server,
-    /// What a client may send, and how slowly.
+    /// Bounds on what clients send.
     pub client: ClientLimits,
     /// The app.
     pub app: App,
     /// The operators' listener.
     pub admin: AdminRules,
-    /// Whose word about the client is believed.
+    /// Which senders may name the client.
     pub edge: Edge,
-    /// Keys and tokens that count.
+    /// Accepted keys and tokens.
     pub credentials: Arc<Credentials>,
-    /// Which fields are added.
+    /// Which headers the proxy adds.
     pub headers: Headers,
-    /// Headers that the rules look at, whose other spellings (`X_Api_Key`) the app does not get.
+    /// Headers that the configuration reads. The app does not get their other spellings (`X_Api_Key`).
     pub read_headers: Box<[HeaderName]>,
     /// Logs.
     pub log: Log,
@@ -49,37 +49,37 @@ pub struct Config {
     pub flags: [Flag; 5],
     /// Compiled routes.
     pub routes: RouteTable,
-    /// How often a client may ask.
+    /// Rate limits.
     pub limits: Limits,
-    /// Limits are in `monitor` only because nothing in the file or the environment speaks of rate limits.
+    /// Rate limits are in `monitor` only because neither the file nor the environment configures them.
     pub limits_unset: bool,
-    /// How many keys of limits are counted at the same time.
+    /// Maximum number of rate-limit keys.
     pub max_limit_keys: usize,
-    /// How many requests the app gets at a time.
+    /// The concurrency limit and its queue.
     pub gate: Gate,
-    /// Who is shut out.
+    /// Bans.
     pub abuse: BanRules,
-    /// Breakers; routes name them by number.
+    /// Circuit breakers; routes refer to them by number.
     pub breakers: Vec<BreakerRules>,
-    /// When a request is sent again.
+    /// Retries.
     pub retry: RetryRules,
-    /// Faults on purpose.
+    /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.
     pub this: Option<This>,
-    /// Sessions that keep their Machine; `None` when nothing can be done for them.
+    /// Sticky sessions; `None` when the feature is unavailable.
     pub affinity: Option<AffinityRules>,
-    /// The other Machines; `None` when this one is alone.
+    /// Other Machines; `None` without peers.
     pub peers: Option<PeerRules>,
-    /// The audit trail; `None` when there is none.
+    /// The audit log; `None` when it is off.
     pub audit: Option<AuditRules>,
-    /// Sessions keep no Machine on Fly only because there are no keys.
+    /// Sticky sessions are off on Fly only because there are no keys.
     pub lacks_affinity_keys: bool,
-    /// What works, and is probably not what was meant: each with its place and what to do.
+    /// Warnings: valid values that are probably not intended, each with its place and a remedy.
     pub warnings: Vec<String>,
 }
 
-/// Where the proxy listens and how it leaves; fixed for the life of the process.
+/// Listeners and shutdown; fixed for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// The public HTTP/1.1 port.
@@ -88,77 +88,77 @@ pub struct Server {
     pub h2c_listen: Option<SocketAddr>,
     /// Worker threads, at least one.
     pub threads: usize,
-    /// Client connections at the same time.
+    /// Maximum client connections.
     pub max_connections: usize,
-    /// Those of one address.
+    /// Maximum client connections of one address.
     pub max_address_connections: usize,
-    /// How long health fails before listeners close.
+    /// After SIGTERM: how long health checks fail before listeners close.
     pub lame_duck: Duration,
     /// How long requests in flight may take after that.
     pub drain_timeout: Duration,
 }
 
-/// What a client may send, and how slowly.
+/// Bounds on what clients send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientLimits {
-    /// First byte to the end of the head.
+    /// From the first byte to the end of the head.
     pub head_timeout: Duration,
-    /// The largest head in bytes.
+    /// Maximum bytes of a head.
     pub max_head_bytes: usize,
-    /// The most fields.
+    /// Maximum number of headers.
     pub max_fields: usize,
-    /// What unfinished heads may hold together, in bytes.
+    /// Maximum bytes of all unfinished heads together.
     pub max_unfinished_head_bytes: usize,
-    /// The largest body in bytes.
+    /// Maximum bytes of a body.
     pub max_body_bytes: u64,
-    /// Rest between requests.
+    /// How long a connection may be idle between requests.
     pub idle_timeout: Duration,
-    /// Pause within a body.
+    /// Longest pause within a body.
     pub body_timeout: Duration,
-    /// Memory for bodies that are kept, in bytes.
+    /// Memory for buffered bodies, in bytes.
     pub body_memory: usize,
-    /// How long a client may take no byte.
+    /// How long a client may accept no byte of a response.
     pub write_timeout: Duration,
 }
 
 /// The app.
 #[derive(Clone, Debug)]
 pub struct App {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: AppAddress,
-    /// How long connecting may take.
+    /// Connect timeout.
     pub connect_timeout: Duration,
-    /// How long a request may take until the head of its answer is there, and how long an answer may pause.
+    /// How long a request may take until the response's head arrives, and the longest pause within a response.
     pub timeout: Duration,
-    /// How long requests wait for an app that refuses connections; zero: not at all.
+    /// How long requests wait for an app that refuses connections; zero: they fail at once.
     pub hold: Duration,
     /// How long a stream may be silent.
     pub stream_timeout: Duration,
-    /// How long an unused connection is kept.
+    /// How long an idle connection is kept.
     pub idle_timeout: Duration,
-    /// Unused connections kept for each worker.
+    /// Idle connections kept for each worker.
     pub max_idle: usize,
     /// Where its metrics are, if not at `address`.
     pub metrics_address: Option<AppAddress>,
-    /// Their path.
+    /// The path of its metrics.
     pub metrics_path: String,
 }
 
 /// The operators' listener, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminRules {
-    /// Its address.
+    /// The address on which it listens.
     pub listen: SocketAddr,
-    /// More names that `Host` may have.
+    /// Additional names that `Host` may have.
     pub hosts: Vec<Box<str>>,
-    /// Connections at the same time.
+    /// Maximum connections.
     pub max_connections: usize,
-    /// Names under `.internal` are this Machine's or another one's of the same organisation.
+    /// Names under `.internal` belong to this Machine or to another one of the same organisation.
     pub is_on_fly: bool,
 }
 
 impl Config {
-    /// What a feature does for everybody, as text for `explain` and health.
+    /// A feature's flag; its text is for `explain` and health.
     pub fn flag(&self, feature: Feature) -> &Flag {
         &self.flags[feature as usize]
     }
@@ -175,7 +175,7 @@ impl Config {
         self.audit.as_ref().map(AuditRules::at_start)
     }
 
-    /// Keys that differ from `next` and cannot change while the process runs.
+    /// Keys that differ in `next` and cannot change while the process runs.
     pub fn needs_restart(&self, next: &Self) -> Vec<&'static str> {
         let (a, b) = (&self.server, &next.server);
         let changes = [

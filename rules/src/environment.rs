@@ -1,4 +1,4 @@
-//! What the environment says: keys that it replaces, secrets, and defaults.
+//! Environment variables: they replace keys, hold secrets and set defaults.
 
 use outrigger_identity::signing;
 use outrigger_policy::flags::Feature;
@@ -6,17 +6,17 @@ use outrigger_policy::flags::Feature;
 use crate::error::{Place, Problem, did_you_mean};
 use crate::tree::{Node, Step, Value};
 
-/// The secret of operators.
+/// The operators' secret.
 pub const ADMIN_TOKEN: &str = "OUTRIGGER_ADMIN_TOKEN";
-/// The secret that tokens by HS256 are signed with.
+/// The secret that verifies HS256 tokens.
 pub const JWT_SECRET: &str = "OUTRIGGER_JWT_SECRET";
-/// The secret that `hmac_sha256` digests are keyed with.
+/// The HMAC key of `hmac_sha256` digests.
 pub const KEY_SECRET: &str = "OUTRIGGER_KEY_SECRET";
-/// The address of Redis; it holds the password.
+/// The address of Redis, including its password.
 pub const REDIS_URL: &str = "OUTRIGGER_REDIS_URL";
-/// Lets `[[faults]]` be in force, if it is "1".
+/// `[[faults]]` is in force only if this is "1".
 pub const ALLOW_FAULTS: &str = "OUTRIGGER_ALLOW_FAULTS";
-/// The secret that the app knows the proxy by when entries are shipped.
+/// The secret that identifies the proxy to the app when audit events are shipped.
 pub const AUDIT_SECRET: &str = "OUTRIGGER_AUDIT_SECRET";
 /// The name of this Machine on Fly.
 pub const FLY_MACHINE_ID: &str = "FLY_MACHINE_ID";
@@ -44,7 +44,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_LOG_LEVEL", "log", "level"),
 ];
 
-/// Variables that mean something else: the file itself, and secrets, which no file should hold.
+/// Variables with another meaning: the path of the file, and secrets, which no file should contain.
 const OTHER_VARIABLES: [&str; 9] = [
     "OUTRIGGER_CONFIG",
     signing::KEYS,
@@ -57,18 +57,18 @@ const OTHER_VARIABLES: [&str; 9] = [
     AUDIT_SECRET,
 ];
 
-/// Variables that set the default of a key: the file, where it has the key, wins. As they are deployed today.
+/// Variables that set the default of a key: a key in the file wins. Kept for existing deployments.
 const DEFAULTS: [(&str, &str, &str); 2] =
     [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"), ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open")];
 
-/// Keys of earlier versions, and why they are gone: they are accepted with a warning, and do nothing.
+/// Keys of earlier versions and why they were removed: they are accepted with a warning and have no effect.
 const REMOVED: [(&str, &str, &str); 1] = [(
     "headers",
     "traceparent",
     "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up",
 )];
 
-/// Reads a variable of the environment; a parameter, so that tests bring their own.
+/// Reads an environment variable; a parameter, so that tests can replace it.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The environment of this process.
@@ -76,7 +76,7 @@ pub fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Lays the variables over the file.
+/// Replaces keys of the file with the variables' values.
 pub fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
     for (variable, section, key) in VARIABLES {
         let Some(text) = environment(variable).filter(|text| !text.trim().is_empty()) else { continue };
@@ -108,7 +108,7 @@ pub fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
     }
 }
 
-/// Takes the keys out that mean nothing any more.
+/// Removes keys that have no effect any more, with a warning for each.
 pub fn take_removed(root: &mut Node) -> Vec<Problem> {
     let mut warnings = Vec::new();
     for (section, key, hint) in REMOVED {
@@ -119,7 +119,7 @@ pub fn take_removed(root: &mut Node) -> Vec<Problem> {
     warnings
 }
 
-/// Puts rate limits into `monitor` where nobody has asked for any: neither the file's section `rate_limits` nor the feature flag.
+/// Sets rate limits to `monitor` if neither the section `rate_limits` nor the feature flag is configured.
 pub fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bool {
     let flag = Feature::PrioritizedRateLimit;
     let is_asked_for = root.nearest(&[Step::Key("rate_limits")]).0 == 1
@@ -135,7 +135,7 @@ pub fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bo
     !is_asked_for
 }
 
-/// Variables that look like ours and are not, with what was probably meant.
+/// Unknown variables with our prefix, each with the known name that was probably meant.
 pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
     let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES);
     let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());

@@ -1,24 +1,24 @@
-//! What is wrong with a configuration: where, what was found, and what to do.
+//! Configuration errors: the place, the problem and the remedy.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Bytes of the file.
     File(Range<usize>),
-    /// Bytes of the file that may be a secret: the place is told, the text is not shown.
+    /// Bytes of the file that may be a secret: errors show the place without the text.
     Secret(Range<usize>),
     /// A variable of the environment.
     Variable(String),
-    /// The file as a whole, such as one that cannot be read.
+    /// The whole file, for example if it cannot be read.
     Whole,
 }
 
 impl Place {
-    /// The same place, for what may be a secret.
+    /// The same place, for a possible secret.
     #[must_use]
     pub fn hidden(self) -> Self {
         match self {
@@ -28,14 +28,14 @@ impl Place {
     }
 }
 
-/// One thing that is wrong.
+/// One error or warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// What was expected and what was found. Lower case, no full stop.
+    /// The expected and the found value. Lower case, no full stop.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub hint: Option<String>,
 }
 
@@ -53,7 +53,7 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong with one configuration, in the order of the file.
+/// All problems of one configuration, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct ConfigError {
     file: PathBuf,
@@ -115,7 +115,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Line and column, both from 1, the column in characters; and the line's text.
+/// Line and column (both from 1, the column in characters) and the line's text.
 fn locate(source: &str, offset: usize) -> (usize, usize, &str) {
     let mut offset = offset.min(source.len());
     while !source.is_char_boundary(offset) {
@@ -127,7 +127,7 @@ fn locate(source: &str, offset: usize) -> (usize, usize, &str) {
     (before.matches('\n').count() + 1, before[start..].chars().count() + 1, line)
 }
 
-/// The nearest of `known` to `found`, if it is near enough to have been meant.
+/// The item of `known` that is nearest to `found`, if it is near enough to be a misspelling.
 pub fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let found = found.to_lowercase();
     known

@@ -1,4 +1,4 @@
-//! `outrigger explain`: what the rules in the file would do with a request.
+//! `outrigger explain`: shows what the configuration does with a request.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -15,16 +15,16 @@ use crate::config::Config;
 use crate::sections::route_table::{BUILT_IN, PathRefused, Route};
 use crate::units::{CallWindow, OrOff, Share, Size, Span};
 
-/// What cannot be explained.
+/// The input is not a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// No method.
+    /// Invalid method.
     #[error("{0:?} is no method; write it in capitals, such as GET")]
     Method(String),
-    /// No path.
+    /// Invalid path.
     #[error("{0:?} is no path; it begins with a slash, and has no blanks and no fragment")]
     Path(String),
-    /// No field.
+    /// Invalid header.
     #[error("{0:?} is no field; write -H 'Name: value'")]
     Field(String),
 }
@@ -41,30 +41,30 @@ pub fn field(text: &str) -> Result<(HeaderName, HeaderValue), ExplainError> {
     Ok((name, value))
 }
 
-/// Why a request would be refused before it has a route.
+/// Why a request is rejected before it is routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It carries a credential twice.
+    /// It repeats a credential.
     RepeatedCredential,
-    /// For its path.
+    /// Its path.
     Path(PathRefused),
 }
 
-/// What a client would be told: the table of responses is not among the rules.
+/// A rejection as the client sees it. The caller supplies it: the table of responses is not part of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// The status.
+    /// Status code.
     pub status: u16,
     /// The label in metrics and logs.
     pub label: &'static str,
-    /// What to do.
+    /// The remedy.
     pub detail: &'static str,
 }
 
-/// One paragraph that an operator can act on. `told` gives the response to a request that is refused.
+/// Explains the request in one paragraph. `told` gives the response to a rejected request.
 ///
 /// # Errors
-/// What is no request.
+/// The input is not a request.
 pub fn explain(
     config: &Config,
     from: IpAddr,
@@ -147,7 +147,7 @@ pub fn explain(
     Ok(out)
 }
 
-/// Whose address the request is from, and which header or connection says so.
+/// The client's address, and the header or connection that it comes from.
 fn client(config: &Config, from: IpAddr, fields: Fields<'_>) -> String {
     let edge = &config.edge;
     let sender = edge.sender(from);
@@ -164,7 +164,7 @@ fn client(config: &Config, from: IpAddr, fields: Fields<'_>) -> String {
     }
 }
 
-/// What a request is told that no route takes.
+/// The text for a request that is rejected before it is routed.
 fn refusal(Told { status, label, detail }: Told, because: &str) -> String {
     format!("{:<14} {status} {label}\n{:<14} {because}\n{:<14} {}\n", "refused", "because", "hint", detail)
 }
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Nothing is refused here.
+    /// Panics: these requests are not rejected.
     fn nothing(refused: Refused) -> Told {
         panic!("{refused:?}")
     }

@@ -1,4 +1,4 @@
-//! The kinds of text that the file has, by the name that the JSON Schema gives them: what each needs, and how to check it.
+//! The file's kinds of text, by their name in the JSON Schema: what each expects, and its check.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::units::{
     Share, Size, Span,
 };
 
-/// What a kind of text needs, for the error, and how it is written, for the hint.
+/// The expectation of a kind of text, for the error, and an example, for the hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Completes "`key` needs …".
@@ -24,11 +24,11 @@ pub struct Needs {
     pub hint: &'static str,
 }
 
-/// One kind of text: its name as `format` in the schema, and how to check it.
+/// One kind of text: its `format` in the schema, and its check.
 pub struct Kind {
     /// The `format`.
     pub format: &'static str,
-    /// What is said when `check` fails.
+    /// The error if `check` fails.
     pub needs: Needs,
     /// Whether the text is of this kind.
     pub check: fn(&str) -> bool,

@@ -1,12 +1,12 @@
-//! The rules: from the TOML file and the environment to types that cannot be wrong, or to *all* problems with their places.
+//! Reads the configuration from the TOML file and the environment: returns valid types, or *all* problems with their places.
 //!
 //! ```text
-//! load → written   the file as written, section by section (sections/), and the JSON Schema that is made of it
-//!      → check     holds the file against that schema: unknown keys, wrong types, unreadable text (kinds, units)
-//!      → build     each section's own check, with what it complains about (complaints, error)
-//!      → config    what is in force
+//! load → written   the file as written, section by section (sections/), and the JSON Schema generated from it
+//!      → check     validates the file with that schema: unknown keys, wrong types, unreadable text (kinds, units)
+//!      → build     each section's own check, with its errors and warnings (complaints, error)
+//!      → config    the configuration in force
 //! environment      variables that replace keys, and secrets        own   which addresses are this proxy's own listeners
-//! explain          what the rules would do with a request
+//! explain          what the configuration does with a request
 //! ```
 
 pub mod acting;

@@ -1,4 +1,5 @@
-//! Reads the file, lays the environment over it, checks everything, and gives either a [`Config`] or *all* problems with their places.
+//! Reads the file, overlays the environment and checks everything. Returns a [`Config`], or *all* problems with their
+//! places.
 
 use std::path::Path;
 
@@ -30,7 +31,8 @@ impl Config {
         Self::parse_with_places(file, source, environment).map(|(config, _)| config)
     }
 
-    /// The same, with the places of what is looked up later: where a connection leads shows only then.
+    /// Like [`Config::parse`], with the places of upstream addresses: names are looked up later, and errors about them need
+    /// the place.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -63,7 +65,7 @@ impl Config {
     }
 }
 
-/// Where the file, or the environment, names what connections are made to.
+/// The places in the file or the environment that configure upstream addresses.
 #[derive(Clone, Debug)]
 pub struct UpstreamPlaces {
     /// `app.address`
@@ -82,7 +84,7 @@ impl UpstreamPlaces {
 /// Reads `file`.
 ///
 /// # Errors
-/// That it cannot be read, and what to do.
+/// The file cannot be read; the error contains a remedy.
 pub fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|e| {
         let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))

@@ -1,4 +1,4 @@
-//! The sections of the file, one module each: its keys and defaults as written, what they mean once checked, and the check between the two.
+//! The sections of the file, one module each: keys and defaults as written, the checked form, and the check in between.
 
 pub mod abuse;
 pub mod admin;

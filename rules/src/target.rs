@@ -1,10 +1,10 @@
-//! Where a connection leads.
+//! The destination of a connection.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Where a connection leads.
+/// The destination of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A Unix socket.

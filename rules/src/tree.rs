@@ -1,4 +1,4 @@
-//! The file as a small tree that remembers where each value stood. The environment is laid over it.
+//! The file as a small tree that remembers the place of each value. The environment is overlaid on it.
 
 use std::ops::Range;
 
@@ -7,12 +7,12 @@ use toml::de::{DeTable, DeValue};
 
 use crate::error::{Place, Problem};
 
-/// A value and where it stood.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// What.
+    /// The value.
     pub value: Value,
 }
 
@@ -27,14 +27,14 @@ pub enum Value {
     Boolean(bool),
     /// A list.
     List(Vec<Node>),
-    /// Keys, where each stood, and their values.
+    /// Keys, their places and their values.
     Table(Vec<(String, Place, Node)>),
-    /// What no key of the configuration takes: floats, dates, numbers beyond 64 bits.
+    /// Types that no key of the configuration has: floats, dates, numbers beyond 64 bits.
     Other(&'static str),
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// The name of its type, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
@@ -46,7 +46,7 @@ impl Value {
         }
     }
 
-    /// The value, or what it is, for messages.
+    /// The value, or the name of its type, for messages.
     pub fn shown(&self) -> String {
         match self {
             Self::Text(text) => format!("{:?}", text.chars().take(60).collect::<String>()),
@@ -57,7 +57,7 @@ impl Value {
     }
 }
 
-/// Reads TOML; on a syntax error the tree holds what could be read.
+/// Parses TOML; after a syntax error, the tree contains what could be parsed.
 pub fn parse(source: &str) -> (Node, Vec<Problem>) {
     let (table, errors) = DeTable::parse_recoverable(source);
     let span = table.span();
@@ -99,7 +99,7 @@ fn node(span: Range<usize>, value: DeValue<'_>) -> Node {
 }
 
 impl Node {
-    /// Sets `section.key` to `value`, as if the file had said so.
+    /// Sets `section.key` to `value`, as if it were in the file.
     pub fn overlay(&mut self, section: &str, key: &str, value: Node) {
         let place = value.place.clone();
         let empty = || Node { place: place.clone(), value: Value::Table(Vec::new()) };
@@ -114,7 +114,7 @@ impl Node {
         }
     }
 
-    /// Takes `section.key` out; gives where the key stood.
+    /// Removes `section.key`; returns its place.
     pub fn take(&mut self, section: &str, key: &str) -> Option<Place> {
         let Value::Table(sections) = &mut self.value else { return None };
         let (_, _, node) = sections.iter_mut().find(|(name, ..)| name == section)?;
@@ -123,7 +123,7 @@ impl Node {
         Some(entries.remove(index).1)
     }
 
-    /// How many steps of `path` exist, and the node that they lead to.
+    /// Returns how many steps of `path` exist, and the node at their end.
     pub fn nearest(&self, path: &[Step<'_>]) -> (usize, &Self) {
         let mut node = self;
         for (taken, step) in path.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Values that the file writes as text: `"30s"`, `"64KiB"`, `"unix:/run/app.sock"`.
+//! Values that the file contains as text: `"30s"`, `"64KiB"`, `"unix:/run/app.sock"`.
 //!
-//! Each is a type that reads itself from text, writes itself back, and says what it needs when the text is wrong. The
-//! JSON Schema names the kind as `format`, and the checker of the file looks the kind up by that name.
+//! Each type parses and formats its text, and describes what it expects for the error message. The JSON Schema names the
+//! kind as `format`, and the checker finds the kind by that name.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use outrigger_policy::flags::{Network, Switch};
 use outrigger_policy::limiter::Rate;
 use outrigger_policy::tier::{Multiplier, Tier};
 
-/// The text is not of its kind; [`crate::kinds::KINDS`] has the words for it.
+/// The text is not of its kind; [`crate::kinds::KINDS`] has the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not of this kind")]
 pub struct WrongText;
@@ -38,7 +38,7 @@ impl FromStr for Span {
             "d" => 86_400_000,
             _ => return Err(WrongText),
         };
-        // A hundred years is more than anybody means, and keeps every later sum far from overflow.
+        // A hundred years is longer than any sensible value, and later sums cannot overflow.
         const LONGEST: u64 = 100 * 366 * 86_400_000;
         let total = number.checked_mul(milliseconds).filter(|ms| *ms <= LONGEST).ok_or(WrongText)?;
         Ok(Self(Duration::from_millis(total)))
@@ -89,7 +89,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// A limit that can be switched off: `"100/1m"` or `"off"`.
+/// A rate, or `"off"`: `"100/1m"` or `"off"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionalRate(pub Option<Rate>);
 
@@ -110,7 +110,7 @@ impl fmt::Display for OptionalRate {
     }
 }
 
-/// A share of something: above 0 % and at most 100 %, kept as 0 to 1.
+/// A share, above 0 % and at most 100 %; stored as 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share(pub f64);
 
@@ -129,7 +129,7 @@ impl FromStr for Share {
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Written to a ten-thousandth: `0.29 * 100.0` is not 29.
+        // Rounded to a ten-thousandth: `0.29 * 100.0` is not 29.
         write!(f, "{}%", (self.0 * 1e6).round() / 1e4)
     }
 }
@@ -138,11 +138,11 @@ impl fmt::Display for Share {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OrOff<T>(pub Option<T>);
 
-/// A share that can be switched off.
+/// A share or `"off"`.
 pub type OptionalShare = OrOff<Share>;
-/// A length of time that can be switched off.
+/// A length of time or `"off"`.
 pub type OptionalSpan = OrOff<Span>;
-/// A size, or none.
+/// A size or `"off"`.
 pub type OptionalSize = OrOff<Size>;
 
 impl<T: FromStr> FromStr for OrOff<T> {
@@ -162,7 +162,7 @@ impl<T: fmt::Display> fmt::Display for OrOff<T> {
     }
 }
 
-/// Over which calls rates are taken: `"10s"` or `"100 calls"`.
+/// The calls over which rates are calculated: `"10s"` or `"100 calls"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallWindow(pub breaker::Span);
 
@@ -196,7 +196,7 @@ fn number_and_unit(text: &str) -> Result<(u64, &str), WrongText> {
     Ok((number.parse().map_err(|_| WrongText)?, unit))
 }
 
-/// Where the app listens.
+/// The app's address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AppAddress {
     /// `unix:PATH`
@@ -206,7 +206,7 @@ pub enum AppAddress {
 }
 
 impl AppAddress {
-    /// Where a connection leads; `None` for a name, which has to be looked up.
+    /// The destination of a connection; `None` for a name, which must be looked up.
     pub fn target(&self) -> Option<Target> {
         match self {
             Self::Unix(path) => Some(Target::Unix(path.as_path().into())),
@@ -215,7 +215,7 @@ impl AppAddress {
     }
 }
 
-/// The longest path that fits into a Unix socket's address, on Linux.
+/// Maximum length of a path in a Unix socket's address on Linux.
 const SOCKET_PATH_BYTES: usize = 107;
 
 impl FromStr for AppAddress {
@@ -247,7 +247,7 @@ impl fmt::Display for AppAddress {
     }
 }
 
-/// Where metrics are fetched: `http://HOST:PORT/PATH`.
+/// The URL of metrics: `http://HOST:PORT/PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsUrl {
     /// `HOST:PORT`
@@ -279,7 +279,7 @@ impl fmt::Display for MetricsUrl {
     }
 }
 
-/// The name of a field.
+/// A header name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldName(pub http::HeaderName);
 
@@ -297,7 +297,7 @@ impl fmt::Display for FieldName {
     }
 }
 
-/// Where an issuer of tokens publishes its keys.
+/// The URL at which an issuer of tokens publishes its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwksUrl(pub reqwest::Url);
 
@@ -318,14 +318,14 @@ impl fmt::Display for JwksUrl {
     }
 }
 
-/// Text of the kind `T` in the raw file: serde and the schema see a string.
+/// Text of the kind `T` in the raw file: a string for serde and the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text<T>(pub T);
 
 impl<'de, T: FromStr> serde::Deserialize<'de> for Text<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        // The checker has already refused wrong text with a better message than this one.
+        // The checker has rejected invalid text before, with a better message.
         T::from_str(&text).map(Self).map_err(|_| serde::de::Error::custom(format!("unreadable text {text:?}")))
     }
 }
@@ -375,7 +375,7 @@ text_schema! {
     CallWindow => "call-window",
 }
 
-/// At least one.
+/// `n`, but at least 1.
 pub const fn non_zero(n: u32) -> NonZeroU32 {
     match NonZeroU32::new(n) {
         Some(n) => n,
@@ -383,12 +383,12 @@ pub const fn non_zero(n: u32) -> NonZeroU32 {
     }
 }
 
-/// So many a minute.
+/// `count` per minute.
 pub fn per_minute(count: u32) -> Text<OptionalRate> {
     Text(OptionalRate(Rate::new(count, Duration::from_secs(60))))
 }
 
-/// So many seconds.
+/// A number of seconds.
 pub const fn span(seconds: u64) -> Text<Span> {
     Text(Span(Duration::from_secs(seconds)))
 }

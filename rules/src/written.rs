@@ -1,7 +1,7 @@
-//! The file as written: every key, its default, and the words that editors show for it.
+//! The file as written: every key, its default, and the description that editors show.
 //!
-//! `outrigger schema` is generated from these types, and the checker in [`crate::check`] walks the file along that
-//! schema; so a key exists, has a default and a documentation in this one place.
+//! `outrigger schema` is generated from these types, and the checker in [`crate::check`] validates the file with that
+//! schema; so each key, its default and its documentation are defined only here.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,45 +26,45 @@ use crate::sections::routes::Route;
 use crate::sections::server::Server;
 use crate::sections::tiers::Tiers;
 
-/// The rules of an Outrigger proxy.
+/// The configuration of an Outrigger proxy.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
-    /// The process: where it listens and how it leaves. Changes need a restart.
+    /// Listeners and shutdown. Changes need a restart.
     pub server: Server,
-    /// What a client may send, and how slowly.
+    /// Bounds on what clients send.
     pub client: Client,
     /// The app behind the proxy.
     pub app: App,
     /// The operators' listener. Changes need a restart.
     pub admin: Admin,
-    /// Whom to believe about who asks.
+    /// How clients are identified: the proxies, keys and tokens to trust.
     pub identity: Identity,
-    /// Which fields the proxy adds.
+    /// Which headers the proxy adds.
     pub headers: Headers,
     /// Logs. Changes of `level` and `access` are live; `format` needs a restart.
     pub log: Log,
     /// Feature flags; the environment (`FF_ENABLE_…`) wins over these.
     pub flags: Flags,
-    /// How often a client may ask.
+    /// Rate limits: how many requests each client may send.
     pub rate_limits: RateLimits,
-    /// By how much a tier multiplies its clients' limits.
+    /// The factor of each tier for its clients' rate limits.
     pub tiers: Tiers,
-    /// How many requests the app gets at a time.
+    /// How many requests the app handles concurrently.
     pub admission: Admission,
-    /// Who is shut out.
+    /// Bans of clients.
     pub abuse: Abuse,
-    /// When to stop asking an app that fails.
+    /// Circuit breakers: stop requests to an app that fails.
     pub breaker: Breaker,
-    /// When a request is sent again.
+    /// Retries of requests.
     pub retry: Retry,
-    /// Sessions that keep their Machine.
+    /// Sticky sessions.
     pub affinity: Affinity,
     /// The other Machines of the same app.
     pub peers: Peers,
-    /// The audit trail.
+    /// The audit log.
     pub audit: Audit,
-    /// Faults on purpose, for game days; refused without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
+    /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.
     pub routes: Vec<Route>,

@@ -1,4 +1,4 @@
-//! Circuit breakers: whatever responses one client causes, others are served.
+//! Circuit breakers: responses that one client causes do not affect others.
 
 use std::{
     thread,

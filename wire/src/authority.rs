@@ -5,14 +5,14 @@ use std::net::IpAddr;
 /// `host[:port]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Authority<'a> {
-    /// The name or address, without brackets, and without the dot of a whole name.
+    /// The name or address, without brackets and without the trailing dot of a fully qualified name.
     pub host: &'a str,
-    /// The port, if there is one.
+    /// The port, if any.
     pub port: Option<u16>,
 }
 
 impl<'a> Authority<'a> {
-    /// `None` for anything else, such as one with a user in it.
+    /// Returns `None` for anything else, such as an authority with a user.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -33,12 +33,12 @@ impl<'a> Authority<'a> {
         (!host.is_empty() && host.bytes().all(is_host)).then_some(Self { host, port })
     }
 
-    /// The address, if it is no name.
+    /// The address, unless it is a name.
     pub fn address(&self) -> Option<IpAddr> {
         self.host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
     }
 
-    /// Whether both name the same host, whatever the port.
+    /// Whether both name the same host; ports are ignored.
     pub fn is_named_like(&self, other: Self) -> bool {
         match (self.address(), other.address()) {
             (None, None) => self.host.eq_ignore_ascii_case(other.host),
@@ -47,7 +47,7 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Whether `text` can be listed in `admin.hosts`: a name or an address, without a port.
+/// Whether `text` is valid in `admin.hosts`: a name or an address, without a port.
 pub fn is_host(text: &str) -> bool {
     Authority::parse(text).is_some_and(|host| host.port.is_none() && !text.contains(['[', ':']))
         || text.parse::<std::net::Ipv6Addr>().is_ok()

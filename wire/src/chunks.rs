@@ -1,16 +1,16 @@
-//! Chunked bodies (RFC 9112 section 7.1): where one ends, and whether it follows the grammar.
+//! Finds the end of chunked bodies and checks their grammar (RFC 9112 section 7.1).
 
 use crate::malformed::Malformed;
 
-/// Follows a chunked body byte by byte, to know where it ends and that it keeps to the grammar (RFC 9112 section 7.1).
+/// Parses a chunked body byte by byte to find its end and to check its grammar (RFC 9112 section 7.1).
 #[derive(Clone, Copy, Debug)]
 pub struct Chunks {
     state: ChunkState,
-    /// Of the chunk: bytes that are still to come.
+    /// Remaining bytes of the chunk.
     left: u64,
-    /// Of the line: bytes so far.
+    /// Bytes of the line so far.
     line: u16,
-    /// Of all trailers: bytes so far.
+    /// Bytes of all trailers so far.
     trailers: u32,
 }
 
@@ -29,9 +29,9 @@ enum ChunkState {
     End,
 }
 
-/// The longest line of a chunk's size and extensions.
+/// Maximum length of a line with a chunk's size and extensions.
 const CHUNK_LINE_BYTES: u16 = 1024;
-/// The most that trailers may take together.
+/// Maximum size of all trailers together.
 const TRAILER_BYTES: u32 = 16 << 10;
 
 impl Default for Chunks {
@@ -46,7 +46,7 @@ impl Chunks {
         self.state == ChunkState::End
     }
 
-    /// Takes the next bytes; gives how many of them belong to this body.
+    /// Consumes the next bytes; returns how many of them belong to this body.
     ///
     /// # Errors
     /// [`Malformed::Chunk`]
@@ -86,7 +86,7 @@ impl Chunks {
         let is_text = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
         self.state = match (self.state, byte) {
             (Size, digit) if digit.is_ascii_hexdigit() => {
-                // 16 digits are 64 bits; leading zeros beyond that have no honest use.
+                // 16 digits are 64 bits; legitimate senders do not add more leading zeros.
                 if self.line > 16 || self.left >> 59 != 0 {
                     return Err(Malformed::Chunk);
                 }

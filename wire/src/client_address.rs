@@ -1,7 +1,7 @@
-//! Whose address a request is from: which header names the client, who may set it, and how it is read. Pure.
+//! Determines the client's address: which header names it, which senders may set that header, and how it is parsed. Pure.
 //!
-//! Exactly one header is believed ([`AddressSource`]), and only from the networks of [`Edge`]. Every other header that names
-//! a client's address is removed before the app sees the request: see [`crate::sieve`].
+//! Exactly one header is trusted ([`AddressSource`]), and only from the networks of [`Edge`]. All other headers that name a
+//! client's address are removed from the request to the app: see [`crate::sieve`].
 
 use std::net::IpAddr;
 
@@ -11,54 +11,54 @@ use outrigger_policy::flags::Network;
 use crate::names::X_FORWARDED_FOR;
 use crate::request::Fields;
 
-/// What names the client.
+/// The source of the client's address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AddressSource {
     /// The connection.
     #[default]
     Connection,
-    /// `X-Forwarded-For`: the right-most address that is not one of the trusted networks'.
+    /// `X-Forwarded-For`: the right-most address outside the trusted networks.
     ForwardedFor,
-    /// `Forwarded` (RFC 7239): the same of its `for` parameters.
+    /// `Forwarded` (RFC 7239): likewise among its `for` parameters.
     Forwarded,
     /// A header with one address, such as `Fly-Client-IP`.
     Header(HeaderName),
 }
 
-/// Who sent a request, as far as its word about the client goes.
+/// The kind of sender, which decides which headers about the client are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sender {
-    /// Anybody: nothing that it says of a client is believed.
+    /// Any other client: its headers about the client are not trusted.
     #[default]
     Stranger,
     /// A trusted proxy.
     Proxy,
     /// Fly's edge.
     Fly,
-    /// Another Machine, which has removed what its client may not say.
+    /// Another Machine, which has removed the headers that its client may not send.
     Peer,
 }
 
 impl Sender {
-    /// It comes from Fly's edge, directly or by way of another Machine.
+    /// The request comes from Fly's edge, directly or through another Machine.
     pub fn is_by_fly(self) -> bool {
         matches!(self, Self::Fly | Self::Peer)
     }
 }
 
-/// What stands in front of the proxy.
+/// The proxy in front of Outrigger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edge {
-    /// What names the client, where a trusted sender says it.
+    /// The source of the client's address in requests of trusted senders.
     pub source: AddressSource,
-    /// Who is trusted.
+    /// Trusted networks.
     pub networks: Vec<Network>,
     /// The trusted senders are Fly's edge.
     pub is_fly: bool,
 }
 
 impl Edge {
-    /// Who is at the other end of a connection from `connected`.
+    /// The kind of sender at the address `connected`.
     pub fn sender(&self, connected: IpAddr) -> Sender {
         if !self.trusts(connected) {
             Sender::Stranger
@@ -69,14 +69,14 @@ impl Edge {
         }
     }
 
-    /// The client of a request of this sender; `None` where only the connection tells.
+    /// The client's address according to this sender; `None` if only the connection's address is known.
     pub fn client(&self, sender: Sender, fields: Fields<'_>) -> Option<IpAddr> {
         let mut client = None;
         self.each_hop(sender, fields, |hop| client = Some(hop));
         client
     }
 
-    /// Calls `hop` with each address that is believed, from the nearest to the client's own.
+    /// Calls `hop` with each trusted address, from the nearest to the client's own.
     pub fn each_hop(&self, sender: Sender, fields: Fields<'_>, mut hop: impl FnMut(IpAddr)) {
         if !matches!(sender, Sender::Proxy | Sender::Fly) {
             return;
@@ -102,7 +102,7 @@ impl Edge {
         }
     }
 
-    /// The scheme that the client's element of `Forwarded` names.
+    /// The scheme in the client's element of `Forwarded`.
     pub fn forwarded_proto<'a>(&self, fields: Fields<'a>) -> Option<&'a [u8]> {
         let mut hops = 0;
         self.each_hop(Sender::Proxy, fields, |_| hops += 1);
@@ -111,7 +111,7 @@ impl Edge {
         parameter(client, "proto")
     }
 
-    /// From the right: an address that is trusted has told the next one; what is no address ends what is known.
+    /// Walks from the right: each trusted address vouches for the next one, and an invalid address ends the walk.
     fn walk(&self, nodes: impl Iterator<Item = Option<IpAddr>>, mut hop: impl FnMut(IpAddr)) {
         for address in nodes.map_while(|node| node) {
             hop(address);
@@ -127,7 +127,7 @@ impl Edge {
 }
 
 impl AddressSource {
-    /// The source that a header is.
+    /// The source that corresponds to a header.
     pub fn of(name: HeaderName) -> Self {
         if name == X_FORWARDED_FOR {
             Self::ForwardedFor
@@ -138,7 +138,7 @@ impl AddressSource {
         }
     }
 
-    /// The header that is read.
+    /// The header of this source.
     pub fn header(&self) -> Option<&HeaderName> {
         match self {
             Self::Connection => None,
@@ -149,7 +149,8 @@ impl AddressSource {
     }
 }
 
-/// An address as forwarding headers write it: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// Parses an address of a forwarding header: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
+/// `[2001:db8::1]:80`.
 fn node(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
     let address = if let Some(rest) = text.strip_prefix('[') {
@@ -170,7 +171,7 @@ fn forwarded_elements(fields: Fields<'_>) -> Vec<&[u8]> {
     fields.all(&header::FORWARDED).into_iter().flat_map(|line| split_unquoted(line, b',')).collect()
 }
 
-/// The value of a parameter of an element of `Forwarded`, without its quotes. Addresses and schemes need no escapes.
+/// A parameter of an element of `Forwarded`, without its quotes. Addresses and schemes need no escapes.
 fn parameter<'a>(element: &'a [u8], name: &str) -> Option<&'a [u8]> {
     split_unquoted(element, b';').find_map(|pair| {
         let at = memchr::memchr(b'=', pair)?;
@@ -180,7 +181,7 @@ fn parameter<'a>(element: &'a [u8], name: &str) -> Option<&'a [u8]> {
     })
 }
 
-/// Splits at `separator` where it is not within a quoted string.
+/// Splits at each `separator` outside quoted strings.
 fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(move |byte| {
@@ -220,9 +221,9 @@ mod tests {
         assert_eq!(listed("[2001:db8::1]:80"), ["2001:db8::1"]);
         assert_eq!(listed("2001:db8::1, fd00::7"), ["fd00::7", "2001:db8::1"]);
         assert_eq!(listed("::ffff:192.0.2.1"), ["192.0.2.1"]);
-        // Clients of the private network: the first of them.
+        // All addresses are in the private network: the first one is the client.
         assert_eq!(listed("10.2.2.2, 10.1.1.1"), ["10.1.1.1", "10.2.2.2"]);
-        // Behind what is no address nobody knows anything.
+        // Addresses beyond an invalid one are unknown.
         assert_eq!(listed("6.6.6.6, unknown, 10.1.1.1"), ["10.1.1.1"]);
         assert!(listed("6.6.6.6, junk").is_empty() && listed("").is_empty() && listed("1.2.3.4:x").is_empty());
         let several = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("x-forwarded-for", "10.1.1.1")];
@@ -268,12 +269,12 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes to the left, the address that the trusted proxy appends is its.
+        /// The client is always the address that the trusted proxy appends, for any forged prefix.
         #[test]
         fn what_a_client_writes_never_names_it(forged in "[ -~]{0,40}", of_list in any::<bool>()) {
             let name = if of_list { "x-forwarded-for" } else { "forwarded" };
             let appended = if of_list { "203.0.113.9" } else { "for=203.0.113.9" };
-            // Two lines: an open quote of the first ends with it.
+            // As two lines: an unclosed quote in the first does not reach the second.
             prop_assert_eq!(hops(&edge(name), &[(name, &forged), (name, appended)]), ["203.0.113.9"]);
             if of_list {
                 let joined = format!("{forged}, {appended}");

@@ -1,13 +1,13 @@
-//! The session's cookie among those of a request, and whether a response may carry one.
+//! The session cookie in a request, and whether a response may carry one.
 
 use memchr::memmem;
 
-/// The cookie's name.
+/// Name of the session cookie.
 pub const NAME: &str = "_fly_affinity";
 
-/// The values of our cookie in one field.
+/// The values of our cookie in one header.
 pub fn values(field: &[u8]) -> impl Iterator<Item = &[u8]> {
-    // Nearly always there is one or none: the search is over in one pass.
+    // Usually there is one or none, and one pass finds it.
     let mut rest = if memmem::find(field, NAME.as_bytes()).is_some() { field } else { b"" };
     std::iter::from_fn(move || {
         while !rest.is_empty() {
@@ -26,11 +26,12 @@ pub fn values(field: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn value_of(pair: &[u8]) -> Option<&[u8]> {
     let value = pair.trim_ascii().strip_prefix(NAME.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
-    // Some clients quote what was never quoted.
+    // Some clients add quotes.
     Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }
 
-/// Whether an answer with this `Cache-Control` may be kept for others: a session in it would become everybody's.
+/// Whether a response with this `Cache-Control` may be stored by shared caches: they would give its session to other
+/// clients.
 pub fn is_shared(field: &[u8]) -> bool {
     let mut directives = field.split(|b| *b == b',').map(<[u8]>::trim_ascii);
     directives.any(|directive| {
@@ -39,12 +40,12 @@ pub fn is_shared(field: &[u8]) -> bool {
     })
 }
 
-/// Whether the field has our cookie in it.
+/// Whether the header contains our cookie.
 pub fn is_in(field: &[u8]) -> bool {
     memmem::find(field, NAME.as_bytes()).is_some()
 }
 
-/// Writes the cookies of `field` but ours; true if any is left.
+/// Writes the cookies of `field` except ours; returns whether any is left.
 pub fn write_others(field: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let others = field.split(|b| *b == b';').filter(|pair| value_of(pair).is_none()).map(<[u8]>::trim_ascii);

@@ -1,8 +1,8 @@
-//! `Date`, of responses whose upstream sends none (RFC 9110 section 6.6.1).
+//! `Date`, for responses whose upstream sends none (RFC 9110 section 6.6.1).
 
 use std::time::{Duration, Instant};
 
-/// The date in a field's form (RFC 9110 section 5.6.7), formatted once a second.
+/// The date as a header value (RFC 9110 section 5.6.7), formatted once a second.
 pub fn date(now: Instant) -> [u8; 29] {
     thread_local! {
         static DATE: std::cell::Cell<Option<(Instant, [u8; 29])>> = const { std::cell::Cell::new(None) };

@@ -1,5 +1,5 @@
-//! What the app is told about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239). `traceparent` and `tracestate` pass as they came.
-//! Pure: a request in, fields out.
+//! Headers that tell the app about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239). `traceparent` and `tracestate` pass
+//! unchanged. Pure: a request in, headers out.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -35,49 +35,49 @@ pub enum ForwardedStyle {
     Off,
 }
 
-/// How a request came, who sends it on, and what the app is told about it.
+/// The request's connection and sender, and which headers the app gets.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarding<'a> {
-    /// Who sent it.
+    /// The kind of sender.
     pub sender: Sender,
-    /// What names the client.
+    /// The trusted proxy and the source of the client's address.
     pub edge: &'a Edge,
     /// The address at the other end of its connection.
     pub connected: IpAddr,
-    /// The version of HTTP that it came by.
+    /// The HTTP version of the request.
     pub received: Version,
-    /// This process.
+    /// This process's pseudonym.
     pub pseudonym: &'a Pseudonym,
     /// Which headers tell the app about the client.
     pub style: ForwardedStyle,
-    /// `Via`, not `CDN-Loop`, names this process.
+    /// This process is named in `Via` instead of `CDN-Loop`.
     pub with_via: bool,
-    /// Its name, where the app gets that.
+    /// The request id, if the app gets it.
     pub request_id: Option<&'a RequestId>,
-    /// The Machine that keeps its session, where the app is told.
+    /// The home Machine of the session, if the app gets it.
     pub keeper: Option<&'a str>,
-    /// The time until its deadline; `None` for a stream, which has none.
+    /// The time until the deadline; `None` for a stream, which has none.
     pub time_left: Option<Duration>,
 }
 
-/// The fields that the proxy adds to a request, replacing those of the same name.
+/// The headers that the proxy adds to a request, replacing headers of the same name.
 #[derive(Debug, Default)]
 pub struct Added {
     text: Vec<u8>,
-    /// Each name, and where its value ends in `text`.
+    /// Each name, and the end of its value in `text`.
     ends: Vec<(&'static HeaderName, usize)>,
-    /// The connection's address, then those that it names; kept for its room.
+    /// The connection's address, then those from headers; kept to reuse the allocation.
     hops: Vec<IpAddr>,
 }
 
 impl Added {
-    /// For one request, by what was decided about it.
+    /// Fills in the headers for one request.
     pub fn fill(&mut self, request: &Request<'_>, forwarding: &Forwarding<'_>) {
         self.text.clear();
         self.ends.clear();
         let Forwarding { sender, edge, .. } = *forwarding;
         let fields = request.fields;
-        // A peer has said it all.
+        // A peer has set them already.
         let style = if sender == Sender::Peer { ForwardedStyle::Off } else { forwarding.style };
         self.hops.clear();
         if style != ForwardedStyle::Off {
@@ -93,7 +93,7 @@ impl Added {
                     write_address(text, *hop);
                 }
             });
-            // A proxy's own word stays as it is.
+            // Headers set by a trusted proxy are kept.
             let is_said = |name| sender == Sender::Proxy && fields.has(name);
             if !is_said(&X_FORWARDED_PROTO) {
                 self.add(&X_FORWARDED_PROTO, |text| text.extend_from_slice(proto()));
@@ -125,7 +125,7 @@ impl Added {
             self.add(&X_OUTRIGGER_MACHINE, |text| text.extend_from_slice(name.as_bytes()));
         }
         if let Some(left) = forwarding.time_left {
-            // The last field: the fast lane writes it again when the request had to wait. Writing into a vector cannot fail.
+            // The last header: the fast lane rewrites it for requests that waited. Writing into a vector cannot fail.
             let left = whole_milliseconds(left);
             self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{left}")));
         }
@@ -142,18 +142,18 @@ impl Added {
         starts.zip(&self.ends).map(|(start, (name, end))| (*name, &self.text[start..*end]))
     }
 
-    /// Whether a field of this name is replaced.
+    /// Whether a header of this name is replaced.
     pub fn replaces(&self, name: &str) -> bool {
         self.ends.iter().any(|(own, _)| own.as_str().len() == name.len() && own.as_str().eq_ignore_ascii_case(name))
     }
 }
 
-/// Rounded up: nothing is left only when nothing is.
+/// Rounded up, so that 0 means that no time is left.
 pub fn whole_milliseconds(left: Duration) -> u128 {
     left.as_nanos().div_ceil(1_000_000)
 }
 
-/// The scheme that the client used, as a trusted sender says: `http` or `https`, nothing else.
+/// The client's scheme as a trusted sender names it: only `http` or `https`.
 fn proto<'a>(request: &Request<'a>, sender: Sender, edge: &Edge) -> &'a [u8] {
     let fields = request.fields;
     let said = match sender {
@@ -171,7 +171,7 @@ fn separate(text: &mut Vec<u8>, index: usize) {
     }
 }
 
-/// An element for each hop, the client's first; the nearest is the first of `hops`.
+/// Writes one element per hop, the client's first; `hops` begins with the nearest.
 fn write_forwarded(text: &mut Vec<u8>, hops: &[IpAddr], host: &str, proto: &[u8]) {
     for (index, hop) in hops.iter().rev().enumerate() {
         separate(text, index);
@@ -186,7 +186,7 @@ fn write_forwarded(text: &mut Vec<u8>, hops: &[IpAddr], host: &str, proto: &[u8]
         if index > 0 {
             continue;
         }
-        // A host was checked to hold neither quotes nor backslashes.
+        // The host was checked: it contains neither quotes nor backslashes.
         if !host.is_empty() {
             text.extend_from_slice(b";host=\"");
             text.extend_from_slice(host.as_bytes());
@@ -197,7 +197,7 @@ fn write_forwarded(text: &mut Vec<u8>, hops: &[IpAddr], host: &str, proto: &[u8]
     }
 }
 
-/// The address in its usual form. IPv4 is written by hand: formatting is on the way of every request.
+/// Writes the address in its usual form. IPv4 avoids `fmt`, since this runs for every request.
 fn write_address(text: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(v4) => {

@@ -1,15 +1,15 @@
-//! HTTP/1.1 as bytes: what a message says, whether it may pass, and how it is written for the next hop.
+//! HTTP/1.1 at the byte level: parsing and checking messages, and writing them for the next hop.
 //!
-//! No I/O, no locks and no async: bytes in, verdicts and bytes out, so every module can be fuzzed. The exceptions read a clock or make a
-//! random number, and say so: [`date`], [`request_id`], [`random`], [`retry_after`].
+//! No I/O, no locks and no async: bytes in, verdicts and bytes out, so every module can be fuzzed. These modules read a
+//! clock or generate random numbers: [`date`], [`request_id`], [`random`], [`retry_after`].
 //!
 //! ```text
-//! scan        end of the header section, length of the body, what is malformed      chunks   chunked bodies
-//! request     the borrowed request that every check reads                           names    header names of our own and of Fly
-//! path        the ways in which an app may read a path                              cookies  the session cookie in header values
-//! client_address   which header names the client, who may set it                    via      `Via` and `CDN-Loop`
-//! sieve       which request headers pass                                            forwarding   which ones are added for the app
-//! rewrite     header sections from one buffer into another                          ratelimit    `RateLimit` of the app and of the proxy
+//! scan        end of the head, length of the body, malformed input     chunks      chunked bodies
+//! request     the borrowed request that every check reads              names       header names of our own and of Fly
+//! path        the ways in which an app may read a path                 cookies     the session cookie in header values
+//! client_address   the header that names the client, and its senders   via         `Via` and `CDN-Loop`
+//! sieve       which request headers pass                               forwarding  which ones are added for the app
+//! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
 
 pub mod authority;

@@ -1,40 +1,40 @@
-//! Why a message is refused, and what the client can do about it.
+//! Why a message is rejected, and advice for the client.
 
 use std::fmt;
 
-/// Why a head is refused.
+/// Why a head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Malformed {
-    /// No method, target and version, one space apart.
+    /// Not a method, target and version, separated by single spaces.
     RequestLine,
-    /// A target that is neither a path, an absolute URL nor `*`.
+    /// The target is neither a path, an absolute URL nor `*`.
     Target,
-    /// Not HTTP/1.0 or HTTP/1.1.
+    /// The version is neither HTTP/1.0 nor HTTP/1.1.
     Version,
-    /// `CONNECT`: this is no forward proxy.
+    /// `CONNECT`: Outrigger is not a forward proxy.
     Connect,
-    /// A field name or value with a character that may not be there.
+    /// A header name or value contains an invalid character.
     Field,
     /// A line that ends in LF alone.
     BareLineFeed,
-    /// A line that continues the one before (`obs-fold`).
+    /// A line continues the previous one (`obs-fold`).
     FoldedField,
-    /// HTTP/1.1 without `Host`, more than one, or one that is no host.
+    /// HTTP/1.1 without `Host`, with several, or with an invalid one.
     Host,
-    /// A `Host` that differs from the host of an absolute target.
+    /// `Host` differs from the host of an absolute target.
     HostMismatch,
-    /// A `Content-Length` that is no number, or more than one.
+    /// `Content-Length` is not a number, or is repeated.
     Length,
     /// A `Transfer-Encoding` other than `chunked`, or any in HTTP/1.0.
     Encoding,
     /// Both `Content-Length` and `Transfer-Encoding`.
     LengthAndEncoding,
-    /// A chunk that does not follow the grammar.
+    /// A chunk violates the grammar.
     Chunk,
 }
 
 impl Malformed {
-    /// All of them, for tests and the metrics' catalogue.
+    /// All variants, for tests and the list of metrics.
     pub const ALL: [Self; 13] = [
         Self::RequestLine,
         Self::Target,
@@ -51,7 +51,7 @@ impl Malformed {
         Self::Chunk,
     ];
 
-    /// What to do about it, for the client.
+    /// Advice for the client.
     pub const fn advice(self) -> &'static str {
         match self {
             Self::RequestLine => "send a method, a target and HTTP/1.1, with one space between them",

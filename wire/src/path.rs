@@ -1,47 +1,46 @@
 //! The ways in which an app may read a request's path. Pure: bytes in, readings out.
 //!
-//! Outrigger forwards a path as it came, so what it decides about a path must hold for whatever the app makes of it.
-//! Frameworks differ: they match the path before or after percent-decoding, segment by segment or as a whole; a second
-//! server behind the first decodes again; some merge slashes, take `\` for `/`, cut off `;parameters`, decode overlong
-//! UTF-8, cut at a decoded `?`, or drop dots and blanks at a segment's end. A path in which nothing of that could matter
-//! has one reading and costs one scan. Any other one has a bounded number of readings, in lower case, and whoever decides
-//! looks at each ([`each_reading`]).
+//! Outrigger forwards a path unchanged, so its decisions must hold for every way in which the app may read it. Frameworks
+//! differ: they match the path before or after percent-decoding, segment by segment or as a whole; a second server behind
+//! the first decodes again; some merge slashes, read `\` as `/`, cut off `;parameters`, decode overlong UTF-8, cut at a
+//! decoded `?`, or drop dots and blanks at a segment's end. A path in which none of that matters has one reading and costs
+//! one scan. Any other path has a bounded number of readings, in lower case, and callers check each ([`each_reading`]).
 //!
-//! Dot segments and control characters are refused in every reading: clients remove the ones before they send, and have no
-//! use for the others.
+//! Dot segments and control characters are rejected in every reading: clients remove the former before sending, and never
+//! need the latter.
 
 use std::ops::ControlFlow;
 
-/// Why a path is refused, whatever the rules say.
+/// Why a path is rejected under any configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
-    /// It has a segment `.` or `..` in some reading.
+    /// Some reading has a segment `.` or `..`.
     DotSegment,
     /// It has a control character, encoded or not.
     ControlCharacter,
-    /// It can be read in more ways than are tried.
+    /// It has more readings than Outrigger tries.
     TooManyReadings,
 }
 
-/// What one scan of a path tells.
+/// The result of scanning a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {
-    /// There is one way to read it.
+    /// There is only one reading.
     pub is_plain: bool,
-    /// It has capital letters.
+    /// It contains capital letters.
     pub has_capitals: bool,
 }
 
-/// The most readings of one path.
+/// Maximum readings of one path.
 const MOST_READINGS: usize = 64;
-/// The longest path that is read in more than one way.
+/// Maximum length of a path with more than one reading.
 const MOST_PATH: usize = 16 << 10;
-/// The most bytes that all readings of a path have together: some 0.2 ms of work.
+/// Maximum bytes of all readings of a path together: about 0.2 ms of work.
 const MOST_BYTES: usize = 128 << 10;
 
 const CAPITAL: u8 = 1;
 const ODD: u8 = 2;
-/// `/` and `.`: odd beside each other, and a dot at the end.
+/// `/` and `.`: odd next to each other, and a dot at the end.
 const SEPARATOR: u8 = 4;
 const BESIDE: u8 = 8;
 
@@ -60,7 +59,7 @@ const CLASS: [u8; 256] = {
     class
 };
 
-/// Looks at each byte once. For paths as short as most are, a table is faster than the vector instructions.
+/// Looks at each byte once. For typical short paths, a table is faster than vector instructions.
 pub fn scan(path: &[u8]) -> Scan {
     let (mut seen, mut before) = (0, 0);
     for byte in path {
@@ -72,33 +71,33 @@ pub fn scan(path: &[u8]) -> Scan {
     Scan { is_plain, has_capitals: seen & CAPITAL != 0 }
 }
 
-/// A step that some servers take and others do not.
+/// A normalization that only some servers apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// Overlong UTF-8 is decoded: `%C0%AF` is a slash.
     Overlong,
-    /// The path ends at a `?` or `#` that was encoded.
+    /// The path ends at an encoded `?` or `#`.
     Cut,
     /// A backslash is a slash.
     Backslash,
-    /// `;parameters` are no part of a segment.
+    /// `;parameters` are not part of a segment.
     Parameters,
     /// Dots and blanks at the end of a segment are dropped.
     Trim,
-    /// Several slashes are one.
+    /// Several slashes count as one.
     Merge,
 }
 
 const STEPS: [Step; 6] = [Step::Overlong, Step::Cut, Step::Backslash, Step::Parameters, Step::Trim, Step::Merge];
 
 impl Step {
-    /// The steps that could change `text`, each alone or after others.
+    /// The steps that may change `text`, alone or after others.
     fn applying_to(text: &[u8]) -> Vec<Self> {
         let has_overlong = text.iter().any(|byte| matches!(byte, 0xc0 | 0xc1 | 0xe0 | 0xf0));
         let ascii = if has_overlong { decoded_overlong(text) } else { Vec::new() };
         let is_overlong = has_overlong && ascii != text;
         let (mut cut, mut backslash, mut parameters, mut trim, mut merge) = (false, false, false, false, false);
-        // Of both, for a step may be there to take only after the bytes were decoded.
+        // Checks both: some steps apply only to the decoded bytes.
         for text in [text, &ascii] {
             let mut before = 0;
             for &byte in text {
@@ -107,7 +106,7 @@ impl Step {
                 backslash |= byte == b'\\';
                 parameters |= byte == b';';
                 trim |= matches!(before, b'.' | b' ') && (is_slash(byte) || matches!(byte, b';' | b'?' | b'#'));
-                // What other steps leave of a segment may be nothing.
+                // Other steps may leave a segment empty.
                 merge |= is_slash(before) && (is_slash(byte) || matches!(byte, b';' | b'.' | b' '));
                 before = byte;
             }
@@ -136,13 +135,13 @@ impl Step {
     }
 }
 
-/// A path after some decoding.
+/// A path at one depth of decoding.
 #[derive(Debug)]
 struct Level {
     text: Vec<u8>,
     /// Decoded more than once.
     is_deep: bool,
-    /// What could change it.
+    /// Steps that may change it.
     steps: Vec<Step>,
 }
 
@@ -155,21 +154,22 @@ impl Level {
         1 << self.steps.len()
     }
 
-    /// Writes the reading of this number.
+    /// Writes the reading with this number.
     fn read(&self, number: usize, reading: &mut Vec<u8>) -> Result<(), Unreadable> {
         reading.clear();
         reading.extend_from_slice(&self.text);
         for (bit, step) in self.steps.iter().enumerate() {
             if number >> bit & 1 == 1 {
                 if *step == Step::Trim {
-                    // It would make nothing of a dot segment.
+                    // This step would hide a dot segment.
                     refuse_dot_segments(reading)?;
                 }
                 step.take(reading);
             }
         }
         refuse_dot_segments(reading)?;
-        // Decoded twice, such as a line break in an address that is part of the path, it is nobody's path.
+        // Control characters that appear only after decoding twice, such as a line break in a URL inside the path, are
+        // allowed.
         if !self.is_deep && reading.iter().any(u8::is_ascii_control) {
             return Err(Unreadable::ControlCharacter);
         }
@@ -178,10 +178,10 @@ impl Level {
     }
 }
 
-/// Gives `each` every reading of `path` that is not plain, in lower case, until it breaks off.
+/// Calls `each` with every reading of a path that is not plain, in lower case, until it breaks off.
 ///
 /// # Errors
-/// Why the path is refused; `each` may have been given some readings then.
+/// Why the path is rejected; `each` may have been called before.
 pub fn each_reading(path: &[u8], mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Unreadable> {
     if path.len() > MOST_PATH {
         return Err(Unreadable::TooManyReadings);
@@ -191,7 +191,7 @@ pub fn each_reading(path: &[u8], mut each: impl FnMut(&[u8]) -> ControlFlow<()>)
     let bytes: usize = levels.iter().map(|level| level.readings() * level.text.len()).sum();
     let mut reading = Vec::with_capacity(path.len());
     if readings > MOST_READINGS || bytes > MOST_BYTES {
-        // What is wrong in the first reading of each level is said all the same.
+        // Errors in the first reading of each level are always reported.
         levels.iter().try_for_each(|level| level.read(0, &mut reading))?;
         return Err(Unreadable::TooManyReadings);
     }
@@ -206,7 +206,7 @@ pub fn each_reading(path: &[u8], mut each: impl FnMut(&[u8]) -> ControlFlow<()>)
     Ok(())
 }
 
-/// The path at each depth of decoding, with and without the `;parameters` that it has before any; each once.
+/// The path at each depth of decoding, with and without its undecoded `;parameters`; each once.
 fn levels(path: &[u8]) -> Vec<Level> {
     let mut levels = Vec::with_capacity(4);
     add_levels(&mut levels, path);
@@ -237,16 +237,16 @@ fn add_levels(levels: &mut Vec<Level>, text: &[u8]) {
     }
 }
 
-/// What becomes of an encoded slash.
+/// How encoded slashes are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slashes {
-    /// It separates segments like any other.
+    /// They separate segments like any other slash.
     Decoded,
-    /// It stays as it is, part of its segment: the path is decoded segment by segment.
+    /// They stay encoded within their segment: the path is decoded segment by segment.
     Kept,
 }
 
-/// Percent-decodes every byte but, if they are kept, slashes.
+/// Percent-decodes every byte, except slashes if they are kept.
 pub fn decode(text: &[u8], slashes: Slashes) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -265,7 +265,7 @@ pub fn decode(text: &[u8], slashes: Slashes) -> Vec<u8> {
     out
 }
 
-/// The byte that `text` begins with in its encoded form, such as `%2F`.
+/// The byte whose encoded form, such as `%2F`, is at the start of `text`.
 pub fn encoded(text: &[u8]) -> Option<u8> {
     let [b'%', high, low, ..] = *text else { return None };
     let digit = |byte: u8| match byte {
@@ -277,7 +277,7 @@ pub fn encoded(text: &[u8]) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// With what is ASCII in more bytes than it needs in one.
+/// Replaces overlong encodings of ASCII characters by single bytes.
 fn decoded_overlong(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;

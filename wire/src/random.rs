@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
-/// Numbers for names, not for secrets: a SplitMix64 sequence (Steele, Lea, Flood 2014) for each thread, seeded by the
-/// operating system.
+/// Returns a random number for names, not for secrets: a SplitMix64 sequence (Steele, Lea, Flood 2014) per thread, seeded by
+/// the operating system.
 pub fn random() -> u64 {
     thread_local! {
         static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(std::process::id()));

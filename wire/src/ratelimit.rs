@@ -9,23 +9,23 @@ use std::cell::RefCell;
 
 use crate::structured::{items, leading_number, name_of, number_of};
 
-/// One item of `RateLimit-Policy`: `burst` requests in `window_s` seconds. Names hold nothing that a structured field would have to escape.
+/// One item of `RateLimit-Policy`: `burst` requests in `window_s` seconds. Names need no escaping in structured fields.
 pub fn policy(name: &str, burst: u32, window_s: u64) -> String {
     format!("\"{name}\";q={burst};w={window_s}")
 }
 
-/// One limit, and what is left of it.
+/// One limit, and its remaining quota.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Item<'a> {
     /// Its name.
     pub name: &'a str,
-    /// What [`policy`] gave for it.
+    /// Its [`policy`].
     pub policy: &'a str,
-    /// So many may come at once.
+    /// Requests that may come at once.
     pub burst: u32,
-    /// So many may come now.
+    /// Requests that may come now.
     pub remaining: u32,
-    /// Nothing is taken any more after so many seconds.
+    /// Seconds until the quota is full again.
     pub full_in_s: u32,
 }
 
@@ -34,14 +34,14 @@ pub struct Item<'a> {
 pub struct Own<'a> {
     /// At least one.
     pub items: &'a [Item<'a>],
-    /// In the standard's headers.
+    /// Adds the standard headers.
     pub headers: bool,
-    /// And in the older ones.
+    /// Adds the older headers.
     pub legacy_headers: bool,
 }
 
 impl<'a> Own<'a> {
-    /// Limit, remaining and reset of the limit that has the least left.
+    /// Limit, remaining and reset of the limit with the least left.
     fn tightest(self) -> [u64; 3] {
         let least = self.items.iter().min_by_key(|item| item.remaining);
         least.map_or([0; 3], |item| [item.burst.into(), item.remaining.into(), item.full_in_s.into()])
@@ -65,7 +65,7 @@ impl<'a> Own<'a> {
     }
 }
 
-/// Headers that belong together.
+/// Headers that are merged together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     Lists,
@@ -90,7 +90,7 @@ pub struct Upstream<'a> {
 }
 
 impl<'a> Upstream<'a> {
-    /// Takes a header that is merged; returns false for any other header.
+    /// Takes a header that is to be merged; returns false for other headers.
     pub fn take(&mut self, own: Own<'_>, name: &str, value: &'a [u8]) -> bool {
         let Some((family, index)) = own.place(name) else { return false };
         self.lines.push((family, index, value));
@@ -102,9 +102,9 @@ impl<'a> Upstream<'a> {
     }
 }
 
-/// Calls `field` with the name and value of each header that a response gets, with what the upstream's response says of its own limits
-/// ([`Upstream::default`] for a response of the proxy): each header once. Lists have the items of both; of two that have the same name,
-/// and of two numbers, the client is told the one of which less is left.
+/// Calls `field` with each header of the response, once, merged with the rate limit headers of the upstream's response
+/// ([`Upstream::default`] for Outrigger's own responses). Lists contain the items of both; of two items with the same name,
+/// and of two numbers, the one with less left wins.
 pub fn merged(own: Own<'_>, upstream: &Upstream<'_>, mut field: impl FnMut(&'static str, &[u8])) {
     thread_local! {
         static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };

@@ -1,13 +1,13 @@
-//! The request that every check reads, borrowed from whichever protocol it came by.
+//! The request that every check reads, borrowed from the protocol that received it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// The fields of a request, parsed by Pingora or as they came off the wire.
+/// The headers of a request, parsed by Pingora or by [`crate::scan`].
 #[derive(Clone, Copy, Debug)]
 pub enum Fields<'a> {
-    /// Pingora's.
+    /// Parsed by Pingora.
     Map(&'a HeaderMap),
-    /// Ours.
+    /// Parsed by Outrigger.
     Wire(&'a [httparse::Header<'a>]),
 }
 
@@ -20,7 +20,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// All values of `name`, in order. Allocates: not for the way of every request.
+    /// All values of `name`, in order. Allocates: not for the hot path.
     pub fn all(&self, name: &HeaderName) -> Vec<&'a [u8]> {
         match self {
             Self::Map(map) => map.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
@@ -30,7 +30,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Gives `each` all values of `name`, in order.
+    /// Calls `each` with all values of `name`, in order.
     pub fn each(&self, name: &HeaderName, mut each: impl FnMut(&'a [u8])) {
         match self {
             Self::Map(map) => map.get_all(name).iter().for_each(|value| each(value.as_bytes())),
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether there is a `name`.
+    /// Whether there is a header `name`.
     pub fn has(&self, name: &HeaderName) -> bool {
         self.get(name).is_some()
     }
@@ -50,42 +50,42 @@ fn is_named(field: &httparse::Header<'_>, name: &HeaderName) -> bool {
     field.name.len() == name.as_str().len() && field.name.eq_ignore_ascii_case(name.as_str())
 }
 
-/// What the stages read of a request. Borrowed from whichever protocol it came by.
+/// The parts of a request that stages read, borrowed from the protocol that received it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The method.
     pub method: &'a Method,
     /// The path as sent, without the query.
     pub path: &'a str,
-    /// `Host` or `:authority`; empty when there is none.
+    /// `Host` or `:authority`; empty if missing.
     pub host: &'a str,
-    /// The fields.
+    /// The headers.
     pub fields: Fields<'a>,
-    /// HTTP/1.0 clients know neither chunks nor interim answers.
+    /// HTTP/1.0 clients support neither chunks nor interim responses.
     pub is_http10: bool,
     /// The path with the query.
     pub target: &'a str,
-    /// It has a body, and says nothing about its length.
+    /// It has a body of undeclared length.
     pub has_endless_body: bool,
 }
 
 impl Request<'_> {
-    /// The length that its body has, as it says.
+    /// The declared length of its body.
     pub fn announced_bytes(&self) -> Option<u64> {
         let length = self.fields.get(&http::header::CONTENT_LENGTH)?;
         std::str::from_utf8(length).ok()?.parse().ok()
     }
 
-    /// Whether its body is no longer than this, or it has none.
+    /// Whether its body has at most `most` bytes, or it has none.
     pub fn has_body_up_to(&self, most: u64) -> bool {
         !self.has_endless_body && self.announced_bytes().is_none_or(|bytes| bytes <= most)
     }
 }
 
-/// What a request asks for, as far as time limits care.
+/// The kind of response that a request asks for, as far as timeouts differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// An answer that ends.
+    /// A response that ends.
     #[default]
     Plain,
     /// An event stream.

@@ -1,14 +1,14 @@
-//! A request's name: given by a trusted edge, else made here as a UUIDv7 (RFC 9562), without allocating.
+//! Request ids: from a trusted edge, else a new UUIDv7 (RFC 9562), without allocation.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::random::random;
 
-/// The longest name that is taken over from an edge.
+/// Maximum length of an id from an edge.
 const LONGEST: usize = 64;
 
-/// Text of at most 64 bytes, kept in place.
+/// Text of at most 64 bytes, stored inline.
 #[derive(Clone, Copy)]
 pub struct RequestId {
     text: [u8; LONGEST],
@@ -22,20 +22,20 @@ impl Default for RequestId {
 }
 
 impl RequestId {
-    /// Takes over a name made of letters, digits, `-`, `_`, `.` and `:`; `None` for anything else.
+    /// Accepts an id of letters, digits, `-`, `_`, `.` and `:`; `None` for anything else.
     pub fn from_edge(name: &[u8]) -> Option<Self> {
         let fits = (1..=LONGEST).contains(&name.len())
             && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'));
         fits.then(|| {
             let mut id = Self::default();
             id.text[..name.len()].copy_from_slice(name);
-            // At most 64.
+            // At most 64 bytes.
             id.len = name.len() as u8;
             id
         })
     }
 
-    /// A new UUIDv7: 48 bits of milliseconds, then 74 random bits.
+    /// Creates a UUIDv7: 48 bits of milliseconds, then 74 random bits.
     pub fn generate() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::uuid_v7(now.as_millis() as u64, random(), random())
@@ -64,7 +64,7 @@ impl RequestId {
 
     /// The text.
     pub fn as_str(&self) -> &str {
-        // Only ASCII is ever written to it.
+        // It only ever contains ASCII.
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
@@ -81,7 +81,7 @@ impl fmt::Debug for RequestId {
     }
 }
 
-/// A byte in two lower-case digits.
+/// The byte as two lower-case hex digits.
 pub fn hex(byte: u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]

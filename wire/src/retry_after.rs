@@ -1,12 +1,12 @@
-//! `Retry-After`, read and written (RFC 9110 section 10.2.3).
+//! Reads and writes `Retry-After` (RFC 9110 section 10.2.3).
 
 use std::time::{Duration, SystemTime};
 
-/// The longest `Retry-After` that is looked at.
+/// Maximum `Retry-After` that is used, in seconds.
 const LONGEST_SECONDS: u64 = 86_400;
 
-/// The pause that a `Retry-After` asks for, in either of its forms (RFC 9110 section 10.2.3): seconds, or a date in one of the three
-/// formats of section 5.6.7. At most a day; zero for a date that has passed. `None` if it is neither.
+/// Parses `Retry-After` in either form (RFC 9110 section 10.2.3): seconds, or a date in one of the three formats of section
+/// 5.6.7. At most a day; zero for a past date. `None` if it is neither.
 pub fn asked_for(value: &[u8]) -> Option<Duration> {
     asked_for_at(value, SystemTime::now)
 }
@@ -15,14 +15,14 @@ fn asked_for_at(value: &[u8], now: impl FnOnce() -> SystemTime) -> Option<Durati
     const LONGEST: Duration = Duration::from_secs(LONGEST_SECONDS);
     let text = std::str::from_utf8(value).ok()?.trim_matches([' ', '\t']);
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number has room for are a very long time.
+        // More digits than fit the number mean a very long time.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)).min(LONGEST));
     }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(now()).unwrap_or_default().min(LONGEST))
 }
 
-/// Whole seconds, never earlier than the truth.
+/// Whole seconds, rounded up.
 pub fn seconds(after: Duration) -> u64 {
     after.as_secs() + u64::from(after.subsec_nanos() > 0)
 }

@@ -1,6 +1,6 @@
-//! Heads as bytes: what the app is sent, and what the client gets back. Pure: bytes in, bytes out.
+//! Writes heads: requests for the app and responses for the client. Pure: bytes in, bytes out.
 //!
-//! Only the fast lane writes header sections itself; other requests have theirs written by Pingora.
+//! Only the fast lane uses this; Pingora writes the header sections of other requests.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::scan::Framing;
 use crate::sieve::{Passage, Removed, Sieve};
 use crate::{cookies, ratelimit, retry_after};
 
-/// Whether a field speaks of one connection only (RFC 9110 section 7.6.1).
+/// Whether a header applies to one connection only (RFC 9110 section 7.6.1).
 fn is_hop_by_hop(name: &str) -> bool {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
@@ -28,16 +28,16 @@ fn is_hop_by_hop(name: &str) -> bool {
     }
 }
 
-/// What is taken out of a request.
+/// The headers to remove from a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Sifting<'a> {
-    /// What its sender may say.
+    /// Removes headers that the sender may not send.
     pub sieve: Sieve<'a>,
-    /// The session's cookie is ours.
+    /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
 }
 
-/// Writes what the app is sent, for a request without a body; gives what was left out.
+/// Writes the request to the app, without a body; returns what was removed.
 pub fn write_request<'r>(
     out: &mut BytesMut,
     request: &httparse::Request<'_, 'r>,
@@ -75,7 +75,7 @@ pub fn write_request<'r>(
     removed
 }
 
-/// Writes the head of [`write_request`] for a peer: with one field more, which only it is told.
+/// Writes the head of [`write_request`] for a peer, with the signed hop header added.
 pub fn with_hop(head: &[u8], hop: &[u8]) -> BytesMut {
     let first = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
     let mut out = BytesMut::with_capacity(head.len() + hop.len() + 32);
@@ -85,7 +85,7 @@ pub fn with_hop(head: &[u8], hop: &[u8]) -> BytesMut {
     out
 }
 
-/// Writes the time that is left anew into a head of [`write_request`] whose last field it is.
+/// Rewrites the remaining time in a head of [`write_request`], where it is the last header.
 pub fn set_timeout(head: &mut BytesMut, left: Duration) {
     let name = X_REQUEST_TIMEOUT_MS.as_str().as_bytes();
     let Some(end) = head.strip_suffix(b"\r\n\r\n") else { return };
@@ -104,64 +104,64 @@ fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// How the body of an answer is delimited.
+/// How the body of a response is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerBody {
-    /// By its length, or in chunks.
+    /// By its declared length, or in chunks.
     Framed(Framing),
     /// By the end of the connection.
     UntilClose,
 }
 
-/// What is known of an answer once its head is complete.
+/// A parsed response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerHead {
-    /// Bytes of the app's head.
+    /// Length of the app's head in bytes.
     pub len: usize,
-    /// The status.
+    /// Status code.
     pub status: u16,
-    /// Its body.
+    /// How its body is delimited.
     pub body: AnswerBody,
-    /// The app keeps the connection.
+    /// The app keeps the connection open.
     pub keeps_connection: bool,
-    /// Its body is an event stream, which may be silent for long.
+    /// Its body is an event stream, which may be silent for a long time.
     pub is_event_stream: bool,
-    /// The pause that it asks for before the next attempt.
+    /// The response's `Retry-After`.
     pub retry_after: Option<Duration>,
-    /// It is a peer's word that it does not take the request.
+    /// A peer declines the request.
     pub is_given_back: bool,
 }
 
-/// The app's answer cannot be passed on.
+/// The app's response is invalid and cannot be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidAnswer;
 
-/// Room for what is added to an answer, so that its buffer is made once.
+/// Space for headers added to a response, so that its buffer is allocated once.
 const OWN_FIELDS_BYTES: usize = 192;
-/// The most fields in an answer.
+/// Maximum number of headers in a response.
 const MOST_FIELDS: usize = 128;
 
-/// What is written around the app's own fields.
+/// Properties of the request, and headers to add to the response.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    /// The request was `HEAD`: the answer has no body, whatever it says.
+    /// The request was `HEAD`: the response has no body, regardless of its headers.
     pub is_head_request: bool,
-    /// `X-Request-Id`, if answers carry it.
+    /// `X-Request-Id`, if responses carry it.
     pub request_id: Option<&'a [u8]>,
     /// `Date`, for an app that sends none (RFC 9110 section 6.6.1).
     pub date: &'a [u8],
-    /// What the final response tells of rate limits, merged with what the upstream says of its own.
+    /// Rate limits in the final response, merged with the upstream's own.
     pub limits: Option<ratelimit::Own<'a>>,
-    /// The session's cookie, as a line, unless others may get the answer as well.
+    /// The session cookie as a header line, omitted from responses that shared caches may store.
     pub session: &'a [u8],
-    /// The client's connection ends with this answer.
+    /// The client's connection closes after this response.
     pub closes: bool,
 }
 
-/// Reads the answer at the start of `input` and writes to `out` what the client gets; `None` until the head is complete.
+/// Parses the response at the start of `input` and writes the client's response to `out`; `None` until the head is complete.
 ///
 /// # Errors
-/// What is no HTTP/1 answer, or contradicts itself.
+/// The response is not valid HTTP/1, or contradicts itself.
 pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Result<Option<AnswerHead>, InvalidAnswer> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut answer = httparse::Response::new(&mut fields);
@@ -198,7 +198,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         has_date |= is("date");
         is_event_stream |= is("content-type") && is_event_stream_type(field.value);
         if is(X_OUTRIGGER_REFUSED.as_str()) {
-            // Between Machines only: an app that says it would have its answer taken for a refusal.
+            // Between Machines only: an app's response with this header would be mistaken for a declined request.
             is_given_back = true;
             continue;
         }
@@ -215,7 +215,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             put_field(out, field.name, field.value);
         }
     }
-    // The end of the app's connection is not the end of the client's: what has no length is passed on in chunks.
+    // The client's connection stays open after the app's closes: a response without a length is forwarded in chunks.
     let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
     if in_chunks || (connection.chunked && frame.is_head_request) {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
@@ -248,14 +248,14 @@ fn put_status(out: &mut BytesMut, status: u16) {
     out.put_slice(&[100, 10, 1].map(|unit| b'0' + (status / unit % 10) as u8));
 }
 
-/// What an answer says about its connection and its body.
+/// Connection and body headers of a response.
 #[derive(Default)]
 struct Said<'a> {
     length: Option<u64>,
     chunked: bool,
     close: bool,
     keep_alive: bool,
-    /// The value of `Connection`, when it names other fields.
+    /// The value of `Connection`, if it names other headers.
     nominates: Option<&'a [u8]>,
 }
 
@@ -279,7 +279,7 @@ impl<'a> Said<'a> {
                 14 if is("content-length") => {
                     let text = std::str::from_utf8(field.value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
                     let length = text.and_then(|t| t.parse().ok()).ok_or(InvalidAnswer)?;
-                    // Also when both say the same: the client would get both.
+                    // Also if both are equal: the client would get both.
                     if said.length.replace(length).is_some() {
                         return Err(InvalidAnswer);
                     }
@@ -293,18 +293,18 @@ impl<'a> Said<'a> {
                 _ => {}
             }
         }
-        // Two lengths for one body: whoever believes the other one reads the next answer wrongly.
+        // With two lengths for one body, a client that uses the other one misreads the next response.
         if said.chunked && said.length.is_some() { Err(InvalidAnswer) } else { Ok(said) }
     }
 }
 
-/// Whether `Connection: names` names `field`. Framing is not for an app to nominate away.
+/// Whether `Connection: names` names `field`. An app cannot remove framing headers that way.
 fn nominates(names: &[u8], field: &str) -> bool {
     !field.eq_ignore_ascii_case("content-length")
         && names.split(|b| *b == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(field.as_bytes()))
 }
 
-/// Whether a `Content-Type` is that of an event stream, with or without parameters.
+/// Whether a `Content-Type`, with or without parameters, is that of an event stream.
 pub fn is_event_stream_type(value: &[u8]) -> bool {
     let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default();
     media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")

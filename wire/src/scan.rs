@@ -1,8 +1,8 @@
-//! HTTP/1.1 as it comes off the wire: where a head ends, how long its body is, and what must not pass.
+//! Parses HTTP/1.1 heads: the end of the head, the length of the body, and malformed input.
 //!
-//! Pingora parses heads too, but forgives more than a proxy should: what two parsers may read differently is how
-//! requests are smuggled (RFC 9112 section 11.2). Here everything ambiguous is refused before Pingora or the app see it.
-//! Pure: bytes in, verdicts out.
+//! Pingora also parses heads, but is too lenient for a proxy: requests can be smuggled if two parsers read them differently
+//! (RFC 9112 section 11.2). This module rejects ambiguous messages before Pingora or the app reads them. Pure: bytes in,
+//! verdicts out.
 
 use std::mem::MaybeUninit;
 
@@ -11,45 +11,45 @@ use crate::malformed::Malformed;
 /// How the body of a request is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// `Content-Length`, or none: zero.
+    /// `Content-Length`; zero if missing.
     Length(u64),
     /// `Transfer-Encoding: chunked`.
     Chunked,
 }
 
-/// What is known of a request once its head is complete.
+/// A parsed request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes, the empty line included.
+    /// Length in bytes, including the empty line.
     pub len: usize,
-    /// Its body.
+    /// How its body is delimited.
     pub framing: Framing,
-    /// The client asks to switch protocols: bytes after the head belong to nobody yet.
+    /// The client asks to switch protocols: the protocol of the bytes after the head is not known yet.
     pub is_upgrade: bool,
-    /// Of an absolute target: where its scheme and host are, which every app understands better without. Empty: a path.
+    /// The position of scheme and host in an absolute target; apps handle a plain path better. Empty for a path.
     pub origin: Origin,
-    /// HTTP/1.1, a path, no body, a method that may be repeated, and nothing special about the connection: what nearly
-    /// every request is, and what the fast lane takes.
+    /// HTTP/1.1, a path, no body, a repeatable method and no special connection options: most requests, and those that the
+    /// fast lane takes.
     pub is_simple: bool,
 }
 
-/// Scheme and host of an absolute target, in bytes from the start of the head.
+/// Scheme and host of an absolute target, as bytes from the start of the head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Where it begins.
+    /// Start.
     pub start: usize,
-    /// How long it is; zero for a path.
+    /// Length; zero for a path.
     pub len: usize,
-    /// Nothing but a query follows: a slash is missing.
+    /// The target has no path, at most a query: a slash must be added.
     pub lacks_path: bool,
 }
 
-/// Why a head is not passed on.
+/// Why a head is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is wrong.
+    /// It is malformed.
     Malformed(Malformed),
-    /// It is larger, or has more fields, than allowed.
+    /// It has more bytes or headers than allowed.
     TooLarge,
 }
 
@@ -59,32 +59,32 @@ impl From<Malformed> for Refused {
     }
 }
 
-/// Bounds of a head.
+/// Maximum size of a head.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes.
     pub max_bytes: usize,
-    /// Fields.
+    /// Number of headers.
     pub max_fields: usize,
 }
 
-/// The most fields that [`inspect`] can be asked to take.
+/// Maximum number of headers that [`inspect`] supports.
 pub const MOST_FIELDS: usize = 256;
 
-/// Finds the end of a head that arrives in pieces, looking at each byte once.
+/// Finds the end of a head that arrives in pieces, reading each byte once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
-    /// Up to here everything was looked at.
+    /// Bytes before this have been read.
     seen: usize,
-    /// Where the current line begins.
+    /// Start of the current line.
     line: usize,
 }
 
 impl HeadScanner {
-    /// The length of the head at the start of `bytes`, if it is complete. `bytes` grows from call to call.
+    /// Returns the length of the head at the start of `bytes`, if it is complete. `bytes` grows from call to call.
     ///
     /// # Errors
-    /// A line that ends in LF alone, or one that continues another.
+    /// A line ends in LF alone, or continues the previous one.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         while let Some(found) = memchr::memchr(b'\n', &bytes[self.seen..]) {
             let newline = self.seen + found;
@@ -106,10 +106,10 @@ impl HeadScanner {
     }
 }
 
-/// Reads the complete head at the start of `bytes`.
+/// Parses the complete head at the start of `bytes`.
 ///
 /// # Errors
-/// What must not pass, or is too large.
+/// The head is malformed or too large.
 pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
     let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MOST_FIELDS];
     let fields = &mut fields[..limits.max_fields.min(MOST_FIELDS)];
@@ -145,7 +145,7 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
     let may_be_repeated = matches!(method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
     let is_plain = !fields.upgrade && !fields.is_special;
     let origin = authority.map_or_else(Origin::default, |authority| {
-        // One space after the method, as httparse has it; then scheme, "://", authority.
+        // httparse ensures one space after the method; scheme, "://" and authority follow.
         let scheme = target.find("://").unwrap_or_default();
         let len = scheme + 3 + authority.len();
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
@@ -156,18 +156,18 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
     Ok(Head { len, framing, is_upgrade, origin, is_simple })
 }
 
-/// The fields that decide how a message is read.
+/// The headers that determine how a message is parsed.
 #[derive(Default)]
 struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
-    /// The first `Upgrade` says `websocket`.
+    /// The first `Upgrade` contains `websocket`.
     asks_for_web_socket: bool,
-    /// `Connection` has `upgrade` among its options.
+    /// `Connection` has the option `upgrade`.
     has_upgrade_option: bool,
-    /// `Expect`, or a `Connection` that says more than `keep-alive`.
+    /// It has `Expect`, or a `Connection` other than `keep-alive`.
     is_special: bool,
 }
 
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
     fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Malformed> {
         let mut fields = Self::default();
         for header in headers {
-            // By length first: most fields are none of these, and a comparison of lengths is one instruction.
+            // Compares lengths first: that is one instruction and excludes most headers.
             let name = header.name;
             match name.len() {
                 4 if name.eq_ignore_ascii_case("host") => {
@@ -195,7 +195,7 @@ impl<'a> Fields<'a> {
                 }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let length = digits(header.value).ok_or(Malformed::Length)?;
-                    // Also when both say the same: the app would see both, and RFC 9110 section 8.6 asks for one.
+                    // Also if both are equal: the app would see both, and RFC 9110 section 8.6 requires a single one.
                     if fields.length.replace(length).is_some() {
                         return Err(Malformed::Length);
                     }
@@ -213,19 +213,19 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether an `Upgrade` asks for the one protocol that is passed on.
+/// Whether an `Upgrade` asks for WebSocket, the only protocol that is forwarded.
 pub fn is_web_socket(upgrade: &[u8]) -> bool {
     upgrade.eq_ignore_ascii_case(b"websocket")
 }
 
-/// Whether a `Connection` has the option without which `Upgrade` means nothing (RFC 9110 section 7.8).
+/// Whether a `Connection` has the option without which `Upgrade` has no effect (RFC 9110 section 7.8).
 pub fn has_upgrade_option(connection: &[u8]) -> bool {
     connection.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// The authority of an absolute target; `None` for a path or `*`.
 fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>, Malformed> {
-    // A fragment is the client's own: whoever sends one means something else than whoever reads it.
+    // Fragments stay at the client: sender and recipient could read such a target differently.
     if target.contains('#') {
         return Err(Malformed::Target);
     }
@@ -243,7 +243,7 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>
     }
 }
 
-/// Whether the authority of an absolute target is the one in `Host`; the scheme's own port may be left out of either.
+/// Whether the authority of an absolute target equals `Host`; either may omit the scheme's default port.
 fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
     let is_https = target.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
     let port: &[u8] = if is_https { b":443" } else { b":80" };
@@ -251,14 +251,14 @@ fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
-/// A host with an optional port; empty is allowed, as RFC 9112 section 3.2 does.
+/// A host with an optional port; may be empty, as in RFC 9112 section 3.2.
 fn is_host(value: &[u8]) -> bool {
     value
         .iter()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
 }
 
-/// A whole number in digits alone: no sign, no list, no blanks.
+/// Parses a number of digits only: no sign, no list, no blanks.
 fn digits(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;

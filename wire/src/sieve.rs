@@ -1,57 +1,57 @@
-//! Which headers of a request the app gets, by who sent the request: a client must not say what only a proxy in front may.
+//! Selects the request headers that the app gets, by sender: clients may not send headers reserved for trusted proxies.
 //! Pure: names in, verdicts out.
 
 use http::HeaderName;
 
 use crate::client_address::{Edge, Sender};
 
-/// What becomes of a header of a request.
+/// How a request header is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
-    /// The app gets it, unless the proxy writes it anew.
+    /// It is forwarded, unless the proxy replaces it.
     Passes,
-    /// The app does not get it.
+    /// It is removed.
     Removed,
-    /// The same, and it is counted: its sender may not say it.
+    /// It is removed and counted as forged: this sender may not send it.
     Forged,
 }
 
-/// Who may send a header that is not every client's to send.
+/// The senders that may set a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
-    /// This proxy alone.
+    /// Only this proxy.
     Proxy,
-    /// It names the client's address: only the one that is believed passes.
+    /// It names the client's address: only the trusted source passes.
     Address,
     /// Fly's edge.
     Fly,
-    /// A proxy in front.
+    /// A trusted proxy.
     Forwarded,
-    /// A proxy in front; clients send it in good faith, too.
+    /// A trusted proxy; other clients send it in good faith, too.
     RequestId,
-    /// Anybody, in its usual spelling.
+    /// All senders, in its usual spelling.
     Anybody,
 }
 
-/// What may pass, by who sent the request.
+/// Decides which headers pass, by sender.
 #[derive(Clone, Copy, Debug)]
 pub struct Sieve<'a> {
-    /// Who sent it.
+    /// The kind of sender.
     pub sender: Sender,
-    /// What names the client.
+    /// The trusted proxy and the source of the client's address.
     pub edge: &'a Edge,
-    /// The headers that the rules look at: no other spelling of them passes.
+    /// Headers that the configuration reads: other spellings of them are removed.
     pub read: &'a [HeaderName],
-    /// The request's client is its connection: a header that names another one is worth a note.
+    /// The client is its connection's address: headers with another address are noted.
     pub notes_claims: bool,
 }
 
-/// What was removed from a request.
+/// Headers removed from a request.
 #[derive(Debug)]
 pub struct Removed<N, V> {
-    /// Something that its sender may not say.
+    /// A header that this sender may not send was among them.
     pub forged: bool,
-    /// The first header that names a client's address which is not believed, and its value.
+    /// The first header with an untrusted client address, and its value.
     pub claim: Option<(N, V)>,
 }
 
@@ -62,8 +62,8 @@ impl<N, V> Default for Removed<N, V> {
 }
 
 impl<'a> Sieve<'a> {
-    /// What becomes of a header. Other spellings of a guarded name (`X_Forwarded_For`), and of one that is read, pass from
-    /// nobody: CGI, WSGI, Rack and PHP give the app one variable for all of them.
+    /// How a header is treated. Other spellings of a guarded name (`X_Forwarded_For`) or of a name that the configuration
+    /// reads are removed for all senders: CGI, WSGI, Rack and PHP merge them into one variable.
     pub fn passage(&self, name: &str) -> Passage {
         use {Guard as G, Passage::*, Sender as S};
         let is = |other: &str| name.eq_ignore_ascii_case(other);
@@ -73,7 +73,7 @@ impl<'a> Sieve<'a> {
             return Forged;
         }
         let guard = match guard(name) {
-            // A header of the operator's own choice.
+            // A header that the operator configured.
             None if is_source => Some(G::Address),
             Some(_) if !is_source && !is_usual(name) => return Forged,
             guard => guard,
@@ -93,7 +93,7 @@ impl<'a> Sieve<'a> {
             }
             (Some(G::Fly), S::Fly) | (Some(G::Forwarded), S::Proxy) => Passes,
             (Some(G::Fly), S::Proxy) => Removed,
-            // What Fly's edge sets is written anew; in all others a client's own values come through (docs/fly.md).
+            // Headers that Fly's edge overwrites pass; others may hold the client's own values (docs/fly.md).
             (Some(G::Forwarded), S::Fly) => {
                 if is("x-forwarded-proto") {
                     Passes
@@ -104,34 +104,34 @@ impl<'a> Sieve<'a> {
         }
     }
 
-    /// Whether a removed header claims an address, where that is worth a note.
+    /// Whether a removed header claims a client address that is to be noted.
     pub fn is_claim(&self, name: &str) -> bool {
         self.notes_claims && is_usual(name) && guard(name) == Some(Guard::Address)
     }
 }
 
-/// Whether an app may take the two names for one: CGI maps `-` to `_` in the variable's name, and some servers every
+/// Whether an app may mistake one name for the other: CGI maps `-` to `_` in the variable's name, and some servers map every
 /// character that is neither letter nor digit.
 fn reads_as(name: &str, other: &str) -> bool {
     let read = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| read(a) == read(b))
 }
 
-/// Whether a name is spelled as those of guarded headers are.
+/// Whether a name has the usual spelling of guarded headers.
 fn is_usual(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// Who may send a header of this name, in whichever spelling.
+/// The senders that may set a header of this name, in any spelling.
 fn guard(name: &str) -> Option<Guard> {
     let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| reads_as(start, prefix));
     let is = |other: &&str| reads_as(name, other);
-    // The first letter decides for nearly every header.
+    // The first letter is enough for most headers.
     match name.as_bytes().first()?.to_ascii_lowercase() {
         b'x' if begins("x-outrigger-") => Some(Guard::Proxy),
         b'x' if X_ADDRESSES.iter().any(is) => Some(Guard::Address),
         b'x' if begins("x-forwarded-") => Some(Guard::Forwarded),
-        // Frameworks that know these serve the path that they name instead of the request's own.
+        // Frameworks that support these serve the path that they name instead of the request's own.
         b'x' if ["x-original-url", "x-original-uri", "x-rewrite-url"].iter().any(is) => Some(Guard::Forwarded),
         b'x' if is(&"x-request-id") => Some(Guard::RequestId),
         b'x' if is(&"x-request-timeout-ms") => Some(Guard::Anybody),
@@ -275,7 +275,7 @@ mod tests {
         ] {
             assert_eq!(passages("x-forwarded-for", &read, name), [expected; 4], "{name}");
         }
-        // The operator's own choice is believed as it is written.
+        // The operator's own choice is trusted as written.
         for (source, name, expected) in [
             ("x-my-visitor", "X_My_Visitor", [Forged; 4]),
             ("my_visitor", "My-Visitor", [Forged; 4]),

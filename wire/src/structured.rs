@@ -48,14 +48,14 @@ pub fn name_of(item: &[u8]) -> Option<&[u8]> {
     Some(&item[1..end])
 }
 
-/// The number that stands behind `key=`, as a parameter or as a member of a dictionary.
+/// The number after `key=`, as a parameter or as a member of a dictionary.
 pub fn number_of(text: &[u8], key: &str) -> Option<u64> {
     let mut parts = text.split(|byte| matches!(byte, b';' | b','));
     let value = parts.find_map(|part| part.trim_ascii().strip_prefix(key.as_bytes())?.strip_prefix(b"="))?;
     leading_number(value)
 }
 
-/// The number that a text begins with.
+/// The number at the start of `text`.
 pub fn leading_number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());

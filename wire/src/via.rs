@@ -1,7 +1,7 @@
-//! `Via` (RFC 9110 section 7.6.3): who has forwarded a request, and whether this process already has.
+//! `Via` (RFC 9110 section 7.6.3): detects requests that this process has forwarded already.
 //!
-//! A request that comes back would go round until nothing is left, so it is answered 508. Where an app must not see `Via`
-//! (`headers.via = false`), `CDN-Loop` (RFC 8586) carries the same name: no server changes what it does because of it.
+//! Without that, such a request would loop until resources run out; it gets 508. If the app must not see `Via` (`headers.via
+//! = false`), `CDN-Loop` (RFC 8586) carries the same name: servers do not change their behaviour because of it.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ use crate::request::Fields;
 
 static CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
-/// What this process is called in requests that it forwards. Every process has another one, so that several of them may stand
-/// behind each other.
+/// The name of this process in requests that it forwards. Different for every process, so that several of them can be
+/// chained.
 #[derive(Clone)]
 pub struct Pseudonym(Box<str>);
 
 impl Pseudonym {
-    /// One that nobody has.
+    /// Creates a unique name.
     pub fn fresh() -> Self {
         Self(format!("outrigger-{:016x}", random()).into())
     }
@@ -39,12 +39,12 @@ impl fmt::Debug for Pseudonym {
     }
 }
 
-/// The field that says who forwards a request.
+/// The header that names forwarding proxies.
 pub fn field(with_via: bool) -> &'static HeaderName {
     if with_via { &header::VIA } else { &CDN_LOOP }
 }
 
-/// Writes its value: what others have said, and this process.
+/// Writes its value: the names so far, and this process.
 pub fn write(text: &mut Vec<u8>, fields: Fields<'_>, with_via: bool, received: Version, pseudonym: &Pseudonym) {
     fields.each(field(with_via), |value| {
         if !value.trim_ascii().is_empty() {

@@ -211,7 +211,7 @@ fn of_imports(held: &Crate, files: &[(String, String)]) -> Vec<Breach> {
     let mut met = Vec::new();
     for (file, text) in files {
         let own = module_of(file);
-        // The root declares the modules, and a program only starts; tests look at whatever they like.
+        // The root declares the modules, and a program only starts; tests may use all modules.
         if own.is_empty() || file == "main.rs" || file.ends_with("tests.rs") {
             continue;
         }

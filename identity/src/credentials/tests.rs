@@ -115,7 +115,7 @@ fn what_cannot_be_verified_is_ignored_and_says_why() {
         ("Bearer x.y.z".to_owned(), Ignored::BadToken),
         ("Bearer  ".to_owned(), Ignored::BadToken),
     ] {
-        // The second time it comes out of the cache.
+        // The second one comes from the cache.
         for _ in 0..2 {
             let found = identify(&credentials, &[("authorization", &value)]);
             assert_eq!((found.who, found.token), (Who::Address, Some(why)), "{value}");
@@ -153,7 +153,7 @@ fn a_tier_comes_from_the_table_or_a_verified_claim_and_nothing_else() {
         let found = identify(&credentials, &[("authorization", &bearer(&good())), (field, "internal")]);
         assert_eq!(who(&found), Some((VerifiedKind::User, "ann", Tier::Pro)));
     }
-    // A claim that nobody signed.
+    // A claim without a valid signature.
     let mut parts: Vec<String> = mint::hs256(&good(), SECRET).split('.').map(str::to_owned).collect();
     let mut claims = good();
     claims["tier"] = json!("internal");
@@ -282,7 +282,7 @@ fn unknown_keys_are_clients_of_their_own_where_that_is_wanted() {
     assert_eq!(identify(&counting, &[("x-api-key", &long)]).who, Who::Address);
     let both = Credentials::new(keys(&[("sesame", "acme", Tier::Pro)], true), None);
     assert!(who(&identify(&both, &[("x-api-key", "sesame")])).is_some());
-    // Who sends a name in place of a key does not share its client.
+    // A client that sends the name instead of the key is a different client.
     let named = identify(&both, &[("x-api-key", "acme")]);
     let known = identify(&both, &[("x-api-key", "sesame")]);
     let (Who::UnknownKey(named), Who::Verified(known)) = (named.who, known.who) else { panic!() };

@@ -16,7 +16,7 @@ use crate::verified::Ignored;
 
 const NOW: u64 = 1_800_000_000;
 
-/// An issuer that answers every request with what it was last told, and counts.
+/// An issuer that gives the configured response to every request, and counts requests.
 struct Issuer {
     url: String,
     answer: Arc<Mutex<Vec<u8>>>,
@@ -111,11 +111,11 @@ async fn keys_come_and_go_as_the_issuer_publishes_them() {
     assert!(counts(&credentials, &old_token) && source.fetched_at().is_some());
     assert_eq!(identify(&credentials, &new_token).token, Some(Ignored::UnknownSigner));
     assert_eq!(source.refresh().await, Ok(Fetched { keys: 1, has_changed: false }));
-    // Both, as long as the issuer changes over.
+    // Both, during the issuer's key rotation.
     issuer.publishes(&[old.jwk("old"), new.jwk("new")]);
     assert_eq!(source.refresh().await, Ok(Fetched { keys: 2, has_changed: true }));
     assert!(counts(&credentials, &old_token) && counts(&credentials, &new_token));
-    // A key that is withdrawn takes the tokens with it that were verified before.
+    // Withdrawing a key invalidates tokens that were verified with it before.
     issuer.publishes(&[new.jwk("new")]);
     source.refresh().await.unwrap();
     assert!(counts(&credentials, &new_token));
@@ -188,7 +188,7 @@ async fn an_unknown_key_asks_at_once_but_not_more_often_than_the_floor() {
     until("the new key", || counts(&credentials, &token(&new, "new"))).await;
     assert!(began.elapsed() < Duration::from_secs(10), "not the refresh interval");
     assert_eq!(issuer.asked(), 2);
-    // A flood of keys that nobody knows.
+    // A flood of unknown keys.
     let began = Instant::now();
     let mut number = 0;
     while began.elapsed() < 3 * floor {

@@ -4,7 +4,7 @@
 //! of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
 //! (Shreedhar, Varghese 1995). At most [`Terms::overtakers`] flows that join later may overtake a flow of a heavy client
 //! ([`Clients::is_heavy`]). Therefore the first request of a flow waits for at most as many grants of its priority as there
-//! were other flows when its own joined, plus that number for a heavy client, whatever arrives later.
+//! were other flows when its own joined, plus that number for a heavy client, regardless of later arrivals.
 
 use super::Turn;
 use super::clients::Clients;

@@ -48,7 +48,7 @@ impl Switch {
         }
     }
 
-    /// Returns the refusal that [`Self::ask`] would give, except on the ramp, which decides call by call.
+    /// Returns the rejection that [`Self::ask`] would return, except on the ramp, which decides call by call.
     pub(super) fn refuses(&self, settings: &Settings, now: u64) -> Option<Refused> {
         match &self.inner {
             Inner::Open { until, .. } if now < *until => {

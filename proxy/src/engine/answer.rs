@@ -1,5 +1,5 @@
-//! Outrigger's own responses, in one place: problems, health, fallbacks, replays, answers to probes, and rejections of what
-//! never became a request. [`OwnResponse`] is their head; each protocol writes it in its own form.
+//! Outrigger's own responses: problems, health, fallbacks, replays, responses to probes, and rejections of input that is not
+//! a complete request. [`OwnResponse`] is their head; each protocol writes it in its own form.
 
 use std::io::Write as _;
 use std::time::Duration;

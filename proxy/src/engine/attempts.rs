@@ -10,7 +10,7 @@ use http::StatusCode;
 
 use crate::engine::rejection::{Failure, Rejection};
 
-/// What happened to a request.
+/// An event in the life of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It has a permit, or needs none.
@@ -45,18 +45,18 @@ pub enum Event {
         /// The route retries this status, and the request is repeatable.
         wants_retry: bool,
     },
-    /// The app refused the connection, so nothing was sent.
+    /// The app refused the connection, so it has not seen the request.
     Refused {
         /// The request may wait until the app is back.
         waits: bool,
         /// A peer takes it: its destination has become that peer.
         peer: bool,
     },
-    /// There was no connection within `app.connect_timeout`, so nothing was sent.
+    /// No connection within `app.connect_timeout`, so the app has not seen the request.
     ConnectTimedOut,
-    /// There is no connection for a reason of our own: this host is out of resources, or the app's name leads back here.
+    /// Connecting failed for a local reason: this host is out of resources, or the app's name resolves to this proxy.
     NoConnection(Rejection),
-    /// The connection that [`Next::Probe`] asked for is there.
+    /// The connection of [`Next::Probe`] succeeded.
     Connected,
     /// The app closed the connection, or reset it, before the response's head was complete.
     Closed {
@@ -83,7 +83,7 @@ pub enum Event {
         /// As of [`Event::Admitted`].
         is_idempotent: bool,
     },
-    /// The peer could not be reached or gave the request back: it did nothing for it.
+    /// The peer could not be reached or declined the request: its app has not seen it.
     PeerDeclined,
     /// The connection to the peer closed, or its response was not valid HTTP. The peer's app may have seen the request.
     PeerBroke {
@@ -102,7 +102,7 @@ pub enum Event {
     Bought(Option<Duration>),
 }
 
-/// What follows an event.
+/// The result of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A retry is wanted: find out whether there is time and budget for it, and report [`Event::Bought`].
@@ -111,7 +111,7 @@ pub enum Step {
     Go(Option<Report>, Next),
 }
 
-/// What a retry takes.
+/// The cost of a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Price {
     /// A pause that ends before the deadline. The budget is asked once the app accepts a connection.
@@ -135,7 +135,7 @@ pub enum Report {
     Unknown,
 }
 
-/// What to do next.
+/// The driver's next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Pause, then make an attempt: ask the circuit breaker, inject a fault, send the request, and read the response's head.
@@ -155,17 +155,17 @@ pub enum Next {
     Wait,
     /// Send it to the peer that is its destination.
     AskPeer,
-    /// Serve it here after all: the peer did nothing for it.
+    /// Serve it here after all: the peer has not served it.
     ComeBack,
-    /// Pass the response on. As all that follow, it is an outcome: there is no second one.
+    /// Forward the response. Like all that follow, it is an outcome, and final.
     Relay,
     /// Reject it.
     Reject(Rejection),
     /// Respond that the app failed.
     Fail(Failure),
-    /// Nothing: there is no client.
+    /// Stop: the client has disconnected.
     Leave,
-    /// Nothing: it has ended already.
+    /// No action: the request has ended already.
     Nothing,
 }
 
@@ -187,7 +187,7 @@ enum Stage {
     Ended,
 }
 
-/// Why a retry is wanted, and so what becomes of the request without it.
+/// Why a retry is wanted; determines what happens without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purchase {
     ConnectTimeout,
@@ -210,8 +210,8 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// The attempts at the app so far. Not counted: connections that the app refused while the request may wait for it or goes
-    /// to a peer, and attempts that were never sent, because the circuit breaker, the deadline or the budget did not allow it.
+    /// The attempts at the app so far, except connections that the app refused while the request may wait or goes to a peer,
+    /// and attempts never sent because of the circuit breaker, the deadline or the budget.
     pub const fn made(&self) -> u32 {
         self.made
     }
@@ -270,7 +270,7 @@ impl Attempts {
                 self.buy_repeat(wants_retry, price, Purchase::Fault(status))
             }
 
-            // Without a connection, nothing was sent.
+            // Without a connection, the app has not seen the request.
             (Stage::Asking | Stage::Probing, Event::Refused { peer: true, .. }) => {
                 self.made -= 1;
                 self.ask_peer()

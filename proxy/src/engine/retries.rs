@@ -1,4 +1,4 @@
-//! What a retry takes: a pause that ends before the deadline, and a token of the budget.
+//! The cost of a retry: a pause that ends before the deadline, and a token of the budget.
 //!
 //! [`crate::engine::attempts`] decides whether one is made:
 //!
@@ -23,7 +23,7 @@ use outrigger_wire::random::dice;
 use crate::engine::exchange::Exchange;
 use crate::engine::state::State;
 
-/// A request has come: it pays into the budget.
+/// Adds a request's share to the retry budget.
 pub fn pay_in(state: &State, exchange: &Exchange) {
     if exchange.resilience == Mode::Enforce && exchange.route().attempts > 1 {
         state.retry_budget().pay_in(exchange.rules.config.retry.budget);
@@ -34,17 +34,17 @@ pub fn pay_in(state: &State, exchange: &Exchange) {
 pub fn pause(exchange: &Exchange, now: Instant, asked_for: Option<Duration>) -> Option<Duration> {
     let rules = &exchange.rules.config.retry;
     let jittered = || retry::pause(exchange.attempts.made(), rules.backoff, rules.max_backoff, dice());
-    // Zero is what a date that has passed says: as soon as any other retry.
+    // A date in the past gives zero: the usual pause applies.
     let pause = asked_for.filter(|pause| !pause.is_zero()).unwrap_or_else(jittered);
     (now + pause < exchange.deadline).then_some(pause)
 }
 
-/// Whether an answer with this status is tried again.
+/// Whether a response with this status is retried.
 pub fn is_wanted(exchange: &Exchange, status: u16) -> bool {
     exchange.resilience == Mode::Enforce && exchange.route().retry_statuses.contains(&status)
 }
 
-/// One more attempt is made: false if the budget has nothing left for it.
+/// Takes one token of the retry budget; returns false if it is used up.
 pub fn pay(state: &State, exchange: &Exchange, now: Instant) -> bool {
     let is_paid = state.retry_budget().pay(state.nanoseconds(now), exchange.rules.config.retry.budget);
     if is_paid {

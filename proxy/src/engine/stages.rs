@@ -1,4 +1,4 @@
-//! Every check of a request, in order. To change what the proxy does, change this file's lists.
+//! The checks of a request, in order. To change the proxy's behaviour, change this file's lists.
 
 pub mod admit;
 pub mod failover;
@@ -15,10 +15,10 @@ use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::mechanism::{abuse, affinity, audit, breakers, limits};
 
-/// One check of a request: lets it pass, or says why not.
+/// One check of a request: passes it on, or returns a rejection.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
-/// Every check a request passes, in order; the first that refuses answers, and the first that sends it elsewhere is the last.
+/// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
 pub const STAGES: [Stage; 13] = [
     identify::client,
     via::check,
@@ -35,22 +35,22 @@ pub const STAGES: [Stage; 13] = [
     failover::choose,
 ];
 
-/// What comes before the app's turn, for a request that stays here. The breaker is asked once more for each attempt.
+/// The checks before the request is sent to the local app. The circuit breaker is asked again for each attempt.
 const TURN: [Stage; 2] = [breakers::may_pass, admit::slot];
 
-/// Decides about a request: whether it is refused, and where it goes.
+/// Decides whether a request is rejected, and where it is sent.
 ///
 /// # Errors
-/// The refusal of a stage.
+/// A stage rejects the request.
 pub fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     check(state, request, exchange)?;
     if matches!(exchange.destination, Destination::App) { take_turn(state, request, exchange) } else { Ok(()) }
 }
 
-/// The first part of [`decide`]: everything that can be said before the request's body is there.
+/// The first part of [`decide`]: all checks that do not need the request's body.
 ///
 /// # Errors
-/// The refusal of a stage.
+/// A stage rejects the request.
 pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     for stage in STAGES {
         stage(state, request, exchange)?;
@@ -61,10 +61,11 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     Ok(())
 }
 
-/// The rest of [`decide`], also for a request that comes back from a peer. A breaker that is open here may not be so there.
+/// The rest of [`decide`], also for a request that a peer declined. A peer's circuit breaker may be closed while the one
+/// here is open.
 ///
 /// # Errors
-/// The refusal of a stage.
+/// A stage rejects the request.
 pub fn take_turn(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     if exchange.has_been_refused {
         return Err(Rejection::Overloaded);

@@ -38,7 +38,7 @@ use crate::transport::upstream::exhaustion::Exhaustion;
 pub struct Snapshot {
     /// The checked configuration.
     pub config: Config,
-    /// What they say that connections are made to.
+    /// The upstreams that it configures.
     pub upstreams: Upstreams,
     /// The metrics of each route, in the order of the routes.
     pub route_metrics: Vec<RouteMetrics>,
@@ -53,7 +53,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Prepares rules for use.
+    /// Prepares a checked configuration for use.
     pub fn new(checked: Checked, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
         let Checked { config, upstreams } = checked;
         let route_metrics =

@@ -1,5 +1,5 @@
-//! What both ways through the proxy do between an event of [`super::attempts`] and the next step: they report to the circuit
-//! breaker, buy retries, and ask whether the app is down or a peer takes the request. None of it waits.
+//! The steps between an event of [`super::attempts`] and the next action, shared by both paths through the proxy: reports to
+//! the circuit breaker, the retry budget, and checks whether the app is down or a peer takes the request. They do not block.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::engine::stages::{failover, faults, hold};
 use crate::engine::state::State;
 use crate::mechanism::breakers::{self, End};
 
-/// Takes an event, and returns what the driver does next.
+/// Takes an event, and returns the driver's next action.
 #[inline]
 pub fn happened(state: &State, exchange: &mut Exchange, event: Event) -> Next {
     let mut step = exchange.attempts.on(event);
@@ -62,7 +62,7 @@ pub fn admitted(state: &State, exchange: &mut Exchange, is_idempotent: bool) -> 
     happened(state, exchange, Event::Admitted { most, is_idempotent })
 }
 
-/// The request gets no permit here. A peer may have one to spare.
+/// The request gets no permit here. A peer may have a free one.
 pub fn not_admitted(state: &State, exchange: &mut Exchange, no_turn: NoTurn) -> Next {
     let event = match no_turn {
         NoTurn::AppAway => Event::HoldOver,
@@ -90,7 +90,7 @@ pub fn refused(state: &Arc<State>, exchange: &mut Exchange) -> Next {
 /// Asks the circuit breaker whether the attempt may be made; returns the fault to inject, if there is one.
 ///
 /// # Errors
-/// What to do instead, if the circuit breaker is open.
+/// The next action if the circuit breaker is open.
 #[inline]
 pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<Option<Fault>, Next> {
     match breakers::enter(state, exchange, now) {
@@ -129,8 +129,8 @@ fn fault(state: &State, exchange: &Exchange) -> Option<Fault> {
 }
 
 impl Fault {
-    /// What it does after its delay; `None` if the attempt goes on. `may_repeat` is as in [`Event::Closed`], and asked only if
-    /// it matters.
+    /// The event after its delay; `None` if the attempt goes on. `may_repeat` is as in [`Event::Closed`], and called only if
+    /// needed.
     pub fn event(self, exchange: &Exchange, may_repeat: impl FnOnce() -> bool) -> Option<Event> {
         match self.after {
             After::DeadlineOver => Some(Event::Expired),
@@ -144,7 +144,7 @@ impl Fault {
     }
 }
 
-/// The head of a response of the app is complete. `may_repeat` is asked only if the route retries this status.
+/// The head of a response of the app is complete. `may_repeat` is called only if the route retries this status.
 #[inline]
 pub fn answered(
     state: &State,

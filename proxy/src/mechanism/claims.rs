@@ -118,7 +118,7 @@ impl Claims {
     }
 }
 
-/// Counts what was removed from a request, and tells the log when it looks as if a proxy in front is not believed.
+/// Counts headers removed from a request, and logs if a proxy in front is probably not trusted.
 pub fn removed<N: AsRef<str>, V: AsRef<[u8]>>(state: &State, exchange: &mut Exchange, removed: &Removed<N, V>) {
     if exchange.hop.is_some() {
         return;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
-/// When the process closes connections at rest, or is short of descriptors: how long one must have rested. A client that is about to send on a
-/// connection it just used gets its answer, with `Connection: close`.
+/// When the process closes idle connections, or is short of descriptors: how long one must have been idle. A client that is
+/// about to send on a connection it just used gets its response, with `Connection: close`.
 pub const RESTED: Duration = Duration::from_millis(500);
 
 /// An unfinished head up to this size is part of what a connection costs.

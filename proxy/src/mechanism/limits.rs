@@ -1,4 +1,4 @@
-//! How often each client may ask: the stage that applies the limits of the rules.
+//! The stage that applies the configured rate limits.
 //!
 //! A request must be admitted by every rate limit of its route. The limits are charged one after the other; if one
 //! rejects the request, the charges to the earlier ones are undone.

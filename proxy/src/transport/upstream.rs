@@ -46,7 +46,7 @@ pub enum Upstream {
     Named(Name),
 }
 
-/// What the configuration says that connections are made to.
+/// The configured upstreams.
 #[derive(Clone, Debug)]
 pub struct Upstreams {
     /// The app.
@@ -312,7 +312,7 @@ pub async fn connect_once(state: &State) -> Result<AppStream, ConnectError> {
             connected = upstream.connect() => connected,
             () = moved => continue,
         };
-        // If the app went elsewhere in this moment, that it is not here says nothing.
+        // If the app's address has just changed, a failure at the old one does not count.
         if connected.is_ok() || Arc::ptr_eq(&upstream, &state.rules.load().upstreams.app) {
             return connected;
         }

@@ -70,7 +70,7 @@ fn route_count(in_file: usize) -> usize {
 #[test]
 fn the_shipped_file_says_what_the_code_does() {
     let shipped = include_str!("../../../config/proxy.toml");
-    // Every commented key becomes a real one: it must be known, readable, and equal to the default.
+    // Uncomments every key: each must be known, readable and equal to the default.
     let uncommented: String = shipped
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -108,7 +108,7 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// The lines that describe a table which is not there by default, from the one that names it to the next empty one.
+/// The comment lines about a table without a default, from the one that names it to the next empty line.
 fn described<'a>(shipped: &'a str, table: &str) -> Vec<&'a str> {
     let start = shipped.lines().position(|line| line.starts_with('#') && line.contains(table));
     shipped.lines().skip(start.unwrap()).take_while(|line| !line.is_empty()).collect()

@@ -1,4 +1,4 @@
-//! `[abuse]`: who is shut out.
+//! `[abuse]`: bans of clients.
 
 use std::num::NonZeroU32;
 
@@ -14,25 +14,25 @@ use crate::complaints::Builder;
 use crate::tree::Step;
 use crate::units::{OptionalRate, Span, Text, non_zero, per_minute, span};
 
-/// Who is shut out.
+/// Bans of clients.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Abuse {
-    /// Whether bans count. Look at the counters in "monitor" first.
+    /// Whether bans are enforced. Look at the counters in "monitor" first.
     pub mode: Acting,
-    /// More refusals by limits (429) than this lead to a ban.
+    /// More rejections by rate limits (429) than this lead to a ban.
     pub refusals: Text<OptionalRate>,
-    /// More answers 401 and 403 than this lead to a ban.
+    /// More responses 401 and 403 than this lead to a ban.
     pub login_failures: Text<OptionalRate>,
-    /// More answers 404 than this lead to a ban.
+    /// More responses 404 than this lead to a ban.
     pub not_found: Text<OptionalRate>,
-    /// How long the first ban is; each further one is twice as long.
+    /// Length of the first ban; each further one is twice as long.
     pub ban: Text<Span>,
-    /// How long the longest is, and after how long without another one a client begins anew.
+    /// Maximum length of a ban. After the same time without a ban, a client starts again with the first one.
     pub max_ban: Text<Span>,
     /// Addresses and networks that are never banned.
     pub allow: Vec<Text<Network>>,
-    /// Bans that are remembered. Beyond, those that end first make room.
+    /// Maximum number of bans kept. Beyond, the bans that end first are dropped.
     pub max_bans: NonZeroU32,
 }
 
@@ -51,23 +51,23 @@ impl Default for Abuse {
     }
 }
 
-/// Who is shut out, checked.
+/// Bans, checked.
 #[derive(Clone, Debug)]
 pub struct BanRules {
-    /// Whether bans count.
+    /// Whether bans are enforced.
     pub mode: Mode,
-    /// What is allowed of each offence.
+    /// The quota of each offence.
     pub quotas: [Option<Quota>; Offence::ALL.len()],
-    /// How long bans are.
+    /// Lengths of bans.
     pub bans: Settings,
-    /// Who is never banned.
+    /// Addresses that are never banned.
     pub allow: Vec<Network>,
-    /// How many are remembered.
+    /// Maximum number of bans kept.
     pub max_bans: usize,
 }
 
 impl Builder<'_> {
-    /// Who is shut out.
+    /// Checks the section.
     pub fn abuse(&mut self, written: &Abuse) -> BanRules {
         let (first, longest) = (written.ban.0.0, written.max_ban.0.0);
         let at = |key| [Step::Key("abuse"), Step::Key(key)];
@@ -81,7 +81,7 @@ impl Builder<'_> {
             |rate: &Text<OptionalRate>| rate.0.0.and_then(|rate| Quota::new(rate, rate.count(), Multiplier::ONE));
         BanRules {
             mode: written.mode.into(),
-            // In the order of `Offence::ALL`; what an operator does has no quota.
+            // In the order of `Offence::ALL`; bans by operators have no quota.
             quotas: [quota(&written.refusals), quota(&written.login_failures), quota(&written.not_found), None],
             bans: Settings { first, longest },
             allow: written.allow.iter().map(|network| network.0).collect(),

@@ -12,11 +12,11 @@ use crate::units::Text;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where `/metrics`, `/metrics/all` and `/healthz` answer. Environment: OUTRIGGER_ADMIN_LISTEN.
+    /// The address of `/metrics`, `/metrics/all` and `/healthz`. Environment: OUTRIGGER_ADMIN_LISTEN.
     pub listen: Text<SocketAddr>,
-    /// More names and addresses that `Host` may have; without scheme and port.
+    /// Additional names and addresses that `Host` may have; without scheme and port.
     pub hosts: Vec<String>,
-    /// Connections at the same time. At the bound, those that rest longest make room.
+    /// Maximum connections. At the limit, those that have been idle longest are closed.
     pub max_connections: NonZeroU32,
 }
 

@@ -1,4 +1,4 @@
-//! `[admission]`: how many requests the app gets at a time.
+//! `[admission]`: the concurrency limit of the app, and its queue.
 
 use std::num::{NonZeroU16, NonZeroU32};
 
@@ -12,21 +12,22 @@ use crate::complaints::Builder;
 use crate::tree::Step;
 use crate::units::{Span, Text, span};
 
-/// How many requests the app gets at a time. No capacity is configured: the limit follows the app's own latency.
+/// How many requests the app handles concurrently. You configure no capacity: the limit adapts to the app's latency.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admission {
-    /// Whether requests beyond the limit wait or are refused.
+    /// Whether requests beyond the limit wait or are rejected.
     pub mode: Acting,
-    /// The limit never goes below this.
+    /// Minimum of the limit.
     pub min: NonZeroU16,
-    /// Nor above this.
+    /// Maximum of the limit.
     pub max: NonZeroU16,
-    /// Where it begins.
+    /// Initial limit.
     pub initial: NonZeroU16,
-    /// How long a request may wait for its turn. Later: 503.
+    /// How long a request may wait for a permit. Later: 503.
     pub max_wait: Text<Span>,
-    /// How many may wait in a burst. A queue that stands is shorter: what the app answers in half of `max_wait`.
+    /// Maximum length of the queue in a burst. A standing queue is shorter: as many requests as the app completes in half of
+    /// `max_wait`.
     pub max_queue: NonZeroU16,
 }
 
@@ -37,17 +38,17 @@ impl Default for Admission {
     }
 }
 
-/// How many requests the app gets at a time, checked.
+/// The concurrency limit and its queue, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
-    /// Whether requests beyond the limit wait or are refused.
+    /// Whether requests beyond the limit wait or are rejected.
     pub mode: Mode,
     /// The bounds.
     pub settings: admission::Settings,
 }
 
 impl Builder<'_> {
-    /// How many requests the app gets at a time.
+    /// Checks the section.
     pub fn gate(&mut self, written: &Admission, max_held: NonZeroU32) -> Gate {
         let (min, max, initial) = (written.min.get(), written.max.get(), written.initial.get());
         if min > max {

@@ -1,4 +1,4 @@
-//! `[affinity]`: sessions that keep their Machine, and this Machine.
+//! `[affinity]`: sticky sessions, and this Machine's name and keys.
 
 use std::time::Duration;
 
@@ -20,32 +20,32 @@ const fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))
 }
 
-/// How requests get to the Machine that keeps their session.
+/// How requests reach the home Machine of their session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
-    /// Fly's edge sends them there; what it cannot send goes over the private network.
+    /// By `fly-replay`; requests that the edge cannot replay use the private network.
     #[default]
     Replay,
-    /// Over the private network.
+    /// By the private network.
     Private,
-    /// Not at all: the app is told, and does what it wants.
+    /// Not at all: Outrigger only informs the app, which decides.
     Off,
 }
 
-/// Sessions that keep their Machine. Needs a name for this Machine and OUTRIGGER_AFFINITY_KEYS in the environment.
+/// Sticky sessions. Needs a name for this Machine and OUTRIGGER_AFFINITY_KEYS in the environment.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Affinity {
-    /// What is done. Unset: enforced where there are keys, else off.
+    /// Whether sessions are sticky. Unset: "enforce" if there are keys, else "off".
     pub mode: Option<Acting>,
-    /// How requests get to the Machine that keeps their session.
+    /// How requests reach the home Machine of their session.
     pub via: Transport,
     /// How long a session lives without a request.
     pub idle: Text<Span>,
-    /// How long it lives in all.
+    /// Maximum life of a session.
     pub max_life: Text<Span>,
-    /// How long the edge may try to reach the session's Machine before another one takes the session over.
+    /// How long the edge may try to reach the home Machine before another Machine takes over the session.
     pub replay_timeout: Text<Span>,
 }
 
@@ -61,16 +61,16 @@ impl Default for Affinity {
     }
 }
 
-/// Sessions, checked.
+/// Sticky sessions, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityRules {
-    /// What is done.
+    /// Whether sessions are sticky.
     pub mode: Mode,
-    /// How requests get to another Machine.
+    /// How requests reach another Machine.
     pub via: Via,
     /// How long a session lives.
     pub lifetime: Lifetime,
-    /// How long the edge may try.
+    /// How long the edge may try to reach the home Machine.
     pub replay_timeout: Duration,
 }
 
@@ -97,13 +97,13 @@ impl Builder<'_> {
         Some(This { name: name?.into(), keys: keys? })
     }
 
-    /// Whether sessions keep no Machine on Fly only because there are no keys.
+    /// Whether sticky sessions are off on Fly only because there are no keys.
     pub fn lacks_keys(&self, written: &Affinity, this: Option<&This>) -> bool {
         let is_on_fly = (self.environment)(FLY_MACHINE_ID).is_some();
         is_on_fly && this.is_none() && written.mode != Some(Acting::Off)
     }
 
-    /// What is done with sessions; `None` when nothing can be.
+    /// Checks the section; `None` if the feature is unavailable.
     pub fn affinity(&mut self, written: &Affinity, this: Option<&This>) -> Option<AffinityRules> {
         let at = |key| [Step::Key("affinity"), Step::Key(key)];
         for (key, span) in

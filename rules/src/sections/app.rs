@@ -18,22 +18,22 @@ const fn seconds(n: u64) -> Text<Span> {
 pub struct App {
     /// `unix:PATH` or `HOST:PORT`. Environment: OUTRIGGER_APP_ADDRESS.
     pub address: Text<AppAddress>,
-    /// How long connecting may take. Later: 504.
+    /// Connect timeout. Later: 504.
     pub connect_timeout: Text<Span>,
-    /// How long a request may take until the head of its answer is there, the wait for its turn included, and how long an
-    /// answer may pause. Later: 504. A route may say otherwise.
+    /// How long a request may take until the response's head arrives, including its time in the queue, and the longest pause
+    /// within a response. Later: 504. A route may override it.
     pub timeout: Text<Span>,
-    /// How long requests wait for an app that refuses connections, as one that restarts does. "0s": they fail at once.
+    /// How long requests wait for an app that refuses connections, such as one that restarts. "0s": they fail at once.
     pub hold: Text<Span>,
-    /// How many may wait for it. More are answered 503 at once, the least important first.
+    /// How many requests may wait for it. More get 503 at once, the least important first.
     pub max_held: NonZeroU32,
     /// How long an event stream or a WebSocket may be silent.
     pub stream_timeout: Text<Span>,
-    /// How long an unused connection to the app is kept. Keep it below the app's own keep-alive timeout.
+    /// How long an idle connection to the app is kept. Keep it below the app's own keep-alive timeout.
     pub idle_timeout: Text<Span>,
-    /// Unused connections kept for each worker thread.
+    /// Idle connections kept for each worker thread.
     pub max_idle: NonZeroU16,
-    /// Where the app shows its metrics. Unset: `/metrics` at `address`. On the public port its path gets 404 unless a route
+    /// The address of the app's metrics. Unset: `/metrics` at `address`. On the public port its path gets 404 unless a route
     /// names it. Environment: OUTRIGGER_APP_METRICS.
     pub metrics: Option<Text<MetricsUrl>>,
 }

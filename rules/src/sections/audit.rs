@@ -1,4 +1,4 @@
-//! `[audit]`: what is entered into the audit trail, how surely, and for how long.
+//! `[audit]`: which events the audit log records, how durably, and for how long.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,35 +22,36 @@ const fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))
 }
 
-/// The audit trail: who did what, on disk before anybody relies on it. Changes need a restart, except of `default`, `headers`,
-/// `parameters`, `retention`, `durability` and `record`.
+/// The audit log: who did what, written to disk before any other system depends on it. Changes need a restart, except of
+/// `default`, `headers`, `parameters`, `retention`, `durability` and `record`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    /// Where entries are written first. Unset: there is no trail. Environment: OUTRIGGER_AUDIT_DIRECTORY.
+    /// The spool's directory. Unset: no audit log. Environment: OUTRIGGER_AUDIT_DIRECTORY.
     pub directory: Option<String>,
-    /// The class of requests whose route names none: `"off"`, or as `audit` of a route.
+    /// The class of requests whose route has none: `"off"`, or as `audit` of a route.
     pub default: String,
-    /// Entries that may wait to be written. What comes then is counted as lost (`group`) or refused (`before-response`).
+    /// Events that may wait to be written. Beyond, events are counted as lost (`group`) or their requests rejected
+    /// (`before-response`).
     #[schemars(range(min = 16, max = 1_000_000))]
     pub queue: u32,
-    /// The longest time until an entry is on disk.
+    /// Maximum time until an event is on disk.
     pub commit_interval: Text<Span>,
-    /// How long a request of `before-response` may wait for its entry to be on disk. Later: 503.
+    /// How long a request of `before-response` may wait until its event is on disk. Later: 503.
     pub commit_timeout: Text<Span>,
     /// A file of this size is closed and signed.
     pub segment_size: Text<Size>,
-    /// All files together. When they have reached it, the oldest that the app has go first.
+    /// Maximum size of all files together. At the limit, the oldest files that the app already has are deleted first.
     pub max_size: Text<Size>,
-    /// Fields of requests whose value is entered.
+    /// Request headers whose values are recorded.
     pub headers: Vec<String>,
-    /// Parameters of paths, as in `/items/{id}`, whose value is entered.
+    /// Path parameters, as in `/items/{id}`, whose values are recorded.
     pub parameters: Vec<String>,
-    /// How long entries are kept, by class.
+    /// How long events are kept, by class.
     pub retention: Retention,
-    /// How surely entries are written, by class.
+    /// How durably events are written, by class.
     pub durability: Durabilities,
-    /// What the record of processing says that no program can know (`outrigger audit report`).
+    /// Details for the record of processing that the program cannot know (`outrigger audit report`).
     pub record: Record,
 }
 
@@ -73,19 +74,19 @@ impl Default for Audit {
     }
 }
 
-/// How long entries are kept.
+/// How long events are kept.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    /// Refusals, bans, breakers, forgeries.
+    /// Rejections, bans, circuit breakers, forgeries.
     pub security: Text<Span>,
     /// Sign-ins.
     pub authentication: Text<Span>,
-    /// What was read and changed.
+    /// Reads and changes of data.
     pub data: Text<Span>,
-    /// What operators did.
+    /// Operators' actions.
     pub administration: Text<Span>,
-    /// What was deleted, consent, and what subjects asked for.
+    /// Deletions, consent, and subjects' requests.
     pub deletion: Text<Span>,
 }
 
@@ -102,14 +103,14 @@ impl Default for Retention {
     }
 }
 
-/// When a client gets its answer.
+/// When a client gets its response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Surely {
-    /// At once: what was entered within `commit_interval` may be lost when the power fails.
+    /// At once: events of the last `commit_interval` may be lost in a power failure.
     #[default]
     Group,
-    /// Once its entry is on disk; if it cannot be, 503.
+    /// After its event is on disk; 503 if it cannot be written.
     BeforeResponse,
 }
 
@@ -122,64 +123,64 @@ impl From<Surely> for Durability {
     }
 }
 
-/// How surely entries are written.
+/// How durably events are written.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Durabilities {
-    /// Refusals, bans, breakers, forgeries.
+    /// Rejections, bans, circuit breakers, forgeries.
     pub security: Surely,
     /// Sign-ins.
     pub authentication: Surely,
-    /// What was read and changed.
+    /// Reads and changes of data.
     pub data: Surely,
-    /// What operators did.
+    /// Operators' actions.
     pub administration: Surely,
-    /// What was deleted, consent, and what subjects asked for.
+    /// Deletions, consent, and subjects' requests.
     pub deletion: Surely,
 }
 
-/// What the record of processing (GDPR Art. 30) says that no program can know.
+/// Details for the record of processing (GDPR Art. 30) that the program cannot know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Record {
     /// Name and address of the controller.
     pub controller: String,
-    /// How the controller is reached.
+    /// How to contact the controller.
     pub contact: String,
     /// The representative in the Union, if there is one.
     pub representative: String,
     /// The data-protection officer.
     pub dpo: String,
-    /// What the trail is for.
+    /// Purposes of the audit log.
     pub purposes: Vec<String>,
     /// The legal basis.
     pub legal_basis: String,
-    /// Whose data it is.
+    /// Categories of data subjects.
     pub subjects: Vec<String>,
-    /// Who receives it.
+    /// Recipients of the data.
     pub recipients: Vec<String>,
     /// Transfers to third countries, and their safeguards.
     pub transfers: Vec<String>,
-    /// Measures beside those of the program.
+    /// Measures in addition to those of the program.
     pub measures: Vec<String>,
 }
 
-/// The audit trail, checked.
+/// The audit log, checked.
 #[derive(Clone, Debug)]
 pub struct AuditRules {
-    /// Where entries are written first.
+    /// The spool's directory.
     pub directory: PathBuf,
-    /// The Machine's name in entries.
+    /// The Machine's name in events.
     pub machine: String,
-    /// The master keys; `None`: one is made in the directory.
+    /// The master keys; `None`: one is created in the directory.
     pub keys: Option<MasterKeys>,
-    /// The secret that the app knows us by; `None`: nothing is shipped.
+    /// The secret that identifies the proxy to the app; `None`: events are not shipped.
     pub secret: Option<Secret>,
-    /// The bounds of the spool.
+    /// Bounds of the spool.
     pub spool: Settings,
-    /// Entries that may wait.
+    /// Events that may wait to be written.
     pub queue: usize,
-    /// The longest time until an entry is on disk.
+    /// Maximum time until an event is on disk.
     pub commit_interval: Duration,
     /// How long a request may wait for that.
     pub commit_timeout: Duration,
@@ -187,26 +188,26 @@ pub struct AuditRules {
     pub retention: [Duration; Class::ALL.len()],
     /// By class.
     pub durability: [Durability; Class::ALL.len()],
-    /// Fields that are entered.
+    /// Request headers that are recorded.
     pub headers: Vec<HeaderName>,
-    /// Parameters of paths that are entered.
+    /// Path parameters that are recorded.
     pub parameters: Vec<String>,
-    /// What the record of processing says.
+    /// Details for the record of processing.
     pub record: Record,
 }
 
-/// What cannot change while the process runs.
+/// Settings that cannot change while the process runs.
 pub type AtStart<'a> = (&'a Path, &'a str, Settings, usize, Option<&'a str>, Option<&'a str>);
 
 impl AuditRules {
-    /// What cannot change while the process runs.
+    /// Settings that cannot change while the process runs.
     pub fn at_start(&self) -> AtStart<'_> {
         let key = self.keys.as_ref().map(MasterKeys::current_id);
         let secret = self.secret.as_ref().map(Secret::expose);
         (&self.directory, &self.machine, self.spool, self.queue, key, secret)
     }
 
-    /// These rules, but for what the process has begun with.
+    /// These settings, except for those fixed at start, which come from `before`.
     pub fn keeping(self, before: &Self) -> Self {
         Self {
             directory: before.directory.clone(),
@@ -220,7 +221,7 @@ impl AuditRules {
     }
 }
 
-/// Text that is never shown.
+/// Text that is never displayed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -237,7 +238,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Fields that carry secrets, whatever an operator asks for.
+/// Headers that carry secrets: never recorded, regardless of the configuration.
 const NEVER: [&str; 8] = [
     "authorization",
     "cookie",
@@ -250,7 +251,7 @@ const NEVER: [&str; 8] = [
 ];
 
 impl Builder<'_> {
-    /// The audit trail; `None` when there is none.
+    /// Checks the section; `None` if there is no audit log.
     pub fn audit(&mut self, written: &Audit, machine: Option<&str>, key_field: &HeaderName) -> Option<AuditRules> {
         let at = |key| [Step::Key("audit"), Step::Key(key)];
         let keys = match (self.environment)(KEYS).map(|text| MasterKeys::parse(&text)) {
@@ -358,7 +359,7 @@ impl Builder<'_> {
         headers
     }
 
-    /// What a route's `audit` means.
+    /// Parses a route's `audit`.
     pub fn declared(&mut self, path: &[Step<'_>], text: &str) -> Declared {
         Declared::named(text).unwrap_or_else(|| {
             let hint = "write \"off\", a class (authentication, data, administration, deletion) or a type such as \"auth.logout\"";

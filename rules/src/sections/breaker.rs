@@ -1,4 +1,4 @@
-//! `[breaker]`: when to stop asking an app that fails.
+//! `[breaker]`: circuit breakers.
 
 use std::collections::HashMap;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -28,43 +28,45 @@ const fn small(n: u16) -> NonZeroU16 {
     }
 }
 
-/// When to stop asking an app that fails. Each route has a breaker of its own, unless it names another one. Paths without a route share one,
-/// which only opens for an app that is away or hangs; what fails below a first segment of theirs is refused only there.
+/// Circuit breakers: stop requests to an app that fails. Each route has its own breaker, unless it names another one. Paths
+/// without a route share one, which opens only if the app is down or hangs; failures below one first path segment are
+/// rejected only there.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {
-    /// Whether an open breaker refuses.
+    /// Whether an open breaker rejects requests.
     pub mode: Acting,
-    /// Opens after so many failures in a row; 0: never for that reason. Environment: CIRCUIT_BREAKER_FAILURE_THRESHOLD sets
-    /// the default.
+    /// Opens after this many failures in a row; 0: never for that reason. Environment: CIRCUIT_BREAKER_FAILURE_THRESHOLD
+    /// sets the default.
     pub failures: u32,
     /// Opens when this share of calls failed.
     pub failure_rate: Text<OptionalShare>,
-    /// An answer whose head takes this long is slow.
+    /// A response whose head takes this long is slow.
     pub slow_after: Text<OptionalSpan>,
     /// Opens when this share of calls was slow.
     pub slow_rate: Text<OptionalShare>,
-    /// So many clients must have seen failures that may be one client's doing before it opens for all. 1: one is enough.
+    /// Failures that one client could cause must be seen by this many clients before the breaker opens for all. 1: one is
+    /// enough.
     pub min_clients: NonZeroU16,
-    /// Over which calls the two shares are taken: "10s" or "100 calls".
+    /// The calls over which both shares are calculated: "10s" or "100 calls".
     pub window: Text<CallWindow>,
-    /// With fewer calls than this in the window, no share opens it.
+    /// With fewer calls in the window, the shares do not open it.
     pub min_calls: NonZeroU32,
     /// How long it stays open. Environment: CIRCUIT_BREAKER_TIMEOUT, in milliseconds, sets the default.
     pub open: Text<Span>,
-    /// Each time that it opens again doubles that, up to this.
+    /// Each time it opens again, that time doubles, up to this.
     pub max_open: Text<Span>,
-    /// And up to this share more, by chance.
+    /// The time is longer by a random share, up to this.
     pub jitter: Text<OptionalShare>,
-    /// How many requests are let through at the same time, to see whether the app is well again.
+    /// Concurrent probes while half-open.
     pub probes: NonZeroU16,
-    /// How many of them must succeed.
+    /// Probes that must succeed before traffic returns.
     pub successes: NonZeroU16,
-    /// Over how long traffic then comes back, from a tenth to all.
+    /// After the probes: how long traffic takes to increase from a tenth to all.
     pub ramp: Text<Span>,
-    /// Whether an answer 429 is a failure.
+    /// Whether a 429 response is a failure.
     pub count_429: bool,
-    /// Breakers that differ, or that several routes share.
+    /// Breakers with other settings, or shared by several routes.
     pub groups: Vec<Group>,
 }
 
@@ -91,60 +93,60 @@ impl Default for Breaker {
     }
 }
 
-/// A breaker that differs from `[breaker]` in the keys that it has.
+/// A breaker that overrides keys of `[breaker]`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Its name in metrics and logs, and in `routes.breaker`; that of a route means the route's own breaker.
+    /// Its name in metrics and logs, and in `routes.breaker`; a route's name means that route's own breaker.
     #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// See `[breaker]`, as all others.
+    /// See `[breaker]`, also for the other keys.
     pub mode: Option<Acting>,
     /// Failures in a row.
     pub failures: Option<u32>,
-    /// Clients that must have seen them.
+    /// Clients that must have seen failures.
     pub min_clients: Option<NonZeroU16>,
     /// Share of failures.
     pub failure_rate: Option<Text<OptionalShare>>,
-    /// What is slow.
+    /// Latency of a slow response.
     pub slow_after: Option<Text<OptionalSpan>>,
-    /// Share of slow answers.
+    /// Share of slow responses.
     pub slow_rate: Option<Text<OptionalShare>>,
-    /// Over which calls.
+    /// The calls over which shares are calculated.
     pub window: Option<Text<CallWindow>>,
-    /// Calls that say something.
+    /// Minimum calls in the window.
     pub min_calls: Option<NonZeroU32>,
     /// How long it stays open.
     pub open: Option<Text<Span>>,
-    /// At the most.
+    /// Maximum time open.
     pub max_open: Option<Text<Span>>,
-    /// By chance.
+    /// Random share added to the time open.
     pub jitter: Option<Text<OptionalShare>>,
-    /// Probes at the same time.
+    /// Concurrent probes.
     pub probes: Option<NonZeroU16>,
     /// Probes that must succeed.
     pub successes: Option<NonZeroU16>,
-    /// The way back.
+    /// How long traffic takes to increase.
     pub ramp: Option<Text<Span>>,
     /// Whether 429 is a failure.
     pub count_429: Option<bool>,
 }
 
-/// One breaker's rules.
+/// One breaker's settings, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BreakerRules {
     /// Its name.
     pub name: Arc<str>,
-    /// Whether it refuses.
+    /// Whether it rejects requests.
     pub mode: Mode,
-    /// When it trips, and how it comes back.
+    /// When it trips, and how it recovers.
     pub settings: policy::Settings,
     /// Whether 429 is a failure.
     pub counts_429: bool,
 }
 
 impl Breaker {
-    /// This, but for the keys that the group has.
+    /// These settings with the group's overrides.
     fn with(&self, group: Option<&Group>) -> (Mode, policy::Settings, bool) {
         macro_rules! key {
             ($key:ident) => {
@@ -173,7 +175,7 @@ impl Breaker {
 }
 
 impl Builder<'_> {
-    /// The breakers of the file, and the number of each route's; none for health.
+    /// Returns the breakers of the file and each route's breaker number; health routes have none.
     pub fn breakers(&mut self, written: &Breaker, routes: &[Route]) -> (Vec<BreakerRules>, HashMap<String, u16>) {
         let mut groups: HashMap<&str, &Group> = HashMap::new();
         for (index, group) in written.groups.iter().enumerate() {
@@ -195,7 +197,7 @@ impl Builder<'_> {
                 names.push(name);
                 names.len() - 1
             });
-            // More routes than this are more than any file has; the last breaker would be shared.
+            // No file has more routes than this; beyond, they would share the last breaker.
             u16::try_from(found).unwrap_or(u16::MAX)
         };
         let mut unknown = Vec::new();
@@ -225,7 +227,7 @@ impl Builder<'_> {
         let rules = names.into_iter().map(|name| {
             let (mode, mut settings, counts_429) = written.with(groups.get(name).copied());
             if name == "default" && !groups.contains_key(name) {
-                // Of all paths without a route of their own, which have nothing to do with each other.
+                // It is shared by all paths without a route, which are unrelated.
                 settings.is_shared = true;
             }
             BreakerRules { name: name.into(), mode, settings, counts_429 }
@@ -261,7 +263,7 @@ impl Builder<'_> {
                 let message = format!("`window` has {calls} calls, and fewer than {} say nothing", settings.minimum);
                 complain("window", message, "make it longer, or lower `min_calls`");
             }
-            // What is wrong for all would be said again for each group.
+            // An error in the defaults is not repeated for each group.
             if group.is_none() && self.problems.len() > before {
                 return;
             }

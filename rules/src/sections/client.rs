@@ -1,4 +1,4 @@
-//! `[client]`: what a client may send, and how slowly.
+//! `[client]`: bounds on what clients send.
 
 use std::time::Duration;
 
@@ -15,30 +15,30 @@ const fn bytes(n: u64) -> Text<Size> {
     Text(Size(n))
 }
 
-/// What a client may send, and how slowly.
+/// Bounds on what clients send.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Client {
     /// From a request's first byte (or a new connection's start) to the end of its head. Later: 408 and close.
     pub head_timeout: Text<Span>,
-    /// The largest head, request line and fields together. Larger: 431 and close. At most 1MiB.
+    /// Maximum size of a head, request line and header section together. Larger: 431 and close. At most 1MiB.
     pub max_head: Text<Size>,
-    /// The most fields in a head. More: 431 and close.
+    /// Maximum number of headers. More: 431 and close.
     #[schemars(range(min = 1, max = 256))]
     pub max_fields: u16,
-    /// The memory that unfinished heads may hold together; one address may hold a quarter of it. At least 1MiB.
+    /// Memory for all unfinished heads together; one address may use a quarter of it. At least 1MiB.
     pub max_unfinished_heads: Text<Size>,
-    /// The largest body, or `"off"` for no bound. Larger: 413. A route may say otherwise.
+    /// Maximum size of a body, or `"off"` for no limit. Larger: 413. A route may override it.
     pub max_body: Text<OptionalSize>,
-    /// How long a connection may rest between two requests.
+    /// How long a connection may be idle between two requests.
     pub idle_timeout: Text<Span>,
-    /// How long a request's body may pause, and, with a second more for each 500 bytes, how long one that says that it is no longer
-    /// than 64 KiB may take in all. Longer: 408 and close.
+    /// Longest pause within a request's body. Plus one second for each 500 bytes, also the total time for a body that
+    /// declares at most 64 KiB. Longer: 408 and close.
     pub body_timeout: Text<Span>,
-    /// Memory for request bodies that have not arrived whole or wait for their turn, of all clients together. An address gets at
-    /// most half of what is free. More: 503. At least 1MiB.
+    /// Memory for request bodies of all clients that are incomplete or wait in the queue. One address gets at most half of
+    /// the free part. More: 503. At least 1MiB.
     pub body_memory: Text<Size>,
-    /// How long a client may take no byte of an answer.
+    /// How long a client may accept no byte of a response.
     pub write_timeout: Text<Span>,
 }
 

@@ -1,4 +1,4 @@
-//! `identity.edge` and `identity.trusted`: whose word about the client is believed.
+//! `identity.edge` and `identity.trusted`: which senders may name the client.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,14 +13,14 @@ use crate::environment::FLY_APP_NAME;
 use crate::tree::Step;
 use crate::units::{Text, WrongText, text_schema};
 
-/// Where Fly's edge reaches a Machine from: private IPv4, and nobody else does, for the network between Machines is IPv6.
-/// It has been seen in 172.16.0.0/12, which Fly does not document. Loopback is the Machine itself.
+/// Addresses of Fly's edge as a Machine sees it: private IPv4. Other Machines use IPv6. The edge was observed in
+/// 172.16.0.0/12, which Fly does not document. Loopback is the Machine itself.
 const FLY_NETWORKS: [&str; 5] = ["172.16.0.0/12", "10.0.0.0/8", "192.168.0.0/16", "127.0.0.0/8", "::1"];
 
-/// An address from which Fly's edge was seen to come.
+/// An observed address of Fly's edge.
 const FLY_SEEN: [u8; 4] = [172, 16, 0, 1];
 
-/// What stands in front, as written.
+/// The proxy in front, as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EdgeName {
     /// Fly's edge on Fly, else a proxy that sends `X-Forwarded-For`.
@@ -28,7 +28,7 @@ pub enum EdgeName {
     Auto,
     /// Fly's edge.
     Fly,
-    /// Nothing that is believed.
+    /// No proxy is trusted.
     None,
     /// A proxy that names the client in this header.
     Header(HeaderName),
@@ -42,7 +42,7 @@ impl FromStr for EdgeName {
             "auto" => Self::Auto,
             "fly" => Self::Fly,
             "none" => Self::None,
-            // All of them have a dash, but one; a misspelt word has none.
+            // All such headers but one contain a dash; a misspelt keyword has none.
             header if header.contains('-') || header.eq_ignore_ascii_case("forwarded") => {
                 Self::Header(header.parse().map_err(|_| WrongText)?)
             }
@@ -67,7 +67,7 @@ text_schema! {
 }
 
 impl Builder<'_> {
-    /// Whose word about the client is believed.
+    /// Checks which senders may name the client.
     pub fn edge(&mut self, written: &EdgeName, trusted: &[Text<Network>]) -> Edge {
         let trusted: Vec<Network> = trusted.iter().map(|network| network.0).collect();
         let on_fly = (self.environment)(FLY_APP_NAME).is_some_and(|name| !name.trim().is_empty());
@@ -96,7 +96,7 @@ impl Builder<'_> {
         edge
     }
 
-    /// Settings that work, and make all clients one, or let every client be any other.
+    /// Warns of valid settings that merge all clients into one, or let clients impersonate each other.
     fn warn_of_merged_clients(&mut self, written: &EdgeName, trusted: &[Network], on_fly: bool, edge: &Edge) {
         if *written == EdgeName::None && on_fly {
             let message =
@@ -175,7 +175,7 @@ mod tests {
             ("172.31.255.1", Sender::Fly),
             ("10.1.1.1", Sender::Fly),
             ("127.0.0.1", Sender::Fly),
-            // The private network between Machines, and everybody else.
+            // The private network between Machines, and other addresses.
             ("fdaa:0:1::3", Sender::Stranger),
             ("203.0.113.1", Sender::Stranger),
         ] {

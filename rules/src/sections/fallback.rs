@@ -1,4 +1,4 @@
-//! `fallback` of a route: what is said instead of an answer of an app that cannot give one.
+//! `fallback` of a route: the response while its circuit breaker is open or the app is unreachable.
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use crate::complaints::Builder;
 use crate::tree::Step;
 
-/// What is said instead of an answer of an app that cannot give one.
+/// The response while the route's circuit breaker is open or the app is unreachable.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fallback {
-    /// Its status, 200 to 599.
+    /// Status code, 200 to 599.
     #[serde(default = "ok")]
     #[schemars(range(min = 200, max = 599))]
     pub status: u16,
-    /// Its type.
+    /// Content type.
     #[serde(default = "json")]
     pub content_type: String,
-    /// Its body, of at most 64 KiB.
+    /// Body, at most 64 KiB.
     pub body: String,
 }
 
@@ -32,19 +32,19 @@ fn json() -> String {
     "application/json".to_owned()
 }
 
-/// What is said instead of an answer.
+/// A fallback response, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FallbackAnswer {
-    /// The status.
+    /// Status code.
     pub status: StatusCode,
-    /// The content type.
+    /// Content type.
     pub content_type: Arc<str>,
-    /// The body.
+    /// Body.
     pub body: Arc<str>,
 }
 
 impl Builder<'_> {
-    /// What a route says instead of an answer.
+    /// Checks a route's fallback.
     pub fn fallback(&mut self, written: &Fallback, index: usize) -> FallbackAnswer {
         let path = |key| [Step::Key("routes"), Step::Index(index), Step::Key("fallback"), Step::Key(key)];
         if http::HeaderValue::from_str(&written.content_type).is_err() {

@@ -1,4 +1,4 @@
-//! `[[faults]]`: faults on purpose, for game days.
+//! `[[faults]]`: fault injection, for game days.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use crate::sections::route_table::{Route, RouteTable};
 use crate::tree::Step;
 use crate::units::{Share, Span, Text};
 
-/// A fault on purpose, for game days. Only in force with OUTRIGGER_ALLOW_FAULTS=1 in the environment.
+/// Fault injection, for game days. In force only with OUTRIGGER_ALLOW_FAULTS=1 in the environment.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// The routes it befalls, by name. Empty: all but health.
+    /// Names of the routes it applies to. Empty: all but health.
     #[serde(default)]
     pub routes: Vec<String>,
-    /// Fields that a request must have, with their value; `"*"` is any value.
+    /// Headers that a request must have, with their value; `"*"` is any value.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Which share of these requests.
+    /// The share of these requests that is affected.
     #[serde(default = "all")]
     pub share: Text<Share>,
-    /// The attempt begins so much later.
+    /// Delays the attempt by this time.
     pub delay: Option<Text<Span>>,
-    /// The attempt is answered with this status instead of being made.
+    /// Responds with this status instead of making the attempt.
     #[schemars(range(min = 400, max = 599))]
     pub abort: Option<u16>,
-    /// The attempt ends as if the app had closed its connection.
+    /// Ends the attempt as if the app had closed its connection.
     #[serde(default)]
     pub reset: bool,
 }
@@ -41,34 +41,34 @@ const fn all() -> Text<Share> {
     Text(Share(1.0))
 }
 
-/// A fault on purpose, compiled.
+/// Fault injection, compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultRule {
-    /// For each route, whether it befalls it.
+    /// For each route, whether it applies.
     pub routes: Vec<bool>,
-    /// Fields that must be there.
+    /// Headers that a request must have.
     pub headers: Vec<(HeaderName, Option<String>)>,
-    /// Which share of requests, 0 to 1.
+    /// The share of requests, 0 to 1.
     pub share: f64,
-    /// Later by this.
+    /// Delay of the attempt.
     pub delay: Duration,
-    /// What happens then.
+    /// The effect after the delay.
     pub effect: Effect,
 }
 
-/// What a fault does with an attempt.
+/// The effect of a fault on an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing more: it is made.
+    /// The attempt is made.
     Pass,
-    /// It is answered with this status.
+    /// A response with this status replaces it.
     Abort(StatusCode),
-    /// The app seems to have closed its connection.
+    /// It fails as if the app had closed its connection.
     Reset,
 }
 
 impl Builder<'_> {
-    /// The faults of the file, if the environment allows any.
+    /// Checks the faults of the file; none unless the environment allows them.
     pub fn faults(&mut self, faults: &[Fault], routes: &RouteTable) -> Vec<FaultRule> {
         if faults.is_empty() {
             return Vec::new();

@@ -10,7 +10,7 @@ use crate::units::Text;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum FlagValue {
-    /// For everybody or nobody.
+    /// On or off for all clients.
     Whole(bool),
     /// `"monitor"` or a share of clients, such as `"10%"`.
     Share(Text<Switch>),
@@ -27,7 +27,7 @@ pub struct ListedFlag {
     /// Verified users who always get the feature, unless the switch is `"false"`.
     #[serde(default)]
     pub users: Vec<String>,
-    /// The same for addresses and networks.
+    /// Likewise for addresses and networks.
     #[serde(default)]
     pub networks: Vec<Text<Network>>,
 }
@@ -39,7 +39,7 @@ impl Default for FlagValue {
 }
 
 impl FlagValue {
-    /// The flag as the policy knows it.
+    /// Converts the flag to the policy's type.
     pub fn to_flag(&self) -> Flag {
         let (switch, users, networks) = match self {
             Self::Whole(true) => (Switch::On(Percentage::ALL), Vec::new(), Vec::new()),
@@ -53,17 +53,17 @@ impl FlagValue {
     }
 }
 
-/// Feature flags. All `false` is a plain proxy.
+/// Feature flags. With all `false`, Outrigger is a plain proxy.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Flags {
     /// Circuit breakers. Environment: FF_ENABLE_CIRCUIT_BREAKER.
     pub circuit_breaker: FlagValue,
-    /// Pools in the app that are warm, jittered and watched. Environment: FF_ENABLE_ENHANCED_POOLING.
+    /// Connection pools in the app that are warmed up, jittered and monitored. Environment: FF_ENABLE_ENHANCED_POOLING.
     pub enhanced_pooling: FlagValue,
     /// Rate limits by priority. Environment: FF_ENABLE_PRIORITIZED_RATE_LIMIT.
     pub prioritized_rate_limit: FlagValue,
-    /// The audit trail. Environment: FF_ENABLE_AUDIT_TRAIL.
+    /// The audit log. Environment: FF_ENABLE_AUDIT_TRAIL.
     pub audit_trail: FlagValue,
     /// Sticky sessions. Environment: FF_ENABLE_SESSION_AFFINITY.
     pub session_affinity: FlagValue,

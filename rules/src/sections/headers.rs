@@ -4,7 +4,7 @@ use outrigger_wire::forwarding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which fields tell the app about the client.
+/// Which headers tell the app about the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedStyle {
@@ -30,15 +30,15 @@ impl From<ForwardedStyle> for forwarding::ForwardedStyle {
     }
 }
 
-/// Which fields the proxy adds.
+/// Which headers the proxy adds.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Headers {
-    /// Which fields tell the app about the client.
+    /// Which headers tell the app about the client.
     pub forwarded: ForwardedStyle,
-    /// `X-Request-Id`, to the app and in the answer.
+    /// `X-Request-Id`, in the request to the app and in the response.
     pub request_id: bool,
-    /// `Via` (RFC 9110 section 7.6.3), to the app. Off: requests carry `CDN-Loop` (RFC 8586) instead, so that a loop is found.
+    /// `Via` (RFC 9110 section 7.6.3), to the app. Off: requests carry `CDN-Loop` (RFC 8586) instead, for loop detection.
     pub via: bool,
 }
 

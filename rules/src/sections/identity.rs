@@ -1,4 +1,4 @@
-//! The section `[identity]`: as written, and the credentials that it makes.
+//! `[identity]`: as written, and the credentials built from it.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -23,33 +23,33 @@ use crate::sections::edge::EdgeName;
 use crate::tree::{Node, Step};
 use crate::units::{FieldName, JwksUrl, Span, Text};
 
-/// The least that a secret may have, in bytes.
+/// Minimum length of a secret, in bytes.
 const SECRET_BYTES: usize = 32;
 
-/// So many mistakes of one file of keys are told.
+/// Maximum number of errors reported for one file of keys.
 const MOST_TOLD: usize = 5;
 
-/// Whom to believe about who asks.
+/// How clients are identified: the proxies, keys and tokens to trust.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Identity {
     /// Which header names the client: `"auto"` is `"fly"` on Fly (FLY_APP_NAME is set), else `X-Forwarded-For`; `"fly"` is
-    /// `Fly-Client-IP`; `"none"` is the connection; or the name of a header. It is believed from `trusted` networks only, and
-    /// every other header that names a client is removed. Environment: OUTRIGGER_EDGE.
+    /// `Fly-Client-IP`; `"none"` is the connection; or the name of a header. It is trusted from `trusted` networks only, and
+    /// all other headers that name a client are removed. Environment: OUTRIGGER_EDGE.
     pub edge: Text<EdgeName>,
-    /// Networks of the proxy in front, whose word about clients is believed. Empty: on Fly the addresses that its edge has,
-    /// elsewhere nobody. Environment: OUTRIGGER_TRUSTED, comma-separated.
+    /// Networks of the proxy in front, which may name the client. Empty: on Fly the addresses of its edge, elsewhere no
+    /// network. Environment: OUTRIGGER_TRUSTED, comma-separated.
     pub trusted: Vec<Text<Network>>,
-    /// The field that carries an API key.
+    /// The header that carries an API key.
     pub key_field: Text<FieldName>,
-    /// What a key means that is not known.
+    /// How unknown keys are treated.
     pub unknown_keys: UnknownKeys,
-    /// A file of keys, one a line: `name:sha256=HEX:tier` or `name:hmac_sha256=HEX:tier`; `#` begins a comment. Read
-    /// when the configuration is loaded: after a change, send SIGHUP or save this file.
+    /// A file of keys, one per line: `name:sha256=HEX:tier` or `name:hmac_sha256=HEX:tier`; `#` starts a comment. Read when
+    /// the configuration is loaded: after a change, send SIGHUP or save this file.
     pub keys_file: Option<PathBuf>,
-    /// Keys that are known.
+    /// Known keys.
     pub keys: Vec<ApiKey>,
-    /// Tokens whose claims count. Without a key to verify them with, no token is looked at.
+    /// Accepted tokens. Without a key to verify them with, tokens are ignored.
     pub jwt: Jwt,
 }
 
@@ -67,25 +67,25 @@ impl Default for Identity {
     }
 }
 
-/// What a key means that is not known.
+/// How unknown keys are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UnknownKeys {
-    /// Nothing: the client is its address.
+    /// The key is ignored: the client is its address.
     #[default]
     Ignore,
-    /// The key is the client, and anonymous. Whoever makes up a new one for each request has new limits for each.
+    /// The key identifies an anonymous client. A sender that invents a new key for each request gets new limits for each.
     Count,
 }
 
-/// A key that is known: a name, one digest, a tier.
+/// A known key: a name, one digest, a tier.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-secret" = "table"))]
 pub struct ApiKey {
-    /// Whose it is: 1 to 64 of letters, digits, `-`, `.`, `_` and `@`. It stands in logs.
+    /// The owner's name, as in logs: 1 to 64 of letters, digits, `-`, `.`, `_` and `@`.
     pub name: String,
-    /// SHA-256 of the key, in hex: for keys that are long and random. `printf %s KEY | sha256sum` makes it.
+    /// SHA-256 of the key, in hex: for keys that are long and random. Use `printf %s KEY | sha256sum`.
     #[serde(default)]
     #[schemars(extend("x-secret" = "value"))]
     pub sha256: Option<String>,
@@ -93,7 +93,7 @@ pub struct ApiKey {
     #[serde(default)]
     #[schemars(extend("x-secret" = "value"))]
     pub hmac_sha256: Option<String>,
-    /// What it is worth: `"anonymous"`, `"free"`, `"pro"`, `"enterprise"` or `"internal"`.
+    /// The key's tier: `"anonymous"`, `"free"`, `"pro"`, `"enterprise"` or `"internal"`.
     #[serde(default = "free")]
     pub tier: Text<Tier>,
 }
@@ -102,7 +102,7 @@ const fn free() -> Text<Tier> {
     Text(Tier::Free)
 }
 
-/// How a token is signed.
+/// The signature algorithm of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum JwtAlgorithm {
     /// HMAC with a shared secret.
@@ -131,34 +131,34 @@ impl From<JwtAlgorithm> for Algorithm {
     }
 }
 
-/// Tokens (`Authorization: Bearer`) whose claims count.
+/// Accepted tokens (`Authorization: Bearer`).
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("x-secret" = "table"))]
 pub struct Jwt {
-    /// The one algorithm that is accepted, whatever a token says of itself.
+    /// The only algorithm that is accepted, regardless of the token's own header.
     pub algorithm: JwtAlgorithm,
-    /// A file with the secret for HS256, at least 32 bytes; a line break at its end does not count. Environment, with
-    /// the secret itself: OUTRIGGER_JWT_SECRET.
+    /// A file with the secret for HS256, at least 32 bytes; a line break at its end is ignored. Environment, with the secret
+    /// itself: OUTRIGGER_JWT_SECRET.
     pub secret_file: Option<PathBuf>,
     /// A file with the public key (PEM) for the other algorithms.
     pub key_file: Option<PathBuf>,
-    /// Or where the issuer publishes its keys: `https`, or `http` inside a private network.
+    /// The URL at which the issuer publishes its keys: `https`, or `http` inside a private network.
     #[schemars(extend("x-secret" = "value"))]
     pub jwks_url: Option<Text<JwksUrl>>,
-    /// How often they are fetched, at least every second; an unknown key also asks for them, every 30 s at most.
+    /// How often they are fetched, at least every second; an unknown key also triggers a fetch, at most every 30 s.
     pub jwks_refresh: Text<Span>,
     /// The `aud` that a token must have. Unset: any.
     pub audience: Option<String>,
     /// The `iss` that a token must have. Unset: any.
     pub issuer: Option<String>,
-    /// By how much the issuer's clock may differ, at most an hour.
+    /// Tolerance for the issuer's clock, at most an hour.
     pub leeway: Text<Span>,
     /// The claim that names the user.
     pub user_claim: String,
-    /// The claim that names the tier; absent, or no tier: `"free"`.
+    /// The claim that names the tier; if absent or no known tier: `"free"`.
     pub tier_claim: String,
-    /// How many verified tokens are remembered, and as many that were not.
+    /// Number of verified tokens that are cached, and as many rejected ones.
     #[schemars(range(min = 100, max = 1_000_000))]
     pub cache: NonZeroU32,
 }
@@ -181,7 +181,7 @@ impl Default for Jwt {
     }
 }
 
-/// The credentials that `raw` describes. What is wrong goes to `problems`, with its place.
+/// Builds the credentials that `raw` describes. Adds errors to `problems`, with their places.
 pub fn build(
     raw: &Identity,
     root: &Node,
@@ -216,7 +216,7 @@ impl Builder<'_> {
         self.place(&[JWT[0], JWT[1], Step::Key(key)])
     }
 
-    /// A variable that holds a secret of at least 32 bytes.
+    /// A variable with a secret of at least 32 bytes.
     fn secret(&mut self, variable: &'static str) -> Option<String> {
         let secret = (self.environment)(variable).filter(|secret| !secret.trim().is_empty())?;
         if secret.len() < SECRET_BYTES {
@@ -330,7 +330,7 @@ impl Builder<'_> {
         Some(Users::new(rules, signers, names, raw.cache.get() as usize))
     }
 
-    /// What tokens are verified with; `None` when nothing is, or when something is wrong.
+    /// The keys that verify tokens; `None` without any, or after an error.
     fn signers(&mut self, raw: &Jwt) -> Option<Signers> {
         let variable = self.secret(JWT_SECRET);
         let mut sources = Vec::new();
@@ -369,7 +369,7 @@ impl Builder<'_> {
             return None;
         }
         if let Some(secret) = variable {
-            // Too short has been told.
+            // A short secret has been reported already.
             return Key::secret(secret.as_bytes()).ok().map(Signers::Fixed);
         }
         if let Some(file) = &raw.secret_file {
@@ -423,7 +423,7 @@ impl Builder<'_> {
 
 const TWICE_HINT: &str = "a name stands for one key, and a key for one name";
 
-/// Keys so far, and what would not be told apart.
+/// The keys so far, and indexes for finding duplicates.
 #[derive(Default)]
 struct Found {
     entries: Vec<Entry>,
@@ -433,7 +433,7 @@ struct Found {
 }
 
 impl Found {
-    /// Takes a key in; `at` is where it stands, for the message about the one that comes after it.
+    /// Adds a key; `at` is its place, for the error about a later duplicate.
     fn add(&mut self, entry: Entry, place: Place, at: &str) -> Result<(), String> {
         if let Some(other) = self.digests.get(&entry.digest) {
             return Err(format!("{at} has the same digest as the key of {:?}", self.entries[*other].name));

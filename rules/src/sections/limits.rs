@@ -1,4 +1,4 @@
-//! `[rate_limits]`: how often each client may ask; the limits of the file, compiled.
+//! `[rate_limits]`: rate limits, as written and compiled.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -24,36 +24,36 @@ use crate::sections::tiers::Tiers;
 use crate::tree::Step;
 use crate::units::{OptionalRate, Text, non_zero, per_minute};
 
-/// How often a client may ask.
+/// Rate limits: how many requests each client may send.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimits {
-    /// For all limits at once: "monitor" and "off" win over what a single one says. Default: "enforce", and "monitor" in a
-    /// file without this section.
+    /// For all limits: "monitor" and "off" override a single limit's `mode`. Default: "enforce", but "monitor" in a file
+    /// without this section.
     pub mode: Acting,
-    /// `RateLimit-Policy` and `RateLimit` in answers.
+    /// Adds `RateLimit-Policy` and `RateLimit` to responses.
     pub headers: bool,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` in answers, of the limit that has the least left.
+    /// Adds `X-RateLimit-Limit`, `-Remaining` and `-Reset` to responses, for the limit with the least left.
     pub legacy_headers: bool,
-    /// Keys (a client under a limit) that are counted at the same time; beyond, newcomers share what one may have. 20
-    /// bytes each. A change needs a restart.
+    /// Maximum number of keys (one client under one limit), 20 bytes each. Beyond, new keys share the quota of one. A change
+    /// needs a restart.
     #[schemars(range(max = 100_000_000))]
     pub max_keys: NonZeroU32,
-    /// Whether all Machines count limits together.
+    /// Whether all Machines enforce the limits together.
     pub shared: Sharing,
-    /// Where they do.
+    /// The Redis that they share.
     pub redis: Redis,
-    /// What each client may ask of critical routes together.
+    /// Quota of each client for all critical routes together.
     pub critical: Text<OptionalRate>,
-    /// The same for high priority.
+    /// Likewise for high priority.
     pub high: Text<OptionalRate>,
-    /// The same for medium priority, which routes have that name none.
+    /// Likewise for medium priority, the default of routes.
     pub medium: Text<OptionalRate>,
-    /// The same for low priority.
+    /// Likewise for low priority.
     pub low: Text<OptionalRate>,
-    /// The same for the lowest.
+    /// Likewise for strict priority.
     pub strict: Text<OptionalRate>,
-    /// More limits. A request needs the leave of all that apply to it; a refusal by one takes nothing from the others.
+    /// More limits. A request must pass all that apply to it; if one rejects it, it takes no tokens from the others.
     pub rules: Vec<Rule>,
 }
 
@@ -76,73 +76,73 @@ impl Default for RateLimits {
     }
 }
 
-/// Where limits are counted.
+/// Where usage is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sharing {
-    /// On each Machine by itself.
+    /// On each Machine separately.
     #[default]
     Off,
     /// In Redis, by all Machines together.
     Redis,
 }
 
-/// Whose requests a limit counts together.
+/// Which requests share a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum By {
-    /// Each client's: the verified user, else the API key, else the address.
+    /// Those of one client: the verified user, else the API key, else the address.
     #[default]
     Client,
-    /// Each client's on each route.
+    /// Those of one client on one route.
     ClientAndRoute,
-    /// Each address's (IPv6: each /64's), whoever signs in from there.
+    /// Those of one address (IPv6: one /64), for all its users.
     Address,
-    /// Each route's, of all clients together.
+    /// Those on one route, of all clients.
     Route,
-    /// All of this Machine.
+    /// All on this Machine.
     Machine,
 }
 
-/// What a limit counts.
+/// Events that use up a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Count {
     /// Requests, by their cost.
     #[default]
     Requests,
-    /// Answers 401, 403 and 404, as they leave; once there were too many, requests are refused.
+    /// Responses 401, 403 and 404, when they are sent; requests are rejected when the quota is used up.
     Failures,
 }
 
-/// One limit.
+/// One rate limit.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Its name in metrics, logs and answers: lower-case letters, digits, `-` and `_`; at most 64.
+    /// Its name in metrics, logs and responses: lower-case letters, digits, `-` and `_`; at most 64.
     #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// How many in how long.
+    /// Number of requests per time.
     pub rate: Text<Rate>,
-    /// How many may come at once. Unset: as many as the rate names.
+    /// How many requests are admitted at once. Unset: as many as in `rate`.
     #[serde(default)]
     pub burst: Option<NonZeroU32>,
-    /// Whose requests are counted together.
+    /// Which requests share a quota.
     #[serde(default)]
     pub by: By,
-    /// What is counted.
+    /// Events that use up the limit.
     #[serde(default)]
     pub count: Count,
-    /// The routes it applies to, by name; "default" is what no route takes. Empty: all but health.
+    /// Names of the routes it applies to; "default" is all paths without a route. Empty: all but health.
     #[serde(default)]
     pub routes: Vec<String>,
-    /// Whether the client's tier multiplies it. Has no meaning for `by` "route" and "machine".
+    /// Whether the client's tier multiplies it. Ignored for `by` "route" and "machine".
     #[serde(default = "yes")]
     pub tiers: bool,
-    /// Whether its refusals count.
+    /// Whether it rejects requests ("enforce") or only counts them ("monitor").
     #[serde(default)]
     pub mode: Acting,
-    /// Whether all Machines count together, where `rate_limits.shared` says how. Unset: yes, but for `by = "machine"`.
+    /// Whether all Machines enforce it together, by `rate_limits.shared`. Unset: yes, except for `by = "machine"`.
     #[serde(default)]
     pub shared: Option<bool>,
 }
@@ -151,32 +151,32 @@ const fn yes() -> bool {
     true
 }
 
-/// The most limits that apply to one request.
+/// Maximum number of limits that apply to one request.
 pub const MOST_LIMITS: usize = 8;
 
-/// One limit.
+/// One rate limit, checked.
 #[derive(Clone, Debug)]
 pub struct Limit {
-    /// Its name in metrics, logs and answers.
+    /// Its name in metrics, logs and responses.
     pub name: String,
-    /// Whose requests are counted together.
+    /// Which requests share a quota.
     pub by: By,
-    /// What is counted.
+    /// Events that use it up.
     pub count: Count,
-    /// Whether its refusals count.
+    /// Whether it rejects requests or only counts them.
     pub mode: Mode,
-    /// All Machines count together.
+    /// All Machines enforce it together.
     pub is_shared: bool,
-    /// For each tier; `None` is no limit.
+    /// For each tier; `None` means no limit.
     pub quotas: [Option<Quota>; Tier::ALL.len()],
     /// `RateLimit-Policy` for each tier.
     pub policies: [Box<str>; Tier::ALL.len()],
-    /// Tells its keys from those of other limits. Made of its name, so that its state outlives a change of the rules.
+    /// Separates its keys from those of other limits. A hash of its name, so its state survives a reload.
     salt: u64,
 }
 
 impl Limit {
-    /// Compiles one.
+    /// Compiles a limit.
     pub fn new(name: &str, by: By, count: Count, mode: Mode, quotas: [Option<Quota>; 5], window_s: u64) -> Self {
         let policy = |quota: Option<Quota>| {
             quota.map_or_else(String::new, |quota| ratelimit::policy(name, quota.burst(), window_s))
@@ -193,23 +193,23 @@ impl Limit {
         }
     }
 
-    /// The same, counted by all Machines together.
+    /// Sets whether all Machines enforce it together.
     #[must_use]
     pub fn shared(self, is_shared: bool) -> Self {
         Self { is_shared, ..self }
     }
 
-    /// Whether an answer tells the client of it: what others have used is none of its business.
+    /// Whether responses show it to the client: the usage of other clients is confidential.
     pub fn is_shown(&self) -> bool {
         !matches!(self.by, By::Route | By::Machine)
     }
 
-    /// Whether its refusals are only counted, for a client with whom limits do `admission`.
+    /// Whether it only counts, given `admission`, the mode of all limits for the client.
     pub fn is_monitored(&self, admission: Mode) -> bool {
         self.mode == Mode::Monitor || admission == Mode::Monitor
     }
 
-    /// The key of a client under it. `route_tag`: a hash of the route's name.
+    /// The client's key under this limit. `route_tag`: a hash of the route's name.
     pub fn tag(&self, client: &Client, route_tag: u64) -> u64 {
         let key = match self.by {
             By::Client => client.id,
@@ -221,7 +221,7 @@ impl Limit {
         mix(self.salt ^ key)
     }
 
-    /// Whose keys share a cell of the limit where the table has no room for them.
+    /// The shared cell of the client's key if the table is full.
     pub fn origin(&self, client: &Client, route_tag: u64) -> u64 {
         match self.by {
             By::Client | By::ClientAndRoute | By::Address => mix(self.salt ^ client.origin()),
@@ -232,7 +232,7 @@ impl Limit {
 }
 
 impl fmt::Display for Limit {
-    /// For `explain`: as a client without a tier meets it.
+    /// For `explain`: the limit of a client without a tier.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = match self.by {
             By::Client => "each client",
@@ -263,26 +263,26 @@ impl fmt::Display for Limit {
     }
 }
 
-/// What [`client_hash`] is told that it hashes.
+/// Separates the hashes of [`client_hash`] from those with other purposes.
 const SALT: u8 = b'l';
 
-/// All limits, and which apply to which route.
+/// All limits, and those of each route.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// Each once.
+    /// Each limit once.
     pub all: Vec<Limit>,
-    /// For each route, in the order of the routes, those that apply.
+    /// The limits of each route, in the order of the routes.
     pub by_route: Vec<Box<[u16]>>,
-    /// Answers tell of them, in the standard's fields.
+    /// Adds the standard headers to responses.
     pub headers: bool,
-    /// And in the older ones.
+    /// Adds the older headers to responses.
     pub legacy_headers: bool,
-    /// How Machines share those that are shared; `None`: none is.
+    /// How Machines share limits; `None` if no limit is shared.
     pub sharing: Option<Arc<RedisSettings>>,
 }
 
 impl Limits {
-    /// Those of a route.
+    /// The limits of a route.
     pub fn of(&self, route: usize) -> impl Iterator<Item = (u16, &Limit)> {
         let numbers = self.by_route.get(route).map_or(&[][..], |numbers| numbers);
         numbers.iter().filter_map(|number| Some((*number, self.all.get(usize::from(*number))?)))
@@ -290,7 +290,7 @@ impl Limits {
 }
 
 impl Builder<'_> {
-    /// The limits of the file, and which apply to which route.
+    /// Checks the section, and assigns limits to routes.
     pub fn limits(&mut self, written: &RateLimits, tiers: &Tiers, routes: &RouteTable) -> Limits {
         let mut all = Vec::new();
         let tiers = tiers.multipliers();
@@ -357,7 +357,7 @@ impl Builder<'_> {
         }
     }
 
-    /// A request that costs more than what may come at once could never pass.
+    /// Rejects a route whose cost exceeds a limit's burst: its requests could never pass.
     fn check_costs(&mut self, all: &[Limit], by_route: &[Vec<u16>], routes: &RouteTable) {
         let before = BUILT_IN.len();
         for (index, route) in routes.all().iter().enumerate() {
@@ -386,7 +386,7 @@ impl Builder<'_> {
 }
 
 fn apply(by_route: &mut [Vec<u16>], limit: usize, applies: impl Fn(usize) -> bool) {
-    // A file with more limits than this is refused by `check_costs` long before.
+    // `check_costs` has rejected a file with that many limits.
     let Ok(number) = u16::try_from(limit) else { return };
     for (index, limits) in by_route.iter_mut().enumerate() {
         if applies(index) {

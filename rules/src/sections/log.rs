@@ -3,29 +3,29 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     #[default]
     Json,
-    /// For people.
+    /// Human-readable.
     Text,
 }
 
-/// Which log lines are written.
+/// The least severe level that is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogLevel {
     /// Failures only.
     Error,
-    /// And what may become one.
+    /// Also conditions that may become failures.
     Warn,
-    /// And what changes.
+    /// Also changes of state.
     #[default]
     Info,
-    /// And why.
+    /// Also their reasons.
     Debug,
 }
 
@@ -33,10 +33,10 @@ pub enum LogLevel {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// How lines look. Environment: OUTRIGGER_LOG_FORMAT.
+    /// The format of lines. Environment: OUTRIGGER_LOG_FORMAT.
     pub format: LogFormat,
-    /// Which lines are written. Environment: OUTRIGGER_LOG_LEVEL.
+    /// The least severe level that is logged. Environment: OUTRIGGER_LOG_LEVEL.
     pub level: LogLevel,
-    /// One line a request, written beside the request's path; what does not fit the queue is counted and dropped.
+    /// Logs one line per request, in the background; lines that do not fit the queue are counted and dropped.
     pub access: bool,
 }

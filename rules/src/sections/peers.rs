@@ -19,32 +19,33 @@ const fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))
 }
 
-/// The other Machines of the same app. Changes need a restart, `failover` excepted.
+/// The other Machines of the same app. Changes need a restart, except of `failover`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Peers {
-    /// Where they reach this one: a listener of its own, on the private network. Unset: there are no peers.
-    /// Environment: OUTRIGGER_PEERS_LISTEN.
+    /// The address at which peers reach this Machine: a separate listener, on the private network. Unset: there are no
+    /// peers. Environment: OUTRIGGER_PEERS_LISTEN.
     pub listen: Option<Text<SocketAddr>>,
-    /// A name whose addresses (AAAA, A) are theirs. Unset: `<FLY_APP_NAME>.internal`. Environment: OUTRIGGER_PEERS_DNS.
+    /// A name that resolves to their addresses (AAAA, A). Unset: `<FLY_APP_NAME>.internal`. Environment:
+    /// OUTRIGGER_PEERS_DNS.
     pub dns: Option<String>,
     /// The port at these addresses. Unset: that of `listen`.
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
     /// Their addresses, instead of a name. Environment: OUTRIGGER_PEERS_LIST, comma-separated.
     pub list: Vec<Text<SocketAddr>>,
-    /// The name server. Unset: the system's. Environment: OUTRIGGER_PEERS_RESOLVER.
+    /// The name server to use. Unset: the system's. Environment: OUTRIGGER_PEERS_RESOLVER.
     pub resolver: Option<Text<SocketAddr>>,
-    /// The address at which the others reach this Machine, where it is not the one that connections arrive at: addresses are
-    /// translated on the way. Environment: OUTRIGGER_PEERS_ADDRESS.
+    /// The address at which peers reach this Machine, if address translation makes it differ from the one at which
+    /// connections arrive. Environment: OUTRIGGER_PEERS_ADDRESS.
     pub address: Option<Text<SocketAddr>>,
     /// How often the name is looked up.
     pub refresh: Text<Span>,
-    /// How often each of them is asked how it is.
+    /// Interval of health probes to each peer.
     pub interval: Text<Span>,
-    /// How long it may take to answer that, or to take a connection.
+    /// Timeout of a probe, and of connecting to a peer.
     pub timeout: Text<Span>,
-    /// Whether requests go to a peer while the app here is away, unready or left alone by a breaker.
+    /// Whether peers get requests while the app here is down or not ready, or its circuit breaker is open.
     pub failover: Acting,
 }
 
@@ -68,23 +69,23 @@ impl Default for Peers {
 /// Peers, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRules {
-    /// The listener for them.
+    /// The listener for peers.
     pub listen: SocketAddr,
-    /// Where they are.
+    /// How peers are discovered.
     pub found_by: FoundBy,
-    /// The address at which they reach this Machine; `None`: the one that connections arrive at.
+    /// The address at which they reach this Machine; `None`: the one at which connections arrive.
     pub address: Option<SocketAddr>,
-    /// How often they are looked for.
+    /// How often they are discovered anew.
     pub refresh: Duration,
-    /// How often each is asked how it is.
+    /// Interval of probes to each peer.
     pub interval: Duration,
-    /// How long that may take.
+    /// Timeout of a probe.
     pub timeout: Duration,
-    /// Whether requests go to them when the app here cannot take them.
+    /// Whether peers get requests that the app here cannot take.
     pub failover: Mode,
 }
 
-/// How peers are found.
+/// How peers are discovered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundBy {
     /// By a name.
@@ -93,15 +94,15 @@ pub enum FoundBy {
         name: String,
         /// The port at its addresses.
         port: u16,
-        /// Who is asked; `None`: the system's name servers.
+        /// The name server; `None`: the system's.
         resolver: Option<SocketAddr>,
     },
-    /// They are known.
+    /// A fixed list.
     List(Vec<SocketAddr>),
 }
 
 impl Builder<'_> {
-    /// The other Machines; `None` when this one is alone.
+    /// Checks the section; `None` without peers.
     pub fn peers(&mut self, written: &Peers, this: Option<&This>) -> Option<PeerRules> {
         let at = |key| [Step::Key("peers"), Step::Key(key)];
         let Some(listen) = written.listen.as_ref().map(|listen| listen.0) else {

@@ -1,4 +1,4 @@
-//! `[rate_limits.redis]`: where Machines count limits together.
+//! `[rate_limits.redis]`: the Redis in which Machines share rate limits.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use crate::error::{Place, Problem};
 use crate::tree::Step;
 use crate::units::{Span, Text};
 
-/// Where Machines count limits together.
+/// The Redis in which Machines share rate limits.
 #[derive(Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://HOST:PORT`, `rediss://…` with TLS, `redis+unix:///PATH`; with `USER:PASSWORD@` and `/DATABASE` if need be.
+    /// `redis://HOST:PORT`, `rediss://…` with TLS, `redis+unix:///PATH`; optionally with `USER:PASSWORD@` and `/DATABASE`.
     /// Environment, which wins and is the place for a password: OUTRIGGER_REDIS_URL.
     #[schemars(extend("x-secret" = "value"))]
     pub url: Option<String>,
-    /// What the keys begin with: Machines that share have the same.
+    /// Prefix of the keys: the same on Machines that share limits.
     #[schemars(regex(pattern = r"^[A-Za-z0-9_.:-]{1,64}$"))]
     pub prefix: String,
-    /// How long Redis may take. Later: each Machine keeps to its share until it is back. At most 400ms, so that it is
-    /// noticed within a second.
+    /// Timeout for a response from Redis. Later, each Machine enforces its share until Redis is available again. At most
+    /// 400ms, so that a failure is detected within a second.
     pub timeout: Text<Span>,
-    /// A file with the certificate (PEM) of who signed Redis's, for `rediss://`. Unset: the system's.
+    /// A file with the CA certificate (PEM) for `rediss://`. Unset: the system's.
     pub ca_file: Option<PathBuf>,
-    /// There are at least so many Machines. More count when more are found.
+    /// Minimum number of Machines to assume. Discovering more raises it.
     #[schemars(range(min = 1, max = 10_000))]
     pub machines: u32,
 }
@@ -45,7 +45,7 @@ impl Default for Redis {
 
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The address may hold a password.
+        // The URL may contain a password.
         f.debug_struct("Redis").field("prefix", &self.prefix).field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
@@ -53,23 +53,23 @@ impl std::fmt::Debug for Redis {
 /// The longest `timeout` for Redis.
 const LONGEST_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// How Machines share limits.
+/// How Machines share limits, checked.
 pub struct RedisSettings {
-    /// Where Redis is. It holds the password: not to be shown.
+    /// Redis client. Contains the password: never display it.
     pub client: Client,
-    /// What it was made from, to tell a change: not to be shown either.
+    /// The URL and CA that it was created from, for detecting changes: never display them either.
     pub source: (String, Option<Vec<u8>>),
-    /// Where it is, without user and password.
+    /// The URL without user and password.
     pub shown: String,
-    /// What its keys begin with.
+    /// Prefix of the keys.
     pub prefix: String,
-    /// How long it may take.
+    /// Timeout for a response from Redis.
     pub timeout: Duration,
-    /// There are at least so many Machines.
+    /// Minimum number of Machines to assume.
     pub machines: u32,
-    /// What names of keys are keyed with.
+    /// HMAC key for the names of keys.
     pub naming: hmac::Key,
-    /// The file with the certificate of who signed Redis's.
+    /// The file with the CA certificate.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -86,14 +86,14 @@ impl std::fmt::Debug for RedisSettings {
 }
 
 impl RedisSettings {
-    /// Whether a connection made for `other` will do.
+    /// Whether a connection made for `other` can be reused.
     pub fn reaches_the_same(&self, other: &Self) -> bool {
         self.source == other.source && self.timeout == other.timeout
     }
 }
 
 impl Builder<'_> {
-    /// How Machines share limits; `None` when something is wrong.
+    /// Checks the section; `None` after an error.
     pub fn redis(&mut self, written: &Redis) -> Option<Arc<RedisSettings>> {
         let at = |key| [Step::Key("rate_limits"), Step::Key("redis"), Step::Key(key)];
         let timeout = written.timeout.0.0;
@@ -122,7 +122,7 @@ impl Builder<'_> {
             None => None,
         };
         let variable = (self.environment)(REDIS_URL).filter(|url| !url.trim().is_empty());
-        // The address is never shown: it may hold a password.
+        // The URL is never shown: it may contain a password.
         let place = match &variable {
             Some(_) => Place::Variable(REDIS_URL.to_owned()),
             None => self.root.nearest(&at("url")).1.place.clone().hidden(),
@@ -162,13 +162,13 @@ impl Builder<'_> {
     }
 }
 
-/// A client for the Redis at `url`.
+/// Creates a client for the Redis at `url`.
 fn redis_client(url: &str, ca: Option<Vec<u8>>) -> Result<redis::Client, String> {
     let known = ["redis://", "rediss://", "valkey://", "valkeys://", "redis+unix://", "unix://"];
     if !known.iter().any(|scheme| url.starts_with(scheme)) {
         return Err("this is no address of Redis".to_owned());
     }
-    // Its errors name what is wrong and never the address.
+    // Its errors never contain the address.
     let wrong = |e: redis::RedisError| format!("this is no address of Redis that can be used: {e}");
     match ca {
         Some(pem) => {

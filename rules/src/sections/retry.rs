@@ -1,4 +1,4 @@
-//! `[retry]`: when a request is sent again.
+//! `[retry]`: retries of requests.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use crate::sections::routes::Route;
 use crate::tree::Step;
 use crate::units::{Share, Span, Text};
 
-/// When a request is sent again.
+/// Retries of requests.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// Attempts for one request, the first included; 1: none is sent again. A route may say otherwise.
+    /// Maximum attempts per request, the first included; 1: no retries. A route may override it.
     #[schemars(range(min = 1, max = 10))]
     pub attempts: u8,
-    /// Answers that are tried again, such as [502, 503, 504]. A route may say otherwise.
+    /// Response statuses that are retried, such as [502, 503, 504]. A route may override them.
     pub statuses: Vec<u16>,
-    /// The pause before the first retry is anything up to this; the bound doubles with each.
+    /// The pause before the first retry is random, up to this; the bound doubles with each retry.
     pub backoff: Text<Span>,
-    /// And is no longer than this.
+    /// Maximum of that bound.
     pub max_backoff: Text<Span>,
-    /// Retries as a share of requests, over all routes.
+    /// Retry budget: retries as a share of requests, over all routes.
     pub budget: Text<Share>,
-    /// Retries a second that are allowed in any case.
+    /// Retries per second that are always allowed.
     #[schemars(range(max = 1000))]
     pub budget_min: u32,
 }
@@ -44,19 +44,19 @@ impl Default for Retry {
     }
 }
 
-/// When a request is sent again.
+/// Retries, checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryRules {
-    /// The bound of the first pause.
+    /// Bound of the first pause.
     pub backoff: Duration,
-    /// The bound of all.
+    /// Maximum bound.
     pub max_backoff: Duration,
-    /// What retries may cost.
+    /// The retry budget.
     pub budget: retry::Settings,
 }
 
 impl Builder<'_> {
-    /// The pauses and the budget.
+    /// Checks pauses and budget.
     pub fn retry(&mut self, written: &Retry) -> RetryRules {
         self.check_statuses(&written.statuses, &[Step::Key("retry"), Step::Key("statuses")]);
         RetryRules {
@@ -66,7 +66,7 @@ impl Builder<'_> {
         }
     }
 
-    /// What a route says of retries: attempts, and the answers that are tried again.
+    /// A route's retry settings: attempts, and the response statuses that are retried.
     pub fn route_retry(&mut self, retry: &Retry, route: &Route, index: usize) -> (u32, Box<[u16]>) {
         let attempts = route.attempts.unwrap_or(retry.attempts);
         let statuses = route.retry_statuses.as_ref().unwrap_or(&retry.statuses);

@@ -1,11 +1,11 @@
-//! Which route a request takes: the first in the file's order whose conditions all hold.
+//! Finds the route of a request: the first in the file's order whose conditions all hold.
 //!
-//! Routes are compiled into a tree of path segments when the configuration is loaded. A lookup walks the request's
-//! segments once and tries conditions only of routes whose path fits, so a thousand routes cost what a few do.
+//! Routes are compiled into a tree of path segments when the configuration is loaded. A lookup walks the request's segments
+//! once and checks conditions only of routes whose path fits, so the cost hardly grows with the number of routes.
 //!
-//! A path is forwarded as it came, so its route has to be the right one whatever the app makes of it: a path that can be
-//! read in several ways ([`outrigger_wire::path`]) is refused unless all readings lead to the same route. Case and a slash at the end
-//! make no difference to a route, since to some frameworks they make none.
+//! Outrigger forwards paths unchanged, so the route must be right for every way in which an app may read the path: a path
+//! with several readings ([`outrigger_wire::path`]) is rejected unless all of them lead to the same route. Routes ignore
+//! case and a trailing slash, as some frameworks do.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -24,14 +24,14 @@ use crate::sections::fallback::FallbackAnswer;
 use crate::sections::routes;
 use crate::tree::Step;
 
-/// A path that has no route.
+/// Why a path has no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathRefused {
-    /// Whatever the rules say.
+    /// It is rejected under any configuration.
     Unreadable(Unreadable),
-    /// One reading takes the first route, another one the second.
+    /// Its readings lead to these two routes.
     Ambiguous(usize, usize),
-    /// Some reading is where the app shows its metrics, and no route of the file names that path.
+    /// One reading is the path of the app's metrics, and no route of the file names that path.
     NotPublic,
 }
 
@@ -40,38 +40,38 @@ pub enum PathRefused {
 pub struct Route {
     /// The label in metrics and logs.
     pub name: Arc<str>,
-    /// When it applies.
+    /// The requests it applies to.
     pub conditions: Conditions,
     /// How important these requests are.
     pub priority: Priority,
-    /// How long a request may take until the head of its answer is there, and how long an answer may pause.
+    /// How long a request may take until the response's head arrives, and the longest pause within a response.
     pub timeout: Duration,
     /// The largest body in bytes.
     pub max_body_bytes: u64,
-    /// What a request takes from its limits.
+    /// The tokens that a request takes from its rate limits.
     pub cost: u32,
-    /// Whether the client's own limit of time makes it shorter.
+    /// Whether the client may shorten the timeout.
     pub heeds_client_timeout: bool,
-    /// The number of its breaker; none for health.
+    /// The number of its circuit breaker; none for health.
     pub breaker: Option<u16>,
-    /// Attempts for one request, the first included.
+    /// Maximum attempts per request, the first included.
     pub attempts: u32,
-    /// Answers that are tried again.
+    /// Response statuses that are retried.
     pub retry_statuses: Box<[u16]>,
-    /// What is said when the app cannot answer.
+    /// The response while the breaker is open or the app is unreachable.
     pub fallback: Option<FallbackAnswer>,
-    /// What its requests are to the audit trail.
+    /// The audit class of its requests.
     pub audit: Declared,
-    /// Parameters of its path that are entered there: the number of the segment, and the name.
+    /// Path parameters that the audit log records: the number of the segment, and the name.
     pub resource: Box<[(usize, Box<str>)]>,
-    /// The app's health endpoints: never limited, answered by the proxy when the app cannot.
+    /// The app's health endpoints: never limited; Outrigger responds if the app cannot.
     pub is_health: bool,
 }
 
-/// Names that the file cannot give.
+/// Names that the file may not use.
 pub const RESERVED_NAMES: [&str; 3] = ["health", "default", "none"];
 
-/// Where the app says how it is.
+/// The app's health endpoints.
 const HEALTH_PATHS: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
 
 /// The health endpoints, before every route of the file.
@@ -94,7 +94,7 @@ pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
     })
 });
 
-/// When a route applies.
+/// The conditions of a route.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
     path: PathPattern,
@@ -103,22 +103,22 @@ pub struct Conditions {
     headers: Vec<(HeaderName, Option<String>)>,
 }
 
-/// A condition that cannot be compiled.
+/// A condition that does not compile.
 #[derive(Clone, Debug)]
 pub struct BadCondition {
-    /// The key of the route.
+    /// The route's key.
     pub key: &'static str,
-    /// What is wrong.
+    /// The error.
     pub message: String,
-    /// What to do.
+    /// The remedy.
     pub hint: String,
 }
 
 impl Conditions {
-    /// Compiles what the file says.
+    /// Compiles the conditions of the file.
     ///
     /// # Errors
-    /// Names the key that cannot be used.
+    /// Names the invalid key.
     pub fn compile(route: &routes::Route) -> Result<Self, BadCondition> {
         let bad = |key, message: String, hint: &str| BadCondition { key, message, hint: hint.to_owned() };
         let path = PathPattern::parse(&route.path).map_err(|(message, hint)| bad("path", message, hint))?;
@@ -149,7 +149,7 @@ impl Conditions {
         Ok(Self { path, methods, hosts, headers })
     }
 
-    /// Whether every request that fits `other` fits `self` too. May say no where a yes is beyond a simple comparison.
+    /// Whether every request that fits `other` also fits `self`. May return `false` where a simple comparison cannot tell.
     pub fn covers(&self, other: &Self) -> bool {
         let methods = self.methods.is_empty()
             || (!other.methods.is_empty() && other.methods.iter().all(|m| self.methods.contains(m)));
@@ -162,14 +162,14 @@ impl Conditions {
         methods && hosts && headers && self.path.covers(&other.path)
     }
 
-    /// The headers that it asks for.
+    /// The headers that it checks.
     pub fn headers(&self) -> impl Iterator<Item = &HeaderName> {
         self.headers.iter().map(|(name, _)| name)
     }
 
     fn hold(&self, request: &Request<'_>) -> bool {
         let method = request.method.as_str();
-        // Some frameworks write it in capitals before they look at it.
+        // Some frameworks convert methods to upper case first.
         (self.methods.is_empty() || self.methods.iter().any(|own| own.as_str().eq_ignore_ascii_case(method)))
             && (self.hosts.is_empty() || self.hosts.iter().any(|host| host.fits(request.host)))
             && self.headers.iter().all(|(name, wanted)| has(request.fields, name, wanted.as_deref()))
@@ -188,7 +188,7 @@ pub fn has(fields: Fields<'_>, name: &HeaderName, wanted: Option<&str>) -> bool 
 enum Segment {
     /// In lower case: percent-encoded as clients send it, and decoded.
     Literal { sent: Box<[u8]>, decoded: Box<[u8]> },
-    /// `{name}`: any one segment that is not empty.
+    /// `{name}`: any one non-empty segment.
     Any,
 }
 
@@ -196,7 +196,7 @@ enum Segment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
     segments: Vec<Segment>,
-    /// Ends in `/**`: takes everything below as well.
+    /// Ends in `/**`: also matches everything below.
     and_below: bool,
 }
 
@@ -207,7 +207,7 @@ impl Default for PathPattern {
 }
 
 impl PathPattern {
-    /// A path without wildcards; a slash at its end makes no difference.
+    /// A path without wildcards; a trailing slash is ignored.
     fn literal(path: &str) -> Self {
         let path = path.strip_prefix('/').unwrap_or(path);
         let segments = path.strip_suffix('/').unwrap_or(path).split('/').filter(|_| !path.is_empty());
@@ -248,7 +248,7 @@ impl PathPattern {
         Ok(pattern)
     }
 
-    /// Whether it takes a request of its own, `example`, however that is read.
+    /// Whether all readings of `example`, a request for this pattern, match it.
     fn is_unambiguous(&self, example: &str) -> bool {
         if path::scan(example.as_bytes()).is_plain {
             return true;
@@ -276,7 +276,7 @@ impl PathPattern {
         self.segments.iter().zip(&other.segments).all(|(own, theirs)| *own == Segment::Any || own == theirs)
     }
 
-    /// Whether it names `path` itself, with nothing left open.
+    /// Whether the pattern is exactly `path`, without wildcards.
     fn names(&self, path: &Self) -> bool {
         self.segments == path.segments
     }
@@ -314,7 +314,7 @@ fn literal_segment(text: &str) -> Segment {
     Segment::Literal { sent: sent.into_bytes().into(), decoded: decoded.into() }
 }
 
-/// Whether a character is encoded that nobody has to encode.
+/// Whether it percent-encodes a character that needs no encoding.
 fn needlessly_encoded(text: &str) -> bool {
     let is_unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
     (0..text.len()).any(|at| path::encoded(&text.as_bytes()[at..]).is_some_and(is_unreserved))
@@ -350,7 +350,7 @@ impl HostPattern {
 
     fn fits(&self, host: &str) -> bool {
         let host = without_port(host);
-        // The root of all names may be written or not.
+        // A trailing dot, the DNS root, is optional.
         let host = host.strip_suffix('.').unwrap_or(host);
         match self {
             Self::Exact(own) => own.eq_ignore_ascii_case(host),
@@ -384,7 +384,7 @@ pub struct RouteTable {
     /// The health endpoints, then the file's routes, then the default.
     routes: Vec<Arc<Route>>,
     tree: Node,
-    /// Where the app shows its metrics: public only where a route names it.
+    /// The path of the app's metrics: public only if a route names it.
     closed: PathPattern,
 }
 
@@ -394,14 +394,14 @@ struct Node {
     any: Option<Box<Node>>,
     /// Routes whose path ends here, in order.
     here: Vec<usize>,
-    /// Routes that take this node and everything below, in order.
+    /// Routes that match this node and everything below, in order.
     below: Vec<usize>,
-    /// The path that ends here is closed.
+    /// This exact path is closed.
     is_closed: bool,
 }
 
 impl Node {
-    /// The node of a pattern, made if need be.
+    /// Returns the node of a pattern, creating it if needed.
     fn at(&mut self, pattern: &PathPattern, spelling: fn(&Segment) -> &[u8]) -> &mut Self {
         pattern.segments.iter().fold(self, |node, segment| match segment {
             Segment::Literal { .. } => node.literal.entry(spelling(segment).into()).or_default(),
@@ -410,24 +410,24 @@ impl Node {
     }
 }
 
-/// What a lookup has found so far.
+/// Intermediate result of a lookup.
 struct Found {
-    /// The number of the first route that fits.
+    /// The number of the first matching route.
     route: usize,
     /// The path is closed.
     is_closed: bool,
 }
 
 impl RouteTable {
-    /// Compiles `routes`, in the file's order, between the built-in ones and a default that takes the rest. `closed` is
-    /// public only where a route names it.
+    /// Compiles `routes`, in the file's order, between the built-in ones and a default for all other requests. `closed` is
+    /// public only if a route names it.
     pub fn compile(routes: Vec<Route>, default: Route, closed: &str) -> Self {
         let closed = PathPattern::literal(closed.split(['?', '#']).next().unwrap_or_default());
         let routes: Vec<Arc<Route>> = BUILT_IN.iter().cloned().chain(routes).chain([default]).map(Arc::new).collect();
         let mut tree = Node::default();
         for spelling in [Segment::sent, Segment::decoded] {
             tree.at(&closed, spelling).is_closed = true;
-            // The health endpoints are literal: see `find`.
+            // Health endpoints match literally: see `find`.
             for (index, route) in routes.iter().enumerate().skip(BUILT_IN.len()) {
                 let pattern = &route.conditions.path;
                 let node = tree.at(pattern, spelling);
@@ -447,11 +447,11 @@ impl RouteTable {
         &self.routes
     }
 
-    /// The number of the first route that fits; the last one, the default, fits everything. Health endpoints, which have no
-    /// limits, are those of the literal path alone.
+    /// Returns the number of the first matching route; the last one, the default, matches everything. Health endpoints,
+    /// which have no limits, match their literal path only.
     ///
     /// # Errors
-    /// The path may mean something else to the app.
+    /// The app may read the path differently.
     pub fn find(&self, request: &Request<'_>) -> Result<usize, PathRefused> {
         if let Some(health) = health(request.path) {
             return Ok(health);
@@ -470,7 +470,7 @@ impl RouteTable {
         let mut found: Result<Option<usize>, PathRefused> = Ok(None);
         let read = path::each_reading(path, |reading| {
             found = match (found, self.lookup(reading, request)) {
-                // A path that is not there is no riddle.
+                // One unroutable reading decides: the path is rejected.
                 (_, Err(refused)) => Err(refused),
                 (Ok(Some(before)), Ok(route)) if before != route => Err(PathRefused::Ambiguous(before, route)),
                 (Err(refused), Ok(_)) => Err(refused),
@@ -498,7 +498,7 @@ impl RouteTable {
 
     fn walk(&self, node: &Node, rest: Option<&[u8]>, request: &Request<'_>, found: &mut Found) {
         self.offer(&node.below, request, found);
-        // A slash at the end makes no difference.
+        // A trailing slash is ignored.
         let Some(rest) = rest.filter(|rest| !rest.is_empty()) else {
             found.is_closed |= node.is_closed;
             return self.offer(&node.here, request, found);
@@ -528,7 +528,7 @@ impl RouteTable {
     }
 }
 
-/// Puts each node's routes in order.
+/// Sorts each node's routes.
 fn sort(node: &mut Node) {
     for list in [&mut node.here, &mut node.below] {
         list.sort_unstable();
@@ -539,7 +539,7 @@ fn sort(node: &mut Node) {
 
 /// The number of the health endpoint at exactly this path.
 fn health(path: &str) -> Option<usize> {
-    // Nearly no path begins like that.
+    // Fast path: few paths have this prefix.
     if !path.starts_with("/health") {
         return None;
     }
@@ -547,7 +547,7 @@ fn health(path: &str) -> Option<usize> {
 }
 
 impl Builder<'_> {
-    /// Whether there is a route of this name that can be limited.
+    /// Checks that a route of this name exists and can be limited.
     pub fn check_route_name(&mut self, name: &str, routes: &RouteTable, path: &[Step<'_>]) {
         let known = || routes.all().iter().filter(|route| !route.is_health).map(|route| &*route.name);
         if name == "health" {
@@ -615,7 +615,7 @@ mod tests {
         table.find(&request).map(|number| table.all()[number].name.to_string())
     }
 
-    /// As clients are told.
+    /// The label as in responses.
     fn label(refused: PathRefused) -> &'static str {
         match refused {
             PathRefused::Unreadable(Unreadable::DotSegment) => "path_dot_segment",
@@ -629,7 +629,7 @@ mod tests {
         try_found(table, method, host, path, headers).unwrap_or_else(|refused| label(refused).to_owned())
     }
 
-    /// The name of the route, or why there is none.
+    /// The name of the route, or why none was found.
     fn get(table: &RouteTable, path: &str) -> String {
         found(table, "GET", "example.com", path, &HeaderMap::new())
     }
@@ -794,7 +794,7 @@ mod tests {
             prop_assert_eq!(get(&table, &path), &*table.all()[expected].name);
         }
 
-        /// Whatever an app makes of a path, it does not reach what another route takes.
+        /// No reading of a path by an app reaches another route.
         #[test]
         fn no_reading_of_a_path_belongs_to_another_route(
             patterns in prop::collection::vec("(/(a|b|ab|\\{x\\})){1,3}(/\\*\\*)?", 0..6),
@@ -804,7 +804,7 @@ mod tests {
             let table = table(&routes);
             if let Ok(name) = try_found(&table, "GET", "a", &path, &HeaderMap::new()) {
                 for reading in some_readings(&path) {
-                    // What comes of it may be refused for what it is, but it is nothing else.
+                    // The reading itself may be rejected, but never has another route.
                     if let Ok(other) = try_found(&table, "GET", "a", &reading, &HeaderMap::new()) {
                         prop_assert_eq!(&other, &name, "{} read as {}", path, reading);
                     }
@@ -813,7 +813,7 @@ mod tests {
         }
     }
 
-    /// What frameworks make of a path, written independently of [`path`].
+    /// How frameworks may read a path, written independently of [`path`].
     fn some_readings(path: &str) -> Vec<String> {
         let decode = |text: &str| {
             text.replace("%2f", "/").replace("%61", "a").replace("%5c", "\\").replace("%3f", "?").replace("%25", "%")

@@ -13,7 +13,7 @@ use crate::units::{OptionalSize, Span, Text};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutePriority {
-    /// Logins: the last to be refused.
+    /// Logins: rejected last.
     Critical,
     /// The core of the API.
     High,
@@ -22,7 +22,7 @@ pub enum RoutePriority {
     Medium,
     /// Expensive work that can wait.
     Low,
-    /// Very expensive work: the first to be refused.
+    /// Very expensive work: rejected first.
     Strict,
 }
 
@@ -45,8 +45,8 @@ pub struct Route {
     /// The label in metrics and logs: lower-case letters, digits, `-` and `_`; at most 64.
     #[schemars(regex(pattern = r"^[a-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself). Capital letters and a slash at
-    /// the end make no difference.
+    /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself). Case and a trailing slash
+    /// are ignored.
     #[serde(default = "everything")]
     pub path: String,
     /// Methods, in capitals. Empty: all.
@@ -55,39 +55,39 @@ pub struct Route {
     /// Hosts without port, such as `"api.example.com"` or `"*.example.com"`. Empty: all.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// Fields that must be there, with their value; `"*"` is any value.
+    /// Headers that a request must have, with their value; `"*"` is any value.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// How important these requests are.
     #[serde(default)]
     pub priority: RoutePriority,
-    /// Instead of `app.timeout`.
+    /// Overrides `app.timeout`.
     #[serde(default)]
     pub timeout: Option<Text<Span>>,
-    /// Whether a client's `X-Request-Timeout-Ms` makes it shorter.
+    /// Whether a client's `X-Request-Timeout-Ms` may shorten the timeout.
     #[serde(default = "yes")]
     pub client_timeout: bool,
-    /// The breaker that it shares with others: a `[[breaker.groups]]`, or that of another route. Unset: its own.
+    /// A circuit breaker to share: one of `[[breaker.groups]]`, or that of another route. Unset: its own.
     #[serde(default)]
     pub breaker: Option<String>,
-    /// Instead of `retry.attempts`.
+    /// Overrides `retry.attempts`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 10))]
     pub attempts: Option<u8>,
-    /// Instead of `retry.statuses`.
+    /// Overrides `retry.statuses`.
     #[serde(default)]
     pub retry_statuses: Option<Vec<u16>>,
-    /// What is said while its breaker is open or the app cannot be reached.
+    /// The response while its circuit breaker is open or the app is unreachable.
     #[serde(default)]
     pub fallback: Option<Fallback>,
-    /// What its requests are to the audit trail: `"off"`, a class (`"authentication"`, `"data"`, `"administration"`, `"deletion"`) or a
-    /// type such as `"auth.logout"`. Unset: `audit.default`.
+    /// The audit class of its requests: `"off"`, a class (`"authentication"`, `"data"`, `"administration"`, `"deletion"`) or
+    /// a type such as `"auth.logout"`. Unset: `audit.default`.
     #[serde(default)]
     pub audit: Option<String>,
-    /// Instead of `client.max_body`.
+    /// Overrides `client.max_body`.
     #[serde(default)]
     pub max_body: Option<Text<OptionalSize>>,
-    /// What a request takes from its limits, for those that are more expensive than others.
+    /// Tokens that a request takes from its rate limits; more than 1 for expensive requests.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10_000))]
     pub cost: u32,

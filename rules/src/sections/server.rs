@@ -1,4 +1,4 @@
-//! `[server]`: where the process listens and how it leaves.
+//! `[server]`: listeners and shutdown.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -13,27 +13,27 @@ const fn seconds(n: u64) -> Text<Span> {
     Text(Span(Duration::from_secs(n)))
 }
 
-/// The process: where it listens and how it leaves.
+/// Listeners and shutdown.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// The public HTTP/1.1 port. Environment: OUTRIGGER_LISTEN.
     pub listen: Text<SocketAddr>,
-    /// A port that speaks HTTP/2 without TLS (prior knowledge), for edges with `h2_backend`. Unset: none.
-    /// Environment: OUTRIGGER_H2C_LISTEN.
+    /// A port for HTTP/2 without TLS (prior knowledge), for edges with `h2_backend`. Unset: none. Environment:
+    /// OUTRIGGER_H2C_LISTEN.
     pub h2c_listen: Option<Text<SocketAddr>>,
-    /// This Machine's name, for its peers and sessions. Unset: FLY_MACHINE_ID. Environment: OUTRIGGER_MACHINE.
+    /// This Machine's name, for peers and sticky sessions. Unset: FLY_MACHINE_ID. Environment: OUTRIGGER_MACHINE.
     pub machine: Option<String>,
-    /// Worker threads; 0 takes one for each CPU. Environment: OUTRIGGER_THREADS.
+    /// Worker threads; 0: one per CPU. Environment: OUTRIGGER_THREADS.
     #[schemars(range(max = 256))]
     pub threads: u16,
-    /// Client connections at the same time, over all listeners; one more is answered 503 and closed.
+    /// Maximum client connections over all listeners; further ones get 503 and are closed.
     pub max_connections: NonZeroU32,
-    /// The share of them that one address may have (IPv6: one /64); networks in `identity.trusted` have no such bound.
+    /// The share of them that one address may have (IPv6: one /64); networks in `identity.trusted` are exempt.
     pub max_address_share: Text<Share>,
-    /// After SIGTERM: how long health fails first, while traffic is still accepted.
+    /// After SIGTERM: how long health checks fail while traffic is still accepted.
     pub lame_duck: Text<Span>,
-    /// After that: how long requests in flight may take before the process leaves without them.
+    /// After that: how long requests in flight may take before the process exits anyway.
     pub drain_timeout: Text<Span>,
 }
 

@@ -1,4 +1,4 @@
-//! `[tiers]`: by how much a tier multiplies its clients' limits.
+//! `[tiers]`: the factor of each tier for its clients' rate limits.
 
 use outrigger_policy::tier::{Multiplier, Tier};
 use schemars::JsonSchema;
@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Text;
 
-/// By how much a tier multiplies its clients' limits.
+/// The factor of each tier for its clients' rate limits.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tiers {
-    /// Whoever showed nothing that could be verified.
+    /// Clients without a verified credential.
     pub anonymous: Text<Multiplier>,
-    /// Known, and pays nothing.
+    /// Known clients who do not pay.
     pub free: Text<Multiplier>,
-    /// Pays.
+    /// Paying clients.
     pub pro: Text<Multiplier>,
-    /// Has a contract.
+    /// Clients with a contract.
     pub enterprise: Text<Multiplier>,
     /// Our own services.
     pub internal: Text<Multiplier>,

@@ -159,7 +159,7 @@ impl Registry {
             let (last, count) = entry.results_in_a_row;
             entry.results_in_a_row = (passed, if last == passed { count.saturating_add(1) } else { 1 });
             let needed = if passed { successes_to_return } else { failures_to_remove };
-            // The first result of a run sets its health, whatever the thresholds.
+            // The first result of a run sets its health, regardless of the thresholds.
             if entry.health == Health::Pending || entry.results_in_a_row.1 >= needed {
                 entry.health = if passed { Health::Passing } else { Health::Failing };
             }

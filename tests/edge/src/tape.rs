@@ -63,7 +63,7 @@ impl Tape {
         Some(Playback { tape: self.clone(), number: inner.playback, at: 0 })
     }
 
-    /// Whether the body can be read from its beginning. True as long as none of it has arrived, whatever its length.
+    /// Whether the body can be read from its beginning. True, for any length, until the first byte arrives.
     pub(crate) fn can_play(&self) -> bool {
         let inner = self.lock();
         !inner.has_overflowed || inner.total == 0

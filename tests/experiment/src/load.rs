@@ -1,5 +1,5 @@
-//! Clients in an open loop: each request is sent at its time, whatever happens to earlier ones, and its latency counts from
-//! that time. Clients do not retry; they disconnect after their deadline.
+//! Clients in an open loop: each request is sent on schedule, independent of earlier ones, and its latency counts from that
+//! time. Clients do not retry; they disconnect after their deadline.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

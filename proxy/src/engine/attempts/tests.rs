@@ -263,7 +263,7 @@ impl Driver {
             }
             Next::AskPeer | Next::ComeBack => assert!(!self.probe, "a request at a peer keeps its probe: {event:?}"),
             Next::Relay | Next::Reject(_) | Next::Fail(_) | Next::Leave => {
-                // What is left is reported with the outcome, and given back with the exchange.
+                // The rest is reported with the outcome, and returned with the exchange.
                 (self.permit, self.probe) = (false, false);
                 self.outcomes.push(next);
             }
@@ -395,7 +395,8 @@ proptest! {
         prop_assert!(driver.sent <= 1, "sent {} times", driver.sent);
     }
 
-    /// However often the app is down in between, it is asked as often as the route allows, and retries are paid for.
+    /// The app gets at most the attempts that the route allows, and retries are paid for, however often it is down in
+    /// between.
     #[test]
     fn no_more_attempts_are_sent_than_allowed(sequence in sequences(true), most in 1..4_u32) {
         let mut driver = Driver::default();

@@ -1,4 +1,4 @@
-//! Is there room for this request?
+//! Stages that admit a request: shutdown, body size, deadline, and the concurrency limit.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::engine::state::{Phase, State};
 use crate::mechanism::breakers;
 use crate::mechanism::gate::{Entry, Permit, Wish};
 
-/// Health fails first when the process is about to leave, so that traffic goes elsewhere while it can still be served.
+/// Fails health checks during the first phase of a shutdown, so that traffic moves while requests are still served.
 ///
 /// # Errors
 /// [`Rejection::Draining`], for readiness and general health only.
@@ -23,7 +23,7 @@ pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchan
     if asks_for_traffic && state.drain.phase() != Phase::Serving { Err(Rejection::Draining) } else { Ok(()) }
 }
 
-/// A body that says how long it is can be refused before it is sent; others are counted on their way.
+/// Rejects a body whose declared length is too large; other bodies are counted as they arrive.
 ///
 /// # Errors
 /// [`Rejection::BodyTooLarge`]
@@ -35,17 +35,17 @@ pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result
     Ok(())
 }
 
-/// So much of a body is kept by Pingora to be sent again.
+/// Bytes of a body that Pingora keeps for retries.
 const REPLAYABLE_BYTES: u64 = 64 << 10;
 
-/// Sets the time by which the head of the answer must be there: the route's, or less if the client has less.
+/// Sets the deadline for the response's head: the route's timeout, or the client's if that is shorter.
 ///
 /// # Errors
-/// None: what is no number of milliseconds is no wish.
+/// Never fails: a value that is not a number of milliseconds is ignored.
 pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = exchange.route();
     let (mut timeout, comes_from_peer) = (route.timeout, exchange.hop.is_some());
-    // A peer says what is left of a time that it has given itself.
+    // A peer sends the time that remains of a deadline that it set itself.
     if (comes_from_peer || (route.heeds_client_timeout && exchange.resilience == Mode::Enforce))
         && let Some(wish) = request.fields.get(&X_REQUEST_TIMEOUT_MS)
         && let Some(wish) = std::str::from_utf8(wish).ok().and_then(|text| text.trim().parse().ok())
@@ -58,21 +58,22 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
     Ok(())
 }
 
-/// Gives the exchange a slot at the app, or a place in the queue for one. Health needs none.
+/// Takes a permit for the exchange, or adds it to the queue. Health checks need no permit.
 ///
 /// # Errors
-/// [`Rejection::Overloaded`], or [`Rejection::AppRestarting`] when too many wait for it already.
+/// [`Rejection::Overloaded`]; while the app is down, [`Rejection::AppRestarting`] for a peer's request or if the queue is
+/// full.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
     if state.reach.is_away() && failover::is_guest(exchange) {
         return Err(Rejection::AppRestarting);
     }
     if state.reach.is_away() && !hold::must_wait(state, exchange) {
-        // Others wait for the app; this one hears at once that it is away.
+        // This request does not wait for the app and fails at once while it is down.
         return Ok(());
     }
     let mode = match (exchange.admission, exchange.rules.config.gate.mode) {
-        // Whoever waits for an app that is away does so in the same queue, whatever slots mean otherwise.
+        // Requests that wait while the app is down use the same queue, in every mode.
         _ if hold::must_wait(state, exchange) => Mode::Enforce,
         (Mode::Off, _) | (_, Mode::Off) => return Ok(()),
         (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
@@ -84,19 +85,19 @@ pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(
     ask(state, exchange, mode)
 }
 
-/// Whether the exchange has to have a slot before it is sent to the app, as long as that is there.
+/// Whether the exchange needs a permit before it is sent to an app that is up.
 pub fn needs_permit(exchange: &Exchange) -> bool {
     let is_off = exchange.admission == Mode::Off || exchange.rules.config.gate.mode == Mode::Off;
     !is_off && !exchange.route().is_health
 }
 
-/// Asks for a slot.
+/// Asks for a permit.
 ///
 /// # Errors
 /// As [`slot`].
 pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
-    // Kept by name, so that what was learnt of a route outlives a change of the rules.
+    // Keyed by name, so that a route's statistics survive a reload.
     let class = (exchange.rules.route_tags[exchange.route] & 0xffff) as u16;
     let is_guest = failover::is_guest(exchange);
     let wish = Wish { priority: route.priority, client: exchange.client.id, class, mode, is_guest };
@@ -110,7 +111,7 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
     Ok(())
 }
 
-/// Until when a request may wait for its turn: longer for an app that is away.
+/// When a request must leave the queue: later if the app is down.
 pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
     if hold::must_wait(state, exchange) {
         exchange.held_since.get_or_insert_with(Instant::now);
@@ -121,7 +122,7 @@ pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
     exchange.deadline.min(longest)
 }
 
-/// Why a request that waited did not get its turn.
+/// Why a request that waited got no permit.
 pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
     if now >= exchange.deadline {
         NoTurn::Refused(Rejection::Expired)
@@ -137,9 +138,9 @@ pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
 /// See [`no_turn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoTurn {
-    /// It is refused.
+    /// The request is rejected.
     Refused(Rejection),
-    /// The app did not come back in time.
+    /// The app was down for too long.
     AppAway,
 }
 
@@ -147,11 +148,11 @@ fn no_place(state: &State, exchange: &Exchange) -> Rejection {
     if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
 }
 
-/// How long a body of unknown length may go on before its permit is given back.
+/// How long a body of unknown length may take before its permit is returned.
 const LONG_BODY: Duration = Duration::from_secs(1);
 
-/// Gives the permit back at the head of a response whose length is known, or that is done: the app has worked it out, and what
-/// is left is a transfer at the client's pace. A body of unknown length may still be being worked on: see
+/// Returns the permit at the head of a response whose length is known, or that is complete: the app has finished it, and
+/// only the transfer at the client's pace remains. For a body of unknown length the app may still be working, see
 /// [`let_go_of_long_answer`] and [`let_go_later`].
 pub fn let_go_at_head(exchange: &mut Exchange, length: Option<u64>) {
     if length.is_some() {
@@ -159,7 +160,7 @@ pub fn let_go_at_head(exchange: &mut Exchange, length: Option<u64>) {
     }
 }
 
-/// Gives the permit back when the rest of the response is long, and says that the attempt was a success.
+/// Returns the permit when a response body takes long, and reports the attempt as a success to the circuit breaker.
 pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instant) {
     let holds_any = exchange.permit.is_some() || exchange.attempt.is_some();
     if let (true, Some(at)) = (holds_any, exchange.head_at)
@@ -170,11 +171,11 @@ pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instan
     }
 }
 
-/// How often is looked whether it is the client who is waited for.
+/// How often to check whether the proxy is waiting for the client.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The same on Pingora's way, where nothing is called while the client takes its time: gives the permit back after
-/// [`LONG_BODY`], or as soon as it is not the app that is waited for.
+/// Like [`let_go_of_long_answer`], for requests that Pingora handles, which calls no hook while the client is slow: returns
+/// the permit after [`LONG_BODY`], or as soon as the proxy is not waiting for the app.
 pub fn let_go_later(exchange: &mut Exchange) {
     let (Some(permit), Some(line)) = (exchange.permit.take(), &exchange.line) else { return };
     let watch = line.watch();
@@ -193,7 +194,7 @@ pub fn let_go_later(exchange: &mut Exchange) {
     exchange.lingering = Some(Lingering { permit: kept, task });
 }
 
-/// A permit that is given back after a while, or now when this is dropped.
+/// A permit that is returned after some time, or when this is dropped.
 #[derive(Debug)]
 pub struct Lingering {
     permit: Arc<Mutex<Option<Permit>>>,

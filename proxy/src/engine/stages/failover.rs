@@ -1,7 +1,7 @@
-//! Requests that the app here cannot take go to a ready peer: once, and never what came from one.
+//! Failover: a ready peer serves requests that the app here cannot. At most once, and never for requests from a peer.
 //!
-//! A peer takes them only while it has slots to spare: what is its own goes first. Whatever it does not take comes back, and is
-//! served as if there were no peers.
+//! A peer accepts such requests only while it has free permits: its own requests take precedence. Requests that it declines
+//! are served here, as without peers.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::Kind;
 
-/// Sends the request to a peer while the app here says that it is not ready, or does not answer.
+/// Sends the request to a peer while the app here is not ready or is down.
 ///
 /// # Errors
-/// None: without a ready peer it is served here.
+/// Never fails: without a ready peer, the request is served here.
 pub fn choose(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     let Some(peers) = &state.peers else { return Ok(()) };
     if peers.local.is_unready() || state.reach.is_away() {
@@ -27,13 +27,13 @@ pub fn choose(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result
     Ok(())
 }
 
-/// Whether a peer takes the request instead of the app here: then its destination is changed.
+/// Whether a peer takes the request instead of the app here; if so, changes its destination.
 pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
     peer_for(state, exchange, true).is_some_and(|peer| leave_for(peer, state, exchange))
 }
 
-/// The same for one that found no place here: only a peer at which nobody waits has something to spare. What that gives back is refused
-/// after all, for it has had its wait.
+/// Like [`takes`], for a request that got no permit here. Only a peer with an empty queue qualifies. If the peer declines
+/// it, it is rejected: it has already waited.
 pub fn spares_a_slot(state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_been_refused = peer_for(state, exchange, false).is_some_and(|peer| leave_for(peer, state, exchange));
     exchange.has_been_refused
@@ -41,7 +41,7 @@ pub fn spares_a_slot(state: &State, exchange: &mut Exchange) -> bool {
 
 fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
-    // The app here is not asked: nothing that was begun for it counts.
+    // The app here does not get the request, so the attempt does not count.
     breakers::ended(state, exchange, End::Unknown);
     exchange.next = None;
     exchange.permit = None;
@@ -53,7 +53,7 @@ fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
 fn peer_for(state: &State, exchange: &Exchange, may_be_busy: bool) -> Option<Arc<Peer>> {
     let peers = state.peers.as_ref()?;
     let rules = exchange.rules.config.peers.as_ref()?;
-    // A longer body could not come back from there, while here it can be held.
+    // A longer body could not be sent again from here if the peer declines it; here it can be held.
     let may = exchange.is_replayable
         && rules.failover == Mode::Enforce
         && exchange.resilience == Mode::Enforce
@@ -63,10 +63,10 @@ fn peer_for(state: &State, exchange: &Exchange, may_be_busy: bool) -> Option<Arc
     if may { peers.ready(may_be_busy) } else { None }
 }
 
-/// Whether the sender of this request is told that it may serve it itself: nothing of it has reached the app.
+/// Whether to tell the sender that it may serve the request itself: the app has not seen it.
 pub fn is_given_back(exchange: &Exchange) -> bool {
     if exchange.listener == Listener::Peers && exchange.hop.is_none() {
-        // Not known as a peer's, by clocks or keys that differ. Nobody else hears this.
+        // Not verified as a peer, because clocks or keys differ. Only peers read this response.
         return true;
     }
     let is_failover = exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover);
@@ -84,7 +84,7 @@ pub fn is_given_back(exchange: &Exchange) -> bool {
     is_failover && is_untouched
 }
 
-/// Whether a request is taken only if there is a slot for it at once: what came from a peer waits for nothing here.
+/// Whether a request is accepted only if a permit is free: requests from peers do not wait here.
 pub fn is_guest(exchange: &Exchange) -> bool {
     exchange.hop.as_ref().is_some_and(|hop| hop.kind == Kind::Failover)
 }

@@ -1,9 +1,9 @@
-//! An app that refuses connections is one that restarts: requests wait for it, and it is watched until it is back.
+//! Request buffering: requests wait while the app refuses connections, for example during a restart; the app is probed until
+//! it is up.
 //!
-//! Waiting is the gate's affair: no slot is given while the app is away, so requests queue in order of importance, up to
-//! `app.max_held` and for `app.hold` each. When it is back, slots are given as before, so that it gets no more at a time than
-//! it can take. Without `hold` nobody waits, but the app is watched all the same, so that breakers which opened because of it
-//! close in the moment in which it listens.
+//! While the app is down, the queue hands out no permits: requests wait by priority, up to `app.max_held` and for `app.hold`
+//! each. Once it is up, permits are handed out as usual, so that it is not flooded. Without `hold` no request waits, but the
+//! app is probed all the same, so that circuit breakers that opened because of it close as soon as it listens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,40 +17,40 @@ use crate::engine::stages::{admit, failover};
 use crate::engine::state::State;
 use crate::transport::upstream::{self, ConnectError};
 
-/// How often a watched app is tried. Connecting on the same machine costs it some ten microseconds.
+/// Interval of connection attempts while the app is down. On the same machine, each costs it about ten microseconds.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
-/// Whether the app takes connections, as far as is known.
+/// Whether the app accepts connections, as far as is known.
 #[derive(Debug, Default)]
 pub struct Reach {
     is_away: AtomicBool,
 }
 
 impl Reach {
-    /// It refused the last connection, and every one since.
+    /// Whether the app is down: it has refused a connection, and all since.
     pub fn is_away(&self) -> bool {
         self.is_away.load(Ordering::Relaxed)
     }
 }
 
-/// Whether requests wait for an app that is away.
+/// Whether the request may wait while the app is down.
 fn waits(exchange: &Exchange) -> bool {
     let has_hold = !exchange.rules.config.app.hold.is_zero() && !exchange.route().is_health;
     exchange.resilience == Mode::Enforce && has_hold && !failover::is_guest(exchange)
 }
 
-/// Whether this request has to wait for the app before it may be sent.
+/// Whether this request must wait for the app before it is sent.
 pub fn must_wait(state: &State, exchange: &Exchange) -> bool {
     state.reach.is_away() && waits(exchange)
 }
 
-/// A connection was refused. True if the request waits for the app: then [`rejoin`] is next.
+/// Records a refused connection. Returns true if the request waits for the app: then call [`rejoin`].
 pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
     if exchange.resilience != Mode::Enforce {
         return false;
     }
     if !state.reach.is_away.swap(true, Ordering::Relaxed) {
-        // Those in force: the exchange's rules may be older.
+        // The current configuration: the exchange's may be older.
         let rules = state.rules.load_full();
         let app = &rules.config.app;
         let hold_ms = u64::try_from(app.hold.as_millis()).unwrap_or(u64::MAX);
@@ -65,7 +65,7 @@ pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
     waits(exchange)
 }
 
-/// A connection broke off: has the app gone, or does it only fail? Whoever dies takes its listener along.
+/// After a closed connection: checks whether the app is down or only the request failed. A crashed app no longer listens.
 pub async fn is_gone(state: &Arc<State>, exchange: &Exchange) -> bool {
     if exchange.resilience != Mode::Enforce {
         return false;
@@ -85,7 +85,7 @@ async fn watch(state: Arc<State>, since: Instant) {
         let rules = state.rules.load_full();
         let app = &rules.config.app;
         if !app.hold.is_zero() {
-            // It may have been zero when the app went.
+            // It may have been zero when the app went down.
             state.gate.suspend();
         }
         let tried = tokio::time::timeout(app.connect_timeout, upstream::connect(&state)).await;
@@ -98,15 +98,15 @@ async fn watch(state: Arc<State>, since: Instant) {
     let held: u32 = state.gate.standing().waiting.iter().sum();
     let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(event = "app_back", away_ms, held, "the app takes connections again");
-    // In this order: whoever finds it away again from here on suspends the gate again.
+    // In this order: if a request finds the app down again from here on, it suspends the gate again.
     state.gate.resume();
     state.reach.is_away.store(false, Ordering::Relaxed);
 }
 
-/// Puts a request that found the app away in the queue, in the place of its importance.
+/// Adds a request to the queue, by priority, after it found the app down.
 ///
 /// # Errors
-/// [`Rejection::AppRestarting`] when no more may wait.
+/// [`Rejection::AppRestarting`] if the queue is full.
 pub fn rejoin(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.permit = None;
     admit::ask(state, exchange, Mode::Enforce)

@@ -19,8 +19,7 @@ use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::mechanism::peers::hop::{self, Hop, HopRefused};
 
-/// Sets the request id and the client. Headers of a trusted edge are believed; any other client has its connection's
-/// address.
+/// Sets the request id and the client. Headers of a trusted edge are trusted; any other client has its connection's address.
 ///
 /// # Errors
 /// [`Rejection::NotAPeer`] on the listener for peers; [`Rejection::RepeatedCredential`]. Any other request gets an id and a
@@ -134,8 +133,8 @@ fn kind(request: &Request<'_>) -> Kind {
     if accepts_events { Kind::Stream } else { Kind::Plain }
 }
 
-/// Whether a tunnel begins if the app answers 101: the same as `is_upgrade` of [`scan::Head`]. A request with a body is none, so
-/// that every limit on bodies holds for it.
+/// Whether a tunnel begins if the app responds with 101: the same as `is_upgrade` of [`scan::Head`]. A request with a body
+/// is not an upgrade, so that all limits on bodies apply to it.
 fn is_upgrade(request: &Request<'_>) -> bool {
     let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
     let mut has_option = false;

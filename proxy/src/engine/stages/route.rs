@@ -1,4 +1,4 @@
-//! The stage that gives a request its route; [`outrigger_rules::sections::route_table`] finds it.
+//! The stage that selects the route; [`outrigger_rules::sections::route_table`] finds it.
 
 use outrigger_rules::sections::route_table::PathRefused;
 use outrigger_wire::path::Unreadable;
@@ -8,10 +8,10 @@ use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 
-/// Gives the exchange its route. The stage of the same name.
+/// Sets the exchange's route.
 ///
 /// # Errors
-/// A path that the app may read in another way, or that is not public. The default route takes what no other does.
+/// The app may read the path differently, or the path is not public. The default route takes all other requests.
 pub fn choose(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.route = exchange.rules.config.routes.find(request)?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Requests that come back: [`outrigger_wire::via`] names this process in what it forwards.
+//! Detects loops: [`outrigger_wire::via`] names this process in requests that it forwards.
 
 use outrigger_wire::request::Request;
 
@@ -6,7 +6,7 @@ use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 
-/// Refuses a request that this process has forwarded already.
+/// Rejects a request that this process has forwarded already.
 ///
 /// # Errors
 /// [`Rejection::Loop`]

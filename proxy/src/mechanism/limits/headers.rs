@@ -1,4 +1,4 @@
-//! What responses tell of the limits: collected here, written by [`outrigger_wire::ratelimit`].
+//! Collects the rate limits that responses show; [`outrigger_wire::ratelimit`] writes them.
 
 use outrigger_policy::limiter::Quota;
 use outrigger_rules::sections::limits::MOST_LIMITS;
@@ -16,7 +16,7 @@ pub struct Told<'a> {
 }
 
 impl<'a> Told<'a> {
-    /// Those of an exchange; `None` where nothing is told.
+    /// The limits of an exchange; `None` if the response shows none.
     pub fn of(exchange: &'a Exchange) -> Option<Self> {
         let limits = &exchange.rules.config.limits;
         let (headers, legacy_headers) = (limits.headers, limits.legacy_headers);

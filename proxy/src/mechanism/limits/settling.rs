@@ -475,7 +475,7 @@ impl Settler {
         self.state.metrics.shared_limits.show(mode);
     }
 
-    /// Looks who asks and settles with them. Gives how long there is nothing to do.
+    /// Syncs the keys that were used. Returns how long to pause.
     async fn turn(&mut self, settings: &RedisSettings) -> Duration {
         let state = Arc::clone(&self.state);
         let cells = state.shared.prepare();
@@ -528,7 +528,7 @@ impl Settler {
         Ok(link)
     }
 
-    /// Connects, and settles what every key owes before Redis decides again.
+    /// Connects, and reports the debt of every key before Redis decides again.
     async fn come_back(&mut self, settings: &RedisSettings, cells: &Cells, machines: u32) -> Result<Link, LinkError> {
         let mut link = Link::open(settings).await?;
         let now = self.now();

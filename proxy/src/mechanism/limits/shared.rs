@@ -613,7 +613,7 @@ mod tests {
         assert_eq!(cells.find(7 << 32), None);
         cells.free(index);
         assert_eq!((cell.account(), cell.name(), cell.quota().is_some()), (Account::default(), None, true));
-        // As many others as fit have a cell each, and the next ones are told that there is none.
+        // As many others as fit have a cell each; the next ones get an error.
         let tag = |n: u64| outrigger_identity::hash::mix(n);
         let fitted = (1..1000).filter(|n| cells.find_or_claim(tag(*n), || Some([*n, *n])).is_ok()).count();
         assert_eq!(fitted, cells.room());

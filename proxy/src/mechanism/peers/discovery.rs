@@ -14,7 +14,7 @@ use pingora::lb::Backend;
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::{Error, ErrorType, Result};
 
-/// More Machines than this are not looked at: the answer of a name server is not ours to believe without a bound.
+/// Maximum number of Machines; further ones in a name server's response are ignored.
 pub const MOST_PEERS: usize = 256;
 /// The timeout of one DNS query.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! Rules that are to be in force, or would be: their names are looked up as well, so that what leads back to this proxy is refused.
+//! A checked configuration with its names resolved: upstreams that are this proxy itself are rejected.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use outrigger_rules::target::Target;
 
 use crate::transport::upstream::{Upstream, Upstreams};
 
-/// Rules, and what they say that connections are made to.
+/// A configuration and its upstreams.
 #[derive(Debug)]
 pub struct Checked {
-    /// The rules.
+    /// The configuration.
     pub config: Config,
-    /// With the addresses that were found for names.
+    /// With the resolved addresses of names.
     pub upstreams: Upstreams,
 }
 
 impl Checked {
-    /// Reads and checks `file`, and looks its names up for `patience` at the most. A name that is unknown is no mistake: it is looked up
-    /// again later. Blocks. `own`: what the process listens on that would take the rules over, besides what these say.
+    /// Reads and checks `file`, and resolves its names for at most `patience`. An unknown name is not an error: it is looked
+    /// up again later. Blocks. `own`: listeners of the running process, in addition to those in the file.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -37,7 +37,7 @@ impl Checked {
         Self::of(file, read(file)?, environment, patience, own)
     }
 
-    /// All defaults, as the environment changes them: for a process that has no file.
+    /// All defaults, as changed by the environment: for a process without a file.
     ///
     /// # Errors
     /// Every problem of the environment.
@@ -62,7 +62,7 @@ impl Checked {
 }
 
 impl Upstreams {
-    /// Those that are listeners of this proxy. Looks names up, and keeps what it finds.
+    /// Returns an error for each upstream that is a listener of this proxy. Resolves names, and keeps the results.
     fn lead_here(&self, places: &UpstreamPlaces, patience: Duration, own: &OwnListeners) -> Vec<Problem> {
         let mut upstreams = vec![("app.address", &self.app, &places.address)];
         if !Arc::ptr_eq(&self.app, &self.metrics) {

@@ -1,4 +1,4 @@
-//! Resolves the names of the configuration off the hot path, and again for as long as they are in force.
+//! Resolves the names of the configuration off the hot path, repeatedly while the configuration is in force.
 //!
 //! Uses the system's resolver (`getaddrinfo`: `/etc/hosts`, `nsswitch.conf`, DNS) on a thread where it may block. An unknown
 //! name is not a mistake in the configuration: the app may not be deployed yet. A failed lookup changes nothing: the name
@@ -18,7 +18,7 @@ use crate::transport::upstream::{Addresses, Name, Upstream, Upstreams};
 
 /// Interval between lookups of a known name.
 const REFRESH: Duration = Duration::from_secs(5);
-/// The same for an unknown name, or for one whose addresses refuse connections.
+/// Interval for an unknown name, or for one whose addresses refuse connections.
 const RETRY: Duration = Duration::from_millis(500);
 /// After this time, the log warns about a slow lookup. It continues; there is never a second one at the same time.
 const SLOW: Duration = Duration::from_secs(5);

@@ -15,7 +15,7 @@ fn load(source: &str, environment: &[(&str, &str)]) -> Result<Arc<Credentials>, 
     Ok(config.credentials)
 }
 
-/// A file that is there as long as the answer lives.
+/// A file that is deleted on drop.
 struct Written(PathBuf);
 
 impl Written {
@@ -193,7 +193,7 @@ cache = 5
     insta::assert_snapshot!(load(source, &[(JWT_SECRET, SECRET)]).unwrap_err());
     let source = "[identity.jwt]\nkey_file = \"a.pem\"\njwks_url = \"http://a/\"";
     insta::assert_snapshot!(load(source, &[(JWT_SECRET, SECRET)]).unwrap_err());
-    // A public key is no secret, and a secret is no public key.
+    // A public key is not accepted as a secret, nor a secret as a public key.
     insta::assert_snapshot!(load("[identity.jwt]\nkey_file = \"a.pem\"", &[]).unwrap_err());
     insta::assert_snapshot!(load("[identity.jwt]\nalgorithm = \"RS256\"", &[(JWT_SECRET, SECRET)]).unwrap_err());
 }
