@@ -1,4 +1,4 @@
-//! What operators change and see while the process runs.
+//! The admin listener and configuration reloads: everything that operators change and see while the process runs.
 
 pub mod admin;
 pub mod reload;

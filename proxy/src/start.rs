@@ -44,9 +44,9 @@ pub enum RunError {
         address: SocketAddr,
         /// The key that names it.
         key: &'static str,
-        /// What to do.
+        /// Advice for the operator.
         hint: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A thread, a runtime or a signal.
@@ -63,7 +63,7 @@ pub enum RunError {
 /// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// Why it cannot start.
 pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;

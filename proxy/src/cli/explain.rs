@@ -1,4 +1,4 @@
-//! `outrigger explain`: the rules say which route, the table of responses what a refused client is told.
+//! `outrigger explain`: the route from the rules, and the response that a rejected client gets.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::engine::rejection::Rejection;
 /// See [`explain::explain`].
 ///
 /// # Errors
-/// What is no request.
+/// The arguments are not a request.
 pub fn explain(
     config: &Config,
     from: IpAddr,

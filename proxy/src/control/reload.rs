@@ -2,7 +2,7 @@
 //!
 //! The file is looked at ten times a second: by its time, size and inode, then by its text. That works where change
 //! notifications do not (bind mounts, config maps, network file systems, editors that rename), costs one `stat`, and a
-//! file caught half-written is looked at again when it has settled.
+//! file caught half-written is read again once it stops changing.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a reload waits for the addresses of a name that is new. Without them it comes into force all the same.
 const NAMES_PATIENCE: Duration = Duration::from_millis(500);
 
-/// So many looks in a row that find the same: whoever writes it has finished.
+/// The file counts as completely written after this many looks in a row that find the same version.
 const SETTLED_AFTER: u32 = 2;
 
-/// What tells one version of a file from another, without reading it.
+/// Identifies one version of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: (i64, i64),
@@ -113,7 +113,7 @@ impl Reloader {
     fn refuse(&self, error: &ConfigError) {
         self.state.metrics.reloaded(false);
         let version = self.state.rules.load().version;
-        // What is wrong may hold a secret: only how much it is is entered.
+        // The texts of the problems may contain a secret, so only their number is recorded.
         acts::reloaded(&self.state, version, Some(error.problems.len()));
         tracing::error!(
             config_version = version,
@@ -132,7 +132,7 @@ impl Reloader {
                 "these changes take effect at the next start; all others are in force"
             );
         }
-        // What the process really does is what the rules should say.
+        // The rules report the values that the process really uses.
         config.server.listen = before.config.server.listen;
         config.server.h2c_listen = before.config.server.h2c_listen;
         config.server.threads = before.config.server.threads;
@@ -173,7 +173,7 @@ impl Reloader {
         if app_moved {
             tracing::info!(event = "app_moved", app = %next.config.app.address, "requests go to {} from now on", next.config.app.address);
         }
-        // Also whoever looks after the names: another may have come into force.
+        // The tasks that resolve names, too: another name may be in force now.
         self.state.app_moved.notify_waiters();
         acts::reloaded(&self.state, next.version, None);
         acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);

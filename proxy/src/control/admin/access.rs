@@ -255,7 +255,7 @@ fn is_own(authority: Authority<'_>, rules: &AdminRules, at: IpAddr) -> bool {
             let is_ours = [at, rules.listen.ip()].iter().any(|ours| ours.to_canonical() == address);
             address.is_loopback() || (is_ours && !address.is_unspecified()) || is_listed
         }
-        // Whoever is in Fly's private network cannot make such a name point elsewhere.
+        // Others in Fly's private network cannot make such a name resolve to another address.
         None => {
             let host = authority.host;
             let is_internal =
