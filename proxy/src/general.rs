@@ -4,9 +4,10 @@
 //! request ends lives in the [`Exchange`] and lets go in `Drop`: a hook can be skipped, a drop cannot.
 
 mod attempts;
+mod context;
 mod heads;
-pub mod line;
-pub mod upload;
+mod line;
+mod upload;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::hop::Hop;
 use crate::mechanism::{audit, claims};
 
+use crate::general::context::Context;
 use crate::general::heads::{
     add_limits, add_session, content_length, has_endless_body, has_one_length, head_bytes, hide_session,
     is_invalid_data, is_unanswered, may_repeat, own_head, remove_hop_by_hop, response_length, sift, view, write_own,
@@ -149,14 +151,14 @@ impl Gateway {
     }
 
     /// What an error means, and what the client is told.
-    fn classify(&self, error: &Error, exchange: &Exchange) -> Verdict {
-        if let Some(rejection) = exchange.rejection {
+    fn classify(&self, error: &Error, context: &Context) -> Verdict {
+        if let Some(rejection) = context.exchange.rejection {
             return Verdict::Rejected(rejection);
         }
-        if let Some(failure) = exchange.failure {
+        if let Some(failure) = context.exchange.failure {
             return Verdict::Failed(failure);
         }
-        match exchange.line.as_ref().and_then(Line::cut) {
+        match context.line.as_ref().and_then(Line::cut) {
             Some(Cut::App) => return Verdict::Failed(Failure::Timeout),
             Some(Cut::Client) => return Verdict::Rejected(Rejection::BodyTooSlow),
             None => {}
@@ -197,37 +199,37 @@ enum Verdict {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Exchange;
+    type CTX = Context;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::new(self.state.rules.load_full())
+    fn new_ctx(&self) -> Context {
+        Context::new(self.state.rules.load_full())
     }
 
     /// None: Pingora's default adds a compression module that costs every request an allocation.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
-        self.prepare(session, exchange);
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        self.prepare(session, &mut context.exchange);
         let has_endless_body = has_endless_body(session);
         let request = view(session.req_header(), has_endless_body);
-        let mut verdict = stages::check(&self.state, &request, exchange);
-        if exchange.kind != Kind::Upgrade {
+        let mut verdict = stages::check(&self.state, &request, &mut context.exchange);
+        if context.exchange.kind != Kind::Upgrade {
             // Without `Connection: upgrade` it means nothing (RFC 9110 section 7.8).
             session.req_header_mut().remove_header(&header::UPGRADE);
         }
-        let is_kept = matches!(exchange.destination, Destination::App | Destination::Peer(..));
+        let is_kept = matches!(context.exchange.destination, Destination::App | Destination::Peer(..));
         if verdict.is_ok() && is_kept && !session.as_mut().is_body_done() {
-            verdict = self.take_body(session, exchange).await?;
+            verdict = self.take_body(session, context).await?;
         }
         let request = view(session.req_header(), has_endless_body);
-        if verdict.is_ok() && matches!(exchange.destination, Destination::App) {
-            verdict = stages::take_turn(&self.state, &request, exchange);
+        if verdict.is_ok() && matches!(context.exchange.destination, Destination::App) {
+            verdict = stages::take_turn(&self.state, &request, &mut context.exchange);
         }
-        let next = match (verdict, exchange.destination.clone()) {
-            (Ok(()), Destination::App) => self.take_turn(session, exchange).await,
-            (Ok(()), Destination::Peer(..)) => self.sent_to_peer(session, exchange),
+        let next = match (verdict, context.exchange.destination.clone()) {
+            (Ok(()), Destination::App) => self.take_turn(session, &mut context.exchange).await,
+            (Ok(()), Destination::Peer(..)) => self.sent_to_peer(session, &mut context.exchange),
             (Ok(()), Destination::Replay(home)) => {
-                self.replay(session, exchange, &home).await;
+                self.replay(session, &mut context.exchange, &home).await;
                 return Ok(true);
             }
             // Peers ask in a simpler way.
@@ -236,33 +238,33 @@ impl ProxyHttp for Gateway {
         };
         match next {
             Next::Reject(rejection) => {
-                self.reject(session, exchange, rejection).await;
+                self.reject(session, &mut context.exchange, rejection).await;
                 Ok(true)
             }
             Next::Fail(failure) => {
                 let seen = "it did not come back within `hold`";
-                record::failed(&self.state, exchange, failure, &seen).await;
-                self.answer(session, exchange, &failure.problem()).await;
+                record::failed(&self.state, &mut context.exchange, failure, &seen).await;
+                self.answer(session, &mut context.exchange, &failure.problem()).await;
                 Ok(true)
             }
             next => {
-                exchange.next = Some(next);
-                retries::pay_in(&self.state, exchange);
-                if exchange.kind == Kind::Upgrade {
-                    session.set_read_timeout(Some(exchange.rules.config.app.stream_timeout));
+                context.next = Some(next);
+                retries::pay_in(&self.state, &mut context.exchange);
+                if context.exchange.kind == Kind::Upgrade {
+                    session.set_read_timeout(Some(context.exchange.rules.config.app.stream_timeout));
                 }
                 Ok(false)
             }
         }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
-        exchange.line = None;
-        self.before_connection(session, exchange).await?;
-        exchange.body_bytes = 0;
-        exchange.interim = 0;
-        let app = &exchange.rules.config.app;
-        let (target, connect_timeout) = match &exchange.destination {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        context.line = None;
+        self.before_connection(session, context).await?;
+        context.body_bytes = 0;
+        context.interim = 0;
+        let app = &context.exchange.rules.config.app;
+        let (target, connect_timeout) = match &context.exchange.destination {
             Destination::Peer(peer, _) => (
                 Some(peer.target.clone()),
                 self.state.peers.as_ref().map_or(app.connect_timeout, |peers| peers.rules.timeout),
@@ -275,42 +277,46 @@ impl ProxyHttp for Gateway {
         // nobody can know whether it has read what was sent. Pingora finds kept connections by this key: nobody has it again.
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let left = context.exchange.deadline.saturating_duration_since(Instant::now());
         let (line, opener) = Line::new(&self.state, target, connect_timeout.min(left));
         peer.options.custom_l4 = Some(opener);
-        exchange.line = Some(line);
+        context.line = Some(line);
         // How long the app may send nothing is the line's affair; how long it may take nothing is the same from here on.
         peer.options.read_timeout = None;
-        peer.options.write_timeout = Some(match exchange.kind {
-            Kind::Plain | Kind::Stream => exchange.route().timeout,
+        peer.options.write_timeout = Some(match context.exchange.kind {
+            Kind::Plain | Kind::Stream => context.exchange.route().timeout,
             Kind::Upgrade => app.stream_timeout,
         });
         Ok(Box::new(peer))
     }
 
     /// Nothing has been sent, so any request may be tried again.
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, exchange: &mut Exchange, mut error: BError) -> BError {
-        let refused = exchange.line.as_ref().and_then(Line::refused);
-        let next = match (&exchange.destination, error.etype()) {
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, context: &mut Context, mut error: BError) -> BError {
+        let refused = context.line.as_ref().and_then(Line::refused);
+        let next = match (&context.exchange.destination, error.etype()) {
             (Destination::Peer(peer, kind), etype) => {
                 // A packet may have been lost: only a refusal says something about the next request.
                 if *etype == ErrorType::ConnectRefused {
                     peer.not_reached();
                 }
                 self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
-                steps::happened(&self.state, exchange, Event::PeerDeclined)
+                steps::happened(&self.state, &mut context.exchange, Event::PeerDeclined)
             }
             (_, etype) => match (refused, etype) {
-                (Some(rejection), _) => steps::happened(&self.state, exchange, Event::NoConnection(rejection)),
-                (None, ErrorType::ConnectRefused) => steps::refused(&self.state, exchange),
-                (None, ErrorType::ConnectTimedout) => steps::happened(&self.state, exchange, Event::ConnectTimedOut),
+                (Some(rejection), _) => {
+                    steps::happened(&self.state, &mut context.exchange, Event::NoConnection(rejection))
+                }
+                (None, ErrorType::ConnectRefused) => steps::refused(&self.state, &mut context.exchange),
+                (None, ErrorType::ConnectTimedout) => {
+                    steps::happened(&self.state, &mut context.exchange, Event::ConnectTimedOut)
+                }
                 (None, _) => {
                     error.set_retry(false);
                     return error;
                 }
             },
         };
-        self.follow(exchange, next, error)
+        self.follow(context, next, error)
     }
 
     async fn connected_to_upstream(
@@ -320,21 +326,21 @@ impl ProxyHttp for Gateway {
         _: &HttpPeer,
         _: std::os::fd::RawFd,
         _: Option<&pingora::protocols::Digest>,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<()> {
-        if matches!(exchange.destination, Destination::App) {
+        if matches!(context.exchange.destination, Destination::App) {
             self.state.metrics.attempts_new.inc();
-            if exchange.attempts.is_probing() {
-                let instead = match steps::happened(&self.state, exchange, Event::Connected) {
-                    Next::Ask { .. } => self.enter(session, exchange).await,
+            if context.exchange.attempts.is_probing() {
+                let instead = match steps::happened(&self.state, &mut context.exchange, Event::Connected) {
+                    Next::Ask { .. } => self.enter(session, &mut context.exchange).await,
                     next => Some(next),
                 };
                 if let Some(next) = instead {
-                    return Err(self.instead(exchange, next));
+                    return Err(self.instead(context, next));
                 }
             }
         }
-        self.begin_upload(exchange);
+        self.begin_upload(context);
         Ok(())
     }
 
@@ -342,16 +348,16 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<()> {
         let status = response.status;
         let is_interim = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
-        if let Destination::Peer(_, kind) = exchange.destination {
+        if let Destination::Peer(_, kind) = context.exchange.destination {
             let is_given_back = response.headers.contains_key(&X_OUTRIGGER_REFUSED);
             if is_given_back && !session.as_ref().retry_buffer_truncated() {
                 self.state.metrics.sent_to_peer(kind, SentOn::Refused);
-                let next = steps::happened(&self.state, exchange, Event::PeerDeclined);
-                return Err(self.instead(exchange, next));
+                let next = steps::happened(&self.state, &mut context.exchange, Event::PeerDeclined);
+                return Err(self.instead(context, next));
             }
             if !is_interim {
                 self.state.metrics.sent_to_peer(kind, SentOn::Answered);
@@ -363,9 +369,9 @@ impl ProxyHttp for Gateway {
         }
         let retry_after =
             response.headers.get(header::RETRY_AFTER).and_then(|value| retry_after::asked_for(value.as_bytes()));
-        match self.answered(session, exchange, status.as_u16(), retry_after) {
+        match self.answered(session, &mut context.exchange, status.as_u16(), retry_after) {
             None => Ok(()),
-            Some(next) => Err(self.instead(exchange, next)),
+            Some(next) => Err(self.instead(context, next)),
         }
     }
 
@@ -373,21 +379,21 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<()> {
-        let removed = sift(request, exchange.sieve());
-        claims::removed(&self.state, exchange, &removed);
-        if exchange.sticky.is_enforced() {
+        let removed = sift(request, context.exchange.sieve());
+        claims::removed(&self.state, &mut context.exchange, &removed);
+        if context.exchange.sticky.is_enforced() {
             hide_session(request)?;
         }
         let mut added = Added::default();
         let received = session.req_header().version;
-        let forwarding = exchange.forwarding(received, &self.state.pseudonym, Instant::now());
+        let forwarding = context.exchange.forwarding(received, &self.state.pseudonym, Instant::now());
         added.fill(&view(session.req_header(), false), &forwarding);
         for (name, value) in added.iter() {
             request.insert_header(name, value)?;
         }
-        if let Destination::Peer(peer, kind) = &exchange.destination
+        if let Destination::Peer(peer, kind) = &context.exchange.destination
             && let Some(peers) = &self.state.peers
         {
             // Pingora has taken out how the body is framed, and writes it anew after this hook, by the same rule.
@@ -399,7 +405,7 @@ impl ProxyHttp for Gateway {
             }
             // Last: all that is sent is signed.
             let from = peers.this.name.as_ref().into();
-            let hop = Hop { kind: *kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
+            let hop = Hop { kind: *kind, client: context.exchange.client.address, nonce: peers.nonces.next(), from };
             let sealed = hop.seal(&peers.this.keys, &view(request, false), peer.receiver(), seconds());
             request.insert_header(&X_OUTRIGGER_HOP, sealed)?;
         }
@@ -411,26 +417,26 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         body: &mut Option<Bytes>,
         is_end: bool,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<()> {
         // A tunnel carries no body, however much it carries.
         if session.was_upgraded() {
             return Ok(());
         }
         let bytes = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        exchange.body_bytes += bytes;
-        if exchange.body_bytes > exchange.route().max_body_bytes {
-            exchange.rejection = Some(Rejection::BodyTooLarge);
+        context.body_bytes += bytes;
+        if context.body_bytes > context.exchange.route().max_body_bytes {
+            context.exchange.rejection = Some(Rejection::BodyTooLarge);
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body is larger than the route allows");
         }
-        if exchange.upload.is_streamed() {
-            self.pass_on(session, exchange, bytes, is_end).await?;
+        if context.upload.is_streamed() {
+            self.pass_on(session, context, bytes, is_end).await?;
         }
         if is_end
-            && exchange.head_at.is_none()
-            && let Some(line) = &exchange.line
+            && context.exchange.head_at.is_none()
+            && let Some(line) = &context.line
         {
-            line.head_until(exchange.deadline);
+            line.head_until(context.exchange.deadline);
         }
         Ok(())
     }
@@ -439,38 +445,38 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<()> {
         if !has_one_length(response) {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length can be read in two ways").into_up());
         }
-        if response.status == StatusCode::SWITCHING_PROTOCOLS && exchange.kind != Kind::Upgrade {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && context.exchange.kind != Kind::Upgrade {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
         }
         if head_bytes(response) > ANSWER_HEAD_BYTES {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its head is larger than 64 KiB").into_up());
         }
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            exchange.interim += 1;
-            if exchange.interim > MOST_INTERIM {
+            context.interim += 1;
+            if context.interim > MOST_INTERIM {
                 let text = "there is no end of interim answers";
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
             }
         }
-        exchange.status = response.status.as_u16();
+        context.exchange.status = response.status.as_u16();
         let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
-        if is_final && matches!(exchange.destination, Destination::Peer(..)) {
-            steps::happened(&self.state, exchange, Event::PeerAnswered);
+        if is_final && matches!(context.exchange.destination, Destination::Peer(..)) {
+            steps::happened(&self.state, &mut context.exchange, Event::PeerAnswered);
         }
-        exchange.answered_by_app = is_final;
+        context.exchange.answered_by_app = is_final;
         response.remove_header(&X_OUTRIGGER_REFUSED);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response);
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            exchange.stream = Some(StreamKind::Upgrade);
-            self.head_has_come(exchange, true, exchange.rules.config.app.stream_timeout);
-            self.entered(exchange).await?;
+            context.exchange.stream = Some(StreamKind::Upgrade);
+            self.head_has_come(context, true, context.exchange.rules.config.app.stream_timeout);
+            self.entered(&mut context.exchange).await?;
         }
         if response.status.is_informational() {
             return Ok(());
@@ -483,26 +489,27 @@ impl ProxyHttp for Gateway {
         if self.state.drain.phase() != Phase::Serving {
             session.set_keepalive(None);
         }
-        if exchange.rules.config.headers.request_id {
-            response.insert_header(&X_REQUEST_ID, exchange.request_id.as_bytes())?;
+        if context.exchange.rules.config.headers.request_id {
+            response.insert_header(&X_REQUEST_ID, context.exchange.request_id.as_bytes())?;
         }
-        add_limits(response, exchange)?;
-        add_session(response, exchange)?;
+        add_limits(response, &context.exchange)?;
+        add_session(response, &context.exchange)?;
         let is_event_stream =
             response.headers.get(header::CONTENT_TYPE).is_some_and(|value| is_event_stream_type(value.as_bytes()));
-        exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
+        context.exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
         let length = response_length(response);
         let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
-        let app = &exchange.rules.config.app;
-        let pause = if is_event_stream { app.stream_timeout } else { exchange.route().timeout };
-        self.head_has_come(exchange, is_event_stream || is_large, pause);
-        admit::let_go_at_head(exchange, length);
+        let app = &context.exchange.rules.config.app;
+        let pause = if is_event_stream { app.stream_timeout } else { context.exchange.route().timeout };
+        self.head_has_come(context, is_event_stream || is_large, pause);
+        admit::let_go_at_head(&mut context.exchange, length);
         if length.is_none() {
             // Nobody knows for how long it goes on, and a probe is not to be held by it.
-            breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
+            let end = End::Answered(context.exchange.status, Instant::now());
+            breakers::ended(&self.state, &mut context.exchange, end);
         }
-        admit::let_go_later(exchange);
-        self.entered(exchange).await
+        context.release_permit_later();
+        self.entered(&mut context.exchange).await
     }
 
     fn response_body_filter(
@@ -510,14 +517,15 @@ impl ProxyHttp for Gateway {
         _: &mut Session,
         _: &mut Option<Bytes>,
         is_end: bool,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<Option<Duration>> {
         if is_end {
             // The app has done its part. How long the client takes to read it is its own affair.
-            exchange.permit = None;
-            exchange.lingering = None;
-            if exchange.head_at.is_some() {
-                breakers::ended(&self.state, exchange, End::Answered(exchange.status, Instant::now()));
+            context.exchange.permit = None;
+            context.lingering = None;
+            if context.exchange.head_at.is_some() {
+                let end = End::Answered(context.exchange.status, Instant::now());
+                breakers::ended(&self.state, &mut context.exchange, end);
             }
         }
         Ok(None)
@@ -528,19 +536,19 @@ impl ProxyHttp for Gateway {
         _: &HttpPeer,
         session: &mut Session,
         mut error: BError,
-        exchange: &mut Exchange,
+        context: &mut Context,
         _: bool,
     ) -> BError {
         let unanswered = is_unanswered(session);
-        if exchange.next.is_some() {
+        if context.next.is_some() {
             // It is known what follows, and the error only ended the attempt.
             error.set_retry(unanswered);
             return error;
         }
-        let cut = exchange.line.as_ref().and_then(Line::cut);
+        let cut = context.line.as_ref().and_then(Line::cut);
         let is_app = *error.esource() == ErrorSource::Upstream && cut != Some(Cut::Client);
         let may_repeat = unanswered && may_repeat(session);
-        let event = match (&exchange.destination, error.etype()) {
+        let event = match (&context.exchange.destination, error.etype()) {
             _ if !is_app => Event::ClientLeft,
             (Destination::Peer(_, kind), etype) => {
                 self.state.metrics.sent_to_peer(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
@@ -556,20 +564,20 @@ impl ProxyHttp for Gateway {
                 _ => Event::Invalid,
             },
         };
-        let next = steps::happened(&self.state, exchange, event);
-        self.follow(exchange, next, error)
+        let next = steps::happened(&self.state, &mut context.exchange, event);
+        self.follow(context, next, error)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
-        let problem = match self.classify(error, exchange) {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        let problem = match self.classify(error, context) {
             // A tunnel ends as it ends: that is no failed request, and there is nobody left who reads HTTP.
             _ if session.was_upgraded() => None,
             Verdict::Rejected(rejection) => {
-                exchange.rejection = Some(rejection);
+                context.exchange.rejection = Some(rejection);
                 Some(rejection.problem())
             }
             Verdict::Failed(failure) => {
-                record::failed(&self.state, exchange, failure, error).await;
+                record::failed(&self.state, &mut context.exchange, failure, error).await;
                 Some(failure.problem())
             }
             Verdict::ClientLeft => None,
@@ -579,13 +587,13 @@ impl ProxyHttp for Gateway {
         session.set_keepalive(None);
         let mut error_code = 0;
         if let (Some(problem), true) = (problem, unanswered) {
-            self.answer(session, exchange, &problem).await;
-            error_code = exchange.status;
+            self.answer(session, &mut context.exchange, &problem).await;
+            error_code = context.exchange.status;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
         let client_left = error.is_some_and(|e| *e.esource() == ErrorSource::Downstream);
         let ending = record::Ending {
             failed: error.is_some() && !session.was_upgraded(),
@@ -593,19 +601,19 @@ impl ProxyHttp for Gateway {
             body_bytes: session.body_bytes_sent() as u64,
         };
         let request = session.req_header();
-        record::exchange(&self.state, exchange, &ending, &request.method, request.uri.path());
-        exchange.in_flight = None;
-        exchange.permit = None;
-        exchange.lingering = None;
-        exchange.line = None;
-        exchange.upload = Upload::default();
+        record::exchange(&self.state, &mut context.exchange, &ending, &request.method, request.uri.path());
+        context.exchange.in_flight = None;
+        context.exchange.permit = None;
+        context.lingering = None;
+        context.line = None;
+        context.upload = Upload::default();
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 }

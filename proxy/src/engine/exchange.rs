@@ -15,13 +15,10 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::sieve::Sieve;
 use outrigger_wire::via::Pseudonym;
 
-use crate::engine::attempts::{Attempts, Next};
+use crate::engine::attempts::Attempts;
 use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::{Failure, Rejection};
-use crate::engine::stages::admit::Lingering;
 use crate::engine::state::{InFlight, Snapshot};
-use crate::general::line::Line;
-use crate::general::upload::Upload;
 use crate::mechanism::affinity::Sticky;
 use crate::mechanism::audit::Noted;
 use crate::mechanism::breakers::Attempt;
@@ -75,8 +72,6 @@ pub struct Exchange {
     pub is_impatient: bool,
     /// Its attempts at the app here.
     pub attempts: Attempts,
-    /// Bytes of the request's body in this attempt.
-    pub body_bytes: u64,
     /// We answered, and why.
     pub rejection: Option<Rejection>,
     /// The app failed, and how.
@@ -102,14 +97,6 @@ pub struct Exchange {
     pub says_when: bool,
     /// Since when it waits, or waited, for an app that is away: it may until its `hold` is over.
     pub held_since: Option<Instant>,
-    /// What Pingora's hooks do next, when Pingora calls `upstream_peer`.
-    pub next: Option<Next>,
-    /// The connection of this attempt, on Pingora's way.
-    pub line: Option<Line>,
-    /// Its body, on Pingora's way.
-    pub upload: Upload,
-    /// Interim answers in this attempt.
-    pub interim: usize,
     /// The numbers of the faults on purpose that may befall it.
     pub faults: Vec<usize>,
     /// What the answer tells of limits.
@@ -118,8 +105,6 @@ pub struct Exchange {
     pub is_beyond_monitored: bool,
     /// Its slot.
     pub permit: Option<Permit>,
-    /// Its slot, while a long answer is on its way.
-    pub lingering: Option<Lingering>,
     /// Its place in the queue for one.
     pub waiting: Option<Waiting>,
 }
@@ -200,7 +185,6 @@ impl Exchange {
             deadline: started,
             is_impatient: false,
             attempts: Attempts::default(),
-            body_bytes: 0,
             rejection: None,
             failure: None,
             stream: None,
@@ -213,15 +197,10 @@ impl Exchange {
             attempt: None,
             says_when: false,
             held_since: None,
-            next: None,
-            line: None,
-            upload: Upload::default(),
-            interim: 0,
             faults: Vec::new(),
             shown_limits: Shown::default(),
             is_beyond_monitored: false,
             permit: None,
-            lingering: None,
             waiting: None,
         }
     }

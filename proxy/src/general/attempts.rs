@@ -16,6 +16,7 @@ use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{self, admit, hold};
 use crate::engine::steps;
 use crate::general::Gateway;
+use crate::general::context::Context;
 use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, own_head, view, write_own};
 use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::hop;
@@ -73,14 +74,14 @@ impl Gateway {
     }
 
     /// Waits in the queue until the app is back.
-    async fn wait_for_app(&self, session: &Session, exchange: &mut Exchange) -> Next {
-        exchange.upload.give_back();
-        if let Err(rejection) = hold::rejoin(&self.state, exchange) {
-            return steps::not_admitted(&self.state, exchange, NoTurn::Refused(rejection));
+    async fn wait_for_app(&self, session: &Session, context: &mut Context) -> Next {
+        context.upload.give_back();
+        if let Err(rejection) = hold::rejoin(&self.state, &mut context.exchange) {
+            return steps::not_admitted(&self.state, &mut context.exchange, NoTurn::Refused(rejection));
         }
-        match self.take_turn(session, exchange).await {
-            Next::Ask { .. } if Instant::now() >= exchange.deadline => {
-                steps::happened(&self.state, exchange, Event::Expired)
+        match self.take_turn(session, &mut context.exchange).await {
+            Next::Ask { .. } if Instant::now() >= context.exchange.deadline => {
+                steps::happened(&self.state, &mut context.exchange, Event::Expired)
             }
             next => next,
         }
@@ -106,8 +107,8 @@ impl Gateway {
     ///
     /// # Errors
     /// Pingora's, if there is no connection to be made: the request has its outcome.
-    pub(super) async fn before_connection(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        let mut next = exchange.next.take().unwrap_or(Next::Nothing);
+    pub(super) async fn before_connection(&self, session: &mut Session, context: &mut Context) -> Result<()> {
+        let mut next = context.next.take().unwrap_or(Next::Nothing);
         loop {
             if let Next::Ask { pause } | Next::Probe { pause } = next
                 && !pause.is_zero()
@@ -115,17 +116,17 @@ impl Gateway {
                 tokio::time::sleep(pause).await;
             }
             next = match next {
-                Next::Ask { .. } => match self.enter(session, exchange).await {
+                Next::Ask { .. } => match self.enter(session, &mut context.exchange).await {
                     None => return Ok(()),
                     Some(next) => next,
                 },
-                Next::Wait => self.wait_for_app(session, exchange).await,
-                Next::ComeBack => self.take_back(session, exchange).await,
-                Next::AskPeer if exchange.deadline <= Instant::now() => {
-                    steps::happened(&self.state, exchange, Event::Expired)
+                Next::Wait => self.wait_for_app(session, context).await,
+                Next::ComeBack => self.take_back(session, &mut context.exchange).await,
+                Next::AskPeer if context.exchange.deadline <= Instant::now() => {
+                    steps::happened(&self.state, &mut context.exchange, Event::Expired)
                 }
                 Next::Probe { .. } | Next::AskPeer => return Ok(()),
-                next => return Err(self.instead(exchange, next)),
+                next => return Err(self.instead(context, next)),
             };
         }
     }
@@ -148,31 +149,31 @@ impl Gateway {
     }
 
     /// An error that stops Pingora from going on with this attempt, for what follows instead.
-    pub(super) fn instead(&self, exchange: &mut Exchange, next: Next) -> BError {
+    pub(super) fn instead(&self, context: &mut Context, next: Next) -> BError {
         let kind = match next {
             Next::Reject(rejection) => ErrorType::HTTPStatus(rejection.problem().status.as_u16()),
             Next::Fail(Failure::Unreachable) => ErrorType::ConnectRefused,
             Next::Fail(_) => ErrorType::ConnectionClosed,
             _ => ErrorType::InternalError,
         };
-        self.follow(exchange, next, Error::explain(kind, "no attempt is made").into_up())
+        self.follow(context, next, Error::explain(kind, "no attempt is made").into_up())
     }
 
     /// Has Pingora come back to `upstream_peer` if the request goes on, and keeps its outcome if not.
-    pub(super) fn follow(&self, exchange: &mut Exchange, next: Next, mut error: BError) -> BError {
+    pub(super) fn follow(&self, context: &mut Context, next: Next, mut error: BError) -> BError {
         let goes_on = match next {
             Next::Reject(rejection) => {
-                exchange.rejection = Some(rejection);
+                context.exchange.rejection = Some(rejection);
                 false
             }
             Next::Fail(failure) => {
-                exchange.failure = Some(failure);
+                context.exchange.failure = Some(failure);
                 false
             }
             Next::Relay | Next::Leave | Next::Nothing => false,
             Next::Ask { .. } | Next::Probe { .. } | Next::Replace | Next::Wait | Next::AskPeer | Next::ComeBack => true,
         };
-        exchange.next = goes_on.then_some(next);
+        context.next = goes_on.then_some(next);
         error.set_retry(goes_on);
         error
     }

@@ -25,6 +25,7 @@ use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::failover;
 use crate::engine::steps;
+use crate::general::context::Context;
 use crate::general::heads::{content_length, view};
 use crate::general::line::Watch;
 use crate::general::{Gateway, admit};
@@ -144,60 +145,57 @@ impl Gateway {
     pub(super) async fn take_body(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<Result<(), Rejection>> {
-        if matches!(exchange.destination, Destination::App)
-            && let Err(refused) = breakers::may_pass(&self.state, &view(session.req_header(), true), exchange)
-            && !failover::takes(&self.state, exchange)
+        if matches!(context.exchange.destination, Destination::App)
+            && let Err(refused) =
+                breakers::may_pass(&self.state, &view(session.req_header(), true), &mut context.exchange)
+            && !failover::takes(&self.state, &mut context.exchange)
         {
             return Ok(Err(refused));
         }
-        self.receive(session, exchange).await
+        self.receive(session, context).await
     }
 
     /// The head of the response has come: from now on the app may pause for so long.
-    pub(super) fn head_has_come(&self, exchange: &mut Exchange, is_stream: bool, pause: Duration) {
-        exchange.upload.give_back();
-        if let Some(line) = &exchange.line
-            && !exchange.upload.is_streamed
+    pub(super) fn head_has_come(&self, context: &mut Context, is_stream: bool, pause: Duration) {
+        context.upload.give_back();
+        if let Some(line) = &context.line
+            && !context.upload.is_streamed
         {
             line.more_within(pause);
         }
-        exchange.upload.pause = pause;
-        record::head(&self.state, exchange, is_stream);
+        context.upload.pause = pause;
+        record::head(&self.state, &mut context.exchange, is_stream);
     }
 
     /// Reads as much of the body as is kept, before the exchange asks for a permit.
     ///
     /// # Errors
     /// Pingora's, when the client has left or sends what is no body.
-    pub(super) async fn receive(
-        &self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-    ) -> Result<Result<(), Rejection>> {
-        if session.as_mut().is_body_done() || exchange.kind == Kind::Upgrade {
+    pub(super) async fn receive(&self, session: &mut Session, context: &mut Context) -> Result<Result<(), Rejection>> {
+        if session.as_mut().is_body_done() || context.exchange.kind == Kind::Upgrade {
             return Ok(Ok(()));
         }
-        exchange.upload.is_streamed = true;
+        context.upload.is_streamed = true;
         // Only the app can say whether it wants a body that waits for its word.
         let waits_for_app = session.req_header().headers.contains_key(header::EXPECT);
-        if waits_for_app || !admit::needs_permit(exchange) {
+        if waits_for_app || !admit::needs_permit(&context.exchange) {
             return Ok(Ok(()));
         }
         let began = Instant::now();
-        let mut memory = self.state.body_memory.share(Client::hash_of(exchange.client.address));
-        let received = self.read_to_keep(session, exchange, &mut memory, began).await;
+        let mut memory = self.state.body_memory.share(Client::hash_of(context.exchange.client.address));
+        let received = self.read_to_keep(session, &context.exchange, &mut memory, began).await;
         // Pingora keeps what was read until the exchange ends, also when it is refused.
-        exchange.upload.memory = Some(memory);
+        context.upload.memory = Some(memory);
         let received = received?;
         let now = Instant::now();
         // From here on it is the app's time.
-        exchange.deadline += now - began;
-        exchange.turn_began = now;
+        context.exchange.deadline += now - began;
+        context.exchange.turn_began = now;
         if received.is_ok() && session.as_mut().is_body_done() {
-            exchange.upload.is_streamed = false;
-            exchange.is_replayable = true;
+            context.upload.is_streamed = false;
+            context.exchange.is_replayable = true;
         }
         Ok(received)
     }
@@ -253,18 +251,18 @@ impl Gateway {
     }
 
     /// An attempt begins: how long may the client, or the app, take?
-    pub(super) fn begin_upload(&self, exchange: &mut Exchange) {
+    pub(super) fn begin_upload(&self, context: &mut Context) {
         let now = Instant::now();
-        let Some(line) = &exchange.line else { return };
-        if !exchange.upload.is_streamed {
-            line.head_until(exchange.deadline);
+        let Some(line) = &context.line else { return };
+        if !context.upload.is_streamed {
+            line.head_until(context.exchange.deadline);
             return;
         }
-        line.body_within(exchange.rules.config.client.body_timeout);
+        line.body_within(context.exchange.rules.config.client.body_timeout);
         let watch = line.watch();
-        let upload = &mut exchange.upload;
+        let upload = &mut context.upload;
         upload.since = Some(now);
-        let permit = exchange.permit.take().or_else(|| upload.lent.as_ref().and_then(Lent::take));
+        let permit = context.exchange.permit.take().or_else(|| upload.lent.as_ref().and_then(Lent::take));
         if let Some(permit) = permit {
             upload.needs_permit = true;
             upload.lent = Some(Lent::new(permit, Some(watch)));
@@ -275,20 +273,20 @@ impl Gateway {
     pub(super) async fn pass_on(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut Context,
         bytes: u64,
         is_end: bool,
     ) -> Result<()> {
         if session.as_ref().retry_buffer_truncated() {
-            exchange.upload.memory = None;
+            context.upload.memory = None;
         }
-        let answered = exchange.head_at.is_some();
-        let upload = &mut exchange.upload;
+        let answered = context.exchange.head_at.is_some();
+        let upload = &mut context.upload;
         let has_permit = if is_end {
             if let Some(lent) = upload.lent.take() {
-                exchange.permit = lent.take();
+                context.exchange.permit = lent.take();
             }
-            exchange.permit.is_some()
+            context.exchange.permit.is_some()
         } else {
             upload.lent.as_ref().is_some_and(|lent| lent.count(bytes))
         };
@@ -297,30 +295,30 @@ impl Gateway {
         if asks && (is_end || upload.unpermitted >= UNPERMITTED_BYTES) {
             upload.lent = None;
             upload.unpermitted = 0;
-            if let Some(line) = &exchange.line {
+            if let Some(line) = &context.line {
                 line.unlimited();
             }
-            self.ask_again(session, exchange, is_end).await?;
+            self.ask_again(session, context, is_end).await?;
         }
         let now = Instant::now();
         if is_end {
-            exchange.upload.is_streamed = false;
+            context.upload.is_streamed = false;
             if answered {
-                if let Some(line) = &exchange.line {
-                    line.more_within(exchange.upload.pause);
+                if let Some(line) = &context.line {
+                    line.more_within(context.upload.pause);
                 }
             } else {
-                exchange.deadline += exchange.upload.since.map_or(Duration::ZERO, |since| now - since);
+                context.exchange.deadline += context.upload.since.map_or(Duration::ZERO, |since| now - since);
             }
-            if let Some(permit) = &mut exchange.permit {
+            if let Some(permit) = &mut context.exchange.permit {
                 permit.sent(now);
             }
             return Ok(());
         }
-        if let Some(line) = &exchange.line {
-            line.body_within(exchange.rules.config.client.body_timeout);
-            if let Some(permit) = exchange.permit.take() {
-                exchange.upload.lent = Some(Lent::new(permit, Some(line.watch())));
+        if let Some(line) = &context.line {
+            line.body_within(context.exchange.rules.config.client.body_timeout);
+            if let Some(permit) = context.exchange.permit.take() {
+                context.upload.lent = Some(Lent::new(permit, Some(line.watch())));
             }
         }
         Ok(())
@@ -328,30 +326,30 @@ impl Gateway {
 
     /// Asks for the permit that was given back. In the middle of a body a refusal only slows the client down: its pieces are
     /// little work. At the end it is asked for until the request's time is over, for the client would have to send it all again.
-    async fn ask_again(&self, session: &mut Session, exchange: &mut Exchange, is_end: bool) -> Result<()> {
+    async fn ask_again(&self, session: &mut Session, context: &mut Context, is_end: bool) -> Result<()> {
         let began = Instant::now();
-        let since = exchange.upload.since.unwrap_or(began);
-        exchange.deadline += began - since;
+        let since = context.upload.since.unwrap_or(began);
+        context.exchange.deadline += began - since;
         let turn = loop {
-            exchange.turn_began = Instant::now();
-            let asked = admit::slot(&self.state, &view(session.req_header(), false), exchange);
+            context.exchange.turn_began = Instant::now();
+            let asked = admit::slot(&self.state, &view(session.req_header(), false), &mut context.exchange);
             let turn = match asked {
-                Ok(()) => self.wait_for_turn(exchange).await,
+                Ok(()) => self.wait_for_turn(&mut context.exchange).await,
                 Err(rejection) => Err(NoTurn::Refused(rejection)),
             };
             match turn {
                 Err(NoTurn::Refused(Rejection::Overloaded)) if !is_end => break Ok(()),
-                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < exchange.deadline => {
+                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < context.exchange.deadline => {
                     tokio::time::sleep(AGAIN).await;
                 }
                 turn => break turn,
             }
         };
         // At the end, the wait was the app's time.
-        exchange.upload.since = Some(if is_end { Instant::now() } else { began });
+        context.upload.since = Some(if is_end { Instant::now() } else { began });
         turn.map_err(|no_turn| {
-            let next = steps::not_admitted(&self.state, exchange, no_turn);
-            self.instead(exchange, next)
+            let next = steps::not_admitted(&self.state, &mut context.exchange, no_turn);
+            self.instead(context, next)
         })
     }
 }

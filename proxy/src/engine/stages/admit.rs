@@ -1,18 +1,18 @@
 //! Is there room for this request?
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
 use outrigger_wire::request::Request;
 
+use crate::engine::bounds::LONG_BODY;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::{failover, hold};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::breakers;
-use crate::mechanism::gate::{Entry, Permit, Wish};
+use crate::mechanism::gate::{Entry, Wish};
 
 /// Health fails first when the process is about to leave, so that traffic goes elsewhere while it can still be served.
 ///
@@ -147,12 +147,9 @@ fn no_place(state: &State, exchange: &Exchange) -> Rejection {
     if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
 }
 
-/// How long a body of unknown length may go on before its permit is given back.
-const LONG_BODY: Duration = Duration::from_secs(1);
-
 /// Gives the permit back at the head of a response whose length is known, or that is done: the app has worked it out, and what
-/// is left is a transfer at the client's pace. A body of unknown length may still be being worked on: see
-/// [`let_go_of_long_answer`] and [`let_go_later`].
+/// is left is a transfer at the client's pace. The app may still work on a body of unknown length: see
+/// [`let_go_of_long_answer`].
 pub fn let_go_at_head(exchange: &mut Exchange, length: Option<u64>) {
     if length.is_some() {
         exchange.permit = None;
@@ -168,45 +165,4 @@ pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instan
         exchange.permit = None;
         breakers::ended(state, exchange, breakers::End::Answered(exchange.status, at));
     }
-}
-
-/// How often is looked whether it is the client who is waited for.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// The same on Pingora's way, where nothing is called while the client takes its time: gives the permit back after
-/// [`LONG_BODY`], or as soon as it is not the app that is waited for.
-pub fn let_go_later(exchange: &mut Exchange) {
-    let (Some(permit), Some(line)) = (exchange.permit.take(), &exchange.line) else { return };
-    let watch = line.watch();
-    let permit = Arc::new(Mutex::new(Some(permit)));
-    let kept = Arc::clone(&permit);
-    let task = tokio::spawn(async move {
-        let by = tokio::time::Instant::now() + LONG_BODY;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            if tokio::time::Instant::now() >= by || !watch.waits_for_app() {
-                break;
-            }
-        }
-        drop(take(&permit));
-    });
-    exchange.lingering = Some(Lingering { permit: kept, task });
-}
-
-/// A permit that is given back after a while, or now when this is dropped.
-#[derive(Debug)]
-pub struct Lingering {
-    permit: Arc<Mutex<Option<Permit>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        self.task.abort();
-        drop(take(&self.permit));
-    }
-}
-
-fn take(permit: &Mutex<Option<Permit>>) -> Option<Permit> {
-    permit.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

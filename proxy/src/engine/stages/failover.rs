@@ -43,7 +43,6 @@ fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
     // The app here is not asked: nothing that was begun for it counts.
     breakers::ended(state, exchange, End::Unknown);
-    exchange.next = None;
     exchange.permit = None;
     exchange.waiting = None;
     exchange.destination = Destination::Peer(peer, Kind::Failover);
