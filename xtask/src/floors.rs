@@ -118,7 +118,6 @@ const PROXY: Crate = Crate {
         &["cli"],
     ],
     known: &[
-        ("general.rs", "accept"),
         ("mechanism/abuse.rs", "engine"),
         ("mechanism/access_log.rs", "engine"),
         ("mechanism/affinity.rs", "engine"),

@@ -190,12 +190,12 @@ enum Stage {
 /// Why a retry is wanted, and so what becomes of the request without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purchase {
-    AfterConnectTimeout,
-    AfterClose,
-    AfterProbe,
-    AfterResponse(u16),
-    AfterFault(StatusCode),
-    AfterPeer(Failure),
+    ConnectTimeout,
+    Close,
+    Probe,
+    Response(u16),
+    Fault(StatusCode),
+    Peer(Failure),
 }
 
 /// See the module.
@@ -267,7 +267,7 @@ impl Attempts {
             }
             (Stage::Asking, Event::FaultStatus { status, wants_retry }) => {
                 let price = Price::PauseAndBudget(None);
-                self.buy_repeat(wants_retry, price, Purchase::AfterFault(status))
+                self.buy_repeat(wants_retry, price, Purchase::Fault(status))
             }
 
             // Without a connection, nothing was sent.
@@ -282,11 +282,11 @@ impl Attempts {
             }
             (Stage::Asking | Stage::Probing, Event::Refused { .. }) => self.end(Next::Fail(Failure::Unreachable)),
             (Stage::Asking | Stage::Probing, Event::ConnectTimedOut) => {
-                self.buy_if(true, Price::PauseAndBudget(None), Purchase::AfterConnectTimeout)
+                self.buy_if(true, Price::PauseAndBudget(None), Purchase::ConnectTimeout)
             }
             (Stage::Asking | Stage::Probing, Event::NoConnection(rejection)) => self.end(Next::Reject(rejection)),
             // The app is not down, so the last attempt failed: this one is a retry, and costs budget.
-            (Stage::Probing, Event::Connected) => self.buy(Price::Budget, Purchase::AfterProbe),
+            (Stage::Probing, Event::Connected) => self.buy(Price::Budget, Purchase::Probe),
 
             // The app may have seen the request.
             (Stage::Asking, Event::Closed { is_stale: true, may_repeat: true })
@@ -296,11 +296,11 @@ impl Attempts {
                 Step::Go(None, Next::Replace)
             }
             (Stage::Asking, Event::Closed { may_repeat, .. }) => {
-                self.buy_repeat(may_repeat, Price::Pause, Purchase::AfterClose)
+                self.buy_repeat(may_repeat, Price::Pause, Purchase::Close)
             }
             (Stage::Asking, Event::Answered { status, wants_retry, retry_after }) => {
                 let price = Price::PauseAndBudget(retry_after);
-                self.buy_repeat(wants_retry, price, Purchase::AfterResponse(status))
+                self.buy_repeat(wants_retry, price, Purchase::Response(status))
             }
             (Stage::Asking, Event::TimedOut) => self.end(Next::Fail(Failure::Timeout)),
             (Stage::Asking, Event::Invalid) => self.end(Next::Fail(Failure::Invalid)),
@@ -312,7 +312,7 @@ impl Attempts {
             }
             (Stage::AtPeer, Event::PeerDeclined) => self.come_back(),
             (Stage::AtPeer, Event::PeerBroke { failure, may_repeat: true }) if self.is_idempotent => {
-                self.buy(Price::Budget, Purchase::AfterPeer(failure))
+                self.buy(Price::Budget, Purchase::Peer(failure))
             }
             (Stage::AtPeer, Event::PeerBroke { failure, .. }) => self.end(Next::Fail(failure)),
             (Stage::AtPeer, Event::PeerTimedOut) => self.end(Next::Fail(Failure::Timeout)),
@@ -325,30 +325,30 @@ impl Attempts {
 
     fn bought(&mut self, purchase: Purchase, pause: Option<Duration>) -> Step {
         match (purchase, pause) {
-            (Purchase::AfterConnectTimeout, Some(pause)) => self.ask(Some(Report::NotConnected), pause),
-            (Purchase::AfterConnectTimeout, None) => self.end(Next::Fail(Failure::ConnectTimeout)),
-            (Purchase::AfterClose, Some(pause)) => {
+            (Purchase::ConnectTimeout, Some(pause)) => self.ask(Some(Report::NotConnected), pause),
+            (Purchase::ConnectTimeout, None) => self.end(Next::Fail(Failure::ConnectTimeout)),
+            (Purchase::Close, Some(pause)) => {
                 self.made += 1;
                 self.stage = Stage::Probing;
                 Step::Go(None, Next::Probe { pause })
             }
-            (Purchase::AfterClose, None) => self.end(Next::Fail(Failure::Closed)),
+            (Purchase::Close, None) => self.end(Next::Fail(Failure::Closed)),
             // Counted when it began to connect.
-            (Purchase::AfterProbe, Some(pause)) => {
+            (Purchase::Probe, Some(pause)) => {
                 (self.stage, self.has_replaced) = (Stage::Asking, false);
                 Step::Go(Some(Report::Failed), Next::Ask { pause })
             }
-            (Purchase::AfterProbe, None) => {
+            (Purchase::Probe, None) => {
                 self.made -= 1;
                 self.stage = Stage::Ended;
                 Step::Go(Some(Report::Failed), Next::Fail(Failure::Closed))
             }
-            (Purchase::AfterResponse(status), Some(pause)) => self.ask(Some(Report::Answered(status)), pause),
-            (Purchase::AfterResponse(_), None) => self.end(Next::Relay),
-            (Purchase::AfterFault(status), Some(pause)) => self.ask(Some(Report::Answered(status.as_u16())), pause),
-            (Purchase::AfterFault(status), None) => self.end(Next::Reject(Rejection::FaultInjected { status })),
-            (Purchase::AfterPeer(_), Some(_)) => self.come_back(),
-            (Purchase::AfterPeer(failure), None) => self.end(Next::Fail(failure)),
+            (Purchase::Response(status), Some(pause)) => self.ask(Some(Report::Answered(status)), pause),
+            (Purchase::Response(_), None) => self.end(Next::Relay),
+            (Purchase::Fault(status), Some(pause)) => self.ask(Some(Report::Answered(status.as_u16())), pause),
+            (Purchase::Fault(status), None) => self.end(Next::Reject(Rejection::FaultInjected { status })),
+            (Purchase::Peer(_), Some(_)) => self.come_back(),
+            (Purchase::Peer(failure), None) => self.end(Next::Fail(failure)),
         }
     }
 

@@ -3,12 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use outrigger_identity::clock::seconds;
 use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType, Result};
 
-use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Failure;
@@ -17,8 +14,7 @@ use crate::engine::stages::{self, admit, hold};
 use crate::engine::steps;
 use crate::general::Gateway;
 use crate::general::context::Context;
-use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, own_head, view, write_own};
-use crate::mechanism::affinity::replay;
+use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, view};
 use crate::mechanism::peers::hop;
 
 impl Gateway {
@@ -84,22 +80,6 @@ impl Gateway {
                 steps::happened(&self.state, &mut context.exchange, Event::Expired)
             }
             next => next,
-        }
-    }
-
-    /// Asks the edge to send the request to its session's home.
-    pub(super) async fn replay(&self, session: &mut Session, exchange: &mut Exchange, home: &str) {
-        let rules = std::sync::Arc::clone(&exchange.rules);
-        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return };
-        let field = replay::field(this, home, affinity.replay_timeout, seconds());
-        self.keep_after_answer(session);
-        exchange.status = http::StatusCode::TEMPORARY_REDIRECT.as_u16();
-        let written = match own_head(&OwnResponse::replay(exchange, &field)) {
-            Ok(head) => write_own(session, head, Bytes::new()).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = written {
-            tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
         }
     }
 

@@ -1,9 +1,7 @@
 //! Heads, as Pingora has them: what is looked at, removed and written.
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use outrigger_wire::cookies;
-
 use outrigger_wire::ratelimit;
 use outrigger_wire::request::{Fields, Request};
 use outrigger_wire::sieve::{Passage, Removed, Sieve};
@@ -11,7 +9,6 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
-use crate::engine::answer::OwnResponse;
 use crate::engine::exchange::Exchange;
 use crate::mechanism::{affinity, limits};
 
@@ -177,26 +174,4 @@ pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) ->
         }
     });
     result
-}
-
-/// The head of a response of our own, as Pingora has it.
-pub(super) fn own_head(response: &OwnResponse<'_>) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(response.status(), Some(8))?;
-    let mut put = Ok(());
-    response.headers(|name, value| {
-        if let Err(e) = head.insert_header(name, value) {
-            put = Err(e);
-        }
-    });
-    put.map(|()| head)
-}
-
-/// Writes a response of our own.
-pub(super) async fn write_own(session: &mut Session, head: ResponseHeader, body: Bytes) -> Result<()> {
-    let has_no_body = body.is_empty() || session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(head), has_no_body).await?;
-    if !has_no_body {
-        session.write_response_body(Some(body), true).await?;
-    }
-    Ok(())
 }

@@ -23,12 +23,13 @@ use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit::NoTurn;
-use crate::engine::stages::failover;
+use crate::engine::stages::{admit, failover};
 use crate::engine::steps;
+use crate::general::Gateway;
 use crate::general::context::Context;
 use crate::general::heads::{content_length, view};
 use crate::general::line::Watch;
-use crate::general::{Gateway, admit};
+
 use crate::mechanism::body_memory::BodyShare;
 use crate::mechanism::breakers;
 use crate::mechanism::gate::Permit;
