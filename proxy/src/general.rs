@@ -148,8 +148,9 @@ impl ProxyHttp for Gateway {
         };
         // The opener knows the real address.
         let mut peer = HttpPeer::new(NOWHERE, false, String::new());
-        // Each attempt has its own connection, which is not reused: the app may close a reused one just as Outrigger writes to it, and
-        // then it is unknown whether the app read the request. Pingora looks up connections by this key, which is unique.
+        // Each attempt has its own connection, which is not reused: the app may close a reused one just as Outrigger writes
+        // to it, and then it is unknown whether the app read the request. Pingora looks up connections by this key, which is
+        // unique.
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
         let left = exchange.deadline.saturating_duration_since(Instant::now());

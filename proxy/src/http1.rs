@@ -1,10 +1,10 @@
 //! The fast lane: an HTTP/1.1 proxy without Pingora, for nearly all requests.
 //!
 //! It takes requests without a body that are idempotent and need nothing special of the connection
-//! ([`outrigger_wire::scan::Head::is_simple`]). They need none of the costly parts of a general proxy: no copy of the head in a map,
-//! no channels between tasks, no dynamically dispatched filters. The head is rewritten from one buffer into another, and the response
-//! on its way from the app's socket to the client's. Stages, rejections, metrics and logs are the same as in [`crate::general`], which
-//! takes all other requests.
+//! ([`outrigger_wire::scan::Head::is_simple`]). They need none of the costly parts of a general proxy: no copy of the head in
+//! a map, no channels between tasks, no dynamically dispatched filters. The head is rewritten from one buffer into another,
+//! and the response on its way from the app's socket to the client's. Stages, rejections, metrics and logs are the same as in
+//! [`crate::general`], which takes all other requests.
 
 mod attempts;
 mod body;

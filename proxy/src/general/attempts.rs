@@ -1,5 +1,5 @@
-//! Pingora's hooks as a driver of [`crate::engine::attempts`]: they wait, pause and ask the circuit breaker before Pingora
-//! connects, and turn its errors into events.
+//! The driver of [`crate::engine::attempts`] on Pingora's hooks: waits, pauses and asks the circuit breaker before Pingora
+//! connects, and tells Pingora whether the request continues.
 
 use std::time::{Duration, Instant};
 
@@ -31,14 +31,14 @@ impl Gateway {
                     self.state.metrics.waited(exchange, now);
                     return Ok(());
                 }
-                // The app went down while it waited: it may wait for that, too.
+                // The app went down meanwhile, so the request may wait longer.
                 None if admit::wait_deadline(&self.state, exchange) > now => {}
                 Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
             }
         }
     }
 
-    /// The same before an attempt; gives what follows.
+    /// Waits for a permit before an attempt; returns the next step.
     pub(super) async fn take_turn(&self, session: &Session, exchange: &mut Exchange) -> Next {
         match self.wait_for_turn(exchange).await {
             Ok(()) => steps::admitted(&self.state, exchange, session.req_header().method.is_idempotent()),
@@ -46,7 +46,7 @@ impl Gateway {
         }
     }
 
-    /// A peer has declined the request. If that was its session's home, the session gets a new one here.
+    /// A peer has declined the request. If the peer was the session's home, the session gets a new home here.
     async fn take_back(&self, session: &mut Session, exchange: &mut Exchange) -> Next {
         let has_endless_body = has_endless_body(session);
         let request = view(session.req_header(), has_endless_body);
@@ -83,10 +83,10 @@ impl Gateway {
         }
     }
 
-    /// Does everything that comes before the next connection.
+    /// Takes all steps before the next connection.
     ///
     /// # Errors
-    /// Pingora's, if there is no connection to be made: the request has its outcome.
+    /// Pingora's, if the request ends without another connection.
     pub(super) async fn before_connection(&self, session: &mut Session, context: &mut Context) -> Result<()> {
         let mut next = context.next.take().unwrap_or(Next::Nothing);
         loop {
@@ -111,7 +111,7 @@ impl Gateway {
         }
     }
 
-    /// Asks the circuit breaker and injects a fault; gives what follows, unless the attempt goes on.
+    /// Asks the circuit breaker and injects a fault. `None`: the attempt continues.
     pub(super) async fn enter(&self, session: &mut Session, exchange: &mut Exchange) -> Option<Next> {
         let now = Instant::now();
         if exchange.attempts.made() > 1
@@ -128,7 +128,7 @@ impl Gateway {
         Some(steps::happened(&self.state, exchange, event))
     }
 
-    /// An error that stops Pingora from going on with this attempt, for what follows instead.
+    /// An error that makes Pingora end this attempt, so that `next` follows.
     pub(super) fn instead(&self, context: &mut Context, next: Next) -> BError {
         let kind = match next {
             Next::Reject(rejection) => ErrorType::HTTPStatus(rejection.problem().status.as_u16()),
@@ -139,7 +139,7 @@ impl Gateway {
         self.follow(context, next, Error::explain(kind, "no attempt is made").into_up())
     }
 
-    /// Has Pingora come back to `upstream_peer` if the request goes on, and keeps its outcome if not.
+    /// Makes Pingora call `upstream_peer` again if the request continues; otherwise records how it ended.
     pub(super) fn follow(&self, context: &mut Context, next: Next, mut error: BError) -> BError {
         let goes_on = match next {
             Next::Reject(rejection) => {
@@ -158,7 +158,7 @@ impl Gateway {
         error
     }
 
-    /// The response's head is complete; gives what follows, if that is not to pass it on.
+    /// The response's head is complete. `None`: it is passed on.
     pub(super) fn answered(
         &self,
         session: &Session,

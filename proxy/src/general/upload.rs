@@ -1,4 +1,4 @@
-//! Request bodies on Pingora's way: an upload's time is the client's, and holds no permit.
+//! Request bodies on the general path: the time of an upload counts as the client's, and it holds no permit.
 //!
 //! ```text
 //!            head                    permit          last byte               response head
@@ -6,9 +6,9 @@
 //!             |  client.body_timeout  |  there is more |  the route's timeout  |
 //! ```
 //!
-//! A body that says that it fits is read before a permit is asked for. So is the beginning of any other, until it pauses; the
-//! rest is streamed. Then the permit is given back while the client sends little, and asked for again when a good part has
-//! come, and before the end is passed on, which is when the app can begin to work.
+//! A body whose announced length fits into the buffer is read before Outrigger asks for a permit, and so is the beginning of any
+//! other body, until it pauses. The rest is streamed. While it streams, Outrigger gives back the permit if the client sends
+//! little, and asks for another after a large part, and before it passes on the end, when the app can begin to work.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,50 +35,50 @@ use crate::mechanism::breakers;
 use crate::mechanism::gate::Permit;
 use crate::transport::client_stream::{ClientStream, SMALL_PIECE_BYTES};
 
-/// Pingora keeps so much of a body to send it again, and forgets all of it when there is more.
+/// The size of Pingora's retry buffer. Pingora drops the whole buffer when a body is longer.
 const RETRY_BYTES: u64 = 64 << 10;
-/// No read gives more at once: HTTP/2 frames are no longer, and of HTTP/1.1 see `ClientStream::read_small_pieces`.
+/// The most that one read returns: the size of an HTTP/2 frame, and for HTTP/1.1 see `ClientStream::read_small_pieces`.
 const PIECE_BYTES: u64 = SMALL_PIECE_BYTES as u64;
-/// Beyond this, the next piece might not fit any more.
+/// Beyond this, the next piece might not fit.
 const KEPT_BYTES: u64 = RETRY_BYTES - PIECE_BYTES;
 
-/// A body that is streamed in any case may be one half of a dialogue, whose client waits for the app to answer the first half.
-/// After such a pause, or such a time in all, the app gets what is there.
+/// The client of a streamed body may wait for a response to the first part. After such a pause, or such a time in total, the app
+/// gets the part that has arrived.
 const DIALOGUE_PAUSE: Duration = Duration::from_millis(200);
 const DIALOGUE_TIME: Duration = Duration::from_secs(1);
 
-/// A body that fits may take `client.body_timeout`, and a second more for so many bytes: nobody keeps memory by sending a byte
-/// now and then. (Apache's `RequestReadTimeout` has the same rule and rate.)
+/// A body that fits may take `client.body_timeout` in total, and a second more for each of so many bytes, so that slow clients
+/// cannot occupy memory. (Apache's `RequestReadTimeout` has the same rule and rate.)
 const MIN_BYTES_PER_SECOND: u64 = 500;
 
-/// A client that sends less than this in this time has its permit given back.
+/// A client that sends less than [`BUSY_BYTES`] in this time loses its permit.
 const BUSY: Duration = Duration::from_millis(100);
 const BUSY_BYTES: u64 = 16 << 10;
-/// So much is passed on without a permit, before one is asked for again.
+/// Bytes that are passed on without a permit before Outrigger asks for one again.
 const UNPERMITTED_BYTES: u64 = 64 << 10;
 
-/// How long after a refusal the end of a body asks for a permit again.
+/// The time between two requests for a permit at the end of a body.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// How often a stalled upload looks whether its memory is needed by others.
+/// How often a stalled upload checks whether others need its memory.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Where the request's body is.
+/// The state of the request body.
 #[derive(Debug, Default)]
 pub struct Upload {
-    /// The client still sends it: it is streamed.
+    /// The client still sends it, and it is streamed.
     is_streamed: bool,
-    /// The memory that it takes while it is kept.
+    /// The memory accounted for its buffer.
     memory: Option<BodyShare>,
-    /// The permit, while it may be given back at any moment.
+    /// The permit, while a task may give it back.
     lent: Option<Lent>,
     /// It had a permit when its streaming began.
     needs_permit: bool,
-    /// Bytes since it had one.
+    /// Bytes passed on since it lost its permit.
     unpermitted: u64,
-    /// From when on the time is the client's.
+    /// When the client's time began.
     since: Option<Instant>,
-    /// How long the app may pause after its head.
+    /// How long the app may pause after the response's head.
     pause: Duration,
 }
 
@@ -88,13 +88,13 @@ impl Upload {
         self.is_streamed
     }
 
-    /// Gives back its permit. How long the app took cannot be told: part of the time was the client's.
+    /// Gives back its permit without a latency sample, as part of the time was the client's.
     pub(super) fn give_back(&mut self) {
         self.lent = None;
     }
 }
 
-/// A permit that is given back when little comes.
+/// A permit that a task gives back when the client sends little.
 #[derive(Debug)]
 struct Lent {
     shared: Arc<Mutex<(Option<Permit>, u64)>>,
@@ -120,7 +120,7 @@ impl Lent {
         Self { shared, watcher }
     }
 
-    /// Counts what has come; false if the permit has been given back.
+    /// Counts bytes that have arrived. Returns false if the permit has been given back.
     fn count(&self, bytes: u64) -> bool {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.1 += bytes;
@@ -139,7 +139,7 @@ impl Drop for Lent {
 }
 
 impl Gateway {
-    /// Takes in the body of a request that is meant to be served, unless an open breaker refuses it anyway.
+    /// Reads the body of a request that the stages admit, unless an open circuit breaker rejects it.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -158,7 +158,7 @@ impl Gateway {
         self.receive(session, context).await
     }
 
-    /// The head of the response has come: from now on the app may pause for so long.
+    /// The head of the response has arrived. From now on the app may pause for `pause`.
     pub(super) fn head_has_come(&self, context: &mut Context, is_stream: bool, pause: Duration) {
         context.upload.give_back();
         if let Some(line) = &context.line
@@ -170,16 +170,16 @@ impl Gateway {
         record::head(&self.state, &mut context.exchange, is_stream);
     }
 
-    /// Reads as much of the body as is kept, before the exchange asks for a permit.
+    /// Reads the part of the body that is buffered, before the exchange asks for a permit.
     ///
     /// # Errors
-    /// Pingora's, when the client has left or sends what is no body.
+    /// Pingora's, when the client has disconnected or sends an invalid body.
     pub(super) async fn receive(&self, session: &mut Session, context: &mut Context) -> Result<Result<(), Rejection>> {
         if session.as_mut().is_body_done() || context.exchange.kind == Kind::Upgrade {
             return Ok(Ok(()));
         }
         context.upload.is_streamed = true;
-        // Only the app can say whether it wants a body that waits for its word.
+        // Only the app can answer `Expect: 100-continue`.
         let waits_for_app = session.req_header().headers.contains_key(header::EXPECT);
         if waits_for_app || !admit::needs_permit(&context.exchange) {
             return Ok(Ok(()));
@@ -187,11 +187,11 @@ impl Gateway {
         let began = Instant::now();
         let mut memory = self.state.body_memory.share(Client::hash_of(context.exchange.client.address));
         let received = self.read_to_keep(session, &context.exchange, &mut memory, began).await;
-        // Pingora keeps what was read until the exchange ends, also when it is refused.
+        // Pingora keeps the buffer until the exchange ends, also after a rejection.
         context.upload.memory = Some(memory);
         let received = received?;
         let now = Instant::now();
-        // From here on it is the app's time.
+        // From here on the time is the app's.
         context.exchange.deadline += now - began;
         context.exchange.turn_began = now;
         if received.is_ok() && session.as_mut().is_body_done() {
@@ -242,7 +242,7 @@ impl Gateway {
             if received > max_body {
                 return Ok(Err(Rejection::BodyTooLarge));
             }
-            // Pingora holds it twice: as it was read, and to send it again.
+            // Pingora holds each piece twice: as read, and in the retry buffer.
             if !memory.grow(2 * piece.len(), client.body_memory) {
                 return Ok(Err(Rejection::TooManyUploads));
             }
@@ -251,7 +251,7 @@ impl Gateway {
         Ok(Ok(()))
     }
 
-    /// An attempt begins: how long may the client, or the app, take?
+    /// Sets the time limit for the client or the app when an attempt begins.
     pub(super) fn begin_upload(&self, context: &mut Context) {
         let now = Instant::now();
         let Some(line) = &context.line else { return };
@@ -270,7 +270,7 @@ impl Gateway {
         }
     }
 
-    /// A piece of a streamed body is about to be passed on.
+    /// Accounts for a piece of a streamed body before it is passed on.
     pub(super) async fn pass_on(
         &self,
         session: &mut Session,
@@ -325,8 +325,9 @@ impl Gateway {
         Ok(())
     }
 
-    /// Asks for the permit that was given back. In the middle of a body a refusal only slows the client down: its pieces are
-    /// little work. At the end it is asked for until the request's time is over, for the client would have to send it all again.
+    /// Asks for a permit again. In the middle of a body, a rejection is ignored after the wait, as passing on pieces is
+    /// little work. At the end, Outrigger asks until the deadline, because the client would have to send the whole body
+    /// again.
     async fn ask_again(&self, session: &mut Session, context: &mut Context, is_end: bool) -> Result<()> {
         let began = Instant::now();
         let since = context.upload.since.unwrap_or(began);
@@ -346,7 +347,7 @@ impl Gateway {
                 turn => break turn,
             }
         };
-        // At the end, the wait was the app's time.
+        // At the end of the body, the wait counted as the app's time.
         context.upload.since = Some(if is_end { Instant::now() } else { began });
         turn.map_err(|no_turn| {
             let next = steps::not_admitted(&self.state, &mut context.exchange, no_turn);
@@ -355,7 +356,7 @@ impl Gateway {
     }
 }
 
-/// Nothing that is read while the body is kept may be longer than [`PIECE_BYTES`].
+/// Limits reads to [`PIECE_BYTES`] while the body is buffered.
 fn read_small_pieces(session: &Session, small: bool) {
     if let pingora::protocols::http::ServerSession::H1(h1) = session.as_ref()
         && let Some(stream) = h1.stream().as_any().downcast_ref::<ClientStream>()
