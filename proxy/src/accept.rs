@@ -4,12 +4,12 @@
 //! deadline and the size limit of a head, the rejection of malformed heads, and idle connections, which cost a task and a
 //! socket but no buffer.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+pub mod resting;
+
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use outrigger_wire::chunks::Chunks;
@@ -19,23 +19,22 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::scan;
 use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::accept::resting::Resting;
 use crate::engine::answer;
 use crate::engine::exchange::Listener;
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, Phase, State};
-use crate::general::Gateway;
+use crate::general::{Gateway, h2};
 use crate::http1;
 use crate::http1::Origin;
-use crate::mechanism::connections::RESTED;
-use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::mechanism::connections::{FREE_HEAD_BYTES, RESTED};
 use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
 use crate::transport::upstream::Resource;
@@ -396,14 +395,14 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         Ok(true) if stream.pending().starts_with(H2_PREFACE) => {
             stream.begin_tunnel();
             let key = stream.key();
-            H2.with_borrow_mut(|connections| _ = connections.insert(key, Arc::clone(&open.entry)));
+            h2::opened(key, Arc::clone(&open.entry));
             tokio::select! {
                 biased;
                 _ = worker.proxy.process_new(stream, &worker.leaving) => {}
                 // It has no request in flight and makes room for another connection.
                 () = open.entry.told() => {}
             }
-            H2.with_borrow_mut(|connections| _ = connections.remove(&key));
+            h2::closed(key);
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(Malformed::Version);
@@ -413,71 +412,4 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         Ok(false) | Err(_) => {}
     }
     drop(open);
-}
-
-thread_local! {
-    /// This worker's HTTP/2 connections, by [`ClientStream::key`].
-    static H2: RefCell<HashMap<usize, Arc<ConnectionState>>> = RefCell::default();
-}
-
-/// The HTTP/2 connection of this worker with this socket digest.
-pub fn h2_connection(digest: &Arc<SocketDigest>) -> Option<Arc<ConnectionState>> {
-    H2.with_borrow(|connections| connections.get(&(Arc::as_ptr(digest) as usize)).cloned())
-}
-
-thread_local! {
-    /// The wakers of this worker's connections, to wake idle ones when the process shuts down.
-    static RESTING: RefCell<Wakers> = const { RefCell::new(Wakers { slots: Vec::new(), free: Vec::new() }) };
-}
-
-struct Wakers {
-    slots: Vec<Option<Waker>>,
-    free: Vec<usize>,
-}
-
-/// The index of a connection among this worker's wakers.
-struct Resting {
-    slot: usize,
-}
-
-impl Resting {
-    fn register() -> Self {
-        RESTING.with_borrow_mut(|wakers| {
-            let slot = wakers.free.pop().unwrap_or_else(|| {
-                wakers.slots.push(None);
-                wakers.slots.len() - 1
-            });
-            Self { slot }
-        })
-    }
-
-    fn wake_me(&self, waker: &Waker) {
-        RESTING.with_borrow_mut(|wakers| {
-            if let Some(slot) = wakers.slots.get_mut(self.slot)
-                && !slot.as_ref().is_some_and(|kept| kept.will_wake(waker))
-            {
-                *slot = Some(waker.clone());
-            }
-        });
-    }
-}
-
-impl Drop for Resting {
-    fn drop(&mut self) {
-        // Fails only while the thread ends, which drops the list as well.
-        let _ = RESTING.try_with(|wakers| {
-            let mut wakers = wakers.borrow_mut();
-            if let Some(slot) = wakers.slots.get_mut(self.slot) {
-                *slot = None;
-            }
-            wakers.free.push(self.slot);
-        });
-    }
-}
-
-/// Wakes every connection of this thread, so that idle ones notice the shutdown.
-pub fn wake_resting() {
-    let wakers: Vec<Waker> =
-        RESTING.with_borrow_mut(|wakers| wakers.slots.iter_mut().filter_map(Option::take).collect());
-    wakers.into_iter().for_each(Waker::wake);
 }

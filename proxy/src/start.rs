@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::accept::{self, Protocol, Worker};
+use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::{admin, reload};
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
@@ -255,7 +255,7 @@ fn work(
         // Idle connections close now; the others finish. The process ends when the last one has closed, and this thread with
         // it.
         loop {
-            accept::wake_resting();
+            resting::wake_all();
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })

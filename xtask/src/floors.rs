@@ -118,8 +118,6 @@ const PROXY: Crate = Crate {
         &["cli"],
     ],
     known: &[
-        ("engine/exchange.rs", "general"),
-        ("general.rs", "accept"),
         ("mechanism/abuse.rs", "engine"),
         ("mechanism/access_log.rs", "engine"),
         ("mechanism/affinity.rs", "engine"),

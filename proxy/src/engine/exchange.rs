@@ -1,4 +1,4 @@
-//! One request and all that was decided about it.
+//! A request and everything decided about it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,13 +15,10 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::sieve::Sieve;
 use outrigger_wire::via::Pseudonym;
 
-use crate::engine::attempts::{Attempts, Next};
+use crate::engine::attempts::Attempts;
 use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::{Failure, Rejection};
-use crate::engine::stages::admit::Lingering;
 use crate::engine::state::{InFlight, Snapshot};
-use crate::general::line::Line;
-use crate::general::upload::Upload;
 use crate::mechanism::affinity::Sticky;
 use crate::mechanism::audit::Noted;
 use crate::mechanism::breakers::Attempt;
@@ -30,126 +27,114 @@ use crate::mechanism::limits::Shown;
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::{self, Hop};
 
-/// A request's way through the proxy.
+/// A request, its response, and the decisions about them.
 #[derive(Debug)]
 pub struct Exchange {
-    /// The rules that were in force when it began; they stay its rules.
+    /// The configuration snapshot when it began, which it keeps.
     pub rules: Arc<Snapshot>,
     /// When its head was complete.
     pub started: Instant,
-    /// Its name in logs and answers.
+    /// The request id, for logs and responses.
     pub request_id: RequestId,
-    /// The address at the other end of the connection.
+    /// The remote address of the connection.
     pub connected: IpAddr,
-    /// Who asks.
+    /// The client, as far as it is identified.
     pub client: Client,
-    /// Which listener it came by.
+    /// The listener that accepted it.
     pub listener: Listener,
-    /// The peer that sent it, and why.
+    /// The peer that sent it, and the reason.
     pub hop: Option<Box<Hop>>,
-    /// What the audit trail wants to know of it.
+    /// Its data for the audit log.
     pub audit: Noted,
-    /// Its session.
+    /// Its sticky session.
     pub sticky: Sticky,
-    /// Where it goes.
+    /// Its destination.
     pub destination: Destination,
-    /// Its session's home could not be reached.
+    /// The home of its session could not be reached.
     pub has_lost_home: bool,
-    /// It found no place here before it was sent to a peer.
+    /// It got no permit here and was sent to a peer for that reason.
     pub has_been_refused: bool,
-    /// All of its body can be sent again, if it has one.
+    /// It has no body, or the whole body can be sent again.
     pub is_replayable: bool,
-    /// When it began to wait for the app here: at its start, or when a peer had not taken it.
+    /// When it began to wait for the app here: at its start, after its body, or when a peer declined it.
     pub turn_began: Instant,
-    /// It was sent to a peer because the app here cannot take it; there is no second time.
+    /// It was sent to a peer because the app here could not take it, which happens at most once.
     pub has_failed_over: bool,
-    /// The number of its route in `rules`.
+    /// The index of its route in `rules`.
     pub route: usize,
-    /// What its path belongs to, where paths share a breaker that have nothing to do with each other; else 0.
+    /// A number for its part of the path, where unrelated paths share a circuit breaker; else 0.
     pub place: u64,
-    /// How it is delimited and held open.
+    /// Plain request, stream or upgrade.
     pub kind: Kind,
-    /// Until when the head of its answer must be there.
+    /// When the head of the response must have arrived.
     pub deadline: Instant,
-    /// The client has asked for less time than the route gives: that it is over says nothing about the app.
+    /// The client asked for less time than the route allows: a timeout says nothing about the app.
     pub is_impatient: bool,
-    /// Its attempts at the app here.
+    /// Its attempts at the app or a peer.
     pub attempts: Attempts,
-    /// Bytes of the request's body in this attempt.
-    pub body_bytes: u64,
-    /// We answered, and why.
+    /// Why Outrigger rejected it.
     pub rejection: Option<Rejection>,
-    /// The app failed, and how.
+    /// How the app failed.
     pub failure: Option<Failure>,
-    /// Its response stays open for as long as both sides like.
+    /// The response is an event stream or a tunnel, with no end in sight.
     pub stream: Option<StreamKind>,
-    /// The answer's status, once its head is out.
+    /// The status of the response, once its head is known.
     pub status: u16,
-    /// The answer's head has come from the app.
+    /// The response's head came from the app or a peer.
     pub answered_by_app: bool,
-    /// When that was.
+    /// When the response's head arrived.
     pub head_at: Option<Instant>,
-    /// Counted while this lives.
+    /// Counts it as in flight until dropped.
     pub in_flight: Option<InFlight>,
-    /// What limits, bans and slots do with this client.
+    /// The mode of rate limits, bans and the concurrency limit for this client.
     pub admission: Mode,
-    /// What breakers, retries and the wait for an app that is away do with it.
+    /// The mode of circuit breakers, retries and `app.hold` for this client.
     pub resilience: Mode,
-    /// The attempt that is being made, for its circuit breaker. One whose connection broke off stays here until the next
-    /// connection shows whether the app is down (then it is not counted) or only that attempt failed.
+    /// The current attempt, for the circuit breaker. If its connection closed early, it stays here until the next connect shows
+    /// whether the app is down (not counted) or only that attempt failed (counted).
     pub attempt: Option<Attempt>,
-    /// The app's answer says when to come back.
+    /// The app's response has `Retry-After`.
     pub says_when: bool,
-    /// Since when it waits, or waited, for an app that is away: it may until its `hold` is over.
+    /// When it began to wait for an app that is down, for at most `app.hold`.
     pub held_since: Option<Instant>,
-    /// What Pingora's hooks do next, when Pingora calls `upstream_peer`.
-    pub next: Option<Next>,
-    /// The connection of this attempt, on Pingora's way.
-    pub line: Option<Line>,
-    /// Its body, on Pingora's way.
-    pub upload: Upload,
-    /// Interim answers in this attempt.
-    pub interim: usize,
-    /// The numbers of the faults on purpose that may befall it.
+    /// The indexes of the injected faults that apply to it.
     pub faults: Vec<usize>,
-    /// What the answer tells of limits.
+    /// The rate limits that the response shows.
     pub shown_limits: Shown,
-    /// A monitored limit would have refused it, and nothing was taken from those that are monitored.
+    /// A rate limit in `monitor` mode would have rejected it; no monitored limit was charged.
     pub is_beyond_monitored: bool,
-    /// Its slot.
+    /// Its permit.
     pub permit: Option<Permit>,
-    /// Its slot, while a long answer is on its way.
-    pub lingering: Option<Lingering>,
-    /// Its place in the queue for one.
+    /// Its place in the queue for a permit.
     pub waiting: Option<Waiting>,
 }
 
-/// Which listener a request came by.
+/// The listener that accepted a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Listener {
-    /// The public one.
+    /// The public listener.
     #[default]
     Public,
-    /// That for peers: what comes without a hop is refused.
+    /// The listener for peers, which rejects requests without a valid hop header.
     Peers,
 }
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Clone, Debug, Default)]
 pub enum Destination {
-    /// To the app here.
+    /// The app here.
     #[default]
     App,
-    /// To a peer, and why.
+    /// A peer, and the reason.
     Peer(Arc<Peer>, hop::Kind),
     /// The edge sends it to the Machine of this name.
     Replay(Box<str>),
-    /// Nowhere: a peer asks how we are.
+    /// None: it is a peer's health probe.
     Probe,
 }
 
 impl Exchange {
-    /// What may pass of its headers.
+    /// The rules for headers that it may carry.
     pub fn sieve(&self) -> Sieve<'_> {
         let sender = self.client.sender;
         let notes_claims = sender != Sender::Peer && self.client.address == self.connected;
@@ -157,7 +142,7 @@ impl Exchange {
         Sieve { sender, edge: &config.edge, read: &config.read_headers, notes_claims }
     }
 
-    /// What the app is told about it, when `pseudonym` sends it on.
+    /// The data for the headers that Outrigger adds; `pseudonym` is this proxy's name in `Via`.
     pub fn forwarding<'a>(&'a self, received: Version, pseudonym: &'a Pseudonym, now: Instant) -> Forwarding<'a> {
         let config = &self.rules.config;
         Forwarding {
@@ -174,7 +159,7 @@ impl Exchange {
         }
     }
 
-    /// A request that has just been read.
+    /// The exchange of a request that has just been read.
     pub fn new(rules: Arc<Snapshot>) -> Self {
         let started = Instant::now();
         let last = rules.config.routes.all().len() - 1;
@@ -200,7 +185,6 @@ impl Exchange {
             deadline: started,
             is_impatient: false,
             attempts: Attempts::default(),
-            body_bytes: 0,
             rejection: None,
             failure: None,
             stream: None,
@@ -213,26 +197,21 @@ impl Exchange {
             attempt: None,
             says_when: false,
             held_since: None,
-            next: None,
-            line: None,
-            upload: Upload::default(),
-            interim: 0,
             faults: Vec::new(),
             shown_limits: Shown::default(),
             is_beyond_monitored: false,
             permit: None,
-            lingering: None,
             waiting: None,
         }
     }
 
-    /// Whether limits and bans count it here, and not on the Machine that it comes from or goes to.
+    /// Whether rate limits and bans count it here, not on the Machine that it comes from or goes to.
     pub fn is_counted_here(&self) -> bool {
         let came_for_want_of_an_app = self.hop.as_ref().is_some_and(|hop| hop.kind == hop::Kind::Failover);
         !came_for_want_of_an_app && !matches!(self.destination, Destination::Peer(_, hop::Kind::Session))
     }
 
-    /// The limit that refused it.
+    /// The rate limit that rejected it.
     pub fn violated_policy(&self) -> Option<&str> {
         match self.rejection {
             Some(Rejection::QuotaExceeded { limit, .. }) => {
@@ -242,7 +221,7 @@ impl Exchange {
         }
     }
 
-    /// The rules of its route.
+    /// Its route.
     pub fn route(&self) -> &Route {
         &self.rules.config.routes.all()[self.route]
     }

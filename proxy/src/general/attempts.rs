@@ -1,14 +1,11 @@
-//! Pingora's hooks as a driver of [`crate::engine::attempts`]: they wait, pause and ask the circuit breaker before Pingora
-//! connects, and turn its errors into events.
+//! The driver of [`crate::engine::attempts`] on Pingora's hooks: waits, pauses and asks the circuit breaker before Pingora
+//! connects, and tells Pingora whether the request continues.
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use outrigger_identity::clock::seconds;
 use pingora::proxy::Session;
 use pingora::{BError, Error, ErrorType, Result};
 
-use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Failure;
@@ -16,8 +13,8 @@ use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{self, admit, hold};
 use crate::engine::steps;
 use crate::general::Gateway;
-use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, own_head, view, write_own};
-use crate::mechanism::affinity::replay;
+use crate::general::context::Context;
+use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, view};
 use crate::mechanism::peers::hop;
 
 impl Gateway {
@@ -34,14 +31,14 @@ impl Gateway {
                     self.state.metrics.waited(exchange, now);
                     return Ok(());
                 }
-                // The app went down while it waited: it may wait for that, too.
+                // The app went down meanwhile, so the request may wait longer.
                 None if admit::wait_deadline(&self.state, exchange) > now => {}
                 Some(None) | None => return Err(admit::no_turn(&self.state, exchange, now)),
             }
         }
     }
 
-    /// The same before an attempt; gives what follows.
+    /// Waits for a permit before an attempt; returns the next step.
     pub(super) async fn take_turn(&self, session: &Session, exchange: &mut Exchange) -> Next {
         match self.wait_for_turn(exchange).await {
             Ok(()) => steps::admitted(&self.state, exchange, session.req_header().method.is_idempotent()),
@@ -49,7 +46,7 @@ impl Gateway {
         }
     }
 
-    /// A peer has declined the request. If that was its session's home, the session gets a new one here.
+    /// A peer has declined the request. If the peer was the session's home, the session gets a new home here.
     async fn take_back(&self, session: &mut Session, exchange: &mut Exchange) -> Next {
         let has_endless_body = has_endless_body(session);
         let request = view(session.req_header(), has_endless_body);
@@ -73,41 +70,25 @@ impl Gateway {
     }
 
     /// Waits in the queue until the app is back.
-    async fn wait_for_app(&self, session: &Session, exchange: &mut Exchange) -> Next {
-        exchange.upload.give_back();
-        if let Err(rejection) = hold::rejoin(&self.state, exchange) {
-            return steps::not_admitted(&self.state, exchange, NoTurn::Refused(rejection));
+    async fn wait_for_app(&self, session: &Session, context: &mut Context) -> Next {
+        context.upload.give_back();
+        if let Err(rejection) = hold::rejoin(&self.state, &mut context.exchange) {
+            return steps::not_admitted(&self.state, &mut context.exchange, NoTurn::Refused(rejection));
         }
-        match self.take_turn(session, exchange).await {
-            Next::Ask { .. } if Instant::now() >= exchange.deadline => {
-                steps::happened(&self.state, exchange, Event::Expired)
+        match self.take_turn(session, &mut context.exchange).await {
+            Next::Ask { .. } if Instant::now() >= context.exchange.deadline => {
+                steps::happened(&self.state, &mut context.exchange, Event::Expired)
             }
             next => next,
         }
     }
 
-    /// Asks the edge to send the request to its session's home.
-    pub(super) async fn replay(&self, session: &mut Session, exchange: &mut Exchange, home: &str) {
-        let rules = std::sync::Arc::clone(&exchange.rules);
-        let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return };
-        let field = replay::field(this, home, affinity.replay_timeout, seconds());
-        self.keep_after_answer(session);
-        exchange.status = http::StatusCode::TEMPORARY_REDIRECT.as_u16();
-        let written = match own_head(&OwnResponse::replay(exchange, &field)) {
-            Ok(head) => write_own(session, head, Bytes::new()).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = written {
-            tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
-        }
-    }
-
-    /// Does everything that comes before the next connection.
+    /// Takes all steps before the next connection.
     ///
     /// # Errors
-    /// Pingora's, if there is no connection to be made: the request has its outcome.
-    pub(super) async fn before_connection(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        let mut next = exchange.next.take().unwrap_or(Next::Nothing);
+    /// Pingora's, if the request ends without another connection.
+    pub(super) async fn before_connection(&self, session: &mut Session, context: &mut Context) -> Result<()> {
+        let mut next = context.next.take().unwrap_or(Next::Nothing);
         loop {
             if let Next::Ask { pause } | Next::Probe { pause } = next
                 && !pause.is_zero()
@@ -115,22 +96,22 @@ impl Gateway {
                 tokio::time::sleep(pause).await;
             }
             next = match next {
-                Next::Ask { .. } => match self.enter(session, exchange).await {
+                Next::Ask { .. } => match self.enter(session, &mut context.exchange).await {
                     None => return Ok(()),
                     Some(next) => next,
                 },
-                Next::Wait => self.wait_for_app(session, exchange).await,
-                Next::ComeBack => self.take_back(session, exchange).await,
-                Next::AskPeer if exchange.deadline <= Instant::now() => {
-                    steps::happened(&self.state, exchange, Event::Expired)
+                Next::Wait => self.wait_for_app(session, context).await,
+                Next::ComeBack => self.take_back(session, &mut context.exchange).await,
+                Next::AskPeer if context.exchange.deadline <= Instant::now() => {
+                    steps::happened(&self.state, &mut context.exchange, Event::Expired)
                 }
                 Next::Probe { .. } | Next::AskPeer => return Ok(()),
-                next => return Err(self.instead(exchange, next)),
+                next => return Err(self.instead(context, next)),
             };
         }
     }
 
-    /// Asks the circuit breaker and injects a fault; gives what follows, unless the attempt goes on.
+    /// Asks the circuit breaker and injects a fault. `None`: the attempt continues.
     pub(super) async fn enter(&self, session: &mut Session, exchange: &mut Exchange) -> Option<Next> {
         let now = Instant::now();
         if exchange.attempts.made() > 1
@@ -147,37 +128,37 @@ impl Gateway {
         Some(steps::happened(&self.state, exchange, event))
     }
 
-    /// An error that stops Pingora from going on with this attempt, for what follows instead.
-    pub(super) fn instead(&self, exchange: &mut Exchange, next: Next) -> BError {
+    /// An error that makes Pingora end this attempt, so that `next` follows.
+    pub(super) fn instead(&self, context: &mut Context, next: Next) -> BError {
         let kind = match next {
             Next::Reject(rejection) => ErrorType::HTTPStatus(rejection.problem().status.as_u16()),
             Next::Fail(Failure::Unreachable) => ErrorType::ConnectRefused,
             Next::Fail(_) => ErrorType::ConnectionClosed,
             _ => ErrorType::InternalError,
         };
-        self.follow(exchange, next, Error::explain(kind, "no attempt is made").into_up())
+        self.follow(context, next, Error::explain(kind, "no attempt is made").into_up())
     }
 
-    /// Has Pingora come back to `upstream_peer` if the request goes on, and keeps its outcome if not.
-    pub(super) fn follow(&self, exchange: &mut Exchange, next: Next, mut error: BError) -> BError {
+    /// Makes Pingora call `upstream_peer` again if the request continues; otherwise records how it ended.
+    pub(super) fn follow(&self, context: &mut Context, next: Next, mut error: BError) -> BError {
         let goes_on = match next {
             Next::Reject(rejection) => {
-                exchange.rejection = Some(rejection);
+                context.exchange.rejection = Some(rejection);
                 false
             }
             Next::Fail(failure) => {
-                exchange.failure = Some(failure);
+                context.exchange.failure = Some(failure);
                 false
             }
             Next::Relay | Next::Leave | Next::Nothing => false,
             Next::Ask { .. } | Next::Probe { .. } | Next::Replace | Next::Wait | Next::AskPeer | Next::ComeBack => true,
         };
-        exchange.next = goes_on.then_some(next);
+        context.next = goes_on.then_some(next);
         error.set_retry(goes_on);
         error
     }
 
-    /// The response's head is complete; gives what follows, if that is not to pass it on.
+    /// The response's head is complete. `None`: it is passed on.
     pub(super) fn answered(
         &self,
         session: &Session,

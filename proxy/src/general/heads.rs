@@ -1,9 +1,7 @@
-//! Heads, as Pingora has them: what is looked at, removed and written.
+//! Request and response heads in Pingora's types: reads, checks, removes and adds headers.
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use outrigger_wire::cookies;
-
 use outrigger_wire::ratelimit;
 use outrigger_wire::request::{Fields, Request};
 use outrigger_wire::sieve::{Passage, Removed, Sieve};
@@ -11,31 +9,30 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
-use crate::engine::answer::OwnResponse;
 use crate::engine::exchange::Exchange;
 use crate::mechanism::{affinity, limits};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Whether it does no harm to send the request twice, and all of it is still there.
+/// Whether the request is idempotent, and all of it is still buffered.
 pub(super) fn may_repeat(session: &Session) -> bool {
     session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
 }
 
-/// Whether no response has been sent. An interim one is none, but 101 is final: what follows it is not HTTP.
+/// Whether no final response has been sent. 101 is final, as the bytes after it are not HTTP; other 1xx are not.
 pub(super) fn is_unanswered(session: &Session) -> bool {
     session
         .response_written()
         .is_none_or(|head| head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS)
 }
 
-/// About as many bytes as the head of an answer had.
+/// The approximate size in bytes of a response's head.
 pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
     response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
-/// Whether the request has a body and does not say how long it is. HTTP/2 needs no field for that.
+/// Whether the request has a body of unknown length. HTTP/2 needs no header for that.
 pub(super) fn has_endless_body(session: &mut Session) -> bool {
     let head = session.req_header();
     let is_h2 = head.version == Version::HTTP_2;
@@ -43,7 +40,7 @@ pub(super) fn has_endless_body(session: &mut Session) -> bool {
     head.headers.contains_key(header::TRANSFER_ENCODING) || (is_h2 && !has_length && !session.as_mut().is_body_empty())
 }
 
-/// What the stages may look at.
+/// The request as the stages see it.
 pub(super) fn view(head: &RequestHeader, has_endless_body: bool) -> Request<'_> {
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     Request {
@@ -69,11 +66,11 @@ pub(super) fn is_invalid_data(error: &Error) -> bool {
     error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
 }
 
-/// Removes what the sender may not say; gives what that was.
+/// Removes the headers that the sender may not set, and returns what they were.
 pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName, HeaderValue> {
     let stays_out = |name: &&HeaderName| sieve.passage(name.as_str()) != Passage::Passes;
     let mut removed = Removed::default();
-    // One at a time: nearly every request has none.
+    // One at a time, as nearly all requests have none.
     while let Some(name) = request.headers.keys().find(stays_out).cloned() {
         removed.forged |= sieve.passage(name.as_str()) == Passage::Forged;
         let value = request.remove_header(&name);
@@ -84,8 +81,8 @@ pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<Hea
     removed
 }
 
-/// Whether an answer says at most once how long it is, and in a way that everybody reads alike: Pingora passes on every
-/// `Transfer-Encoding` and every repeated `Content-Length`. The fast lane refuses the same in [`outrigger_wire::rewrite`].
+/// Whether a response states its length at most once and unambiguously. Pingora passes on any `Transfer-Encoding` and repeated
+/// `Content-Length`. The fast lane rejects the same in [`outrigger_wire::rewrite`].
 pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
     let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
     let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -93,7 +90,7 @@ pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
     lengths <= 1 && is_chunked && encodings.next().is_none()
 }
 
-/// Removes the fields that speak of the app's connection, not of the client's (RFC 9110 section 7.6.1).
+/// Removes the hop-by-hop headers (RFC 9110 section 7.6.1).
 pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
     if let Some(named) = response.headers.get(header::CONNECTION)
         && !matches!(named.as_bytes(), b"keep-alive" | b"close")
@@ -104,7 +101,7 @@ pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
             .iter()
             .flat_map(|value| value.as_bytes().split(|b| *b == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // Framing and routing are not for an app to nominate away.
+            // An app may not remove framing this way.
             .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH | header::CONNECTION))
             .collect();
         for name in nominated {
@@ -125,7 +122,7 @@ pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
     }
 }
 
-/// Tells what is left of the client's limits.
+/// Adds the headers for the client's rate limits, merged with those of the app.
 pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
     let Some(told) = limits::headers::Told::of(exchange) else { return Ok(()) };
     let own = told.own();
@@ -144,7 +141,7 @@ pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> 
     Ok(())
 }
 
-/// Takes the session's cookie out of what the app gets.
+/// Removes the session cookie from the request to the app.
 pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
     if !request.headers.get_all(header::COOKIE).iter().any(|value| cookies::is_in(value.as_bytes())) {
         return Ok(());
@@ -163,7 +160,7 @@ pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
     Ok(())
 }
 
-/// Writes the session's cookie.
+/// Adds the session cookie, unless a cache may share the response.
 pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
     let mut said = response.headers.get_all(header::CACHE_CONTROL).iter();
     let is_shared = said.any(|value| cookies::is_shared(value.as_bytes()));
@@ -177,26 +174,4 @@ pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) ->
         }
     });
     result
-}
-
-/// The head of a response of our own, as Pingora has it.
-pub(super) fn own_head(response: &OwnResponse<'_>) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(response.status(), Some(8))?;
-    let mut put = Ok(());
-    response.headers(|name, value| {
-        if let Err(e) = head.insert_header(name, value) {
-            put = Err(e);
-        }
-    });
-    put.map(|()| head)
-}
-
-/// Writes a response of our own.
-pub(super) async fn write_own(session: &mut Session, head: ResponseHeader, body: Bytes) -> Result<()> {
-    let has_no_body = body.is_empty() || session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(head), has_no_body).await?;
-    if !has_no_body {
-        session.write_response_body(Some(body), true).await?;
-    }
-    Ok(())
 }

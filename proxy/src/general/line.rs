@@ -1,9 +1,8 @@
-//! The connection of one attempt of Pingora's to the app, with time limits that the exchange sets as it goes on.
+//! The upstream connection of one attempt on the general path, with time limits that change as the exchange proceeds.
 //!
-//! Pingora's own read timeout is fixed when the connection opens, counts for each read, and runs while the client still
-//! sends its body. An app that drips its head would never reach it, a client that pauses would reach it in the app's stead,
-//! and it cannot become longer when the response turns out to be an event stream. So Pingora's is off, and the limits are
-//! here, where the app's bytes are read.
+//! Pingora's own read timeout is fixed when the connection opens, restarts with each read, and runs while the client still
+//! sends its body. An app that sends its head byte by byte would never trigger it, a slow client would trigger it for the app,
+//! and it cannot be extended for an event stream. So Pingora's timeout is off, and this module limits the time of reads.
 
 use std::io;
 use std::pin::Pin;
@@ -26,44 +25,44 @@ use crate::transport::app_pool::AppStream;
 use crate::transport::timer::Timer;
 use crate::transport::upstream::{self, ConnectError, exhaustion};
 
-/// Whose time was over when the connection was cut.
+/// The side whose time was over when the connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// The app's: its head did not come in time, or its body paused for too long.
+    /// The app: the response's head was late, or its body paused for too long.
     App,
-    /// The client's: its request body paused for too long.
+    /// The client: the request body paused for too long.
     Client,
 }
 
-/// What the proxy waits for while it reads from the app.
+/// The time limit while Outrigger reads from the app.
 #[derive(Clone, Copy, Debug, Default)]
 enum Limit {
-    /// Nothing that has a limit.
+    /// No limit.
     #[default]
     None,
-    /// The client sends the body: the next bytes until then, and so long after each time that the app took some late.
+    /// The client sends the body: a deadline for its next bytes, and the pause allowed after a write that the app delayed.
     Client(Instant, Duration),
-    /// The head of the response, complete, until then.
+    /// The deadline for the complete head of the response.
     Head(Instant),
-    /// More of the response, within this time.
+    /// The time within which more of the response must arrive.
     More(Duration),
 }
 
 #[derive(Debug, Default)]
 struct Clock {
     limit: Limit,
-    /// Since when a read of the app's bytes is pending.
+    /// When the pending read from the app began.
     reading_since: Option<Instant>,
-    /// A write is pending: the app takes no more of the body.
+    /// A write is pending: the app does not read.
     is_writing: bool,
     cut: Option<Cut>,
-    /// Why the request is refused: there is no connection, for a reason of our own.
+    /// Why Outrigger itself opened no connection.
     refused: Option<Rejection>,
     /// Woken when the limit changes.
     reader: Option<Waker>,
 }
 
-/// Shared by the exchange, which sets the limits, and the stream, which obeys them.
+/// Shared by the hooks, which set the limits, and the stream, which applies them.
 #[derive(Clone, Debug, Default)]
 pub struct Watch(Arc<Mutex<Clock>>);
 
@@ -81,63 +80,63 @@ impl Watch {
         }
     }
 
-    /// Whether the proxy waits for bytes of the app at this moment, and not for the client to take or send some.
+    /// Whether Outrigger now waits for bytes from the app, and not for the client.
     pub fn waits_for_app(&self) -> bool {
         self.lock().reading_since.is_some()
     }
 
-    /// Whether the app does not take what it is sent at this moment.
+    /// Whether a write to the app is blocked now.
     pub fn app_takes_nothing(&self) -> bool {
         self.lock().is_writing
     }
 }
 
-/// The connection of one attempt, from the exchange's side.
+/// The connection of one attempt, on the side of the hooks.
 #[derive(Debug)]
 pub struct Line {
     watch: Watch,
 }
 
 impl Line {
-    /// One that opens a connection to the app, or to a peer, and what Pingora calls to open it.
+    /// Creates the line, and the opener that Pingora calls to connect to the app or the peer.
     pub fn new(state: &Arc<State>, peer: Option<Target>, connect_timeout: Duration) -> (Self, Arc<Opener>) {
         let watch = Watch::default();
         let opener = Opener { state: Arc::clone(state), peer, connect_timeout, watch: watch.clone() };
         (Self { watch }, Arc::new(opener))
     }
 
-    /// Why the request is refused, if there is no connection for a reason of our own.
+    /// Why Outrigger itself opened no connection, if so.
     pub fn refused(&self) -> Option<Rejection> {
         self.watch.lock().refused
     }
 
-    /// What is seen of it while the exchange does something else.
+    /// A handle for tasks that observe the connection.
     pub fn watch(&self) -> Watch {
         self.watch.clone()
     }
 
-    /// Cuts it if the head of the response is not complete at `deadline`.
+    /// Cuts the connection if the response's head is not complete at `deadline`.
     pub fn head_until(&self, deadline: Instant) {
         self.watch.set(Limit::Head(deadline));
     }
 
-    /// Cuts it if the client sends nothing of its body for `pause` from now on, not counting the time in which the app takes
-    /// nothing.
+    /// Cuts the connection if the client sends nothing of its body for `pause` from now on. Time in which the app does not
+    /// read is not counted.
     pub fn body_within(&self, pause: Duration) {
         self.watch.set(Limit::Client(Instant::now() + pause, pause));
     }
 
-    /// Cuts it if the app sends nothing for `pause` while it is waited for, and is sent nothing.
+    /// Cuts the connection if the app sends nothing for `pause` while Outrigger reads from it and writes nothing.
     pub fn more_within(&self, pause: Duration) {
         self.watch.set(Limit::More(pause));
     }
 
-    /// Neither has a limit for now.
+    /// Removes the time limit.
     pub fn unlimited(&self) {
         self.watch.set(Limit::None);
     }
 
-    /// Why it was cut, if it was.
+    /// Which side's time was over, if the connection was cut.
     pub fn cut(&self) -> Option<Cut> {
         self.watch.lock().cut
     }
@@ -147,7 +146,7 @@ impl Line {
 #[derive(Debug)]
 pub struct Opener {
     state: Arc<State>,
-    /// `None`: to the app, wherever it is by then.
+    /// `None`: the app, at its address when the connection opens.
     peer: Option<Target>,
     connect_timeout: Duration,
     watch: Watch,
@@ -188,7 +187,7 @@ impl Connect for Opener {
     }
 }
 
-/// The connection, from Pingora's side.
+/// The connection, on Pingora's side.
 #[derive(Debug)]
 struct Limited {
     stream: AppStream,
@@ -210,7 +209,7 @@ impl AsyncRead for Limited {
         }
         if read.is_ready() {
             clock.reading_since = None;
-            // A head that drips is never waited for long.
+            // Bytes of a slow head do not extend the deadline.
             if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
                 clock.cut = Some(Cut::App);
                 return Poll::Ready(Err(time_is_over()));
@@ -218,7 +217,8 @@ impl AsyncRead for Limited {
             return read;
         }
         if clock.is_writing {
-            // Pingora reads again while a write is pending only when it has given up the write: the app took nothing in its time.
+            // Pingora reads during a pending write only after it gave up the write: the app read nothing within the write
+            // timeout.
             clock.cut = Some(Cut::App);
             return Poll::Ready(Err(time_is_over()));
         }
@@ -249,9 +249,9 @@ impl AsyncWrite for Limited {
             return written;
         }
         match clock.limit {
-            // Until now it was the app for whom the body waited.
+            // Until now the body waited for the app.
             Limit::Client(_, pause) if was_blocked => clock.limit = Limit::Client(Instant::now() + pause, pause),
-            // A tunnel in which the client talks is not silent.
+            // Bytes from the client count as activity in a tunnel.
             Limit::More(_) if clock.reading_since.is_some() => clock.reading_since = Some(Instant::now()),
             _ => {}
         }
@@ -268,7 +268,7 @@ impl AsyncWrite for Limited {
 }
 
 impl VirtualSocket for Limited {
-    /// Set when it is opened: see [`AppStream::connect`].
+    /// Does nothing: [`AppStream::connect`] sets the options.
     fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
         Ok(())
     }
@@ -328,7 +328,7 @@ mod tests {
         for _ in 0..3 {
             far.write_all(b"x").await.unwrap();
             near.read_u8().await.unwrap();
-            // Nobody reads, as when the client takes nothing: the app owes nothing.
+            // No read is pending, as when the client reads nothing: the app's time does not run.
             tokio::time::sleep(SHORT).await;
         }
         assert_eq!(line.cut(), None);

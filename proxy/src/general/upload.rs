@@ -1,4 +1,4 @@
-//! Request bodies on Pingora's way: an upload's time is the client's, and holds no permit.
+//! Request bodies on the general path: the time of an upload counts as the client's, and it holds no permit.
 //!
 //! ```text
 //!            head                    permit          last byte               response head
@@ -6,9 +6,9 @@
 //!             |  client.body_timeout  |  there is more |  the route's timeout  |
 //! ```
 //!
-//! A body that says that it fits is read before a permit is asked for. So is the beginning of any other, until it pauses; the
-//! rest is streamed. Then the permit is given back while the client sends little, and asked for again when a good part has
-//! come, and before the end is passed on, which is when the app can begin to work.
+//! A body whose announced length fits into the buffer is read before Outrigger asks for a permit, and so is the beginning of any
+//! other body, until it pauses. The rest is streamed. While it streams, Outrigger gives back the permit if the client sends
+//! little, and asks for another after a large part, and before it passes on the end, when the app can begin to work.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,60 +23,62 @@ use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit::NoTurn;
-use crate::engine::stages::failover;
+use crate::engine::stages::{admit, failover};
 use crate::engine::steps;
+use crate::general::Gateway;
+use crate::general::context::Context;
 use crate::general::heads::{content_length, view};
 use crate::general::line::Watch;
-use crate::general::{Gateway, admit};
+
 use crate::mechanism::body_memory::BodyShare;
 use crate::mechanism::breakers;
 use crate::mechanism::gate::Permit;
 use crate::transport::client_stream::{ClientStream, SMALL_PIECE_BYTES};
 
-/// Pingora keeps so much of a body to send it again, and forgets all of it when there is more.
+/// The size of Pingora's retry buffer. Pingora drops the whole buffer when a body is longer.
 const RETRY_BYTES: u64 = 64 << 10;
-/// No read gives more at once: HTTP/2 frames are no longer, and of HTTP/1.1 see `ClientStream::read_small_pieces`.
+/// The most that one read returns: the size of an HTTP/2 frame, and for HTTP/1.1 see `ClientStream::read_small_pieces`.
 const PIECE_BYTES: u64 = SMALL_PIECE_BYTES as u64;
-/// Beyond this, the next piece might not fit any more.
+/// Beyond this, the next piece might not fit.
 const KEPT_BYTES: u64 = RETRY_BYTES - PIECE_BYTES;
 
-/// A body that is streamed in any case may be one half of a dialogue, whose client waits for the app to answer the first half.
-/// After such a pause, or such a time in all, the app gets what is there.
+/// The client of a streamed body may wait for a response to the first part. After such a pause, or such a time in total, the app
+/// gets the part that has arrived.
 const DIALOGUE_PAUSE: Duration = Duration::from_millis(200);
 const DIALOGUE_TIME: Duration = Duration::from_secs(1);
 
-/// A body that fits may take `client.body_timeout`, and a second more for so many bytes: nobody keeps memory by sending a byte
-/// now and then. (Apache's `RequestReadTimeout` has the same rule and rate.)
+/// A body that fits may take `client.body_timeout` in total, and a second more for each of so many bytes, so that slow clients
+/// cannot occupy memory. (Apache's `RequestReadTimeout` has the same rule and rate.)
 const MIN_BYTES_PER_SECOND: u64 = 500;
 
-/// A client that sends less than this in this time has its permit given back.
+/// A client that sends less than [`BUSY_BYTES`] in this time loses its permit.
 const BUSY: Duration = Duration::from_millis(100);
 const BUSY_BYTES: u64 = 16 << 10;
-/// So much is passed on without a permit, before one is asked for again.
+/// Bytes that are passed on without a permit before Outrigger asks for one again.
 const UNPERMITTED_BYTES: u64 = 64 << 10;
 
-/// How long after a refusal the end of a body asks for a permit again.
+/// The time between two requests for a permit at the end of a body.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// How often a stalled upload looks whether its memory is needed by others.
+/// How often a stalled upload checks whether others need its memory.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Where the request's body is.
+/// The state of the request body.
 #[derive(Debug, Default)]
 pub struct Upload {
-    /// The client still sends it: it is streamed.
+    /// The client still sends it, and it is streamed.
     is_streamed: bool,
-    /// The memory that it takes while it is kept.
+    /// The memory accounted for its buffer.
     memory: Option<BodyShare>,
-    /// The permit, while it may be given back at any moment.
+    /// The permit, while a task may give it back.
     lent: Option<Lent>,
     /// It had a permit when its streaming began.
     needs_permit: bool,
-    /// Bytes since it had one.
+    /// Bytes passed on since it lost its permit.
     unpermitted: u64,
-    /// From when on the time is the client's.
+    /// When the client's time began.
     since: Option<Instant>,
-    /// How long the app may pause after its head.
+    /// How long the app may pause after the response's head.
     pause: Duration,
 }
 
@@ -86,13 +88,13 @@ impl Upload {
         self.is_streamed
     }
 
-    /// Gives back its permit. How long the app took cannot be told: part of the time was the client's.
+    /// Gives back its permit without a latency sample, as part of the time was the client's.
     pub(super) fn give_back(&mut self) {
         self.lent = None;
     }
 }
 
-/// A permit that is given back when little comes.
+/// A permit that a task gives back when the client sends little.
 #[derive(Debug)]
 struct Lent {
     shared: Arc<Mutex<(Option<Permit>, u64)>>,
@@ -118,7 +120,7 @@ impl Lent {
         Self { shared, watcher }
     }
 
-    /// Counts what has come; false if the permit has been given back.
+    /// Counts bytes that have arrived. Returns false if the permit has been given back.
     fn count(&self, bytes: u64) -> bool {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.1 += bytes;
@@ -137,67 +139,64 @@ impl Drop for Lent {
 }
 
 impl Gateway {
-    /// Takes in the body of a request that is meant to be served, unless an open breaker refuses it anyway.
+    /// Reads the body of a request that the stages admit, unless an open circuit breaker rejects it.
     ///
     /// # Errors
     /// As [`Self::receive`].
     pub(super) async fn take_body(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut Context,
     ) -> Result<Result<(), Rejection>> {
-        if matches!(exchange.destination, Destination::App)
-            && let Err(refused) = breakers::may_pass(&self.state, &view(session.req_header(), true), exchange)
-            && !failover::takes(&self.state, exchange)
+        if matches!(context.exchange.destination, Destination::App)
+            && let Err(refused) =
+                breakers::may_pass(&self.state, &view(session.req_header(), true), &mut context.exchange)
+            && !failover::takes(&self.state, &mut context.exchange)
         {
             return Ok(Err(refused));
         }
-        self.receive(session, exchange).await
+        self.receive(session, context).await
     }
 
-    /// The head of the response has come: from now on the app may pause for so long.
-    pub(super) fn head_has_come(&self, exchange: &mut Exchange, is_stream: bool, pause: Duration) {
-        exchange.upload.give_back();
-        if let Some(line) = &exchange.line
-            && !exchange.upload.is_streamed
+    /// The head of the response has arrived. From now on the app may pause for `pause`.
+    pub(super) fn head_has_come(&self, context: &mut Context, is_stream: bool, pause: Duration) {
+        context.upload.give_back();
+        if let Some(line) = &context.line
+            && !context.upload.is_streamed
         {
             line.more_within(pause);
         }
-        exchange.upload.pause = pause;
-        record::head(&self.state, exchange, is_stream);
+        context.upload.pause = pause;
+        record::head(&self.state, &mut context.exchange, is_stream);
     }
 
-    /// Reads as much of the body as is kept, before the exchange asks for a permit.
+    /// Reads the part of the body that is buffered, before the exchange asks for a permit.
     ///
     /// # Errors
-    /// Pingora's, when the client has left or sends what is no body.
-    pub(super) async fn receive(
-        &self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-    ) -> Result<Result<(), Rejection>> {
-        if session.as_mut().is_body_done() || exchange.kind == Kind::Upgrade {
+    /// Pingora's, when the client has disconnected or sends an invalid body.
+    pub(super) async fn receive(&self, session: &mut Session, context: &mut Context) -> Result<Result<(), Rejection>> {
+        if session.as_mut().is_body_done() || context.exchange.kind == Kind::Upgrade {
             return Ok(Ok(()));
         }
-        exchange.upload.is_streamed = true;
-        // Only the app can say whether it wants a body that waits for its word.
+        context.upload.is_streamed = true;
+        // Only the app can answer `Expect: 100-continue`.
         let waits_for_app = session.req_header().headers.contains_key(header::EXPECT);
-        if waits_for_app || !admit::needs_permit(exchange) {
+        if waits_for_app || !admit::needs_permit(&context.exchange) {
             return Ok(Ok(()));
         }
         let began = Instant::now();
-        let mut memory = self.state.body_memory.share(Client::hash_of(exchange.client.address));
-        let received = self.read_to_keep(session, exchange, &mut memory, began).await;
-        // Pingora keeps what was read until the exchange ends, also when it is refused.
-        exchange.upload.memory = Some(memory);
+        let mut memory = self.state.body_memory.share(Client::hash_of(context.exchange.client.address));
+        let received = self.read_to_keep(session, &context.exchange, &mut memory, began).await;
+        // Pingora keeps the buffer until the exchange ends, also after a rejection.
+        context.upload.memory = Some(memory);
         let received = received?;
         let now = Instant::now();
-        // From here on it is the app's time.
-        exchange.deadline += now - began;
-        exchange.turn_began = now;
+        // From here on the time is the app's.
+        context.exchange.deadline += now - began;
+        context.exchange.turn_began = now;
         if received.is_ok() && session.as_mut().is_body_done() {
-            exchange.upload.is_streamed = false;
-            exchange.is_replayable = true;
+            context.upload.is_streamed = false;
+            context.exchange.is_replayable = true;
         }
         Ok(received)
     }
@@ -243,7 +242,7 @@ impl Gateway {
             if received > max_body {
                 return Ok(Err(Rejection::BodyTooLarge));
             }
-            // Pingora holds it twice: as it was read, and to send it again.
+            // Pingora holds each piece twice: as read, and in the retry buffer.
             if !memory.grow(2 * piece.len(), client.body_memory) {
                 return Ok(Err(Rejection::TooManyUploads));
             }
@@ -252,43 +251,43 @@ impl Gateway {
         Ok(Ok(()))
     }
 
-    /// An attempt begins: how long may the client, or the app, take?
-    pub(super) fn begin_upload(&self, exchange: &mut Exchange) {
+    /// Sets the time limit for the client or the app when an attempt begins.
+    pub(super) fn begin_upload(&self, context: &mut Context) {
         let now = Instant::now();
-        let Some(line) = &exchange.line else { return };
-        if !exchange.upload.is_streamed {
-            line.head_until(exchange.deadline);
+        let Some(line) = &context.line else { return };
+        if !context.upload.is_streamed {
+            line.head_until(context.exchange.deadline);
             return;
         }
-        line.body_within(exchange.rules.config.client.body_timeout);
+        line.body_within(context.exchange.rules.config.client.body_timeout);
         let watch = line.watch();
-        let upload = &mut exchange.upload;
+        let upload = &mut context.upload;
         upload.since = Some(now);
-        let permit = exchange.permit.take().or_else(|| upload.lent.as_ref().and_then(Lent::take));
+        let permit = context.exchange.permit.take().or_else(|| upload.lent.as_ref().and_then(Lent::take));
         if let Some(permit) = permit {
             upload.needs_permit = true;
             upload.lent = Some(Lent::new(permit, Some(watch)));
         }
     }
 
-    /// A piece of a streamed body is about to be passed on.
+    /// Accounts for a piece of a streamed body before it is passed on.
     pub(super) async fn pass_on(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut Context,
         bytes: u64,
         is_end: bool,
     ) -> Result<()> {
         if session.as_ref().retry_buffer_truncated() {
-            exchange.upload.memory = None;
+            context.upload.memory = None;
         }
-        let answered = exchange.head_at.is_some();
-        let upload = &mut exchange.upload;
+        let answered = context.exchange.head_at.is_some();
+        let upload = &mut context.upload;
         let has_permit = if is_end {
             if let Some(lent) = upload.lent.take() {
-                exchange.permit = lent.take();
+                context.exchange.permit = lent.take();
             }
-            exchange.permit.is_some()
+            context.exchange.permit.is_some()
         } else {
             upload.lent.as_ref().is_some_and(|lent| lent.count(bytes))
         };
@@ -297,66 +296,67 @@ impl Gateway {
         if asks && (is_end || upload.unpermitted >= UNPERMITTED_BYTES) {
             upload.lent = None;
             upload.unpermitted = 0;
-            if let Some(line) = &exchange.line {
+            if let Some(line) = &context.line {
                 line.unlimited();
             }
-            self.ask_again(session, exchange, is_end).await?;
+            self.ask_again(session, context, is_end).await?;
         }
         let now = Instant::now();
         if is_end {
-            exchange.upload.is_streamed = false;
+            context.upload.is_streamed = false;
             if answered {
-                if let Some(line) = &exchange.line {
-                    line.more_within(exchange.upload.pause);
+                if let Some(line) = &context.line {
+                    line.more_within(context.upload.pause);
                 }
             } else {
-                exchange.deadline += exchange.upload.since.map_or(Duration::ZERO, |since| now - since);
+                context.exchange.deadline += context.upload.since.map_or(Duration::ZERO, |since| now - since);
             }
-            if let Some(permit) = &mut exchange.permit {
+            if let Some(permit) = &mut context.exchange.permit {
                 permit.sent(now);
             }
             return Ok(());
         }
-        if let Some(line) = &exchange.line {
-            line.body_within(exchange.rules.config.client.body_timeout);
-            if let Some(permit) = exchange.permit.take() {
-                exchange.upload.lent = Some(Lent::new(permit, Some(line.watch())));
+        if let Some(line) = &context.line {
+            line.body_within(context.exchange.rules.config.client.body_timeout);
+            if let Some(permit) = context.exchange.permit.take() {
+                context.upload.lent = Some(Lent::new(permit, Some(line.watch())));
             }
         }
         Ok(())
     }
 
-    /// Asks for the permit that was given back. In the middle of a body a refusal only slows the client down: its pieces are
-    /// little work. At the end it is asked for until the request's time is over, for the client would have to send it all again.
-    async fn ask_again(&self, session: &mut Session, exchange: &mut Exchange, is_end: bool) -> Result<()> {
+    /// Asks for a permit again. In the middle of a body, a rejection is ignored after the wait, as passing on pieces is
+    /// little work. At the end, Outrigger asks until the deadline, because the client would have to send the whole body
+    /// again.
+    async fn ask_again(&self, session: &mut Session, context: &mut Context, is_end: bool) -> Result<()> {
         let began = Instant::now();
-        let since = exchange.upload.since.unwrap_or(began);
-        exchange.deadline += began - since;
+        let since = context.upload.since.unwrap_or(began);
+        context.exchange.deadline += began - since;
         let turn = loop {
-            exchange.turn_began = Instant::now();
-            let asked = admit::slot(&self.state, &view(session.req_header(), false), exchange);
+            context.exchange.turn_began = Instant::now();
+            let asked = admit::slot(&self.state, &view(session.req_header(), false), &mut context.exchange);
             let turn = match asked {
-                Ok(()) => self.wait_for_turn(exchange).await,
+                Ok(()) => self.wait_for_turn(&mut context.exchange).await,
                 Err(rejection) => Err(NoTurn::Refused(rejection)),
             };
             match turn {
                 Err(NoTurn::Refused(Rejection::Overloaded)) if !is_end => break Ok(()),
-                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < exchange.deadline => {
+                Err(NoTurn::Refused(Rejection::Overloaded)) if Instant::now() + AGAIN < context.exchange.deadline => {
                     tokio::time::sleep(AGAIN).await;
                 }
                 turn => break turn,
             }
         };
-        // At the end, the wait was the app's time.
-        exchange.upload.since = Some(if is_end { Instant::now() } else { began });
+        // At the end of the body, the wait counted as the app's time.
+        context.upload.since = Some(if is_end { Instant::now() } else { began });
         turn.map_err(|no_turn| {
-            let next = steps::not_admitted(&self.state, exchange, no_turn);
-            self.instead(exchange, next)
+            let next = steps::not_admitted(&self.state, &mut context.exchange, no_turn);
+            self.instead(context, next)
         })
     }
 }
 
-/// Nothing that is read while the body is kept may be longer than [`PIECE_BYTES`].
+/// Limits reads to [`PIECE_BYTES`] while the body is buffered.
 fn read_small_pieces(session: &Session, small: bool) {
     if let pingora::protocols::http::ServerSession::H1(h1) = session.as_ref()
         && let Some(stream) = h1.stream().as_any().downcast_ref::<ClientStream>()

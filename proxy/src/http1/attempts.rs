@@ -15,29 +15,30 @@ use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{admit, hold};
 use crate::engine::steps::{self, Fault};
-use crate::http1::{Answered, Broken, Lane, scratch};
+use crate::http1::buffers::scratch;
+use crate::http1::{Answered, Broken, Lane};
 use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::{self, ConnectError};
 
-/// What the attempts of a request hand on to each other.
+/// State that the attempts of a request share.
 struct Attempt<'h> {
     /// The request's head, for the app.
     head: &'h mut BytesMut,
     /// Bytes of the app's response.
     input: BytesMut,
-    /// A connection that is open and has not been used.
+    /// An open connection that has not been used.
     open: Option<AppStream>,
     /// The time when the attempt begins.
     now: Instant,
-    /// What was seen of the last failure.
+    /// A text for the log about the last failure.
     detail: Cow<'static, str>,
 }
 
-/// How an attempt goes on.
+/// The result of an attempt.
 enum Went {
-    /// The response's head is there.
+    /// The response's head has arrived.
     Answered(Answered),
-    /// This follows.
+    /// The next step.
     Next(Next),
 }
 
@@ -49,7 +50,7 @@ impl Lane<'_> {
         let mut next = if exchange.waiting.is_some() {
             self.wait_for_turn(exchange, &mut attempt).await?
         } else {
-            // What comes by the fast lane is idempotent.
+            // The fast lane has idempotent requests only.
             steps::admitted(self.state, exchange, true)
         };
         if matches!(next, Next::Ask { .. }) {
@@ -77,7 +78,7 @@ impl Lane<'_> {
                 Went::Answered((app, answer)) => {
                     match steps::answered(self.state, exchange, answer.status, answer.retry_after, || true) {
                         Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
-                        // The rest of that response goes with its connection.
+                        // The rest of that response is dropped with its connection.
                         next => next,
                     }
                 }
@@ -231,7 +232,7 @@ impl Lane<'_> {
                         exchange.permit = Some(permit);
                         break;
                     }
-                    // The app went down while it waited: it may wait for that, too.
+                    // The app went down meanwhile, so the request may wait longer.
                     None if admit::wait_deadline(self.state, exchange) > now => {}
                     Some(None) | None => {
                         let no_turn = admit::no_turn(self.state, exchange, now);
@@ -258,12 +259,12 @@ impl Lane<'_> {
         if matches!(next, Next::Ask { .. }) && attempt.now >= exchange.deadline {
             return Ok(steps::happened(self.state, exchange, Event::Expired));
         }
-        // Other requests run, should the app go down as fast as it comes back.
+        // Lets other requests run, in case the app goes down as fast as it comes back.
         tokio::task::yield_now().await;
         Ok(next)
     }
 
-    /// Injects a fault; gives what follows, unless the attempt goes on.
+    /// Injects a fault. `None`: the attempt continues.
     async fn inject(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, fault: Fault) -> Option<Next> {
         if self.pause(exchange, fault.delay).await.is_err() {
             return Some(Next::Leave);
@@ -274,7 +275,7 @@ impl Lane<'_> {
     }
 }
 
-/// What a request becomes that has no connection.
+/// The result of a request that gets no connection.
 pub(super) fn not_connected(error: &ConnectError) -> Broken {
     let failure = match error {
         ConnectError::Exhausted { .. } => return Broken::Refused(Rejection::OutOfResources),

@@ -1,4 +1,4 @@
-//! The body of an answer on its way: where it ends, and how one without an end is passed on.
+//! The body of a response: where it ends, and chunks for one of unknown length.
 
 use bytes::{BufMut, BytesMut};
 use outrigger_wire::chunks::Chunks;
@@ -8,7 +8,7 @@ use outrigger_wire::scan::Framing;
 use crate::engine::rejection::Failure;
 use crate::http1::Broken;
 
-/// Where the body of an answer ends.
+/// Where the body of a response ends.
 pub(super) enum BodyEnd {
     Length(u64),
     Chunked(Chunks),
@@ -24,7 +24,7 @@ impl BodyEnd {
         }
     }
 
-    /// How many of `bytes` belong to it.
+    /// The number of `bytes` that belong to the body.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
         match self {
             Self::Length(left) => {
@@ -39,7 +39,7 @@ impl BodyEnd {
         }
     }
 
-    /// How many bytes are left, if that is known.
+    /// The number of bytes that are left, if known.
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Length(left) => Some(*left),
@@ -60,7 +60,7 @@ impl BodyEnd {
     }
 }
 
-/// One chunk of a body whose length is not known (RFC 9112 section 7.1). None for no bytes: that would be its end.
+/// Writes a chunk of a body of unknown length (RFC 9112 section 7.1), or nothing for no bytes: an empty chunk ends a body.
 pub(super) fn put_chunk(out: &mut BytesMut, bytes: &[u8]) {
     if !bytes.is_empty() {
         out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());

@@ -1,4 +1,4 @@
-//! Requests that are not the app's here: the edge replays them, a peer takes them, or one of them asks how we are.
+//! Requests that are not for the app here: replays through the edge, requests for peers, and health probes of peers.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,7 +19,9 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages;
 use crate::engine::steps;
 use crate::http1::attempts::not_connected;
-use crate::http1::{Answered, Broken, Lane, Prepared, path_of, recycle, scratch};
+use crate::http1::buffers::{recycle, scratch};
+use crate::http1::request::{Prepared, path_of};
+use crate::http1::{Answered, Broken, Lane};
 use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::answer::ProbeAnswer;
 use crate::mechanism::peers::hop::{Hop, Kind};
@@ -28,14 +30,14 @@ use crate::mechanism::peers::{Peer, Standing};
 use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::exhaustion;
 
-/// What later stages look at.
+/// The request as the later stages see it.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
     let fields = Fields::Wire(&[]);
     Request { method, path: path_of(target), host, fields, is_http10: false, target, has_endless_body: false }
 }
 
 impl Lane<'_> {
-    /// Serves the request: refuses it, or sends it where it goes. What a peer does not take comes back, once.
+    /// Rejects the request or sends it to its destination. A request that a peer declines comes back once.
     pub(super) async fn serve_prepared(&mut self, prepared: &mut Prepared) -> Result<(), Broken> {
         if let Some(problem) = prepared.refused {
             return self.answer(&mut prepared.exchange, &problem).await;
@@ -62,7 +64,7 @@ impl Lane<'_> {
         }
     }
 
-    /// Sends the request to a peer and relays its answer. `None`: nothing has come of it, and it can be served here.
+    /// Sends the request to a peer and relays its response. `None`: the peer declined it, and it can be served here.
     pub(super) async fn ask_peer(
         &mut self,
         prepared: &mut Prepared,
@@ -70,7 +72,7 @@ impl Lane<'_> {
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
-        // What comes by the fast lane is idempotent.
+        // The fast lane has idempotent requests only.
         steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: true });
         if exchange.deadline <= Instant::now() {
             return self.after_peer(exchange, Event::Expired, "".into());
@@ -92,12 +94,12 @@ impl Lane<'_> {
                 peer.not_reached();
                 (SentOn::Unreachable, Event::PeerDeclined, detail)
             }
-            // A packet may have been lost: that says nothing about the next request.
+            // A packet may have been lost, which says nothing about the next request.
             Err(Broken::App(Failure::ConnectTimeout, detail)) => (SentOn::Unreachable, Event::PeerDeclined, detail),
             Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
                 (SentOn::Broken, Event::PeerBroke { failure, may_repeat: true }, detail)
             }
-            // It is this host that has no connection to spare: the peer is as it was.
+            // This host lacks resources for a connection; the peer may be well.
             Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, Event::PeerDeclined, "".into()),
             Err(Broken::App(_, detail)) => (SentOn::Late, Event::PeerTimedOut, detail),
             Err(broken) => return Some(Err(broken)),
@@ -110,7 +112,7 @@ impl Lane<'_> {
         self.after_peer(exchange, event, detail)
     }
 
-    /// Reports what came of a request at a peer. `None`: it is served here.
+    /// Reports the result of a request to a peer. `None`: it is served here.
     fn after_peer(
         &self,
         exchange: &mut Exchange,
@@ -125,7 +127,7 @@ impl Lane<'_> {
         }
     }
 
-    /// A kept connection to the peer if there is one, else a new one; and the head of its answer.
+    /// Asks the peer on an idle pooled connection or a new one; returns the connection and the response's head.
     async fn ask_once(
         &mut self,
         exchange: &mut Exchange,
@@ -154,7 +156,7 @@ impl Lane<'_> {
         Ok((fresh, answer))
     }
 
-    /// Signs the request whose head is `head`, as the peer will read it.
+    /// Signs the request with this head, as the peer will read it.
     fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
         let peers = self.state.peers.as_ref()?;
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
@@ -180,7 +182,7 @@ impl Lane<'_> {
         self.send_gathered(exchange).await
     }
 
-    /// Tells a peer how we are.
+    /// Answers a peer's health probe.
     async fn answer_probe(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
         let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
         let Some((local, remote)) = self.stream.addresses() else { return Ok(()) };

@@ -1,18 +1,18 @@
 //! Stages that admit a request: shutdown, body size, deadline, and the concurrency limit.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
 use outrigger_wire::request::Request;
 
+use crate::engine::bounds::LONG_BODY;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::{failover, hold};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::breakers;
-use crate::mechanism::gate::{Entry, Permit, Wish};
+use crate::mechanism::gate::{Entry, Wish};
 
 /// Fails health checks during the first phase of a shutdown, so that traffic moves while requests are still served.
 ///
@@ -148,12 +148,9 @@ fn no_place(state: &State, exchange: &Exchange) -> Rejection {
     if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
 }
 
-/// How long a body of unknown length may take before its permit is returned.
-const LONG_BODY: Duration = Duration::from_secs(1);
-
 /// Returns the permit at the head of a response whose length is known, or that is complete: the app has finished it, and
 /// only the transfer at the client's pace remains. For a body of unknown length the app may still be working, see
-/// [`let_go_of_long_answer`] and [`let_go_later`].
+/// [`let_go_of_long_answer`].
 pub fn let_go_at_head(exchange: &mut Exchange, length: Option<u64>) {
     if length.is_some() {
         exchange.permit = None;
@@ -169,45 +166,4 @@ pub fn let_go_of_long_answer(state: &State, exchange: &mut Exchange, now: Instan
         exchange.permit = None;
         breakers::ended(state, exchange, breakers::End::Answered(exchange.status, at));
     }
-}
-
-/// How often to check whether the proxy is waiting for the client.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// Like [`let_go_of_long_answer`], for requests that Pingora handles, which calls no hook while the client is slow: returns
-/// the permit after [`LONG_BODY`], or as soon as the proxy is not waiting for the app.
-pub fn let_go_later(exchange: &mut Exchange) {
-    let (Some(permit), Some(line)) = (exchange.permit.take(), &exchange.line) else { return };
-    let watch = line.watch();
-    let permit = Arc::new(Mutex::new(Some(permit)));
-    let kept = Arc::clone(&permit);
-    let task = tokio::spawn(async move {
-        let by = tokio::time::Instant::now() + LONG_BODY;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            if tokio::time::Instant::now() >= by || !watch.waits_for_app() {
-                break;
-            }
-        }
-        drop(take(&permit));
-    });
-    exchange.lingering = Some(Lingering { permit: kept, task });
-}
-
-/// A permit that is returned after some time, or when this is dropped.
-#[derive(Debug)]
-pub struct Lingering {
-    permit: Arc<Mutex<Option<Permit>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        self.task.abort();
-        drop(take(&self.permit));
-    }
-}
-
-fn take(permit: &Mutex<Option<Permit>>) -> Option<Permit> {
-    permit.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

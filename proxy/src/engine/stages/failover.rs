@@ -43,7 +43,6 @@ fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
     // The app here does not get the request, so the attempt does not count.
     breakers::ended(state, exchange, End::Unknown);
-    exchange.next = None;
     exchange.permit = None;
     exchange.waiting = None;
     exchange.destination = Destination::Peer(peer, Kind::Failover);

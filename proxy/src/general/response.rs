@@ -1,0 +1,89 @@
+//! The head of an upstream response: checks it, adds Outrigger's headers, and gives back the permit.
+
+use std::time::Instant;
+
+use http::{StatusCode, Version, header};
+use outrigger_wire::names::X_REQUEST_ID;
+use outrigger_wire::request::Kind;
+use outrigger_wire::rewrite::is_event_stream_type;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+
+use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
+use crate::engine::metrics::StreamKind;
+use crate::engine::stages::admit;
+use crate::engine::state::Phase;
+use crate::general::Gateway;
+use crate::general::context::Context;
+use crate::general::heads::{add_limits, add_session, has_one_length, head_bytes, response_length};
+use crate::mechanism::breakers::{self, End};
+
+/// A response longer than this is a transfer at the client's pace: its head alone counts for the circuit breaker.
+const LARGE_BODY_BYTES: u64 = 1 << 20;
+
+/// Rejects a head that Pingora would pass on although it is ambiguous, unasked for, or too large.
+///
+/// # Errors
+/// Pingora's, for an invalid response.
+pub(super) fn check(response: &ResponseHeader, context: &mut Context) -> Result<()> {
+    if !has_one_length(response) {
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length can be read in two ways").into_up());
+    }
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && context.exchange.kind != Kind::Upgrade {
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
+    }
+    if head_bytes(response) > ANSWER_HEAD_BYTES {
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its head is larger than 64 KiB").into_up());
+    }
+    if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+        context.interim += 1;
+        if context.interim > MOST_INTERIM {
+            let text = "there is no end of interim answers";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
+        }
+    }
+    Ok(())
+}
+
+impl Gateway {
+    /// Prepares the head of a final response for the client.
+    ///
+    /// # Errors
+    /// Pingora's, for a header that cannot be inserted.
+    pub(super) fn relay_head(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        if session.req_header().version == Version::HTTP_10 {
+            // Pingora sends a body of unknown length in chunks, which HTTP/1.0 lacks: there the end of the connection ends it.
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        if self.state.drain.phase() != Phase::Serving {
+            session.set_keepalive(None);
+        }
+        if context.exchange.rules.config.headers.request_id {
+            response.insert_header(&X_REQUEST_ID, context.exchange.request_id.as_bytes())?;
+        }
+        add_limits(response, &context.exchange)?;
+        add_session(response, &context.exchange)?;
+        let is_event_stream =
+            response.headers.get(header::CONTENT_TYPE).is_some_and(|value| is_event_stream_type(value.as_bytes()));
+        context.exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
+        let length = response_length(response);
+        let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);
+        let app = &context.exchange.rules.config.app;
+        let pause = if is_event_stream { app.stream_timeout } else { context.exchange.route().timeout };
+        self.head_has_come(context, is_event_stream || is_large, pause);
+        admit::let_go_at_head(&mut context.exchange, length);
+        if length.is_none() {
+            // The response may take any time: a probe of the circuit breaker ends at its head.
+            let end = End::Answered(context.exchange.status, Instant::now());
+            breakers::ended(&self.state, &mut context.exchange, end);
+        }
+        context.release_permit_later();
+        Ok(())
+    }
+}
