@@ -35,7 +35,7 @@ use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::engine::exchange::{Destination, Exchange, Listener};
-use crate::engine::metrics::{SentOn, StreamKind};
+use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::{Failure, Problem, Rejection};
 use crate::engine::reply;
 use crate::engine::stages;
@@ -44,6 +44,7 @@ use crate::engine::state::{Phase, State};
 use crate::engine::{record, retries, steps};
 use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::hop::Hop;
+use crate::mechanism::peers::metrics::SentOn;
 use crate::mechanism::{audit, claims};
 
 use crate::general::heads::{
@@ -297,7 +298,7 @@ impl ProxyHttp for Gateway {
                 if *etype == ErrorType::ConnectRefused {
                     peer.not_reached();
                 }
-                self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
+                self.state.metrics.peers.sent(*kind, SentOn::Unreachable);
                 steps::happened(&self.state, exchange, Event::PeerDeclined)
             }
             (_, etype) => match (refused, etype) {
@@ -323,7 +324,7 @@ impl ProxyHttp for Gateway {
         exchange: &mut Exchange,
     ) -> Result<()> {
         if matches!(exchange.destination, Destination::App) {
-            self.state.metrics.attempts_new.inc();
+            self.state.metrics.attempts.new.inc();
             if exchange.attempts.is_probing() {
                 let instead = match steps::happened(&self.state, exchange, Event::Connected) {
                     Next::Ask { .. } => self.enter(session, exchange).await,
@@ -349,12 +350,12 @@ impl ProxyHttp for Gateway {
         if let Destination::Peer(_, kind) = exchange.destination {
             let is_given_back = response.headers.contains_key(&X_OUTRIGGER_REFUSED);
             if is_given_back && !session.as_ref().retry_buffer_truncated() {
-                self.state.metrics.sent_to_peer(kind, SentOn::Refused);
+                self.state.metrics.peers.sent(kind, SentOn::Refused);
                 let next = steps::happened(&self.state, exchange, Event::PeerDeclined);
                 return Err(self.instead(exchange, next));
             }
             if !is_interim {
-                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                self.state.metrics.peers.sent(kind, SentOn::Answered);
             }
             return Ok(());
         }
@@ -543,7 +544,7 @@ impl ProxyHttp for Gateway {
         let event = match (&exchange.destination, error.etype()) {
             _ if !is_app => Event::ClientLeft,
             (Destination::Peer(_, kind), etype) => {
-                self.state.metrics.sent_to_peer(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
+                self.state.metrics.peers.sent(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
                 match failure_of(etype) {
                     _ if cut.is_some() => Event::PeerTimedOut,
                     failure => Event::PeerBroke { failure, may_repeat },
