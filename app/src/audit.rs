@@ -2,6 +2,7 @@
 //! which document ([`own`]), and creates the partitions for both ([`upkeep`]).
 
 pub mod intake;
+pub mod metrics;
 pub mod own;
 pub mod upkeep;
 

@@ -161,7 +161,7 @@ pub async fn require(State(app): State<App>, mut request: Request, next: Next) -
         }
         Err(refusal) => {
             let (label, what_to_do, challenge) = refusal.table();
-            app.metrics.auth_refusals.with_label_values(&[label]).inc();
+            app.metrics.requests.auth_refusals.with_label_values(&[label]).inc();
             if refusal == Refusal::Repeated {
                 return ApiError::BadRequest(what_to_do.to_owned()).into_response();
             }

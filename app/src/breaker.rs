@@ -16,6 +16,8 @@
 //!
 //! With `FF_ENABLE_CIRCUIT_BREAKER` off, only the pool limits calls. `monitor` counts and logs but rejects no call.
 
+pub mod metrics;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,8 +27,8 @@ use outrigger_policy::flags::Mode;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::breaker::metrics::BreakerMetrics;
 use crate::error::{ApiError, Dependency};
-use crate::metrics::Metrics;
 
 /// Upper bound for the open time, which grows with every failed probe: many short periods would keep loading a
 /// database that is down. A longer configured time is its own bound.
@@ -50,7 +52,7 @@ pub struct BreakerSettings {
 pub struct Breaker {
     dependency: Dependency,
     mode: Mode,
-    metrics: Metrics,
+    metrics: BreakerMetrics,
     began: Instant,
     dice: RandomState,
     inner: Mutex<Inner>,
@@ -105,7 +107,7 @@ struct Change {
 
 impl Breaker {
     /// A closed breaker without any recorded calls.
-    pub fn new(dependency: Dependency, settings: BreakerSettings, metrics: Metrics) -> Self {
+    pub fn new(dependency: Dependency, settings: BreakerSettings, metrics: BreakerMetrics) -> Self {
         let machine = Machine::new(Settings {
             consecutive: settings.failures,
             window: Span::Calls(1),
@@ -126,10 +128,10 @@ impl Breaker {
         });
         // Creates the counters at zero, so that their first increase is visible.
         for state in State::ALL {
-            metrics.breaker_transitions.with_label_values(&[dependency.name(), state.name()]);
+            metrics.transitions.with_label_values(&[dependency.name(), state.name()]);
         }
         for mode in [Mode::Enforce, Mode::Monitor] {
-            metrics.breaker_refusals.with_label_values(&[dependency.name(), mode.name()]);
+            metrics.refusals.with_label_values(&[dependency.name(), mode.name()]);
         }
         Self {
             dependency,
@@ -153,7 +155,7 @@ impl Breaker {
             match self.change(|inner, now| inner.machine.ask(now, Caller::ANYBODY)) {
                 Ok(granted) => permit = Some(granted),
                 Err(refused) => {
-                    self.metrics.breaker_refusals.with_label_values(&[self.dependency.name(), self.mode.name()]).inc();
+                    self.metrics.refusals.with_label_values(&[self.dependency.name(), self.mode.name()]).inc();
                     if self.mode == Mode::Enforce {
                         let reason = self.lock().last_failure.clone();
                         let (dependency, retry_after) = (self.dependency, refused.retry_after);
@@ -227,7 +229,7 @@ impl Breaker {
         let now = *self.state.borrow();
         for state in State::ALL {
             let is_present = i64::from(state == now);
-            self.metrics.breaker_state.with_label_values(&[self.dependency.name(), state.name()]).set(is_present);
+            self.metrics.state.with_label_values(&[self.dependency.name(), state.name()]).set(is_present);
         }
     }
 
@@ -278,7 +280,7 @@ impl Breaker {
         let Change { reason, failures, last_failure, .. } = change;
         let (dependency, name, mode) = (self.dependency, self.dependency.name(), self.mode.name());
         let (from, to) = (change.from.name(), change.to.name());
-        self.metrics.breaker_transitions.with_label_values(&[name, to]).inc();
+        self.metrics.transitions.with_label_values(&[name, to]).inc();
         let open_for_ms = change.open_for.as_millis() as u64;
         let not_closed_for_ms = change.not_closed_for.as_millis() as u64;
         match change.to {

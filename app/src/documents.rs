@@ -54,12 +54,12 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let document = new.check(&app)?;
     let claim = app.outbox.admit()?;
-    let entry = app.audit.entry(&app.metrics, &asker, Act::Create(document.id));
+    let entry = app.audit.entry(&app.metrics.audit, &asker, Act::Create(document.id));
     let written = records::insert(&app.postgres, deadline, &document, claim, entry.as_ref()).await;
     let written = written.map_err(|error| app.audit.blame(error))?.ok_or_else(|| {
         ApiError::Conflict(format!("a document with id {} exists; delete it first or leave the id out", document.id))
     })?;
-    let undo = app.audit.entry(&app.metrics, &asker, Act::Undo(document.id));
+    let undo = app.audit.entry(&app.metrics.audit, &asker, Act::Undo(document.id));
     let record = document.clone().into_record();
     let indexed = match app.outbox.apply(deadline.reserving(ANSWER), written.job, Some(record), undo).await {
         Applied::Now => true,
@@ -83,7 +83,7 @@ pub async fn read(
     Path(id): Path<String>,
 ) -> Result<Json<Document>, ApiError> {
     let id = parse_id(&id)?;
-    let entry = app.audit.entry(&app.metrics, &asker, Act::Read(id));
+    let entry = app.audit.entry(&app.metrics.audit, &asker, Act::Read(id));
     let found = records::read(&app.postgres, deadline, id, entry.as_ref()).await;
     found.map_err(|error| app.audit.blame(error))?.map(Json).ok_or_else(|| no_such(id))
 }
@@ -97,7 +97,7 @@ pub async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let id = parse_id(&id)?;
     let claim = app.outbox.admit()?;
-    let entry = app.audit.entry(&app.metrics, &asker, Act::Delete(id));
+    let entry = app.audit.entry(&app.metrics.audit, &asker, Act::Delete(id));
     let deleted = records::delete(&app.postgres, deadline, id, claim, entry.as_ref()).await;
     let job = deleted.map_err(|error| app.audit.blame(error))?.ok_or_else(|| no_such(id))?;
     app.outbox.apply(deadline.reserving(ANSWER), job, None, None).await;
@@ -132,7 +132,7 @@ pub async fn list(
     let after = after.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     // Fetches one more than the limit to see whether there is a next page.
     let after = after.map(|cursor| (cursor.created_at, cursor.id));
-    let entry = app.audit.entry(&app.metrics, &asker, Act::List);
+    let entry = app.audit.entry(&app.metrics.audit, &asker, Act::List);
     let found = records::page(&app.postgres, deadline, after, limit + 1, entry.as_ref()).await;
     let mut documents = found.map_err(|error| app.audit.blame(error))?;
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);

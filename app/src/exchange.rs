@@ -7,6 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, Method, header};
+use outrigger_metrics::{Declare, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 use uuid::Uuid;
 
 use crate::App;
@@ -14,6 +15,37 @@ use crate::deadline::Deadline;
 use crate::error::ApiError;
 
 const REQUEST_ID: &str = "x-request-id";
+
+/// Metrics of requests.
+#[derive(Clone, Debug)]
+pub struct RequestMetrics {
+    completed: IntCounterVec,
+    duration: HistogramVec,
+    in_flight: IntGauge,
+    pub auth_refusals: IntCounterVec,
+    pub panics: IntCounter,
+}
+
+impl RequestMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
+        Ok(Self {
+            completed: declare.counters(
+                "app_http_requests_total",
+                "Requests completed, by path template, method and status.",
+                &["route", "method", "status"],
+            )?,
+            duration: declare.histograms(
+                "app_http_request_duration_seconds",
+                "Time from request head to response head.",
+                &["route"],
+            )?,
+            in_flight: declare.gauge("app_http_requests_in_flight", "Requests in progress.")?,
+            auth_refusals: declare.counters("app_auth_refusals_total", "Requests rejected with 401.", &["reason"])?,
+            panics: declare.counter("app_panics_total", "Handlers that panicked; their clients got 500.")?,
+        })
+    }
+}
 
 /// The request's id. Stored in its extensions.
 #[derive(Clone, Debug)]
@@ -67,7 +99,7 @@ pub async fn bounded(request: Request, next: Next) -> Response {
 
 /// Converts a handler's panic to a response.
 pub fn panicked(app: &App, payload: &(dyn std::any::Any + Send)) -> Response {
-    app.metrics.panics.inc();
+    app.metrics.requests.panics.inc();
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
     ApiError::Internal(format!("a handler panicked: {text}")).into_response()
@@ -121,17 +153,17 @@ struct Entry {
 
 impl Entry {
     fn new(app: &App, route: String, method: &'static str) -> Self {
-        app.metrics.http_in_flight.inc();
+        app.metrics.requests.in_flight.inc();
         Self { app: app.clone(), route, method, status: 499, started: Instant::now() }
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let metrics = &self.app.metrics;
-        metrics.http_in_flight.dec();
-        metrics.http_requests.with_label_values(&[&self.route, self.method, &self.status.to_string()]).inc();
-        metrics.http_duration.with_label_values(&[&self.route]).observe(self.started.elapsed().as_secs_f64());
+        let metrics = &self.app.metrics.requests;
+        metrics.in_flight.dec();
+        metrics.completed.with_label_values(&[&self.route, self.method, &self.status.to_string()]).inc();
+        metrics.duration.with_label_values(&[&self.route]).observe(self.started.elapsed().as_secs_f64());
     }
 }
 

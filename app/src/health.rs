@@ -21,13 +21,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use jiff::{Timestamp, Unit};
+use outrigger_metrics::{Declare, IntGaugeVec};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::App;
 use crate::chroma::Chroma;
 use crate::error::Dependency;
-use crate::metrics::Metrics;
 use crate::postgres::{Postgres, Schema};
 
 /// How long a check is valid, counted from its start.
@@ -40,12 +40,25 @@ const PACE: Duration = Duration::from_secs(2);
 /// Maximum time for a check.
 const CHECK: Duration = Duration::from_millis(800);
 
+/// Metrics of checks.
+#[derive(Clone, Debug)]
+pub struct HealthMetrics {
+    up: IntGaugeVec,
+}
+
+impl HealthMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
+        Ok(Self { up: declare.gauges("app_dependency_up", "1 when the last check succeeded.", &["dependency"])? })
+    }
+}
+
 /// Caches the last check of both databases.
 #[derive(Debug)]
 pub struct Health {
     postgres: Arc<Postgres>,
     chroma: Arc<Chroma>,
-    metrics: Metrics,
+    metrics: HealthMetrics,
     last: Mutex<Option<Report>>,
 }
 
@@ -75,7 +88,7 @@ impl Report {
 
 impl Health {
     /// Does not check anything until the first request.
-    pub fn new(postgres: Arc<Postgres>, chroma: Arc<Chroma>, metrics: Metrics) -> Self {
+    pub fn new(postgres: Arc<Postgres>, chroma: Arc<Chroma>, metrics: HealthMetrics) -> Self {
         Self { postgres, chroma, metrics, last: Mutex::new(None) }
     }
 
@@ -94,7 +107,7 @@ impl Health {
             Schema::Pending(why) => Err(why),
         });
         for (dependency, outcome) in [(Dependency::Postgres, &postgres), (Dependency::Chroma, &chroma)] {
-            self.metrics.dependency_up.with_label_values(&[dependency.name()]).set(outcome.is_ok().into());
+            self.metrics.up.with_label_values(&[dependency.name()]).set(outcome.is_ok().into());
         }
         let report = Report { at, postgres, chroma };
         *last = Some(report.clone());

@@ -44,6 +44,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header;
+use outrigger_metrics::TEXT_FORMAT;
 use outrigger_policy::flags::{Feature, Flag, Mode, Subject};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -54,7 +55,7 @@ use crate::chroma::Chroma;
 use crate::config::{ConfigError, Settings};
 use crate::error::ApiError;
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{LoopMetrics, Metrics};
 use crate::outbox::Outbox;
 use crate::pool::PoolSettings;
 use crate::postgres::Postgres;
@@ -128,15 +129,15 @@ impl App {
         let outbox = Outbox::new(
             Arc::clone(&postgres),
             Arc::clone(&chroma),
-            metrics.clone(),
+            metrics.outbox.clone(),
             settings.outbox_max,
             settings.chroma.chroma_timeout.get(),
             limits.content_bytes,
         );
         tokio::spawn(migrate::until_done(Arc::clone(&postgres)));
         tokio::spawn(Arc::clone(&outbox).work());
-        tokio::spawn(watch_the_loop(metrics.clone()));
-        let health = Arc::new(Health::new(Arc::clone(&postgres), Arc::clone(&chroma), metrics.clone()));
+        tokio::spawn(watch_the_loop(metrics.event_loop.clone()));
+        let health = Arc::new(Health::new(Arc::clone(&postgres), Arc::clone(&chroma), metrics.health.clone()));
         tokio::spawn(Arc::clone(&health).see_to_breakers());
         let app = Self(Arc::new(Parts {
             audit,
@@ -215,7 +216,7 @@ async fn scrape(State(app): State<App>) -> Response {
     app.postgres.pool().publish();
     app.chroma.pool().publish();
     match app.metrics.render() {
-        Ok((text, kind)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::Internal(format!("the metrics cannot be written: {error}")).into_response(),
     }
 }
@@ -239,13 +240,13 @@ fn machine() -> String {
 }
 
 /// Measures how late timers fire, the first sign of a blocked event loop.
-async fn watch_the_loop(metrics: Metrics) {
+async fn watch_the_loop(metrics: LoopMetrics) {
     loop {
         let asked = Instant::now() + LAG_PERIOD;
         tokio::time::sleep_until(asked.into()).await;
         let lag = asked.elapsed().as_secs_f64();
-        metrics.loop_lag.set(lag);
-        metrics.loop_lag_seen.observe(lag);
+        metrics.lag.set(lag);
+        metrics.lag_seen.observe(lag);
     }
 }
 
@@ -351,7 +352,7 @@ mod tests {
         let router = wrap(&app, routes);
         let (status, _, body) = ask(&router, get_request("/panic")).await;
         assert_eq!((status, &body["request_id"]), (StatusCode::INTERNAL_SERVER_ERROR, &"r1".into()));
-        assert_eq!(app.metrics.panics.get(), 1);
+        assert_eq!(app.metrics.requests.panics.get(), 1);
         let (status, _, _) = ask(&router, get_request("/hang")).await;
         assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
     }

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use outrigger_metrics::{Declare, Gauge, IntCounterVec, IntGauge};
 use tokio::sync::Notify;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -33,7 +34,6 @@ use crate::chroma::{Chroma, Record};
 use crate::chroma_http::ChromaError;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
-use crate::metrics::Metrics;
 use crate::postgres::Postgres;
 use crate::records::{self, column};
 
@@ -119,12 +119,41 @@ pub struct Backlog {
     pub oldest_age_seconds: f64,
 }
 
+/// Metrics of the outbox.
+#[derive(Clone, Debug)]
+pub struct OutboxMetrics {
+    pub depth: IntGauge,
+    pub oldest_age: Gauge,
+    applied: IntCounterVec,
+}
+
+impl OutboxMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
+        Ok(Self {
+            depth: declare.gauge(
+                "app_outbox_depth",
+                "Documents whose latest change ChromaDB does not have yet, of all Machines.",
+            )?,
+            oldest_age: declare.real(
+                "app_outbox_oldest_age_seconds",
+                "Age of the oldest change that ChromaDB does not have yet, or 0.",
+            )?,
+            applied: declare.counters(
+                "app_outbox_applied_total",
+                "Attempts to bring a document up to date in ChromaDB.",
+                &["by", "result"],
+            )?,
+        })
+    }
+}
+
 /// The outbox, which all Machines share.
 #[derive(Debug)]
 pub struct Outbox {
     pub(crate) postgres: Arc<Postgres>,
     pub(crate) chroma: Arc<Chroma>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: OutboxMetrics,
     pub(crate) wake: Notify,
     pub(crate) depth: AtomicU64,
     pub(crate) oldest_age_ms: AtomicU64,
@@ -142,7 +171,7 @@ impl Outbox {
     pub fn new(
         postgres: Arc<Postgres>,
         chroma: Arc<Chroma>,
-        metrics: Metrics,
+        metrics: OutboxMetrics,
         bound: u64,
         call: Duration,
         max_document_bytes: usize,
@@ -326,6 +355,6 @@ impl Outbox {
             Err(ChromaError::Refused { .. } | ChromaError::Misfit(_)) => "refused",
             Err(ChromaError::Failed { .. }) => "failed",
         };
-        self.metrics.outbox_applied.with_label_values(&[by, result]).inc_by(documents as u64);
+        self.metrics.applied.with_label_values(&[by, result]).inc_by(documents as u64);
     }
 }

@@ -11,6 +11,8 @@
 //! With `FF_ENABLE_ENHANCED_POOLING` off this is plain bb8: no jitter, no leak detection, no minimum. `monitor` only
 //! detects leaks.
 
+pub mod metrics;
+
 use std::fmt;
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -83,8 +85,8 @@ impl<B: Backend> Pool<B> {
     /// Fills the pool to its minimum in the background; the database may be down.
     pub fn start(backend: B, settings: PoolSettings, metrics: Metrics) -> Self {
         let backend = Arc::new(backend);
-        let breaker = Arc::new(Breaker::new(B::DEPENDENCY, settings.breaker, metrics.clone()));
-        let shared = Arc::new(Shared::new(B::DEPENDENCY, metrics));
+        let breaker = Arc::new(Breaker::new(B::DEPENDENCY, settings.breaker, metrics.breaker));
+        let shared = Arc::new(Shared::new(B::DEPENDENCY, metrics.pool));
         let enhanced = settings.enhanced == Mode::Enforce;
         let jitter = RandomState::new();
         let keeper = Keeper { backend: Arc::clone(&backend), breaker: Arc::clone(&breaker), settings, jitter };
@@ -117,7 +119,7 @@ impl<B: Backend> Pool<B> {
         let acquired = deadline.run(self.inner.get_owned()).await;
         let waited = waiting.since.elapsed();
         drop(waiting);
-        self.shared.metrics.pool_acquire.with_label_values(&[self.shared.name()]).observe(waited.as_secs_f64());
+        self.shared.metrics.acquire.with_label_values(&[self.shared.name()]).observe(waited.as_secs_f64());
         match acquired {
             Ok(Ok(connection)) => Ok(Checkout {
                 held: self.shared.hold(what),
@@ -208,22 +210,23 @@ impl<B: Backend> Pool<B> {
             ("max", numbers.max),
             ("min", numbers.min),
         ] {
-            metrics.pool_connections.with_label_values(&[pool, state]).set(count.into());
+            metrics.connections.with_label_values(&[pool, state]).set(count.into());
         }
-        metrics.pool_waiting.with_label_values(&[pool]).set(numbers.waiting);
+        metrics.waiting.with_label_values(&[pool]).set(numbers.waiting);
         let statistics = self.inner.state().statistics;
         // Raises the counters to bb8's totals.
-        let follow = |counter: prometheus::IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
-        follow(metrics.pool_opened.with_label_values(&[pool]), statistics.connections_created);
+        let follow =
+            |counter: outrigger_metrics::IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        follow(metrics.opened.with_label_values(&[pool]), statistics.connections_created);
         for (reason, total) in [
             ("broken", statistics.connections_closed_broken),
             ("invalid", statistics.connections_closed_invalid),
             ("lifetime", statistics.connections_closed_max_lifetime),
             ("idle", statistics.connections_closed_idle_timeout),
         ] {
-            follow(metrics.pool_closed.with_label_values(&[pool, reason]), total);
+            follow(metrics.closed.with_label_values(&[pool, reason]), total);
         }
-        metrics.dependency_failures.with_label_values(&[pool]).set(self.failures().into());
+        metrics.failures.with_label_values(&[pool]).set(self.failures().into());
         self.breaker.publish();
     }
 
@@ -248,7 +251,7 @@ impl<B: Backend> Pool<B> {
     }
 
     fn count_failure(&self, reason: &str) {
-        self.shared.metrics.pool_acquire_failures.with_label_values(&[self.shared.name(), reason]).inc();
+        self.shared.metrics.acquire_failures.with_label_values(&[self.shared.name(), reason]).inc();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Dependency;
 use crate::keeper::ConnectionError;
-use crate::metrics::Metrics;
+use crate::pool::metrics::PoolMetrics;
 
 /// How often holders are checked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Shared {
     dependency: Dependency,
-    pub metrics: Metrics,
+    pub metrics: PoolMetrics,
     waiting: AtomicI64,
     failures: AtomicU32,
     errors: AtomicU64,
@@ -34,7 +34,7 @@ struct Held {
 
 impl Shared {
     /// No waits, holders or failures.
-    pub fn new(dependency: Dependency, metrics: Metrics) -> Self {
+    pub fn new(dependency: Dependency, metrics: PoolMetrics) -> Self {
         Self {
             dependency,
             metrics,
@@ -139,12 +139,12 @@ impl bb8::ErrorSink<ConnectionError> for Sink {
         match error {
             ConnectionError::Expired => {}
             // A restarted database closes idle connections: counted, but not a failure of the database.
-            ConnectionError::Closed => self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc(),
+            ConnectionError::Closed => self.0.metrics.connection_errors.with_label_values(&[self.0.name()]).inc(),
             error => {
                 if !matches!(error, ConnectionError::Full(_)) {
                     self.0.errors.fetch_add(1, Ordering::Relaxed);
                 }
-                self.0.metrics.pool_connection_errors.with_label_values(&[self.0.name()]).inc();
+                self.0.metrics.connection_errors.with_label_values(&[self.0.name()]).inc();
                 self.0.failed(&error.to_string());
             }
         }
@@ -163,7 +163,7 @@ pub async fn watch_for_leaks(pool: Weak<Shared>, leak_after: Duration) {
         let mut held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
         for holder in held.values_mut().filter(|h| !h.told && h.since.elapsed() >= leak_after) {
             holder.told = true;
-            shared.metrics.pool_leaks.with_label_values(&[shared.name()]).inc();
+            shared.metrics.leaks.with_label_values(&[shared.name()]).inc();
             let (what, seconds) = (holder.what, holder.since.elapsed().as_secs());
             tracing::warn!(pool = shared.name(), what, seconds, "{what} has held a connection for {seconds} s");
         }

@@ -75,7 +75,7 @@ pub async fn search(
     let embedding = app.limits.embedding(&search.embedding)?;
     let neighbours = app.chroma.nearest(deadline, &embedding, limit + SPARE).await?;
     let ids: Vec<Uuid> = neighbours.iter().map(|n| n.id).collect();
-    if let Some(entry) = app.audit.entry(&app.metrics, &asker, Act::Search) {
+    if let Some(entry) = app.audit.entry(&app.metrics.audit, &asker, Act::Search) {
         // Without an audit entry no document may be shown, so there is no fallback to ChromaDB's copies.
         let found = records::show(&app.postgres, deadline.reserving(ANSWER), &ids, limit, &entry).await;
         let mut hits = join(&app, neighbours, found.map_err(|error| app.audit.blame(error))?);

@@ -163,8 +163,8 @@ impl Outbox {
         let (depth, age): (i64, f64) = (column(row, "depth")?, column(row, "age")?);
         self.depth.store(u64::try_from(depth).unwrap_or(0), Ordering::Relaxed);
         self.oldest_age_ms.store((age.max(0.0) * 1000.0) as u64, Ordering::Relaxed);
-        self.metrics.outbox_depth.set(depth);
-        self.metrics.outbox_oldest_age.set(age.max(0.0));
+        self.metrics.depth.set(depth);
+        self.metrics.oldest_age.set(age.max(0.0));
         column(row, "due")
     }
 

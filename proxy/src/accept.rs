@@ -149,7 +149,7 @@ async fn accept_failed(error: &std::io::Error, state: &State) {
 
 fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Worker) {
     let state = &worker.state;
-    state.metrics.connections_total.inc();
+    state.metrics.connections.accepted.inc();
     let address = client.ip().to_canonical();
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
     if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {

@@ -34,7 +34,7 @@ use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Listener};
-use crate::engine::metrics::{SentOn, StreamKind};
+use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages;
 use crate::engine::state::State;
@@ -45,6 +45,7 @@ use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, remove_
 use crate::general::line::Line;
 use crate::general::upload::Upload;
 use crate::mechanism::breakers::{self, End};
+use crate::mechanism::peers::metrics::SentOn;
 
 /// The limit that Pingora is given: more attempts than any route allows, including those that wait for an app that is down.
 /// Outrigger itself decides when to stop.
@@ -187,7 +188,7 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
     ) -> Result<()> {
         if matches!(context.exchange.destination, Destination::App) {
-            self.state.metrics.attempts_new.inc();
+            self.state.metrics.attempts.new.inc();
             if context.exchange.attempts.is_probing() {
                 let instead = match steps::happened(&self.state, &mut context.exchange, Event::Connected) {
                     Next::Ask { .. } => self.enter(session, &mut context.exchange).await,
@@ -213,12 +214,12 @@ impl ProxyHttp for Gateway {
         if let Destination::Peer(_, kind) = context.exchange.destination {
             let is_given_back = response.headers.contains_key(&X_OUTRIGGER_REFUSED);
             if is_given_back && !session.as_ref().retry_buffer_truncated() {
-                self.state.metrics.sent_to_peer(kind, SentOn::Refused);
+                self.state.metrics.peers.sent(kind, SentOn::Refused);
                 let next = steps::happened(&self.state, &mut context.exchange, Event::PeerDeclined);
                 return Err(self.instead(context, next));
             }
             if !is_interim {
-                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                self.state.metrics.peers.sent(kind, SentOn::Answered);
             }
             return Ok(());
         }

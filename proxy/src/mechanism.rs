@@ -13,4 +13,5 @@ pub mod gate;
 pub mod limits;
 pub mod log;
 pub mod machines;
+pub mod outcome;
 pub mod peers;

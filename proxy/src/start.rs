@@ -57,7 +57,7 @@ pub enum RunError {
     Audit(#[from] audit::NoKeys),
     /// A metric that was declared twice: a fault of this program.
     #[error("the metrics cannot be declared: {0}")]
-    Metrics(#[from] prometheus::Error),
+    Metrics(#[from] outrigger_metrics::Error),
 }
 
 /// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
@@ -67,7 +67,7 @@ pub enum RunError {
 pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;
-    let (queue, _writer) = LogQueue::start(config.log.format, metrics.log_dropped.clone())?;
+    let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
     for (name, meant) in unknown_variables() {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
@@ -87,7 +87,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
         tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
     }
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
-    metrics.show_config(config, 1, unix_now());
+    metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
@@ -141,7 +141,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
         let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
         let counted = Arc::clone(&state);
         tokio::spawn(keep_fresh(credentials, move |fetched| {
-            counted.metrics.keys_fetched(fetched.is_ok());
+            counted.metrics.identity.keys_fetched(fetched.is_ok());
         }));
         tracing::info!(
             listen = %server.listen,

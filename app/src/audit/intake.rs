@@ -52,7 +52,7 @@ pub async fn require(State(app): State<App>, request: Request, next: Next) -> Re
     if is_secret(request.headers(), secret.expose()) {
         return next.run(request).await;
     }
-    app.metrics.auth_refusals.with_label_values(&["audit_secret"]).inc();
+    app.metrics.requests.auth_refusals.with_label_values(&["audit_secret"]).inc();
     let refusal = "send OUTRIGGER_AUDIT_SECRET as Authorization: Bearer SECRET, the same as this program has";
     let mut response = ApiError::Unauthorized(refusal).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"audit\""));
@@ -83,10 +83,10 @@ pub async fn batches(
         Err(ApiError::BadRequest(_) | ApiError::TooLarge(_) | ApiError::BodyTimeout) => "bad",
         Err(_) => "failed",
     };
-    app.metrics.audit_batches.with_label_values(&[result]).inc();
+    app.metrics.audit.batches.with_label_values(&[result]).inc();
     if let Ok(Json(done)) = &stored {
         for (result, rows) in [("stored", done.stored), ("known", done.known), ("refused", done.refused)] {
-            app.metrics.audit_rows.with_label_values(&[result]).inc_by(rows);
+            app.metrics.audit.rows.with_label_values(&[result]).inc_by(rows);
         }
         if done.refused > 0 {
             tracing::warn!(
@@ -108,7 +108,7 @@ async fn store(app: &App, deadline: Deadline, request: Request) -> Result<Json<I
     let mut lent = app.postgres.lend("audit::ingest", deadline).await?;
     let answer = deadline.run(ingest::ingest(lent.client(), &batch)).await;
     let done = settle(lent, answer)?;
-    app.metrics.audit_ingest.observe(started.elapsed().as_secs_f64());
+    app.metrics.audit.ingest.observe(started.elapsed().as_secs_f64());
     Ok(Json(done))
 }
 
@@ -265,7 +265,7 @@ fn meaning(what: &'static str, error: StoreError) -> ApiError {
 pub async fn count_partitions(app: &App, deadline: Deadline) -> Result<(), ApiError> {
     let mut lent = app.postgres.lend("audit::count", deadline).await?;
     let answer = deadline.run(partitions::count(lent.client())).await;
-    app.metrics.audit_partitions.set(settle(lent, answer)?);
+    app.metrics.audit.partitions.set(settle(lent, answer)?);
     Ok(())
 }
 

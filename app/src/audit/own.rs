@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use crate::App;
 use crate::audit::Audit;
+use crate::audit::metrics::AuditMetrics;
 use crate::auth::Principal;
 use crate::error::ApiError;
 use crate::exchange::RequestId;
-use crate::metrics::Metrics;
 use crate::postgres::Param;
 
 /// Actor of requests without a name: authentication is off, or the token has no `sub`.
@@ -82,13 +82,13 @@ impl FromRequestParts<App> for Asker {
 impl Audit {
     /// Counts the operation and returns its entry; `None` unless the flag is `enforce` for this principal and there
     /// is a pseudonym key.
-    pub fn entry(&self, metrics: &Metrics, asker: &Asker, act: Act) -> Option<Entry> {
+    pub fn entry(&self, metrics: &AuditMetrics, asker: &Asker, act: Act) -> Option<Entry> {
         let keys = self.pseudonyms.as_ref()?;
         let (event, ..) = act.table();
         let mode = self.mode(&asker.principal);
         // Every write prepares its undo, which is rarely used, so it is not counted.
         if mode != Mode::Off && !matches!(act, Act::Undo(_)) {
-            metrics.audit_events.with_label_values(&[event.name(), mode.name()]).inc();
+            metrics.events.with_label_values(&[event.name(), mode.name()]).inc();
         }
         if mode != Mode::Enforce {
             return None;
@@ -242,6 +242,7 @@ impl Entry {
 mod tests {
     use super::*;
     use crate::config::Settings;
+    use crate::metrics::Metrics;
     use outrigger_policy::flags::Flag;
 
     fn audit(keys: &[&str], switch: &str) -> Audit {
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn everybody_is_somebody_else_and_nobody_is_called_by_name() {
-        let (audit, metrics) = (audit(KEY, "true"), Metrics::new().unwrap());
+        let (audit, metrics) = (audit(KEY, "true"), Metrics::new().unwrap().audit);
         let actor = |principal| audit.entry(&metrics, &asker(principal), Act::List).unwrap().actor;
         let (user, key) = (actor(Principal::User("ann".to_owned())), actor(Principal::Key("ann".to_owned())));
         assert!(user.starts_with("u_") && key.starts_with("k_") && user[2..] != key[2..], "{user} {key}");
@@ -282,8 +283,8 @@ mod tests {
 
     #[test]
     fn off_writes_nothing_and_monitor_only_counts() {
-        let metrics = Metrics::new().unwrap();
-        let counted = |mode: &str| metrics.audit_events.with_label_values(&["data.read", mode]).get();
+        let metrics = Metrics::new().unwrap().audit;
+        let counted = |mode: &str| metrics.events.with_label_values(&["data.read", mode]).get();
         let ann = asker(Principal::User("ann".to_owned()));
         assert!(audit(&[], "true").entry(&metrics, &ann, Act::List).is_none());
         assert!(audit(KEY, "false").entry(&metrics, &ann, Act::List).is_none());

@@ -1,8 +1,9 @@
 use super::*;
+use crate::metrics::Metrics;
 
 fn breaker(mode: Mode, open_for: Duration) -> Arc<Breaker> {
     let settings = BreakerSettings { failures: 3, open_for, mode };
-    Arc::new(Breaker::new(Dependency::Postgres, settings, Metrics::new().unwrap()))
+    Arc::new(Breaker::new(Dependency::Postgres, settings, Metrics::new().unwrap().breaker))
 }
 
 fn opened(mode: Mode, open_for: Duration) -> Arc<Breaker> {
@@ -77,7 +78,7 @@ fn only_watching_it_counts_and_refuses_nobody() {
         breaker.ask().unwrap().failed("x");
     }
     assert_eq!((breaker.report().state, breaker.report().mode), ("OPEN", "monitor"));
-    let counted = |mode| breaker.metrics.breaker_refusals.with_label_values(&["postgresql", mode]).get();
+    let counted = |mode| breaker.metrics.refusals.with_label_values(&["postgresql", mode]).get();
     assert_eq!((counted("monitor"), counted("enforce")), (5, 0));
     // It also closes as `enforce` would.
     breaker.answers();
@@ -100,9 +101,9 @@ fn its_state_and_its_changes_are_in_the_metrics() {
     breaker.ask().unwrap().succeeded();
     breaker.publish();
     let metrics = &breaker.metrics;
-    let state = |state| metrics.breaker_state.with_label_values(&["postgresql", state]).get();
+    let state = |state| metrics.state.with_label_values(&["postgresql", state]).get();
     assert_eq!(["closed", "open", "half_open", "ramp"].map(state), [0, 0, 1, 0]);
-    let to = |state| metrics.breaker_transitions.with_label_values(&["postgresql", state]).get();
+    let to = |state| metrics.transitions.with_label_values(&["postgresql", state]).get();
     assert_eq!(["closed", "open", "half_open", "ramp"].map(to), [0, 1, 1, 0]);
 }
 

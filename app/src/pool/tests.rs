@@ -151,7 +151,7 @@ async fn whoever_holds_a_connection_for_too_long_is_counted_once() {
     let fake = Fake::default();
     let pool = pool(&fake, Mode::Monitor);
     let held = pool.checkout("test", soon()).await.unwrap();
-    let leaks = || pool.shared.metrics.pool_leaks.with_label_values(&["postgresql"]).get();
+    let leaks = || pool.shared.metrics.leaks.with_label_values(&["postgresql"]).get();
     until("a leak", || leaks() > 0).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert_eq!(leaks(), 1);

@@ -131,11 +131,11 @@ async fn ask_app(state: &State) -> Option<OfApp> {
     fetched.inspect_err(|e| tracing::debug!("the app's metrics cannot be fetched: {e}")).ok()
 }
 
-fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, prometheus::Error> {
+fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, outrigger_metrics::Error> {
     let up = u8::from(of_app.is_some());
     let of_app = of_app.unwrap_or_default();
     // The first pass finds the proxy's own families and counts what is dropped; the second renders that count, too.
-    state.metrics.app_metrics_dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
+    state.metrics.exposition.dropped(&Merged::new(&render(state)?).add_app(&of_app.page, of_app.dialect));
     let own = format!(
         "{}# HELP outrigger_app_metrics_up Whether the app's metrics could be fetched.\n\
          # TYPE outrigger_app_metrics_up gauge\noutrigger_app_metrics_up {up}\n",
@@ -146,21 +146,24 @@ fn merge(state: &State, of_app: Option<OfApp>) -> Result<String, prometheus::Err
     Ok(merged.page())
 }
 
-fn render(state: &State) -> Result<String, prometheus::Error> {
-    state.metrics.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
-    state.metrics.connections.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
-    state.metrics.body_memory.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
+fn render(state: &State) -> Result<String, outrigger_metrics::Error> {
+    state.metrics.requests.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
+    state.metrics.connections.open.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
+    state.metrics.body_memory.bytes.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
     let now = state.nanoseconds(Instant::now());
-    state.metrics.unbelieved.set(state.claims.most(now).into());
+    state.metrics.claims.unbelieved.set(state.claims.most(now).into());
     let tokens = state.rules.load().config.credentials.cached_tokens();
-    state.metrics.show_admission(&state.gate.standing(), state.limits.size(now), state.bans.held(now), tokens);
+    state.metrics.identity.tokens.set(i64::try_from(tokens).unwrap_or(i64::MAX));
+    state.metrics.gate.show(&state.gate.standing());
+    state.metrics.limits.show(state.limits.size(now));
+    state.metrics.bans.banned.set(i64::try_from(state.bans.held(now)).unwrap_or(i64::MAX));
     for cell in state.breakers.all() {
         if let Some(standing) = cell.standing(now) {
-            state.metrics.show_breaker(&cell.name, standing.position);
+            state.metrics.breakers.show(&cell.name, standing.position);
         }
     }
     let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
-    state.metrics.show_retry_budget(budget);
+    state.metrics.attempts.retry_budget.set(budget);
     if let Some(trail) = &state.trail {
         trail.show();
     }
@@ -264,7 +267,7 @@ mod tests {
     fn the_documentation_says_what_each_endpoint_needs() {
         let config = Config::parse(Path::new("test"), "", &|_| None).unwrap();
         let metrics = Metrics::new().unwrap();
-        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log_dropped.clone()).unwrap();
+        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log.dropped.clone()).unwrap();
         let state = Arc::new(State::new(config, metrics, AccessLog::new(queue)));
         let docs = include_str!("../../../docs/operations.md");
         let documented: Vec<&str> = docs

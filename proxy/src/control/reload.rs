@@ -111,7 +111,7 @@ impl Reloader {
     }
 
     fn refuse(&self, error: &ConfigError) {
-        self.state.metrics.reloaded(false);
+        self.state.metrics.config.reloaded(false);
         let version = self.state.rules.load().version;
         // The texts of the problems may contain a secret, so only their number is recorded.
         acts::reloaded(&self.state, version, Some(error.problems.len()));
@@ -160,8 +160,8 @@ impl Reloader {
         let next =
             Snapshot::new(Checked { config, upstreams }, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
-        self.state.metrics.reloaded(true);
-        self.state.metrics.show_config(&next.config, next.version, unix_now());
+        self.state.metrics.config.reloaded(true);
+        self.state.metrics.config.show(&next.config, next.version, unix_now());
         tracing::info!(
             config_version = next.version,
             routes = next.config.routes.all().len(),
@@ -180,13 +180,13 @@ impl Reloader {
         upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
-                self.state.metrics.forget_route(&gone.name, gone.priority);
+                self.state.metrics.requests.forget_route(&gone.name, gone.priority);
             }
         }
-        self.state.breakers.forget(&next.config.breakers, |gone| self.state.metrics.forget_breaker(gone));
+        self.state.breakers.forget(&next.config.breakers, |gone| self.state.metrics.breakers.forget(gone));
         for gone in &before.config.limits.all {
             if !next.config.limits.all.iter().any(|limit| limit.name == gone.name) {
-                self.state.metrics.forget_limit(&gone.name);
+                self.state.metrics.limits.forget(&gone.name);
             }
         }
     }

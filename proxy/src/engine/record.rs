@@ -9,12 +9,12 @@ use outrigger_policy::abuse::Offence;
 use outrigger_wire::request_id::RequestId;
 
 use crate::engine::exchange::{Destination, Exchange};
-use crate::engine::metrics::Outcome;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::hold;
 use crate::engine::state::State;
 use crate::mechanism::access_log::Line;
 use crate::mechanism::breakers::{self, End};
+use crate::mechanism::outcome::Outcome;
 use crate::mechanism::{abuse, audit, limits};
 
 /// The longest part of a path that a log line shows, in bytes.
@@ -100,8 +100,8 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     let outcome = outcome(exchange, ending);
     exchange.rules.route_metrics[exchange.route].record(outcome, duration, exchange.stream);
     if let Some(rejection) = exchange.rejection {
-        state.metrics.rejected(rejection);
-        state.metrics.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
+        state.metrics.rejections.rejected(rejection);
+        state.metrics.rejections.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
         match rejection {
             Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
             Rejection::Overloaded
@@ -115,7 +115,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         }
     }
     if let Some(failure) = exchange.failure {
-        state.metrics.failed(failure);
+        state.metrics.rejections.failed(failure);
     }
     audit::ended(state, exchange, outcome, ending.client_left, ended);
     if exchange.rules.config.log.access {
@@ -142,7 +142,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
 pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
     let rules = state.rules.load();
-    state.metrics.rejected(rejection);
+    state.metrics.rejections.rejected(rejection);
     // No route was chosen: count it for the last one, which takes all requests that no other route matches.
     let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
     metrics.record(Outcome::Rejected, Duration::ZERO, None);

@@ -48,9 +48,9 @@ pub fn is_wanted(exchange: &Exchange, status: u16) -> bool {
 pub fn pay(state: &State, exchange: &Exchange, now: Instant) -> bool {
     let is_paid = state.retry_budget().pay(state.nanoseconds(now), exchange.rules.config.retry.budget);
     if is_paid {
-        state.metrics.retries.inc();
+        state.metrics.attempts.retries.inc();
     } else {
-        state.metrics.retries_denied.inc();
+        state.metrics.attempts.retries_denied.inc();
     }
     is_paid
 }

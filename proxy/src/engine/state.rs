@@ -15,7 +15,7 @@ use outrigger_wire::via::Pseudonym;
 use tokio::sync::Notify;
 
 use crate::engine::exchange::Listener;
-use crate::engine::metrics::{LimitMetrics, Metrics, RouteMetrics};
+use crate::engine::metrics::{Metrics, RouteMetrics};
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
 use crate::mechanism::access_log::AccessLog;
@@ -25,6 +25,7 @@ use crate::mechanism::breakers::{self, Cell};
 use crate::mechanism::claims::Claims;
 use crate::mechanism::connections::{Bounds, ConnectionState, Connections, RESTED};
 use crate::mechanism::gate::Gate;
+use crate::mechanism::limits::metrics::LimitMetrics;
 use crate::mechanism::limits::shared::Shared;
 use crate::mechanism::limits::table::Table;
 use crate::mechanism::machines::Machines;
@@ -57,10 +58,10 @@ impl Snapshot {
     pub fn new(checked: Checked, version: u64, metrics: &Metrics, breakers: &breakers::Registry) -> Self {
         let Checked { config, upstreams } = checked;
         let route_metrics =
-            config.routes.all().iter().map(|route| metrics.for_route(&route.name, route.priority)).collect();
+            config.routes.all().iter().map(|route| metrics.requests.for_route(&route.name, route.priority)).collect();
         let tag = |name: &str| client_hash(b'r', name.as_bytes());
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
-        let limit_metrics = config.limits.all.iter().map(|limit| metrics.for_limit(&limit.name)).collect();
+        let limit_metrics = config.limits.all.iter().map(|limit| metrics.limits.for_limit(&limit.name)).collect();
         let breakers = breakers.prepare(&config.breakers);
         Self { config, upstreams, route_metrics, route_tags, limit_metrics, breakers, version }
     }
@@ -190,7 +191,7 @@ impl State {
         let bounds = Bounds { all: server.max_connections, address: server.max_address_connections };
         let (entry, made_room) = self.connections_by(listener).open(address, bounds)?;
         if made_room {
-            self.metrics.connections_closed_for_others.inc();
+            self.metrics.connections.closed_for_others.inc();
         }
         Some(OpenConnection { state: Arc::clone(self), listener, entry })
     }
@@ -202,7 +203,7 @@ impl State {
         const ROOM: u64 = 4;
         let one = || self.connections.make_room(RESTED) || self.peer_connections.make_room(RESTED);
         let closed: u64 = (0..ROOM).map_while(|_| one().then_some(1)).sum();
-        self.metrics.connections_closed_for_others.inc_by(closed);
+        self.metrics.connections.closed_for_others.inc_by(closed);
         closed > 0
     }
 

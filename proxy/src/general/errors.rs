@@ -5,13 +5,13 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::Destination;
-use crate::engine::metrics::SentOn;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::steps;
 use crate::general::Gateway;
 use crate::general::context::Context;
 use crate::general::heads::is_invalid_data;
 use crate::general::line::{Cut, Line};
+use crate::mechanism::peers::metrics::SentOn;
 
 /// How a request ended.
 pub(super) enum Verdict {
@@ -31,7 +31,7 @@ impl Gateway {
                 if *etype == ErrorType::ConnectRefused {
                     peer.not_reached();
                 }
-                self.state.metrics.sent_to_peer(*kind, SentOn::Unreachable);
+                self.state.metrics.peers.sent(*kind, SentOn::Unreachable);
                 Event::PeerDeclined
             }
             (_, Some(rejection), _) => Event::NoConnection(rejection),
@@ -50,7 +50,7 @@ impl Gateway {
         }
         match (&context.exchange.destination, failure_of(error.etype())) {
             (Destination::Peer(_, kind), failure) => {
-                self.state.metrics.sent_to_peer(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
+                self.state.metrics.peers.sent(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
                 if cut.is_some() { Event::PeerTimedOut } else { Event::PeerBroke { failure, may_repeat } }
             }
             (_, Failure::Timeout) => Event::TimedOut,

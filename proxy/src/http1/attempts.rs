@@ -107,7 +107,7 @@ impl Lane<'_> {
         });
         let Some(mut app) = open else { return self.ask_on_new_connection(exchange, attempt).await };
         if is_kept {
-            self.state.metrics.attempts_reused.inc();
+            self.state.metrics.attempts.reused.inc();
         }
         match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
             Ok(answer) => Went::Answered((app, answer)),
@@ -155,7 +155,7 @@ impl Lane<'_> {
                     Failure::Timeout => Event::TimedOut,
                     Failure::Closed => {
                         if is_stale {
-                            self.state.metrics.reconnects.inc();
+                            self.state.metrics.attempts.reconnects.inc();
                         }
                         Event::Closed { is_stale, may_repeat: true }
                     }
@@ -170,7 +170,7 @@ impl Lane<'_> {
 
     /// A new connection to the app.
     async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
-        self.state.metrics.attempts_new.inc();
+        self.state.metrics.attempts.new.inc();
         let left = exchange.deadline.saturating_duration_since(Instant::now());
         let patience = exchange.rules.config.app.connect_timeout.min(left);
         match tokio::time::timeout(patience, upstream::connect(self.state)).await {

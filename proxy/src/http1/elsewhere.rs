@@ -14,7 +14,6 @@ use outrigger_wire::scan::MOST_FIELDS;
 use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Exchange};
-use crate::engine::metrics::SentOn;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages;
 use crate::engine::steps;
@@ -26,6 +25,7 @@ use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::answer::ProbeAnswer;
 use crate::mechanism::peers::hop::{Hop, Kind};
 use crate::mechanism::peers::local;
+use crate::mechanism::peers::metrics::SentOn;
 use crate::mechanism::peers::{Peer, Standing};
 use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::exhaustion;
@@ -86,7 +86,7 @@ impl Lane<'_> {
         let (outcome, event, detail) = match asked {
             Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, Event::PeerDeclined, "".into()),
             Ok((stream, answer)) => {
-                self.state.metrics.sent_to_peer(kind, SentOn::Answered);
+                self.state.metrics.peers.sent(kind, SentOn::Answered);
                 steps::happened(self.state, exchange, Event::PeerAnswered);
                 return Some(self.relay(stream, input, answer, exchange).await);
             }
@@ -104,7 +104,7 @@ impl Lane<'_> {
             Err(Broken::App(_, detail)) => (SentOn::Late, Event::PeerTimedOut, detail),
             Err(broken) => return Some(Err(broken)),
         };
-        self.state.metrics.sent_to_peer(kind, outcome);
+        self.state.metrics.peers.sent(kind, outcome);
         self.stream.output().clear();
         recycle(input);
         let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));

@@ -3,6 +3,8 @@
 //! Offences are counted in the same table as rate limits, with one quota per kind. Without bans, requests need no
 //! lookup.
 
+pub mod metrics;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -142,7 +144,7 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     // A ban by an operator is enforced in `monitor` mode as well.
     let is_monitored = rules.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
     if is_monitored && ban.offence != Offence::Operator {
-        state.metrics.refusals.monitored(Rejection::BANNED, exchange.route().priority, tier);
+        state.metrics.rejections.refusals.monitored(Rejection::BANNED, exchange.route().priority, tier);
         return Ok(());
     }
     Err(Rejection::Banned { retry_after: ban.left(now) })
@@ -173,7 +175,7 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
         // After a ban the count starts again.
         state.limits.forget(tag);
         let mode = if exchange.admission == Mode::Monitor { Mode::Monitor } else { rules.mode };
-        state.metrics.banned(offence, mode);
+        state.metrics.bans.count(offence, mode);
         tracing::warn!(
             client = who,
             reason = offence.name(),

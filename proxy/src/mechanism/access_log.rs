@@ -9,8 +9,8 @@ use outrigger_rules::sections::log::LogFormat;
 use outrigger_wire::request_id::RequestId;
 use serde::Serialize;
 
-use crate::engine::metrics::Outcome;
 use crate::mechanism::log::{Entry, LogQueue};
+use crate::mechanism::outcome::Outcome;
 
 /// A line of the access log. Query strings are left out: they contain secrets.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! edge. The app gets the name of the home in the header [`outrigger_wire::names::X_OUTRIGGER_MACHINE`], and never the cookie.
 
 pub mod cookie;
+pub mod metrics;
 pub mod replay;
 
 use outrigger_identity::clock::seconds;
@@ -16,10 +17,10 @@ use outrigger_wire::random::random;
 use outrigger_wire::request::{Kind, Request};
 
 use crate::engine::exchange::{Destination, Exchange};
-use crate::engine::metrics::Affinity as Counted;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{Phase, State};
 use crate::mechanism::affinity::cookie::Found;
+use crate::mechanism::affinity::metrics::Event as Counted;
 use crate::mechanism::affinity::replay::Marks;
 use crate::mechanism::peers::hop;
 
@@ -106,7 +107,7 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
         return Ok(());
     }
     let counted = decide(state, request, exchange, *affinity, this);
-    state.metrics.affinity(counted);
+    state.metrics.affinity.count(counted);
     if exchange.sticky.mode == Mode::Monitor {
         exchange.sticky = Sticky { mode: Mode::Monitor, ..Sticky::default() };
         exchange.destination = Destination::App;
@@ -120,7 +121,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let marks =
         if exchange.client.sender.is_by_fly() { replay::marks(&this.keys, request.fields, now) } else { Marks::NONE };
     if marks.mark == Mark::Unsigned {
-        state.metrics.affinity(Counted::Forged);
+        state.metrics.affinity.count(Counted::Forged);
         exchange.audit.forged = Some("replay_mark");
     }
     let is_leaving = state.drain.phase() != Phase::Serving;

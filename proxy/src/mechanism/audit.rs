@@ -12,6 +12,7 @@
 pub mod acts;
 mod event;
 mod identities;
+pub mod metrics;
 mod queue;
 mod refusals;
 pub mod shipping;
@@ -36,7 +37,6 @@ use outrigger_wire::request::Request;
 use tokio::sync::oneshot;
 
 use crate::engine::exchange::{Destination, Exchange};
-use crate::engine::metrics::Outcome;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::identify::with_subject;
 use crate::engine::state::State;
@@ -44,6 +44,7 @@ pub use crate::mechanism::audit::event::{Act, Captured, Event, Item, Who};
 use crate::mechanism::audit::queue::Done;
 pub use crate::mechanism::audit::queue::{Authority, Command, ForgetError, Receipt, Trail, is_worker};
 use crate::mechanism::audit::writer::Writer;
+use crate::mechanism::outcome::Outcome;
 
 /// The path prefix of the app's endpoints for the audit log. Requests from outside are rejected.
 const INTERNAL: &str = "/internal/audit/";

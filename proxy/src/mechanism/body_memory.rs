@@ -10,9 +10,29 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
+use outrigger_metrics::{Declare, IntGauge, Result};
 
 /// An address may hold as much as is free, divided by this.
 const PART: usize = 2;
+
+/// Metrics of request bodies' memory.
+#[derive(Debug)]
+pub struct BodyMemoryMetrics {
+    /// Memory in use, in bytes.
+    pub bytes: IntGauge,
+}
+
+impl BodyMemoryMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            bytes: declare.gauge(
+                "outrigger_body_memory_bytes",
+                "Memory for buffered request bodies, at most client.body_memory.",
+            )?,
+        })
+    }
+}
 
 /// The memory that all request bodies hold.
 #[derive(Debug, Default)]

@@ -5,6 +5,8 @@
 //! breaker that is closed and calm costs one load when a request is admitted, and a lock of about ten nanoseconds
 //! before and after each attempt.
 
+pub mod metrics;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,7 +86,7 @@ impl Cell {
         let (after, refused) = (breaker.state(), breaker.clients_refused());
         self.is_calm.store(breaker.is_calm(), Ordering::Relaxed);
         if refused > refused_before {
-            state.metrics.breaker_refuses_one(&self.name);
+            state.metrics.breakers.refuses_one(&self.name);
             tracing::info!(
                 event = "breaker_client",
                 breaker = &*self.name,
@@ -103,7 +105,7 @@ impl Cell {
     }
 
     fn tell(&self, state: &State, from: Position, to: Position, reason: Option<Reason>, open_for: Option<Duration>) {
-        state.metrics.breaker_changed(&self.name, to);
+        state.metrics.breakers.changed(&self.name, to);
         let (breaker, from) = (&*self.name, from.name());
         audit::acts::breaker(state, breaker, from, to.name(), reason.map(Reason::name));
         if to == Position::Open {
@@ -311,7 +313,7 @@ pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<(),
         Err(refused) if mode == Mode::Enforce => Err(rejection(refused)),
         Err(refused) => {
             let (priority, tier) = (exchange.route().priority, exchange.client.tier);
-            state.metrics.refusals.monitored(rejection(refused), priority, tier);
+            state.metrics.rejections.refusals.monitored(rejection(refused), priority, tier);
             Ok(())
         }
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 
 use outrigger_identity::hash::client_hash;
+use outrigger_metrics::{Declare, IntCounter, IntGauge, Result};
 use outrigger_wire::sieve::Removed;
 
 use crate::engine::exchange::Exchange;
@@ -21,6 +22,32 @@ const BITS: u64 = 256;
 const WINDOW: u64 = 60_000_000_000;
 /// From this number of addresses in a window on, a sender is reported.
 const MANY: u32 = 10;
+
+/// Metrics of headers of untrusted senders.
+#[derive(Debug)]
+pub struct ClaimsMetrics {
+    /// Requests from which such headers were removed.
+    pub forged_fields: IntCounter,
+    /// Client addresses that one sender has claimed.
+    pub unbelieved: IntGauge,
+}
+
+impl ClaimsMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            forged_fields: declare.counter(
+                "outrigger_forged_fields_total",
+                "Forwarding or edge headers removed because their sender is not trusted.",
+            )?,
+            unbelieved: declare.gauge(
+                "outrigger_unbelieved_client_addresses",
+                "Approximate number of client addresses that one untrusted sender named within the last minute. \
+                 From 10 on, it may be a proxy whose clients all count as one: see identity.trusted.",
+            )?,
+        })
+    }
+}
 
 /// A sender whose requests name many clients, all of them untrusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +151,7 @@ pub fn removed<N: AsRef<str>, V: AsRef<[u8]>>(state: &State, exchange: &mut Exch
         return;
     }
     if removed.forged {
-        state.metrics.forged_fields.inc();
+        state.metrics.claims.forged_fields.inc();
         exchange.audit.forged = Some("forwarding_field");
     }
     let Some((header, value)) = &removed.claim else { return };

@@ -9,6 +9,8 @@
 //! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is
 //! incomplete. A request only counts itself in its connection's own [`ConnectionState`].
 
+pub mod metrics;
+
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

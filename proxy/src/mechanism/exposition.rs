@@ -10,6 +10,7 @@
 //! The proxy's own families come first, and the app cannot change them.
 
 pub mod line;
+pub mod metrics;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;

@@ -6,6 +6,8 @@
 //! In `monitor` mode no request waits or is rejected. A simulated queue still runs, advanced by one with each response,
 //! so the counters show what `enforce` would have rejected at the app's real throughput.
 
+pub mod metrics;
+
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};

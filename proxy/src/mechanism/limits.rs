@@ -6,6 +6,7 @@
 //! [`table`] holds the state of limits that each Machine enforces alone, [`shared`] the state of shared rate limits.
 
 pub mod headers;
+pub mod metrics;
 mod names;
 pub mod settling;
 pub mod shared;
@@ -156,7 +157,7 @@ impl<'s> Books<'s> {
         let taken = self.state.limits.take(tag, own, self.now, cost, || origin_of(limit, exchange));
         let (Ok(table::Charge { overflowed, .. }) | Err(Refused { overflowed, .. })) = taken;
         if is_full || overflowed {
-            self.state.metrics.limit_overflow.inc();
+            self.state.metrics.limits.overflow.inc();
         }
         let charge = taken.map_err(|refused| refused.exceeded)?;
         Ok((Charge::Own(charge), own.standing(charge.tat, self.now)))
@@ -291,7 +292,7 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
     if let Some(number) = monitored {
         rules.limit_metrics[usize::from(number)].monitored.inc();
         if refused.is_none() {
-            state.metrics.refusals.monitored(
+            state.metrics.rejections.refusals.monitored(
                 Rejection::QUOTA_EXCEEDED,
                 rules.config.routes.all()[exchange.route].priority,
                 exchange.client.tier,
@@ -356,7 +357,7 @@ mod tests {
     fn state(rules: &str) -> State {
         let config = Config::parse(Path::new("test"), rules, &|_| None).unwrap();
         let metrics = Metrics::new().unwrap();
-        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log_dropped.clone()).unwrap();
+        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log.dropped.clone()).unwrap();
         State::new(config, metrics, AccessLog::new(queue))
     }
 

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use outrigger_metrics::{Declare, IntCounter, Result};
 use outrigger_rules::sections::log::{LogFormat, LogLevel};
-use prometheus::IntCounter;
 use tracing::callsite::Identifier;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::EnvFilter;
@@ -30,6 +30,23 @@ const QUEUE_LINES: usize = 8192;
 const ACCESS_LINES: usize = QUEUE_LINES / 4 * 3;
 /// The maximum number of lines of one kind per second.
 const LINES_OF_A_KIND: u32 = 100;
+
+/// Metrics of logs.
+#[derive(Debug)]
+pub struct LogMetrics {
+    /// Lines that did not fit into their queue.
+    pub dropped: IntCounter,
+}
+
+impl LogMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            dropped: declare
+                .counter("outrigger_log_lines_dropped_total", "Log lines dropped because their queue was full.")?,
+        })
+    }
+}
 
 /// A message to the writer's thread.
 #[derive(Debug)]
@@ -236,7 +253,7 @@ fn filter(level: LogLevel) -> EnvFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::metrics::Outcome;
+    use crate::mechanism::outcome::Outcome;
     use outrigger_wire::request_id::RequestId;
     use std::net::IpAddr;
     use std::time::SystemTime;

@@ -16,6 +16,7 @@ pub mod answer;
 pub mod discovery;
 pub mod hop;
 pub mod local;
+pub mod metrics;
 pub mod probe;
 pub mod used;
 

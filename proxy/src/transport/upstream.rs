@@ -12,6 +12,7 @@
 
 pub mod checked;
 pub mod exhaustion;
+pub mod metrics;
 pub mod names;
 
 use std::future::{Future, poll_fn};

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 #[derive(Debug, thiserror::Error)]
 pub enum NoPage {
     #[error(transparent)]
-    Rendering(#[from] prometheus::Error),
+    Rendering(#[from] outrigger_metrics::Error),
     #[error(transparent)]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -60,7 +60,7 @@ impl Page {
 /// # Errors
 /// [`NoPage`]
 pub async fn off_thread(
-    make: impl FnOnce() -> Result<String, prometheus::Error> + Send + 'static,
+    make: impl FnOnce() -> Result<String, outrigger_metrics::Error> + Send + 'static,
 ) -> Result<Bytes, NoPage> {
     Ok(tokio::task::spawn_blocking(make).await??.into())
 }

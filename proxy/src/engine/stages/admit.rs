@@ -102,7 +102,7 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
     let is_guest = failover::is_guest(exchange);
     let wish = Wish { priority: route.priority, client: exchange.client.id, class, mode, is_guest };
     let tier = exchange.client.tier;
-    let count = |priority| state.metrics.refusals.monitored(Rejection::Overloaded, priority, tier);
+    let count = |priority| state.metrics.rejections.refusals.monitored(Rejection::Overloaded, priority, tier);
     match state.gate.ask(wish, exchange.turn_began, count) {
         Entry::Go(permit) => exchange.permit = Some(permit),
         Entry::Wait(waiting) => exchange.waiting = Some(waiting),

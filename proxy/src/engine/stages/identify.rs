@@ -70,10 +70,10 @@ fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     let opened = Hop::open(&peers.this.keys, sealed, request, peers.here(), now)
         .and_then(|hop| if peers.used.accepts(&hop.from, hop.nonce, now) { Ok(hop) } else { Err(HopRefused::Used) });
     let hop = opened.map_err(|refused| {
-        state.metrics.hop_refused(refused);
+        state.metrics.peers.refused(refused);
         Rejection::NotAPeer
     })?;
-    state.metrics.came_from_peer(hop.kind);
+    state.metrics.peers.received(hop.kind);
     Ok(hop)
 }
 
@@ -92,7 +92,7 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
     if !config.credentials.is_empty() {
         let identified = config.credentials.identify(request.fields, unix_now);
         for ignored in identified.ignored() {
-            state.metrics.credential_refused(ignored.label());
+            state.metrics.identity.credential_refused(ignored.label());
             if ignored.is_forgery() {
                 exchange.audit.forged = Some(ignored.label());
             }

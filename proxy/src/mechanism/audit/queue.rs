@@ -13,9 +13,9 @@ use outrigger_rules::sections::audit::AuditRules;
 use outrigger_trail::keys::MasterKeys;
 use tokio::sync::{Notify, oneshot};
 
-use crate::engine::metrics::AuditMetrics;
 use crate::engine::state::Snapshot;
 use crate::mechanism::audit::event::{Act, Item};
+use crate::mechanism::audit::metrics::AuditMetrics;
 
 /// The place of an event in the audit log.
 #[derive(Clone, Copy, Debug)]

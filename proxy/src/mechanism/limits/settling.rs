@@ -412,7 +412,7 @@ pub async fn keep_settled(state: Arc<State>) {
         is_told: false,
         state,
     };
-    settler.state.metrics.shared_limits.show(Mode::Off);
+    settler.state.metrics.limits.shared.show(Mode::Off);
     let mut in_force: Option<Arc<RedisSettings>> = None;
     loop {
         let settings = settler.state.rules.load().config.limits.sharing.clone();
@@ -472,7 +472,7 @@ impl Settler {
 
     fn set(&self, mode: Mode, reason: Option<String>) {
         self.state.shared.set(mode, reason);
-        self.state.metrics.shared_limits.show(mode);
+        self.state.metrics.limits.shared.show(mode);
     }
 
     /// Syncs the keys that were used. Returns how long to pause.
@@ -481,7 +481,7 @@ impl Settler {
         let cells = state.shared.prepare();
         let machines = settings.machines.max(state.machines.known());
         state.shared.set_machines(machines);
-        state.metrics.shared_limits.machines.set(machines.into());
+        state.metrics.limits.shared.machines.set(machines.into());
         let is_asked = self.ledger.collect(cells, self.now());
         if is_asked {
             self.awake_until = Instant::now() + AWAKE;
@@ -489,7 +489,7 @@ impl Settler {
         if self.swept_at.elapsed() >= SWEEP_EVERY {
             self.swept_at = Instant::now();
             self.ledger.sweep(cells, machines, self.now());
-            state.metrics.shared_limits.keys.set(i64::try_from(self.ledger.notes.len()).unwrap_or(i64::MAX));
+            state.metrics.limits.shared.keys.set(i64::try_from(self.ledger.notes.len()).unwrap_or(i64::MAX));
         }
         let outcome = match self.link.take() {
             Some(link) => self.settle(link, settings, cells, machines).await,
@@ -569,7 +569,7 @@ impl Settler {
         }
         let began = Instant::now();
         let answers = link.settle(settings, &bills, machines).await?;
-        let metrics = &self.state.metrics.shared_limits;
+        let metrics = &self.state.metrics.limits.shared;
         metrics.exchanges.observe(began.elapsed().as_secs_f64());
         metrics.settled.inc_by(bills.len() as u64);
         let now = self.now();
@@ -597,7 +597,7 @@ impl Settler {
     }
 
     fn fail(&mut self, error: &LinkError, settings: &RedisSettings) {
-        self.state.metrics.shared_limits.failed(error.kind());
+        self.state.metrics.limits.shared.failed(error.kind());
         if self.state.shared.mode() == Mode::Shared {
             self.stand_alone();
         }

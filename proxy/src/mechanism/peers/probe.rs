@@ -249,7 +249,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
     peers.seen.store(Arc::new(next));
     state.machines.set_known(peers.machines().0);
     let is_first_look = !peers.has_looked.fetch_or(is_complete, Ordering::Relaxed);
-    state.metrics.show_machines(peers, is_first_look);
+    state.metrics.peers.show(peers, is_first_look);
 }
 
 fn tell(peer: &Peer, standing: Standing) {

@@ -180,7 +180,7 @@ impl Exhaustion {
     /// Records that `resource` was lacking: counts it, logs it, and makes room. Returns true if client connections are
     /// closing.
     pub fn note(&self, resource: Resource, state: &State) -> bool {
-        state.metrics.exhausted(resource);
+        state.metrics.upstream.exhausted(resource);
         if resource.is_of_process() {
             self.sweep.notify_waiters();
         }

@@ -202,7 +202,7 @@ fn tell(
                     "no address is found for {shown} ({key}): {why}{stays}"
                 );
             }
-            state.metrics.names_failed.inc();
+            state.metrics.upstream.names_failed.inc();
             return false;
         }
     };

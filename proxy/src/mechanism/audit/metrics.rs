@@ -2,10 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use outrigger_metrics::{Declare, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Result};
 use outrigger_policy::audit::Class;
-use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
-
-use crate::engine::metrics::Declare;
 
 /// Metrics of the audit log.
 #[derive(Clone, Debug)]
@@ -33,36 +31,21 @@ pub struct AuditMetrics {
 }
 
 impl AuditMetrics {
-    pub(super) fn new(declare: &Declare<'_>) -> Result<Self, prometheus::Error> {
-        let entries = declare.counters(
-            "outrigger_audit_entries_total",
-            "Entries of the audit log written to disk.",
-            &["class"],
-        )?;
-        let monitored = declare.counters(
-            "outrigger_audit_monitored_total",
-            "Entries that the audit log would have if it were not in monitor mode.",
-            &["class"],
-        )?;
-        let shipped = declare.counters(
-            "outrigger_audit_shipped_total",
-            "Entries sent to the app, by result: stored, known already, or rejected by the database and set aside.",
-            &["result"],
-        )?;
-        let batches = declare.counters(
-            "outrigger_audit_batches_total",
-            "Batches of entries sent to the app, by result.",
-            &["result"],
-        )?;
-        for result in ["stored", "known", "refused"] {
-            shipped.with_label_values(&[result]);
-        }
-        for result in ["ok", "failed"] {
-            batches.with_label_values(&[result]);
-        }
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
         let metrics = Self {
-            entries: Class::ALL.map(|class| entries.with_label_values(&[class.name()])),
-            monitored: Class::ALL.map(|class| monitored.with_label_values(&[class.name()])),
+            entries: declare.counter_for_each(
+                "outrigger_audit_entries_total",
+                "Entries of the audit log written to disk.",
+                "class",
+                Class::ALL.map(Class::name),
+            )?,
+            monitored: declare.counter_for_each(
+                "outrigger_audit_monitored_total",
+                "Entries that the audit log would have if it were not in monitor mode.",
+                "class",
+                Class::ALL.map(Class::name),
+            )?,
             lost: declare.counters(
                 "outrigger_audit_lost_total",
                 "Entries that could not be written; a gap entry in the chain says how many.",
@@ -78,8 +61,10 @@ impl AuditMetrics {
                 "Signs, found at the start or by PostgreSQL, that the audit log was changed or rolled back.",
                 &["finding"],
             )?,
-            writable: declare
-                .gauge("outrigger_audit_writable", "0 while the entries of a class cannot be written, else 1.")?,
+            writable: declare.gauge_at_one(
+                "outrigger_audit_writable",
+                "0 while the entries of a class cannot be written, else 1.",
+            )?,
             commits: declare
                 .histogram("outrigger_audit_commit_duration_seconds", "How long it took to write entries durably.")?,
             spool_bytes: declare.gauge("outrigger_audit_spool_bytes", "Bytes of the audit log's files.")?,
@@ -88,13 +73,26 @@ impl AuditMetrics {
                 .gauge("outrigger_audit_unshipped_entries", "Entries on disk that the app does not have yet.")?,
             lag: declare
                 .real("outrigger_audit_lag_seconds", "Age of the oldest entry that the app does not have yet.")?,
-            shipped,
-            batches,
+            shipped: declare.counters(
+                "outrigger_audit_shipped_total",
+                "Entries sent to the app, by result: stored, known already, or rejected by the database and set aside.",
+                &["result"],
+            )?,
+            batches: declare.counters(
+                "outrigger_audit_batches_total",
+                "Batches of entries sent to the app, by result.",
+                &["result"],
+            )?,
         };
+        for result in ["stored", "known", "refused"] {
+            metrics.shipped.with_label_values(&[result]);
+        }
+        for result in ["ok", "failed"] {
+            metrics.batches.with_label_values(&[result]);
+        }
         for finding in ["audit.rolled_back", "audit.missing", "audit.reopened", "audit.unvouched"] {
             metrics.alarms.with_label_values(&[finding]);
         }
-        metrics.writable.set(1);
         Ok(metrics)
     }
 

@@ -1,0 +1,69 @@
+//! Metrics of the configuration.
+
+use outrigger_metrics::{Declare, GaugeVec, IntCounter, IntGauge, Result};
+use outrigger_policy::flags::{Feature, Mode, Switch};
+use outrigger_rules::config::Config;
+
+/// Metrics of the configuration.
+#[derive(Debug)]
+pub struct ConfigMetrics {
+    /// Applied and rejected.
+    reloads: [IntCounter; 2],
+    is_good: IntGauge,
+    version: IntGauge,
+    /// When it came into force, in seconds since 1970.
+    loaded: IntGauge,
+    flags: GaugeVec,
+}
+
+impl ConfigMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            reloads: declare.counter_for_each(
+                "outrigger_config_reloads_total",
+                "Reloads of the configuration, by result.",
+                "result",
+                ["applied", "refused"],
+            )?,
+            is_good: declare.gauge_at_one(
+                "outrigger_config_last_reload_successful",
+                "1 if the last change of the configuration file was applied, 0 if it was rejected.",
+            )?,
+            version: declare
+                .gauge("outrigger_config_version", "Version of the configuration; increases with each change.")?,
+            loaded: declare
+                .gauge("outrigger_config_loaded_timestamp_seconds", "When the current configuration was loaded.")?,
+            flags: declare.reals(
+                "outrigger_feature_flag",
+                "Share of clients for which a feature is in a mode, 0 to 1.",
+                &["feature", "mode"],
+            )?,
+        })
+    }
+
+    /// Records a change of the configuration file that was applied or rejected.
+    pub fn reloaded(&self, is_taken: bool) {
+        self.is_good.set(is_taken.into());
+        let [applied, refused] = &self.reloads;
+        if is_taken { applied } else { refused }.inc();
+    }
+
+    /// Shows a configuration that came into force at `now`, in seconds since 1970.
+    pub fn show(&self, config: &Config, version: u64, now: u64) {
+        self.version.set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.loaded.set(i64::try_from(now).unwrap_or(i64::MAX));
+        for feature in Feature::ALL {
+            let (enforce, monitor) = match config.flag(feature).switch {
+                Switch::On(share) => (f64::from(share.get()) / 100.0, 0.0),
+                Switch::Monitor => (0.0, 1.0),
+                Switch::Off => (0.0, 0.0),
+            };
+            for (mode, share) in
+                [(Mode::Enforce, enforce), (Mode::Monitor, monitor), (Mode::Off, 1.0 - enforce - monitor)]
+            {
+                self.flags.with_label_values(&[feature.key(), mode.name()]).set(share);
+            }
+        }
+    }
+}

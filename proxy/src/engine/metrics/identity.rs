@@ -1,0 +1,41 @@
+//! Metrics of credentials.
+
+use outrigger_metrics::{Declare, IntCounterVec, IntGauge, Result};
+
+/// Metrics of credentials.
+#[derive(Debug)]
+pub struct IdentityMetrics {
+    refused: IntCounterVec,
+    key_fetches: IntCounterVec,
+    /// Tokens in the cache.
+    pub tokens: IntGauge,
+}
+
+impl IdentityMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            refused: declare.counters(
+                "outrigger_credentials_refused_total",
+                "API keys and tokens that did not verify; their requests are handled as if without a credential.",
+                &["reason"],
+            )?,
+            key_fetches: declare.counters(
+                "outrigger_jwks_fetches_total",
+                "Fetches of the keys that verify tokens, by result; after a failure the previous keys stay in use.",
+                &["result"],
+            )?,
+            tokens: declare.gauge("outrigger_cached_tokens", "Tokens in the cache, verified or not.")?,
+        })
+    }
+
+    /// Counts a fetch of the keys that verify tokens.
+    pub fn keys_fetched(&self, is_ok: bool) {
+        self.key_fetches.with_label_values(&[if is_ok { "fetched" } else { "failed" }]).inc();
+    }
+
+    /// Counts a key or token that did not verify.
+    pub fn credential_refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+}

@@ -1,0 +1,105 @@
+//! Metrics of requests that Outrigger rejects, and of those that fail at the app.
+
+use std::sync::OnceLock;
+
+use outrigger_metrics::{Declare, IntCounter, IntCounterVec, Result};
+use outrigger_policy::flags::Mode;
+use outrigger_policy::priority::Priority;
+use outrigger_policy::tier::Tier;
+
+use crate::engine::rejection::{Failure, Rejection};
+
+/// Metrics of rejections and failures, by reason.
+#[derive(Debug)]
+pub struct RejectionMetrics {
+    rejections: Vec<(&'static str, IntCounter)>,
+    failures: [IntCounter; Failure::ALL.len()],
+    /// Rejections by rate limits, bans, circuit breakers and the concurrency limit.
+    pub refusals: Refusals,
+}
+
+impl RejectionMetrics {
+    /// Declares them.
+    pub fn new(declare: &Declare) -> Result<Self> {
+        let rejected = declare.counters(
+            "outrigger_rejections_total",
+            "Requests that Outrigger rejected, by reason.",
+            &["reason"],
+        )?;
+        Ok(Self {
+            rejections: Rejection::all()
+                .map(|rejection| rejection.problem().label)
+                .map(|label| (label, rejected.with_label_values(&[label])))
+                .collect(),
+            failures: declare.counter_for_each(
+                "outrigger_app_failures_total",
+                "Requests that failed at the app, by reason.",
+                "reason",
+                Failure::ALL.map(|failure| failure.problem().label),
+            )?,
+            refusals: Refusals::new(declare)?,
+        })
+    }
+
+    /// Counts a rejection.
+    pub fn rejected(&self, rejection: Rejection) {
+        let label = rejection.problem().label;
+        if let Some((_, counter)) = self.rejections.iter().find(|(known, _)| *known == label) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a failure of the app.
+    pub fn failed(&self, failure: Failure) {
+        self.failures[failure as usize].inc();
+    }
+}
+
+/// Rejections by priority and tier.
+#[derive(Debug)]
+pub struct Refusals {
+    counters: IntCounterVec,
+    /// Created on first use; by reason, priority, tier and mode.
+    made: [OnceLock<IntCounter>; REASONS.len() * Priority::ALL.len() * Tier::ALL.len() * 2],
+}
+
+/// The reasons that are counted by priority and tier.
+const REASONS: [Rejection; 5] = [
+    Rejection::BANNED,
+    Rejection::QUOTA_EXCEEDED,
+    Rejection::Overloaded,
+    Rejection::BREAKER_OPEN,
+    Rejection::AppRestarting,
+];
+
+impl Refusals {
+    fn new(declare: &Declare) -> Result<Self> {
+        Ok(Self {
+            counters: declare.counters(
+                "outrigger_refusals_total",
+                "Requests rejected (enforce), or that would be (monitor), by limits, bans, breakers or overload.",
+                &["reason", "priority", "tier", "mode"],
+            )?,
+            made: std::array::from_fn(|_| OnceLock::new()),
+        })
+    }
+
+    /// Counts a request that was rejected.
+    pub fn enforced(&self, rejection: Rejection, priority: Priority, tier: Tier) {
+        self.count(rejection, priority, tier, Mode::Enforce);
+    }
+
+    /// Counts a request that `enforce` would have rejected.
+    pub fn monitored(&self, rejection: Rejection, priority: Priority, tier: Tier) {
+        self.count(rejection, priority, tier, Mode::Monitor);
+    }
+
+    fn count(&self, rejection: Rejection, priority: Priority, tier: Tier, mode: Mode) {
+        let label = rejection.problem().label;
+        let Some(reason) = REASONS.iter().position(|known| known.problem().label == label) else { return };
+        let row = (reason * Priority::ALL.len() + priority as usize) * Tier::ALL.len() + tier as usize;
+        let labels = [label, priority.name(), tier.name(), mode.name()];
+        let index = row * 2 + usize::from(mode == Mode::Monitor);
+        self.made[index].get_or_init(|| self.counters.with_label_values(&labels)).inc();
+    }
+}
