@@ -737,7 +737,6 @@ fn f<'a>(c: &'a str) { // three
     }
 
     #[test]
-    #[ignore = "the texts are being rewritten; switch it on when they keep the budgets"]
     fn comments_and_documents_keep_the_budgets() {
         let files = repository();
         println!("{}\n", table(&files));
