@@ -17,7 +17,8 @@ Usage: cargo xtask COMMAND
   up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends it all
   up --machines N  the same with N Machines behind a stand-in for Fly's edge
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
-  soak [ARGS]      what takes too long for `test`: twenty deploys, minutes of shared limits; ARGS go to `cargo test`
+  soak [ARGS]      what takes too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
+  docs             check the links in doc comments, and that the proxy builds without its optional features
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
                    only sees that it works, --help says what else
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Some("up") => up::run(rest),
         Some("test") => suite::run(rest),
         Some("soak") => suite::soak(rest),
+        Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),

@@ -1,8 +1,10 @@
 //! `cargo xtask test`: the same checks as in CI.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, path::Path, process::Command, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
+
+const BUILD: [&str; 6] = ["build", "--workspace", "--bins", "--tests", "--examples", "--benches"];
 
 /// Installs missing tools, then runs every step, even after a failure, so that one run reports all failures.
 pub fn run(args: &[String]) -> Result<()> {
@@ -10,19 +12,19 @@ pub fn run(args: &[String]) -> Result<()> {
     // Built first, since cargo does not build programs of other packages for a test. Built together with the tests,
     // since cargo unifies the features of one build: separately, the programs would need many dependencies a second
     // time.
-    step("build", || checked(&mut cargo(&["build", "--workspace", "--bins", "--tests", "--examples"])))?;
+    let lints = step("build and lints", || checked(&mut linted(cargo(&BUILD))));
+    if lints.is_err() {
+        // The lints may have stopped the build. The tests run all the same.
+        step("build", || checked(&mut cargo(&BUILD)))?;
+    }
+    let tests = tests(args)?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
-        ("lints", cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
-        ("documentation", documentation()),
-        // The proxy and its floors without what is optional.
-        ("features", cargo(&["check", "--package", "outrigger", "--no-default-features", "--quiet"])),
-        ("tests", tests(args)?),
+        // The same compiler as in the build, so that its result is used.
+        ("tests", if lints.is_ok() { linted(tests) } else { tests }),
     ];
-    let failed: Vec<&str> = steps
-        .into_iter()
-        .filter_map(|(name, mut command)| step(name, || checked(&mut command)).err().map(|_| name))
-        .collect();
+    let failed = steps.into_iter().filter_map(|(name, mut run)| step(name, || checked(&mut run)).err().map(|_| name));
+    let failed: Vec<&str> = lints.err().map(|_| "build and lints").into_iter().chain(failed).collect();
     if failed.is_empty() {
         return Ok(());
     }
@@ -50,11 +52,22 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     outcome
 }
 
-/// Links in doc comments lead somewhere.
-fn documentation() -> Command {
-    let mut command = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
+/// `cargo xtask docs`: links in doc comments lead somewhere, and the proxy builds without its optional features. Not part
+/// of `cargo xtask test`: cargo would compile all dependencies a second time for it.
+pub fn docs() -> Result<()> {
+    let mut documentation = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
     // Private items are documented as well, so links to them lead somewhere.
-    command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
+    documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
+    step("documentation", || checked(&mut documentation))?;
+    step("features", || checked(&mut cargo(&["check", "--package", "outrigger", "--no-default-features", "--quiet"])))
+}
+
+/// Compiles the workspace's crates with clippy's driver: rustc with more lints. One compilation does for both, and the
+/// dependencies are compiled once, while `cargo clippy` would check them once more.
+fn linted(mut command: Command) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    command.env("RUSTC_WORKSPACE_WRAPPER", Path::new(&cargo).with_file_name("clippy-driver"));
+    command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
     command
 }
 
