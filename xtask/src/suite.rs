@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the same checks as in CI.
 
-use std::{env, path::Path, process::Command, time::Instant};
+use std::{env, process::Command, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 
@@ -65,8 +65,7 @@ pub fn docs() -> Result<()> {
 /// Compiles the workspace's crates with clippy's driver: rustc with more lints. One compilation does for both, and the
 /// dependencies are compiled once, while `cargo clippy` would check them once more.
 fn linted(mut command: Command) -> Command {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    command.env("RUSTC_WORKSPACE_WRAPPER", Path::new(&cargo).with_file_name("clippy-driver"));
+    command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
     command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
     command
 }
