@@ -1,7 +1,7 @@
 //! The config is reloaded while the proxy runs, or rejected with a reason, without an effect on requests.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -50,6 +50,23 @@ fn a_saved_file_is_in_force_within_a_second_however_it_is_saved() {
 
     proxy.signal(Signal::HUP);
     version_becomes(&proxy, 4.0);
+}
+
+/// What is saved between the first reading of the file and the first look for changes is a change, too.
+#[test]
+fn a_file_saved_during_the_start_comes_into_force() {
+    let app = Backend::start();
+    for _ in 0..5 {
+        let proxy = Setup::new(&app, SLOW_ONLY).launch();
+        // The listeners open after the file was read, and before the process looks for changes.
+        until("the listener to open", || TcpStream::connect(proxy.address).is_ok());
+        fs::write(&proxy.file, proxy.text("[[routes]]\nname = \"new\"\npath = \"/new\"\n")).unwrap();
+        let proxy = proxy.ready();
+        until("the new route to be in force", || {
+            proxy.get("/new");
+            proxy.metric("outrigger_requests_total", &[("route", "new")]) > 0.0
+        });
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use outrigger_rules::sections::route_table::BUILT_IN;
 use outrigger_rules::written::schema;
 
 use self::explain::explain;
+use crate::control::reload::Stamp;
 use crate::transport::upstream::checked::Checked;
 
 /// The exit code for an invalid configuration.
@@ -134,8 +135,10 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
 
 fn run(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
+    // Before it is read: what is saved from here on is a change.
+    let version = if is_there { Stamp::of(file) } else { None };
     match load(named, START_PATIENCE) {
-        Ok(checked) => match crate::start::run(checked, file, is_there) {
+        Ok(checked) => match crate::start::run(checked, file, version) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },

@@ -20,7 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::accept::{self, Protocol, Worker, resting};
-use crate::control::{admin, reload};
+use crate::control::admin;
+use crate::control::reload::{self, Stamp};
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
 use crate::engine::state::{Phase, State};
@@ -60,11 +61,12 @@ pub enum RunError {
     Metrics(#[from] outrigger_metrics::Error),
 }
 
-/// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
+/// Serves until told to leave. `read` is the version of the file that was read. Without one, the rules are all defaults, and the file is
+/// taken once it is there.
 ///
 /// # Errors
 /// Why it cannot start.
-pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
+pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
@@ -73,7 +75,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("the environment has {name}, which means nothing here{hint}");
     }
-    if !has_file {
+    if read.is_none() {
         tracing::warn!(
             file = %file.display(),
             "there is no {}: every default is in force; once the file is there, it is taken",
@@ -133,7 +135,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
         tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
         tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
         tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
-        tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
+        tokio::spawn(reload::watch(file.to_owned(), read, Arc::clone(&state), level));
         tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
         tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
         tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));

@@ -32,21 +32,23 @@ const SETTLED_AFTER: u32 = 2;
 
 /// Identifies one version of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     modified: (i64, i64),
     bytes: u64,
     inode: u64,
 }
 
 impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
+    /// The version of this file now; `None` if there is no such file.
+    pub fn of(file: &Path) -> Option<Self> {
         let meta = std::fs::metadata(file).ok()?;
         Some(Self { modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.size(), inode: meta.ino() })
     }
 }
 
-/// Watches `file` for the life of the process.
-pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level: LevelSwitch) {
+/// Watches `file` for the life of the process. `in_force` is the version that the process was started with, taken before it was read,
+/// so that a change during the start is not missed; `None` if it was started without a file.
+pub async fn watch(file: PathBuf, mut in_force: Option<Stamp>, state: Arc<State>, level: LevelSwitch) {
     let reloader = Reloader { file, state, level };
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
@@ -55,8 +57,7 @@ pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level:
             None
         }
     };
-    let mut in_force = if began_without { None } else { Stamp::of(&reloader.file) };
-    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, began_without);
+    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, in_force.is_none());
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => false,
