@@ -78,6 +78,8 @@ const EXPRESS: [&str; 2] = [
 ];
 
 impl Tool {
+    /// Tools for building.
+    pub const BUILD: [Self; 2] = [Self::Compiler, Self::Cmake];
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
