@@ -16,7 +16,7 @@ use crate::harness::{Answer, Client, Proxy, Setup, both_ways, get, post, sha256,
 use crate::limits::{EDGE, NO_DEFAULTS};
 
 /// Records every request, off the hot path.
-const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\n";
+const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
 const SURE: &str = "audit.durability.data = \"before-response\"\naudit.durability.deletion = \"before-response\"\n";
 
 fn directory(setup: &Setup) -> PathBuf {
