@@ -7,6 +7,7 @@ pub mod audit;
 pub mod body_memory;
 pub mod breakers;
 pub mod claims;
+pub mod clock;
 pub(crate) mod connections;
 pub mod exposition;
 pub mod gate;

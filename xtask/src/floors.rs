@@ -104,7 +104,7 @@ pub const CRATES: [Crate; 9] = [
     Crate { directory: "app", below: &["policy", "metrics", "tokens", "trail"], floors: &[], known: &[] },
 ];
 
-/// The mechanisms still know the exchange and the state. Each of these imports becomes an argument or a return value.
+/// The mechanisms do not know the exchange and the state: they take arguments and return values.
 const PROXY: Crate = Crate {
     directory: "proxy",
     below: &["policy", "metrics", "tokens", "trail", "wire", "identity", "rules"],
@@ -118,29 +118,7 @@ const PROXY: Crate = Crate {
         &["start"],
         &["cli"],
     ],
-    known: &[
-        ("mechanism/abuse.rs", "engine"),
-        ("mechanism/affinity.rs", "engine"),
-        ("mechanism/affinity/cookie.rs", "engine"),
-        ("mechanism/audit.rs", "engine"),
-        ("mechanism/audit/acts.rs", "engine"),
-        ("mechanism/audit/queue.rs", "engine"),
-        ("mechanism/audit/refusals.rs", "engine"),
-        ("mechanism/audit/shipping.rs", "engine"),
-        ("mechanism/audit/upkeep.rs", "engine"),
-        ("mechanism/audit/writer.rs", "engine"),
-        ("mechanism/breakers.rs", "engine"),
-        ("mechanism/claims.rs", "engine"),
-        ("mechanism/limits.rs", "engine"),
-        ("mechanism/limits/headers.rs", "engine"),
-        ("mechanism/limits/names.rs", "engine"),
-        ("mechanism/limits/settling.rs", "engine"),
-        ("mechanism/peers/local.rs", "engine"),
-        ("mechanism/peers/probe.rs", "engine"),
-        ("transport/upstream.rs", "engine"),
-        ("transport/upstream/exhaustion.rs", "engine"),
-        ("transport/upstream/names.rs", "engine"),
-    ],
+    known: &[],
 };
 
 /// An import that points up, or a floor that is missing.

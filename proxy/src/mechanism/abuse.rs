@@ -1,4 +1,4 @@
-//! Bans: which offences lead to one, and the stage that rejects banned clients.
+//! Bans: which offences lead to one, and which clients are banned.
 //!
 //! Offences are counted in the same table as rate limits, with one quota per kind. Without bans, requests need no
 //! lookup.
@@ -6,20 +6,14 @@
 pub mod metrics;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use outrigger_identity::client::Client;
 use outrigger_identity::hash::mix;
 use outrigger_policy::abuse::{Ban, Offence};
-use outrigger_policy::flags::Mode;
 use outrigger_rules::sections::abuse::BanRules;
-use outrigger_wire::request::Request;
 
-use crate::engine::exchange::Exchange;
-use crate::engine::rejection::Rejection;
-use crate::engine::state::State;
-use crate::mechanism::audit;
 use crate::mechanism::limits::table::Table;
 
 /// A banned client.
@@ -48,6 +42,48 @@ pub struct Bans {
 }
 
 impl Bans {
+    /// Returns whether any ban is remembered. Without one, no client needs a lookup.
+    pub fn any(&self) -> bool {
+        self.remembered.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns the ban in force for a client, or for its address.
+    ///
+    /// A ban of an address that unverified clients have caused does not apply to a verified client there, and the ban of a
+    /// verified client applies to no other client. A ban by an operator applies to all clients of the address.
+    pub fn in_force(&self, client: &Client, now: u64) -> Option<Ban> {
+        let concerns = |ban: &Ban| client.verified.is_none() || ban.offence == Offence::Operator;
+        self.holding(client.id, now).or_else(|| self.holding(client.address_id, now).filter(concerns))
+    }
+
+    /// Counts an offence in `table`. Returns the ban to which too many of them lead, if it is a new one, and the client's name
+    /// for operators.
+    pub fn offend(
+        &self,
+        client: &Client,
+        offence: Offence,
+        now: u64,
+        rules: &BanRules,
+        table: &Table,
+    ) -> Option<(Ban, String)> {
+        let quota = rules.quotas[offence as usize]?;
+        let tag = tag(client.id, offence);
+        match table.take(tag, quota, now, 1, || tag) {
+            Ok(_) => return None,
+            // When the table is full, other clients may have caused the offences in the shared cell.
+            Err(refused) if refused.overflowed => return None,
+            Err(_) => {}
+        }
+        if rules.allow.iter().any(|network| network.contains(client.address)) {
+            return None;
+        }
+        let who = client.shown();
+        let ban = self.add(client.id, &who, offence, now, rules)?;
+        // After a ban the count starts again.
+        table.forget(tag);
+        Some((ban, who))
+    }
+
     /// Returns the ban in force for `client`.
     fn holding(&self, client: u64, now: u64) -> Option<Ban> {
         self.by_client.get(&client).map(|banned| banned.ban).filter(|ban| ban.holds(now))
@@ -120,79 +156,11 @@ impl Bans {
     }
 }
 
-/// Stage: rejects banned clients.
-///
-/// A ban of an address that unverified clients have caused does not apply to a verified client there, and the ban of a
-/// verified client applies to no other client. A ban by an operator applies to all clients of the address.
-///
-/// # Errors
-/// [`Rejection::Banned`]
-pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let is_other_place = exchange.route().is_health || !exchange.is_counted_here();
-    if state.bans.remembered.load(Ordering::Relaxed) == 0 || is_other_place {
-        return Ok(());
-    }
-    let rules = &exchange.rules.config.abuse;
-    if exchange.admission == Mode::Off || rules.mode == Mode::Off {
-        return Ok(());
-    }
-    let Client { id, address_id, tier, ref verified, .. } = exchange.client;
-    let now = state.nanoseconds(exchange.started);
-    let concerns = |ban: &Ban| verified.is_none() || ban.offence == Offence::Operator;
-    let ban = state.bans.holding(id, now).or_else(|| state.bans.holding(address_id, now).filter(concerns));
-    let Some(ban) = ban else { return Ok(()) };
-    // A ban by an operator is enforced in `monitor` mode as well.
-    let is_monitored = rules.mode == Mode::Monitor || exchange.admission == Mode::Monitor;
-    if is_monitored && ban.offence != Offence::Operator {
-        state.metrics.rejections.refusals.monitored(Rejection::BANNED, exchange.route().priority, tier);
-        return Ok(());
-    }
-    Err(Rejection::Banned { retry_after: ban.left(now) })
-}
-
-/// Counts an offence; too many lead to a ban.
-pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
-    let rules = &exchange.rules.config.abuse;
-    let Some(quota) = rules.quotas[offence as usize] else { return };
-    let is_other_place = exchange.route().is_health || !exchange.is_counted_here();
-    if exchange.admission == Mode::Off || rules.mode == Mode::Off || is_other_place {
-        return;
-    }
-    let now = state.nanoseconds(Instant::now());
-    let client = &exchange.client;
-    let tag = tag(client.id, offence);
-    match state.limits.take(tag, quota, now, 1, || tag) {
-        Ok(_) => return,
-        // When the table is full, other clients may have caused the offences in the shared cell.
-        Err(refused) if refused.overflowed => return,
-        Err(_) => {}
-    }
-    if rules.allow.iter().any(|network| network.contains(client.address)) {
-        return;
-    }
-    let who = client.shown();
-    if let Some(ban) = state.bans.add(client.id, &who, offence, now, rules) {
-        // After a ban the count starts again.
-        state.limits.forget(tag);
-        let mode = if exchange.admission == Mode::Monitor { Mode::Monitor } else { rules.mode };
-        state.metrics.bans.count(offence, mode);
-        tracing::warn!(
-            client = who,
-            reason = offence.name(),
-            times = ban.times,
-            mode = mode.name(),
-            request_id = %exchange.request_id,
-            ban_s = ban.left(now).as_secs(),
-            "a client is banned"
-        );
-        audit::acts::banned(state, exchange, offence.name(), ban.left(now).as_secs(), mode);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use outrigger_policy::abuse::Settings;
+    use outrigger_policy::flags::Mode;
 
     fn rules(max_bans: usize) -> BanRules {
         let bans = Settings { first: Duration::from_secs(60), longest: Duration::from_secs(600) };

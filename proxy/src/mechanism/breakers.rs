@@ -1,9 +1,9 @@
 //! The circuit breakers of the routes: [`outrigger_policy::breaker`] behind a lock.
 //!
-//! Every attempt at the upstream asks its circuit breaker first ([`enter`]) and reports how it ended ([`ended`]). The
-//! permit lives in the exchange and is released in `Drop`, so a probe whose client disconnects returns it. A circuit
-//! breaker that is closed and calm costs one load when a request is admitted, and a lock of about ten nanoseconds
-//! before and after each attempt.
+//! Every attempt at the upstream asks its circuit breaker first ([`Cell::enter`]) and reports how it ended
+//! ([`Attempt::end`]). The permit is released in `Drop`, so a probe whose client disconnects returns it. A circuit breaker
+//! that is closed and calm costs one load when a request is admitted, and a lock of about ten nanoseconds before and after
+//! each attempt. A change comes back as a value ([`Change`]), for metrics, the log and the audit log.
 
 pub mod metrics;
 
@@ -12,19 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_identity::hash::client_hash;
-use outrigger_policy::breaker::{
-    Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, State as Position,
-};
-use outrigger_policy::flags::Mode;
+use outrigger_policy::breaker::{Breaker, Caller, Control, Outcome, Permit, Reason, Refused, State as Position};
 use outrigger_rules::sections::breaker::BreakerRules;
 use outrigger_wire::random::dice;
-use outrigger_wire::request::Request;
-
-use crate::engine::exchange::Exchange;
-use crate::engine::rejection::Rejection;
-use crate::engine::state::State;
-use crate::mechanism::audit;
 
 /// Circuit breakers that opened this shortly before the app was found to be unreachable opened because of that.
 const JUST_NOW: Duration = Duration::from_secs(1);
@@ -62,6 +52,36 @@ pub struct Standing {
     pub clients_refused: usize,
 }
 
+/// A change of a circuit breaker, to be reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "metrics, log and audit log do not show the change"]
+pub struct Change {
+    /// A further client is rejected for failures that only that client saw: the number of such clients.
+    pub clients_refused: Option<usize>,
+    /// The new state.
+    pub turned: Option<Turned>,
+}
+
+/// A new state of a circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turned {
+    /// The state before.
+    pub from: Position,
+    /// The state now.
+    pub to: Position,
+    /// Why it opened last.
+    pub reason: Option<Reason>,
+    /// How long it stays open.
+    pub open_for: Option<Duration>,
+}
+
+impl Turned {
+    fn new(from: Position, breaker: &Breaker, now: u64) -> Self {
+        let open_for = breaker.open_for(now).map(|(left, _)| left);
+        Self { from, to: breaker.state(), reason: breaker.reason(), open_for }
+    }
+}
+
 impl Cell {
     fn new(rules: &BreakerRules) -> Self {
         Self {
@@ -78,58 +98,51 @@ impl Cell {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the breaker, and reports a new state to metrics, audit log and log.
-    fn change<T>(&self, state: &State, change: impl FnOnce(&mut Breaker) -> T) -> T {
+    /// Changes the breaker.
+    fn change<T>(&self, now: u64, change: impl FnOnce(&mut Breaker) -> T) -> (T, Option<Change>) {
         let mut breaker = self.lock();
         let (before, refused_before) = (breaker.state(), breaker.clients_refused());
         let value = change(&mut breaker);
-        let (after, refused) = (breaker.state(), breaker.clients_refused());
         self.is_calm.store(breaker.is_calm(), Ordering::Relaxed);
-        if refused > refused_before {
-            state.metrics.breakers.refuses_one(&self.name);
-            tracing::info!(
-                event = "breaker_client",
-                breaker = &*self.name,
-                clients_refused = refused,
-                "breaker {} rejects a client for failures that only that client saw",
-                self.name
-            );
-        }
-        if before != after {
-            let now = state.nanoseconds(Instant::now());
-            let (reason, open_for) = (breaker.reason(), breaker.open_for(now).map(|(left, _)| left));
-            drop(breaker);
-            self.tell(state, before, after, reason, open_for);
-        }
-        value
+        let refused = breaker.clients_refused();
+        let clients_refused = (refused > refused_before).then_some(refused);
+        let turned = (breaker.state() != before).then(|| Turned::new(before, &breaker, now));
+        let has_changed = clients_refused.is_some() || turned.is_some();
+        (value, has_changed.then_some(Change { clients_refused, turned }))
     }
 
-    fn tell(&self, state: &State, from: Position, to: Position, reason: Option<Reason>, open_for: Option<Duration>) {
-        state.metrics.breakers.changed(&self.name, to);
-        let (breaker, from) = (&*self.name, from.name());
-        audit::acts::breaker(state, breaker, from, to.name(), reason.map(Reason::name));
-        if to == Position::Open {
-            let reason = reason.map_or("operator", Reason::name);
-            let open_ms = open_for.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
-            tracing::warn!(
-                event = "breaker",
-                breaker,
-                from,
-                to = to.name(),
-                reason,
-                open_ms,
-                "breaker {breaker} opens"
-            );
-        } else {
-            tracing::info!(
-                event = "breaker",
-                breaker,
-                from,
-                to = to.name(),
-                "breaker {breaker}: {from} to {}",
-                to.name()
-            );
+    /// Returns whether it is closed for every client and not forced: then requests pass without a check.
+    pub fn is_calm(&self) -> bool {
+        self.is_calm.load(Ordering::Relaxed)
+    }
+
+    /// Returns the rejection that an attempt by `caller` would get, and whether an operator has forced it.
+    pub fn refuses(&self, now: u64, caller: Caller) -> Option<(Refused, bool)> {
+        let breaker = self.lock();
+        let is_forced = breaker.control() == Control::ForcedOpen;
+        breaker.refuses(now, caller).map(|refused| (refused, is_forced))
+    }
+
+    /// Asks for an attempt that begins at `began`, which is `now` on the breaker's clock.
+    ///
+    /// # Errors
+    /// [`Refused`]: it is open.
+    pub fn enter(
+        self: &Arc<Self>,
+        caller: Caller,
+        now: u64,
+        began: Instant,
+    ) -> (Result<Attempt, Refused>, Option<Change>) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
         }
+        let (asked, change) = if self.is_calm() {
+            // Closed: the question changes no state.
+            (self.lock().ask(now, caller), None)
+        } else {
+            self.change(now, |breaker| breaker.ask(now, caller))
+        };
+        (asked.map(|permit| Attempt { cell: Arc::clone(self), permit: Some(permit), began }), change)
     }
 
     /// Returns the state; `None` if it was neither used nor forced.
@@ -148,9 +161,8 @@ impl Cell {
     }
 
     /// Forces the state for an operator, or ends that.
-    pub fn control_by(&self, state: &State, control: Control) {
-        let now = state.nanoseconds(Instant::now());
-        self.change(state, |breaker| breaker.control_by(control, now));
+    pub fn control_by(&self, control: Control, now: u64) -> Option<Change> {
+        self.change(now, |breaker| breaker.control_by(control, now)).1
     }
 }
 
@@ -195,26 +207,28 @@ impl Registry {
     }
 
     /// Undoes openings of the last second: the app refuses connections and requests are held, so that was the cause.
-    pub fn app_is_away(&self, state: &State) {
-        let now = state.nanoseconds(Instant::now());
-        for cell in self.all() {
-            cell.change(state, |breaker| breaker.forgive(now, JUST_NOW));
-        }
+    /// Returns the circuit breakers that have changed.
+    pub fn app_is_away(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
+        self.change_each(|cell| cell.change(now, |breaker| breaker.forgive(now, JUST_NOW)).1)
     }
 
     /// The app accepts connections again: closes circuit breakers that opened because it did not, and lets the others
-    /// probe now.
-    pub fn app_is_back(&self, state: &State) {
-        let now = state.nanoseconds(Instant::now());
-        for cell in self.all() {
+    /// probe now. Returns the circuit breakers that have changed.
+    pub fn app_is_back(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
+        self.change_each(|cell| {
             let was_unreached = cell.is_unreached.swap(false, Ordering::Relaxed);
-            cell.change(state, |breaker| {
+            let back = |breaker: &mut Breaker| {
                 if was_unreached {
                     breaker.forgive(now, Duration::MAX);
                 }
                 breaker.try_now();
-            });
-        }
+            };
+            cell.change(now, back).1
+        })
+    }
+
+    fn change_each(&self, change: impl Fn(&Cell) -> Option<Change>) -> Vec<(Arc<Cell>, Change)> {
+        self.all().into_iter().filter_map(|cell| change(&cell).map(|change| (cell, change))).collect()
     }
 }
 
@@ -235,170 +249,34 @@ impl Drop for Attempt {
     }
 }
 
-/// Returns the exchange's circuit breaker, its configuration, and its mode for this client.
-fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, &BreakerRules, Mode)> {
-    if exchange.resilience == Mode::Off {
-        return None;
+impl Attempt {
+    /// Returns the time since it began, until `at`.
+    pub fn duration(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.began)
     }
-    let number = usize::from(exchange.route().breaker?);
-    let (cell, rules) = (exchange.rules.breakers.get(number)?, exchange.rules.config.breakers.get(number)?);
-    let mode = match (exchange.resilience, rules.mode) {
-        (_, Mode::Off) | (Mode::Off, _) => return None,
-        (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
-        (Mode::Enforce, Mode::Enforce) => Mode::Enforce,
-    };
-    Some((cell, rules, mode))
-}
 
-/// Identifies the client to the breaker: without a verified credential, by address, so that many keys make no more
-/// clients.
-fn caller(exchange: &Exchange) -> Caller {
-    let client = &exchange.client;
-    let id = if client.verified.is_some() { client.id } else { client.address_id };
-    Caller { client: id, place: exchange.place }
-}
-
-/// Returns the place of a path without a route of its own: its first segment.
-fn place_of(path: &str) -> u64 {
-    let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    client_hash(b'p', segment.as_bytes())
-}
-
-/// Stage: rejects a request that an open circuit breaker would reject anyway, before it waits for a permit.
-///
-/// # Errors
-/// [`Rejection::BreakerOpen`]
-pub fn may_pass(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if of(exchange).is_some_and(|(_, rules, _)| rules.settings.is_shared) {
-        exchange.place = place_of(request.path);
+    /// Returns its circuit breaker.
+    pub fn cell(&self) -> &Arc<Cell> {
+        &self.cell
     }
-    let Some((cell, _, mode)) = of(exchange) else { return Ok(()) };
-    if cell.is_calm.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    let breaker = cell.lock();
-    let is_forced = breaker.control() == Control::ForcedOpen;
-    let refused = breaker.refuses(state.nanoseconds(exchange.started), caller(exchange));
-    drop(breaker);
-    match refused {
-        // A state forced by an operator is enforced, regardless of the circuit breaker's mode.
-        Some(refused) if mode == Mode::Enforce || is_forced => Err(rejection(refused)),
-        _ => Ok(()),
-    }
-}
 
-/// Asks the circuit breaker before an attempt.
-///
-/// # Errors
-/// [`Rejection::BreakerOpen`]
-pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<(), Rejection> {
-    exchange.attempt = None;
-    let Some((cell, _, mode)) = of(exchange) else { return Ok(()) };
-    let (cell, caller) = (Arc::clone(cell), caller(exchange));
-    if !cell.is_used.load(Ordering::Relaxed) {
-        cell.is_used.store(true, Ordering::Relaxed);
-    }
-    let at = state.nanoseconds(now);
-    let asked = if cell.is_calm.load(Ordering::Relaxed) {
-        // Closed: the question changes no state.
-        cell.lock().ask(at, caller)
-    } else {
-        cell.change(state, |breaker| breaker.ask(at, caller))
-    };
-    match asked {
-        Ok(permit) => {
-            exchange.attempt = Some(Attempt { cell, permit: Some(permit), began: now });
-            Ok(())
-        }
-        Err(refused) if mode == Mode::Enforce => Err(rejection(refused)),
-        Err(refused) => {
-            let (priority, tier) = (exchange.route().priority, exchange.client.tier);
-            state.metrics.rejections.refusals.monitored(rejection(refused), priority, tier);
-            Ok(())
-        }
-    }
-}
-
-const fn rejection(refused: Refused) -> Rejection {
-    Rejection::BreakerOpen { retry_after: refused.retry_after }
-}
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The head of the response arrived then, with this status.
-    Answered(u16, Instant),
-    /// There was no valid response.
-    Failed,
-    /// There was no connection in time.
-    NotConnected,
-    /// The app is unreachable.
-    Unreached,
-    /// Unknown.
-    Unknown,
-}
-
-/// Judges the app by its response, with the table of docs/failure.md. `None`: not counted.
-fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
-    let rules = exchange.route().breaker.and_then(|n| exchange.rules.config.breakers.get(usize::from(n)));
-    match status {
-        // The app sheds load (RFC 9110 section 15.6.4), or is behind a circuit breaker of its own.
-        503 if exchange.says_when => None,
-        // The request had less time than its route allows.
-        503 | 504 if had_less_time(exchange) => None,
-        // The app lacks the method or the version: caused by the request. 508: the request causes a loop, or is in one.
-        501 | 505 | 508 => None,
-        504 => Some(Err(Failure::Reported)),
-        502 | 503 => Some(Err(Failure::Silent)),
-        500.. => Some(Err(Failure::Answered)),
-        429 if rules.is_some_and(|rules| rules.counts_429) => Some(Err(Failure::Answered)),
-        _ => Some(Ok(())),
-    }
-}
-
-/// Returns whether the request had less time than its route allows: by its client's choice, or after it was held.
-pub fn had_less_time(exchange: &Exchange) -> bool {
-    exchange.is_impatient || exchange.held_since.is_some()
-}
-
-/// Returns whether a response with this status is a failure of the app.
-pub fn is_failure(exchange: &Exchange, status: u16) -> bool {
-    matches!(judge(exchange, status), Some(Err(_)))
-}
-
-/// Reports how an attempt ended.
-pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
-    let Some(mut attempt) = exchange.attempt.take() else { return };
-    let Some(permit) = attempt.permit.take() else { return };
-    let outcome = match end {
-        End::Answered(status, at) => match judge(exchange, status) {
-            None => Outcome::Ignored,
-            Some(Ok(())) => Outcome::Success(at.saturating_duration_since(attempt.began)),
-            Some(Err(failure)) => Outcome::Failure(failure),
-        },
-        End::Failed => Outcome::Failure(Failure::Silent),
-        End::NotConnected | End::Unreached => Outcome::Failure(Failure::Away),
-        End::Unknown => Outcome::Ignored,
-    };
-    let now = match end {
-        End::Answered(_, at) => at,
-        End::Failed | End::NotConnected | End::Unreached | End::Unknown => Instant::now(),
-    };
-    let now = state.nanoseconds(now);
-    let cell = &attempt.cell;
-    if matches!(outcome, Outcome::Success(_)) && cell.is_calm.load(Ordering::Relaxed) {
-        // A slow response may open the circuit breaker: then that is reported.
-        let mut breaker = cell.lock();
-        breaker.record(permit, now, outcome, dice());
-        let position = breaker.state();
-        let (reason, left) = (breaker.reason(), breaker.open_for(now).map(|(left, _)| left));
-        drop(breaker);
-        if position != Position::Closed {
+    /// Records how it ended. `was_unreached`: the app is unreachable.
+    pub fn end(&mut self, outcome: Outcome, was_unreached: bool, now: u64) -> Option<Change> {
+        let permit = self.permit.take()?;
+        let cell = &self.cell;
+        if matches!(outcome, Outcome::Success(_)) && cell.is_calm() {
+            // A slow response may open the circuit breaker.
+            let mut breaker = cell.lock();
+            breaker.record(permit, now, outcome, dice());
+            if breaker.state() == Position::Closed {
+                return None;
+            }
+            let turned = Turned::new(Position::Closed, &breaker, now);
+            drop(breaker);
             cell.is_calm.store(false, Ordering::Relaxed);
-            cell.tell(state, Position::Closed, position, reason, left);
+            return Some(Change { clients_refused: None, turned: Some(turned) });
         }
-        return;
+        cell.is_unreached.store(was_unreached, Ordering::Relaxed);
+        cell.change(now, |breaker| breaker.record(permit, now, outcome, dice())).1
     }
-    cell.is_unreached.store(end == End::Unreached, Ordering::Relaxed);
-    cell.change(state, |breaker| breaker.record(permit, now, outcome, dice()));
 }

@@ -1,4 +1,4 @@
-//! The stage that applies the configured rate limits.
+//! The configured rate limits.
 //!
 //! A request must be admitted by every rate limit of its route. The limits are charged one after the other; if one
 //! rejects the request, the charges to the earlier ones are undone.
@@ -7,24 +7,22 @@
 
 pub mod headers;
 pub mod metrics;
-mod names;
+pub mod names;
 pub mod settling;
 pub mod shared;
 pub mod table;
 
 use std::time::Duration;
 
+use outrigger_identity::client::Client;
+use outrigger_metrics::IntCounter;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 use outrigger_rules::sections::limits::{Count, Limit, Limits, MOST_LIMITS};
-use outrigger_wire::request::Request;
 use outrigger_wire::retry_after::seconds;
 
-use crate::engine::exchange::Exchange;
-use crate::engine::rejection::Rejection;
-use crate::engine::state::State;
-use crate::mechanism::limits::shared::{Cells, Law};
-use crate::mechanism::limits::table::Refused;
+use crate::mechanism::limits::shared::{Cells, Law, Shared};
+use crate::mechanism::limits::table::{Refused, Table};
 
 /// The state of one rate limit, as shown in a response.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,20 +83,53 @@ impl Shown {
     }
 }
 
-/// The key of an exchange's client under a limit.
-fn tag_of(limit: &Limit, exchange: &Exchange) -> u64 {
-    limit.tag(&exchange.client, exchange.rules.route_tags[exchange.route])
+/// A request, as rate limits see it.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitedRequest<'r> {
+    /// All configured rate limits.
+    pub limits: &'r Limits,
+    /// The index of its route.
+    pub route: usize,
+    /// A hash of the route's name.
+    pub route_tag: u64,
+    /// The cost of a request on this route.
+    pub cost: u32,
+    /// Its client.
+    pub client: &'r Client,
+    /// The mode of all limits for this client.
+    pub admission: Mode,
 }
 
-/// Whose keys share a cell with that one where the table has no room for them.
-fn origin_of(limit: &Limit, exchange: &Exchange) -> u64 {
-    limit.origin(&exchange.client, exchange.rules.route_tags[exchange.route])
+impl LimitedRequest<'_> {
+    /// The client's key under a limit.
+    fn tag(&self, limit: &Limit) -> u64 {
+        limit.tag(self.client, self.route_tag)
+    }
+
+    /// The keys that share a cell with this one if the table has no room for them.
+    fn origin(&self, limit: &Limit) -> u64 {
+        limit.origin(self.client, self.route_tag)
+    }
+}
+
+/// The result of [`Books::take_all`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "the request may have to be rejected"]
+pub struct Verdict {
+    /// The rate limits that the response shows.
+    pub shown: Shown,
+    /// The enforced limit that rejects the request for the longest time, and that time. No limit was charged.
+    pub refused: Option<(u16, Duration)>,
+    /// A monitored limit that would have rejected the request. No monitored limit was charged.
+    pub monitored: Option<u16>,
 }
 
 /// Where what was taken is kept, as it is at one moment.
 #[derive(Clone, Copy, Debug)]
-struct Books<'s> {
-    state: &'s State,
+pub struct Books<'s> {
+    table: &'s Table,
+    /// Counts keys that find no cell of their own.
+    overflow: &'s IntCounter,
     shared: Option<&'s Cells>,
     law: Law,
     now: u64,
@@ -114,16 +145,110 @@ enum Charge<'s> {
 }
 
 impl<'s> Books<'s> {
-    fn open(state: &'s State, limits: &Limits, now: u64) -> Self {
-        let shared = limits.sharing.as_ref().and_then(|_| state.shared.cells());
-        Self { state, shared, law: state.shared.law(now), now }
+    /// The state of all rate limits at `now`. `overflow` counts keys that find no cell of their own.
+    pub fn open(table: &'s Table, shared: &'s Shared, overflow: &'s IntCounter, limits: &Limits, now: u64) -> Self {
+        let law = shared.law(now);
+        let shared = limits.sharing.as_ref().and_then(|_| shared.cells());
+        Self { table, overflow, shared, law, now }
+    }
+
+    /// Charges the cost of the request to all of its rate limits, or leaves all of them unchanged. `name` returns the name of
+    /// the request's key in Redis.
+    pub fn take_all(self, request: LimitedRequest<'_>, name: impl Fn(&Limit) -> Option<[u64; 2]>) -> Verdict {
+        let LimitedRequest { limits, route, cost, client, admission, .. } = request;
+        let tier = client.tier as usize;
+        // Prefetch all cells at once: they are far apart in memory.
+        let mut tags = [0; MOST_LIMITS];
+        for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(route)) {
+            *tag = request.tag(limit);
+            self.warm(limit, *tag);
+        }
+        let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
+        let mut taken = charges.iter_mut();
+        let mut shown = Shown::default();
+        // The enforced limit with the longest wait, and a monitored limit that would have rejected the request.
+        let (mut refused, mut monitored): (Option<(u16, Duration)>, Option<u16>) = (None, None);
+        for ((number, limit), tag) in limits.of(route).zip(tags) {
+            let Some(quota) = limit.quotas[tier] else { continue };
+            let is_monitored = limit.is_monitored(admission);
+            // After a rejection the other enforced limits are not charged, only checked for a longer wait.
+            let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
+            let verdict = if only_looks {
+                self.look(limit, tag, quota, if limit.count == Count::Failures { 1 } else { cost }).map(|()| None)
+            } else {
+                self.take(limit, tag, quota, &request, || name(limit)).map(|(charge, standing)| {
+                    if let Some(slot) = taken.next() {
+                        *slot = Some((charge, is_monitored));
+                    }
+                    Some(standing)
+                })
+            };
+            if limit.is_shown() && !is_monitored {
+                // Without a charge, the state is unchanged.
+                let standing = verdict.ok().flatten().unwrap_or_else(|| self.standing(limit, tag, quota));
+                shown.push(number, standing);
+            }
+            match verdict {
+                Ok(_) => {}
+                Err(_) if is_monitored => monitored = Some(number),
+                Err(Exceeded { retry_after }) if refused.is_none_or(|(_, before)| retry_after > before) => {
+                    refused = Some((number, retry_after));
+                }
+                Err(_) => {}
+            }
+        }
+        // If a monitored limit would have rejected the request, the other monitored limits would not have been charged.
+        if refused.is_some() || monitored.is_some() {
+            let is_given_back = |is_monitored: bool| refused.is_some() || is_monitored;
+            charges.into_iter().flatten().filter(|(_, m)| is_given_back(*m)).for_each(|(charge, _)| charge.take_back());
+        }
+        if let Some((number, retry_after)) = refused {
+            self.show_refusal(&mut shown, &request, number, retry_after);
+        }
+        Verdict { shown, refused, monitored }
+    }
+
+    /// Shows the limits after all charges were undone, and the one that rejected the request.
+    fn show_refusal(self, shown: &mut Shown, request: &LimitedRequest<'_>, number: u16, retry_after: Duration) {
+        let limit_of = |number: u16| request.limits.all.get(usize::from(number));
+        let standing = |number: u16| {
+            let limit = limit_of(number)?;
+            limit.quotas[request.client.tier as usize].map(|quota| self.standing(limit, request.tag(limit), quota))
+        };
+        shown.restate(standing);
+        let is_failures = limit_of(number).is_some_and(|limit| limit.count == Count::Failures);
+        shown.refused(number, standing(number), if is_failures { 1 } else { request.cost }, retry_after);
+    }
+
+    /// Undoes the charges of a request that was rejected for a reason unrelated to its client. `is_beyond_monitored`: no
+    /// monitored limit was charged.
+    pub fn give_back_all(self, request: LimitedRequest<'_>, is_beyond_monitored: bool) {
+        let limits = request.limits.of(request.route);
+        for (_, limit) in limits.filter(|(_, limit)| limit.count == Count::Requests) {
+            if is_beyond_monitored && limit.is_monitored(request.admission) {
+                continue;
+            }
+            if let Some(quota) = limit.quotas[request.client.tier as usize] {
+                self.give_back(limit, request.tag(limit), quota, request.cost);
+            }
+        }
+    }
+
+    /// Charges the limits that count failures, when a response turns out to be one.
+    pub fn charge_failure(self, request: LimitedRequest<'_>, name: impl Fn(&Limit) -> Option<[u64; 2]>) {
+        let limits = request.limits.of(request.route);
+        for (_, limit) in limits.filter(|(_, limit)| limit.count == Count::Failures) {
+            if let Some(quota) = limit.quotas[request.client.tier as usize] {
+                self.charge(limit, quota, &request, || name(limit));
+            }
+        }
     }
 
     /// Prefetches the cell of a key.
     fn warm(self, limit: &Limit, tag: u64) {
         match self.shared.filter(|_| limit.is_shared) {
             Some(cells) => cells.warm(tag),
-            None => self.state.limits.warm(tag),
+            None => self.table.warm(tag),
         }
     }
 
@@ -138,10 +263,10 @@ impl<'s> Books<'s> {
         limit: &Limit,
         tag: u64,
         quota: Quota,
-        cost: u32,
-        exchange: &Exchange,
+        request: &LimitedRequest<'_>,
         name: impl FnOnce() -> Option<[u64; 2]>,
     ) -> Result<(Charge<'s>, Standing), Exceeded> {
+        let cost = request.cost;
         let mut is_full = false;
         if let Some(cells) = self.shared.filter(|_| limit.is_shared) {
             match cells.find_or_claim(tag, name) {
@@ -154,10 +279,10 @@ impl<'s> Books<'s> {
             }
         }
         let own = self.own(limit, quota, cost);
-        let taken = self.state.limits.take(tag, own, self.now, cost, || origin_of(limit, exchange));
+        let taken = self.table.take(tag, own, self.now, cost, || request.origin(limit));
         let (Ok(table::Charge { overflowed, .. }) | Err(Refused { overflowed, .. })) = taken;
         if is_full || overflowed {
-            self.state.metrics.limits.overflow.inc();
+            self.overflow.inc();
         }
         let charge = taken.map_err(|refused| refused.exceeded)?;
         Ok((Charge::Own(charge), own.standing(charge.tat, self.now)))
@@ -168,39 +293,39 @@ impl<'s> Books<'s> {
     fn charge(
         self,
         limit: &Limit,
-        tag: u64,
         quota: Quota,
-        exchange: &Exchange,
+        request: &LimitedRequest<'_>,
         name: impl FnOnce() -> Option<[u64; 2]>,
     ) {
+        let tag = request.tag(limit);
         if let Some(cells) = self.shared.filter(|_| limit.is_shared)
             && let Ok(index) = cells.find_or_claim(tag, name)
         {
             return cells.charge(index, quota, self.law);
         }
         let own = self.own(limit, quota, 1);
-        let _ = self.state.limits.take(tag, own, self.now, 1, || origin_of(limit, exchange));
+        let _ = self.table.take(tag, own, self.now, 1, || request.origin(limit));
     }
 
     /// Checks whether `cost` could be charged, without charging it.
     fn look(self, limit: &Limit, tag: u64, quota: Quota, cost: u32) -> Result<(), Exceeded> {
         match self.cell(limit, tag) {
             Some((cells, index)) => cells.look(index, quota, cost, self.law),
-            None => self.own(limit, quota, cost).take(self.state.limits.look(tag), self.now, cost).map(drop),
+            None => self.own(limit, quota, cost).take(self.table.look(tag), self.now, cost).map(drop),
         }
     }
 
     fn standing(self, limit: &Limit, tag: u64, quota: Quota) -> Standing {
         match self.cell(limit, tag) {
             Some((cells, index)) => cells.standing_of(index, quota, self.law),
-            None => self.own(limit, quota, 1).standing(self.state.limits.look(tag), self.now),
+            None => self.own(limit, quota, 1).standing(self.table.look(tag), self.now),
         }
     }
 
     fn give_back(self, limit: &Limit, tag: u64, quota: Quota, cost: u32) {
         match self.cell(limit, tag) {
             Some((cells, index)) => cells.give_back_to(index, quota, cost, self.law),
-            None => self.state.limits.give_back(tag, self.own(limit, quota, cost).charge_ns(cost)),
+            None => self.table.give_back(tag, self.own(limit, quota, cost).charge_ns(cost)),
         }
     }
 
@@ -217,211 +342,5 @@ impl Charge<'_> {
             Self::Own(charge) => charge.take_back(),
             Self::Shared(charge) => charge.take_back(),
         }
-    }
-}
-
-/// Stage: charges the cost of the request to all of its rate limits, or leaves all of them unchanged.
-///
-/// # Errors
-/// [`Rejection::QuotaExceeded`]
-pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if exchange.admission == Mode::Off || !exchange.is_counted_here() {
-        return Ok(());
-    }
-    let rules = &exchange.rules;
-    let limits = &rules.config.limits;
-    let now = state.nanoseconds(exchange.started);
-    let books = Books::open(state, limits, now);
-    let cost = rules.config.routes.all()[exchange.route].cost;
-    let tier = exchange.client.tier as usize;
-    // Prefetch all cells at once: they are far apart in memory.
-    let mut tags = [0; MOST_LIMITS];
-    for (tag, (_, limit)) in tags.iter_mut().zip(limits.of(exchange.route)) {
-        *tag = tag_of(limit, exchange);
-        books.warm(limit, *tag);
-    }
-    let mut charges: [Option<(Charge<'_>, bool)>; MOST_LIMITS] = [None; MOST_LIMITS];
-    let mut taken = charges.iter_mut();
-    let mut shown = Shown::default();
-    // The enforced limit with the longest wait, and a monitored limit that would have rejected the request.
-    let (mut refused, mut monitored): (Option<(u16, Exceeded)>, Option<u16>) = (None, None);
-    for ((number, limit), tag) in limits.of(exchange.route).zip(tags) {
-        let Some(quota) = limit.quotas[tier] else { continue };
-        let is_monitored = limit.is_monitored(exchange.admission);
-        // After a rejection the other enforced limits are not charged, only checked for a longer wait.
-        let only_looks = limit.count == Count::Failures || (refused.is_some() && !is_monitored);
-        let verdict = if only_looks {
-            books.look(limit, tag, quota, if limit.count == Count::Failures { 1 } else { cost }).map(|()| None)
-        } else {
-            let name = || names::of(limit, exchange, Some(request));
-            books.take(limit, tag, quota, cost, exchange, name).map(|(charge, standing)| {
-                if let Some(slot) = taken.next() {
-                    *slot = Some((charge, is_monitored));
-                }
-                Some(standing)
-            })
-        };
-        if limit.is_shown() && !is_monitored {
-            // Without a charge, the state is unchanged.
-            let standing = verdict.ok().flatten().unwrap_or_else(|| books.standing(limit, tag, quota));
-            shown.push(number, standing);
-        }
-        match verdict {
-            Ok(_) => {}
-            Err(_) if is_monitored => monitored = Some(number),
-            Err(exceeded) if refused.is_none_or(|(_, before)| exceeded.retry_after > before.retry_after) => {
-                refused = Some((number, exceeded));
-            }
-            Err(_) => {}
-        }
-    }
-    // If a monitored limit would have rejected the request, the other monitored limits would not have been charged.
-    if refused.is_some() || monitored.is_some() {
-        let is_given_back = |is_monitored: bool| refused.is_some() || is_monitored;
-        charges.into_iter().flatten().filter(|(_, m)| is_given_back(*m)).for_each(|(charge, _)| charge.take_back());
-        if let Some((number, Exceeded { retry_after })) = refused {
-            let standing = |number: u16| {
-                let limit = limits.all.get(usize::from(number))?;
-                limit.quotas[tier].map(|quota| books.standing(limit, tag_of(limit, exchange), quota))
-            };
-            shown.restate(standing);
-            let is_failures = limits.all.get(usize::from(number)).is_some_and(|limit| limit.count == Count::Failures);
-            shown.refused(number, standing(number), if is_failures { 1 } else { cost }, retry_after);
-        }
-    }
-    if let Some(number) = monitored {
-        rules.limit_metrics[usize::from(number)].monitored.inc();
-        if refused.is_none() {
-            state.metrics.rejections.refusals.monitored(
-                Rejection::QUOTA_EXCEEDED,
-                rules.config.routes.all()[exchange.route].priority,
-                exchange.client.tier,
-            );
-        }
-    }
-    exchange.is_beyond_monitored = monitored.is_some();
-    exchange.shown_limits = shown;
-    match refused {
-        None => Ok(()),
-        Some((number, Exceeded { retry_after })) => {
-            rules.limit_metrics[usize::from(number)].enforced.inc();
-            Err(Rejection::QuotaExceeded { limit: number, retry_after })
-        }
-    }
-}
-
-/// Undoes the charges of a request that was rejected for a reason unrelated to its client.
-pub fn give_back(state: &State, exchange: &Exchange) {
-    if exchange.admission == Mode::Off || !exchange.is_counted_here() {
-        return;
-    }
-    let limits = &exchange.rules.config.limits;
-    let cost = exchange.route().cost;
-    let books = Books::open(state, limits, state.nanoseconds(exchange.started));
-    for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Requests) {
-        if exchange.is_beyond_monitored && limit.is_monitored(exchange.admission) {
-            continue;
-        }
-        if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            books.give_back(limit, tag_of(limit, exchange), quota, cost);
-        }
-    }
-}
-
-/// Charges the limits that count failures, when a response turns out to be one.
-pub fn failed(state: &State, exchange: &Exchange) {
-    if !exchange.is_counted_here() {
-        return;
-    }
-    let limits = &exchange.rules.config.limits;
-    let books = Books::open(state, limits, state.nanoseconds(exchange.head_at.unwrap_or(exchange.started)));
-    for (_, limit) in limits.of(exchange.route).filter(|(_, limit)| limit.count == Count::Failures) {
-        if let Some(quota) = limit.quotas[exchange.client.tier as usize] {
-            books.charge(limit, tag_of(limit, exchange), quota, exchange, || names::of(limit, exchange, None));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::metrics::Metrics;
-    use crate::mechanism::access_log::AccessLog;
-    use crate::mechanism::log::LogQueue;
-    use http::{HeaderMap, Method};
-    use outrigger_rules::config::Config;
-    use outrigger_rules::sections::log::LogFormat;
-    use outrigger_wire::request::Fields;
-    use std::path::Path;
-
-    fn state(rules: &str) -> State {
-        let config = Config::parse(Path::new("test"), rules, &|_| None).unwrap();
-        let metrics = Metrics::new().unwrap();
-        let (queue, _) = LogQueue::start(LogFormat::Json, metrics.log.dropped.clone()).unwrap();
-        State::new(config, metrics, AccessLog::new(queue))
-    }
-
-    fn asked(state: &State) -> (Exchange, Result<(), Rejection>) {
-        let (fields, method) = (HeaderMap::new(), Method::GET);
-        let fields = Fields::Map(&fields);
-        let request = Request {
-            method: &method,
-            path: "/",
-            host: "a",
-            fields,
-            is_http10: false,
-            target: "/",
-            has_endless_body: false,
-        };
-        let mut exchange = Exchange::new(state.rules.load_full());
-        exchange.admission = Mode::Enforce;
-        let verdict = check(state, &request, &mut exchange);
-        (exchange, verdict)
-    }
-
-    #[test]
-    fn what_is_given_back_for_want_of_slots_is_given_back_once() {
-        let state = state(
-            "rate_limits.medium = \"2/1h\"\n[[rate_limits.rules]]\nname = \"watched\"\nrate = \"1/1h\"\nmode = \"monitor\"\n",
-        );
-        let monitored = || state.rules.load().limit_metrics.iter().map(|limit| limit.monitored.get()).sum::<u64>();
-        let (first, verdict) = asked(&state);
-        assert_eq!((verdict, monitored()), (Ok(()), 0));
-        // The monitored limit was not charged, so there is no charge to undo.
-        let (second, verdict) = asked(&state);
-        assert_eq!((verdict, monitored()), (Ok(()), 1));
-        give_back(&state, &second);
-        let (_, verdict) = asked(&state);
-        assert_eq!((verdict, monitored()), (Ok(()), 2));
-        assert!(asked(&state).1.is_err(), "the enforced limit has had its two");
-        give_back(&state, &first);
-        assert_eq!(asked(&state).1, Ok(()));
-    }
-
-    #[test]
-    fn all_machines_call_a_key_the_same_and_different_keys_differently() {
-        let rules = "rate_limits.shared = \"redis\"\nrate_limits.redis.url = \"redis://localhost\"\n\
-                     [[rate_limits.rules]]\nname = \"a\"\nrate = \"1/1h\"\nby = \"client-and-route\"\n\
-                     [[rate_limits.rules]]\nname = \"b\"\nrate = \"1/1h\"\nby = \"address\"\n\
-                     [[rate_limits.rules]]\nname = \"c\"\nrate = \"1/1h\"\nby = \"machine\"\n";
-        // An exchange has the last route by default; the first is another one.
-        let names = |address: &str, is_elsewhere: bool| {
-            let state = state(rules);
-            let mut exchange = Exchange::new(state.rules.load_full());
-            exchange.client.address = address.parse().unwrap();
-            exchange.route = if is_elsewhere { 0 } else { exchange.route };
-            let limits = &exchange.rules.config.limits.all;
-            assert_eq!(limits.iter().filter(|limit| limit.is_shared).count(), limits.len() - 1, "not the Machine's");
-            limits.iter().map(|limit| names::of(limit, &exchange, None).unwrap()).collect::<Vec<_>>()
-        };
-        let (one, again) = (names("192.0.2.1", false), names("::ffff:192.0.2.1", false));
-        assert_eq!(one, again);
-        let mut all = [one, names("192.0.2.2", false), names("192.0.2.1", true), names("2001:db8::1", false)].concat();
-        assert_eq!(names("2001:db8::1", false), names("2001:db8::2", false), "a /64 is one client");
-        let count = all.len();
-        all.sort_unstable();
-        all.dedup();
-        // Limit `c` has one name for all four; the third call differs from the first only in names with the route.
-        assert_eq!(count - all.len(), 3 + 6);
     }
 }

@@ -31,7 +31,6 @@ use outrigger_rules::target::Target;
 use outrigger_rules::units::AppAddress;
 use tokio::sync::Notify;
 
-use crate::engine::state::State;
 use crate::transport::app_pool::AppStream;
 pub use crate::transport::upstream::exhaustion::Resource;
 
@@ -288,35 +287,6 @@ fn said_more(earlier: Option<ConnectError>, later: ConnectError) -> ConnectError
     match earlier {
         Some(earlier) if is_refusal(&earlier) || !is_refusal(&later) => earlier,
         _ => later,
-    }
-}
-
-/// Opens a connection to the app at its current address. The caller limits how long that may take.
-///
-/// # Errors
-/// See [`ConnectError`]. A resource that this host lacks has been counted and logged.
-pub async fn connect(state: &State) -> Result<AppStream, ConnectError> {
-    exhaustion::with_room(state, || connect_once(state)).await
-}
-
-/// Like [`connect`], without retries when this host lacks a resource. Follows changes of `app.address`, and of the addresses
-/// of its name, while connecting.
-///
-/// # Errors
-/// See [`ConnectError`].
-pub async fn connect_once(state: &State) -> Result<AppStream, ConnectError> {
-    loop {
-        let moved = state.app_moved.notified();
-        let upstream = Arc::clone(&state.rules.load().upstreams.app);
-        let connected = tokio::select! {
-            biased;
-            connected = upstream.connect() => connected,
-            () = moved => continue,
-        };
-        // If the app's address has just changed, a failure at the old one does not count.
-        if connected.is_ok() || Arc::ptr_eq(&upstream, &state.rules.load().upstreams.app) {
-            return connected;
-        }
     }
 }
 

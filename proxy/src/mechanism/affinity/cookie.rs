@@ -12,8 +12,7 @@ use outrigger_rules::sections::affinity::AffinityRules;
 use outrigger_wire::cookies::{NAME, values};
 use outrigger_wire::request::Fields;
 
-use crate::engine::exchange::Exchange;
-use crate::mechanism::affinity::{Cookie, Keeper};
+use crate::mechanism::affinity::{Cookie, Keeper, Sticky};
 
 /// So many of this name are looked at; more are not there by accident.
 const MOST_LOOKED_AT: usize = 4;
@@ -72,7 +71,7 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
 }
 
 /// Gives `write` the value of `Set-Cookie`.
-pub(super) fn with_line(exchange: &Exchange, rules: &AffinityRules, this: &This, write: impl FnOnce(&[u8])) {
+pub fn with_line(sticky: &Sticky, rules: &AffinityRules, this: &This, write: impl FnOnce(&[u8])) {
     thread_local! {
         static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
@@ -81,12 +80,12 @@ pub(super) fn with_line(exchange: &Exchange, rules: &AffinityRules, this: &This,
         line.clear();
         line.extend_from_slice(NAME.as_bytes());
         line.push(b'=');
-        match exchange.sticky.cookie {
+        match sticky.cookie {
             Cookie::Keep => return,
             Cookie::Clear => line.extend_from_slice(b"; Max-Age=0"),
             Cookie::Write { id, born } => {
                 let now = seconds();
-                let home = match &exchange.sticky.at {
+                let home = match &sticky.at {
                     Keeper::Other(name) => name.as_bytes(),
                     Keeper::This | Keeper::Nobody => this.name.as_bytes(),
                 };

@@ -13,7 +13,7 @@ use outrigger_rules::sections::route_table::Route;
 use outrigger_wire::request::Request;
 use outrigger_wire::request_id::RequestId;
 
-use crate::mechanism::audit::Done;
+use crate::mechanism::audit::receipt::Done;
 
 /// An item for the audit log.
 #[derive(Debug)]

@@ -8,34 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use outrigger_policy::audit::{Class, Hash};
-use outrigger_rules::sections::audit::AuditRules;
+use arc_swap::ArcSwap;
+use outrigger_policy::audit::Class;
 use outrigger_trail::keys::MasterKeys;
 use tokio::sync::{Notify, oneshot};
 
-use crate::engine::state::Snapshot;
+use crate::mechanism::audit::basis::AuditBasis;
 use crate::mechanism::audit::event::{Act, Item};
 use crate::mechanism::audit::metrics::AuditMetrics;
-
-/// The place of an event in the audit log.
-#[derive(Clone, Copy, Debug)]
-pub struct Receipt {
-    /// The id of the event.
-    pub id: u128,
-    /// The class of its chain.
-    pub class: Class,
-    /// Its number in the chain.
-    pub seq: u64,
-    /// Its hash.
-    pub hash: Hash,
-}
-
-/// Notifies a task that its event is on disk. Dropping it means that the event is not.
-pub type Done = oneshot::Sender<Receipt>;
 
 /// The side of the audit log that requests see: queues, and the state of the writer.
 #[derive(Debug)]
 pub struct Trail {
+    /// The configuration in force.
+    basis: ArcSwap<AuditBasis>,
     pub(super) shards: Vec<Mutex<Batch>>,
     /// The maximum number of items in a shard.
     pub(super) room: usize,
@@ -62,26 +48,27 @@ pub struct Trail {
     pub(super) has_ended: AtomicBool,
     /// Notifies that the app has all events of a closed audit log.
     pub(super) shipped: Notify,
-    pub(super) metrics: AuditMetrics,
+    /// The metrics.
+    pub metrics: AuditMetrics,
 }
 
-/// Queued items, and the snapshots under which they were decided: `rules[i].0` is the first item of a snapshot.
+/// Queued items, and the configurations under which they were decided: `rules[i].0` is the first item of a configuration.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) items: Vec<Item>,
-    pub(super) rules: Vec<(usize, Arc<Snapshot>)>,
+    pub(super) rules: Vec<(usize, Arc<AuditBasis>)>,
 }
 
 impl Batch {
-    pub(super) fn push(&mut self, rules: &Arc<Snapshot>, item: Item) {
+    pub(super) fn push(&mut self, rules: &Arc<AuditBasis>, item: Item) {
         if self.rules.last().is_none_or(|(_, last)| !Arc::ptr_eq(last, rules)) {
             self.rules.push((self.items.len(), Arc::clone(rules)));
         }
         self.items.push(item);
     }
 
-    /// Returns an item and its snapshot.
-    pub(super) fn get(&self, number: usize) -> Option<(&Arc<Snapshot>, &Item)> {
+    /// Returns an item and its configuration.
+    pub(super) fn get(&self, number: usize) -> Option<(&Arc<AuditBasis>, &Item)> {
         let of = self.rules.partition_point(|(first, _)| *first <= number).checked_sub(1)?;
         Some((&self.rules.get(of)?.1, self.items.get(number)?))
     }
@@ -146,11 +133,13 @@ pub fn is_worker(number: usize) {
 
 impl Trail {
     /// Creates the queues for this many workers, and the receiver of commands for the writer.
-    pub fn new(rules: &AuditRules, workers: usize, metrics: AuditMetrics) -> (Self, Receiver<Command>) {
+    pub fn new(basis: AuditBasis, workers: usize, metrics: AuditMetrics) -> (Self, Receiver<Command>) {
         let (commands, receiver) = channel();
+        let room = (basis.audit.queue / (workers + 1)).max(8);
         let trail = Self {
+            basis: ArcSwap::from_pointee(basis),
             shards: (0..=workers).map(|_| Mutex::default()).collect(),
-            room: (rules.queue / (workers + 1)).max(8),
+            room,
             lost: Default::default(),
             writable: std::array::from_fn(|_| AtomicBool::new(true)),
             committed: Default::default(),
@@ -169,8 +158,18 @@ impl Trail {
         (trail, receiver)
     }
 
+    /// Returns the configuration in force.
+    pub fn basis(&self) -> Arc<AuditBasis> {
+        self.basis.load_full()
+    }
+
+    /// Brings a configuration into force.
+    pub fn set_basis(&self, basis: Arc<AuditBasis>) {
+        self.basis.store(basis);
+    }
+
     /// Queues an item without waiting. If there is no room, the item is dropped and counted.
-    pub(super) fn push(&self, rules: &Arc<Snapshot>, item: Item) {
+    pub fn push(&self, rules: &Arc<AuditBasis>, item: Item) {
         let class = item.event().class();
         let is_awaited = item.is_awaited();
         let mut batch = lock(&self.shards[SHARD.get() % self.shards.len()]);
@@ -197,8 +196,8 @@ impl Trail {
     }
 
     /// Queues an action, regardless of the flag.
-    pub fn enter(&self, rules: &Arc<Snapshot>, act: Act) {
-        self.push(rules, Item::Act(Box::new(act)));
+    pub fn enter(&self, act: Act) {
+        self.push(&self.basis.load(), Item::Act(Box::new(act)));
     }
 
     fn wake_now(&self) {
@@ -228,6 +227,11 @@ impl Trail {
     /// Returns whether events of a class get to disk.
     pub fn is_writable(&self, class: Class) -> bool {
         self.writable[class as usize].load(Ordering::Relaxed)
+    }
+
+    /// Records that an event of a class was not on disk in time. Until the writer succeeds, requests need not wait for it.
+    pub fn is_late(&self, class: Class) {
+        self.writable[class as usize].store(false, Ordering::Relaxed);
     }
 
     /// Returns the number of the last event of a class on disk.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use outrigger_policy::audit::{Class, EventType, Time};
 
-use crate::engine::state::Snapshot;
+use crate::mechanism::audit::basis::AuditBasis;
 use crate::mechanism::audit::event::{Item, Who};
 
 /// The number of rejections per second that are logged one by one.
@@ -43,12 +43,12 @@ pub struct Beyond {
     /// The time of the first rejection.
     pub from: Time,
     /// The configuration for the first rejection.
-    pub rules: Arc<Snapshot>,
+    pub rules: Arc<AuditBasis>,
 }
 
 impl Refusals {
     /// Returns whether a rejection is one too many to be logged by itself; then it is counted.
-    pub fn is_beyond(&mut self, item: &Item, rules: &Arc<Snapshot>, time: impl FnOnce(Instant) -> Time) -> bool {
+    pub fn is_beyond(&mut self, item: &Item, rules: &Arc<AuditBasis>, time: impl FnOnce(Instant) -> Time) -> bool {
         let Item::Request(event) = item else { return false };
         if event.event.class() != Class::Security || event.done.is_some() {
             return false;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outrigger_policy::audit::{Class, EventType, Outcome, Time};
+use outrigger_policy::flags::Feature;
 use outrigger_rules::config::Config;
 use outrigger_rules::sections::audit::AuditRules;
 use outrigger_trail::verify::rows::DropRecord;
@@ -14,9 +15,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::engine::state::State;
-use crate::mechanism::audit::shipping::{ShipError, ask};
-use crate::mechanism::audit::{Act, Command, acts, shown_id, writer};
+use crate::mechanism::audit::shipping::ask::{ShipError, ask};
+use crate::mechanism::audit::{Act, Command, Trail, shown_id, writer};
+use crate::transport::upstream::Upstream;
 
 /// How often expired events are deleted.
 const DAILY: Duration = Duration::from_secs(86_400);
@@ -31,13 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The file with the flags of the previous process.
 const FLAGS: &str = "FLAGS";
 
-/// Deletes expired events for the life of the process.
-pub async fn keep_up(state: Arc<State>) {
-    let Some(trail) = &state.trail else { return };
+/// Deletes expired events for the life of the process. `app` returns the upstream in force.
+pub async fn keep_up(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
     tokio::time::sleep(SETTLED).await;
     loop {
         trail.command(Command::Expire);
-        let wait = match in_postgres(&state).await {
+        let wait = match in_postgres(&trail, &app).await {
             Ok(()) => DAILY,
             Err(e) => {
                 tracing::warn!("expired entries of the audit log stay in PostgreSQL for now: {e}");
@@ -58,18 +58,22 @@ struct Dropped {
 }
 
 /// Makes PostgreSQL delete expired events, in steps that each take some seconds.
-async fn in_postgres(state: &State) -> Result<(), ShipError> {
-    let rules = state.rules.load_full();
-    let Some(audit) = rules.config.audit.as_ref().filter(|audit| audit.secret.is_some()) else { return Ok(()) };
+async fn in_postgres(trail: &Trail, app: &impl Fn() -> Arc<Upstream>) -> Result<(), ShipError> {
+    let basis = trail.basis();
+    let audit = &basis.audit;
+    if audit.secret.is_none() {
+        return Ok(());
+    }
+    let app_now = app();
     let retention: BTreeMap<&str, u64> =
         Class::ALL.into_iter().map(|class| (class.name(), audit.retention[class as usize].as_secs())).collect();
-    let now = writer::now();
+    let now = writer::clock::now();
     let mut more = None;
     loop {
         let body = json!({ "retention": retention, "now": now.to_string(), "resume": more }).to_string();
-        let answer = ask(&rules, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
+        let answer = ask(audit, &app_now, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
         let dropped: Dropped = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
-        record(state, &dropped.drops).await?;
+        record(trail, app, &dropped.drops).await?;
         more = dropped.more;
         if more.is_none() {
             return Ok(());
@@ -83,8 +87,8 @@ async fn in_postgres(state: &State) -> Result<(), ShipError> {
 ///
 /// # Errors
 /// [`ShipError`]: an event could not be logged or confirmed. It is tried again.
-pub async fn record(state: &State, drops: &[DropRecord]) -> Result<(), ShipError> {
-    let (Some(trail), rules) = (&state.trail, state.rules.load_full()) else { return Ok(()) };
+pub async fn record(trail: &Trail, app: &impl Fn() -> Arc<Upstream>, drops: &[DropRecord]) -> Result<(), ShipError> {
+    let (basis, app) = (trail.basis(), app());
     // A closed audit log accepts no events: the app will report to the next process.
     let Some(keys) = trail.keys.get().filter(|_| !trail.is_closed.load(Ordering::Acquire)) else { return Ok(()) };
     let mut recorded = Vec::new();
@@ -97,25 +101,30 @@ pub async fn record(state: &State, drops: &[DropRecord]) -> Result<(), ShipError
             done: Some(done),
             ..Act::new(EventType::AdminAction, "audit.retention", Outcome::Success)
         };
-        trail.enter(&rules, act);
+        trail.enter(act);
         let receipt = tokio::time::timeout(PATIENCE, receipt).await.map_err(|_| ShipError::Unwritable)?;
         let receipt = receipt.map_err(|_| ShipError::Unwritable)?;
         recorded.push(json!({
             "id": dropped.id, "entry": shown_id(receipt.id), "key": signature.key, "signature": signature.signature,
         }));
         if let Some(class) = Class::named(&dropped.class) {
-            state.metrics.audit.dropped(class, "postgres", dropped.count);
+            trail.metrics.dropped(class, "postgres", dropped.count);
         }
     }
     if recorded.is_empty() {
         return Ok(());
     }
     let body = json!({ "recorded": recorded }).to_string();
-    ask(&rules, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
+    ask(&basis.audit, &app, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
+}
+
+/// Returns the flags of this configuration, by name.
+pub fn flags(config: &Config) -> [(String, String); Feature::ALL.len()] {
+    Feature::ALL.map(|feature| (feature.key().to_owned(), config.flag(feature).switch.to_string()))
 }
 
 /// Reads the flags that the previous process had at its end.
-pub(super) fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String>> {
+pub fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String>> {
     let text = std::fs::read(rules.directory.join(FLAGS)).ok()?;
     serde_json::from_slice(&text).ok()
 }
@@ -123,7 +132,7 @@ pub(super) fn flags_before(rules: &AuditRules) -> Option<BTreeMap<String, String
 /// Stores the current flags for the next process, which logs the differences.
 pub fn keep_flags(config: &Config) {
     let Some(audit) = &config.audit else { return };
-    let flags: BTreeMap<_, _> = acts::flags(config).into();
+    let flags: BTreeMap<_, _> = flags(config).into();
     // Only text: serialization cannot fail.
     let text = serde_json::to_vec(&flags).unwrap_or_default();
     if let Err(e) = outrigger_trail::spool::write_private(&audit.directory.join(FLAGS), &text) {

@@ -5,36 +5,36 @@
 //! the signed count is added to the chain before the next event. A spool that cannot be opened or disappears is
 //! retried.
 
-use std::path::Path;
+mod append;
+pub(super) mod clock;
+mod retention;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use outrigger_policy::audit::{Class, Draft, Outcome, Time, uuid_v7};
-use outrigger_trail::holds::{HoldError, Holds};
+use outrigger_policy::audit::Class;
 use outrigger_trail::keys::MasterKeys;
-use outrigger_trail::spool::{self, Dropped, OPERATOR, Placed, SYSTEM, Spool, SpoolError};
-use outrigger_wire::random::random;
-use serde_json::json;
+use outrigger_trail::spool::{Dropped, Spool, SpoolError};
 
-use crate::engine::state::{Snapshot, State};
-use crate::mechanism::audit::event::{Act, Event, Item};
-use crate::mechanism::audit::identities::{self, Identities};
-use crate::mechanism::audit::queue::{Authority, Batch, Command, ForgetError, Receipt, Trail, lock};
+use crate::mechanism::audit::event::Item;
+use crate::mechanism::audit::identities::Identities;
+use crate::mechanism::audit::queue::{Batch, Command, Trail, lock};
+use crate::mechanism::audit::receipt::Receipt;
 use crate::mechanism::audit::refusals::{Beyond, Refusal, Refusals};
+use crate::mechanism::audit::writer::append::Lost;
+use crate::mechanism::audit::writer::clock::Clock;
 
 /// How often an unusable spool is retried.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// How long the writer looks for more items before it sleeps until it is woken.
 const AWAKE: Duration = Duration::from_secs(1);
-/// The smallest step back of the clock that is logged.
-const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 /// The side of the audit log that writes.
 #[derive(Debug)]
 pub struct Writer {
-    state: Arc<State>,
+    trail: Arc<Trail>,
     commands: Receiver<Command>,
     keys: MasterKeys,
     identities: Identities,
@@ -56,37 +56,6 @@ pub struct Writer {
     commit_time: Duration,
 }
 
-/// Events that are missing in a chain.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lost {
-    count: u64,
-    why: &'static str,
-    from: Time,
-    to: Time,
-}
-
-/// Converts an instant to the time of day.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    instant: Instant,
-    time: Time,
-}
-
-impl Clock {
-    fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { instant: Instant::now(), time: Time(i64::try_from(since.as_micros()).unwrap_or(i64::MAX)) }
-    }
-
-    fn of(self, at: Instant) -> Time {
-        let us = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
-        match at.checked_duration_since(self.instant) {
-            Some(after) => Time(self.time.0.saturating_add(us(after))),
-            None => Time(self.time.0.saturating_sub(us(self.instant.duration_since(at)))),
-        }
-    }
-}
-
 /// Closes the queues when the writer ends: no task must wait for it.
 struct Alive<'a>(&'a Trail);
 
@@ -104,16 +73,11 @@ impl std::ops::Drop for Alive<'_> {
     }
 }
 
-/// Returns the time of day.
-pub fn now() -> Time {
-    Clock::now().time
-}
-
 impl Writer {
     /// Opens the spool. On failure it is retried later: the proxy serves requests in the meantime.
-    pub fn new(state: Arc<State>, keys: MasterKeys, commands: Receiver<Command>) -> Self {
+    pub fn new(trail: Arc<Trail>, keys: MasterKeys, commands: Receiver<Command>) -> Self {
         let mut writer = Self {
-            state,
+            trail,
             commands,
             identities: Identities::new(keys.clone()),
             keys,
@@ -135,14 +99,13 @@ impl Writer {
 
     /// Writes until the process ends.
     pub fn run(mut self) {
-        let state = Arc::clone(&self.state);
-        let Some(trail) = &state.trail else { return };
+        let trail = &*Arc::clone(&self.trail);
         // Set only here.
         let _ = trail.thread.set(std::thread::current());
         let _guard = Alive(trail);
         let mut last_item = Instant::now();
         loop {
-            let interval = state.rules.load().config.audit.as_ref().map_or(AWAKE, |rules| rules.commit_interval);
+            let interval = trail.basis().audit.commit_interval;
             // Leave time for the commit itself, with a margin.
             let wait = interval.saturating_sub(4 * self.commit_time).max(interval / 2);
             let tick = Instant::now() + wait;
@@ -199,24 +162,10 @@ impl Writer {
         false
     }
 
-    /// Destroys the data keys of these subjects, and returns how many there were.
-    fn forget(&mut self, subjects: &[String], authority: Authority) -> Result<usize, ForgetError> {
-        let failed = |e: &dyn std::fmt::Display| ForgetError::Failed(e.to_string());
-        let Some(spool) = &mut self.spool else { return Err(failed(&"the spool cannot be used")) };
-        if authority == Authority::Operator {
-            let holds = Holds::read(spool.directory()).map_err(|e| failed(&e))?;
-            if let Some(hold) = holds.keeps_subject(subjects) {
-                let (id, by, reason) = (hold.id.clone(), hold.by.clone(), hold.reason.clone());
-                return Err(ForgetError::Held { id, by, reason });
-            }
-        }
-        self.identities.forget(subjects);
-        spool.forget(subjects).map_err(|e| failed(&e))
-    }
-
     fn open(&mut self) {
-        let rules = self.state.rules.load();
-        let (Some(trail), Some(audit)) = (&self.state.trail, &rules.config.audit) else { return };
+        let trail = &*self.trail;
+        let basis = trail.basis();
+        let audit = &basis.audit;
         self.tried_at = Some(Instant::now());
         match Spool::open(&audit.directory, self.keys.clone(), &audit.machine, audit.spool, Clock::now().time) {
             Ok(mut spool) => {
@@ -382,17 +331,6 @@ impl Writer {
         }
     }
 
-    fn note_dropped(&mut self, dropped: &Dropped, why: &str) {
-        let rules = self.state.rules.load();
-        let (Some(spool), Some(audit)) = (&mut self.spool, &rules.config.audit) else { return };
-        let details = json!({
-            "where": "spool", "why": why, "class": dropped.class.name(), "first": dropped.first, "last": dropped.last,
-            "count": dropped.last - dropped.first + 1, "bytes": dropped.bytes,
-        });
-        let id = uuid_v7(self.clock.time, (random(), random()));
-        spool.append(&spool::system(id, self.clock.time, &audit.machine, "audit.retention", &details.to_string()));
-    }
-
     /// Logs once that the audit log cannot be written, and once that it can be again.
     fn tell(&mut self, failed: &[(Class, SpoolError)]) {
         let problem = failed.first().map(|(_, e)| e.label());
@@ -436,171 +374,6 @@ impl Writer {
         self.lost[class as usize].add(count, why, self.clock.time);
     }
 
-    /// Adds the number of lost events to the chains. Returns what was added: it is reset by the commit.
-    fn write_gaps(&mut self, trail: &Trail) -> [Lost; Class::ALL.len()] {
-        for class in Class::ALL {
-            let found_no_room = trail.lost[class as usize].swap(0, Ordering::Relaxed);
-            if found_no_room > 0 {
-                self.lost[class as usize].add(found_no_room, "queue_full", self.clock.time);
-            }
-        }
-        let now = self.clock.time;
-        let Some(spool) = &mut self.spool else { return self.lost };
-        let machine = self.state.rules.load();
-        let machine = machine.config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        for class in Class::ALL {
-            let lost = self.lost[class as usize];
-            if lost.count == 0 {
-                continue;
-            }
-            let (from, to) = (lost.from.to_string(), lost.to.to_string());
-            let signed = format!("{} {} {} {} {from} {to}", spool.chain_id(), class.name(), lost.count, lost.why);
-            let signature = self.keys.sign(signed.as_bytes());
-            let details = json!({
-                "lost": lost.count, "why": lost.why, "from": from, "to": to,
-                "key": signature.key, "signature": signature.signature,
-            });
-            let details = details.to_string();
-            let id = uuid_v7(now, (random(), random()));
-            spool.append_to(
-                class,
-                &Draft { outcome: Outcome::Error, ..spool::system(id, now, machine, "audit.gap", &details) },
-            );
-        }
-        self.lost
-    }
-
-    fn append(&mut self, rules: &Snapshot, item: &Item) -> Option<(u128, Placed)> {
-        let spool = self.spool.as_mut()?;
-        let machine = rules.config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        let (time, now) = (self.clock.of(item.at()), self.clock.instant);
-        let id = uuid_v7(time, (random(), random()));
-        let class = item.event().class();
-        let placed = match item {
-            Item::Request(event) => {
-                let who = self.identities.of(&event.who, class, now, |key| spool.add_key(class, key)).unwrap_or(SYSTEM);
-                append_request(spool, rules, event, Draft::new(id, time, machine, event.event, event.outcome, who))
-            }
-            Item::Act(act) => {
-                let named;
-                let who = match (&act.who, &act.subject) {
-                    (Some(who), _) => {
-                        self.identities.of(who, class, now, |key| spool.add_key(class, key)).unwrap_or(SYSTEM)
-                    }
-                    (None, Some(subject)) => match identities::named(&self.keys, subject) {
-                        Some(text) => {
-                            named = text;
-                            &*named
-                        }
-                        None => OPERATOR,
-                    },
-                    (None, None) if act.is_operator => OPERATOR,
-                    (None, None) => SYSTEM,
-                };
-                append_act(spool, act, Draft::new(id, time, machine, act.event, act.outcome, who))
-            }
-        };
-        Some((id, placed))
-    }
-
-    /// Adds an event for rejections that are not logged one by one.
-    fn append_beyond(&mut self, refusal: &Refusal, beyond: &Beyond) {
-        let (event, route, reason, limit) = *refusal;
-        let Some(spool) = &mut self.spool else { return };
-        let config = &beyond.rules.config;
-        let now = self.clock.time;
-        let machine = config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        let mut details = json!({ "count": beyond.count, "from": beyond.from.to_string(), "to": now.to_string() });
-        if let Some(limit) = limit_of(&beyond.rules, limit) {
-            details["limit"] = limit.into();
-        }
-        let details = details.to_string();
-        let id = uuid_v7(now, (random(), random()));
-        spool.append(&Draft {
-            route: config.routes.all().get(route).map(|route| &*route.name),
-            status: Some(beyond.status),
-            reason: Some(reason),
-            details: Some(&details),
-            ..Draft::new(id, now, machine, event, Outcome::Refused, SYSTEM)
-        });
-    }
-
-    /// Logs that the clock was set back, which explains the order of events.
-    fn note_clock(&mut self) {
-        let now = Clock::now();
-        let expected = self.clock.of(now.instant);
-        let back = Duration::from_micros(u64::try_from(expected.0.saturating_sub(now.time.0)).unwrap_or(0));
-        self.clock = now;
-        if back < CLOCK_STEP {
-            return;
-        }
-        let rules = self.state.rules.load();
-        let machine = rules.config.audit.as_ref().map_or("", |rules| rules.machine.as_str());
-        let details = json!({ "expected": expected.to_string(), "back_ms": back.as_millis() as u64 }).to_string();
-        if let Some(spool) = &mut self.spool {
-            let id = uuid_v7(now.time, (random(), random()));
-            spool.append(&spool::system(id, now.time, machine, "audit.clock_set_back", &details));
-        }
-    }
-
-    /// Deletes expired segments, after an event about them is on disk.
-    fn expire(&mut self, trail: &Trail) {
-        let rules = self.state.rules.load_full();
-        let (Some(spool), Some(audit)) = (&mut self.spool, &rules.config.audit) else { return };
-        let now = self.clock.time;
-        let oldest = |class: Class| {
-            let kept = i64::try_from(audit.retention[class as usize].as_micros()).unwrap_or(i64::MAX);
-            Time(now.0.saturating_sub(kept))
-        };
-        let holds = match Holds::read(&audit.directory) {
-            Ok(holds) => holds,
-            Err(e) => {
-                tracing::error!("expired entries of the audit log stay while its holds cannot be read: {e}");
-                return;
-            }
-        };
-        let is_held = |class: Class, segment: &Path| {
-            let unreadable =
-                |e: HoldError| SpoolError::File { path: segment.to_owned(), source: std::io::Error::other(e) };
-            holds.keeps(class, segment).map(|hold| hold.is_some()).map_err(unreadable)
-        };
-        let expired = match spool.expired(now, oldest, is_held) {
-            Ok(expired) => expired,
-            Err(e) => {
-                tracing::warn!("expired entries of the audit log stay for now: {e}");
-                return;
-            }
-        };
-        if expired.is_empty() {
-            return;
-        }
-        for dropped in &expired {
-            self.note_dropped(dropped, "age");
-        }
-        let Some(spool) = &mut self.spool else { return };
-        let failed = spool.commit(now);
-        if let Some((_, e)) = failed.first() {
-            tracing::warn!("expired entries of the audit log stay until their removal can be recorded: {e}");
-            return;
-        }
-        trail.committed[Class::Administration as usize]
-            .store(spool.committed(Class::Administration).last, Ordering::Release);
-        match spool.drop_expired(&expired, now) {
-            Ok(()) => {
-                for dropped in &expired {
-                    let count = dropped.last - dropped.first + 1;
-                    trail.metrics.dropped(dropped.class, "spool", count);
-                    tracing::info!(
-                        class = dropped.class.name(),
-                        count,
-                        "expired entries of the audit log are removed from the spool"
-                    );
-                }
-            }
-            Err(e) => tracing::warn!("some expired entries of the audit log stay for now: {e}"),
-        }
-    }
-
     fn close(&mut self, trail: &Trail) {
         let deadline = Instant::now() + Duration::from_secs(1);
         while self.take_and_write(trail) && Instant::now() < deadline {}
@@ -623,53 +396,4 @@ impl Writer {
             tracing::warn!("the audit log could not be closed: {e}");
         }
     }
-}
-
-impl Lost {
-    fn add(&mut self, count: u64, why: &'static str, now: Time) {
-        if self.count == 0 {
-            (self.from, self.why) = (now, why);
-        }
-        self.count += count;
-        self.to = now;
-    }
-}
-
-fn append_request(spool: &mut Spool, rules: &Snapshot, event: &Event, draft: Draft<'_>) -> Placed {
-    let route = rules.config.routes.all().get(event.route);
-    let details = limit_of(rules, event.limit).map(|limit| json!({ "limit": limit }).to_string());
-    let draft = Draft {
-        details: details.as_deref(),
-        request_id: Some(event.request_id.as_str()),
-        trace_id: event.trace.map(u128::from_be_bytes),
-        method: Some(event.method.as_str()),
-        route: route.map(|route| &*route.name),
-        status: Some(event.status),
-        duration_us: Some(u64::try_from(event.duration.as_micros()).unwrap_or(u64::MAX)),
-        reason: event.reason,
-        ..draft
-    };
-    let Some(captured) = &event.captured else { return spool.append(&draft) };
-    let names = rules.config.audit.as_ref().map_or(&[][..], |rules| &rules.headers);
-    let headers: Vec<(&str, &[u8])> =
-        captured.headers.iter().filter_map(|(at, value)| Some((names.get(*at)?.as_str(), &**value))).collect();
-    let names = route.map_or(&[][..], |route| &route.resource);
-    let resource: Vec<(&str, &[u8])> =
-        captured.resource.iter().filter_map(|(at, value)| Some((&*names.get(*at)?.1, &**value))).collect();
-    spool.append(&Draft { headers: &headers, resource: &resource, ..draft })
-}
-
-/// Returns the name of a rate limit.
-fn limit_of(rules: &Snapshot, limit: Option<u16>) -> Option<&str> {
-    rules.config.limits.all.get(usize::from(limit?)).map(|limit| limit.name.as_str())
-}
-
-fn append_act(spool: &mut Spool, act: &Act, draft: Draft<'_>) -> Placed {
-    spool.append(&Draft {
-        request_id: act.request_id.as_ref().map(outrigger_wire::request_id::RequestId::as_str),
-        action: Some(act.action),
-        reason: act.reason.as_deref(),
-        details: act.details.as_deref(),
-        ..draft
-    })
 }

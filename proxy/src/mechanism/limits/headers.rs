@@ -1,10 +1,11 @@
 //! Collects the rate limits that responses show; [`outrigger_wire::ratelimit`] writes them.
 
 use outrigger_policy::limiter::Quota;
-use outrigger_rules::sections::limits::MOST_LIMITS;
+use outrigger_policy::tier::Tier;
+use outrigger_rules::sections::limits::{Limits, MOST_LIMITS};
 use outrigger_wire::ratelimit::{Item, Own, Upstream, merged};
 
-use crate::engine::exchange::Exchange;
+use crate::mechanism::limits::Shown;
 
 /// The limits that a response tells of.
 #[derive(Clone, Copy, Debug)]
@@ -16,16 +17,15 @@ pub struct Told<'a> {
 }
 
 impl<'a> Told<'a> {
-    /// The limits of an exchange; `None` if the response shows none.
-    pub fn of(exchange: &'a Exchange) -> Option<Self> {
-        let limits = &exchange.rules.config.limits;
+    /// The limits `shown` to a client of `tier`; `None` if the response shows none.
+    pub fn of(limits: &'a Limits, tier: Tier, shown: &Shown) -> Option<Self> {
         let (headers, legacy_headers) = (limits.headers, limits.legacy_headers);
         if !headers && !legacy_headers {
             return None;
         }
-        let tier = exchange.client.tier as usize;
+        let tier = tier as usize;
         let mut told = Self { items: [Item::default(); MOST_LIMITS], len: 0, headers, legacy_headers };
-        for left in exchange.shown_limits.iter() {
+        for left in shown.iter() {
             let Some(limit) = limits.all.get(usize::from(left.limit)) else { continue };
             // As many as are shown at most, which is as many as there is room for.
             let Some(item) = told.items.get_mut(told.len) else { break };
@@ -46,11 +46,9 @@ impl<'a> Told<'a> {
         let Self { headers, legacy_headers, .. } = *self;
         Own { items: &self.items[..self.len], headers, legacy_headers }
     }
-}
 
-/// Calls `field` with the name and value of each header that a response of our own gets.
-pub fn each(exchange: &Exchange, field: impl FnMut(&'static str, &[u8])) {
-    if let Some(told) = Told::of(exchange) {
-        merged(told.own(), &Upstream::default(), field);
+    /// Calls `field` with the name and value of each header that a response of our own gets.
+    pub fn each(&self, field: impl FnMut(&'static str, &[u8])) {
+        merged(self.own(), &Upstream::default(), field);
     }
 }

@@ -72,7 +72,7 @@ pub struct LimitMetrics {
 }
 
 /// The metrics of shared rate limits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SharedLimits {
     states: IntGaugeVec,
     /// The number of Machines among which quotas are divided.

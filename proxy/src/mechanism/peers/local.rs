@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::engine::state::{Phase, State};
-use crate::mechanism::peers::answer::Condition;
+use crate::mechanism::peers::Peers;
 use crate::mechanism::peers::probe::{Unanswered, ask};
-use crate::transport::upstream::{self, ConnectError};
+use crate::transport::app_pool::AppStream;
+use crate::transport::upstream::ConnectError;
 
 /// After this many checks in a row without a response the app is not ready: one slow response is tolerated.
 const MOST_UNANSWERED: u32 = 2;
@@ -28,25 +28,14 @@ impl Local {
     }
 }
 
-/// Returns the condition that this Machine reports.
-pub fn condition(state: &State, local: &Local) -> Condition {
-    if state.drain.phase() != Phase::Serving {
-        Condition::Leaving
-    } else if state.reach.is_away() || local.is_unready() {
-        Condition::Unready
-    } else if state.gate.standing().waiting.iter().any(|waiting| *waiting > 0) {
-        Condition::Busy
-    } else {
-        Condition::Ready
-    }
-}
-
-/// Checks the app for the life of the process.
-pub async fn keep_asking(state: Arc<State>) {
-    let Some(peers) = &state.peers else { return };
+/// Checks the app for the life of the process. `connect` opens a connection to it.
+pub async fn keep_asking<F>(peers: Arc<Peers>, connect: impl Fn() -> F)
+where
+    F: Future<Output = Result<AppStream, ConnectError>>,
+{
     let mut unanswered = 0;
     loop {
-        let is_unready = match is_ready(&state, peers.rules.timeout).await {
+        let is_unready = match is_ready(connect(), peers.rules.timeout).await {
             Ok(is_ready) => {
                 unanswered = 0;
                 !is_ready
@@ -68,7 +57,10 @@ pub async fn keep_asking(state: Arc<State>) {
 }
 
 /// Returns whether the app is ready. An app without this endpoint is ready whenever it responds.
-async fn is_ready(state: &State, patience: Duration) -> Result<bool, Unanswered> {
-    let (status, _) = ask(upstream::connect(state), "/health/ready", patience).await?;
+async fn is_ready(
+    connecting: impl Future<Output = Result<AppStream, ConnectError>>,
+    patience: Duration,
+) -> Result<bool, Unanswered> {
+    let (status, _) = ask(connecting, "/health/ready", patience).await?;
     Ok(status != StatusCode::SERVICE_UNAVAILABLE)
 }

@@ -21,12 +21,11 @@ use pingora::lb::Backend;
 use pingora::lb::health_check::HealthCheck;
 use pingora::{Error, ErrorType};
 
-use crate::engine::state::State;
 use crate::mechanism::peers::answer::{AnswerRefused, Asked, ProbeAnswer};
 use crate::mechanism::peers::hop::{Hop, Kind, Nonces, PROBE_PATH, Receiver};
 use crate::mechanism::peers::{Peer, Peers, Seen, Standing};
 use crate::transport::app_pool::AppStream;
-use crate::transport::upstream::ConnectError;
+use crate::transport::upstream::{ConnectError, Resource};
 
 /// After this many probes in a row without a response a peer is considered gone.
 pub const MISSED_BEFORE_LOST: u32 = 3;
@@ -161,8 +160,7 @@ impl HealthCheck for Check {
 }
 
 /// Looks for peers for the life of the process.
-pub async fn keep_looking(state: Arc<State>) {
-    let Some(peers) = &state.peers else { return };
+pub async fn keep_looking(peers: Arc<Peers>) {
     let mut has_failed = false;
     loop {
         let found = peers.balancer.update().await;
@@ -177,19 +175,24 @@ pub async fn keep_looking(state: Arc<State>) {
     }
 }
 
-/// Probes the peers in a task of its own: a slow name server must not delay probes.
-pub async fn keep_asking(state: Arc<State>) {
-    let Some(peers) = &state.peers else { return };
+/// Probes the peers in a task of its own: a slow name server must not delay probes. After each round calls `seen` with whether
+/// no complete table was known before it. Calls `note_exhaustion` when this host lacks a resource for a probe.
+pub async fn keep_asking(peers: Arc<Peers>, seen: impl Fn(bool), note_exhaustion: impl Fn(Resource)) {
     loop {
         peers.balancer.backends().run_health_check(true).await;
         let answers = std::mem::take(&mut *peers.round.lock().unwrap_or_else(PoisonError::into_inner));
-        take_in(&state, peers, answers);
+        seen(take_in(&peers, answers, &note_exhaustion));
         tokio::time::sleep(peers.rules.interval).await;
     }
 }
 
-/// Makes the next table of peers from the previous one and the results of a round.
-fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Proven, Unanswered>>) {
+/// Makes the next table of peers from the previous one and the results of a round. Returns whether no complete
+/// table was known before.
+fn take_in(
+    peers: &Peers,
+    answers: HashMap<SocketAddr, Result<Proven, Unanswered>>,
+    note_exhaustion: impl Fn(Resource),
+) -> bool {
     let before = peers.seen();
     let mut next = Seen::default();
     let mut answers: Vec<_> = answers.into_iter().collect();
@@ -198,7 +201,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
         let known = before.peers.iter().find(|peer| peer.target == Target::Tcp(address));
         if let Err(Unanswered::Connect(ConnectError::Exhausted { resource, .. })) = &answer {
             // The address was not probed: its state stays the same.
-            state.exhaustion.note(*resource, state);
+            note_exhaustion(*resource);
             match (known, before.strangers.get(&address)) {
                 (Some(known), _) => next.peers.push(Arc::clone(known)),
                 (None, asked) => drop(next.strangers.insert(address, asked.copied().unwrap_or(0))),
@@ -247,9 +250,7 @@ fn take_in(state: &State, peers: &Peers, answers: HashMap<SocketAddr, Result<Pro
     }
     let is_complete = next.is_complete() && peers.found.age().is_some();
     peers.seen.store(Arc::new(next));
-    state.machines.set_known(peers.machines().0);
-    let is_first_look = !peers.has_looked.fetch_or(is_complete, Ordering::Relaxed);
-    state.metrics.peers.show(peers, is_first_look);
+    !peers.has_looked.fetch_or(is_complete, Ordering::Relaxed)
 }
 
 fn tell(peer: &Peer, standing: Standing) {

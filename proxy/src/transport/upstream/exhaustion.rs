@@ -9,14 +9,11 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outrigger_rules::target::Target;
 use rustix::io::Errno;
 use tokio::sync::Notify;
-
-use crate::engine::state::State;
-use crate::transport::upstream::ConnectError;
 
 /// A resource of this host that a connection needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,29 +107,6 @@ fn has_route(address: SocketAddr) -> bool {
     UdpSocket::bind(any).and_then(|socket| socket.connect(address)).is_ok()
 }
 
-/// The pauses before a connection is retried while this host lacks a resource. Then the request is rejected.
-const PAUSES: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20)];
-
-/// Opens a connection. If this host lacks a resource, closes idle connections and retries for a moment.
-///
-/// # Errors
-/// The last error of `open`.
-pub async fn with_room<T, F>(state: &State, mut open: impl FnMut() -> F) -> Result<T, ConnectError>
-where
-    F: Future<Output = Result<T, ConnectError>>,
-{
-    let mut pauses = PAUSES.iter();
-    loop {
-        let opened = open().await;
-        let Some(resource) = opened.as_ref().err().and_then(ConnectError::exhausted) else { return opened };
-        state.exhaustion.note(resource, state);
-        match pauses.next() {
-            Some(pause) => tokio::time::sleep(*pause).await,
-            None => return opened,
-        }
-    }
-}
-
 /// How many descriptors are reserved and not given to clients; at most an eighth of all.
 const MOST_RESERVED_FILES: u64 = 64;
 
@@ -177,10 +151,8 @@ impl Exhaustion {
         u64::try_from(newest.as_fd().as_raw_fd()).is_ok_and(|number| number >= self.last_files.load(Ordering::Relaxed))
     }
 
-    /// Records that `resource` was lacking: counts it, logs it, and makes room. Returns true if client connections are
-    /// closing.
-    pub fn note(&self, resource: Resource, state: &State) -> bool {
-        state.metrics.upstream.exhausted(resource);
+    /// Records that `resource` was lacking: logs it, and asks workers to close idle connections to the app.
+    pub fn note(&self, resource: Resource) {
         if resource.is_of_process() {
             self.sweep.notify_waiters();
         }
@@ -199,7 +171,6 @@ impl Exhaustion {
                 resource.advice()
             );
         }
-        resource.is_of_process() && state.make_room()
     }
 }
 

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use outrigger_metrics::IntCounter;
 use outrigger_rules::own::OwnListeners;
+use tokio::sync::Notify;
 
-use crate::engine::state::State;
 use crate::transport::upstream::{Addresses, Name, Upstream, Upstreams};
 
 /// Interval between lookups of a known name.
@@ -121,31 +122,35 @@ impl Which {
     }
 }
 
-/// Keeps the addresses of a name up to date, for the life of the process.
-pub async fn keep_looked_up(state: Arc<State>, which: Which) {
+/// Keeps the addresses of a name up to date, for the life of the process. `rules` returns the upstreams in force and this
+/// proxy's listeners; `moved` is notified when either, or an address, has changed. `failures` counts failed lookups.
+pub async fn keep_looked_up(
+    which: Which,
+    moved: Arc<Notify>,
+    failures: IntCounter,
+    rules: impl Fn() -> (Upstreams, OwnListeners),
+) {
     let mut has_failed = false;
     loop {
-        let moved = state.app_moved.notified();
-        let rules = state.rules.load_full();
-        let upstream = which.of(&rules.upstreams);
+        let has_moved = moved.notified();
+        let (upstreams, own) = rules();
+        let upstream = which.of(&upstreams);
         let Some(name) = upstream.as_ref().and_then(|upstream| upstream.name()) else {
-            moved.await;
+            has_moved.await;
             continue;
         };
-        let own = OwnListeners::of(&rules.config);
-        drop(rules);
         let found = look_up_off_the_runtime(name).await;
-        let ends = tell(&state, which, name, found, &own, &mut has_failed);
+        let ends = tell(&failures, which, name, found, &own, &mut has_failed);
         let pause = if has_failed || name.is_unknown() { RETRY } else { REFRESH };
         if ends {
             // Requests that are connecting to the old addresses try again with the new ones.
-            state.app_moved.notify_waiters();
+            moved.notify_waiters();
         }
         // A failed connection causes an earlier lookup, but at most one per [`RETRY`].
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = async { tokio::time::sleep(RETRY).await; name.doubted.notified().await } => {}
-            () = until_replaced(&state, which, &upstream) => has_failed = false,
+            () = until_replaced(&moved, || which.of(&rules().0), &upstream) => has_failed = false,
         }
     }
 }
@@ -164,10 +169,10 @@ async fn look_up_off_the_runtime(name: &Name) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// Ends when the configuration has another upstream.
-async fn until_replaced(state: &State, which: Which, upstream: &Option<Arc<Upstream>>) {
+async fn until_replaced(moved: &Notify, current: impl Fn() -> Option<Arc<Upstream>>, upstream: &Option<Arc<Upstream>>) {
     loop {
-        let moved = state.app_moved.notified();
-        let now = which.of(&state.rules.load().upstreams);
+        let has_moved = moved.notified();
+        let now = current();
         let is_same = match (&now, upstream) {
             (Some(now), Some(upstream)) => Arc::ptr_eq(now, upstream),
             (now, upstream) => now.is_none() == upstream.is_none(),
@@ -175,13 +180,13 @@ async fn until_replaced(state: &State, which: Which, upstream: &Option<Arc<Upstr
         if !is_same {
             return;
         }
-        moved.await;
+        has_moved.await;
     }
 }
 
 /// Stores the result of a lookup and logs changes. Returns true if the addresses have changed.
 fn tell(
-    state: &State,
+    failures: &IntCounter,
     which: Which,
     name: &Name,
     found: io::Result<Vec<SocketAddr>>,
@@ -202,7 +207,7 @@ fn tell(
                     "no address is found for {shown} ({key}): {why}{stays}"
                 );
             }
-            state.metrics.upstream.names_failed.inc();
+            failures.inc();
             return false;
         }
     };

@@ -1,41 +1,19 @@
-//! Events that are not requests: bans, circuit breakers, changes of configuration and flags, and actions of operators.
+//! Reports what is not a request to metrics, log and audit log: bans, circuit breakers, changes of configuration and flags,
+//! and actions of operators.
 
 use std::collections::BTreeMap;
 
 use outrigger_policy::audit::{EventType, Outcome};
+use outrigger_policy::breaker::{Reason, State as Position};
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_rules::config::Config;
 use serde_json::json;
 
 use crate::engine::exchange::Exchange;
 use crate::engine::state::State;
-use crate::mechanism::audit::{Act, Item, Who};
-
-/// Logs a change of the audit log itself, regardless of its flag.
-fn enter_surely(state: &State, act: Act) {
-    if let Some(trail) = &state.trail {
-        trail.enter(&state.rules.load(), act);
-    }
-}
-
-/// Logs that PostgreSQL has a `HEAD` of this directory ahead of the local one: the directory was rolled back.
-pub fn rolled_back(state: &State, number: u64) {
-    let problem =
-        "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was put back";
-    tracing::error!(
-        finding = "audit.rolled_back",
-        number,
-        "the audit log was changed while no process wrote to it: {problem}"
-    );
-    state.metrics.audit.alarm("audit.rolled_back");
-    let details = json!({ "head_in_postgres": number, "problem": problem }).to_string();
-    for event in [EventType::Forged, EventType::AdminAction] {
-        enter_surely(
-            state,
-            Act { details: Some(details.clone()), ..Act::new(event, "audit.rolled_back", Outcome::Error) },
-        );
-    }
-}
+use crate::mechanism::audit::upkeep::flags;
+use crate::mechanism::audit::{Act, Who};
+use crate::mechanism::breakers::{Cell, Change, Turned};
 
 /// Logs an action, without waiting for the disk.
 pub fn enter(state: &State, act: Act) {
@@ -45,7 +23,7 @@ pub fn enter(state: &State, act: Act) {
     match rules.config.flag(Feature::AuditTrail).mode_for_everybody() {
         Some(Mode::Off) => {}
         Some(Mode::Monitor) => trail.metrics.monitored(act.event.class()),
-        _ => trail.push(&rules, Item::Act(Box::new(act))),
+        _ => trail.enter(act),
     }
 }
 
@@ -87,14 +65,33 @@ pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: O
     );
 }
 
-/// Logs that a circuit breaker has changed its state.
-pub fn breaker(state: &State, name: &str, from: &str, to: &'static str, reason: Option<&str>) {
-    if state.trail.is_none() {
-        return;
+/// Reports a change of a circuit breaker to metrics, log and audit log.
+pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, turned }: Change) {
+    let breaker = &*cell.name;
+    if let Some(clients_refused) = clients_refused {
+        state.metrics.breakers.refuses_one(breaker);
+        tracing::info!(
+            event = "breaker_client",
+            breaker,
+            clients_refused,
+            "breaker {breaker} rejects a client for failures that only that client saw"
+        );
     }
-    let details = json!({ "breaker": name, "from": from, "to": to }).to_string();
-    let reason = reason.map(str::to_owned);
-    enter(state, Act { reason, details: Some(details), ..Act::new(EventType::Breaker, to, Outcome::Success) });
+    let Some(Turned { from, to, reason, open_for }) = turned else { return };
+    state.metrics.breakers.changed(breaker, to);
+    let (from, to_name) = (from.name(), to.name());
+    if state.trail.is_some() {
+        let details = json!({ "breaker": breaker, "from": from, "to": to_name }).to_string();
+        let reason = reason.map(|reason| reason.name().to_owned());
+        enter(state, Act { reason, details: Some(details), ..Act::new(EventType::Breaker, to_name, Outcome::Success) });
+    }
+    if to == Position::Open {
+        let reason = reason.map_or("operator", Reason::name);
+        let open_ms = open_for.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        tracing::warn!(event = "breaker", breaker, from, to = to_name, reason, open_ms, "breaker {breaker} opens");
+    } else {
+        tracing::info!(event = "breaker", breaker, from, to = to_name, "breaker {breaker}: {from} to {to_name}");
+    }
 }
 
 /// Logs that an operator forces the state of a circuit breaker.
@@ -119,19 +116,16 @@ pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
     enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
 }
 
-/// Returns the flags of this configuration, by name.
-pub fn flags(config: &Config) -> [(String, String); Feature::ALL.len()] {
-    Feature::ALL.map(|feature| (feature.key().to_owned(), config.flag(feature).switch.to_string()))
-}
-
 /// Logs the flags in `config` that differ from those before.
 pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, String)>, config: &Config) {
+    let Some(trail) = &state.trail else { return };
     let now = flags(config);
     for (flag, from) in before {
         let Some((_, to)) = now.iter().find(|(name, to)| *name == flag && *to != from) else { continue };
         let details = json!({ "flag": flag, "from": from, "to": to }).to_string();
         let act = Act::new(EventType::FlagChange, "switch", Outcome::Success);
-        enter_surely(state, Act { is_operator: true, details: Some(details), ..act });
+        // Regardless of the audit log's own flag, which may be the one that has changed.
+        trail.enter(Act { is_operator: true, details: Some(details), ..act });
     }
 }
 
