@@ -93,8 +93,7 @@ pub fn told(exchange: &Exchange) -> Option<Told<'_>> {
 mod tests {
     use super::*;
     use crate::engine::metrics::Metrics;
-    use crate::mechanism::access_log::AccessLog;
-    use crate::mechanism::log::LogQueue;
+    use crate::mechanism::log::{AccessLog, LogQueue};
     use http::{HeaderMap, Method};
     use outrigger_rules::config::Config;
     use outrigger_rules::sections::log::LogFormat;
