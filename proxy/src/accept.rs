@@ -136,7 +136,7 @@ async fn accept_failed(error: &std::io::Error, state: &State) {
         return;
     }
     let made_room = match Resource::of_process_by(error) {
-        Some(resource) => state.exhaustion.note(resource, state),
+        Some(resource) => state.note_exhaustion(resource),
         None => {
             tracing::error!("no connection can be accepted: {error}");
             false
@@ -152,7 +152,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     state.metrics.connections.accepted.inc();
     let address = client.ip().to_canonical();
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
-    if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {
+    if state.exhaustion.is_nearly_out_of_files(&socket) && !state.note_exhaustion(Resource::OpenFiles) {
         return turn_away(&socket, address, worker);
     }
     let Some(open) = state.open_connection(worker.listener, address) else {

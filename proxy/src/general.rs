@@ -36,7 +36,8 @@ use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Listener};
 use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::Rejection;
-use crate::engine::stages;
+use crate::engine::stages::breakers::End;
+use crate::engine::stages::{self, breakers};
 use crate::engine::state::State;
 use crate::engine::{record, retries, steps};
 use crate::general::context::Context;
@@ -44,7 +45,6 @@ use crate::general::errors::Verdict;
 use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, remove_hop_by_hop, view};
 use crate::general::line::Line;
 use crate::general::upload::Upload;
-use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::metrics::SentOn;
 
 /// The limit that Pingora is given: more attempts than any route allows, including those that wait for an app that is down.

@@ -4,12 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
 use outrigger_rules::environment::unknown_variables;
+use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -22,14 +24,15 @@ use tokio::sync::watch;
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
 use crate::control::reload::{self, Stamp};
+use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
+use crate::engine::notices;
 use crate::engine::state::{Phase, State};
 use crate::general::{Gateway, MOST_ATTEMPTS};
-use crate::mechanism::access_log::AccessLog;
-use crate::mechanism::audit::Trail;
-use crate::mechanism::log::LogQueue;
-use crate::mechanism::peers::Peers;
+use crate::mechanism::audit::{AuditBasis, Command, Trail, upkeep};
+use crate::mechanism::limits::settling::SharedState;
+use crate::mechanism::log::{AccessLog, LogQueue};
 use crate::mechanism::{audit, limits, log, peers};
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::names::Which;
@@ -98,11 +101,11 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
         tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
     let workers = config.server.threads;
-    let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
+    let trail = AuditBasis::of(config).map(|basis| Trail::new(basis, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
-    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail));
+    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail.map(Arc::new)));
     state.exhaustion.set_files_allowed(files_allowed);
-    audit::start::<RunError>(&state, commands)?;
+    start_audit_log(&state, commands)?;
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
@@ -129,22 +132,8 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     serve_admin(admin, Arc::clone(&state))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
-        for which in [Which::App, Which::Metrics] {
-            tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
-        }
-        tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
-        tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
-        tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
         tokio::spawn(reload::watch(file.to_owned(), read, Arc::clone(&state), level));
-        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
-        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
-        tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
-        let rules = Arc::clone(&state);
-        let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
-        let counted = Arc::clone(&state);
-        tokio::spawn(keep_fresh(credentials, move |fetched| {
-            counted.metrics.identity.keys_fetched(fetched.is_ok());
-        }));
+        start_background_tasks(&state);
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
@@ -160,7 +149,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
         Ok(())
     });
     if let Some(trail) = &state.trail {
-        audit::acts::process(&state, "stop");
+        notices::process(&state, "stop");
         trail.close(Duration::from_secs(5));
         if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.secret.is_some()) {
             runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
@@ -170,6 +159,73 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     // Remaining tasks have had their time; waiting for them would only delay the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Starts the writer of the audit log, if it is configured, and logs this start.
+fn start_audit_log(state: &State, commands: Option<Receiver<Command>>) -> Result<(), RunError> {
+    let (Some(trail), Some(commands)) = (&state.trail, commands) else { return Ok(()) };
+    let before = upkeep::flags_before(&trail.basis().audit);
+    audit::start::<RunError>(trail, commands)?;
+    let rules = state.rules.load();
+    notices::process(state, "start");
+    notices::flags_changed(state, before.unwrap_or_default(), &rules.config);
+    upkeep::keep_flags(&rules.config);
+    Ok(())
+}
+
+/// Starts the tasks that run for the life of the process.
+fn start_background_tasks(state: &Arc<State>) {
+    let shared = || Arc::clone(state);
+    for which in [Which::App, Which::Metrics] {
+        let state = shared();
+        let rules = move || {
+            let rules = state.rules.load();
+            (rules.upstreams.clone(), OwnListeners::of(&rules.config))
+        };
+        let (moved, failures) = (Arc::clone(&shared().app_moved), shared().metrics.upstream.names_failed.clone());
+        tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
+    }
+    if let Some(peers) = &state.peers {
+        tokio::spawn(peers::probe::keep_looking(Arc::clone(peers)));
+        let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());
+        let seen = move |is_first_look| {
+            seeing.machines.set_known(table.machines().0);
+            seeing.metrics.peers.show(&table, is_first_look);
+        };
+        let note_exhaustion = move |resource| {
+            lacking.note_exhaustion(resource);
+        };
+        tokio::spawn(peers::probe::keep_asking(Arc::clone(peers), seen, note_exhaustion));
+        let state = shared();
+        let connect = move || {
+            let state = Arc::clone(&state);
+            async move { connect(&state).await }
+        };
+        tokio::spawn(peers::local::keep_asking(Arc::clone(peers), connect));
+    }
+    let (rules, lacking) = (shared(), shared());
+    let settings = move || rules.rules.load().config.limits.sharing.clone();
+    let shared_state = SharedState {
+        limits: Arc::clone(&state.shared),
+        machines: Arc::clone(&state.machines),
+        metrics: state.metrics.limits.shared.clone(),
+        clock: state.clock(),
+    };
+    let note_exhaustion = move |resource| {
+        lacking.note_exhaustion(resource);
+    };
+    tokio::spawn(limits::settling::keep_settled(shared_state, settings, note_exhaustion));
+    if let Some(trail) = &state.trail {
+        let (shipping, upkeep) = (shared(), shared());
+        let app = move || Arc::clone(&shipping.rules.load().upstreams.app);
+        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(trail), app));
+        let app = move || Arc::clone(&upkeep.rules.load().upstreams.app);
+        tokio::spawn(audit::upkeep::keep_up(Arc::clone(trail), app));
+    }
+    let rules = shared();
+    let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
+    let counted = shared();
+    tokio::spawn(keep_fresh(credentials, move |fetched| counted.metrics.identity.keys_fetched(fetched.is_ok())));
 }
 
 /// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
@@ -278,7 +334,7 @@ async fn sweep_when_asked(state: Arc<State>) {
 async fn sweep_kept_connections(state: Arc<State>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(Peers::seen));
+        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(|peers| peers.seen()));
         let (app, upstream) = (&rules.config.app, &rules.upstreams.app);
         let is_peer =
             |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));

@@ -258,8 +258,7 @@ mod tests {
 
     use super::*;
     use crate::engine::metrics::Metrics;
-    use crate::mechanism::access_log::AccessLog;
-    use crate::mechanism::log::LogQueue;
+    use crate::mechanism::log::{AccessLog, LogQueue};
     use outrigger_rules::config::Config;
     use outrigger_rules::sections::log::LogFormat;
 

@@ -16,8 +16,9 @@ use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::engine::notices;
 use crate::engine::state::{Snapshot, State};
-use crate::mechanism::audit::{acts, upkeep};
+use crate::mechanism::audit::upkeep;
 use crate::mechanism::log::LevelSwitch;
 use crate::transport::upstream::checked::Checked;
 
@@ -115,7 +116,7 @@ impl Reloader {
         self.state.metrics.config.reloaded(false);
         let version = self.state.rules.load().version;
         // The texts of the problems may contain a secret, so only their number is recorded.
-        acts::reloaded(&self.state, version, Some(error.problems.len()));
+        notices::reloaded(&self.state, version, Some(error.problems.len()));
         tracing::error!(
             config_version = version,
             problems = error.problems.len(),
@@ -171,13 +172,16 @@ impl Reloader {
         self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
+        if let (Some(trail), Some(basis)) = (&self.state.trail, &next.audit) {
+            trail.set_basis(Arc::clone(basis));
+        }
         if app_moved {
             tracing::info!(event = "app_moved", app = %next.config.app.address, "requests go to {} from now on", next.config.app.address);
         }
         // The tasks that resolve names, too: another name may be in force now.
         self.state.app_moved.notify_waiters();
-        acts::reloaded(&self.state, next.version, None);
-        acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);
+        notices::reloaded(&self.state, next.version, None);
+        notices::flags_changed(&self.state, upkeep::flags(&before.config), &next.config);
         upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {

@@ -10,12 +10,11 @@ use outrigger_wire::request_id::RequestId;
 
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Failure, Rejection};
-use crate::engine::stages::hold;
+use crate::engine::stages::breakers::{self, End};
+use crate::engine::stages::{abuse, audit, hold, limits};
 use crate::engine::state::State;
 use crate::mechanism::access_log::Line;
-use crate::mechanism::breakers::{self, End};
 use crate::mechanism::outcome::Outcome;
-use crate::mechanism::{abuse, audit, limits};
 
 /// The longest part of a path that a log line shows, in bytes.
 const SHOWN_PATH_BYTES: usize = 1024;

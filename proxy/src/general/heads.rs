@@ -10,7 +10,7 @@ use pingora::proxy::Session;
 use pingora::{Error, Result};
 
 use crate::engine::exchange::Exchange;
-use crate::mechanism::{affinity, limits};
+use crate::engine::stages::{affinity, limits};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -124,7 +124,7 @@ pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
 
 /// Adds the headers for the client's rate limits, merged with those of the app.
 pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    let Some(told) = limits::headers::Told::of(exchange) else { return Ok(()) };
+    let Some(told) = limits::told(exchange) else { return Ok(()) };
     let own = told.own();
     let mut upstream = ratelimit::Upstream::default();
     for (name, value) in &response.headers {

@@ -19,11 +19,12 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketS
 use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::engine::connect;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::transport::app_pool::AppStream;
 use crate::transport::timer::Timer;
-use crate::transport::upstream::{self, ConnectError, exhaustion};
+use crate::transport::upstream::ConnectError;
 
 /// The side whose time was over when the connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +158,10 @@ impl Opener {
         let open = || async {
             match &self.peer {
                 Some(target) => AppStream::connect_to_peer(target).await,
-                None => upstream::connect_once(&self.state).await,
+                None => connect::connect_once(&self.state).await,
             }
         };
-        exhaustion::with_room(&self.state, open).await
+        connect::with_room(&self.state, open).await
     }
 }
 

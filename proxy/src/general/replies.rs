@@ -14,11 +14,11 @@ use crate::engine::answer::OwnResponse;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::reply;
+use crate::engine::stages::audit;
 use crate::engine::state::Phase;
 use crate::general::Gateway;
 use crate::general::heads::content_length;
 use crate::mechanism::affinity::replay;
-use crate::mechanism::audit;
 
 /// How much of a rejected request's body is read at most, to keep the connection.
 const DRAIN_BYTES: u64 = 1 << 20;

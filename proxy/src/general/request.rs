@@ -12,10 +12,10 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
+use crate::engine::claims;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::general::heads::{hide_session, sift, view};
 use crate::general::{Gateway, h2};
-use crate::mechanism::claims;
 use crate::mechanism::peers::hop::Hop;
 
 /// How long the rest of a rejected request's body is read, to keep the connection.

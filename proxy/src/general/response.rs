@@ -13,11 +13,11 @@ use pingora::{Error, ErrorType, Result};
 use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
 use crate::engine::metrics::StreamKind;
 use crate::engine::stages::admit;
+use crate::engine::stages::breakers::{self, End};
 use crate::engine::state::Phase;
 use crate::general::Gateway;
 use crate::general::context::Context;
 use crate::general::heads::{add_limits, add_session, has_one_length, head_bytes, response_length};
-use crate::mechanism::breakers::{self, End};
 
 /// A response longer than this is a transfer at the client's pace: its head alone counts for the circuit breaker.
 const LARGE_BODY_BYTES: u64 = 1 << 20;

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
+use crate::engine::connect;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::retries;
@@ -18,7 +19,7 @@ use crate::engine::steps::{self, Fault};
 use crate::http1::buffers::scratch;
 use crate::http1::{Answered, Broken, Lane};
 use crate::transport::app_pool::{self, AppStream};
-use crate::transport::upstream::{self, ConnectError};
+use crate::transport::upstream::ConnectError;
 
 /// State that the attempts of a request share.
 struct Attempt<'h> {
@@ -173,7 +174,7 @@ impl Lane<'_> {
         self.state.metrics.attempts.new.inc();
         let left = exchange.deadline.saturating_duration_since(Instant::now());
         let patience = exchange.rules.config.app.connect_timeout.min(left);
-        match tokio::time::timeout(patience, upstream::connect(self.state)).await {
+        match tokio::time::timeout(patience, connect::connect(self.state)).await {
             Ok(connected) => connected.map_err(|error| not_connected(&error)),
             Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
         }

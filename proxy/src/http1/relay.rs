@@ -16,12 +16,12 @@ use crate::engine::exchange::Exchange;
 use crate::engine::metrics::StreamKind;
 use crate::engine::record;
 use crate::engine::rejection::Failure;
-use crate::engine::stages::admit;
+use crate::engine::stages::{admit, affinity, audit, limits};
 use crate::engine::state::Phase;
 use crate::http1::body::{BodyEnd, put_chunk};
 use crate::http1::buffers::{READ_BYTES, recycle};
 use crate::http1::{Broken, Lane, closed};
-use crate::mechanism::{affinity, audit, limits};
+use crate::mechanism::limits::headers::Told;
 use crate::transport::app_pool::{self, AppStream};
 
 impl Lane<'_> {
@@ -37,12 +37,12 @@ impl Lane<'_> {
         let relayed = SESSION.with_borrow_mut(|session| {
             session.clear();
             affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
-            let told = limits::headers::Told::of(exchange);
+            let told = limits::told(exchange);
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
-                limits: told.as_ref().map(limits::headers::Told::own),
+                limits: told.as_ref().map(Told::own),
                 session,
                 closes: self.closes,
             };

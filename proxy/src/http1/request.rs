@@ -11,13 +11,13 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::rewrite::{self, Sifting};
 use outrigger_wire::scan::MOST_FIELDS;
 
+use crate::engine::claims;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::stages;
 use crate::engine::state::State;
 use crate::http1::Origin;
 use crate::http1::buffers::scratch;
-use crate::mechanism::claims;
 
 /// A request after the stages.
 pub(super) struct Prepared {

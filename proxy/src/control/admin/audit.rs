@@ -136,7 +136,7 @@ async fn enter(
 async fn enter_surely(state: &State, act: Act) -> Result<Receipt, Refused> {
     let trail = state.trail.as_ref().ok_or(Refused::NoTrail)?;
     let (done, receipt) = oneshot::channel();
-    trail.enter(&state.rules.load(), Act { done: Some(done), ..act });
+    trail.enter(Act { done: Some(done), ..act });
     let late = || Refused::Unwritable("not within 10 s, or the disk says no; the log says why".to_owned());
     tokio::time::timeout(PATIENCE, receipt).await.map_err(|_| late())?.map_err(|_| late())
 }

@@ -158,8 +158,7 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
                     tracing::error!("the admin listener cannot accept a connection: {e}");
                 }
                 // Idle clients may hold all descriptors, and close only if another connection needs one: ask them to.
-                let made_room =
-                    Resource::of_process_by(&e).is_some_and(|resource| state.exhaustion.note(resource, &state));
+                let made_room = Resource::of_process_by(&e).is_some_and(|resource| state.note_exhaustion(resource));
                 tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
                 continue;
             }
