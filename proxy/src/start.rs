@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
+use outrigger_rules::config::Config;
 use outrigger_rules::environment::unknown_variables;
 use outrigger_rules::target::Target;
 use pingora::apps::HttpServerOptions;
@@ -69,23 +70,7 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    for (name, meant) in unknown_variables() {
-        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        tracing::warn!("the environment has {name}, which means nothing here{hint}");
-    }
-    if !has_file {
-        tracing::warn!(
-            file = %file.display(),
-            "there is no {}: every default is in force; once the file is there, it is taken",
-            file.display()
-        );
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    if config.limits_unset {
-        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
-    }
+    warn_of_settings(config, file, has_file);
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
@@ -105,44 +90,14 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
     let server = state.rules.load().config.server.clone();
-    for number in 0..server.threads {
-        let listeners = [
-            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
-            clone_of(h2c.as_ref(), Protocol::H2c, Listener::Public)?,
-            clone_of(peers.as_ref(), Protocol::Http1, Listener::Peers)?,
-        ];
-        let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        thread.spawn(move || {
-            audit::is_worker(number);
-            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
-                tracing::error!("a worker cannot serve: {e}");
-                std::process::abort();
-            }
-        })?;
-    }
+    spawn_workers(&public, h2c.as_ref(), peers.as_ref(), &state, &leaving, &closing)?;
     // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
     serve_admin(admin, Arc::clone(&state))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
-        for which in [Which::App, Which::Metrics] {
-            tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
-        }
-        tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
-        tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
-        tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
-        tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
-        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
-        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
-        tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
-        let rules = Arc::clone(&state);
-        let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
-        let counted = Arc::clone(&state);
-        tokio::spawn(keep_fresh(credentials, move |fetched| {
-            counted.metrics.identity.keys_fetched(fetched.is_ok());
-        }));
+        spawn_background(&state, file, has_file, level);
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
@@ -168,6 +123,75 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     // Remaining tasks have had their time; waiting for them would only delay the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Logs settings that the operator may not have meant.
+fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
+    for (name, meant) in unknown_variables() {
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+    }
+    if !has_file {
+        tracing::warn!(
+            file = %file.display(),
+            "there is no {}: every default is in force; once the file is there, it is taken",
+            file.display()
+        );
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.limits_unset {
+        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+    }
+}
+
+/// Starts the worker threads, each with clones of the listeners.
+fn spawn_workers(
+    public: &std::net::TcpListener,
+    h2c: Option<&std::net::TcpListener>,
+    peers: Option<&std::net::TcpListener>,
+    state: &Arc<State>,
+    leaving: &watch::Sender<bool>,
+    closing: &watch::Sender<bool>,
+) -> io::Result<()> {
+    for number in 0..state.rules.load().config.server.threads {
+        let listeners = [
+            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
+            clone_of(h2c, Protocol::H2c, Listener::Public)?,
+            clone_of(peers, Protocol::Http1, Listener::Peers)?,
+        ];
+        let (state, leaving, closing) = (Arc::clone(state), leaving.subscribe(), closing.subscribe());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || {
+            audit::is_worker(number);
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
+                tracing::error!("a worker cannot serve: {e}");
+                std::process::abort();
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Starts the background tasks on the current runtime.
+fn spawn_background(state: &Arc<State>, file: &Path, has_file: bool, level: log::LevelSwitch) {
+    for which in [Which::App, Which::Metrics] {
+        tokio::spawn(upstream::names::keep_looked_up(Arc::clone(state), which));
+    }
+    tokio::spawn(peers::probe::keep_looking(Arc::clone(state)));
+    tokio::spawn(peers::probe::keep_asking(Arc::clone(state)));
+    tokio::spawn(peers::local::keep_asking(Arc::clone(state)));
+    tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(state), level));
+    tokio::spawn(limits::settling::keep_settled(Arc::clone(state)));
+    tokio::spawn(audit::shipping::keep_shipping(Arc::clone(state)));
+    tokio::spawn(audit::upkeep::keep_up(Arc::clone(state)));
+    let rules = Arc::clone(state);
+    let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
+    let counted = Arc::clone(state);
+    tokio::spawn(keep_fresh(credentials, move |fetched| {
+        counted.metrics.identity.keys_fetched(fetched.is_ok());
+    }));
 }
 
 /// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
