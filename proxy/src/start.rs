@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
+use outrigger_rules::config::Config;
 use outrigger_rules::environment::unknown_variables;
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
@@ -74,23 +75,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    for (name, meant) in unknown_variables() {
-        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        tracing::warn!("the environment has {name}, which means nothing here{hint}");
-    }
-    if read.is_none() {
-        tracing::warn!(
-            file = %file.display(),
-            "there is no {}: every default is in force; once the file is there, it is taken",
-            file.display()
-        );
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    if config.limits_unset {
-        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
-    }
+    warn_of_settings(config, file, read.is_some());
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
@@ -110,22 +95,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
     let server = state.rules.load().config.server.clone();
-    for number in 0..server.threads {
-        let listeners = [
-            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
-            clone_of(h2c.as_ref(), Protocol::H2c, Listener::Public)?,
-            clone_of(peers.as_ref(), Protocol::Http1, Listener::Peers)?,
-        ];
-        let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        thread.spawn(move || {
-            audit::is_worker(number);
-            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
-                tracing::error!("a worker cannot serve: {e}");
-                std::process::abort();
-            }
-        })?;
-    }
+    spawn_workers(&public, h2c.as_ref(), peers.as_ref(), &state, &leaving, &closing)?;
     // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
@@ -226,6 +196,55 @@ fn start_background_tasks(state: &Arc<State>) {
     let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
     let counted = shared();
     tokio::spawn(keep_fresh(credentials, move |fetched| counted.metrics.identity.keys_fetched(fetched.is_ok())));
+}
+
+/// Logs settings that the operator may not have meant.
+fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
+    for (name, meant) in unknown_variables() {
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+    }
+    if !has_file {
+        tracing::warn!(
+            file = %file.display(),
+            "there is no {}: every default is in force; once the file is there, it is taken",
+            file.display()
+        );
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.limits_unset {
+        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+    }
+}
+
+/// Starts the worker threads, each with clones of the listeners.
+fn spawn_workers(
+    public: &std::net::TcpListener,
+    h2c: Option<&std::net::TcpListener>,
+    peers: Option<&std::net::TcpListener>,
+    state: &Arc<State>,
+    leaving: &watch::Sender<bool>,
+    closing: &watch::Sender<bool>,
+) -> io::Result<()> {
+    for number in 0..state.rules.load().config.server.threads {
+        let listeners = [
+            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
+            clone_of(h2c, Protocol::H2c, Listener::Public)?,
+            clone_of(peers, Protocol::Http1, Listener::Peers)?,
+        ];
+        let (state, leaving, closing) = (Arc::clone(state), leaving.subscribe(), closing.subscribe());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || {
+            audit::is_worker(number);
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
+                tracing::error!("a worker cannot serve: {e}");
+                std::process::abort();
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.

@@ -102,7 +102,6 @@ pub fn explain(
     let route = &config.routes.all()[number];
     let address = config.edge.client(config.edge.sender(from), request.fields).unwrap_or(from);
     let shown = Client::shown_address(address);
-    let id = shown.trim_start_matches("address:");
     let subject = Subject { id: &shown, user: None, address };
 
     let mut out = String::new();
@@ -135,16 +134,21 @@ pub fn explain(
         line("fallback", &format!("{} {}", fallback.status.as_u16(), fallback.content_type));
     }
     for feature in Feature::ALL {
-        let flag = config.flag(feature);
-        let who = if flag.mode_for_everybody().is_some() {
-            "for everybody".to_owned()
-        } else {
-            format!("for {id}; depends on the client")
-        };
-        let mode = flag.mode_for(feature, subject).name();
-        line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
+        line("flag", &flag(config, feature, subject));
     }
     Ok(out)
+}
+
+/// A feature flag, its mode for the client, and whether that is the same for all clients.
+fn flag(config: &Config, feature: Feature, subject: Subject<'_>) -> String {
+    let flag = config.flag(feature);
+    let who = if flag.mode_for_everybody().is_some() {
+        "for everybody".to_owned()
+    } else {
+        format!("for {}; depends on the client", subject.id.trim_start_matches("address:"))
+    };
+    let mode = flag.mode_for(feature, subject).name();
+    format!("{} = {} ({mode} {who})", feature.key(), flag.switch)
 }
 
 /// The client's address, and the header or connection that it comes from.

@@ -12,6 +12,7 @@
 //! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/spool.rs` (a directory), [`rows`]
 //! (PostgreSQL).
 
+mod heads;
 pub mod rows;
 mod spool;
 mod walk;

@@ -5,25 +5,26 @@
 //! after a message can never become part of it. Writes are gathered until Pingora flushes, so a head and a small body take
 //! one system call. Both buffers are freed while the connection is idle.
 
+mod plumbing;
+mod reading;
+
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use outrigger_wire::chunks::Chunks;
 use outrigger_wire::scan::{Framing, Head, Origin};
-use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType, raw_connect::ProxyDigest,
-};
-use std::os::fd::AsRawFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use pingora::protocols::SocketDigest;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use self::reading::{Body, Current};
 
 /// Gathered writes are sent when they reach this; larger ones go out directly.
 const GATHER_BYTES: usize = 32 << 10;
@@ -37,37 +38,6 @@ const HEAD_BUFFER_BYTES: usize = 2 << 10;
 /// this, a reset could destroy the response before the client has read it.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
-
-/// Which bytes Pingora may read now.
-#[derive(Debug)]
-enum Current {
-    /// No bytes: the next request has not been parsed.
-    Between,
-    /// The rest of the head, then its body.
-    Head { left: usize, body: Body },
-    /// The body.
-    Body(Body),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Body {
-    Length(u64),
-    Chunked(Chunks),
-    /// The client asks to switch protocols and has no response yet: its bytes may belong to a tunnel or to its next request.
-    Upgrade,
-    /// The protocol was switched, or is not HTTP/1: all bytes belong to the current exchange.
-    Tunnel,
-}
-
-impl Body {
-    fn is_done(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.is_done(),
-            Self::Upgrade | Self::Tunnel => false,
-        }
-    }
-}
 
 /// A client's connection that hands out one request at a time; see the module.
 #[derive(Debug)]
@@ -237,63 +207,6 @@ impl ClientStream {
         }
     }
 
-    fn poll_body(&mut self, mut body: Body, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let result = match &mut body {
-            Body::Length(left) => self.poll_length(left, cx, buf),
-            Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
-            Body::Upgrade => self.poll_gone(cx),
-            Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
-        };
-        self.current = Current::Body(body);
-        result
-    }
-
-    fn poll_length(&mut self, left: &mut u64, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.poll_upto(usize::try_from(*left).unwrap_or(usize::MAX), cx, buf))?;
-        *left -= (buf.filled().len() - before) as u64;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_chunked(
-        &mut self,
-        chunks: &mut Chunks,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.poll_upto(usize::MAX, cx, buf))?;
-        let fresh = &buf.filled()[before..];
-        let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
-        if taken < fresh.len() {
-            // The start of the next request was read, too: put it back in front of the input.
-            let surplus = BytesMut::from(&fresh[taken..]);
-            let kept = std::mem::replace(&mut self.input, surplus);
-            self.input.unsplit(kept);
-            buf.set_filled(before + taken);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Reads at most `most` bytes: those read ahead first, then from the socket.
-    fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let most = if self.small_pieces.load(Ordering::Relaxed) { most.min(SMALL_PIECE_BYTES) } else { most };
-        let most = most.min(buf.remaining());
-        if !self.input.is_empty() {
-            let taken = most.min(self.input.len());
-            buf.put_slice(&self.input[..taken]);
-            self.input.advance(taken);
-            return Poll::Ready(Ok(()));
-        }
-        let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(())) };
-        if most == buf.remaining() {
-            return Pin::new(socket).poll_read(cx, buf);
-        }
-        let mut limited = (&mut *buf).limit(most);
-        let mut read = std::pin::pin!(socket.read_buf(&mut limited));
-        read.as_mut().poll(cx).map_ok(|_| ())
-    }
-
     /// Ready when the client has closed the connection. Data that it sends meanwhile is kept as its next request.
     ///
     /// # Errors
@@ -371,29 +284,6 @@ async fn linger(mut socket: TcpStream) {
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match &mut this.current {
-            Current::Head { left, body } => {
-                let taken = (*left).min(buf.remaining()).min(this.input.len());
-                buf.put_slice(&this.input[..taken]);
-                this.input.advance(taken);
-                *left -= taken;
-                if *left == 0 {
-                    this.current = Current::Body(*body);
-                }
-                Poll::Ready(Ok(()))
-            }
-            Current::Body(body) if !body.is_done() => {
-                let body = *body;
-                this.poll_body(body, cx, buf)
-            }
-            Current::Body(_) | Current::Between => this.poll_gone(cx),
-        }
-    }
-}
-
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
@@ -426,40 +316,3 @@ impl AsyncWrite for ClientStream {
         }
     }
 }
-
-#[async_trait]
-impl Shutdown for ClientStream {
-    async fn shutdown(&mut self) {
-        // The connection ends either way; there is no caller to handle the error.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for ClientStream {
-    fn id(&self) -> UniqueIDType {
-        self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)
-    }
-}
-
-impl Ssl for ClientStream {}
-
-impl GetTimingDigest for ClientStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for ClientStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-}
-
-impl GetSocketDigest for ClientStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::clone(&self.digest))
-    }
-}
-
-/// Peeking is not supported, so Pingora accepts h2c without waiting for 24 bytes.
-impl Peek for ClientStream {}

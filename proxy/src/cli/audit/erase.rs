@@ -107,17 +107,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     }
 
     // First: without an entry, no erasure.
-    let mut details = Map::new();
-    details.insert("subjects".to_owned(), Value::from(subjects.clone()));
-    details.insert("step".to_owned(), Value::from("asked for"));
-    let begun = Act {
-        event: EventType::AdminAction,
-        action: "audit.erase",
-        outcome: Outcome::Success,
-        by: &options.by,
-        subject: None,
-        details,
-    };
+    let begun = begun(options, &subjects);
     let mut writer = Writer::find(context).map_err(not_entered)?;
     writer.enter(context, &begun).map_err(not_entered)?;
 
@@ -137,18 +127,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         }
     };
     let at = now().to_string();
-    let mut details = Map::new();
-    details.insert("subjects".to_owned(), Value::from(subjects.clone()));
-    details.insert("keys".to_owned(), serde_json::to_value(&destroyed).unwrap_or_default());
-    details.insert("at".to_owned(), Value::from(at.as_str()));
-    let done = Act {
-        event: EventType::ErasureRequest,
-        action: "erase",
-        outcome: Outcome::Success,
-        by: &options.by,
-        subject: None,
-        details,
-    };
+    let done = done(options, &subjects, &destroyed, &at);
     let Entered { id, class, seq, hash } = writer.enter(context, &done).map_err(|e| {
         AuditError::Refused(format!(
             "the keys are destroyed, but there is no receipt, since it cannot be entered: {e}; run it again"
@@ -175,6 +154,37 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         context.runtime.block_on(subjects::set_receipt(&database.client, &numbers, &line))?;
     }
     Ok(crate::cli::say(&show(&receipt, &line, context.place.json)))
+}
+
+/// The entry before the erasure.
+fn begun<'a>(options: &'a Options, subjects: &[String]) -> Act<'a> {
+    let mut details = Map::new();
+    details.insert("subjects".to_owned(), Value::from(subjects));
+    details.insert("step".to_owned(), Value::from("asked for"));
+    Act {
+        event: EventType::AdminAction,
+        action: "audit.erase",
+        outcome: Outcome::Success,
+        by: &options.by,
+        subject: None,
+        details,
+    }
+}
+
+/// The entry about the erasure, to which the receipt refers.
+fn done<'a>(options: &'a Options, subjects: &[String], destroyed: &Destroyed, at: &str) -> Act<'a> {
+    let mut details = Map::new();
+    details.insert("subjects".to_owned(), Value::from(subjects));
+    details.insert("keys".to_owned(), serde_json::to_value(destroyed).unwrap_or_default());
+    details.insert("at".to_owned(), Value::from(at));
+    Act {
+        event: EventType::ErasureRequest,
+        action: "erase",
+        outcome: Outcome::Success,
+        by: &options.by,
+        subject: None,
+        details,
+    }
 }
 
 /// Why no keys, or only some, were destroyed.

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome};
 use outrigger_policy::flags::Feature;
 use outrigger_rules::config::Config;
+use outrigger_rules::sections::audit::AuditRules;
 use outrigger_rules::units::Span;
 use serde_json::{Map, Value, json};
 
@@ -151,32 +152,6 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
         ));
     }
 
-    let of_class = |class: Class| {
-        let durability = match rules.durability[class as usize] {
-            Durability::Group => format!("within {}", Span(rules.commit_interval)),
-            Durability::BeforeResponse => "before the client has its answer".to_owned(),
-        };
-        vec![
-            class.name().to_owned(),
-            meaning(class).to_owned(),
-            Span(rules.retention[class as usize]).to_string(),
-            durability,
-        ]
-    };
-    let routes: Vec<Vec<String>> = config
-        .routes
-        .all()
-        .iter()
-        .filter_map(|route| {
-            let declared = match route.audit {
-                Declared::Off => return None,
-                Declared::Class(class) => class.name().to_owned(),
-                Declared::Type(event) => format!("{} ({})", event.name(), event.class().name()),
-            };
-            let parameters: Vec<&str> = route.resource.iter().map(|(_, name)| &**name).collect();
-            Some(vec![route.name.to_string(), declared, parameters.join(", ")])
-        })
-        .collect();
     let sections = vec![
         Section { key: "controller", title: "Who is responsible", article: "Art. 30(1)(a)", body: Body::List(who) },
         Section { key: "purposes", title: "What it is for", article: "Art. 30(1)(b)", body: Body::List(why) },
@@ -186,7 +161,7 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
             key: "routes",
             title: "Which requests are entered",
             article: "Art. 30(1)(c)",
-            body: Body::Table(vec!["route", "as", "parameters"], routes),
+            body: Body::Table(vec!["route", "as", "parameters"], routes(config)),
         },
         Section {
             key: "recipients",
@@ -204,7 +179,10 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
             key: "retention",
             title: "How long it is kept",
             article: "Art. 30(1)(f)",
-            body: Body::Table(vec!["class", "what", "kept", "on disk"], Class::ALL.into_iter().map(of_class).collect()),
+            body: Body::Table(
+                vec!["class", "what", "kept", "on disk"],
+                Class::ALL.map(|class| kept(rules, class)).to_vec(),
+            ),
         },
         Section {
             key: "measures",
@@ -216,7 +194,36 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
     Ok(Document { at: at.to_owned(), sections, missing })
 }
 
-fn data(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
+/// A row of the table of classes.
+fn kept(rules: &AuditRules, class: Class) -> Vec<String> {
+    let durability = match rules.durability[class as usize] {
+        Durability::Group => format!("within {}", Span(rules.commit_interval)),
+        Durability::BeforeResponse => "before the client has its answer".to_owned(),
+    };
+    vec![
+        class.name().to_owned(),
+        meaning(class).to_owned(),
+        Span(rules.retention[class as usize]).to_string(),
+        durability,
+    ]
+}
+
+/// The table of routes whose requests are recorded.
+fn routes(config: &Config) -> Vec<Vec<String>> {
+    let routes = config.routes.all().iter();
+    let row = routes.filter_map(|route| {
+        let declared = match route.audit {
+            Declared::Off => return None,
+            Declared::Class(class) => class.name().to_owned(),
+            Declared::Type(event) => format!("{} ({})", event.name(), event.class().name()),
+        };
+        let parameters: Vec<&str> = route.resource.iter().map(|(_, name)| &**name).collect();
+        Some(vec![route.name.to_string(), declared, parameters.join(", ")])
+    });
+    row.collect()
+}
+
+fn data(config: &Config, rules: &AuditRules) -> Vec<String> {
     let mut data = vec![
         "time, Machine, route, method, outcome, status and duration of the request, its id and its trace's".to_owned(),
         "the client's address: as a pseudonym, and sealed under a key of the subject".to_owned(),
@@ -242,7 +249,7 @@ fn data(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -
     data
 }
 
-fn measures(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
+fn measures(config: &Config, rules: &AuditRules) -> Vec<String> {
     let mut measures = vec![
         "pseudonyms: HMAC-SHA-256 under a secret key; who has that key can tell whose entry it is of every name that he knows or guesses"
             .to_owned(),

@@ -1,10 +1,14 @@
-use outrigger_identity::credentials::Who;
+use std::path::Path;
+use std::sync::Arc;
+
+use outrigger_identity::credentials::{Credentials, Who};
 use outrigger_tokens::mint::{self, KeyPair, LATER, RSA_PUBLIC};
 use outrigger_wire::request::Fields;
 use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::environment::{JWT_SECRET, KEY_SECRET};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const DIGEST: &str = "abababababababababababababababababababababababababababababababab";
