@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+use jiff::SpanRelativeTo;
+use jiff::fmt::friendly::SpanParser;
+
 use crate::target::Target;
 use outrigger_policy::breaker;
 use outrigger_policy::flags::{Network, Switch};
@@ -21,7 +25,10 @@ use outrigger_policy::tier::{Multiplier, Tier};
 #[error("not of this kind")]
 pub struct WrongText;
 
-/// A length of time: a whole number and a unit, `ms`, `s`, `m`, `h` or `d`.
+/// A length of time, to the millisecond and at most 100 years: `250ms`, `1.5s`, `1h30m`, `30d`.
+///
+/// The text is jiff's friendly format without spaces, signs and `HH:MM:SS`. A day has 24 hours, a week seven days. Months and
+/// years are rejected, because they have no fixed length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -29,19 +36,16 @@ impl FromStr for Span {
     type Err = WrongText;
 
     fn from_str(text: &str) -> Result<Self, WrongText> {
-        let (number, unit) = number_and_unit(text)?;
-        let milliseconds = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(WrongText),
-        };
-        // A hundred years is longer than any sensible value, and later sums cannot overflow.
-        const LONGEST: u64 = 100 * 366 * 86_400_000;
-        let total = number.checked_mul(milliseconds).filter(|ms| *ms <= LONGEST).ok_or(WrongText)?;
-        Ok(Self(Duration::from_millis(total)))
+        // Longer than any sensible value, and short enough that sums of values cannot overflow.
+        const LONGEST: Duration = Duration::from_hours(100 * 366 * 24);
+        if !text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'.') {
+            return Err(WrongText);
+        }
+        let span = SpanParser::new().parse_span(text).map_err(|_| WrongText)?;
+        let span = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| WrongText)?;
+        let span = Duration::try_from(span).map_err(|_| WrongText)?;
+        let is_whole = span.subsec_nanos().is_multiple_of(1_000_000);
+        if is_whole && span <= LONGEST { Ok(Self(span)) } else { Err(WrongText) }
     }
 }
 
@@ -56,7 +60,8 @@ impl fmt::Display for Span {
     }
 }
 
-/// A number of bytes: a whole number and a unit, `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB` (of 1024).
+/// A number of bytes: `512B`, `10MB` (powers of 1000), `64KiB`, `1.5GiB` (of 1024), up to `PB` and `PiB`. Fractions of a byte
+/// are cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -64,18 +69,14 @@ impl FromStr for Size {
     type Err = WrongText;
 
     fn from_str(text: &str) -> Result<Self, WrongText> {
-        let (number, unit) = number_and_unit(text)?;
-        let bytes = match unit {
-            "B" => 1,
-            "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(WrongText),
-        };
-        number.checked_mul(bytes).filter(|total| *total <= i64::MAX as u64).map(Self).ok_or(WrongText)
+        // `ByteSize` also reads "64", "64k" and "64mb". Only these letters, with a B at the end, are unambiguous.
+        let is_exact = text.bytes().all(|b| b.is_ascii_digit() || b".KMGTPiB".contains(&b));
+        if !is_exact || !text.ends_with('B') {
+            return Err(WrongText);
+        }
+        // Too large a number becomes the largest.
+        let ByteSize(bytes) = text.parse().map_err(|_| WrongText)?;
+        if i64::try_from(bytes).is_ok() { Ok(Self(bytes)) } else { Err(WrongText) }
     }
 }
 
@@ -188,12 +189,6 @@ impl fmt::Display for CallWindow {
             breaker::Span::Time(time) => Span(time).fmt(f),
         }
     }
-}
-
-fn number_and_unit(text: &str) -> Result<(u64, &str), WrongText> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    Ok((number.parse().map_err(|_| WrongText)?, unit))
 }
 
 /// The app's address.
@@ -402,7 +397,17 @@ mod tests {
     fn a_duration_needs_its_unit() {
         assert_eq!("250ms".parse(), Ok(Span(Duration::from_millis(250))));
         assert_eq!("2h".parse(), Ok(Span(Duration::from_secs(7200))));
-        for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30S", "99999999999999999999s", "9999999d"] {
+        for (text, seconds) in [("1h30m", 5400), ("1.5m", 90), ("1d2h3m4s", 93_784), ("2w", 1_209_600), ("5min", 300)] {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_secs(seconds))), "{text}");
+        }
+        assert_eq!("1.5s".parse(), Ok(Span(Duration::from_millis(1500))));
+        assert_eq!("36600d".parse::<Span>().map(|span| span.to_string()), Ok("36600d".to_owned()));
+        let forms =
+            ["", "0", "30", "1.5", "s", "-1s", "+1s", "30 s", "30S", "1h 30m", "30sago", "01:30:00", "1:30", "PT30S"];
+        let parts =
+            ["1,5s", ".5s", "1.s", "1e3s", "1.5d", "30m1h", "1s1s", "1y", "1mo", "500us", "1.5ms", "1ns", "1µs"];
+        let too_long = ["36601d", "9999999d", "3162240001s", "99999999999999999999s"];
+        for wrong in [&forms[..], &parts, &too_long].concat() {
             assert_eq!(wrong.parse::<Span>(), Err(WrongText), "{wrong}");
         }
     }
@@ -411,7 +416,14 @@ mod tests {
     fn a_size_needs_its_unit() {
         assert_eq!("64KiB".parse(), Ok(Size(65_536)));
         assert_eq!("10MB".parse(), Ok(Size(10_000_000)));
-        for wrong in ["", "64", "64k", "64kib", "1e3B", "99999999999GiB"] {
+        assert_eq!("1.5GiB".parse(), Ok(Size(3 << 29)));
+        assert_eq!("2TB".parse(), Ok(Size(2_000_000_000_000)));
+        assert_eq!("9223372036854775807B".parse(), Ok(Size(i64::MAX as u64)));
+        let forms =
+            ["", "B", "64", "64k", "64K", "64Ki", "64kib", "64kB", "64KIB", "64 KiB", "64iB", "64Mb", "1e3B", "-1B"];
+        let parts = ["+1B", ".B", "1.2.3MB", "1,5MB", "9000PiB"];
+        let too_large = ["9223372036854775808B", "99999999999GiB", "99999999999.5GiB", "99999999999999999999999B"];
+        for wrong in [&forms[..], &parts, &too_large].concat() {
             assert_eq!(wrong.parse::<Size>(), Err(WrongText), "{wrong}");
         }
     }
@@ -446,7 +458,52 @@ mod tests {
         }
     }
 
+    /// The parser before compound durations: a whole number and a unit.
+    fn one_unit(text: &str) -> Option<Duration> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        let total = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
+        (total <= 100 * 366 * 86_400_000).then(|| Duration::from_millis(total))
+    }
+
+    /// The parser before fractions of sizes.
+    fn whole_size(text: &str) -> Option<u64> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let bytes = match unit {
+            "B" => 1,
+            "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(bytes).filter(|total| *total <= i64::MAX as u64)
+    }
+
     proptest! {
+        #[test]
+        fn one_number_and_unit_mean_what_they_always_did(digits in "0{0,3}[0-9]{0,21}", unit in "ms|s|m|h|d|M|S| s|") {
+            let text = format!("{digits}{unit}");
+            prop_assert_eq!(text.parse::<Span>().ok().map(|span| span.0), one_unit(&text), "{}", text);
+        }
+
+        #[test]
+        fn whole_sizes_mean_what_they_always_did(digits in "0{0,3}[0-9]{0,21}", unit in "B|KB|MB|GB|KiB|MiB|GiB|kB|b|i|") {
+            let text = format!("{digits}{unit}");
+            prop_assert_eq!(text.parse::<Size>().ok().map(|size| size.0), whole_size(&text), "{}", text);
+        }
+
         #[test]
         fn text_reads_back_as_written(ms in 0..10_000_000_000_u64, bytes in 0..u64::MAX / 4) {
             let (span, size) = (Span(Duration::from_millis(ms)), Size(bytes));
