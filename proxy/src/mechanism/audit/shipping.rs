@@ -11,20 +11,18 @@ use std::time::{Duration, Instant};
 
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::Class;
 use outrigger_trail::keys::{MasterKeys, WrappedKey};
 use outrigger_trail::layout;
 use outrigger_trail::verify::rows::DropRecord;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::engine::state::{Snapshot, State};
 use crate::mechanism::audit::upkeep::{self, microseconds};
 use crate::mechanism::audit::{Authority, Command, Trail, acts, writer};
+use crate::transport;
 use crate::transport::upstream::ConnectError;
 
 /// The maximum number of lines in a batch.
@@ -375,26 +373,17 @@ pub async fn ask(rules: &Snapshot, path: &str, kind: &str, body: Vec<u8>) -> Res
         .header(header::CONNECTION, "close")
         .header(header::CONTENT_TYPE, kind)
         .header(header::AUTHORIZATION, format!("Bearer {}", secret.expose()))
-        .body(Full::new(Bytes::from(body)))?;
-    let asked = async { exchange(rules.upstreams.app.connect().await?, request).await };
+        .body(Bytes::from(body))?;
+    let asked = async {
+        let answer = transport::ask::ask(rules.upstreams.app.connect().await?, request).await?;
+        match answer.head.status {
+            StatusCode::OK => answer.body(ANSWER_BYTES).await.map_err(|_| ShipError::Unreadable),
+            StatusCode::NOT_FOUND => Err(ShipError::NotThere),
+            StatusCode::UNAUTHORIZED => Err(ShipError::Unknown),
+            status => Err(ShipError::Status(status)),
+        }
+    };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ShipError::Late))
-}
-
-async fn exchange(
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: axum::http::Request<Full<Bytes>>,
-) -> Result<Bytes, ShipError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    tokio::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    match answer.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => return Err(ShipError::NotThere),
-        StatusCode::UNAUTHORIZED => return Err(ShipError::Unknown),
-        status => return Err(ShipError::Status(status)),
-    }
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| ShipError::Unreadable)?;
-    Ok(body.to_bytes())
 }
 
 /// Reads the next lines of a class, up to the event `committed`; `None` if there are no more.
