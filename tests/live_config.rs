@@ -145,7 +145,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(wrong.status.code(), Some(78));
     let said = String::from_utf8(wrong.stderr).unwrap();
     assert!(
-        said.starts_with("environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""),
+        said.starts_with("error: environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""),
         "{said}"
     );
 }
@@ -220,18 +220,19 @@ fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
     assert_eq!(checked.status.code(), Some(78));
     let said = String::from_utf8(checked.stderr).unwrap();
     let places = [
-        ("proxy.toml:1:23: ", "`head_timeout`"),
-        ("proxy.toml:2:8: ", "`max_hed`"),
-        ("proxy.toml:3:18: ", "`threads`"),
-        ("proxy.toml:4:2: ", "unknown section `limits`"),
-        ("proxy.toml:5:2: ", "unknown section `caching`"),
-        ("proxy.toml:6:2: ", "unknown section `shadow`"),
-        ("proxy.toml:7:2: ", "unknown section `quotas`"),
-        ("proxy.toml:11:1: ", "`priorty`"),
+        ("proxy.toml:1:23", "`head_timeout`"),
+        ("proxy.toml:2:8", "`max_hed`"),
+        ("proxy.toml:3:18", "`threads`"),
+        ("proxy.toml:4:2", "unknown section `limits`"),
+        ("proxy.toml:5:2", "unknown section `caching`"),
+        ("proxy.toml:6:2", "unknown section `shadow`"),
+        ("proxy.toml:7:2", "unknown section `quotas`"),
+        ("proxy.toml:11:1", "`priorty`"),
     ];
     for (place, problem) in places {
-        let found = said.lines().any(|line| line.starts_with(place) && line.contains(problem));
-        assert!(found, "no {problem} at {place}in:\n{said}");
+        let arrow = format!("--> {place}\n");
+        let found = said.split("\n\n").any(|error| error.contains(&arrow) && error.contains(problem));
+        assert!(found, "no {problem} at {place} in:\n{said}");
     }
     assert!(said.contains("did you mean `max_head`?") && said.contains("did you mean `priority`?"), "{said}");
     // A number's range needs no hint; every other mistake has one.

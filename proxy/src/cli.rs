@@ -154,7 +154,7 @@ fn check(named: Option<&Path>) -> ExitCode {
     };
     for warning in &config.warnings {
         // If standard error is closed, the message is lost.
-        let _ = writeln!(io::stderr(), "warning: {warning}");
+        let _ = writeln!(io::stderr(), "{warning}");
     }
     // The health endpoints and the default route always exist.
     let routes = config.routes.all().len() - BUILT_IN.len() - 1;
@@ -179,8 +179,8 @@ fn with_config(named: Option<&Path>, then: impl FnOnce(&Config) -> ExitCode) -> 
 }
 
 fn refuse(error: &ConfigError) -> ExitCode {
-    // If standard error is closed, the message is lost.
-    let _ = write!(io::stderr(), "{error}");
+    // If standard error is closed, the message is lost. Colours are for terminals only, and not with NO_COLOR.
+    let _ = write!(anstream::stderr(), "{}", error.styled());
     ExitCode::from(EX_CONFIG)
 }
 

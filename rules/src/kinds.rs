@@ -42,8 +42,8 @@ impl fmt::Debug for Kind {
 
 /// Every kind of text in the file.
 pub const KINDS: &[Kind] = &[
-    Kind::of::<Span>("duration", "a duration with a unit", r#"write "250ms", "30s", "5m", "12h" or "30d""#),
-    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "2GiB""#),
+    Kind::of::<Span>("duration", "a duration with a unit", SPAN_HINT),
+    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "1.5GiB""#),
     Kind::of::<AppAddress>("app-address", "the app's address", r#"write "unix:/run/app.sock" or "127.0.0.1:3000""#),
     Kind::of::<SocketAddr>("listen-address", "an address and a port", r#"write "0.0.0.0:8080" or "[::]:8080""#),
     Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
@@ -77,12 +77,12 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<OptionalSize>(
         "size-or-off",
         "a size with a unit, or \"off\"",
-        r#"write "512B", "64KiB", "10MB" or "2GiB", or "off" for no bound"#,
+        r#"write "512B", "64KiB", "10MB" or "1.5GiB", or "off" for no bound"#,
     ),
     Kind::of::<OptionalSpan>(
         "duration-or-off",
         "a duration with a unit, or \"off\"",
-        r#"write "250ms", "30s" or "5m", or "off" to do without"#,
+        r#"write "250ms", "1.5s" or "5m", or "off" to do without"#,
     ),
     Kind::of::<CallWindow>(
         "call-window",
@@ -92,6 +92,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
 ];
 
+const SPAN_HINT: &str = r#"write "250ms", "1.5s", "5m", "1h30m" or "30d"; neither months nor years"#;
 const RATE_HINT: &str = r#"write "100/1m", "5/1s" or "1000/1h"; to have no limit, leave it out or say "off""#;
 
 impl Kind {

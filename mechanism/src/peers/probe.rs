@@ -10,8 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use outrigger_identity::clock::seconds;
 use outrigger_identity::this::This;
 use outrigger_rules::target::Target;
@@ -65,25 +63,17 @@ pub async fn ask(
     tokio::time::timeout(patience, asked).await?
 }
 
-fn request(path: &str) -> hyper::Request<Empty<Bytes>> {
-    let mut request = hyper::Request::new(Empty::<Bytes>::new());
+fn request(path: &str) -> http::Request<Bytes> {
+    let mut request = http::Request::new(Bytes::new());
     // Our own paths are valid; otherwise this would request the root.
     *request.uri_mut() = path.parse().unwrap_or_default();
     request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("outrigger"));
     request
 }
 
-async fn answer_of(
-    stream: AppStream,
-    request: hyper::Request<Empty<Bytes>>,
-) -> Result<(StatusCode, Bytes), Unanswered> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // Ends when the sender is dropped, or with the other side.
-    tokio::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| Unanswered::Body)?;
-    Ok((status, body.to_bytes()))
+async fn answer_of(stream: AppStream, request: http::Request<Bytes>) -> Result<(StatusCode, Bytes), Unanswered> {
+    let answer = outrigger_transport::ask::ask(stream, request).await?;
+    Ok((answer.head.status, answer.body(ANSWER_BYTES).await.map_err(|_| Unanswered::Body)?))
 }
 
 /// A peer that has proved its identity.

@@ -22,9 +22,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
@@ -32,6 +29,7 @@ use crate::control::admin::pages::{Page, off_thread};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged};
 use crate::mechanism::limits::shared::Mode as Sharing;
+use crate::transport::ask::ask;
 use crate::transport::upstream::{ConnectError, Upstream};
 
 /// Timeout for the app's metrics; Prometheus allows ten seconds for both.
@@ -206,29 +204,22 @@ enum ScrapeError {
 }
 
 async fn fetch(upstream: &Upstream, path: &str) -> Result<OfApp, ScrapeError> {
-    ask(upstream.connect().await?, path).await
-}
-
-async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    let connection = tokio::spawn(connection);
-    // Also ends the connection when the scrape is given up: otherwise an endless page would be read forever.
-    let _ends = AbortOnDrop(connection);
     let request = http::Request::get(path)
         .header(header::HOST, "localhost")
         .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
         .header(header::ACCEPT_ENCODING, "identity")
         .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let answer = sender.send_request(request).await?;
-    if answer.status() != StatusCode::OK {
-        return Err(ScrapeError::Status(answer.status()));
+        .body(Bytes::new())?;
+    let answer = ask(upstream.connect().await?, request).await?;
+    if answer.head.status != StatusCode::OK {
+        return Err(ScrapeError::Status(answer.head.status));
     }
-    if let Some(content) = no_metrics(answer.headers()) {
+    let headers = &answer.head.headers;
+    if let Some(content) = no_metrics(headers) {
         return Err(ScrapeError::Content(content.clone()));
     }
-    let kind = answer.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
-    let page = Limited::new(answer.into_body(), SCRAPE_BYTES).collect().await.map_err(ScrapeError::Body)?.to_bytes();
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
+    let page = answer.body(SCRAPE_BYTES).await.map_err(ScrapeError::Body)?;
     let is_openmetrics =
         kind.starts_with(b"application/openmetrics-text") || page.trim_ascii_end().ends_with(b"\n# EOF");
     let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
@@ -242,14 +233,6 @@ fn no_metrics(headers: &HeaderMap) -> Option<&HeaderValue> {
         value.as_bytes().get(..start.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(start.as_bytes()))
     };
     coding.or_else(|| headers.get(header::CONTENT_TYPE).filter(|kind| starts_with(kind, "text/html")))
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<Result<(), hyper::Error>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 #[cfg(test)]

@@ -54,11 +54,14 @@ fn rate_limits_refuse_nobody_until_the_file_or_the_environment_speaks_of_them() 
 fn a_key_that_is_gone_is_accepted_with_a_warning() {
     let config = load("[headers]\nrequest_id = false\ntraceparent = true\n", &[]).unwrap();
     assert!(!config.headers.request_id);
-    insta::assert_snapshot!(config.warnings.join("\n"), @r"
-    proxy.toml:3:1: `traceparent` has no effect any more
+    insta::assert_snapshot!(config.warnings.join("\n"), @"
+    warning: `traceparent` has no effect any more
+     --> proxy.toml:3:1
+      |
     3 | traceparent = true
       | ^^^^^^^^^^^
-    hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up
+      |
+      = hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up
     ");
     assert!(load("", &[]).unwrap().warnings.is_empty());
 }

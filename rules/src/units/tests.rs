@@ -5,7 +5,16 @@ use proptest::prelude::*;
 fn a_duration_needs_its_unit() {
     assert_eq!("250ms".parse(), Ok(Span(Duration::from_millis(250))));
     assert_eq!("2h".parse(), Ok(Span(Duration::from_secs(7200))));
-    for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30S", "99999999999999999999s", "9999999d"] {
+    for (text, seconds) in [("1h30m", 5400), ("1.5m", 90), ("1d2h3m4s", 93_784), ("2w", 1_209_600), ("5min", 300)] {
+        assert_eq!(text.parse(), Ok(Span(Duration::from_secs(seconds))), "{text}");
+    }
+    assert_eq!("1.5s".parse(), Ok(Span(Duration::from_millis(1500))));
+    assert_eq!("36600d".parse::<Span>().map(|span| span.to_string()), Ok("36600d".to_owned()));
+    let forms =
+        ["", "0", "30", "1.5", "s", "-1s", "+1s", "30 s", "30S", "1h 30m", "30sago", "01:30:00", "1:30", "PT30S"];
+    let parts = ["1,5s", ".5s", "1.s", "1e3s", "1.5d", "30m1h", "1s1s", "1y", "1mo", "500us", "1.5ms", "1ns", "1µs"];
+    let too_long = ["36601d", "9999999d", "3162240001s", "99999999999999999999s"];
+    for wrong in [&forms[..], &parts, &too_long].concat() {
         assert_eq!(wrong.parse::<Span>(), Err(WrongText), "{wrong}");
     }
 }
@@ -14,7 +23,14 @@ fn a_duration_needs_its_unit() {
 fn a_size_needs_its_unit() {
     assert_eq!("64KiB".parse(), Ok(Size(65_536)));
     assert_eq!("10MB".parse(), Ok(Size(10_000_000)));
-    for wrong in ["", "64", "64k", "64kib", "1e3B", "99999999999GiB"] {
+    assert_eq!("1.5GiB".parse(), Ok(Size(3 << 29)));
+    assert_eq!("2TB".parse(), Ok(Size(2_000_000_000_000)));
+    assert_eq!("9223372036854775807B".parse(), Ok(Size(i64::MAX as u64)));
+    let forms =
+        ["", "B", "64", "64k", "64K", "64Ki", "64kib", "64kB", "64KIB", "64 KiB", "64iB", "64Mb", "1e3B", "-1B"];
+    let parts = ["+1B", ".B", "1.2.3MB", "1,5MB", "9000PiB"];
+    let too_large = ["9223372036854775808B", "99999999999GiB", "99999999999.5GiB", "99999999999999999999999B"];
+    for wrong in [&forms[..], &parts, &too_large].concat() {
         assert_eq!(wrong.parse::<Size>(), Err(WrongText), "{wrong}");
     }
 }
@@ -49,7 +65,52 @@ fn a_window_is_a_time_or_a_number_of_calls() {
     }
 }
 
+/// The parser before compound durations: a whole number and a unit.
+fn one_unit(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let total = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
+    (total <= 100 * 366 * 86_400_000).then(|| Duration::from_millis(total))
+}
+
+/// The parser before fractions of sizes.
+fn whole_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let bytes = match unit {
+        "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(bytes).filter(|total| *total <= i64::MAX as u64)
+}
+
 proptest! {
+    #[test]
+    fn one_number_and_unit_mean_what_they_always_did(digits in "0{0,3}[0-9]{0,21}", unit in "ms|s|m|h|d|M|S| s|") {
+        let text = format!("{digits}{unit}");
+        prop_assert_eq!(text.parse::<Span>().ok().map(|span| span.0), one_unit(&text), "{}", text);
+    }
+
+    #[test]
+    fn whole_sizes_mean_what_they_always_did(digits in "0{0,3}[0-9]{0,21}", unit in "B|KB|MB|GB|KiB|MiB|GiB|kB|b|i|") {
+        let text = format!("{digits}{unit}");
+        prop_assert_eq!(text.parse::<Size>().ok().map(|size| size.0), whole_size(&text), "{}", text);
+    }
+
     #[test]
     fn text_reads_back_as_written(ms in 0..10_000_000_000_u64, bytes in 0..u64::MAX / 4) {
         let (span, size) = (Span(Duration::from_millis(ms)), Size(bytes));

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use outrigger_rules::sections::audit::AuditRules;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use outrigger_transport::upstream::{ConnectError, Upstream};
 
@@ -68,24 +65,15 @@ pub async fn ask(
         .header(header::CONNECTION, "close")
         .header(header::CONTENT_TYPE, kind)
         .header(header::AUTHORIZATION, format!("Bearer {}", secret.expose()))
-        .body(Full::new(Bytes::from(body)))?;
-    let asked = async { exchange(app.connect().await?, request).await };
+        .body(Bytes::from(body))?;
+    let asked = async {
+        let answer = outrigger_transport::ask::ask(app.connect().await?, request).await?;
+        match answer.head.status {
+            StatusCode::OK => answer.body(ANSWER_BYTES).await.map_err(|_| ShipError::Unreadable),
+            StatusCode::NOT_FOUND => Err(ShipError::NotThere),
+            StatusCode::UNAUTHORIZED => Err(ShipError::Unknown),
+            status => Err(ShipError::Status(status)),
+        }
+    };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ShipError::Late))
-}
-
-async fn exchange(
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: http::Request<Full<Bytes>>,
-) -> Result<Bytes, ShipError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    tokio::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    match answer.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => return Err(ShipError::NotThere),
-        StatusCode::UNAUTHORIZED => return Err(ShipError::Unknown),
-        status => return Err(ShipError::Status(status)),
-    }
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|_| ShipError::Unreadable)?;
-    Ok(body.to_bytes())
 }

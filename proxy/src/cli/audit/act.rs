@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::{Draft, EventType, Outcome};
 use outrigger_rules::environment::FLY_MACHINE_ID;
 use outrigger_trail::keys::{MasterKeys, SubjectKind};
@@ -19,6 +17,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use super::{AuditError, By, Context, Subject, now, text};
+use crate::transport;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest response that is read, in bytes.
@@ -237,19 +236,17 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
         bad(format!("{e}; the spool is locked, so something writes there: name its admin listener with --admin"))
     })?;
     let http = |e: hyper::Error| bad(super::database::describe(&e));
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
-    tokio::spawn(connection);
     // The listener accepts this name at every address.
     let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
     if let Some(token) = std::env::var(outrigger_rules::environment::ADMIN_TOKEN).ok().filter(|token| !token.is_empty())
     {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| bad(e.to_string()))?;
-    let answer = sender.send_request(request).await.map_err(http)?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|e| bad(e.to_string()))?;
-    let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    let request = request.body(Bytes::from(body.to_string())).map_err(|e| bad(e.to_string()))?;
+    let answer = transport::ask::ask(stream, request).await.map_err(http)?;
+    let status = answer.head.status;
+    let body = answer.body(ANSWER_BYTES).await.map_err(|e| bad(e.to_string()))?;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if status.is_success() {
         return Ok(body);
     }
