@@ -81,7 +81,7 @@ fn segment(setup: &Setup) -> PathBuf {
 }
 
 #[test]
-fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_that_writes() {
+fn entries_are_found_revealed_exported_and_erased_while_the_proxy_writes() {
     let app = Backend::start();
     let proxy = asked(&app);
     let verified = audit(&proxy, &["verify"]).ends_with(0);
@@ -134,7 +134,7 @@ fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_th
 }
 
 #[test]
-fn what_was_done_to_a_trail_is_said_with_its_place() {
+fn tampering_is_reported_with_its_position() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let public = audit(&proxy, &["keys"]).ends_with(0).out;
@@ -187,7 +187,7 @@ impl Said {
 }
 
 #[test]
-fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
+fn without_an_audit_entry_data_is_neither_revealed_nor_destroyed() {
     let app = Backend::start();
     let proxy = asked(&app);
     // The proxy holds the lock, and the commands look for its admin listener at the wrong address.
@@ -221,7 +221,7 @@ fn erasures(proxy: &Proxy) -> Vec<(String, String)> {
 }
 
 #[test]
-fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
+fn an_erasure_through_the_admin_listener_is_recorded_first_and_obeys_holds() {
     let app = Backend::start();
     let proxy = asked(&app);
     let erase = |subject: &str| post_to(&proxy, "/audit/erase", &json!({ "subjects": [subject], "by": "eve" }));
@@ -281,7 +281,7 @@ fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
 }
 
 #[test]
-fn erasing_somebody_unknown_is_an_error_that_says_so() {
+fn erasing_an_unknown_subject_is_an_error() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let erase = |more: &[&str]| {
@@ -301,7 +301,7 @@ fn erasing_somebody_unknown_is_an_error_that_says_so() {
 }
 
 #[test]
-fn the_app_s_part_of_the_keys_is_derived_and_nothing_else_is_handed_on() {
+fn only_the_apps_part_of_the_keys_is_derived_and_passed_on() {
     let app = Backend::start();
     let setup = Setup::new(&app, TRAIL).env(KEYS.0, KEYS.1).env("OUTRIGGER_ADMIN_TOKEN", "a-token-that-is-long-enough");
     let derived = audit(&setup, &["keys", "derive"]).ends_with(0).out;
@@ -350,7 +350,7 @@ pub fn store(setup: &Setup, postgres: &Postgres) {
 }
 
 #[test]
-fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
+fn entries_in_postgresql_are_verified_searched_and_erased_with_the_spool() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let postgres = postgres_in(&proxy.dir);
@@ -418,7 +418,7 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
 }
 
 #[test]
-fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_classes() {
+fn a_truncated_chain_in_postgresql_is_found_by_checkpoints_of_other_classes() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let public = audit(&proxy, &["keys"]).ends_with(0).out;

@@ -45,7 +45,7 @@ fn killed(proxy: &mut Proxy) {
 }
 
 #[test]
-fn chains_that_were_put_back_are_found_entered_at_the_next_start_and_found_after_it() {
+fn rolled_back_chains_are_detected_and_recorded_at_the_next_start() {
     let app = Backend::start();
     let setup = Setup::new(&app, &format!("{TRAIL}{ROUTES}")).env(KEYS.0, KEYS.1);
     let mut proxy = setup.clone().start();

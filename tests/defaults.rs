@@ -26,7 +26,7 @@ pub fn with_file(app: &Backend, text: &str) -> Setup {
 }
 
 #[test]
-fn a_page_with_many_parts_is_loaded_again_and_again() {
+fn a_page_with_many_parts_loads_repeatedly() {
     const PARTS: usize = 40;
     let app = Backend::start();
     let proxy = with_empty_file(&app).start();
@@ -82,7 +82,7 @@ fn by_edge(request: &str, client: &str) -> String {
 }
 
 #[test]
-fn on_fly_130_clients_are_130_clients() {
+fn on_fly_130_clients_count_as_130() {
     const CLIENTS: usize = 130;
     let app = Backend::start();
     let shipped = include_str!("../config/proxy.toml");
@@ -113,7 +113,7 @@ fn on_fly_130_clients_are_130_clients() {
 }
 
 #[test]
-fn a_proxy_in_front_that_nobody_believes_is_noticed() {
+fn an_untrusted_proxy_in_front_is_detected() {
     const CLIENTS: usize = 60;
     let app = Backend::start();
     for header in ["X-Forwarded-For", "CF-Connecting-IP"] {
@@ -142,7 +142,7 @@ fn a_proxy_in_front_that_nobody_believes_is_noticed() {
 }
 
 #[test]
-fn settings_that_make_all_clients_one_are_warned_about() {
+fn settings_that_make_all_clients_one_cause_a_warning() {
     let app = Backend::start();
     let on_fly = with_file(&app, "[identity]\nedge = \"none\"\n").env("FLY_APP_NAME", "shop");
     let file = on_fly.file.to_str().unwrap().to_owned();

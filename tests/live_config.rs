@@ -70,7 +70,7 @@ fn a_file_saved_during_the_start_comes_into_force() {
 }
 
 #[test]
-fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
+fn a_mistake_is_reported_with_its_position_and_the_previous_rules_stay() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_head = \"1KiB\"\n");
     fs::write(&proxy.file, proxy.text("client.max_hed = \"2KiB\"\n")).unwrap();
@@ -95,7 +95,7 @@ fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
 }
 
 #[test]
-fn what_cannot_change_live_is_said() {
+fn settings_that_cannot_change_live_are_reported() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let moved = fs::read_to_string(&proxy.file).unwrap().replace(&proxy.address.to_string(), "127.0.0.1:1");
@@ -171,7 +171,7 @@ fn a_process_that_cannot_start_says_why() {
 }
 
 #[test]
-fn the_commands_answer() {
+fn the_commands_work() {
     let app = Backend::start();
     let setup = Setup::new(
         &app,
@@ -210,7 +210,7 @@ fn a_request_in_flight_finishes_under_the_rules_it_began_with() {
 }
 
 #[test]
-fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
+fn all_mistakes_are_reported_at_once_with_position_and_suggestion() {
     let app = Backend::start();
     let rules = "client.head_timeout = 10\nclient.max_hed = \"1KiB\"\nserver.threads = 300\n[limits]\n[caching]\n[shadow]\n\
                  [quotas]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";

@@ -128,7 +128,7 @@ fn requests_that_are_connecting_follow_the_app_to_another_address() {
 }
 
 #[test]
-fn kept_connections_to_where_the_app_was_are_not_used_and_closed() {
+fn kept_connections_to_a_former_address_are_closed_unused() {
     let (before, after) = (Backend::start(), Backend::start());
     let proxy = Proxy::with(&before, "app.idle_timeout = \"1h\"");
     assert_eq!(proxy.get("/").status, 200);
@@ -143,7 +143,7 @@ fn kept_connections_to_where_the_app_was_are_not_used_and_closed() {
 }
 
 #[test]
-fn nobody_waits_longer_because_the_app_moves_again_and_again() {
+fn repeated_address_changes_do_not_extend_the_hold() {
     let apps = [Backend::start(), Backend::start()];
     let proxy = Proxy::start(&apps[0]);
     let asking = {

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_or_key_that_could_be_guessed_is_refused_at_start_and_never_shown() {
+    fn a_weak_secret_or_key_is_rejected_at_start_and_never_shown() {
         let error = audit(&["--audit-secret=short-and-sweet"]).unwrap_err().to_string();
         assert!(error.starts_with("OUTRIGGER_AUDIT_SECRET: has less than 32"), "{error}");
         let error = audit(&["--audit-keys=k1:short-and-sweet"]).unwrap_err().to_string();

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_key_is_its_name() {
+    fn a_known_key_is_identified_by_its_name() {
         let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
         let keys = format!("other:{}, dev:{digest}", "00".repeat(32));
         let auth = authenticator(&["--api-keys", &keys]).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_that_is_there_twice_is_refused() {
+    fn a_repeated_credential_is_rejected() {
         let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
         let auth = authenticator(&["--api-keys", &format!("dev:{digest}")]).unwrap();
         for name in ["x-api-key", "authorization"] {
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_to_start_where_nobody_could_come_in() {
+    fn a_configuration_without_any_credential_is_rejected_at_start() {
         let error = authenticator(&[]).unwrap_err().to_string();
         assert!(error.contains("APP_AUTH=off"), "{error}");
         let open = authenticator(&["--auth=off"]).unwrap();
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_read_is_told_by_its_place_only() {
+    fn an_unreadable_key_is_reported_by_its_position_only() {
         for keys in ["dev", "dev:secret-in-the-clear", ":00", "a:00"] {
             let error = authenticator(&["--api-keys", keys]).unwrap_err().to_string();
             assert!(error.contains("entry 1 is no name:digest") && !error.contains("clear,"), "{error}");

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_work_is_refused() {
+    fn an_unusable_address_is_rejected() {
         for url in ["127.0.0.1:8000", "ftp://h", "http://", ""] {
             let arguments = ["outrigger-app", "--chroma-url", url];
             let settings = <crate::config::Settings as clap::Parser>::try_parse_from(arguments).unwrap();

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_503_says_when_to_come_back() {
+    fn every_503_has_retry_after() {
         let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
         let (dependency, reason) = (Dependency::Chroma, "refused".to_owned());
         let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(1) };
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_to_come_back_is_never_too_early() {
+    fn retry_after_is_never_too_early() {
         for (ms, told) in [(1, "1"), (1000, "1"), (1001, "2"), (59_001, "60")] {
             let (dependency, reason) = (Dependency::Postgres, "refused".to_owned());
             let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(ms) };
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_cause_is_not_told_to_the_client() {
+    fn an_internal_cause_is_not_sent_to_the_client() {
         let error = ApiError::Internal("relation \"documents\" does not exist".into());
         assert!(!error.to_string().contains("relation"));
     }

@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strict_names_of_libpq_are_understood() {
+    fn libpqs_strict_sslmode_names_are_accepted() {
         // Without CA certificates on the machine, connecting fails with an error that says so; otherwise TLS is
         // required.
         match connector("postgres://app@db.example/app?sslmode=verify-full") {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_work_is_refused_without_its_password() {
+    fn an_unusable_address_is_rejected_without_its_password() {
         for url in ["not a url", "postgres://", "postgres://app:hunter2@h:x/app", "postgres://app@h/app?sslmode=maybe"]
         {
             let error = connector(url).unwrap_err().to_string();

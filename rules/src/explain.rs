@@ -297,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn says_which_route_and_why() {
+    fn explains_the_route() {
         let text =
             explain(&config(), HERE, "POST", "/api/v1/documents/search?x=1", &HeaderMap::new(), nothing).unwrap();
         insta::assert_snapshot!(text);
     }
 
     #[test]
-    fn says_whose_request_it_is_and_how_it_knows() {
+    fn explains_the_client() {
         let fields = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("fly-client-ip", "198.51.100.1")];
         let client = |identity: &str, from: &str, on_fly: bool, fields: &[(&'static str, &'static str)]| {
             let environment = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "shop".to_owned());
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_no_request() {
+    fn rejects_invalid_requests() {
         let error =
             |method, path| explain(&config(), HERE, method, path, &HeaderMap::new(), nothing).unwrap_err().to_string();
         assert_eq!(error("get", "/"), "\"get\" is no method; write it in capitals, such as GET");

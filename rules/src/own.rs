@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn another_port_host_or_family_is_somebody_else() {
+    fn another_port_host_or_family_is_not_ours() {
         for (listener, target) in [
             ("127.0.0.1:80", "127.0.0.1:81"),
             ("127.0.0.1:80", "127.0.0.2:80"),

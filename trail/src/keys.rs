@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_value_opens_with_its_key_only() {
+    fn an_encrypted_value_decrypts_only_with_its_key() {
         let keys = keys(&format!("k1:{SECRET}"));
         let (ann, wrapped) = keys.new_data_key("u_ann").unwrap();
         let (bob, _) = keys.new_data_key("u_bob").unwrap();
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_the_public_key_can_verify_and_nothing_else() {
+    fn the_public_key_verifies_and_does_not_sign() {
         let keys = keys(&format!("k1:{SECRET}"));
         let signature = keys.sign(b"text");
         let public = PublicKeys::parse(&keys.public().to_string()).unwrap();
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_read_are_said_to_be_so_without_being_shown() {
+    fn unreadable_keys_are_reported_without_being_shown() {
         for bad in [SECRET.to_owned(), "a:short".to_owned(), format!("a b:{SECRET}"), format!("a:{SECRET},a:{OTHER}")] {
             let error = MasterKeys::parse(&bad).unwrap_err().to_string();
             assert!(error.starts_with("key number") && !error.contains(SECRET), "{error}");
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pseudonym_tells_its_kind_and_nothing_else() {
+    fn a_pseudonym_reveals_only_its_kind() {
         let keys = keys(&format!("k1:{SECRET}"));
         let name = keys.pseudonym(SubjectKind::Address, b"address:192.0.2.1");
         assert!(name.starts_with("a_") && name.len() == 24, "{name}");

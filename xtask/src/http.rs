@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_half_an_answer() {
+    fn rejects_incomplete_responses() {
         assert_eq!(parse(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nhi"), None);
         assert_eq!(parse(b"SSH-2.0-x\r\n\r\n"), None);
     }

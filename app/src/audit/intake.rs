@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_through_the_proxy_is_told_by_what_the_proxy_adds() {
+    fn requests_through_the_proxy_are_recognised_by_its_headers() {
         let with = |name: &'static str| {
             is_from_outside(&HeaderMap::from_iter([(name.parse().unwrap(), "x".parse().unwrap())]))
         };

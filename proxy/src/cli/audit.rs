@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_written_as_the_trail_has_it() {
+    fn a_subject_is_written_as_in_the_audit_log() {
         let read = |text: &str| text.parse::<Subject>().map(|subject| subject.0);
         assert_eq!(read("user:ann").unwrap(), "user:ann");
         assert_eq!(read("address:::ffff:192.0.2.1").unwrap(), "address:192.0.2.1");

@@ -271,7 +271,7 @@ mod tests {
     const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
 
     #[test]
-    fn tells_502_503_504_and_499_apart() {
+    fn distinguishes_502_503_504_and_499() {
         let failed = |failure, status| {
             let mut e = fresh();
             e.failure = Some(failure);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_off_is_no_success() {
+    fn an_incomplete_response_is_not_a_success() {
         let mut e = fresh();
         e.answered_by_app = true;
         e.status = 200;

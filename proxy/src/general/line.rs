@@ -290,7 +290,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(30);
 
     #[tokio::test]
-    async fn a_head_that_drips_is_cut_at_its_deadline() {
+    async fn a_slow_head_is_cut_off_at_its_deadline() {
         let (mut near, line, mut far) = limited();
         line.head_until(Instant::now() + SHORT);
         let drip = tokio::spawn(async move {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pause_that_is_allowed_begins_anew_with_each_read() {
+    async fn the_allowed_pause_restarts_with_each_read() {
         let (mut near, line, mut far) = limited();
         line.more_within(SHORT * 10);
         for _ in 0..3 {
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_client_is_not_blamed_for_an_app_that_takes_nothing() {
+    async fn an_app_that_reads_nothing_does_not_count_as_a_slow_client() {
         let (mut near, line, mut far) = limited();
         line.body_within(SHORT);
         let piece = vec![0; 4 << 20];

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_trail_where_there_is_a_place_for_it() {
+    fn the_audit_log_is_on_if_it_has_a_directory() {
         assert!(load("", &[]).unwrap().audit.is_none());
         let rules =
             load("", &[("OUTRIGGER_AUDIT_DIRECTORY", "/trail"), (FLY_MACHINE_ID, "m1")]).unwrap().audit.unwrap();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
+    fn invalid_settings_are_reported_with_position() {
         let errors = [
             load("[audit]\ncommit_interval = \"1h\"\nmax_size = \"16MiB\"\ncommit_timeout = \"1ms\"\n", &[]),
             load("[audit]\nheaders = [\"User-Agent\", \"Cookie\", \"a b\"]\n[audit.retention]\ndata = \"1h\"\n", &[]),

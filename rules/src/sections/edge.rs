@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn on_fly_the_edge_is_whoever_comes_by_private_ipv4() {
+    fn on_fly_the_edge_has_a_private_ipv4_address() {
         let edge = load("", true).unwrap().edge;
         for (address, sender) in [
             ("172.16.3.4", Sender::Fly),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_all_clients_one_is_warned_about() {
+    fn warns_if_all_clients_count_as_one() {
         let warnings = |identity: &str, on_fly| load(identity, on_fly).unwrap().warnings.join("\n");
         for (identity, on_fly, needle) in [
             ("edge = \"none\"", true, "all clients are one client"),

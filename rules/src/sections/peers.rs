@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_keep_their_machine_wherever_there_are_keys_and_a_name() {
+    fn sessions_are_sticky_if_there_are_keys_and_a_name() {
         assert!(load("", &[]).unwrap().affinity.is_none());
         assert!(load("", &[(FLY_MACHINE_ID, "148e21eea46589")]).unwrap().affinity.is_none());
         let rules = load("", &[(FLY_MACHINE_ID, "148e21eea46589"), (KEYS, KEY)]).unwrap();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
+    fn invalid_settings_are_reported_with_position() {
         let (named, keyed) = ([(FLY_MACHINE_ID, "m1")], [(FLY_MACHINE_ID, "m1"), (KEYS, KEY)]);
         let errors = [
             load("[affinity]\nmode = \"enforce\"\n", &named),

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_about_redis_and_not_the_password() {
+    fn reports_mistakes_about_redis_without_the_password() {
         let wrong = [
             settings(&[], ""),
             settings(&[], "url = \"http://:correct-horse@localhost\""),

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_cannot_be_stored_does_not_take_the_batch_with_it() {
+    fn a_line_that_cannot_be_stored_does_not_fail_the_batch() {
         assert!(refused(b"{}").starts_with("is no entry"));
         assert!(refused(b"\xff").starts_with("is no UTF-8"));
         assert!(refused(ENTRY.replace("\"seq\":1,", "").as_bytes()).contains("no number"));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_batch_is_refused_with_its_place() {
+    fn an_invalid_batch_is_rejected_with_the_line() {
         let error = |body: &str| Batch::parse(body.as_bytes()).unwrap_err().to_string();
         assert!(error("").starts_with("line 1 of the batch does not say what it is"));
         assert!(error(&FIRST.replace("0123", "app")).contains("16 hexadecimal digits"));

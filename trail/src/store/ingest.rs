@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_no_clock_here_can_have_is_refused() {
+    fn an_impossible_time_is_rejected() {
         let now: Timestamp = "2026-11-24T14:00:00Z".parse().unwrap();
         let check = |text: &str| check_time(text.parse().unwrap(), now);
         assert_eq!(check("2026-11-24T14:00:00Z"), Ok(()));

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_says_what_is_done_and_what_nobody_has_said() {
+    fn the_record_lists_the_processing_and_what_the_configuration_lacks() {
         let config = load(
             r#"
             [audit]

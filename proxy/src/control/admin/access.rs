@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn host_is_a_name_of_this_listener() {
+    fn host_must_name_this_listener() {
         let here = rules(&[], false);
         for own in [
             "localhost",
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_sites_are_refused() {
+    fn requests_of_other_sites_pages_are_rejected() {
         let rules = rules(&[], false);
         let ask = |lines: &[(&str, &str)]| {
             let lines = [&[("host", "localhost:9091")], lines].concat();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_have_the_token_or_without_one_are_here() {
+    fn operators_need_the_token_or_without_one_a_local_connection() {
         let rules = rules(&[], false);
         let ask = |needs, lines: &[(&str, &str)]| {
             verdict(needs, &rules, "/bans", &[&[("host", "localhost")], lines].concat(), Some("secret"))

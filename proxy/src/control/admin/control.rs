@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_names_clients_as_they_are_shown() {
+    fn a_client_is_parsed_as_it_is_shown() {
         let shown = |text| client_named(text).map(|(who, _)| who);
         assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
         assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));

@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn believes_no_answer_that_the_script_cannot_have_given() {
+    fn rejects_replies_that_the_script_cannot_give() {
         let read = |answer: Value| ahead(&answer, &due(3), 5);
         assert_eq!(read(Value::Int(0)).ok(), Some(0));
         assert_eq!(read(Value::Int(1_500_000)).ok(), Some(1_500_000_000));
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn urgent_keys_are_settled_at_once_and_others_in_their_time() {
+    fn urgent_keys_are_synced_at_once_and_others_on_schedule() {
         let mut ledger = Ledger::default();
         let now = 1 << 50;
         let later = now + SETTLE_EVERY.as_nanos() as u64;

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_counts_for_one_probe_between_two_addresses() {
+    fn an_answer_is_valid_for_one_probe_between_two_addresses() {
         let answer = answer();
         let sealed = answer.seal(&keys("k"));
         let opened = |asked| ProbeAnswer::open(&keys("k"), &sealed, asked);

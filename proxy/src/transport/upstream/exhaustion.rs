@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_is_told_from_what_is_the_apps() {
+    fn local_exhaustion_is_distinguished_from_errors_of_the_app() {
         let raw = |errno: Errno| errno.raw_os_error();
         for target in ["127.0.0.1:1", "unix:/tmp/x"] {
             assert_eq!(meant(raw(Errno::MFILE), target), Some(Resource::OpenFiles));

@@ -42,7 +42,7 @@ fn user(credentials: &Credentials, token: &str) -> Option<String> {
 }
 
 #[test]
-fn nothing_is_looked_for_unless_it_is_configured() {
+fn credentials_are_not_read_unless_configured() {
     assert!(load("", &[]).unwrap().is_empty());
     assert!(!load("[identity]\nunknown_keys = \"count\"", &[]).unwrap().is_empty());
 }
@@ -66,7 +66,7 @@ fn keys_come_from_the_table_and_from_the_file() {
 }
 
 #[test]
-fn every_mistake_about_keys_is_told_with_its_place_and_without_the_key() {
+fn mistakes_in_keys_are_reported_with_position_and_without_the_key() {
     let source = format!(
         r#"
 [identity]
@@ -120,7 +120,7 @@ hmac_sha256 = "{DIGEST}"
 }
 
 #[test]
-fn a_file_of_keys_is_told_by_line_and_never_repeated() {
+fn mistakes_in_a_file_of_keys_are_reported_by_line_without_the_keys() {
     let lines = [
         "acme:sha256=sekrit:pro".to_owned(),
         format!("good:sha256={DIGEST}:pro"),
@@ -177,7 +177,7 @@ fn claims_can_have_other_names() {
 }
 
 #[test]
-fn what_cannot_verify_tokens_is_told_with_its_place() {
+fn unusable_token_settings_are_reported_with_position() {
     let source = r#"
 [identity.jwt]
 algorithm = "none"
