@@ -57,7 +57,7 @@ fn a_page_with_many_parts_loads_repeatedly() {
     let labels = [("reason", "quota_exceeded"), ("mode", "monitor")];
     assert!(proxy.metric("outrigger_refusals_total", &labels) > 100.0);
     assert_eq!(proxy.metric("outrigger_refusals_total", &[("mode", "enforce")]), 0.0);
-    proxy.says("rate limits refuse nobody");
+    proxy.says("rate limits reject no request");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn settings_that_make_all_clients_one_cause_a_warning() {
     let checked = on_fly.run(&["check", &file]);
     assert_eq!(checked.status.code(), Some(0), "it works");
     let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-    assert!(said.contains("warning: ") && said.contains("all clients are one client"), "{said}");
+    assert!(said.contains("warning: ") && said.contains("all clients count as one"), "{said}");
     let explained = on_fly.run(&[
         "--config",
         &file,
@@ -163,7 +163,7 @@ fn settings_that_make_all_clients_one_cause_a_warning() {
     ]);
     let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
     assert!(!explained.contains("203.0.113.1"), "{explained}");
-    on_fly.start().says("all clients are one client");
+    on_fly.start().says("all clients count as one");
 
     let right = with_empty_file(&app).env("FLY_APP_NAME", "shop");
     let file = right.file.to_str().unwrap().to_owned();

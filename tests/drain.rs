@@ -128,7 +128,7 @@ fn a_second_signal_ends_the_drain() {
     client.send(get("/never"));
     app.gets(1, "/never");
     proxy.signal(Signal::TERM);
-    proxy.says("health fails now");
+    proxy.says("health checks fail now");
     proxy.signal(Signal::TERM);
     until("the listener to close", || Client::connect(proxy.address).is_err());
     proxy.signal(Signal::TERM);

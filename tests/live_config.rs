@@ -76,7 +76,7 @@ fn a_mistake_is_reported_with_its_position_and_the_previous_rules_stay() {
     fs::write(&proxy.file, proxy.text("client.max_hed = \"2KiB\"\n")).unwrap();
     until("the refusal", || proxy.metric("outrigger_config_reloads_total", &[("result", "refused")]) == 1.0);
 
-    let line = proxy.says("the changed configuration is refused");
+    let line = proxy.says("the changed configuration is rejected");
     let checked = proxy.run(&["check", proxy.file.to_str().unwrap()]);
     let said = String::from_utf8(checked.stderr).unwrap();
     assert_eq!(checked.status.code(), Some(78));
@@ -182,7 +182,7 @@ fn the_commands_work() {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(ask(&["check"]).contains("in order, 1 routes"));
+    assert!(ask(&["check"]).contains("valid, 1 routes"));
     let explained = ask(&["explain", "POST", "/login?next=/", "-H", "Host: a"]);
     assert!(explained.contains("route          login") && explained.contains("priority       critical"), "{explained}");
     let schema: serde_json::Value = serde_json::from_str(&ask(&["schema"])).unwrap();

@@ -211,7 +211,7 @@ fn a_relay_that_forwards_probes_is_not_a_peer() {
     // Logged after several probes: until then the sticky session's Machine may only be slow to appear.
     let line = a.proxy.says(r#""level":"WARN","message":"no peer at"#);
     assert!(
-        line.contains(&format!("passes the probe on to a peer at {there}")) && line.contains("peers.address"),
+        line.contains(&format!("forwards the probe to a peer at {there}")) && line.contains("peers.address"),
         "{line}"
     );
     let session = b.session();

@@ -63,7 +63,7 @@ fn held_requests_are_served_by_priority_after_a_restart() {
         }
         until("the app to be known as back", || is_reachable(&proxy));
         proxy.counts("outrigger_held_requests_total", &[], 3);
-        proxy.says("the app takes connections again");
+        proxy.says("the app accepts connections again");
         assert_eq!(proxy.metric("outrigger_app_reachable", &[]), 1.0);
         drop(clients);
         is_at_rest(&proxy);

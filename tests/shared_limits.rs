@@ -540,7 +540,7 @@ fn sharing_is_switched_on_off_and_elsewhere_while_it_runs() {
     // An invalid URL is rejected with its place, and the password never shows.
     let wrong = format!("{}rate_limits.redis.url = \"http://:{PASSWORD}@x\"\n{limit}", sharing(2));
     std::fs::write(&proxy.file, proxy.text(&wrong)).unwrap();
-    let line = proxy.says("this is no address of Redis");
+    let line = proxy.says("this is not an address of Redis");
     assert!(!proxy.log().contains(PASSWORD), "{line}");
 }
 

@@ -27,10 +27,10 @@ fn without_a_file_every_default_is_in_force_until_there_is_one() {
     let setup = setup.env("OUTRIGGER_APP_ADDRESS", &app.address()).env("OUTRIGGER_CONFIG", "");
     let checked = setup.run(&["check"]);
     let said = String::from_utf8(checked.stdout).unwrap();
-    assert!(checked.status.success() && said.contains("there is no config/proxy.toml"), "{said}");
+    assert!(checked.status.success() && said.contains("config/proxy.toml does not exist"), "{said}");
 
     let proxy = setup.start_without_naming_a_file();
-    assert!(proxy.says("there is no config/proxy.toml").contains("every default is in force"));
+    assert!(proxy.says("config/proxy.toml does not exist").contains("all settings have their defaults"));
     assert_eq!(proxy.get("/").status, 200);
     assert_eq!(proxy.metric("outrigger_config_reloads_total", &[]), 0.0);
 
@@ -42,7 +42,7 @@ fn without_a_file_every_default_is_in_force_until_there_is_one() {
     proxy.ask(&long).is_problem(431, "head_too_large");
 
     fs::remove_file(&file).unwrap();
-    proxy.says("there is no configuration file, the rules in force stay");
+    proxy.says("there is no configuration file, the current configuration stays in force");
     proxy.ask(&long).is_problem(431, "head_too_large");
     fs::write(&file, "client.max_head = \"2KiB\"\n").unwrap();
     version(3.0);

@@ -51,7 +51,7 @@ impl Audit {
         }
         let pseudonyms =
             settings.audit_pseudonym_key.as_ref().map_or(Ok(None), |key| PseudonymKey::parse(key.expose()));
-        let hint = "take what `outrigger audit keys derive` prints";
+        let hint = "use what `outrigger audit keys derive` prints";
         let mut pseudonyms = pseudonyms.map_err(|e| ConfigError::setting(PSEUDONYM_KEY, e.to_string(), hint))?;
         let keys = settings.audit_keys.as_ref().map_or(Ok(None), |keys| MasterKeys::parse(keys.expose()));
         let hint = "give the app a pseudonym key instead";

@@ -127,10 +127,10 @@ impl Chroma {
         let deadline = Deadline::after(limit);
         let asked = deadline.run(self.prober.get(self.backend.url(&["healthcheck"])).send()).await;
         let outcome = match asked {
-            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("no response within {} ms", limit.as_millis())),
             Ok(Err(error)) => Err(describe_http(error)),
             Ok(Ok(answer)) if !answer.status().is_success() => {
-                Err(format!("its health check says {}", answer.status()))
+                Err(format!("its health check has status {}", answer.status()))
             }
             Ok(Ok(_)) => match self.collection(deadline, &self.prober).await {
                 // The lookup's lock or the connect failed: not counted against ChromaDB here.

@@ -107,7 +107,7 @@ impl Postgres {
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         let answer = tokio::time::timeout(limit, self.connector.hello()).await;
         let outcome = match answer {
-            Err(_) => Err(format!("a new connection got no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("a new connection got no response within {} ms", limit.as_millis())),
             Ok(Ok(())) => Ok(()),
             // The server responds but has reached its connection limit: busy, not down.
             Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Ok(()),
@@ -198,7 +198,7 @@ impl Lent<'_> {
             Err(expired) => {
                 // Not released in either case: the query is cancelled and the connection closed.
                 if let Some(ms) = silent() {
-                    session.fail(&format!("{what} got no answer within {ms} ms"));
+                    session.fail(&format!("{what} got no response within {ms} ms"));
                 }
                 return Err(expired.into());
             }

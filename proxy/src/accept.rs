@@ -104,7 +104,7 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
         match listener.accept() {
             Ok((socket, client)) => match socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket)) {
                 Ok(socket) => take(socket, client, protocol, &worker),
-                Err(e) => tracing::error!("a connection cannot be taken: {e}"),
+                Err(e) => tracing::error!("a connection cannot be accepted: {e}"),
             },
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(_) => return,
@@ -160,7 +160,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     };
     // Responses are written whole, so Nagle's algorithm would only delay them.
     if let Err(e) = socket.set_nodelay(true) {
-        tracing::debug!("a new connection has gone already: {e}");
+        tracing::debug!("a new connection was closed already: {e}");
         return;
     }
     let stream = Box::new(ClientStream::new(socket, client));

@@ -51,7 +51,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// A thread, a runtime or a signal.
-    #[error("the system does not give what is needed: {0}")]
+    #[error("a system resource is not available: {0}")]
     System(#[from] io::Error),
     /// The audit trail has no keys.
     #[error(transparent)]
@@ -73,12 +73,12 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     let level = log::install(&queue, config.log.format, config.log.level);
     for (name, meant) in unknown_variables() {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+        tracing::warn!("unknown environment variable {name}{hint}");
     }
     if read.is_none() {
         tracing::warn!(
             file = %file.display(),
-            "there is no {}: every default is in force; once the file is there, it is taken",
+            "{} does not exist: all settings have their defaults until it does",
             file.display()
         );
     }
@@ -86,7 +86,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
         tracing::warn!("{warning}");
     }
     if config.limits_unset {
-        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+        tracing::info!("rate limits reject no request: the configuration has no [rate_limits], so they are in monitor");
     }
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
@@ -95,7 +95,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
     let admin = bind(config.admin.listen, "admin.listen")?;
     if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
-        tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
+        tracing::warn!("sessions are not sticky: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
     let workers = config.server.threads;
     let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
@@ -189,7 +189,7 @@ fn raise_open_files(for_connections: usize) -> u64 {
         tracing::warn!(
             allowed,
             wanted,
-            "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
+            "the limit of open files is too low for max_connections: raise the hard limit, or lower max_connections"
         );
     }
     allowed
@@ -329,7 +329,7 @@ async fn told_to_leave() -> io::Result<()> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    tracing::info!(signal = name, "told to leave");
+    tracing::info!(signal = name, "draining");
     Ok(())
 }
 
@@ -340,7 +340,10 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);
     if !server.lame_duck.is_zero() {
-        tracing::info!(lame_duck_ms = server.lame_duck.as_millis() as u64, "health fails now, traffic is still served");
+        tracing::info!(
+            lame_duck_ms = server.lame_duck.as_millis() as u64,
+            "health checks fail now, requests are still served"
+        );
         tokio::select! {
             () = tokio::time::sleep(server.lame_duck) => {}
             _ = told_to_leave() => {}
@@ -358,16 +361,16 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
         }
     };
     tokio::select! {
-        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection has gone"),
+        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection is closed"),
         () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
-            "drain_timeout is over, these are cut off"
+            "drain_timeout is over, closing the remaining connections"
         ),
         _ = told_to_leave() => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
-            "told to leave again, these are cut off"
+            "second signal, closing the remaining connections"
         ),
     }
 }

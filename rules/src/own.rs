@@ -9,7 +9,7 @@ use crate::config::Config;
 
 /// Advice for the operator.
 pub const HINT: &str =
-    "name the address where the app itself listens: requests would come back here until nothing is left";
+    "name the address where the app itself listens: requests would return here until resources run out";
 
 /// A listener of this proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

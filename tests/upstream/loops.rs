@@ -63,7 +63,7 @@ fn an_upstream_changed_to_our_listener_is_rejected_and_the_old_one_stays() {
     for (index, address) in [proxy.address.to_string(), format!("localhost:{}", proxy.h2c.port())].iter().enumerate() {
         super::moves_to(&proxy, address);
         proxy.counts("outrigger_config_reloads_total", &[("result", "refused")], index + 1);
-        assert!(proxy.says("the changed configuration is refused").contains("this proxy itself"));
+        assert!(proxy.says("the changed configuration is rejected").contains("this proxy itself"));
         assert_eq!(proxy.get("/").status, 200);
     }
     // The process's current listeners count, not those that the file sets for the next start.

@@ -186,7 +186,7 @@ fn a_secret_must_be_long_and_a_key_file_must_fit() {
         (Algorithm::Rs256, ""),
     ] {
         let error = Key::pem(algorithm, pem.as_bytes()).unwrap_err().to_string();
-        assert!(error.contains(&format!("is no public key for {}", algorithm.name())), "{error}");
+        assert!(error.contains(&format!("is not a public key for {}", algorithm.name())), "{error}");
     }
 }
 

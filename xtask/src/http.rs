@@ -42,7 +42,7 @@ pub fn send(
     stream.write_all(request.as_bytes()).while_(doing())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).while_(doing())?;
-    parse(&answer).ok_or_else(|| Error::new(format_args!("{}: the answer is not HTTP", doing())))
+    parse(&answer).ok_or_else(|| Error::new(format_args!("{}: the response is not HTTP", doing())))
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {

@@ -72,7 +72,7 @@ impl FromRequestParts<App> for Asker {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let missing = || ApiError::Internal("a request of nobody, or without a name".to_owned());
+        let missing = || ApiError::Internal("a request without a principal or a request id".to_owned());
         let principal = parts.extensions.get::<Principal>().cloned().ok_or_else(missing)?;
         let RequestId(request_id) = parts.extensions.get::<RequestId>().cloned().ok_or_else(missing)?;
         Ok(Self { principal, request_id })

@@ -138,13 +138,13 @@ async fn the_last_good_keys_stay_after_any_failed_fetch() {
     let token = token(&pair, "k");
     let too_large = format!("{{\"keys\": [{}", " ".repeat(MOST_BYTES));
     for (status, body, expected) in [
-        (500, "", "the answer is 500 instead of 200"),
-        (302, "", "the answer is 302 instead of 200"),
-        (200, "not JSON", "the answer is no JSON Web Key Set"),
-        (200, "[]", "the answer is no JSON Web Key Set"),
+        (500, "", "the response has status 500 instead of 200"),
+        (302, "", "the response has status 302 instead of 200"),
+        (200, "not JSON", "the response is not a JSON Web Key Set"),
+        (200, "[]", "the response is not a JSON Web Key Set"),
         (200, "{\"keys\": []}", "none of its 0 keys can be used"),
         (200, "{\"keys\": [{\"kty\": \"oct\", \"k\": \"c2VjcmV0\"}, 7]}", "none of its 2 keys can be used"),
-        (200, &too_large, "the answer is larger than 1024 KiB"),
+        (200, &too_large, "the response is larger than 1024 KiB"),
     ] {
         issuer.says(status, body);
         let error = source.refresh().await.unwrap_err().to_string();

@@ -148,7 +148,7 @@ pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
     if !rules.config.log.access {
-        tracing::debug!(%request_id, reason = problem.label, "a request was refused before it was parsed");
+        tracing::debug!(%request_id, reason = problem.label, "a request was rejected before it was parsed");
     } else {
         let (method, path) = request_line(unread);
         state.access_log.write(Line {

@@ -196,7 +196,7 @@ struct Limited {
 }
 
 fn time_is_over() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "its time is over")
+    io::Error::new(io::ErrorKind::TimedOut, "its deadline passed")
 }
 
 impl AsyncRead for Limited {

@@ -91,7 +91,7 @@ impl Cell {
                 event = "breaker_client",
                 breaker = &*self.name,
                 clients_refused = refused,
-                "breaker {} rejects a client for failures that only that client saw",
+                "breaker {} rejects a client for failures that only it received",
                 self.name
             );
         }

@@ -58,7 +58,7 @@ fn a_key_that_is_gone_is_accepted_with_a_warning() {
     proxy.toml:3:1: `traceparent` has no effect any more
     3 | traceparent = true
       | ^^^^^^^^^^^
-    hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up
+    hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever added
     ");
     assert!(load("", &[]).unwrap().warnings.is_empty());
 }

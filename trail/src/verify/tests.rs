@@ -485,7 +485,10 @@ mod rows_of_a_database {
             let found = walk_at(now, &left, beside(vec![unsigned.clone()]));
             assert!(matches!(&*found.problems, [Problem { wrong: Wrong::Drop(_), .. }]), "{now}: {found:?}");
             let text = found.problems[0].to_string();
-            assert!(text.contains("audit_drops, data entry 100") && text.contains("no key vouches for it"), "{text}");
+            assert!(
+                text.contains("audit_drops, data entry 100") && text.contains("no signature confirms it"),
+                "{text}"
+            );
         }
         let mut timeless = unsigned;
         timeless.record.at = "yesterday".to_owned();
@@ -557,9 +560,9 @@ mod rows_of_a_database {
         assert_eq!(
             said,
             [
-                "audit_events, data entry 6: the column `actor` says something else than the entry",
-                "audit_events, data entry 6: the column `time` says something else than the entry",
-                "audit_events, data entry 7: is no entry: its members cannot be read",
+                "audit_events, data entry 6: the column `actor` differs from the entry",
+                "audit_events, data entry 6: the column `time` differs from the entry",
+                "audit_events, data entry 7: is not an entry: its members cannot be read",
             ]
         );
     }

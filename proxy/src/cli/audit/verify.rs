@@ -126,7 +126,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     if is_evidence && options.public_keys.is_none() {
         let _ = writeln!(
             io::stderr(),
-            "outrigger audit: that this was verified is not entered into the trail, to leave it as it was found; copy it before the program starts"
+            "outrigger audit: this verification is not recorded, to leave the audit log as it was found; copy it before the proxy starts"
         );
     }
     // No data was revealed, so the result is valid even if the entry cannot be added.
@@ -145,8 +145,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         };
         if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
             let e = text::safe(&e.to_string());
-            let _ =
-                writeln!(io::stderr(), "outrigger audit: that this was verified is not entered into the trail: {e}");
+            let _ = writeln!(io::stderr(), "outrigger audit: this verification could not be recorded: {e}");
         }
     }
     Ok(code)
@@ -220,22 +219,20 @@ fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<Kept, AuditError> {
     let line = content.trim_ascii();
     let refused = |problem: &str| AuditError::Refused(format!("{} {problem}", path.display()));
     if line.starts_with(b"{\"head\":") {
-        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
+        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as signed: {e}")))?;
         return Ok(Kept::Ends(heads));
     }
     let receipt: Receipt = serde_json::from_slice(line).map_err(|_| {
-        refused(
-            "is no receipt: it has to be the line that `outrigger audit erase` or `outrigger audit receipt` printed",
-        )
+        refused("is not a receipt: give the line that `outrigger audit erase` or `outrigger audit receipt` printed")
     })?;
-    layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
+    layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as signed: {e}")))?;
     let class = Class::named(&receipt.class).zip(unhex(receipt.hash.as_bytes()));
     let claim = class.map(|(class, hash)| (class, Claim { seq: receipt.seq, hash, by: RECEIPT.to_owned() }));
     Ok(Kept::Erasure(receipt, claim))
 }
 
 /// Compares the chains here with statements kept elsewhere. Entries of the spool's own chain have been compared already.
-#[expect(clippy::too_many_arguments, reason = "all that verifying has found out so far")]
+#[expect(clippy::too_many_arguments, reason = "the results of the steps before")]
 fn check_anchors(
     context: &Context,
     database: Option<&Database>,
@@ -248,7 +245,7 @@ fn check_anchors(
 ) -> Result<(), AuditError> {
     let mut findings = Findings::default();
     for problem in unsound {
-        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as it was signed: {problem}")));
+        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as signed: {problem}")));
     }
     let here = directory.and_then(|directory| layout::newest_head(directory, keys).ok().flatten());
     for Anchor { heads, by } in anchors {
@@ -264,7 +261,7 @@ fn check_anchors(
         let Some(Looked { findings: of_chain, .. }) = of_chain else {
             if *by == RECEIPT {
                 let problem = format!(
-                    "the receipt is of chain {} on Machine {}, and nothing of that chain is here",
+                    "the receipt is of chain {} on Machine {}, and no entry of that chain is here",
                     heads.chain, heads.machine
                 );
                 findings.add(Place::file("the receipt"), Wrong::Anchor(problem));
@@ -392,14 +389,14 @@ fn show(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> String 
     if let Some(evidence) = receipt {
         let _ = match evidence {
             Evidence::There(at) => {
-                writeln!(out, "receipt: signed by a key of the trail, and its entry is there ({at})")
+                writeln!(out, "receipt: signed by a key of the audit log, and its entry is there ({at})")
             }
             Evidence::NotHere => writeln!(
                 out,
-                "receipt: signed by a key of the trail; its entry is not here: it is in another spool, or its time is over"
+                "receipt: signed by a key of the audit log; its entry is not here: it is in another spool, or has expired"
             ),
             Evidence::Contradicted => {
-                writeln!(out, "receipt: signed by a key of the trail, but its entry is another one")
+                writeln!(out, "receipt: signed by a key of the audit log, but the entry there is a different one")
             }
         };
     }

@@ -48,15 +48,15 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
 enum Refused {
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
     Body(#[from] JsonRejection),
-    #[error("{0:?} is no client: write address:IP, user:NAME or key:NAME")]
+    #[error("{0:?} is not a client: write address:IP, user:NAME or key:NAME")]
     Client(String),
-    #[error("{0:?} is no duration: write \"10m\", \"1h\" or \"1d\"")]
+    #[error("{0:?} is not a duration: write \"10m\", \"1h\" or \"1d\"")]
     Duration(String),
-    #[error("{0:?} is not banned; GET /bans lists who is")]
+    #[error("{0:?} is not banned; GET /bans lists all bans")]
     NotBanned(String),
     #[error("{0}; send {{\"force\": \"open\"}}, \"closed\" or \"automatic\"")]
     Force(JsonRejection),
-    #[error("there is no breaker {0:?}; GET /breakers lists those that were used, and each route has one of its name")]
+    #[error("there is no breaker {0:?}; GET /breakers lists those in use, and each route has one of its name")]
     NoBreaker(String),
 }
 

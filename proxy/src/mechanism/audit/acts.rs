@@ -21,7 +21,7 @@ fn enter_surely(state: &State, act: Act) {
 /// Logs that PostgreSQL has a `HEAD` of this directory ahead of the local one: the directory was rolled back.
 pub fn rolled_back(state: &State, number: u64) {
     let problem =
-        "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was put back";
+        "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was restored";
     tracing::error!(
         finding = "audit.rolled_back",
         number,
