@@ -153,10 +153,10 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let address = client.ip().to_canonical();
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
     if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {
-        return turn_away(&socket, address, worker);
+        return reject_connection(&socket, address, worker);
     }
     let Some(open) = state.open_connection(worker.listener, address) else {
-        return turn_away(&socket, address, worker);
+        return reject_connection(&socket, address, worker);
     };
     // Responses are written whole, so Nagle's algorithm would only delay them.
     if let Err(e) = socket.set_nodelay(true) {
@@ -177,7 +177,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
 }
 
 /// Responds with 503 and keeps no state for the connection, as the limit leaves no room for any.
-fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
+fn reject_connection(socket: &TcpStream, client: IpAddr, worker: &Worker) {
     let mut sink = [0; 4096];
     // Read what has arrived, so that closing does not reset the connection before the client has read the response. Neither
     // call can be retried.

@@ -61,8 +61,8 @@ pub enum RunError {
     Metrics(#[from] outrigger_metrics::Error),
 }
 
-/// Serves until told to leave. `read` is the version of the file that was read. Without one, the rules are all defaults, and the file is
-/// taken once it is there.
+/// Serves until SIGTERM or SIGINT. `read` is the version of the file that was read. Without one, all settings have their
+/// defaults until the file exists.
 ///
 /// # Errors
 /// Why it cannot start.
@@ -155,8 +155,8 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        told_to_leave().await?;
-        leave(&state, &leaving, &closing).await;
+        shutdown_signal().await?;
+        drain(&state, &leaving, &closing).await;
         Ok(())
     });
     if let Some(trail) = &state.trail {
@@ -322,7 +322,7 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     proxy
 }
 
-async fn told_to_leave() -> io::Result<()> {
+async fn shutdown_signal() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let name = tokio::select! {
@@ -335,7 +335,7 @@ async fn told_to_leave() -> io::Result<()> {
 
 /// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
 /// waiting.
-async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
+async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
     let server = state.rules.load().config.server.clone();
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);
@@ -346,7 +346,7 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
         );
         tokio::select! {
             () = tokio::time::sleep(server.lame_duck) => {}
-            _ = told_to_leave() => {}
+            _ = shutdown_signal() => {}
         }
     }
     advance(state, Phase::Closing);
@@ -367,7 +367,7 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
             requests = state.in_flight(),
             "drain_timeout is over, closing the remaining connections"
         ),
-        _ = told_to_leave() => tracing::warn!(
+        _ = shutdown_signal() => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
             "second signal, closing the remaining connections"

@@ -83,14 +83,14 @@ pub struct Place {
 #[derive(Clone, Debug, Args)]
 pub struct By {
     /// The operator, for the audit log.
-    #[arg(long, default_value_t = whoever(), value_name = "WHO")]
+    #[arg(long, default_value_t = operator_name(), value_name = "NAME")]
     by: String,
     /// The reason, for the audit log.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
 
-fn whoever() -> String {
+fn operator_name() -> String {
     let name = |name| std::env::var(name).ok().filter(|name| !name.is_empty());
     let named = name("SUDO_USER").or_else(|| name("USER")).or_else(|| name("LOGNAME"));
     named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))

@@ -195,7 +195,7 @@ struct Limited {
     timer: Timer,
 }
 
-fn time_is_over() -> io::Error {
+fn deadline_passed() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "its deadline passed")
 }
 
@@ -205,14 +205,14 @@ impl AsyncRead for Limited {
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         let mut clock = this.watch.lock();
         if clock.cut.is_some() {
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         if read.is_ready() {
             clock.reading_since = None;
             // Bytes of a slow head do not extend the deadline.
             if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
                 clock.cut = Some(Cut::App);
-                return Poll::Ready(Err(time_is_over()));
+                return Poll::Ready(Err(deadline_passed()));
             }
             return read;
         }
@@ -220,7 +220,7 @@ impl AsyncRead for Limited {
             // Pingora reads during a pending write only after it gave up the write: the app read nothing within the write
             // timeout.
             clock.cut = Some(Cut::App);
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         let since = *clock.reading_since.get_or_insert_with(Instant::now);
         if !clock.reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
@@ -235,7 +235,7 @@ impl AsyncRead for Limited {
         drop(clock);
         ready!(this.timer.poll(cx, deadline.into()));
         this.watch.lock().cut = Some(whose);
-        Poll::Ready(Err(time_is_over()))
+        Poll::Ready(Err(deadline_passed()))
     }
 }
 

@@ -68,7 +68,7 @@ impl Writer {
                 directory.display()
             )));
         }
-        refuse_strangers(directory)?;
+        require_owner(directory)?;
         let keys = context.keys()?;
         let fly = || std::env::var(FLY_MACHINE_ID).ok().filter(|id| !id.is_empty());
         let machine = context.rules.as_ref().map(|rules| rules.machine.clone()).or_else(fly);
@@ -165,7 +165,7 @@ pub(super) fn is_written(directory: &std::path::Path) -> bool {
 }
 
 /// Rejects other users than the directory's owner: the program could not write to files that they create.
-fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
+fn require_owner(directory: &std::path::Path) -> Result<(), AuditError> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(directory).map_err(AuditError::file(directory))?.uid();
     let own = rustix::process::geteuid().as_raw();

@@ -124,7 +124,7 @@ async fn enter(
         details: Some(details),
         ..Act::new(event, action, outcome)
     };
-    let receipt = enter_surely(&state, act).await?;
+    let receipt = record_entry(&state, act).await?;
     let mut hash = Vec::new();
     hex(&mut hash, &receipt.hash);
     Ok(Json(json!({
@@ -133,7 +133,7 @@ async fn enter(
 }
 
 /// Adds an entry, regardless of the feature flag. It is on disk when this returns.
-async fn enter_surely(state: &State, act: Act) -> Result<Receipt, Refused> {
+async fn record_entry(state: &State, act: Act) -> Result<Receipt, Refused> {
     let trail = state.trail.as_ref().ok_or(Refused::NoTrail)?;
     let (done, receipt) = oneshot::channel();
     trail.enter(&state.rules.load(), Act { done: Some(done), ..act });
@@ -147,7 +147,7 @@ struct Erasure {
     /// Pseudonyms, or names as operators write them: `user:ann`.
     subjects: Vec<String>,
     /// The operator.
-    #[serde(default = "nobody_named")]
+    #[serde(default = "default_operator")]
     by: String,
     /// The reason.
     #[serde(default)]
@@ -157,7 +157,7 @@ struct Erasure {
     in_postgres: u64,
 }
 
-fn nobody_named() -> String {
+fn default_operator() -> String {
     "the admin listener's client".to_owned()
 }
 
@@ -200,7 +200,7 @@ async fn erase(
         }
         details
     };
-    enter_surely(&state, act(EventType::AdminAction, Outcome::Success, about(json!({ "step": "asked for" })))).await?;
+    record_entry(&state, act(EventType::AdminAction, Outcome::Success, about(json!({ "step": "asked for" })))).await?;
     let (answer, destroyed) = oneshot::channel();
     trail.command(Command::Forget(subjects.clone(), Authority::Operator, answer));
     let destroyed = match tokio::time::timeout(PATIENCE, destroyed).await {
@@ -222,7 +222,7 @@ async fn erase(
     };
     let ended = act(EventType::ErasureRequest, outcome, about(more));
     // Destroyed keys stay destroyed, and the first entry says that they were to be.
-    let entered = enter_surely(&state, ended).await;
+    let entered = record_entry(&state, ended).await;
     let keys = answer?;
     entered?;
     Ok(Json(json!({ "keys": keys })))
