@@ -25,7 +25,7 @@ use crate::backend::Backend;
 /// Time limit for events that should be immediate, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Waits until `look` is true. `what` completes the sentence "waited 15s for …".
+/// Waits until `look` is true. `what` completes the sentence "timed out after 15s waiting for …".
 #[track_caller]
 pub fn until(what: &str, look: impl FnMut() -> bool) {
     if let Err(e) = wait::until(what, PATIENCE, look) {

@@ -70,13 +70,13 @@ fn a_file_saved_during_the_start_comes_into_force() {
 }
 
 #[test]
-fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
+fn a_mistake_is_reported_with_its_position_and_the_previous_rules_stay() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_head = \"1KiB\"\n");
     fs::write(&proxy.file, proxy.text("client.max_hed = \"2KiB\"\n")).unwrap();
     until("the refusal", || proxy.metric("outrigger_config_reloads_total", &[("result", "refused")]) == 1.0);
 
-    let line = proxy.says("the changed configuration is refused");
+    let line = proxy.says("the changed configuration is rejected");
     let checked = proxy.run(&["check", proxy.file.to_str().unwrap()]);
     let said = String::from_utf8(checked.stderr).unwrap();
     assert_eq!(checked.status.code(), Some(78));
@@ -95,7 +95,7 @@ fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
 }
 
 #[test]
-fn what_cannot_change_live_is_said() {
+fn settings_that_cannot_change_live_are_reported() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let moved = fs::read_to_string(&proxy.file).unwrap().replace(&proxy.address.to_string(), "127.0.0.1:1");
@@ -171,7 +171,7 @@ fn a_process_that_cannot_start_says_why() {
 }
 
 #[test]
-fn the_commands_answer() {
+fn the_commands_work() {
     let app = Backend::start();
     let setup = Setup::new(
         &app,
@@ -182,7 +182,7 @@ fn the_commands_answer() {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(ask(&["check"]).contains("in order, 1 routes"));
+    assert!(ask(&["check"]).contains("valid, 1 routes"));
     let explained = ask(&["explain", "POST", "/login?next=/", "-H", "Host: a"]);
     assert!(explained.contains("route          login") && explained.contains("priority       critical"), "{explained}");
     let schema: serde_json::Value = serde_json::from_str(&ask(&["schema"])).unwrap();
@@ -210,7 +210,7 @@ fn a_request_in_flight_finishes_under_the_rules_it_began_with() {
 }
 
 #[test]
-fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
+fn all_mistakes_are_reported_at_once_with_position_and_suggestion() {
     let app = Backend::start();
     let rules = "client.head_timeout = 10\nclient.max_hed = \"1KiB\"\nserver.threads = 300\n[limits]\n[caching]\n[shadow]\n\
                  [quotas]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_bound_the_ban_that_ends_first_makes_room() {
+    fn a_full_table_drops_the_ban_that_ends_first() {
         let bans = Bans::default();
         for client in 0..5 {
             bans.set(client, &client.to_string(), Duration::from_secs(60 + client), 0, &rules(3));

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_line_whatever_the_path() {
+    fn any_path_gives_one_line() {
         for format in [LogFormat::Json, LogFormat::Text] {
             let mut out = Vec::new();
             line("/a\nb\"c\u{1b}").write(&mut out, format).unwrap();

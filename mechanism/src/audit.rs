@@ -57,7 +57,7 @@ pub struct Noted {
 #[derive(Debug, thiserror::Error)]
 pub enum NoKeys {
     /// The system provides no random bytes.
-    #[error("the system gives no random bytes for a key of the audit trail: set {KEYS}")]
+    #[error("the system provides no random bytes for a key of the audit log: set {KEYS}")]
     NoRandomness,
 }
 
@@ -82,13 +82,13 @@ pub fn start<E: From<NoKeys> + From<io::Error>>(trail: &Arc<Trail>, commands: Re
 /// disk.
 fn local_key(rules: &AuditRules) -> Result<MasterKeys, NoKeys> {
     tracing::warn!(
-        "the audit trail's key is kept beside it, where whoever reads the disk finds it: set {KEYS} (`openssl rand -base64 32`); \
+        "the audit log's key is in its directory, readable with it: set {KEYS} (`openssl rand -base64 32`); \
          see docs/audit.md"
     );
     match local::keys(&rules.directory) {
         Ok(keys) => Ok(keys),
         Err(e) => {
-            tracing::error!("the audit trail's own key cannot be kept, it lasts as long as this process: {e}");
+            tracing::error!("the audit log's own key cannot be stored, it lasts as long as this process: {e}");
             local::passing_keys().ok_or(NoKeys::NoRandomness)
         }
     }

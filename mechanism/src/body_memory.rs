@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_are_greedy_something_is_left_for_the_next() {
+    fn greedy_addresses_leave_memory_for_the_next() {
         let memory = Arc::new(BodyMemory::default());
         let mut uploads: Vec<BodyShare> = Vec::new();
         for _ in 0..200 {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_that_was_lowered_takes_nothing_away_and_lets_nothing_in() {
+    fn lowering_the_bound_keeps_what_is_held_and_admits_no_more() {
         let memory = Arc::new(BodyMemory::default());
         let mut share = memory.share(1);
         assert!(share.grow(1000, MOST) && !share.grow(1, 500));

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn many_addresses_of_one_sender_are_told_once_a_minute() {
+    fn many_addresses_from_one_sender_are_reported_once_a_minute() {
         let claims = Claims::default();
         let told: Vec<Merged> = (0..1000).filter_map(|n| claims.note(sender(1), mix(n % 130), SECOND)).collect();
         assert_eq!(told.len(), 1);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn few_addresses_of_many_senders_are_nothing() {
+    fn few_addresses_from_many_senders_are_not_reported() {
         let claims = Claims::default();
         for n in 0..10_000_u32 {
             assert_eq!(claims.note(sender(n), mix(u64::from(n % 5)), SECOND + u64::from(n) * SECOND / 100), None);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_noticed_among_strangers() {
+    fn a_proxy_is_detected_among_untrusted_senders() {
         let claims = Claims::default();
         // More senders than there are places; a minute later their places are free.
         (0..1000).for_each(|n| assert_eq!(claims.note(sender(n), 0, SECOND), None));

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_about_requests_leave_room_for_what_the_program_has_to_say() {
+    fn request_lines_leave_room_for_other_lines() {
         let (sender, receiver) = sync_channel(QUEUE_LINES);
         let queue = LogQueue { sender, dropped: counter(), access: Arc::default() };
         (0..2 * QUEUE_LINES).for_each(|_| queue.send(access()));

@@ -80,7 +80,7 @@ pub struct Ask {
 
 /// A queued request. Pass it to exactly one of [`Admission::collect`], [`Admission::abandon`] and [`Admission::disown`].
 #[derive(Debug, PartialEq, Eq)]
-#[must_use = "a place that nobody gives back is lost"]
+#[must_use = "a permit that is not given back is lost"]
 pub struct Ticket(u32);
 
 impl Ticket {

@@ -161,12 +161,12 @@ fn check(named: Option<&Path>) -> ExitCode {
     let shown = file.display();
     let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
     let mut text = if is_there {
-        format!("{shown}: in order, {routes} routes{limits}\n")
+        format!("{shown}: valid, {routes} routes{limits}\n")
     } else {
-        format!("there is no {shown}: every default is in force{limits}\n")
+        format!("{shown} does not exist: all settings have their defaults{limits}\n")
     };
     for name in upstreams.unknown_names() {
-        text.push_str(&format!("note: no address is known for {name} now; it is looked up again until there is one\n"));
+        text.push_str(&format!("note: {name} has no address now; the lookup is repeated until it has one\n"));
     }
     say(&text)
 }

@@ -117,7 +117,7 @@ impl ProxyHttp for Gateway {
                 Ok(true)
             }
             Next::Fail(failure) => {
-                let seen = "it did not come back within `hold`";
+                let seen = "it was down for longer than `hold`";
                 record::failed(&self.state, exchange, failure, &seen).await;
                 self.answer(session, exchange, &failure.problem()).await;
                 Ok(true)

@@ -148,7 +148,7 @@ impl Lane<'_> {
             let read = poll_fn(|cx| {
                 let mut read = pin!(app.read_buf(input));
                 match read.as_mut().poll(cx) {
-                    Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(closed("no whole head came"))),
+                    Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(closed("the head is incomplete"))),
                     Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
                     Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
                     Poll::Pending => self.poll_deadline(cx, deadline),
@@ -163,7 +163,7 @@ impl Lane<'_> {
                 // An interim response, such as 103, is passed on at once.
                 interim += 1;
                 if interim > MOST_INTERIM {
-                    return Err(Broken::App(Failure::Invalid, "there is no end of interim answers".into()));
+                    return Err(Broken::App(Failure::Invalid, "there are too many interim responses".into()));
                 }
                 self.send_gathered(exchange).await?;
             }
@@ -171,7 +171,7 @@ impl Lane<'_> {
     }
 
     fn poll_deadline<T>(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Result<T, Broken>> {
-        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the time is over".into())))
+        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the deadline passed".into())))
     }
 }
 

@@ -55,7 +55,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// A thread, a runtime or a signal.
-    #[error("the system does not give what is needed: {0}")]
+    #[error("a system resource is not available: {0}")]
     System(#[from] io::Error),
     /// The audit trail has no keys.
     #[error(transparent)]
@@ -65,8 +65,8 @@ pub enum RunError {
     Metrics(#[from] outrigger_metrics::Error),
 }
 
-/// Serves until told to leave. `read` is the version of the file that was read. Without one, the rules are all defaults, and the file is
-/// taken once it is there.
+/// Serves until SIGTERM or SIGINT. `read` is the version of the file that was read. Without one, all settings have their
+/// defaults until the file exists.
 ///
 /// # Errors
 /// Why it cannot start.
@@ -83,7 +83,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
     let admin = bind(config.admin.listen, "admin.listen")?;
     if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
-        tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
+        tracing::warn!("sessions are not sticky: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
     let workers = config.server.threads;
     let trail = AuditBasis::of(config).map(|basis| Trail::new(basis, workers, metrics.audit.clone()));
@@ -114,8 +114,8 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        told_to_leave().await?;
-        leave(&state, &leaving, &closing).await;
+        shutdown_signal().await?;
+        drain(&state, &leaving, &closing).await;
         Ok(())
     });
     if let Some(trail) = &state.trail {
@@ -202,12 +202,12 @@ fn start_background_tasks(state: &Arc<State>) {
 fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
     for (name, meant) in unknown_variables() {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        tracing::warn!("the environment has {name}, which means nothing here{hint}");
+        tracing::warn!("unknown environment variable {name}{hint}");
     }
-    if !has_file {
+    if read.is_none() {
         tracing::warn!(
             file = %file.display(),
-            "there is no {}: every default is in force; once the file is there, it is taken",
+            "{} does not exist: all settings have their defaults until it does",
             file.display()
         );
     }
@@ -215,7 +215,7 @@ fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
         tracing::warn!("{warning}");
     }
     if config.limits_unset {
-        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
+        tracing::info!("rate limits reject no request: the configuration has no [rate_limits], so they are in monitor");
     }
 }
 
@@ -264,7 +264,7 @@ fn raise_open_files(for_connections: usize) -> u64 {
         tracing::warn!(
             allowed,
             wanted,
-            "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
+            "the limit of open files is too low for max_connections: raise the hard limit, or lower max_connections"
         );
     }
     allowed
@@ -397,28 +397,31 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     proxy
 }
 
-async fn told_to_leave() -> io::Result<()> {
+async fn shutdown_signal() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    tracing::info!(signal = name, "told to leave");
+    tracing::info!(signal = name, "draining");
     Ok(())
 }
 
 /// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
 /// waiting.
-async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
+async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
     let server = state.rules.load().config.server.clone();
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);
     if !server.lame_duck.is_zero() {
-        tracing::info!(lame_duck_ms = server.lame_duck.as_millis() as u64, "health fails now, traffic is still served");
+        tracing::info!(
+            lame_duck_ms = server.lame_duck.as_millis() as u64,
+            "health checks fail now, requests are still served"
+        );
         tokio::select! {
             () = tokio::time::sleep(server.lame_duck) => {}
-            _ = told_to_leave() => {}
+            _ = shutdown_signal() => {}
         }
     }
     advance(state, Phase::Closing);
@@ -433,16 +436,16 @@ async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Se
         }
     };
     tokio::select! {
-        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection has gone"),
+        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection is closed"),
         () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
-            "drain_timeout is over, these are cut off"
+            "drain_timeout is over, closing the remaining connections"
         ),
-        _ = told_to_leave() => tracing::warn!(
+        _ = shutdown_signal() => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
-            "told to leave again, these are cut off"
+            "second signal, closing the remaining connections"
         ),
     }
 }

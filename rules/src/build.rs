@@ -286,8 +286,8 @@ impl Builder<'_> {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
                 self.complain(&at("name"), message, "it becomes a label in metrics");
             } else if route_table::RESERVED_NAMES.contains(&written.name.as_str()) {
-                let message = format!("the name {:?} is the proxy's own", written.name);
-                self.complain(&at("name"), message, "take another one");
+                let message = format!("the name {:?} is reserved for the proxy", written.name);
+                self.complain(&at("name"), message, "choose another one");
             } else if !names.insert(written.name.as_str()) {
                 let message = format!("a route above is called {:?} already", written.name);
                 self.complain(&at("name"), message, "give each its own name: it is the label in metrics");

@@ -57,10 +57,10 @@ pub const KINDS: &[Kind] = &[
     ),
     Kind::of::<Multiplier>("multiplier", "a multiplier above zero", r#"write "5x", "0.5x" or "unlimited""#),
     Kind::of::<Tier>("tier", "a tier", r#"write "anonymous", "free", "pro", "enterprise" or "internal""#),
-    Kind::of::<FieldName>("field-name", "the name of a field", r#"write "X-Api-Key", for example"#),
+    Kind::of::<FieldName>("field-name", "the name of a header", r#"write "X-Api-Key", for example"#),
     Kind::of::<EdgeName>(
         "edge",
-        "what names the client",
+        "the source of the client's address",
         r#"write "auto", "fly", "none", or the header that your proxy sets, such as "X-Forwarded-For""#,
     ),
     Kind::of::<JwksUrl>(
@@ -72,7 +72,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<OptionalShare>(
         "share-or-off",
         "a share above zero, or \"off\"",
-        r#"write "50%", or "off" to do without"#,
+        r#"write "50%", or "off" to disable it"#,
     ),
     Kind::of::<OptionalSize>(
         "size-or-off",
@@ -82,7 +82,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<OptionalSpan>(
         "duration-or-off",
         "a duration with a unit, or \"off\"",
-        r#"write "250ms", "1.5s" or "5m", or "off" to do without"#,
+        r#"write "250ms", "1.5s" or "5m", or "off" to disable it"#,
     ),
     Kind::of::<CallWindow>(
         "call-window",

@@ -45,13 +45,13 @@ pub enum KeyError {
     #[error("made with key {0:?}, which is not among the keys given ({KEYS})")]
     Unknown(String),
     /// The value cannot be decrypted or verified.
-    #[error("key {0:?} is another one than that it was made with, or it was changed since")]
+    #[error("it was not made with this key {0:?}, or was changed since")]
     Wrong(String),
     /// A pseudonym key cannot be parsed.
-    #[error("is no pseudonym key: it has to be what `outrigger audit keys derive` prints, id:base64url")]
+    #[error("is not a pseudonym key: use what `outrigger audit keys derive` prints, id:base64url")]
     NoPseudonymKey,
     /// The system provides no random bytes.
-    #[error("the system gives no random bytes")]
+    #[error("the system provides no random bytes")]
     NoRandomness,
 }
 

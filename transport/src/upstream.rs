@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_says_nothing_keeps_the_next_waiting_for_a_moment_only() {
+    async fn a_silent_address_delays_the_next_one_only_briefly() {
         // Its queue is full, so the kernel drops new connections, as if the host were down.
         let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_reason_that_says_the_most_is_given() {
+    async fn the_most_specific_reason_is_reported() {
         let upstream = named(vec![nobody(), nobody()]);
         let error = upstream.connect().await.unwrap_err();
         assert!(matches!(&error, ConnectError::Refused(e) if e.kind() == io::ErrorKind::ConnectionRefused), "{error}");

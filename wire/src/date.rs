@@ -37,7 +37,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_date_has_the_form_of_a_header() {
+    fn a_date_is_in_imf_fixdate() {
         let text = String::from_utf8(date(Instant::now()).to_vec()).unwrap();
         assert!(text.ends_with(" GMT") && text.as_bytes()[3] == b',' && !text.contains("1970"), "{text}");
     }

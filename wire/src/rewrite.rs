@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_is_left_is_written_anew_where_it_is_the_last_field() {
+    fn the_remaining_time_is_updated_if_it_is_the_last_header() {
         let anew = |head: &str| {
             let mut head = BytesMut::from(head);
             set_timeout(&mut head, Duration::from_millis(250));
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_on_what_is_for_the_client() {
+    fn forwards_end_to_end_headers() {
         let answer = "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nConnection: keep-alive, X-Hop\r\n\
                       X-Request-Id: theirs\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\nok";
         let (head, written) = relay(answer, FRAME).unwrap().unwrap();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_how_an_answer_ends() {
+    fn knows_how_a_response_ends() {
         let body = |answer: &str, frame| relay(answer, frame).unwrap().unwrap().0.body;
         let nothing = AnswerBody::Framed(Framing::Length(0));
         assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n", FRAME), AnswerBody::UntilClose);
@@ -392,13 +392,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_length_is_passed_on_in_chunks() {
+    fn a_response_without_a_length_is_forwarded_in_chunks() {
         let (_, written) = relay("HTTP/1.0 200 OK\r\n\r\n", FRAME).unwrap().unwrap();
         assert!(written.contains("Transfer-Encoding: chunked\r\n"), "{written}");
     }
 
     #[test]
-    fn refuses_what_contradicts_itself() {
+    fn rejects_contradictory_framing() {
         for answer in [
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

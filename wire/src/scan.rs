@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_whatever_two_parsers_could_read_differently() {
+    fn rejects_ambiguous_heads() {
         use Malformed::*;
         for (fields, expected) in [
             ("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", LengthAndEncoding),
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_request_lines_that_are_none() {
+    fn rejects_invalid_request_lines() {
         use Malformed::*;
         for (text, expected) in [
             ("GET / HTTP/1.1\r\n\r\n", Host),
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_fields() {
+    fn counts_headers() {
         assert_eq!(with(&"X: 1\r\n".repeat(8)), Err(Refused::TooLarge));
         assert!(with(&"X: 1\r\n".repeat(7)).is_ok());
     }

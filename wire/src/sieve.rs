@@ -190,7 +190,7 @@ mod tests {
     use crate::client_address::AddressSource;
 
     #[test]
-    fn each_sender_may_say_what_is_its_own() {
+    fn each_sender_may_set_its_own_headers() {
         use Passage::{Forged, Passes, Removed};
         let passages = |source: &'static str, name: &str| {
             let edge = Edge { source: AddressSource::of(HeaderName::from_static(source)), ..Edge::default() };
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn another_spelling_of_a_guarded_name_passes_from_nobody() {
+    fn another_spelling_of_a_guarded_name_is_always_removed() {
         use Passage::{Forged, Passes};
         let edge = |source| Edge { source: AddressSource::of(HeaderName::from_static(source)), ..Edge::default() };
         let passages = |source, read: &[HeaderName], name: &str| {

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_points_down_or_is_no_import_is_fine() {
+    fn downward_imports_are_allowed() {
         for text in [
             "use crate::cellar::Wine;\nuse crate::hall;\n",
             "// use crate::roof;\n/// See [`crate::roof`].\nuse crate::cellar;\n",

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_count_is_told_apart() {
+    fn invalid_cookies_are_distinguished_by_reason() {
         let own = cookie(NOW);
         assert_eq!(found(&[&own[..own.len() - 1]]), "Forged");
         assert_eq!(found(&[&format!("{own}A")]), "Forged");
@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_field_is_read_without_harm(field: Vec<u8>) {
+        fn reading_any_header_does_not_panic(field: Vec<u8>) {
             let fields = [httparse::Header { name: "cookie", value: &field }];
             let mut buffer = Buffer::default();
             let found = find(&keys(), &LIFETIME, Fields::Wire(&fields), NOW, &mut buffer);

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_state_of_ours_is_a_mark_of_ours() {
+    fn only_a_signed_state_counts_as_our_replay() {
         let field = String::from_utf8(field(&this(), "m2", Duration::from_secs(5), NOW)).unwrap();
         let (asked, state) = field.rsplit_once("state=").unwrap();
         assert_eq!(asked, "prefer_instance=m2;timeout=5000ms;fallback=force_self;");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_sent_on_says_so() {
+    fn headers_of_failed_replays_are_recognised() {
         assert_eq!(read(&[], NOW), Marks::NONE);
         assert!(read(&[("fly-preferred-instance-unavailable", "m2")], NOW).was_refused);
         assert!(read(&[("fly-replay-failed", "instance=m2;reason=timeout")], NOW).was_refused);

@@ -17,10 +17,7 @@ use crate::audit::receipt::Done;
 
 /// An item for the audit log.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are requests, and a box for each would be an allocation on its way"
-)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are requests, and a box would be an allocation for each")]
 pub enum Item {
     /// A request that ended.
     Request(Event),

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_is_described_once_until_forgotten() {
+    fn an_identity_is_described_once_until_evicted() {
         let mut identities = identities();
         let now = Instant::now();
         let mut made = Vec::new();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_remembered_than_there_is_room_for() {
+    fn remembered_identities_are_bounded() {
         let mut identities = Identities { most: 10, ..identities() };
         let now = Instant::now();
         for number in 0..1000_u16 {

@@ -107,7 +107,7 @@ pub enum Authority {
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
     /// A hold keeps events about one of the subjects.
-    #[error("hold {id} of {by} keeps what is about this subject ({reason}); release it first, if it may be")]
+    #[error("hold {id} of {by} covers this subject ({reason}); release it first, if that is permitted")]
     Held {
         /// The id of the hold.
         id: String,

@@ -27,7 +27,7 @@ impl BreakerMetrics {
             )?,
             clients: declare.counters(
                 "outrigger_breaker_clients_refused_total",
-                "Times that a circuit breaker began to reject a single client, for failures that only that client saw.",
+                "Times that a circuit breaker began to reject a single client, for failures that only that client received.",
                 &["breaker"],
             )?,
         })

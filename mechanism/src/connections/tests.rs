@@ -4,7 +4,7 @@ use proptest::prelude::*;
 const BOUNDS: Bounds = Bounds { all: 100, address: 25 };
 
 #[test]
-fn no_address_takes_more_than_its_share_and_what_rests_makes_room() {
+fn no_address_exceeds_its_share_and_idle_connections_are_closed_first() {
     let all = Connections::default();
     let first: Vec<_> = (0..25).map(|_| all.open(Some(1), BOUNDS).unwrap()).collect();
     assert!(first.iter().all(|(_, made_room)| !made_room));
@@ -22,7 +22,7 @@ fn no_address_takes_more_than_its_share_and_what_rests_makes_room() {
 }
 
 #[test]
-fn at_the_bound_of_all_the_address_with_the_most_makes_room() {
+fn at_max_connections_the_address_with_the_most_loses_one() {
     let all = Connections::default();
     let bounds = Bounds { all: 40, address: 25 };
     let many: Vec<_> = (0..25).map(|_| all.open(Some(1), bounds).unwrap().0).collect();
@@ -37,7 +37,7 @@ fn at_the_bound_of_all_the_address_with_the_most_makes_room() {
 }
 
 #[test]
-fn for_a_descriptor_only_what_has_been_unused_makes_room() {
+fn only_unused_connections_are_closed_to_free_a_descriptor() {
     let all = Connections::default();
     let hour = Duration::from_secs(3600);
     let stranger = all.open(Some(1), BOUNDS).unwrap().0;
@@ -83,7 +83,7 @@ enum Step {
 proptest! {
     /// In any order of steps the numbers are right, no limit is exceeded, and no request in flight is closed.
     #[test]
-    fn the_table_is_what_its_connections_are(steps in prop::collection::vec(prop_oneof![
+    fn the_table_matches_its_connections(steps in prop::collection::vec(prop_oneof![
         4 => prop::option::of(0..5_u64).prop_map(Step::Open),
         1 => any::<usize>().prop_map(Step::Close),
         2 => any::<usize>().prop_map(Step::Begin),

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn says_why_a_line_is_left_out() {
+    fn says_why_a_line_is_dropped() {
         let cases: &[(&[u8], Dropped)] = &[
             (b"a{x=\"\xff\"} 1", Dropped::Encoding),
             (b"a{x=\"\0\"} 1", Dropped::Encoding),
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn exemplars_are_cut_off_and_seconds_become_milliseconds() {
+    fn exemplars_are_removed_and_seconds_become_milliseconds() {
         let line = b"a{q=\"# {\"} 7 # {trace_id=\"ab12\"} 0.5 1700000000.5";
         for dialect in [Dialect::Text, Dialect::OpenMetrics] {
             let Ok(Line::Sample(sample)) = read(line, dialect) else { panic!("{dialect:?}") };

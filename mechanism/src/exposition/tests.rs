@@ -29,7 +29,7 @@ fn of_app(app: impl AsRef<[u8]>) -> (String, BTreeMap<&'static str, u64>) {
 }
 
 #[test]
-fn no_family_appears_twice_and_a_label_tells_the_process() {
+fn no_family_appears_twice_and_a_label_has_the_process() {
     let proxy = "# HELP process_open_fds Open.\n# TYPE process_open_fds gauge\nprocess_open_fds 7\n\
                  # HELP a_seconds A.\n# TYPE a_seconds histogram\na_seconds_bucket{le=\"+Inf\"} 1\na_seconds_sum 2\na_seconds_count 1\n";
     let app = "# HELP process_open_fds Other words.\n# TYPE process_open_fds gauge\nprocess_open_fds 9\n\
@@ -53,14 +53,14 @@ fn no_family_appears_twice_and_a_label_tells_the_process() {
 }
 
 #[test]
-fn what_is_no_sample_is_left_out_and_counted() {
+fn invalid_lines_are_dropped_and_counted() {
     let (page, dropped) = of_app(b"<html>\na b c\n1x 2\nb{x=\"1\" 2\nc{} NaN\n\xff\n\n# just words");
     assert_eq!(page, "# HELP c No help given.\n# TYPE c untyped\nc{process=\"app\"} NaN\n");
     assert_eq!(dropped, BTreeMap::from([("encoding", 1), ("label", 1), ("name", 2), ("value", 1)]));
 }
 
 #[test]
-fn nothing_of_the_app_changes_what_is_the_proxys() {
+fn the_app_cannot_change_the_proxys_metrics() {
     let app = "# TYPE outrigger_requests_total gauge\noutrigger_requests_total 1\noutrigger_else 2\n# HELP outrigger_else E.\n\
                # TYPE process_open_fds counter\nprocess_open_fds 9\n# HELP process_open_fds Else.\nok 1\n";
     let (page, dropped) = merge(OWN, app);
@@ -343,7 +343,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn whatever_the_app_exposes_the_page_is_valid_and_the_proxys_is_in_it(page in pages(), is_openmetrics: bool) {
+    fn any_app_metrics_give_a_valid_page_with_the_proxys_metrics(page in pages(), is_openmetrics: bool) {
         let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
         // Panics if the page is invalid.
         let (merged, _) = merge_as(OWN, page.as_bytes(), dialect);

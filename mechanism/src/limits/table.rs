@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_that_is_taken_back_was_never_there() {
+    fn a_refunded_charge_has_no_effect() {
         let table = Table::new(100);
         let quota = quota("60/1m", 2);
         table.take(7, quota, SECOND, 1, || 0).unwrap();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_limits_newcomers_together_and_forgets_nobody() {
+    fn a_full_table_shares_one_quota_among_new_keys_and_evicts_none() {
         let table = Table::new(1000);
         let quota = quota("1/1h", 1);
         let admitted = |n: u64| table.take(mix(n), quota, SECOND, 1, || 0).is_ok();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fills_the_table_takes_nothing_from_other_origins() {
+    fn filling_the_table_does_not_affect_other_origins() {
         let table = Table::new(1000);
         let quota = quota("10/1h", 10);
         // One origin adds a new key with each request.

@@ -63,17 +63,17 @@ pub enum AnswerRefused {
     #[error("does not prove that it is a peer: do all Machines have the same keys and the same version?")]
     Unsigned,
     /// It is the response to another probe.
-    #[error("repeats the answer to another probe")]
+    #[error("is the response to another probe")]
     OtherProbe,
     /// A peer was probed at another address than this one.
     #[error(
-        "passes the probe on to a peer at {0}: it is no peer itself. If addresses are translated between the Machines, set \
+        "forwards the probe to a peer at {0}: it is not a peer itself. If addresses are translated between the Machines, set \
          peers.address of each to the address at which the others reach it"
     )]
     OtherAddress(SocketAddr),
     /// A peer was probed from another address than ours.
     #[error(
-        "is between this Machine and a peer, which was asked from {0}: it is no peer itself. If addresses are translated \
+        "is between this Machine and a peer, which was probed from {0}: it is not a peer itself. If addresses are translated \
          between the Machines, set peers.address of each to the address at which the others reach it"
     )]
     OtherOrigin(SocketAddr),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_counts_for_one_probe_between_two_addresses() {
+    fn an_answer_is_valid_for_one_probe_between_two_addresses() {
         let answer = answer();
         let sealed = answer.seal(&keys("k"));
         let opened = |asked| ProbeAnswer::open(&keys("k"), &sealed, asked);

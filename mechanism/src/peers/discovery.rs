@@ -67,7 +67,7 @@ impl Finder {
         // Created for each lookup: /etc/resolv.conf and /etc/hosts may not have been there at the start, and may
         // change.
         let Some(resolver) = resolver_for(server) else {
-            return Err(failed("the system names no name server; set peers.resolver".to_owned()));
+            return Err(failed("the system has no name server; set peers.resolver".to_owned()));
         };
         // An absolute name: the system's search domains are not tried.
         let name = if name.ends_with('.') { name.to_owned() } else { format!("{name}.") };
@@ -75,7 +75,7 @@ impl Finder {
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(e)) => return Err(failed(format!("{name} has no address: {e}"))),
-            Err(_) => return Err(failed(format!("no name server says where {name} is"))),
+            Err(_) => return Err(failed(format!("no name server responded for {name}"))),
         };
         Ok(found.iter().take(MOST_PEERS).filter_map(|ip| backend(SocketAddr::new(ip.to_canonical(), port))).collect())
     }

@@ -40,13 +40,13 @@ pub enum Unanswered {
     #[error("it does not speak HTTP: {0}")]
     Http(#[from] hyper::Error),
     /// The response is incomplete or too long.
-    #[error("its answer is no answer to a probe")]
+    #[error("its response is not one to a probe")]
     Body,
     /// Timeout.
-    #[error("it takes too long")]
+    #[error("it did not respond in time")]
     Late(#[from] tokio::time::error::Elapsed),
     /// The response does not prove that it is a peer.
-    #[error("it answers {0} and {1}")]
+    #[error("it responds with {0} and {1}")]
     Unproven(StatusCode, AnswerRefused),
 }
 

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn senders_are_bounded_and_those_that_have_gone_make_room() {
+    fn senders_are_bounded_and_inactive_ones_are_evicted() {
         let used = UsedHops::default();
         for name in 0..MOST_PEERS {
             assert!(used.accepts(&name.to_string(), nonce(1, 1), NOW));
@@ -146,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_number_is_accepted_twice_and_none_that_is_recent_is_refused(
+        fn each_recent_number_is_accepted_exactly_once(
             counts in proptest::collection::vec(prop_oneof![0..200_u64, 65_400..65_700_u64, 131_000..131_200_u64, any::<u64>()], 1..200),
         ) {
             let (mut window, mut seen, mut highest) = (Window::new(1, NOW), HashSet::new(), 0);

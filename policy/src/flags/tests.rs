@@ -85,13 +85,13 @@ fn a_tenth_is_a_tenth() {
 
 proptest! {
     #[test]
-    fn whoever_is_in_stays_in_when_the_share_grows(id in ".{0,40}", small in 0..=100_u8, more in 0..=100_u8) {
+    fn a_client_in_the_rollout_stays_in_when_the_percentage_grows(id in ".{0,40}", small in 0..=100_u8, more in 0..=100_u8) {
         let (small, large) = (Percentage(small.min(more)), Percentage(small.max(more)));
         prop_assert!(!small.includes("g", &id) || large.includes("g", &id));
     }
 
     #[test]
-    fn every_client_has_a_place_from_1_to_100(group in ".{0,20}", id in ".{0,40}") {
+    fn every_client_has_a_bucket_from_1_to_100(group in ".{0,20}", id in ".{0,40}") {
         prop_assert!((1..=100).contains(&bucket(&group, &id)));
     }
 

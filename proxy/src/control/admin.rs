@@ -42,12 +42,12 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
-                     /healthz      200 while this process serves, 503 while it leaves\n\
-                     /admission    slots, queue and latency of the app\n\
-                     /breakers     where each stands; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
-                     /limits       what each tier may ask of each limit\n\
+                     /healthz      200 while this process serves, 503 while it drains\n\
+                     /admission    permits, queue and latency of the app\n\
+                     /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
+                     /limits       rate limits of each tier\n\
                      /machines     this Machine and its peers\n\
-                     /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
+                     /bans         banned clients; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
                      \x20             DELETE /bans/CLIENT lifts\n";
 
 /// Serves until the process ends.
@@ -195,11 +195,11 @@ enum ScrapeError {
     Request(#[from] http::Error),
     #[error("it responds with {0}")]
     Status(StatusCode),
-    #[error("its response is {0:?}, and no metrics")]
+    #[error("its response has the type {0:?} and no metrics")]
     Content(HeaderValue),
     #[error("{0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("it takes longer than {} s", SCRAPE_TIMEOUT.as_secs())]
+    #[error("it did not respond within {} s", SCRAPE_TIMEOUT.as_secs())]
     Late,
 }
 

@@ -70,7 +70,7 @@ pub async fn watch(file: PathBuf, mut in_force: Option<Stamp>, state: Arc<State>
         let has_settled = looks_alike >= SETTLED_AFTER;
         if seen.is_none() && (asked || (has_settled && !is_gone)) {
             is_gone = true;
-            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the rules in force stay");
+            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the current configuration stays in force");
         }
         if seen.is_some() && (asked || (has_settled && seen != in_force)) {
             let has_file = in_force.is_some();
@@ -120,7 +120,7 @@ impl Reloader {
         tracing::error!(
             config_version = version,
             problems = error.problems.len(),
-            "the changed configuration is refused, the rules before it stay in force:\n{error}"
+            "the changed configuration is rejected, the previous one stays in force:\n{error}"
         );
     }
 

@@ -74,7 +74,7 @@ pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, tur
             event = "breaker_client",
             breaker,
             clients_refused,
-            "breaker {breaker} rejects a client for failures that only that client saw"
+            "breaker {breaker} rejects a client for failures that only it received"
         );
     }
     let Some(Turned { from, to, reason, open_for }) = turned else { return };

@@ -147,7 +147,7 @@ pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
     if !rules.config.log.access {
-        tracing::debug!(%request_id, reason = problem.label, "a request was refused before it was parsed");
+        tracing::debug!(%request_id, reason = problem.label, "a request was rejected before it was parsed");
     } else {
         let (method, path) = request_line(unread);
         state.access_log.write(Line {
@@ -270,7 +270,7 @@ mod tests {
     const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
 
     #[test]
-    fn tells_502_503_504_and_499_apart() {
+    fn distinguishes_502_503_504_and_499() {
         let failed = |failure, status| {
             let mut e = fresh();
             e.failure = Some(failure);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_off_is_no_success() {
+    fn an_incomplete_response_is_not_a_success() {
         let mut e = fresh();
         e.answered_by_app = true;
         e.status = 200;

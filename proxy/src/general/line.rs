@@ -196,8 +196,8 @@ struct Limited {
     timer: Timer,
 }
 
-fn time_is_over() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "its time is over")
+fn deadline_passed() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "its deadline passed")
 }
 
 impl AsyncRead for Limited {
@@ -206,14 +206,14 @@ impl AsyncRead for Limited {
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         let mut clock = this.watch.lock();
         if clock.cut.is_some() {
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         if read.is_ready() {
             clock.reading_since = None;
             // Bytes of a slow head do not extend the deadline.
             if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
                 clock.cut = Some(Cut::App);
-                return Poll::Ready(Err(time_is_over()));
+                return Poll::Ready(Err(deadline_passed()));
             }
             return read;
         }
@@ -221,7 +221,7 @@ impl AsyncRead for Limited {
             // Pingora reads during a pending write only after it gave up the write: the app read nothing within the write
             // timeout.
             clock.cut = Some(Cut::App);
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         let since = *clock.reading_since.get_or_insert_with(Instant::now);
         if !clock.reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
@@ -236,7 +236,7 @@ impl AsyncRead for Limited {
         drop(clock);
         ready!(this.timer.poll(cx, deadline.into()));
         this.watch.lock().cut = Some(whose);
-        Poll::Ready(Err(time_is_over()))
+        Poll::Ready(Err(deadline_passed()))
     }
 }
 
@@ -291,7 +291,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(30);
 
     #[tokio::test]
-    async fn a_head_that_drips_is_cut_at_its_deadline() {
+    async fn a_slow_head_is_cut_off_at_its_deadline() {
         let (mut near, line, mut far) = limited();
         line.head_until(Instant::now() + SHORT);
         let drip = tokio::spawn(async move {
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pause_that_is_allowed_begins_anew_with_each_read() {
+    async fn the_allowed_pause_restarts_with_each_read() {
         let (mut near, line, mut far) = limited();
         line.more_within(SHORT * 10);
         for _ in 0..3 {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_client_is_not_blamed_for_an_app_that_takes_nothing() {
+    async fn an_app_that_reads_nothing_does_not_count_as_a_slow_client() {
         let (mut near, line, mut far) = limited();
         line.body_within(SHORT);
         let piece = vec![0; 4 << 20];

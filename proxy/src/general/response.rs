@@ -28,10 +28,12 @@ const LARGE_BODY_BYTES: u64 = 1 << 20;
 /// Pingora's, for an invalid response.
 pub(super) fn check(response: &ResponseHeader, context: &mut Context) -> Result<()> {
     if !has_one_length(response) {
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length can be read in two ways").into_up());
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length is ambiguous").into_up());
     }
     if response.status == StatusCode::SWITCHING_PROTOCOLS && context.exchange.kind != Kind::Upgrade {
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols without a request to").into_up()
+        );
     }
     if head_bytes(response) > ANSWER_HEAD_BYTES {
         return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its head is larger than 64 KiB").into_up());
@@ -39,7 +41,7 @@ pub(super) fn check(response: &ResponseHeader, context: &mut Context) -> Result<
     if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
         context.interim += 1;
         if context.interim > MOST_INTERIM {
-            let text = "there is no end of interim answers";
+            let text = "there are too many interim responses";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
         }
     }

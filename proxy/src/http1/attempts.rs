@@ -238,7 +238,7 @@ impl Lane<'_> {
                     Some(None) | None => {
                         let no_turn = admit::no_turn(self.state, exchange, now);
                         if no_turn == NoTurn::AppAway {
-                            attempt.detail = "it did not come back within `hold`".into();
+                            attempt.detail = "it was down for longer than `hold`".into();
                         }
                         return Ok(steps::not_admitted(self.state, exchange, no_turn));
                     }
@@ -271,7 +271,7 @@ impl Lane<'_> {
             return Some(Next::Leave);
         }
         let event = fault.event(exchange, || true)?;
-        attempt.detail = "a fault on purpose".into();
+        attempt.detail = "an injected fault".into();
         Some(steps::happened(self.state, exchange, event))
     }
 }

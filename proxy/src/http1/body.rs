@@ -33,7 +33,7 @@ impl BodyEnd {
                 Ok(taken)
             }
             Self::Chunked(chunks) => {
-                chunks.feed(bytes).map_err(|_| Broken::App(Failure::Invalid, "the body's chunks are broken".into()))
+                chunks.feed(bytes).map_err(|_| Broken::App(Failure::Invalid, "the body's chunks are malformed".into()))
             }
             Self::UntilClose => Ok(bytes.len()),
         }

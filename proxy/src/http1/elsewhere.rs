@@ -108,7 +108,7 @@ impl Lane<'_> {
         self.stream.output().clear();
         recycle(input);
         let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
-        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
+        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer did not serve a request");
         self.after_peer(exchange, event, detail)
     }
 
@@ -150,7 +150,7 @@ impl Lane<'_> {
         let mut fresh = match connected {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(not_connected(&error)),
-            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
+            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "connecting took too long".into())),
         };
         let answer = self.ask(&mut fresh, head, input, exchange).await?;
         Ok((fresh, answer))

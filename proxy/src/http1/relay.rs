@@ -53,7 +53,7 @@ impl Lane<'_> {
                 Err(Broken::App(Failure::Invalid, "the head is larger than 64 KiB".into()))
             }
             Ok(answer) => Ok(answer),
-            Err(_) => Err(Broken::App(Failure::Invalid, "the head is no HTTP, or contradicts itself".into())),
+            Err(_) => Err(Broken::App(Failure::Invalid, "the head is not valid HTTP".into())),
         }
     }
 
@@ -94,7 +94,7 @@ impl Lane<'_> {
                 let mut read = pin!(app.read_buf(&mut input));
                 match read.as_mut().poll(cx) {
                     Poll::Ready(Ok(read)) => Poll::Ready(Ok(read)),
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body broke off"))),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body ended early"))),
                     Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
                     Poll::Pending => self.poll_deadline(cx, idle_since + patience),
                 }
@@ -103,7 +103,7 @@ impl Lane<'_> {
                 if body.ends_with_connection() {
                     break;
                 }
-                return Err(closed("the body broke off"));
+                return Err(closed("the body ended early"));
             }
             let taken = body.take(&input)?;
             if body.ends_with_connection() {

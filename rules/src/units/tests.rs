@@ -46,7 +46,7 @@ fn an_app_address_is_a_socket_or_a_host_and_port() {
 }
 
 #[test]
-fn a_share_is_above_nothing_and_at_most_all() {
+fn a_share_is_above_0_and_at_most_1() {
     assert_eq!("50%".parse(), Ok(Share(0.5)));
     assert_eq!("2.5%".parse::<Share>().unwrap().to_string(), "2.5%");
     assert_eq!("29%".parse::<Share>().unwrap().to_string(), "29%");

@@ -33,7 +33,7 @@ impl PublicKeys {
             let bad = |problem| KeyError::Unreadable { number: at + 1, problem };
             let (id, key) = part.split_once(':').ok_or(bad("has no id before a colon"))?;
             let key = URL_SAFE_NO_PAD.decode(key).ok().filter(|key| key.len() == 32);
-            keys.push((id.to_owned(), key.ok_or(bad("is no public key: 32 bytes as base64url"))?));
+            keys.push((id.to_owned(), key.ok_or(bad("is not a public key: 32 bytes as base64url"))?));
         }
         Ok(Self { keys })
     }

@@ -8,7 +8,7 @@ fn keys(text: &str) -> MasterKeys {
 }
 
 #[test]
-fn a_sealed_value_opens_with_its_key_only() {
+fn an_encrypted_value_decrypts_only_with_its_key() {
     let keys = keys(&format!("k1:{SECRET}"));
     let (ann, wrapped) = keys.new_data_key("u_ann").unwrap();
     let (bob, _) = keys.new_data_key("u_bob").unwrap();
@@ -36,7 +36,7 @@ fn a_master_key_is_rotated_without_losing_what_it_wrapped() {
 }
 
 #[test]
-fn whoever_has_the_public_key_can_verify_and_nothing_else() {
+fn the_public_key_verifies_and_does_not_sign() {
     let keys = keys(&format!("k1:{SECRET}"));
     let signature = keys.sign(b"text");
     let public = PublicKeys::parse(&keys.public().to_string()).unwrap();
@@ -47,7 +47,7 @@ fn whoever_has_the_public_key_can_verify_and_nothing_else() {
 }
 
 #[test]
-fn keys_that_cannot_be_read_are_said_to_be_so_without_being_shown() {
+fn unreadable_keys_are_reported_without_being_shown() {
     for bad in [SECRET.to_owned(), "a:short".to_owned(), format!("a b:{SECRET}"), format!("a:{SECRET},a:{OTHER}")] {
         let error = MasterKeys::parse(&bad).unwrap_err().to_string();
         assert!(error.starts_with("key number") && !error.contains(SECRET), "{error}");
@@ -78,7 +78,7 @@ fn the_app_s_part_of_a_key_makes_the_same_pseudonyms_and_is_no_master_key() {
 }
 
 #[test]
-fn a_pseudonym_tells_its_kind_and_nothing_else() {
+fn a_pseudonym_reveals_only_its_kind() {
     let keys = keys(&format!("k1:{SECRET}"));
     let name = keys.pseudonym(SubjectKind::Address, b"address:192.0.2.1");
     assert!(name.starts_with("a_") && name.len() == 24, "{name}");

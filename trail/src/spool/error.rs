@@ -26,7 +26,7 @@ pub enum SpoolError {
         problem: &'static str,
     },
     /// The spool is full, and it has no shipped segment to remove.
-    #[error("the spool has reached its bound, and nothing in it is shipped")]
+    #[error("the spool has reached its bound, and no segment in it is shipped")]
     Full,
     /// The spool's files were removed or replaced.
     #[error("{0} has been removed or replaced")]

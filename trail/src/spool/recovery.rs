@@ -113,7 +113,7 @@ impl Spool {
                 let Some(last) = Class::named(other).and_then(|other| ends.get(&other)) else { continue };
                 if end.last > *last {
                     findings.push(rolled_back(format!(
-                        r#"{{"class":"{other}","last":{last},"signed":{},"checkpoint_of":"{}","problem":"a checkpoint vouches for more entries of this class: its chain was put back or removed"}}"#,
+                        r#"{{"class":"{other}","last":{last},"signed":{},"checkpoint_of":"{}","problem":"a checkpoint confirms more entries of this class: its chain was rolled back or removed"}}"#,
                         end.last, class.name()
                     )));
                 }

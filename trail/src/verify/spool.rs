@@ -406,7 +406,7 @@ impl Pass<'_> {
         if checkpoint.last != walk.last() {
             wrong.push(format!("says that the last entry is {}, and it is {}", checkpoint.last, walk.last()));
         } else if walk.hash().is_some_and(|hash| unhex(checkpoint.hash.as_bytes()) != Some(hash)) {
-            wrong.push(format!("vouches for another entry {}", checkpoint.last));
+            wrong.push(format!("confirms another entry {}", checkpoint.last));
         }
         for wrong in wrong {
             self.findings.add(place.clone(), Wrong::Checkpoint(wrong));

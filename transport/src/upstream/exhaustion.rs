@@ -80,7 +80,9 @@ impl Resource {
                 "raise the limit of open files (ulimit -Hn, LimitNOFILE= of the unit, --ulimit of the container), or lower \
                  server.max_connections"
             }
-            Self::SystemFiles => "raise the sysctl fs.file-max, or look for who has so many files open on this host",
+            Self::SystemFiles => {
+                "raise the sysctl fs.file-max, or find the process that has so many files open on this host"
+            }
             Self::LocalPorts => {
                 "widen the sysctl net.ipv4.ip_local_port_range, reach the app by a Unix socket, or raise app.max_idle and \
                  app.idle_timeout so that more connections are used again"
@@ -93,8 +95,8 @@ impl Resource {
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::OpenFiles => "this process has as many files open as it may",
-            Self::SystemFiles => "this host has as many files open as it may",
+            Self::OpenFiles => "this process has reached its limit of open files",
+            Self::SystemFiles => "this host has reached its limit of open files",
             Self::LocalPorts => "this host has no local port left for the address",
             Self::Memory => "the kernel has no memory for another connection",
         })
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_is_told_from_what_is_the_apps() {
+    fn local_exhaustion_is_distinguished_from_errors_of_the_app() {
         let raw = |errno: Errno| errno.raw_os_error();
         for target in ["127.0.0.1:1", "unix:/tmp/x"] {
             assert_eq!(meant(raw(Errno::MFILE), target), Some(Resource::OpenFiles));

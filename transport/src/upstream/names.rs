@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_both_loopback_addresses_whatever_the_system_says() {
+    fn localhost_is_always_both_loopback_addresses() {
         for host in ["localhost", "LOCALHOST", "localhost.", "app.localhost"] {
             let found = Name::look_up(host, 7).unwrap();
             for address in addresses(&["127.0.0.1:7", "[::1]:7"]) {

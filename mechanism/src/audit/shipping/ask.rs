@@ -23,25 +23,25 @@ pub enum ShipError {
     #[error("the spool cannot be read: {0}")]
     Spool(std::io::Error),
     /// The app does not speak HTTP, or has closed the connection.
-    #[error("the app did not answer: {0}")]
+    #[error("the app did not respond: {0}")]
     Http(#[from] hyper::Error),
     /// The request to be sent is invalid.
     #[error("{0}")]
     Request(#[from] http::Error),
     /// The app has no such endpoint.
-    #[error("the app takes no audit trail (404): it needs OUTRIGGER_AUDIT_SECRET too")]
+    #[error("the app does not accept the audit log (404): it needs OUTRIGGER_AUDIT_SECRET too")]
     NotThere,
     /// The secrets differ.
     #[error("the app has another OUTRIGGER_AUDIT_SECRET (401)")]
     Unknown,
     /// Another status.
-    #[error("the app answered {0}")]
+    #[error("the app responded with {0}")]
     Status(StatusCode),
     /// Timeout.
-    #[error("the app did not answer within {} s", PATIENCE.as_secs())]
+    #[error("the app did not respond within {} s", PATIENCE.as_secs())]
     Late,
     /// The response cannot be read.
-    #[error("the app's answer cannot be read")]
+    #[error("the app's response cannot be read")]
     Unreadable,
     /// A deletion could not be logged.
     #[error("the audit log cannot be written")]

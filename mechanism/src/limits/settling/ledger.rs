@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urgent_keys_are_settled_at_once_and_others_in_their_time() {
+    fn urgent_keys_are_synced_at_once_and_others_on_schedule() {
         let mut ledger = Ledger::default();
         let now = 1 << 50;
         let later = now + SETTLE_EVERY.as_nanos() as u64;

@@ -18,7 +18,7 @@ local ago, known, machines = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV
 local clock = redis.call('TIME')
 local now = (clock[1] - 1735689600) * 1000000 + clock[2]
 if now > tonumber(ARGV[7]) then
-  return redis.error_reply('LATE nobody waits for this any more')
+  return redis.error_reply('LATE this usage report has expired')
 end
 local kept = redis.call('GET', KEYS[1])
 local before = kept and tonumber(kept) or now + known
@@ -40,13 +40,13 @@ const EPOCH_S: u64 = 1_735_689_600;
 pub(super) enum LinkError {
     #[error("it cannot be reached: {0}")]
     Connect(RedisError),
-    #[error("it did not answer within {}", outrigger_rules::units::Span(*.0))]
+    #[error("it did not respond within {}", outrigger_rules::units::Span(*.0))]
     Timeout(Duration),
-    #[error("the connection broke off: {0}")]
+    #[error("the connection was lost: {0}")]
     Closed(RedisError),
     #[error("it refuses: {0}")]
     Refused(String),
-    #[error("it answers what Redis would not: {0}")]
+    #[error("its reply is not one of Redis: {0}")]
     Nonsense(String),
 }
 
@@ -121,7 +121,7 @@ impl Link {
         let answers = answers.map_err(|_| LinkError::Timeout(self.timeout))?;
         let answers = answers.map_err(|e| LinkError::of(e, self.timeout, false))?;
         if answers.len() != count {
-            return Err(LinkError::Nonsense(format!("{} answers to {count} questions", answers.len())));
+            return Err(LinkError::Nonsense(format!("{} replies to {count} commands", answers.len())));
         }
         Ok(answers)
     }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn believes_no_answer_that_the_script_cannot_have_given() {
+    fn rejects_replies_that_the_script_cannot_give() {
         let read = |answer: Value| ahead(&answer, &due(3), 5);
         assert_eq!(read(Value::Int(0)).ok(), Some(0));
         assert_eq!(read(Value::Int(1_500_000)).ok(), Some(1_500_000_000));

@@ -24,7 +24,7 @@ fn asking(cells: &Cells) -> Vec<usize> {
 }
 
 #[test]
-fn what_is_spent_asks_once_and_what_is_half_a_lease_asks_urgently() {
+fn spending_requests_one_sync_and_half_a_lease_an_urgent_one() {
     let cells = Cells::new(100);
     let (quota, law) = (quota("60/1m", 20), law(Mode::Shared, 2, SECOND));
     let index = cell_of(&cells, 7 << 32);
@@ -52,7 +52,7 @@ fn what_is_spent_asks_once_and_what_is_half_a_lease_asks_urgently() {
 }
 
 #[test]
-fn a_machine_that_stands_alone_goes_on_from_what_it_knows() {
+fn a_machine_without_redis_continues_from_its_last_known_state() {
     let cells = Cells::new(100);
     let quota = quota("60/1m", 60);
     let index = cell_of(&cells, 7 << 32);
@@ -81,7 +81,7 @@ fn a_machine_that_stands_alone_goes_on_from_what_it_knows() {
 }
 
 #[test]
-fn only_what_is_idle_is_forgotten_and_a_forgotten_cell_is_anybodys() {
+fn only_idle_cells_are_evicted_and_reused() {
     let cells = Cells::new(8);
     let quota = quota("60/1m", 60);
     let index = cell_of(&cells, 7 << 32);

@@ -63,11 +63,11 @@ impl Writer {
         // Only the program that owns a spool creates it, not a command with the wrong directory.
         if !directory.join(layout::CHAIN).exists() {
             return Err(AuditError::Refused(format!(
-                "{} holds no trail (it has no file CHAIN); name the directory that the program writes to",
+                "{} has no audit log (no file CHAIN); name the directory that the proxy writes to",
                 directory.display()
             )));
         }
-        refuse_strangers(directory)?;
+        require_owner(directory)?;
         let keys = context.keys()?;
         let fly = || std::env::var(FLY_MACHINE_ID).ok().filter(|id| !id.is_empty());
         let machine = context.rules.as_ref().map(|rules| rules.machine.clone()).or_else(fly);
@@ -98,7 +98,7 @@ impl Writer {
                     "details": act.details,
                 });
                 let answer = context.runtime.block_on(ask(*address, "/audit/entries", without_null(body)))?;
-                serde_json::from_value(answer).map_err(|e| program(*address)(format!("its answer is none: {e}")))
+                serde_json::from_value(answer).map_err(|e| program(*address)(format!("its response is invalid: {e}")))
             }
         }
     }
@@ -118,7 +118,9 @@ impl Writer {
                 let body =
                     json!({ "subjects": subjects, "by": by.by, "reason": by.reason, "in_postgres": in_postgres });
                 let answer = context.runtime.block_on(ask(*address, "/audit/erase", without_null(body)))?;
-                answer["keys"].as_u64().ok_or_else(|| program(*address)("its answer does not say how many".to_owned()))
+                answer["keys"]
+                    .as_u64()
+                    .ok_or_else(|| program(*address)("its response has no number of keys".to_owned()))
             }
         }
     }
@@ -148,7 +150,7 @@ fn warn_of(spool: &Spool) {
     for alarm in spool.alarms() {
         let _ = writeln!(
             std::io::stderr(),
-            "outrigger audit: the audit log was changed while nobody wrote to it, which is entered now: {} {}",
+            "outrigger audit: the audit log was changed while no process wrote to it; this is recorded now: {} {}",
             alarm.action,
             text::safe(&alarm.details)
         );
@@ -162,7 +164,7 @@ pub(super) fn is_written(directory: &std::path::Path) -> bool {
 }
 
 /// Rejects other users than the directory's owner: the program could not write to files that they create.
-fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
+fn require_owner(directory: &std::path::Path) -> Result<(), AuditError> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(directory).map_err(AuditError::file(directory))?.uid();
     let own = rustix::process::geteuid().as_raw();
@@ -170,7 +172,7 @@ fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
         return Ok(());
     }
     Err(AuditError::Refused(format!(
-        "{} belongs to the user {owner}, and this is {own}: run it as that user, so that the program can go on writing there",
+        "{} belongs to the user {owner}, and this is {own}: run it as that user, so that the proxy can still write there",
         directory.display()
     )))
 }
@@ -226,14 +228,14 @@ fn program(address: SocketAddr) -> impl Fn(String) -> AuditError {
 }
 
 async fn ask(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
-    let late = || program(address)(format!("no answer within {} s", TIMEOUT.as_secs()));
+    let late = || program(address)(format!("no response within {} s", TIMEOUT.as_secs()));
     tokio::time::timeout(TIMEOUT, exchange(address, path, body)).await.map_err(|_| late())?
 }
 
 async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
     let bad = program(address);
     let stream = TcpStream::connect(address).await.map_err(|e| {
-        bad(format!("{e}; the spool is locked, so something writes there: name its admin listener with --admin"))
+        bad(format!("{e}; the spool is locked, so a process writes to it: name its admin listener with --admin"))
     })?;
     let http = |e: hyper::Error| bad(super::database::describe(&e));
     // The listener accepts this name at every address.
@@ -250,7 +252,7 @@ async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Resul
     if status.is_success() {
         return Ok(body);
     }
-    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("it does not say why");
+    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("no reason given");
     Err(bad(format!("{status}: {why}")))
 }
 

@@ -383,7 +383,7 @@ pub(super) fn show(hits: &[Hit], opener: Option<&Opener>, json: bool) -> String 
         return hits.iter().map(line).collect();
     }
     if hits.is_empty() {
-        return "nothing fits\n".to_owned();
+        return "no entries match\n".to_owned();
     }
     let mut header = vec!["TIME", "TYPE", "OUTCOME", "STATUS", "ACTOR", "ROUTE", "RESOURCE", "REASON", "REQUEST"];
     if opener.is_some() {

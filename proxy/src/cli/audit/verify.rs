@@ -132,7 +132,7 @@ fn enter(context: &Context, options: &Options, directory: Option<&Path>, looked:
     if !is_whole && directory.is_some_and(|directory| !is_written(directory)) {
         let _ = writeln!(
             io::stderr(),
-            "outrigger audit: that this was verified is not entered into the trail, to leave it as it was found; copy it before the program starts"
+            "outrigger audit: this verification is not recorded, to leave the audit log as it was found; copy it before the proxy starts"
         );
         return;
     }
@@ -150,7 +150,7 @@ fn enter(context: &Context, options: &Options, directory: Option<&Path>, looked:
     };
     if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
         let e = text::safe(&e.to_string());
-        let _ = writeln!(io::stderr(), "outrigger audit: that this was verified is not entered into the trail: {e}");
+        let _ = writeln!(io::stderr(), "outrigger audit: this verification could not be recorded: {e}");
     }
 }
 

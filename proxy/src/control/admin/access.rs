@@ -123,10 +123,10 @@ pub enum Denied {
     #[error("a request needs one `Host`, as host[:port]")]
     NoHost,
     /// The `Host` header does not name this listener.
-    #[error("`Host` is no name of this listener: use localhost or its address, or add the name to admin.hosts")]
+    #[error("`Host` does not name this listener: use localhost or its address, or add the name to admin.hosts")]
     ForeignHost,
     /// The request comes from a web page of another site.
-    #[error("`Origin` or `Sec-Fetch-Site` says that a page of another site asks")]
+    #[error("`Origin` or `Sec-Fetch-Site` shows that a page of another site sent this")]
     ForeignOrigin,
     /// A token is configured, and the request does not have it.
     #[error("this needs `Authorization: Bearer` with {ADMIN_TOKEN} of the proxy's environment")]

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn many_addresses_leave_places_for_this_machine() {
+    fn many_addresses_leave_connections_for_local_clients() {
         let (table, start) = (Table::default(), Instant::now());
         for n in 0..100 {
             table.take(client(n), MOST, start);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn those_at_rest_make_room_before_those_that_are_served() {
+    fn idle_connections_are_closed_before_active_ones() {
         let (table, start) = (Table::default(), Instant::now());
         let numbers: Vec<u64> = (0..4).map(|_| table.take(client(1), MOST, start).0).collect();
         table.set_busy(numbers[0], true);

@@ -49,15 +49,15 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
 enum Refused {
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
     Body(#[from] JsonRejection),
-    #[error("{0:?} is no client: write address:IP, user:NAME or key:NAME")]
+    #[error("{0:?} is not a client: write address:IP, user:NAME or key:NAME")]
     Client(String),
-    #[error("{0:?} is no duration: write \"10m\", \"1h\" or \"1d\"")]
+    #[error("{0:?} is not a duration: write \"10m\", \"1h\" or \"1d\"")]
     Duration(String),
-    #[error("{0:?} is not banned; GET /bans lists who is")]
+    #[error("{0:?} is not banned; GET /bans lists all bans")]
     NotBanned(String),
     #[error("{0}; send {{\"force\": \"open\"}}, \"closed\" or \"automatic\"")]
     Force(JsonRejection),
-    #[error("there is no breaker {0:?}; GET /breakers lists those that were used, and each route has one of its name")]
+    #[error("there is no breaker {0:?}; GET /breakers lists those in use, and each route has one of its name")]
     NoBreaker(String),
 }
 
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_names_clients_as_they_are_shown() {
+    fn a_client_is_parsed_as_it_is_shown() {
         let shown = |text| client_named(text).map(|(who, _)| who);
         assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
         assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));

@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_for_the_proxy_itself_is_so_in_every_spelling() {
+    fn reserved_paths_are_recognised_in_every_spelling() {
         for path in [
             "/internal/audit/batches",
             "//internal/audit/drops",

@@ -56,7 +56,7 @@ pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
         let rules = state.rules.load_full();
         let app = &rules.config.app;
         let hold_ms = u64::try_from(app.hold.as_millis()).unwrap_or(u64::MAX);
-        tracing::warn!(event = "app_away", app = %app.address, hold_ms, "the app refuses connections; it is tried until it is back");
+        tracing::warn!(event = "app_away", app = %app.address, hold_ms, "the app refuses connections; retrying until it accepts one");
         state.metrics.app_reachable.set(0);
         if !app.hold.is_zero() {
             state.gate.suspend();
@@ -101,7 +101,7 @@ async fn watch(state: Arc<State>, since: Instant) {
     state.metrics.app_reachable.set(1);
     let held: u32 = state.gate.standing().waiting.iter().sum();
     let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(event = "app_back", away_ms, held, "the app takes connections again");
+    tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
     // In this order: if a request finds the app down again from here on, it suspends the gate again.
     state.gate.resume();
     state.reach.is_away.store(false, Ordering::Relaxed);

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_for_want_of_slots_is_given_back_once() {
+    fn tokens_of_a_request_without_a_permit_are_returned_once() {
         let state = state(
             "rate_limits.medium = \"2/1h\"\n[[rate_limits.rules]]\nname = \"watched\"\nrate = \"1/1h\"\nmode = \"monitor\"\n",
         );

@@ -61,7 +61,7 @@ impl Builder<'_> {
     fn secret(&mut self, variable: &'static str) -> Option<String> {
         let secret = (self.environment)(variable).filter(|secret| !secret.trim().is_empty())?;
         if secret.len() < SECRET_BYTES {
-            let message = format!("has {} bytes, which can be guessed", secret.len());
+            let message = format!("has {} bytes, which is too short", secret.len());
             self.complain(Place::Variable(variable.to_owned()), message, "use at least 32 random bytes");
         }
         Some(secret)
@@ -74,7 +74,7 @@ impl Builder<'_> {
             let name = self.place(&[path[0], path[1], path[2], Step::Key("name")]);
             if !keys::is_name(&key.name) {
                 let message = "`name` needs 1 to 64 of letters, digits, - . _ and @";
-                self.complain(name.hidden(), message, "it is whose key it is, not the key");
+                self.complain(name.hidden(), message, "it names the key's owner, and is not the key");
                 continue;
             }
             let (written, which) = match (&key.sha256, &key.hmac_sha256) {
@@ -140,7 +140,7 @@ impl Builder<'_> {
         }
         if mistakes > MOST_TOLD {
             let message = format!("{}: {} more lines are wrong", file.display(), mistakes - MOST_TOLD);
-            self.complain(place, message, "mend these first");
+            self.complain(place, message, "fix these first");
         }
     }
 
@@ -150,7 +150,7 @@ impl Builder<'_> {
         for (key, span, least, most) in times {
             if !(least..=most).contains(&span.as_secs()) {
                 let message = format!("`{key}` cannot be {}", Span(span));
-                let hint = if key == "leeway" { "at most \"1h\"; mend the clocks" } else { "at least \"1s\"" };
+                let hint = if key == "leeway" { "at most \"1h\"; synchronise the clocks" } else { "at least \"1s\"" };
                 self.complain(self.jwt_place(key), message, hint);
             }
         }
@@ -182,14 +182,14 @@ impl Builder<'_> {
         if sources.is_empty() {
             let (found, node) = self.root.nearest(&JWT);
             if found == JWT.len() {
-                let message = "`jwt` names nothing to verify tokens with";
+                let message = "`jwt` has no key to verify tokens with";
                 let hint = "set secret_file, key_file, jwks_url or OUTRIGGER_JWT_SECRET; or leave the section out";
                 self.complain(node.place.clone(), message, hint);
             }
             return None;
         }
         if sources.len() > 1 {
-            let message = "tokens are verified in one way only, and this is another one";
+            let message = "tokens are verified with one kind of key, and this is a second one";
             self.complain(
                 sources.swap_remove(1),
                 message,
@@ -200,7 +200,7 @@ impl Builder<'_> {
         let algorithm = Algorithm::from(raw.algorithm);
         let is_secret = variable.is_some() || raw.secret_file.is_some();
         if is_secret != (algorithm == Algorithm::Hs256) {
-            let message = format!("`algorithm` is {}, which this is not for", algorithm.name());
+            let message = format!("`algorithm` is {}, which needs another kind of key", algorithm.name());
             let hint = if is_secret {
                 "a secret goes with \"HS256\"; the other algorithms have key_file or jwks_url"
             } else {

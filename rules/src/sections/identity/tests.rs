@@ -46,7 +46,7 @@ fn user(credentials: &Credentials, token: &str) -> Option<String> {
 }
 
 #[test]
-fn nothing_is_looked_for_unless_it_is_configured() {
+fn credentials_are_not_read_unless_configured() {
     assert!(load("", &[]).unwrap().is_empty());
     assert!(!load("[identity]\nunknown_keys = \"count\"", &[]).unwrap().is_empty());
 }
@@ -70,7 +70,7 @@ fn keys_come_from_the_table_and_from_the_file() {
 }
 
 #[test]
-fn every_mistake_about_keys_is_told_with_its_place_and_without_the_key() {
+fn mistakes_in_keys_are_reported_with_position_and_without_the_key() {
     let source = format!(
         r#"
 [identity]
@@ -124,7 +124,7 @@ hmac_sha256 = "{DIGEST}"
 }
 
 #[test]
-fn a_file_of_keys_is_told_by_line_and_never_repeated() {
+fn mistakes_in_a_file_of_keys_are_reported_by_line_without_the_keys() {
     let lines = [
         "acme:sha256=sekrit:pro".to_owned(),
         format!("good:sha256={DIGEST}:pro"),
@@ -182,7 +182,7 @@ fn claims_can_have_other_names() {
 }
 
 #[test]
-fn what_cannot_verify_tokens_is_told_with_its_place() {
+fn unusable_token_settings_are_reported_with_position() {
     let source = r#"
 [identity.jwt]
 algorithm = "none"
@@ -209,15 +209,12 @@ fn a_key_file_must_hold_what_the_algorithm_needs() {
     let source = |algorithm: &str| format!("[identity.jwt]\nalgorithm = {algorithm:?}\nkey_file = {:?}", file.0);
     assert!(load(&source("RS256"), &[]).is_ok());
     let error = load(&source("ES256"), &[]).unwrap_err();
-    assert!(error.contains("is no public key for ES256"), "{error}");
+    assert!(error.contains("is not a public key for ES256"), "{error}");
     let error = load("[identity.jwt]\nsecret_file = \"/nowhere/secret\"", &[]).unwrap_err();
     assert!(error.contains("`secret_file` cannot be read: /nowhere/secret: "), "{error}");
     let short = Written::new("short", "sekrit\n");
     let error = load(&format!("[identity.jwt]\nsecret_file = {:?}", short.0), &[]).unwrap_err();
-    assert!(
-        error.contains("has 6 bytes; whoever sees one token could guess it") && !error.contains("sekrit"),
-        "{error}"
-    );
+    assert!(error.contains("has 6 bytes; it could be guessed from a token") && !error.contains("sekrit"), "{error}");
 }
 
 #[test]

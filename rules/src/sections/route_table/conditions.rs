@@ -44,7 +44,7 @@ impl Conditions {
             let known =
                 Method::from_bytes(name.as_bytes()).ok().filter(|_| name.bytes().all(|b| !b.is_ascii_lowercase()));
             methods.push(known.ok_or_else(|| {
-                bad("methods", format!("{name:?} is no method"), "write them in capitals: [\"GET\", \"POST\"]")
+                bad("methods", format!("{name:?} is not a method"), "write them in capitals: [\"GET\", \"POST\"]")
             })?);
         }
         let mut hosts = Vec::new();
@@ -52,15 +52,16 @@ impl Conditions {
             hosts.push(HostPattern::parse(host).ok_or_else(|| {
                 bad(
                     "hosts",
-                    format!("{host:?} is no host"),
+                    format!("{host:?} is not a host"),
                     "write \"api.example.com\" or \"*.example.com\", without port",
                 )
             })?);
         }
         let mut headers = Vec::new();
         for (name, value) in &route.headers {
-            let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| bad("headers", format!("{name:?} is no field name"), "write { \"X-Beta\" = \"1\" }"))?;
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+                bad("headers", format!("{name:?} is not a header name"), "write { \"X-Beta\" = \"1\" }")
+            })?;
             headers.push((name, (value != "*").then(|| value.clone())));
         }
         Ok(Self { path, methods, hosts, headers })

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn no_retention_is_zero_and_none_is_too_long() {
+fn zero_retention_is_rejected_and_a_very_long_one_accepted() {
     let now: Timestamp = "2026-11-24T14:00:00Z".parse().unwrap();
     assert!(before(now, 0).is_err());
     assert_eq!(before(now, 86_400).unwrap().to_string(), "2026-11-23T14:00:00Z");

@@ -13,7 +13,7 @@ fn hit(number: u64, draft: &dyn Fn(Draft<'static>) -> Draft<'static>) -> Hit {
 }
 
 #[test]
-fn what_was_found_is_a_table_or_lines_of_json_and_steers_no_terminal() {
+fn results_are_a_table_or_json_lines_without_terminal_controls() {
     let hits = [
         hit(1, &|draft| Draft {
             request_id: Some("r-1"),
@@ -35,7 +35,7 @@ fn what_was_found_is_a_table_or_lines_of_json_and_steers_no_terminal() {
 }
 
 #[test]
-fn a_time_is_a_moment_or_how_long_ago() {
+fn a_time_is_absolute_or_relative() {
     assert_eq!(moment("2026-11-24T14:00:00Z").unwrap().to_string(), "2026-11-24T14:00:00Z");
     let then = moment("2h").unwrap();
     let ago = Timestamp::now().duration_since(then);
@@ -44,7 +44,7 @@ fn a_time_is_a_moment_or_how_long_ago() {
 }
 
 #[test]
-fn a_query_fits_what_it_says_and_nothing_else() {
+fn a_query_matches_exactly_its_conditions() {
     let hit = hit(1, &|draft| Draft { request_id: Some("r-1"), route: Some("documents"), ..draft });
     let entry = Entry::parse(hit.line.as_bytes()).unwrap();
     let some = |text: &str| Some(text.to_owned());

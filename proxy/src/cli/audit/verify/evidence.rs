@@ -43,22 +43,20 @@ pub(super) fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<Kept, Audit
     let line = content.trim_ascii();
     let refused = |problem: &str| AuditError::Refused(format!("{} {problem}", path.display()));
     if line.starts_with(b"{\"head\":") {
-        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
+        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as signed: {e}")))?;
         return Ok(Kept::Ends(heads));
     }
     let receipt: Receipt = serde_json::from_slice(line).map_err(|_| {
-        refused(
-            "is no receipt: it has to be the line that `outrigger audit erase` or `outrigger audit receipt` printed",
-        )
+        refused("is not a receipt: give the line that `outrigger audit erase` or `outrigger audit receipt` printed")
     })?;
-    layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
+    layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as signed: {e}")))?;
     let class = Class::named(&receipt.class).zip(unhex(receipt.hash.as_bytes()));
     let claim = class.map(|(class, hash)| (class, Claim { seq: receipt.seq, hash, by: RECEIPT.to_owned() }));
     Ok(Kept::Erasure(receipt, claim))
 }
 
 /// Compares the chains here with statements kept elsewhere. Entries of the spool's own chain have been compared already.
-#[expect(clippy::too_many_arguments, reason = "all that verifying has found out so far")]
+#[expect(clippy::too_many_arguments, reason = "the results of the steps before")]
 pub(super) fn check_anchors(
     context: &Context,
     database: Option<&Database>,
@@ -71,7 +69,7 @@ pub(super) fn check_anchors(
 ) -> Result<(), AuditError> {
     let mut findings = Findings::default();
     for problem in unsound {
-        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as it was signed: {problem}")));
+        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as signed: {problem}")));
     }
     let here = directory.and_then(|directory| layout::newest_head(directory, keys).ok().flatten());
     for Anchor { heads, by } in anchors {
@@ -87,7 +85,7 @@ pub(super) fn check_anchors(
         let Some(Looked { findings: of_chain, .. }) = of_chain else {
             if *by == RECEIPT {
                 let problem = format!(
-                    "the receipt is of chain {} on Machine {}, and nothing of that chain is here",
+                    "the receipt is of chain {} on Machine {}, and no entry of that chain is here",
                     heads.chain, heads.machine
                 );
                 findings.add(Place::file("the receipt"), Wrong::Anchor(problem));

@@ -49,14 +49,14 @@ pub(super) fn show(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>)
     if let Some(evidence) = receipt {
         let _ = match evidence {
             Evidence::There(at) => {
-                writeln!(out, "receipt: signed by a key of the trail, and its entry is there ({at})")
+                writeln!(out, "receipt: signed by a key of the audit log, and its entry is there ({at})")
             }
             Evidence::NotHere => writeln!(
                 out,
-                "receipt: signed by a key of the trail; its entry is not here: it is in another spool, or its time is over"
+                "receipt: signed by a key of the audit log; its entry is not here: it is in another spool, or has expired"
             ),
             Evidence::Contradicted => {
-                writeln!(out, "receipt: signed by a key of the trail, but its entry is another one")
+                writeln!(out, "receipt: signed by a key of the audit log, but the entry there is a different one")
             }
         };
     }

@@ -28,7 +28,7 @@ fn looked() -> Vec<Looked> {
 }
 
 #[test]
-fn what_was_found_is_said_with_its_place_and_what_it_means() {
+fn problems_are_reported_with_position_and_meaning() {
     insta::assert_snapshot!("not_whole", show(&looked(), false, Some(Evidence::NotHere)));
     insta::assert_snapshot!("not_whole_json", show_json(&looked(), false, Some(Evidence::There("spool"))));
     let mut whole = looked();

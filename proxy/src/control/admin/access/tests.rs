@@ -30,7 +30,7 @@ fn with_host(host: &str, rules: &AdminRules) -> u16 {
 }
 
 #[test]
-fn host_is_a_name_of_this_listener() {
+fn host_must_name_this_listener() {
     let here = rules(&[], false);
     for own in [
         "localhost",
@@ -117,7 +117,7 @@ fn there_is_one_host_and_an_absolute_target_has_the_same_rules() {
 }
 
 #[test]
-fn pages_of_other_sites_are_refused() {
+fn requests_of_other_sites_pages_are_rejected() {
     let rules = rules(&[], false);
     let ask = |lines: &[(&str, &str)]| {
         let lines = [&[("host", "localhost:9091")], lines].concat();
@@ -152,7 +152,7 @@ fn pages_of_other_sites_are_refused() {
 }
 
 #[test]
-fn operators_have_the_token_or_without_one_are_here() {
+fn operators_need_the_token_or_without_one_a_local_connection() {
     let rules = rules(&[], false);
     let ask = |needs, lines: &[(&str, &str)]| {
         verdict(needs, &rules, "/bans", &[&[("host", "localhost")], lines].concat(), Some("secret"))
