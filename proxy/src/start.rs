@@ -204,7 +204,7 @@ fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("unknown environment variable {name}{hint}");
     }
-    if read.is_none() {
+    if !has_file {
         tracing::warn!(
             file = %file.display(),
             "{} does not exist: all settings have their defaults until it does",
