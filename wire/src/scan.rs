@@ -6,6 +6,8 @@
 
 use std::mem::MaybeUninit;
 
+use crate::authority::is_host_value;
+use crate::headers;
 use crate::malformed::Malformed;
 
 /// How the body of a request is delimited.
@@ -129,6 +131,9 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
     }
     let authority = target_authority(method, target)?;
     let fields = Fields::read(request.headers)?;
+    if fields.options > headers::MOST_OPTIONS {
+        return Err(Malformed::Field.into());
+    }
     match fields.host {
         None if is_http11 => return Err(Malformed::Host.into()),
         Some(host) if authority.is_some_and(|authority| !names_host(target, authority, host)) => {
@@ -169,6 +174,8 @@ struct Fields<'a> {
     has_upgrade_option: bool,
     /// It has `Expect`, or a `Connection` other than `keep-alive`.
     is_special: bool,
+    /// Number of options of `Connection` other than a single `keep-alive`.
+    options: usize,
 }
 
 impl<'a> Fields<'a> {
@@ -179,7 +186,7 @@ impl<'a> Fields<'a> {
             let name = header.name;
             match name.len() {
                 4 if name.eq_ignore_ascii_case("host") => {
-                    if fields.host.is_some() || !is_host(header.value) {
+                    if fields.host.is_some() || !is_host_value(header.value) {
                         return Err(Malformed::Host);
                     }
                     fields.host = Some(header.value);
@@ -189,9 +196,10 @@ impl<'a> Fields<'a> {
                     fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
                     fields.upgrade = true;
                 }
-                10 if name.eq_ignore_ascii_case("connection") => {
-                    fields.is_special |= !header.value.eq_ignore_ascii_case(b"keep-alive");
+                10 if name.eq_ignore_ascii_case("connection") && !header.value.eq_ignore_ascii_case(b"keep-alive") => {
+                    fields.is_special = true;
                     fields.has_upgrade_option |= has_upgrade_option(header.value);
+                    fields.options += headers::options(header.value).count();
                 }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let length = digits(header.value).ok_or(Malformed::Length)?;
@@ -220,7 +228,7 @@ pub fn is_web_socket(upgrade: &[u8]) -> bool {
 
 /// Whether a `Connection` has the option without which `Upgrade` has no effect (RFC 9110 section 7.8).
 pub fn has_upgrade_option(connection: &[u8]) -> bool {
-    connection.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    headers::options(connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// The authority of an absolute target; `None` for a path or `*`.
@@ -236,7 +244,7 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>
     let is_http = ["http", "https"].iter().any(|scheme| target[..scheme_end].eq_ignore_ascii_case(scheme));
     let rest = &target[scheme_end + 3..];
     let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
-    if is_http && !authority.is_empty() && is_host(authority.as_bytes()) {
+    if is_http && !authority.is_empty() && is_host_value(authority.as_bytes()) {
         Ok(Some(authority))
     } else {
         Err(Malformed::Target)
@@ -249,13 +257,6 @@ fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
     let port: &[u8] = if is_https { b":443" } else { b":80" };
     let [one, other] = [authority.as_bytes(), host].map(|text| text.strip_suffix(port).unwrap_or(text));
     one.eq_ignore_ascii_case(other)
-}
-
-/// A host with an optional port; may be empty, as in RFC 9112 section 3.2.
-fn is_host(value: &[u8]) -> bool {
-    value
-        .iter()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
 }
 
 /// Parses a number of digits only: no sign, no list, no blanks.
@@ -349,6 +350,7 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", Host),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Host),
             ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: b:80:80\r\n\r\n", Host),
             ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", HostMismatch),
             ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Target),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Target),
@@ -374,6 +376,13 @@ mod tests {
         {
             assert_eq!(read(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(HostMismatch.into()));
         }
+    }
+
+    #[test]
+    fn connection_has_few_options() {
+        let with_options = |count| with(&format!("Connection: {}\r\nConnection: close\r\n", "a,".repeat(count)));
+        assert!(with_options(headers::MOST_OPTIONS - 1).is_ok());
+        assert_eq!(with_options(headers::MOST_OPTIONS), Err(Malformed::Field.into()));
     }
 
     #[test]

@@ -104,6 +104,13 @@ impl<'a> Sieve<'a> {
         }
     }
 
+    /// Whether only some senders may set a header of this name.
+    pub fn is_guarded(&self, name: &str) -> bool {
+        let source = self.edge.source.header();
+        source.is_some_and(|source| name.eq_ignore_ascii_case(source.as_str()))
+            || guard(name).is_some_and(|guard| guard != Guard::Anybody)
+    }
+
     /// Whether a removed header claims a client address that is to be noted.
     pub fn is_claim(&self, name: &str) -> bool {
         self.notes_claims && is_usual(name) && guard(name) == Some(Guard::Address)

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outrigger_rules::target::Target;
+use outrigger_wire::response_scan::{ResponseFault, ResponseScan};
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
@@ -57,6 +58,8 @@ struct Clock {
     /// A write is pending: the app does not read.
     is_writing: bool,
     cut: Option<Cut>,
+    /// Why the header section of the response is rejected.
+    fault: Option<ResponseFault>,
     /// Why Outrigger itself opened no connection.
     refused: Option<Rejection>,
     /// Woken when the limit changes.
@@ -137,6 +140,11 @@ impl Line {
         self.watch.set(Limit::None);
     }
 
+    /// Why the header section of the response was rejected, if it was.
+    pub fn fault(&self) -> Option<ResponseFault> {
+        self.watch.lock().fault
+    }
+
     /// Which side's time was over, if the connection was cut.
     pub fn cut(&self) -> Option<Cut> {
         self.watch.lock().cut
@@ -170,7 +178,7 @@ impl Connect for Opener {
     async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
         match tokio::time::timeout(self.connect_timeout, self.open()).await {
             Ok(Ok(stream)) => {
-                let limited = Limited { stream, watch: self.watch.clone(), timer: Timer::new() };
+                let limited = Limited::new(stream, self.watch.clone());
                 Ok(VirtualSocketStream::new(Box::new(limited)).into())
             }
             Ok(Err(e)) => {
@@ -194,6 +202,13 @@ struct Limited {
     stream: AppStream,
     watch: Watch,
     timer: Timer,
+    scan: ResponseScan,
+}
+
+impl Limited {
+    fn new(stream: AppStream, watch: Watch) -> Self {
+        Self { stream, watch, timer: Timer::new(), scan: ResponseScan::default() }
+    }
 }
 
 fn deadline_passed() -> io::Error {
@@ -203,7 +218,9 @@ fn deadline_passed() -> io::Error {
 impl AsyncRead for Limited {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let scanned = this.scan.feed(buf.filled().get(before..).unwrap_or_default());
         let mut clock = this.watch.lock();
         if clock.cut.is_some() {
             return Poll::Ready(Err(deadline_passed()));
@@ -214,6 +231,10 @@ impl AsyncRead for Limited {
             if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
                 clock.cut = Some(Cut::App);
                 return Poll::Ready(Err(deadline_passed()));
+            }
+            if let Err(fault) = scanned {
+                clock.fault = Some(fault);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the response is invalid")));
             }
             return read;
         }
@@ -285,7 +306,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let watch = Watch::default();
         let line = Line { watch: watch.clone() };
-        (Limited { stream: AppStream::of_unix(near), watch, timer: Timer::new() }, line, far)
+        (Limited::new(AppStream::of_unix(near), watch), line, far)
     }
 
     const SHORT: Duration = Duration::from_millis(30);
