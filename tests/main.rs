@@ -24,6 +24,7 @@ mod audit_store;
 mod audit_tampering;
 mod bad_input;
 mod breaker;
+mod compatibility;
 mod databases;
 mod defaults;
 mod deploy_autoscaler;
