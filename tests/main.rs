@@ -27,6 +27,7 @@ mod breaker;
 mod compatibility;
 mod databases;
 mod defaults;
+mod dependencies;
 mod deploy_autoscaler;
 mod deploy_docker;
 mod deploy_fly;
