@@ -68,7 +68,7 @@ pub fn id(answer: &Answer) -> String {
 
 /// Checks that every entry has the hash of the one before; returns the number of entries.
 #[track_caller]
-fn is_chained(setup: &Setup) -> usize {
+pub fn is_chained(setup: &Setup) -> usize {
     let mut files: Vec<PathBuf> = fs::read_dir(directory(setup)).unwrap().flatten().map(|file| file.path()).collect();
     files.sort();
     let (mut count, mut chain, mut last) = (0, String::new(), (0, "0".repeat(64)));

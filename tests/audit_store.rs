@@ -26,7 +26,7 @@ use crate::backend::Backend;
 use crate::harness::{Answer, Client, Setup, fresh_dir, hex, post, sha256, sum, until, with_fields};
 use crate::house::{House, LIMIT, document, local, postgres_in};
 
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const KEYS: &str = "k1:fedcba9876543210fedcba9876543210";
 const CHAIN: &str = "00000000000000aa";
 
@@ -142,7 +142,7 @@ impl Store {
     }
 }
 
-fn start_app(dir: &std::path::Path, postgres: &Postgres, address: SocketAddr, env: &[(&str, &str)]) -> Process {
+pub fn start_app(dir: &std::path::Path, postgres: &Postgres, address: SocketAddr, env: &[(&str, &str)]) -> Process {
     let key = format!("test:{}", sha256("secret"));
     let program = env.iter().fold(Program::new(programs::find("outrigger-app").unwrap()), |p, (k, v)| p.env(k, v));
     let mut app = program

@@ -19,6 +19,7 @@ Usage: cargo xtask COMMAND
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
   soak [ARGS]      tests that take too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
   docs             check the links in doc comments, and that the proxy builds without its optional features
+  deny [ARGS]      check advisories, licences, sources and duplicates of all dependencies; ARGS go to `cargo deny check`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
                    only checks that it works, --help has more options
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Some("test") => suite::run(rest),
         Some("soak") => suite::soak(rest),
         Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
+        Some("deny") => suite::deny(rest),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),

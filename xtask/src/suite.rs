@@ -23,6 +23,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let tests = tests(args)?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
+        ("dependencies", denied(&["--log-level", "error", "--locked", "check", "bans", "licenses", "sources"])?),
         // The same compiler as in the build, so that its result is used.
         ("tests", if lints.is_ok() { linted(tests) } else { tests }),
     ];
@@ -68,6 +69,22 @@ pub fn docs() -> Result<()> {
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     step("documentation", || checked(&mut documentation))?;
     step("features", || checked(&mut cargo(&["check", "--package", "outrigger", "--no-default-features", "--quiet"])))
+}
+
+/// `cargo xtask deny`: all checks of `deny.toml`. Not part of `cargo xtask test`: advisories are fetched from the network, and a
+/// new one must not fail an unchanged commit.
+pub fn deny(args: &[String]) -> Result<()> {
+    tools::install(&[Tool::CargoDeny])?;
+    let mut deny = denied(&["--locked", "check"])?;
+    deny.args(args);
+    step("dependencies", || checked(&mut deny))
+}
+
+fn denied(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(Tool::CargoDeny.get()?);
+    command.args(args).current_dir(paths::root());
+    programs::forget_package(&mut command);
+    Ok(command)
 }
 
 /// Compiles the workspace's crates with clippy's driver: rustc with more lints. One compilation does for both, and the
