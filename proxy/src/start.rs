@@ -1,11 +1,13 @@
 //! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
+mod shutdown;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
@@ -19,9 +21,9 @@ use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use self::shutdown::{drain, shutdown_signal};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
 use crate::control::reload::{self, Stamp};
@@ -29,7 +31,7 @@ use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
 use crate::engine::notices;
-use crate::engine::state::{Phase, State};
+use crate::engine::state::State;
 use crate::general::{Gateway, MOST_ATTEMPTS};
 use crate::mechanism::audit::{AuditBasis, Command, Trail, upkeep};
 use crate::mechanism::limits::settling::SharedState;
@@ -395,62 +397,4 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
     proxy.h2_options = Some(h2_options);
     proxy
-}
-
-async fn shutdown_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "draining");
-    Ok(())
-}
-
-/// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
-/// waiting.
-async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
-    let server = state.rules.load().config.server.clone();
-    advance(state, Phase::LameDuck);
-    leaving.send_replace(true);
-    if !server.lame_duck.is_zero() {
-        tracing::info!(
-            lame_duck_ms = server.lame_duck.as_millis() as u64,
-            "health checks fail now, requests are still served"
-        );
-        tokio::select! {
-            () = tokio::time::sleep(server.lame_duck) => {}
-            _ = shutdown_signal() => {}
-        }
-    }
-    advance(state, Phase::Closing);
-    closing.send_replace(true);
-    let began = Instant::now();
-    let drained = async {
-        // Until every worker has accepted what had connected, zero connections does not mean that all are done.
-        closing.closed().await;
-        while state.connections() > 0 {
-            // The notification may have come before this listens for it, so it also polls.
-            let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;
-        }
-    };
-    tokio::select! {
-        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection is closed"),
-        () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
-            connections = state.connections(),
-            requests = state.in_flight(),
-            "drain_timeout is over, closing the remaining connections"
-        ),
-        _ = shutdown_signal() => tracing::warn!(
-            connections = state.connections(),
-            requests = state.in_flight(),
-            "second signal, closing the remaining connections"
-        ),
-    }
-}
-
-fn advance(state: &State, phase: Phase) {
-    state.drain.advance(phase);
-    state.metrics.drain_phase.set(phase as i64);
 }
