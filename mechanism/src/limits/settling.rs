@@ -42,7 +42,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(400);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// What the task shares with requests, and where it reports.
+/// State that the task shares with requests, and its metrics.
 #[derive(Debug)]
 pub struct SharedState {
     /// The state of shared rate limits.

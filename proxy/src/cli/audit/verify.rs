@@ -154,7 +154,7 @@ fn enter(context: &Context, options: &Options, directory: Option<&Path>, looked:
     }
 }
 
-/// What PostgreSQL's last entries say about the chains.
+/// The claims about the chains in PostgreSQL's last entries.
 fn claims_of(findings: &Findings) -> impl Iterator<Item = (Class, Claim)> {
     findings.classes.iter().filter(|found| found.entries > 0).filter_map(|found| {
         Some((found.class, Claim { seq: found.last, hash: found.hash?, by: "PostgreSQL".to_owned() }))
