@@ -10,8 +10,8 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::metrics::StreamKind;
-use crate::engine::stages::{admit, limits};
 use crate::engine::stages::breakers::{self, End};
+use crate::engine::stages::{admit, limits};
 use crate::engine::state::Phase;
 use crate::general::Gateway;
 use crate::general::context::Context;
