@@ -35,22 +35,31 @@ pub struct Sifting<'a> {
     pub sieve: Sieve<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
+    /// `Connection` names headers that are removed.
+    pub nominates: bool,
+    /// The body follows in chunks.
+    pub is_chunked: bool,
+    /// `Host` for a request that has none, as HTTP/1.0 allows.
+    pub host: Option<&'a str>,
 }
 
-/// Writes the request to the app, without a body; returns what was removed.
+/// Writes the request's head for the app; returns what was removed.
 pub fn write_request<'r>(
     out: &mut BytesMut,
     request: &httparse::Request<'_, 'r>,
     added: &Added,
-    Sifting { sieve, hides_session }: Sifting<'_>,
+    Sifting { sieve, hides_session, nominates, is_chunked, host }: Sifting<'_>,
 ) -> Removed<&'r str, &'r [u8]> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.path.unwrap_or_default().as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
+    if let Some(host) = host {
+        put_field(out, "Host", host.as_bytes());
+    }
     let mut removed = Removed::default();
     for field in request.headers.iter() {
-        if is_hop_by_hop(field.name) {
+        if is_hop_by_hop(field.name) || (nominates && is_nominated(request.headers, field.name)) {
             continue;
         }
         let passage = sieve.passage(field.name);
@@ -68,11 +77,23 @@ pub fn write_request<'r>(
             put_field(out, field.name, field.value);
         }
     }
+    if is_chunked {
+        out.put_slice(b"Transfer-Encoding: chunked\r\n");
+    }
     for (name, value) in added.iter() {
         put_field(out, name.as_str(), value);
     }
     out.put_slice(b"\r\n");
     removed
+}
+
+/// Whether a client may have this header removed with `Connection`, and does. It cannot remove what the request needs.
+fn is_nominated(headers: &[httparse::Header<'_>], name: &str) -> bool {
+    !name.eq_ignore_ascii_case("host")
+        && headers
+            .iter()
+            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
+            .any(|header| nominates(header.value, name))
 }
 
 /// Writes the head of [`write_request`] for a peer, with the signed hop header added.
@@ -156,6 +177,8 @@ pub struct Frame<'a> {
     pub session: &'a [u8],
     /// The client's connection closes after this response.
     pub closes: bool,
+    /// The client speaks HTTP/1.0, which has no chunks.
+    pub is_http10: bool,
 }
 
 /// Parses the response at the start of `input` and writes the client's response to `out`; `None` until the head is complete.
@@ -217,7 +240,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     }
     // The client's connection stays open after the app's closes: a response without a length is forwarded in chunks.
     let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
-    if in_chunks || (connection.chunked && frame.is_head_request) {
+    if (in_chunks || (connection.chunked && frame.is_head_request)) && !frame.is_http10 {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if is_final {
@@ -239,7 +262,9 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     }
     out.put_slice(b"\r\n");
     let speaks_11 = answer.version == Some(1);
-    let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive };
+    // A body behind 204 would be read as the next response.
+    let may_have_body = status == 204 && (connection.chunked || connection.length.is_some_and(|length| length > 0));
+    let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive } && !may_have_body;
     Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after, is_given_back }))
 }
 
@@ -322,6 +347,7 @@ mod tests {
         limits: None,
         session: b"",
         closes: false,
+        is_http10: false,
     };
 
     fn relay(answer: &str, frame: Frame<'_>) -> Result<Option<(AnswerHead, String)>, InvalidAnswer> {
