@@ -17,6 +17,8 @@ pub struct Chunks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChunkState {
     Size,
+    /// White space between the size and an extension.
+    Space,
     Extension,
     SizeLf,
     Data,
@@ -98,10 +100,10 @@ impl Chunks {
 
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
         use ChunkState::{
-            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart,
+            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Space, Trailer, TrailerLf, TrailerStart,
         };
         self.line = self.line.saturating_add(1);
-        if matches!(self.state, Size | Extension) && self.line > CHUNK_LINE_BYTES {
+        if matches!(self.state, Size | Space | Extension) && self.line > CHUNK_LINE_BYTES {
             return Err(Malformed::Chunk);
         }
         if matches!(self.state, TrailerStart | Trailer) {
@@ -122,7 +124,10 @@ impl Chunks {
                 Size
             }
             (Size, b'\r') if self.line > 1 => SizeLf,
-            (Size, b';' | b' ' | b'\t') if self.line > 1 => Extension,
+            (Size, b' ' | b'\t') if self.line > 1 => Space,
+            (Size, b';') if self.line > 1 => Extension,
+            (Space, b' ' | b'\t') => Space,
+            (Space, b';') => Extension,
             (Extension, b'\r') => SizeLf,
             (Extension, _) if is_text => Extension,
             (SizeLf, b'\n') if self.left == 0 => TrailerStart,
@@ -159,6 +164,7 @@ mod tests {
     fn knows_where_a_chunked_body_ends() {
         assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nGET /"), Ok((13, true)));
         assert_eq!(chunked(b"3;x=\"y\"\r\nabc\r\n0\r\nT: 1\r\n\r\n"), Ok((25, true)));
+        assert_eq!(chunked(b"3 \t; x\r\nabc\r\n0\r\n\r\n"), Ok((18, true)));
         assert_eq!(chunked(b"FFFF\r\nabc"), Ok((9, false)));
     }
 
@@ -171,6 +177,8 @@ mod tests {
             b"3\nabc",
             b"3\r\nabcd\r\n",
             b"3\r\nabc\n",
+            b"3 x\r\nabc\r\n",
+            b"3 \r\nabc\r\n",
             b"3\r\nabcX",
             b"0\r\n\n",
             b"11111111111111111\r\n",

@@ -283,9 +283,23 @@ fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
 
 /// A host with an optional port; may be empty, as in RFC 9112 section 3.2.
 fn is_host(value: &[u8]) -> bool {
-    value
-        .iter()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%'))
+    let is_in_name = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b'%');
+    let name = match value {
+        [b'[', rest @ ..] => {
+            let Some(end) = memchr::memchr(b']', rest) else { return false };
+            let address = std::str::from_utf8(&rest[..end]).ok();
+            if !address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()) {
+                return false;
+            }
+            end + 2
+        }
+        _ => value.iter().take_while(|b| is_in_name(b)).count(),
+    };
+    match &value[name..] {
+        [] => true,
+        [b':', port @ ..] => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
 }
 
 /// Parses a number of digits only: no sign, no list, no blanks.
@@ -379,6 +393,12 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", Host),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Host),
             ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a:80:80\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: [a]\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", Host),
+            ("GET / HTTP/1.1\r\nHost: a]\r\n\r\n", Host),
             ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", HostMismatch),
             ("GET http://u@b/ HTTP/1.1\r\nHost: b\r\n\r\n", Target),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Target),

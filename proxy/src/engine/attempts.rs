@@ -301,6 +301,7 @@ impl Attempts {
                 self.has_replaced = true;
                 Step::Go(None, Next::Replace)
             }
+            (Stage::Asking, Event::Unread) => self.end(Next::Fail(Failure::Closed)),
             (Stage::Asking, Event::Closed { may_repeat, .. }) => {
                 self.buy_repeat(may_repeat, Price::Pause, Purchase::Close)
             }

@@ -77,7 +77,8 @@ impl Lane<'_> {
             next = match went {
                 Went::Next(next) => next,
                 Went::Answered((app, answer)) => {
-                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || self.may_repeat()) {
+                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || self.may_repeat())
+                    {
                         Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
                         // The rest of that response is dropped with its connection.
                         next => next,

@@ -98,7 +98,9 @@ impl Lane<'_> {
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
         let (outcome, event, detail) = match asked {
-            Ok((_, answer)) if answer.is_given_back && self.may_repeat() => (SentOn::Refused, Event::PeerDeclined, "".into()),
+            Ok((_, answer)) if answer.is_given_back && self.may_repeat() => {
+                (SentOn::Refused, Event::PeerDeclined, "".into())
+            }
             Ok((stream, answer)) => {
                 self.state.metrics.peers.sent(kind, SentOn::Answered);
                 steps::happened(self.state, exchange, Event::PeerAnswered);

@@ -110,9 +110,7 @@ impl Upload {
             let written = match (head, body) {
                 ([], []) => break,
                 ([], one) | (one, []) => Pin::new(&mut *app).poll_write(cx, one),
-                (head, body) => {
-                    Pin::new(&mut *app).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)])
-                }
+                (head, body) => Pin::new(&mut *app).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)]),
             };
             match ready!(written) {
                 Ok(written) if written > 0 => {

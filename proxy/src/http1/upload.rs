@@ -193,7 +193,8 @@ impl Upload {
 
     /// Accounts for the memory of the buffer. Returns false if there is none left for it.
     pub(super) fn account(&mut self, state: &State, client: IpAddr, most: usize) -> bool {
-        let holds = self.buffer.capacity();
+        // The allocator rounds up, by an eighth at most.
+        let holds = self.buffer.capacity() / 8 * 9;
         if holds <= FREE_BODY_BYTES.max(self.accounted) {
             return true;
         }
