@@ -50,7 +50,7 @@ pub fn ban(proxy: &Proxy, client: &str, length: &str) {
 }
 
 #[test]
-fn a_scanner_and_whoever_guesses_passwords_or_does_not_stop_is_shut_out() {
+fn scanners_password_guessers_and_persistent_clients_are_banned() {
     let app = refusing_app();
     let rules = format!("{EDGE}{ENFORCE}{FIVE}abuse.ban = \"1h\"\n{NO_DEFAULTS}");
     let rules = format!(
@@ -93,7 +93,7 @@ fn a_scanner_and_whoever_guesses_passwords_or_does_not_stop_is_shut_out() {
 }
 
 #[test]
-fn each_ban_is_twice_as_long_up_to_a_bound_and_ends_when_it_says() {
+fn each_ban_is_twice_as_long_up_to_a_bound_and_ends_on_time() {
     let app = refusing_app();
     let rules = format!("{EDGE}{ENFORCE}abuse.not_found = \"1/1h\"\nabuse.ban = \"1s\"\nabuse.max_ban = \"2s\"\n");
     let proxy = Proxy::with(&app, &rules);
@@ -149,7 +149,7 @@ fn a_network_on_the_list_is_never_banned() {
 }
 
 #[test]
-fn by_default_bans_are_counted_and_shut_nobody_out() {
+fn by_default_bans_are_only_counted() {
     let app = refusing_app();
     let proxy = Proxy::with(&app, &format!("{FIVE}{NO_DEFAULTS}"));
     for request in both_ways("/404") {
@@ -216,7 +216,7 @@ fn an_operator_lists_adds_and_lifts_bans_and_they_hold_in_monitor_too() {
 }
 
 #[test]
-fn once_there_is_a_token_nobody_sees_or_changes_bans_without_it() {
+fn with_a_token_configured_bans_need_it() {
     let app = Backend::start();
     let secret = "a token of the operators, long enough";
     let proxy = Setup::new(&app, "").env("OUTRIGGER_ADMIN_TOKEN", secret).start();
@@ -241,7 +241,7 @@ fn once_there_is_a_token_nobody_sees_or_changes_bans_without_it() {
 }
 
 #[test]
-fn whoever_an_operator_pardons_begins_anew() {
+fn a_client_pardoned_by_an_operator_starts_with_clean_counters() {
     let app = refusing_app();
     let proxy = Proxy::with(&app, &format!("{ENFORCE}{FIVE}abuse.ban = \"1h\"\n"));
     let mut client = proxy.connect();
@@ -258,7 +258,7 @@ fn whoever_an_operator_pardons_begins_anew() {
 }
 
 #[test]
-fn at_the_bound_the_ban_that_ends_first_makes_room() {
+fn a_full_table_drops_the_ban_that_ends_first() {
     let app = refusing_app();
     let rules = format!("{EDGE}{ENFORCE}abuse.not_found = \"1/1h\"\nabuse.ban = \"10m\"\nabuse.max_bans = 3\n");
     let proxy = Proxy::with(&app, &rules);
@@ -278,7 +278,7 @@ fn at_the_bound_the_ban_that_ends_first_makes_room() {
 }
 
 #[test]
-fn where_the_table_is_full_nobody_is_banned_for_what_others_did() {
+fn a_full_table_bans_no_client_for_requests_of_others() {
     let app = refusing_app();
     let rules = format!("{EDGE}{ENFORCE}abuse.not_found = \"1/1h\"\nrate_limits.max_keys = 4\n{NO_DEFAULTS}");
     let proxy = Proxy::with(&app, &rules);

@@ -35,7 +35,7 @@ fn ask(proxy: &Proxy, method: &str, path: &str, lines: &[&str]) -> Answer {
 }
 
 #[test]
-fn every_endpoint_needs_what_the_documentation_says() {
+fn every_endpoint_requires_what_the_documentation_says() {
     let app = Backend::start();
     let proxy = Setup::new(&app, "admin.hosts = [\"Admin.Example\"]").env("OUTRIGGER_ADMIN_TOKEN", TOKEN).start();
     let token = format!("Authorization: Bearer {TOKEN}");
@@ -90,7 +90,7 @@ fn every_endpoint_needs_what_the_documentation_says() {
 }
 
 #[test]
-fn without_a_token_a_page_whose_name_points_here_changes_nothing() {
+fn without_a_token_a_page_of_a_rebound_name_changes_nothing() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let own = format!("Host: {}", proxy.admin);
@@ -110,7 +110,7 @@ fn without_a_token_a_page_whose_name_points_here_changes_nothing() {
 }
 
 #[test]
-fn what_is_too_large_or_no_http_is_refused_and_the_next_is_served() {
+fn oversized_and_malformed_requests_are_rejected_and_the_next_is_served() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let large = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));

@@ -16,7 +16,7 @@ use crate::harness::{Answer, Client, Proxy, Setup, both_ways, get, post, sha256,
 use crate::limits::{EDGE, NO_DEFAULTS};
 
 /// Records every request, off the hot path.
-const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\n";
+const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
 const SURE: &str = "audit.durability.data = \"before-response\"\naudit.durability.deletion = \"before-response\"\n";
 
 fn directory(setup: &Setup) -> PathBuf {
@@ -68,7 +68,7 @@ pub fn id(answer: &Answer) -> String {
 
 /// Checks that every entry has the hash of the one before; returns the number of entries.
 #[track_caller]
-fn is_chained(setup: &Setup) -> usize {
+pub fn is_chained(setup: &Setup) -> usize {
     let mut files: Vec<PathBuf> = fs::read_dir(directory(setup)).unwrap().flatten().map(|file| file.path()).collect();
     files.sort();
     let (mut count, mut chain, mut last) = (0, String::new(), (0, "0".repeat(64)));
@@ -104,7 +104,7 @@ fn search(setup: &Setup, event: &str, outcome: &str) -> Vec<Value> {
 }
 
 #[test]
-fn what_was_done_by_whom_is_entered_on_both_ways() {
+fn actions_and_actors_are_recorded_for_every_method() {
     let app = Backend::start();
     for (path, status) in [("/documents/7", 404), ("/login/no", 401), ("/broken", 500)] {
         app.says(path, &format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"));
@@ -180,7 +180,7 @@ fn what_was_done_by_whom_is_entered_on_both_ways() {
 }
 
 #[test]
-fn refusals_bans_breakers_reloads_and_flags_are_entered() {
+fn rejections_bans_breakers_reloads_and_flags_are_recorded() {
     let app = Backend::start();
     app.says("/no", "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n");
     app.says("/500", "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
@@ -248,7 +248,7 @@ fn refusals_bans_breakers_reloads_and_flags_are_entered() {
 }
 
 #[test]
-fn what_a_client_forges_is_entered() {
+fn forged_headers_of_a_client_are_recorded() {
     let app = Backend::start();
     let rules = format!("{TRAIL}[identity.jwt]\nsecret_file = \"secret\"\n");
     let setup = Setup::new(&app, &rules);
@@ -269,7 +269,7 @@ fn what_a_client_forges_is_entered() {
 }
 
 #[test]
-fn no_stored_byte_tells_a_secret_or_a_name() {
+fn no_stored_byte_reveals_a_secret_or_a_name() {
     let app = Backend::start();
     let key = sha256("credential-in-a-key-that-is-long");
     let rules = format!(
@@ -376,19 +376,19 @@ pub fn killed(rounds: usize, load: Duration) {
 }
 
 #[test]
-fn whatever_a_client_has_seen_is_in_the_trail_after_a_kill() {
+fn responses_sent_are_in_the_audit_log_after_a_kill() {
     killed(8, Duration::from_millis(400));
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask soak"]
-fn whatever_a_client_has_seen_is_in_the_trail_after_200_kills() {
+fn responses_sent_are_in_the_audit_log_after_200_kills() {
     killed(200, Duration::from_millis(800));
 }
 
 /// Requests of a class that must be recorded first are rejected; all others are served and counted.
 #[test]
-fn a_trail_that_cannot_be_written_stops_only_what_has_to_be_written() {
+fn an_unwritable_audit_log_stops_only_requests_that_must_be_recorded() {
     let app = Backend::start();
     let rules = format!(
         "{TRAIL}{SURE}audit.queue = 64\n[[routes]]\nname = \"in\"\npath = \"/in\"\naudit = \"authentication\"\n"
@@ -425,7 +425,7 @@ fn a_trail_that_cannot_be_written_stops_only_what_has_to_be_written() {
 }
 
 #[test]
-fn a_spool_that_is_full_keeps_its_bound_and_says_so() {
+fn a_full_spool_stays_within_its_bound_and_reports_it() {
     let app = Backend::start();
     let rules = format!(
         "{TRAIL}audit.durability.deletion = \"before-response\"\naudit.segment_size = \"64KiB\"\naudit.max_size = \"512KiB\"\naudit.queue = 600\n"
@@ -456,7 +456,7 @@ fn a_spool_that_is_full_keeps_its_bound_and_says_so() {
 }
 
 #[test]
-fn a_segment_that_is_taken_away_does_not_stop_the_trail() {
+fn a_removed_segment_does_not_stop_the_audit_log() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, &format!("{TRAIL}{SURE}"));
     assert_eq!(proxy.get("/a").status, 200);
@@ -469,7 +469,7 @@ fn a_segment_that_is_taken_away_does_not_stop_the_trail() {
 
 /// A change is recorded once: when it is made, or at the next start.
 #[test]
-fn flags_that_change_while_the_process_is_away_are_entered_at_its_start() {
+fn flags_changed_while_the_process_is_down_are_recorded_at_its_start() {
     let app = Backend::start();
     let setup = Setup::new(&app, TRAIL);
     let changes = |setup: &Setup| find(setup, &[("type", "admin.flag_change")]).len();
@@ -490,7 +490,7 @@ fn flags_that_change_while_the_process_is_away_are_entered_at_its_start() {
 
 /// Changes to the audit log itself are recorded too.
 #[test]
-fn that_the_trail_is_switched_off_is_its_last_entry() {
+fn switching_the_audit_log_off_is_its_last_entry() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRAIL);
     assert_eq!(proxy.get("/a").status, 200);
@@ -505,7 +505,7 @@ fn that_the_trail_is_switched_off_is_its_last_entry() {
 }
 
 #[test]
-fn whoever_hangs_up_does_not_hide_what_was_read() {
+fn a_read_is_recorded_even_if_the_client_disconnects() {
     let app = Backend::start();
     app.at("/documents/42", crate::backend::Play::Stream(64 << 20));
     let rules = format!(
@@ -522,7 +522,7 @@ fn whoever_hangs_up_does_not_hide_what_was_read() {
 
 /// More rejections than the audit log records one by one: the rest is counted.
 #[test]
-fn a_flood_of_refusals_is_entered_with_its_count() {
+fn a_flood_of_rejections_is_recorded_with_its_count() {
     let app = Backend::start();
     let rare = "[[rate_limits.rules]]\nname = \"rare\"\nby = \"client\"\nrate = \"1/1h\"\n";
     let proxy = Proxy::with(&app, &format!("{TRAIL}{NO_DEFAULTS}{rare}"));
@@ -543,7 +543,7 @@ fn a_flood_of_refusals_is_entered_with_its_count() {
 }
 
 #[test]
-fn where_entries_are_shipped_to_nobody_from_outside_has_business() {
+fn clients_cannot_reach_the_apps_audit_endpoints() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRAIL);
     for path in ["/internal/audit/batches", "/%69nternal//audit/retention"] {
@@ -558,7 +558,7 @@ fn where_entries_are_shipped_to_nobody_from_outside_has_business() {
 
 /// An audit log that began without the operator's keys is read with both.
 #[test]
-fn keys_that_come_later_open_what_was_there_before() {
+fn keys_added_later_decrypt_earlier_entries() {
     let app = Backend::start();
     let setup = Setup::new(&app, TRAIL);
     for key in ["", "k1:0123456789abcdef0123456789abcdef"] {

@@ -81,7 +81,7 @@ fn segment(setup: &Setup) -> PathBuf {
 }
 
 #[test]
-fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_that_writes() {
+fn entries_are_found_revealed_exported_and_erased_while_the_proxy_writes() {
     let app = Backend::start();
     let proxy = asked(&app);
     let verified = audit(&proxy, &["verify"]).ends_with(0);
@@ -134,7 +134,7 @@ fn entries_are_found_revealed_exported_and_made_unreadable_beside_the_program_th
 }
 
 #[test]
-fn what_was_done_to_a_trail_is_said_with_its_place() {
+fn tampering_is_reported_with_its_position() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let public = audit(&proxy, &["keys"]).ends_with(0).out;
@@ -158,7 +158,7 @@ fn what_was_done_to_a_trail_is_said_with_its_place() {
     }
     fs::remove_file(segment(&proxy)).unwrap();
     let said = audit(&proxy, &by_auditor).ends_with(1);
-    assert!(said.out.contains("HEAD vouches for 7 entries") || said.out.contains("vouches for 7"), "{}", said.out);
+    assert!(said.out.contains("HEAD confirms 7 entries") || said.out.contains("confirms 7"), "{}", said.out);
     fs::write(segment(&proxy), before).unwrap();
     audit(&proxy, &by_auditor).ends_with(0);
 
@@ -173,7 +173,7 @@ fn what_was_done_to_a_trail_is_said_with_its_place() {
     assert_eq!(report["retention"][2]["kept"], "365d", "{report}");
     fs::remove_dir_all(proxy.dir.join("trail")).unwrap();
     let none = audit(&proxy, &by_auditor).ends_with(2);
-    assert!(none.err.contains("has no trail"), "{}", none.err);
+    assert!(none.err.contains("has no audit log"), "{}", none.err);
     fs::write(&proxy.file, "nonsense = 1\n").unwrap();
     audit(&proxy, &["search"]).ends_with(78);
 }
@@ -187,7 +187,7 @@ impl Said {
 }
 
 #[test]
-fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
+fn without_an_audit_entry_data_is_neither_revealed_nor_destroyed() {
     let app = Backend::start();
     let proxy = asked(&app);
     // The proxy holds the lock, and the commands look for its admin listener at the wrong address.
@@ -199,7 +199,7 @@ fn what_cannot_be_entered_into_the_trail_is_neither_revealed_nor_destroyed() {
         &["hold", "add", "--class", "data", "--reason", "a court"],
     ] {
         let said = audit(&proxy, &[act, &astray].concat()).ends_with(1);
-        assert!(said.out.is_empty() && said.err.contains("nothing was done"), "{act:?}: {}{}", said.out, said.err);
+        assert!(said.out.is_empty() && said.err.contains("not done"), "{act:?}: {}{}", said.out, said.err);
     }
     assert!(!proxy.dir.join("ann.jsonl").exists());
     assert!(!proxy.dir.join("trail/HOLDS").exists());
@@ -221,7 +221,7 @@ fn erasures(proxy: &Proxy) -> Vec<(String, String)> {
 }
 
 #[test]
-fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
+fn an_erasure_through_the_admin_listener_is_recorded_first_and_obeys_holds() {
     let app = Backend::start();
     let proxy = asked(&app);
     let erase = |subject: &str| post_to(&proxy, "/audit/erase", &json!({ "subjects": [subject], "by": "eve" }));
@@ -256,7 +256,7 @@ fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
     for unknown in [ANN, "user:nobody"] {
         let (status, answer) = erase(unknown);
         assert_eq!(status, 404, "{answer}");
-        assert!(answer["error"].as_str().unwrap().contains("nothing is known of this subject"), "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("this subject is unknown"), "{answer}");
         expected.extend([asked_for.clone(), row("subject.erasure_request", "failure")]);
     }
     assert_eq!(by_chain(erasures(&proxy)), by_chain(expected.clone()));
@@ -281,7 +281,7 @@ fn an_erasure_through_the_admin_listener_is_entered_first_and_obeys_holds() {
 }
 
 #[test]
-fn erasing_somebody_unknown_is_an_error_that_says_so() {
+fn erasing_an_unknown_subject_is_an_error() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let erase = |more: &[&str]| {
@@ -289,7 +289,7 @@ fn erasing_somebody_unknown_is_an_error_that_says_so() {
     };
     let said = erase(&[]).ends_with(1).err;
     assert!(
-        said.contains("user:nobody (u_") && said.contains("is unknown") && said.contains("nothing was destroyed"),
+        said.contains("user:nobody (u_") && said.contains("is unknown") && said.contains("no key was destroyed"),
         "{said}"
     );
     let entered: Vec<_> = entries(&proxy).into_iter().filter(|entry| entry["action"] == "audit.erase").collect();
@@ -301,7 +301,7 @@ fn erasing_somebody_unknown_is_an_error_that_says_so() {
 }
 
 #[test]
-fn the_app_s_part_of_the_keys_is_derived_and_nothing_else_is_handed_on() {
+fn only_the_apps_part_of_the_keys_is_derived_and_passed_on() {
     let app = Backend::start();
     let setup = Setup::new(&app, TRAIL).env(KEYS.0, KEYS.1).env("OUTRIGGER_ADMIN_TOKEN", "a-token-that-is-long-enough");
     let derived = audit(&setup, &["keys", "derive"]).ends_with(0).out;
@@ -350,7 +350,7 @@ pub fn store(setup: &Setup, postgres: &Postgres) {
 }
 
 #[test]
-fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
+fn entries_in_postgresql_are_verified_searched_and_erased_with_the_spool() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let postgres = postgres_in(&proxy.dir);
@@ -407,7 +407,7 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
         let harm = format!("update audit_events set {column} = {value} where class = 'data' and seq = 5");
         postgres.sql("app", &format!("create table spare as select * from audit_events; {harm}")).unwrap();
         let said = with(&["verify"]).ends_with(1);
-        let place = format!("audit_events, data entry 5: the column `{column}` says something else than the entry");
+        let place = format!("audit_events, data entry 5: the column `{column}` differs from the entry");
         assert!(said.out.contains(&place) && said.out.contains("NOT WHOLE: 1 problem"), "{harm}: {}", said.out);
         let mend = "delete from audit_events; insert into audit_events select * from spare; drop table spare";
         postgres.sql("app", mend).unwrap();
@@ -418,7 +418,7 @@ fn what_postgresql_has_is_verified_searched_and_erased_with_the_spool() {
 }
 
 #[test]
-fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_classes() {
+fn a_truncated_chain_in_postgresql_is_found_by_checkpoints_of_other_classes() {
     let app = Backend::start();
     let proxy = stopped(&app);
     let public = audit(&proxy, &["keys"]).ends_with(0).out;
@@ -446,7 +446,7 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
         delete from audit_chains where class = 'data'";
     sql(cut);
     let young = auditor().ends_with(0);
-    let note = "vouches for 7 entries, which are not all stored yet";
+    let note = "confirms 7 entries, which are not all stored yet";
     assert!(young.out.contains(note), "it may be under way: {}", young.out);
 
     // The same checkpoint, two hours older.
@@ -459,7 +459,7 @@ fn an_end_that_is_cut_off_in_postgresql_is_told_by_the_checkpoints_of_other_clas
         sql(harm);
         let said = auditor().ends_with(1);
         let by = "audit_events: the chain ends here, but the checkpoint of administration entries 1 to ";
-        let what = format!(" vouches for 7 entries: {missing}");
+        let what = format!(" confirms 7 entries: {missing}");
         assert!(said.out.contains(by) && said.out.contains(&what), "{}", said.out);
         assert!(said.out.contains("NOT WHOLE: 1 problem"), "{}", said.out);
     }

@@ -118,7 +118,7 @@ fn script(name: &str, args: &[&str], dir: &Path) -> Output {
 }
 
 #[test]
-fn the_scripts_of_the_docs_verify_a_segment_and_find_what_was_changed() {
+fn the_scripts_of_the_docs_verify_a_segment_and_find_changes() {
     let app = Backend::start();
     let setup = trail(&app);
     let keys = audit(&setup, &["keys"]);

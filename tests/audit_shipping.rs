@@ -142,13 +142,13 @@ fn killed(rounds: usize, load: Duration) {
 }
 
 #[test]
-fn whatever_dies_each_entry_gets_to_postgresql_once() {
+fn each_entry_is_stored_once_despite_kills() {
     killed(6, Duration::from_millis(600));
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask soak"]
-fn whatever_dies_200_times_each_entry_gets_to_postgresql_once() {
+fn each_entry_is_stored_once_despite_200_kills() {
     killed(200, Duration::from_millis(600));
 }
 

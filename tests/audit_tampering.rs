@@ -45,7 +45,7 @@ fn killed(proxy: &mut Proxy) {
 }
 
 #[test]
-fn chains_that_were_put_back_are_found_entered_at_the_next_start_and_found_after_it() {
+fn rolled_back_chains_are_detected_and_recorded_at_the_next_start() {
     let app = Backend::start();
     let setup = Setup::new(&app, &format!("{TRAIL}{ROUTES}")).env(KEYS.0, KEYS.1);
     let mut proxy = setup.clone().start();
@@ -72,7 +72,7 @@ fn chains_that_were_put_back_are_found_entered_at_the_next_start_and_found_after
     fs::write(setup.dir.join(DATA), data).unwrap();
     fs::write(setup.dir.join(HEAD), head).unwrap();
     let said = verify(1);
-    assert!(said.contains("an older HEAD was put back"), "{said}");
+    assert!(said.contains("an older HEAD was restored"), "{said}");
 
     let mut proxy = setup.clone().start();
     proxy.says("audit.rolled_back");
@@ -84,7 +84,7 @@ fn chains_that_were_put_back_are_found_entered_at_the_next_start_and_found_after
     proxy.signal(Signal::TERM);
     assert!(proxy.ends_within(Duration::from_secs(15)).success());
     let said = verify(1);
-    assert!(said.contains("says that the program found at its start: audit.rolled_back"), "{said}");
+    assert!(said.contains("records a finding of a start: audit.rolled_back"), "{said}");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn an_older_copy_of_everything_is_found_by_a_receipt_and_so_is_another_directory
     let alone = audit(&setup, &["verify", "--public-keys", &keys().public().to_string()]).ends_with(0);
     assert!(alone.out.contains("whole: "), "docs/audit.md says so: {}", alone.out);
     let said = audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(1).out;
-    assert!(said.contains("the receipt has number") && said.contains("but the receipt vouches for"), "{said}");
+    assert!(said.contains("the receipt has number") && said.contains("but the receipt confirms"), "{said}");
 
     // A new directory, as after the old one was deleted.
     fs::remove_dir_all(&trail).unwrap();
@@ -123,13 +123,13 @@ fn an_older_copy_of_everything_is_found_by_a_receipt_and_so_is_another_directory
     run(2);
     audit(&setup, &["verify"]).ends_with(0);
     let said = audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(1).out;
-    assert!(said.contains("nothing of that chain is here"), "{said}");
+    assert!(said.contains("no entry of that chain is here"), "{said}");
 
     copy(&newer, &trail);
     audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(0);
     fs::write(setup.dir.join("receipt"), receipt.replace("\"number\":", "\"number\":1")).unwrap();
     let said = audit(&setup, &["verify", "--receipt", "receipt"]).ends_with(1).err;
-    assert!(said.contains("is not as it was signed"), "{said}");
+    assert!(said.contains("is not as signed"), "{said}");
 }
 
 #[test]
@@ -165,5 +165,5 @@ fn an_older_copy_of_everything_is_found_by_the_anchor_in_postgresql() {
     let forged = json!(line.replacen("\"last\":", "\"last\":1", 1));
     postgres.sql("app", &format!("update audit_anchors set line = '{}'", forged.as_str().unwrap())).unwrap();
     let said = verify(1);
-    assert!(said.contains("audit_anchors: an anchor is not as it was signed"), "{said}");
+    assert!(said.contains("audit_anchors: an anchor is not as signed"), "{said}");
 }

@@ -54,7 +54,7 @@ fn force(proxy: &Proxy, name: &str, body: &str) -> u16 {
 }
 
 #[test]
-fn failures_in_a_row_open_it_and_then_the_app_is_not_asked() {
+fn failures_in_a_row_open_it_and_requests_stop() {
     for way in 0..2 {
         let app = Backend::start();
         app.says("/bad", FAILED);
@@ -84,7 +84,7 @@ fn failures_in_a_row_open_it_and_then_the_app_is_not_asked() {
 }
 
 #[test]
-fn what_a_client_does_wrong_and_a_client_that_leaves_open_nothing() {
+fn client_errors_and_disconnects_do_not_open_it() {
     let app = Backend::start();
     app.says("/404", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
     app.says("/429", "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
@@ -106,7 +106,7 @@ fn what_a_client_does_wrong_and_a_client_that_leaves_open_nothing() {
 
 /// Clients with a deadline of a few milliseconds cannot open the breaker for others.
 #[test]
-fn impatient_clients_open_nothing() {
+fn short_client_deadlines_do_not_open_it() {
     let app = Backend::start();
     app.at("/", Play::Hang);
     let proxy = Proxy::with(&app, THREE);
@@ -118,7 +118,7 @@ fn impatient_clients_open_nothing() {
 }
 
 #[test]
-fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
+fn a_503_with_retry_after_is_no_failure() {
     let app = Backend::start();
     app.says("/", "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n");
     let proxy = Proxy::with(&app, THREE);
@@ -135,7 +135,7 @@ fn an_app_that_refuses_on_purpose_and_says_when_to_come_back_has_not_failed() {
 
 /// `Retry-After` may be a date in any of its three forms, even one in the past.
 #[test]
-fn when_to_come_back_may_be_a_date() {
+fn retry_after_may_be_a_date() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, THREE);
     for date in [
@@ -156,7 +156,7 @@ fn when_to_come_back_may_be_a_date() {
 
 /// Failures that the request causes do not count: an unsupported method or version, or a deadline that the client set.
 #[test]
-fn what_the_request_itself_brings_about_opens_nothing() {
+fn failures_that_the_request_causes_do_not_open_it() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, &format!("{THREE}{}", route("api")));
     for (status, fields) in [
@@ -206,7 +206,7 @@ fn paths_without_a_route_fail_each_by_itself() {
 }
 
 #[test]
-fn too_many_requests_is_a_failure_where_the_rules_say_so() {
+fn a_429_is_a_failure_if_configured() {
     let app = Backend::start();
     app.says("/", "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
     let proxy = Proxy::with(&app, &format!("{THREE}breaker.count_429 = true\n"));
@@ -215,7 +215,7 @@ fn too_many_requests_is_a_failure_where_the_rules_say_so() {
 }
 
 #[test]
-fn slow_answers_open_it() {
+fn slow_responses_open_it() {
     let app = Backend::start();
     app.at("/", Play::Drip(FINE.into(), Duration::from_millis(3)));
     let rules =
@@ -228,7 +228,7 @@ fn slow_answers_open_it() {
 
 /// Timeouts open the breaker of an app that hangs; once it recovers, only the permitted number of probes reach it at a time.
 #[test]
-fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_answers() {
+fn a_hung_app_gets_only_probes_until_it_responds() {
     const PROBES: usize = 2;
     for way in 0..2 {
         let app = Backend::start();
@@ -269,7 +269,7 @@ fn an_app_that_hangs_is_left_alone_and_gets_no_more_than_the_probes_until_it_ans
 }
 
 #[test]
-fn an_abandoned_probe_gives_its_place_to_the_next() {
+fn an_abandoned_probe_frees_its_permit_for_the_next() {
     for way in 0..2 {
         let app = Backend::start();
         app.says("/", FAILED);
@@ -304,7 +304,7 @@ fn wait_a_little(condition: impl FnMut() -> bool) -> bool {
 
 /// Fifty clients ask continuously while the breaker of a dead app is open: only a handful of requests reach the app.
 #[test]
-fn a_dead_app_is_not_hammered_while_many_ask() {
+fn a_dead_app_gets_few_requests_under_load() {
     let app = Backend::start();
     app.says("/", FAILED);
     let rules = "breaker.failures = 5\nbreaker.open = \"500ms\"\nbreaker.probes = 2\nretry.attempts = 1\n";
@@ -330,7 +330,7 @@ fn a_dead_app_is_not_hammered_while_many_ask() {
 }
 
 #[test]
-fn monitor_changes_no_answer_and_counts_what_it_would_refuse() {
+fn monitor_changes_no_response_and_counts_would_be_rejections() {
     let app = Backend::start();
     app.says("/", FAILED);
     for (rules, flag) in [("breaker.mode = \"monitor\"\n", "true"), ("", "monitor")] {
@@ -408,7 +408,7 @@ fn routes_may_share_a_breaker_and_differ_in_its_rules() {
 }
 
 #[test]
-fn a_route_may_have_an_answer_of_its_own_for_bad_times() {
+fn a_route_may_have_a_fallback_response() {
     let app = Backend::start();
     app.says("/prices", FAILED);
     let fallback = "fallback = { status = 200, content_type = \"text/plain\", body = \"yesterday's prices\" }\n";
@@ -452,7 +452,7 @@ fn switched_off_it_is_a_plain_proxy() {
 }
 
 #[test]
-fn faults_on_purpose_look_like_the_apps_own() {
+fn injected_faults_look_like_the_apps_own() {
     let app = Backend::start();
     let fault = |header: &str, what: &str| format!("[[faults]]\nheaders = {{ \"X-Chaos\" = \"{header}\" }}\n{what}\n");
     let rules = format!(
@@ -504,7 +504,7 @@ fn an_injected_delay_beyond_the_deadline_is_a_rejection_of_ours() {
 }
 
 #[test]
-fn faults_are_refused_unless_the_environment_allows_them() {
+fn fault_injection_is_rejected_unless_the_environment_allows_it() {
     let app = Backend::start();
     let setup = Setup::new(&app, "[[faults]]\nabort = 503\n");
     let run = setup.run(&["run", "--config", "proxy.toml"]);

@@ -89,7 +89,7 @@ fn write_until(address: SocketAddr, stop: &AtomicBool, name: &str) -> Vec<String
 }
 
 #[test]
-fn health_tells_the_truth_while_postgresql_stops_hangs_and_returns() {
+fn health_is_correct_while_postgresql_stops_hangs_and_returns() {
     let mut house = House::start();
     assert_eq!(house.health("/health/detailed").0, 200);
 
@@ -140,7 +140,7 @@ impl House {
 
 /// The real app, stopped by a signal, as by a debugger or a starved Machine: it accepts connections and sends no response.
 #[test]
-fn an_app_that_is_stopped_is_left_alone_and_found_again_when_it_goes_on() {
+fn a_suspended_app_gets_no_requests_until_it_resumes() {
     let mut house = House::start();
     let (address, admin) = (house.address, house.admin);
     let ask = move || http::send("GET", address, "/api/v1/documents", &[("x-api-key", "secret")], "", LIMIT).unwrap();
@@ -208,7 +208,7 @@ fn several_machines_that_start_at_once_migrate_once() {
 }
 
 #[test]
-fn prometheus_is_content_with_every_endpoint() {
+fn prometheus_accepts_the_metrics_of_every_endpoint() {
     let house = House::start();
     house.send("POST", "/api/v1/documents", &document("one")).unwrap();
     for (address, path) in [(house.app_address, "/metrics"), (house.admin, "/metrics"), (house.admin, "/metrics/all")] {
@@ -286,7 +286,7 @@ fn ask_app(address: SocketAddr, request: &str) -> (harness::Answer, Duration) {
 const AT_ONCE: Duration = Duration::from_millis(150);
 
 #[test]
-fn postgresql_that_hangs_under_load_is_left_alone_and_found_again() {
+fn a_hung_postgresql_gets_few_attempts_and_is_used_after_recovery() {
     let mut house = House::start();
     assert_eq!(house.create("one").0.status, 201);
     until("the vector store to have it", || house.nothing_is_pending());
@@ -347,7 +347,7 @@ fn postgresql_that_hangs_under_load_is_left_alone_and_found_again() {
 }
 
 #[test]
-fn a_database_that_is_down_hears_of_less_than_one_attempt_a_second() {
+fn a_database_that_is_down_gets_less_than_one_attempt_a_second() {
     let mut house = House::start();
     let address = house.postgres.address();
     house.postgres.stop().unwrap();
@@ -399,7 +399,7 @@ fn a_database_that_is_down_hears_of_less_than_one_attempt_a_second() {
 }
 
 #[test]
-fn chromadb_that_hangs_is_left_alone_and_gets_what_was_written_meanwhile() {
+fn a_hung_chromadb_gets_missed_writes_after_it_recovers() {
     let mut house = House::start();
     assert_eq!(house.create("one").0.status, 201);
     until("the vector store to have it", || house.nothing_is_pending());
@@ -473,7 +473,7 @@ fn a_statement_ends_with_its_request_and_at_the_latest_on_postgresqls_own_clock(
 }
 
 #[test]
-fn breakers_that_cannot_work_are_refused_at_start() {
+fn invalid_breaker_settings_are_rejected_at_start() {
     for (variable, value, hint) in [
         ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "five", "such as \"5\""),
         ("CIRCUIT_BREAKER_TIMEOUT", "soon", "such as \"60000\""),

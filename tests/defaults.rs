@@ -26,7 +26,7 @@ pub fn with_file(app: &Backend, text: &str) -> Setup {
 }
 
 #[test]
-fn a_page_with_many_parts_is_loaded_again_and_again() {
+fn a_page_with_many_parts_loads_repeatedly() {
     const PARTS: usize = 40;
     let app = Backend::start();
     let proxy = with_empty_file(&app).start();
@@ -57,7 +57,7 @@ fn a_page_with_many_parts_is_loaded_again_and_again() {
     let labels = [("reason", "quota_exceeded"), ("mode", "monitor")];
     assert!(proxy.metric("outrigger_refusals_total", &labels) > 100.0);
     assert_eq!(proxy.metric("outrigger_refusals_total", &[("mode", "enforce")]), 0.0);
-    proxy.says("rate limits refuse nobody");
+    proxy.says("rate limits reject no request");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn by_edge(request: &str, client: &str) -> String {
 }
 
 #[test]
-fn on_fly_130_clients_are_130_clients() {
+fn on_fly_130_clients_count_as_130() {
     const CLIENTS: usize = 130;
     let app = Backend::start();
     let shipped = include_str!("../config/proxy.toml");
@@ -113,7 +113,7 @@ fn on_fly_130_clients_are_130_clients() {
 }
 
 #[test]
-fn a_proxy_in_front_that_nobody_believes_is_noticed() {
+fn an_untrusted_proxy_in_front_is_detected() {
     const CLIENTS: usize = 60;
     let app = Backend::start();
     for header in ["X-Forwarded-For", "CF-Connecting-IP"] {
@@ -142,14 +142,14 @@ fn a_proxy_in_front_that_nobody_believes_is_noticed() {
 }
 
 #[test]
-fn settings_that_make_all_clients_one_are_warned_about() {
+fn settings_that_make_all_clients_one_cause_a_warning() {
     let app = Backend::start();
     let on_fly = with_file(&app, "[identity]\nedge = \"none\"\n").env("FLY_APP_NAME", "shop");
     let file = on_fly.file.to_str().unwrap().to_owned();
     let checked = on_fly.run(&["check", &file]);
     assert_eq!(checked.status.code(), Some(0), "it works");
     let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-    assert!(said.contains("warning: ") && said.contains("all clients are one client"), "{said}");
+    assert!(said.contains("warning: ") && said.contains("all clients count as one"), "{said}");
     let explained = on_fly.run(&[
         "--config",
         &file,
@@ -163,7 +163,7 @@ fn settings_that_make_all_clients_one_are_warned_about() {
     ]);
     let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
     assert!(!explained.contains("203.0.113.1"), "{explained}");
-    on_fly.start().says("all clients are one client");
+    on_fly.start().says("all clients count as one");
 
     let right = with_empty_file(&app).env("FLY_APP_NAME", "shop");
     let file = right.file.to_str().unwrap().to_owned();

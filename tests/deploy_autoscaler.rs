@@ -346,7 +346,7 @@ fn every_query_gives_a_vector_and_prometheus_takes_it() {
 }
 
 #[test]
-fn expressions_become_the_same_in_promql_or_are_refused() {
+fn expressions_are_translated_to_promql_or_rejected() {
     let max = in_promql("max(2, min(10, cpu))").unwrap();
     assert_eq!(max, "clamp_min(vector(2), scalar(clamp_max(vector(10), scalar(autoscaler:cpu))))");
     for wrong in ["ceil(cpu)", "max(2, cpu", "max(2, cpu) + 1", "cpu > 2 ? 3 : 4", "max()", ""] {
@@ -410,7 +410,7 @@ fn a_busy_processor_counts_once_it_has_been_busy_for_five_minutes() {
 }
 
 #[test]
-fn what_a_busy_processor_takes_is_in_proportion() {
+fn a_busy_processor_adds_machines_in_proportion() {
     let phases = [quiet(10).machines(6), quiet(15).machines(6).cpu(1.0)];
     // Six Machines' work at 70 % needs nine.
     wants(&phases, &[(9, 6), (14, 6), (20, 9)]);
@@ -423,7 +423,7 @@ fn full_memory_counts_once_it_has_been_full_for_five_minutes_and_adds_one_at_a_t
 }
 
 #[test]
-fn slow_answers_count_once_they_have_been_slow_for_three_minutes() {
+fn slow_responses_count_after_three_minutes() {
     let (phases, expected) = slow_answers();
     wants(&phases, &expected);
 }
@@ -444,7 +444,7 @@ fn exactly_at_a_threshold_nothing_changes() {
 }
 
 #[test]
-fn the_signal_that_asks_for_most_decides() {
+fn the_signal_that_needs_the_most_machines_decides() {
     let all = quiet(30).machines(4).memory(0.9).answers_in(3.0);
     // Memory and latency ask for five, the processors for six.
     wants(&[all.cpu(0.2)], &[(2, 4), (20, 5)]);
@@ -508,7 +508,7 @@ fn a_deploy_that_takes_one_machine_away_at_a_time_changes_nothing() {
 }
 
 #[test]
-fn an_app_that_nobody_asks_anything_is_quiet() {
+fn an_app_without_requests_is_quiet() {
     let idle = Phase {
         requests: Some(Requests { per_second: 0.0, ..answering_in(0.03) }),
         ..quiet(40).machines(4).cpu(0.0).memory(0.1)
@@ -525,7 +525,7 @@ fn the_p99_of_a_handful_of_requests_is_an_accident() {
 }
 
 #[test]
-fn what_is_missing_adds_nothing_and_removes_nothing() {
+fn missing_metrics_change_nothing() {
     let calm = quiet(40).machines(5);
     let none = Phase { cpu: None, memory: None, requests: None, ..calm };
     let missing = [
@@ -584,7 +584,7 @@ fn one_signal_still_counts_when_the_others_are_missing() {
 
 /// fly-autoscaler queries VictoriaMetrics, whose language is nearly Prometheus'. Runs against the real one.
 #[test]
-fn the_database_that_fly_asks_wants_as_many() {
+fn victoriametrics_gives_the_same_machine_counts() {
     let database = Database::start();
     let gap = Phase { cpu: None, memory: None, requests: None, ..quiet(3).machines(5) };
     let nothing = (vec![Phase { minutes: 25, ..gap.machines(0) }], vec![(1, 2), (20, 2)]);

@@ -17,7 +17,7 @@ fn instructions() -> Vec<String> {
 }
 
 #[test]
-fn hadolint_is_content() {
+fn hadolint_accepts_the_dockerfile() {
     let hadolint = Tool::Hadolint.get().unwrap();
     let output = Command::new(hadolint).args(["--no-color", "Dockerfile"]).current_dir(paths::root()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -147,7 +147,7 @@ fn every_variable_of_supervisord_is_set() {
 
 /// The proxy could not create it: it is not root, and the parent directory belongs to root.
 #[test]
-fn the_directory_of_the_audit_trail_belongs_to_whoever_writes_it_and_nobody_else_reads_it() {
+fn only_the_writing_user_can_read_the_audit_directory() {
     let instructions = instructions();
     let variable = "OUTRIGGER_AUDIT_DIRECTORY=";
     let env = instructions.iter().find(|line| line.starts_with("ENV ") && line.contains(variable)).unwrap();

@@ -358,7 +358,7 @@ fn keys_that_do_not_exist_are_found_at_any_depth() {
 }
 
 #[test]
-fn choices_are_ones_that_fly_knows() {
+fn every_enumerated_value_is_known_to_fly() {
     assert!(["off", "stop", "suspend"].contains(&text("http_service.auto_stop_machines").as_str()));
     assert!(["connections", "requests"].contains(&text("http_service.concurrency.type").as_str()));
     assert!(["rolling", "canary", "bluegreen", "immediate"].contains(&text("deploy.strategy").as_str()));
@@ -383,7 +383,7 @@ fn ports_are_those_that_the_image_listens_on_for_the_edge_to_reach() {
 }
 
 #[test]
-fn the_service_check_asks_no_database_and_the_other_one_never_routes() {
+fn the_service_check_needs_no_database_and_the_other_never_routes() {
     let fly = fly();
     let checks = at(&fly, "http_service.checks").as_array().unwrap();
     let paths: Vec<_> = checks.iter().filter_map(|check| check.get("path")?.as_str()).collect();
@@ -421,6 +421,6 @@ fn the_machine_waits_for_every_drain() {
 
 /// See tests/deploy_supervisor.rs: supervisord exits with an error if a program gave up, and successfully if it was stopped.
 #[test]
-fn a_machine_whose_program_gave_up_is_started_again_and_one_that_was_stopped_is_not() {
+fn a_failed_machine_restarts_and_a_stopped_one_does_not() {
     assert_eq!(text("restart.0.policy"), "on-failure");
 }

@@ -246,7 +246,7 @@ fn dashboard_expressions(dashboard: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_metric_and_label_that_is_asked_for_exists() {
+fn every_metric_and_label_in_a_query_exists() {
     let catalogue = everything_that_is_said();
     let mut missing = vec![];
     for (place, expr) in all_expressions() {
@@ -256,7 +256,7 @@ fn every_metric_and_label_that_is_asked_for_exists() {
 }
 
 #[test]
-fn what_does_not_exist_is_found() {
+fn unknown_metrics_and_labels_are_found() {
     let said = "# TYPE a counter\na{state=\"open\",reason=\"x, y\"} 1\nb_bucket{le=\"+Inf\"} 2\n".to_owned();
     let catalogue = catalogue(&[said]);
     let unknown = |expr: &str| unknown(&catalogue, expr);
@@ -316,7 +316,7 @@ fn the_dashboard_can_be_imported_anywhere() {
 
 /// Other apps have no metric that begins with `app_`.
 #[test]
-fn nothing_outside_its_row_needs_the_example_app() {
+fn only_its_own_row_needs_the_example_app() {
     let dashboard = dashboard();
     let mut row = "";
     for panel in dashboard["panels"].as_array().unwrap() {

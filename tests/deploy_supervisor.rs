@@ -208,7 +208,7 @@ fn a_hung_proxy_is_killed_and_started_again() {
 }
 
 #[test]
-fn the_app_answers_until_the_proxy_has_drained() {
+fn the_app_serves_until_the_proxy_has_drained() {
     let mut machine = Machine::start("order", "[server]\nlame_duck = \"2s\"\n");
     let (app, proxy) = (machine.pid("outrigger-app").unwrap(), machine.pid("outrigger").unwrap());
     let start = Instant::now();

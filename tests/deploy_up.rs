@@ -44,7 +44,7 @@ impl House {
             .without_env("CHROMA_URL")
             .start("xtask up", &log)
             .unwrap();
-        let is_up = || fs::read_to_string(&log).unwrap_or_default().contains("Ctrl-C ends all of it");
+        let is_up = || fs::read_to_string(&log).unwrap_or_default().contains("Ctrl-C ends everything");
         xtask.ready(START, is_up).unwrap();
         Self { xtask, dir }
     }

@@ -33,7 +33,7 @@ fn health_fails_first_while_everything_is_still_served() {
 }
 
 #[test]
-fn leaving_under_load_fails_no_request() {
+fn draining_under_load_fails_no_request() {
     let app = Backend::start();
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"500ms\"\n");
     let stop = Arc::new(AtomicBool::new(false));
@@ -83,7 +83,7 @@ fn leaving_under_load_fails_no_request() {
 }
 
 #[test]
-fn what_is_in_flight_finishes_and_then_it_leaves_at_once() {
+fn requests_in_flight_finish_and_the_process_exits_at_once() {
     let app = Backend::start();
     let gate = app.gate("/slow");
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
@@ -104,7 +104,7 @@ fn what_is_in_flight_finishes_and_then_it_leaves_at_once() {
 }
 
 #[test]
-fn drain_timeout_ends_what_does_not_end() {
+fn drain_timeout_closes_remaining_connections() {
     let app = Backend::start();
     let _gate = app.gate("/never");
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"1s\"\n");
@@ -120,7 +120,7 @@ fn drain_timeout_ends_what_does_not_end() {
 }
 
 #[test]
-fn a_second_signal_ends_the_waiting() {
+fn a_second_signal_ends_the_drain() {
     let app = Backend::start();
     let _gate = app.gate("/never");
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"60s\"\n");
@@ -128,7 +128,7 @@ fn a_second_signal_ends_the_waiting() {
     client.send(get("/never"));
     app.gets(1, "/never");
     proxy.signal(Signal::TERM);
-    proxy.says("health fails now");
+    proxy.says("health checks fail now");
     proxy.signal(Signal::TERM);
     until("the listener to close", || Client::connect(proxy.address).is_err());
     proxy.signal(Signal::TERM);
@@ -159,7 +159,7 @@ fn streams_go_on_until_drain_timeout_and_then_end() {
 }
 
 #[test]
-fn connections_at_rest_do_not_delay_the_end() {
+fn idle_connections_do_not_delay_the_end() {
     let app = Backend::start();
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");
     let mut resting: Vec<_> = (0..20).map(|_| proxy.connect()).collect();

@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[test]
-fn an_app_that_is_not_there_is_a_502_until_it_is() {
+fn an_app_that_is_down_is_a_502_until_it_is_up() {
     let mut app = Backend::stopped();
     let proxy = Proxy::with(&app, "app.hold = \"0s\"");
     for request in both_ways("/") {
@@ -29,7 +29,7 @@ fn an_app_that_is_not_there_is_a_502_until_it_is() {
 }
 
 #[test]
-fn an_app_that_does_not_answer_in_time_is_a_504() {
+fn an_app_that_does_not_respond_in_time_is_a_504() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
     app.at("/slow/hang", Play::Hang);
@@ -51,7 +51,7 @@ fn an_app_that_does_not_answer_in_time_is_a_504() {
 }
 
 #[test]
-fn an_app_that_closes_before_its_answer_is_a_502() {
+fn an_app_that_closes_before_its_response_is_a_502() {
     let app = Backend::start();
     app.at("/nothing", Play::SayAndClose(Vec::new()));
     app.at("/half", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()));
@@ -95,7 +95,7 @@ fn an_app_that_does_not_speak_http_is_a_502() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_never_looks_complete() {
+fn an_incomplete_response_never_looks_complete() {
     let app = Backend::start();
     app.at("/length", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
     app.at(
@@ -125,7 +125,7 @@ fn an_answer_that_breaks_off_never_looks_complete() {
 }
 
 #[test]
-fn an_app_that_answers_before_it_has_the_whole_request_is_heard() {
+fn an_early_response_of_the_app_is_forwarded() {
     let app = Backend::start();
     app.at("/", Play::Interrupt(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate".to_vec()));
     let proxy = Proxy::start(&app);
@@ -191,7 +191,7 @@ fn an_app_that_restarts_fails_no_request_that_comes_after() {
 }
 
 #[test]
-fn an_answer_that_says_twice_how_long_it_is_is_passed_on_with_one_length_or_refused() {
+fn a_response_with_two_lengths_is_forwarded_with_one_or_rejected() {
     let app = Backend::start();
     app.says("/twice", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\ncontent-length: 2\r\n\r\nhi");
     let chunks = "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";

@@ -87,11 +87,12 @@ impl Machines {
             let all = self.lock();
             let running = all.get(&machine.id).ok_or_else(|| failed("there is no such Machine"))?;
             let (id, private, port, dns) = (&machine.id, running.private, self.peers_port, self.dns);
+            let interval = if self.rules.contains("peers.interval") { "" } else { "peers.interval = \"100ms\"\n" };
             let rules = format!(
                 "server.machine = \"{id}\"\nserver.lame_duck = \"500ms\"\nserver.drain_timeout = \"3s\"\n\
                  identity.edge = \"fly\"\nlog.access = false\n\
                  peers.listen = \"{private}:{port}\"\npeers.dns = \"app.internal\"\npeers.resolver = \"{dns}\"\n\
-                 peers.refresh = \"200ms\"\npeers.interval = \"100ms\"\n{}",
+                 peers.refresh = \"200ms\"\n{interval}{}",
                 self.rules
             );
             Setup::new(&running.app, &rules).env("OUTRIGGER_AFFINITY_KEYS", KEYS)

@@ -63,7 +63,7 @@ fn requests_over_http_2_reach_the_app_as_http_1() {
 }
 
 #[test]
-fn what_a_client_forges_in_any_spelling_does_not_reach_the_app() {
+fn forged_headers_in_any_spelling_do_not_reach_the_app() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let (_, _, body) = with_h2(&proxy, async |mut sender| {
@@ -81,7 +81,7 @@ fn what_a_client_forges_in_any_spelling_does_not_reach_the_app() {
 }
 
 #[test]
-fn many_streams_share_one_connection_and_one_that_hangs_holds_up_no_other() {
+fn many_streams_share_one_connection_and_a_hung_one_delays_no_other() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
     app.at("/large", Play::Stream(5 << 20));
@@ -100,7 +100,7 @@ fn many_streams_share_one_connection_and_one_that_hangs_holds_up_no_other() {
 }
 
 #[test]
-fn refusals_and_failures_over_http_2_say_why() {
+fn rejections_and_failures_over_http_2_have_a_problem_body() {
     let mut app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_body = \"10B\"");
     let too_large =
@@ -117,7 +117,7 @@ fn refusals_and_failures_over_http_2_say_why() {
 }
 
 #[test]
-fn what_is_no_http_2_gets_a_clean_refusal_on_its_port() {
+fn malformed_http_2_is_rejected_cleanly() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.head_timeout = \"300ms\"");
     for bytes in [get("/").as_str(), "GARBAGE GARBAGE GARBAGE GARBAGE", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "x"] {
@@ -150,7 +150,7 @@ fn h2load_sends_ten_thousand_requests_without_a_failure() {
 }
 
 #[test]
-fn a_process_that_leaves_lets_streams_finish() {
+fn a_draining_process_lets_streams_finish() {
     let app = Backend::start();
     let gate = app.gate("/slow");
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\n");

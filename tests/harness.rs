@@ -25,7 +25,7 @@ use crate::backend::Backend;
 /// Time limit for events that should be immediate, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Waits until `look` is true. `what` completes the sentence "waited 15s for …".
+/// Waits until `look` is true. `what` completes the sentence "timed out after 15s waiting for …".
 #[track_caller]
 pub fn until(what: &str, look: impl FnMut() -> bool) {
     if let Err(e) = wait::until(what, PATIENCE, look) {
@@ -102,16 +102,21 @@ impl Setup {
 
     /// Starts the proxy and waits until it serves.
     pub fn start(self) -> Proxy {
+        self.launch().ready()
+    }
+
+    /// Starts the proxy and does not wait: see [`Proxy::ready`].
+    pub fn launch(self) -> Proxy {
         let named = [OsString::from("run"), "--config".into(), self.file.clone().into()];
-        self.start_with(&named)
+        self.launch_with(&named)
     }
 
     /// The same without naming a file: it finds `config/proxy.toml` in its directory, or none.
     pub fn start_without_naming_a_file(self) -> Proxy {
-        self.start_with(&["run".into()])
+        self.launch_with(&["run".into()]).ready()
     }
 
-    fn start_with(self, args: &[OsString]) -> Proxy {
+    fn launch_with(self, args: &[OsString]) -> Proxy {
         let mut program = match self.through.split_first() {
             None => Program::new(outrigger()),
             Some((by, rest)) => Program::new(by).args(rest).arg(outrigger()),
@@ -125,11 +130,7 @@ impl Setup {
         }
         let log = self.dir.join("outrigger.log");
         let process = program.start("outrigger", &log).expect("outrigger can be started");
-        let mut proxy = Proxy { setup: self, process };
-        let admin = proxy.admin;
-        let serves = || http::get(admin, "/healthz", PATIENCE).is_ok_and(|answer| answer.status == 200);
-        proxy.process.ready(PATIENCE, serves).expect("outrigger serves");
-        proxy
+        Proxy { setup: self, process }
     }
 
     /// Runs `outrigger` with these arguments to its end, in this proxy's directory.
@@ -167,6 +168,15 @@ impl Proxy {
     /// See [`Setup::new`].
     pub fn with(app: &Backend, rules: &str) -> Self {
         Setup::new(app, rules).start()
+    }
+
+    /// Waits until it serves.
+    #[must_use]
+    pub fn ready(mut self) -> Self {
+        let admin = self.admin;
+        let serves = || http::get(admin, "/healthz", PATIENCE).is_ok_and(|answer| answer.status == 200);
+        self.process.ready(PATIENCE, serves).expect("outrigger serves");
+        self
     }
 
     /// A new connection to the public port.

@@ -10,7 +10,7 @@ use crate::promtool;
 const HEALTH: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
 
 #[test]
-fn health_is_the_apps_while_it_can_speak_and_the_proxys_when_it_cannot() {
+fn health_is_the_apps_response_or_the_proxys_if_the_app_is_down() {
     let mut app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_body = \"1B\"\n");
     for path in HEALTH {
@@ -40,7 +40,7 @@ fn health_is_the_apps_while_it_can_speak_and_the_proxys_when_it_cannot() {
 }
 
 #[test]
-fn health_that_hangs_is_answered_in_its_place() {
+fn a_hung_health_check_gets_a_response_of_the_proxy() {
     let app = Backend::start();
     app.at("/health", Play::Hang);
     let proxy = Proxy::start(&app);
@@ -56,7 +56,7 @@ const OF_THE_APP: &str = "# HELP process_cpu_seconds_total CPU.\n# TYPE process_
     app_wait_seconds_sum 0.5\napp_wait_seconds_count 1\n";
 
 #[test]
-fn prometheus_is_content_with_every_endpoint_also_when_the_app_is_dead() {
+fn prometheus_accepts_every_endpoint_even_if_the_app_is_dead() {
     let mut app = Backend::start();
     let length = OF_THE_APP.len();
     app.says("/metrics", &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{OF_THE_APP}"));
@@ -154,7 +154,7 @@ fn every_outcome_has_its_own_count() {
 }
 
 #[test]
-fn the_log_is_json_and_keeps_secrets_to_itself() {
+fn the_log_is_json_without_secrets() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let secret = "Authorization: Bearer s3cr3t\r\nCookie: session=s3cr3t\r\nX-Api-Key: s3cr3t\r\n";
@@ -180,7 +180,7 @@ fn the_log_is_json_and_keeps_secrets_to_itself() {
 }
 
 #[test]
-fn a_request_that_is_refused_before_it_is_parsed_is_in_the_access_log() {
+fn a_request_rejected_before_parsing_is_in_the_access_log() {
     let app = Backend::start();
     let proxy =
         Proxy::with(&app, "client.max_head = \"2KiB\"\nclient.head_timeout = \"500ms\"\nclient.max_body = \"1MiB\"");
@@ -208,7 +208,7 @@ fn a_request_that_is_refused_before_it_is_parsed_is_in_the_access_log() {
 }
 
 #[test]
-fn the_last_change_of_the_file_is_told() {
+fn the_last_change_of_the_file_is_in_the_metrics() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let is_good = || proxy.metric("outrigger_config_last_reload_successful", &[]);

@@ -60,7 +60,7 @@ fn is_its_address(proxy: &Proxy, fields: &[&str]) {
 }
 
 #[test]
-fn a_key_is_known_by_either_digest_from_either_place_and_is_a_client_with_a_tier() {
+fn a_key_is_identified_by_either_digest_and_has_a_tier() {
     let app = Backend::start();
     let keyed = |key: &str| {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
@@ -105,7 +105,7 @@ fn a_key_is_known_by_either_digest_from_either_place_and_is_a_client_with_a_tier
 }
 
 #[test]
-fn an_unknown_key_is_a_client_of_its_own_only_where_the_rules_say_so() {
+fn an_unknown_key_is_a_separate_client_only_if_configured() {
     let app = Backend::start();
     let ignoring = Proxy::with(&app, &rules(""));
     is_its_address(&ignoring, &["X-Api-Key: made-up"]);
@@ -117,7 +117,7 @@ fn an_unknown_key_is_a_client_of_its_own_only_where_the_rules_say_so() {
 }
 
 #[test]
-fn a_user_is_whoever_a_verified_token_names_whatever_it_is_signed_with() {
+fn a_verified_token_names_the_user_for_every_algorithm() {
     let app = Backend::start();
     let (ed, ec) = (KeyPair::ed25519(), KeyPair::p256());
     let token = |algorithm: &str, claims: &Value| match algorithm {
@@ -159,7 +159,7 @@ fn shouted(token: &str) -> String {
 }
 
 #[test]
-fn a_token_that_does_not_verify_is_nobody_and_the_request_is_served() {
+fn an_invalid_token_is_ignored_and_the_request_is_served() {
     let app = Backend::start();
     let jwt = "[identity.jwt]\nsecret_file = \"key\"\naudience = \"docs\"\nissuer = \"me\"\n";
     let setup = Setup::new(&app, &rules(jwt));
@@ -224,7 +224,7 @@ fn a_public_key_is_no_secret_to_sign_with() {
 }
 
 #[test]
-fn a_user_counts_before_a_key_and_is_another_client_than_a_key_of_that_name() {
+fn a_user_takes_precedence_over_a_key_and_is_a_different_client() {
     let app = Backend::start();
     let key = format!("[[identity.keys]]\nname = \"ann\"\nsha256 = \"{}\"\ntier = \"enterprise\"\n", sha256("key-1"));
     let setup = Setup::new(&app, &rules(&format!("{EDGE}[identity.jwt]\nsecret_file = \"key\"\n{key}")));
@@ -243,7 +243,7 @@ fn a_user_counts_before_a_key_and_is_another_client_than_a_key_of_that_name() {
 
 /// The app may read the other one, so that the proxy and the app would see different clients.
 #[test]
-fn a_credential_that_is_there_twice_is_refused_and_no_other_spelling_of_it_reaches_the_app() {
+fn a_repeated_credential_is_rejected_and_no_other_spelling_reaches_the_app() {
     let app = Backend::start();
     let key = format!("[[identity.keys]]\nname = \"acme\"\nsha256 = \"{}\"\n", sha256("key-1"));
     let setup = Setup::new(&app, &rules(&format!("[identity.jwt]\nsecret_file = \"key\"\n{key}")));
@@ -294,7 +294,7 @@ fn a_credential_that_is_there_twice_is_refused_and_no_other_spelling_of_it_reach
 }
 
 #[test]
-fn what_a_client_merely_says_of_its_tier_priority_or_name_changes_nothing() {
+fn unverified_claims_of_tier_priority_or_name_are_ignored() {
     let app = Backend::start();
     let low = "[[routes]]\nname = \"low\"\npath = \"/low\"\npriority = \"low\"\n";
     let proxy = Proxy::with(&app, &(rules("") + low));
@@ -354,7 +354,7 @@ fn published(keys: &[Value]) -> String {
 }
 
 #[test]
-fn an_issuers_keys_are_fetched_beside_the_requests_way_and_followed_when_they_change() {
+fn an_issuers_keys_are_fetched_in_the_background_and_updated() {
     let (app, mut issuer) = (Backend::start(), Backend::start());
     let (old, new) = (KeyPair::p256(), KeyPair::p256());
     issuer.says("/jwks", &published(&[old.jwk("old")]));
@@ -390,7 +390,7 @@ fn an_issuers_keys_are_fetched_beside_the_requests_way_and_followed_when_they_ch
 }
 
 #[test]
-fn an_issuer_that_does_not_answer_holds_up_no_request() {
+fn an_issuer_that_does_not_respond_delays_no_request() {
     let (app, issuer) = (Backend::start(), Backend::start());
     issuer.at("/jwks", crate::backend::Play::Hang);
     let jwt = format!("[identity.jwt]\nalgorithm = \"ES256\"\njwks_url = \"http://{}/jwks\"\n", issuer.address());

@@ -39,7 +39,7 @@ fn by_each_way(proxy: &Proxy, path: &str) -> Vec<HashMap<String, String>> {
 }
 
 #[test]
-fn the_apps_own_limits_are_merged_alike_on_every_way() {
+fn the_apps_own_limits_are_merged_alike_for_every_method() {
     let app = Backend::start();
     let says = |path: &str, remaining: u32| {
         let own = format!(
@@ -82,7 +82,7 @@ fn the_apps_own_limits_are_merged_alike_on_every_way() {
 }
 
 #[test]
-fn headers_of_the_app_pass_untouched_where_we_say_nothing() {
+fn headers_of_the_app_are_unchanged_without_limits_of_ours() {
     let app = Backend::start();
     app.says(
         "/",
@@ -98,7 +98,7 @@ fn headers_of_the_app_pass_untouched_where_we_say_nothing() {
 }
 
 #[test]
-fn a_refusal_always_shows_the_limit_that_refused() {
+fn a_429_always_shows_the_limit_that_rejected() {
     let app = Backend::start();
     // Eight limits apply, which is the maximum. Each in turn rejects the request, including those that responses do not show
     // otherwise.

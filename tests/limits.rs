@@ -97,7 +97,7 @@ fn an_empty_file_limits_each_client_by_priority() {
 }
 
 #[test]
-fn whoever_waits_exactly_as_told_gets_in() {
+fn a_client_that_waits_exactly_retry_after_is_admitted() {
     let app = Backend::start();
     let rules = format!("{NO_DEFAULTS}{}", rule("each", "1/1s", "burst = 1\nby = \"client-and-route\""));
     let proxy = Proxy::with(&app, &format!("{rules}{}{}", route("one", ""), route("other", "")));
@@ -120,7 +120,7 @@ fn whoever_waits_exactly_as_told_gets_in() {
 }
 
 #[test]
-fn whoever_does_not_wait_is_refused_exactly_when_the_quota_says() {
+fn a_client_that_does_not_wait_is_rejected_exactly_at_the_quota() {
     let app = Backend::start();
     let interval = Duration::from_millis(20);
     let rules = format!("{NO_DEFAULTS}{}", rule("each", "50/1s", "burst = 1\nby = \"client-and-route\""));
@@ -157,7 +157,7 @@ fn whoever_does_not_wait_is_refused_exactly_when_the_quota_says() {
 }
 
 #[test]
-fn answers_tell_what_is_allowed_and_what_is_left() {
+fn responses_have_the_limit_and_the_remaining_quota() {
     let app = Backend::start();
     let rules = format!(
         "rate_limits.legacy_headers = true\n{NO_DEFAULTS}{}{}{}{}",
@@ -212,7 +212,7 @@ fn answers_tell_what_is_allowed_and_what_is_left() {
 }
 
 #[test]
-fn a_refusal_by_one_limit_takes_nothing_from_the_others() {
+fn a_rejection_by_one_limit_costs_nothing_of_the_others() {
     let app = Backend::start();
     for (first, last) in [("tight", "wide"), ("wide", "tight")] {
         let one = |name: &str| match name {
@@ -236,7 +236,7 @@ fn a_refusal_by_one_limit_takes_nothing_from_the_others() {
 }
 
 #[test]
-fn an_expensive_route_takes_what_it_costs() {
+fn an_expensive_route_takes_its_cost() {
     let app = Backend::start();
     let rules = format!("{NO_DEFAULTS}{}{}", rule("each", "100/1h", ""), route("export", "cost = 30"));
     let proxy = Proxy::with(&app, &rules);
@@ -256,7 +256,7 @@ fn an_expensive_route_takes_what_it_costs() {
 }
 
 #[test]
-fn failures_count_as_they_leave_and_successes_do_not() {
+fn failures_count_with_the_status_sent_and_successes_do_not() {
     let app = Backend::start();
     for status in [401, 403, 404, 500] {
         app.says(&format!("/{status}"), &format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"));
@@ -292,7 +292,7 @@ fn failures_count_as_they_leave_and_successes_do_not() {
 }
 
 #[test]
-fn what_counts_together_is_what_the_rule_says() {
+fn requests_count_together_as_configured() {
     let app = Backend::start();
     let proxy = Proxy::with(
         &app,
@@ -334,7 +334,7 @@ fn what_counts_together_is_what_the_rule_says() {
 }
 
 #[test]
-fn a_tier_multiplies_what_its_clients_may_and_internal_has_no_limit() {
+fn a_tier_multiplies_the_limits_and_internal_has_none() {
     let app = Backend::start();
     let key = |tier: &str| {
         format!("[[identity.keys]]\nname = \"{tier}\"\nsha256 = \"{}\"\ntier = \"{tier}\"\n", sha256(tier))
@@ -366,7 +366,7 @@ fn a_tier_multiplies_what_its_clients_may_and_internal_has_no_limit() {
 }
 
 #[test]
-fn a_monitored_limit_changes_no_answer_and_counts() {
+fn a_monitored_limit_changes_no_response_and_counts() {
     let app = Backend::start();
     let limit = |mode: &str| format!("{NO_DEFAULTS}{}", rule("each", "5/1h", mode));
     let all = rule("each", "5/1h", "") + &rule("more", "100/1h", "");
@@ -391,7 +391,7 @@ fn a_monitored_limit_changes_no_answer_and_counts() {
 }
 
 #[test]
-fn what_is_monitored_predicts_what_is_enforced() {
+fn monitor_predicts_enforce() {
     let app = Backend::start();
     let rules = format!(
         "{EDGE}{NO_DEFAULTS}{}{}{}",
@@ -449,7 +449,7 @@ fn the_flag_switches_limits_off_to_monitor_or_on_for_a_share_of_clients() {
 }
 
 #[test]
-fn an_address_that_a_stranger_claims_is_no_fresh_quota() {
+fn an_address_claimed_by_an_untrusted_sender_is_no_new_quota() {
     let app = Backend::start();
     let rules = format!("{NO_DEFAULTS}{}", rule("each", "4/1h", ""));
     let claims = |request: &str, n: usize| {
@@ -504,7 +504,7 @@ fn a_network_of_ipv6_addresses_is_one_client() {
 }
 
 #[test]
-fn a_change_of_one_limit_under_load_leaves_what_others_have_left() {
+fn a_change_of_one_limit_under_load_keeps_the_state_of_others() {
     let app = Backend::start();
     let rules = |rate: &str| {
         format!(
@@ -550,7 +550,7 @@ fn a_change_of_one_limit_under_load_leaves_what_others_have_left() {
 }
 
 #[test]
-fn any_number_of_keys_takes_no_more_memory_and_nobody_goes_unlimited() {
+fn any_number_of_keys_uses_bounded_memory_and_all_are_limited() {
     const KEYS: usize = 200_000;
     const ROOM: usize = 2000;
     const AT_ONCE: usize = 100;
@@ -600,7 +600,7 @@ fn any_number_of_keys_takes_no_more_memory_and_nobody_goes_unlimited() {
 }
 
 #[test]
-fn every_request_that_finds_no_room_is_counted() {
+fn every_request_that_does_not_fit_the_table_is_counted() {
     const KEYS: usize = 200;
     let app = Backend::start();
     let limits = format!("rate_limits.max_keys = 4\n{NO_DEFAULTS}{}", rule("each", "1/1h", ""));

@@ -1,7 +1,7 @@
 //! The config is reloaded while the proxy runs, or rejected with a reason, without an effect on requests.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -52,14 +52,31 @@ fn a_saved_file_is_in_force_within_a_second_however_it_is_saved() {
     version_becomes(&proxy, 4.0);
 }
 
+/// What is saved between the first reading of the file and the first look for changes is a change, too.
 #[test]
-fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
+fn a_file_saved_during_the_start_comes_into_force() {
+    let app = Backend::start();
+    for _ in 0..5 {
+        let proxy = Setup::new(&app, SLOW_ONLY).launch();
+        // The listeners open after the file was read, and before the process looks for changes.
+        until("the listener to open", || TcpStream::connect(proxy.address).is_ok());
+        fs::write(&proxy.file, proxy.text("[[routes]]\nname = \"new\"\npath = \"/new\"\n")).unwrap();
+        let proxy = proxy.ready();
+        until("the new route to be in force", || {
+            proxy.get("/new");
+            proxy.metric("outrigger_requests_total", &[("route", "new")]) > 0.0
+        });
+    }
+}
+
+#[test]
+fn a_mistake_is_reported_with_its_position_and_the_previous_rules_stay() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_head = \"1KiB\"\n");
     fs::write(&proxy.file, proxy.text("client.max_hed = \"2KiB\"\n")).unwrap();
     until("the refusal", || proxy.metric("outrigger_config_reloads_total", &[("result", "refused")]) == 1.0);
 
-    let line = proxy.says("the changed configuration is refused");
+    let line = proxy.says("the changed configuration is rejected");
     let checked = proxy.run(&["check", proxy.file.to_str().unwrap()]);
     let said = String::from_utf8(checked.stderr).unwrap();
     assert_eq!(checked.status.code(), Some(78));
@@ -78,7 +95,7 @@ fn a_mistake_is_refused_with_its_place_and_the_rules_before_it_stay() {
 }
 
 #[test]
-fn what_cannot_change_live_is_said() {
+fn settings_that_cannot_change_live_are_reported() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let moved = fs::read_to_string(&proxy.file).unwrap().replace(&proxy.address.to_string(), "127.0.0.1:1");
@@ -128,7 +145,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(wrong.status.code(), Some(78));
     let said = String::from_utf8(wrong.stderr).unwrap();
     assert!(
-        said.starts_with("environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""),
+        said.starts_with("error: environment, OUTRIGGER_LISTEN: `listen` needs an address and a port, got \"8080\""),
         "{said}"
     );
 }
@@ -154,7 +171,7 @@ fn a_process_that_cannot_start_says_why() {
 }
 
 #[test]
-fn the_commands_answer() {
+fn the_commands_work() {
     let app = Backend::start();
     let setup = Setup::new(
         &app,
@@ -165,7 +182,7 @@ fn the_commands_answer() {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(ask(&["check"]).contains("in order, 1 routes"));
+    assert!(ask(&["check"]).contains("valid, 1 routes"));
     let explained = ask(&["explain", "POST", "/login?next=/", "-H", "Host: a"]);
     assert!(explained.contains("route          login") && explained.contains("priority       critical"), "{explained}");
     let schema: serde_json::Value = serde_json::from_str(&ask(&["schema"])).unwrap();
@@ -193,7 +210,7 @@ fn a_request_in_flight_finishes_under_the_rules_it_began_with() {
 }
 
 #[test]
-fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
+fn all_mistakes_are_reported_at_once_with_position_and_suggestion() {
     let app = Backend::start();
     let rules = "client.head_timeout = 10\nclient.max_hed = \"1KiB\"\nserver.threads = 300\n[limits]\n[caching]\n[shadow]\n\
                  [quotas]\n[[routes]]\nname = \"a\"\npath = \"/api\"\npriorty = \"high\"\n";
@@ -203,18 +220,19 @@ fn all_mistakes_are_said_at_once_each_with_its_place_and_what_was_meant() {
     assert_eq!(checked.status.code(), Some(78));
     let said = String::from_utf8(checked.stderr).unwrap();
     let places = [
-        ("proxy.toml:1:23: ", "`head_timeout`"),
-        ("proxy.toml:2:8: ", "`max_hed`"),
-        ("proxy.toml:3:18: ", "`threads`"),
-        ("proxy.toml:4:2: ", "unknown section `limits`"),
-        ("proxy.toml:5:2: ", "unknown section `caching`"),
-        ("proxy.toml:6:2: ", "unknown section `shadow`"),
-        ("proxy.toml:7:2: ", "unknown section `quotas`"),
-        ("proxy.toml:11:1: ", "`priorty`"),
+        ("proxy.toml:1:23", "`head_timeout`"),
+        ("proxy.toml:2:8", "`max_hed`"),
+        ("proxy.toml:3:18", "`threads`"),
+        ("proxy.toml:4:2", "unknown section `limits`"),
+        ("proxy.toml:5:2", "unknown section `caching`"),
+        ("proxy.toml:6:2", "unknown section `shadow`"),
+        ("proxy.toml:7:2", "unknown section `quotas`"),
+        ("proxy.toml:11:1", "`priorty`"),
     ];
     for (place, problem) in places {
-        let found = said.lines().any(|line| line.starts_with(place) && line.contains(problem));
-        assert!(found, "no {problem} at {place}in:\n{said}");
+        let arrow = format!("--> {place}\n");
+        let found = said.split("\n\n").any(|error| error.contains(&arrow) && error.contains(problem));
+        assert!(found, "no {problem} at {place} in:\n{said}");
     }
     assert!(said.contains("did you mean `max_head`?") && said.contains("did you mean `priority`?"), "{said}");
     // A number's range needs no hint; every other mistake has one.

@@ -83,7 +83,7 @@ pub fn with_cookie(request: &str, cookie: &str) -> String {
 }
 
 #[test]
-fn a_session_keeps_its_machine_and_the_app_is_told_which_it_is() {
+fn a_session_keeps_its_machine_and_the_app_gets_its_name() {
     let (a, b) = pair("affinity.via = \"private\"");
     for request in both_ways("/cart") {
         let first = a.proxy.ask(&request);
@@ -110,7 +110,7 @@ fn a_session_keeps_its_machine_and_the_app_is_told_which_it_is() {
 }
 
 #[test]
-fn the_edge_is_asked_to_send_a_request_to_its_sessions_machine() {
+fn the_edge_replays_a_request_to_its_sessions_machine() {
     let (a, b) = pair("");
     for request in both_ways("/cart") {
         let session = a.session();
@@ -140,7 +140,7 @@ fn the_edge_is_asked_to_send_a_request_to_its_sessions_machine() {
 }
 
 #[test]
-fn what_the_edge_cannot_send_goes_over_the_private_network() {
+fn requests_that_cannot_be_replayed_use_the_private_network() {
     let (a, b) = pair("");
     a.app.at("/ws", Play::Upgrade);
     let session = a.session();
@@ -171,7 +171,7 @@ fn what_the_edge_cannot_send_goes_over_the_private_network() {
 }
 
 #[test]
-fn a_session_whose_machine_has_gone_has_a_new_one_at_once() {
+fn a_session_of_a_removed_machine_moves_at_once() {
     for via in ["private", "replay"] {
         let (a, b) = pair(&format!("affinity.via = \"{via}\""));
         let (first, second) = (a.session(), a.session());
@@ -190,7 +190,7 @@ fn a_session_whose_machine_has_gone_has_a_new_one_at_once() {
 }
 
 #[test]
-fn a_machine_that_leaves_hands_its_sessions_on() {
+fn a_draining_machine_hands_over_its_sessions() {
     let (mut a, b) = pair("server.lame_duck = \"30s\"\naffinity.via = \"private\"");
     let (here, there) = (a.session(), a.session());
     a.proxy.signal(Signal::TERM);
@@ -212,7 +212,7 @@ fn a_machine_that_leaves_hands_its_sessions_on() {
 }
 
 #[test]
-fn cookies_that_do_not_count_are_replaced_and_never_an_error() {
+fn invalid_cookies_are_replaced_without_an_error() {
     let (a, _b) = pair("affinity.via = \"private\"");
     let app = Backend::start();
     let alone = |name: &str, keys: &str| {
@@ -249,7 +249,7 @@ fn cookies_that_do_not_count_are_replaced_and_never_an_error() {
 }
 
 #[test]
-fn a_cookie_names_a_machine_that_never_was() {
+fn a_cookie_for_an_unknown_machine_is_replaced() {
     let (a, _b) = pair("affinity.via = \"private\"");
     let app = Backend::start();
     let destroyed = Setup::new(&app, "server.machine = \"destroyed\"").env("OUTRIGGER_AFFINITY_KEYS", KEYS).start();
@@ -262,7 +262,7 @@ fn a_cookie_names_a_machine_that_never_was() {
 }
 
 #[test]
-fn replay_headers_of_a_client_are_not_believed() {
+fn replay_headers_of_a_client_are_ignored() {
     let (a, b) = pair("");
     let session = a.session();
     let request = with_cookie(&get("/cart"), &session);
@@ -315,7 +315,7 @@ fn the_first_key_signs_and_all_verify() {
 }
 
 #[test]
-fn an_answer_that_others_may_get_carries_no_session() {
+fn a_cacheable_response_carries_no_session_cookie() {
     let (a, _b) = pair("");
     let said = |control: &str| {
         format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nCache-Control: {control}\r\n\r\nok").into_bytes()
@@ -335,7 +335,7 @@ fn an_answer_that_others_may_get_carries_no_session() {
 }
 
 #[test]
-fn a_replay_is_only_asked_of_an_edge() {
+fn a_replay_is_only_requested_from_an_edge() {
     let (a, b) = pair("");
     let session = a.session();
     // From a trusted address, but without the Fly-Request-Id that the edge adds.

@@ -19,7 +19,7 @@ pub(crate) fn allow_many_files() {
 }
 
 #[test]
-fn a_connection_at_rest_costs_little() {
+fn an_idle_connection_uses_little_memory() {
     allow_many_files();
     let app = Backend::start();
     let proxy = Proxy::start(&app);
@@ -47,7 +47,7 @@ fn a_connection_at_rest_costs_little() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_everything_and_is_counted() {
+fn a_disconnect_frees_everything_and_is_counted() {
     let app = Backend::start();
     let _gate = app.gate("/never");
     let proxy = Proxy::with(&app, "app.timeout = \"60s\"\n");

@@ -90,7 +90,7 @@ impl Full {
 }
 
 #[test]
-fn who_waits_is_served_in_order_of_importance_and_then_of_arrival() {
+fn queued_requests_are_served_by_priority_then_by_arrival() {
     for way in 0..2 {
         let mut full = Full::new(10);
         let mut waiting: Vec<(&str, Client)> =
@@ -109,7 +109,7 @@ fn who_waits_is_served_in_order_of_importance_and_then_of_arrival() {
 }
 
 #[test]
-fn a_critical_request_takes_the_place_of_a_low_one_which_hears_it_at_once() {
+fn a_critical_request_displaces_a_low_one_which_gets_503_at_once() {
     for way in 0..2 {
         let mut full = Full::new(1);
         let mut low = full.waits("/low", way);
@@ -130,7 +130,7 @@ fn a_critical_request_takes_the_place_of_a_low_one_which_hears_it_at_once() {
 }
 
 #[test]
-fn whoever_has_no_chance_hears_it_at_once_and_health_needs_no_slot() {
+fn hopeless_requests_get_503_at_once_and_health_needs_no_permit() {
     for way in 0..2 {
         let full = Full::new(1);
         let waits = full.waits("/medium", way);
@@ -156,7 +156,7 @@ fn whoever_has_no_chance_hears_it_at_once_and_health_needs_no_slot() {
 }
 
 #[test]
-fn nobody_waits_longer_than_allowed() {
+fn no_request_waits_longer_than_max_wait() {
     let app = Backend::start();
     app.gate("/medium");
     let rules = "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"700ms\"\n".to_owned() + &routes();
@@ -174,7 +174,7 @@ fn nobody_waits_longer_than_allowed() {
 }
 
 #[test]
-fn a_client_that_leaves_while_it_waits_frees_its_place() {
+fn a_client_that_disconnects_while_queued_is_removed_from_the_queue() {
     let mut full = Full::new(1);
     drop(full.waits("/medium", 0));
     until("the place to be free", || waiting(&full.proxy, "medium") == 0);
@@ -189,7 +189,7 @@ fn a_client_that_leaves_while_it_waits_frees_its_place() {
 }
 
 #[test]
-fn a_stream_holds_its_slot_no_longer_than_to_its_head() {
+fn a_stream_releases_its_permit_with_its_response_head() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
     let proxy = Proxy::with(&app, &one_slot(1));
@@ -214,7 +214,7 @@ fn a_stream_holds_its_slot_no_longer_than_to_its_head() {
 }
 
 #[test]
-fn whoever_takes_a_large_answer_slowly_holds_no_slot_meanwhile() {
+fn a_client_that_reads_slowly_holds_no_permit() {
     const LARGE: usize = 32 << 20;
     let app = Backend::start();
     app.at("/sized", Play::Stream(LARGE as u64));
@@ -239,7 +239,7 @@ fn whoever_takes_a_large_answer_slowly_holds_no_slot_meanwhile() {
 }
 
 #[test]
-fn a_burst_that_a_quick_app_answers_in_no_time_is_not_refused_by_a_proxy_that_has_just_started() {
+fn a_new_proxy_does_not_reject_a_burst_that_a_fast_app_can_serve() {
     let app = Backend::start();
     app.works(&["/"], 100, Duration::from_millis(20));
     let proxy = Proxy::start(&app);
@@ -408,7 +408,7 @@ async fn settles(workers: &Workers, bound: Duration) -> usize {
 }
 
 #[test]
-fn a_flood_of_what_matters_less_fails_no_critical_request_and_makes_the_app_no_slower() {
+fn a_flood_of_low_priority_fails_no_critical_request() {
     let app = Backend::start();
     let workers = four_workers(&app);
     let proxy = Proxy::with(&app, &routes());
@@ -460,7 +460,7 @@ fn a_greedy_client_takes_nothing_from_many_modest_ones() {
 }
 
 #[test]
-fn monitor_changes_no_answer_and_predicts_what_enforce_does() {
+fn monitor_changes_no_response_and_predicts_enforce() {
     let (app, other) = (Backend::start(), Backend::start());
     let workers = [&app, &other].map(four_workers);
     let enforcing = Proxy::with(&app, &routes());

@@ -341,7 +341,7 @@ fn are_refused(proxy: &Proxy, status: u16, reason: &str, targets: &[&str]) {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused_at_every_protocol() {
+fn ambiguous_paths_are_rejected_on_every_protocol() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, &rules());
     let dots = [
@@ -371,7 +371,7 @@ fn what_can_be_read_in_two_ways_is_refused_at_every_protocol() {
 }
 
 #[test]
-fn what_every_reading_takes_alike_is_forwarded_as_it_came() {
+fn unambiguous_paths_are_forwarded_unchanged() {
     let app = Backend::start();
     for rules in ["", &rules()] {
         let proxy = Proxy::with(&app, rules);
@@ -496,7 +496,7 @@ fn explain_says_what_the_proxy_does() {
 
 /// The parameters in the audit log are those of the path that the app received.
 #[test]
-fn what_is_audited_of_a_path_is_what_the_app_received() {
+fn the_audited_path_is_the_one_that_the_app_received() {
     let app = Backend::start();
     let route = "[[routes]]\nname = \"item\"\npath = \"/items/{id}/**\"\naudit = \"data\"\n";
     let proxy = Proxy::with(&app, &format!("[audit]\ndirectory = \"audit\"\nparameters = [\"id\"]\n{route}"));

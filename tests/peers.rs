@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn only_peers_get_in_by_their_listener_and_once() {
+fn only_peers_are_served_on_the_peer_listener_and_each_hop_once() {
     let (a, b) = pair("");
     let ask = |request: &str| Client::connect(a.peers).unwrap().send(request).answer();
     for request in both_ways("/cart") {
@@ -33,7 +33,7 @@ fn only_peers_get_in_by_their_listener_and_once() {
 }
 
 #[test]
-fn an_app_that_is_away_is_stood_in_for_by_a_peer() {
+fn a_peer_serves_requests_of_an_app_that_is_down() {
     let (mut a, b) = pair("app.hold = \"10s\"");
     let session = a.session();
     a.app.stop();
@@ -58,7 +58,7 @@ fn an_app_that_is_away_is_stood_in_for_by_a_peer() {
 }
 
 #[test]
-fn apps_that_are_all_away_are_waited_for_and_nothing_goes_in_circles() {
+fn requests_wait_without_loops_while_all_apps_are_down() {
     let (mut a, mut b) = pair("app.hold = \"10s\"");
     a.app.stop();
     b.app.stop();
@@ -99,7 +99,7 @@ fn a_breaker_that_is_open_here_may_be_closed_there() {
 }
 
 #[test]
-fn a_peer_that_is_busy_refuses_the_work_of_others_first() {
+fn a_busy_peer_rejects_requests_of_other_machines_first() {
     let (mut a, b) = pair("admission.min = 1\nadmission.max = 1\nadmission.initial = 1\napp.hold = \"10s\"");
     let gate = b.app.gate("/slow");
     let mut own = b.proxy.connect();
@@ -136,7 +136,7 @@ fn impostor(answer: &'static [u8]) -> SocketAddr {
 }
 
 #[test]
-fn peers_that_lie_or_speak_garbage_get_nothing() {
+fn false_or_malformed_peers_get_no_request() {
     let impostors = [
         impostor(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"),
         impostor(b"\x00\x01\x02 garbage \xff\r\n\r\n"),
@@ -203,7 +203,7 @@ impl Relay {
 }
 
 #[test]
-fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
+fn a_relay_that_forwards_probes_is_not_a_peer() {
     let (here, there) = (place(), place());
     let b = machine("b", &[there, here], "");
     let relay = Relay::to(there);
@@ -211,7 +211,7 @@ fn a_relay_that_passes_probes_on_is_no_peer_and_gets_no_request() {
     // Logged after several probes: until then the sticky session's Machine may only be slow to appear.
     let line = a.proxy.says(r#""level":"WARN","message":"no peer at"#);
     assert!(
-        line.contains(&format!("passes the probe on to a peer at {there}")) && line.contains("peers.address"),
+        line.contains(&format!("forwards the probe to a peer at {there}")) && line.contains("peers.address"),
         "{line}"
     );
     let session = b.session();
@@ -312,7 +312,7 @@ fn every_kind_of_request_passes_to_a_peer_with_its_signature() {
 }
 
 #[test]
-fn a_peer_that_breaks_off_costs_a_session_nothing() {
+fn a_session_of_a_stopped_peer_is_served_here() {
     let (here, there) = (place(), place());
     let b = machine("b", &[there, here], "affinity.via = \"private\"");
     let a = machine("a", &[here, there], "affinity.via = \"private\"");
@@ -328,7 +328,7 @@ fn a_peer_that_breaks_off_costs_a_session_nothing() {
 }
 
 #[test]
-fn a_session_whose_app_is_away_is_served_elsewhere_and_keeps_its_home() {
+fn a_session_whose_app_is_down_is_served_by_a_peer_and_keeps_its_home() {
     for via in ["private", "replay"] {
         let (mut a, b) = pair(&format!("app.hold = \"10s\"\naffinity.via = \"{via}\""));
         let session = a.session();
@@ -352,7 +352,7 @@ fn a_session_whose_app_is_away_is_served_elsewhere_and_keeps_its_home() {
 }
 
 #[test]
-fn a_client_without_patience_loses_nobody_a_peer() {
+fn an_expired_request_does_not_mark_a_peer_as_down() {
     let (a, b) = pair("affinity.via = \"private\"");
     let session = a.session();
     for _ in 0..20 {
@@ -368,7 +368,7 @@ fn a_client_without_patience_loses_nobody_a_peer() {
 }
 
 #[test]
-fn an_app_cannot_say_that_it_refuses_as_a_peer_does() {
+fn an_app_cannot_imitate_a_peers_rejection() {
     let (mut a, b) = pair("app.hold = \"10s\"");
     b.app.at("/order", Play::Say(b"HTTP/1.1 200 OK\r\nX-Outrigger-Refused: 1\r\nContent-Length: 2\r\n\r\nok".into()));
     a.app.stop();
@@ -382,7 +382,7 @@ fn an_app_cannot_say_that_it_refuses_as_a_peer_does() {
 }
 
 #[test]
-fn what_could_not_come_back_waits_for_its_own_app() {
+fn a_request_with_a_large_body_waits_for_its_own_app() {
     let (mut a, b) = pair("app.hold = \"10s\"");
     a.app.stop();
     // Short bodies go to the peer.
@@ -396,7 +396,7 @@ fn what_could_not_come_back_waits_for_its_own_app() {
 }
 
 #[test]
-fn peers_forge_nothing() {
+fn hops_count_no_forged_headers_and_no_rejections() {
     let (mut a, b) = pair("affinity.via = \"private\"");
     let session = a.session();
     for request in both_ways("/cart") {
@@ -411,7 +411,7 @@ fn peers_forge_nothing() {
 }
 
 #[test]
-fn who_finds_no_turn_here_has_one_where_nobody_waits() {
+fn a_request_without_a_permit_goes_to_a_peer_with_an_empty_queue() {
     let (a, b) = pair("admission.min = 1\nadmission.max = 1\nadmission.initial = 1\nadmission.max_wait = \"300ms\"");
     let (gate_a, gate_b) = (a.app.gate("/slow"), b.app.gate("/slow"));
     let mut slow = a.proxy.connect();

@@ -34,7 +34,7 @@ fn is_at_rest(proxy: &Proxy) {
 }
 
 #[test]
-fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
+fn held_requests_are_served_by_priority_after_a_restart() {
     let priorities = ["low", "medium", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
     let rules = format!("admission.min = 1\nadmission.max = 1\n{}", priorities.concat());
     for way in 0..2 {
@@ -63,7 +63,7 @@ fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
         }
         until("the app to be known as back", || is_reachable(&proxy));
         proxy.counts("outrigger_held_requests_total", &[], 3);
-        proxy.says("the app takes connections again");
+        proxy.says("the app accepts connections again");
         assert_eq!(proxy.metric("outrigger_app_reachable", &[]), 1.0);
         drop(clients);
         is_at_rest(&proxy);
@@ -72,7 +72,7 @@ fn requests_wait_for_an_app_that_restarts_and_get_it_in_order_of_importance() {
 
 /// Both forms of requests: only those fail that were with the app when it died and must not be sent twice.
 #[test]
-fn an_app_that_is_killed_under_load_fails_nothing_that_may_be_repeated() {
+fn killing_the_app_under_load_fails_no_repeatable_request() {
     let mut app = Backend::start();
     app.works(&["/get", "/put"], 50, Duration::from_millis(20));
     let proxy = Proxy::start(&app);
@@ -105,7 +105,7 @@ fn an_app_that_is_killed_under_load_fails_nothing_that_may_be_repeated() {
 
 /// A POST that was with the app when it died gets an error and is never sent again; all others wait.
 #[test]
-fn orders_that_were_with_a_killed_app_are_told_so_and_all_others_are_served() {
+fn only_orders_in_flight_at_a_killed_app_fail() {
     let mut app = Backend::start();
     app.works(&["/order"], 50, Duration::from_millis(50));
     let proxy = Proxy::start(&app);
@@ -127,7 +127,7 @@ fn orders_that_were_with_a_killed_app_are_told_so_and_all_others_are_served() {
 }
 
 #[test]
-fn who_waited_in_vain_for_the_app_is_told_so() {
+fn a_request_held_for_too_long_gets_a_502() {
     let app = Backend::stopped();
     let proxy = Proxy::with(&app, "app.hold = \"400ms\"");
     for request in both_ways("/") {
@@ -143,7 +143,7 @@ fn who_waited_in_vain_for_the_app_is_told_so() {
 }
 
 #[test]
-fn no_more_wait_for_the_app_than_allowed_and_the_least_important_hear_it_at_once() {
+fn held_requests_are_bounded_and_the_lowest_priority_is_rejected_first() {
     let priorities = ["low", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
     let rules = format!("app.hold = \"10s\"\napp.max_held = 1\n{}", priorities.concat());
     for way in 0..2 {
@@ -166,7 +166,7 @@ fn no_more_wait_for_the_app_than_allowed_and_the_least_important_hear_it_at_once
 }
 
 #[test]
-fn a_client_that_leaves_while_the_app_is_away_frees_its_place() {
+fn a_client_that_disconnects_while_held_is_removed() {
     let mut app = Backend::stopped();
     let proxy = Proxy::with(&app, "app.hold = \"30s\"");
     let mut client = proxy.connect();
@@ -206,7 +206,7 @@ fn without_hold_all_fail_at_once_until_the_app_listens_again() {
 }
 
 #[test]
-fn a_client_may_have_less_time_than_the_route_and_the_app_is_told_what_is_left() {
+fn a_client_may_shorten_the_deadline_and_the_app_gets_the_remaining_time() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
     let rules = format!("app.timeout = \"20s\"\n{}", route("stubborn", "client_timeout = false\ntimeout = \"700ms\""));
@@ -262,7 +262,7 @@ fn the_time_in_the_queue_is_part_of_a_requests_time() {
 
 /// Every invalid response of an app ends in a defined status and leaves no state behind.
 #[test]
-fn an_app_that_answers_nonsense_leaves_nothing_behind() {
+fn a_malformed_response_leaves_no_state_behind() {
     let app = Backend::start();
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone";
     let large = format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(1 << 20));
@@ -356,7 +356,7 @@ fn a_dead_app_gets_no_more_than_a_fifth_more_requests() {
 }
 
 #[test]
-fn what_may_not_be_repeated_is_not() {
+fn requests_that_are_not_repeatable_are_not_repeated() {
     let app = Backend::start();
     app.says("/500", "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
     app.at("/closes", Play::SayAndClose(Vec::new()));
@@ -446,7 +446,7 @@ fn a_wait_for_the_app_is_no_reason_to_send_a_request_twice() {
 }
 
 #[test]
-fn the_apps_own_wish_for_a_pause_is_heeded_or_there_is_no_other_attempt() {
+fn a_retry_waits_for_the_apps_retry_after_or_is_not_made() {
     let app = Backend::start();
     let later = |seconds: u32| {
         format!("HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n")

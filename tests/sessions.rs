@@ -63,10 +63,12 @@ fn a_thousand_sessions_keep_their_machines_and_those_of_a_dead_one_move_once() {
 }
 
 #[test]
-fn a_blue_green_deploy_moves_every_session_once_and_nobody_notices() {
+fn a_blue_green_deploy_moves_every_session_once_without_errors() {
     // It is not established whether Fly's edge still sends requests to a cordoned Machine.
     for reaches_cordoned in [false, true] {
-        let fleet = Fleet::start(3, "", |settings| settings.replay.reaches_cordoned = reaches_cordoned);
+        // Six proxies, their apps and the edge start and stop on the cores of this test. A probe that is late is not one that fails.
+        let patient = "peers.interval = \"500ms\"\n";
+        let fleet = Fleet::start(3, patient, |settings| settings.replay.reaches_cordoned = reaches_cordoned);
         let mut visitors: Vec<Visitor> = (0..300).map(|_| fleet.visitor()).collect();
         visit(&mut visitors, 1);
         let crowd = Crowd::of(visitors, 400.0, mixed);
@@ -81,7 +83,7 @@ fn a_blue_green_deploy_moves_every_session_once_and_nobody_notices() {
 }
 
 #[test]
-fn a_rolling_deploy_loses_no_request_and_is_slow_for_nobody() {
+fn a_rolling_deploy_loses_and_delays_no_request() {
     // It is not established whether Fly's edge stops routing before the signal or only through the check.
     for removal in [Removal::BeforeSignal, Removal::ByCheck] {
         let fleet = Fleet::start(3, "", |settings| settings.deploy.removal = removal);
@@ -110,7 +112,7 @@ fn twenty_rolling_deploys_lose_no_request() {
 }
 
 #[test]
-fn apps_that_restart_one_after_the_other_are_not_noticed() {
+fn apps_that_restart_one_after_the_other_cause_no_errors() {
     let fleet = Fleet::start(3, "", |_| {});
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 300.0, plain);
     for name in fleet.names() {
@@ -135,7 +137,7 @@ fn apps_that_restart_one_after_the_other_are_not_noticed() {
 }
 
 #[test]
-fn aiming_at_one_machine_does_not_bring_it_down() {
+fn forcing_one_machine_does_not_overload_it() {
     // Any client may send fly-force-instance-id. It overrides the sticky session only for that client.
     let fleet = Fleet::start(2, "", |_| {});
     let (mut visitor, names) = (fleet.visitor(), fleet.names());
@@ -152,7 +154,7 @@ fn aiming_at_one_machine_does_not_bring_it_down() {
 }
 
 #[test]
-fn machines_that_the_name_server_forgets_for_a_moment_stay_known() {
+fn machines_briefly_missing_from_dns_stay_known() {
     use outrigger_edge::DnsFault;
     let fleet = Fleet::start(2, "affinity.via = \"private\"", |_| {});
     for fault in [DnsFault::Silent, DnsFault::ServFail] {

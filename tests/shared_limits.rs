@@ -183,12 +183,12 @@ fn keeps_the_quota_through(outage: &Outage) {
 }
 
 #[test]
-fn a_redis_that_dies_and_forgets_everything_costs_no_quota_and_gives_none() {
+fn a_redis_that_crashes_without_its_data_changes_no_quota() {
     keeps_the_quota_through(&Outage { begin: |redis| redis.crash(), end: |redis| redis.start_again().unwrap() });
 }
 
 #[test]
-fn a_redis_that_freezes_and_goes_on_costs_no_quota_and_gives_none() {
+fn a_redis_that_freezes_and_resumes_changes_no_quota() {
     keeps_the_quota_through(&Outage { begin: |redis| redis.pause(), end: |redis| redis.resume() });
 }
 
@@ -281,7 +281,7 @@ fn used_up(fleet: &[Proxy], request: &str) -> usize {
 }
 
 #[test]
-fn a_quota_is_one_wherever_it_is_spent_and_whoever_forgets_it() {
+fn a_quota_is_shared_by_all_machines_and_survives_data_loss_in_redis() {
     let (app, mut redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let rules = format!("{EDGE}{}", rule("all", "20/1h", "by = \"client\""));
     let fleet = fleet(&app, &redis, 2, &rules);
@@ -324,7 +324,7 @@ fn a_quota_is_one_wherever_it_is_spent_and_whoever_forgets_it() {
 }
 
 #[test]
-fn what_is_spent_in_an_outage_is_spent_after_it() {
+fn tokens_spent_in_an_outage_stay_spent_after_it() {
     let (app, mut redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 2, &rule("all", "20/1h", "by = \"client\""));
     redis.crash();
@@ -341,7 +341,7 @@ fn what_is_spent_in_an_outage_is_spent_after_it() {
 }
 
 #[test]
-fn failures_are_counted_by_all_and_a_refusal_by_one_limit_takes_nothing_from_a_shared_one() {
+fn failures_are_shared_and_a_rejection_costs_nothing_of_a_shared_limit() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     app.says("/401", "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n");
     let rules = [
@@ -388,7 +388,7 @@ fn failures_are_counted_by_all_and_a_refusal_by_one_limit_takes_nothing_from_a_s
 }
 
 #[test]
-fn a_server_that_talks_nonsense_decides_nothing() {
+fn a_server_with_invalid_replies_is_not_used() {
     let app = Backend::start();
     let said: [&[u8]; 6] = [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -479,7 +479,7 @@ fn redis_may_want_a_password_tls_ipv6_or_a_socket() {
 }
 
 #[test]
-fn a_redis_that_takes_no_writes_any_more_decides_nothing_until_it_does_again() {
+fn a_read_only_redis_is_not_used_until_it_accepts_writes() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 2, &rule("all", "20/1h", "by = \"client\""));
     assert_eq!(fleet[0].get("/").status, 200);
@@ -540,12 +540,12 @@ fn sharing_is_switched_on_off_and_elsewhere_while_it_runs() {
     // An invalid URL is rejected with its place, and the password never shows.
     let wrong = format!("{}rate_limits.redis.url = \"http://:{PASSWORD}@x\"\n{limit}", sharing(2));
     std::fs::write(&proxy.file, proxy.text(&wrong)).unwrap();
-    let line = proxy.says("this is no address of Redis");
+    let line = proxy.says("this is not an address of Redis");
     assert!(!proxy.log().contains(PASSWORD), "{line}");
 }
 
 #[test]
-fn a_client_that_waits_as_told_gets_in_at_whichever_machine_refused_it() {
+fn a_client_that_obeys_retry_after_is_admitted_on_any_machine() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 3, &rule("all", "3/3s", "by = \"client\""));
     used_up(&fleet, &get("/"));

@@ -14,7 +14,7 @@ const GROWTH_KIB: u64 = 16 << 10;
 const LARGE: u64 = 200 << 20;
 
 #[test]
-fn a_large_download_arrives_whole_and_costs_no_memory() {
+fn a_large_download_arrives_complete_in_little_memory() {
     let app = Backend::start();
     app.at("/large", Play::Stream(LARGE));
     let proxy = Proxy::start(&app);
@@ -38,7 +38,7 @@ fn a_large_download_arrives_whole_and_costs_no_memory() {
 }
 
 #[test]
-fn a_large_upload_arrives_whole_and_costs_no_memory() {
+fn a_large_upload_arrives_complete_in_little_memory() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     proxy.get("/warm");
@@ -71,7 +71,7 @@ fn a_large_upload_arrives_whole_and_costs_no_memory() {
 }
 
 #[test]
-fn whoever_does_not_read_makes_the_other_side_wait_and_costs_little_memory() {
+fn backpressure_bounds_the_memory_of_slow_readers() {
     let app = Backend::start();
     app.at("/large", Play::Stream(LARGE));
     app.at("/ignore", Play::Ignore);
@@ -174,7 +174,7 @@ fn an_event_stream_or_a_web_socket_is_not_a_slow_request() {
 }
 
 #[test]
-fn what_a_client_sends_right_behind_its_upgrade_reaches_the_other_end() {
+fn bytes_sent_right_behind_an_upgrade_reach_the_app() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
     let proxy = Proxy::start(&app);
@@ -210,7 +210,7 @@ fn upgraded(proxy: &Proxy, early: &str) -> Client {
 }
 
 #[test]
-fn what_is_no_upgrade_has_every_limit_of_a_body() {
+fn a_request_that_is_no_upgrade_has_every_limit_of_a_body() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_body = \"4KiB\"\nclient.body_timeout = \"300ms\"");
     let web_socket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
@@ -236,7 +236,7 @@ fn what_is_no_upgrade_has_every_limit_of_a_body() {
 }
 
 #[test]
-fn nothing_of_ours_is_written_into_a_tunnel() {
+fn the_proxy_writes_no_bytes_of_its_own_into_a_tunnel() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
     // It switches protocols and disconnects.
@@ -257,7 +257,7 @@ fn nothing_of_ours_is_written_into_a_tunnel() {
 }
 
 #[test]
-fn an_event_stream_may_pause_whatever_asked_for_it() {
+fn an_event_stream_may_pause_for_any_method() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
     let chunked = "POST /events HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
@@ -292,7 +292,7 @@ fn an_event_stream_may_pause_whatever_asked_for_it() {
 }
 
 #[test]
-fn a_dialogue_goes_on_while_the_request_is_not_over() {
+fn a_response_may_begin_before_the_request_ends() {
     let app = Backend::start();
     app.at("/dialogue", Play::Interrupt(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec()));
     let proxy = Proxy::start(&app);
@@ -302,7 +302,7 @@ fn a_dialogue_goes_on_while_the_request_is_not_over() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_everything_and_the_app_is_told() {
+fn a_disconnect_frees_everything_and_reaches_the_app() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
     app.at("/large", Play::Stream(LARGE));

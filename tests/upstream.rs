@@ -27,10 +27,10 @@ fn without_a_file_every_default_is_in_force_until_there_is_one() {
     let setup = setup.env("OUTRIGGER_APP_ADDRESS", &app.address()).env("OUTRIGGER_CONFIG", "");
     let checked = setup.run(&["check"]);
     let said = String::from_utf8(checked.stdout).unwrap();
-    assert!(checked.status.success() && said.contains("there is no config/proxy.toml"), "{said}");
+    assert!(checked.status.success() && said.contains("config/proxy.toml does not exist"), "{said}");
 
     let proxy = setup.start_without_naming_a_file();
-    assert!(proxy.says("there is no config/proxy.toml").contains("every default is in force"));
+    assert!(proxy.says("config/proxy.toml does not exist").contains("all settings have their defaults"));
     assert_eq!(proxy.get("/").status, 200);
     assert_eq!(proxy.metric("outrigger_config_reloads_total", &[]), 0.0);
 
@@ -42,7 +42,7 @@ fn without_a_file_every_default_is_in_force_until_there_is_one() {
     proxy.ask(&long).is_problem(431, "head_too_large");
 
     fs::remove_file(&file).unwrap();
-    proxy.says("there is no configuration file, the rules in force stay");
+    proxy.says("there is no configuration file, the current configuration stays in force");
     proxy.ask(&long).is_problem(431, "head_too_large");
     fs::write(&file, "client.max_head = \"2KiB\"\n").unwrap();
     version(3.0);
@@ -128,7 +128,7 @@ fn requests_that_are_connecting_follow_the_app_to_another_address() {
 }
 
 #[test]
-fn kept_connections_to_where_the_app_was_are_not_used_and_closed() {
+fn kept_connections_to_a_former_address_are_closed_unused() {
     let (before, after) = (Backend::start(), Backend::start());
     let proxy = Proxy::with(&before, "app.idle_timeout = \"1h\"");
     assert_eq!(proxy.get("/").status, 200);
@@ -143,7 +143,7 @@ fn kept_connections_to_where_the_app_was_are_not_used_and_closed() {
 }
 
 #[test]
-fn nobody_waits_longer_because_the_app_moves_again_and_again() {
+fn repeated_address_changes_do_not_extend_the_hold() {
     let apps = [Backend::start(), Backend::start()];
     let proxy = Proxy::start(&apps[0]);
     let asking = {

@@ -51,7 +51,7 @@ impl Audit {
         }
         let pseudonyms =
             settings.audit_pseudonym_key.as_ref().map_or(Ok(None), |key| PseudonymKey::parse(key.expose()));
-        let hint = "take what `outrigger audit keys derive` prints";
+        let hint = "use what `outrigger audit keys derive` prints";
         let mut pseudonyms = pseudonyms.map_err(|e| ConfigError::setting(PSEUDONYM_KEY, e.to_string(), hint))?;
         let keys = settings.audit_keys.as_ref().map_or(Ok(None), |keys| MasterKeys::parse(keys.expose()));
         let hint = "give the app a pseudonym key instead";
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_or_key_that_could_be_guessed_is_refused_at_start_and_never_shown() {
+    fn a_weak_secret_or_key_is_rejected_at_start_and_never_shown() {
         let error = audit(&["--audit-secret=short-and-sweet"]).unwrap_err().to_string();
         assert!(error.starts_with("OUTRIGGER_AUDIT_SECRET: has less than 32"), "{error}");
         let error = audit(&["--audit-keys=k1:short-and-sweet"]).unwrap_err().to_string();

@@ -57,8 +57,8 @@ impl Authenticator {
         if settings.auth == AuthMode::On && keys.is_empty() && jwt.is_none() {
             return Err(ConfigError::setting(
                 "APP_API_KEYS",
-                "nobody could use the documents API: neither API keys nor a JWT key are configured",
-                "set APP_API_KEYS, APP_JWT_SECRET or APP_JWT_KEY_FILE; APP_AUTH=off lets everybody in",
+                "no client could use the documents API: neither API keys nor a JWT key are configured",
+                "set APP_API_KEYS, APP_JWT_SECRET or APP_JWT_KEY_FILE; APP_AUTH=off admits every client",
             ));
         }
         Ok(Self { mode: settings.auth, keys, jwt })
@@ -142,10 +142,10 @@ impl Refusal {
                 "send an API key in X-Api-Key, or a JWT as Authorization: Bearer TOKEN",
                 "Bearer realm=\"documents\"",
             ),
-            Self::UnknownKey => ("unknown_key", "this API key is not known here", "Bearer realm=\"documents\""),
+            Self::UnknownKey => ("unknown_key", "this API key is unknown", "Bearer realm=\"documents\""),
             Self::BadToken => (
                 "bad_token",
-                "this token is not valid here: wrong signature, algorithm, audience or issuer, or expired",
+                "this token is not valid: wrong signature, algorithm, audience or issuer, or expired",
                 "Bearer realm=\"documents\", error=\"invalid_token\"",
             ),
         }
@@ -179,7 +179,7 @@ fn parse_keys(text: &str) -> Result<Vec<ApiKey>, ConfigError> {
         .enumerate()
         .map(|(at, item)| {
             // The item may be a key in plain text, so the error contains its position only.
-            let bad = || ConfigError::setting("APP_API_KEYS", format!("entry {} is no name:digest", at + 1), HINT);
+            let bad = || ConfigError::setting("APP_API_KEYS", format!("entry {} is not name:digest", at + 1), HINT);
             let (name, digest) = item.split_once(':').ok_or_else(bad)?;
             let sha256 =
                 unhex(digest.trim()).filter(|bytes| bytes.len() == digest::SHA256_OUTPUT_LEN).ok_or_else(bad)?;
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_key_is_its_name() {
+    fn a_known_key_is_identified_by_its_name() {
         let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
         let keys = format!("other:{}, dev:{digest}", "00".repeat(32));
         let auth = authenticator(&["--api-keys", &keys]).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_that_is_there_twice_is_refused() {
+    fn a_repeated_credential_is_rejected() {
         let digest = hex(digest::digest(&digest::SHA256, b"sesame").as_ref());
         let auth = authenticator(&["--api-keys", &format!("dev:{digest}")]).unwrap();
         for name in ["x-api-key", "authorization"] {
@@ -361,11 +361,11 @@ mod tests {
         let confused = hs256(&json!({"sub": "ann", "exp": LATER}), RSA_PUBLIC);
         assert_eq!(auth.identify(&confused), Err(Refusal::BadToken));
         let wrong = authenticator(&["--jwt-key-file", &file, "--jwt-algorithm=ES256"]).unwrap_err().to_string();
-        assert!(wrong.contains("is no public key for ES256"), "{wrong}");
+        assert!(wrong.contains("is not a public key for ES256"), "{wrong}");
     }
 
     #[test]
-    fn refuses_to_start_where_nobody_could_come_in() {
+    fn a_configuration_without_any_credential_is_rejected_at_start() {
         let error = authenticator(&[]).unwrap_err().to_string();
         assert!(error.contains("APP_AUTH=off"), "{error}");
         let open = authenticator(&["--auth=off"]).unwrap();
@@ -373,10 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_read_is_told_by_its_place_only() {
+    fn an_unreadable_key_is_reported_by_its_position_only() {
         for keys in ["dev", "dev:secret-in-the-clear", ":00", "a:00"] {
             let error = authenticator(&["--api-keys", keys]).unwrap_err().to_string();
-            assert!(error.contains("entry 1 is no name:digest") && !error.contains("clear,"), "{error}");
+            assert!(error.contains("entry 1 is not name:digest") && !error.contains("clear,"), "{error}");
             assert!(!error.contains("secret-in-the-clear"), "{error}");
         }
         assert!(authenticator(&["--jwt-secret=short"]).is_err());

@@ -26,7 +26,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             if error.is_data() {
                 ApiError::Invalid(error.to_string())
             } else {
-                ApiError::BadRequest(format!("the body is no JSON: {error}"))
+                ApiError::BadRequest(format!("the body is not valid JSON: {error}"))
             }
         })
     }

@@ -127,10 +127,10 @@ impl Chroma {
         let deadline = Deadline::after(limit);
         let asked = deadline.run(self.prober.get(self.backend.url(&["healthcheck"])).send()).await;
         let outcome = match asked {
-            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("no response within {} ms", limit.as_millis())),
             Ok(Err(error)) => Err(describe_http(error)),
             Ok(Ok(answer)) if !answer.status().is_success() => {
-                Err(format!("its health check says {}", answer.status()))
+                Err(format!("its health check has status {}", answer.status()))
             }
             Ok(Ok(_)) => match self.collection(deadline, &self.prober).await {
                 // The lookup's lock or the connect failed: not counted against ChromaDB here.
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_chroma_answers_to_a_query() {
+    fn reads_a_query_response_of_chroma() {
         let id = "0193b0a0-0000-7000-8000-000000000001";
         let text = format!(
             r#"{{"ids":[["{id}","not-ours"]],"distances":[[0.25,0.5]],"documents":[["x",null]],
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_collection_answers_with_nothing() {
+    fn an_empty_collection_returns_no_results() {
         let text = r#"{"ids":[[]],"distances":[[]],"documents":[[]],"metadatas":[[]]}"#;
         assert!(serde_json::from_str::<Found>(text).unwrap().into_neighbours().is_empty());
     }

@@ -27,10 +27,10 @@ pub enum ChromaError {
     #[error("{0}")]
     NoAnswer(String),
     /// Like [`Self::NoAnswer`], because the caller's deadline passed.
-    #[error("no answer within {} ms", .0.as_millis())]
+    #[error("no response within {} ms", .0.as_millis())]
     Silence(Duration),
     /// ChromaDB rejected the request, and would reject it again.
-    #[error("ChromaDB refused it ({status}): {message}")]
+    #[error("ChromaDB rejected it ({status}): {message}")]
     Refused { status: u16, message: String },
     /// The collection cannot hold vectors of the configured dimension.
     #[error("{0}")]
@@ -99,10 +99,8 @@ pub async fn send<T: DeserializeOwned>(
         Err(_) => return Err(ChromaError::Silence(started.elapsed())),
     };
     if status.is_success() {
-        return serde_json::from_slice(&bytes).map_err(|e| ChromaError::Failed {
-            status: status.as_u16(),
-            message: format!("answer not understood: {e}"),
-        });
+        return serde_json::from_slice(&bytes)
+            .map_err(|e| ChromaError::Failed { status: status.as_u16(), message: format!("invalid response: {e}") });
     }
     let message = serde_json::from_slice::<Value>(&bytes)
         .ok()
@@ -136,7 +134,7 @@ impl ChromaBackend {
     /// # Errors
     /// It is not an HTTP URL, or there are no certificates to verify the server with.
     pub fn new(settings: &ChromaSettings) -> Result<Self, ConfigError> {
-        let base: Url = settings.chroma_url.parse().map_err(|e| bad_url(format!("is no address: {e}")))?;
+        let base: Url = settings.chroma_url.parse().map_err(|e| bad_url(format!("is not an address: {e}")))?;
         let trust = match base.scheme() {
             "http" => Trust::Nobody,
             "https" => Trust::System,
@@ -200,7 +198,11 @@ impl Backend for ChromaBackend {
         let status = answer.status();
         // The body must be read completely, or the connection cannot be reused.
         answer.bytes().await.map_err(failed)?;
-        if status.is_success() { Ok(()) } else { Err(ConnectionError::Failed(format!("its heartbeat says {status}"))) }
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(ConnectionError::Failed(format!("its heartbeat has status {status}")))
+        }
     }
 
     fn is_closed(&self, _client: &reqwest::Client) -> bool {
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_work_is_refused() {
+    fn an_unusable_address_is_rejected() {
         for url in ["127.0.0.1:8000", "ftp://h", "http://", ""] {
             let arguments = ["outrigger-app", "--chroma-url", url];
             let settings = <crate::config::Settings as clap::Parser>::try_parse_from(arguments).unwrap();

@@ -378,13 +378,13 @@ mod tests {
     }
 
     #[test]
-    fn a_minimum_above_the_maximum_is_refused_with_a_hint() {
+    fn a_minimum_above_the_maximum_is_rejected_with_a_hint() {
         let error = settings(&["--db-pool-min", "30"]).check().unwrap_err().to_string();
         assert_eq!(error, "DB_POOL_MIN: 30 is more than DB_POOL_MAX=20\nhint: lower the minimum or raise the maximum");
     }
 
     #[test]
-    fn a_collection_name_that_chroma_refuses_is_refused_at_start() {
+    fn an_invalid_collection_name_is_rejected_at_start() {
         assert!(settings(&["--chroma-collection", "a b c"]).check().is_err());
         assert!(settings(&["--chroma-collection", "notes-1"]).check().is_ok());
     }

@@ -91,7 +91,7 @@ mod tests {
     proptest! {
         /// Every forged date is rejected or valid in PostgreSQL (4713 BC to 294276).
         #[test]
-        fn a_forged_date_is_refused_or_can_be_asked_for(micros: i64, near in -1000_i64..1000, id: [u8; 16]) {
+        fn a_forged_date_is_rejected_or_can_be_queried(micros: i64, near in -1000_i64..1000, id: [u8; 16]) {
             // The last whole second is the latest time that `from_microsecond` accepts.
             let (earliest, latest) = (EARLIEST_MICROS, Timestamp::MAX.as_second() * 1_000_000);
             for micros in [micros, micros >> 4, micros >> 8, earliest + near, latest.saturating_add(near)] {
@@ -107,7 +107,7 @@ mod tests {
         }
 
         #[test]
-        fn never_takes_anything_else(text in ".{0,80}") {
+        fn rejects_every_other_text(text in ".{0,80}") {
             prop_assert_eq!(Cursor::decode(&text), Err(BadCursor));
         }
     }

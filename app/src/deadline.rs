@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_header_that_is_no_number_is_refused() {
+    async fn a_header_that_is_not_a_number_is_rejected() {
         for bad in ["", "soon", "-5", "1.5", "+7", "1 000"] {
             let headers = HeaderMap::from_iter([(HEADER.parse().unwrap(), bad.parse().unwrap())]);
             assert_eq!(Deadline::of_request(&headers, LONGEST), Err(BadTimeout), "{bad:?} was taken");

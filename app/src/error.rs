@@ -67,7 +67,7 @@ pub enum ApiError {
     #[error("{dependency} is not available ({reason}); retry after the time in Retry-After")]
     Unavailable { dependency: Dependency, reason: String },
     /// A database's circuit breaker is open.
-    #[error("{dependency} has failed and is left alone for now ({reason}); retry after the time in Retry-After")]
+    #[error("{dependency} has failed, and its circuit breaker is open ({reason}); retry after the time in Retry-After")]
     BreakerOpen { dependency: Dependency, reason: String, retry_after: Duration },
     #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
     OutboxFull,
@@ -76,11 +76,11 @@ pub enum ApiError {
     Busy(String),
     /// The audit log cannot be written, so the operation was not performed. The cause appears only in the log.
     #[error(
-        "what is done here has to be entered into the audit trail, which is not possible now; retry after the time in Retry-After"
+        "this operation has to be recorded in the audit log, which is not possible now; retry after the time in Retry-After"
     )]
     Unaudited(String),
     /// The request's deadline passed. Whether a write took effect is unknown.
-    #[error("no answer within the deadline; retry, or allow more time in X-Request-Timeout-Ms")]
+    #[error("no response within the deadline; retry, or allow more time in X-Request-Timeout-Ms")]
     DeadlineExceeded,
     /// An internal error. The cause appears only in the log.
     #[error("the request failed inside the app; the log has the cause under this request_id")]
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_503_says_when_to_come_back() {
+    fn every_503_has_retry_after() {
         let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
         let (dependency, reason) = (Dependency::Chroma, "refused".to_owned());
         let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(1) };
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_to_come_back_is_never_too_early() {
+    fn retry_after_is_never_too_early() {
         for (ms, told) in [(1, "1"), (1000, "1"), (1001, "2"), (59_001, "60")] {
             let (dependency, reason) = (Dependency::Postgres, "refused".to_owned());
             let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(ms) };
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_cause_is_not_told_to_the_client() {
+    fn an_internal_cause_is_not_sent_to_the_client() {
         let error = ApiError::Internal("relation \"documents\" does not exist".into());
         assert!(!error.to_string().contains("relation"));
     }

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn one_database_is_enough_to_be_of_use() {
+    fn the_app_is_ready_with_one_database() {
         let down = || Err("refused".to_owned());
         assert_eq!(report(Ok(()), Ok(())).status(), "healthy");
         for one_down in [report(down(), Ok(())), report(Ok(()), down())] {

@@ -42,12 +42,12 @@ pub enum ConnectionError {
     /// The database responds, but has reached its connection limit.
     #[error("{0}")]
     Full(String),
-    #[error("no answer within {0:?}")]
+    #[error("no response within {0:?}")]
     TimedOut(Duration),
     #[error("the connection was closed")]
     Closed,
     /// The connection reached its maximum age; not a failure.
-    #[error("the connection reached its age")]
+    #[error("the connection reached its maximum age")]
     Expired,
 }
 

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tells_the_truth_while_both_databases_are_away() {
+    async fn reports_both_databases_as_down() {
         let router = router(&app(&["--auth=off"]));
         let (status, _, body) = ask(&router, get_request("/health/live")).await;
         assert_eq!((status, &body["ok"]), (StatusCode::OK, &Value::Bool(true)));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_a_problem_too() {
+    async fn an_unknown_path_is_a_problem_response() {
         let router = router(&app(&["--auth=off"]));
         let (status, headers, body) = ask(&router, get_request("/nope")).await;
         assert_eq!((status, &body["request_id"]), (StatusCode::NOT_FOUND, &"r1".into()));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_outbox_refuses_writes() {
+    async fn a_full_outbox_rejects_writes() {
         let router = router(&app(&["--auth=off", "--outbox-max=0", "--vector-dimension=1"]));
         let request = Request::post("/api/v1/documents").header(header::CONTENT_TYPE, "application/json");
         let request = request.body(Body::from(r#"{"content":"x","embedding":[1]}"#)).unwrap();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handler_that_panics_or_hangs_is_answered_for() {
+    async fn a_handler_that_panics_or_hangs_gets_an_error_response() {
         let app = app(&["--auth=off", "--request-timeout=50ms"]);
         let hang = get(std::future::pending::<()>).layer(from_fn(exchange::bounded));
         let routes = Router::new().route("/hang", hang).route("/panic", get(|| async { panic!("on purpose") as () }));

@@ -20,7 +20,7 @@ enum Fatal {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("the operating system refuses what every program needs")]
+    #[error("a system resource is not available")]
     System(#[from] std::io::Error),
 }
 

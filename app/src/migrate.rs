@@ -59,7 +59,7 @@ enum MigrateError {
     Lock(#[from] tokio_postgres::Error),
     #[error("a migration failed")]
     Migration(#[from] refinery::Error),
-    #[error("the audit trail has no partitions")]
+    #[error("the audit log has no partitions")]
     Partitions(#[from] StoreError),
 }
 

@@ -151,7 +151,7 @@ impl<B: Backend> Pool<B> {
             match tokio::time::timeout(CHECK_TIMEOUT, self.backend.check(session.client())).await {
                 Ok(Ok(())) => session.release(),
                 Ok(Err(error)) => return session.fail(&error.to_string()),
-                Err(_) => return session.fail(&format!("no answer within {} ms", CHECK_TIMEOUT.as_millis())),
+                Err(_) => return session.fail(&format!("no response within {} ms", CHECK_TIMEOUT.as_millis())),
             }
         }
     }

@@ -107,7 +107,7 @@ impl Postgres {
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         let answer = tokio::time::timeout(limit, self.connector.hello()).await;
         let outcome = match answer {
-            Err(_) => Err(format!("a new connection got no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("a new connection got no response within {} ms", limit.as_millis())),
             Ok(Ok(())) => Ok(()),
             // The server responds but has reached its connection limit: busy, not down.
             Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Ok(()),
@@ -198,7 +198,7 @@ impl Lent<'_> {
             Err(expired) => {
                 // Not released in either case: the query is cancelled and the connection closed.
                 if let Some(ms) = silent() {
-                    session.fail(&format!("{what} got no answer within {ms} ms"));
+                    session.fail(&format!("{what} got no response within {ms} ms"));
                 }
                 return Err(expired.into());
             }
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strict_names_of_libpq_are_understood() {
+    fn libpqs_strict_sslmode_names_are_accepted() {
         // Without CA certificates on the machine, connecting fails with an error that says so; otherwise TLS is
         // required.
         match connector("postgres://app@db.example/app?sslmode=verify-full") {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_work_is_refused_without_its_password() {
+    fn an_unusable_address_is_rejected_without_its_password() {
         for url in ["not a url", "postgres://", "postgres://app:hunter2@h:x/app", "postgres://app@h/app?sslmode=maybe"]
         {
             let error = connector(url).unwrap_err().to_string();

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_says_what_the_document_said() {
+    fn a_result_from_the_copy_equals_the_document() {
         let document = Document {
             id: Uuid::from_u128(7),
             title: Some("Title".to_owned()),

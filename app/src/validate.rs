@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_without_direction_is_refused() {
+    fn a_vector_without_direction_is_rejected() {
         assert!(problem(LIMITS.embedding(&[0.0, -0.0, 0.0])).starts_with("embedding is all zeros"));
         assert!(problem(LIMITS.embedding(&[0.0, 1e-60, 0.0])).starts_with("embedding is all zeros"));
     }

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_outlives_any_flood() {
+    fn entries_in_use_outlive_any_flood() {
         let mut cache = Generations::new(100);
         cache.put(0, "kept");
         for key in 1..1_000_000 {

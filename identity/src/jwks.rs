@@ -148,13 +148,13 @@ pub enum FetchError {
     #[error("{0}")]
     Http(String),
     /// A response other than 200. Redirects are not followed.
-    #[error("the answer is {0} instead of 200")]
+    #[error("the response has status {0} instead of 200")]
     Status(u16),
     /// The response is larger than any key set.
-    #[error("the answer is larger than {} KiB", MOST_BYTES >> 10)]
+    #[error("the response is larger than {} KiB", MOST_BYTES >> 10)]
     TooLarge,
     /// The response is not a key set.
-    #[error("the answer is no JSON Web Key Set")]
+    #[error("the response is not a JSON Web Key Set")]
     NoKeySet,
     /// None of the keys verifies the configured algorithm.
     #[error("none of its {published} keys can be used: {reason}")]
@@ -286,7 +286,7 @@ impl Source {
             let retry = match outcome {
                 Ok(fetched) => {
                     if fetched.has_changed || failures > 0 {
-                        tracing::info!(keys = fetched.keys, "the issuer's keys have come from {}", self.url);
+                        tracing::info!(keys = fetched.keys, "the issuer's keys were fetched from {}", self.url);
                     }
                     failures = 0;
                     None
@@ -299,7 +299,7 @@ impl Source {
                         keys,
                         failures,
                         retry_ms = wait.as_millis() as u64,
-                        "the issuer's keys cannot be fetched from {}, those from before stay: {e}",
+                        "the issuer's keys cannot be fetched from {}, the previous ones stay: {e}",
                         self.url
                     );
                     Some(wait)

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_keys_are_told_apart() {
+    fn a_hundred_thousand_keys_are_distinguished() {
         let entries = (0..100_000).map(|n| {
             let digest = sha256(&format!("key-{n}"));
             entry(&format!("client-{n}"), KeyDigest::Sha256(digest))
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_file_says_what_is_wrong_and_repeats_nothing() {
+    fn a_mistake_in_the_file_is_described_without_the_line() {
         let hex = "Ab".repeat(32);
         let good = parse_line(&format!(" dev@x : hmac_sha256={hex} : enterprise ")).unwrap().unwrap();
         assert_eq!(

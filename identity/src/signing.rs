@@ -150,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_as_one_thing_is_no_other() {
+    fn a_signature_is_valid_for_one_purpose_only() {
         let keys = keys(A);
         let text = sealed(&keys, b"text");
         assert!(opens(&keys, Purpose::Cookie, &text) && !opens(&keys, Purpose::Hop, &text));
     }
 
     #[test]
-    fn keys_that_can_be_guessed_are_refused() {
+    fn short_keys_are_rejected() {
         assert_eq!(Keys::parse("").unwrap().map(|_| ()), None);
         assert_eq!(Keys::parse(&format!("{A},short")).unwrap_err(), NoKeys::Short(2));
         assert_eq!(Keys::parse(&[A; 9].join(",")).unwrap_err(), NoKeys::Many);
@@ -166,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_sealed_opens_and_nothing_else_does(
+        fn only_signed_values_verify(
             text in proptest::collection::vec(any::<u8>(), 0..=LARGEST_SEALED),
             at: prop::sample::Index,
             bit in 0..8_u8,
@@ -183,7 +183,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_opened_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn verifying_any_bytes_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             prop_assert!(!opens(&keys(A), Purpose::Cookie, &bytes));
         }
     }

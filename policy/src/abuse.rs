@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_banned_client_does_makes_its_ban_no_longer() {
+    fn requests_of_a_banned_client_do_not_extend_its_ban() {
         let ban = Ban::after(None, Offence::NotFound, 0, SETTINGS);
         assert_eq!(Ban::after(Some(ban), Offence::Refusals, MINUTE - 1, SETTINGS), ban);
         assert!(ban.holds(MINUTE - 1) && !ban.holds(MINUTE));
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_behaves_for_as_long_as_the_longest_ban_begins_anew() {
+    fn the_ban_time_resets_after_max_ban_without_a_new_ban() {
         let ban = Ban::after(None, Offence::NotFound, 0, SETTINGS);
         assert_eq!(Ban::after(Some(ban), Offence::NotFound, 11 * MINUTE - 1, SETTINGS).times, 2);
         assert_eq!(Ban::after(Some(ban), Offence::NotFound, 11 * MINUTE, SETTINGS).times, 1);

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_may_differ_by_a_minute_and_no_more() {
+    fn clock_skew_of_up_to_a_minute_is_accepted() {
         assert_eq!(HOUR.judge(&session(NOW + 60, NOW + 60), NOW), Age::Fresh);
         assert_eq!(HOUR.judge(&session(NOW + 61, NOW), NOW), Age::Future);
         assert_eq!(HOUR.judge(&session(NOW, NOW + 1), NOW), Age::Future);
@@ -338,19 +338,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sent_here_is_never_replayed(sight in sights()) {
+        fn a_replayed_request_is_not_replayed_again(sight in sights()) {
             let was_sent = sight.mark != Mark::None || sight.was_refused;
             prop_assert!(!(was_sent && way(sight) == Way::Replay));
         }
 
         #[test]
-        fn nothing_is_sent_to_a_home_that_is_leaving_or_gone(sight in sights()) {
+        fn no_request_is_sent_to_a_draining_or_stopped_home(sight in sights()) {
             let is_off = matches!(sight.home, Home::Unready | Home::Leaving | Home::Gone | Home::Here) || sight.via == Via::Off;
             prop_assert!(!(is_off && matches!(way(sight), Way::Replay | Way::Forward)));
         }
 
         #[test]
-        fn only_what_can_be_replayed_is_and_only_who_answers_is_forwarded_to(sight in sights()) {
+        fn only_repeatable_requests_are_replayed_and_only_to_reachable_homes_forwarded(sight in sights()) {
             match way(sight) {
                 Way::Replay => prop_assert!(sight.can_be_replayed && sight.via == Via::Replay),
                 Way::Forward => prop_assert!(matches!(sight.home, Home::Alive | Home::Silent)),
@@ -359,7 +359,7 @@ mod tests {
         }
 
         #[test]
-        fn a_home_that_answers_keeps_its_sessions_unless_a_signed_try_failed(sight in sights()) {
+        fn a_reachable_home_keeps_its_sessions_unless_a_signed_replay_failed(sight in sights()) {
             let sight = Sight { home: Home::Alive, ..sight };
             prop_assert!(way(sight) != Way::Rehome || sight.mark == Mark::Signed);
         }

@@ -61,31 +61,25 @@
 //! assert_eq!(breaker.state(), State::Closed);
 //! ```
 
+mod call;
 mod clients;
 mod evidence;
 mod places;
+mod record;
+mod settings;
 mod switch;
 mod window;
 
 use std::time::Duration;
 
+pub use self::call::{Caller, Failure, Outcome};
 use self::clients::ClientBreakers;
-use self::evidence::{Counts, Run, Served};
+use self::evidence::{Run, Served};
 use self::places::PlaceBreakers;
+pub use self::settings::{MOST_CALLS, Settings, Span};
 use self::switch::Switch;
-use self::window::{Call, Window};
+use self::window::Window;
 
-/// The sliding window over which rates are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
-    /// The last calls, this many; clamped to 1..=[`MOST_CALLS`].
-    Calls(u32),
-    /// The calls that ended within this time, in steps of a tenth.
-    Time(Duration),
-}
-
-/// The maximum number of calls in a window.
-pub const MOST_CALLS: u32 = 10_000;
 /// The fraction of calls that pass at the start of the ramp.
 const FIRST_SHARE: f64 = 0.1;
 /// The `retry_after` while all probes are out, or for calls refused by the ramp.
@@ -94,41 +88,6 @@ const SOON: Duration = Duration::from_secs(1);
 const BRIEFLY: Duration = Duration::from_secs(1);
 /// They do so only if no other client was served for this long.
 const LATELY: Duration = Duration::from_secs(60);
-
-/// The conditions under which a breaker opens and closes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Opens after this many failures in a row; 0 disables the condition.
-    pub consecutive: u32,
-    /// The window for the two rates.
-    pub window: Span,
-    /// The minimum number of calls in the window for either rate; 0 counts as 1.
-    pub minimum: u32,
-    /// Opens if at least this fraction of calls failed, 0 to 1; `None` disables the condition.
-    pub failure_rate: Option<f64>,
-    /// A call that takes at least this long is slow; `None`: no call is.
-    pub slow_after: Option<Duration>,
-    /// Opens if at least this fraction of calls was slow, 0 to 1; `None` disables the condition.
-    pub slow_rate: Option<f64>,
-    /// How long the breaker stays open after the first trip.
-    pub open_for: Duration,
-    /// Each further trip in a row doubles the time, up to this.
-    pub max_open_for: Duration,
-    /// From the second trip in a row on, a random time of up to this fraction is added, so that breakers do not all probe
-    /// at the same time.
-    pub jitter: f64,
-    /// Maximum number of concurrent probes while half-open; 0 counts as 1.
-    pub probes: u32,
-    /// The number of successful probes that close the breaker; 0 counts as 1.
-    pub successes: u32,
-    /// How long traffic ramps up, from a tenth to all, after the breaker closes; zero: no ramp.
-    pub ramp: Duration,
-    /// How many clients must see failures that a single client could cause; with 1, any client opens the breaker for all.
-    pub min_clients: u32,
-    /// Unrelated places share the breaker ([`Caller::place`]). Each place then has a breaker of its own, and this one opens
-    /// only if connections fail, or if several places give no response and no other place gives one.
-    pub is_shared: bool,
-}
 
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -193,52 +152,6 @@ impl Reason {
             Self::Probe => "failed_probe",
         }
     }
-}
-
-/// The origin and target of a call. Both numbers are hashes, or any distinct values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Caller {
-    /// The client. Identities that cost nothing, such as addresses of one network, must map to the same client.
-    pub client: u64,
-    /// The target of the call, if unrelated targets share the breaker ([`Settings::is_shared`]); otherwise a constant.
-    pub place: u64,
-}
-
-impl Caller {
-    /// For a breaker that does not distinguish clients.
-    pub const ANYBODY: Self = Self { client: 0, place: 0 };
-
-    /// The key under which the caller alone is refused.
-    const fn key(self) -> u64 {
-        self.client ^ self.place.rotate_left(29)
-    }
-}
-
-/// The kind of a failure, by what could have caused it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// No connection: nothing was sent, so no client caused it. Counts for all clients.
-    Away,
-    /// The upstream reports that one of its own dependencies does not respond. Like [`Failure::Silent`]; in addition,
-    /// [`Settings::consecutive`] of them in a row open the breaker for all for 1 s, if no other client was served within
-    /// the last minute.
-    Reported,
-    /// No response, or no usable one. Refuses the client that sees it, and all clients once several see it.
-    Silent,
-    /// A response that reports a failure. Like [`Failure::Silent`], but if places share the breaker, it counts for its own
-    /// place only.
-    Answered,
-}
-
-/// The result of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// A response after this long.
-    Success(Duration),
-    /// No response, or one that reports a failure.
-    Failure(Failure),
-    /// Unknown, as when the client disconnected. Says nothing about the upstream.
-    Ignored,
 }
 
 /// Permission for one call. Pass it to [`Breaker::record`] when the call ends.
@@ -408,127 +321,6 @@ impl Breaker {
         Ok(Permit { caller, at: now, epoch: self.switch.epoch, client_epoch, of_place })
     }
 
-    /// Records the result of a call.
-    #[expect(clippy::needless_pass_by_value, reason = "a permit is used once")]
-    pub fn record(&mut self, permit: Permit, now: u64, outcome: Outcome, dice: f64) {
-        let Permit { caller, at, epoch, client_epoch, of_place } = permit;
-        self.record_at_place(caller, at, of_place, now, outcome, dice);
-        let outcome = match outcome {
-            // Any response shows that the upstream is reachable; its status only counts for its place.
-            Outcome::Success(_) | Outcome::Failure(Failure::Answered) if self.settings.is_shared => {
-                Outcome::Success(Duration::ZERO)
-            }
-            outcome => outcome,
-        };
-        self.record_for_client(caller, at, client_epoch, now, outcome, dice);
-        if epoch != self.switch.epoch {
-            return;
-        }
-        let is_slow =
-            matches!((outcome, self.settings.slow_after), (Outcome::Success(took), Some(slow)) if took >= slow);
-        if self.switch.state() == State::HalfOpen && self.control == Control::Automatic {
-            self.switch.returned(caller.key(), at);
-            match outcome {
-                Outcome::Ignored => {}
-                Outcome::Success(_) if !(is_slow && self.settings.slow_rate.is_some()) => {
-                    if self.switch.succeeded(&self.settings) {
-                        self.close(now);
-                    }
-                }
-                Outcome::Success(_) => self.probe_failed(caller, Failure::Answered, now, dice),
-                Outcome::Failure(failure) => self.probe_failed(caller, failure, now, dice),
-            }
-            return;
-        }
-        match outcome {
-            Outcome::Ignored => return,
-            Outcome::Success(_) => {
-                self.run.clear();
-                self.served.add(caller.key(), now);
-            }
-            Outcome::Failure(failure) => self.run.add(caller, failure),
-        }
-        let is_failure = matches!(outcome, Outcome::Failure(_));
-        let rates = self.settings.failure_rate.is_some() || self.settings.slow_rate.is_some();
-        let rates = rates && !self.settings.is_shared;
-        if rates {
-            self.window.add(now, Call { client: caller.client, failed: is_failure, slow: is_slow });
-        }
-        // Only failures and slow calls can trip the breaker.
-        if (is_failure || is_slow) && self.control == Control::Automatic {
-            if let Some(reason) = self.trip(now) {
-                self.open(now, reason, dice);
-            } else if self.is_reported(caller, now) {
-                self.open_briefly(now);
-            }
-        }
-    }
-
-    /// Records the call for its place, if places share this breaker. Returns early for most successes.
-    fn record_at_place(
-        &mut self,
-        caller: Caller,
-        at: u64,
-        epochs: Option<(u64, Option<u64>)>,
-        now: u64,
-        outcome: Outcome,
-        dice: f64,
-    ) {
-        if !self.settings.is_shared || self.control != Control::Automatic {
-            return;
-        }
-        let says_something =
-            matches!(outcome, Outcome::Failure(Failure::Reported | Failure::Silent | Failure::Answered))
-                || matches!((outcome, self.settings.slow_after), (Outcome::Success(took), Some(slow)) if took >= slow);
-        let place = if says_something {
-            self.places.find_or_add(caller.place, self.settings, now)
-        } else {
-            self.places.find_mut(caller.place)
-        };
-        let Some(place) = place else { return };
-        let (epoch, client_epoch) = epochs.unwrap_or((place.switch.epoch, None));
-        place.record(Permit { caller, at, epoch, client_epoch, of_place: None }, now, outcome, dice);
-    }
-
-    /// Records the call for its own caller. Returns early for most successes.
-    fn record_for_client(
-        &mut self,
-        caller: Caller,
-        at: u64,
-        epoch: Option<u64>,
-        now: u64,
-        outcome: Outcome,
-        dice: f64,
-    ) {
-        if self.control != Control::Automatic {
-            return;
-        }
-        let (key, Settings { min_clients, is_shared, .. }) = (caller.key(), self.settings);
-        if epoch.is_some() {
-            self.clients.returned(key, at);
-        }
-        match outcome {
-            Outcome::Success(_) => self.clients.succeeded(&self.settings, key, epoch),
-            Outcome::Failure(Failure::Answered | Failure::Silent | Failure::Reported)
-                if min_clients > 1 && !is_shared =>
-            {
-                self.clients.failed(&self.settings, now, key, epoch, dice);
-            }
-            Outcome::Failure(_) | Outcome::Ignored => {}
-        }
-    }
-
-    /// Opens after one failed probe if no client can have caused the failure, else after failed probes of several clients.
-    fn probe_failed(&mut self, caller: Caller, failure: Failure, now: u64, dice: f64) {
-        self.run.add(caller, failure);
-        let Settings { min_clients, is_shared, .. } = self.settings;
-        if failure == Failure::Away || self.run.counted(min_clients, is_shared) >= min_clients.max(1) {
-            self.open(now, Reason::Probe, dice);
-        } else {
-            self.clients.shut_out(&self.settings, now, caller.key(), &self.switch, dice);
-        }
-    }
-
     /// Ends the open time, because the cause is known to be over: the next call is a probe.
     pub fn try_now(&mut self) {
         self.switch.try_now();
@@ -544,64 +336,6 @@ impl Breaker {
             self.run.clear();
             self.switch.forgive(now);
         }
-    }
-
-    fn trip(&self, now: u64) -> Option<Reason> {
-        let Settings { consecutive, min_clients, is_shared, .. } = self.settings;
-        if consecutive > 0
-            && (self.run.away >= consecutive
-                || self.run.total >= consecutive
-                    && self.run.counted(min_clients, is_shared) >= consecutive.max(min_clients))
-        {
-            return Some(Reason::Consecutive);
-        }
-        let totals = self.window.totals(now);
-        let is_over = |of: u32, rate: Option<f64>, counts: &dyn Fn() -> Counts| {
-            let is_over = |of: u32, calls: u32| {
-                calls >= self.settings.minimum.max(1)
-                    && of > 0
-                    && rate.is_some_and(|rate| f64::from(of) >= rate * f64::from(calls))
-            };
-            is_over(of, totals.calls) && {
-                // The rate must also be exceeded without the surplus of the busiest clients.
-                let counted = counts().independent(min_clients);
-                counted >= min_clients && is_over(counted, totals.calls.saturating_sub(of.saturating_sub(counted)))
-            }
-        };
-        if is_over(totals.failed, self.settings.failure_rate, &|| self.window.failed(now)) {
-            return Some(Reason::FailureRate);
-        }
-        is_over(totals.slow, self.settings.slow_rate, &|| self.window.slow(now)).then_some(Reason::SlowRate)
-    }
-
-    /// Returns whether the last failures are all [`Failure::Reported`] or [`Failure::Away`], enough of them in a row, and no
-    /// other client was served recently.
-    fn is_reported(&self, caller: Caller, now: u64) -> bool {
-        let Settings { consecutive, .. } = self.settings;
-        let is_all = self.run.reported.saturating_add(self.run.away) == self.run.total;
-        consecutive > 0
-            && self.run.total >= consecutive
-            && is_all
-            && !self.served.has_other(caller.key(), now.saturating_sub(nanoseconds(LATELY)))
-    }
-
-    fn open(&mut self, now: u64, reason: Reason, dice: f64) {
-        self.reason = Some(reason);
-        self.window.clear();
-        self.clients.clear();
-        self.switch.open(&self.settings, now, false, dice);
-    }
-
-    fn open_briefly(&mut self, now: u64) {
-        self.reason = Some(Reason::Consecutive);
-        self.switch.open_briefly(now, BRIEFLY.min(self.settings.open_for));
-    }
-
-    fn close(&mut self, now: u64) {
-        self.run.clear();
-        self.window.clear();
-        self.clients.all_closed();
-        self.switch.close(now, self.settings.ramp);
     }
 
     /// Returns the remaining and the total open time; `None` if it is not open or is forced by an operator.

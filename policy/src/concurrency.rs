@@ -33,7 +33,13 @@
 //! assert_eq!(concurrency.limit(), 10);
 //! ```
 
+mod trial;
+mod window;
+
 use std::time::Duration;
+
+use self::trial::Trial;
+use self::window::{Point, Window};
 
 /// The number of request classes with separate latencies; higher class numbers are taken modulo this.
 pub const CLASSES: usize = 1024;
@@ -159,74 +165,6 @@ struct Class {
     /// Latency in nanoseconds relative to the other classes; multiplied by the baseline, the latency without a queue.
     usual: f64,
     seen: f64,
-}
-
-/// A trial of a lower limit.
-#[derive(Clone, Copy, Debug)]
-struct Trial {
-    before: Point,
-    is_dip: bool,
-}
-
-/// The means of a window.
-#[derive(Clone, Copy, Debug)]
-struct Point {
-    in_flight: f64,
-    stretch: f64,
-    /// Relative standard error of `stretch`.
-    error: f64,
-    /// Target stretch.
-    target: f64,
-    /// Mean latency in nanoseconds.
-    latency: f64,
-}
-
-impl Point {
-    /// The number of requests in flight that would give the target stretch.
-    fn wanted(&self) -> f64 {
-        self.in_flight * self.target / self.stretch
-    }
-
-    fn is_too_slow(&self, doubt: f64) -> bool {
-        self.stretch > self.target * (1.0 + BAND) + doubt
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Window {
-    samples: f64,
-    /// Samples since the last evaluation, and its time.
-    unseen: f64,
-    seen_at: u64,
-    timed_out: f64,
-    in_flight: f64,
-    took: f64,
-    usual: f64,
-    usual_squares: f64,
-    took_squares: f64,
-    took_usual: f64,
-}
-
-impl Window {
-    /// Variance of one sample's stretch relative to its square, weighted towards slow classes.
-    fn noise(&self) -> f64 {
-        let stretch = self.took / self.usual;
-        let squares = self.took_squares - 2.0 * stretch * self.took_usual + stretch * stretch * self.usual_squares;
-        let of_all = squares.max(0.0) * self.samples / (self.samples - 1.0).max(1.0);
-        of_all / (self.usual_squares * stretch * stretch).max(f64::MIN_POSITIVE)
-    }
-
-    fn point(&self, noise: f64) -> Point {
-        // Slow classes weigh more, so the effective number of samples is smaller.
-        let effective = self.usual * self.usual / self.usual_squares.max(f64::MIN_POSITIVE);
-        Point {
-            in_flight: self.in_flight / self.samples,
-            stretch: (self.took / self.usual).clamp(0.01, 1e6),
-            error: (noise / effective.max(1.0)).sqrt(),
-            target: TARGET.max(1.0 + self.samples * ALLOWED_NS / self.usual),
-            latency: self.took / self.samples,
-        }
-    }
 }
 
 impl Concurrency {
@@ -426,78 +364,6 @@ impl Concurrency {
                 return self.dip(point, DIP, now);
             }
             self.reset(now);
-        }
-    }
-
-    /// Lowers the limit to the value that the stretch implies. A cut by more than a tenth is a trial, one step at a time.
-    fn cut(&mut self, before: Point, now: u64) {
-        let lower = before.wanted().max(before.in_flight * STEEPEST_CUT);
-        let is_far = lower.round() < 0.9 * before.in_flight;
-        self.trial = is_far.then_some(Trial { before, is_dip: false });
-        self.move_to(lower, now);
-    }
-
-    /// Lowers the limit to a fraction of the requests in flight, until the effect on throughput is known.
-    fn dip(&mut self, before: Point, share: f64, now: u64) {
-        let lower = (share * before.in_flight).round().min(before.in_flight.round() - 1.0);
-        if lower < f64::from(self.settings.min) {
-            self.until_dip = MOST;
-            self.reset(now);
-            return;
-        }
-        self.calm = 0;
-        self.trial = Some(Trial { before, is_dip: true });
-        self.move_to(lower, now);
-    }
-
-    /// Returns the remaining fraction of throughput after a trial, and the threshold below which the app had no queue.
-    fn throughput(before: Point, after: Point) -> (f64, f64) {
-        let fewer = after.in_flight / before.in_flight;
-        (fewer * before.stretch / after.stretch, 1.0 - KEPT * (1.0 - fewer))
-    }
-
-    fn is_clear(before: Point, after: Point) -> bool {
-        let (left, bar) = Self::throughput(before, after);
-        (left - bar).abs() > SURE * left * before.error.hypot(after.error)
-    }
-
-    fn judge(&mut self, trial: Trial, after: Point, now: u64) {
-        let Trial { before, is_dip } = trial;
-        let samples = self.window.samples;
-        self.trial = None;
-        let (left, bar) = Self::throughput(before, after);
-        if after.in_flight > 0.95 * before.in_flight || after.in_flight < USED * self.limit.round() {
-            // Too little load to decide.
-            return self.move_to(if is_dip { before.in_flight } else { self.limit }, now);
-        }
-        if left >= bar {
-            // Same throughput with fewer requests in flight: the rest were queued.
-            if after.stretch < 1.0 {
-                self.baseline *= after.stretch;
-            }
-            let stretch = after.stretch.max(1.0);
-            if is_dip {
-                // The queue is at least as long as the reduction, and may be much longer.
-                let share = if left >= 1.0 && self.noise < EVEN { STEEPEST_CUT } else { DIP };
-                return self.dip(Point { stretch, ..after }, share, now);
-            }
-            self.until_dip = self.until_dip.min(SOON * after.in_flight.max(FEWEST));
-            return self.cut(Point { stretch, ..after }, now);
-        }
-        // Lower throughput: all requests were being handled, so this latency is the baseline.
-        self.baseline *= after.stretch;
-        let lost = (1.0 - left).clamp(0.05, 1.0);
-        if is_dip {
-            // The round trips after each move cost throughput as well.
-            self.until_dip = (samples + 3.0 * before.in_flight) * lost / DIPS_COST;
-            // A large change of the baseline may be an error: another dip confirms it soon.
-            if !(1.0 - NEWS..=1.0 + NEWS).contains(&after.stretch) {
-                self.until_dip = self.until_dip.min(CONFIRM * before.in_flight.max(FEWEST));
-            }
-            self.move_to(before.in_flight * after.target * (after.stretch / before.stretch).min(1.0), now);
-        } else {
-            self.until_dip = self.until_dip.min(SOON * before.in_flight.max(FEWEST));
-            self.move_to(before.in_flight, now);
         }
     }
 

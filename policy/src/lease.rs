@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_which_nothing_is_known_has_one_lease() {
+    fn a_key_without_a_known_arrival_time_has_one_lease() {
         let quota = quota("600/1m", 600);
         let mut account = Account::default();
         for _ in 0..120 {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_quota_can_be_had_whatever_it_costs() {
+    fn the_last_tokens_of_a_quota_can_be_spent_at_any_cost() {
         let quota = quota("60/1m", 20);
         let full = Account::default();
         assert!(full.spend(quota, 10, SECOND, 20).is_ok_and(|spent| spent.is_urgent));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_is_had_again() {
+    fn returned_tokens_can_be_spent_again() {
         let quota = quota("60/1m", 10);
         let told = settle(None, bill(10), quota, 2, SECOND);
         let told = settle(Some(told), bill(-4), quota, 2, SECOND);
@@ -196,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_lost_everything_learns_it_from_who_knows() {
+    fn a_store_without_data_restores_the_arrival_time_from_a_report() {
         let quota = quota("60/1m", 10);
         let told = settle(None, bill(7), quota, 2, SECOND);
         assert_eq!(settle(None, Bill { known_ns: told - SECOND, ..bill(1) }, quota, 2, SECOND), told + SECOND);
     }
 
     #[test]
-    fn an_arrival_time_means_the_same_part_of_a_quota_and_of_its_share() {
+    fn an_arrival_time_is_the_same_fraction_of_a_quota_and_of_its_share() {
         let quota = quota("600/1m", 600);
         let share = quota.share(5, 1);
         let half = SECOND + quota.burst_ns() / 2;
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn time_settles_what_was_spent_while_nobody_could_be_asked() {
+    fn time_covers_what_was_spent_during_an_outage() {
         let quota = quota("60/1m", 60);
         let mut tat = 0;
         let mut owed = 0;
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_whose_clients_are_quiet_holds_nothing_back() {
+    fn an_idle_machine_reserves_none_of_the_quota() {
         let quota = quota("6000/1m", 100);
         let (admitted, _) = simulated(quota, &[1000, 1, 1, 1, 1], 1, &[5, 20], 60_000, random(3));
         let due = 100 + 6000;
@@ -334,7 +334,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn in_no_time_is_more_admitted_than_the_quota_and_one_lease_of_each_machine(
+        fn no_interval_admits_more_than_the_quota_and_a_lease_per_machine(
             (count, burst) in (1..3000_u32, 1..3000_u32),
             loads in prop::collection::vec(0..4000_u32, 1..8),
             delays in prop::collection::vec(0..80_u64, 1..4),
@@ -353,7 +353,7 @@ mod tests {
         }
 
         #[test]
-        fn whoever_asks_often_enough_gets_the_whole_quota(
+        fn frequent_requests_get_the_whole_quota(
             (count, burst) in (30..2000_u32, 20..2000_u32),
             machines in 1..6_usize,
             delays in prop::collection::vec(0..20_u64, 1..4),

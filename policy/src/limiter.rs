@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_rates_and_refuses_what_means_nothing() {
+    fn reads_rates_and_rejects_invalid_ones() {
         for text in ["100/1m", "5/1s", "1000/1h", "10/2d", "1000000/1s", "7/90s"] {
             let rate: Rate = text.parse().unwrap();
             assert_eq!(rate.to_string().parse(), Ok(rate), "{text}");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_may_come_at_once_and_then_the_rate() {
+    fn admits_a_burst_at_once_and_then_the_rate() {
         let quota = quota("60/1m", 3);
         let mut tat = 0;
         for left in [2, 1, 0] {
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_limit_or_a_clock_that_went_back_waits_no_longer_than_its_own_burst() {
+    fn after_a_lowered_limit_or_clock_the_wait_is_at_most_one_burst() {
         let quota = quota("60/1m", 2);
         let far = 1_000_000 * SECOND;
         assert_eq!(quota.take(far, SECOND, 1).unwrap_err().retry_after, Duration::from_secs(1));
@@ -282,7 +282,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_waits_as_told_gets_in(
+        fn a_client_that_obeys_retry_after_is_admitted(
             quota in quotas(),
             gaps in prop::collection::vec(0..2 * SECOND, 1..60),
             cost in 1..5_u32,
@@ -305,7 +305,7 @@ mod tests {
         }
 
         #[test]
-        fn whoever_never_waits_gets_the_burst_and_the_rate_and_nothing_more(
+        fn a_client_that_never_waits_gets_exactly_the_burst_and_the_rate(
             quota in quotas(),
             step in 1..50_000_000_u64,
         ) {

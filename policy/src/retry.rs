@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_app_gets_a_fifth_more_and_no_more() {
+    fn a_dead_app_gets_at_most_a_fifth_more_requests() {
         for per_second in [15, 50, 200, 1000, 10_000] {
             let is = amplification(per_second, 10);
             assert!((1.19..=1.2).contains(&is), "{per_second}: {is}");
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn good_times_save_for_a_moment_only() {
+    fn the_budget_saves_unused_retries_for_a_short_time_only() {
         let mut budget = Budget::default();
         (0..100_000).for_each(|_| budget.pay_in(SETTINGS));
         let burst = (0..1000).filter(|_| budget.pay(0, SETTINGS)).count();

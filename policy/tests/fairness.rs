@@ -46,7 +46,7 @@ fn clients_that_ask_alike_are_all_served_while_the_app_has_time_for_them() {
 }
 
 #[test]
-fn few_large_clients_are_refused_before_many_small_ones() {
+fn few_large_clients_are_rejected_before_many_small_ones() {
     let rank = |asked: &Asked| asked.client & ((1 << 40) - 1);
     for clients in [1_000, 100_000] {
         let crowd = Crowd::new(vec![Group::new(Population::Zipf(clients), 2.0, END)]);
@@ -72,7 +72,7 @@ fn clients_with_a_new_key_on_each_request_take_little_more_than_in_order_of_arri
 }
 
 #[test]
-fn a_page_with_many_parts_after_slow_reports_is_served_whole() {
+fn a_page_with_many_parts_after_slow_reports_is_served_completely() {
     for report in [SECOND, 3 * SECOND, 10 * SECOND, 30 * SECOND] {
         let mut reports = Group::new(Population::Equal(1), 0.0, END);
         (reports.burst, reports.service) = (Some(12), report);

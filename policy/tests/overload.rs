@@ -80,7 +80,7 @@ fn a_step_is_followed_within_a_few_service_times() {
 }
 
 #[test]
-fn a_flood_from_the_first_moment_is_settled_within_two_seconds() {
+fn the_limit_adapts_to_an_initial_flood_within_two_seconds() {
     for shape in [Shape::Fixed, Shape::Jitter, Shape::Lognormal(0.1)] {
         let end = 6 * SECOND;
         let scenario = Scenario::steady(4, 50 * MS, shape, 12.0, end);
@@ -93,7 +93,7 @@ fn a_flood_from_the_first_moment_is_settled_within_two_seconds() {
 }
 
 #[test]
-fn a_first_answer_that_is_much_shorter_than_all_others_blinds_nobody() {
+fn an_unusually_fast_first_response_does_not_distort_the_baseline() {
     for seed in 100..130 {
         let end = 40 * SECOND;
         let run = simulate(&Scenario::steady(50, 10 * MS, Shape::Exponential, 5.0, end), seed);
@@ -134,7 +134,7 @@ fn a_slower_a_faster_and_a_smaller_app_are_found_again_under_overload() {
 }
 
 #[test]
-fn a_quiet_night_leaves_room_for_the_morning() {
+fn a_quiet_period_leaves_the_limit_ready_for_load() {
     for seed in SEEDS {
         let (night, morning, end) = (20 * SECOND, 80 * SECOND, 100 * SECOND);
         let scenario = Scenario::steady(50, 20 * MS, Shape::Fixed, 5.0, end)
@@ -146,7 +146,7 @@ fn a_quiet_night_leaves_room_for_the_morning() {
 }
 
 #[test]
-fn slow_answers_to_few_requests_leave_room_for_many() {
+fn slow_responses_to_few_requests_do_not_lower_the_limit() {
     let mut law = law();
     let mut now = 0;
     for n in 0..500_u64 {
@@ -159,7 +159,7 @@ fn slow_answers_to_few_requests_leave_room_for_many() {
 }
 
 #[test]
-fn the_limit_starts_as_told_and_hardly_grows_unused() {
+fn the_limit_starts_as_configured_and_hardly_grows_unused() {
     assert_eq!(law().limit(), 20);
     let run = simulate(&Scenario::steady(50, 20 * MS, Shape::Fixed, 0.05, 60 * SECOND), 1);
     assert!(run.limits.iter().all(|&(_, limit)| limit <= 30), "{:?}", run.limits);
@@ -183,7 +183,7 @@ fn sample() -> impl Strategy<Value = (u64, Sample)> {
 
 proptest! {
     #[test]
-    fn whatever_happens_the_limit_is_within_bounds(
+    fn the_limit_is_always_within_bounds(
         min in any::<u32>(), max in any::<u32>(), initial in any::<u32>(),
         samples in proptest::collection::vec(sample(), 0..2000),
     ) {

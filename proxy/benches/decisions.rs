@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use divan::Bencher;
-use outrigger::mechanism::gate::{Entry, Gate, Wish};
-use outrigger::mechanism::limits::shared::{Mode as Sharing, Shared};
-use outrigger::mechanism::limits::table::Table;
 use outrigger_identity::hash::mix;
+use outrigger_mechanism::gate::{Entry, Gate, Wish};
+use outrigger_mechanism::limits::shared::{Mode as Sharing, Shared};
+use outrigger_mechanism::limits::table::Table;
 use outrigger_policy::admission::Settings;
 use outrigger_policy::concurrency;
 use outrigger_policy::flags::Mode;

@@ -104,7 +104,7 @@ pub async fn listen(listener: TcpListener, protocol: Protocol, worker: Worker, m
         match listener.accept() {
             Ok((socket, client)) => match socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket)) {
                 Ok(socket) => take(socket, client, protocol, &worker),
-                Err(e) => tracing::error!("a connection cannot be taken: {e}"),
+                Err(e) => tracing::error!("a connection cannot be accepted: {e}"),
             },
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(_) => return,
@@ -136,7 +136,7 @@ async fn accept_failed(error: &std::io::Error, state: &State) {
         return;
     }
     let made_room = match Resource::of_process_by(error) {
-        Some(resource) => state.exhaustion.note(resource, state),
+        Some(resource) => state.note_exhaustion(resource),
         None => {
             tracing::error!("no connection can be accepted: {error}");
             false
@@ -152,15 +152,15 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     state.metrics.connections.accepted.inc();
     let address = client.ip().to_canonical();
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
-    if state.exhaustion.is_nearly_out_of_files(&socket) && !state.exhaustion.note(Resource::OpenFiles, state) {
-        return turn_away(&socket, address, worker);
+    if state.exhaustion.is_nearly_out_of_files(&socket) && !state.note_exhaustion(Resource::OpenFiles) {
+        return reject_connection(&socket, address, worker);
     }
     let Some(open) = state.open_connection(worker.listener, address) else {
-        return turn_away(&socket, address, worker);
+        return reject_connection(&socket, address, worker);
     };
     // Responses are written whole, so Nagle's algorithm would only delay them.
     if let Err(e) = socket.set_nodelay(true) {
-        tracing::debug!("a new connection has gone already: {e}");
+        tracing::debug!("a new connection was closed already: {e}");
         return;
     }
     let stream = Box::new(ClientStream::new(socket, client));
@@ -177,7 +177,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
 }
 
 /// Responds with 503 and keeps no state for the connection, as the limit leaves no room for any.
-fn turn_away(socket: &TcpStream, client: IpAddr, worker: &Worker) {
+fn reject_connection(socket: &TcpStream, client: IpAddr, worker: &Worker) {
     let mut sink = [0; 4096];
     // Read what has arrived, so that closing does not reset the connection before the client has read the response. Neither
     // call can be retried.

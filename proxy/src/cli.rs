@@ -22,6 +22,7 @@ use outrigger_rules::sections::route_table::BUILT_IN;
 use outrigger_rules::written::schema;
 
 use self::explain::explain;
+use crate::control::reload::Stamp;
 use crate::transport::upstream::checked::Checked;
 
 /// The exit code for an invalid configuration.
@@ -134,8 +135,10 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
 
 fn run(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
+    // Before it is read: what is saved from here on is a change.
+    let version = if is_there { Stamp::of(file) } else { None };
     match load(named, START_PATIENCE) {
-        Ok(checked) => match crate::start::run(checked, file, is_there) {
+        Ok(checked) => match crate::start::run(checked, file, version) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&e),
         },
@@ -151,19 +154,19 @@ fn check(named: Option<&Path>) -> ExitCode {
     };
     for warning in &config.warnings {
         // If standard error is closed, the message is lost.
-        let _ = writeln!(io::stderr(), "warning: {warning}");
+        let _ = writeln!(io::stderr(), "{warning}");
     }
     // The health endpoints and the default route always exist.
     let routes = config.routes.all().len() - BUILT_IN.len() - 1;
     let shown = file.display();
     let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
     let mut text = if is_there {
-        format!("{shown}: in order, {routes} routes{limits}\n")
+        format!("{shown}: valid, {routes} routes{limits}\n")
     } else {
-        format!("there is no {shown}: every default is in force{limits}\n")
+        format!("{shown} does not exist: all settings have their defaults{limits}\n")
     };
     for name in upstreams.unknown_names() {
-        text.push_str(&format!("note: no address is known for {name} now; it is looked up again until there is one\n"));
+        text.push_str(&format!("note: {name} has no address now; the lookup is repeated until it has one\n"));
     }
     say(&text)
 }
@@ -176,8 +179,8 @@ fn with_config(named: Option<&Path>, then: impl FnOnce(&Config) -> ExitCode) -> 
 }
 
 fn refuse(error: &ConfigError) -> ExitCode {
-    // If standard error is closed, the message is lost.
-    let _ = write!(io::stderr(), "{error}");
+    // If standard error is closed, the message is lost. Colours are for terminals only, and not with NO_COLOR.
+    let _ = write!(anstream::stderr(), "{}", error.styled());
     ExitCode::from(EX_CONFIG)
 }
 

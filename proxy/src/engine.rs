@@ -3,9 +3,13 @@
 pub mod answer;
 pub mod attempts;
 pub mod bounds;
+pub mod claims;
+pub mod condition;
+pub mod connect;
 pub mod exchange;
 pub mod health;
 pub mod metrics;
+pub mod notices;
 pub mod record;
 pub mod rejection;
 pub mod reply;

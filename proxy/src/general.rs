@@ -21,30 +21,30 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use outrigger_wire::names::X_OUTRIGGER_REFUSED;
 use outrigger_wire::random::random;
 use outrigger_wire::request::Kind;
-use outrigger_wire::retry_after;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpUpstreamRequestPolicy;
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 
 use crate::engine::attempts::{Event, Next};
 use crate::engine::exchange::{Destination, Listener};
 use crate::engine::metrics::StreamKind;
 use crate::engine::rejection::Rejection;
-use crate::engine::stages;
+use crate::engine::stages::breakers::End;
+use crate::engine::stages::{self, breakers};
 use crate::engine::state::State;
 use crate::engine::{record, retries, steps};
 use crate::general::context::Context;
 use crate::general::errors::Verdict;
-use crate::general::heads::{has_endless_body, is_unanswered, may_repeat, remove_hop_by_hop, view};
+use crate::general::heads::{check_h2, edit_response, has_endless_body, is_unanswered, may_repeat, retry_after, view};
 use crate::general::line::Line;
 use crate::general::upload::Upload;
-use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::metrics::SentOn;
 
 /// The limit that Pingora is given: more attempts than any route allows, including those that wait for an app that is down.
@@ -87,6 +87,9 @@ impl ProxyHttp for Gateway {
         let has_endless_body = has_endless_body(session);
         let request = view(session.req_header(), has_endless_body);
         let mut verdict = stages::check(&self.state, &request, exchange);
+        if verdict.is_ok() && session.req_header().version == Version::HTTP_2 {
+            verdict = check_h2(session.req_header()).map_err(Rejection::Malformed);
+        }
         if exchange.kind != Kind::Upgrade {
             // Without `Connection: upgrade` the header has no meaning (RFC 9110 section 7.8).
             session.req_header_mut().remove_header(&header::UPGRADE);
@@ -117,7 +120,7 @@ impl ProxyHttp for Gateway {
                 Ok(true)
             }
             Next::Fail(failure) => {
-                let seen = "it did not come back within `hold`";
+                let seen = "it was down for longer than `hold`";
                 record::failed(&self.state, exchange, failure, &seen).await;
                 self.answer(session, exchange, &failure.problem()).await;
                 Ok(true)
@@ -154,6 +157,8 @@ impl ProxyHttp for Gateway {
         // unique.
         peer.group_key = random() | 1;
         peer.options.idle_timeout = Some(NOT_KEPT);
+        // `write_head` removes what Pingora would remove, by the same table as the fast lane.
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         let left = exchange.deadline.saturating_duration_since(Instant::now());
         let (line, opener) = Line::new(&self.state, target, connect_timeout.min(left));
         peer.options.custom_l4 = Some(opener);
@@ -226,9 +231,7 @@ impl ProxyHttp for Gateway {
         if is_interim {
             return Ok(());
         }
-        let retry_after =
-            response.headers.get(header::RETRY_AFTER).and_then(|value| retry_after::asked_for(value.as_bytes()));
-        match self.answered(session, &mut context.exchange, status.as_u16(), retry_after) {
+        match self.answered(session, &mut context.exchange, status.as_u16(), retry_after(response)) {
             None => Ok(()),
             Some(next) => Err(self.instead(context, next)),
         }
@@ -287,14 +290,16 @@ impl ProxyHttp for Gateway {
             steps::happened(&self.state, exchange, Event::PeerAnswered);
         }
         exchange.answered_by_app = is_final;
-        response.remove_header(&X_OUTRIGGER_REFUSED);
+        if !is_final || is_upgrade {
+            edit_response(response, false, None);
+        }
         if is_upgrade {
+            response.insert_header(header::CONNECTION, "Upgrade")?;
             exchange.stream = Some(StreamKind::Upgrade);
             let pause = exchange.rules.config.app.stream_timeout;
             self.head_has_come(context, true, pause);
             return self.entered(&mut context.exchange).await;
         }
-        remove_hop_by_hop(response);
         if !is_final {
             return Ok(());
         }

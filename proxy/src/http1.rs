@@ -12,6 +12,7 @@ mod elsewhere;
 mod pump;
 mod relay;
 mod request;
+mod streaming;
 mod upload;
 
 use std::borrow::Cow;
@@ -249,7 +250,7 @@ impl Lane<'_> {
                 // An interim response, such as 103, is passed on at once.
                 interim += 1;
                 if interim > MOST_INTERIM {
-                    return Err(Broken::App(Failure::Invalid, "there is no end of interim answers".into()));
+                    return Err(Broken::App(Failure::Invalid, "there are too many interim responses".into()));
                 }
                 self.pass_interim(exchange).await?;
             }
@@ -268,7 +269,7 @@ impl Lane<'_> {
     ) -> Broken {
         let is_unread = |error: &io::Error| pieces == 1 && input.is_empty() && app.proves_unread(error, written);
         self.is_unread = end.is_err_and(|error| is_unread(&error));
-        closed("no whole head came")
+        closed("the head is incomplete")
     }
 
     /// Passes on an interim response, which HTTP/1.0 lacks.
@@ -293,7 +294,7 @@ impl Lane<'_> {
     }
 
     fn poll_deadline<T>(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Result<T, Broken>> {
-        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the time is over".into())))
+        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the deadline passed".into())))
     }
 }
 

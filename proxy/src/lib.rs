@@ -1,8 +1,7 @@
 //! The program `outrigger`, by floors: each module knows only those before it.
 
-pub mod transport;
-
-pub mod mechanism;
+pub(crate) use outrigger_mechanism as mechanism;
+pub(crate) use outrigger_transport as transport;
 
 pub mod engine;
 

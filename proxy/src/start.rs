@@ -1,34 +1,41 @@
 //! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
+mod shutdown;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
+use outrigger_rules::config::Config;
 use outrigger_rules::environment::unknown_variables;
+use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use self::shutdown::{drain, shutdown_signal};
 use crate::accept::{self, Protocol, Worker, resting};
-use crate::control::{admin, reload};
+use crate::control::admin;
+use crate::control::reload::{self, Stamp};
+use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
-use crate::engine::state::{Phase, State};
+use crate::engine::notices;
+use crate::engine::state::State;
 use crate::general::{Gateway, MOST_ATTEMPTS};
-use crate::mechanism::access_log::AccessLog;
-use crate::mechanism::audit::Trail;
-use crate::mechanism::log::LogQueue;
-use crate::mechanism::peers::Peers;
+use crate::mechanism::audit::{AuditBasis, Command, Trail, upkeep};
+use crate::mechanism::limits::settling::SharedState;
+use crate::mechanism::log::{AccessLog, LogQueue};
 use crate::mechanism::{audit, limits, log, peers};
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::names::Which;
@@ -50,7 +57,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// A thread, a runtime or a signal.
-    #[error("the system does not give what is needed: {0}")]
+    #[error("a system resource is not available: {0}")]
     System(#[from] io::Error),
     /// The audit trail has no keys.
     #[error(transparent)]
@@ -60,32 +67,17 @@ pub enum RunError {
     Metrics(#[from] outrigger_metrics::Error),
 }
 
-/// Serves until told to leave. Without a file (`has_file`), the rules are all defaults, and the file is taken once it is there.
+/// Serves until SIGTERM or SIGINT. `read` is the version of the file that was read. Without one, all settings have their
+/// defaults until the file exists.
 ///
 /// # Errors
 /// Why it cannot start.
-pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError> {
+pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    for (name, meant) in unknown_variables() {
-        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        tracing::warn!("the environment has {name}, which means nothing here{hint}");
-    }
-    if !has_file {
-        tracing::warn!(
-            file = %file.display(),
-            "there is no {}: every default is in force; once the file is there, it is taken",
-            file.display()
-        );
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    if config.limits_unset {
-        tracing::info!("rate limits refuse nobody: the configuration has no [rate_limits], so they are in monitor");
-    }
+    warn_of_settings(config, file, read.is_some());
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
@@ -93,56 +85,27 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
     let admin = bind(config.admin.listen, "admin.listen")?;
     if config.lacks_affinity_keys && config.flag(Feature::SessionAffinity).switch != Switch::Off {
-        tracing::warn!("sessions keep no Machine: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
+        tracing::warn!("sessions are not sticky: OUTRIGGER_AFFINITY_KEYS is not set; see docs/machines.md");
     }
     let workers = config.server.threads;
-    let trail = config.audit.as_ref().map(|rules| Trail::new(rules, workers, metrics.audit.clone()));
+    let trail = AuditBasis::of(config).map(|basis| Trail::new(basis, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
-    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail));
+    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail.map(Arc::new)));
     state.exhaustion.set_files_allowed(files_allowed);
-    audit::start::<RunError>(&state, commands)?;
+    start_audit_log(&state, commands)?;
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
     let server = state.rules.load().config.server.clone();
-    for number in 0..server.threads {
-        let listeners = [
-            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
-            clone_of(h2c.as_ref(), Protocol::H2c, Listener::Public)?,
-            clone_of(peers.as_ref(), Protocol::Http1, Listener::Peers)?,
-        ];
-        let (state, leaving, closing) = (Arc::clone(&state), leaving.subscribe(), closing.subscribe());
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        thread.spawn(move || {
-            audit::is_worker(number);
-            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
-                tracing::error!("a worker cannot serve: {e}");
-                std::process::abort();
-            }
-        })?;
-    }
+    spawn_workers(&public, h2c.as_ref(), peers.as_ref(), &state, &leaving, &closing)?;
     // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
     serve_admin(admin, Arc::clone(&state))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
-        for which in [Which::App, Which::Metrics] {
-            tokio::spawn(upstream::names::keep_looked_up(Arc::clone(&state), which));
-        }
-        tokio::spawn(peers::probe::keep_looking(Arc::clone(&state)));
-        tokio::spawn(peers::probe::keep_asking(Arc::clone(&state)));
-        tokio::spawn(peers::local::keep_asking(Arc::clone(&state)));
-        tokio::spawn(reload::watch(file.to_owned(), !has_file, Arc::clone(&state), level));
-        tokio::spawn(limits::settling::keep_settled(Arc::clone(&state)));
-        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(&state)));
-        tokio::spawn(audit::upkeep::keep_up(Arc::clone(&state)));
-        let rules = Arc::clone(&state);
-        let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
-        let counted = Arc::clone(&state);
-        tokio::spawn(keep_fresh(credentials, move |fetched| {
-            counted.metrics.identity.keys_fetched(fetched.is_ok());
-        }));
+        tokio::spawn(reload::watch(file.to_owned(), read, Arc::clone(&state), level));
+        start_background_tasks(&state);
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
@@ -153,12 +116,12 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        told_to_leave().await?;
-        leave(&state, &leaving, &closing).await;
+        shutdown_signal().await?;
+        drain(&state, &leaving, &closing).await;
         Ok(())
     });
     if let Some(trail) = &state.trail {
-        audit::acts::process(&state, "stop");
+        notices::process(&state, "stop");
         trail.close(Duration::from_secs(5));
         if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.secret.is_some()) {
             runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
@@ -168,6 +131,122 @@ pub fn run(checked: Checked, file: &Path, has_file: bool) -> Result<(), RunError
     // Remaining tasks have had their time; waiting for them would only delay the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Starts the writer of the audit log, if it is configured, and logs this start.
+fn start_audit_log(state: &State, commands: Option<Receiver<Command>>) -> Result<(), RunError> {
+    let (Some(trail), Some(commands)) = (&state.trail, commands) else { return Ok(()) };
+    let before = upkeep::flags_before(&trail.basis().audit);
+    audit::start::<RunError>(trail, commands)?;
+    let rules = state.rules.load();
+    notices::process(state, "start");
+    notices::flags_changed(state, before.unwrap_or_default(), &rules.config);
+    upkeep::keep_flags(&rules.config);
+    Ok(())
+}
+
+/// Starts the tasks that run for the life of the process.
+fn start_background_tasks(state: &Arc<State>) {
+    let shared = || Arc::clone(state);
+    for which in [Which::App, Which::Metrics] {
+        let state = shared();
+        let rules = move || {
+            let rules = state.rules.load();
+            (rules.upstreams.clone(), OwnListeners::of(&rules.config))
+        };
+        let (moved, failures) = (Arc::clone(&shared().app_moved), shared().metrics.upstream.names_failed.clone());
+        tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
+    }
+    if let Some(peers) = &state.peers {
+        tokio::spawn(peers::probe::keep_looking(Arc::clone(peers)));
+        let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());
+        let seen = move |is_first_look| {
+            seeing.machines.set_known(table.machines().0);
+            seeing.metrics.peers.show(&table, is_first_look);
+        };
+        let note_exhaustion = move |resource| {
+            lacking.note_exhaustion(resource);
+        };
+        tokio::spawn(peers::probe::keep_asking(Arc::clone(peers), seen, note_exhaustion));
+        let state = shared();
+        let connect = move || {
+            let state = Arc::clone(&state);
+            async move { connect(&state).await }
+        };
+        tokio::spawn(peers::local::keep_asking(Arc::clone(peers), connect));
+    }
+    let (rules, lacking) = (shared(), shared());
+    let settings = move || rules.rules.load().config.limits.sharing.clone();
+    let shared_state = SharedState {
+        limits: Arc::clone(&state.shared),
+        machines: Arc::clone(&state.machines),
+        metrics: state.metrics.limits.shared.clone(),
+        clock: state.clock(),
+    };
+    let note_exhaustion = move |resource| {
+        lacking.note_exhaustion(resource);
+    };
+    tokio::spawn(limits::settling::keep_settled(shared_state, settings, note_exhaustion));
+    if let Some(trail) = &state.trail {
+        let (shipping, upkeep) = (shared(), shared());
+        let app = move || Arc::clone(&shipping.rules.load().upstreams.app);
+        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(trail), app));
+        let app = move || Arc::clone(&upkeep.rules.load().upstreams.app);
+        tokio::spawn(audit::upkeep::keep_up(Arc::clone(trail), app));
+    }
+    let rules = shared();
+    let credentials = move || Arc::clone(&rules.rules.load().config.credentials);
+    let counted = shared();
+    tokio::spawn(keep_fresh(credentials, move |fetched| counted.metrics.identity.keys_fetched(fetched.is_ok())));
+}
+
+/// Logs settings that the operator may not have meant.
+fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
+    for (name, meant) in unknown_variables() {
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        tracing::warn!("unknown environment variable {name}{hint}");
+    }
+    if !has_file {
+        tracing::warn!(
+            file = %file.display(),
+            "{} does not exist: all settings have their defaults until it does",
+            file.display()
+        );
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if config.limits_unset {
+        tracing::info!("rate limits reject no request: the configuration has no [rate_limits], so they are in monitor");
+    }
+}
+
+/// Starts the worker threads, each with clones of the listeners.
+fn spawn_workers(
+    public: &std::net::TcpListener,
+    h2c: Option<&std::net::TcpListener>,
+    peers: Option<&std::net::TcpListener>,
+    state: &Arc<State>,
+    leaving: &watch::Sender<bool>,
+    closing: &watch::Sender<bool>,
+) -> io::Result<()> {
+    for number in 0..state.rules.load().config.server.threads {
+        let listeners = [
+            Some((public.try_clone()?, Protocol::Http1, Listener::Public)),
+            clone_of(h2c, Protocol::H2c, Listener::Public)?,
+            clone_of(peers, Protocol::Http1, Listener::Peers)?,
+        ];
+        let (state, leaving, closing) = (Arc::clone(state), leaving.subscribe(), closing.subscribe());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || {
+            audit::is_worker(number);
+            if let Err(e) = work(listeners.into_iter().flatten().collect(), &state, &leaving, closing) {
+                tracing::error!("a worker cannot serve: {e}");
+                std::process::abort();
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
@@ -187,7 +266,7 @@ fn raise_open_files(for_connections: usize) -> u64 {
         tracing::warn!(
             allowed,
             wanted,
-            "fewer files may be open than max_connections needs: raise the hard limit, or lower it"
+            "the limit of open files is too low for max_connections: raise the hard limit, or lower max_connections"
         );
     }
     allowed
@@ -276,7 +355,7 @@ async fn sweep_when_asked(state: Arc<State>) {
 async fn sweep_kept_connections(state: Arc<State>) {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(Peers::seen));
+        let (rules, peers) = (state.rules.load(), state.peers.as_ref().map(|peers| peers.seen()));
         let (app, upstream) = (&rules.config.app, &rules.upstreams.app);
         let is_peer =
             |target: &Target| peers.as_ref().is_some_and(|seen| seen.peers.iter().any(|p| p.target == *target));
@@ -318,59 +397,4 @@ fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Ga
     h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
     proxy.h2_options = Some(h2_options);
     proxy
-}
-
-async fn told_to_leave() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "told to leave");
-    Ok(())
-}
-
-/// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
-/// waiting.
-async fn leave(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
-    let server = state.rules.load().config.server.clone();
-    advance(state, Phase::LameDuck);
-    leaving.send_replace(true);
-    if !server.lame_duck.is_zero() {
-        tracing::info!(lame_duck_ms = server.lame_duck.as_millis() as u64, "health fails now, traffic is still served");
-        tokio::select! {
-            () = tokio::time::sleep(server.lame_duck) => {}
-            _ = told_to_leave() => {}
-        }
-    }
-    advance(state, Phase::Closing);
-    closing.send_replace(true);
-    let began = Instant::now();
-    let drained = async {
-        // Until every worker has accepted what had connected, zero connections does not mean that all are done.
-        closing.closed().await;
-        while state.connections() > 0 {
-            // The notification may have come before this listens for it, so it also polls.
-            let _ = tokio::time::timeout(Duration::from_millis(100), state.drain.idle.notified()).await;
-        }
-    };
-    tokio::select! {
-        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection has gone"),
-        () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
-            connections = state.connections(),
-            requests = state.in_flight(),
-            "drain_timeout is over, these are cut off"
-        ),
-        _ = told_to_leave() => tracing::warn!(
-            connections = state.connections(),
-            requests = state.in_flight(),
-            "told to leave again, these are cut off"
-        ),
-    }
-}
-
-fn advance(state: &State, phase: Phase) {
-    state.drain.advance(phase);
-    state.metrics.drain_phase.set(phase as i64);
 }

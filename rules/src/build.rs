@@ -42,41 +42,7 @@ impl Builder<'_> {
             drain_timeout: raw.server.drain_timeout.0.0,
         };
         self.check_listeners(&server, raw.admin.listen.0);
-        let client = ClientLimits {
-            head_timeout: raw.client.head_timeout.0.0,
-            max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
-            max_fields: raw.client.max_fields.into(),
-            max_unfinished_head_bytes: usize::try_from(raw.client.max_unfinished_heads.0.0).unwrap_or(usize::MAX),
-            max_body_bytes: most_bytes(&raw.client.max_body),
-            idle_timeout: raw.client.idle_timeout.0.0,
-            body_timeout: raw.client.body_timeout.0.0,
-            body_memory: usize::try_from(raw.client.body_memory.0.0).unwrap_or(usize::MAX),
-            write_timeout: raw.client.write_timeout.0.0,
-        };
-        if !(1024..=1 << 20).contains(&client.max_head_bytes) {
-            let shown = raw.client.max_head.0;
-            self.complain(
-                &[Step::Key("client"), Step::Key("max_head")],
-                format!("`max_head` needs 1KiB to 1MiB, got {shown}"),
-                "most clients stay below 8KiB; cookies may need 32KiB",
-            );
-        }
-        if client.max_unfinished_head_bytes < (8 * client.max_head_bytes).max(1 << 20) {
-            let shown = raw.client.max_unfinished_heads.0;
-            self.complain(
-                &[Step::Key("client"), Step::Key("max_unfinished_heads")],
-                format!("`max_unfinished_heads` needs at least 1MiB and 8 times `max_head`, got {shown}"),
-                "write \"64MiB\", for example",
-            );
-        }
-        if client.body_memory < 1 << 20 {
-            let shown = raw.client.body_memory.0;
-            self.complain(
-                &[Step::Key("client"), Step::Key("body_memory")],
-                format!("`body_memory` needs at least 1MiB, got {shown}"),
-                "a body takes up to 128KiB while it is kept",
-            );
-        }
+        let client = self.client(raw);
         let app = Self::app(raw);
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
@@ -131,6 +97,46 @@ impl Builder<'_> {
         };
         self.check_not_own(&config);
         config
+    }
+
+    /// The limits of clients.
+    fn client(&mut self, raw: &Raw) -> ClientLimits {
+        let client = ClientLimits {
+            head_timeout: raw.client.head_timeout.0.0,
+            max_head_bytes: usize::try_from(raw.client.max_head.0.0).unwrap_or(usize::MAX),
+            max_fields: raw.client.max_fields.into(),
+            max_unfinished_head_bytes: usize::try_from(raw.client.max_unfinished_heads.0.0).unwrap_or(usize::MAX),
+            max_body_bytes: most_bytes(&raw.client.max_body),
+            idle_timeout: raw.client.idle_timeout.0.0,
+            body_timeout: raw.client.body_timeout.0.0,
+            body_memory: usize::try_from(raw.client.body_memory.0.0).unwrap_or(usize::MAX),
+            write_timeout: raw.client.write_timeout.0.0,
+        };
+        if !(1024..=1 << 20).contains(&client.max_head_bytes) {
+            let shown = raw.client.max_head.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_head")],
+                format!("`max_head` needs 1KiB to 1MiB, got {shown}"),
+                "most clients stay below 8KiB; cookies may need 32KiB",
+            );
+        }
+        if client.max_unfinished_head_bytes < (8 * client.max_head_bytes).max(1 << 20) {
+            let shown = raw.client.max_unfinished_heads.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("max_unfinished_heads")],
+                format!("`max_unfinished_heads` needs at least 1MiB and 8 times `max_head`, got {shown}"),
+                "write \"64MiB\", for example",
+            );
+        }
+        if client.body_memory < 1 << 20 {
+            let shown = raw.client.body_memory.0;
+            self.complain(
+                &[Step::Key("client"), Step::Key("body_memory")],
+                format!("`body_memory` needs at least 1MiB, got {shown}"),
+                "a body takes up to 128KiB while it is kept",
+            );
+        }
+        client
     }
 
     fn check_spans(&mut self, raw: &Raw) {
@@ -280,8 +286,8 @@ impl Builder<'_> {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
                 self.complain(&at("name"), message, "it becomes a label in metrics");
             } else if route_table::RESERVED_NAMES.contains(&written.name.as_str()) {
-                let message = format!("the name {:?} is the proxy's own", written.name);
-                self.complain(&at("name"), message, "take another one");
+                let message = format!("the name {:?} is reserved for the proxy", written.name);
+                self.complain(&at("name"), message, "choose another one");
             } else if !names.insert(written.name.as_str()) {
                 let message = format!("a route above is called {:?} already", written.name);
                 self.complain(&at("name"), message, "give each its own name: it is the label in metrics");

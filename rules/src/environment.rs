@@ -65,7 +65,7 @@ const DEFAULTS: [(&str, &str, &str); 2] =
 const REMOVED: [(&str, &str, &str); 1] = [(
     "headers",
     "traceparent",
-    "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up",
+    "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever added",
 )];
 
 /// Reads an environment variable; a parameter, so that tests can replace it.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+
 /// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -74,57 +76,62 @@ impl ConfigError {
         Self { file: file.into(), source: source.into(), problems }
     }
 
-    fn write_one(&self, f: &mut fmt::Formatter<'_>, problem: &Problem) -> fmt::Result {
-        let file = self.file.display();
-        match &problem.place {
-            Place::Whole => writeln!(f, "{file}: {}", problem.message)?,
+    /// The problems as text, in colour. Print it through `anstream`, which removes the colours where they are not wanted.
+    pub fn styled(&self) -> String {
+        self.render(&Renderer::styled(), &Level::ERROR)
+    }
+
+    /// The same text as the error's, with warnings instead of errors.
+    #[must_use]
+    pub fn as_warnings(&self) -> String {
+        self.render(&Renderer::plain(), &Level::WARNING)
+    }
+
+    fn render(&self, renderer: &Renderer, level: &Level<'static>) -> String {
+        let shown = self.problems.iter().map(|problem| renderer.render(&[self.group(problem, level.clone())]) + "\n");
+        shown.collect::<Vec<_>>().join("\n")
+    }
+
+    fn group<'a>(&'a self, problem: &'a Problem, level: Level<'a>) -> Group<'a> {
+        let file = self.file.to_string_lossy();
+        let message = problem.message.as_str();
+        let group = match &problem.place {
+            Place::Whole => Group::with_title(level.primary_title(format!("{file}: {message}"))),
+            Place::Variable(name) => Group::with_title(level.primary_title(format!("environment, {name}: {message}"))),
             Place::Secret(span) => {
-                let (line_number, column, _) = locate(&self.source, span.start);
-                writeln!(f, "{file}:{line_number}:{column}: {}", problem.message)?;
+                let (line, column) = locate(&self.source, span.start);
+                level.primary_title(message).element(Origin::path(file).line(line).char_column(column))
             }
-            Place::Variable(name) => writeln!(f, "environment, {name}: {}", problem.message)?,
             Place::File(span) => {
-                let (line_number, column, line) = locate(&self.source, span.start);
-                writeln!(f, "{file}:{line_number}:{column}: {}", problem.message)?;
-                let gutter = line_number.to_string();
-                let marked = self.source.get(span.clone()).unwrap_or_default().lines().next().unwrap_or_default();
-                let left: String = line.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-                let carets = "^".repeat(marked.chars().count().max(1));
-                writeln!(f, "{gutter} | {line}")?;
-                writeln!(f, "{:width$} | {left}{carets}", "", width = gutter.len())?;
+                let mark = AnnotationKind::Primary.span(first_line(&self.source, span));
+                level.primary_title(message).element(Snippet::source(&self.source).path(file).annotation(mark))
             }
-        }
-        if let Some(hint) = &problem.hint {
-            writeln!(f, "hint: {hint}")?;
-        }
-        Ok(())
+        };
+        let hint = problem.hint.as_deref().map(|hint| Level::HELP.with_name("hint").message(hint));
+        group.elements(hint)
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
-            }
-            self.write_one(f, problem)?;
-        }
-        Ok(())
+        f.write_str(&self.render(&Renderer::plain(), &Level::ERROR))
     }
 }
 
 impl std::error::Error for ConfigError {}
 
-/// Line and column (both from 1, the column in characters) and the line's text.
-fn locate(source: &str, offset: usize) -> (usize, usize, &str) {
-    let mut offset = offset.min(source.len());
-    while !source.is_char_boundary(offset) {
-        offset -= 1;
-    }
-    let before = &source[..offset];
+/// The part of `span` in its first line. Later lines of a value may contain secrets, so they are not shown.
+fn first_line(source: &str, span: &Range<usize>) -> Range<usize> {
+    let start = source.floor_char_boundary(span.start);
+    let line_end = source[start..].find(['\r', '\n']).map_or(source.len(), |length| start + length);
+    start..source.floor_char_boundary(span.end).clamp(start, line_end)
+}
+
+/// Line and column, both from 1, the column in characters.
+fn locate(source: &str, offset: usize) -> (usize, usize) {
+    let before = &source[..source.floor_char_boundary(offset)];
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let line = source[start..].lines().next().unwrap_or_default();
-    (before.matches('\n').count() + 1, before[start..].chars().count() + 1, line)
+    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
 }
 
 /// The item of `known` that is nearest to `found`, if it is near enough to be a misspelling.
@@ -141,6 +148,7 @@ pub fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn points_at_the_place_in_characters_not_bytes() {
@@ -150,11 +158,50 @@ mod tests {
             Problem::new(Place::File(start..start + 4), "`cool_down` needs a duration with a unit, got \"30\"");
         let error = ConfigError::new("proxy.toml", source, vec![problem.hint("write \"250ms\", \"30s\" or \"5m\"")]);
         insta::assert_snapshot!(error, @r#"
-        proxy.toml:2:13: `cool_down` needs a duration with a unit, got "30"
+        error: `cool_down` needs a duration with a unit, got "30"
+         --> proxy.toml:2:13
+          |
         2 | cool_down = "30"
           |             ^^^^
-        hint: write "250ms", "30s" or "5m"
+          |
+          = hint: write "250ms", "30s" or "5m"
         "#);
+    }
+
+    #[test]
+    fn shows_no_other_line_and_no_secret() {
+        let source = "keys = [\n  \"secret-1\",\n]\nurl = \"redis://:secret-2@h\" # é\nsecret-3 = 1\n";
+        let shown = |place| {
+            let error = ConfigError::new("proxy.toml", source, vec![Problem::new(place, "wrong").hint("right")]);
+            assert!(error.styled().contains('\u{1b}') && !error.to_string().contains('\u{1b}'));
+            error.to_string()
+        };
+        let list = shown(Place::File(7..source.find("url").unwrap()));
+        assert!(list.contains("proxy.toml:1:8") && list.contains("keys = [") && !list.contains("secret"), "{list}");
+        let url = source.find("\"redis").unwrap();
+        insta::assert_snapshot!(shown(Place::File(url..url + 22).hidden()), @"
+        error: wrong
+        --> proxy.toml:4:7
+         = hint: right
+        ");
+        insta::assert_snapshot!(shown(Place::Whole), @"
+        error: proxy.toml: wrong
+         |
+         = hint: right
+        ");
+        let control =
+            ConfigError::new("f", "a = \"\u{1b}[2J\"\n", vec![Problem::new(Place::File(4..10), "b\u{1b}[2J")]);
+        assert!(!control.to_string().contains('\u{1b}'), "a terminal obeys no text of the file");
+    }
+
+    proptest! {
+        #[test]
+        fn any_place_can_be_shown(source in "[a-zé漢\\t\\r\\n\"]{0,40}", start in 0..60_usize, length in 0..60_usize) {
+            let places = [Place::File(start..start + length), Place::Secret(start..start + length), Place::Whole];
+            let problems = places.map(|place| Problem::new(place, "wrong")).to_vec();
+            let text = ConfigError::new("proxy.toml", source, problems).to_string();
+            prop_assert_eq!(text.matches("wrong").count(), 3, "{}", text);
+        }
     }
 
     #[test]

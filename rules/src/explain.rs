@@ -19,13 +19,13 @@ use crate::units::{CallWindow, OrOff, Share, Size, Span};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
     /// Invalid method.
-    #[error("{0:?} is no method; write it in capitals, such as GET")]
+    #[error("{0:?} is not a method; write it in capitals, such as GET")]
     Method(String),
     /// Invalid path.
-    #[error("{0:?} is no path; it begins with a slash, and has no blanks and no fragment")]
+    #[error("{0:?} is not a path; it begins with a slash, and has no blanks and no fragment")]
     Path(String),
     /// Invalid header.
-    #[error("{0:?} is no field; write -H 'Name: value'")]
+    #[error("{0:?} is not a header; write -H 'Name: value'")]
     Field(String),
 }
 
@@ -93,7 +93,7 @@ pub fn explain(
     };
     if config.credentials.are_repeated(request.fields) {
         let told = told(Refused::RepeatedCredential);
-        return Ok(refusal(told, "one header takes one client, another header another one"));
+        return Ok(refusal(told, "its credentials name different clients"));
     }
     let number = match config.routes.find(&request) {
         Ok(number) => number,
@@ -102,7 +102,6 @@ pub fn explain(
     let route = &config.routes.all()[number];
     let address = config.edge.client(config.edge.sender(from), request.fields).unwrap_or(from);
     let shown = Client::shown_address(address);
-    let id = shown.trim_start_matches("address:");
     let subject = Subject { id: &shown, user: None, address };
 
     let mut out = String::new();
@@ -122,7 +121,7 @@ pub fn explain(
     for (_, limit) in config.limits.of(number) {
         line("limit", &limit.to_string());
     }
-    let gate = if route.is_health { "never waits for a slot".to_owned() } else { gate(config) };
+    let gate = if route.is_health { "never waits for a permit".to_owned() } else { gate(config) };
     line("admission", &gate);
     if !route.is_health {
         line("hold", &hold(config));
@@ -135,16 +134,21 @@ pub fn explain(
         line("fallback", &format!("{} {}", fallback.status.as_u16(), fallback.content_type));
     }
     for feature in Feature::ALL {
-        let flag = config.flag(feature);
-        let who = if flag.mode_for_everybody().is_some() {
-            "for everybody".to_owned()
-        } else {
-            format!("for {id}; depends on the client")
-        };
-        let mode = flag.mode_for(feature, subject).name();
-        line("flag", &format!("{} = {} ({mode} {who})", feature.key(), flag.switch));
+        line("flag", &flag(config, feature, subject));
     }
     Ok(out)
+}
+
+/// A feature flag, its mode for the client, and whether that is the same for all clients.
+fn flag(config: &Config, feature: Feature, subject: Subject<'_>) -> String {
+    let flag = config.flag(feature);
+    let who = if flag.mode_for_everybody().is_some() {
+        "for everybody".to_owned()
+    } else {
+        format!("for {}; depends on the client", subject.id.trim_start_matches("address:"))
+    };
+    let mode = flag.mode_for(feature, subject).name();
+    format!("{} = {} ({mode} {who})", feature.key(), flag.switch)
 }
 
 /// The client's address, and the header or connection that it comes from.
@@ -158,9 +162,9 @@ fn client(config: &Config, from: IpAddr, fields: Fields<'_>) -> String {
     match edge.client(sender, fields) {
         Some(client) => format!("{client}: from {header}, which {from} may set"),
         None if sender == Sender::Stranger => {
-            format!("{from}: the connection; {header} is believed from {} only", networks())
+            format!("{from}: the connection; {header} is trusted from {} only", networks())
         }
-        None => format!("{from}: the connection; {from} may set {header}, and there is no address in it"),
+        None => format!("{from}: the connection; {from} may set {header}, but the header has no address"),
     }
 }
 
@@ -172,17 +176,13 @@ fn refusal(Told { status, label, detail }: Told, because: &str) -> String {
 fn why(refused: PathRefused, config: &Config) -> String {
     let name = |number: usize| config.routes.all().get(number).map_or("default", |route| &*route.name);
     match refused {
-        PathRefused::Unreadable(Unreadable::DotSegment) => "some app reads a segment \".\" or \"..\" in it".to_owned(),
+        PathRefused::Unreadable(Unreadable::DotSegment) => "an app may read a segment \".\" or \"..\" in it".to_owned(),
         PathRefused::Unreadable(Unreadable::ControlCharacter) => "it has a control character".to_owned(),
-        PathRefused::Unreadable(Unreadable::TooManyReadings) => "it can be read in more ways than are tried".to_owned(),
+        PathRefused::Unreadable(Unreadable::TooManyReadings) => "it has too many readings".to_owned(),
         PathRefused::Ambiguous(one, other) => {
-            format!(
-                "one app reads a path of route {:?} in it, another one a path of route {:?}",
-                name(one),
-                name(other)
-            )
+            format!("one app may read a path of route {:?} in it, another a path of route {:?}", name(one), name(other))
         }
-        PathRefused::NotPublic => "it is where the app shows its metrics, and no route names that path".to_owned(),
+        PathRefused::NotPublic => "it is the path of the app's metrics, and no route names it".to_owned(),
     }
 }
 
@@ -195,8 +195,8 @@ fn gate(config: &Config) -> String {
 
 fn hold(config: &Config) -> String {
     match config.app.hold {
-        Duration::ZERO => "never waits for an app that is away".to_owned(),
-        hold => format!("waits up to {} for an app that is away", Span(hold)),
+        Duration::ZERO => "never waits for an app that is down".to_owned(),
+        hold => format!("waits up to {} for an app that is down", Span(hold)),
     }
 }
 
@@ -214,7 +214,7 @@ fn breaker(config: &Config, route: &Route) -> String {
         rules.mode.name(),
         settings.consecutive,
         share(settings.failure_rate, "failures").unwrap_or_default(),
-        share(settings.slow_rate.filter(|_| settings.slow_after.is_some()), "slow answers").unwrap_or_default(),
+        share(settings.slow_rate.filter(|_| settings.slow_after.is_some()), "slow responses").unwrap_or_default(),
         match settings.min_clients {
             0 | 1 => String::new(),
             clients => format!("seen by {clients} clients, "),
@@ -225,9 +225,9 @@ fn breaker(config: &Config, route: &Route) -> String {
 
 fn session(config: &Config) -> String {
     match config.affinity.filter(|rules| rules.mode != Mode::Off) {
-        None => "keeps no Machine".to_owned(),
+        None => "not sticky".to_owned(),
         Some(rules) => format!(
-            "{}: keeps its Machine by {}, for {} without a request",
+            "{}: sticky by {}, for {} without a request",
             rules.mode.name(),
             rules.via.name(),
             Span(rules.lifetime.idle)
@@ -247,7 +247,7 @@ fn retry(config: &Config, route: &Route) -> String {
         return "never".to_owned();
     }
     let statuses: Vec<String> = route.retry_statuses.iter().map(u16::to_string).collect();
-    let statuses = if statuses.is_empty() { String::new() } else { format!(" and answers {}", statuses.join(", ")) };
+    let statuses = if statuses.is_empty() { String::new() } else { format!(" and statuses {}", statuses.join(", ")) };
     format!(
         "up to {} attempts after broken connections{statuses}, within {} of all requests",
         route.attempts,
@@ -297,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn says_which_route_and_why() {
+    fn explains_the_route() {
         let text =
             explain(&config(), HERE, "POST", "/api/v1/documents/search?x=1", &HeaderMap::new(), nothing).unwrap();
         insta::assert_snapshot!(text);
     }
 
     #[test]
-    fn says_whose_request_it_is_and_how_it_knows() {
+    fn explains_the_client() {
         let fields = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("fly-client-ip", "198.51.100.1")];
         let client = |identity: &str, from: &str, on_fly: bool, fields: &[(&'static str, &'static str)]| {
             let environment = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "shop".to_owned());
@@ -327,8 +327,8 @@ mod tests {
             [
                 "10.0.0.1: the connection; no proxy in front is trusted (identity.edge, identity.trusted)",
                 "203.0.113.9: from x-forwarded-for, which 10.0.0.1 may set",
-                "10.0.0.1: the connection; 10.0.0.1 may set x-forwarded-for, and there is no address in it",
-                "192.0.2.1: the connection; x-forwarded-for is believed from 10.0.0.0/8 only",
+                "10.0.0.1: the connection; 10.0.0.1 may set x-forwarded-for, but the header has no address",
+                "192.0.2.1: the connection; x-forwarded-for is trusted from 10.0.0.0/8 only",
                 "198.51.100.1: from fly-client-ip, which 172.16.0.5 may set",
                 "172.16.0.5: the connection; no proxy in front is trusted (identity.edge, identity.trusted)",
             ]
@@ -336,11 +336,11 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_no_request() {
+    fn rejects_invalid_requests() {
         let error =
             |method, path| explain(&config(), HERE, method, path, &HeaderMap::new(), nothing).unwrap_err().to_string();
-        assert_eq!(error("get", "/"), "\"get\" is no method; write it in capitals, such as GET");
-        assert_eq!(error("GET", "x"), "\"x\" is no path; it begins with a slash, and has no blanks and no fragment");
-        assert_eq!(field("no colon").unwrap_err().to_string(), "\"no colon\" is no field; write -H 'Name: value'");
+        assert_eq!(error("get", "/"), "\"get\" is not a method; write it in capitals, such as GET");
+        assert_eq!(error("GET", "x"), "\"x\" is not a path; it begins with a slash, and has no blanks and no fragment");
+        assert_eq!(field("no colon").unwrap_err().to_string(), "\"no colon\" is not a header; write -H 'Name: value'");
     }
 }

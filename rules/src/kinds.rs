@@ -42,8 +42,8 @@ impl fmt::Debug for Kind {
 
 /// Every kind of text in the file.
 pub const KINDS: &[Kind] = &[
-    Kind::of::<Span>("duration", "a duration with a unit", r#"write "250ms", "30s", "5m", "12h" or "30d""#),
-    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "2GiB""#),
+    Kind::of::<Span>("duration", "a duration with a unit", SPAN_HINT),
+    Kind::of::<Size>("size", "a size with a unit", r#"write "512B", "64KiB", "10MB" or "1.5GiB""#),
     Kind::of::<AppAddress>("app-address", "the app's address", r#"write "unix:/run/app.sock" or "127.0.0.1:3000""#),
     Kind::of::<SocketAddr>("listen-address", "an address and a port", r#"write "0.0.0.0:8080" or "[::]:8080""#),
     Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
@@ -57,10 +57,10 @@ pub const KINDS: &[Kind] = &[
     ),
     Kind::of::<Multiplier>("multiplier", "a multiplier above zero", r#"write "5x", "0.5x" or "unlimited""#),
     Kind::of::<Tier>("tier", "a tier", r#"write "anonymous", "free", "pro", "enterprise" or "internal""#),
-    Kind::of::<FieldName>("field-name", "the name of a field", r#"write "X-Api-Key", for example"#),
+    Kind::of::<FieldName>("field-name", "the name of a header", r#"write "X-Api-Key", for example"#),
     Kind::of::<EdgeName>(
         "edge",
-        "what names the client",
+        "the source of the client's address",
         r#"write "auto", "fly", "none", or the header that your proxy sets, such as "X-Forwarded-For""#,
     ),
     Kind::of::<JwksUrl>(
@@ -72,17 +72,17 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<OptionalShare>(
         "share-or-off",
         "a share above zero, or \"off\"",
-        r#"write "50%", or "off" to do without"#,
+        r#"write "50%", or "off" to disable it"#,
     ),
     Kind::of::<OptionalSize>(
         "size-or-off",
         "a size with a unit, or \"off\"",
-        r#"write "512B", "64KiB", "10MB" or "2GiB", or "off" for no bound"#,
+        r#"write "512B", "64KiB", "10MB" or "1.5GiB", or "off" for no bound"#,
     ),
     Kind::of::<OptionalSpan>(
         "duration-or-off",
         "a duration with a unit, or \"off\"",
-        r#"write "250ms", "30s" or "5m", or "off" to do without"#,
+        r#"write "250ms", "1.5s" or "5m", or "off" to disable it"#,
     ),
     Kind::of::<CallWindow>(
         "call-window",
@@ -92,6 +92,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<Priority>("priority", "a priority", "one of critical, high, medium, low, strict"),
 ];
 
+const SPAN_HINT: &str = r#"write "250ms", "1.5s", "5m", "1h30m" or "30d"; neither months nor years"#;
 const RATE_HINT: &str = r#"write "100/1m", "5/1s" or "1000/1h"; to have no limit, leave it out or say "off""#;
 
 impl Kind {

@@ -52,7 +52,7 @@ impl Config {
                     let mut builder = Builder { root: &root, environment, problems: Vec::new(), warnings };
                     let config = builder.build(&raw);
                     if builder.problems.is_empty() {
-                        let shown = |warning| ConfigError::new(file, source, vec![warning]).to_string();
+                        let shown = |warning| ConfigError::new(file, source, vec![warning]).as_warnings();
                         let warnings = builder.warnings.into_iter().map(shown).collect();
                         return Ok((Self { warnings, limits_unset, ..config }, UpstreamPlaces::of(&root)));
                     }

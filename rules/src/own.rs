@@ -9,7 +9,7 @@ use crate::config::Config;
 
 /// Advice for the operator.
 pub const HINT: &str =
-    "name the address where the app itself listens: requests would come back here until nothing is left";
+    "name the address where the app itself listens: requests would return here until resources run out";
 
 /// A listener of this proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn another_port_host_or_family_is_somebody_else() {
+    fn another_port_host_or_family_is_not_ours() {
         for (listener, target) in [
             ("127.0.0.1:80", "127.0.0.1:81"),
             ("127.0.0.1:80", "127.0.0.2:80"),

@@ -50,7 +50,7 @@ fn under_attack(proxy: &Proxy, attack: &str, requests: usize) -> (Vec<Duration>,
 }
 
 #[test]
-fn a_flood_of_refusals_and_of_long_entries_keeps_nobody_s_entry_from_the_disk() {
+fn a_flood_of_rejections_and_long_entries_delays_no_other_clients_entry() {
     let app = Backend::start();
     let names: Vec<String> = (0..16).map(|number| format!("X-Long-{number}")).collect();
     let rules = format!(

@@ -37,7 +37,7 @@ fn served(statuses: &[u16]) -> usize {
 }
 
 #[test]
-fn a_ban_that_an_address_earns_does_not_concern_a_client_with_a_key() {
+fn a_ban_of_an_address_does_not_ban_clients_with_a_key() {
     let app = app();
     let proxy = Proxy::with(&app, &rules());
     let attack = ask(&proxy, "/login", None, 20);
@@ -52,7 +52,7 @@ fn a_ban_that_an_address_earns_does_not_concern_a_client_with_a_key() {
 }
 
 #[test]
-fn a_ban_that_a_key_earns_does_not_concern_its_address() {
+fn a_ban_of_a_key_does_not_ban_its_address() {
     let app = app();
     let proxy = Proxy::with(&app, &rules());
     ask(&proxy, "/login", Some("attacker"), 20);
@@ -63,7 +63,7 @@ fn a_ban_that_a_key_earns_does_not_concern_its_address() {
 }
 
 #[test]
-fn what_an_operator_bans_is_banned_for_all_who_come_from_there() {
+fn an_operators_ban_of_an_address_bans_all_clients_from_it() {
     let app = app();
     let proxy = Proxy::with(&app, &rules());
     crate::abuse::ban(&proxy, &format!("address:{SHARED}"), "1h");

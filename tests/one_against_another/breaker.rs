@@ -23,7 +23,7 @@ fn answer(status: &str) -> Play {
 
 /// Every kind of failure that an endpoint can return, with its own route and without one.
 #[test]
-fn whatever_one_client_is_answered_others_are_served() {
+fn failures_of_one_client_do_not_affect_others() {
     let drip = Play::Drip(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec(), Duration::from_millis(10));
     let plays = [
         ("500", answer("500 Internal Server Error")),
@@ -63,7 +63,7 @@ fn whatever_one_client_is_answered_others_are_served() {
 
 /// A 504 from the app itself counts even from a single client, but only for a second, and not while other clients are served.
 #[test]
-fn an_app_that_says_504_to_one_client_is_left_alone_for_a_second_at_most() {
+fn a_504_to_one_client_stops_requests_for_a_second_at_most() {
     let app = Backend::start();
     app.at("/api/bad", answer("504 Gateway Timeout"));
     // The failure rate is off, since three clients count as several: failures that all of them see are another case.
@@ -101,7 +101,7 @@ fn a_client_with_many_unverified_keys_is_one() {
 /// The app has recovered. One client makes every probe fail, or occupies the probes; another one's requests close the breaker
 /// nevertheless.
 #[test]
-fn one_clients_probes_keep_it_open_for_nobody_else() {
+fn failed_probes_of_one_client_do_not_keep_it_open_for_others() {
     let rules = format!("breaker.open = \"1s\"\nbreaker.probes = 2\nbreaker.ramp = \"0s\"\n{IMPATIENT}{RULES}");
     for request in [get("/api/bad"), post("/api/bad", "x"), get("/api/hangs")] {
         let app = Backend::start();

@@ -26,7 +26,7 @@ fn served(proxy: &Proxy, requests: usize) -> (usize, Duration) {
 }
 
 #[test]
-fn idle_connections_of_one_address_lock_nobody_out() {
+fn idle_connections_of_one_address_do_not_block_others() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "server.max_connections = 40");
     // Idle connections that were served, that never sent a byte, that sent half a header section, and that use HTTP/2.
@@ -57,7 +57,7 @@ fn idle_connections_of_one_address_lock_nobody_out() {
 
 /// Many addresses use all connections: an idle connection makes room, one with a request in flight does not.
 #[test]
-fn when_all_are_taken_what_rests_makes_room_and_what_works_goes_on() {
+fn at_max_connections_idle_connections_close_and_active_ones_stay() {
     let app = Backend::start();
     let gate = app.gate("/slow");
     let proxy = Proxy::with(&app, "server.max_connections = 40");
@@ -75,7 +75,7 @@ fn when_all_are_taken_what_rests_makes_room_and_what_works_goes_on() {
 }
 
 #[test]
-fn an_address_at_its_bound_with_requests_in_flight_hears_so_and_others_do_not() {
+fn only_an_address_at_its_bound_gets_a_503() {
     let app = Backend::start();
     let gate = app.gate("/slow");
     let proxy = Proxy::with(&app, "server.max_connections = 40\nserver.max_address_share = \"20%\"");

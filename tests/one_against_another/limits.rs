@@ -7,7 +7,7 @@ use crate::{
 };
 
 #[test]
-fn who_fills_the_table_takes_no_quota_from_others() {
+fn filling_the_table_takes_no_quota_from_others() {
     const VICTIMS: usize = 8;
     let app = Backend::start();
     app.says("/", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");

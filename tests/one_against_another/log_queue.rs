@@ -11,7 +11,7 @@ const ATTACKER: u8 = 10;
 const VICTIM: u8 = 20;
 
 #[test]
-fn a_flood_of_rejected_requests_delays_nobody_else_and_no_line_is_lost_uncounted() {
+fn a_flood_of_rejections_delays_no_other_client_and_lost_lines_are_counted() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "x".repeat(2000));

@@ -19,7 +19,7 @@ fn page(headers: &str, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_proxys_metrics_are_there_whatever_the_apps_are() {
+fn the_proxys_metrics_are_served_with_any_app_metrics() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     proxy.get("/");

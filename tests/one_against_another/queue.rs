@@ -81,7 +81,7 @@ fn a_client_whose_slow_requests_hold_all_permits_takes_no_response_from_another(
 }
 
 #[test]
-fn no_number_of_new_clients_comes_before_a_request_that_waits() {
+fn new_clients_do_not_overtake_a_request_that_waits() {
     let app = Backend::start();
     let gate = app.gate("/");
     let proxy =
@@ -113,7 +113,7 @@ fn no_number_of_new_clients_comes_before_a_request_that_waits() {
 }
 
 #[test]
-fn a_thousand_clients_that_ask_alike_are_all_served_by_an_app_that_has_time_for_them() {
+fn a_thousand_equal_clients_are_served_by_an_app_with_enough_capacity() {
     let app = Backend::start();
     app.works(&["/"], 8, Duration::from_millis(20));
     let proxy = Proxy::with(&app, rules());

@@ -61,7 +61,7 @@ fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: imp
 }
 
 #[test]
-fn uploads_that_dribble_hold_no_permits() {
+fn slow_uploads_hold_no_permits() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRUSTED);
     for kind in KINDS {
@@ -77,7 +77,7 @@ fn uploads_that_dribble_hold_no_permits() {
 }
 
 #[test]
-fn streams_of_http_2_that_dribble_hold_no_permits() {
+fn slow_http_2_uploads_hold_no_permits() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRUSTED);
     for (length, first) in [(Some(1000), 1), (None, 1), (Some(100_000), 60_000)] {

@@ -14,7 +14,7 @@ fn local() -> SocketAddr {
 }
 
 #[test]
-fn an_upstream_that_is_a_listener_of_ours_is_refused_with_its_place() {
+fn an_upstream_that_is_our_listener_is_rejected_with_its_position() {
     let setup = Setup::new(&Backend::start(), "");
     let file = setup.dir.join("checked.toml");
     let keys = "[affinity]\n[peers]\nlisten = \"127.0.0.1:3083\"\n";
@@ -57,13 +57,13 @@ fn an_upstream_that_is_a_listener_of_ours_is_refused_with_its_place() {
 }
 
 #[test]
-fn a_change_to_a_listener_of_ours_is_refused_and_the_rules_before_it_stay() {
+fn an_upstream_changed_to_our_listener_is_rejected_and_the_old_one_stays() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     for (index, address) in [proxy.address.to_string(), format!("localhost:{}", proxy.h2c.port())].iter().enumerate() {
         super::moves_to(&proxy, address);
         proxy.counts("outrigger_config_reloads_total", &[("result", "refused")], index + 1);
-        assert!(proxy.says("the changed configuration is refused").contains("this proxy itself"));
+        assert!(proxy.says("the changed configuration is rejected").contains("this proxy itself"));
         assert_eq!(proxy.get("/").status, 200);
     }
     // The process's current listeners count, not those that the file sets for the next start.
@@ -78,7 +78,7 @@ fn a_change_to_a_listener_of_ours_is_refused_and_the_rules_before_it_stay() {
 }
 
 #[test]
-fn requests_say_who_has_forwarded_them() {
+fn requests_have_via_of_every_proxy() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let mut names = Vec::new();
@@ -141,7 +141,7 @@ fn a_request_that_comes_back_is_a_508() {
 }
 
 #[test]
-fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
+fn chained_proxies_work_and_a_loop_ends_at_once() {
     let app = Backend::start();
     let inner = Proxy::start(&app);
     let outer = Setup::new(&app, "").app_at(&inner.address.to_string(), "").start();
@@ -178,7 +178,7 @@ fn proxies_in_front_of_each_other_work_and_a_circle_of_them_ends_at_once() {
 }
 
 #[test]
-fn a_name_that_leads_here_later_is_a_508() {
+fn a_name_that_later_resolves_to_the_proxy_is_a_508() {
     let hosts = crate::harness::fresh_dir().join("hosts");
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";

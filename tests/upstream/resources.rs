@@ -16,7 +16,7 @@ fn blames_nobody(proxy: &Proxy) {
 }
 
 #[test]
-fn out_of_descriptors_is_said_blames_nobody_and_ends_by_itself() {
+fn exhausted_descriptors_are_reported_as_such_and_recovered_from() {
     for unix in [false, true] {
         let dir = crate::harness::fresh_dir();
         let app = if unix { Backend::start_unix(&socket(&dir)) } else { Backend::start() };
@@ -63,7 +63,7 @@ fn out_of_descriptors_is_said_blames_nobody_and_ends_by_itself() {
 const INSIDE: &str = "OUTRIGGER_TEST_IN_A_NETWORK_NAMESPACE";
 
 #[test]
-fn out_of_local_ports_is_said_blames_nobody_and_ends_by_itself() {
+fn exhausted_local_ports_are_reported_as_such_and_recovered_from() {
     if std::env::var_os(INSIDE).is_some() {
         return out_of_local_ports();
     }
@@ -77,7 +77,7 @@ fn out_of_local_ports_is_said_blames_nobody_and_ends_by_itself() {
         .args(["-n", "sh", "-c", prepared, "sh"])
         .arg(std::env::current_exe().unwrap())
         .args([
-            "upstream::resources::out_of_local_ports_is_said_blames_nobody_and_ends_by_itself",
+            "upstream::resources::exhausted_local_ports_are_reported_as_such_and_recovered_from",
             "--exact",
             "--nocapture",
         ])

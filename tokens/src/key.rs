@@ -50,13 +50,13 @@ impl Algorithm {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// A secret shorter than 32 bytes, which could be guessed from a token.
-    #[error("has {bytes} bytes; whoever sees one token could guess it")]
+    #[error("has {bytes} bytes; it could be guessed from a token")]
     ShortSecret {
         /// The secret's length.
         bytes: usize,
     },
     /// Not a PEM file with a public key for the algorithm.
-    #[error("is no public key for {} ({problem})", algorithm.name())]
+    #[error("is not a public key for {} ({problem})", algorithm.name())]
     NotPem {
         /// The expected algorithm.
         algorithm: Algorithm,
@@ -64,7 +64,7 @@ pub enum KeyError {
         problem: String,
     },
     /// Not a public JSON Web Key for signatures with the algorithm.
-    #[error("is no key for {} ({problem})", algorithm.name())]
+    #[error("is not a key for {} ({problem})", algorithm.name())]
     NotJwk {
         /// The expected algorithm.
         algorithm: Algorithm,
@@ -105,7 +105,7 @@ impl Key {
     pub fn pem(algorithm: Algorithm, pem: &[u8]) -> Result<Self, KeyError> {
         let bad = |problem: String| KeyError::NotPem { algorithm, problem };
         let key = match algorithm {
-            Algorithm::Hs256 => return Err(bad("a public key is no secret".to_owned())),
+            Algorithm::Hs256 => return Err(bad("a public key is not a secret".to_owned())),
             Algorithm::Rs256 => DecodingKey::from_rsa_pem(pem),
             Algorithm::Es256 => DecodingKey::from_ec_pem(pem),
             Algorithm::EdDsa => DecodingKey::from_ed_pem(pem),
@@ -126,7 +126,7 @@ impl Key {
     /// [`KeyError::NotJwk`] if the type, curve, size, `use`, `key_ops` or `alg` do not match.
     pub fn jwk(algorithm: Algorithm, jwk: &Value) -> Result<(Option<String>, Self), KeyError> {
         let bad = |problem| KeyError::NotJwk { algorithm, problem };
-        let jwk: Jwk = serde_json::from_value(jwk.clone()).map_err(|_| bad("it is no JSON Web Key"))?;
+        let jwk: Jwk = serde_json::from_value(jwk.clone()).map_err(|_| bad("it is not a JSON Web Key"))?;
         let fits_use = jwk.common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature);
         let operations = jwk.common.key_operations.as_ref();
         if !fits_use || operations.is_some_and(|operations| !operations.contains(&KeyOperations::Verify)) {

@@ -65,10 +65,12 @@ impl Rules {
             jsonwebtoken::decode::<Map<String, Value>>(token, key.of_library(), &self.validation).map_err(invalid)?;
         // RFC 7515, 4.1.11: extensions that must be understood. Outrigger supports no extensions.
         if token.header.crit.is_some() {
-            return Err(Refused::Invalid("the token asks for extensions".to_owned()));
+            return Err(Refused::Invalid("the token requires extensions".to_owned()));
         }
-        let expires = seconds(token.claims.get("exp")).map_err(|()| Refused::Invalid("`exp` is no time".to_owned()))?;
-        let begins = seconds(token.claims.get("nbf")).map_err(|()| Refused::Invalid("`nbf` is no time".to_owned()))?;
+        let expires =
+            seconds(token.claims.get("exp")).map_err(|()| Refused::Invalid("`exp` is not a time".to_owned()))?;
+        let begins =
+            seconds(token.claims.get("nbf")).map_err(|()| Refused::Invalid("`nbf` is not a time".to_owned()))?;
         let Some(expires) = expires else { return Err(Refused::Invalid("`exp` is missing".to_owned())) };
         let lifetime = Lifetime { begins: begins.unwrap_or(0), expires, leeway_s: self.leeway_s };
         Ok(Claims { all: token.claims, lifetime })

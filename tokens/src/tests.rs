@@ -61,7 +61,7 @@ fn an_audience_may_be_one_of_many() {
 }
 
 #[test]
-fn times_hold_with_their_leeway_and_whatever_the_clock_does() {
+fn times_are_checked_with_leeway_for_any_clock() {
     let verifier = with_secret();
     let mut claims = good();
     (claims["nbf"], claims["exp"]) = (json!(1000), json!(2000.4));
@@ -84,7 +84,7 @@ fn times_hold_with_their_leeway_and_whatever_the_clock_does() {
 }
 
 #[test]
-fn no_algorithm_but_the_pinned_one_is_ever_tried() {
+fn only_the_pinned_algorithm_is_tried() {
     let verifier = with_secret();
     for alg in ["none", "None", "nOnE", "HS384", "HS512", "RS256", "ES256", "EdDSA", ""] {
         let sign = |message: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), message).as_ref().to_vec();
@@ -97,7 +97,7 @@ fn no_algorithm_but_the_pinned_one_is_ever_tried() {
 }
 
 #[test]
-fn a_token_that_asks_for_extensions_is_refused() {
+fn a_token_that_requires_extensions_is_rejected() {
     let sign = |message: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), message).as_ref().to_vec();
     let token = mint::token(&json!({"alg": "HS256", "crit": ["b64"], "b64": true}), &good(), sign);
     assert!(is_invalid(&user(&with_secret(), &token)));
@@ -121,7 +121,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn every_kind_of_key_verifies_what_it_signed_and_nothing_else() {
+fn every_kind_of_key_verifies_only_its_own_signatures() {
     let claims = json!({"sub": "ann", "exp": LATER});
     for (ours, theirs) in [(KeyPair::ed25519(), KeyPair::ed25519()), (KeyPair::p256(), KeyPair::p256())] {
         let pem = Key::pem(ours.algorithm(), ours.pem().as_bytes()).unwrap();
@@ -186,18 +186,18 @@ fn a_secret_must_be_long_and_a_key_file_must_fit() {
         (Algorithm::Rs256, ""),
     ] {
         let error = Key::pem(algorithm, pem.as_bytes()).unwrap_err().to_string();
-        assert!(error.contains(&format!("is no public key for {}", algorithm.name())), "{error}");
+        assert!(error.contains(&format!("is not a public key for {}", algorithm.name())), "{error}");
     }
 }
 
 #[test]
-fn nothing_shows_the_secret() {
+fn the_secret_is_never_shown() {
     let shown = format!("{:?}", with_secret());
     assert!(!shown.contains("0123456789") && !shown.contains("48, 49, 50"), "{shown}");
 }
 
 #[test]
-fn the_key_id_is_read_without_being_believed() {
+fn the_key_id_is_read_before_verification() {
     let pair = KeyPair::ed25519();
     assert_eq!(unverified_key_id(pair.token(Some("k1"), &json!({})).as_bytes()), Ok(Some("k1".to_owned())));
     assert_eq!(unverified_key_id(pair.token(None, &json!({})).as_bytes()), Ok(None));

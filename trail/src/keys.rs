@@ -5,15 +5,19 @@
 //! is random and belongs to one subject: destroying it makes everything that it encrypts unreadable, wherever that is
 //! stored.
 
+mod public;
+
 use std::cell::RefCell;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use ring::{hkdf, hmac};
 use serde::{Deserialize, Serialize};
+
+pub use self::public::{PublicKeys, Signature};
 
 /// The variable with the master keys.
 pub const KEYS: &str = "OUTRIGGER_AUDIT_KEYS";
@@ -41,13 +45,13 @@ pub enum KeyError {
     #[error("made with key {0:?}, which is not among the keys given ({KEYS})")]
     Unknown(String),
     /// The value cannot be decrypted or verified.
-    #[error("key {0:?} is another one than that it was made with, or it was changed since")]
+    #[error("it was not made with this key {0:?}, or was changed since")]
     Wrong(String),
     /// A pseudonym key cannot be parsed.
-    #[error("is no pseudonym key: it has to be what `outrigger audit keys derive` prints, id:base64url")]
+    #[error("is not a pseudonym key: use what `outrigger audit keys derive` prints, id:base64url")]
     NoPseudonymKey,
     /// The system provides no random bytes.
-    #[error("the system gives no random bytes")]
+    #[error("the system provides no random bytes")]
     NoRandomness,
 }
 
@@ -380,59 +384,6 @@ pub struct WrappedKey {
     pub sealed: String,
 }
 
-/// A signature and its key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature {
-    /// The master key whose signing key made it.
-    pub key: String,
-    /// Ed25519 as base64url.
-    pub signature: String,
-}
-
-/// Public keys that verify signatures. They contain no secrets, so auditors may have them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PublicKeys {
-    keys: Vec<(String, Vec<u8>)>,
-}
-
-impl PublicKeys {
-    /// Parses `id:base64url,…`, the format of [`PublicKeys`]'s `Display`.
-    ///
-    /// # Errors
-    /// The key that is invalid, and why.
-    pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let mut keys = Vec::new();
-        for (at, part) in text.split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate() {
-            let bad = |problem| KeyError::Unreadable { number: at + 1, problem };
-            let (id, key) = part.split_once(':').ok_or(bad("has no id before a colon"))?;
-            let key = URL_SAFE_NO_PAD.decode(key).ok().filter(|key| key.len() == 32);
-            keys.push((id.to_owned(), key.ok_or(bad("is no public key: 32 bytes as base64url"))?));
-        }
-        Ok(Self { keys })
-    }
-
-    /// Verifies `signature` over `message`.
-    ///
-    /// # Errors
-    /// The key is unknown, or the signature does not match.
-    pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), KeyError> {
-        let key = self.keys.iter().find(|(id, _)| *id == signature.key);
-        let (_, key) = key.ok_or_else(|| KeyError::Unknown(signature.key.clone()))?;
-        let wrong = || KeyError::Wrong(signature.key.clone());
-        let bytes = URL_SAFE_NO_PAD.decode(&signature.signature).map_err(|_| wrong())?;
-        UnparsedPublicKey::new(&ED25519, key).verify(message, &bytes).map_err(|_| wrong())
-    }
-}
-
-impl std::fmt::Display for PublicKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, (id, key)) in self.keys.iter().enumerate() {
-            write!(f, "{}{id}:{}", if at > 0 { "," } else { "" }, URL_SAFE_NO_PAD.encode(key))?;
-        }
-        Ok(())
-    }
-}
-
 fn seal(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Result<String, KeyError> {
     let mut nonce = [0; NONCE_LEN];
     random(&mut nonce)?;
@@ -474,92 +425,4 @@ fn random(out: &mut [u8]) -> Result<(), KeyError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECRET: &str = "0123456789abcdef0123456789abcdef";
-    const OTHER: &str = "fedcba9876543210fedcba9876543210";
-
-    fn keys(text: &str) -> MasterKeys {
-        MasterKeys::parse(text).unwrap().unwrap()
-    }
-
-    #[test]
-    fn a_sealed_value_opens_with_its_key_only() {
-        let keys = keys(&format!("k1:{SECRET}"));
-        let (ann, wrapped) = keys.new_data_key("u_ann").unwrap();
-        let (bob, _) = keys.new_data_key("u_bob").unwrap();
-        let sealed = ann.seal(b"user:ann").unwrap();
-        assert_eq!(keys.unwrap_key(&wrapped).unwrap().open(&sealed).unwrap(), b"user:ann");
-        assert_eq!(bob.open(&sealed), None);
-        let renamed = WrappedKey { subject: "u_bob".to_owned(), ..wrapped };
-        assert_eq!(keys.unwrap_key(&renamed).unwrap_err(), KeyError::Wrong("k1".to_owned()));
-    }
-
-    #[test]
-    fn a_master_key_is_rotated_without_losing_what_it_wrapped() {
-        let old = keys(&format!("k1:{SECRET}"));
-        let (_, wrapped) = old.new_data_key("u_ann").unwrap();
-        let both = keys(&format!("k2:{OTHER},k1:{SECRET}"));
-        let again = both.rewrap(&wrapped).unwrap();
-        let new = keys(&format!("k2:{OTHER}"));
-        assert_eq!(new.unwrap_key(&wrapped).unwrap_err(), KeyError::Unknown("k1".to_owned()));
-        assert_eq!(new.unwrap_key(&again).unwrap().id(), wrapped.id);
-        let names = both.pseudonyms("user:ann").unwrap();
-        assert_eq!(names[1], old.pseudonym(SubjectKind::User, b"user:ann"));
-        assert_eq!(names[0], new.pseudonym(SubjectKind::User, b"user:ann"));
-        let wrong = keys(&format!("k1:{OTHER}"));
-        assert_eq!(wrong.unwrap_key(&wrapped).unwrap_err(), KeyError::Wrong("k1".to_owned()));
-    }
-
-    #[test]
-    fn whoever_has_the_public_key_can_verify_and_nothing_else() {
-        let keys = keys(&format!("k1:{SECRET}"));
-        let signature = keys.sign(b"text");
-        let public = PublicKeys::parse(&keys.public().to_string()).unwrap();
-        assert_eq!(public, keys.public());
-        assert_eq!(public.verify(b"text", &signature), Ok(()));
-        assert_eq!(public.verify(b"texT", &signature), Err(KeyError::Wrong("k1".to_owned())));
-        assert!(public.verify(b"text", &Signature { key: "k2".to_owned(), ..signature }).is_err());
-    }
-
-    #[test]
-    fn keys_that_cannot_be_read_are_said_to_be_so_without_being_shown() {
-        for bad in [SECRET.to_owned(), "a:short".to_owned(), format!("a b:{SECRET}"), format!("a:{SECRET},a:{OTHER}")] {
-            let error = MasterKeys::parse(&bad).unwrap_err().to_string();
-            assert!(error.starts_with("key number") && !error.contains(SECRET), "{error}");
-        }
-        assert!(MasterKeys::parse(" , ").unwrap().is_none());
-        assert!(!format!("{:?}", keys(&format!("k1:{SECRET}"))).contains(SECRET));
-    }
-
-    #[test]
-    fn the_app_s_part_of_a_key_makes_the_same_pseudonyms_and_is_no_master_key() {
-        let keys = keys(&format!("k2:{OTHER},k1:{SECRET}"));
-        let text = keys.pseudonym_key().expose();
-        let part = PseudonymKey::parse(&text).unwrap().unwrap();
-        for subject in ["user:ann", "key:acme", "address:192.0.2.1"] {
-            let kind = SubjectKind::of(subject).unwrap();
-            assert_eq!(part.pseudonym(kind, subject.as_bytes()), keys.pseudonym(kind, subject.as_bytes()));
-            assert!(SubjectKind::is_pseudonym(&part.pseudonym(kind, subject.as_bytes())));
-        }
-        // If used as a master key, it derives a different signing key.
-        let taken = MasterKeys::parse(&text).unwrap().unwrap();
-        assert!(keys.public().verify(b"text", &taken.sign(b"text")).is_err());
-        assert!(!format!("{part:?}").contains(&text[3..]));
-        for bad in ["k1", "k1:short", SECRET] {
-            assert_eq!(PseudonymKey::parse(bad).unwrap_err(), KeyError::NoPseudonymKey);
-        }
-        assert!(PseudonymKey::parse(" ").unwrap().is_none());
-        assert!(!SubjectKind::is_pseudonym("user:ann") && !SubjectKind::is_pseudonym("u_short"));
-    }
-
-    #[test]
-    fn a_pseudonym_tells_its_kind_and_nothing_else() {
-        let keys = keys(&format!("k1:{SECRET}"));
-        let name = keys.pseudonym(SubjectKind::Address, b"address:192.0.2.1");
-        assert!(name.starts_with("a_") && name.len() == 24, "{name}");
-        assert_eq!(keys.pseudonyms("address:192.0.2.1").unwrap(), [name]);
-        assert_eq!(keys.pseudonyms("ann"), None);
-    }
-}
+mod tests;

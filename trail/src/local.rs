@@ -20,7 +20,7 @@ pub fn keys(directory: &Path) -> Result<MasterKeys, SpoolError> {
     let path = directory.join(MASTER_KEY);
     let broken = || SpoolError::Broken {
         path: path.clone(),
-        problem: "holds no key: put it back from a copy, or set OUTRIGGER_AUDIT_KEYS",
+        problem: "has no key: restore it from a copy, or set OUTRIGGER_AUDIT_KEYS",
     };
     match fs::read_to_string(&path) {
         Ok(text) => MasterKeys::parse(text.trim()).ok().flatten().ok_or_else(broken),

@@ -11,21 +11,25 @@
 //! the caller still has the entries it wanted to write. Opening a spool truncates lines torn by a crash, and records
 //! that.
 
+mod chain;
+mod error;
 mod files;
+mod head;
 mod recovery;
+mod room;
 
-use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use outrigger_policy::audit::{Class, Draft, EventType, Hash, Head, Outcome, Time};
 use ring::digest::{SHA256, digest};
 
+use self::chain::{Chain, Closed, heads_of};
+pub use self::error::SpoolError;
+use self::error::at;
 use self::files::Open;
 use crate::keys::{MasterKeys, WrappedKey};
-use crate::layout::{self, End, HEAD_SLOT, Heads, Segment, Shipped, Span};
+use crate::layout::{self, Segment};
 
 /// Minimum time between two updates of `SHIPPED`, in microseconds.
 const NOTE_EVERY_US: i64 = 1_000_000;
@@ -54,73 +58,6 @@ impl Default for Settings {
     fn default() -> Self {
         Self { segment_bytes: 16 << 20, max_bytes: 1 << 30 }
     }
-}
-
-/// Why a spool cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// Another process writes to it.
-    #[error("another process writes to {0}")]
-    Locked(PathBuf),
-    /// An error of the file system.
-    #[error("{path}: {source}")]
-    File {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A file has invalid content.
-    #[error("{path} {problem}")]
-    Broken {
-        /// The path.
-        path: PathBuf,
-        /// The problem.
-        problem: &'static str,
-    },
-    /// The spool is full, and it has no shipped segment to remove.
-    #[error("the spool has reached its bound, and nothing in it is shipped")]
-    Full,
-    /// The spool's files were removed or replaced.
-    #[error("{0} has been removed or replaced")]
-    Gone(PathBuf),
-}
-
-impl SpoolError {
-    /// A label for metrics and gap entries.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Locked(_) => "locked",
-            Self::Full => "spool_full",
-            Self::Gone(_) => "gone",
-            Self::Broken { .. } => "broken",
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
-                io::ErrorKind::ReadOnlyFilesystem => "read_only",
-                io::ErrorKind::PermissionDenied => "permission_denied",
-                io::ErrorKind::NotFound => "gone",
-                _ => "io_error",
-            },
-        }
-    }
-}
-
-impl SpoolError {
-    /// A copy of the error, for a further class that it affects.
-    fn again(&self) -> Self {
-        match self {
-            Self::Locked(path) => Self::Locked(path.clone()),
-            Self::File { path, source } => Self::File { path: path.clone(), source: source.kind().into() },
-            Self::Broken { path, problem } => Self::Broken { path: path.clone(), problem },
-            Self::Full => Self::Full,
-            Self::Gone(path) => Self::Gone(path.clone()),
-        }
-    }
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
-    let path = path.to_owned();
-    move |source| SpoolError::File { path, source }
 }
 
 /// The position of an entry.
@@ -186,34 +123,6 @@ pub struct Spool {
     alarms: Vec<Alarm>,
     /// Keeps the lock until dropped.
     lock: File,
-}
-
-/// A chain of this spool.
-#[derive(Debug)]
-struct Chain {
-    class: Class,
-    /// Includes appended entries that are not committed.
-    head: Head,
-    /// The durable end.
-    committed: Head,
-    /// The first entry kept.
-    floor: u64,
-    open: Option<Open>,
-    /// Closed segments, in order.
-    closed: Vec<Closed>,
-    /// Appended lines that are not committed.
-    lines: Vec<u8>,
-    /// Data keys that are not written yet.
-    new_keys: Vec<u8>,
-}
-
-#[derive(Clone, Debug)]
-struct Closed {
-    segment: Segment,
-    last: u64,
-    bytes: u64,
-    /// Size of its data keys; 0 once they are shipped and removed.
-    keys_bytes: u64,
 }
 
 impl Spool {
@@ -380,25 +289,6 @@ impl Spool {
         failed
     }
 
-    /// Signs and syncs `HEAD` if needed, so that no entry up to `time` is further ahead of it than a crash of the
-    /// program or the machine can explain: see [`layout::HEAD_LAG_US`].
-    fn keep_head_close(&mut self, time: Time) -> Result<(), SpoolError> {
-        let is_far = |head: Time| time.0.saturating_sub(head.0) > layout::HEAD_LAG_US;
-        if is_far(self.head_time) {
-            let (signed_at, is_due) = (self.signed_at, self.is_head_due);
-            self.sign_heads(time)?;
-            // The entries written next are not covered by this signature.
-            (self.signed_at, self.is_head_due) = (signed_at, is_due);
-        }
-        if is_far(self.synced_head_time) { self.sync_head() } else { Ok(()) }
-    }
-
-    fn sync_head(&mut self) -> Result<(), SpoolError> {
-        self.heads.sync_data().map_err(at(&self.directory.join(layout::HEAD)))?;
-        self.synced_head_time = self.head_time;
-        Ok(())
-    }
-
     /// Whether the directory was removed or replaced, so that entries would be lost.
     fn is_gone(&self) -> bool {
         files::is_another(&self.lock, &self.directory.join(layout::LOCK))
@@ -466,239 +356,6 @@ impl Spool {
         }
         Ok(())
     }
-
-    /// Writes `HEAD`, however recent the last one is.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn sign_heads(&mut self, now: Time) -> Result<(), SpoolError> {
-        self.number += 1;
-        let span =
-            |chain: &Chain| Span { first: chain.floor, last: chain.committed.last, hash: hex(&chain.committed.hash) };
-        let heads = Heads {
-            head: 1,
-            chain: self.chain.clone(),
-            machine: self.machine.clone(),
-            number: self.number,
-            time: now.to_string(),
-            classes: self.chains.iter().map(|chain| (chain.class.name().to_owned(), span(chain))).collect(),
-            closed: self.is_closed,
-            key: self.keys.current_id().to_owned(),
-        };
-        let mut slot = layout::sign(&heads, &self.keys);
-        slot.resize(HEAD_SLOT - 1, b' ');
-        slot.push(b'\n');
-        let offset = self.number % 2 * HEAD_SLOT as u64;
-        let path = self.directory.join(layout::HEAD);
-        self.heads.write_all_at(&slot, offset).map_err(at(&path))?;
-        (self.signed_at, self.head_time) = (now, now);
-        self.is_head_due = false;
-        Ok(())
-    }
-
-    /// Records that the app has all entries of `class` up to `through`. Their segments may be removed to make room,
-    /// and their data keys are removed, as PostgreSQL has them.
-    ///
-    /// # Errors
-    /// The file cannot be written; after a restart, the entries are shipped again.
-    pub fn shipped(&mut self, class: Class, through: u64, erasures: u64, now: Time) -> Result<(), SpoolError> {
-        self.shipped[class as usize] = through;
-        self.erasures = self.erasures.max(erasures);
-        self.is_note_due = true;
-        for closed in &mut self.chains[class as usize].closed {
-            if closed.last <= through && closed.keys_bytes > 0 {
-                files::remove(&closed.segment.keys())?;
-                closed.keys_bytes = 0;
-            }
-        }
-        // At most once a second, since it costs more than a batch of entries. Entries not recorded as shipped are
-        // shipped again, which is harmless.
-        if now.0.abs_diff(self.noted_at.0) >= NOTE_EVERY_US.unsigned_abs() { self.note_shipped(now) } else { Ok(()) }
-    }
-
-    fn note_shipped(&mut self, now: Time) -> Result<(), SpoolError> {
-        if !self.is_note_due {
-            return Ok(());
-        }
-        let through = Class::ALL.iter().map(|class| (class.name().to_owned(), self.shipped[*class as usize])).collect();
-        files::write_shipped(&self.directory, &Shipped { through, erasures: self.erasures })?;
-        (self.noted_at, self.is_note_due) = (now, false);
-        Ok(())
-    }
-
-    /// The entries that the app has, and the last erasure received from it.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn shipped_through(&self) -> Result<Shipped, SpoolError> {
-        files::shipped(&self.directory)
-    }
-
-    /// Removes shipped segments, oldest first, until the appended entries fit.
-    fn make_room(&mut self, class: Class, now: Time) -> Result<(), SpoolError> {
-        let chain = &self.chains[class as usize];
-        let wanted = (chain.lines.len() + chain.new_keys.len()) as u64 + FRAME_BYTES;
-        let mut dropped = false;
-        loop {
-            let most_of_class =
-                if class == Class::Security { self.settings.max_bytes / 2 } else { self.settings.max_bytes };
-            let used = self.chains[class as usize].bytes();
-            if used + wanted <= most_of_class && self.bytes() + wanted <= self.settings.max_bytes {
-                break;
-            }
-            let is_own_bound = used + wanted > most_of_class;
-            let shipped = self.shipped;
-            let candidates = self.chains.iter().filter(|chain| !is_own_bound || chain.class == class);
-            let oldest = candidates
-                .filter_map(|chain| chain.closed.first().filter(|closed| closed.last <= shipped[chain.class as usize]))
-                .min_by_key(|closed| files::modified(&closed.segment.path));
-            let Some(oldest) = oldest.cloned() else { return Err(SpoolError::Full) };
-            let gone = self.drop_first(oldest.segment.class, now)?;
-            self.dropped.extend(gone);
-            dropped = true;
-        }
-        if dropped {
-            files::sync_directory(&self.directory)?;
-        }
-        Ok(())
-    }
-
-    /// Removes the first closed segment of a class. Updates `HEAD` before the file: a crash in between leaves one
-    /// file too many.
-    fn drop_first(&mut self, class: Class, now: Time) -> Result<Option<Dropped>, SpoolError> {
-        let (directory, machine, chain_id) = (self.directory.as_path(), self.machine.as_str(), self.chain.as_str());
-        let chain = &mut self.chains[class as usize];
-        let Some(closed) = chain.closed.first().cloned() else { return Ok(None) };
-        if chain.closed.len() == 1 && chain.open.is_none() {
-            // The next segment's header records where the chain continues, in case HEAD is lost.
-            chain.open = Some(Open::create(directory, class, chain_id, machine, &chain.committed, now)?);
-        }
-        let before = std::mem::replace(&mut chain.floor, closed.last + 1);
-        let head_time = self.head_time.min(now);
-        let said = self.sign_heads(head_time).and_then(|()| self.sync_head());
-        let chain = &mut self.chains[class as usize];
-        if let Err(e) = said {
-            chain.floor = before;
-            return Err(e);
-        }
-        chain.closed.remove(0);
-        files::remove(&closed.segment.path)?;
-        files::remove(&closed.segment.keys())?;
-        Ok(Some(Dropped { class, first: before, last: closed.last, bytes: closed.bytes }))
-    }
-
-    /// Returns the segments that retention may remove: for each class those whose last entry is older than `oldest`.
-    ///
-    /// # Errors
-    /// A segment cannot be read.
-    pub fn expired(
-        &mut self,
-        now: Time,
-        oldest: impl Fn(Class) -> Time,
-        is_held: impl Fn(Class, &Path) -> Result<bool, SpoolError>,
-    ) -> Result<Vec<Dropped>, SpoolError> {
-        self.roll(now, |open| now.0.saturating_sub(open.created.0) >= LONGEST_SEGMENT_US)?;
-        let mut expired = Vec::new();
-        for chain in &self.chains {
-            let mut first = chain.floor;
-            for closed in &chain.closed {
-                // Segments without a valid checkpoint are evidence, however old: `outrigger audit verify` reports
-                // them.
-                let last = files::vouched_time(&closed.segment.path, &self.keys.public())?;
-                let is_old = last.is_some_and(|last| last < oldest(chain.class));
-                // Segments after one that stays must stay too: the remaining chain must be contiguous.
-                if !is_old || is_held(chain.class, &closed.segment.path)? {
-                    break;
-                }
-                expired.push(Dropped { class: chain.class, first, last: closed.last, bytes: closed.bytes });
-                first = closed.last + 1;
-            }
-        }
-        Ok(expired)
-    }
-
-    /// Removes the segments returned by [`Spool::expired`].
-    ///
-    /// # Errors
-    /// Segments that could not be removed are left to the next run.
-    pub fn drop_expired(&mut self, expired: &[Dropped], now: Time) -> Result<(), SpoolError> {
-        for wanted in expired {
-            let first = self.chains[wanted.class as usize].closed.first();
-            if first.is_some_and(|closed| closed.last == wanted.last) {
-                self.drop_first(wanted.class, now)?;
-            }
-        }
-        files::sync_directory(&self.directory)
-    }
-
-    /// Segments removed to make room since the last call.
-    pub fn take_dropped(&mut self) -> Vec<Dropped> {
-        std::mem::take(&mut self.dropped)
-    }
-
-    /// Destroys the data keys of these subjects (pseudonyms) and returns their number.
-    ///
-    /// # Errors
-    /// A file cannot be changed; keys in files before it are destroyed.
-    pub fn forget(&mut self, subjects: &[String]) -> Result<usize, SpoolError> {
-        let mut destroyed = 0;
-        for chain in &mut self.chains {
-            destroyed += files::blank_keys(&mut chain.new_keys, subjects);
-            let open = chain.open.as_ref().map(|open| open.segment.keys());
-            for path in chain.closed.iter().map(|closed| closed.segment.keys()).chain(open) {
-                destroyed += files::forget(&path, subjects)?;
-            }
-        }
-        Ok(destroyed)
-    }
-}
-
-impl Chain {
-    fn new(class: Class) -> Self {
-        Self {
-            class,
-            head: Head::default(),
-            committed: Head::default(),
-            floor: 1,
-            open: None,
-            closed: Vec::new(),
-            lines: Vec::new(),
-            new_keys: Vec::new(),
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        let closed: u64 = self.closed.iter().map(|closed| closed.bytes + closed.keys_bytes).sum();
-        closed + self.open.as_ref().map_or(0, |open| open.length + open.keys_length)
-    }
-
-    /// Ends the open segment with its checkpoint. Keeps it open if it has no entries: the next ones are appended to
-    /// it.
-    fn close(
-        &mut self,
-        chain_id: &str,
-        heads: &BTreeMap<String, End>,
-        keys: &MasterKeys,
-        now: Time,
-    ) -> Result<(), SpoolError> {
-        let Some(open) = self.open.as_mut().filter(|open| open.segment.first <= self.committed.last) else {
-            return Ok(());
-        };
-        open.write_checkpoint(chain_id, &self.committed, heads, keys, now)?;
-        if let Some(open) = self.open.take() {
-            let (last, bytes, keys_bytes) = (self.committed.last, open.length, open.keys_length);
-            self.closed.push(Closed { last, bytes, keys_bytes, segment: open.segment });
-        }
-        Ok(())
-    }
-}
-
-/// The ends of the other chains, for the checkpoint of `class`: a truncated chain contradicts the others'
-/// checkpoints.
-fn heads_of(chains: &[Chain], class: Class) -> BTreeMap<String, End> {
-    let others = chains.iter().filter(|chain| chain.class != class && chain.committed.last > 0);
-    let end = |chain: &Chain| End { last: chain.committed.last, hash: hex(&chain.committed.hash) };
-    others.map(|chain| (chain.class.name().to_owned(), end(chain))).collect()
 }
 
 /// Writes a file atomically, readable by its owner only; creates its directory if needed.

@@ -32,7 +32,7 @@ pub const APP_CHAIN: &str = "app";
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// PostgreSQL is unreachable or returned an error.
-    #[error("PostgreSQL did not do it")]
+    #[error("PostgreSQL failed")]
     Database(#[from] tokio_postgres::Error),
     /// A conflicting operation is in progress.
     #[error("{0}; try again in a moment")]

@@ -12,6 +12,7 @@
 //! Read in this order: `verify/walk.rs` (one chain, entry by entry), `verify/spool.rs` (a directory), [`rows`]
 //! (PostgreSQL).
 
+mod heads;
 pub mod rows;
 mod spool;
 mod walk;
@@ -34,7 +35,7 @@ pub const MOST_PROBLEMS: usize = 1000;
 pub enum VerifyError {
     /// There is no audit log.
     #[error(
-        "{} has no trail: no CHAIN, no HEAD, no segment; either nothing was ever written there, or all of it was taken away", .0.display()
+        "{} has no audit log: no CHAIN, no HEAD, no segment; either none was ever written there, or all of it was removed", .0.display()
     )]
     Nothing(PathBuf),
     /// A file cannot be read.
@@ -184,7 +185,7 @@ pub enum Wrong {
     #[error("the header {0}")]
     Header(String),
     /// A line is neither an entry nor a checkpoint.
-    #[error("is no entry: {0}")]
+    #[error("is not an entry: {0}")]
     Unreadable(&'static str),
     /// Entries are missing.
     #[error("{} missing", Missing(*.from, *.to))]
@@ -195,7 +196,7 @@ pub enum Wrong {
         to: u64,
     },
     /// An entry is at the position of another one.
-    #[error("stands where entry {expected} should")]
+    #[error("is where entry {expected} should be")]
     OutOfPlace {
         /// The expected number.
         expected: u64,
@@ -207,13 +208,13 @@ pub enum Wrong {
         next: u64,
     },
     /// A signature does not match.
-    #[error("is not the entry that {by} vouches for")]
+    #[error("is not the entry that {by} confirms")]
     Contradicted {
         /// The signed line.
         by: String,
     },
     /// The end of the chain is missing.
-    #[error("the chain ends here, but {by} vouches for {claimed} entries: the last {} missing", .claimed - .last)]
+    #[error("the chain ends here, but {by} confirms {claimed} entries: the last {} missing", .claimed - .last)]
     Truncated {
         /// The last existing entry.
         last: u64,
@@ -232,16 +233,16 @@ pub enum Wrong {
     #[error("the checkpoint {0}")]
     Checkpoint(String),
     /// There are lines after a checkpoint.
-    #[error("stands after the checkpoint, which is a segment's last line")]
+    #[error("comes after the checkpoint, which is a segment's last line")]
     AfterCheckpoint,
     /// A row's column used for searches differs from the entry.
-    #[error("the column `{0}` says something else than the entry")]
+    #[error("the column `{0}` differs from the entry")]
     Column(&'static str),
     /// The record of a removal from PostgreSQL is invalid.
     #[error("the record of what retention dropped {0}")]
     Drop(String),
     /// An entry is further ahead of `HEAD` than a crash can explain.
-    #[error("is of {time}, and HEAD is of {head_time} and does not vouch for it: a crash leaves at most {} ms unsigned", crate::layout::HEAD_LAG_US / 1000)]
+    #[error("is of {time}, and HEAD is of {head_time} and does not confirm it: a crash leaves at most {} ms unsigned", crate::layout::HEAD_LAG_US / 1000)]
     Overrun {
         /// Its time.
         time: String,
@@ -262,10 +263,10 @@ pub enum Wrong {
     #[error("{0}")]
     Anchor(String),
     /// The program detected at its start that an older state was restored.
-    #[error("says that the program found at its start: {0}")]
+    #[error("records a finding of a start: {0}")]
     Alarm(&'static str),
     /// PostgreSQL lacks entries that the spool recorded as shipped.
-    #[error("the spool was told that {shipped} entries are stored, and the last one here is {last}")]
+    #[error("the spool has {shipped} entries as stored, but the last one here is {last}")]
     Unstored {
         /// The last acknowledged entry.
         shipped: u64,
@@ -291,38 +292,38 @@ impl Wrong {
     /// Explains the problem for operators.
     pub const fn meaning(&self) -> &'static str {
         match self {
-            Self::Chain(_) => "the file was changed or taken away; HEAD and the segments still name their chain",
+            Self::Chain(_) => "the file was changed or removed; HEAD and the segments still name their chain",
             Self::NoHead => {
-                "the file that vouches for the ends of the chains was taken away: entries may be missing at their ends"
+                "the file that confirms the ends of the chains was removed: entries may be missing at their ends"
             }
             Self::Slot { .. } => {
-                "HEAD was changed, or power was lost in the moment in which it was written (then the program's next start mends it)"
+                "HEAD was changed, or power was lost while it was written (then the next start repairs it)"
             }
-            Self::Apart(..) => "a slot was put back to what it was before: entries may be missing at the ends",
-            Self::Header(_) => "the segment's first line was changed, or the segment is another one than its name says",
-            Self::Unreadable(_) => "the line was changed or put there by something else than the program",
-            Self::Missing { .. } => "entries were taken away",
+            Self::Apart(..) => "a slot was restored to an earlier state: entries may be missing at the ends",
+            Self::Header(_) => "the segment's first line was changed, or it is not the segment that its name says",
+            Self::Unreadable(_) => "the line was changed or added by another program",
+            Self::Missing { .. } => "entries were removed",
             Self::OutOfPlace { .. } => "the entry was moved, copied or added",
             Self::Changed { .. } => "one of the two was changed, replaced or added after it was written",
-            Self::Contradicted { .. } => "the entry, or all from some place on, were written anew without the key",
+            Self::Contradicted { .. } => "the entry, or all from some entry on, were rewritten without the key",
             Self::Truncated { .. } => "the end was cut off",
-            Self::Unclosed => "the checkpoint was taken away, and something may have been added before it",
-            Self::NoCheckpoint => "the segment's end was cut off, or its checkpoint taken away",
+            Self::Unclosed => "the checkpoint was removed, and entries may have been added before it",
+            Self::NoCheckpoint => "the segment's end was cut off, or its checkpoint removed",
             Self::Checkpoint(_) => {
                 "the checkpoint was changed, or the segment that it closes, or it is signed with a key that was not given"
             }
-            Self::AfterCheckpoint => "something was added",
+            Self::AfterCheckpoint => "lines were added",
             Self::Column(_) => {
-                "the row was changed: a search takes the entry for what it is not, or does not find it; what the entry says counts"
+                "the row was changed: searches list the entry wrongly or miss it; the entry itself is right"
             }
-            Self::Drop(_) => "rows were deleted by something else than retention, or the record was changed",
+            Self::Drop(_) => "rows were deleted other than by retention, or the record was changed",
             Self::Overrun { .. } => {
-                "an older HEAD was put back, and with it, perhaps, older or no files of other chains: entries may be missing at their ends"
+                "an older HEAD was restored, and with it, perhaps, older or no files of other chains: entries may be missing at their ends"
             }
-            Self::OlderHead { .. } => "the directory, or HEAD alone, was put back to an earlier state",
-            Self::Anchor(_) => "the anchor was changed, or what it vouches for was taken away as a whole",
+            Self::OlderHead { .. } => "the directory, or HEAD alone, was restored to an earlier state",
+            Self::Anchor(_) => "the anchor was changed, or all that it confirms was removed",
             Self::Alarm(_) => {
-                "the audit log was changed while the program did not run; the entry's details say how that showed"
+                "the audit log was changed while the program did not run; the entry's details have the finding"
             }
             Self::Unstored { .. } => "rows were deleted from the database, or it was restored from an older backup",
         }

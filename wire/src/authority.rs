@@ -1,6 +1,6 @@
 //! A host with an optional port, as in `Host` and `Origin`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// `host[:port]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ impl<'a> Authority<'a> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']')?;
-                address.parse::<std::net::Ipv6Addr>().ok()?;
+                address.parse::<Ipv6Addr>().ok()?;
                 (address, port)
             }
             None => text.split_at(text.find(':').unwrap_or(text.len())),
@@ -50,5 +50,69 @@ impl<'a> Authority<'a> {
 /// Whether `text` is valid in `admin.hosts`: a name or an address, without a port.
 pub fn is_host(text: &str) -> bool {
     Authority::parse(text).is_some_and(|host| host.port.is_none() && !text.contains(['[', ':']))
-        || text.parse::<std::net::Ipv6Addr>().is_ok()
+        || text.parse::<Ipv6Addr>().is_ok()
+}
+
+/// Whether `value` is a host with an optional port (RFC 9110 section 7.2), or empty (RFC 9112 section 3.2). The characters of
+/// a host are those of a domain name, percent-encoded bytes or, in brackets, an address; sub-delimiters are none of them, as
+/// the host is written into `Forwarded`.
+pub fn is_host_value(value: &[u8]) -> bool {
+    let is_hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    let mut rest = value;
+    if let Some(address) = value.strip_prefix(b"[") {
+        let Some(end) = memchr::memchr(b']', address) else { return false };
+        let is_address = std::str::from_utf8(&address[..end]).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok());
+        if !is_address {
+            return false;
+        }
+        rest = &address[end + 1..];
+    } else {
+        while let Some((byte, after)) = rest.split_first() {
+            match byte {
+                b'.' | b'-' | b'_' | b'~' => rest = after,
+                byte if byte.is_ascii_alphanumeric() => rest = after,
+                b'%' if is_hex(after.first()) && is_hex(after.get(1)) => rest = &after[2..],
+                b':' if rest.len() < value.len() => break,
+                _ => return false,
+            }
+        }
+    }
+    rest.is_empty() || rest.strip_prefix(b":").is_some_and(|port| port.iter().all(u8::is_ascii_digit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
+        for host in ["", "a", "A-b.example:80", "a:", "[::1]", "[2001:db8::1]:8080", "192.0.2.1:1", "a_b~c.d%41"] {
+            assert!(is_host_value(host.as_bytes()), "{host}");
+        }
+        for other in [
+            ":80",
+            "a:80:80",
+            "a:x",
+            "[::1",
+            "[::1]x",
+            "[]",
+            "[a]",
+            "::1",
+            "[::1]:%41:..",
+            "a%4",
+            "a%zz",
+            "a,b",
+            "a b",
+            "a/b",
+            "a\";for=6",
+            "<a>",
+            "'a'",
+            "a@b",
+            "a?b",
+            "a#b",
+            "a\\",
+        ] {
+            assert!(!is_host_value(other.as_bytes()), "{other}");
+        }
+    }
 }

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_chunks_that_break_the_grammar() {
+    fn rejects_malformed_chunks() {
         for text in [
             &b"\r\n"[..],
             b"x\r\n",

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_believed() {
+    fn headers_of_untrusted_senders_are_ignored() {
         let edge = edge("x-forwarded-for");
         let map = HeaderMap::from_iter([(X_FORWARDED_FOR.clone(), HeaderValue::from_static("203.0.113.9"))]);
         let sender = |address: &str| edge.sender(address.parse().unwrap());
@@ -271,7 +271,7 @@ mod tests {
     proptest! {
         /// The client is always the address that the trusted proxy appends, for any forged prefix.
         #[test]
-        fn what_a_client_writes_never_names_it(forged in "[ -~]{0,40}", of_list in any::<bool>()) {
+        fn a_clients_own_headers_never_set_its_address(forged in "[ -~]{0,40}", of_list in any::<bool>()) {
             let name = if of_list { "x-forwarded-for" } else { "forwarded" };
             let appended = if of_list { "203.0.113.9" } else { "for=203.0.113.9" };
             // As two lines: an unclosed quote in the first does not reach the second.

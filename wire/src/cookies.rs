@@ -79,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_of_ours_is_left_in_any_field(field: Vec<u8>) {
+        fn our_cookies_are_removed_from_every_header(field: Vec<u8>) {
             let mut out = Vec::new();
             write_others(&field, &mut out);
             prop_assert!(values(&out).next().is_none());

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_addresses_as_everybody_does() {
+    fn writes_addresses_as_the_standard_library_does() {
         for address in ["10.0.200.7", "255.255.255.255", "0.0.0.0", "192.168.1.99", "2001:db8::1"] {
             let parsed: IpAddr = address.parse().unwrap();
             assert_eq!(text(|out| write_address(out, parsed)), address);

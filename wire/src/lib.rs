@@ -8,7 +8,8 @@
 //! request     the borrowed request that every check reads              names       header names of our own and of Fly
 //! path        the ways in which an app may read a path                 cookies     the session cookie in header values
 //! client_address   the header that names the client, and its senders   via         `Via` and `CDN-Loop`
-//! sieve       which request headers pass                               forwarding  which ones are added for the app
+//! headers     which headers pass, in both directions: the table        sieve       which senders may set a request header
+//! response_scan    header sections of responses, as bytes arrive       forwarding  which headers are added for the app
 //! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
 
@@ -18,6 +19,7 @@ pub mod client_address;
 pub mod cookies;
 pub mod date;
 pub mod forwarding;
+pub mod headers;
 pub mod malformed;
 pub mod names;
 pub mod path;
@@ -25,6 +27,7 @@ pub mod random;
 pub mod ratelimit;
 pub mod request;
 pub mod request_id;
+pub mod response_scan;
 pub mod retry_after;
 pub mod rewrite;
 pub mod scan;

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_come_from_whichever_leaves_the_client_less() {
+    fn numbers_come_from_the_tighter_limit() {
         for prefix in ["X-RateLimit", "RateLimit"] {
             let value = |upstream: &[(&str, &str)], name: &str| {
                 let names: Vec<String> = upstream.iter().map(|(name, _)| format!("{prefix}-{name}")).collect();
@@ -346,7 +346,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_name_is_written_once_whatever_the_upstream_sends(
+        fn each_name_is_written_once_for_any_upstream_headers(
             lines in proptest::collection::vec((0..8_usize, "[ -~]{0,30}|\"[a-z]{1,6}\";r=[0-9]{1,4}(, x;r=1)?"), 0..6),
         ) {
             let all: Vec<&str> = names().collect();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_numbers_as_everybody_does() {
+    fn writes_numbers_as_the_standard_library_does() {
         for number in [0, 7, 10, 99, 100, 12_345, u64::MAX] {
             let mut text = Vec::new();
             decimal(&mut text, number);

@@ -62,13 +62,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_date_is_as_far_away_as_it_is(seconds in 0..4_000_000_000_u64, now in 0..4_000_000_000_u64) {
+        fn the_time_until_every_date_is_exact(seconds in 0..4_000_000_000_u64, now in 0..4_000_000_000_u64) {
             let text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
             prop_assert_eq!(at(now, &text), Some(seconds.saturating_sub(now).min(LONGEST_SECONDS)));
         }
 
         #[test]
-        fn nothing_that_is_sent_is_an_error(value in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn any_value_is_read_without_error(value in prop::collection::vec(any::<u8>(), 0..60)) {
             let asked = asked_for(&value);
             prop_assert!(asked.is_none_or(|asked| asked <= Duration::from_secs(LONGEST_SECONDS)));
         }

@@ -1,32 +1,20 @@
 //! Writes heads: requests for the app and responses for the client. Pure: bytes in, bytes out.
 //!
-//! Only the fast lane uses this; Pingora writes the header sections of other requests.
+//! Only the fast lane uses this; Pingora writes the header sections of other requests. [`crate::headers`] decides for both
+//! which headers pass.
 
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
 use crate::forwarding::{self, Added};
+use crate::headers::{self, Named, RequestHeaders, ResponseHeaders, Verdict};
 use crate::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_TIMEOUT_MS};
+use crate::request::Fields;
+use crate::response_scan::{MOST_BYTES, MOST_FIELDS};
 use crate::scan::Framing;
-use crate::sieve::{Passage, Removed, Sieve};
+use crate::sieve::{Removed, Sieve};
 use crate::{cookies, ratelimit, retry_after};
-
-/// Whether a header applies to one connection only (RFC 9110 section 7.6.1).
-fn is_hop_by_hop(name: &str) -> bool {
-    let is = |other: &str| name.eq_ignore_ascii_case(other);
-    match name.len() {
-        2 => is("te"),
-        7 => is("upgrade") || is("trailer"),
-        10 => is("connection") || is("keep-alive"),
-        14 => is("http2-settings"),
-        16 => is("proxy-connection"),
-        17 => is("transfer-encoding"),
-        18 => is("proxy-authenticate"),
-        19 => is("proxy-authorization"),
-        _ => false,
-    }
-}
 
 /// The headers to remove from a request.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +23,6 @@ pub struct Sifting<'a> {
     pub sieve: Sieve<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
-    /// `Connection` names headers that are removed.
-    pub nominates: bool,
     /// The body follows in chunks.
     pub is_chunked: bool,
     /// `Host` for a request that has none, as HTTP/1.0 allows.
@@ -48,7 +34,7 @@ pub fn write_request<'r>(
     out: &mut BytesMut,
     request: &httparse::Request<'_, 'r>,
     added: &Added,
-    Sifting { sieve, hides_session, nominates, is_chunked, host }: Sifting<'_>,
+    Sifting { sieve, hides_session, is_chunked, host }: Sifting<'_>,
 ) -> Removed<&'r str, &'r [u8]> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
@@ -58,23 +44,25 @@ pub fn write_request<'r>(
         put_field(out, "Host", host.as_bytes());
     }
     let mut removed = Removed::default();
+    let named = Named::of(Fields::Wire(request.headers));
+    let table = RequestHeaders { sieve, named, hides_session, added };
     for field in request.headers.iter() {
-        if is_hop_by_hop(field.name) || (nominates && is_nominated(request.headers, field.name)) {
-            continue;
-        }
-        let passage = sieve.passage(field.name);
-        if passage != Passage::Passes {
-            removed.forged |= passage == Passage::Forged;
-            if removed.claim.is_none() && sieve.is_claim(field.name) {
-                removed.claim = Some((field.name, field.value));
+        match table.verdict(field.name) {
+            Verdict::Passes => put_field(out, field.name, field.value),
+            verdict @ (Verdict::Removed | Verdict::Forged) => {
+                removed.forged |= verdict == Verdict::Forged;
+                if removed.claim.is_none() && sieve.is_claim(field.name) {
+                    removed.claim = Some((field.name, field.value));
+                }
             }
-        } else if hides_session && field.name.eq_ignore_ascii_case("cookie") && cookies::is_in(field.value) {
-            let mut others = Vec::with_capacity(field.value.len());
-            if cookies::write_others(field.value, &mut others) {
-                put_field(out, field.name, &others);
+            Verdict::Cookie if cookies::is_in(field.value) => {
+                let mut others = Vec::with_capacity(field.value.len());
+                if cookies::write_others(field.value, &mut others) {
+                    put_field(out, field.name, &others);
+                }
             }
-        } else if !added.replaces(field.name) {
-            put_field(out, field.name, field.value);
+            Verdict::Cookie => put_field(out, field.name, field.value),
+            Verdict::HopByHop | Verdict::Framing | Verdict::Replaced => {}
         }
     }
     if is_chunked {
@@ -85,15 +73,6 @@ pub fn write_request<'r>(
     }
     out.put_slice(b"\r\n");
     removed
-}
-
-/// Whether a client may have this header removed with `Connection`, and does. It cannot remove what the request needs.
-fn is_nominated(headers: &[httparse::Header<'_>], name: &str) -> bool {
-    !name.eq_ignore_ascii_case("host")
-        && headers
-            .iter()
-            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
-            .any(|header| nominates(header.value, name))
 }
 
 /// Writes the head of [`write_request`] for a peer, with the signed hop header added.
@@ -159,8 +138,6 @@ pub struct InvalidAnswer;
 
 /// Space for headers added to a response, so that its buffer is allocated once.
 const OWN_FIELDS_BYTES: usize = 192;
-/// Maximum number of headers in a response.
-const MOST_FIELDS: usize = 128;
 
 /// Properties of the request, and headers to add to the response.
 #[derive(Clone, Copy, Debug)]
@@ -188,17 +165,17 @@ pub struct Frame<'a> {
 pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Result<Option<AnswerHead>, InvalidAnswer> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut answer = httparse::Response::new(&mut fields);
-    let len = match answer.parse(input) {
-        Ok(httparse::Status::Complete(len)) => len,
+    let len = match parser().parse_response(&mut answer, input) {
+        Ok(httparse::Status::Complete(len)) if len <= MOST_BYTES => len,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(InvalidAnswer),
+        Ok(httparse::Status::Complete(_)) | Err(_) => return Err(InvalidAnswer),
     };
     let status = answer.code.ok_or(InvalidAnswer)?;
     if status == 101 || !(100..1000).contains(&status) {
         return Err(InvalidAnswer);
     }
     let connection = Said::of(answer.headers)?;
-    let has_no_body = frame.is_head_request || status < 200 || status == 204 || status == 304;
+    let has_no_body = frame.is_head_request || !headers::may_have_body(status);
     let body = match (connection.length, connection.chunked) {
         _ if has_no_body => AnswerBody::Framed(Framing::Length(0)),
         (_, true) => AnswerBody::Framed(Framing::Chunked),
@@ -206,41 +183,40 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         (None, false) => AnswerBody::UntilClose,
     };
     out.reserve(len + OWN_FIELDS_BYTES);
-    out.put_slice(b"HTTP/1.1 ");
-    put_status(out, status);
-    out.put_u8(b' ');
-    out.put_slice(answer.reason.unwrap_or_default().as_bytes());
-    out.put_slice(b"\r\n");
+    put_status_line(out, status, answer.reason.unwrap_or_default());
     let is_final = status >= 200;
     let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
     let mut is_shared = status == 304;
     let own_limits = frame.limits.filter(|_| is_final);
     let mut upstream_limits = ratelimit::Upstream::default();
+    let table = ResponseHeaders {
+        status,
+        named: Named::known(Fields::Wire(answer.headers), connection.names_headers),
+        passes_trailers: connection.chunked && !has_no_body,
+        sends_request_id: frame.request_id.is_some(),
+        limits: own_limits,
+    };
     for field in answer.headers.iter() {
         let is = |other: &str| field.name.len() == other.len() && field.name.eq_ignore_ascii_case(other);
-        has_date |= is("date");
-        is_event_stream |= is("content-type") && is_event_stream_type(field.value);
-        if is(X_OUTRIGGER_REFUSED.as_str()) {
-            // Between Machines only: an app's response with this header would be mistaken for a declined request.
-            is_given_back = true;
-            continue;
-        }
-        is_shared |= is("cache-control") && cookies::is_shared(field.value);
         if is("retry-after") && retry_after.is_none() {
             retry_after = retry_after::asked_for(field.value);
         }
-        let stays =
-            !is_hop_by_hop(field.name) || (is("upgrade") && status == 426) || (is("trailer") && connection.chunked);
-        let replaced = frame.request_id.is_some() && is("x-request-id");
-        let nominated = connection.nominates.is_some_and(|names| nominates(names, field.name));
-        let is_merged = own_limits.is_some_and(|own| upstream_limits.take(own, field.name, field.value));
-        if stays && !replaced && !nominated && !is_merged {
-            put_field(out, field.name, field.value);
+        match table.verdict(field.name) {
+            Verdict::Passes => {
+                has_date |= is("date");
+                is_event_stream |= is("content-type") && is_event_stream_type(field.value);
+                is_shared |= is("cache-control") && cookies::is_shared(field.value);
+                put_field(out, field.name, field.value);
+            }
+            Verdict::Replaced => _ = own_limits.is_some_and(|own| upstream_limits.take(own, field.name, field.value)),
+            Verdict::Removed => is_given_back |= is(X_OUTRIGGER_REFUSED.as_str()),
+            Verdict::HopByHop | Verdict::Framing | Verdict::Forged | Verdict::Cookie => {}
         }
     }
     // The client's connection stays open after the app's closes: a response without a length is forwarded in chunks.
     let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
-    if (in_chunks || (connection.chunked && frame.is_head_request)) && !frame.is_http10 {
+    let in_chunks = in_chunks || (connection.chunked && frame.is_head_request && headers::may_have_body(status));
+    if in_chunks && !frame.is_http10 {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if is_final {
@@ -261,44 +237,53 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         }
     }
     out.put_slice(b"\r\n");
-    let speaks_11 = answer.version == Some(1);
-    // A body behind 204 would be read as the next response.
-    let may_have_body = status == 204 && (connection.chunked || connection.length.is_some_and(|length| length > 0));
-    let keeps_connection = if speaks_11 { !connection.close } else { connection.keep_alive } && !may_have_body;
+    let keeps_connection = connection.stays_open(status, answer.version == Some(1));
     Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after, is_given_back }))
 }
 
-fn put_status(out: &mut BytesMut, status: u16) {
+/// Accepts whitespace before a colon, which a proxy removes from responses (RFC 9112 section 5.1).
+fn parser() -> httparse::ParserConfig {
+    let mut parser = httparse::ParserConfig::default();
+    parser.allow_spaces_after_header_name_in_responses(true);
+    parser
+}
+
+fn put_status_line(out: &mut BytesMut, status: u16, reason: &str) {
+    out.put_slice(b"HTTP/1.1 ");
     // Three digits, checked by the caller; each remainder is below ten.
     out.put_slice(&[100, 10, 1].map(|unit| b'0' + (status / unit % 10) as u8));
+    out.put_u8(b' ');
+    out.put_slice(reason.as_bytes());
+    out.put_slice(b"\r\n");
 }
 
 /// Connection and body headers of a response.
 #[derive(Default)]
-struct Said<'a> {
+struct Said {
     length: Option<u64>,
     chunked: bool,
     close: bool,
     keep_alive: bool,
-    /// The value of `Connection`, if it names other headers.
-    nominates: Option<&'a [u8]>,
+    /// `Connection` names other headers.
+    names_headers: bool,
 }
 
-impl<'a> Said<'a> {
-    fn of(fields: &[httparse::Header<'a>]) -> Result<Self, InvalidAnswer> {
+impl Said {
+    fn of(fields: &[httparse::Header<'_>]) -> Result<Self, InvalidAnswer> {
         let mut said = Self::default();
+        let mut options = 0;
         for field in fields {
             let is = |other: &str| field.name.eq_ignore_ascii_case(other);
             match field.name.len() {
                 10 if is("connection") => {
-                    for token in field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
-                        if token.eq_ignore_ascii_case(b"close") {
-                            said.close = true;
-                        } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                            said.keep_alive = true;
-                        } else if !token.is_empty() {
-                            said.nominates = Some(field.value);
-                        }
+                    for option in headers::options(field.value) {
+                        said.close |= option.eq_ignore_ascii_case(b"close");
+                        said.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                        said.names_headers |= headers::names_header(option);
+                        options += 1;
+                    }
+                    if options > headers::MOST_OPTIONS {
+                        return Err(InvalidAnswer);
                     }
                 }
                 14 if is("content-length") => {
@@ -321,12 +306,15 @@ impl<'a> Said<'a> {
         // With two lengths for one body, a client that uses the other one misreads the next response.
         if said.chunked && said.length.is_some() { Err(InvalidAnswer) } else { Ok(said) }
     }
-}
 
-/// Whether `Connection: names` names `field`. An app cannot remove framing headers that way.
-fn nominates(names: &[u8], field: &str) -> bool {
-    !field.eq_ignore_ascii_case("content-length")
-        && names.split(|b| *b == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(field.as_bytes()))
+    /// Whether another request may be sent on the connection.
+    fn stays_open(&self, status: u16, speaks_11: bool) -> bool {
+        // The bytes of a body that must not exist (RFC 9110 section 15.3.5) would be read as the next response.
+        let has_stray_body = status == 204 && (self.chunked || self.length.is_some_and(|length| length > 0));
+        // HTTP/1.0 has no chunks.
+        let is_faulty = has_stray_body || (self.chunked && !speaks_11);
+        !is_faulty && if speaks_11 { !self.close } else { self.keep_alive }
+    }
 }
 
 /// Whether a `Content-Type`, with or without parameters, is that of an event stream.
@@ -336,115 +324,4 @@ pub fn is_event_stream_type(value: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const FRAME: Frame<'static> = Frame {
-        is_head_request: false,
-        request_id: Some(b"id-1"),
-        date: b"now",
-        limits: None,
-        session: b"",
-        closes: false,
-        is_http10: false,
-    };
-
-    fn relay(answer: &str, frame: Frame<'_>) -> Result<Option<(AnswerHead, String)>, InvalidAnswer> {
-        let mut out = BytesMut::new();
-        let head = relay_answer(answer.as_bytes(), &mut out, frame)?;
-        Ok(head.map(|head| (head, String::from_utf8(out.to_vec()).unwrap())))
-    }
-
-    #[test]
-    fn an_event_stream_is_known_by_its_media_type() {
-        for is in ["text/event-stream", "Text/Event-Stream; charset=utf-8", "text/event-stream ;x=y"] {
-            assert!(is_event_stream_type(is.as_bytes()), "{is}");
-        }
-        for is_not in ["", "text/event-streams", "application/json; x=text/event-stream"] {
-            assert!(!is_event_stream_type(is_not.as_bytes()), "{is_not}");
-        }
-    }
-
-    #[test]
-    fn the_time_that_is_left_is_written_anew_where_it_is_the_last_field() {
-        let anew = |head: &str| {
-            let mut head = BytesMut::from(head);
-            set_timeout(&mut head, Duration::from_millis(250));
-            String::from_utf8(head.to_vec()).unwrap()
-        };
-        let line = "GET / HTTP/1.1\r\nhost: a\r\n";
-        assert_eq!(
-            anew(&format!("{line}x-request-timeout-ms: 30000\r\n\r\n")),
-            format!("{line}x-request-timeout-ms: 250\r\n\r\n")
-        );
-        for other in [format!("{line}\r\n"), format!("{line}x-request-timeout-ms: 1\r\nb: c\r\n\r\n"), String::new()] {
-            assert_eq!(anew(&other), other);
-        }
-    }
-
-    #[test]
-    fn passes_on_what_is_for_the_client() {
-        let answer = "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nConnection: keep-alive, X-Hop\r\n\
-                      X-Request-Id: theirs\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\nok";
-        let (head, written) = relay(answer, FRAME).unwrap().unwrap();
-        assert_eq!(
-            written,
-            "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Request-Id: id-1\r\nDate: now\r\n\r\n"
-        );
-        assert_eq!(
-            (head.status, head.body, head.keeps_connection),
-            (200, AnswerBody::Framed(Framing::Length(2)), true)
-        );
-        assert_eq!(head.len, answer.len() - 2);
-    }
-
-    #[test]
-    fn knows_how_an_answer_ends() {
-        let body = |answer: &str, frame| relay(answer, frame).unwrap().unwrap().0.body;
-        let nothing = AnswerBody::Framed(Framing::Length(0));
-        assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n", FRAME), AnswerBody::UntilClose);
-        assert_eq!(
-            body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", FRAME),
-            AnswerBody::Framed(Framing::Chunked)
-        );
-        assert_eq!(body("HTTP/1.1 204 No Content\r\n\r\n", FRAME), nothing);
-        assert_eq!(body("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", FRAME), nothing);
-        assert_eq!(body("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", FRAME), nothing);
-        assert_eq!(
-            body("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", Frame { is_head_request: true, ..FRAME }),
-            nothing
-        );
-    }
-
-    #[test]
-    fn an_answer_without_a_length_is_passed_on_in_chunks() {
-        let (_, written) = relay("HTTP/1.0 200 OK\r\n\r\n", FRAME).unwrap().unwrap();
-        assert!(written.contains("Transfer-Encoding: chunked\r\n"), "{written}");
-    }
-
-    #[test]
-    fn refuses_what_contradicts_itself() {
-        for answer in [
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
-            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
-            "garbage garbage\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
-        ] {
-            assert_eq!(relay(answer, FRAME).unwrap_err(), InvalidAnswer, "{answer:?}");
-        }
-        assert_eq!(relay("HTTP/1.1 200 OK\r\nContent-Le", FRAME), Ok(None));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), status in 0..1000_u32) {
-            let mut answer = format!("HTTP/1.1 {status} x\r\n").into_bytes();
-            answer.extend(bytes);
-            let _ = relay_answer(&answer, &mut BytesMut::new(), FRAME);
-        }
-    }
-}
+mod tests;

@@ -104,6 +104,13 @@ impl<'a> Sieve<'a> {
         }
     }
 
+    /// Whether only some senders may set a header of this name.
+    pub fn is_guarded(&self, name: &str) -> bool {
+        let source = self.edge.source.header();
+        source.is_some_and(|source| name.eq_ignore_ascii_case(source.as_str()))
+            || guard(name).is_some_and(|guard| guard != Guard::Anybody)
+    }
+
     /// Whether a removed header claims a client address that is to be noted.
     pub fn is_claim(&self, name: &str) -> bool {
         self.notes_claims && is_usual(name) && guard(name) == Some(Guard::Address)
@@ -190,7 +197,7 @@ mod tests {
     use crate::client_address::AddressSource;
 
     #[test]
-    fn each_sender_may_say_what_is_its_own() {
+    fn each_sender_may_set_its_own_headers() {
         use Passage::{Forged, Passes, Removed};
         let passages = |source: &'static str, name: &str| {
             let edge = Edge { source: AddressSource::of(HeaderName::from_static(source)), ..Edge::default() };
@@ -232,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn another_spelling_of_a_guarded_name_passes_from_nobody() {
+    fn another_spelling_of_a_guarded_name_is_always_removed() {
         use Passage::{Forged, Passes};
         let edge = |source| Edge { source: AddressSource::of(HeaderName::from_static(source)), ..Edge::default() };
         let passages = |source, read: &[HeaderName], name: &str| {

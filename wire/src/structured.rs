@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_told_from_everything_else() {
+    fn a_list_is_distinguished_from_everything_else() {
         let split = |line: &str| {
             let items = items(line.as_bytes())?;
             Some(items.into_iter().map(|item| String::from_utf8_lossy(item).into_owned()).collect::<Vec<_>>())

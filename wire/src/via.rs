@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn is_added_behind_what_others_have_said() {
+    fn is_appended_to_existing_values() {
         assert_eq!(written(&[], true, Version::HTTP_11), "1.1 outrigger-1");
         assert_eq!(written(&[("via", "2 fly.io")], true, Version::HTTP_2), "2 fly.io, 2 outrigger-1");
         let two = [("Via", "1.0 fred"), ("VIA", ""), ("via", "1.1 p.example.net (x)")];
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_itself_in_either_field_and_nobody_else() {
+    fn finds_only_itself_in_via_and_cdn_loop() {
         let pseudonym = Pseudonym::fresh();
         let other = Pseudonym::fresh();
         let value = format!("1.1 a, 2 {:?} (b), 1.1 c", pseudonym);

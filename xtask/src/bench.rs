@@ -167,7 +167,9 @@ impl Candidate {
             return Err(Error::new(format_args!("{} ended: {ended}", self.name)).hint(proxy.log_tail(10)));
         }
         if report.contains("Non-2xx") || report.contains("Socket errors") {
-            return Err(Error::new(format_args!("{} did not answer every request well", self.name)).hint(hint()));
+            return Err(
+                Error::new(format_args!("{} did not respond to every request with 200", self.name)).hint(hint())
+            );
         }
         let read = || {
             let requests = report.lines().find(|line| line.contains(" requests in "))?.split_whitespace().next()?;
@@ -250,7 +252,7 @@ fn milliseconds(text: &str) -> Option<f64> {
 fn table(candidates: &[Candidate], runs: &BTreeMap<usize, Vec<Run>>, seconds: u32) -> String {
     let mut text = format!(
         "Median [lowest–highest] of {ROUNDS} runs of {seconds} s, {CONNECTIONS} connections, one thread for each \
-         proxy, 100-byte answers over loopback.\n\n\
+         proxy, 100-byte responses over loopback.\n\n\
          | proxy | CPU µs/request | requests/s | p99 ms | resident MiB |\n|---|---|---|---|---|\n"
     );
     for (index, candidate) in candidates.iter().enumerate() {

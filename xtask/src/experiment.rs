@@ -14,5 +14,5 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     let program = paths::target().join("release/outrigger-experiment");
     let status = Command::new(&program).args(args).status().while_(format_args!("running {}", program.display()))?;
-    if status.success() { Ok(()) } else { Err(Error::new("the experiment did not come to its end; see above")) }
+    if status.success() { Ok(()) } else { Err(Error::new("the experiment did not complete; see above")) }
 }

@@ -42,7 +42,7 @@ pub fn send(
     stream.write_all(request.as_bytes()).while_(doing())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).while_(doing())?;
-    parse(&answer).ok_or_else(|| Error::new(format_args!("{}: the answer is not HTTP", doing())))
+    parse(&answer).ok_or_else(|| Error::new(format_args!("{}: the response is not HTTP", doing())))
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_half_an_answer() {
+    fn rejects_incomplete_responses() {
         assert_eq!(parse(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nhi"), None);
         assert_eq!(parse(b"SSH-2.0-x\r\n\r\n"), None);
     }

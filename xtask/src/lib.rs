@@ -19,6 +19,7 @@ pub mod python;
 pub mod redis;
 pub mod reference;
 pub mod service;
+pub mod sizes;
 pub mod tools;
 pub mod wait;
 

@@ -1,6 +1,6 @@
 //! `cargo xtask`: the commands for developers and CI.
 
-#![allow(clippy::print_stdout, reason = "a command for people: what it prints is its result")]
+#![allow(clippy::print_stdout, reason = "a command for people: its output is its result")]
 
 mod bench;
 mod experiment;
@@ -14,17 +14,18 @@ use xtask::{Error, Result, Tool, say, tools};
 const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
-  up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends it all
+  up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends everything
   up --machines N  the same with N Machines behind a stand-in for Fly's edge
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
-  soak [ARGS]      what takes too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
+  soak [ARGS]      tests that take too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
   docs             check the links in doc comments, and that the proxy builds without its optional features
+  deny [ARGS]      check advisories, licences, sources and duplicates of all dependencies; ARGS go to `cargo deny check`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
-                   only sees that it works, --help says what else
+                   only checks that it works, --help has more options
   tools            only install what `up` and `test` need
 
-Programs are looked for in PATH and below target/tools. What is missing is installed with apt (as root or with sudo)
+Programs are looked for in PATH and below target/tools. Missing ones are installed with apt (as root or with sudo)
 and pip. DATABASE_URL and CHROMA_URL, when set, are used by `up` instead of starting a server.
 All state is below target/.";
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Some("test") => suite::run(rest),
         Some("soak") => suite::soak(rest),
         Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
+        Some("deny") => suite::deny(rest),
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),

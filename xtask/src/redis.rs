@@ -120,7 +120,7 @@ mod tests {
 
     /// Needs Redis, which `cargo xtask test` unpacks.
     #[test]
-    fn a_server_stops_crashes_and_comes_back_knowing_nothing() {
+    fn a_server_stops_crashes_and_returns_empty() {
         let mut server = Redis::start(&paths::state("redis-test").unwrap()).unwrap();
         assert_eq!(server.command("SET a 1").unwrap(), "OK");
         assert_eq!(server.command("GET a").unwrap(), "1");

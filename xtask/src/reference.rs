@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_the_documented_one_is_told_of() {
+    fn a_table_that_differs_from_the_document_is_an_error() {
         if std::env::var_os(UPDATE).is_none() {
             let error = metrics("docs/metrics.md", "proxy metrics", "a\tgauge\t\tNow.\n").unwrap_err();
             assert!(error.to_string().contains("docs/metrics.md"), "{error}");

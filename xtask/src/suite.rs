@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the same checks as in CI.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, process::Command, thread, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 
@@ -8,7 +8,9 @@ const BUILD: [&str; 6] = ["build", "--workspace", "--bins", "--tests", "--exampl
 
 /// Installs missing tools, then runs every step, even after a failure, so that one run reports all failures.
 pub fn run(args: &[String]) -> Result<()> {
-    tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
+    tools::install(&Tool::BUILD)?;
+    // The other tools arrive while the build runs: one waits for the network, the other for the processor.
+    let others = thread::spawn(|| step("tools", || tools::install(&all_tools())));
     // Built first, since cargo does not build programs of other packages for a test. Built together with the tests,
     // since cargo unifies the features of one build: separately, the programs would need many dependencies a second
     // time.
@@ -17,9 +19,11 @@ pub fn run(args: &[String]) -> Result<()> {
         // The lints may have stopped the build. The tests run all the same.
         step("build", || checked(&mut cargo(&BUILD)))?;
     }
+    others.join().map_err(|_| Error::new("installing the tools has panicked"))??;
     let tests = tests(args)?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
+        ("dependencies", denied(&["--log-level", "error", "--locked", "check", "bans", "licenses", "sources"])?),
         // The same compiler as in the build, so that its result is used.
         ("tests", if lints.is_ok() { linted(tests) } else { tests }),
     ];
@@ -33,11 +37,16 @@ pub fn run(args: &[String]) -> Result<()> {
 
 /// Runs the tests that take minutes, one after the other.
 pub fn soak(args: &[String]) -> Result<()> {
-    tools::install(&[Tool::RUN.as_slice(), &Tool::TEST].concat())?;
+    tools::install(&all_tools())?;
     step("build", || programs::build(false))?;
     let mut soak = with_tools(cargo(&["test", "--package", "outrigger-tests", "--test", "e2e", "--"]))?;
     soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(args);
     step("soak", || checked(&mut soak))
+}
+
+/// What the tests need besides the compilers.
+fn all_tools() -> Vec<Tool> {
+    [Tool::RUN.as_slice(), &Tool::TEST].concat()
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -60,6 +69,22 @@ pub fn docs() -> Result<()> {
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     step("documentation", || checked(&mut documentation))?;
     step("features", || checked(&mut cargo(&["check", "--package", "outrigger", "--no-default-features", "--quiet"])))
+}
+
+/// `cargo xtask deny`: all checks of `deny.toml`. Not part of `cargo xtask test`: advisories are fetched from the network, and a
+/// new one must not fail an unchanged commit.
+pub fn deny(args: &[String]) -> Result<()> {
+    tools::install(&[Tool::CargoDeny])?;
+    let mut deny = denied(&["--locked", "check"])?;
+    deny.args(args);
+    step("dependencies", || checked(&mut deny))
+}
+
+fn denied(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(Tool::CargoDeny.get()?);
+    command.args(args).current_dir(paths::root());
+    programs::forget_package(&mut command);
+    Ok(command)
 }
 
 /// Compiles the workspace's crates with clippy's driver: rustc with more lints. One compilation does for both, and the

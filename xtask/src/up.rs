@@ -162,12 +162,12 @@ fn start_somewhere(state: &Path, machines: u8) -> Result<(House, Addresses)> {
         match start(state, &addresses) {
             Ok(house) => return Ok((house, addresses)),
             Err(_) if all.iter().any(|at| !ports::is_free(at.port())) => {
-                say("somebody took one of the ports meanwhile; once more");
+                say("one of the ports was taken meanwhile; trying again");
             }
             Err(error) => return Err(error),
         }
     }
-    Err(Error::new("others keep taking the ports that we choose")
+    Err(Error::new("other processes keep taking the chosen ports")
         .hint("is another `cargo xtask up` failing over and over?"))
 }
 
@@ -303,8 +303,8 @@ fn tour(at: &Addresses, document: &str, state: &Path, audit: &str) -> String {
 curl -sS -c {jar} -b {jar} {api}/{document} {key} -o /dev/null && grep -c {kept} {jar}
 curl -sS http://{admin}/machines
 
-A session keeps its Machine by the cookie {kept}. Kill a proxy or an app (`ps` shows them): the others stand in, and it comes
-back. The edge is a stand-in for Fly's: see docs/machines.md."
+The cookie {kept} makes sessions sticky. Kill a proxy or an app (`ps` shows them): the others take over until it is restarted.
+The edge is a stand-in for Fly's: see docs/machines.md."
         )
     } else {
         String::new()
@@ -312,7 +312,7 @@ back. The edge is a stand-in for Fly's: see docs/machines.md."
     let new = r#"{"title":"Hello","content":"From the tour.","embedding":[0.8,0.2,0.0,0.3,0.0,0.0,0.1,0.0]}"#;
     format!(
         "
-All is up. A tour, to paste into another terminal:
+Everything is running. A tour, to paste into another terminal:
 
 curl -sS http://{proxy}/health/detailed
 curl -sS {api} {key} {json} -d '{new}'
@@ -320,12 +320,12 @@ curl -sS {api}/search {key} {json} -d '{{\"embedding\":{near},\"limit\":3}}'
 curl -sS {api}/{document} {key}
 curl -sS http://{admin}/metrics/all | grep ^outrigger_requests_total
 {of_many}
-Who did that, and whether the audit trail of it is whole, here and in PostgreSQL (docs/audit.md):
+The audit log of that, and whether it is complete, here and in PostgreSQL (docs/audit.md):
 
 {audit}
-Edit config/proxy.toml and save: the proxy follows within a second, or says what is wrong in
+Edit config/proxy.toml and save: the proxy applies it within a second, or reports the mistakes in
 {log}.
-Ctrl-C ends all of it."
+Ctrl-C ends everything."
     )
 }
 
@@ -379,6 +379,6 @@ impl House {
         for error in outcomes.into_iter().flatten().filter_map(Result::err) {
             say(error);
         }
-        say("all has ended; the data is kept for the next time");
+        say("all processes have ended; the data is kept for the next start");
     }
 }

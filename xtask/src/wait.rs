@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Pause between two checks: short compared to the waits, long compared to the cost of a check.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Calls `look` until it returns a value. `what` completes the sentence "waited 10s for …".
+/// Calls `look` until it returns a value. `what` completes the sentence "timed out after 10s waiting for …".
 pub fn for_some<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
@@ -18,7 +18,7 @@ pub fn for_some<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(format_args!("waited {limit:?} for {what}, in vain")));
+            return Err(Error::new(format_args!("timed out after {limit:?} waiting for {what}")));
         }
         thread::sleep(PAUSE);
     }

@@ -53,7 +53,7 @@ pub async fn require(State(app): State<App>, request: Request, next: Next) -> Re
         return next.run(request).await;
     }
     app.metrics.requests.auth_refusals.with_label_values(&["audit_secret"]).inc();
-    let refusal = "send OUTRIGGER_AUDIT_SECRET as Authorization: Bearer SECRET, the same as this program has";
+    let refusal = "send OUTRIGGER_AUDIT_SECRET as Authorization: Bearer SECRET, with the value that the app has";
     let mut response = ApiError::Unauthorized(refusal).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"audit\""));
     response
@@ -143,7 +143,7 @@ pub async fn retain(
     let asked: RetentionRequest = json(request).await?;
     let mut retention = Retention::new();
     for (name, seconds) in asked.retention {
-        let class = Class::named(&name).ok_or_else(|| ApiError::BadRequest(format!("{name:?} is no class")))?;
+        let class = Class::named(&name).ok_or_else(|| ApiError::BadRequest(format!("{name:?} is not a class")))?;
         if seconds < SHORTEST_RETENTION_S {
             let hint = "keep it for a day (86400) at least, or leave it out to keep all";
             return Err(ApiError::BadRequest(format!("{name} would be kept for {seconds} seconds; {hint}")));
@@ -151,7 +151,7 @@ pub async fn retain(
         retention.insert(class, seconds);
     }
     let turn = Arc::clone(&app.audit.retention).try_lock_owned();
-    let turn = turn.map_err(|_| ApiError::Busy("an earlier removal is still under way".to_owned()))?;
+    let turn = turn.map_err(|_| ApiError::Busy("an earlier removal is still running".to_owned()))?;
     let removing = app.clone();
     let task = tokio::spawn(async move {
         let _turn = turn;
@@ -250,7 +250,7 @@ fn is_about_others(error: &tokio_postgres::Error) -> bool {
 fn meaning(what: &'static str, error: StoreError) -> ApiError {
     match error {
         StoreError::Database(error) if is_about_others(&error) => {
-            ApiError::Busy("the audit trail is in use by something else".to_owned())
+            ApiError::Busy("the audit log is in use by another operation".to_owned())
         }
         StoreError::Database(error) => crate::postgres::judge(what, &error),
         StoreError::Busy(_) => ApiError::Busy(error.to_string()),
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_through_the_proxy_is_told_by_what_the_proxy_adds() {
+    fn requests_through_the_proxy_are_recognised_by_its_headers() {
         let with = |name: &'static str| {
             is_from_outside(&HeaderMap::from_iter([(name.parse().unwrap(), "x".parse().unwrap())]))
         };

@@ -72,7 +72,7 @@ impl FromRequestParts<App> for Asker {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let missing = || ApiError::Internal("a request of nobody, or without a name".to_owned());
+        let missing = || ApiError::Internal("a request without a principal or a request id".to_owned());
         let principal = parts.extensions.get::<Principal>().cloned().ok_or_else(missing)?;
         let RequestId(request_id) = parts.extensions.get::<RequestId>().cloned().ok_or_else(missing)?;
         Ok(Self { principal, request_id })
@@ -258,7 +258,7 @@ mod tests {
     const KEY: &[&str] = &["--audit-keys=k1:0123456789abcdef0123456789abcdef"];
 
     #[test]
-    fn an_entry_says_who_did_what_to_which_document() {
+    fn an_entry_names_the_actor_the_action_and_the_document() {
         let entry = Entry::new(
             "m1",
             "r\"1",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_somebody_else_and_nobody_is_called_by_name() {
+    fn actors_are_distinct_pseudonyms() {
         let (audit, metrics) = (audit(KEY, "true"), Metrics::new().unwrap().audit);
         let actor = |principal| audit.entry(&metrics, &asker(principal), Act::List).unwrap().actor;
         let (user, key) = (actor(Principal::User("ann".to_owned())), actor(Principal::Key("ann".to_owned())));

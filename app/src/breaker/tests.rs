@@ -17,7 +17,7 @@ fn opened(mode: Mode, open_for: Duration) -> Arc<Breaker> {
 const LONG: Duration = Duration::from_secs(60);
 
 #[test]
-fn an_open_one_refuses_says_why_and_when_and_is_quick_about_it() {
+fn an_open_breaker_rejects_at_once_with_reason_and_retry_after() {
     let breaker = opened(Mode::Enforce, LONG);
     let error = breaker.ask().unwrap_err();
     let ApiError::BreakerOpen { dependency: Dependency::Postgres, reason, retry_after } = &error else {
@@ -33,7 +33,7 @@ fn an_open_one_refuses_says_why_and_when_and_is_quick_about_it() {
 }
 
 #[test]
-fn a_success_between_failures_keeps_it_closed_and_a_client_that_left_is_neither() {
+fn a_success_resets_the_count_and_a_disconnected_client_is_not_counted() {
     let breaker = breaker(Mode::Enforce, LONG);
     for _ in 0..10 {
         breaker.ask().unwrap().failed("x");
@@ -48,7 +48,7 @@ fn a_success_between_failures_keeps_it_closed_and_a_client_that_left_is_neither(
 }
 
 #[test]
-fn whoever_sees_the_database_answer_need_not_wait_for_the_time_to_pass() {
+fn a_successful_check_allows_probes_before_the_open_time_ends() {
     let breaker = opened(Mode::Enforce, LONG);
     assert!(breaker.ask().is_err());
     breaker.answers();
@@ -59,7 +59,7 @@ fn whoever_sees_the_database_answer_need_not_wait_for_the_time_to_pass() {
 }
 
 #[test]
-fn a_few_probes_at_a_time_and_those_that_tell_nothing_make_room() {
+fn probes_are_limited_and_one_without_a_result_frees_its_permit() {
     let breaker = opened(Mode::Enforce, LONG);
     breaker.answers();
     let probes: Vec<Call> = (0..PROBES).map(|_| breaker.ask().unwrap()).collect();
@@ -72,7 +72,7 @@ fn a_few_probes_at_a_time_and_those_that_tell_nothing_make_room() {
 }
 
 #[test]
-fn only_watching_it_counts_and_refuses_nobody() {
+fn monitor_mode_counts_and_rejects_no_call() {
     let breaker = opened(Mode::Monitor, LONG);
     for _ in 0..5 {
         breaker.ask().unwrap().failed("x");
@@ -89,7 +89,7 @@ fn only_watching_it_counts_and_refuses_nobody() {
 }
 
 #[test]
-fn switched_off_it_sees_nothing() {
+fn off_mode_counts_no_call() {
     let breaker = opened(Mode::Off, LONG);
     assert_eq!(breaker.report(), Report { state: "CLOSED", failures: 0, mode: "off", trouble: None });
 }
@@ -117,7 +117,7 @@ fn the_report_reads_as_the_design_says() {
 }
 
 #[tokio::test]
-async fn nobody_connects_while_it_is_open_and_one_at_a_time_while_it_is_tried() {
+async fn no_connects_while_open_and_one_at_a_time_while_half_open() {
     let breaker = opened(Mode::Enforce, LONG);
     let soon = |work| tokio::time::timeout(Duration::from_millis(50), work);
     assert!(soon(breaker.turn_to_connect()).await.is_err());

@@ -75,7 +75,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn is_warm_at_its_minimum_before_anybody_asks() {
+async fn opens_its_minimum_before_the_first_checkout() {
     let fake = Fake::default();
     let pool = pool(&fake, Mode::Enforce);
     until("two idle connections", || pool.numbers().idle == 2).await;
@@ -114,7 +114,7 @@ async fn a_connection_dropped_in_the_middle_of_its_work_is_never_used_again() {
 }
 
 #[tokio::test]
-async fn tells_busy_from_away() {
+async fn distinguishes_an_exhausted_pool_from_a_database_that_is_down() {
     let fake = Fake::default();
     let pool = pool(&fake, Mode::Enforce);
     let mut held = Vec::new();
@@ -136,7 +136,7 @@ async fn tells_busy_from_away() {
 }
 
 #[tokio::test]
-async fn nobody_waits_beyond_their_own_deadline() {
+async fn no_checkout_waits_beyond_its_deadline() {
     let fake = Fake::default();
     fake.0.away.store(true, Ordering::Relaxed);
     let pool = pool(&fake, Mode::Off);
@@ -147,7 +147,7 @@ async fn nobody_waits_beyond_their_own_deadline() {
 }
 
 #[tokio::test]
-async fn whoever_holds_a_connection_for_too_long_is_counted_once() {
+async fn a_connection_held_too_long_is_counted_once() {
     let fake = Fake::default();
     let pool = pool(&fake, Mode::Monitor);
     let held = pool.checkout("test", soon()).await.unwrap();
@@ -174,7 +174,7 @@ async fn left_alone(fake: &Fake) -> Pool<Fake> {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_left_alone_by_requests_and_by_the_pool() {
+async fn a_database_that_is_down_gets_no_attempts_of_requests_or_the_pool() {
     let fake = Fake::default();
     let pool = left_alone(&fake).await;
     assert_eq!(state(&pool), "OPEN");
@@ -188,7 +188,7 @@ async fn a_database_that_is_away_is_left_alone_by_requests_and_by_the_pool() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_back_gets_its_requests_back_without_one_of_them_having_to_try() {
+async fn a_recovered_database_is_probed_before_requests_use_it() {
     let fake = Fake::default();
     let pool = left_alone(&fake).await;
     // No health check has succeeded, and the open time has not passed.
@@ -202,7 +202,7 @@ async fn a_database_that_is_back_gets_its_requests_back_without_one_of_them_havi
 }
 
 #[tokio::test]
-async fn whoever_trusts_a_health_check_too_early_reopens_it_at_the_first_failure() {
+async fn a_failed_probe_after_a_good_health_check_reopens_the_breaker() {
     let fake = Fake::default();
     let pool = left_alone(&fake).await;
     pool.probed(&Ok(()));
@@ -212,7 +212,7 @@ async fn whoever_trusts_a_health_check_too_early_reopens_it_at_the_first_failure
 }
 
 #[tokio::test]
-async fn a_pool_that_is_busy_says_nothing_about_its_database() {
+async fn an_exhausted_pool_is_no_failure_of_the_database() {
     let fake = Fake::default();
     let pool = pool(&fake, Mode::Enforce);
     let mut held = Vec::new();
@@ -231,7 +231,7 @@ async fn a_pool_that_is_busy_says_nothing_about_its_database() {
 }
 
 #[tokio::test]
-async fn those_who_hardly_wait_learn_nothing() {
+async fn checkouts_with_short_deadlines_count_no_failure() {
     let fake = Fake::default();
     fake.0.hangs.store(true, Ordering::Relaxed);
     let pool = pool(&fake, Mode::Off);

@@ -67,7 +67,7 @@ fn who(found: &Identified) -> Option<(VerifiedKind, &str, Tier)> {
 }
 
 #[test]
-fn a_user_counts_before_a_key_and_a_key_before_nobody() {
+fn a_user_takes_precedence_over_a_key_and_a_key_over_no_credential() {
     let credentials = credentials();
     let token = bearer(&good());
     let both = identify(&credentials, &[("authorization", &token), ("x-api-key", "sesame")]);
@@ -86,7 +86,7 @@ fn a_bad_token_does_not_spoil_a_good_key() {
 }
 
 #[test]
-fn what_cannot_be_verified_is_ignored_and_says_why() {
+fn an_unverifiable_credential_is_ignored_and_counted_by_reason() {
     let credentials = credentials();
     let with = |field: &str, value: Value| {
         let mut claims = good();
@@ -126,7 +126,7 @@ fn what_cannot_be_verified_is_ignored_and_says_why() {
 }
 
 #[test]
-fn other_schemes_are_the_app_s_business() {
+fn other_authorization_schemes_are_left_to_the_app() {
     let credentials = credentials();
     for value in ["Basic YW5uOnB3", "Bearer", "", "Bearerx.y.z", "Digest a=b"] {
         assert_eq!(identify(&credentials, &[("authorization", value)]), Identified::default(), "{value}");
@@ -136,7 +136,7 @@ fn other_schemes_are_the_app_s_business() {
 }
 
 #[test]
-fn who_presents_two_of_a_kind_is_believed_in_neither() {
+fn two_credentials_of_one_kind_are_both_ignored() {
     let credentials = credentials();
     let token = bearer(&good());
     let found = identify(&credentials, &[("authorization", &token), ("authorization", &token)]);
@@ -270,7 +270,7 @@ fn the_same_forged_token_costs_little() {
 }
 
 #[test]
-fn unknown_keys_are_clients_of_their_own_where_that_is_wanted() {
+fn unknown_keys_are_separate_clients_if_configured() {
     let counting = Credentials::new(keys(&[], true), None);
     assert!(!counting.is_empty());
     let (a, b) = (identify(&counting, &[("x-api-key", "a")]), identify(&counting, &[("x-api-key", "b")]));
@@ -290,7 +290,7 @@ fn unknown_keys_are_clients_of_their_own_where_that_is_wanted() {
 }
 
 #[test]
-fn where_nothing_is_configured_nothing_is_looked_at() {
+fn without_configuration_credentials_are_not_read() {
     let nothing = Credentials::new(keys(&[], false), None);
     assert!(nothing.is_empty() && Credentials::default().is_empty());
     let found = nothing
@@ -301,7 +301,7 @@ fn where_nothing_is_configured_nothing_is_looked_at() {
 }
 
 #[test]
-fn a_hash_tells_kinds_apart_and_stays_the_same() {
+fn a_hash_is_stable_and_differs_by_kind() {
     assert_eq!(client_hash(kind::USER, b"ann"), client_hash(kind::USER, b"ann"));
     assert_ne!(client_hash(kind::USER, b"ann"), client_hash(kind::KEY, b"ann"));
     assert_ne!(client_hash(kind::USER, b"ann"), client_hash(kind::USER, b"bob"));
@@ -312,7 +312,7 @@ fn a_hash_tells_kinds_apart_and_stays_the_same() {
 }
 
 #[test]
-fn nothing_shows_a_secret() {
+fn secrets_are_never_shown() {
     let shown = format!("{:?}", credentials());
     assert!(!shown.contains("0123") && !shown.contains("48, 49") && !shown.contains("sesame"), "{shown}");
 }
@@ -325,7 +325,7 @@ fn every_reason_has_its_own_label() {
 
 proptest::proptest! {
     #[test]
-    fn no_field_makes_it_panic(value in "\\PC{0,60}|Bearer [A-Za-z0-9_.-]{0,60}", key in "[!-~]{0,40}") {
+    fn no_header_makes_it_panic(value in "\\PC{0,60}|Bearer [A-Za-z0-9_.-]{0,60}", key in "[!-~]{0,40}") {
         if let Ok(value) = HeaderValue::from_str(&value) {
             let mut map = fields(&[("x-api-key", &key)]);
             map.insert("authorization", value);

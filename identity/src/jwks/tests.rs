@@ -128,7 +128,7 @@ async fn keys_come_and_go_as_the_issuer_publishes_them() {
 }
 
 #[tokio::test]
-async fn whatever_goes_wrong_the_last_good_keys_stay() {
+async fn the_last_good_keys_stay_after_any_failed_fetch() {
     let issuer = Issuer::start().await;
     let pair = KeyPair::ed25519();
     let credentials = credentials(issuer.source(Duration::from_secs(600), FLOOR));
@@ -138,13 +138,13 @@ async fn whatever_goes_wrong_the_last_good_keys_stay() {
     let token = token(&pair, "k");
     let too_large = format!("{{\"keys\": [{}", " ".repeat(MOST_BYTES));
     for (status, body, expected) in [
-        (500, "", "the answer is 500 instead of 200"),
-        (302, "", "the answer is 302 instead of 200"),
-        (200, "not JSON", "the answer is no JSON Web Key Set"),
-        (200, "[]", "the answer is no JSON Web Key Set"),
+        (500, "", "the response has status 500 instead of 200"),
+        (302, "", "the response has status 302 instead of 200"),
+        (200, "not JSON", "the response is not a JSON Web Key Set"),
+        (200, "[]", "the response is not a JSON Web Key Set"),
         (200, "{\"keys\": []}", "none of its 0 keys can be used"),
         (200, "{\"keys\": [{\"kty\": \"oct\", \"k\": \"c2VjcmV0\"}, 7]}", "none of its 2 keys can be used"),
-        (200, &too_large, "the answer is larger than 1024 KiB"),
+        (200, &too_large, "the response is larger than 1024 KiB"),
     ] {
         issuer.says(status, body);
         let error = source.refresh().await.unwrap_err().to_string();
@@ -174,7 +174,7 @@ async fn only_keys_that_fit_what_is_pinned_are_taken() {
 }
 
 #[tokio::test]
-async fn an_unknown_key_asks_at_once_but_not_more_often_than_the_floor() {
+async fn an_unknown_key_id_triggers_a_fetch_at_most_once_per_minimum_interval() {
     let issuer = Issuer::start().await;
     let (old, new) = (KeyPair::ed25519(), KeyPair::ed25519());
     let floor = Duration::from_millis(400);
@@ -204,7 +204,7 @@ async fn an_unknown_key_asks_at_once_but_not_more_often_than_the_floor() {
 }
 
 #[tokio::test]
-async fn the_same_unknown_key_does_not_ask_twice() {
+async fn the_same_unknown_key_id_triggers_one_fetch() {
     let issuer = Issuer::start().await;
     let source = issuer.source(Duration::from_secs(600), FLOOR);
     let is_asked = || async { tokio::time::timeout(Duration::from_millis(20), source.asked.notified()).await.is_ok() };
@@ -248,7 +248,7 @@ async fn keys_are_fetched_again_after_a_failure_and_after_the_interval() {
 }
 
 #[tokio::test]
-async fn a_reload_keeps_the_keys_of_the_same_place_and_fetches_from_another() {
+async fn a_reload_keeps_the_keys_of_the_same_url_and_fetches_from_a_new_one() {
     let (issuer, other) = (Issuer::start().await, Issuer::start().await);
     let (ours, theirs) = (KeyPair::ed25519(), KeyPair::ed25519());
     issuer.publishes(&[ours.jwk("k")]);
@@ -286,7 +286,7 @@ async fn a_reload_keeps_the_keys_of_the_same_place_and_fetches_from_another() {
 }
 
 #[tokio::test]
-async fn a_place_that_hangs_does_not_hold_up_the_next() {
+async fn an_issuer_that_hangs_does_not_delay_the_next() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap()).parse().unwrap();
     let hanging = credentials(Source::new(url, Algorithm::EdDsa, Duration::from_secs(600)).unwrap());
@@ -305,7 +305,7 @@ async fn a_place_that_hangs_does_not_hold_up_the_next() {
 }
 
 #[test]
-fn https_has_something_to_verify_the_server_with_or_says_so() {
+fn https_without_ca_certificates_is_an_error() {
     let url = "https://login.example.com/jwks.json".parse().unwrap();
     match Source::new(url, Algorithm::Rs256, Duration::from_secs(600)) {
         Ok(source) => assert!(source.keys().is_empty()),

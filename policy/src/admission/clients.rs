@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_as_heavy_as_the_time_that_its_requests_take() {
+    fn a_client_weighs_as_much_as_the_app_time_of_its_requests() {
         let mut clients = Clients::default();
         for n in 0..50 {
             uses(&mut clients, 1000 + n, n * MS, 10 * MS);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn new_clients_for_each_request_make_no_ordinary_client_heavy() {
+    fn a_new_client_per_request_makes_no_other_client_heavy() {
         let mut clients = Clients::default();
         for n in 0..10_000 {
             uses(&mut clients, n % 100, n * MS, 20 * MS);

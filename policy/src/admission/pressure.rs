@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_granted_is_counted_by_interval() {
+    fn grants_are_counted_by_interval() {
         let mut pressure = Pressure::default();
         (0..10).for_each(|n| pressure.granted(1_000 + n, 100));
         assert_eq!(pressure.drained(1_050, 100), 10);

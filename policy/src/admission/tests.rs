@@ -42,7 +42,7 @@ fn answers<T: Default>(admission: &mut Admission<T>, latency_ns: u64) {
 }
 
 #[test]
-fn a_guest_takes_a_free_slot_or_none_and_nobodys_place() {
+fn ask_now_takes_a_free_permit_only_and_displaces_no_request() {
     let mut admission: Admission<u32> = Admission::new(settings(1, 2));
     assert!(admission.ask_now(9));
     assert!(!admission.ask_now(9));
@@ -55,7 +55,7 @@ fn a_guest_takes_a_free_slot_or_none_and_nobodys_place() {
 }
 
 #[test]
-fn the_more_important_go_first_and_then_the_oldest() {
+fn requests_are_ordered_by_priority_then_by_arrival() {
     let mut a = full(1, 9);
     let tickets = [
         wait(&mut a, Priority::Low, 1, "low"),
@@ -76,7 +76,7 @@ fn the_more_important_go_first_and_then_the_oldest() {
 }
 
 #[test]
-fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
+fn while_the_app_is_down_requests_wait_then_go_in_order_within_the_limit() {
     let mut a = Admission::new(settings(1, 3));
     a.suspend();
     let names = ["low", "medium", "high", "critical"];
@@ -104,7 +104,7 @@ fn while_the_app_is_away_all_wait_and_then_go_in_order_as_slots_allow() {
 }
 
 #[test]
-fn who_is_only_counted_gets_no_slot_after_an_outage_and_takes_nobody_along() {
+fn disowned_requests_get_no_permit_after_an_outage_and_expire_alone() {
     let mut a = full(1, 9);
     let counted = wait(&mut a, Priority::High, 1, "counted");
     a.disown(counted);
@@ -122,7 +122,7 @@ fn who_is_only_counted_gets_no_slot_after_an_outage_and_takes_nobody_along() {
 }
 
 #[test]
-fn the_newest_of_the_least_important_makes_room_and_nobody_else() {
+fn only_the_newest_of_the_lowest_priority_is_displaced() {
     let mut a = full(1, 2);
     let (older, newer) = (wait(&mut a, Priority::Low, 1, "older"), wait(&mut a, Priority::Low, 2, "newer"));
     assert_eq!(a.ask(ask(Priority::Low, 3), |_, _| {}), Verdict::Refuse);
@@ -137,7 +137,7 @@ fn the_newest_of_the_least_important_makes_room_and_nobody_else() {
 }
 
 #[test]
-fn a_greedy_client_waits_behind_a_modest_one_and_makes_room_for_it() {
+fn a_greedy_client_queues_behind_a_modest_one_and_is_displaced_by_it() {
     let mut a = full(1, 3);
     let greedy: Vec<_> = (0..3).map(|_| wait(&mut a, Priority::Medium, 7, "greedy")).collect();
     assert_eq!(a.ask(ask(Priority::Medium, 7), |_, _| {}), Verdict::Refuse);
@@ -168,7 +168,7 @@ fn a_client_with_one_request_is_never_displaced_for_another_of_the_same_priority
 }
 
 #[test]
-fn a_slot_granted_to_somebody_who_has_left_is_not_lost() {
+fn a_permit_granted_to_a_disconnected_client_is_not_lost() {
     let mut a = full(1, 9);
     let ticket = wait(&mut a, Priority::Medium, 1, "left");
     done(&mut a, 1000);
@@ -193,7 +193,7 @@ fn flood(a: &mut Admission<()>, from: u64, to: u64, every: u64) -> (u32, u32) {
 const MS: u64 = 1_000_000;
 
 #[test]
-fn a_burst_may_wait_and_an_overload_is_cut_to_what_the_app_answers_in_half_of_the_longest_wait() {
+fn a_burst_may_queue_and_an_overloaded_queue_holds_half_of_max_wait() {
     let mut a: Admission<()> = Admission::new(settings(8, 1000));
     answers(&mut a, 20 * MS);
     let start = 10_000 * MS;
@@ -217,14 +217,14 @@ fn a_burst_may_wait_and_an_overload_is_cut_to_what_the_app_answers_in_half_of_th
 }
 
 #[test]
-fn what_was_slow_before_says_nothing_about_how_long_a_burst_may_be() {
+fn earlier_slow_responses_do_not_shorten_the_queue_for_a_burst() {
     let mut a: Admission<()> = Admission::new(settings(20, 1000));
     answers(&mut a, 3_000 * MS);
     assert_eq!(flood(&mut a, 5_000_000 * MS, 5_000_000 * MS + 100, 1), (0, 0));
 }
 
 #[test]
-fn in_a_priority_that_gets_nothing_the_next_makes_room_once_it_has_waited_for_half_of_the_time() {
+fn in_a_starved_priority_the_oldest_is_displaced_after_half_of_max_wait() {
     let mut a = full(1, 3);
     let ask_at = |a: &mut Admission<&'static str>, client: u64, at_ms: u64| {
         let mut displaced = Vec::new();
@@ -243,7 +243,7 @@ fn in_a_priority_that_gets_nothing_the_next_makes_room_once_it_has_waited_for_ha
 }
 
 #[test]
-fn whoever_nobody_wakes_expires() {
+fn a_disowned_request_expires_after_max_wait() {
     let mut a = full(1, 9);
     let monitored = wait(&mut a, Priority::Low, 1, "");
     a.disown(monitored);
@@ -257,7 +257,7 @@ fn whoever_nobody_wakes_expires() {
 }
 
 #[test]
-fn a_stream_of_new_clients_delays_nobody_beyond_those_that_were_there() {
+fn new_clients_delay_no_request_that_waited_before_them() {
     let mut a: Admission<u64> = Admission::new(settings(1, 10_000));
     assert!(a.ask_now(1));
     let queue = |a: &mut Admission<u64>, client: u64| {
@@ -277,7 +277,7 @@ fn a_stream_of_new_clients_delays_nobody_beyond_those_that_were_there() {
 }
 
 #[test]
-fn a_heavy_client_goes_after_those_that_come_meanwhile_but_only_so_many() {
+fn a_heavy_client_is_overtaken_by_a_bounded_number_of_later_requests() {
     let mut a: Admission<u64> = Admission::new(settings(1, 100));
     let queue = |a: &mut Admission<u64>, client: u64| {
         let Verdict::Wait(ticket) = a.ask(ask(Priority::Medium, client), |_, _| {}) else { panic!("it waits") };
@@ -350,7 +350,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_comes_no_permit_is_lost_and_nobody_waits_for_more_grants_than_stated(
+    fn no_permit_is_lost_and_no_request_waits_for_more_grants_than_stated(
         steps in steps(), limit in 1..5_u32, queue in 1..40_u32,
     ) {
         let mut a: Admission<u64> = Admission::new(settings(limit, queue));

@@ -38,7 +38,7 @@ fn a_line_has_its_members_in_the_order_that_the_docs_give() {
 }
 
 #[test]
-fn method_and_status_refine_what_a_route_says() {
+fn method_and_status_refine_the_type_of_a_route() {
     let event =
         |declared: &str, method, status| Declared::named(declared).unwrap().event(method, status).map(EventType::name);
     let rows = [
@@ -67,7 +67,7 @@ fn method_and_status_refine_what_a_route_says() {
 }
 
 #[test]
-fn names_lead_back_to_what_they_name() {
+fn every_name_reads_back_as_its_value() {
     for event in EventType::ALL {
         assert_eq!(EventType::named(event.name()), Some(event));
     }
@@ -88,7 +88,7 @@ fn a_time_reads_as_the_date_that_it_is() {
 proptest! {
     /// Text from a client never ends a line or its string.
     #[test]
-    fn whatever_is_sent_a_line_is_one_line_of_json(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+    fn any_request_makes_exactly_one_line_of_json(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let mut out = Vec::new();
         text(&mut out, &bytes);
         let shown = String::from_utf8(out).unwrap();

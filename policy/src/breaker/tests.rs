@@ -113,7 +113,7 @@ fn a_rate_opens_it_only_with_enough_calls_in_the_window() {
 }
 
 #[test]
-fn what_is_older_than_the_window_is_forgotten() {
+fn calls_older_than_the_window_are_not_counted() {
     let mut breaker = Breaker::new(Settings { consecutive: 0, ..settings() });
     for _ in 0..19 {
         assert!(call(&mut breaker, SECOND, FAILED));
@@ -128,7 +128,7 @@ fn what_is_older_than_the_window_is_forgotten() {
 }
 
 #[test]
-fn no_more_probes_than_allowed_are_out_and_an_abandoned_one_gives_its_place_back() {
+fn probes_are_bounded_and_an_abandoned_one_is_returned() {
     let (mut breaker, first) = half_open();
     let now = 60 * SECOND;
     let second = breaker.ask(now, somebody()).unwrap();
@@ -145,7 +145,7 @@ fn no_more_probes_than_allowed_are_out_and_an_abandoned_one_gives_its_place_back
 }
 
 #[test]
-fn each_trip_in_a_row_is_twice_as_long_and_the_answer_of_before_says_nothing() {
+fn each_trip_in_a_row_is_twice_as_long_and_late_responses_are_ignored() {
     let mut breaker = opened();
     let mut now = 60 * SECOND;
     let mut lengths = Vec::new();
@@ -163,7 +163,7 @@ fn each_trip_in_a_row_is_twice_as_long_and_the_answer_of_before_says_nothing() {
 }
 
 #[test]
-fn whoever_stayed_well_for_long_begins_anew() {
+fn the_open_time_resets_after_a_long_time_without_trips() {
     let again = |after: u64| {
         let mut breaker = on_the_ramp();
         let now = 60 * SECOND + after;
@@ -176,7 +176,7 @@ fn whoever_stayed_well_for_long_begins_anew() {
 }
 
 #[test]
-fn traffic_comes_back_linearly() {
+fn traffic_ramps_up_linearly() {
     let mut breaker = on_the_ramp();
     let mut passed = [0_u32; 10];
     for ms in 0..10_000_u64 {
@@ -194,7 +194,7 @@ fn traffic_comes_back_linearly() {
 }
 
 #[test]
-fn an_operator_comes_first() {
+fn an_operators_setting_takes_precedence() {
     let mut breaker = Breaker::new(settings());
     let before = breaker.ask(0, somebody()).unwrap();
     breaker.control_by(Control::ForcedOpen, 0);
@@ -210,7 +210,7 @@ fn an_operator_comes_first() {
 }
 
 #[test]
-fn what_others_have_seen_ends_its_time() {
+fn try_now_ends_the_open_time() {
     let mut breaker = opened();
     assert!(breaker.ask(SECOND, somebody()).is_err());
     breaker.try_now();
@@ -219,7 +219,7 @@ fn what_others_have_seen_ends_its_time() {
 }
 
 #[test]
-fn several_clients_open_it_and_one_does_not_whatever_it_sees() {
+fn failures_of_several_clients_open_it_and_those_of_one_client_do_not() {
     for (window, consecutive) in
         [(Span::Calls(50), 0), (Span::Time(Duration::from_secs(10)), 0), (settings().window, 5)]
     {
@@ -245,7 +245,7 @@ fn several_clients_open_it_and_one_does_not_whatever_it_sees() {
 }
 
 #[test]
-fn a_client_whose_requests_all_fail_is_refused_alone_and_probes_alone() {
+fn a_client_whose_requests_all_fail_is_rejected_and_probed_alone() {
     for bad in [SILENT, FAILED] {
         let mut breaker = Breaker::new(settings());
         for _ in 0..5 {
@@ -268,7 +268,7 @@ fn a_client_whose_requests_all_fail_is_refused_alone_and_probes_alone() {
 }
 
 #[test]
-fn a_client_that_is_served_between_failures_is_not_refused() {
+fn a_client_with_successes_between_failures_is_not_rejected() {
     let mut breaker = Breaker::new(settings());
     for n in 0..100 {
         assert!(call_by(&mut breaker, client(1), 0, if n % 5 == 4 { QUICK } else { FAILED }));
@@ -276,7 +276,7 @@ fn a_client_that_is_served_between_failures_is_not_refused() {
 }
 
 #[test]
-fn where_places_share_it_failures_at_one_of_them_refuse_only_there() {
+fn a_shared_breaker_rejects_only_at_the_place_that_fails() {
     for bad in [FAILED, SILENT, REPORTED, SLOW] {
         let limits = Settings { is_shared: true, slow_rate: Some(0.5), ..settings() };
         let mut breaker = Breaker::new(limits);
@@ -299,7 +299,7 @@ fn where_places_share_it_failures_at_one_of_them_refuse_only_there() {
 }
 
 #[test]
-fn more_places_than_are_told_apart_cost_no_more_memory() {
+fn more_places_than_are_tracked_use_no_more_memory() {
     let mut breaker = Breaker::new(Settings { is_shared: true, ..settings() });
     for n in 0..10_000 {
         let _ = call_by(&mut breaker, Caller { client: n % 7, place: n }, n, FAILED);
@@ -308,7 +308,7 @@ fn more_places_than_are_told_apart_cost_no_more_memory() {
 }
 
 #[test]
-fn more_clients_than_are_told_apart_are_several() {
+fn more_clients_than_are_tracked_count_as_several() {
     for consecutive in [0, 200] {
         let mut breaker = Breaker::new(Settings { consecutive, minimum: 200, ..settings() });
         for n in 0..200 {
@@ -501,7 +501,7 @@ proptest! {
 
     /// Reported failures of one client open it for a second at most, and not at all while other clients are served.
     #[test]
-    fn what_one_client_is_told_refuses_others_for_a_moment_at_most(pauses in prop::collection::vec(1..SECOND, 10..200)) {
+    fn failures_reported_to_one_client_reject_others_for_a_second_at_most(pauses in prop::collection::vec(1..SECOND, 10..200)) {
         let mut breaker = Breaker::new(settings());
         let (mut now, mut refused_for, mut last) = (0, 0, None);
         for pause in pauses {
@@ -530,7 +530,7 @@ proptest! {
     /// It opened because the app was unreachable, which is over. One client fails or stalls every probe that it gets; another
     /// client with two requests per second is still served within seconds.
     #[test]
-    fn one_clients_probes_keep_it_open_for_nobody_else(
+    fn failed_probes_of_one_client_do_not_keep_it_open_for_others(
         what in prop::collection::vec(0..4_usize, 100), probes in 1..4_u32, connections in 1..6_usize,
     ) {
         let mut breaker = Breaker::new(Settings { probes, ..settings() });
@@ -560,7 +560,7 @@ proptest! {
 
     /// A dead upstream and a constant 20 requests per 10 ms, from one client or many: fewer than 70 attempts in a minute.
     #[test]
-    fn a_dead_other_side_is_left_alone(open_s in 2..90u64, probes in 1..4u32, clients in prop::sample::select(vec![1_u64, 2, 500])) {
+    fn a_dead_upstream_gets_few_attempts(open_s in 2..90u64, probes in 1..4u32, clients in prop::sample::select(vec![1_u64, 2, 500])) {
         let open_for = Duration::from_secs(open_s);
         let mut breaker = Breaker::new(Settings { open_for, probes, ..settings() });
         let mut attempts = 0;

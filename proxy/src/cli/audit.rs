@@ -83,14 +83,14 @@ pub struct Place {
 #[derive(Clone, Debug, Args)]
 pub struct By {
     /// The operator, for the audit log.
-    #[arg(long, default_value_t = whoever(), value_name = "WHO")]
+    #[arg(long, default_value_t = operator_name(), value_name = "NAME")]
     by: String,
     /// The reason, for the audit log.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
 
-fn whoever() -> String {
+fn operator_name() -> String {
     let name = |name| std::env::var(name).ok().filter(|name| !name.is_empty());
     let named = name("SUDO_USER").or_else(|| name("USER")).or_else(|| name("LOGNAME"));
     named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
@@ -128,11 +128,11 @@ pub enum AuditError {
     Config(ConfigError),
     /// No directory is configured.
     #[error(
-        "no trail is named: set audit.directory in the configuration, or OUTRIGGER_AUDIT_DIRECTORY, or write --directory DIRECTORY"
+        "no audit log is named: set audit.directory in the configuration, or OUTRIGGER_AUDIT_DIRECTORY, or use --directory DIRECTORY"
     )]
     NoDirectory,
     /// There are no keys.
-    #[error("{KEYS} is not set, and {} is not there: set it to what the program has", .0.display())]
+    #[error("{KEYS} is not set, and {} does not exist: set it as for the proxy", .0.display())]
     NoKeys(PathBuf),
     /// The keys cannot be used.
     #[error("{from}: {source}")]
@@ -166,7 +166,7 @@ pub enum AuditError {
     #[error("PostgreSQL: {0}")]
     Database(String),
     /// The program that writes the audit log failed.
-    #[error("the program that writes the trail, at {address} (admin.listen): {problem}")]
+    #[error("the proxy that writes the audit log, at {address} (admin.listen): {problem}")]
     Program {
         /// Its admin listener.
         address: SocketAddr,
@@ -174,7 +174,7 @@ pub enum AuditError {
         problem: String,
     },
     /// The entry about the command could not be added.
-    #[error("nothing was done, because it cannot be entered into the trail: {0}")]
+    #[error("not done, because it cannot be recorded in the audit log: {0}")]
     NotEntered(Box<AuditError>),
     /// Any other problem that the operator has to know.
     #[error("{0}")]
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_written_as_the_trail_has_it() {
+    fn a_subject_is_written_as_in_the_audit_log() {
         let read = |text: &str| text.parse::<Subject>().map(|subject| subject.0);
         assert_eq!(read("user:ann").unwrap(), "user:ann");
         assert_eq!(read("address:::ffff:192.0.2.1").unwrap(), "address:192.0.2.1");

@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_would_be_refused() {
+    fn explains_rejections() {
         let explained = |path| explain(&config(), HERE, "POST", path, &HeaderMap::new()).unwrap();
         insta::assert_snapshot!(explained("/api%2Fv1/documents/search"));
         for (path, label) in [

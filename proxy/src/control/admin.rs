@@ -22,9 +22,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
@@ -32,6 +29,7 @@ use crate::control::admin::pages::{Page, off_thread};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged};
 use crate::mechanism::limits::shared::Mode as Sharing;
+use crate::transport::ask::ask;
 use crate::transport::upstream::{ConnectError, Upstream};
 
 /// Timeout for the app's metrics; Prometheus allows ten seconds for both.
@@ -44,12 +42,12 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
-                     /healthz      200 while this process serves, 503 while it leaves\n\
-                     /admission    slots, queue and latency of the app\n\
-                     /breakers     where each stands; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
-                     /limits       what each tier may ask of each limit\n\
+                     /healthz      200 while this process serves, 503 while it drains\n\
+                     /admission    permits, queue and latency of the app\n\
+                     /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
+                     /limits       rate limits of each tier\n\
                      /machines     this Machine and its peers\n\
-                     /bans         who is banned; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
+                     /bans         banned clients; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
                      \x20             DELETE /bans/CLIENT lifts\n";
 
 /// Serves until the process ends.
@@ -197,38 +195,31 @@ enum ScrapeError {
     Request(#[from] http::Error),
     #[error("it responds with {0}")]
     Status(StatusCode),
-    #[error("its response is {0:?}, and no metrics")]
+    #[error("its response has the type {0:?} and no metrics")]
     Content(HeaderValue),
     #[error("{0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("it takes longer than {} s", SCRAPE_TIMEOUT.as_secs())]
+    #[error("it did not respond within {} s", SCRAPE_TIMEOUT.as_secs())]
     Late,
 }
 
 async fn fetch(upstream: &Upstream, path: &str) -> Result<OfApp, ScrapeError> {
-    ask(upstream.connect().await?, path).await
-}
-
-async fn ask(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> Result<OfApp, ScrapeError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    let connection = tokio::spawn(connection);
-    // Also ends the connection when the scrape is given up: otherwise an endless page would be read forever.
-    let _ends = AbortOnDrop(connection);
     let request = http::Request::get(path)
         .header(header::HOST, "localhost")
         .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
         .header(header::ACCEPT_ENCODING, "identity")
         .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let answer = sender.send_request(request).await?;
-    if answer.status() != StatusCode::OK {
-        return Err(ScrapeError::Status(answer.status()));
+        .body(Bytes::new())?;
+    let answer = ask(upstream.connect().await?, request).await?;
+    if answer.head.status != StatusCode::OK {
+        return Err(ScrapeError::Status(answer.head.status));
     }
-    if let Some(content) = no_metrics(answer.headers()) {
+    let headers = &answer.head.headers;
+    if let Some(content) = no_metrics(headers) {
         return Err(ScrapeError::Content(content.clone()));
     }
-    let kind = answer.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
-    let page = Limited::new(answer.into_body(), SCRAPE_BYTES).collect().await.map_err(ScrapeError::Body)?.to_bytes();
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default().to_owned();
+    let page = answer.body(SCRAPE_BYTES).await.map_err(ScrapeError::Body)?;
     let is_openmetrics =
         kind.starts_with(b"application/openmetrics-text") || page.trim_ascii_end().ends_with(b"\n# EOF");
     let dialect = if is_openmetrics { Dialect::OpenMetrics } else { Dialect::Text };
@@ -244,22 +235,13 @@ fn no_metrics(headers: &HeaderMap) -> Option<&HeaderValue> {
     coding.or_else(|| headers.get(header::CONTENT_TYPE).filter(|kind| starts_with(kind, "text/html")))
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<Result<(), hyper::Error>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
     use crate::engine::metrics::Metrics;
-    use crate::mechanism::access_log::AccessLog;
-    use crate::mechanism::log::LogQueue;
+    use crate::mechanism::log::{AccessLog, LogQueue};
     use outrigger_rules::config::Config;
     use outrigger_rules::sections::log::LogFormat;
 

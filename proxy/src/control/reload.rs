@@ -16,8 +16,9 @@ use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::engine::notices;
 use crate::engine::state::{Snapshot, State};
-use crate::mechanism::audit::{acts, upkeep};
+use crate::mechanism::audit::upkeep;
 use crate::mechanism::log::LevelSwitch;
 use crate::transport::upstream::checked::Checked;
 
@@ -32,21 +33,23 @@ const SETTLED_AFTER: u32 = 2;
 
 /// Identifies one version of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     modified: (i64, i64),
     bytes: u64,
     inode: u64,
 }
 
 impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
+    /// The version of this file now; `None` if there is no such file.
+    pub fn of(file: &Path) -> Option<Self> {
         let meta = std::fs::metadata(file).ok()?;
         Some(Self { modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.size(), inode: meta.ino() })
     }
 }
 
-/// Watches `file` for the life of the process.
-pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level: LevelSwitch) {
+/// Watches `file` for the life of the process. `in_force` is the version that the process was started with, taken before it was read,
+/// so that a change during the start is not missed; `None` if it was started without a file.
+pub async fn watch(file: PathBuf, mut in_force: Option<Stamp>, state: Arc<State>, level: LevelSwitch) {
     let reloader = Reloader { file, state, level };
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
@@ -55,8 +58,7 @@ pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level:
             None
         }
     };
-    let mut in_force = if began_without { None } else { Stamp::of(&reloader.file) };
-    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, began_without);
+    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, in_force.is_none());
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => false,
@@ -68,7 +70,7 @@ pub async fn watch(file: PathBuf, began_without: bool, state: Arc<State>, level:
         let has_settled = looks_alike >= SETTLED_AFTER;
         if seen.is_none() && (asked || (has_settled && !is_gone)) {
             is_gone = true;
-            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the rules in force stay");
+            tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the current configuration stays in force");
         }
         if seen.is_some() && (asked || (has_settled && seen != in_force)) {
             let has_file = in_force.is_some();
@@ -114,11 +116,11 @@ impl Reloader {
         self.state.metrics.config.reloaded(false);
         let version = self.state.rules.load().version;
         // The texts of the problems may contain a secret, so only their number is recorded.
-        acts::reloaded(&self.state, version, Some(error.problems.len()));
+        notices::reloaded(&self.state, version, Some(error.problems.len()));
         tracing::error!(
             config_version = version,
             problems = error.problems.len(),
-            "the changed configuration is refused, the rules before it stay in force:\n{error}"
+            "the changed configuration is rejected, the previous one stays in force:\n{error}"
         );
     }
 
@@ -170,13 +172,16 @@ impl Reloader {
         self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
+        if let (Some(trail), Some(basis)) = (&self.state.trail, &next.audit) {
+            trail.set_basis(Arc::clone(basis));
+        }
         if app_moved {
             tracing::info!(event = "app_moved", app = %next.config.app.address, "requests go to {} from now on", next.config.app.address);
         }
         // The tasks that resolve names, too: another name may be in force now.
         self.state.app_moved.notify_waiters();
-        acts::reloaded(&self.state, next.version, None);
-        acts::flags_changed(&self.state, acts::flags(&before.config), &next.config);
+        notices::reloaded(&self.state, next.version, None);
+        notices::flags_changed(&self.state, upkeep::flags(&before.config), &next.config);
         upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {

@@ -13,8 +13,7 @@ use outrigger_wire::retry_after::seconds;
 use crate::engine::exchange::{Exchange, Listener};
 use crate::engine::rejection::Problem;
 use crate::engine::reply::Reply;
-use crate::engine::stages::failover;
-use crate::mechanism::limits;
+use crate::engine::stages::{failover, limits};
 
 /// The head of a response of Outrigger's own, without `Date` and `Connection`: Pingora adds them itself, and
 /// [`OwnResponse::write`] does elsewhere.
@@ -87,8 +86,8 @@ impl<'a> OwnResponse<'a> {
         if let Some(field) = self.replay {
             put(FLY_REPLAY.as_str(), field);
         }
-        if let Some(exchange) = self.exchange {
-            limits::headers::each(exchange, put);
+        if let Some(told) = self.exchange.and_then(limits::told) {
+            told.each(put);
         }
     }
 
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_in_full() {
+    fn numbers_are_written_completely() {
         for number in [0, 9, 10, 12_345, u64::MAX] {
             assert_eq!(Decimal::new(number).as_bytes(), number.to_string().as_bytes());
         }

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_is_gone_leaves_no_series() {
+    fn a_removed_route_leaves_no_series() {
         let metrics = Metrics::new().unwrap();
         metrics.requests.for_route("old", Priority::Low).record(Outcome::Rejected, Duration::ZERO, None);
         metrics.requests.for_route("old", Priority::Low).record(

@@ -10,12 +10,11 @@ use outrigger_wire::request_id::RequestId;
 
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Failure, Rejection};
-use crate::engine::stages::hold;
+use crate::engine::stages::breakers::{self, End};
+use crate::engine::stages::{abuse, audit, hold, limits};
 use crate::engine::state::State;
 use crate::mechanism::access_log::Line;
-use crate::mechanism::breakers::{self, End};
 use crate::mechanism::outcome::Outcome;
-use crate::mechanism::{abuse, audit, limits};
 
 /// The longest part of a path that a log line shows, in bytes.
 const SHOWN_PATH_BYTES: usize = 1024;
@@ -148,7 +147,7 @@ pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
     if !rules.config.log.access {
-        tracing::debug!(%request_id, reason = problem.label, "a request was refused before it was parsed");
+        tracing::debug!(%request_id, reason = problem.label, "a request was rejected before it was parsed");
     } else {
         let (method, path) = request_line(unread);
         state.access_log.write(Line {
@@ -271,7 +270,7 @@ mod tests {
     const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
 
     #[test]
-    fn tells_502_503_504_and_499_apart() {
+    fn distinguishes_502_503_504_and_499() {
         let failed = |failure, status| {
             let mut e = fresh();
             e.failure = Some(failure);
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_off_is_no_success() {
+    fn an_incomplete_response_is_not_a_success() {
         let mut e = fresh();
         e.answered_by_app = true;
         e.status = 200;

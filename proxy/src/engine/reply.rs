@@ -9,8 +9,8 @@ use outrigger_policy::flags::Mode;
 use crate::engine::exchange::Exchange;
 use crate::engine::health;
 use crate::engine::rejection::{Failure, Problem, Rejection};
+use crate::engine::stages::audit;
 use crate::engine::state::State;
-use crate::mechanism::audit;
 
 /// A response of Outrigger's own, without the headers that every response has.
 #[derive(Clone, Debug)]

@@ -1,10 +1,15 @@
 //! The checks of a request, in order. To change the proxy's behaviour, change this file's lists.
 
+pub mod abuse;
 pub mod admit;
+pub mod affinity;
+pub mod audit;
+pub mod breakers;
 pub mod failover;
 pub mod faults;
 pub mod hold;
 pub mod identify;
+pub mod limits;
 pub mod route;
 pub mod via;
 
@@ -13,7 +18,6 @@ use outrigger_wire::request::Request;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
-use crate::mechanism::{abuse, affinity, audit, breakers, limits};
 
 /// One check of a request: passes it on, or returns a rejection.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;

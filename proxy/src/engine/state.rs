@@ -18,21 +18,22 @@ use crate::engine::exchange::Listener;
 use crate::engine::metrics::{Metrics, RouteMetrics};
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
-use crate::mechanism::access_log::AccessLog;
-use crate::mechanism::audit::Trail;
+use crate::mechanism::audit::{AuditBasis, Trail};
 use crate::mechanism::body_memory::BodyMemory;
 use crate::mechanism::breakers::{self, Cell};
 use crate::mechanism::claims::Claims;
+use crate::mechanism::clock::Clock;
 use crate::mechanism::connections::{Bounds, ConnectionState, Connections, RESTED};
 use crate::mechanism::gate::Gate;
 use crate::mechanism::limits::metrics::LimitMetrics;
 use crate::mechanism::limits::shared::Shared;
 use crate::mechanism::limits::table::Table;
+use crate::mechanism::log::AccessLog;
 use crate::mechanism::machines::Machines;
 use crate::mechanism::peers::Peers;
-use crate::transport::upstream::Upstreams;
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::exhaustion::Exhaustion;
+use crate::transport::upstream::{Resource, Upstreams};
 
 /// One version of the configuration, with data prepared for it.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub struct Snapshot {
     pub limit_metrics: Vec<LimitMetrics>,
     /// The circuit breakers, in the order of the configuration.
     pub breakers: Vec<Arc<Cell>>,
+    /// What the audit log needs of the configuration, if there is an audit log.
+    pub audit: Option<Arc<AuditBasis>>,
     /// Increases by one with every change.
     pub version: u64,
 }
@@ -63,7 +66,8 @@ impl Snapshot {
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.limits.for_limit(&limit.name)).collect();
         let breakers = breakers.prepare(&config.breakers);
-        Self { config, upstreams, route_metrics, route_tags, limit_metrics, breakers, version }
+        let audit = AuditBasis::of(&config).map(Arc::new);
+        Self { config, upstreams, route_metrics, route_tags, limit_metrics, breakers, audit, version }
     }
 }
 
@@ -83,9 +87,9 @@ pub struct State {
     /// The state of this Machine's own rate limits.
     pub limits: Table,
     /// The state of shared rate limits.
-    pub shared: Shared,
+    pub shared: Arc<Shared>,
     /// The number of Machines.
-    pub machines: Machines,
+    pub machines: Arc<Machines>,
     /// The banned clients.
     pub bans: Bans,
     /// Client addresses in headers of untrusted senders.
@@ -99,15 +103,15 @@ pub struct State {
     /// Whether the app accepts connections.
     pub reach: Reach,
     /// Notified when `app.address` or the addresses of its name have changed.
-    pub app_moved: Notify,
+    pub app_moved: Arc<Notify>,
     /// Which resources this host has run out of.
     pub exhaustion: Exhaustion,
     /// This process's name in requests that it forwards: a request that already has it is in a loop.
     pub pseudonym: Pseudonym,
     /// The other Machines; `None` if this one is alone.
-    pub peers: Option<Peers>,
+    pub peers: Option<Arc<Peers>>,
     /// The audit log, if there is one.
-    pub trail: Option<Trail>,
+    pub trail: Option<Arc<Trail>>,
     retries: Mutex<Budget>,
     connections: Connections,
     peer_connections: Connections,
@@ -122,25 +126,26 @@ impl State {
     }
 
     /// The state of a process that has just started.
-    pub fn with_trail(checked: Checked, metrics: Metrics, access_log: AccessLog, trail: Option<Trail>) -> Self {
+    pub fn with_trail(checked: Checked, metrics: Metrics, access_log: AccessLog, trail: Option<Arc<Trail>>) -> Self {
         let config = &checked.config;
         let limits = Table::new(config.max_limit_keys);
-        let shared = Shared::new(config.max_limit_keys);
+        let shared = Arc::new(Shared::new(config.max_limit_keys));
         let gate = Arc::new(Gate::new(config.gate.settings));
         let breakers = breakers::Registry::default();
-        let peers = config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Peers::new(rules, this));
+        let peers =
+            config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Arc::new(Peers::new(rules, this)));
         let rules = Snapshot::new(checked, 1, &metrics, &breakers);
         Self {
             limits,
             shared,
-            machines: Machines::default(),
+            machines: Arc::default(),
             bans: Bans::default(),
             claims: Claims::default(),
             gate,
             body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
-            app_moved: Notify::new(),
+            app_moved: Arc::default(),
             exhaustion: Exhaustion::default(),
             pseudonym: Pseudonym::fresh(),
             peers,
@@ -157,12 +162,14 @@ impl State {
         }
     }
 
-    /// Nanoseconds on the clock of limits and bans. It is monotonic and starts long before the process, so a time of 0 is in
-    /// the past.
+    /// The clock of rate limits, bans and circuit breakers.
+    pub fn clock(&self) -> Clock {
+        Clock::new(self.started)
+    }
+
+    /// Nanoseconds on [`Self::clock`].
     pub fn nanoseconds(&self, at: Instant) -> u64 {
-        const BEFORE: u64 = 1 << 50;
-        let since = u64::try_from(at.saturating_duration_since(self.started).as_nanos());
-        BEFORE.saturating_add(since.unwrap_or(u64::MAX))
+        self.clock().nanoseconds(at)
     }
 
     /// The retry budget.
@@ -205,6 +212,14 @@ impl State {
         let closed: u64 = (0..ROOM).map_while(|_| one().then_some(1)).sum();
         self.metrics.connections.closed_for_others.inc_by(closed);
         closed > 0
+    }
+
+    /// Records that this host lacks `resource`: counts it, logs it, and makes room. Returns true if client connections are
+    /// closing.
+    pub fn note_exhaustion(&self, resource: Resource) -> bool {
+        self.metrics.upstream.exhausted(resource);
+        self.exhaustion.note(resource);
+        resource.is_of_process() && self.make_room()
     }
 
     /// Counts a request until the returned value is dropped.

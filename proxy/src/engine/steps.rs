@@ -12,9 +12,9 @@ use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
+use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{failover, faults, hold};
 use crate::engine::state::State;
-use crate::mechanism::breakers::{self, End};
 
 /// Takes an event, and returns the driver's next action.
 #[inline]

@@ -48,7 +48,9 @@ impl Gateway {
         if *error.esource() != ErrorSource::Upstream || cut == Some(Cut::Client) {
             return Event::ClientLeft;
         }
-        match (&context.exchange.destination, failure_of(error.etype())) {
+        let is_invalid = context.line.as_ref().is_some_and(|line| line.fault().is_some());
+        let failure = if is_invalid { Failure::Invalid } else { failure_of(error.etype()) };
+        match (&context.exchange.destination, failure) {
             (Destination::Peer(_, kind), failure) => {
                 self.state.metrics.peers.sent(*kind, if cut.is_some() { SentOn::Late } else { SentOn::Broken });
                 if cut.is_some() { Event::PeerTimedOut } else { Event::PeerBroke { failure, may_repeat } }
@@ -71,6 +73,9 @@ impl Gateway {
         match context.line.as_ref().and_then(Line::cut) {
             Some(Cut::App) => return Verdict::Failed(Failure::Timeout),
             Some(Cut::Client) => return Verdict::Rejected(Rejection::BodyTooSlow),
+            None if context.line.as_ref().is_some_and(|line| line.fault().is_some()) => {
+                return Verdict::Failed(Failure::Invalid);
+            }
             None => {}
         }
         match (error.esource(), error.etype()) {

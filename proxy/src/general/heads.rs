@@ -1,19 +1,28 @@
 //! Request and response heads in Pingora's types: reads, checks, removes and adds headers.
 
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use outrigger_wire::authority::is_host_value;
 use outrigger_wire::cookies;
+use outrigger_wire::forwarding::Added;
+use outrigger_wire::headers::{self, MOST_OPTIONS, Named, RequestHeaders, ResponseHeaders, Verdict};
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::names::X_REQUEST_ID;
 use outrigger_wire::ratelimit;
 use outrigger_wire::request::{Fields, Request};
-use outrigger_wire::sieve::{Passage, Removed, Sieve};
+use outrigger_wire::retry_after;
+use outrigger_wire::rewrite::is_event_stream_type;
+use outrigger_wire::sieve::{Removed, Sieve};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
 use crate::engine::exchange::Exchange;
-use crate::mechanism::{affinity, limits};
+use crate::engine::stages::affinity;
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// How many headers are removed between two readings of a map.
+const BATCH: usize = 8;
 
 /// Whether the request is idempotent, and all of it is still buffered.
 pub(super) fn may_repeat(session: &Session) -> bool {
@@ -25,11 +34,6 @@ pub(super) fn is_unanswered(session: &Session) -> bool {
     session
         .response_written()
         .is_none_or(|head| head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS)
-}
-
-/// The approximate size in bytes of a response's head.
-pub(super) fn head_bytes(response: &ResponseHeader) -> usize {
-    response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// Whether the request has a body of unknown length. HTTP/2 needs no header for that.
@@ -66,66 +70,129 @@ pub(super) fn is_invalid_data(error: &Error) -> bool {
     error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData)
 }
 
-/// Removes the headers that the sender may not set, and returns what they were.
-pub(super) fn sift(request: &mut RequestHeader, sieve: Sieve<'_>) -> Removed<HeaderName, HeaderValue> {
-    let stays_out = |name: &&HeaderName| sieve.passage(name.as_str()) != Passage::Passes;
+/// Checks a header section that arrived over HTTP/2 for what [`outrigger_wire::scan`] rejects over HTTP/1.
+///
+/// # Errors
+/// `Host` or `:authority` is not a host with an optional port, or a name is not a token: the `http` crate allows quotes.
+pub(super) fn check_h2(head: &RequestHeader) -> std::result::Result<(), Malformed> {
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let hosts = head.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+    if !authority.into_iter().chain(hosts).all(is_host_value) {
+        return Err(Malformed::Host);
+    }
+    let is_token = |name: &HeaderName| !name.as_str().contains('"');
+    if head.headers.keys().all(is_token) { Ok(()) } else { Err(Malformed::Field) }
+}
+
+/// Edits the request for the app by [`RequestHeaders`], and returns what was removed from it. Counterpart of
+/// [`outrigger_wire::rewrite::write_request`].
+///
+/// # Errors
+/// Pingora's, for a header that cannot be inserted.
+pub(super) fn edit_request(
+    request: &mut RequestHeader,
+    added: &Added,
+    sieve: Sieve<'_>,
+    hides_session: bool,
+) -> Result<Removed<HeaderName, HeaderValue>> {
+    let named = Named::of(Fields::Wire(&[]));
+    let rules = RequestHeaders { sieve, named, hides_session, added };
+    let has_names = has_names(&request.headers);
+    let headers = &request.headers;
+    let table = RequestHeaders { named: Named::known(Fields::Map(headers), has_names), ..rules };
     let mut removed = Removed::default();
-    // One at a time, as nearly all requests have none.
-    while let Some(name) = request.headers.keys().find(stays_out).cloned() {
-        removed.forged |= sieve.passage(name.as_str()) == Passage::Forged;
-        let value = request.remove_header(&name);
-        if removed.claim.is_none() && sieve.is_claim(name.as_str()) {
-            removed.claim = value.map(|value| (name, value));
+    let mut has_session = false;
+    for name in headers.keys() {
+        match table.verdict(name.as_str()) {
+            verdict @ (Verdict::Removed | Verdict::Forged) => {
+                removed.forged |= verdict == Verdict::Forged;
+                if removed.claim.is_none() && sieve.is_claim(name.as_str()) {
+                    removed.claim = headers.get(name).map(|value| (name.clone(), value.clone()));
+                }
+            }
+            Verdict::Cookie => {
+                has_session |= headers.get_all(name).iter().any(|value| cookies::is_in(value.as_bytes()));
+            }
+            Verdict::Passes | Verdict::HopByHop | Verdict::Framing | Verdict::Replaced => {}
         }
     }
-    removed
-}
-
-/// Whether a response states its length at most once and unambiguously. Pingora passes on any `Transfer-Encoding` and repeated
-/// `Content-Length`. The fast lane rejects the same in [`outrigger_wire::rewrite`].
-pub(super) fn has_one_length(response: &ResponseHeader) -> bool {
-    let lengths = response.headers.get_all(header::CONTENT_LENGTH).iter().count();
-    let mut encodings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_chunked = encodings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    lengths <= 1 && is_chunked && encodings.next().is_none()
-}
-
-/// Removes the hop-by-hop headers (RFC 9110 section 7.6.1).
-pub(super) fn remove_hop_by_hop(response: &mut ResponseHeader) {
-    if let Some(named) = response.headers.get(header::CONNECTION)
-        && !matches!(named.as_bytes(), b"keep-alive" | b"close")
-    {
-        let nominated: Vec<HeaderName> = response
-            .headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // An app may not remove framing this way.
-            .filter(|name| !matches!(*name, header::TRANSFER_ENCODING | header::CONTENT_LENGTH | header::CONNECTION))
-            .collect();
-        for name in nominated {
-            response.remove_header(&name);
+    loop {
+        let headers = &request.headers;
+        let table = RequestHeaders { named: Named::known(Fields::Map(headers), has_names), ..rules };
+        // Inserting `added` replaces.
+        let stays = |verdict| matches!(verdict, Verdict::Passes | Verdict::Cookie | Verdict::Replaced);
+        let batch = batch(headers, |name| !stays(table.verdict(name.as_str())));
+        batch.iter().flatten().for_each(|name| drop(request.remove_header(name)));
+        if batch[BATCH - 1].is_none() {
+            break;
         }
     }
-    let keeps_upgrade = response.status == StatusCode::UPGRADE_REQUIRED;
-    let is_hop = |name: &&HeaderName| {
-        **name == KEEP_ALIVE
-            || **name == PROXY_CONNECTION
-            || **name == header::TE
-            || **name == header::TRAILER
-            || **name == header::PROXY_AUTHENTICATE
-            || (**name == header::UPGRADE && !keeps_upgrade)
-    };
-    while let Some(name) = response.headers.keys().find(is_hop).cloned() {
-        response.remove_header(&name);
+    request.remove_header(&header::CONNECTION);
+    if has_session {
+        hide_session(request)?;
     }
+    for (name, value) in added.iter() {
+        request.insert_header(name, value)?;
+    }
+    Ok(removed)
+}
+
+/// Edits an interim or final response for the client by [`ResponseHeaders`]. Counterpart of
+/// [`outrigger_wire::rewrite::relay_answer`], except that the headers of Outrigger's own are added later: Pingora adds `Date`
+/// and `Connection`, and frames the body by `Transfer-Encoding`, which stays where a body may follow.
+pub(super) fn edit_response(response: &mut ResponseHeader, sends_request_id: bool, limits: Option<ratelimit::Own<'_>>) {
+    let status = response.status.as_u16();
+    let named = has_names(&response.headers);
+    loop {
+        let headers = &response.headers;
+        let table = ResponseHeaders {
+            status,
+            named: Named::known(Fields::Map(headers), named),
+            // Pingora drops them.
+            passes_trailers: false,
+            sends_request_id,
+            limits,
+        };
+        let goes = |name: &HeaderName| match table.verdict(name.as_str()) {
+            Verdict::Framing => *name != header::TRANSFER_ENCODING || !headers::may_have_body(status),
+            // Merged or replaced later.
+            Verdict::Passes | Verdict::Replaced => false,
+            Verdict::HopByHop | Verdict::Removed | Verdict::Forged | Verdict::Cookie => true,
+        };
+        let batch = batch(headers, goes);
+        batch.iter().flatten().for_each(|name| drop(response.remove_header(name)));
+        if batch[BATCH - 1].is_none() {
+            break;
+        }
+    }
+    response.remove_header(&header::CONNECTION);
+}
+
+/// Whether a `Connection` names other headers.
+fn has_names(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(header::CONNECTION).iter().flat_map(|value| headers::options(value.as_bytes()));
+    options.any(headers::names_header)
+}
+
+/// Up to [`BATCH`] headers that go. `Connection` is not among them: it is removed last, as it names others.
+fn batch(headers: &HeaderMap, goes: impl Fn(&HeaderName) -> bool) -> [Option<HeaderName>; BATCH] {
+    let mut going = headers.keys().filter(|name| **name != header::CONNECTION && goes(name)).cloned();
+    std::array::from_fn(|_| going.next())
+}
+
+/// Whether `Connection` of a response has so few options that it can be compared with every header.
+pub(super) fn has_few_options(response: &ResponseHeader) -> bool {
+    let values = response.headers.get_all(header::CONNECTION).iter();
+    values.map(|value| headers::options(value.as_bytes()).count()).sum::<usize>() <= MOST_OPTIONS
+}
+
+/// Whether a response is an event stream.
+pub(super) fn is_event_stream(response: &ResponseHeader) -> bool {
+    response.headers.get_all(header::CONTENT_TYPE).iter().any(|value| is_event_stream_type(value.as_bytes()))
 }
 
 /// Adds the headers for the client's rate limits, merged with those of the app.
-pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
-    let Some(told) = limits::headers::Told::of(exchange) else { return Ok(()) };
-    let own = told.own();
+fn add_limits(response: &mut ResponseHeader, own: ratelimit::Own<'_>) -> Result<()> {
     let mut upstream = ratelimit::Upstream::default();
     for (name, value) in &response.headers {
         upstream.take(own, name.as_str(), value.as_bytes());
@@ -141,16 +208,17 @@ pub(super) fn add_limits(response: &mut ResponseHeader, exchange: &Exchange) -> 
     Ok(())
 }
 
-/// Removes the session cookie from the request to the app.
-pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
-    if !request.headers.get_all(header::COOKIE).iter().any(|value| cookies::is_in(value.as_bytes())) {
-        return Ok(());
-    }
+/// Removes the session cookie from the request to the app. Headers without it stay as they are.
+fn hide_session(request: &mut RequestHeader) -> Result<()> {
     let mut kept = Vec::new();
     for value in request.headers.get_all(header::COOKIE) {
+        if !cookies::is_in(value.as_bytes()) {
+            kept.push(value.clone());
+            continue;
+        }
         let mut others = Vec::new();
         if cookies::write_others(value.as_bytes(), &mut others) {
-            kept.push(others);
+            kept.extend(HeaderValue::from_bytes(&others));
         }
     }
     request.remove_header(&header::COOKIE);
@@ -160,11 +228,50 @@ pub(super) fn hide_session(request: &mut RequestHeader) -> Result<()> {
     Ok(())
 }
 
-/// Adds the session cookie, unless a cache may share the response.
-pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+/// Joins the `Cookie` headers of a request that arrived over HTTP/2, where browsers send each cookie in one of its own (RFC 9113
+/// section 8.2.3).
+///
+/// # Errors
+/// Pingora's, for a header that cannot be inserted.
+pub(super) fn join_cookies(request: &mut RequestHeader) -> Result<()> {
+    let values = || request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    if values().nth(1).is_none() {
+        return Ok(());
+    }
+    let joined = values().collect::<Vec<_>>().join(&b"; "[..]);
+    request.insert_header(header::COOKIE, joined).map(drop)
+}
+
+/// Edits a final response, and adds Outrigger's own headers except the session cookie.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be inserted.
+pub(super) fn edit_final(
+    response: &mut ResponseHeader,
+    request_id: Option<&[u8]>,
+    limits: Option<ratelimit::Own<'_>>,
+) -> Result<()> {
+    edit_response(response, request_id.is_some(), limits);
+    if let Some(id) = request_id {
+        response.insert_header(&X_REQUEST_ID, id)?;
+    }
+    limits.map_or(Ok(()), |own| add_limits(response, own))
+}
+
+/// The pause that a response asks for.
+pub(super) fn retry_after(response: &ResponseHeader) -> Option<Duration> {
+    response.headers.get_all(header::RETRY_AFTER).iter().find_map(|value| retry_after::asked_for(value.as_bytes()))
+}
+
+/// Whether a response may carry a session cookie: no shared cache may store it.
+pub(super) fn may_carry_session(response: &ResponseHeader) -> bool {
     let mut said = response.headers.get_all(header::CACHE_CONTROL).iter();
-    let is_shared = said.any(|value| cookies::is_shared(value.as_bytes()));
-    if is_shared || response.status == StatusCode::NOT_MODIFIED {
+    response.status != StatusCode::NOT_MODIFIED && !said.any(|value| cookies::is_shared(value.as_bytes()))
+}
+
+/// Adds the session cookie to a response that may carry it.
+pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
+    if !may_carry_session(response) {
         return Ok(());
     }
     let mut result = Ok(());
@@ -175,3 +282,6 @@ pub(super) fn add_session(response: &mut ResponseHeader, exchange: &Exchange) ->
     });
     result
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outrigger_rules::target::Target;
+use outrigger_wire::response_scan::{ResponseFault, ResponseScan};
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
@@ -19,11 +20,12 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketS
 use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::engine::connect;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::transport::app_pool::AppStream;
 use crate::transport::timer::Timer;
-use crate::transport::upstream::{self, ConnectError, exhaustion};
+use crate::transport::upstream::ConnectError;
 
 /// The side whose time was over when the connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,8 @@ struct Clock {
     /// A write is pending: the app does not read.
     is_writing: bool,
     cut: Option<Cut>,
+    /// Why the header section of the response is rejected.
+    fault: Option<ResponseFault>,
     /// Why Outrigger itself opened no connection.
     refused: Option<Rejection>,
     /// Woken when the limit changes.
@@ -136,6 +140,11 @@ impl Line {
         self.watch.set(Limit::None);
     }
 
+    /// Why the header section of the response was rejected, if it was.
+    pub fn fault(&self) -> Option<ResponseFault> {
+        self.watch.lock().fault
+    }
+
     /// Which side's time was over, if the connection was cut.
     pub fn cut(&self) -> Option<Cut> {
         self.watch.lock().cut
@@ -157,10 +166,10 @@ impl Opener {
         let open = || async {
             match &self.peer {
                 Some(target) => AppStream::connect_to_peer(target).await,
-                None => upstream::connect_once(&self.state).await,
+                None => connect::connect_once(&self.state).await,
             }
         };
-        exhaustion::with_room(&self.state, open).await
+        connect::with_room(&self.state, open).await
     }
 }
 
@@ -169,7 +178,7 @@ impl Connect for Opener {
     async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
         match tokio::time::timeout(self.connect_timeout, self.open()).await {
             Ok(Ok(stream)) => {
-                let limited = Limited { stream, watch: self.watch.clone(), timer: Timer::new() };
+                let limited = Limited::new(stream, self.watch.clone());
                 Ok(VirtualSocketStream::new(Box::new(limited)).into())
             }
             Ok(Err(e)) => {
@@ -193,26 +202,39 @@ struct Limited {
     stream: AppStream,
     watch: Watch,
     timer: Timer,
+    scan: ResponseScan,
 }
 
-fn time_is_over() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "its time is over")
+impl Limited {
+    fn new(stream: AppStream, watch: Watch) -> Self {
+        Self { stream, watch, timer: Timer::new(), scan: ResponseScan::default() }
+    }
+}
+
+fn deadline_passed() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "its deadline passed")
 }
 
 impl AsyncRead for Limited {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let scanned = this.scan.feed(buf.filled().get(before..).unwrap_or_default());
         let mut clock = this.watch.lock();
         if clock.cut.is_some() {
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         if read.is_ready() {
             clock.reading_since = None;
             // Bytes of a slow head do not extend the deadline.
             if matches!(clock.limit, Limit::Head(deadline) if Instant::now() >= deadline) {
                 clock.cut = Some(Cut::App);
-                return Poll::Ready(Err(time_is_over()));
+                return Poll::Ready(Err(deadline_passed()));
+            }
+            if let Err(fault) = scanned {
+                clock.fault = Some(fault);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the response is invalid")));
             }
             return read;
         }
@@ -220,7 +242,7 @@ impl AsyncRead for Limited {
             // Pingora reads during a pending write only after it gave up the write: the app read nothing within the write
             // timeout.
             clock.cut = Some(Cut::App);
-            return Poll::Ready(Err(time_is_over()));
+            return Poll::Ready(Err(deadline_passed()));
         }
         let since = *clock.reading_since.get_or_insert_with(Instant::now);
         if !clock.reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
@@ -235,7 +257,7 @@ impl AsyncRead for Limited {
         drop(clock);
         ready!(this.timer.poll(cx, deadline.into()));
         this.watch.lock().cut = Some(whose);
-        Poll::Ready(Err(time_is_over()))
+        Poll::Ready(Err(deadline_passed()))
     }
 }
 
@@ -284,13 +306,13 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let watch = Watch::default();
         let line = Line { watch: watch.clone() };
-        (Limited { stream: AppStream::of_unix(near), watch, timer: Timer::new() }, line, far)
+        (Limited::new(AppStream::of_unix(near), watch), line, far)
     }
 
     const SHORT: Duration = Duration::from_millis(30);
 
     #[tokio::test]
-    async fn a_head_that_drips_is_cut_at_its_deadline() {
+    async fn a_slow_head_is_cut_off_at_its_deadline() {
         let (mut near, line, mut far) = limited();
         line.head_until(Instant::now() + SHORT);
         let drip = tokio::spawn(async move {
@@ -322,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pause_that_is_allowed_begins_anew_with_each_read() {
+    async fn the_allowed_pause_restarts_with_each_read() {
         let (mut near, line, mut far) = limited();
         line.more_within(SHORT * 10);
         for _ in 0..3 {
@@ -352,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_client_is_not_blamed_for_an_app_that_takes_nothing() {
+    async fn an_app_that_reads_nothing_does_not_count_as_a_slow_client() {
         let (mut near, line, mut far) = limited();
         line.body_within(SHORT);
         let piece = vec![0; 4 << 20];

@@ -14,11 +14,11 @@ use crate::engine::answer::OwnResponse;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::reply;
+use crate::engine::stages::audit;
 use crate::engine::state::Phase;
 use crate::general::Gateway;
 use crate::general::heads::content_length;
 use crate::mechanism::affinity::replay;
-use crate::mechanism::audit;
 
 /// How much of a rejected request's body is read at most, to keep the connection.
 const DRAIN_BYTES: u64 = 1 << 20;
@@ -59,7 +59,7 @@ impl Gateway {
             Err(e) => Err(e),
         };
         if let Err(e) = written {
-            tracing::debug!(request_id = %exchange.request_id, "the answer could not be sent: {e}");
+            tracing::debug!(request_id = %exchange.request_id, "the response could not be sent: {e}");
         }
     }
 
@@ -71,7 +71,7 @@ impl Gateway {
         let Err(rejection) = audit::before_response(&self.state, exchange).await else { return Ok(()) };
         exchange.rejection = Some(rejection);
         let status = rejection.problem().status.as_u16();
-        Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be entered into the audit trail"))
+        Err(Error::explain(ErrorType::HTTPStatus(status), "it cannot be recorded in the audit log"))
     }
 
     /// Asks the edge to send the request to its session's home.
@@ -86,7 +86,7 @@ impl Gateway {
             Err(e) => Err(e),
         };
         if let Err(e) = written {
-            tracing::debug!(request_id = %exchange.request_id, "the replay could not be asked for: {e}");
+            tracing::debug!(request_id = %exchange.request_id, "the replay could not be sent: {e}");
         }
     }
 }

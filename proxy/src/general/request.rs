@@ -3,19 +3,20 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use http::header;
+use http::{Version, header};
 use outrigger_identity::clock::seconds;
 use outrigger_wire::forwarding::Added;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
+use outrigger_wire::request::Kind;
 use pingora::Result;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
+use crate::engine::claims;
 use crate::engine::exchange::{Destination, Exchange};
-use crate::general::heads::{hide_session, sift, view};
+use crate::general::heads::{edit_request, join_cookies, view};
 use crate::general::{Gateway, h2};
-use crate::mechanism::claims;
 use crate::mechanism::peers::hop::Hop;
 
 /// How long the rest of a rejected request's body is read, to keep the connection.
@@ -53,17 +54,22 @@ impl Gateway {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let removed = sift(request, exchange.sieve());
-        claims::removed(&self.state, exchange, &removed);
-        if exchange.sticky.is_enforced() {
-            hide_session(request)?;
-        }
         let mut added = Added::default();
         let received = session.req_header().version;
         let forwarding = exchange.forwarding(received, &self.state.pseudonym, Instant::now());
         added.fill(&view(session.req_header(), false), &forwarding);
-        for (name, value) in added.iter() {
-            request.insert_header(name, value)?;
+        let removed = edit_request(request, &added, exchange.sieve(), exchange.sticky.is_enforced())?;
+        claims::removed(&self.state, exchange, &removed);
+        if received == Version::HTTP_2 {
+            join_cookies(request)?;
+        }
+        if exchange.kind == Kind::Upgrade {
+            request.insert_header(header::CONNECTION, "Upgrade")?;
+            request.insert_header(header::UPGRADE, "websocket")?;
+        }
+        if !request.headers.contains_key(header::HOST) {
+            // HTTP/1.0 needs none, and the request is sent as HTTP/1.1, which does (RFC 9112 section 3.2).
+            request.insert_header(header::HOST, "")?;
         }
         if let Destination::Peer(peer, kind) = &exchange.destination
             && let Some(peers) = &self.state.peers

@@ -3,43 +3,42 @@
 use std::time::Instant;
 
 use http::{StatusCode, Version, header};
-use outrigger_wire::names::X_REQUEST_ID;
 use outrigger_wire::request::Kind;
-use outrigger_wire::rewrite::is_event_stream_type;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-use crate::engine::bounds::{ANSWER_HEAD_BYTES, MOST_INTERIM};
+use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::metrics::StreamKind;
-use crate::engine::stages::admit;
+use crate::engine::stages::breakers::{self, End};
+use crate::engine::stages::{admit, limits};
 use crate::engine::state::Phase;
 use crate::general::Gateway;
 use crate::general::context::Context;
-use crate::general::heads::{add_limits, add_session, has_one_length, head_bytes, response_length};
-use crate::mechanism::breakers::{self, End};
+use crate::general::heads::{add_session, edit_final, has_few_options, is_event_stream, response_length};
+use crate::mechanism::limits::headers::Told;
 
 /// A response longer than this is a transfer at the client's pace: its head alone counts for the circuit breaker.
 const LARGE_BODY_BYTES: u64 = 1 << 20;
 
-/// Rejects a head that Pingora would pass on although it is ambiguous, unasked for, or too large.
+/// Rejects a head that Pingora would pass on although it is unasked for or excessive. [`crate::general::line`] has checked its
+/// framing and size.
 ///
 /// # Errors
 /// Pingora's, for an invalid response.
 pub(super) fn check(response: &ResponseHeader, context: &mut Context) -> Result<()> {
-    if !has_one_length(response) {
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its length can be read in two ways").into_up());
+    if !has_few_options(response) {
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "`Connection` has too many options").into_up());
     }
     if response.status == StatusCode::SWITCHING_PROTOCOLS && context.exchange.kind != Kind::Upgrade {
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols unasked").into_up());
-    }
-    if head_bytes(response) > ANSWER_HEAD_BYTES {
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "its head is larger than 64 KiB").into_up());
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "it switches protocols without a request to").into_up()
+        );
     }
     if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
         context.interim += 1;
         if context.interim > MOST_INTERIM {
-            let text = "there is no end of interim answers";
+            let text = "there are too many interim responses";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, text).into_up());
         }
     }
@@ -64,13 +63,12 @@ impl Gateway {
         if self.state.drain.phase() != Phase::Serving {
             session.set_keepalive(None);
         }
-        if context.exchange.rules.config.headers.request_id {
-            response.insert_header(&X_REQUEST_ID, context.exchange.request_id.as_bytes())?;
-        }
-        add_limits(response, &context.exchange)?;
+        let told = limits::told(&context.exchange);
+        let limits = told.as_ref().map(Told::own);
+        let sends_id = context.exchange.rules.config.headers.request_id;
+        edit_final(response, sends_id.then(|| context.exchange.request_id.as_bytes()), limits)?;
         add_session(response, &context.exchange)?;
-        let is_event_stream =
-            response.headers.get(header::CONTENT_TYPE).is_some_and(|value| is_event_stream_type(value.as_bytes()));
+        let is_event_stream = is_event_stream(response);
         context.exchange.stream = is_event_stream.then_some(StreamKind::EventStream);
         let length = response_length(response);
         let is_large = length.is_some_and(|bytes| bytes > LARGE_BODY_BYTES);

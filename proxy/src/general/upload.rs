@@ -23,7 +23,7 @@ use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit::NoTurn;
-use crate::engine::stages::{admit, failover};
+use crate::engine::stages::{admit, breakers, failover};
 use crate::engine::steps;
 use crate::general::Gateway;
 use crate::general::context::Context;
@@ -31,7 +31,6 @@ use crate::general::heads::{content_length, view};
 use crate::general::line::Watch;
 
 use crate::mechanism::body_memory::BodyShare;
-use crate::mechanism::breakers;
 use crate::mechanism::gate::Permit;
 use crate::transport::client_stream::{ClientStream, SMALL_PIECE_BYTES};
 

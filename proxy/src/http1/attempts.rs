@@ -10,6 +10,7 @@ use outrigger_rules::target::Target;
 use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
+use crate::engine::connect;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::retries;
@@ -20,7 +21,7 @@ use crate::http1::buffers::scratch;
 use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
 use crate::transport::app_pool::{self, AppStream, ONE_PIECE_BYTES};
-use crate::transport::upstream::{self, ConnectError};
+use crate::transport::upstream::ConnectError;
 
 /// State that the attempts of a request share.
 struct Attempt<'h> {
@@ -181,7 +182,7 @@ impl Lane<'_> {
         self.state.metrics.attempts.new.inc();
         let left = exchange.deadline.saturating_duration_since(Instant::now());
         let patience = exchange.rules.config.app.connect_timeout.min(left);
-        match tokio::time::timeout(patience, upstream::connect(self.state)).await {
+        match tokio::time::timeout(patience, connect::connect(self.state)).await {
             Ok(connected) => connected.map_err(|error| not_connected(&error)),
             Err(_) => Err(Broken::App(Failure::ConnectTimeout, "connect_timeout is over".into())),
         }
@@ -261,7 +262,7 @@ impl Lane<'_> {
     async fn wait_for_turn(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
         if let Err(no_turn) = self.wait_for_permit(exchange).await? {
             if no_turn == NoTurn::AppAway {
-                attempt.detail = "it did not come back within `hold`".into();
+                attempt.detail = "it was down for longer than `hold`".into();
             }
             return Ok(steps::not_admitted(self.state, exchange, no_turn));
         }
@@ -291,7 +292,7 @@ impl Lane<'_> {
             return Some(Next::Leave);
         }
         let event = fault.event(exchange, || self.may_repeat())?;
-        attempt.detail = "a fault on purpose".into();
+        attempt.detail = "an injected fault".into();
         Some(steps::happened(self.state, exchange, event))
     }
 }

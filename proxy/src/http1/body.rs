@@ -61,7 +61,7 @@ impl BodyEnd {
 }
 
 fn broken_chunks() -> Broken {
-    Broken::App(Failure::Invalid, "the body's chunks are broken".into())
+    Broken::App(Failure::Invalid, "the body's chunks are malformed".into())
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use outrigger_wire::scan::MOST_FIELDS;
 
 use crate::engine::answer::OwnResponse;
 use crate::engine::attempts::{Event, Next};
+use crate::engine::condition::condition;
+use crate::engine::connect;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages;
@@ -24,11 +26,9 @@ use crate::http1::{Answered, Broken, Lane};
 use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::answer::ProbeAnswer;
 use crate::mechanism::peers::hop::{Hop, Kind};
-use crate::mechanism::peers::local;
 use crate::mechanism::peers::metrics::SentOn;
 use crate::mechanism::peers::{Peer, Standing};
 use crate::transport::app_pool::{self, AppStream};
-use crate::transport::upstream::exhaustion;
 
 /// The request as the later stages see it.
 fn asked<'a>(method: &'a Method, target: &'a str, host: &'a str) -> Request<'a> {
@@ -124,7 +124,7 @@ impl Lane<'_> {
         self.stream.output().clear();
         recycle(input);
         let (request_id, outcome) = (exchange.request_id, format!("{outcome:?}"));
-        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer has not answered a request");
+        tracing::debug!(%request_id, peer = %peer.name, kind = kind.name(), outcome, "a peer did not serve a request");
         self.after_peer(exchange, event, detail)
     }
 
@@ -163,12 +163,12 @@ impl Lane<'_> {
         }
         let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
         let left = exchange.deadline.saturating_duration_since(Instant::now());
-        let connecting = exhaustion::with_room(self.state, || AppStream::connect_to_peer(&peer.target));
+        let connecting = connect::with_room(self.state, || AppStream::connect_to_peer(&peer.target));
         let connected = tokio::time::timeout(patience.min(left), connecting).await;
         let mut fresh = match connected {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(not_connected(&error)),
-            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "it takes too long".into())),
+            Err(_) => return Err(Broken::App(Failure::ConnectTimeout, "connecting took too long".into())),
         };
         let answer = self.ask(&mut fresh, head, input, exchange).await?;
         Ok((fresh, answer))
@@ -205,7 +205,7 @@ impl Lane<'_> {
         let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
         let Some((local, remote)) = self.stream.addresses() else { return Ok(()) };
         let answer = ProbeAnswer {
-            condition: local::condition(self.state, &peers.local),
+            condition: condition(self.state, &peers.local),
             name: peers.this.name.as_ref().into(),
             run: peers.nonces.run(),
             nonce: hop.nonce,

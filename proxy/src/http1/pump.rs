@@ -5,15 +5,14 @@
 //! for another one after a large part, and before it passes on the end, when the app can begin to work.
 
 use std::future::poll_fn;
-use std::io::IoSlice;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use outrigger_rules::target::Target;
 use outrigger_wire::rewrite::AnswerHead;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use crate::engine::bounds::MOST_INTERIM;
@@ -22,53 +21,13 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::admit::{self, NoTurn};
 use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{FIRST_READ_BYTES, READ_BYTES};
+use crate::http1::streaming::{BUSY, BUSY_BYTES};
 use crate::http1::upload::{KEPT_BYTES, Upload};
 use crate::http1::{Broken, Lane, closed};
 use crate::transport::app_pool::AppStream;
 
-/// A client that sends less than [`BUSY_BYTES`] in this time loses its permit.
-const BUSY: Duration = Duration::from_millis(100);
-const BUSY_BYTES: u64 = 16 << 10;
-/// Bytes that are passed on without a permit before Outrigger asks for one again.
-const UNPERMITTED_BYTES: u64 = 64 << 10;
 /// The time between two requests for a permit at the end of a body.
 const AGAIN: Duration = Duration::from_millis(100);
-
-/// The state of a body that the client still sends while the app gets it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Streaming {
-    /// When the client's time began.
-    since: Instant,
-    /// When the client sent its last bytes, or the app last took some after it had taken none.
-    heard_at: Instant,
-    /// Since when the app takes no bytes.
-    blocked_since: Option<Instant>,
-    /// When the current [`BUSY`] began.
-    window_began: Instant,
-    window_bytes: u64,
-    /// It had a permit when its streaming began, and there is no response yet.
-    needs_permit: bool,
-    /// Bytes passed on since it lost its permit.
-    unpermitted: u64,
-}
-
-impl Streaming {
-    fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            heard_at: now,
-            blocked_since: None,
-            window_began: now,
-            window_bytes: 0,
-            needs_permit: false,
-            unpermitted: 0,
-        }
-    }
-
-    fn restart_window(&mut self, now: Instant) {
-        (self.heard_at, self.window_began, self.window_bytes) = (now, now, 0);
-    }
-}
 
 /// How far an upload has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,99 +45,6 @@ enum Pumped {
 enum Did {
     NeedsPermit { is_end: bool },
     Read,
-}
-
-impl Upload {
-    /// Begins an attempt.
-    fn begin(&mut self, exchange: &Exchange) {
-        (self.head_sent, self.pieces, self.is_cut, self.is_unread) = (0, 0, false, false);
-        if self.is_kept {
-            self.sent = 0;
-        }
-        if !self.is_whole {
-            let now = Instant::now();
-            let needed = self.streaming.is_some_and(|streaming| streaming.needs_permit);
-            let needs_permit = needed || exchange.permit.is_some();
-            self.streaming = Some(Streaming { needs_permit, ..Streaming::new(now) });
-        }
-    }
-
-    /// Writes what there is to write. Ready: the app has got all of it, or takes no more.
-    fn poll_write(&mut self, cx: &mut Context<'_>, app: &mut AppStream, head: &[u8]) -> Poll<()> {
-        while !self.is_cut {
-            let (head, body) = (head.get(self.head_sent..).unwrap_or_default(), &self.buffer[self.sent..]);
-            let written = match (head, body) {
-                ([], []) => break,
-                ([], one) | (one, []) => Pin::new(&mut *app).poll_write(cx, one),
-                (head, body) => Pin::new(&mut *app).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)]),
-            };
-            match ready!(written) {
-                Ok(written) if written > 0 => {
-                    let of_head = written.min(head.len());
-                    self.pieces += 1;
-                    self.head_sent += of_head;
-                    self.sent += written - of_head;
-                }
-                // There may be a response all the same.
-                Ok(_) => self.is_cut = true,
-                Err(error) => {
-                    self.is_cut = true;
-                    self.is_unread = self.head_sent == 0 && app.proves_unread(&error, 0);
-                }
-            }
-        }
-        if !self.is_kept {
-            self.buffer.clear();
-            self.sent = 0;
-        }
-        Poll::Ready(())
-    }
-
-    /// Whether a permit is needed now; if so, whether for the end.
-    fn wants_permit(&self, has_permit: bool) -> Option<bool> {
-        let streaming = self.streaming.as_ref()?;
-        let is_wanted = streaming.needs_permit
-            && !has_permit
-            && !self.is_cut
-            && (self.is_whole || streaming.unpermitted >= UNPERMITTED_BYTES);
-        is_wanted.then_some(self.is_whole)
-    }
-
-    /// Counts bytes that have arrived.
-    fn count(&mut self, bytes: usize, has_permit: bool) {
-        let Some(streaming) = &mut self.streaming else { return };
-        streaming.heard_at = Instant::now();
-        streaming.window_bytes += bytes as u64;
-        streaming.unpermitted = if has_permit { 0 } else { streaming.unpermitted + bytes as u64 };
-    }
-
-    fn blocked(&mut self) {
-        if let Some(streaming) = &mut self.streaming {
-            streaming.blocked_since.get_or_insert_with(Instant::now);
-        }
-    }
-
-    /// The client is not at fault for the time in which the app took nothing.
-    fn unblocked(&mut self) {
-        if let Some(streaming) = &mut self.streaming
-            && streaming.blocked_since.take().is_some()
-        {
-            streaming.restart_window(Instant::now());
-        }
-    }
-
-    /// The app has all of it: its time begins.
-    fn end(&mut self, exchange: &mut Exchange, is_answered: bool) {
-        if let Some(streaming) = self.streaming.take()
-            && !is_answered
-        {
-            let now = Instant::now();
-            exchange.deadline += now - streaming.since;
-            if let Some(permit) = &mut exchange.permit {
-                permit.sent(now.into_std());
-            }
-        }
-    }
 }
 
 impl Lane<'_> {
@@ -221,7 +87,7 @@ impl Lane<'_> {
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
                 if answer.status >= 200 {
-                    self.has_answered(head, exchange);
+                    self.has_answered(head.len());
                     return Ok(answer);
                 }
                 interim += 1;
@@ -270,18 +136,22 @@ impl Lane<'_> {
     }
 
     /// The final response's head has come.
-    fn has_answered(&mut self, head: &[u8], exchange: &mut Exchange) {
+    fn has_answered(&mut self, head_bytes: usize) {
         let Some(upload) = &mut self.upload else { return };
-        upload.is_cut |= upload.head_sent < head.len();
-        match &mut upload.streaming {
-            Some(streaming) => {
-                streaming.needs_permit = false;
-                // Without a latency sample, as part of the time was the client's.
-                exchange.permit = None;
-            }
-            // A whole body that the app has not taken whole.
-            None => upload.is_cut |= upload.sent < upload.buffer.len(),
+        // The app may respond without having read all: what it gets from now on may be the start of the next request.
+        let is_partial = upload.streaming.is_none() && upload.sent < upload.buffer.len();
+        upload.is_cut |= is_partial || upload.head_sent < head_bytes;
+    }
+
+    /// The response is passed on: the request is not sent again, and its body holds no permit.
+    pub(super) fn is_relayed(&mut self, exchange: &mut Exchange) {
+        let Some(upload) = &mut self.upload else { return };
+        if let Some(streaming) = &mut upload.streaming {
+            streaming.needs_permit = false;
+            // Without a latency sample, as part of the time was the client's.
+            exchange.permit = None;
         }
+        upload.release();
     }
 
     /// Passes on bytes of the body as long as the client sends some and the app takes them.

@@ -16,12 +16,12 @@ use crate::engine::exchange::Exchange;
 use crate::engine::metrics::StreamKind;
 use crate::engine::record;
 use crate::engine::rejection::Failure;
-use crate::engine::stages::admit;
+use crate::engine::stages::{admit, affinity, audit, limits};
 use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{READ_BYTES, recycle};
 use crate::http1::upload::put_chunk;
 use crate::http1::{Broken, Lane, closed};
-use crate::mechanism::{affinity, audit, limits};
+use crate::mechanism::limits::headers::Told;
 use crate::transport::app_pool::{self, AppStream};
 
 impl Lane<'_> {
@@ -37,12 +37,12 @@ impl Lane<'_> {
         let relayed = SESSION.with_borrow_mut(|session| {
             session.clear();
             affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
-            let told = limits::headers::Told::of(exchange);
+            let told = limits::told(exchange);
             let frame = Frame {
                 is_head_request: self.is_head,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
-                limits: told.as_ref().map(limits::headers::Told::own),
+                limits: told.as_ref().map(Told::own),
                 session,
                 closes: self.closes,
                 is_http10: self.is_http10,
@@ -54,7 +54,7 @@ impl Lane<'_> {
                 Err(Broken::App(Failure::Invalid, "the head is larger than 64 KiB".into()))
             }
             Ok(answer) => Ok(answer),
-            Err(_) => Err(Broken::App(Failure::Invalid, "the head is no HTTP, or contradicts itself".into())),
+            Err(_) => Err(Broken::App(Failure::Invalid, "the head is not valid HTTP".into())),
         }
     }
 
@@ -71,6 +71,7 @@ impl Lane<'_> {
         let mut body = BodyEnd::new(answer.body);
         let (taken, payload) = body.take(&mut input, self.is_http10)?;
         // Until here no byte has been sent, and the client could still get a problem.
+        self.is_relayed(exchange);
         exchange.status = answer.status;
         exchange.answered_by_app = true;
         exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
@@ -79,9 +80,6 @@ impl Lane<'_> {
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
         self.put_body(&body, &input[..payload]);
         input.advance(taken);
-        if let Some(upload) = &mut self.upload {
-            upload.release();
-        }
         let mut has_ended = false;
         if self.is_streaming() || self.is_http10 {
             has_ended = true;
@@ -99,7 +97,7 @@ impl Lane<'_> {
                 let mut read = pin!(app.read_buf(&mut input));
                 match read.as_mut().poll(cx) {
                     Poll::Ready(Ok(read)) => Poll::Ready(Ok(read)),
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body broke off"))),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body ended early"))),
                     Poll::Pending if self.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
                     Poll::Pending => self.poll_deadline(cx, idle_since + patience),
                 }
@@ -108,7 +106,7 @@ impl Lane<'_> {
                 if body.ends_with_connection() {
                     break;
                 }
-                return Err(closed("the body broke off"));
+                return Err(closed("the body ended early"));
             }
             self.ended_at = None;
             let (taken, payload) = body.take(&mut input, false)?;

@@ -12,15 +12,15 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::rewrite::{self, Sifting};
 use outrigger_wire::scan::{Framing, Head, MOST_FIELDS};
 
+use crate::engine::claims;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::stages;
-use crate::engine::stages::failover;
+use crate::engine::stages::{breakers, failover};
 use crate::engine::state::State;
 use crate::http1::Origin;
 use crate::http1::buffers::scratch;
 use crate::http1::upload::Upload;
-use crate::mechanism::{breakers, claims};
 
 /// A request after the stages.
 pub(super) struct Prepared {
@@ -105,13 +105,7 @@ pub(super) fn prepare(
             let hides_session = exchange.sticky.is_enforced();
             let is_chunked = head.framing == Framing::Chunked;
             let own_host = local.filter(|_| host.is_empty()).map(|local| local.to_string());
-            let sifting = Sifting {
-                sieve: exchange.sieve(),
-                hides_session,
-                nominates: head.nominates,
-                is_chunked,
-                host: own_host.as_deref(),
-            };
+            let sifting = Sifting { sieve: exchange.sieve(), hides_session, is_chunked, host: own_host.as_deref() };
             rewrite::write_request(&mut out, &parsed, added, sifting)
         });
         claims::removed(state, &mut exchange, &removed);

@@ -26,7 +26,7 @@ use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit;
 use crate::engine::state::State;
-use crate::http1::pump::Streaming;
+use crate::http1::streaming::Streaming;
 use crate::http1::{Broken, Lane};
 use crate::mechanism::body_memory::BodyShare;
 use crate::transport::client_stream::ClientStream;

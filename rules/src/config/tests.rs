@@ -23,7 +23,7 @@ fn an_empty_file_is_all_defaults() {
 }
 
 #[test]
-fn rate_limits_refuse_nobody_until_the_file_or_the_environment_speaks_of_them() {
+fn rate_limits_are_in_monitor_until_configured() {
     let mode = |source: &str, environment: &[(&str, &str)]| {
         let config = load(source, environment).unwrap();
         let limit = config.limits.all.first().map_or(Mode::Off, |limit| limit.mode);
@@ -54,11 +54,14 @@ fn rate_limits_refuse_nobody_until_the_file_or_the_environment_speaks_of_them() 
 fn a_key_that_is_gone_is_accepted_with_a_warning() {
     let config = load("[headers]\nrequest_id = false\ntraceparent = true\n", &[]).unwrap();
     assert!(!config.headers.request_id);
-    insta::assert_snapshot!(config.warnings.join("\n"), @r"
-    proxy.toml:3:1: `traceparent` has no effect any more
+    insta::assert_snapshot!(config.warnings.join("\n"), @"
+    warning: `traceparent` has no effect any more
+     --> proxy.toml:3:1
+      |
     3 | traceparent = true
       | ^^^^^^^^^^^
-    hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever made up
+      |
+      = hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever added
     ");
     assert!(load("", &[]).unwrap().warnings.is_empty());
 }
@@ -68,7 +71,7 @@ fn route_count(in_file: usize) -> usize {
 }
 
 #[test]
-fn the_shipped_file_says_what_the_code_does() {
+fn the_shipped_file_has_the_defaults_of_the_code() {
     let shipped = include_str!("../../../config/proxy.toml");
     // Uncomments every key: each must be known, readable and equal to the default.
     let uncommented: String = shipped
@@ -115,7 +118,7 @@ fn described<'a>(shipped: &'a str, table: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_shipped_file_gives_the_defaults_of_tables_that_are_not_there() {
+fn the_shipped_file_names_the_defaults_of_absent_tables() {
     let shipped = include_str!("../../../config/proxy.toml");
     let mut source = String::from("[identity.jwt]\n");
     let mut key = "";
@@ -170,7 +173,7 @@ fn the_shipped_file_names_every_key() {
 }
 
 #[test]
-fn says_everything_that_is_wrong_at_once() {
+fn reports_all_mistakes_at_once() {
     let source = r#"
 [server]
 lisen = "0.0.0.0:8080"
@@ -208,7 +211,7 @@ path = "/api/login"
 }
 
 #[test]
-fn says_what_makes_no_sense() {
+fn reports_contradictory_settings() {
     let source = r#"
 [server]
 listen = "0.0.0.0:9091"
@@ -279,7 +282,7 @@ fn the_environment_wins_and_its_mistakes_name_it() {
 }
 
 #[test]
-fn says_what_is_wrong_about_failures() {
+fn reports_mistakes_in_breakers_retries_and_faults() {
     let source = r#"
 [breaker]
 failure_rate = "150%"

@@ -258,7 +258,7 @@ impl Builder<'_> {
             Some(Ok(keys)) => keys,
             Some(Err(e)) => {
                 let problem = Problem::new(Place::Variable(KEYS.to_owned()), e.to_string())
-                    .hint("make a secret with `openssl rand -base64 32`; the first key is used, all can open");
+                    .hint("make a secret with `openssl rand -base64 32`; the first key encrypts, all decrypt");
                 self.problems.push(problem);
                 None
             }
@@ -346,13 +346,13 @@ impl Builder<'_> {
                 Ok(name) if NEVER.contains(&name.as_str()) || name == *key_field => {
                     self.complain(
                         &path,
-                        format!("{name:?} carries secrets, which the trail never holds"),
+                        format!("{name:?} carries secrets, which the audit log never contains"),
                         "leave it out",
                     );
                 }
                 Ok(name) => headers.push(name),
                 Err(_) => {
-                    self.complain(&path, format!("{name:?} is no field name"), "write \"User-Agent\", for example");
+                    self.complain(&path, format!("{name:?} is not a header name"), "write \"User-Agent\", for example");
                 }
             }
         }
@@ -363,7 +363,7 @@ impl Builder<'_> {
     pub fn declared(&mut self, path: &[Step<'_>], text: &str) -> Declared {
         Declared::named(text).unwrap_or_else(|| {
             let hint = "write \"off\", a class (authentication, data, administration, deletion) or a type such as \"auth.logout\"";
-            self.complain(path, format!("`{text}` is no class or type of the audit trail"), hint);
+            self.complain(path, format!("`{text}` is not a class or type of the audit log"), hint);
             Declared::Off
         })
     }
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_trail_where_there_is_a_place_for_it() {
+    fn the_audit_log_is_on_if_it_has_a_directory() {
         assert!(load("", &[]).unwrap().audit.is_none());
         let rules =
             load("", &[("OUTRIGGER_AUDIT_DIRECTORY", "/trail"), (FLY_MACHINE_ID, "m1")]).unwrap().audit.unwrap();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
+    fn invalid_settings_are_reported_with_position() {
         let errors = [
             load("[audit]\ncommit_interval = \"1h\"\nmax_size = \"16MiB\"\ncommit_timeout = \"1ms\"\n", &[]),
             load("[audit]\nheaders = [\"User-Agent\", \"Cookie\", \"a b\"]\n[audit.retention]\ndata = \"1h\"\n", &[]),

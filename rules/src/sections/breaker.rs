@@ -260,7 +260,7 @@ impl Builder<'_> {
             if let policy::Span::Calls(calls) = settings.window
                 && calls < settings.minimum
             {
-                let message = format!("`window` has {calls} calls, and fewer than {} say nothing", settings.minimum);
+                let message = format!("`window` has {calls} calls, fewer than `min_calls` ({})", settings.minimum);
                 complain("window", message, "make it longer, or lower `min_calls`");
             }
             // An error in the defaults is not repeated for each group.

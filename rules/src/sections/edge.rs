@@ -81,7 +81,7 @@ impl Builder<'_> {
         };
         let is_fly = (on_fly && *written != EdgeName::None) || *written == EdgeName::Fly;
         if let (EdgeName::Header(name), true) = (written, trusted.is_empty()) {
-            let message = format!("`edge` is {name}, and nothing says who may set it");
+            let message = format!("`edge` is {name}, but no sender is trusted to set it");
             self.complain(&EDGE, message, "name the networks of the proxy in front in identity.trusted");
         }
         let networks = match written {
@@ -100,27 +100,26 @@ impl Builder<'_> {
     fn warn_of_merged_clients(&mut self, written: &EdgeName, trusted: &[Network], on_fly: bool, edge: &Edge) {
         if *written == EdgeName::None && on_fly {
             let message =
-                "on Fly every connection comes from the edge: with `edge = \"none\"` all clients are one client";
+                "on Fly every connection comes from the edge: with `edge = \"none\"` all clients count as one";
             self.warn(&EDGE, message, "leave it out, or write edge = \"fly\"");
         } else if *written == EdgeName::None && !trusted.is_empty() {
-            let message = "`trusted` means nothing with `edge = \"none\"`: nobody is believed";
+            let message = "`trusted` has no effect with `edge = \"none\"`: no sender is trusted";
             self.warn(&TRUSTED, message, "leave one of the two out");
         }
         if on_fly && edge.source == AddressSource::ForwardedFor {
-            let message = "on Fly X-Forwarded-For ends with the app's own address: all clients are one client";
+            let message = "on Fly X-Forwarded-For ends with the app's own address: all clients count as one";
             self.warn(&EDGE, message, "leave `edge` out, or write edge = \"fly\"");
         }
         let is_edge_trusted = edge.networks.iter().any(|network| network.contains(FLY_SEEN.into()));
         let is_loopback = |network: &Network| network.contains([127, 0, 0, 1].into());
         if on_fly && !edge.networks.is_empty() && !is_edge_trusted && !trusted.iter().any(is_loopback) {
-            let message =
-                "`trusted` has no network from which Fly's edge was seen to come: all clients may be one client";
+            let message = "`trusted` has no network from which Fly's edge connects: all clients may count as one";
             self.warn(&TRUSTED, message, "leave it out, or add \"172.16.0.0/12\"");
         }
         let is_everybody = |network: &Network| network.to_string().ends_with("/0");
         if trusted.iter().any(is_everybody) && *written != EdgeName::None {
             let name = edge.source.header().unwrap_or(&X_FORWARDED_FOR);
-            let message = format!("everybody is trusted: any client can say in {name} that it is another one");
+            let message = format!("every sender is trusted: any client can claim another address in {name}");
             self.warn(&TRUSTED, message, "name the networks of the proxy in front");
         }
     }
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn on_fly_the_edge_is_whoever_comes_by_private_ipv4() {
+    fn on_fly_the_edge_has_a_private_ipv4_address() {
         let edge = load("", true).unwrap().edge;
         for (address, sender) in [
             ("172.16.3.4", Sender::Fly),
@@ -186,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_all_clients_one_is_warned_about() {
+    fn warns_if_all_clients_count_as_one() {
         let warnings = |identity: &str, on_fly| load(identity, on_fly).unwrap().warnings.join("\n");
         for (identity, on_fly, needle) in [
-            ("edge = \"none\"", true, "all clients are one client"),
-            ("edge = \"X-Forwarded-For\"\ntrusted = [\"172.16.0.0/12\"]", true, "all clients are one client"),
-            ("trusted = [\"192.0.2.0/24\"]", true, "all clients may be one client"),
-            ("trusted = [\"0.0.0.0/0\"]", false, "everybody is trusted"),
-            ("edge = \"none\"\ntrusted = [\"10.0.0.0/8\"]", false, "means nothing"),
+            ("edge = \"none\"", true, "all clients count as one"),
+            ("edge = \"X-Forwarded-For\"\ntrusted = [\"172.16.0.0/12\"]", true, "all clients count as one"),
+            ("trusted = [\"192.0.2.0/24\"]", true, "all clients may count as one"),
+            ("trusted = [\"0.0.0.0/0\"]", false, "every sender is trusted"),
+            ("edge = \"none\"\ntrusted = [\"10.0.0.0/8\"]", false, "has no effect"),
         ] {
             let said = warnings(identity, on_fly);
             assert!(said.contains(needle) && said.contains("hint: "), "{identity}: {said}");

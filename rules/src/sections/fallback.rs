@@ -48,7 +48,7 @@ impl Builder<'_> {
     pub fn fallback(&mut self, written: &Fallback, index: usize) -> FallbackAnswer {
         let path = |key| [Step::Key("routes"), Step::Index(index), Step::Key("fallback"), Step::Key(key)];
         if http::HeaderValue::from_str(&written.content_type).is_err() {
-            let message = format!("{:?} is no content type", written.content_type);
+            let message = format!("{:?} is not a content type", written.content_type);
             self.complain(&path("content_type"), message, "write \"application/json\", for example");
         }
         if written.body.len() > 64 << 10 {
@@ -57,8 +57,8 @@ impl Builder<'_> {
         }
         let is_empty_by_nature = matches!(written.status, 204 | 205 | 304);
         if is_empty_by_nature && !written.body.is_empty() {
-            let message = format!("an answer {} has no body", written.status);
-            self.complain(&path("status"), message, "take another status, or leave the body empty");
+            let message = format!("a response with status {} has no body", written.status);
+            self.complain(&path("status"), message, "choose another status, or leave the body empty");
         }
         let status = StatusCode::from_u16(written.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let (content_type, body) = (written.content_type.as_str().into(), written.body.as_str().into());

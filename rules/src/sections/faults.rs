@@ -76,8 +76,8 @@ impl Builder<'_> {
         if (self.environment)(ALLOW_FAULTS).as_deref() != Some("1") {
             self.complain(
                 &[Step::Key("faults"), Step::Index(0)],
-                "this would make requests fail on purpose",
-                "set OUTRIGGER_ALLOW_FAULTS=1 in the environment if that is meant; else remove [[faults]]",
+                "this would inject faults",
+                "set OUTRIGGER_ALLOW_FAULTS=1 in the environment if that is intended; else remove [[faults]]",
             );
         }
         let mut rules = Vec::new();
@@ -91,7 +91,7 @@ impl Builder<'_> {
                 match HeaderName::from_bytes(name.as_bytes()) {
                     Ok(name) => headers.push((name, (value != "*").then(|| value.clone()))),
                     Err(_) => {
-                        let message = format!("{name:?} is no field name");
+                        let message = format!("{name:?} is not a header name");
                         self.complain(&at("headers"), message, "write { \"X-Chaos\" = \"1\" }");
                     }
                 }
@@ -99,7 +99,7 @@ impl Builder<'_> {
             let delay = written.delay.as_ref().map_or(Duration::ZERO, |delay| delay.0.0);
             let effect = match (written.abort, written.reset) {
                 (Some(_), true) => {
-                    self.complain(&at("reset"), "a fault either aborts or resets", "make two of it, with shares");
+                    self.complain(&at("reset"), "a fault either aborts or resets", "write two faults, with shares");
                     Effect::Reset
                 }
                 (Some(status), false) => {
@@ -109,7 +109,7 @@ impl Builder<'_> {
                 (None, false) => Effect::Pass,
             };
             if delay.is_zero() && effect == Effect::Pass {
-                self.complain(&at("routes")[..2], "this fault does nothing", "give it `delay`, `abort` or `reset`");
+                self.complain(&at("routes")[..2], "this fault has no effect", "give it `delay`, `abort` or `reset`");
             }
             let befalls = |route: &Arc<Route>| {
                 !route.is_health

@@ -363,8 +363,11 @@ impl Builder<'_> {
         for (index, route) in routes.all().iter().enumerate() {
             let at = [Step::Key("routes"), Step::Index(index.saturating_sub(before)), Step::Key("cost")];
             if by_route[index].len() > MOST_LIMITS {
-                let message =
-                    format!("{} limits apply to route {:?}; {MOST_LIMITS} can", by_route[index].len(), route.name);
+                let message = format!(
+                    "{} limits apply to route {:?}; at most {MOST_LIMITS} may",
+                    by_route[index].len(),
+                    route.name
+                );
                 self.complain(&at[..2], message, "name routes in the limits that do not concern all of them");
             }
             for limit in by_route[index].iter().map(|number| &all[usize::from(*number)]) {
@@ -372,7 +375,7 @@ impl Builder<'_> {
                 let least = limit.quotas.iter().flatten().map(|quota| quota.burst()).min();
                 if counts && least.is_some_and(|burst| route.cost > burst) {
                     let message = format!(
-                        "route {:?} costs {}, but of limit {:?} only {} may come at once, so no request would ever pass",
+                        "route {:?} costs {}, but limit {:?} has a burst of {}, so no request would ever pass",
                         route.name,
                         route.cost,
                         limit.name,

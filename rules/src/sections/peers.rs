@@ -132,7 +132,7 @@ impl Builder<'_> {
         let of_app = || (self.environment)(FLY_APP_NAME).map(|app| format!("{app}.internal"));
         let found_by = match (&written.dns, written.list.as_slice()) {
             (Some(_), [_, ..]) => {
-                self.complain(&at("list"), "there are `dns` and `list`", "keep one of them");
+                self.complain(&at("list"), "`dns` and `list` are both set", "keep one of them");
                 return None;
             }
             (None, list @ [_, ..]) => FoundBy::List(list.iter().map(|address| address.0).collect()),
@@ -143,12 +143,12 @@ impl Builder<'_> {
                     resolver: written.resolver.as_ref().map(|resolver| resolver.0),
                 },
                 Some(name) => {
-                    self.complain(&at("dns"), format!("{name:?} is no name"), "on Fly: \"<app>.internal\"");
+                    self.complain(&at("dns"), format!("{name:?} is not a name"), "on Fly: \"<app>.internal\"");
                     return None;
                 }
                 None => {
                     let hint = "set `dns` or `list`; on Fly, FLY_APP_NAME gives the name";
-                    self.complain(&at("listen"), "nothing says where the peers are", hint);
+                    self.complain(&at("listen"), "the peers have no address", hint);
                     return None;
                 }
             },
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_keep_their_machine_wherever_there_are_keys_and_a_name() {
+    fn sessions_are_sticky_if_there_are_keys_and_a_name() {
         assert!(load("", &[]).unwrap().affinity.is_none());
         assert!(load("", &[(FLY_MACHINE_ID, "148e21eea46589")]).unwrap().affinity.is_none());
         let rules = load("", &[(FLY_MACHINE_ID, "148e21eea46589"), (KEYS, KEY)]).unwrap();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
+    fn invalid_settings_are_reported_with_position() {
         let (named, keyed) = ([(FLY_MACHINE_ID, "m1")], [(FLY_MACHINE_ID, "m1"), (KEYS, KEY)]);
         let errors = [
             load("[affinity]\nmode = \"enforce\"\n", &named),

@@ -128,14 +128,14 @@ impl Builder<'_> {
             None => self.root.nearest(&at("url")).1.place.clone().hidden(),
         };
         let Some(url) = variable.or_else(|| written.url.clone()) else {
-            let message = "limits are to be shared, and nothing says where Redis is";
+            let message = "limits are shared, but the address of Redis is not set";
             let hint = format!("set `url` in [rate_limits.redis], or {REDIS_URL} in the environment");
             self.complain(&[Step::Key("rate_limits"), Step::Key("shared")], message, &hint);
             return None;
         };
         let url = url.trim().to_owned();
         if ca.is_some() && !(url.starts_with("rediss:") || url.starts_with("valkeys:")) {
-            self.complain(&at("ca_file"), "`ca_file` has no meaning without TLS", "write the address with rediss://");
+            self.complain(&at("ca_file"), "`ca_file` has no effect without TLS", "write the address with rediss://");
         }
         match redis_client(&url, ca.clone()) {
             Ok(client) => {
@@ -166,10 +166,10 @@ impl Builder<'_> {
 fn redis_client(url: &str, ca: Option<Vec<u8>>) -> Result<redis::Client, String> {
     let known = ["redis://", "rediss://", "valkey://", "valkeys://", "redis+unix://", "unix://"];
     if !known.iter().any(|scheme| url.starts_with(scheme)) {
-        return Err("this is no address of Redis".to_owned());
+        return Err("this is not an address of Redis".to_owned());
     }
     // Its errors never contain the address.
-    let wrong = |e: redis::RedisError| format!("this is no address of Redis that can be used: {e}");
+    let wrong = |e: redis::RedisError| format!("this address of Redis cannot be used: {e}");
     match ca {
         Some(pem) => {
             let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(pem) };
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_about_redis_and_not_the_password() {
+    fn reports_mistakes_about_redis_without_the_password() {
         let wrong = [
             settings(&[], ""),
             settings(&[], "url = \"http://:correct-horse@localhost\""),

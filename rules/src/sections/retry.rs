@@ -79,8 +79,8 @@ impl Builder<'_> {
 
     fn check_statuses(&mut self, statuses: &[u16], path: &[Step<'_>]) {
         if let Some(wrong) = statuses.iter().find(|status| !(**status == 429 || (500..600).contains(*status))) {
-            let message = format!("an answer {wrong} is nothing that another attempt could change");
-            self.complain(path, message, "take 429, or some of 500 to 599");
+            let message = format!("another attempt would not change status {wrong}");
+            self.complain(path, message, "use 429, or statuses from 500 to 599");
         }
     }
 }

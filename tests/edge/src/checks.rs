@@ -81,7 +81,7 @@ async fn probe(address: SocketAddr, check: &Check) -> Result<StatusCode, BoxErro
         status = exchange => status,
         end = connection => {
             end?;
-            Err("the connection ended before the answer".into())
+            Err("the connection ended before the response".into())
         }
     }
 }

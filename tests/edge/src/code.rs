@@ -71,20 +71,20 @@ impl Code {
     pub fn words(self) -> &'static str {
         match self {
             Self::ReplayTooLarge => "the request is too large to be replayed",
-            Self::TooManyReplays => "too many fly-replay answers for one request",
-            Self::MalformedReplay => "malformed fly-replay answer",
+            Self::TooManyReplays => "too many fly-replay responses for one request",
+            Self::MalformedReplay => "malformed fly-replay response",
             Self::ReplayAppNotFound => "the app of fly-replay does not exist",
             Self::ReplayAppForbidden => "the app of fly-replay may not be replayed to",
             Self::ConnectionRefused => "a Machine refused the connection",
-            Self::ConnectTimeout => "a Machine did not take the connection in time",
+            Self::ConnectTimeout => "a Machine did not accept the connection in time",
             Self::WakeTimeout => "the Machine did not start in time",
             Self::WakeFailed => "the Machine could not be started",
             Self::RecentlyStopped => "the Machine was just stopped",
             Self::NoHealthyMachine => "no healthy Machine",
             Self::MachineNotFound => "no such Machine, or it may not be reached",
-            Self::RetriesExhausted => "no Machine took a connection",
+            Self::RetriesExhausted => "no Machine accepted a connection",
             Self::NoCapacity => "all Machines are at their hard limit",
-            Self::Interrupted => "the request begun and was not completed",
+            Self::Interrupted => "the request began and did not complete",
         }
     }
 }

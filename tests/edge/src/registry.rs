@@ -343,7 +343,7 @@ mod tests {
     use crate::settings::Check;
 
     #[test]
-    fn what_a_check_found_about_an_earlier_run_does_not_count() {
+    fn results_of_checks_of_an_earlier_run_do_not_count() {
         let settings = Settings { check: Some(Check::of("/health")), ..Settings::default() };
         let registry = Registry::new(Arc::new(settings), false);
         let public = "127.0.0.2:1".parse().unwrap();

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn mistakes_are_reported() {
         for text in ["", "instance", "instance=a;colour=red", "timeout=soon;app=x", "state=x", r#"region="iad"#] {
             assert!(parse(text).is_err(), "{text:?}");
         }

@@ -110,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn who_was_tried_in_vain_comes_last() {
+    fn machines_that_failed_are_tried_last() {
         let tried = Candidate { tries: 1, ..of("tried", 0, 0) };
         assert_eq!(chosen(&[tried, of("far and full", 3, 1)]), "far and full");
     }
 
     #[test]
-    fn equals_are_chosen_at_random_and_the_same_for_the_same_seed() {
+    fn ties_are_random_but_reproducible_by_seed() {
         let equals = [of("a", 0, 0), of("b", 0, 0)];
         let choices = |seed| {
             let mut random = fastrand::Rng::with_seed(seed);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_are_taken_in_the_order_of_the_wish() {
+    fn regions_are_tried_in_the_requested_order() {
         let wish = |regions: &[&str], only_regions| Wish {
             regions: regions.iter().map(|&r| r.to_owned()).collect(),
             only_regions,

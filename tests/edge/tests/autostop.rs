@@ -85,7 +85,7 @@ async fn one_more_is_started_when_all_are_above_their_soft_limit() {
 }
 
 #[tokio::test]
-async fn without_autostart_nothing_wakes_a_machine() {
+async fn without_autostart_requests_start_no_machine() {
     let fleet = Fakes::of(&["a"]).await;
     let mut settings = settings(AutostopKind::Off, false);
     settings.routing.queue_timeout = Duration::from_millis(50);

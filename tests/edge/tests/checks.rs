@@ -71,7 +71,7 @@ async fn a_new_run_is_checked_after_its_grace_period_and_gets_nothing_before() {
 }
 
 #[tokio::test]
-async fn a_machine_that_starts_anew_has_to_pass_anew() {
+async fn a_restarted_machine_has_to_pass_again() {
     let a = Fake::running("a").await;
     let edge = edge(settings(), &[&a]).await;
     shows(&edge, "a to pass", |now| now.machine("a").unwrap().is_routed).await;
@@ -132,7 +132,7 @@ async fn each_failure_makes_the_pause_longer() {
 }
 
 #[tokio::test]
-async fn what_checks_say_of_themselves_and_where_they_come_from_are_settings() {
+async fn headers_and_source_of_checks_are_settings() {
     for agent in [None, Some("Consul Health Check")] {
         let a = Fake::running("a").await;
         let mut settings = settings();
@@ -152,7 +152,7 @@ async fn what_checks_say_of_themselves_and_where_they_come_from_are_settings() {
 }
 
 #[tokio::test]
-async fn a_check_that_gets_no_answer_in_time_fails() {
+async fn a_check_without_a_response_in_time_fails() {
     let a = Fake::running("a").await;
     let mut settings = settings();
     let check = settings.check.as_mut().unwrap();

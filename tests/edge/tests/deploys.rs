@@ -81,7 +81,7 @@ async fn a_stopped_machine_is_updated_and_stays_stopped() {
 }
 
 #[tokio::test]
-async fn whether_routing_leaves_a_machine_before_its_signal_is_a_setting() {
+async fn taking_a_machine_out_of_routing_before_its_signal_is_a_setting() {
     for removal in [Removal::BeforeSignal, Removal::ByCheck] {
         let fleet = Fakes::of(&["a"]).await;
         let mut settings = settings();
@@ -146,7 +146,7 @@ async fn a_machine_that_cannot_be_started_again_ends_the_deploy() {
 }
 
 #[tokio::test]
-async fn blue_green_replaces_all_machines_and_nobody_notices() {
+async fn blue_green_replaces_all_machines_without_errors() {
     let fleet = Fakes::of(&["a", "b"]).await;
     let edge = edge_of(settings(), &fleet, &["a", "b"]).await;
     all_pass(&edge, 2).await;
@@ -190,7 +190,7 @@ async fn blue_and_green_serve_together_then_green_alone_then_blue_ends() {
 }
 
 #[tokio::test]
-async fn green_that_does_not_pass_is_taken_away_and_blue_serves_on() {
+async fn green_that_does_not_pass_is_removed_and_blue_serves_on() {
     for is_broken in [false, true] {
         let fleet = Fakes::of(&["a"]).await;
         let mut settings = settings();

@@ -99,7 +99,7 @@ async fn names_have_the_addresses_of_started_machines() {
 }
 
 #[tokio::test]
-async fn other_kinds_of_records_of_a_known_name_are_empty_answers() {
+async fn other_record_types_of_a_known_name_are_empty() {
     let edge = edge_with(&[("a", "ams", 2)]).await;
     let answer = ask(&edge, "app.internal.", RecordType::A).await;
     assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
@@ -126,7 +126,7 @@ async fn the_list_of_machines_is_a_text_however_long() {
 }
 
 #[tokio::test]
-async fn a_stop_that_has_not_been_heard_of_is_not_in_the_dns() {
+async fn a_stop_that_has_not_propagated_is_not_in_the_dns() {
     let mut settings = Settings { dns: Some("127.0.0.1:0".parse().unwrap()), ..Settings::default() };
     settings.routing.propagation = Duration::from_secs(3600);
     let edge = Edge::start(settings, None).await.unwrap();
@@ -150,7 +150,7 @@ async fn it_can_be_made_to_fail() {
 }
 
 #[tokio::test]
-async fn nonsense_is_not_answered_and_harms_nobody() {
+async fn malformed_queries_are_ignored_without_harm() {
     let edge = edge_with(&[("a", "ams", 2)]).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for nonsense in [&b""[..], b"x", &[0xff; 600]] {

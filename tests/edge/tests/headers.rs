@@ -5,7 +5,7 @@ use outrigger_edge::Settings;
 use crate::fake::{Fake, edge, get, get_with};
 
 #[tokio::test]
-async fn a_machine_is_told_what_the_edge_knows() {
+async fn the_edge_adds_its_headers_to_requests() {
     let a = Fake::running("a").await;
     let edge = edge(Settings { region: "lhr".to_owned(), ..Settings::default() }, &[&a]).await;
     let fields = [
@@ -47,7 +47,7 @@ async fn errors_of_the_edge_have_the_request_id_too() {
 }
 
 #[tokio::test]
-async fn plain_http_is_said_if_the_setting_says_so() {
+async fn plain_http_is_reported_if_configured() {
     let a = Fake::running("a").await;
     let mut settings = Settings::default();
     settings.headers.is_https = false;
@@ -61,7 +61,7 @@ async fn plain_http_is_said_if_the_setting_says_so() {
 }
 
 #[tokio::test]
-async fn a_test_may_say_who_the_client_is_only_if_the_setting_says_so() {
+async fn a_test_may_set_the_client_address_only_if_configured() {
     let a = Fake::running("a").await;
     let fields = [("x-test-client-ip", "203.0.113.7")];
     let strict = edge(Settings::default(), &[&a]).await;
@@ -81,7 +81,7 @@ async fn a_test_may_say_who_the_client_is_only_if_the_setting_says_so() {
 }
 
 #[tokio::test]
-async fn whether_a_clients_replay_fields_reach_machines_is_a_setting() {
+async fn forwarding_a_clients_replay_headers_is_a_setting() {
     for strips in [true, false] {
         let a = Fake::running("a").await;
         let mut settings = Settings::default();
@@ -96,7 +96,7 @@ async fn whether_a_clients_replay_fields_reach_machines_is_a_setting() {
 }
 
 #[tokio::test]
-async fn what_is_between_two_neighbours_goes_no_further() {
+async fn hop_by_hop_headers_are_not_forwarded() {
     let a = Fake::running("a").await;
     let edge = edge(Settings::default(), &[&a]).await;
     let fields =

@@ -18,7 +18,7 @@ fn program() -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_serves_until_it_is_told_to_end() {
+async fn it_serves_until_its_signal() {
     let (a, b) = (Fake::running("a").await, Fake::running("b").await);
     let of = |fake: &Fake| format!("{},{},{}", fake.machine.id, fake.machine.public, fake.machine.private);
     let machines = [format!("{},syd", of(&a)), of(&b)];
@@ -44,7 +44,7 @@ async fn it_serves_until_it_is_told_to_end() {
 }
 
 #[test]
-fn a_machine_that_makes_no_sense_is_said_with_an_example() {
+fn an_invalid_machine_argument_is_reported_with_an_example() {
     let output = program().args(["--machine", "a,nowhere,127.0.0.2"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
@@ -52,7 +52,7 @@ fn a_machine_that_makes_no_sense_is_said_with_an_example() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_said() {
+fn an_address_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = program().args(["--listen", &address, "--machine", "a,127.0.0.2:1,127.0.0.2"]).output().unwrap();

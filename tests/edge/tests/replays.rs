@@ -89,7 +89,7 @@ async fn is_unavailable(edge: &Edge, origin: &Fake) {
 }
 
 #[tokio::test]
-async fn a_preferred_machine_that_is_unknown_or_refuses_is_made_up_for_by_another() {
+async fn an_unavailable_preferred_machine_is_replaced_by_another() {
     let (edge, origin) = with_origin(Settings::default(), "prefer_instance=target", &[]).await;
     is_unavailable(&edge, &origin).await;
     let target = Fake::new("target").await;
@@ -103,7 +103,7 @@ async fn a_preferred_machine_that_is_unknown_or_refuses_is_made_up_for_by_anothe
 }
 
 #[tokio::test]
-async fn so_is_one_at_its_hard_limit() {
+async fn a_target_at_its_hard_limit_is_unavailable_by_preference() {
     let target = far("target").await;
     let gate = target.gate("/slow");
     let mut settings = Settings::default();

@@ -126,7 +126,7 @@ async fn after_ninety_retries_there_is_no_other() {
 }
 
 #[tokio::test]
-async fn a_request_that_begun_is_tried_again_only_as_the_setting_says() {
+async fn a_request_that_began_is_retried_only_if_configured() {
     for (rule, get_survives, post_survives) in
         [(RetryBegun::None, false, false), (RetryBegun::Idempotent, true, false), (RetryBegun::All, true, true)]
     {
@@ -148,7 +148,7 @@ async fn a_request_that_begun_is_tried_again_only_as_the_setting_says() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_with_requests_and_made_anew_with_connections() {
+async fn connections_are_kept_with_requests_and_reopened_with_connections() {
     for (kind, connections) in [(ConcurrencyKind::Requests, 1), (ConcurrencyKind::Connections, 5)] {
         let a = Fake::running("a").await;
         let mut settings = settings();
@@ -193,7 +193,7 @@ async fn a_kept_connection_that_was_closed_costs_no_request() {
 }
 
 #[tokio::test]
-async fn a_cordoned_machine_gets_nothing_until_it_is_uncordoned() {
+async fn a_cordoned_machine_gets_no_request_until_uncordoned() {
     let (a, b) = (Fake::running("a").await, Fake::running("b").await);
     let edge = edge(settings(), &[&a, &b]).await;
     assert!(edge.cordon("a") && !edge.cordon("nobody"));
@@ -217,7 +217,7 @@ fn deaf() -> Settings {
 }
 
 #[tokio::test]
-async fn what_routing_has_not_heard_of_it_does_not_heed() {
+async fn routing_ignores_changes_that_have_not_propagated() {
     let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
     let edge = edge(deaf(), &[&a, &b]).await;
     edge.settle();
@@ -260,7 +260,7 @@ async fn a_machine_that_was_just_stopped_sends_requests_on() {
 }
 
 #[tokio::test]
-async fn one_that_was_stopped_long_ago_refuses_instead() {
+async fn a_machine_stopped_long_ago_refuses_connections() {
     let (a, b) = (Fake::running("a").await, Fake::running("b").await.in_region("syd"));
     let mut settings = deaf();
     settings.routing.recently_stopped = Duration::ZERO;
@@ -308,7 +308,7 @@ async fn clients_can_force_and_prefer_machines_and_regions() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_its_place() {
+async fn a_disconnect_frees_its_concurrency() {
     let a = Fake::running("a").await;
     let _gate = a.gate("/slow");
     let edge = Arc::new(edge(settings(), &[&a]).await);

@@ -65,7 +65,7 @@ async fn a_big_upload_is_passed_on_while_it_comes() {
 }
 
 #[tokio::test]
-async fn a_big_answer_is_read_no_faster_than_its_client_reads() {
+async fn a_large_response_is_read_no_faster_than_its_client_reads() {
     const PIECES: usize = 1024;
     let a = Fake::running("a").await;
     let taken = Arc::new(AtomicUsize::new(0));
@@ -93,7 +93,7 @@ async fn a_big_answer_is_read_no_faster_than_its_client_reads() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_breaks_off_for_the_client() {
+async fn an_incomplete_response_is_incomplete_for_the_client() {
     let a = Fake::running("a").await;
     let (pieces, receiver) = mpsc::unbounded_channel();
     a.plays("/", Play::Stream(Arc::new(tokio::sync::Mutex::new(receiver))));
@@ -141,7 +141,7 @@ async fn an_upgrade_can_be_replayed_and_tunnels_then() {
 }
 
 #[tokio::test]
-async fn a_refused_upgrade_is_an_answer_like_any_other() {
+async fn a_declined_upgrade_is_an_ordinary_response() {
     let a = Fake::running("a").await;
     let edge = edge(Settings::default(), &[&a]).await;
     let mut client = TcpStream::connect(edge.address()).await.unwrap();

@@ -155,7 +155,7 @@ pub mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_good_answers_by_the_nearest_rank() {
+    fn percentiles_cover_good_responses_by_the_nearest_rank() {
         let mut all: Vec<Outcome> = (1..=100).map(|ms| outcome(0.0, ms, End::Good)).collect();
         all.push(outcome(0.0, 9999, End::Late));
         let tally = Tally::of(&all);
@@ -166,7 +166,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_flood_counts_for_nothing_that_is_claimed() {
+    fn floods_do_not_count_towards_the_claims() {
         let mut flood = outcome(0.0, 600, End::Late);
         flood.arrival.is_flood = true;
         let all = [outcome(0.0, 10, End::Good), flood];
@@ -175,7 +175,7 @@ pub mod tests {
     }
 
     #[test]
-    fn slices_cover_the_whole_time_also_where_nothing_was_sent() {
+    fn slices_cover_the_whole_time_even_without_requests() {
         let all = [outcome(0.1, 1, End::Good), outcome(2.5, 1, End::Broken)];
         let seconds = Duration::from_secs;
         let found: Vec<_> =

@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_rounded_up_to_what_was_not_reached() {
+    fn percentages_are_not_rounded_up_to_a_claim() {
         assert_eq!(percent(0.999_899_99), "99.989 %");
         assert_eq!(percent(1.0), "100.000 %");
         assert_eq!((change(0.7), change(1.25)), ("30 % lower".to_owned(), "25 % higher".to_owned()));

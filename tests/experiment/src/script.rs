@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_put_down_to_what_was_going_on() {
+    fn a_moment_is_attributed_to_its_fault() {
         let script = Script::hour();
         let minute = |minute: f64| script.during(seconds(60.0 * minute), seconds(60.0 * minute + 0.5));
         assert_eq!((minute(1.0), minute(3.1), minute(7.1)), ("calm", "Machine killed", "app crash"));

@@ -57,7 +57,7 @@ impl Open {
         line.push(b'\n');
         let file = open_private(&segment.path)?;
         if has_entries(&file).map_err(at(&segment.path))? {
-            let problem = "has entries that are no part of the chain: move it away";
+            let problem = "has entries that are not part of the chain: move it away";
             return Err(SpoolError::Broken { path: segment.path, problem });
         }
         // Truncates what an earlier attempt left, such as one on a full disk: it was never durable.
@@ -196,13 +196,13 @@ pub fn chain_id(directory: &Path) -> Result<String, SpoolError> {
         Ok(text) => {
             let id = text.trim_end();
             let is_id = id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit());
-            let problem = "is not the id of a chain: put it back from a copy, or move the directory away";
+            let problem = "is not the id of a chain: restore it from a copy, or move the directory away";
             if is_id { Ok(id.to_owned()) } else { Err(SpoolError::Broken { path, problem }) }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let mut id = [0; 8];
             let filled = SystemRandom::new().fill(&mut id);
-            filled.map_err(|_| at(&path)(io::Error::other("the system gives no random bytes")))?;
+            filled.map_err(|_| at(&path)(io::Error::other("the system provides no random bytes")))?;
             let id = hex(&id);
             replace(&path, format!("{id}\n").as_bytes())?;
             Ok(id)

@@ -113,7 +113,7 @@ impl Spool {
                 let Some(last) = Class::named(other).and_then(|other| ends.get(&other)) else { continue };
                 if end.last > *last {
                     findings.push(rolled_back(format!(
-                        r#"{{"class":"{other}","last":{last},"signed":{},"checkpoint_of":"{}","problem":"a checkpoint vouches for more entries of this class: its chain was put back or removed"}}"#,
+                        r#"{{"class":"{other}","last":{last},"signed":{},"checkpoint_of":"{}","problem":"a checkpoint confirms more entries of this class: its chain was rolled back or removed"}}"#,
                         end.last, class.name()
                     )));
                 }
@@ -153,12 +153,8 @@ impl Spool {
             }
             return Ok(());
         };
-        for (segment, next) in earlier.iter().zip(&segments[1..]) {
-            let bytes = fs::metadata(&segment.path).map_err(at(&segment.path))?.len();
-            let last = next.first.saturating_sub(1);
-            let keys_bytes = files::size(&segment.keys());
-            self.chains[class as usize].closed.push(Closed { segment: segment.clone(), last, bytes, keys_bytes });
-        }
+        let closed = earlier.iter().zip(&segments[1..]).map(|(segment, next)| followed(segment, next));
+        self.chains[class as usize].closed = closed.collect::<Result<_, _>>()?;
         let content = fs::read(&newest.path).map_err(at(&newest.path))?;
         let scan = scan(&content, newest.first);
         let is_short = scan.head.last < vouched.last || scan.header.is_none() && newest.first <= vouched.last;
@@ -219,6 +215,13 @@ impl Spool {
         chain.open = Some(Open::reopen(newest.clone(), scan.length as u64, hash, created)?);
         chain.close(&self.chain, &heads, &self.keys, now)
     }
+}
+
+/// A segment that another one follows.
+fn followed(segment: &Segment, next: &Segment) -> Result<Closed, SpoolError> {
+    let bytes = fs::metadata(&segment.path).map_err(at(&segment.path))?.len();
+    let (last, keys_bytes) = (next.first.saturating_sub(1), files::size(&segment.keys()));
+    Ok(Closed { segment: segment.clone(), last, bytes, keys_bytes })
 }
 
 /// Whether a single segment is to be removed as a whole, which only its checkpoint tells.

@@ -71,7 +71,7 @@ fn is_noticed(place: &Place, now: Time) -> bool {
 }
 
 #[test]
-fn whatever_chains_are_put_back_while_one_goes_on_is_noticed() {
+fn rolled_back_chains_are_detected_while_another_continues() {
     for segment_bytes in [600, 1 << 20] {
         let place = Place::new();
         let (steps, now) = history(&place, segment_bytes);
@@ -102,7 +102,7 @@ fn whatever_chains_are_put_back_while_one_goes_on_is_noticed() {
 }
 
 #[test]
-fn an_older_copy_of_everything_cannot_be_told_from_the_directory_alone() {
+fn an_older_copy_of_everything_is_not_detectable_from_the_directory_alone() {
     let place = Place::new();
     let (steps, now) = history(&place, 1 << 20);
     put(&place.0, &steps[20].1);
@@ -110,7 +110,7 @@ fn an_older_copy_of_everything_cannot_be_told_from_the_directory_alone() {
 }
 
 #[test]
-fn an_alarm_that_cannot_be_entered_is_not_forgotten() {
+fn an_alarm_that_cannot_be_recorded_is_kept() {
     let place = Place::new();
     let (steps, now) = history(&place, 1 << 20);
     let last = steps.last().unwrap().1.clone();
@@ -132,7 +132,7 @@ fn an_alarm_that_cannot_be_entered_is_not_forgotten() {
 
 /// The bound on entries ahead of `HEAD` holds on disk at all times, for any pace of commits and any clock.
 #[test]
-fn nothing_on_disk_is_ahead_of_head_by_more_than_the_bound() {
+fn the_disk_is_ahead_of_head_by_at_most_the_bound() {
     let place = Place::new();
     let mut spool = place.open();
     let mut now = NOW;

@@ -68,7 +68,7 @@ fn assert_chained(entries: &[String]) {
 }
 
 #[test]
-fn a_chain_goes_on_across_restarts_and_segments() {
+fn a_chain_continues_across_restarts_and_segments() {
     let place = Place::new();
     let small = Settings { segment_bytes: 2000, ..Settings::default() };
     let mut spool = place.open_with(small);
@@ -101,7 +101,7 @@ fn two_processes_never_write_to_one_spool() {
 }
 
 #[test]
-fn a_torn_end_is_cut_off_and_written_down() {
+fn a_torn_end_is_cut_off_and_recorded() {
     let place = Place::new();
     let mut spool = place.open();
     append(&mut spool, 3);
@@ -128,7 +128,7 @@ fn a_torn_end_is_cut_off_and_written_down() {
 }
 
 #[test]
-fn a_segment_that_was_only_begun_is_no_loss() {
+fn an_empty_new_segment_is_no_loss() {
     let place = Place::new();
     let small = Settings { segment_bytes: 1, ..Settings::default() };
     let mut spool = place.open_with(small);
@@ -149,7 +149,7 @@ fn a_segment_that_was_only_begun_is_no_loss() {
 }
 
 #[test]
-fn what_was_promised_and_is_gone_leaves_a_hole_that_stays() {
+fn missing_signed_entries_leave_a_permanent_gap() {
     let place = Place::new();
     let mut spool = place.open();
     append(&mut spool, 5);
@@ -171,7 +171,7 @@ fn what_was_promised_and_is_gone_leaves_a_hole_that_stays() {
 }
 
 #[test]
-fn what_is_added_to_a_closed_chain_is_no_part_of_it() {
+fn entries_added_to_a_closed_chain_are_not_part_of_it() {
     let place = Place::new();
     let mut spool = place.open();
     append(&mut spool, 3);
@@ -195,7 +195,7 @@ fn what_is_added_to_a_closed_chain_is_no_part_of_it() {
 
 /// A crash between the header of a segment and its first entry.
 #[test]
-fn a_segment_without_entries_is_gone_on_with() {
+fn a_segment_without_entries_is_continued() {
     let place = Place::new();
     let small = Settings { segment_bytes: 1, ..Settings::default() };
     let mut spool = place.open_with(small);
@@ -221,7 +221,7 @@ fn a_segment_without_entries_is_gone_on_with() {
 }
 
 #[test]
-fn a_chain_whose_segments_are_all_dropped_goes_on_without_head() {
+fn a_chain_without_segments_continues_without_head() {
     let place = Place::new();
     let mut spool = place.open();
     spool.append(&read(1, Time(NOW.0 - 400 * 86_400_000_000)));
@@ -239,7 +239,7 @@ fn a_chain_whose_segments_are_all_dropped_goes_on_without_head() {
 }
 
 #[test]
-fn what_nothing_vouches_for_is_not_too_old() {
+fn unverifiable_segments_are_not_dropped_as_expired() {
     let place = Place::new();
     let mut spool = place.open_with(Settings { segment_bytes: 1, ..Settings::default() });
     for _ in 0..3 {
@@ -254,7 +254,7 @@ fn what_nothing_vouches_for_is_not_too_old() {
 }
 
 #[test]
-fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
+fn only_the_oldest_shipped_segment_is_dropped() {
     let place = Place::new();
     let small = Settings { segment_bytes: 1, max_bytes: 20_000 };
     let mut spool = place.open_with(small);
@@ -280,7 +280,7 @@ fn the_oldest_that_is_shipped_goes_first_and_nothing_else() {
 }
 
 #[test]
-fn strangers_cannot_fill_more_than_half_of_it() {
+fn unauthenticated_clients_fill_at_most_half_of_the_spool() {
     let place = Place::new();
     let mut spool = place.open_with(Settings { segment_bytes: 1000, max_bytes: 10_000 });
     let shed = Draft { event: EventType::Shed, ..read(1, NOW) };
@@ -292,7 +292,7 @@ fn strangers_cannot_fill_more_than_half_of_it() {
 }
 
 #[test]
-fn a_commit_that_fails_is_as_if_it_had_not_been_tried() {
+fn a_failed_commit_has_no_effect() {
     let place = Place::new();
     let mut spool = place.open();
     append(&mut spool, 2);
@@ -309,7 +309,7 @@ fn a_commit_that_fails_is_as_if_it_had_not_been_tried() {
 }
 
 #[test]
-fn retention_drops_what_is_older_and_nothing_behind_what_stays() {
+fn retention_drops_only_older_entries_at_the_beginning() {
     let place = Place::new();
     let mut spool = place.open_with(Settings { segment_bytes: 1, ..Settings::default() });
     let day = 86_400_000_000;
@@ -336,7 +336,7 @@ fn retention_drops_what_is_older_and_nothing_behind_what_stays() {
 }
 
 #[test]
-fn a_forgotten_subject_has_no_keys_left_on_disk() {
+fn an_erased_subject_has_no_keys_on_disk() {
     let place = Place::new();
     let mut spool = place.open();
     let keys = keys();

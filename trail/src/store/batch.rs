@@ -113,7 +113,7 @@ impl<'a> Batch<'a> {
         let mut lines = body.split(|b| *b == b'\n');
         let first = lines.next().unwrap_or_default();
         let first: FirstLine<'a> =
-            serde_json::from_slice(first).map_err(|e| bad(1, format!("does not say what it is: {e}")))?;
+            serde_json::from_slice(first).map_err(|e| bad(1, format!("has no valid first line: {e}")))?;
         let is_chain = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         if first.chain.len() != 16 || !first.chain.bytes().all(is_chain) {
             return Err(bad(1, format!("needs a chain of 16 hexadecimal digits, got {:?}", first.chain)));
@@ -147,7 +147,7 @@ impl<'a> Batch<'a> {
 
     fn add(&mut self, line: &'a [u8]) {
         let added = match std::str::from_utf8(line) {
-            Err(_) => Err("is no UTF-8".to_owned()),
+            Err(_) => Err("is not UTF-8".to_owned()),
             Ok(text) if text.starts_with("{\"segment\":") => self.mark(text, "header"),
             Ok(text) if text.starts_with("{\"checkpoint\":") => self.mark(text, "checkpoint"),
             Ok(text) => self.entry(text),
@@ -158,7 +158,7 @@ impl<'a> Batch<'a> {
     }
 
     fn mark(&mut self, text: &'a str, kind: &'static str) -> Result<(), String> {
-        let no = |e: serde_json::Error| format!("is no {kind}: {e}");
+        let no = |e: serde_json::Error| format!("is not a valid {kind}: {e}");
         let (chain, class, first, last) = if kind == "header" {
             let header: Header = serde_json::from_str(text).map_err(no)?;
             (header.chain, header.class, header.first, header.first.saturating_sub(1))
@@ -167,16 +167,16 @@ impl<'a> Batch<'a> {
             (checkpoint.chain, checkpoint.class, checkpoint.first, checkpoint.last)
         };
         self.is_ours(Some(&chain), &class)?;
-        let number = |n: u64| i64::try_from(n).map_err(|_| format!("has a number beyond all bounds: {n}"));
+        let number = |n: u64| i64::try_from(n).map_err(|_| format!("has a number out of range: {n}"));
         self.marks.push(Mark { text, kind, first: number(first)?, last: number(last)? });
         Ok(())
     }
 
     fn entry(&mut self, text: &'a str) -> Result<(), String> {
-        let entry = Entry::parse(text.as_bytes()).map_err(|e| format!("is no entry: {e}"))?;
+        let entry = Entry::parse(text.as_bytes()).map_err(|e| format!("is not an entry: {e}"))?;
         self.is_ours(None, entry.class)?;
         let seq = entry.seq.and_then(|seq| i64::try_from(seq).ok()).ok_or("has no number in its chain")?;
-        let id = entry.id.parse().map_err(|_| format!("has an id that is no UUID: {:?}", entry.id))?;
+        let id = entry.id.parse().map_err(|_| format!("has an id that is not a UUID: {:?}", entry.id))?;
         let time = entry.time.parse().map_err(|_| format!("has a time that cannot be read: {:?}", entry.time))?;
         self.entries.push(Line { text, time, id, seq, entry });
         Ok(())
@@ -220,18 +220,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_cannot_be_stored_does_not_take_the_batch_with_it() {
-        assert!(refused(b"{}").starts_with("is no entry"));
-        assert!(refused(b"\xff").starts_with("is no UTF-8"));
+    fn a_line_that_cannot_be_stored_does_not_fail_the_batch() {
+        assert!(refused(b"{}").starts_with("is not an entry"));
+        assert!(refused(b"\xff").starts_with("is not UTF-8"));
         assert!(refused(ENTRY.replace("\"seq\":1,", "").as_bytes()).contains("no number"));
         assert!(refused(ENTRY.replace("\"class\":\"data\"", "\"class\":\"security\"").as_bytes()).contains("security"));
         assert!(refused(ENTRY.replace("2026-11-24T", "").as_bytes()).contains("a time"));
-        assert!(refused(ENTRY.replace("0199a7a5", "x").as_bytes()).contains("no UUID"));
-        assert!(refused(br#"{"segment":1,"chain":"x"}"#).starts_with("is no header"));
+        assert!(refused(ENTRY.replace("0199a7a5", "x").as_bytes()).contains("not a UUID"));
+        assert!(refused(br#"{"segment":1,"chain":"x"}"#).starts_with("is not a valid header"));
     }
 
     #[test]
-    fn what_is_no_batch_is_refused_with_its_place() {
+    fn an_invalid_batch_is_rejected_with_the_line() {
         let error = |body: &str| Batch::parse(body.as_bytes()).unwrap_err().to_string();
         assert!(error("").starts_with("line 1 of the batch does not say what it is"));
         assert!(error(&FIRST.replace("0123", "app")).contains("16 hexadecimal digits"));

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_signed_has_its_members_in_order() {
+    fn signed_members_are_in_order() {
         let dropped = Dropped {
             chain: "0123456789abcdef".to_owned(),
             class: "data".to_owned(),

@@ -123,14 +123,14 @@ async fn removed_before(
 
 fn began_anew(dropped: i64, removed_before: Timestamp) -> String {
     format!(
-        "has a number that was removed, up to {dropped}, but was made after {removed_before}: the chain began anew under its old id"
+        "has a number that was removed, up to {dropped}, but was made after {removed_before}: the chain was restarted under its old id"
     )
 }
 
 fn check_time(time: Timestamp, now: Timestamp) -> Result<(), String> {
     let earliest: Timestamp = EARLIEST.parse().unwrap_or(Timestamp::UNIX_EPOCH);
     if time < earliest || now.checked_add(AHEAD).is_ok_and(|latest| time > latest) {
-        return Err(format!("has a time that no clock here can have: {time}"));
+        return Err(format!("has an impossible time: {time}"));
     }
     Ok(())
 }
@@ -338,14 +338,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_no_clock_here_can_have_is_refused() {
+    fn an_impossible_time_is_rejected() {
         let now: Timestamp = "2026-11-24T14:00:00Z".parse().unwrap();
         let check = |text: &str| check_time(text.parse().unwrap(), now);
         assert_eq!(check("2026-11-24T14:00:00Z"), Ok(()));
         assert_eq!(check("2023-11-24T14:00:00Z"), Ok(()));
         assert_eq!(check("2026-12-01T14:00:00Z"), Ok(()), "a clock that is ahead");
         for bad in ["1970-01-01T00:00:00Z", "2027-01-01T00:00:00Z", "9999-01-01T00:00:00Z"] {
-            assert!(check(bad).unwrap_err().contains("no clock"), "{bad}");
+            assert!(check(bad).unwrap_err().contains("impossible time"), "{bad}");
         }
     }
 }

@@ -5,25 +5,24 @@
 //! kept; a digest over them proves that they are complete. Retention works in steps: each removal is a transaction of
 //! bounded size that adds a row to `audit_drops`, and a proxy is asked to record it in the audit log.
 
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use outrigger_policy::audit::Class;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Transaction};
 
+use self::sweep::{delete, replace, sweep};
 use super::drops::{self, Dropped};
 use super::partitions::{self, Partition};
 use super::{APP_CHAIN, Lock, Param, StoreError, text_of};
 
 /// Maximum wait for a lock on a class or partition. The next retention tries again.
 const LOCK_TIMEOUT: &str = "5s";
-/// Like [`LOCK_TIMEOUT`], for a lock that blocks all others while waiting.
-const LOCK_OUT_TIMEOUT: &str = "200ms";
-const TRIES: usize = 60;
 /// Maximum number of keys removed per run; the rest is left to the next one.
 const KEYS_AT_ONCE: i64 = 20_000;
 /// How much longer a key is kept than the shortest retention: entries that use it may not be shipped yet.
@@ -361,95 +360,6 @@ async fn measure(
     Ok(all)
 }
 
-/// Deletes expired entries from a partition that also has younger ones.
-async fn delete(
-    transaction: &Transaction<'_>,
-    expiry: &Expiry,
-    partition: &Partition,
-) -> Result<i64, tokio_postgres::Error> {
-    let (beginning, held, class) = (Expiry::IN_BEGINNING, Expiry::HELD, expiry.class.name());
-    let statement = format!("DELETE FROM {} e WHERE {beginning} AND NOT {held}", partition.name());
-    let gone = transaction.execute_typed(&statement, &expiry.params(&class)).await?;
-    Ok(i64::try_from(gone).unwrap_or(i64::MAX))
-}
-
-/// The plan for a partition whose entries are all old enough.
-struct Swept {
-    name: String,
-    gone: i64,
-    /// The table that replaces it; `None`: all or none of its entries are removed.
-    kept: Option<Kept>,
-    is_empty: bool,
-}
-
-/// A table with the entries to keep, not attached yet.
-struct Kept {
-    name: String,
-    from: Timestamp,
-    to: Timestamp,
-}
-
-/// Copies the entries to keep, usually none or few of a partition; dropping the rest is cheap.
-async fn sweep(
-    transaction: &Transaction<'_>,
-    expiry: &Expiry,
-    partition: &Partition,
-) -> Result<Swept, tokio_postgres::Error> {
-    let (beginning, held, class, name) = (Expiry::IN_BEGINNING, Expiry::HELD, expiry.class.name(), partition.name());
-    let count = format!("SELECT count(*) FILTER (WHERE {beginning} AND NOT {held}), count(*) FROM {name} e");
-    let row = transaction.query_typed_one(&count, &expiry.params(&class)).await?;
-    let (gone, all): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    let mut swept = Swept { gone, kept: None, is_empty: gone == all, name };
-    if gone > 0 && gone < all {
-        let (name, kept) = (&swept.name, format!("{}_kept", swept.name));
-        transaction.batch_execute(&format!("CREATE TABLE {kept} (LIKE {name} INCLUDING ALL)")).await?;
-        let copy = format!("INSERT INTO {kept} SELECT e.* FROM {name} e WHERE NOT ({beginning} AND NOT {held})");
-        transaction.execute_typed(&copy, &expiry.params(&class)).await?;
-        swept.kept = Some(Kept { name: kept, from: partition.month.start(), to: partition.month.end() });
-    }
-    Ok(swept)
-}
-
-/// Drops empty partitions, and replaces others by the tables with their kept entries. Blocks all other use of the
-/// class's table until the transaction ends, so all slow work is done before.
-async fn replace(transaction: &Transaction<'_>, class: Class, swept: &[Swept]) -> Result<(), StoreError> {
-    if !swept.iter().any(|swept| swept.is_empty || swept.kept.is_some()) {
-        return Ok(());
-    }
-    let parent = partitions::parent(class);
-    lock_out(transaction, &parent).await?;
-    for Swept { name, kept, is_empty, .. } in swept {
-        if *is_empty || kept.is_some() {
-            transaction.batch_execute(&format!("DROP TABLE {name}")).await?;
-        }
-        if let Some(Kept { name: kept, from, to }) = kept {
-            let statements = format!(
-                "ALTER TABLE {kept} RENAME TO {name};
-                 ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
-            );
-            transaction.batch_execute(&statements).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Locks a table exclusively, with short attempts: while this waits for a long search, new queries wait behind it.
-async fn lock_out(transaction: &Transaction<'_>, table: &str) -> Result<(), StoreError> {
-    for _ in 0..TRIES {
-        let statements = format!(
-            "SAVEPOINT lock_out; SET LOCAL lock_timeout = '{LOCK_OUT_TIMEOUT}'; LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"
-        );
-        match transaction.batch_execute(&statements).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                transaction.batch_execute("ROLLBACK TO SAVEPOINT lock_out; SELECT pg_sleep(0.5)").await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(StoreError::Busy("entries of this class are being read"))
-}
-
 /// Removes the signed lines of segments without remaining entries, and equally old rejected lines.
 async fn tidy(
     transaction: &Transaction<'_>,
@@ -494,14 +404,4 @@ async fn forget_keys(client: &mut Client, cutoff: Timestamp, erased: Timestamp) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_retention_is_zero_and_none_is_too_long() {
-        let now: Timestamp = "2026-11-24T14:00:00Z".parse().unwrap();
-        assert!(before(now, 0).is_err());
-        assert_eq!(before(now, 86_400).unwrap().to_string(), "2026-11-23T14:00:00Z");
-        assert_eq!(before(now, i64::MAX as u64).unwrap(), Timestamp::UNIX_EPOCH);
-    }
-}
+mod tests;

@@ -115,7 +115,7 @@ pub(crate) async fn store_keys<'a>(
     transaction.execute_typed(STORE, &store).await?;
     let refused = |key: &WrappedKey| Refused {
         line: serde_json::to_vec(key).unwrap_or_default().into(),
-        why: "is no key that can be stored".to_owned(),
+        why: "is not a valid key".to_owned(),
         is_entry: false,
     };
     Ok(bad.into_iter().map(refused).collect())

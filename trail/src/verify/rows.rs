@@ -156,7 +156,7 @@ impl Rows {
                 None => match record.at.parse().ok().filter(|at| now.duration_since(*at).abs() <= PATIENCE) {
                     Some::<Timestamp>(_) => {
                         findings.notes.push(format!(
-                            "{}: retention dropped everything up to entry {} at {}, which no key vouches for until a proxy has entered it",
+                            "{}: retention dropped everything up to entry {} at {}, which no signature confirms until a proxy has recorded it",
                             class.name(),
                             record.through,
                             record.at
@@ -164,7 +164,7 @@ impl Rows {
                         None
                     }
                     None => Some(format!(
-                        "is of {}, and no key vouches for it: a proxy enters what retention drops within minutes; look whether one ships to this database",
+                        "is of {}, and no signature confirms it: a proxy records within minutes what retention drops; check that one ships to this database",
                         record.at
                     )),
                 },
@@ -249,7 +249,7 @@ impl Rows {
             let wrong = if dropped.kept != self.kept {
                 Some(format!("says that {} rows stayed, and {} are here", dropped.kept, self.kept))
             } else if unhex(dropped.kept_digest.as_bytes()) != Some(digest) {
-                Some("vouches for other rows that stayed than these".to_owned())
+                Some("confirms other remaining rows than these".to_owned())
             } else {
                 None
             };
@@ -273,7 +273,7 @@ impl Rows {
         }
         if let Some(Claim { seq, by, .. }) = self.awaited.as_ref().filter(|claim| claim.seq > last.max(self.vouched)) {
             let class = self.class.name();
-            self.findings.notes.push(format!("{class}: {by} vouches for {seq} entries, which are not all stored yet"));
+            self.findings.notes.push(format!("{class}: {by} confirms {seq} entries, which are not all stored yet"));
         }
         if last > self.vouched && self.walk.entries > 0 {
             let from = self.vouched.max(self.first - 1) + 1;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use outrigger_policy::audit::{Class, Hash, unhex};
 use serde::de::DeserializeOwned;
 
+use super::heads::{HeadFile, read_heads};
 use super::walk::{Step, Walk, hash_of};
 use super::{Claim, Findings, Found, Place, Progress, VerifyError, Wrong};
 use crate::keys::PublicKeys;
-use crate::layout::{self, Checkpoint, HEAD, HEAD_SLOT, Header, Heads, Segment};
+use crate::layout::{self, Checkpoint, HEAD, Header, Heads, Segment};
 use crate::lines::Lines;
 
 /// How often progress is reported, in lines.
@@ -78,22 +78,7 @@ pub fn spool(
     for (class, claim) in heads.claims.into_iter().chain(more.iter().cloned()) {
         claims.entry(class).or_default().push(claim);
     }
-    // By class: the last entry that the class's own checkpoints cover.
-    let mut closed: BTreeMap<Class, u64> = BTreeMap::new();
-    for (segment, (line, checkpoint)) in &closing {
-        if layout::verify(line, &checkpoint.key, keys).is_err() || checkpoint.chain != pass.findings.chain {
-            continue;
-        }
-        closed.insert(segment.class, checkpoint.last);
-        for (class, end) in &checkpoint.heads {
-            if let (Some(class), Some(hash)) = (Class::named(class), unhex(end.hash.as_bytes()))
-                && class != segment.class
-            {
-                let by = format!("the checkpoint of {}", name(segment));
-                claims.entry(class).or_default().push(Claim { seq: end.last, hash, by });
-            }
-        }
-    }
+    let closed = closed_by(&closing, keys, &pass.findings.chain, &mut claims);
     for class in Class::ALL {
         let of_class: Vec<&Segment> = segments.iter().filter(|segment| segment.class == class).collect();
         let claims = claims.remove(&class).unwrap_or_default();
@@ -115,6 +100,31 @@ pub fn spool(
             .push(format!("not closed by a checkpoint: {open}; a program writes there, or was ended by force"));
     }
     Ok(findings)
+}
+
+/// By class, the last entry that the class's own checkpoints cover. Adds what they say about other classes to `claims`.
+fn closed_by(
+    closing: &[(Segment, (Vec<u8>, Checkpoint))],
+    keys: &PublicKeys,
+    chain: &str,
+    claims: &mut BTreeMap<Class, Vec<Claim>>,
+) -> BTreeMap<Class, u64> {
+    let mut closed = BTreeMap::new();
+    for (segment, (line, checkpoint)) in closing {
+        if layout::verify(line, &checkpoint.key, keys).is_err() || checkpoint.chain != chain {
+            continue;
+        }
+        closed.insert(segment.class, checkpoint.last);
+        for (class, end) in &checkpoint.heads {
+            if let (Some(class), Some(hash)) = (Class::named(class), unhex(end.hash.as_bytes()))
+                && class != segment.class
+            {
+                let by = format!("the checkpoint of {}", name(segment));
+                claims.entry(class).or_default().push(Claim { seq: end.last, hash, by });
+            }
+        }
+    }
+    closed
 }
 
 /// Finds entries further ahead of `HEAD` than the writer allows: an older `HEAD` was restored.
@@ -164,95 +174,6 @@ fn name_chain(file: Option<&str>, heads: Option<&Heads>, findings: &mut Findings
 
 fn name(segment: &Segment) -> String {
     segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The content of `HEAD`.
-struct HeadFile {
-    /// The file is missing, or empty.
-    is_blank: bool,
-    newest: Option<Heads>,
-    claims: Vec<(Class, Claim)>,
-    wrong: Vec<Wrong>,
-}
-
-fn read_heads(directory: &Path, keys: &PublicKeys) -> io::Result<HeadFile> {
-    let mut before = Vec::new();
-    // A slot may be read while it is being written: a problem must occur twice.
-    for _ in 0..20 {
-        let bytes = match std::fs::read(directory.join(HEAD)) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok(HeadFile { is_blank: true, newest: None, claims: Vec::new(), wrong: vec![Wrong::NoHead] });
-            }
-            Err(e) => return Err(e),
-        };
-        let read = parse_heads(&bytes, keys);
-        if read.wrong.is_empty() || bytes == before {
-            return Ok(read);
-        }
-        before = bytes;
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(parse_heads(&before, keys))
-}
-
-fn parse_heads(bytes: &[u8], keys: &PublicKeys) -> HeadFile {
-    let mut wrong = Vec::new();
-    let mut slots: Vec<Heads> = Vec::new();
-    let mut blank = None;
-    for slot in 0..2 {
-        let from = (slot * HEAD_SLOT).min(bytes.len());
-        let bytes = &bytes[from..bytes.len().min(from + HEAD_SLOT)];
-        match parse_slot(bytes, keys) {
-            Ok(Some(heads)) => slots.push(heads),
-            Ok(None) => blank = Some(slot + 1),
-            Err(problem) => wrong.push(Wrong::Slot { slot: slot + 1, problem }),
-        }
-    }
-    if bytes.len() > 2 * HEAD_SLOT {
-        wrong.push(Wrong::Slot { slot: 2, problem: "is not the end of the file".to_owned() });
-    }
-    slots.sort_by_key(|heads| heads.number);
-    if let [older, newer] = slots.as_slice()
-        && (older.number + 1 != newer.number || older.chain != newer.chain)
-    {
-        wrong.push(Wrong::Apart(older.number, newer.number));
-    }
-    // The second slot is written with the second commit.
-    if let Some(slot) = blank
-        && slots.last().is_none_or(|heads| heads.number > 1)
-    {
-        wrong.push(Wrong::Slot { slot, problem: "is empty".to_owned() });
-    }
-    let mut claims = Vec::new();
-    for heads in &slots {
-        for (class, span) in &heads.classes {
-            if let (Some(class), Some(hash)) = (Class::named(class), unhex(span.hash.as_bytes())) {
-                claims.push((class, Claim { seq: span.last, hash, by: HEAD.to_owned() }));
-            }
-        }
-    }
-    HeadFile { is_blank: bytes.iter().all(u8::is_ascii_whitespace), newest: slots.pop(), claims, wrong }
-}
-
-/// Parses a slot; `None` if it was never written.
-fn parse_slot(bytes: &[u8], keys: &PublicKeys) -> Result<Option<Heads>, String> {
-    let padded = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let end = padded.iter().rposition(|b| *b != b' ').map_or(0, |at| at + 1);
-    let line = &padded[..end];
-    if line.is_empty() || bytes.iter().all(|b| *b == 0) {
-        return Ok(None);
-    }
-    let heads: Heads = parse(line).ok_or("cannot be read")?;
-    if heads.head != 1 {
-        return Err(format!("has version {}, which this program does not know", heads.head));
-    }
-    layout::verify(line, &heads.key, keys).map_err(|e| Wrong::signature(&e))?;
-    // The signature is valid, but the padding was changed.
-    if bytes.len() != HEAD_SLOT || !bytes.ends_with(b"\n") {
-        return Err("is not as long as it was".to_owned());
-    }
-    Ok(Some(heads))
 }
 
 /// Parses a line, with or without a signature.
@@ -485,7 +406,7 @@ impl Pass<'_> {
         if checkpoint.last != walk.last() {
             wrong.push(format!("says that the last entry is {}, and it is {}", checkpoint.last, walk.last()));
         } else if walk.hash().is_some_and(|hash| unhex(checkpoint.hash.as_bytes()) != Some(hash)) {
-            wrong.push(format!("vouches for another entry {}", checkpoint.last));
+            wrong.push(format!("confirms another entry {}", checkpoint.last));
         }
         for wrong in wrong {
             self.findings.add(place.clone(), Wrong::Checkpoint(wrong));

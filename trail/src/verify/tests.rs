@@ -216,7 +216,7 @@ fn trail(name: &str, entries: u64, segment_size: u64) -> (Directory, Writer) {
 }
 
 #[test]
-fn an_untouched_trail_is_whole() {
+fn an_unchanged_audit_log_is_whole() {
     let (directory, writer) = trail("whole", 10_000, 100_000);
     let open = look(&directory.0);
     assert_eq!(open.problems, []);
@@ -229,7 +229,7 @@ fn an_untouched_trail_is_whole() {
 }
 
 #[test]
-fn a_trail_without_anything_is_not_called_whole() {
+fn an_empty_audit_log_is_not_whole() {
     let directory = Directory::new("empty");
     let look = |keys: PublicKeys| spool(&directory.0, &keys, &[], &mut |_| ());
     assert!(matches!(look(keys().public()), Err(VerifyError::Nothing(_))));
@@ -245,7 +245,7 @@ fn a_trail_without_anything_is_not_called_whole() {
 }
 
 #[test]
-fn what_retention_has_dropped_is_not_missed() {
+fn entries_dropped_by_retention_are_not_missing() {
     let (directory, mut writer) = trail("retention", 2_000, 20_000);
     let oldest = layout::segments(&directory.0).unwrap().into_iter().find(|s| s.class == Class::Data).unwrap();
     let bytes = fs::read(&oldest.path).unwrap();
@@ -269,7 +269,7 @@ fn what_retention_has_dropped_is_not_missed() {
 }
 
 #[test]
-fn what_a_crash_leaves_is_a_note() {
+fn the_remains_of_a_crash_are_a_note() {
     let (directory, mut writer) = trail("crash", 500, 20_000);
     for number in 0..3 {
         writer.append(EventType::Read, &format!("late-{number}"));
@@ -304,7 +304,7 @@ fn what_a_crash_leaves_is_a_note() {
 }
 
 #[test]
-fn a_trail_that_grows_meanwhile_raises_no_alarm() {
+fn an_audit_log_that_grows_during_verification_raises_no_alarm() {
     let directory = Directory::new("grows");
     let mut writer = Writer::new(&directory.0, 5_000);
     let stop = AtomicBool::new(false);
@@ -349,7 +349,7 @@ fn a_trail_that_grows_meanwhile_raises_no_alarm() {
 
 /// Verifies what the spool itself writes, through random events.
 #[test]
-fn a_spool_is_whole_whatever_happened_to_the_program() {
+fn a_spool_is_whole_after_any_crashes_and_restarts() {
     use crate::spool::{SYSTEM, Settings, Spool};
     let directory = Directory::new("spool");
     let settings = Settings { segment_bytes: 4_000, ..Settings::default() };
@@ -442,7 +442,7 @@ mod rows_of_a_database {
     }
 
     #[test]
-    fn are_verified_with_what_retention_has_left_of_them() {
+    fn are_verified_after_retention() {
         let (directory, writer) = trail("rows", 1_000, 10_000);
         writer.finish();
         let (frames, lines) = read(&directory.0);
@@ -485,7 +485,10 @@ mod rows_of_a_database {
             let found = walk_at(now, &left, beside(vec![unsigned.clone()]));
             assert!(matches!(&*found.problems, [Problem { wrong: Wrong::Drop(_), .. }]), "{now}: {found:?}");
             let text = found.problems[0].to_string();
-            assert!(text.contains("audit_drops, data entry 100") && text.contains("no key vouches for it"), "{text}");
+            assert!(
+                text.contains("audit_drops, data entry 100") && text.contains("no signature confirms it"),
+                "{text}"
+            );
         }
         let mut timeless = unsigned;
         timeless.record.at = "yesterday".to_owned();
@@ -493,7 +496,7 @@ mod rows_of_a_database {
     }
 
     #[test]
-    fn are_missed_when_only_the_checkpoints_of_other_classes_still_tell_of_them() {
+    fn are_missing_if_only_checkpoints_of_other_classes_name_them() {
         let (directory, writer) = trail("heads", 1_000, 10_000);
         writer.finish();
         let (frames, lines) = read(&directory.0);
@@ -547,7 +550,7 @@ mod rows_of_a_database {
     }
 
     #[test]
-    fn whose_columns_say_something_else_are_told_by_the_column() {
+    fn with_a_different_column_are_reported_with_it() {
         let mut rows = Rows::new(CHAIN, Class::Data, Beside::default(), &keys().public(), NOW.parse().unwrap());
         rows.columns(5, Some(&[]));
         rows.columns(6, Some(&["actor", "time"]));
@@ -557,15 +560,15 @@ mod rows_of_a_database {
         assert_eq!(
             said,
             [
-                "audit_events, data entry 6: the column `actor` says something else than the entry",
-                "audit_events, data entry 6: the column `time` says something else than the entry",
-                "audit_events, data entry 7: is no entry: its members cannot be read",
+                "audit_events, data entry 6: the column `actor` differs from the entry",
+                "audit_events, data entry 6: the column `time` differs from the entry",
+                "audit_events, data entry 7: is not an entry: its members cannot be read",
             ]
         );
     }
 
     #[test]
-    fn are_missed_when_the_spool_was_told_that_they_are_stored() {
+    fn are_missing_if_the_spool_has_them_as_stored() {
         let (directory, writer) = trail("unstored", 100, 100_000);
         writer.finish();
         let (_, lines) = read(&directory.0);
@@ -771,7 +774,7 @@ fn read_all(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn whatever_is_done_to_a_trail_is_found_and_nothing_else() {
+fn every_manipulation_is_found_without_false_alarms() {
     let (directory, writer) = trail("tampered", 10_000, 300_000);
     writer.finish();
     let before = read_all(&directory.0);
@@ -803,7 +806,7 @@ fn whatever_is_done_to_a_trail_is_found_and_nothing_else() {
 }
 
 #[test]
-fn a_problem_says_where_and_what_and_what_it_means() {
+fn a_problem_has_its_position_and_meaning() {
     let (directory, writer) = trail("said", 200, 10_000);
     writer.finish();
     let segment = layout::segments(&directory.0).unwrap().into_iter().find(|s| s.class == Class::Data).unwrap();

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use outrigger_policy::audit::{Draft, EventType, Outcome};
 use outrigger_rules::environment::FLY_MACHINE_ID;
 use outrigger_trail::keys::{MasterKeys, SubjectKind};
@@ -19,6 +17,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use super::{AuditError, By, Context, Subject, now, text};
+use crate::transport;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest response that is read, in bytes.
@@ -64,11 +63,11 @@ impl Writer {
         // Only the program that owns a spool creates it, not a command with the wrong directory.
         if !directory.join(layout::CHAIN).exists() {
             return Err(AuditError::Refused(format!(
-                "{} holds no trail (it has no file CHAIN); name the directory that the program writes to",
+                "{} has no audit log (no file CHAIN); name the directory that the proxy writes to",
                 directory.display()
             )));
         }
-        refuse_strangers(directory)?;
+        require_owner(directory)?;
         let keys = context.keys()?;
         let fly = || std::env::var(FLY_MACHINE_ID).ok().filter(|id| !id.is_empty());
         let machine = context.rules.as_ref().map(|rules| rules.machine.clone()).or_else(fly);
@@ -99,7 +98,7 @@ impl Writer {
                     "details": act.details,
                 });
                 let answer = context.runtime.block_on(ask(*address, "/audit/entries", without_null(body)))?;
-                serde_json::from_value(answer).map_err(|e| program(*address)(format!("its answer is none: {e}")))
+                serde_json::from_value(answer).map_err(|e| program(*address)(format!("its response is invalid: {e}")))
             }
         }
     }
@@ -119,7 +118,9 @@ impl Writer {
                 let body =
                     json!({ "subjects": subjects, "by": by.by, "reason": by.reason, "in_postgres": in_postgres });
                 let answer = context.runtime.block_on(ask(*address, "/audit/erase", without_null(body)))?;
-                answer["keys"].as_u64().ok_or_else(|| program(*address)("its answer does not say how many".to_owned()))
+                answer["keys"]
+                    .as_u64()
+                    .ok_or_else(|| program(*address)("its response has no number of keys".to_owned()))
             }
         }
     }
@@ -149,7 +150,7 @@ fn warn_of(spool: &Spool) {
     for alarm in spool.alarms() {
         let _ = writeln!(
             std::io::stderr(),
-            "outrigger audit: the audit log was changed while nobody wrote to it, which is entered now: {} {}",
+            "outrigger audit: the audit log was changed while no process wrote to it; this is recorded now: {} {}",
             alarm.action,
             text::safe(&alarm.details)
         );
@@ -163,7 +164,7 @@ pub(super) fn is_written(directory: &std::path::Path) -> bool {
 }
 
 /// Rejects other users than the directory's owner: the program could not write to files that they create.
-fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
+fn require_owner(directory: &std::path::Path) -> Result<(), AuditError> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(directory).map_err(AuditError::file(directory))?.uid();
     let own = rustix::process::geteuid().as_raw();
@@ -171,7 +172,7 @@ fn refuse_strangers(directory: &std::path::Path) -> Result<(), AuditError> {
         return Ok(());
     }
     Err(AuditError::Refused(format!(
-        "{} belongs to the user {owner}, and this is {own}: run it as that user, so that the program can go on writing there",
+        "{} belongs to the user {owner}, and this is {own}: run it as that user, so that the proxy can still write there",
         directory.display()
     )))
 }
@@ -227,33 +228,31 @@ fn program(address: SocketAddr) -> impl Fn(String) -> AuditError {
 }
 
 async fn ask(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
-    let late = || program(address)(format!("no answer within {} s", TIMEOUT.as_secs()));
+    let late = || program(address)(format!("no response within {} s", TIMEOUT.as_secs()));
     tokio::time::timeout(TIMEOUT, exchange(address, path, body)).await.map_err(|_| late())?
 }
 
 async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
     let bad = program(address);
     let stream = TcpStream::connect(address).await.map_err(|e| {
-        bad(format!("{e}; the spool is locked, so something writes there: name its admin listener with --admin"))
+        bad(format!("{e}; the spool is locked, so a process writes to it: name its admin listener with --admin"))
     })?;
     let http = |e: hyper::Error| bad(super::database::describe(&e));
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
-    tokio::spawn(connection);
     // The listener accepts this name at every address.
     let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
     if let Some(token) = std::env::var(outrigger_rules::environment::ADMIN_TOKEN).ok().filter(|token| !token.is_empty())
     {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| bad(e.to_string()))?;
-    let answer = sender.send_request(request).await.map_err(http)?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|e| bad(e.to_string()))?;
-    let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    let request = request.body(Bytes::from(body.to_string())).map_err(|e| bad(e.to_string()))?;
+    let answer = transport::ask::ask(stream, request).await.map_err(http)?;
+    let status = answer.head.status;
+    let body = answer.body(ANSWER_BYTES).await.map_err(|e| bad(e.to_string()))?;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if status.is_success() {
         return Ok(body);
     }
-    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("it does not say why");
+    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("no reason given");
     Err(bad(format!("{status}: {why}")))
 }
 

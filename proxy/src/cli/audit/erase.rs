@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     let subjects = keys.pseudonyms(&options.subject.0).unwrap_or_default();
     if context.place.database.is_none() && !options.without_database {
         return Err(AuditError::Refused(
-            "keys that were shipped are in PostgreSQL: name it with --database, or say --without-database".to_owned(),
+            "shipped keys are in PostgreSQL: name it with --database, or use --without-database".to_owned(),
         ));
     }
     let mut database = context.database()?;
@@ -107,17 +107,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     }
 
     // First: without an entry, no erasure.
-    let mut details = Map::new();
-    details.insert("subjects".to_owned(), Value::from(subjects.clone()));
-    details.insert("step".to_owned(), Value::from("asked for"));
-    let begun = Act {
-        event: EventType::AdminAction,
-        action: "audit.erase",
-        outcome: Outcome::Success,
-        by: &options.by,
-        subject: None,
-        details,
-    };
+    let begun = begun(options, &subjects);
     let mut writer = Writer::find(context).map_err(not_entered)?;
     writer.enter(context, &begun).map_err(not_entered)?;
 
@@ -130,28 +120,17 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             let entered = writer.enter(context, &ended(options, &subjects, &failed));
             let problem = match entered {
                 Ok(_) => failed.problem,
-                Err(e) => format!("{}; that it ended so cannot be entered: {e}", failed.problem),
+                Err(e) => format!("{}; this result could not be recorded: {e}", failed.problem),
             };
             writer.close()?;
             return Err(AuditError::Refused(problem));
         }
     };
     let at = now().to_string();
-    let mut details = Map::new();
-    details.insert("subjects".to_owned(), Value::from(subjects.clone()));
-    details.insert("keys".to_owned(), serde_json::to_value(&destroyed).unwrap_or_default());
-    details.insert("at".to_owned(), Value::from(at.as_str()));
-    let done = Act {
-        event: EventType::ErasureRequest,
-        action: "erase",
-        outcome: Outcome::Success,
-        by: &options.by,
-        subject: None,
-        details,
-    };
+    let done = done(options, &subjects, &destroyed, &at);
     let Entered { id, class, seq, hash } = writer.enter(context, &done).map_err(|e| {
         AuditError::Refused(format!(
-            "the keys are destroyed, but there is no receipt, since it cannot be entered: {e}; run it again"
+            "the keys are destroyed, but there is no receipt, since the entry cannot be written: {e}; run it again"
         ))
     })?;
     writer.close()?;
@@ -177,6 +156,37 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     Ok(crate::cli::say(&show(&receipt, &line, context.place.json)))
 }
 
+/// The entry before the erasure.
+fn begun<'a>(options: &'a Options, subjects: &[String]) -> Act<'a> {
+    let mut details = Map::new();
+    details.insert("subjects".to_owned(), Value::from(subjects));
+    details.insert("step".to_owned(), Value::from("asked for"));
+    Act {
+        event: EventType::AdminAction,
+        action: "audit.erase",
+        outcome: Outcome::Success,
+        by: &options.by,
+        subject: None,
+        details,
+    }
+}
+
+/// The entry about the erasure, to which the receipt refers.
+fn done<'a>(options: &'a Options, subjects: &[String], destroyed: &Destroyed, at: &str) -> Act<'a> {
+    let mut details = Map::new();
+    details.insert("subjects".to_owned(), Value::from(subjects));
+    details.insert("keys".to_owned(), serde_json::to_value(destroyed).unwrap_or_default());
+    details.insert("at".to_owned(), Value::from(at));
+    Act {
+        event: EventType::ErasureRequest,
+        action: "erase",
+        outcome: Outcome::Success,
+        by: &options.by,
+        subject: None,
+        details,
+    }
+}
+
 /// Why no keys, or only some, were destroyed.
 struct Ended {
     outcome: Outcome,
@@ -193,7 +203,7 @@ fn refusal(
     let directory = context.directory()?;
     if let Some(hold) = Holds::read(directory)?.keeps_subject(subjects) {
         let problem = format!(
-            "hold {} of {} keeps what is about this subject ({}); release it first, if it may be",
+            "hold {} of {} covers this subject ({}); release it first, if that is permitted",
             hold.id, hold.by, hold.reason
         );
         return Ok(Some(Ended { outcome: Outcome::Refused, problem }));
@@ -210,10 +220,10 @@ fn refusal(
     }
     let at =
         if database.is_some() { "neither the spool here nor PostgreSQL has" } else { "the spool here does not have" };
-    let before = earlier.map_or(String::new(), |earlier| format!("; it was erased at {} already", earlier.erased.at));
+    let before = earlier.map_or(String::new(), |earlier| format!("; it was already erased at {}", earlier.erased.at));
     let problem = format!(
-        "{} ({}) is unknown: {at} a data key of this subject{before}; nothing was destroyed. If another Machine may have entries of it \
-         that it has not shipped yet, say --even-if-unknown",
+        "{} ({}) is unknown: {at} a data key of this subject{before}; no key was destroyed. If another Machine may have entries about it \
+         that it has not shipped yet, use --even-if-unknown",
         options.subject.0,
         subjects.join(", ")
     );
@@ -258,9 +268,9 @@ fn destroy(
     let spool = writer.forget(context, subjects, &options.by, known).map_err(|e| {
         let done = match postgres {
             Some(keys) => format!("the {keys} keys in PostgreSQL are destroyed, those in the spool are not"),
-            None => "nothing was destroyed".to_owned(),
+            None => "no key was destroyed".to_owned(),
         };
-        Ended { outcome: Outcome::Error, problem: format!("{done}: {e}; run it again once that is mended") }
+        Ended { outcome: Outcome::Error, problem: format!("{done}: {e}; run it again once that is fixed") }
     })?;
     Ok(Destroyed { postgres, spool })
 }
@@ -268,12 +278,12 @@ fn destroy(
 fn confirm(subject: &Subject, subjects: &[String]) -> Result<(), AuditError> {
     let refused = |problem: &str| Err(AuditError::Refused(problem.to_owned()));
     if !io::stdin().is_terminal() {
-        return refused("nothing was done: nobody is there to be asked; say --yes");
+        return refused("no key was destroyed: standard input is not a terminal, so confirm with --yes");
     }
     let name = text::safe(&subject.0);
     let question = format!(
-        "This destroys the keys of {name} ({}), for ever: nobody will be able to read who that was.\n\
-         Write {name} to go on: ",
+        "This destroys the keys of {name} ({}), for ever: the name can never be decrypted again.\n\
+         Write {name} to continue: ",
         subjects.join(", ")
     );
     let _ = write!(io::stderr(), "{question}");
@@ -281,7 +291,7 @@ fn confirm(subject: &Subject, subjects: &[String]) -> Result<(), AuditError> {
     // A line longer than any subject is not a confirmation.
     let read = io::stdin().lock().take_line(&mut answer);
     if read.is_err() || answer.trim_end() != subject.0 {
-        return refused("nothing was done");
+        return refused("no key was destroyed");
     }
     Ok(())
 }

@@ -77,7 +77,7 @@ fn act<'a>(by: &'a By, action: &'static str, details: &Value) -> Act<'a> {
 
 fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
     let Some(reason) = options.by.reason.as_deref().filter(|reason| !reason.trim().is_empty()) else {
-        return Err(AuditError::Refused("a hold needs a --reason: somebody will ask for it".to_owned()));
+        return Err(AuditError::Refused("a hold needs a --reason".to_owned()));
     };
     let directory = context.directory()?;
     let subjects = match &options.subject {
@@ -113,10 +113,7 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
 
 fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
     let unknown = |place: &str| {
-        AuditError::Refused(format!(
-            "{place} has no hold {:?} that is not over; `outrigger audit hold list` says which there are",
-            options.id
-        ))
+        AuditError::Refused(format!("{place} has no active hold {:?}; see `outrigger audit hold list`", options.id))
     };
     let enter = || enter_first(context, &act(&options.by, "audit.release", &json!({ "hold": options.id })));
     match options.id.parse::<i64>() {
@@ -204,7 +201,7 @@ fn list(context: &Context) -> Result<ExitCode, AuditError> {
         return Ok(crate::cli::say(&all.iter().map(line).collect::<String>()));
     }
     if all.is_empty() {
-        return Ok(crate::cli::say("nothing is held\n"));
+        return Ok(crate::cli::say("no holds\n"));
     }
     let header = ["WHERE", "HOLD", "CLASS", "SUBJECTS", "SINCE", "BY", "REASON", "RELEASED"];
     let row = |hold: Shown| {

@@ -108,6 +108,6 @@ fn ids(user: &str) -> Result<(u32, u32), AuditError> {
         (*name == user || *uid == user).then(|| Some((uid.parse().ok()?, gid.parse().ok()?))).flatten()
     });
     found.ok_or_else(|| {
-        AuditError::Refused(format!("{user} is no user of this system; make it, or correct OUTRIGGER_APP_USER"))
+        AuditError::Refused(format!("this system has no user {user}; create it, or correct OUTRIGGER_APP_USER"))
     })
 }

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome};
 use outrigger_policy::flags::Feature;
 use outrigger_rules::config::Config;
+use outrigger_rules::sections::audit::AuditRules;
 use outrigger_rules::units::Span;
 use serde_json::{Map, Value, json};
 
@@ -100,11 +101,11 @@ enum Body {
 /// The content of a class's entries.
 const fn meaning(class: Class) -> &'static str {
     match class {
-        Class::Security => "refusals, bans, breakers, forged signatures",
-        Class::Authentication => "who signed in, and who could not",
-        Class::Data => "who read or changed what",
-        Class::Administration => "what operators did",
-        Class::Deletion => "what was deleted, consent, and what subjects asked for",
+        Class::Security => "rejections, bans, circuit breakers, forged signatures",
+        Class::Authentication => "successful and failed sign-ins",
+        Class::Data => "reading and changing of data",
+        Class::Administration => "actions of operators",
+        Class::Deletion => "deletions, consent, and requests of data subjects",
     }
 }
 
@@ -114,7 +115,7 @@ const fn meaning(class: Class) -> &'static str {
 /// The configuration has no audit log.
 pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError> {
     let rules = config.audit.as_ref().ok_or_else(|| {
-        AuditError::Refused("the configuration has no audit trail: set audit.directory in it".to_owned())
+        AuditError::Refused("the configuration has no audit log: set audit.directory in it".to_owned())
     })?;
     let record = &rules.record;
     let mut missing = Vec::new();
@@ -140,60 +141,32 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
     let mut why = purposes;
     why.extend(basis.into_iter().map(|text| format!("legal basis: {text}")));
     let transfers = match record.transfers.as_slice() {
-        [] => vec!["none are named in the configuration".to_owned()],
+        [] => vec!["none in the configuration".to_owned()],
         some => some.to_vec(),
     };
     let mut all_recipients = recipients;
     if rules.secret.is_some() {
-        all_recipients.push(format!(
-            "the app's database (PostgreSQL), to which entries are shipped by way of {}",
-            config.app.address
-        ));
+        all_recipients
+            .push(format!("the app's database (PostgreSQL), to which entries are sent through {}", config.app.address));
     }
 
-    let of_class = |class: Class| {
-        let durability = match rules.durability[class as usize] {
-            Durability::Group => format!("within {}", Span(rules.commit_interval)),
-            Durability::BeforeResponse => "before the client has its answer".to_owned(),
-        };
-        vec![
-            class.name().to_owned(),
-            meaning(class).to_owned(),
-            Span(rules.retention[class as usize]).to_string(),
-            durability,
-        ]
-    };
-    let routes: Vec<Vec<String>> = config
-        .routes
-        .all()
-        .iter()
-        .filter_map(|route| {
-            let declared = match route.audit {
-                Declared::Off => return None,
-                Declared::Class(class) => class.name().to_owned(),
-                Declared::Type(event) => format!("{} ({})", event.name(), event.class().name()),
-            };
-            let parameters: Vec<&str> = route.resource.iter().map(|(_, name)| &**name).collect();
-            Some(vec![route.name.to_string(), declared, parameters.join(", ")])
-        })
-        .collect();
     let sections = vec![
-        Section { key: "controller", title: "Who is responsible", article: "Art. 30(1)(a)", body: Body::List(who) },
-        Section { key: "purposes", title: "What it is for", article: "Art. 30(1)(b)", body: Body::List(why) },
-        Section { key: "subjects", title: "Whose data it is", article: "Art. 30(1)(c)", body: Body::List(subjects) },
-        Section { key: "data", title: "Which data", article: "Art. 30(1)(c)", body: Body::List(data(config, rules)) },
+        Section { key: "controller", title: "Controller", article: "Art. 30(1)(a)", body: Body::List(who) },
+        Section { key: "purposes", title: "Purposes", article: "Art. 30(1)(b)", body: Body::List(why) },
+        Section { key: "subjects", title: "Data subjects", article: "Art. 30(1)(c)", body: Body::List(subjects) },
+        Section {
+            key: "data",
+            title: "Categories of data",
+            article: "Art. 30(1)(c)",
+            body: Body::List(data(config, rules)),
+        },
         Section {
             key: "routes",
-            title: "Which requests are entered",
+            title: "Recorded requests",
             article: "Art. 30(1)(c)",
-            body: Body::Table(vec!["route", "as", "parameters"], routes),
+            body: Body::Table(vec!["route", "as", "parameters"], routes(config)),
         },
-        Section {
-            key: "recipients",
-            title: "Who receives it",
-            article: "Art. 30(1)(d)",
-            body: Body::List(all_recipients),
-        },
+        Section { key: "recipients", title: "Recipients", article: "Art. 30(1)(d)", body: Body::List(all_recipients) },
         Section {
             key: "transfers",
             title: "Transfers to third countries",
@@ -202,13 +175,16 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
         },
         Section {
             key: "retention",
-            title: "How long it is kept",
+            title: "Retention",
             article: "Art. 30(1)(f)",
-            body: Body::Table(vec!["class", "what", "kept", "on disk"], Class::ALL.into_iter().map(of_class).collect()),
+            body: Body::Table(
+                vec!["class", "what", "kept", "on disk"],
+                Class::ALL.map(|class| kept(rules, class)).to_vec(),
+            ),
         },
         Section {
             key: "measures",
-            title: "How it is protected",
+            title: "Measures",
             article: "Art. 30(1)(g), Art. 32(1)",
             body: Body::List(measures(config, rules)),
         },
@@ -216,51 +192,80 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
     Ok(Document { at: at.to_owned(), sections, missing })
 }
 
-fn data(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
+/// A row of the table of classes.
+fn kept(rules: &AuditRules, class: Class) -> Vec<String> {
+    let durability = match rules.durability[class as usize] {
+        Durability::Group => format!("within {}", Span(rules.commit_interval)),
+        Durability::BeforeResponse => "before the client gets its response".to_owned(),
+    };
+    vec![
+        class.name().to_owned(),
+        meaning(class).to_owned(),
+        Span(rules.retention[class as usize]).to_string(),
+        durability,
+    ]
+}
+
+/// The table of routes whose requests are recorded.
+fn routes(config: &Config) -> Vec<Vec<String>> {
+    let routes = config.routes.all().iter();
+    let row = routes.filter_map(|route| {
+        let declared = match route.audit {
+            Declared::Off => return None,
+            Declared::Class(class) => class.name().to_owned(),
+            Declared::Type(event) => format!("{} ({})", event.name(), event.class().name()),
+        };
+        let parameters: Vec<&str> = route.resource.iter().map(|(_, name)| &**name).collect();
+        Some(vec![route.name.to_string(), declared, parameters.join(", ")])
+    });
+    row.collect()
+}
+
+fn data(config: &Config, rules: &AuditRules) -> Vec<String> {
     let mut data = vec![
-        "time, Machine, route, method, outcome, status and duration of the request, its id and its trace's".to_owned(),
-        "the client's address: as a pseudonym, and sealed under a key of the subject".to_owned(),
+        "time, Machine, route, method, outcome, status and duration of the request, its id and its trace id".to_owned(),
+        "the client's address: as a pseudonym, and encrypted with the subject's key".to_owned(),
     ];
     if !config.credentials.is_empty() {
         data.push(
-            "the verified user or API key: as a pseudonym, and sealed under a key of the subject; and its tier"
+            "the verified user or API key: as a pseudonym, and encrypted with the subject's key; and its tier"
                 .to_owned(),
         );
     }
     let list = |names: Vec<&str>| names.join(", ");
     if !rules.headers.is_empty() {
         let names = rules.headers.iter().map(http::HeaderName::as_str).collect();
-        data.push(format!("the request's fields {}, in clear", list(names)));
+        data.push(format!("the request headers {}, unencrypted", list(names)));
     }
     if !rules.parameters.is_empty() {
         data.push(format!(
-            "the path's parameters {}, in clear",
+            "the path parameters {}, unencrypted",
             list(rules.parameters.iter().map(String::as_str).collect())
         ));
     }
-    data.push("never: query strings, bodies, credentials, any other field".to_owned());
+    data.push("never: query strings, bodies, credentials, other headers".to_owned());
     data
 }
 
-fn measures(config: &Config, rules: &outrigger_rules::sections::audit::AuditRules) -> Vec<String> {
+fn measures(config: &Config, rules: &AuditRules) -> Vec<String> {
     let mut measures = vec![
-        "pseudonyms: HMAC-SHA-256 under a secret key; who has that key can tell whose entry it is of every name that he knows or guesses"
+        "pseudonyms: HMAC-SHA-256 with a secret key; with that key, the entries of any known or guessed name can be found"
             .to_owned(),
-        "names and addresses are encrypted (AES-256-GCM) under a key for each subject, which is itself encrypted under a master key"
+        "names and addresses are encrypted (AES-256-GCM) with a key for each subject, which is itself encrypted with a master key"
             .to_owned(),
-        "erasure destroys the subject's key, in the spool and in the database, and on other Machines once they ship; copies of the entries become unreadable with it, copies of the keys (backups of the database) do not, until they expire; what is entered in clear stays"
+        "erasure destroys the subject's key, in the spool and in the database, and on other Machines when they next ship entries; names in copies of entries become unreadable as well, except with copies of the keys (backups of the database) until these expire; unencrypted values stay"
             .to_owned(),
-        "each entry has the hash of the one before (SHA-256), the ends are signed (Ed25519): `outrigger audit verify` finds what somebody without the key has changed, added or taken away up to the last signature; that a whole directory was put back to an earlier state is found only with PostgreSQL or a receipt"
+        "each entry contains the hash of the previous one (SHA-256), the ends are signed (Ed25519): `outrigger audit verify` detects changes, additions and removals made without the key up to the last signature; a rollback of the whole directory is detected only with PostgreSQL or a receipt"
             .to_owned(),
-        "reading, exporting, erasing and holding by `outrigger audit` are entered into the trail themselves; reading the files or the database directly is not"
+        "reading, exporting, erasing and holding by `outrigger audit` are themselves recorded; reading the files or the database directly is not"
             .to_owned(),
-        "the files can be read by their owner only".to_owned(),
-        "what is older than its class is kept is dropped by itself, once a day and from the beginning of each chain, and that is entered; legal holds suspend it"
+        "only their owner can read the files".to_owned(),
+        "expired entries are deleted automatically, once a day and from the beginning of each chain, and the deletion is recorded; legal holds suspend it"
             .to_owned(),
     ];
     measures.push(match &rules.keys {
-        Some(_) => "the master keys come from the environment, apart from the trail".to_owned(),
-        None => "the master key lies beside the trail: whoever can read the directory can open it (set OUTRIGGER_AUDIT_KEYS)".to_owned(),
+        Some(_) => "the master keys come from the environment, separate from the audit log".to_owned(),
+        None => "the master key is in the same directory as the audit log: with access to the directory, its names can be decrypted (set OUTRIGGER_AUDIT_KEYS)".to_owned(),
     });
     let flag = config.flag(Feature::AuditTrail);
     let mut switched = format!("the flag {} is {}", Feature::AuditTrail.key(), flag.switch);
@@ -286,14 +291,14 @@ fn markdown(document: &Document) -> String {
         out
     };
     let mut out = format!(
-        "# Record of processing: audit trail\n\nGDPR, Art. 30(1). From the configuration in force at {}.\n",
+        "# Record of processing: audit log\n\nGDPR, Art. 30(1). From the configuration in force at {}.\n",
         document.at
     );
     for section in &document.sections {
         // Writing to a string cannot fail.
         let _ = write!(out, "\n## {} ({})\n\n", section.title, section.article);
         match &section.body {
-            Body::List(items) if items.is_empty() => out.push_str("- not said\n"),
+            Body::List(items) if items.is_empty() => out.push_str("- not configured\n"),
             Body::List(items) => items.iter().for_each(|item| {
                 let _ = writeln!(out, "- {}", plain(item));
             }),
@@ -308,7 +313,7 @@ fn markdown(document: &Document) -> String {
         }
     }
     if !document.missing.is_empty() {
-        out.push_str("\n## What is missing\n\nThe law asks for it, and the configuration does not say it:\n\n");
+        out.push_str("\n## Missing\n\nRequired by law, but not configured:\n\n");
         for key in &document.missing {
             let _ = writeln!(out, "- `{key}`");
         }
@@ -318,17 +323,17 @@ fn markdown(document: &Document) -> String {
 
 fn html(document: &Document) -> String {
     let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Record of processing: audit trail</title>\n\
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Record of processing: audit log</title>\n\
          <style>body{{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}}\
          table{{border-collapse:collapse}}th,td{{border:1px solid #999;padding:.3em .6em;text-align:left}}</style>\n\
-         <h1>Record of processing: audit trail</h1>\n<p>GDPR, Art. 30(1). From the configuration in force at {}.</p>\n",
+         <h1>Record of processing: audit log</h1>\n<p>GDPR, Art. 30(1). From the configuration in force at {}.</p>\n",
         text::html(&document.at)
     );
     for section in &document.sections {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "<h2>{} ({})</h2>", text::html(section.title), text::html(section.article));
         match &section.body {
-            Body::List(items) if items.is_empty() => out.push_str("<p>not said</p>\n"),
+            Body::List(items) if items.is_empty() => out.push_str("<p>not configured</p>\n"),
             Body::Table(_, rows) if rows.is_empty() => out.push_str("<p>none</p>\n"),
             Body::List(items) => {
                 let items: String = items.iter().map(|item| format!("<li>{}</li>\n", text::html(item))).collect();
@@ -350,10 +355,7 @@ fn html(document: &Document) -> String {
     if !document.missing.is_empty() {
         let items: String =
             document.missing.iter().map(|key| format!("<li><code>{}</code></li>\n", text::html(key))).collect();
-        let _ = writeln!(
-            out,
-            "<h2>What is missing</h2>\n<p>The law asks for it, and the configuration does not say it:</p>\n<ul>\n{items}</ul>"
-        );
+        let _ = writeln!(out, "<h2>Missing</h2>\n<p>Required by law, but not configured:</p>\n<ul>\n{items}</ul>");
     }
     out.push_str("</html>\n");
     out
@@ -394,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_says_what_is_done_and_what_nobody_has_said() {
+    fn the_record_lists_the_processing_and_what_the_configuration_lacks() {
         let config = load(
             r#"
             [audit]

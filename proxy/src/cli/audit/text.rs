@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_steers_a_terminal() {
+    fn no_output_controls_a_terminal() {
         assert_eq!(safe("a\u{1b}[31mb\u{9b}c\u{202e}d\ne"), r"a\u{1b}[31mb\u{9b}c\u{202e}d\u{a}e");
         assert_eq!(safe("grüße 日本"), "grüße 日本");
         let line = "{\"a\":\"\u{9b}\u{e0041}\u{202e}\"}";
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_formula() {
+    fn no_cell_is_a_formula() {
         assert_eq!(csv("=HYPERLINK(\"x\",1)"), "\"'=HYPERLINK(\"\"x\"\",1)\"");
         for (field, shown) in [("+1", "'+1"), ("-1", "'-1"), ("@a", "'@a"), ("\ta", r"'\u{9}a"), ("a,b", "\"a,b\"")] {
             assert_eq!(csv(field), shown);

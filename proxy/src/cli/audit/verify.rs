@@ -1,23 +1,26 @@
 //! `outrigger audit verify`: whether the audit log is complete and unchanged, in the spool and in PostgreSQL.
 
+mod evidence;
+mod show;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use outrigger_policy::audit::{Class, EventType, Outcome, unhex};
+use outrigger_policy::audit::{Class, EventType, Outcome};
 use outrigger_trail::keys::PublicKeys;
 use outrigger_trail::layout::{self, Heads, Shipped};
 use outrigger_trail::store::anchors;
-use outrigger_trail::verify::{Claim, Findings, Place, Progress, VerifyError, Wrong, spool};
-use serde_json::{Map, Value, json};
+use outrigger_trail::verify::{Claim, Findings, Progress, VerifyError, spool};
+use serde_json::Map;
 
+use self::evidence::{ANCHOR, Anchor, Evidence, Kept, RECEIPT, check_anchors, find_receipt, read_receipt};
+use self::show::{show, show_json};
 use super::act::{Act, enter_first, is_written};
 use super::database::Database;
-use super::erase::Receipt;
-use super::{AuditError, By, Context, Place as Where, now, text};
+use super::{AuditError, By, Context, Place as Where, text};
 
 /// Options of `outrigger audit verify`.
 #[derive(Clone, Debug, Args)]
@@ -80,11 +83,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         // Read before the database, which must have at least these entries.
         let shipped = directory.as_deref().map(|directory| (chain.clone(), shipped(directory)));
         for findings in in_database(context, database, &keys, shipped.as_ref())? {
-            for found in findings.classes.iter().filter(|_| findings.chain == chain) {
-                if let Some(hash) = found.hash.filter(|_| found.entries > 0) {
-                    claims.push((found.class, Claim { seq: found.last, hash, by: "PostgreSQL".to_owned() }));
-                }
-            }
+            claims.extend(claims_of(&findings).filter(|_| findings.chain == chain));
             looked.push(Looked { at: "postgres", findings });
         }
     }
@@ -121,35 +120,45 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     };
     let code =
         if crate::cli::say(&shown) == ExitCode::SUCCESS && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    // Opening a spool repairs crash damage and signs again: the evidence has to stay as it was found.
-    let is_evidence = !is_whole && directory.as_deref().is_some_and(|directory| !is_written(directory));
-    if is_evidence && options.public_keys.is_none() {
-        let _ = writeln!(
-            io::stderr(),
-            "outrigger audit: that this was verified is not entered into the trail, to leave it as it was found; copy it before the program starts"
-        );
-    }
-    // No data was revealed, so the result is valid even if the entry cannot be added.
-    if options.public_keys.is_none() && !is_evidence {
-        let mut details = Map::new();
-        details.insert("whole".to_owned(), is_whole.into());
-        details.insert("problems".to_owned(), problems.into());
-        details.insert("entries".to_owned(), looked.iter().map(|l| l.findings.entries()).sum::<u64>().into());
-        let act = Act {
-            event: EventType::AdminAction,
-            action: "audit.verify",
-            outcome: if is_whole { Outcome::Success } else { Outcome::Failure },
-            by: &options.by,
-            subject: None,
-            details,
-        };
-        if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
-            let e = text::safe(&e.to_string());
-            let _ =
-                writeln!(io::stderr(), "outrigger audit: that this was verified is not entered into the trail: {e}");
-        }
+    if options.public_keys.is_none() {
+        enter(context, options, directory.as_deref(), &looked, is_whole);
     }
     Ok(code)
+}
+
+/// Adds an entry about the verification. The result is valid even if that fails: no data was revealed.
+fn enter(context: &Context, options: &Options, directory: Option<&Path>, looked: &[Looked], is_whole: bool) {
+    // Opening a spool repairs crash damage and signs again: the evidence has to stay as it was found.
+    if !is_whole && directory.is_some_and(|directory| !is_written(directory)) {
+        let _ = writeln!(
+            io::stderr(),
+            "outrigger audit: this verification is not recorded, to leave the audit log as it was found; copy it before the proxy starts"
+        );
+        return;
+    }
+    let mut details = Map::new();
+    details.insert("whole".to_owned(), is_whole.into());
+    details.insert("problems".to_owned(), looked.iter().map(|l| l.findings.count()).sum::<u64>().into());
+    details.insert("entries".to_owned(), looked.iter().map(|l| l.findings.entries()).sum::<u64>().into());
+    let act = Act {
+        event: EventType::AdminAction,
+        action: "audit.verify",
+        outcome: if is_whole { Outcome::Success } else { Outcome::Failure },
+        by: &options.by,
+        subject: None,
+        details,
+    };
+    if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
+        let e = text::safe(&e.to_string());
+        let _ = writeln!(io::stderr(), "outrigger audit: this verification could not be recorded: {e}");
+    }
+}
+
+/// What PostgreSQL's last entries say about the chains.
+fn claims_of(findings: &Findings) -> impl Iterator<Item = (Class, Claim)> {
+    findings.classes.iter().filter(|found| found.entries > 0).filter_map(|found| {
+        Some((found.class, Claim { seq: found.last, hash: found.hash?, by: "PostgreSQL".to_owned() }))
+    })
 }
 
 fn shipped(directory: &Path) -> BTreeMap<String, u64> {
@@ -195,111 +204,6 @@ fn in_database(
     result
 }
 
-/// Whether the entry of a receipt was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Evidence {
-    There(&'static str),
-    NotHere,
-    Contradicted,
-}
-
-/// A statement that an operator has kept elsewhere.
-enum Kept {
-    Erasure(Receipt, Option<(Class, Claim)>),
-    Ends(Heads),
-}
-
-/// A signed statement about the ends of chains, and its source.
-struct Anchor {
-    heads: Heads,
-    by: &'static str,
-}
-
-fn read_receipt(path: &Path, keys: &PublicKeys) -> Result<Kept, AuditError> {
-    let content = std::fs::read(path).map_err(AuditError::file(path))?;
-    let line = content.trim_ascii();
-    let refused = |problem: &str| AuditError::Refused(format!("{} {problem}", path.display()));
-    if line.starts_with(b"{\"head\":") {
-        let heads = Heads::verified(line, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
-        return Ok(Kept::Ends(heads));
-    }
-    let receipt: Receipt = serde_json::from_slice(line).map_err(|_| {
-        refused(
-            "is no receipt: it has to be the line that `outrigger audit erase` or `outrigger audit receipt` printed",
-        )
-    })?;
-    layout::verify(line, &receipt.key, keys).map_err(|e| refused(&format!("is not as it was signed: {e}")))?;
-    let class = Class::named(&receipt.class).zip(unhex(receipt.hash.as_bytes()));
-    let claim = class.map(|(class, hash)| (class, Claim { seq: receipt.seq, hash, by: RECEIPT.to_owned() }));
-    Ok(Kept::Erasure(receipt, claim))
-}
-
-/// Compares the chains here with statements kept elsewhere. Entries of the spool's own chain have been compared already.
-#[expect(clippy::too_many_arguments, reason = "all that verifying has found out so far")]
-fn check_anchors(
-    context: &Context,
-    database: Option<&Database>,
-    directory: Option<&Path>,
-    keys: &PublicKeys,
-    chain: &str,
-    anchors: &[Anchor],
-    unsound: Vec<String>,
-    looked: &mut Vec<Looked>,
-) -> Result<(), AuditError> {
-    let mut findings = Findings::default();
-    for problem in unsound {
-        findings.add(Place::file(ANCHORS), Wrong::Anchor(format!("an anchor is not as it was signed: {problem}")));
-    }
-    let here = directory.and_then(|directory| layout::newest_head(directory, keys).ok().flatten());
-    for Anchor { heads, by } in anchors {
-        if heads.chain == chain && !chain.is_empty() {
-            let number = here.as_ref().map_or(0, |(_, here)| here.number);
-            if number < heads.number {
-                let wrong = Wrong::OlderHead { here: number, known: heads.number, by: (*by).to_owned() };
-                findings.add(Place::file(layout::HEAD), wrong);
-            }
-            continue;
-        }
-        let of_chain = looked.iter().find(|looked| looked.at == "postgres" && looked.findings.chain == heads.chain);
-        let Some(Looked { findings: of_chain, .. }) = of_chain else {
-            if *by == RECEIPT {
-                let problem = format!(
-                    "the receipt is of chain {} on Machine {}, and nothing of that chain is here",
-                    heads.chain, heads.machine
-                );
-                findings.add(Place::file("the receipt"), Wrong::Anchor(problem));
-            }
-            continue;
-        };
-        let Some(database) = database else { continue };
-        // Another Machine's chain: entries that it has not shipped yet are in its own spool.
-        let age = heads.signed_at().map_or(i64::MAX, |at| now().0.saturating_sub(at.0));
-        for (class, seq, hash) in heads.ends() {
-            let place = Place { file: Some(ANCHORS.to_owned()), line: None, class: Some(class), entry: Some(seq) };
-            let found = of_chain.classes.iter().find(|found| found.class == class);
-            let (first, last) = found.map_or((1, 0), |found| (found.first, found.last));
-            let stored = context.runtime.block_on(database.hash_of(&heads.chain, class, seq))?;
-            match stored {
-                Some(stored) if stored != hash => findings.add(place, Wrong::Contradicted { by: (*by).to_owned() }),
-                None if last < seq && first <= seq && age > UNSHIPPED_US => {
-                    findings.add(place, Wrong::Truncated { last, claimed: seq, by: (*by).to_owned() });
-                }
-                None if last < seq => findings.notes.push(format!(
-                    "{}: Machine {} has signed for {seq} entries of chain {}, which are not all stored yet",
-                    class.name(),
-                    heads.machine,
-                    heads.chain
-                )),
-                _ => {}
-            }
-        }
-    }
-    if findings.count() > 0 || !findings.notes.is_empty() {
-        looked.push(Looked { at: "anchors", findings });
-    }
-    Ok(())
-}
-
 /// Runs `outrigger audit receipt`: prints the newest signed `HEAD`.
 pub(super) fn receipt(context: &Context) -> Result<ExitCode, AuditError> {
     let directory = context.directory()?;
@@ -310,180 +214,5 @@ pub(super) fn receipt(context: &Context) -> Result<ExitCode, AuditError> {
     Ok(crate::cli::say(&format!("{line}\n")))
 }
 
-/// How long entries that another Machine has signed may be in transit, in microseconds, as for checkpoints.
-const UNSHIPPED_US: i64 = 3_600_000_000;
-const ANCHOR: &str = "the anchor in PostgreSQL";
-const ANCHORS: &str = "audit_anchors";
-const RECEIPT: &str = "the receipt";
-
-fn find_receipt(
-    context: &Context,
-    database: Option<&Database>,
-    looked: &[Looked],
-    chain: &str,
-    receipt: &Receipt,
-) -> Result<Evidence, AuditError> {
-    let Some(class) = Class::named(&receipt.class) else { return Ok(Evidence::Contradicted) };
-    if let Some(database) = database
-        && let Some(hash) = context.runtime.block_on(database.hash_of(&receipt.chain, class, receipt.seq))?
-    {
-        let is_same = unhex(receipt.hash.as_bytes()) == Some(hash);
-        return Ok(if is_same { Evidence::There("postgres") } else { Evidence::Contradicted });
-    }
-    if receipt.chain != chain {
-        return Ok(Evidence::NotHere);
-    }
-    for Looked { findings, .. } in looked.iter().filter(|looked| looked.at == "spool") {
-        // The receipt's claim was one of those that were compared.
-        let by_receipt = |by: &str| by == RECEIPT;
-        let is_contradicted = findings.problems.iter().any(|problem| match &problem.wrong {
-            Wrong::Contradicted { by } => by_receipt(by),
-            Wrong::Truncated { by, .. } => by_receipt(by),
-            _ => false,
-        });
-        if is_contradicted {
-            return Ok(Evidence::Contradicted);
-        }
-        let of_class = findings.classes.iter().find(|found| found.class == class);
-        if of_class.is_some_and(|found| (found.first..=found.last).contains(&receipt.seq)) {
-            return Ok(Evidence::There("spool"));
-        }
-    }
-    Ok(Evidence::NotHere)
-}
-
-fn show(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> String {
-    let mut rows = Vec::new();
-    let mut out = String::new();
-    for Looked { at, findings } in looked {
-        for found in &findings.classes {
-            rows.push(vec![
-                (*at).to_owned(),
-                findings.chain.clone(),
-                found.class.name().to_owned(),
-                text::grouped(found.entries),
-                found.first.to_string(),
-                found.last.to_string(),
-                found.vouched.to_string(),
-                text::grouped(found.problems),
-            ]);
-        }
-    }
-    if !rows.is_empty() {
-        let header = ["WHERE", "CHAIN", "CLASS", "ENTRIES", "FIRST", "LAST", "SIGNED TO", "PROBLEMS"];
-        out.push_str(&text::table(&header, &rows));
-        out.push('\n');
-    }
-    // Writing to a string cannot fail.
-    for Looked { at, findings } in looked {
-        for problem in &findings.problems {
-            let _ = writeln!(out, "{at}: {}", text::safe(&problem.to_string()));
-            let _ = writeln!(out, "    {}", problem.wrong.meaning());
-        }
-        if findings.unlisted > 0 {
-            let _ = writeln!(out, "{at}: {} more problems", text::grouped(findings.unlisted));
-        }
-    }
-    for Looked { at, findings } in looked {
-        for note in &findings.notes {
-            let _ = writeln!(out, "{at}: note: {}", text::safe(note));
-        }
-    }
-    if let Some(evidence) = receipt {
-        let _ = match evidence {
-            Evidence::There(at) => {
-                writeln!(out, "receipt: signed by a key of the trail, and its entry is there ({at})")
-            }
-            Evidence::NotHere => writeln!(
-                out,
-                "receipt: signed by a key of the trail; its entry is not here: it is in another spool, or its time is over"
-            ),
-            Evidence::Contradicted => {
-                writeln!(out, "receipt: signed by a key of the trail, but its entry is another one")
-            }
-        };
-    }
-    let entries = looked.iter().map(|looked| looked.findings.entries()).sum();
-    let chains: usize = looked.iter().map(|looked| looked.findings.classes.len()).sum();
-    let problems = looked.iter().map(|looked| looked.findings.count()).sum();
-    let _ = match (is_whole, problems) {
-        (true, _) => writeln!(out, "whole: {} entries in {chains} chains", text::grouped(entries)),
-        (false, 0) => writeln!(out, "NOT WHOLE: the receipt is contradicted"),
-        (false, 1) => writeln!(out, "NOT WHOLE: 1 problem in {} entries", text::grouped(entries)),
-        (false, n) => writeln!(out, "NOT WHOLE: {} problems in {} entries", text::grouped(n), text::grouped(entries)),
-    };
-    out
-}
-
-fn show_json(looked: &[Looked], is_whole: bool, receipt: Option<Evidence>) -> String {
-    let mut chains = Vec::new();
-    let mut problems = Vec::new();
-    let mut notes = Vec::new();
-    for Looked { at, findings } in looked {
-        for found in &findings.classes {
-            chains.push(json!({
-                "where": at, "chain": findings.chain, "class": found.class.name(), "entries": found.entries,
-                "first": found.first, "last": found.last, "signed_to": found.vouched, "problems": found.problems,
-            }));
-        }
-        for problem in &findings.problems {
-            let place = &problem.place;
-            problems.push(json!({
-                "where": at, "file": place.file, "line": place.line, "class": place.class.map(Class::name),
-                "entry": place.entry, "what": problem.wrong.to_string(), "meaning": problem.wrong.meaning(),
-            }));
-        }
-        notes.extend(findings.notes.iter().map(|note| json!({ "where": at, "note": note })));
-    }
-    let receipt = receipt.map(|evidence| match evidence {
-        Evidence::There(at) => at,
-        Evidence::NotHere => "not here",
-        Evidence::Contradicted => "contradicted",
-    });
-    let unlisted: u64 = looked.iter().map(|looked| looked.findings.unlisted).sum();
-    let all: Value = json!({
-        "whole": is_whole, "chains": chains, "problems": problems, "unlisted_problems": unlisted, "notes": notes, "receipt": receipt,
-    });
-    text::safe_json(&all.to_string()) + "\n"
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use outrigger_trail::verify::{Found, Problem};
-
-    fn looked() -> Vec<Looked> {
-        let found = |class, entries, problems| Found {
-            class,
-            entries,
-            first: 1,
-            last: entries,
-            hash: None,
-            vouched: entries,
-            problems,
-        };
-        let place = Place {
-            file: Some("data-00000000000000000001.jsonl".to_owned()),
-            line: Some(6),
-            class: Some(Class::Data),
-            entry: Some(5),
-        };
-        let findings = Findings {
-            chain: "00112233aabbccdd".to_owned(),
-            classes: vec![found(Class::Data, 1_234, 1), found(Class::Security, 7, 0)],
-            problems: vec![Problem { place, wrong: Wrong::Changed { next: 6 } }],
-            unlisted: 0,
-            notes: vec!["not closed by a checkpoint: data-00000000000000000001.jsonl".to_owned()],
-        };
-        vec![Looked { at: "spool", findings }]
-    }
-
-    #[test]
-    fn what_was_found_is_said_with_its_place_and_what_it_means() {
-        insta::assert_snapshot!("not_whole", show(&looked(), false, Some(Evidence::NotHere)));
-        insta::assert_snapshot!("not_whole_json", show_json(&looked(), false, Some(Evidence::There("spool"))));
-        let mut whole = looked();
-        whole[0].findings.problems.clear();
-        insta::assert_snapshot!("whole", show(&whole, true, None));
-    }
-}
+mod tests;

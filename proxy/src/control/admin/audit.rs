@@ -44,17 +44,17 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
 
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("there is no audit trail here: set `audit.directory`")]
+    #[error("there is no audit log here: set `audit.directory`")]
     NoTrail,
     #[error("{0}")]
     Body(#[from] JsonRejection),
-    #[error("`{0}` is nothing that a command enters; known are {known}", known = ACTIONS.join(", "))]
+    #[error("`{0}` is not an action that a command records; known are {known}", known = ACTIONS.join(", "))]
     Action(String),
-    #[error("`{0}` is no type of the audit trail that a command enters")]
+    #[error("`{0}` is not an event type that a command records")]
     Type(String),
-    #[error("`{0}` is no outcome: write success, failure, error or refused")]
+    #[error("`{0}` is not an outcome: write success, failure, error or refused")]
     Outcome(String),
-    #[error("`{0}` is no subject: write user:NAME, key:NAME or address:IP")]
+    #[error("`{0}` is not a subject: write user:NAME, key:NAME or address:IP")]
     Subject(String),
     #[error("more than {MOST_SUBJECTS} subjects")]
     Many,
@@ -63,8 +63,8 @@ enum Refused {
     #[error("no subject is named")]
     Nobody,
     #[error(
-        "nothing is known of this subject here: the spool has no data key of it, so nothing was destroyed; \
-         keys that were shipped are in PostgreSQL: `outrigger audit erase --database`"
+        "this subject is unknown here: the spool has no data key of it, so no key was destroyed; \
+         shipped keys are in PostgreSQL: `outrigger audit erase --database`"
     )]
     Unknown,
     #[error("{0}")]
@@ -124,7 +124,7 @@ async fn enter(
         details: Some(details),
         ..Act::new(event, action, outcome)
     };
-    let receipt = enter_surely(&state, act).await?;
+    let receipt = record_entry(&state, act).await?;
     let mut hash = Vec::new();
     hex(&mut hash, &receipt.hash);
     Ok(Json(json!({
@@ -133,11 +133,11 @@ async fn enter(
 }
 
 /// Adds an entry, regardless of the feature flag. It is on disk when this returns.
-async fn enter_surely(state: &State, act: Act) -> Result<Receipt, Refused> {
+async fn record_entry(state: &State, act: Act) -> Result<Receipt, Refused> {
     let trail = state.trail.as_ref().ok_or(Refused::NoTrail)?;
     let (done, receipt) = oneshot::channel();
-    trail.enter(&state.rules.load(), Act { done: Some(done), ..act });
-    let late = || Refused::Unwritable("not within 10 s, or the disk says no; the log says why".to_owned());
+    trail.enter(Act { done: Some(done), ..act });
+    let late = || Refused::Unwritable("not within 10 s, or the disk failed; see the log".to_owned());
     tokio::time::timeout(PATIENCE, receipt).await.map_err(|_| late())?.map_err(|_| late())
 }
 
@@ -147,7 +147,7 @@ struct Erasure {
     /// Pseudonyms, or names as operators write them: `user:ann`.
     subjects: Vec<String>,
     /// The operator.
-    #[serde(default = "nobody_named")]
+    #[serde(default = "default_operator")]
     by: String,
     /// The reason.
     #[serde(default)]
@@ -157,7 +157,7 @@ struct Erasure {
     in_postgres: u64,
 }
 
-fn nobody_named() -> String {
+fn default_operator() -> String {
     "the admin listener's client".to_owned()
 }
 
@@ -200,12 +200,12 @@ async fn erase(
         }
         details
     };
-    enter_surely(&state, act(EventType::AdminAction, Outcome::Success, about(json!({ "step": "asked for" })))).await?;
+    record_entry(&state, act(EventType::AdminAction, Outcome::Success, about(json!({ "step": "asked for" })))).await?;
     let (answer, destroyed) = oneshot::channel();
     trail.command(Command::Forget(subjects.clone(), Authority::Operator, answer));
     let destroyed = match tokio::time::timeout(PATIENCE, destroyed).await {
         Ok(Ok(destroyed)) => destroyed,
-        _ => Err(ForgetError::Failed("the writer did not answer within 10 s".to_owned())),
+        _ => Err(ForgetError::Failed("the writer did not respond within 10 s".to_owned())),
     };
     let (outcome, more, answer) = match destroyed {
         Ok(0) if in_postgres == 0 => {
@@ -222,7 +222,7 @@ async fn erase(
     };
     let ended = act(EventType::ErasureRequest, outcome, about(more));
     // Destroyed keys stay destroyed, and the first entry says that they were to be.
-    let entered = enter_surely(&state, ended).await;
+    let entered = record_entry(&state, ended).await;
     let keys = answer?;
     entered?;
     Ok(Json(json!({ "keys": keys })))

@@ -158,8 +158,7 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
                     tracing::error!("the admin listener cannot accept a connection: {e}");
                 }
                 // Idle clients may hold all descriptors, and close only if another connection needs one: ask them to.
-                let made_room =
-                    Resource::of_process_by(&e).is_some_and(|resource| state.exhaustion.note(resource, &state));
+                let made_room = Resource::of_process_by(&e).is_some_and(|resource| state.note_exhaustion(resource));
                 tokio::time::sleep(Duration::from_millis(if made_room { 1 } else { 100 })).await;
                 continue;
             }
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn many_addresses_leave_places_for_this_machine() {
+    fn many_addresses_leave_connections_for_local_clients() {
         let (table, start) = (Table::default(), Instant::now());
         for n in 0..100 {
             table.take(client(n), MOST, start);
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn those_at_rest_make_room_before_those_that_are_served() {
+    fn idle_connections_are_closed_before_active_ones() {
         let (table, start) = (Table::default(), Instant::now());
         let numbers: Vec<u64> = (0..4).map(|_| table.take(client(1), MOST, start).0).collect();
         table.set_busy(numbers[0], true);

@@ -21,11 +21,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::control::admin::access::{Endpoints, Needs};
+use crate::engine::condition::condition;
+use crate::engine::notices;
 use crate::engine::state::State;
 use crate::mechanism::abuse::Banned;
-use crate::mechanism::audit;
 use crate::mechanism::breakers::Standing;
-use crate::mechanism::peers::{Peer, Standing as PeerStanding, local};
+use crate::mechanism::peers::{Peer, Standing as PeerStanding};
 
 /// The longest name of a client, in bytes.
 const NAME_BYTES: usize = 256;
@@ -48,15 +49,15 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
 enum Refused {
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
     Body(#[from] JsonRejection),
-    #[error("{0:?} is no client: write address:IP, user:NAME or key:NAME")]
+    #[error("{0:?} is not a client: write address:IP, user:NAME or key:NAME")]
     Client(String),
-    #[error("{0:?} is no duration: write \"10m\", \"1h\" or \"1d\"")]
+    #[error("{0:?} is not a duration: write \"10m\", \"1h\" or \"1d\"")]
     Duration(String),
-    #[error("{0:?} is not banned; GET /bans lists who is")]
+    #[error("{0:?} is not banned; GET /bans lists all bans")]
     NotBanned(String),
     #[error("{0}; send {{\"force\": \"open\"}}, \"closed\" or \"automatic\"")]
     Force(JsonRejection),
-    #[error("there is no breaker {0:?}; GET /breakers lists those that were used, and each route has one of its name")]
+    #[error("there is no breaker {0:?}; GET /breakers lists those in use, and each route has one of its name")]
     NoBreaker(String),
 }
 
@@ -108,7 +109,7 @@ async fn machines(Shared(state): Shared<Arc<State>>) -> Json<Value> {
         };
         peers.seen().peers.iter().map(shown).collect()
     });
-    let condition = state.peers.as_ref().map(|peers| PeerStanding::from(local::condition(&state, &peers.local)).name());
+    let condition = state.peers.as_ref().map(|peers| PeerStanding::from(condition(&state, &peers.local)).name());
     Json(json!({
         "name": rules.config.this.as_ref().map(|this| &*this.name),
         "state": condition,
@@ -159,14 +160,16 @@ async fn force(
         Force::Closed => (Control::ForcedClosed, "closed"),
         Force::Automatic => (Control::Automatic, "automatic"),
     };
-    cell.control_by(&state, control);
+    if let Some(change) = cell.control_by(control, state.nanoseconds(Instant::now())) {
+        notices::breaker_changed(&state, cell, change);
+    }
     tracing::warn!(
         event = "breaker_forced",
         breaker = &*cell.name,
         force = shown,
         "an operator changes how a breaker is controlled"
     );
-    audit::acts::breaker_forced(&state, &cell.name, shown);
+    notices::breaker_forced(&state, &cell.name, shown);
     let now = state.nanoseconds(Instant::now());
     Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
 }
@@ -252,7 +255,7 @@ async fn ban(
     let now = state.nanoseconds(Instant::now());
     let ban = state.bans.set(hash, &who, length, now, &state.rules.load().config.abuse);
     tracing::warn!(client = who, ban_s = length.as_secs(), "an operator bans a client");
-    audit::acts::ban_changed(&state, "ban", &who, Some(length.as_secs()));
+    notices::ban_changed(&state, "ban", &who, Some(length.as_secs()));
     Ok((StatusCode::CREATED, Json(shown_ban(&Banned { who, ban }, now))))
 }
 
@@ -262,7 +265,7 @@ async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> 
         return Err(Refused::NotBanned(client));
     }
     tracing::warn!(client = who, "an operator lifts a ban");
-    audit::acts::ban_changed(&state, "ban.lift", &who, None);
+    notices::ban_changed(&state, "ban.lift", &who, None);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -296,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_names_clients_as_they_are_shown() {
+    fn a_client_is_parsed_as_it_is_shown() {
         let shown = |text| client_named(text).map(|(who, _)| who);
         assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
         assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));

@@ -72,7 +72,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn requests_that_arrive_together_share_a_page_and_none_gets_an_older_one() {
+    async fn concurrent_requests_share_a_page_that_is_not_older_than_they_are() {
         let made = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&made);
         let page = Page::start(move || {

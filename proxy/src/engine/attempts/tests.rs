@@ -388,7 +388,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_idempotent_is_sent_once(sequence in sequences(false)) {
+    fn a_request_that_is_not_idempotent_is_sent_once(sequence in sequences(false)) {
         let mut driver = Driver::default();
         for (event, affordable) in sequence {
             if can_happen(driver.attempts.stage, event) {

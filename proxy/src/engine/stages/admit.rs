@@ -9,9 +9,8 @@ use outrigger_wire::request::Request;
 use crate::engine::bounds::LONG_BODY;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
-use crate::engine::stages::{failover, hold};
+use crate::engine::stages::{breakers, failover, hold};
 use crate::engine::state::{Phase, State};
-use crate::mechanism::breakers;
 use crate::mechanism::gate::{Entry, Wish};
 
 /// Fails health checks during the first phase of a shutdown, so that traffic moves while requests are still served.

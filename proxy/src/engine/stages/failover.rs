@@ -10,8 +10,8 @@ use outrigger_wire::request::Request;
 
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::rejection::{Failure, Rejection};
+use crate::engine::stages::breakers::{self, End};
 use crate::engine::state::State;
-use crate::mechanism::breakers::{self, End};
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::Kind;
 

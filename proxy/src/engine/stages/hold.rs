@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 
+use crate::engine::connect::connect;
 use crate::engine::exchange::Exchange;
+use crate::engine::notices;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::{admit, failover};
 use crate::engine::state::State;
-use crate::transport::upstream::{self, ConnectError};
+use crate::transport::upstream::ConnectError;
 
 /// Interval of connection attempts while the app is down. On the same machine, each costs it about ten microseconds.
 const TRY_EVERY: Duration = Duration::from_millis(20);
@@ -54,11 +56,12 @@ pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
         let rules = state.rules.load_full();
         let app = &rules.config.app;
         let hold_ms = u64::try_from(app.hold.as_millis()).unwrap_or(u64::MAX);
-        tracing::warn!(event = "app_away", app = %app.address, hold_ms, "the app refuses connections; it is tried until it is back");
+        tracing::warn!(event = "app_away", app = %app.address, hold_ms, "the app refuses connections; retrying until it accepts one");
         state.metrics.app_reachable.set(0);
         if !app.hold.is_zero() {
             state.gate.suspend();
-            state.breakers.app_is_away(state);
+            let changes = state.breakers.app_is_away(state.nanoseconds(Instant::now()));
+            changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(state, &cell, change));
         }
         tokio::spawn(watch(Arc::clone(state), Instant::now()));
     }
@@ -71,7 +74,7 @@ pub async fn is_gone(state: &Arc<State>, exchange: &Exchange) -> bool {
         return false;
     }
     let patience = exchange.rules.config.app.connect_timeout;
-    let tried = tokio::time::timeout(patience, upstream::connect(state)).await;
+    let tried = tokio::time::timeout(patience, connect(state)).await;
     let is_gone = matches!(tried, Ok(Err(ConnectError::Refused(_) | ConnectError::Unknown(_))));
     if is_gone {
         refused(state, exchange);
@@ -88,16 +91,17 @@ async fn watch(state: Arc<State>, since: Instant) {
             // It may have been zero when the app went down.
             state.gate.suspend();
         }
-        let tried = tokio::time::timeout(app.connect_timeout, upstream::connect(&state)).await;
+        let tried = tokio::time::timeout(app.connect_timeout, connect(&state)).await;
         if matches!(tried, Ok(Ok(_))) {
             break;
         }
     }
-    state.breakers.app_is_back(&state);
+    let changes = state.breakers.app_is_back(state.nanoseconds(Instant::now()));
+    changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(&state, &cell, change));
     state.metrics.app_reachable.set(1);
     let held: u32 = state.gate.standing().waiting.iter().sum();
     let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(event = "app_back", away_ms, held, "the app takes connections again");
+    tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
     // In this order: if a request finds the app down again from here on, it suspends the gate again.
     state.gate.resume();
     state.reach.is_away.store(false, Ordering::Relaxed);

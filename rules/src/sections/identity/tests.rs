@@ -1,10 +1,14 @@
-use outrigger_identity::credentials::Who;
+use std::path::Path;
+use std::sync::Arc;
+
+use outrigger_identity::credentials::{Credentials, Who};
 use outrigger_tokens::mint::{self, KeyPair, LATER, RSA_PUBLIC};
 use outrigger_wire::request::Fields;
 use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::environment::{JWT_SECRET, KEY_SECRET};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const DIGEST: &str = "abababababababababababababababababababababababababababababababab";
@@ -42,7 +46,7 @@ fn user(credentials: &Credentials, token: &str) -> Option<String> {
 }
 
 #[test]
-fn nothing_is_looked_for_unless_it_is_configured() {
+fn credentials_are_not_read_unless_configured() {
     assert!(load("", &[]).unwrap().is_empty());
     assert!(!load("[identity]\nunknown_keys = \"count\"", &[]).unwrap().is_empty());
 }
@@ -66,7 +70,7 @@ fn keys_come_from_the_table_and_from_the_file() {
 }
 
 #[test]
-fn every_mistake_about_keys_is_told_with_its_place_and_without_the_key() {
+fn mistakes_in_keys_are_reported_with_position_and_without_the_key() {
     let source = format!(
         r#"
 [identity]
@@ -120,7 +124,7 @@ hmac_sha256 = "{DIGEST}"
 }
 
 #[test]
-fn a_file_of_keys_is_told_by_line_and_never_repeated() {
+fn mistakes_in_a_file_of_keys_are_reported_by_line_without_the_keys() {
     let lines = [
         "acme:sha256=sekrit:pro".to_owned(),
         format!("good:sha256={DIGEST}:pro"),
@@ -132,7 +136,8 @@ fn a_file_of_keys_is_told_by_line_and_never_repeated() {
     let error = load(&source, &[]).unwrap_err();
     let name = file.0.display();
     for expected in [
-        format!("proxy.toml:2:13: {name}:1: the digest needs 64 hexadecimal digits"),
+        "proxy.toml:2:13".to_owned(),
+        format!("{name}:1: the digest needs 64 hexadecimal digits"),
         format!("{name}:3 has the same digest as the key of \"good\""),
         format!("{name}:4: another key is called \"good\" already"),
         format!("{name}:6: needs three parts"),
@@ -177,7 +182,7 @@ fn claims_can_have_other_names() {
 }
 
 #[test]
-fn what_cannot_verify_tokens_is_told_with_its_place() {
+fn unusable_token_settings_are_reported_with_position() {
     let source = r#"
 [identity.jwt]
 algorithm = "none"
@@ -204,15 +209,12 @@ fn a_key_file_must_hold_what_the_algorithm_needs() {
     let source = |algorithm: &str| format!("[identity.jwt]\nalgorithm = {algorithm:?}\nkey_file = {:?}", file.0);
     assert!(load(&source("RS256"), &[]).is_ok());
     let error = load(&source("ES256"), &[]).unwrap_err();
-    assert!(error.contains("is no public key for ES256"), "{error}");
+    assert!(error.contains("is not a public key for ES256"), "{error}");
     let error = load("[identity.jwt]\nsecret_file = \"/nowhere/secret\"", &[]).unwrap_err();
     assert!(error.contains("`secret_file` cannot be read: /nowhere/secret: "), "{error}");
     let short = Written::new("short", "sekrit\n");
     let error = load(&format!("[identity.jwt]\nsecret_file = {:?}", short.0), &[]).unwrap_err();
-    assert!(
-        error.contains("has 6 bytes; whoever sees one token could guess it") && !error.contains("sekrit"),
-        "{error}"
-    );
+    assert!(error.contains("has 6 bytes; it could be guessed from a token") && !error.contains("sekrit"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! The access log: one line per request, if enabled.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_rules::sections::log::LogFormat;
+use outrigger_wire::request_id::RequestId;
+use serde::Serialize;
+
+use crate::outcome::Outcome;
+
+/// A line of the access log. Query strings are left out: they contain secrets.
+#[derive(Debug)]
+pub struct Line {
+    /// When the request ended.
+    pub time: SystemTime,
+    /// The request id.
+    pub request_id: RequestId,
+    /// The address of the client.
+    pub client: IpAddr,
+    /// The method.
+    pub method: http::Method,
+    /// The path, shortened to 1024 bytes.
+    pub path: String,
+    /// The name of the route.
+    pub route: Arc<str>,
+    /// The status of the response; 499 if the client disconnected.
+    pub status: u16,
+    /// How the request ended.
+    pub outcome: Outcome,
+    /// Why Outrigger rejected the request or the app failed.
+    pub reason: Option<&'static str>,
+    /// The rate limit that rejected it.
+    pub limit: Option<String>,
+    /// The time from the head to the end of the response.
+    pub duration: Duration,
+    /// The number of attempts at the upstream.
+    pub attempts: u32,
+    /// The size of the response body, in bytes.
+    pub body_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    timestamp: String,
+    level: &'static str,
+    message: &'static str,
+    request_id: &'a str,
+    client: IpAddr,
+    method: &'a str,
+    path: &'a str,
+    route: &'a str,
+    status: u16,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+    duration_ms: f64,
+    attempts: u32,
+    body_bytes: u64,
+}
+
+impl Line {
+    /// Writes one line.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write(&self, out: &mut impl Write, format: LogFormat) -> io::Result<()> {
+        let timestamp = jiff::Timestamp::try_from(self.time).unwrap_or_default();
+        let duration_ms = self.duration.as_secs_f64() * 1000.0;
+        match format {
+            LogFormat::Json => {
+                let shown = Shown {
+                    timestamp: format!("{timestamp:.6}"),
+                    level: "INFO",
+                    message: "request",
+                    request_id: self.request_id.as_str(),
+                    client: self.client,
+                    method: self.method.as_str(),
+                    path: &self.path,
+                    route: &self.route,
+                    status: self.status,
+                    outcome: self.outcome.name(),
+                    reason: self.reason,
+                    limit: self.limit.as_deref(),
+                    duration_ms: (duration_ms * 1000.0).round() / 1000.0,
+                    attempts: self.attempts,
+                    body_bytes: self.body_bytes,
+                };
+                serde_json::to_writer(&mut *out, &shown)?;
+                out.write_all(b"\n")
+            }
+            LogFormat::Text => writeln!(
+                out,
+                "{timestamp:.6}  INFO request {} {} {:?} -> {} {} in {duration_ms:.3} ms route={} request_id={} attempts={} \
+                 body_bytes={}{}{}",
+                self.client,
+                self.method,
+                self.path,
+                self.status,
+                self.outcome.name(),
+                self.route,
+                self.request_id,
+                self.attempts,
+                self.body_bytes,
+                self.reason.map_or_else(String::new, |reason| format!(" reason={reason}")),
+                self.limit.as_ref().map_or_else(String::new, |limit| format!(" limit={limit}")),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(path: &str) -> Line {
+        Line {
+            time: SystemTime::UNIX_EPOCH,
+            request_id: RequestId::from_edge(b"id-1").unwrap(),
+            client: IpAddr::from([192, 0, 2, 1]),
+            method: http::Method::GET,
+            path: path.to_owned(),
+            route: "docs".into(),
+            status: 502,
+            outcome: Outcome::BadGateway,
+            reason: Some("app_closed"),
+            limit: None,
+            duration: Duration::from_micros(1234),
+            attempts: 2,
+            body_bytes: 7,
+        }
+    }
+
+    #[test]
+    fn any_path_gives_one_line() {
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let mut out = Vec::new();
+            line("/a\nb\"c\u{1b}").write(&mut out, format).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text.matches('\n').count(), 1, "{text}");
+            assert!(!text.contains('\u{1b}'), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_json_line_has_the_fields_that_the_docs_name() {
+        let mut out = Vec::new();
+        line("/d").write(&mut out, LogFormat::Json).unwrap();
+        insta::assert_snapshot!(String::from_utf8(out).unwrap());
+    }
+}

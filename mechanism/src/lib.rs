@@ -1,0 +1,18 @@
+//! Mechanisms that protect the app and its clients: one module each, with its own state.
+
+pub mod abuse;
+pub mod access_log;
+pub mod affinity;
+pub mod audit;
+pub mod body_memory;
+pub mod breakers;
+pub mod claims;
+pub mod clock;
+pub mod connections;
+pub mod exposition;
+pub mod gate;
+pub mod limits;
+pub mod log;
+pub mod machines;
+pub mod outcome;
+pub mod peers;

@@ -1,0 +1,18 @@
+//! The condition of this Machine, as it tells its peers.
+
+use crate::engine::state::{Phase, State};
+use crate::mechanism::peers::answer::Condition;
+use crate::mechanism::peers::local::Local;
+
+/// Returns the condition that this Machine reports.
+pub fn condition(state: &State, local: &Local) -> Condition {
+    if state.drain.phase() != Phase::Serving {
+        Condition::Leaving
+    } else if state.reach.is_away() || local.is_unready() {
+        Condition::Unready
+    } else if state.gate.standing().waiting.iter().any(|waiting| *waiting > 0) {
+        Condition::Busy
+    } else {
+        Condition::Ready
+    }
+}

@@ -1,0 +1,138 @@
+//! Reports what is not a request to metrics, log and audit log: bans, circuit breakers, changes of configuration and flags,
+//! and actions of operators.
+
+use std::collections::BTreeMap;
+
+use outrigger_policy::audit::{EventType, Outcome};
+use outrigger_policy::breaker::{Reason, State as Position};
+use outrigger_policy::flags::{Feature, Mode};
+use outrigger_rules::config::Config;
+use serde_json::json;
+
+use crate::engine::exchange::Exchange;
+use crate::engine::state::State;
+use crate::mechanism::audit::upkeep::flags;
+use crate::mechanism::audit::{Act, Who};
+use crate::mechanism::breakers::{Cell, Change, Turned};
+
+/// Logs an action, without waiting for the disk.
+pub fn enter(state: &State, act: Act) {
+    let Some(trail) = &state.trail else { return };
+    let rules = state.rules.load();
+    // There is no client: the flag's mode for everybody applies, and a percentage counts as on.
+    match rules.config.flag(Feature::AuditTrail).mode_for_everybody() {
+        Some(Mode::Off) => {}
+        Some(Mode::Monitor) => trail.metrics.monitored(act.event.class()),
+        _ => trail.enter(act),
+    }
+}
+
+/// Logs the ban of a client for an offence.
+pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mode: Mode) {
+    if state.trail.is_none() {
+        return;
+    }
+    let client = &exchange.client;
+    enter(
+        state,
+        Act {
+            who: Some(Who { address: client.address, tier: client.tier, verified: client.verified.clone() }),
+            request_id: Some(exchange.request_id),
+            reason: Some(reason.to_owned()),
+            details: Some(json!({ "ban_s": seconds, "mode": mode.name() }).to_string()),
+            ..Act::new(EventType::Banned, "ban", Outcome::Success)
+        },
+    );
+}
+
+/// Logs that an operator bans a client, or lifts a ban.
+pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: Option<u64>) {
+    if state.trail.is_none() {
+        return;
+    }
+    // Users, keys and addresses are subjects. A client that is known by a hash only is not.
+    let is_subject = client.starts_with("user:") || client.starts_with("key:") || client.starts_with("address:");
+    let details = json!({ "ban_s": seconds, "by": "operator" }).to_string();
+    let subject = is_subject.then(|| client.to_owned());
+    enter(
+        state,
+        Act {
+            is_operator: true,
+            subject,
+            details: Some(details),
+            ..Act::new(EventType::Banned, action, Outcome::Success)
+        },
+    );
+}
+
+/// Reports a change of a circuit breaker to metrics, log and audit log.
+pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, turned }: Change) {
+    let breaker = &*cell.name;
+    if let Some(clients_refused) = clients_refused {
+        state.metrics.breakers.refuses_one(breaker);
+        tracing::info!(
+            event = "breaker_client",
+            breaker,
+            clients_refused,
+            "breaker {breaker} rejects a client for failures that only it received"
+        );
+    }
+    let Some(Turned { from, to, reason, open_for }) = turned else { return };
+    state.metrics.breakers.changed(breaker, to);
+    let (from, to_name) = (from.name(), to.name());
+    if state.trail.is_some() {
+        let details = json!({ "breaker": breaker, "from": from, "to": to_name }).to_string();
+        let reason = reason.map(|reason| reason.name().to_owned());
+        enter(state, Act { reason, details: Some(details), ..Act::new(EventType::Breaker, to_name, Outcome::Success) });
+    }
+    if to == Position::Open {
+        let reason = reason.map_or("operator", Reason::name);
+        let open_ms = open_for.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        tracing::warn!(event = "breaker", breaker, from, to = to_name, reason, open_ms, "breaker {breaker} opens");
+    } else {
+        tracing::info!(event = "breaker", breaker, from, to = to_name, "breaker {breaker}: {from} to {to_name}");
+    }
+}
+
+/// Logs that an operator forces the state of a circuit breaker.
+pub fn breaker_forced(state: &State, name: &str, force: &str) {
+    let details = json!({ "breaker": name, "force": force, "by": "operator" }).to_string();
+    enter(
+        state,
+        Act {
+            is_operator: true,
+            details: Some(details),
+            ..Act::new(EventType::AdminAction, "breaker.force", Outcome::Success)
+        },
+    );
+}
+
+/// Logs that a configuration was applied or rejected.
+pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
+    let outcome = if problems.is_some() { Outcome::Refused } else { Outcome::Success };
+    let details = json!({ "config_version": version, "problems": problems.unwrap_or(0) }).to_string();
+    let reason = problems.map(|_| "invalid".to_owned());
+    let act = Act::new(EventType::ConfigChange, "reload", outcome);
+    enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
+}
+
+/// Logs the flags in `config` that differ from those before.
+pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, String)>, config: &Config) {
+    let Some(trail) = &state.trail else { return };
+    let now = flags(config);
+    for (flag, from) in before {
+        let Some((_, to)) = now.iter().find(|(name, to)| *name == flag && *to != from) else { continue };
+        let details = json!({ "flag": flag, "from": from, "to": to }).to_string();
+        let act = Act::new(EventType::FlagChange, "switch", Outcome::Success);
+        // Regardless of the audit log's own flag, which may be the one that has changed.
+        trail.enter(Act { is_operator: true, details: Some(details), ..act });
+    }
+}
+
+/// Logs that the process has started, or is about to end.
+pub fn process(state: &State, action: &'static str) {
+    let rules = state.rules.load();
+    let flags: BTreeMap<_, _> = flags(&rules.config).into();
+    let details = json!({ "version": env!("CARGO_PKG_VERSION"), "flags": flags }).to_string();
+    enter(state, Act { details: Some(details), ..Act::new(EventType::AdminAction, action, Outcome::Success) });
+}

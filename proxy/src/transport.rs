@@ -1,6 +1,0 @@
-//! Connections: timers, the app's addresses, idle connections to it, and the client's connection as Pingora sees it.
-
-pub mod app_pool;
-pub mod client_stream;
-pub mod timer;
-pub mod upstream;

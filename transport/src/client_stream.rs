@@ -1,0 +1,341 @@
+//! A client connection as Pingora sees it: one request at a time, and without buffers while idle.
+//!
+//! Pingora reads all data that arrives, and closes a connection whose client sent its next request early. This stream hands
+//! out exactly the head and the body of the current request and keeps the rest for the next one: pipelining works, and bytes
+//! after a message can never become part of it. Writes are gathered until Pingora flushes, so a head and a small body take
+//! one system call. Both buffers are freed while the connection is idle.
+
+mod plumbing;
+mod reading;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use outrigger_wire::chunks::Chunks;
+use outrigger_wire::scan::{Framing, Head, Origin};
+use pingora::protocols::SocketDigest;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use self::reading::{Body, Current};
+
+/// Gathered writes are sent when they reach this; larger ones go out directly.
+const GATHER_BYTES: usize = 32 << 10;
+/// How many bytes of the next requests are read ahead while the current one is served.
+const READ_AHEAD_BYTES: usize = 8 << 10;
+/// The largest piece of a body that is read at once while the body is kept.
+pub const SMALL_PIECE_BYTES: usize = 16 << 10;
+/// The buffer size for the first piece of a head.
+const HEAD_BUFFER_BYTES: usize = 2 << 10;
+/// How long and how many bytes are read and discarded after a response that came before the end of its request. Without
+/// this, a reset could destroy the response before the client has read it.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// A client's connection that hands out one request at a time; see the module.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// Taken only by `drop` and [`Self::answer_and_close`].
+    socket: Option<TcpStream>,
+    /// Read, but not handed out yet.
+    input: BytesMut,
+    /// Written, but not sent yet.
+    output: BytesMut,
+    current: Current,
+    /// Hands out bodies in pieces of at most [`SMALL_PIECE_BYTES`].
+    small_pieces: AtomicBool,
+    digest: Arc<SocketDigest>,
+}
+
+impl ClientStream {
+    /// Takes over an accepted socket.
+    pub fn new(socket: TcpStream, client: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+        // The address is known, which saves a system call later. Setting it cannot fail, as it is unset.
+        let _ = digest.peer_addr.set(Some(client.into()));
+        Self {
+            socket: Some(socket),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            current: Current::Between,
+            small_pieces: AtomicBool::new(false),
+            digest: Arc::new(digest),
+        }
+    }
+
+    /// The local and the client's address of this connection.
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let socket = self.socket.as_ref()?;
+        socket.local_addr().ok().zip(socket.peer_addr().ok())
+    }
+
+    /// The bytes that were read and belong to no request yet.
+    pub fn pending(&self) -> &[u8] {
+        &self.input
+    }
+
+    /// The memory that [`Self::pending`] takes, in bytes.
+    pub fn pending_capacity(&self) -> usize {
+        self.input.capacity()
+    }
+
+    /// Identifies this connection within the process: the address of its socket digest, which Pingora exposes, too.
+    pub fn key(&self) -> usize {
+        Arc::as_ptr(&self.digest) as usize
+    }
+
+    /// Drops empty lines before a request line, as RFC 9112 section 2.2 allows.
+    pub fn skip_empty_lines(&mut self) {
+        while self.input.starts_with(b"\r\n") {
+            self.input.advance(2);
+        }
+    }
+
+    /// Reads more into [`Self::pending`]. Returns the number of bytes; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(0)) };
+        if self.input.capacity() - self.input.len() < HEAD_BUFFER_BYTES / 2 {
+            self.input.reserve(HEAD_BUFFER_BYTES);
+        }
+        let mut read = std::pin::pin!(socket.read_buf(&mut self.input));
+        read.as_mut().poll(cx)
+    }
+
+    /// Frees both buffers while the connection is idle.
+    pub fn rest(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        self.output = BytesMut::new();
+    }
+
+    /// Lets Pingora read the request whose head is at the start of [`Self::pending`].
+    pub fn begin(&mut self, head: Head) {
+        let body = match head.framing {
+            Framing::Length(0) if head.is_upgrade => Body::Upgrade,
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Chunks::default()),
+        };
+        self.current = Current::Head { left: head.len, body };
+    }
+
+    /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header.
+    #[must_use]
+    pub fn drop_origin(&mut self, mut head: Head) -> Head {
+        let Origin { start, mut len, lacks_path } = head.origin;
+        if len == 0 {
+            return head;
+        }
+        if lacks_path {
+            len -= 1;
+            self.input[start + len] = b'/';
+        }
+        self.input.copy_within(..start, len);
+        self.input.advance(len);
+        head.len -= len;
+        head
+    }
+
+    /// Removes and returns the head of `len` bytes at the start of [`Self::pending`].
+    pub fn take_head(&mut self, len: usize) -> BytesMut {
+        if len == self.input.len() { std::mem::take(&mut self.input) } else { self.input.split_to(len) }
+    }
+
+    /// Removes and returns the request at the start of [`Self::pending`]: its head, and what has arrived of a body whose length
+    /// is declared. [`Self::poll_payload`] reads the rest.
+    pub fn take_request(&mut self, head: &Head) -> BytesMut {
+        let (body, arrived) = match head.framing {
+            Framing::Length(length) => {
+                let available = self.input.len() - head.len;
+                let arrived = usize::try_from(length).map_or(available, |length| length.min(available));
+                (Body::Length(length - arrived as u64), arrived)
+            }
+            Framing::Chunked => (Body::Chunked(Chunks::default()), 0),
+        };
+        self.current = Current::Body(body);
+        self.take_head(head.len + arrived)
+    }
+
+    /// The number of bytes of the current body that have not been read; `None` if it is unknown.
+    pub fn unread_body(&self) -> Option<u64> {
+        match &self.current {
+            Current::Body(Body::Length(left)) => Some(*left),
+            _ => None,
+        }
+    }
+
+    /// The buffer in which a response is gathered; [`Self::poll_send`] sends it.
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Sends part of `bytes` directly. The output buffer must be empty.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_send_directly(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.socket.as_mut() {
+            Some(socket) => Pin::new(socket).poll_write(cx, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Lets Pingora read everything: the connection speaks HTTP/2.
+    pub fn begin_tunnel(&mut self) {
+        self.current = Current::Body(Body::Tunnel);
+    }
+
+    /// Whether the current request was read to its end, so that another may follow.
+    pub fn is_between_requests(&self) -> bool {
+        match &self.current {
+            Current::Between => true,
+            Current::Head { .. } => false,
+            Current::Body(body) => body.is_done(),
+        }
+    }
+
+    /// Limits each read of a body to [`SMALL_PIECE_BYTES`] if `small`. Atomic, because Pingora gives only shared access to
+    /// its stream.
+    pub fn read_small_pieces(&self, small: bool) {
+        self.small_pieces.store(small, Ordering::Relaxed);
+    }
+
+    /// Ends the current request; the next read waits for another one.
+    pub fn finish_request(&mut self) {
+        self.current = Current::Between;
+        self.small_pieces.store(false, Ordering::Relaxed);
+    }
+
+    /// Sends `bytes` and closes the connection; for a moment, reads and discards what the client still sends.
+    pub async fn answer_and_close(mut self, bytes: &[u8]) {
+        let Some(mut socket) = self.socket.take() else { return };
+        // Free the buffers first: the client may be slow.
+        drop(self);
+        let send = async {
+            socket.write_all(bytes).await?;
+            socket.flush().await
+        };
+        if matches!(tokio::time::timeout(LINGER, send).await, Ok(Ok(()))) {
+            linger(socket).await;
+        }
+    }
+
+    /// Ready when the client has closed the connection. Data that it sends meanwhile is kept as its next request.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.input.len() >= READ_AHEAD_BYTES {
+                // The response's progress wakes the task; further bytes of the client can wait.
+                return Poll::Pending;
+            }
+            if ready!(self.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Pingora writes a head in one piece, so its first line shows whether the protocol is switched.
+    fn see_answer_to_upgrade(&mut self, written: &[u8]) {
+        match written.get(9..12) {
+            Some(b"101") => self.current = Current::Body(Body::Tunnel),
+            Some([b'1', ..]) | None => {}
+            Some(_) => self.current = Current::Body(Body::Length(0)),
+        }
+    }
+
+    /// Sends the gathered output.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let Some(socket) = self.socket.as_mut() else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            let sent = ready!(Pin::new(socket).poll_write(cx, &self.output))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(sent);
+        }
+        self.output.clear();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        let unread = matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_)) | Current::Head { .. })
+            && !self.is_between_requests();
+        if unread
+            && let Some(socket) = self.socket.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(linger(socket));
+        }
+    }
+}
+
+/// Reads and discards what the client still sends, so that closing does not reset the connection before the client has read
+/// the response.
+async fn linger(mut socket: TcpStream) {
+    let drain = async {
+        socket.shutdown().await?;
+        let mut sink = [0_u8; 4096];
+        let mut total = 0;
+        while total < LINGER_BYTES {
+            match socket.read(&mut sink).await? {
+                0 => break,
+                n => total += n,
+            }
+        }
+        io::Result::Ok(())
+    };
+    // The connection is closed in any case.
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if matches!(this.current, Current::Body(Body::Upgrade)) {
+            this.see_answer_to_upgrade(bytes);
+        }
+        if this.output.len() + bytes.len() > GATHER_BYTES {
+            ready!(this.poll_send(cx))?;
+            if bytes.len() > GATHER_BYTES {
+                let Some(socket) = this.socket.as_mut() else {
+                    return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+                };
+                return Pin::new(socket).poll_write(cx, bytes);
+            }
+        }
+        this.output.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        match this.socket.as_mut() {
+            Some(socket) => Pin::new(socket).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Reading the current request: its head and its body, and nothing after them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, BytesMut};
+use outrigger_wire::chunks::Chunks;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+use super::{ClientStream, SMALL_PIECE_BYTES};
+
+/// Which bytes Pingora may read now.
+#[derive(Debug)]
+pub(super) enum Current {
+    /// No bytes: the next request has not been parsed.
+    Between,
+    /// The rest of the head, then its body.
+    Head { left: usize, body: Body },
+    /// The body.
+    Body(Body),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Body {
+    Length(u64),
+    Chunked(Chunks),
+    /// The client asks to switch protocols and has no response yet: its bytes may belong to a tunnel or to its next request.
+    Upgrade,
+    /// The protocol was switched, or is not HTTP/1: all bytes belong to the current exchange.
+    Tunnel,
+}
+
+impl Body {
+    pub(super) fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.is_done(),
+            Self::Upgrade | Self::Tunnel => false,
+        }
+    }
+}
+
+impl ClientStream {
+    /// Reads the next part of the body of [`Self::take_request`], without the framing of its chunks, into `piece`. Returns its
+    /// length; 0 is the end of the body.
+    ///
+    /// # Errors
+    /// The socket's error; `UnexpectedEof` when the client closes before the end, `InvalidData` for malformed chunks.
+    pub fn poll_payload(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let Current::Body(mut body) = self.current else { return Poll::Ready(Ok(0)) };
+            if body.is_done() {
+                return Poll::Ready(Ok(0));
+            }
+            let mut buf = ReadBuf::new(piece);
+            let most = match &body {
+                Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
+                _ => usize::MAX,
+            };
+            ready!(self.poll_upto(most, cx, &mut buf))?;
+            let read = buf.filled().len();
+            if read == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let payload = match &mut body {
+                Body::Length(left) => {
+                    *left -= read as u64;
+                    read
+                }
+                Body::Chunked(chunks) => {
+                    let decoded = chunks.decode(&mut piece[..read]);
+                    let (taken, payload) =
+                        decoded.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
+                    if taken < read {
+                        self.put_back(&piece[taken..read]);
+                    }
+                    payload
+                }
+                Body::Upgrade | Body::Tunnel => read,
+            };
+            self.current = Current::Body(body);
+            if payload > 0 {
+                return Poll::Ready(Ok(payload));
+            }
+        }
+    }
+
+    /// The start of the next request was read, too: puts it back in front of the input.
+    fn put_back(&mut self, surplus: &[u8]) {
+        let kept = std::mem::replace(&mut self.input, BytesMut::from(surplus));
+        self.input.unsplit(kept);
+    }
+
+    fn poll_body(&mut self, mut body: Body, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = match &mut body {
+            Body::Length(left) => self.poll_length(left, cx, buf),
+            Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
+            Body::Upgrade => self.poll_gone(cx),
+            Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
+        };
+        self.current = Current::Body(body);
+        result
+    }
+
+    fn poll_length(&mut self, left: &mut u64, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(self.poll_upto(usize::try_from(*left).unwrap_or(usize::MAX), cx, buf))?;
+        *left -= (buf.filled().len() - before) as u64;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_chunked(
+        &mut self,
+        chunks: &mut Chunks,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(self.poll_upto(usize::MAX, cx, buf))?;
+        let fresh = &buf.filled()[before..];
+        let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
+        if taken < fresh.len() {
+            self.put_back(&fresh[taken..]);
+            buf.set_filled(before + taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads at most `most` bytes: those read ahead first, then from the socket.
+    fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = if self.small_pieces.load(Ordering::Relaxed) { most.min(SMALL_PIECE_BYTES) } else { most };
+        let most = most.min(buf.remaining());
+        if !self.input.is_empty() {
+            let taken = most.min(self.input.len());
+            buf.put_slice(&self.input[..taken]);
+            self.input.advance(taken);
+            return Poll::Ready(Ok(()));
+        }
+        let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(())) };
+        if most == buf.remaining() {
+            return Pin::new(socket).poll_read(cx, buf);
+        }
+        let mut limited = (&mut *buf).limit(most);
+        let mut read = std::pin::pin!(socket.read_buf(&mut limited));
+        read.as_mut().poll(cx).map_ok(|_| ())
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match &mut this.current {
+            Current::Head { left, body } => {
+                let taken = (*left).min(buf.remaining()).min(this.input.len());
+                buf.put_slice(&this.input[..taken]);
+                this.input.advance(taken);
+                *left -= taken;
+                if *left == 0 {
+                    this.current = Current::Body(*body);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Current::Body(body) if !body.is_done() => {
+                let body = *body;
+                this.poll_body(body, cx, buf)
+            }
+            Current::Body(_) | Current::Between => this.poll_gone(cx),
+        }
+    }
+}
