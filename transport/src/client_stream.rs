@@ -293,18 +293,25 @@ impl Drop for ClientStream {
 async fn linger(mut socket: TcpStream) {
     let drain = async {
         socket.shutdown().await?;
-        let mut sink = [0_u8; 4096];
         let mut total = 0;
         while total < LINGER_BYTES {
-            match socket.read(&mut sink).await? {
-                0 => break,
-                n => total += n,
+            socket.readable().await?;
+            match discard(&socket) {
+                Ok(0) => break,
+                Ok(n) => total += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
         io::Result::Ok(())
     };
     // The connection is closed in any case.
     let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+/// Reads into a buffer that is not part of the task.
+fn discard(socket: &TcpStream) -> io::Result<usize> {
+    socket.try_read(&mut [0; 4096])
 }
 
 impl AsyncWrite for ClientStream {
