@@ -190,6 +190,8 @@ fn a_request_without_exactly_one_valid_host_is_rejected() {
             "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a?b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: \"a\"\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:80:80\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
             "GET http://a/ HTTP/1.1\r\n\r\n",
         ],
     );

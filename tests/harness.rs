@@ -373,10 +373,26 @@ pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// The same request in two forms: one for the fast path that nearly every request takes, and one for the general path through
-/// the proxy (the two lanes of `proxy/src/http1.rs`). Every guarantee holds for both.
+/// The same request without a body, and with one. Every guarantee holds for both.
 pub fn both_ways(path: &str) -> [String; 2] {
     [get(path), post(path, "hello")]
+}
+
+/// A request in every form that HTTP/1 has for it.
+pub fn every_form(path: &str) -> Vec<String> {
+    let [get, post] = both_ways(path);
+    let chunked = "5;x=y\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n";
+    vec![
+        with_fields(&get, &["Connection: close"]),
+        with_fields(&post, &["Connection: X-Hop, close", "X-Hop: 1"]),
+        with_fields(&post, &["Expect: 100-continue"]),
+        format!("PUT {path} HTTP/1.1\r\nHost: outrigger.test\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"),
+        format!("GET {path} HTTP/1.0\r\nHost: outrigger.test\r\n\r\n"),
+        format!("POST {path} HTTP/1.0\r\nHost: outrigger.test\r\nContent-Length: 5\r\n\r\nhello"),
+        format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\n\r\n"),
+        get,
+        post,
+    ]
 }
 
 /// The same request with more headers: lines such as `X-Api-Key: k`.

@@ -1,8 +1,9 @@
 //! HTTP's requirements for a proxy: forwarded headers, message framing, persistent connections.
 
 use crate::{
-    backend::{Backend, Play},
-    harness::{Proxy, both_ways, get, post, socket, with_fields},
+    backend::{Backend, Habit, Play},
+    h2c,
+    harness::{Proxy, both_ways, every_form, get, post, socket, with_fields},
 };
 
 #[test]
@@ -494,4 +495,116 @@ fn the_app_may_listen_on_a_unix_socket() {
     client.send(get("/")).answer().is_problem(502, "app_unreachable");
     app.resume();
     assert_eq!(proxy.get("/").status, 200);
+}
+
+/// Over HTTP/1.0 and 1.1, with and without a body, and over HTTP/2.
+#[test]
+fn a_response_does_not_depend_on_the_form_of_its_request() {
+    let app = Backend::start();
+    app.says("/length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    app.says(
+        "/chunks",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1;x\r\ni\r\n0\r\nX-T: 1\r\n\r\n",
+    );
+    app.at("/close", Play::SayAndClose("HTTP/1.1 200 OK\r\n\r\nhi".into()));
+    app.says("/none", "HTTP/1.1 204 No Content\r\n\r\n");
+    app.says("/hints", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    app.at("/nothing", Play::SayAndClose(Vec::new()));
+    app.at("/garbage", Play::SayAndClose(b"garbage\r\n\r\n".to_vec()));
+    app.at("/hang", Play::Hang);
+    let proxy = Proxy::with(&app, "retry.attempts = 1\nbreaker.mode = \"off\"\napp.timeout = \"300ms\"\n");
+    let cases = [
+        ("/length", 200, "hi"),
+        ("/chunks", 200, "hi"),
+        ("/close", 200, "hi"),
+        ("/none", 204, ""),
+        ("/hints", 200, "hi"),
+        ("/nothing", 502, "app-closed"),
+        ("/garbage", 502, "app-invalid"),
+        ("/hang", 504, "app-timeout"),
+    ];
+    for (path, status, part) in cases {
+        for request in every_form(path) {
+            let answer = proxy.ask(&request);
+            assert!(answer.status == status && answer.text().contains(part), "{request}: {answer:?}");
+            let is_old = request.contains("HTTP/1.0");
+            let closes = is_old || request.contains("close\r\n");
+            assert_eq!(
+                (answer.closes(), answer.interim.is_empty()),
+                (closes, is_old || path != "/hints"),
+                "{answer:?}"
+            );
+            assert!(!is_old || answer.header("transfer-encoding").is_none(), "{answer:?}");
+        }
+        h2c::with_h2(&proxy, async |mut sender| {
+            for (method, body) in [("GET", &b""[..]), ("POST", b"hello")] {
+                let (_, got, text) = h2c::ask(&mut sender, h2c::request(method, path), body).await;
+                assert_eq!((got, String::from_utf8_lossy(&text).contains(part)), (status, true), "{method} {path}");
+            }
+        });
+    }
+}
+
+#[test]
+fn every_form_of_a_request_reaches_the_app_as_http_1_1_with_its_body() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let forms = every_form("/a?b=c").into_iter().chain(["GET /a?b=c HTTP/1.0\r\n\r\n".into()]);
+    for request in forms {
+        let answer = proxy.ask(&request);
+        let seen = answer.json();
+        assert_eq!((&seen["version"], &seen["target"]), (&"HTTP/1.1".into(), &"/a?b=c".into()), "{request}");
+        let bytes = if request.contains("hello") { 5 } else { 0 };
+        assert_eq!(seen["body"]["bytes"], bytes, "{request}: {seen}");
+        let host = answer.seen("host").unwrap();
+        assert!(if request.contains("Host:") { host == "outrigger.test" } else { host.starts_with("127.0.0.1:") });
+        for name in ["x-hop", "x-trailer", "connection"] {
+            assert_eq!(answer.seen(name), None, "{request}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_has_sent_all_and_says_so_gets_its_response() {
+    let app = Backend::start();
+    app.at(
+        "/slow",
+        Play::Drip(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec(), std::time::Duration::from_millis(10)),
+    );
+    let proxy = Proxy::start(&app);
+    for request in every_form("/slow") {
+        let mut client = proxy.connect();
+        client.send(&request).finish_sending();
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hi"), "{request}");
+    }
+    proxy.comes_to_rest();
+    proxy.counts("outrigger_requests_total", &[("outcome", "client_closed")], 0);
+}
+
+/// Over a Unix socket the kernel proves that a request was not read, so a POST shares the app's connections.
+#[test]
+fn posts_to_a_unix_socket_share_connections_and_none_is_lost_or_sent_twice() {
+    let dir = crate::harness::fresh_dir();
+    for habit in [Habit::CloseSoon, Habit::Close, Habit::Keep] {
+        let app = Backend::start_unix(&socket(&dir));
+        app.habit(habit);
+        let proxy = Proxy::start(&app);
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let proxy = &proxy;
+                scope.spawn(move || {
+                    let mut client = proxy.connect();
+                    for n in 0..150 {
+                        let answer = client.send(post(&format!("/{worker}/{n}"), "an order")).answer();
+                        assert_eq!(answer.status, 200, "{answer:?}");
+                    }
+                });
+            }
+        });
+        for (worker, n) in (0..4).flat_map(|worker| (0..150).map(move |n| (worker, n))) {
+            assert_eq!(app.requests_to(&format!("/{worker}/{n}")), 1, "{habit:?}");
+        }
+        assert!(app.connections() < 10 || !matches!(habit, Habit::Keep), "{}", app.connections());
+    }
 }

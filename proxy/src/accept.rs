@@ -235,8 +235,7 @@ impl Connection {
             self.requests += 1;
             let head = self.stream.drop_origin(head);
             if head.is_simple {
-                let bytes = self.stream.take_head(head.len);
-                match http1::serve(&self.worker.state, &mut self.stream, bytes, &mut self.timer, self.origin).await {
+                match http1::serve(&self.worker.state, &mut self.stream, &head, &mut self.timer, self.origin).await {
                     http1::Next::Request => {
                         self.open.entry.end();
                         continue;

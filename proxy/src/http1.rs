@@ -1,42 +1,51 @@
-//! The fast lane: an HTTP/1.1 proxy without Pingora, for nearly all requests.
+//! The fast lane: an HTTP/1.1 proxy without Pingora, for nearly all requests ([`outrigger_wire::scan::Head::is_simple`]).
 //!
-//! It takes requests without a body that are idempotent and need nothing special of the connection
-//! ([`outrigger_wire::scan::Head::is_simple`]). They need none of the costly parts of a general proxy: no copy of the head in
-//! a map, no channels between tasks, no dynamically dispatched filters. The head is rewritten from one buffer into another,
-//! and the response on its way from the app's socket to the client's. Stages, rejections, metrics and logs are the same as in
-//! [`crate::general`], which takes all other requests.
+//! They need none of the costly parts of a general proxy: no copy of the head in a map, no channels between tasks, no
+//! dynamically dispatched filters. The head is rewritten from one buffer into another, and both bodies on their way from socket
+//! to socket. Stages, rejections, metrics and logs are the same as in [`crate::general`], which takes all other requests.
 
 mod attempts;
 mod body;
 mod buffers;
 mod client;
 mod elsewhere;
+mod pump;
 mod relay;
 mod request;
+mod streaming;
+mod upload;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
+use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use http::Method;
 use outrigger_wire::rewrite::AnswerHead;
+use outrigger_wire::scan::{Framing, Head};
 use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::record;
 use crate::engine::rejection::{Failure, Rejection};
-use crate::engine::state::State;
+use crate::engine::state::{Phase, State};
 use crate::http1::buffers::{FIRST_READ_BYTES, recycle};
-use crate::http1::request::{Earlier, path_of, prepare};
+use crate::http1::request::{Earlier, Prepared, Received, path_of, prepare};
+use crate::http1::upload::Upload;
 use crate::mechanism::peers::hop;
 use crate::transport::app_pool::AppStream;
 use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
+
+/// How long a client that has closed its side of the connection is taken to wait for the response.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 
 /// The client's connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,33 +81,52 @@ pub struct Origin {
     pub listener: Listener,
 }
 
-/// Serves the request whose head is `head`.
+/// Serves the request whose head is at the start of what `stream` has read.
 pub async fn serve(
     state: &Arc<State>,
     stream: &mut ClientStream,
-    head: BytesMut,
+    head: &Head,
     timer: &mut Timer,
     origin: Origin,
 ) -> Next {
-    let Some(mut prepared) = prepare(state, &head, origin, None) else { return Next::Close };
-    let mut lane = Lane { state, stream, timer, is_head: prepared.method == Method::HEAD, closes: false, sent: 0 };
-    let result = if let Destination::Peer(peer, hop::Kind::Session) = &prepared.exchange.destination {
-        let peer = Arc::clone(peer);
-        match lane.ask_peer(&mut prepared, &peer, hop::Kind::Session).await {
-            Some(result) => result,
-            None => {
-                // The session's home declined it: the stages decide again, as the request is served here now.
-                let earlier = Earlier { started: prepared.exchange.started, request_id: prepared.exchange.request_id };
-                let Some(again) = prepare(state, &head, origin, Some(earlier)) else { return Next::Close };
-                prepared = again;
-                lane.serve_prepared(&mut prepared).await
-            }
-        }
+    let mut upload = None;
+    let mut bytes = BytesMut::new();
+    let mut arrived = Ok(());
+    if head.framing == Framing::Length(0) {
+        bytes = stream.take_head(head.len);
     } else {
-        drop(head);
-        lane.serve_prepared(&mut prepared).await
+        let upload = upload.insert(Upload::new(head, stream));
+        arrived = poll_fn(|cx| Poll::Ready(upload.read_arrived(cx, stream))).await;
+    }
+    let local = if head.is_http10 { stream.addresses().map(|(local, _)| local) } else { None };
+    let received = Received { head, origin, body: upload.as_ref(), local };
+    let read = upload.as_ref().map_or(&*bytes, |upload| &upload.buffer[..head.len]);
+    let Some(mut prepared) = prepare(state, read, received, None) else { return Next::Close };
+    if let Some(upload) = &mut upload {
+        if matches!(prepared.exchange.destination, Destination::Peer(_, hop::Kind::Session)) {
+            bytes = BytesMut::from(&upload.buffer[..head.len]);
+        }
+        upload.drop_head(head.len);
+    }
+    let mut lane = Lane {
+        state,
+        stream,
+        timer,
+        is_head: prepared.method == Method::HEAD,
+        is_idempotent: prepared.method.is_idempotent(),
+        must_close: head.closes || head.is_http10,
+        closes: false,
+        is_http10: head.is_http10,
+        ended_at: None,
+        is_unread: false,
+        sent: 0,
+        upload,
     };
-    recycle(prepared.head);
+    let result = match arrived {
+        Ok(()) => lane.serve_received(bytes, head, origin, &mut prepared).await,
+        Err(broken) => Err(broken),
+    };
+    recycle(std::mem::take(&mut prepared.head));
     let exchange = &mut prepared.exchange;
     let (ending, next) = lane.end(exchange, result).await;
     let path = path_of(&prepared.target);
@@ -112,10 +140,57 @@ struct Lane<'a> {
     stream: &'a mut ClientStream,
     timer: &'a mut Timer,
     is_head: bool,
-    /// The client's connection closes after this response.
+    /// The request's method is idempotent (RFC 9110 section 9.2.2).
+    is_idempotent: bool,
+    /// The client's connection must close after this response.
+    must_close: bool,
+    /// The client's connection closes after this response, which says so.
     closes: bool,
+    /// The client speaks HTTP/1.0: it gets no chunks and no interim responses.
+    is_http10: bool,
+    /// When the client was found to have closed its side of the connection.
+    ended_at: Option<Instant>,
+    /// The connection broke off, and proves that the app has read nothing of the request.
+    is_unread: bool,
     /// Bytes of the response body sent.
     sent: u64,
+    /// The request's body, if it has one.
+    upload: Option<Upload>,
+}
+
+impl Lane<'_> {
+    /// Reads what is buffered of the body, then serves the request. `bytes` are its head, where that may be needed again.
+    async fn serve_received(
+        &mut self,
+        bytes: BytesMut,
+        head: &Head,
+        origin: Origin,
+        prepared: &mut Prepared,
+    ) -> Result<(), Broken> {
+        if self.upload.is_some() && prepared.refused.is_none() {
+            self.receive_and_take_turn(prepared).await?;
+        }
+        let Destination::Peer(peer, hop::Kind::Session) = &prepared.exchange.destination else {
+            drop(bytes);
+            return self.serve_prepared(prepared).await;
+        };
+        let peer = Arc::clone(peer);
+        if let Some(result) = self.ask_peer(prepared, &peer, hop::Kind::Session).await {
+            return result;
+        }
+        // The session's home declined it: the stages decide again, as the request is served here now.
+        let earlier = Earlier { started: prepared.exchange.started, request_id: prepared.exchange.request_id };
+        let local = self.stream.addresses().map(|(local, _)| local);
+        let received = Received { head, origin, body: self.upload.as_ref(), local };
+        let Some(again) = prepare(self.state, &bytes, received, Some(earlier)) else { return Err(Broken::ClientLeft) };
+        *prepared = again;
+        self.serve_prepared(prepared).await
+    }
+
+    /// Whether the client's connection closes after the response of the app.
+    fn must_close(&self) -> bool {
+        self.must_close || self.state.drain.phase() != Phase::Serving || !self.stream.is_between_requests()
+    }
 }
 
 impl Lane<'_> {
@@ -127,14 +202,22 @@ impl Lane<'_> {
         input: &mut BytesMut,
         exchange: &mut Exchange,
     ) -> Result<AnswerHead, Broken> {
+        if self.upload.is_some() {
+            return self.ask_with_body(app, head, input, exchange).await;
+        }
         let deadline = tokio::time::Instant::from_std(exchange.deadline);
-        let mut interim = 0;
+        let (mut interim, mut pieces) = (0, 0);
         let mut unsent = head;
         poll_fn(|cx| {
             while !unsent.is_empty() {
                 match Pin::new(&mut *app).poll_write(cx, unsent) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(closed("the request could not be sent"))),
-                    Poll::Ready(Ok(sent)) => unsent = &unsent[sent..],
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed("the request could not be sent"))),
+                    Poll::Ready(Err(error)) => {
+                        let sent = head.len() - unsent.len();
+                        self.is_unread = app.proves_unread(&error, sent);
+                        return Poll::Ready(Err(closed("the request could not be sent")));
+                    }
+                    Poll::Ready(Ok(sent)) => (unsent, pieces) = (&unsent[sent..], pieces + 1),
                     Poll::Pending => return self.poll_deadline(cx, deadline),
                 }
             }
@@ -148,13 +231,17 @@ impl Lane<'_> {
             let read = poll_fn(|cx| {
                 let mut read = pin!(app.read_buf(input));
                 match read.as_mut().poll(cx) {
-                    Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(closed("the head is incomplete"))),
-                    Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
-                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
-                    Poll::Pending => self.poll_deadline(cx, deadline),
+                    Poll::Ready(Ok(0)) => Poll::Ready(Err(Ok(()))),
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(Err(error))),
+                    Poll::Ready(Ok(_)) => Poll::Ready(Ok(Ok(()))),
+                    Poll::Pending if self.poll_gone(cx).is_ready() => Poll::Ready(Ok(Err(Broken::ClientLeft))),
+                    Poll::Pending => self.poll_deadline(cx, deadline).map(Ok),
                 }
             });
-            read.await?;
+            match read.await {
+                Ok(read) => read?,
+                Err(end) => return Err(self.broke_off(app, input, end, pieces, head.len())),
+            }
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
                 if answer.status >= 200 {
@@ -165,8 +252,44 @@ impl Lane<'_> {
                 if interim > MOST_INTERIM {
                     return Err(Broken::App(Failure::Invalid, "there are too many interim responses".into()));
                 }
-                self.send_gathered(exchange).await?;
+                self.pass_interim(exchange).await?;
             }
+        }
+    }
+
+    /// The app closed the connection before the response's head was complete.
+    #[cold]
+    fn broke_off(
+        &mut self,
+        app: &AppStream,
+        input: &[u8],
+        end: io::Result<()>,
+        pieces: usize,
+        written: usize,
+    ) -> Broken {
+        let is_unread = |error: &io::Error| pieces == 1 && input.is_empty() && app.proves_unread(error, written);
+        self.is_unread = end.is_err_and(|error| is_unread(&error));
+        closed("the head is incomplete")
+    }
+
+    /// Passes on an interim response, which HTTP/1.0 lacks.
+    async fn pass_interim(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        if self.is_http10 {
+            self.stream.output().clear();
+            return Ok(());
+        }
+        self.send_gathered(exchange).await
+    }
+
+    /// Ready when the client has disconnected: it reset the connection, or closed its side [`HALF_CLOSED`] ago. Until then it
+    /// may have closed only the direction in which it sends, and still read the response (RFC 9112 section 9.6).
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.stream.poll_gone(cx)) {
+            Ok(()) => {
+                let since = *self.ended_at.get_or_insert_with(Instant::now);
+                self.timer.poll(cx, since + HALF_CLOSED)
+            }
+            Err(_) => Poll::Ready(()),
         }
     }
 
@@ -178,3 +301,6 @@ impl Lane<'_> {
 fn closed(seen: &'static str) -> Broken {
     Broken::App(Failure::Closed, seen.into())
 }
+
+#[cfg(test)]
+mod tests;

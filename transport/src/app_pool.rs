@@ -77,6 +77,21 @@ impl AppStream {
         &self.target
     }
 
+    /// Whether the connection's end proves that the app has read nothing of a request, of which `written` bytes were written, in
+    /// one piece. `error` came before any byte of a response.
+    ///
+    /// A Unix socket refuses a write when the other end has closed, and reports a reset when the other end closed with unread
+    /// bytes; servers read at least [`ONE_PIECE_BYTES`] at once. TCP proves neither: an aborted connection (`SO_LINGER` 0) looks
+    /// the same.
+    pub fn proves_unread(&self, error: &io::Error, written: usize) -> bool {
+        matches!(self.io, Io::Unix(_))
+            && match error.kind() {
+                io::ErrorKind::BrokenPipe => written == 0,
+                io::ErrorKind::ConnectionReset => written <= ONE_PIECE_BYTES,
+                _ => false,
+            }
+    }
+
     /// One end of a socket pair, for tests.
     pub fn of_unix(stream: UnixStream) -> Self {
         Self { io: Io::Unix(stream), target: Target::Unix(std::path::Path::new("pair").into()) }
@@ -111,6 +126,21 @@ impl AsyncWrite for AppStream {
         }
     }
 
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -122,6 +152,9 @@ impl AsyncWrite for AppStream {
         }
     }
 }
+
+/// A request up to this size is read by the app in one piece, or not at all.
+pub const ONE_PIECE_BYTES: usize = 4 << 10;
 
 /// How long a peer may leave a connection unacknowledged, at the TCP level, before it ends.
 const PEER_SILENCE: Duration = Duration::from_secs(3);

@@ -151,6 +151,29 @@ impl ClientStream {
         if len == self.input.len() { std::mem::take(&mut self.input) } else { self.input.split_to(len) }
     }
 
+    /// Removes and returns the request at the start of [`Self::pending`]: its head, and what has arrived of a body whose length
+    /// is declared. [`Self::poll_payload`] reads the rest.
+    pub fn take_request(&mut self, head: &Head) -> BytesMut {
+        let (body, arrived) = match head.framing {
+            Framing::Length(length) => {
+                let available = self.input.len() - head.len;
+                let arrived = usize::try_from(length).map_or(available, |length| length.min(available));
+                (Body::Length(length - arrived as u64), arrived)
+            }
+            Framing::Chunked => (Body::Chunked(Chunks::default()), 0),
+        };
+        self.current = Current::Body(body);
+        self.take_head(head.len + arrived)
+    }
+
+    /// The number of bytes of the current body that have not been read; `None` if it is unknown.
+    pub fn unread_body(&self) -> Option<u64> {
+        match &self.current {
+            Current::Body(Body::Length(left)) => Some(*left),
+            _ => None,
+        }
+    }
+
     /// The buffer in which a response is gathered; [`Self::poll_send`] sends it.
     pub fn output(&mut self) -> &mut BytesMut {
         &mut self.output
@@ -270,18 +293,25 @@ impl Drop for ClientStream {
 async fn linger(mut socket: TcpStream) {
     let drain = async {
         socket.shutdown().await?;
-        let mut sink = [0_u8; 4096];
         let mut total = 0;
         while total < LINGER_BYTES {
-            match socket.read(&mut sink).await? {
-                0 => break,
-                n => total += n,
+            socket.readable().await?;
+            match discard(&socket) {
+                Ok(0) => break,
+                Ok(n) => total += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
         io::Result::Ok(())
     };
     // The connection is closed in any case.
     let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+/// Reads into a buffer that is not part of the task.
+fn discard(socket: &TcpStream) -> io::Result<usize> {
+    socket.try_read(&mut [0; 4096])
 }
 
 impl AsyncWrite for ClientStream {

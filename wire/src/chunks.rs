@@ -17,6 +17,8 @@ pub struct Chunks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChunkState {
     Size,
+    /// White space between the size and an extension.
+    Space,
     Extension,
     SizeLf,
     Data,
@@ -69,12 +71,39 @@ impl Chunks {
         Ok(at)
     }
 
+    /// Like [`Self::feed`], and moves the data to the start of `bytes`. Returns how many bytes belong to this body, and the
+    /// number of bytes of data.
+    ///
+    /// # Errors
+    /// [`Malformed::Chunk`]
+    pub fn decode(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), Malformed> {
+        let (mut at, mut data) = (0, 0);
+        while at < bytes.len() && self.state != ChunkState::End {
+            if self.state == ChunkState::Data {
+                let available = bytes.len() - at;
+                let taken = usize::try_from(self.left).map_or(available, |left| left.min(available));
+                if data < at {
+                    bytes.copy_within(at..at + taken, data);
+                }
+                self.left -= taken as u64;
+                (at, data) = (at + taken, data + taken);
+                if self.left == 0 {
+                    self.state = ChunkState::DataCr;
+                }
+                continue;
+            }
+            self.step(bytes[at])?;
+            at += 1;
+        }
+        Ok((at, data))
+    }
+
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
         use ChunkState::{
-            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Trailer, TrailerLf, TrailerStart,
+            Data, DataCr, DataLf, End, Extension, LastLf, Size, SizeLf, Space, Trailer, TrailerLf, TrailerStart,
         };
         self.line = self.line.saturating_add(1);
-        if matches!(self.state, Size | Extension) && self.line > CHUNK_LINE_BYTES {
+        if matches!(self.state, Size | Space | Extension) && self.line > CHUNK_LINE_BYTES {
             return Err(Malformed::Chunk);
         }
         if matches!(self.state, TrailerStart | Trailer) {
@@ -95,7 +124,10 @@ impl Chunks {
                 Size
             }
             (Size, b'\r') if self.line > 1 => SizeLf,
-            (Size, b';' | b' ' | b'\t') if self.line > 1 => Extension,
+            (Size, b' ' | b'\t') if self.line > 1 => Space,
+            (Size, b';') if self.line > 1 => Extension,
+            (Space, b' ' | b'\t') => Space,
+            (Space, b';') => Extension,
             (Extension, b'\r') => SizeLf,
             (Extension, _) if is_text => Extension,
             (SizeLf, b'\n') if self.left == 0 => TrailerStart,
@@ -132,6 +164,7 @@ mod tests {
     fn knows_where_a_chunked_body_ends() {
         assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nGET /"), Ok((13, true)));
         assert_eq!(chunked(b"3;x=\"y\"\r\nabc\r\n0\r\nT: 1\r\n\r\n"), Ok((25, true)));
+        assert_eq!(chunked(b"3 \t; x\r\nabc\r\n0\r\n\r\n"), Ok((18, true)));
         assert_eq!(chunked(b"FFFF\r\nabc"), Ok((9, false)));
     }
 
@@ -144,6 +177,8 @@ mod tests {
             b"3\nabc",
             b"3\r\nabcd\r\n",
             b"3\r\nabc\n",
+            b"3 x\r\nabc\r\n",
+            b"3 \r\nabc\r\n",
             b"3\r\nabcX",
             b"0\r\n\n",
             b"11111111111111111\r\n",
@@ -175,6 +210,30 @@ mod tests {
             prop_assert_eq!(chunks.feed(first), Ok(first.len()));
             prop_assert_eq!(chunks.feed(second), Ok(second.len()));
             prop_assert!(chunks.is_done());
+        }
+
+        #[test]
+        fn decoding_gives_the_data_of_any_pieces(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..5),
+            size in 1..40_usize,
+        ) {
+            let mut body = Vec::new();
+            for part in &parts {
+                body.extend(format!("{:x};e=1\r\n", part.len()).bytes());
+                body.extend(part);
+                body.extend(b"\r\n");
+            }
+            body.extend(b"0\r\nTrailer: x\r\n\r\n");
+            let len = body.len();
+            body.extend(b"GET");
+            let (mut chunks, mut data, mut taken) = (Chunks::default(), Vec::new(), 0);
+            for piece in body.chunks_mut(size) {
+                let (of_body, of_data) = chunks.decode(piece).unwrap();
+                data.extend_from_slice(&piece[..of_data]);
+                taken += of_body;
+            }
+            prop_assert_eq!(data, parts.concat());
+            prop_assert!(chunks.is_done() && taken == len);
         }
 
         #[test]

@@ -23,19 +23,26 @@ pub struct Sifting<'a> {
     pub sieve: Sieve<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
+    /// The body follows in chunks.
+    pub is_chunked: bool,
+    /// `Host` for a request that has none, as HTTP/1.0 allows.
+    pub host: Option<&'a str>,
 }
 
-/// Writes the request to the app, without a body; returns what was removed.
+/// Writes the request's head for the app; returns what was removed.
 pub fn write_request<'r>(
     out: &mut BytesMut,
     request: &httparse::Request<'_, 'r>,
     added: &Added,
-    Sifting { sieve, hides_session }: Sifting<'_>,
+    Sifting { sieve, hides_session, is_chunked, host }: Sifting<'_>,
 ) -> Removed<&'r str, &'r [u8]> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
     out.put_slice(request.path.unwrap_or_default().as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
+    if let Some(host) = host {
+        put_field(out, "Host", host.as_bytes());
+    }
     let mut removed = Removed::default();
     let named = Named::of(Fields::Wire(request.headers));
     let table = RequestHeaders { sieve, named, hides_session, added };
@@ -57,6 +64,9 @@ pub fn write_request<'r>(
             Verdict::Cookie => put_field(out, field.name, field.value),
             Verdict::HopByHop | Verdict::Framing | Verdict::Replaced => {}
         }
+    }
+    if is_chunked {
+        out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     for (name, value) in added.iter() {
         put_field(out, name.as_str(), value);
@@ -144,6 +154,8 @@ pub struct Frame<'a> {
     pub session: &'a [u8],
     /// The client's connection closes after this response.
     pub closes: bool,
+    /// The client speaks HTTP/1.0, which has no chunks.
+    pub is_http10: bool,
 }
 
 /// Parses the response at the start of `input` and writes the client's response to `out`; `None` until the head is complete.
@@ -203,7 +215,8 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     }
     // The client's connection stays open after the app's closes: a response without a length is forwarded in chunks.
     let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
-    if in_chunks || (connection.chunked && frame.is_head_request && headers::may_have_body(status)) {
+    let in_chunks = in_chunks || (connection.chunked && frame.is_head_request && headers::may_have_body(status));
+    if in_chunks && !frame.is_http10 {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if is_final {

@@ -30,9 +30,14 @@ pub struct Head {
     pub is_upgrade: bool,
     /// The position of scheme and host in an absolute target; apps handle a plain path better. Empty for a path.
     pub origin: Origin,
-    /// HTTP/1.1, a path, no body, a repeatable method and no special connection options: most requests, and those that the
-    /// fast lane takes.
+    /// The fast lane takes it.
     pub is_simple: bool,
+    /// HTTP/1.0.
+    pub is_http10: bool,
+    /// The client closes its connection after the response.
+    pub closes: bool,
+    /// It has `Expect`: the client may wait for an interim response before it sends the body.
+    pub expects: bool,
 }
 
 /// Scheme and host of an absolute target, as bytes from the start of the head.
@@ -147,18 +152,24 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         (None, true) => Framing::Chunked,
         (length, false) => Framing::Length(length.unwrap_or(0)),
     };
-    let may_be_repeated = matches!(method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
-    let is_plain = !fields.upgrade && !fields.is_special;
     let origin = authority.map_or_else(Origin::default, |authority| {
         // httparse ensures one space after the method; scheme, "://" and authority follow.
         let scheme = target.find("://").unwrap_or_default();
         let len = scheme + 3 + authority.len();
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
     });
-    let is_simple = is_http11 && may_be_repeated && is_plain && framing == Framing::Length(0);
     let is_upgrade =
         is_http11 && framing == Framing::Length(0) && fields.asks_for_web_socket && fields.has_upgrade_option;
-    Ok(Head { len, framing, is_upgrade, origin, is_simple })
+    Ok(Head {
+        len,
+        framing,
+        is_upgrade,
+        origin,
+        is_simple: !is_upgrade,
+        is_http10: !is_http11,
+        closes: fields.closes,
+        expects: fields.expects,
+    })
 }
 
 /// The headers that determine how a message is parsed.
@@ -172,8 +183,10 @@ struct Fields<'a> {
     asks_for_web_socket: bool,
     /// `Connection` has the option `upgrade`.
     has_upgrade_option: bool,
-    /// It has `Expect`, or a `Connection` other than `keep-alive`.
-    is_special: bool,
+    /// `Connection` has the option `close`.
+    closes: bool,
+    /// It has `Expect`.
+    expects: bool,
     /// Number of options of `Connection` other than a single `keep-alive`.
     options: usize,
 }
@@ -191,15 +204,17 @@ impl<'a> Fields<'a> {
                     }
                     fields.host = Some(header.value);
                 }
-                6 if name.eq_ignore_ascii_case("expect") => fields.is_special = true,
+                6 if name.eq_ignore_ascii_case("expect") => fields.expects = true,
                 7 if name.eq_ignore_ascii_case("upgrade") => {
                     fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
                     fields.upgrade = true;
                 }
                 10 if name.eq_ignore_ascii_case("connection") && !header.value.eq_ignore_ascii_case(b"keep-alive") => {
-                    fields.is_special = true;
                     fields.has_upgrade_option |= has_upgrade_option(header.value);
-                    fields.options += headers::options(header.value).count();
+                    for option in headers::options(header.value) {
+                        fields.closes |= option.eq_ignore_ascii_case(b"close");
+                        fields.options += 1;
+                    }
                 }
                 14 if name.eq_ignore_ascii_case("content-length") => {
                     let length = digits(header.value).ok_or(Malformed::Length)?;

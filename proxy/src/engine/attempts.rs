@@ -65,6 +65,8 @@ pub enum Event {
         /// No byte of a response has been passed on, and the body is kept: with an idempotent method, it is repeatable.
         may_repeat: bool,
     },
+    /// The app closed a kept connection, and the kernel proves that it has read nothing of the request.
+    Unread,
     /// The response's head was not complete at the deadline.
     TimedOut,
     /// The app's response is not valid HTTP.
@@ -295,6 +297,11 @@ impl Attempts {
                 self.has_replaced = true;
                 Step::Go(None, Next::Replace)
             }
+            (Stage::Asking, Event::Unread) if !self.has_replaced => {
+                self.has_replaced = true;
+                Step::Go(None, Next::Replace)
+            }
+            (Stage::Asking, Event::Unread) => self.end(Next::Fail(Failure::Closed)),
             (Stage::Asking, Event::Closed { may_repeat, .. }) => {
                 self.buy_repeat(may_repeat, Price::Pause, Purchase::Close)
             }

@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use outrigger_rules::target::Target;
 use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
@@ -17,8 +18,9 @@ use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{admit, hold};
 use crate::engine::steps::{self, Fault};
 use crate::http1::buffers::scratch;
+use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
-use crate::transport::app_pool::{self, AppStream};
+use crate::transport::app_pool::{self, AppStream, ONE_PIECE_BYTES};
 use crate::transport::upstream::ConnectError;
 
 /// State that the attempts of a request share.
@@ -51,8 +53,7 @@ impl Lane<'_> {
         let mut next = if exchange.waiting.is_some() {
             self.wait_for_turn(exchange, &mut attempt).await?
         } else {
-            // The fast lane has idempotent requests only.
-            steps::admitted(self.state, exchange, true)
+            steps::admitted(self.state, exchange, self.is_idempotent)
         };
         if matches!(next, Next::Ask { .. }) {
             retries::pay_in(self.state, exchange);
@@ -77,7 +78,8 @@ impl Lane<'_> {
             next = match went {
                 Went::Next(next) => next,
                 Went::Answered((app, answer)) => {
-                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || true) {
+                    match steps::answered(self.state, exchange, answer.status, answer.retry_after, || self.may_repeat())
+                    {
                         Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
                         // The rest of that response is dropped with its connection.
                         next => next,
@@ -102,7 +104,8 @@ impl Lane<'_> {
         let open = attempt.open.take().or_else(|| {
             // The app's current address: the request may have waited, and `app.address` may have changed meanwhile.
             let rules = self.state.rules.load();
-            let kept = app_pool::take(|target| rules.upstreams.app.has(target));
+            let head = attempt.head.len();
+            let kept = app_pool::take(|target| rules.upstreams.app.has(target) && self.may_take_kept(target, head));
             is_kept = kept.is_some();
             kept
         });
@@ -146,7 +149,7 @@ impl Lane<'_> {
 
     /// Reports what broke an attempt. Out of line: a request that meets no failure does not come here.
     #[cold]
-    fn broke(&self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, is_stale: bool) -> Next {
+    fn broke(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, is_stale: bool) -> Next {
         let event = match broken {
             Broken::App(failure, detail) => {
                 attempt.detail = detail;
@@ -155,10 +158,15 @@ impl Lane<'_> {
                     Failure::ConnectTimeout => Event::ConnectTimedOut,
                     Failure::Timeout => Event::TimedOut,
                     Failure::Closed => {
-                        if is_stale {
+                        let is_unread = is_stale && std::mem::take(&mut self.is_unread) && self.may_repeat();
+                        if is_stale && (is_unread || self.is_idempotent) {
                             self.state.metrics.attempts.reconnects.inc();
                         }
-                        Event::Closed { is_stale, may_repeat: true }
+                        if is_unread {
+                            Event::Unread
+                        } else {
+                            Event::Closed { is_stale, may_repeat: self.may_repeat() }
+                        }
                     }
                     Failure::Invalid | Failure::Internal => Event::Invalid,
                 }
@@ -200,8 +208,18 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Whether the request may go to the app on a kept connection, which the app may be closing just now: it can be repeated, or
+    /// such a close proves that the app has not read it, see [`AppStream::proves_unread`]. `head` is the size of its head.
+    fn may_take_kept(&self, target: &Target, head: usize) -> bool {
+        if self.is_idempotent {
+            return self.may_repeat();
+        }
+        let body = self.upload.as_ref().map_or(Some(0), Upload::whole_bytes);
+        matches!(target, Target::Unix(_)) && body.is_some_and(|body| head + body <= ONE_PIECE_BYTES)
+    }
+
     /// Waits, unless the client disconnects.
-    async fn pause(&mut self, exchange: &mut Exchange, pause: Duration) -> Result<(), Broken> {
+    pub(super) async fn pause(&mut self, exchange: &mut Exchange, pause: Duration) -> Result<(), Broken> {
         let until = tokio::time::Instant::now() + pause;
         let paused = poll_fn(|cx| {
             if self.stream.poll_gone(cx).is_ready() {
@@ -216,39 +234,42 @@ impl Lane<'_> {
         steps::happened(self.state, exchange, Event::ClientLeft);
     }
 
+    /// Waits in the queue until the request has a permit, if it is in the queue.
+    pub(super) async fn wait_for_permit(&mut self, exchange: &mut Exchange) -> Result<Result<(), NoTurn>, Broken> {
+        let Some(mut waiting) = exchange.waiting.take() else { return Ok(Ok(())) };
+        loop {
+            let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
+            let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
+                Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
+                Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
+            });
+            let turn = turn.await.inspect_err(|_| self.left(exchange))?;
+            let now = Instant::now();
+            match turn {
+                Some(Some(permit)) => {
+                    exchange.permit = Some(permit);
+                    return Ok(Ok(()));
+                }
+                // The app went down meanwhile, so the request may wait longer.
+                None if admit::wait_deadline(self.state, exchange) > now => {}
+                Some(None) | None => return Ok(Err(admit::no_turn(self.state, exchange, now))),
+            }
+        }
+    }
+
     /// Waits until the request has a permit, and tells the app the time that is left.
     async fn wait_for_turn(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
-        if let Some(mut waiting) = exchange.waiting.take() {
-            loop {
-                let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
-                let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
-                    Poll::Ready(turn) => Poll::Ready(Ok(Some(turn))),
-                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
-                    Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
-                });
-                let turn = turn.await.inspect_err(|_| self.left(exchange))?;
-                let now = Instant::now();
-                match turn {
-                    Some(Some(permit)) => {
-                        exchange.permit = Some(permit);
-                        break;
-                    }
-                    // The app went down meanwhile, so the request may wait longer.
-                    None if admit::wait_deadline(self.state, exchange) > now => {}
-                    Some(None) | None => {
-                        let no_turn = admit::no_turn(self.state, exchange, now);
-                        if no_turn == NoTurn::AppAway {
-                            attempt.detail = "it was down for longer than `hold`".into();
-                        }
-                        return Ok(steps::not_admitted(self.state, exchange, no_turn));
-                    }
-                }
+        if let Err(no_turn) = self.wait_for_permit(exchange).await? {
+            if no_turn == NoTurn::AppAway {
+                attempt.detail = "it was down for longer than `hold`".into();
             }
+            return Ok(steps::not_admitted(self.state, exchange, no_turn));
         }
         attempt.now = Instant::now();
         self.state.metrics.waited(exchange, attempt.now);
         rewrite::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
-        Ok(steps::admitted(self.state, exchange, true))
+        Ok(steps::admitted(self.state, exchange, self.is_idempotent))
     }
 
     /// Waits in the queue until the app is back.
@@ -270,7 +291,7 @@ impl Lane<'_> {
         if self.pause(exchange, fault.delay).await.is_err() {
             return Some(Next::Leave);
         }
-        let event = fault.event(exchange, || true)?;
+        let event = fault.event(exchange, || self.may_repeat())?;
         attempt.detail = "an injected fault".into();
         Some(steps::happened(self.state, exchange, event))
     }

@@ -1,6 +1,5 @@
-//! The body of a response: where it ends, and chunks for one of unknown length.
+//! The body of a response: where it ends.
 
-use bytes::{BufMut, BytesMut};
 use outrigger_wire::chunks::Chunks;
 use outrigger_wire::rewrite::AnswerBody;
 use outrigger_wire::scan::Framing;
@@ -24,19 +23,20 @@ impl BodyEnd {
         }
     }
 
-    /// The number of `bytes` that belong to the body.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        match self {
+    /// The number of `bytes` that belong to the body, and how many at their start are passed on. With `decodes`, these are the
+    /// data of chunks, else all.
+    pub(super) fn take(&mut self, bytes: &mut [u8], decodes: bool) -> Result<(usize, usize), Broken> {
+        let taken = match self {
             Self::Length(left) => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 *left -= taken as u64;
-                Ok(taken)
+                taken
             }
-            Self::Chunked(chunks) => {
-                chunks.feed(bytes).map_err(|_| Broken::App(Failure::Invalid, "the body's chunks are malformed".into()))
-            }
-            Self::UntilClose => Ok(bytes.len()),
-        }
+            Self::Chunked(chunks) if decodes => return chunks.decode(bytes).map_err(|_| broken_chunks()),
+            Self::Chunked(chunks) => chunks.feed(bytes).map_err(|_| broken_chunks())?,
+            Self::UntilClose => bytes.len(),
+        };
+        Ok((taken, taken))
     }
 
     /// The number of bytes that are left, if known.
@@ -60,13 +60,8 @@ impl BodyEnd {
     }
 }
 
-/// Writes a chunk of a body of unknown length (RFC 9112 section 7.1), or nothing for no bytes: an empty chunk ends a body.
-pub(super) fn put_chunk(out: &mut BytesMut, bytes: &[u8]) {
-    if !bytes.is_empty() {
-        out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-        out.put_slice(bytes);
-        out.put_slice(b"\r\n");
-    }
+fn broken_chunks() -> Broken {
+    Broken::App(Failure::Invalid, "the body's chunks are malformed".into())
 }
 
 #[cfg(test)]
@@ -76,13 +71,16 @@ mod tests {
     #[test]
     fn a_body_ends_where_its_framing_says() {
         let mut length = BodyEnd::new(AnswerBody::Framed(Framing::Length(3)));
-        assert_eq!(length.take(b"abcd").unwrap(), 3);
+        assert_eq!(length.take(&mut *b"abcd".to_vec(), false).unwrap(), (3, 3));
         assert!(length.is_done());
         let mut chunked = BodyEnd::new(AnswerBody::Framed(Framing::Chunked));
-        assert_eq!(chunked.take(b"1\r\na\r\n0\r\n\r\nHTTP").unwrap(), 11);
+        assert_eq!(chunked.take(&mut *b"1\r\na\r\n0\r\n\r\nHTTP".to_vec(), false).unwrap(), (11, 11));
         assert!(chunked.is_done());
+        let mut decoded = b"1\r\na\r\n0\r\n\r\nHTTP".to_vec();
+        assert_eq!(BodyEnd::new(AnswerBody::Framed(Framing::Chunked)).take(&mut decoded, true).unwrap(), (11, 1));
+        assert_eq!(decoded[0], b'a');
         let mut open = BodyEnd::new(AnswerBody::UntilClose);
-        assert_eq!(open.take(b"abc").unwrap(), 3);
+        assert_eq!(open.take(&mut *b"abc".to_vec(), false).unwrap(), (3, 3));
         assert!(!open.is_done() && open.ends_with_connection());
     }
 }

@@ -10,7 +10,7 @@ use outrigger_wire::date::date;
 use crate::engine::answer::OwnResponse;
 use crate::engine::exchange::Exchange;
 use crate::engine::record::{self, Ending};
-use crate::engine::rejection::Problem;
+use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::reply;
 use crate::engine::state::Phase;
 use crate::http1::{Broken, Lane, Next};
@@ -67,7 +67,7 @@ impl Lane<'_> {
 
     /// Puts a response of our own into the client's output.
     pub(super) fn put_own(&mut self, response: &OwnResponse<'_>, now: Instant, body: &[u8]) {
-        self.closes = self.state.drain.phase() != Phase::Serving;
+        self.closes = self.must_close || self.state.drain.phase() != Phase::Serving || !self.may_drain();
         let out = self.stream.output();
         out.clear();
         response.write(out, &date(now), self.closes);
@@ -91,6 +91,8 @@ impl Lane<'_> {
             Err(Broken::ClientLeft | Broken::Moved) => ending.client_left = true,
             Err(Broken::Refused(rejection)) => {
                 exchange.rejection = Some(rejection);
+                // The rest of the body may never arrive.
+                self.must_close |= matches!(rejection, Rejection::BodyTooSlow | Rejection::TooManyUploads);
                 match self.answer(exchange, &rejection.problem()).await {
                     Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
                     Err(_) => ending.client_left = true,
@@ -105,6 +107,12 @@ impl Lane<'_> {
                     }
                 }
             }
+        }
+        if next == Next::Request {
+            if !self.stream.is_between_requests() && !self.drain().await {
+                next = Next::Close;
+            }
+            self.stream.finish_request();
         }
         ending.body_bytes = self.sent;
         (ending, next)

@@ -64,6 +64,21 @@ impl Lane<'_> {
         }
     }
 
+    /// Reads what is buffered of the body; then the request asks for its permit, if it has not before.
+    pub(super) async fn receive_and_take_turn(&mut self, prepared: &mut Prepared) -> Result<(), Broken> {
+        let Prepared { exchange, method, target, host, head, .. } = prepared;
+        if !matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
+            return Ok(());
+        }
+        let had_arrived = self.upload.as_ref().is_some_and(|upload| upload.is_whole);
+        self.receive(exchange).await?;
+        if !had_arrived && matches!(exchange.destination, Destination::App) {
+            stages::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
+            rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
+    }
+
     /// Sends the request to a peer and relays its response. `None`: the peer declined it, and it can be served here.
     pub(super) async fn ask_peer(
         &mut self,
@@ -72,8 +87,7 @@ impl Lane<'_> {
         kind: Kind,
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
-        // The fast lane has idempotent requests only.
-        steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: true });
+        steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: self.is_idempotent });
         if exchange.deadline <= Instant::now() {
             return self.after_peer(exchange, Event::Expired, "".into());
         }
@@ -84,7 +98,9 @@ impl Lane<'_> {
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
         let (outcome, event, detail) = match asked {
-            Ok((_, answer)) if answer.is_given_back => (SentOn::Refused, Event::PeerDeclined, "".into()),
+            Ok((_, answer)) if answer.is_given_back && self.may_repeat() => {
+                (SentOn::Refused, Event::PeerDeclined, "".into())
+            }
             Ok((stream, answer)) => {
                 self.state.metrics.peers.sent(kind, SentOn::Answered);
                 steps::happened(self.state, exchange, Event::PeerAnswered);
@@ -97,7 +113,7 @@ impl Lane<'_> {
             // A packet may have been lost, which says nothing about the next request.
             Err(Broken::App(Failure::ConnectTimeout, detail)) => (SentOn::Unreachable, Event::PeerDeclined, detail),
             Err(Broken::App(failure @ (Failure::Closed | Failure::Invalid), detail)) => {
-                (SentOn::Broken, Event::PeerBroke { failure, may_repeat: true }, detail)
+                (SentOn::Broken, Event::PeerBroke { failure, may_repeat: self.may_repeat() }, detail)
             }
             // This host lacks resources for a connection; the peer may be well.
             Err(Broken::Refused(Rejection::OutOfResources)) => (SentOn::Unreachable, Event::PeerDeclined, "".into()),
@@ -136,10 +152,12 @@ impl Lane<'_> {
         input: &mut BytesMut,
     ) -> Result<Answered, Broken> {
         let is_silent = peer.standing() == Standing::Silent;
-        let kept = if is_silent { None } else { app_pool::take(|target| *target == peer.target) };
+        // A request that cannot be repeated needs a connection that the peer does not close just now.
+        let may_be_kept = !is_silent && self.is_idempotent && self.may_repeat();
+        let kept = if may_be_kept { app_pool::take(|target| *target == peer.target) } else { None };
         if let Some(mut kept) = kept {
             match self.ask(&mut kept, head, input, exchange).await {
-                Err(Broken::App(Failure::Closed, _)) if input.is_empty() => {}
+                Err(Broken::App(Failure::Closed, _)) if input.is_empty() && self.may_repeat() => {}
                 asked => return asked.map(|answer| (kept, answer)),
             }
         }

@@ -17,9 +17,9 @@ use crate::engine::metrics::StreamKind;
 use crate::engine::record;
 use crate::engine::rejection::Failure;
 use crate::engine::stages::{admit, affinity, audit, limits};
-use crate::engine::state::Phase;
-use crate::http1::body::{BodyEnd, put_chunk};
+use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{READ_BYTES, recycle};
+use crate::http1::upload::put_chunk;
 use crate::http1::{Broken, Lane, closed};
 use crate::mechanism::limits::headers::Told;
 use crate::transport::app_pool::{self, AppStream};
@@ -33,7 +33,7 @@ impl Lane<'_> {
         thread_local! {
             static SESSION: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        self.closes = self.state.drain.phase() != Phase::Serving;
+        self.closes = self.must_close();
         let relayed = SESSION.with_borrow_mut(|session| {
             session.clear();
             affinity::set_cookie(exchange, |name, value| put_line(session, name, value));
@@ -45,6 +45,7 @@ impl Lane<'_> {
                 limits: told.as_ref().map(Told::own),
                 session,
                 closes: self.closes,
+                is_http10: self.is_http10,
             };
             rewrite::relay_answer(input, self.stream.output(), frame)
         });
@@ -68,23 +69,25 @@ impl Lane<'_> {
         let is_stream = answer.is_event_stream;
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);
-        let taken = body.take(&input)?;
+        let (taken, payload) = body.take(&mut input, self.is_http10)?;
         // Until here no byte has been sent, and the client could still get a problem.
+        self.is_relayed(exchange);
         exchange.status = answer.status;
         exchange.answered_by_app = true;
         exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
         record::head(self.state, exchange, is_stream);
         admit::let_go_at_head(exchange, body.left());
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
-        if body.ends_with_connection() {
-            put_chunk(self.stream.output(), &input[..taken]);
-        } else {
-            self.stream.output().put_slice(&input[..taken]);
-        }
-        self.sent += taken as u64;
+        self.put_body(&body, &input[..payload]);
         input.advance(taken);
-        self.send_gathered(exchange).await?;
-        while !body.is_done() {
+        let mut has_ended = false;
+        if self.is_streaming() || self.is_http10 {
+            has_ended = true;
+            self.relay_both(&mut app, &mut input, &mut body, patience, exchange).await?;
+        } else {
+            self.send_gathered(exchange).await?;
+        }
+        while !body.is_done() && !has_ended {
             // The buffer's content has been sent.
             input.clear();
             input.reserve(READ_BYTES);
@@ -95,7 +98,7 @@ impl Lane<'_> {
                 match read.as_mut().poll(cx) {
                     Poll::Ready(Ok(read)) => Poll::Ready(Ok(read)),
                     Poll::Ready(Err(_)) => Poll::Ready(Err(closed("the body ended early"))),
-                    Poll::Pending if self.stream.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
+                    Poll::Pending if self.poll_gone(cx).is_ready() => Poll::Ready(Err(Broken::ClientLeft)),
                     Poll::Pending => self.poll_deadline(cx, idle_since + patience),
                 }
             });
@@ -105,25 +108,38 @@ impl Lane<'_> {
                 }
                 return Err(closed("the body ended early"));
             }
-            let taken = body.take(&input)?;
+            self.ended_at = None;
+            let (taken, payload) = body.take(&mut input, false)?;
             if body.ends_with_connection() {
-                put_chunk(self.stream.output(), &input[..taken]);
+                self.put_body(&body, &input[..payload]);
                 self.send_gathered(exchange).await?;
             } else {
-                self.send(&input[..taken], exchange).await?;
+                self.send(&input[..payload], exchange).await?;
+                self.sent += payload as u64;
             }
-            self.sent += taken as u64;
             input.advance(taken);
         }
         if body.ends_with_connection() {
-            self.stream.output().put_slice(b"0\r\n\r\n");
+            if !self.is_http10 {
+                self.stream.output().put_slice(b"0\r\n\r\n");
+            }
             self.send_gathered(exchange).await?;
-        } else if answer.keeps_connection && input.is_empty() {
+        } else if answer.keeps_connection && input.is_empty() && self.may_keep(&app) {
             let most = exchange.rules.config.app.max_idle;
             app_pool::keep(app, most, exchange.head_at.unwrap_or_else(Instant::now));
         }
         recycle(input);
         Ok(())
+    }
+
+    /// Puts a part of a response's body into the client's output: in chunks, if its end would be the connection's.
+    pub(super) fn put_body(&mut self, body: &BodyEnd, payload: &[u8]) {
+        if body.ends_with_connection() && !self.is_http10 {
+            put_chunk(self.stream.output(), payload);
+        } else {
+            self.stream.output().put_slice(payload);
+        }
+        self.sent += payload.len() as u64;
     }
 }
 

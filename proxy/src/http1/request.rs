@@ -1,6 +1,7 @@
 //! A request of the fast lane: parsed, decided by the stages, and rewritten for the app.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -9,15 +10,17 @@ use outrigger_wire::forwarding::Added;
 use outrigger_wire::request::{Fields, Request};
 use outrigger_wire::request_id::RequestId;
 use outrigger_wire::rewrite::{self, Sifting};
-use outrigger_wire::scan::MOST_FIELDS;
+use outrigger_wire::scan::{Framing, Head, MOST_FIELDS};
 
 use crate::engine::claims;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::stages;
+use crate::engine::stages::{breakers, failover};
 use crate::engine::state::State;
 use crate::http1::Origin;
 use crate::http1::buffers::scratch;
+use crate::http1::upload::Upload;
 
 /// A request after the stages.
 pub(super) struct Prepared {
@@ -31,6 +34,16 @@ pub(super) struct Prepared {
     pub(super) refused: Option<Problem>,
 }
 
+/// A request as it was received.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received<'a> {
+    pub(super) head: &'a Head,
+    pub(super) origin: Origin,
+    pub(super) body: Option<&'a Upload>,
+    /// The address at which an HTTP/1.0 request arrived.
+    pub(super) local: Option<SocketAddr>,
+}
+
 /// Kept of a request that its session's home declined.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Earlier {
@@ -40,14 +53,19 @@ pub(super) struct Earlier {
 
 /// Runs the stages and writes the head for the app; nothing here waits. All of it is on the stack of one call, so that an idle
 /// connection holds none of it. `None`: the head cannot be parsed.
-pub(super) fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Option<Earlier>) -> Option<Prepared> {
+pub(super) fn prepare(
+    state: &State,
+    bytes: &[u8],
+    Received { head, origin, body, local }: Received<'_>,
+    earlier: Option<Earlier>,
+) -> Option<Prepared> {
     thread_local! {
         static ADDED: RefCell<Added> = RefCell::default();
     }
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut fields);
     // `accept` has parsed it with the same bound, so this succeeds; otherwise the connection closes.
-    parsed.parse(head).ok()?;
+    parsed.parse(bytes).ok()?;
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?;
     let path = path_of(target);
@@ -58,9 +76,9 @@ pub(super) fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Optio
         path,
         host,
         fields: Fields::Wire(parsed.headers),
-        is_http10: false,
+        is_http10: head.is_http10,
         target,
-        has_endless_body: false,
+        has_endless_body: head.framing == Framing::Chunked,
     };
 
     let mut exchange = Exchange::new(state.rules.load_full());
@@ -71,27 +89,60 @@ pub(super) fn prepare(state: &State, head: &[u8], origin: Origin, earlier: Optio
         exchange.started = earlier.started;
     }
     exchange.in_flight = Some(state.enter());
-    let verdict = stages::decide(state, &request, &mut exchange);
+    let verdict = match body {
+        None => stages::decide(state, &request, &mut exchange),
+        Some(body) => decide_with_body(state, &request, &mut exchange, body),
+    };
     if let Some(earlier) = earlier {
         exchange.request_id = earlier.request_id;
     }
     let mut out = scratch();
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
+        let version = if head.is_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
         let removed = ADDED.with_borrow_mut(|added| {
             let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
-            added.fill(&request, &exchange.forwarding(Version::HTTP_11, &state.pseudonym, now));
+            added.fill(&request, &exchange.forwarding(version, &state.pseudonym, now));
             let hides_session = exchange.sticky.is_enforced();
-            rewrite::write_request(&mut out, &parsed, added, Sifting { sieve: exchange.sieve(), hides_session })
+            let is_chunked = head.framing == Framing::Chunked;
+            let own_host = local.filter(|_| host.is_empty()).map(|local| local.to_string());
+            let sifting = Sifting { sieve: exchange.sieve(), hides_session, is_chunked, host: own_host.as_deref() };
+            rewrite::write_request(&mut out, &parsed, added, sifting)
         });
         claims::removed(state, &mut exchange, &removed);
     }
     exchange.rejection = verdict.err();
     let refused = exchange.rejection.map(Rejection::problem);
-    // After the head is freed, only the access log needs the path, and the signature for a peer.
-    let keeps_target = exchange.rules.config.log.access || state.peers.is_some();
+    // After the head is freed, only the access log needs the path, the signature for a peer, and the circuit breaker after a
+    // body that has not arrived yet.
+    let waits_for_body = body.is_some_and(|body| !body.is_whole);
+    let keeps_target = exchange.rules.config.log.access || state.peers.is_some() || waits_for_body;
     let target = if keeps_target { target.to_owned() } else { String::new() };
     let host = if state.peers.is_some() { host.to_owned() } else { String::new() };
     Some(Prepared { exchange, method, target, host, head: out, refused })
+}
+
+/// Decides about a request whose body may not have arrived. Then it does not ask for a permit yet, but an open circuit breaker
+/// rejects it already.
+fn decide_with_body(
+    state: &State,
+    request: &Request<'_>,
+    exchange: &mut Exchange,
+    body: &Upload,
+) -> Result<(), Rejection> {
+    stages::check(state, request, exchange)?;
+    if body.is_longer_than(exchange.route().max_body_bytes) {
+        return Err(Rejection::BodyTooLarge);
+    }
+    if !matches!(exchange.destination, Destination::App) {
+        return Ok(());
+    }
+    if body.is_whole {
+        return stages::take_turn(state, request, exchange);
+    }
+    match breakers::may_pass(state, request, exchange) {
+        Err(_) if failover::takes(state, exchange) => Ok(()),
+        verdict => verdict,
+    }
 }
 
 /// The target without the query.

@@ -43,6 +43,56 @@ impl Body {
 }
 
 impl ClientStream {
+    /// Reads the next part of the body of [`Self::take_request`], without the framing of its chunks, into `piece`. Returns its
+    /// length; 0 is the end of the body.
+    ///
+    /// # Errors
+    /// The socket's error; `UnexpectedEof` when the client closes before the end, `InvalidData` for malformed chunks.
+    pub fn poll_payload(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let Current::Body(mut body) = self.current else { return Poll::Ready(Ok(0)) };
+            if body.is_done() {
+                return Poll::Ready(Ok(0));
+            }
+            let mut buf = ReadBuf::new(piece);
+            let most = match &body {
+                Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
+                _ => usize::MAX,
+            };
+            ready!(self.poll_upto(most, cx, &mut buf))?;
+            let read = buf.filled().len();
+            if read == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let payload = match &mut body {
+                Body::Length(left) => {
+                    *left -= read as u64;
+                    read
+                }
+                Body::Chunked(chunks) => {
+                    let decoded = chunks.decode(&mut piece[..read]);
+                    let (taken, payload) =
+                        decoded.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
+                    if taken < read {
+                        self.put_back(&piece[taken..read]);
+                    }
+                    payload
+                }
+                Body::Upgrade | Body::Tunnel => read,
+            };
+            self.current = Current::Body(body);
+            if payload > 0 {
+                return Poll::Ready(Ok(payload));
+            }
+        }
+    }
+
+    /// The start of the next request was read, too: puts it back in front of the input.
+    fn put_back(&mut self, surplus: &[u8]) {
+        let kept = std::mem::replace(&mut self.input, BytesMut::from(surplus));
+        self.input.unsplit(kept);
+    }
+
     fn poll_body(&mut self, mut body: Body, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let result = match &mut body {
             Body::Length(left) => self.poll_length(left, cx, buf),
@@ -72,10 +122,7 @@ impl ClientStream {
         let fresh = &buf.filled()[before..];
         let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
         if taken < fresh.len() {
-            // The start of the next request was read, too: put it back in front of the input.
-            let surplus = BytesMut::from(&fresh[taken..]);
-            let kept = std::mem::replace(&mut self.input, surplus);
-            self.input.unsplit(kept);
+            self.put_back(&fresh[taken..]);
             buf.set_filled(before + taken);
         }
         Poll::Ready(Ok(()))

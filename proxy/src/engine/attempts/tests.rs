@@ -45,6 +45,11 @@ fn a_dead_kept_connection_costs_no_attempt() {
     assert_eq!(last(&[ADMITTED, STALE, STALE]), (Step::Buy(Price::Pause), 1));
     let last_one = [ADMITTED, CLOSED, AFFORDED, Event::Connected, AFFORDED, STALE];
     assert_eq!(last(&last_one), (Step::Go(None, Next::Replace), 2));
+    // A request that may not be repeated is sent again only if the app has proved not to have read it.
+    let order = Event::Admitted { most: 2, is_idempotent: false };
+    assert_eq!(last(&[order, STALE]), (Step::Go(None, Next::Fail(Failure::Closed)), 1));
+    assert_eq!(last(&[order, Event::Unread]), (Step::Go(None, Next::Replace), 1));
+    assert_eq!(last(&[order, Event::Unread, CLOSED]), (Step::Go(None, Next::Fail(Failure::Closed)), 1));
 }
 
 #[test]
@@ -81,7 +86,7 @@ const STAGES: [Way; 7] = [
     ("ended", &[ADMITTED, FINE]),
 ];
 
-const EVENTS: [(&str, Event); 28] = [
+const EVENTS: [(&str, Event); 29] = [
     ("admitted", ADMITTED),
     ("not admitted", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: false }),
     ("not admitted, a peer takes it", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: true }),
@@ -100,6 +105,7 @@ const EVENTS: [(&str, Event); 28] = [
     ("closed", CLOSED),
     ("closed, stale", STALE),
     ("closed, not repeatable", Event::Closed { is_stale: true, may_repeat: false }),
+    ("closed, unread", Event::Unread),
     ("timed out", Event::TimedOut),
     ("invalid", Event::Invalid),
     ("answered", FINE),

@@ -63,6 +63,14 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
 /// [`Rejection::Overloaded`]; while the app is down, [`Rejection::AppRestarting`] for a peer's request or if the queue is
 /// full.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    permit(state, exchange)
+}
+
+/// [`slot`], also for an upload that asks again.
+///
+/// # Errors
+/// As [`slot`].
+pub fn permit(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
     if state.reach.is_away() && failover::is_guest(exchange) {
         return Err(Rejection::AppRestarting);
