@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::Home;
-use outrigger_rules::sections::peers::PeerRules;
+use outrigger_rules::sections::peers::{FoundBy, PeerRules};
 use outrigger_rules::target::Target;
 use pingora::lb::selection::RoundRobin;
 use pingora::lb::{Backends, LoadBalancer};
@@ -43,6 +43,8 @@ use crate::peers::used::UsedHops;
 
 /// The last result of discovery is used for this many refreshes: a failed DNS query says nothing about Machines.
 const BELIEVED_REFRESHES: u32 = 4;
+/// How long after its start a Machine may be missing in DNS, with the difference between two Machines' clocks.
+const DNS_LAG: Duration = Duration::from_secs(2);
 /// The maximum number of backends considered when a peer is selected.
 const MOST_LOOKED_AT: usize = 16;
 
@@ -297,12 +299,11 @@ impl Peers {
         Some(Arc::clone(found.find(answers).filter(|_| !answers(&first)).unwrap_or(first)))
     }
 
-    /// Returns the state of a session's home.
-    pub fn home(&self, name: &[u8]) -> Home {
+    /// Returns the state of a session's home, which wrote the session's cookie so long ago.
+    pub fn home(&self, name: &[u8], written: Duration) -> Home {
         let seen = self.seen.load();
         let Some(peer) = self.named(name) else {
-            let is_fresh = |age: Duration| age <= self.rules.refresh * BELIEVED_REFRESHES;
-            let is_known = seen.is_complete() && self.found.age().is_some_and(is_fresh);
+            let is_known = seen.is_complete() && self.found.age().is_some_and(|age| self.would_list(age, written));
             return if is_known { Home::Gone } else { Home::Unknown };
         };
         match peer.standing() {
@@ -315,6 +316,16 @@ impl Peers {
             Standing::Leaving => Home::Leaving,
             Standing::Silent => Home::Silent,
         }
+    }
+
+    /// Whether a list of peers of this age contains every Machine that is running and wrote a cookie `written` ago. A Machine that
+    /// has just started is in DNS a moment later.
+    fn would_list(&self, age: Duration, written: Duration) -> bool {
+        let has_seen = match self.rules.found_by {
+            FoundBy::Dns { .. } => written > age + DNS_LAG,
+            FoundBy::List(_) => true,
+        };
+        has_seen && age <= self.rules.refresh * BELIEVED_REFRESHES
     }
 
     /// Selects a peer for a request that cannot be served here: a ready one, else, if `may_be_busy`, a busy one.

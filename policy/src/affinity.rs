@@ -188,7 +188,7 @@ pub enum Home {
     Silent,
     /// It has not responded for a while, or refuses connections. The edge may still reach it.
     Lost,
-    /// Unknown: there is no private network, or this peer has not been seen yet.
+    /// Unknown: there is no private network, or this peer may have started after the last look at DNS.
     Unknown,
 }
 

@@ -1,5 +1,7 @@
 //! Sticky sessions: the stage that sends a request to the home of its session.
 
+use std::time::Duration;
+
 use outrigger_identity::clock::seconds;
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Home, Mark, Sight, Way, way};
@@ -88,13 +90,15 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
     let is_here = session.home == this.name.as_bytes();
     let home = match &state.peers {
         _ if is_here => Home::Here,
-        Some(peers) => match peers.home(session.home) {
-            // The home did not take the request a moment ago. Only a refused connection or several failed probes mean
-            // that it is gone.
-            Home::Alive | Home::Silent | Home::Unknown if exchange.has_lost_home => Home::Unready,
-            Home::Lost if exchange.has_lost_home => Home::Gone,
-            home => home,
-        },
+        Some(peers) => {
+            match peers.home(session.home, Duration::from_secs(now.saturating_sub(session.written).into())) {
+                // The home did not take the request a moment ago. Only a refused connection or several failed probes mean
+                // that it is gone.
+                Home::Alive | Home::Silent | Home::Unknown if exchange.has_lost_home => Home::Unready,
+                Home::Lost if exchange.has_lost_home => Home::Gone,
+                home => home,
+            }
+        }
         None => Home::Unknown,
     };
     let came_by_edge = exchange.client.sender.is_by_fly() && request.fields.has(&FLY_REQUEST_ID);
