@@ -242,8 +242,15 @@ mod tests {
         assert_eq!(scan(format!("{interim}{}", head(body)).as_bytes()), Err(Framing));
     }
 
-    const FRAME: Frame<'static> =
-        Frame { is_head_request: false, request_id: None, date: b"now", limits: None, session: b"", closes: false };
+    const FRAME: Frame<'static> = Frame {
+        is_head_request: false,
+        request_id: None,
+        date: b"now",
+        limits: None,
+        session: b"",
+        closes: false,
+        is_http10: false,
+    };
 
     proptest! {
         /// The parser of both paths rejects the rest, such as invalid characters.

@@ -154,7 +154,8 @@ fn both_requests(head: &str, hides_session: bool, sieve: Sieve<'_>, forwarding: 
     let mut added = Added::default();
     added.fill(&request, forwarding);
     let mut out = BytesMut::new();
-    let removed = write_request(&mut out, &parsed, &added, Sifting { sieve, hides_session });
+    let removed =
+        write_request(&mut out, &parsed, &added, Sifting { sieve, hides_session, is_chunked: false, host: None });
     let mut fields = [httparse::EMPTY_HEADER; 128];
     let mut written = httparse::Request::new(&mut fields);
     assert!(written.parse(&out).unwrap().is_complete());
@@ -182,6 +183,7 @@ fn by_fast_lane(answer: &str, is_head_request: bool, limits: Option<Own<'_>>) ->
         limits,
         session: session.as_bytes(),
         closes: false,
+        is_http10: false,
     };
     let mut out = BytesMut::new();
     let head = relay_answer(answer.as_bytes(), &mut out, frame).ok()?.unwrap();
