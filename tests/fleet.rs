@@ -28,6 +28,9 @@ use crate::{
 
 /// Seconds of a test for one second of Fly's.
 const TIME_SCALE: f64 = 0.05;
+
+/// A peer is probed five times while it leaves, as by default, ten times as fast.
+const QUICK: &str = "peers.interval = \"100ms\"\nserver.lame_duck = \"500ms\"\n";
 /// Path at which each app returns its name.
 pub const WHO: &str = "/who";
 
@@ -87,12 +90,12 @@ impl Machines {
             let all = self.lock();
             let running = all.get(&machine.id).ok_or_else(|| failed("there is no such Machine"))?;
             let (id, private, port, dns) = (&machine.id, running.private, self.peers_port, self.dns);
-            let interval = if self.rules.contains("peers.interval") { "" } else { "peers.interval = \"100ms\"\n" };
+            let pace = if self.rules.contains("peers.interval") { "" } else { QUICK };
             let rules = format!(
-                "server.machine = \"{id}\"\nserver.lame_duck = \"500ms\"\nserver.drain_timeout = \"3s\"\n\
+                "server.machine = \"{id}\"\nserver.drain_timeout = \"3s\"\n\
                  identity.edge = \"fly\"\nlog.access = false\n\
                  peers.listen = \"{private}:{port}\"\npeers.dns = \"app.internal\"\npeers.resolver = \"{dns}\"\n\
-                 peers.refresh = \"200ms\"\n{interval}{}",
+                 peers.refresh = \"200ms\"\n{pace}{}",
                 self.rules
             );
             Setup::new(&running.app, &rules).env("OUTRIGGER_AFFINITY_KEYS", KEYS)

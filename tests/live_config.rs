@@ -52,7 +52,7 @@ fn a_saved_file_is_in_force_within_a_second_however_it_is_saved() {
     version_becomes(&proxy, 4.0);
 }
 
-/// What is saved between the first reading of the file and the first look for changes is a change, too.
+/// A file saved between the first reading and the first look for changes counts as changed.
 #[test]
 fn a_file_saved_during_the_start_comes_into_force() {
     let app = Backend::start();

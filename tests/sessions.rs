@@ -66,9 +66,10 @@ fn a_thousand_sessions_keep_their_machines_and_those_of_a_dead_one_move_once() {
 fn a_blue_green_deploy_moves_every_session_once_without_errors() {
     // It is not established whether Fly's edge still sends requests to a cordoned Machine.
     for reaches_cordoned in [false, true] {
-        // Six proxies, their apps and the edge start and stop on the cores of this test. A probe that is late is not one that fails.
-        let patient = "peers.interval = \"500ms\"\n";
-        let fleet = Fleet::start(3, patient, |settings| settings.replay.reaches_cordoned = reaches_cordoned);
+        // Six proxies, their apps and the edge start and stop on the cores of this test: a probe that is late is not one that fails. A
+        // peer leaves for five probes, as by default.
+        let pace = "peers.interval = \"400ms\"\nserver.lame_duck = \"2s\"\n";
+        let fleet = Fleet::start(3, pace, |settings| settings.replay.reaches_cordoned = reaches_cordoned);
         let mut visitors: Vec<Visitor> = (0..300).map(|_| fleet.visitor()).collect();
         visit(&mut visitors, 1);
         let crowd = Crowd::of(visitors, 400.0, mixed);

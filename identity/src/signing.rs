@@ -90,9 +90,9 @@ impl Keys {
     }
 
     /// Appends `text` and its signature, encoded for use in a header.
-    pub fn seal(&self, purpose: Purpose, text: &[u8], out: &mut Vec<u8>) {
-        let mut whole = [0; LARGEST_SEALED + MAC_BYTES];
-        let text = &text[..text.len().min(LARGEST_SEALED)];
+    pub fn append_signed(&self, purpose: Purpose, text: &[u8], out: &mut Vec<u8>) {
+        let mut whole = [0; LARGEST_SIGNED + MAC_BYTES];
+        let text = &text[..text.len().min(LARGEST_SIGNED)];
         whole[..text.len()].copy_from_slice(text);
         let length = text.len() + MAC_BYTES;
         whole[text.len()..length].copy_from_slice(&self.sign(purpose, text));
@@ -103,20 +103,20 @@ impl Keys {
         out.truncate(start + written);
     }
 
-    /// Verifies the output of [`Keys::seal`] and returns its text, in `buffer`; `None` if it does not verify.
-    pub fn open<'b>(&self, purpose: Purpose, sealed: &[u8], buffer: &'b mut Opened) -> Option<&'b [u8]> {
+    /// Verifies the output of [`Keys::append_signed`] and returns its text, in `buffer`; `None` if it does not verify.
+    pub fn verified<'b>(&self, purpose: Purpose, signed: &[u8], buffer: &'b mut VerifyBuffer) -> Option<&'b [u8]> {
         // Input that is too long is an error.
-        let length = URL_SAFE_NO_PAD.decode_slice(sealed, buffer).ok()?;
+        let length = URL_SAFE_NO_PAD.decode_slice(signed, buffer).ok()?;
         let (text, mac) = buffer[..length].split_at_checked(length.checked_sub(MAC_BYTES)?)?;
         self.verify(purpose, text, mac).then_some(text)
     }
 }
 
 /// Maximum length of a signed text.
-pub const LARGEST_SEALED: usize = 224;
+pub const LARGEST_SIGNED: usize = 224;
 
 /// Buffer for a verified text. The decoder needs space for whole groups.
-pub type Opened = [u8; LARGEST_SEALED + MAC_BYTES + 3];
+pub type VerifyBuffer = [u8; LARGEST_SIGNED + MAC_BYTES + 3];
 
 #[cfg(test)]
 mod tests {
@@ -130,30 +130,30 @@ mod tests {
         Keys::parse(text).unwrap().unwrap()
     }
 
-    fn sealed(keys: &Keys, text: &[u8]) -> Vec<u8> {
+    fn signed(keys: &Keys, text: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        keys.seal(Purpose::Cookie, text, &mut out);
+        keys.append_signed(Purpose::Cookie, text, &mut out);
         out
     }
 
-    fn opens(keys: &Keys, purpose: Purpose, sealed: &[u8]) -> bool {
-        keys.open(purpose, sealed, &mut [0; size_of::<Opened>()]).is_some()
+    fn verifies(keys: &Keys, purpose: Purpose, signed: &[u8]) -> bool {
+        keys.verified(purpose, signed, &mut [0; size_of::<VerifyBuffer>()]).is_some()
     }
 
     #[test]
     fn the_first_key_signs_and_all_verify() {
         let (old, both, new) = (keys(A), keys(&format!("{B}, {A}")), keys(B));
-        let text = sealed(&both, b"text");
-        assert!(opens(&new, Purpose::Cookie, &text) && opens(&both, Purpose::Cookie, &text));
-        assert!(!opens(&old, Purpose::Cookie, &text));
-        assert!(opens(&both, Purpose::Cookie, &sealed(&old, b"text")));
+        let text = signed(&both, b"text");
+        assert!(verifies(&new, Purpose::Cookie, &text) && verifies(&both, Purpose::Cookie, &text));
+        assert!(!verifies(&old, Purpose::Cookie, &text));
+        assert!(verifies(&both, Purpose::Cookie, &signed(&old, b"text")));
     }
 
     #[test]
     fn a_signature_is_valid_for_one_purpose_only() {
         let keys = keys(A);
-        let text = sealed(&keys, b"text");
-        assert!(opens(&keys, Purpose::Cookie, &text) && !opens(&keys, Purpose::Hop, &text));
+        let text = signed(&keys, b"text");
+        assert!(verifies(&keys, Purpose::Cookie, &text) && !verifies(&keys, Purpose::Hop, &text));
     }
 
     #[test]
@@ -167,24 +167,24 @@ mod tests {
     proptest! {
         #[test]
         fn only_signed_values_verify(
-            text in proptest::collection::vec(any::<u8>(), 0..=LARGEST_SEALED),
+            text in proptest::collection::vec(any::<u8>(), 0..=LARGEST_SIGNED),
             at: prop::sample::Index,
             bit in 0..8_u8,
             cut in 1..20_usize,
         ) {
             let keys = keys(A);
-            let whole = sealed(&keys, &text);
-            let mut buffer = [0; size_of::<Opened>()];
-            prop_assert_eq!(keys.open(Purpose::Cookie, &whole, &mut buffer), Some(&*text));
+            let whole = signed(&keys, &text);
+            let mut buffer = [0; size_of::<VerifyBuffer>()];
+            prop_assert_eq!(keys.verified(Purpose::Cookie, &whole, &mut buffer), Some(&*text));
             let mut edited = whole.clone();
             edited[at.index(whole.len())] ^= 1_u8 << bit;
-            prop_assert!(!opens(&keys, Purpose::Cookie, &edited));
-            prop_assert!(!opens(&keys, Purpose::Cookie, &whole[..whole.len() - cut.min(whole.len())]));
+            prop_assert!(!verifies(&keys, Purpose::Cookie, &edited));
+            prop_assert!(!verifies(&keys, Purpose::Cookie, &whole[..whole.len() - cut.min(whole.len())]));
         }
 
         #[test]
         fn verifying_any_bytes_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(!opens(&keys(A), Purpose::Cookie, &bytes));
+            prop_assert!(!verifies(&keys(A), Purpose::Cookie, &bytes));
         }
     }
 }

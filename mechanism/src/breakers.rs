@@ -208,13 +208,13 @@ impl Registry {
 
     /// Undoes openings of the last second: the app refuses connections and requests are held, so that was the cause.
     /// Returns the circuit breakers that have changed.
-    pub fn app_is_away(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
+    pub fn app_is_down(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
         self.change_each(|cell| cell.change(now, |breaker| breaker.forgive(now, JUST_NOW)).1)
     }
 
     /// The app accepts connections again: closes circuit breakers that opened because it did not, and lets the others
     /// probe now. Returns the circuit breakers that have changed.
-    pub fn app_is_back(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
+    pub fn app_is_up(&self, now: u64) -> Vec<(Arc<Cell>, Change)> {
         self.change_each(|cell| {
             let was_unreached = cell.is_unreached.swap(false, Ordering::Relaxed);
             let back = |breaker: &mut Breaker| {

@@ -242,7 +242,7 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// Creates an empty table of peers; [`probe::keep_asking`] fills it.
+    /// Creates an empty table of peers; [`probe::keep_probing`] fills it.
     pub fn new(rules: PeerRules, this: This) -> Self {
         let finder = Finder::new(rules.found_by.clone(), rules.refresh);
         let found = finder.last();

@@ -19,7 +19,7 @@
 //! # Examples
 //!
 //! ```
-//! use outrigger_policy::lease::{Account, Bill, settle};
+//! use outrigger_policy::lease::{Account, UsageReport, settle};
 //! use outrigger_policy::limiter::Quota;
 //! use outrigger_policy::tier::Multiplier;
 //!
@@ -29,13 +29,13 @@
 //! // A new key: each of five Machines may spend a fifth of the burst before it syncs.
 //! let mut account = Account::default();
 //! for _ in 0..120 {
-//!     account.owed = account.spend(quota, machines, now, 1).unwrap().owed;
+//!     account.debt = account.spend(quota, machines, now, 1).unwrap().debt;
 //! }
 //! assert!(account.spend(quota, machines, now, 1).is_err());
 //!
 //! // The store adds the reported usage; the next lease is a fifth of the 480 that are left.
-//! let bill = Bill { owed: account.owed, ..Bill::default() };
-//! account = Account { told: settle(None, bill, quota, machines, now), owed: 0 };
+//! let bill = UsageReport { debt: account.debt, ..UsageReport::default() };
+//! account = Account { told: settle(None, bill, quota, machines, now), debt: 0 };
 //! assert_eq!(account.standing(quota, now).remaining, 480);
 //! assert!(account.spend(quota, machines, now, 96).is_ok());
 //! ```
@@ -53,14 +53,14 @@ pub struct Account {
     /// The arrival time last read from the store, in nanoseconds; 0 before the first sync.
     pub told: u64,
     /// Usage that is not yet reported, in units of cost. Negative: to be given back.
-    pub owed: i32,
+    pub debt: i32,
 }
 
 /// The result of a request that was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent {
-    /// The new value of [`Account::owed`].
-    pub owed: i32,
+    /// The new value of [`Account::debt`].
+    pub debt: i32,
     /// More than half of the lease is used up: sync now.
     pub is_urgent: bool,
 }
@@ -74,7 +74,7 @@ impl Account {
     pub fn spend(self, quota: Quota, machines: u32, now: u64, cost: u32) -> Result<Spent, Exceeded> {
         let latest = now.saturating_add(quota.burst_ns());
         let from = self.told.max(now);
-        let after = u64::from(self.owed.max(0).unsigned_abs()) + u64::from(cost);
+        let after = u64::from(self.debt.max(0).unsigned_abs()) + u64::from(cost);
         let left = latest.saturating_sub(from) / quota.charge_ns(1);
         if after > left {
             let due = from.saturating_add(quota.charge_ns(1).saturating_mul(after)).saturating_sub(latest);
@@ -85,8 +85,8 @@ impl Account {
         if after > lease {
             return Err(Exceeded { retry_after: SETTLES_IN });
         }
-        let owed = self.owed.saturating_add(i32::try_from(cost).unwrap_or(i32::MAX));
-        Ok(Spent { owed, is_urgent: 2 * after > lease })
+        let debt = self.debt.saturating_add(i32::try_from(cost).unwrap_or(i32::MAX));
+        Ok(Spent { debt, is_urgent: 2 * after > lease })
     }
 
     /// Returns the remaining quota at `now`, as far as this Machine knows.
@@ -97,20 +97,20 @@ impl Account {
 
     /// Returns the arrival time with the unreported usage counted `times` times.
     pub fn arrival(self, quota: Quota, times: u32, now: u64) -> u64 {
-        let owed = quota.charge_ns(self.owed.unsigned_abs()).saturating_mul(times.into());
-        match self.owed {
-            0.. => self.told.max(now).saturating_add(owed),
-            _ => self.told.max(now).saturating_sub(owed),
+        let debt = quota.charge_ns(self.debt.unsigned_abs()).saturating_mul(times.into());
+        match self.debt {
+            0.. => self.told.max(now).saturating_add(debt),
+            _ => self.told.max(now).saturating_sub(debt),
         }
     }
 }
 
-/// Returns the part of `owed` that must still be reported after an outage of the store, in which this Machine applied its
+/// Returns the part of `debt` that must still be reported after an outage of the store, in which this Machine applied its
 /// share up to the arrival time `tat`. Usage that has refilled since is not reported.
-pub fn still_owed(owed: i32, quota: Quota, machines: u32, tat: u64, now: u64) -> i32 {
+pub fn remaining_debt(debt: i32, quota: Quota, machines: u32, tat: u64, now: u64) -> i32 {
     let of_one = quota.charge_ns(machines.max(1));
     let taken = tat.saturating_sub(now).div_ceil(of_one);
-    owed.min(i32::try_from(taken).unwrap_or(i32::MAX))
+    debt.min(i32::try_from(taken).unwrap_or(i32::MAX))
 }
 
 /// Returns how far ahead of now the store's arrival time can be, in nanoseconds: the burst plus the largest total debt.
@@ -120,9 +120,9 @@ pub fn furthest(quota: Quota, machines: u32) -> u64 {
 
 /// A usage report: sent by a Machine to the store, for one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bill {
+pub struct UsageReport {
     /// Usage since the last report, in units of cost.
-    pub owed: i32,
+    pub debt: i32,
     /// The age of the first usage in this report, in nanoseconds: quota that refilled since then is not charged.
     pub ago_ns: u64,
     /// How far ahead of now the arrival time is that the Machine knows, in nanoseconds. A store that has lost its data
@@ -133,11 +133,11 @@ pub struct Bill {
 /// The store's side of a sync: returns the new arrival time from the old one (`None`: unknown key) and a report at `now`.
 ///
 /// Redis runs the proxy's script, which does the same; this version is for simulations.
-pub fn settle(before: Option<u64>, bill: Bill, quota: Quota, machines: u32, now: u64) -> u64 {
+pub fn settle(before: Option<u64>, bill: UsageReport, quota: Quota, machines: u32, now: u64) -> u64 {
     let before = before.unwrap_or_else(|| now.saturating_add(bill.known_ns));
     let since = before.max(now.saturating_sub(bill.ago_ns)).min(now.saturating_add(furthest(quota, machines)));
-    let owed = quota.charge_ns(bill.owed.unsigned_abs());
-    let after = if bill.owed < 0 { since.saturating_sub(owed) } else { since.saturating_add(owed) };
+    let debt = quota.charge_ns(bill.debt.unsigned_abs());
+    let after = if bill.debt < 0 { since.saturating_sub(debt) } else { since.saturating_add(debt) };
     after.max(now)
 }
 
@@ -154,8 +154,8 @@ mod tests {
         Quota::new(rate.parse().unwrap(), burst, Multiplier::ONE).unwrap()
     }
 
-    fn bill(owed: i32) -> Bill {
-        Bill { owed, ..Bill::default() }
+    fn bill(debt: i32) -> UsageReport {
+        UsageReport { debt, ..UsageReport::default() }
     }
 
     #[test]
@@ -163,15 +163,15 @@ mod tests {
         let quota = quota("600/1m", 600);
         let mut account = Account::default();
         for _ in 0..120 {
-            account.owed = account.spend(quota, 5, SECOND, 1).unwrap().owed;
+            account.debt = account.spend(quota, 5, SECOND, 1).unwrap().debt;
         }
         assert_eq!(account.spend(quota, 5, SECOND, 1), Err(Exceeded { retry_after: SETTLES_IN }));
         assert_eq!(account.standing(quota, SECOND).remaining, 480);
         // The stored arrival time includes the reported usage; the next lease is a share of the rest.
-        let told = settle(None, bill(account.owed), quota, 5, SECOND);
+        let told = settle(None, bill(account.debt), quota, 5, SECOND);
         assert_eq!(told, SECOND + 12 * SECOND);
-        let account = Account { told, owed: 95 };
-        assert!(account.spend(quota, 5, SECOND, 1).is_ok_and(|spent| spent.owed == 96 && spent.is_urgent));
+        let account = Account { told, debt: 95 };
+        assert!(account.spend(quota, 5, SECOND, 1).is_ok_and(|spent| spent.debt == 96 && spent.is_urgent));
         assert!(account.spend(quota, 5, SECOND, 2).is_err());
     }
 
@@ -181,9 +181,9 @@ mod tests {
         let full = Account::default();
         assert!(full.spend(quota, 10, SECOND, 20).is_ok_and(|spent| spent.is_urgent));
         let told = settle(None, bill(20), quota, 10, SECOND);
-        let wait = Account { told, owed: 0 }.spend(quota, 10, SECOND, 20).unwrap_err().retry_after;
+        let wait = Account { told, debt: 0 }.spend(quota, 10, SECOND, 20).unwrap_err().retry_after;
         assert_eq!(wait, Duration::from_secs(20));
-        assert!(Account { told, owed: 0 }.spend(quota, 10, SECOND + 20 * SECOND, 20).is_ok());
+        assert!(Account { told, debt: 0 }.spend(quota, 10, SECOND + 20 * SECOND, 20).is_ok());
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
         let quota = quota("60/1m", 10);
         let told = settle(None, bill(10), quota, 2, SECOND);
         let told = settle(Some(told), bill(-4), quota, 2, SECOND);
-        assert_eq!(Account { told, owed: 0 }.standing(quota, SECOND).remaining, 4);
+        assert_eq!(Account { told, debt: 0 }.standing(quota, SECOND).remaining, 4);
         assert_eq!(settle(Some(told), bill(-40), quota, 2, SECOND), SECOND, "nobody has more than the burst");
     }
 
@@ -199,7 +199,7 @@ mod tests {
     fn a_store_without_data_restores_the_arrival_time_from_a_report() {
         let quota = quota("60/1m", 10);
         let told = settle(None, bill(7), quota, 2, SECOND);
-        assert_eq!(settle(None, Bill { known_ns: told - SECOND, ..bill(1) }, quota, 2, SECOND), told + SECOND);
+        assert_eq!(settle(None, UsageReport { known_ns: told - SECOND, ..bill(1) }, quota, 2, SECOND), told + SECOND);
     }
 
     #[test]
@@ -218,17 +218,17 @@ mod tests {
     fn time_covers_what_was_spent_during_an_outage() {
         let quota = quota("60/1m", 60);
         let mut tat = 0;
-        let mut owed = 0;
+        let mut debt = 0;
         // Two of three Machines, a minute of all that their share allows.
         for step in 0..600 {
             if let Ok(after) = quota.share(3, 1).take(tat, SECOND + step * 100 * MS, 1) {
-                (tat, owed) = (after, owed + 1);
+                (tat, debt) = (after, debt + 1);
             }
         }
-        assert_eq!(owed, 39, "20 at once, then one every three seconds");
-        assert_eq!(still_owed(owed, quota, 3, tat, SECOND + 60 * SECOND), 19);
-        assert_eq!(still_owed(owed, quota, 3, tat, tat), 0);
-        assert_eq!(still_owed(5, quota, 3, tat, SECOND), 5);
+        assert_eq!(debt, 39, "20 at once, then one every three seconds");
+        assert_eq!(remaining_debt(debt, quota, 3, tat, SECOND + 60 * SECOND), 19);
+        assert_eq!(remaining_debt(debt, quota, 3, tat, tat), 0);
+        assert_eq!(remaining_debt(5, quota, 3, tat, SECOND), 5);
     }
 
     /// A simulated Machine.
@@ -236,7 +236,7 @@ mod tests {
     struct Machine {
         account: Account,
         /// The report on its way: arrival at the store, and the report.
-        sent: Option<(u64, Bill)>,
+        sent: Option<(u64, UsageReport)>,
         owes_since: u64,
         /// The response on its way: arrival here, arrival time, reported usage.
         coming: Option<(u64, u64, i32)>,
@@ -261,10 +261,10 @@ mod tests {
         for step in 0..ms {
             let now = SECOND + step * MS;
             for (machine, load) in all.iter_mut().zip(loads) {
-                if let Some((at, told, owed)) = machine.coming
+                if let Some((at, told, debt)) = machine.coming
                     && at <= now
                 {
-                    machine.account = Account { told, owed: machine.account.owed - owed };
+                    machine.account = Account { told, debt: machine.account.debt - debt };
                     (machine.coming, machine.settled_at) = (None, now);
                 }
                 if let Some((at, bill)) = machine.sent
@@ -273,7 +273,7 @@ mod tests {
                     let told = settle(store, bill, quota, machines, now);
                     store = Some(told);
                     machine.sent = None;
-                    machine.coming = Some((now + delays[random(delays.len() as u64) as usize] * MS, told, bill.owed));
+                    machine.coming = Some((now + delays[random(delays.len() as u64) as usize] * MS, told, bill.debt));
                 }
                 let mut urgent = false;
                 // `load` requests per second, at random.
@@ -282,20 +282,20 @@ mod tests {
                     if let Ok(spent) = machine.account.spend(quota, machines, now, cost) {
                         let left = u64::from(machine.account.standing(quota, now).remaining);
                         machine.most_lease = machine.most_lease.max(left / u64::from(machines)).max(cost.into());
-                        if machine.account.owed == 0 {
+                        if machine.account.debt == 0 {
                             machine.owes_since = now;
                         }
-                        machine.account.owed = spent.owed;
+                        machine.account.debt = spent.debt;
                         urgent |= spent.is_urgent;
                         admitted.push(now);
                     }
                 }
                 let is_due = urgent || now >= machine.settled_at + 200 * MS;
-                if machine.account.owed != 0 && machine.sent.is_none() && machine.coming.is_none() && is_due {
+                if machine.account.debt != 0 && machine.sent.is_none() && machine.coming.is_none() && is_due {
                     let delay = delays[random(delays.len() as u64) as usize];
                     let account = machine.account;
                     let (ago_ns, known_ns) = (now - machine.owes_since, account.told.saturating_sub(now));
-                    machine.sent = Some((now + delay * MS, Bill { owed: account.owed, ago_ns, known_ns }));
+                    machine.sent = Some((now + delay * MS, UsageReport { debt: account.debt, ago_ns, known_ns }));
                     machine.owes_since = now;
                 }
             }
@@ -370,14 +370,14 @@ mod tests {
         }
 
         #[test]
-        fn no_number_makes_it_panic(told: u64, owed: i32, now: u64, machines: u32, cost: u32, interval: u64, burst: u32) {
+        fn no_number_makes_it_panic(told: u64, debt: i32, now: u64, machines: u32, cost: u32, interval: u64, burst: u32) {
             let quota = Quota::from_parts(interval, burst);
-            let account = Account { told, owed };
+            let account = Account { told, debt };
             let _ = account.spend(quota, machines, now, cost);
             let _ = account.standing(quota, now);
             let _ = quota.share(machines, cost).take(told, now, cost);
-            let _ = still_owed(owed, quota, machines, told, now);
-            let bill = Bill { owed, ago_ns: told, known_ns: now };
+            let _ = remaining_debt(debt, quota, machines, told, now);
+            let bill = UsageReport { debt, ago_ns: told, known_ns: now };
             prop_assert!(settle(Some(told), bill, quota, machines, now) >= now);
             prop_assert!(settle(None, bill, quota, machines, now) >= now);
         }

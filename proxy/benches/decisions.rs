@@ -84,7 +84,7 @@ fn limit_shared(bencher: Bencher<'_, '_>, keys: u64) {
         let now = clock.fetch_add(1_000_000, Ordering::Relaxed);
         let Ok(index) = cells.find_or_claim(key, || None) else { return false };
         let spent = black_box(cells.spend(index, quota, 1, shared.law(now)).is_ok());
-        if spent && cells.cell(index).account().owed > 50 {
+        if spent && cells.cell(index).account().debt > 50 {
             cells.cell(index).settled(50, now);
         }
         spent

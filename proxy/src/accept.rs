@@ -189,7 +189,7 @@ fn reject_connection(socket: &TcpStream, client: IpAddr, worker: &Worker) {
 /// Counts a rejection of what never became a request; returns the response.
 fn rejected(worker: &Worker, rejection: Rejection, client: IpAddr, unread: &[u8]) -> Vec<u8> {
     let id = RequestId::generate();
-    record::refused_unread(&worker.state, rejection, id, client, unread);
+    record::rejected_unparsed(&worker.state, rejection, id, client, unread);
     answer::early(&rejection.problem(), id, worker.listener, &date(Instant::now().into_std()))
 }
 

@@ -158,7 +158,7 @@ fn start_background_tasks(state: &Arc<State>) {
         tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
     }
     if let Some(peers) = &state.peers {
-        tokio::spawn(peers::probe::keep_looking(Arc::clone(peers)));
+        tokio::spawn(peers::probe::keep_resolving(Arc::clone(peers)));
         let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());
         let seen = move |is_first_look| {
             seeing.machines.set_known(table.machines().0);
@@ -167,13 +167,13 @@ fn start_background_tasks(state: &Arc<State>) {
         let note_exhaustion = move |resource| {
             lacking.note_exhaustion(resource);
         };
-        tokio::spawn(peers::probe::keep_asking(Arc::clone(peers), seen, note_exhaustion));
+        tokio::spawn(peers::probe::keep_probing(Arc::clone(peers), seen, note_exhaustion));
         let state = shared();
         let connect = move || {
             let state = Arc::clone(&state);
             async move { connect(&state).await }
         };
-        tokio::spawn(peers::local::keep_asking(Arc::clone(peers), connect));
+        tokio::spawn(peers::local::keep_probing(Arc::clone(peers), connect));
     }
     let (rules, lacking) = (shared(), shared());
     let settings = move || rules.rules.load().config.limits.sharing.clone();
@@ -186,7 +186,7 @@ fn start_background_tasks(state: &Arc<State>) {
     let note_exhaustion = move |resource| {
         lacking.note_exhaustion(resource);
     };
-    tokio::spawn(limits::settling::keep_settled(shared_state, settings, note_exhaustion));
+    tokio::spawn(limits::settling::keep_synced(shared_state, settings, note_exhaustion));
     if let Some(trail) = &state.trail {
         let (shipping, upkeep) = (shared(), shared());
         let app = move || Arc::clone(&shipping.rules.load().upstreams.app);

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use http::header;
 use outrigger_identity::clock::seconds;
-use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::signing::{Keys, Purpose, VerifyBuffer};
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::{Age, LARGEST, Lifetime, Session};
 use outrigger_rules::sections::affinity::AffinityRules;
@@ -19,11 +19,11 @@ const MOST_LOOKED_AT: usize = 4;
 
 /// The memory for a session that was found.
 #[derive(Debug)]
-pub struct Buffer(Opened);
+pub struct Buffer(VerifyBuffer);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self([0; size_of::<Opened>()])
+        Self([0; size_of::<VerifyBuffer>()])
     }
 }
 
@@ -54,9 +54,9 @@ pub fn find<'b>(keys: &Keys, lifetime: &Lifetime, fields: Fields<'_>, now: u32, 
     });
     let candidates = &candidates[..count];
     let mut worst = Found::Nothing;
-    for sealed in candidates {
+    for signed in candidates {
         // Keep only the length: a loop cannot return a borrow of a buffer that its next iteration may overwrite.
-        let length = keys.open(Purpose::Cookie, sealed, &mut buffer.0).map_or(0, <[u8]>::len);
+        let length = keys.verified(Purpose::Cookie, signed, &mut buffer.0).map_or(0, <[u8]>::len);
         let age = Session::decode(&buffer.0[..length]).map(|session| lifetime.judge(&session, now));
         match age {
             Some(age @ (Age::Fresh | Age::Due)) => {
@@ -91,7 +91,7 @@ pub fn with_line(sticky: &Sticky, rules: &AffinityRules, this: &This, write: imp
                 };
                 let mut text = [0; LARGEST];
                 let length = Session { id, born, written: now, home }.encode(&mut text);
-                this.keys.seal(Purpose::Cookie, &text[..length], line);
+                this.keys.append_signed(Purpose::Cookie, &text[..length], line);
                 // Writing to a vector cannot fail.
                 let _ = write!(line, "; Max-Age={}", rules.lifetime.left(born, now));
             }
@@ -118,7 +118,7 @@ mod tests {
         let mut text = [0; LARGEST];
         let length = Session { id: 7, born: written, written, home: b"m1" }.encode(&mut text);
         let mut out = Vec::new();
-        keys().seal(Purpose::Cookie, &text[..length], &mut out);
+        keys().append_signed(Purpose::Cookie, &text[..length], &mut out);
         format!("{NAME}={}", String::from_utf8(out).unwrap())
     }
 

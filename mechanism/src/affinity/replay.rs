@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use http::HeaderName;
-use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::signing::{Keys, Purpose, VerifyBuffer};
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::Mark;
 use outrigger_wire::request::Fields;
@@ -49,8 +49,8 @@ pub fn marks(keys: &Keys, fields: Fields<'_>, now: u32) -> Marks {
 }
 
 fn is_valid(keys: &Keys, state: &[u8], now: u32) -> bool {
-    let mut buffer = [0; size_of::<Opened>()];
-    let text = keys.open(Purpose::Replay, state, &mut buffer);
+    let mut buffer = [0; size_of::<VerifyBuffer>()];
+    let text = keys.verified(Purpose::Replay, state, &mut buffer);
     let sent = text.and_then(|text| text.first_chunk::<4>()).map(|sent| u32::from_be_bytes(*sent));
     sent.is_some_and(|sent| sent.abs_diff(now) <= VALID_SECONDS)
 }
@@ -61,7 +61,7 @@ pub fn field(this: &This, home: &str, timeout: Duration, now: u32) -> Vec<u8> {
     let text = [&now.to_be_bytes()[..], this.name.as_bytes()].concat();
     let mut value =
         format!("prefer_instance={home};timeout={}ms;fallback=force_self;state=", timeout.as_millis()).into_bytes();
-    this.keys.seal(Purpose::Replay, &text, &mut value);
+    this.keys.append_signed(Purpose::Replay, &text, &mut value);
     value
 }
 

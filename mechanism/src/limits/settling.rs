@@ -42,7 +42,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(400);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// What the task shares with requests, and where it reports.
+/// State that the task shares with requests, and its metrics.
 #[derive(Debug)]
 pub struct SharedState {
     /// The state of shared rate limits.
@@ -57,7 +57,7 @@ pub struct SharedState {
 
 /// Syncs for the life of the process. `settings` returns those in force; `None` while no limit is shared. `note_exhaustion` is
 /// called when this host lacks a resource that a connection needs.
-pub async fn keep_settled(
+pub async fn keep_synced(
     shared: SharedState,
     settings: impl Fn() -> Option<Arc<RedisSettings>>,
     note_exhaustion: impl Fn(Resource),
@@ -183,7 +183,7 @@ impl<F: Fn(Resource)> Settler<F> {
         cells: &Cells,
         machines: u32,
     ) -> Result<Link, LinkError> {
-        let is_settled = self.settle_batch(&mut link, settings, cells, machines, false).await?;
+        let is_settled = self.sync_batch(&mut link, settings, cells, machines, false).await?;
         if !is_settled && link.clock.1.elapsed() >= SIGN_OF_LIFE {
             link.give_sign().await?;
         }
@@ -201,7 +201,7 @@ impl<F: Fn(Resource)> Settler<F> {
             self.ledger.queue(index, Asks::Now, now);
         }
         for _ in 0..CATCH_UP {
-            if !self.settle_batch(&mut link, settings, cells, machines, true).await? {
+            if !self.sync_batch(&mut link, settings, cells, machines, true).await? {
                 break;
             }
         }
@@ -217,7 +217,7 @@ impl<F: Fn(Resource)> Settler<F> {
     }
 
     /// Syncs one batch. Returns whether there was one.
-    async fn settle_batch(
+    async fn sync_batch(
         &mut self,
         link: &mut Link,
         settings: &RedisSettings,
@@ -236,13 +236,13 @@ impl<F: Fn(Resource)> Settler<F> {
         metrics.settled.inc_by(bills.len() as u64);
         let now = self.now();
         for (due, ahead_ns) in bills.iter().zip(answers) {
-            cells.cell(due.index).settled(due.owed, now.saturating_add(ahead_ns));
+            cells.cell(due.index).settled(due.debt, now.saturating_add(ahead_ns));
             if let Some(note) = self.ledger.notes.get_mut(&due.index) {
                 // Machines that sync after this one read more, so the next usage is synced at once.
                 note.settled_at = if was_alone { 0 } else { now };
             }
-            let counter = if due.bill.owed < 0 { &metrics.given_back } else { &metrics.spent };
-            counter.inc_by(due.bill.owed.unsigned_abs().into());
+            let counter = if due.bill.debt < 0 { &metrics.given_back } else { &metrics.spent };
+            counter.inc_by(due.bill.debt.unsigned_abs().into());
         }
         Ok(true)
     }

@@ -4,8 +4,8 @@
 //! Used cells are marked, and a background task ([`super::settling`]) syncs them with Redis.
 //!
 //! ```text
-//!   request ──► find(tag) ──► Cell: told · owed ──► spent          the task ──► dirty ──► sync ──► Redis
-//!                               └─ its bit in `dirty` ─────────────────┘           told, owed ◄──────┘
+//!   request ──► find(tag) ──► Cell: told · debt ──► spent          the task ──► dirty ──► sync ──► Redis
+//!                               └─ its bit in `dirty` ─────────────────┘           told, debt ◄──────┘
 //! ```
 //!
 //! A tag has two candidate lines of tags, and one cell in them. Only the task frees a cell: once the key's quota is
@@ -282,12 +282,12 @@ impl Cells {
         let cell = &self.cells[index];
         let is_urgent = if law.mode == Mode::Shared {
             let told = cell.told.load(Ordering::Relaxed);
-            let mut owed = cell.owed.load(Ordering::Relaxed);
+            let mut debt = cell.debt.load(Ordering::Relaxed);
             loop {
-                let spent = Account { told, owed }.spend(quota, law.machines, law.now, cost)?;
-                match cell.owed.compare_exchange_weak(owed, spent.owed, Ordering::Relaxed, Ordering::Relaxed) {
+                let spent = Account { told, debt }.spend(quota, law.machines, law.now, cost)?;
+                match cell.debt.compare_exchange_weak(debt, spent.debt, Ordering::Relaxed, Ordering::Relaxed) {
                     Ok(_) => break spent.is_urgent,
-                    Err(seen) => owed = seen,
+                    Err(seen) => debt = seen,
                 }
             }
         } else {
@@ -300,7 +300,7 @@ impl Cells {
                     Err(seen) => tat = seen,
                 }
             }
-            cell.owed.fetch_add(signed(cost), Ordering::Relaxed);
+            cell.debt.fetch_add(signed(cost), Ordering::Relaxed);
             false
         };
         self.remember(cell, quota);
@@ -347,7 +347,7 @@ impl Cells {
             let back = law.share(quota, cost).charge_ns(cost);
             cell.tat.update(Ordering::Relaxed, Ordering::Relaxed, |tat| tat.saturating_sub(back));
         }
-        cell.owed.fetch_sub(signed(cost), Ordering::Relaxed);
+        cell.debt.fetch_sub(signed(cost), Ordering::Relaxed);
         self.ask(index, Asks::Soon);
     }
 
@@ -400,7 +400,7 @@ impl Cells {
         let cell = &self.cells[index];
         cell.told.store(0, Ordering::Relaxed);
         cell.tat.store(0, Ordering::Relaxed);
-        cell.owed.store(0, Ordering::Relaxed);
+        cell.debt.store(0, Ordering::Relaxed);
         cell.asks.store(Asks::Nothing as u8, Ordering::Relaxed);
         cell.name.iter().for_each(|part| part.store(0, Ordering::Relaxed));
         self.tag(index).store(FREE, Ordering::Release);

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::signing::{Keys, Purpose, VerifyBuffer};
 use outrigger_policy::affinity::is_name;
 
 use crate::peers::hop::Nonce;
@@ -81,7 +81,7 @@ pub enum AnswerRefused {
 
 impl ProbeAnswer {
     /// Encodes and signs the response.
-    pub fn seal(&self, keys: &Keys) -> Vec<u8> {
+    pub fn sign(&self, keys: &Keys) -> Vec<u8> {
         let name = self.name.as_bytes();
         let mut text = vec![self.condition as u8];
         text.extend_from_slice(&self.run.to_be_bytes());
@@ -94,18 +94,18 @@ impl ProbeAnswer {
         text.extend_from_slice(name);
         text.extend_from_slice(self.asker.as_bytes());
         let mut out = Vec::new();
-        keys.seal(Purpose::Probe, &text, &mut out);
+        keys.append_signed(Purpose::Probe, &text, &mut out);
         out
     }
 
-    /// Verifies and decodes the output of [`ProbeAnswer::seal`], and checks that it belongs to this probe.
+    /// Verifies and decodes the output of [`ProbeAnswer::sign`], and checks that it belongs to this probe.
     ///
     /// # Errors
     /// [`AnswerRefused`]
-    pub fn open(keys: &Keys, sealed: &[u8], asked: Asked<'_>) -> Result<Self, AnswerRefused> {
-        let mut buffer = [0; size_of::<Opened>()];
+    pub fn verify(keys: &Keys, signed: &[u8], asked: Asked<'_>) -> Result<Self, AnswerRefused> {
+        let mut buffer = [0; size_of::<VerifyBuffer>()];
         let answer =
-            keys.open(Purpose::Probe, sealed, &mut buffer).and_then(Self::read).ok_or(AnswerRefused::Unsigned)?;
+            keys.verified(Purpose::Probe, signed, &mut buffer).and_then(Self::read).ok_or(AnswerRefused::Unsigned)?;
         if answer.nonce != asked.nonce || *answer.asker != *asked.asker {
             return Err(AnswerRefused::OtherProbe);
         }
@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn an_answer_is_valid_for_one_probe_between_two_addresses() {
         let answer = answer();
-        let sealed = answer.seal(&keys("k"));
-        let opened = |asked| ProbeAnswer::open(&keys("k"), &sealed, asked);
+        let signed = answer.sign(&keys("k"));
+        let opened = |asked| ProbeAnswer::verify(&keys("k"), &signed, asked);
         let right = asked(&answer);
         assert_eq!(opened(right), Ok(answer.clone()));
         assert_eq!(opened(Asked { from: None, ..right }), Ok(answer.clone()));
@@ -208,8 +208,8 @@ mod tests {
         }
         let asked = Asked { from: Some("192.0.2.9:40001".parse().unwrap()), ..right };
         assert_eq!(refused(asked), AnswerRefused::OtherOrigin(answer.came_from));
-        assert_eq!(ProbeAnswer::open(&keys("x"), &sealed, right), Err(AnswerRefused::Unsigned));
-        assert_eq!(ProbeAnswer::open(&keys("k"), b"ready", right), Err(AnswerRefused::Unsigned));
+        assert_eq!(ProbeAnswer::verify(&keys("x"), &signed, right), Err(AnswerRefused::Unsigned));
+        assert_eq!(ProbeAnswer::verify(&keys("k"), b"ready", right), Err(AnswerRefused::Unsigned));
     }
 
     #[test]
@@ -220,6 +220,6 @@ mod tests {
             arrived_at: "[2001:db8::1]:65535".parse().unwrap(),
             ..answer()
         };
-        assert_eq!(ProbeAnswer::open(&keys("k"), &answer.seal(&keys("k")), asked(&answer)), Ok(answer.clone()));
+        assert_eq!(ProbeAnswer::verify(&keys("k"), &answer.sign(&keys("k")), asked(&answer)), Ok(answer.clone()));
     }
 }

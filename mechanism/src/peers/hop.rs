@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use outrigger_identity::signing::{Keys, Opened, Purpose};
+use outrigger_identity::signing::{Keys, Purpose, VerifyBuffer};
 use outrigger_policy::affinity::LONGEST_NAME;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
 use outrigger_wire::random::random;
@@ -179,7 +179,7 @@ fn is_of_the_connection(name: &str) -> bool {
 
 impl Hop {
     /// Signs this hop of `request`, as it is sent, to the Machine `to`, at `now` in seconds since 1970.
-    pub fn seal(&self, keys: &Keys, request: &Request<'_>, to: Receiver<'_>, now: u32) -> Vec<u8> {
+    pub fn sign(&self, keys: &Keys, request: &Request<'_>, to: Receiver<'_>, now: u32) -> Vec<u8> {
         let client = match self.client {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
             IpAddr::V6(v6) => v6,
@@ -198,24 +198,24 @@ impl Hop {
         text.extend_from_slice(from);
         text.extend_from_slice(to.name.as_bytes());
         let mut out = Vec::new();
-        keys.seal(Purpose::Hop, &text, &mut out);
+        keys.append_signed(Purpose::Hop, &text, &mut out);
         out
     }
 
-    /// Verifies the output of [`Hop::seal`] for `request` to the Machine `here`. [`super::used`] checks for earlier
+    /// Verifies the output of [`Hop::sign`] for `request` to the Machine `here`. [`super::used`] checks for earlier
     /// use.
     ///
     /// # Errors
     /// [`HopRefused`]
-    pub fn open(
+    pub fn verify(
         keys: &Keys,
-        sealed: &[u8],
+        signed: &[u8],
         request: &Request<'_>,
         here: Receiver<'_>,
         now: u32,
     ) -> Result<Self, HopRefused> {
-        let mut buffer = [0; size_of::<Opened>()];
-        let text = keys.open(Purpose::Hop, sealed, &mut buffer).ok_or(HopRefused::Unsigned)?;
+        let mut buffer = [0; size_of::<VerifyBuffer>()];
+        let text = keys.verified(Purpose::Hop, signed, &mut buffer).ok_or(HopRefused::Unsigned)?;
         let Signed { hop, sent, to, digest } = read(text).ok_or(HopRefused::Unsigned)?;
         if sent.abs_diff(now) > SKEW_SECONDS {
             return Err(HopRefused::Stale);
@@ -285,8 +285,8 @@ mod tests {
     #[test]
     fn a_hop_is_valid_for_one_request_to_one_run_of_one_machine_for_a_minute() {
         let get = request(&Method::GET, "/cart", Fields::Wire(&[]));
-        let sealed = hop(Kind::Session).seal(&keys("k"), &get, B, NOW);
-        let opened = |keys: &Keys, request: &Request<'_>, here, now| Hop::open(keys, &sealed, request, here, now);
+        let signed = hop(Kind::Session).sign(&keys("k"), &get, B, NOW);
+        let opened = |keys: &Keys, request: &Request<'_>, here, now| Hop::verify(keys, &signed, request, here, now);
         assert_eq!(opened(&keys("k"), &get, B, NOW + 60), Ok(hop(Kind::Session)));
         assert_eq!(opened(&keys("k"), &get, B, NOW - 60), Ok(hop(Kind::Session)), "clocks differ");
         let refused = |keys: &Keys, request: &Request<'_>, here, now| opened(keys, request, here, now).unwrap_err();
@@ -319,9 +319,9 @@ mod tests {
             ("Content-Type", "text/plain"),
         ]);
         let post = request(&Method::POST, "/order", Fields::Wire(&sent));
-        let sealed = hop(Kind::Failover).seal(&keys("k"), &post, B, NOW);
+        let signed = hop(Kind::Failover).sign(&keys("k"), &post, B, NOW);
         let verdict = |fields: Fields<'_>| {
-            Hop::open(&keys("k"), &sealed, &request(&Method::POST, "/order", fields), B, NOW).map(drop)
+            Hop::verify(&keys("k"), &signed, &request(&Method::POST, "/order", fields), B, NOW).map(drop)
         };
         // Parsed by Pingora, in another order, with headers of the connection, and with the hop itself.
         let mut map = HeaderMap::new();
@@ -365,9 +365,9 @@ mod tests {
     #[test]
     fn only_a_probe_may_be_for_any_machine() {
         let get = request(&Method::GET, PROBE_PATH, Fields::Wire(&[]));
-        let to_any = |kind| hop(kind).seal(&keys("k"), &get, Receiver::ANY, NOW);
-        assert!(Hop::open(&keys("k"), &to_any(Kind::Probe), &get, B, NOW).is_ok());
-        assert_eq!(Hop::open(&keys("k"), &to_any(Kind::Session), &get, B, NOW), Err(HopRefused::Elsewhere));
+        let to_any = |kind| hop(kind).sign(&keys("k"), &get, Receiver::ANY, NOW);
+        assert!(Hop::verify(&keys("k"), &to_any(Kind::Probe), &get, B, NOW).is_ok());
+        assert_eq!(Hop::verify(&keys("k"), &to_any(Kind::Session), &get, B, NOW), Err(HopRefused::Elsewhere));
     }
 
     #[test]
@@ -376,8 +376,8 @@ mod tests {
         let get = request(&Method::GET, "/", Fields::Wire(&[]));
         let hop = Hop { client: "2001:db8::1".parse().unwrap(), from: from.into(), ..hop(Kind::Failover) };
         let to = Receiver { name: &to, run: u64::MAX };
-        let sealed = hop.seal(&keys("k"), &get, to, NOW);
-        assert_eq!(Hop::open(&keys("k"), &sealed, &get, to, NOW), Ok(hop));
+        let signed = hop.sign(&keys("k"), &get, to, NOW);
+        assert_eq!(Hop::verify(&keys("k"), &signed, &get, to, NOW), Ok(hop));
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Local {
 }
 
 /// Checks the app for the life of the process. `connect` opens a connection to it.
-pub async fn keep_asking<F>(peers: Arc<Peers>, connect: impl Fn() -> F)
+pub async fn keep_probing<F>(peers: Arc<Peers>, connect: impl Fn() -> F)
 where
     F: Future<Output = Result<AppStream, ConnectError>>,
 {

@@ -102,13 +102,13 @@ impl Check {
             target: PROBE_PATH,
             has_endless_body: false,
         };
-        let sealed = hop.seal(&self.this.keys, &signed, Receiver::ANY, seconds());
-        if let Ok(sealed) = http::HeaderValue::from_maybe_shared(sealed) {
-            asks.headers_mut().insert(&X_OUTRIGGER_HOP, sealed);
+        let token = hop.sign(&self.this.keys, &signed, Receiver::ANY, seconds());
+        if let Ok(token) = http::HeaderValue::from_maybe_shared(token) {
+            asks.headers_mut().insert(&X_OUTRIGGER_HOP, token);
         }
         let (status, body) = answer_of(stream, asks).await?;
         let asked = Asked { nonce, asker: &self.this.name, address, from };
-        let answer = ProbeAnswer::open(&self.this.keys, &body, asked).map_err(|e| Unanswered::Unproven(status, e))?;
+        let answer = ProbeAnswer::verify(&self.this.keys, &body, asked).map_err(|e| Unanswered::Unproven(status, e))?;
         Ok(Proven { standing: answer.condition.into(), name: answer.name, run: answer.run })
     }
 }
@@ -150,7 +150,7 @@ impl HealthCheck for Check {
 }
 
 /// Looks for peers for the life of the process.
-pub async fn keep_looking(peers: Arc<Peers>) {
+pub async fn keep_resolving(peers: Arc<Peers>) {
     let mut has_failed = false;
     loop {
         let found = peers.balancer.update().await;
@@ -167,7 +167,7 @@ pub async fn keep_looking(peers: Arc<Peers>) {
 
 /// Probes the peers in a task of its own: a slow name server must not delay probes. After each round calls `seen` with whether
 /// no complete table was known before it. Calls `note_exhaustion` when this host lacks a resource for a probe.
-pub async fn keep_asking(peers: Arc<Peers>, seen: impl Fn(bool), note_exhaustion: impl Fn(Resource)) {
+pub async fn keep_probing(peers: Arc<Peers>, seen: impl Fn(bool), note_exhaustion: impl Fn(Resource)) {
     loop {
         peers.balancer.backends().run_health_check(true).await;
         let answers = std::mem::take(&mut *peers.round.lock().unwrap_or_else(PoisonError::into_inner));

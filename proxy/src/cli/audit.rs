@@ -175,7 +175,7 @@ pub enum AuditError {
     },
     /// The entry about the command could not be added.
     #[error("not done, because it cannot be recorded in the audit log: {0}")]
-    NotEntered(Box<AuditError>),
+    NotRecorded(Box<AuditError>),
     /// Any other problem that the operator has to know.
     #[error("{0}")]
     Refused(String),
@@ -185,7 +185,7 @@ impl AuditError {
     fn code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::NoDirectory | Self::NoKeys(_) | Self::Keys { .. } | Self::Url(_) => EX_CONFIG,
-            Self::NotEntered(cause) if matches!(**cause, Self::Config(_) | Self::NoDirectory) => EX_CONFIG,
+            Self::NotRecorded(cause) if matches!(**cause, Self::Config(_) | Self::NoDirectory) => EX_CONFIG,
             Self::Verify(_) => 2,
             _ => 1,
         }

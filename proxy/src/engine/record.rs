@@ -139,7 +139,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
 }
 
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
-pub fn refused_unread(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
+pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
     let rules = state.rules.load();
     state.metrics.rejections.rejected(rejection);
     // No route was chosen: count it for the last one, which takes all requests that no other route matches.

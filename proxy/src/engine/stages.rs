@@ -77,7 +77,7 @@ pub fn take_turn(state: &State, request: &Request<'_>, exchange: &mut Exchange) 
     let verdict = TURN.iter().try_for_each(|stage| stage(state, request, exchange));
     match verdict {
         Err(Rejection::BreakerOpen { .. }) if failover::takes(state, exchange) => Ok(()),
-        Err(Rejection::Overloaded) if failover::spares_a_slot(state, exchange) => Ok(()),
+        Err(Rejection::Overloaded) if failover::may_serve_elsewhere(state, exchange) => Ok(()),
         verdict => verdict,
     }
 }

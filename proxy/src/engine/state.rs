@@ -50,7 +50,7 @@ pub struct Snapshot {
     pub limit_metrics: Vec<LimitMetrics>,
     /// The circuit breakers, in the order of the configuration.
     pub breakers: Vec<Arc<Cell>>,
-    /// What the audit log needs of the configuration, if there is an audit log.
+    /// The part of the configuration that the audit log uses, if there is an audit log.
     pub audit: Option<Arc<AuditBasis>>,
     /// Increases by one with every change.
     pub version: u64,

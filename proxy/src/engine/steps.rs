@@ -65,12 +65,12 @@ pub fn admitted(state: &State, exchange: &mut Exchange, is_idempotent: bool) -> 
 /// The request gets no permit here. A peer may have a free one.
 pub fn not_admitted(state: &State, exchange: &mut Exchange, no_turn: NoTurn) -> Next {
     let event = match no_turn {
-        NoTurn::AppAway => Event::HoldOver,
+        NoTurn::AppDown => Event::HoldOver,
         NoTurn::Refused(rejection) => {
             // An upload that asks again has sent a part of its body.
             let peer = exchange.attempts.is_queued()
                 && rejection == Rejection::Overloaded
-                && failover::spares_a_slot(state, exchange);
+                && failover::may_serve_elsewhere(state, exchange);
             Event::NotAdmitted { rejection, peer }
         }
     };

@@ -84,7 +84,7 @@ impl Gateway {
             // Last, because the signature covers the whole head.
             let from = peers.this.name.as_ref().into();
             let hop = Hop { kind: *kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
-            let sealed = hop.seal(&peers.this.keys, &view(request, false), peer.receiver(), seconds());
+            let sealed = hop.sign(&peers.this.keys, &view(request, false), peer.receiver(), seconds());
             request.insert_header(&X_OUTRIGGER_HOP, sealed)?;
         }
         Ok(())

@@ -261,7 +261,7 @@ impl Lane<'_> {
     /// Waits until the request has a permit, and tells the app the time that is left.
     async fn wait_for_turn(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Result<Next, Broken> {
         if let Err(no_turn) = self.wait_for_permit(exchange).await? {
-            if no_turn == NoTurn::AppAway {
+            if no_turn == NoTurn::AppDown {
                 attempt.detail = "it was down for longer than `hold`".into();
             }
             return Ok(steps::not_admitted(self.state, exchange, no_turn));

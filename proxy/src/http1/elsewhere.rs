@@ -187,7 +187,7 @@ impl Lane<'_> {
         let request = Request { fields: Fields::Wire(parsed.headers), ..asked(&method, target, host) };
         let from = peers.this.name.as_ref().into();
         let hop = Hop { kind, client: exchange.client.address, nonce: peers.nonces.next(), from };
-        Some(hop.seal(&peers.this.keys, &request, peer.receiver(), seconds()))
+        Some(hop.sign(&peers.this.keys, &request, peer.receiver(), seconds()))
     }
 
     /// Asks the edge to send the request to its session's home.
@@ -213,7 +213,7 @@ impl Lane<'_> {
             arrived_at: peers.rules.address.unwrap_or(local),
             came_from: remote,
         };
-        let body = answer.seal(&peers.this.keys);
+        let body = answer.sign(&peers.this.keys);
         self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
         exchange.status = 200;
         self.send_gathered(exchange).await

@@ -261,7 +261,7 @@ impl Lane<'_> {
         }
         turn.map_err(|no_turn| match no_turn {
             NoTurn::Refused(rejection) => Broken::Refused(rejection),
-            NoTurn::AppAway => Broken::Refused(Rejection::AppRestarting),
+            NoTurn::AppDown => Broken::Refused(Rejection::AppRestarting),
         })
     }
 

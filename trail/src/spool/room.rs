@@ -1,4 +1,4 @@
-//! What leaves a spool: shipped segments, when it is full; expired ones; and data keys of subjects.
+//! Removal from a spool: shipped segments, when it is full; expired ones; and data keys of subjects.
 
 use std::path::Path;
 

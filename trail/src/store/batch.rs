@@ -113,7 +113,7 @@ impl<'a> Batch<'a> {
         let mut lines = body.split(|b| *b == b'\n');
         let first = lines.next().unwrap_or_default();
         let first: FirstLine<'a> =
-            serde_json::from_slice(first).map_err(|e| bad(1, format!("has no valid first line: {e}")))?;
+            serde_json::from_slice(first).map_err(|e| bad(1, format!("is not a valid first line: {e}")))?;
         let is_chain = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         if first.chain.len() != 16 || !first.chain.bytes().all(is_chain) {
             return Err(bad(1, format!("needs a chain of 16 hexadecimal digits, got {:?}", first.chain)));
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn an_invalid_batch_is_rejected_with_the_line() {
         let error = |body: &str| Batch::parse(body.as_bytes()).unwrap_err().to_string();
-        assert!(error("").starts_with("line 1 of the batch does not say what it is"));
+        assert!(error("").starts_with("line 1 of the batch is not a valid first line"));
         assert!(error(&FIRST.replace("0123", "app")).contains("16 hexadecimal digits"));
         assert!(error(&FIRST.replace("data", "date")).contains("needs a class"));
         assert!(error(&FIRST.replace("m1", "")).contains("needs a machine"));

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use outrigger_policy::lease::Bill;
+use outrigger_policy::lease::UsageReport;
 use outrigger_policy::limiter::Quota;
 
 use crate::limits::shared::{Asks, Cells};
@@ -22,9 +22,9 @@ pub(super) struct Due {
     pub(super) index: usize,
     pub(super) name: [u64; 2],
     pub(super) quota: Quota,
-    pub(super) bill: Bill,
+    pub(super) bill: UsageReport,
     /// The debt when the report was written; the report may contain less.
-    pub(super) owed: i32,
+    pub(super) debt: i32,
 }
 
 impl Due {
@@ -34,8 +34,8 @@ impl Due {
         index: 0,
         name: [0, 0],
         quota: Quota::MILLISECOND,
-        bill: Bill { owed: 1, ago_ns: 0, known_ns: 0 },
-        owed: 1,
+        bill: UsageReport { debt: 1, ago_ns: 0, known_ns: 0 },
+        debt: 1,
     };
 }
 
@@ -111,13 +111,13 @@ impl Ledger {
             };
             cell.heard();
             let account = cell.account();
-            let Some(quota) = cell.quota().filter(|_| account.owed != 0) else { continue };
-            let owed = if was_alone { cell.still_owed(quota, machines, now) } else { account.owed };
+            let Some(quota) = cell.quota().filter(|_| account.debt != 0) else { continue };
+            let debt = if was_alone { cell.remaining_debt(quota, machines, now) } else { account.debt };
             let note = self.notes.get(&index).copied().unwrap_or_default();
             // The share's arrival time already accounts for the age of the usage.
             let ago_ns = if was_alone { 0 } else { now.saturating_sub(note.since) };
-            let bill = Bill { owed, ago_ns, known_ns: account.told.saturating_sub(now) };
-            bills.push(Due { index, name, quota, bill, owed: account.owed });
+            let bill = UsageReport { debt, ago_ns, known_ns: account.told.saturating_sub(now) };
+            bills.push(Due { index, name, quota, bill, debt: account.debt });
         }
         bills
     }
@@ -130,7 +130,7 @@ impl Ledger {
             if note.is_queued {
                 return true;
             }
-            if cell.account().owed != 0 {
+            if cell.account().debt != 0 {
                 asking.push(*index);
             } else if note.is_leaving {
                 cells.free(*index);

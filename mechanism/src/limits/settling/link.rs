@@ -13,7 +13,7 @@ use crate::limits::settling::ledger::Due;
 /// on ([`EPOCH_S`]) so that a double holds fractions of them. Only effects are replicated (Redis 5 and later), so the
 /// script may read the clock.
 const SCRIPT: &str = r"
-local interval, burst, owed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local interval, burst, debt = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local ago, known, machines = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local clock = redis.call('TIME')
 local now = (clock[1] - 1735689600) * 1000000 + clock[2]
@@ -23,7 +23,7 @@ end
 local kept = redis.call('GET', KEYS[1])
 local before = kept and tonumber(kept) or now + known
 local since = math.min(math.max(before, now - ago), now + 2 * burst + machines * interval)
-local tat = math.max(since + owed * interval, now)
+local tat = math.max(since + debt * interval, now)
 if tat > now then
   redis.call('SET', KEYS[1], string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000))
 elseif kept then
@@ -192,7 +192,7 @@ impl Link {
                 .arg(format!("{}:{one:016x}{other:016x}", settings.prefix))
                 .arg(micros(due.quota.charge_ns(1)))
                 .arg(micros(due.quota.burst_ns()))
-                .arg(due.bill.owed)
+                .arg(due.bill.debt)
                 .arg(micros(due.bill.ago_ns))
                 .arg(micros(due.bill.known_ns))
                 .arg(machines)
@@ -214,7 +214,7 @@ fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
     match answer {
         Value::Int(micros) => {
             let most = lease::furthest(due.quota, machines)
-                .saturating_add(due.quota.charge_ns(due.bill.owed.unsigned_abs()))
+                .saturating_add(due.quota.charge_ns(due.bill.debt.unsigned_abs()))
                 .saturating_add(1_000_000);
             let ns = u64::try_from(*micros).ok().and_then(|micros| micros.checked_mul(1000)).filter(|ns| *ns <= most);
             ns.ok_or_else(|| LinkError::Nonsense(format!("a quota that is full again in {micros} µs")))
@@ -227,12 +227,12 @@ fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use outrigger_policy::lease::Bill;
+    use outrigger_policy::lease::UsageReport;
     use outrigger_policy::limiter::Quota;
 
-    fn due(owed: i32) -> Due {
+    fn due(debt: i32) -> Due {
         let quota = Quota::from_parts(1_000_000_000, 10);
-        Due { index: 0, name: [1, 2], quota, bill: Bill { owed, ..Bill::default() }, owed }
+        Due { index: 0, name: [1, 2], quota, bill: UsageReport { debt, ..UsageReport::default() }, debt }
     }
 
     #[test]

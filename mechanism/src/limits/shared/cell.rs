@@ -13,7 +13,7 @@ pub struct Cell {
     pub(super) told: AtomicU64,
     /// While Redis is unavailable: the arrival time under this Machine's share.
     pub(super) tat: AtomicU64,
-    pub(super) owed: AtomicI32,
+    pub(super) debt: AtomicI32,
     /// Whether the cell needs a sync, and how urgently.
     pub(super) asks: AtomicU8,
     pub(super) burst: AtomicU32,
@@ -36,7 +36,7 @@ pub enum Asks {
 impl Cell {
     /// Returns the key's account.
     pub fn account(&self) -> Account {
-        Account { told: self.told.load(Ordering::Relaxed), owed: self.owed.load(Ordering::Relaxed) }
+        Account { told: self.told.load(Ordering::Relaxed), debt: self.debt.load(Ordering::Relaxed) }
     }
 
     /// Returns the quota of the last charge; `None` before the first.
@@ -65,16 +65,16 @@ impl Cell {
         self.asks.store(Asks::Nothing as u8, Ordering::SeqCst);
     }
 
-    /// Returns the usage to report after an outage of Redis; see [`lease::still_owed`].
-    pub fn still_owed(&self, quota: Quota, machines: u32, now: u64) -> i32 {
-        let owed = self.owed.load(Ordering::Relaxed);
-        lease::still_owed(owed, quota, machines, self.tat.load(Ordering::Relaxed), now)
+    /// Returns the usage to report after an outage of Redis; see [`lease::remaining_debt`].
+    pub fn remaining_debt(&self, quota: Quota, machines: u32, now: u64) -> i32 {
+        let debt = self.debt.load(Ordering::Relaxed);
+        lease::remaining_debt(debt, quota, machines, self.tat.load(Ordering::Relaxed), now)
     }
 
-    /// Records a sync: `owed` was reported, and the arrival time is now `told`.
-    pub fn settled(&self, owed: i32, told: u64) {
+    /// Records a sync: `debt` was reported, and the arrival time is now `told`.
+    pub fn settled(&self, debt: i32, told: u64) {
         self.told.store(told, Ordering::Relaxed);
-        self.owed.fetch_sub(owed, Ordering::Relaxed);
+        self.debt.fetch_sub(debt, Ordering::Relaxed);
     }
 
     /// Starts local enforcement, because Redis is unavailable: known usage counts against this Machine's share.
@@ -97,7 +97,7 @@ impl Cell {
 
     /// Returns whether the cell can be freed: the quota is full, and the debt is zero.
     pub fn is_idle(&self, now: u64) -> bool {
-        let Account { told, owed } = self.account();
-        owed == 0 && told <= now && self.tat.load(Ordering::Relaxed) <= now && self.asks() == Asks::Nothing
+        let Account { told, debt } = self.account();
+        debt == 0 && told <= now && self.tat.load(Ordering::Relaxed) <= now && self.asks() == Asks::Nothing
     }
 }

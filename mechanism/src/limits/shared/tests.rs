@@ -1,5 +1,5 @@
 use super::*;
-use outrigger_policy::lease::{self, Bill};
+use outrigger_policy::lease::{self, UsageReport};
 use outrigger_policy::tier::Multiplier;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn spending_requests_one_sync_and_half_a_lease_an_urgent_one() {
     cell.settled(10, SECOND + 18 * SECOND);
     assert_eq!(cells.standing_of(index, quota, law).remaining, 2);
     cells.spend(index, quota, 1, law).unwrap().take_back();
-    assert_eq!(cell.account().owed, 0);
+    assert_eq!(cell.account().debt, 0);
     assert_eq!(cell.quota(), Some(quota));
 }
 
@@ -73,7 +73,7 @@ fn a_machine_without_redis_continues_from_its_last_known_state() {
     // Of the 20 that remain, three times the debt leaves five; the share is a third of five.
     assert_eq!(count, 1);
     assert_eq!(cells.look(index, quota, 1, alone).unwrap_err().retry_after, Duration::from_secs(1));
-    assert_eq!(cell.still_owed(quota, 3, SECOND), 6);
+    assert_eq!(cell.remaining_debt(quota, 3, SECOND), 6);
     // A key does not wait for longer than its lowered quota says.
     let lower = Quota::from_parts(SECOND, 2);
     cell.keep_within(lower, 3, SECOND);
@@ -115,15 +115,15 @@ fn two_threads_on_one_key_spend_no_more_than_the_lease_and_lose_nothing() {
         let threads = [scope.spawn(hammer), scope.spawn(hammer)];
         while threads.iter().any(|thread| !thread.is_finished()) {
             let cell = cells.cell(index);
-            let owed = cell.account().owed;
-            let after = lease::settle(told, Bill { owed, ..Bill::default() }, quota, 5, SECOND);
-            cell.settled(owed, after);
-            (settled, told) = (settled + owed, Some(after));
+            let debt = cell.account().debt;
+            let after = lease::settle(told, UsageReport { debt, ..UsageReport::default() }, quota, 5, SECOND);
+            cell.settled(debt, after);
+            (settled, told) = (settled + debt, Some(after));
         }
         threads.map(|thread| thread.join().unwrap()).iter().sum::<usize>()
     });
-    let owed = cells.cell(index).account().owed;
-    assert_eq!(i64::from(settled + owed), admitted as i64);
+    let debt = cells.cell(index).account().debt;
+    assert_eq!(i64::from(settled + debt), admitted as i64);
     // Syncs are sequential, so at most one lease of two hundred thousand is spent between two of them.
     assert!(admitted <= 1_200_000 && admitted > 100_000, "{admitted}");
 }

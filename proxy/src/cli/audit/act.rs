@@ -36,7 +36,7 @@ pub(super) struct Act<'a> {
 
 /// The entry of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Entered {
+pub(super) struct Recorded {
     pub(super) id: String,
     pub(super) class: String,
     pub(super) seq: u64,
@@ -84,7 +84,7 @@ impl Writer {
     }
 
     /// Adds an entry. It is on disk when this returns.
-    pub(super) fn enter(&mut self, context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
+    pub(super) fn enter(&mut self, context: &Context, act: &Act<'_>) -> Result<Recorded, AuditError> {
         match self {
             Self::Own { spool, keys, machine } => enter(spool, keys, machine, act),
             Self::Program(address) => {
@@ -134,15 +134,15 @@ impl Writer {
     }
 }
 
-/// Adds one entry and closes the writer. Returns `NotEntered` if that fails: the caller must not continue then.
-pub(super) fn enter_first(context: &Context, act: &Act<'_>) -> Result<Entered, AuditError> {
+/// Adds one entry and closes the writer. Returns `NotRecorded` if that fails: the caller must not continue then.
+pub(super) fn record_first(context: &Context, act: &Act<'_>) -> Result<Recorded, AuditError> {
     let enter = || {
         let mut writer = Writer::find(context)?;
         let entered = writer.enter(context, act)?;
         writer.close()?;
         Ok(entered)
     };
-    enter().map_err(|e| AuditError::NotEntered(Box::new(e)))
+    enter().map_err(|e| AuditError::NotRecorded(Box::new(e)))
 }
 
 /// Opening the spool has the effects of a start: its findings are in the audit log now, and are reported here as well.
@@ -184,7 +184,7 @@ fn details_of(act: &Act<'_>) -> String {
     Value::Object(details).to_string()
 }
 
-fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> Result<Entered, AuditError> {
+fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> Result<Recorded, AuditError> {
     let now = now();
     let who = match act.subject {
         None => OPERATOR.to_owned(),
@@ -208,7 +208,7 @@ fn enter(spool: &mut Spool, keys: &MasterKeys, machine: &str, act: &Act<'_>) -> 
         return Err(error.into());
     }
     spool.sign_heads(now)?;
-    Ok(Entered {
+    Ok(Recorded {
         id: id.to_string(),
         class: act.event.class().name().to_owned(),
         seq: placed.seq,

@@ -17,7 +17,7 @@ use outrigger_trail::store::subjects::{self, Erasure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::act::{Act, Entered, Writer, chain_of};
+use super::act::{Act, Recorded, Writer, chain_of};
 use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, now, text};
 
@@ -95,7 +95,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         ));
     }
     let mut database = context.database()?;
-    let not_entered = |e| AuditError::NotEntered(Box::new(e));
+    let not_entered = |e| AuditError::NotRecorded(Box::new(e));
     if let Some(refusal) = refusal(context, options, &subjects, database.as_ref())? {
         let mut writer = Writer::find(context).map_err(not_entered)?;
         writer.enter(context, &ended(options, &subjects, &refusal)).map_err(not_entered)?;
@@ -128,7 +128,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     };
     let at = now().to_string();
     let done = done(options, &subjects, &destroyed, &at);
-    let Entered { id, class, seq, hash } = writer.enter(context, &done).map_err(|e| {
+    let Recorded { id, class, seq, hash } = writer.enter(context, &done).map_err(|e| {
         AuditError::Refused(format!(
             "the keys are destroyed, but there is no receipt, since the entry cannot be written: {e}; run it again"
         ))

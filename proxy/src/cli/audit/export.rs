@@ -11,7 +11,7 @@ use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_trail::entry::Entry;
 use serde_json::{Map, Value};
 
-use super::act::{Act, enter_first};
+use super::act::{Act, record_first};
 use super::find::{Hit, Opener, Query, find, moment, with_revealed};
 use super::{AuditError, By, Context, Place, Subject, text};
 
@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
     };
     // Before the entry is added, so that no entry claims an export that could not be written.
     let file = options.output.as_deref().map(create).transpose()?;
-    if let Err(e) = enter_first(context, &act) {
+    if let Err(e) = record_first(context, &act) {
         if let Some(path) = &options.output {
             let _ = std::fs::remove_file(path);
         }

@@ -19,7 +19,7 @@ use outrigger_trail::store::search::{self, LARGEST_PAGE, Search};
 use outrigger_trail::store::subjects;
 use serde_json::{Map, Value};
 
-use super::act::{Act, enter_first};
+use super::act::{Act, record_first};
 use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, text};
 
@@ -369,7 +369,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         subject: None,
         details,
     };
-    enter_first(context, &act)?;
+    record_first(context, &act)?;
     Ok(crate::cli::say(&show(&hits, opener.as_ref(), options.place.json)))
 }
 

@@ -10,7 +10,7 @@ use outrigger_trail::store::subjects;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::act::{Act, enter_first};
+use super::act::{Act, record_first};
 use super::find::class;
 use super::{AuditError, By, Context, Place, Subject, now, text};
 
@@ -88,7 +88,7 @@ fn add(context: &Context, options: &Add) -> Result<ExitCode, AuditError> {
     let id = format!("h-{}", &Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).simple().to_string()[20..]);
     let class = options.class.map(Class::name);
     let details = json!({ "hold": id, "class": class, "subjects": subjects });
-    enter_first(context, &act(&options.by, "audit.hold", &details))?;
+    record_first(context, &act(&options.by, "audit.hold", &details))?;
     let hold = Hold {
         id: id.clone(),
         class: class.map(str::to_owned),
@@ -115,7 +115,7 @@ fn release(context: &Context, options: &Let) -> Result<ExitCode, AuditError> {
     let unknown = |place: &str| {
         AuditError::Refused(format!("{place} has no active hold {:?}; see `outrigger audit hold list`", options.id))
     };
-    let enter = || enter_first(context, &act(&options.by, "audit.release", &json!({ "hold": options.id })));
+    let enter = || record_first(context, &act(&options.by, "audit.release", &json!({ "hold": options.id })));
     match options.id.parse::<i64>() {
         Ok(id) => {
             let Some(database) = context.database()? else {

@@ -16,7 +16,7 @@ use outrigger_rules::sections::audit::AuditRules;
 use outrigger_rules::units::Span;
 use serde_json::{Map, Value, json};
 
-use super::act::{Act, enter_first};
+use super::act::{Act, record_first};
 use super::export::create;
 use super::{AuditError, By, Context, Place, now, text};
 
@@ -66,7 +66,7 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         subject: None,
         details: Map::new(),
     };
-    if let Err(e) = enter_first(context, &act) {
+    if let Err(e) = record_first(context, &act) {
         if let Some((_, path)) = file {
             let _ = std::fs::remove_file(path);
         }

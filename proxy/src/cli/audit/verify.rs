@@ -18,7 +18,7 @@ use serde_json::Map;
 
 use self::evidence::{ANCHOR, Anchor, Evidence, Kept, RECEIPT, check_anchors, find_receipt, read_receipt};
 use self::show::{show, show_json};
-use super::act::{Act, enter_first, is_written};
+use super::act::{Act, is_written, record_first};
 use super::database::Database;
 use super::{AuditError, By, Context, Place as Where, text};
 
@@ -148,13 +148,13 @@ fn enter(context: &Context, options: &Options, directory: Option<&Path>, looked:
         subject: None,
         details,
     };
-    if let Err(AuditError::NotEntered(e)) = enter_first(context, &act) {
+    if let Err(AuditError::NotRecorded(e)) = record_first(context, &act) {
         let e = text::safe(&e.to_string());
         let _ = writeln!(io::stderr(), "outrigger audit: this verification could not be recorded: {e}");
     }
 }
 
-/// What PostgreSQL's last entries say about the chains.
+/// The claims about the chains in PostgreSQL's last entries.
 fn claims_of(findings: &Findings) -> impl Iterator<Item = (Class, Claim)> {
     findings.classes.iter().filter(|found| found.entries > 0).filter_map(|found| {
         Some((found.class, Claim { seq: found.last, hash: found.hash?, by: "PostgreSQL".to_owned() }))

@@ -136,7 +136,7 @@ pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
     } else if hold::must_wait(state, exchange)
         && exchange.held_since.is_some_and(|since| now >= since + exchange.rules.config.app.hold)
     {
-        NoTurn::AppAway
+        NoTurn::AppDown
     } else {
         NoTurn::Refused(no_place(state, exchange))
     }
@@ -148,7 +148,7 @@ pub enum NoTurn {
     /// The request is rejected.
     Refused(Rejection),
     /// The app was down for too long.
-    AppAway,
+    AppDown,
 }
 
 fn no_place(state: &State, exchange: &Exchange) -> Rejection {

@@ -34,7 +34,7 @@ pub fn takes(state: &State, exchange: &mut Exchange) -> bool {
 
 /// Like [`takes`], for a request that got no permit here. Only a peer with an empty queue qualifies. If the peer declines
 /// it, it is rejected: it has already waited.
-pub fn spares_a_slot(state: &State, exchange: &mut Exchange) -> bool {
+pub fn may_serve_elsewhere(state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_been_refused = peer_for(state, exchange, false).is_some_and(|peer| leave_for(peer, state, exchange));
     exchange.has_been_refused
 }

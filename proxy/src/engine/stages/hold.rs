@@ -60,7 +60,7 @@ pub fn refused(state: &Arc<State>, exchange: &Exchange) -> bool {
         state.metrics.app_reachable.set(0);
         if !app.hold.is_zero() {
             state.gate.suspend();
-            let changes = state.breakers.app_is_away(state.nanoseconds(Instant::now()));
+            let changes = state.breakers.app_is_down(state.nanoseconds(Instant::now()));
             changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(state, &cell, change));
         }
         tokio::spawn(watch(Arc::clone(state), Instant::now()));
@@ -96,7 +96,7 @@ async fn watch(state: Arc<State>, since: Instant) {
             break;
         }
     }
-    let changes = state.breakers.app_is_back(state.nanoseconds(Instant::now()));
+    let changes = state.breakers.app_is_up(state.nanoseconds(Instant::now()));
     changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(&state, &cell, change));
     state.metrics.app_reachable.set(1);
     let held: u32 = state.gate.standing().waiting.iter().sum();

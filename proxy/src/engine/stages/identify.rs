@@ -67,7 +67,7 @@ fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     let peers = state.peers.as_ref().ok_or(Rejection::NotAPeer)?;
     let now = seconds();
     let sealed = request.fields.get(&X_OUTRIGGER_HOP).unwrap_or_default();
-    let opened = Hop::open(&peers.this.keys, sealed, request, peers.here(), now)
+    let opened = Hop::verify(&peers.this.keys, sealed, request, peers.here(), now)
         .and_then(|hop| if peers.used.accepts(&hop.from, hop.nonce, now) { Ok(hop) } else { Err(HopRefused::Used) });
     let hop = opened.map_err(|refused| {
         state.metrics.peers.refused(refused);

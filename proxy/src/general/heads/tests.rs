@@ -137,7 +137,7 @@ fn edge_and_sender() -> impl Strategy<Value = (Edge, Sender)> {
     (edge, select(vec![Sender::Stranger, Sender::Proxy, Sender::Fly, Sender::Peer]))
 }
 
-/// What the app gets, and what is reported as removed.
+/// The header section for the app, and the headers reported as removed.
 type Sent = (Section, bool, Option<(String, Vec<u8>)>);
 
 fn both_requests(head: &str, hides_session: bool, sieve: Sieve<'_>, forwarding: &Forwarding<'_>) -> Option<[Sent; 2]> {
