@@ -222,7 +222,7 @@ impl Lane<'_> {
     pub(super) async fn pause(&mut self, exchange: &mut Exchange, pause: Duration) -> Result<(), Broken> {
         let until = tokio::time::Instant::now() + pause;
         let paused = poll_fn(|cx| {
-            if self.stream.poll_gone(cx).is_ready() {
+            if self.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Broken::ClientLeft));
             }
             self.timer.poll(cx, until).map(Ok)

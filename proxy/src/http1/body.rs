@@ -71,16 +71,16 @@ mod tests {
     #[test]
     fn a_body_ends_where_its_framing_says() {
         let mut length = BodyEnd::new(AnswerBody::Framed(Framing::Length(3)));
-        assert_eq!(length.take(&mut *b"abcd".to_vec(), false).unwrap(), (3, 3));
+        assert_eq!(length.take(&mut b"abcd".to_vec(), false).unwrap(), (3, 3));
         assert!(length.is_done());
         let mut chunked = BodyEnd::new(AnswerBody::Framed(Framing::Chunked));
-        assert_eq!(chunked.take(&mut *b"1\r\na\r\n0\r\n\r\nHTTP".to_vec(), false).unwrap(), (11, 11));
+        assert_eq!(chunked.take(&mut b"1\r\na\r\n0\r\n\r\nHTTP".to_vec(), false).unwrap(), (11, 11));
         assert!(chunked.is_done());
         let mut decoded = b"1\r\na\r\n0\r\n\r\nHTTP".to_vec();
         assert_eq!(BodyEnd::new(AnswerBody::Framed(Framing::Chunked)).take(&mut decoded, true).unwrap(), (11, 1));
         assert_eq!(decoded[0], b'a');
         let mut open = BodyEnd::new(AnswerBody::UntilClose);
-        assert_eq!(open.take(&mut *b"abc".to_vec(), false).unwrap(), (3, 3));
+        assert_eq!(open.take(&mut b"abc".to_vec(), false).unwrap(), (3, 3));
         assert!(!open.is_done() && open.ends_with_connection());
     }
 }

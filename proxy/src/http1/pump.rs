@@ -41,7 +41,7 @@ enum Pumped {
     },
 }
 
-/// What interrupted a poll.
+/// The reason why a poll is over.
 enum Did {
     NeedsPermit { is_end: bool },
     Read,
@@ -288,6 +288,8 @@ impl Lane<'_> {
                         Poll::Ready(Ok(())) => (stalled_since, idle_since) = (None, Instant::now()),
                         Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientLeft)),
                         Poll::Pending => {
+                            // From here on the time is the client's, not the app's.
+                            exchange.permit = None;
                             let since = *stalled_since.get_or_insert_with(Instant::now);
                             return self.timer.poll(cx, since + write_timeout).map(|()| Err(Broken::ClientLeft));
                         }
@@ -296,6 +298,7 @@ impl Lane<'_> {
                 if body.is_done() {
                     return Poll::Ready(Ok(()));
                 }
+                admit::let_go_of_long_answer(self.state, exchange, idle_since.into_std());
                 input.clear();
                 input.reserve(READ_BYTES);
                 match pin!(app.read_buf(input)).as_mut().poll(cx) {

@@ -70,6 +70,8 @@ pub(super) fn prepare(
     let target = parsed.path?;
     let path = path_of(target);
     let host = parsed.headers.iter().find(|field| field.name.len() == 4 && field.name.eq_ignore_ascii_case("host"));
+    // HTTP/1.0 allows it; the app gets the address at which the request arrived.
+    let own_host = local.filter(|_| host.is_none()).map(|local| local.to_string());
     let host = host.and_then(|host| std::str::from_utf8(host.value).ok()).unwrap_or_default();
     let request = Request {
         method: &method,
@@ -104,7 +106,6 @@ pub(super) fn prepare(
             added.fill(&request, &exchange.forwarding(version, &state.pseudonym, now));
             let hides_session = exchange.sticky.is_enforced();
             let is_chunked = head.framing == Framing::Chunked;
-            let own_host = local.filter(|_| host.is_empty()).map(|local| local.to_string());
             let sifting = Sifting { sieve: exchange.sieve(), hides_session, is_chunked, host: own_host.as_deref() };
             rewrite::write_request(&mut out, &parsed, added, sifting)
         });

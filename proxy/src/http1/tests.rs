@@ -14,8 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::engine::metrics::Metrics;
-use crate::mechanism::log::AccessLog;
-use crate::mechanism::log::LogQueue;
+use crate::mechanism::log::{AccessLog, LogQueue};
 
 /// The bodies of the requests that the app has got whole, and whether they came in chunks.
 type Seen = Arc<Mutex<Vec<(Vec<u8>, bool)>>>;
