@@ -107,6 +107,9 @@ pub async fn serve(
             bytes = BytesMut::from(&upload.buffer[..head.len]);
         }
         upload.drop_head(head.len);
+        if prepared.refused.is_some() {
+            upload.buffer = BytesMut::new();
+        }
     }
     let mut lane = Lane {
         state,
@@ -118,6 +121,7 @@ pub async fn serve(
         closes: false,
         is_http10: head.is_http10,
         ended_at: None,
+        has_heard: false,
         is_unread: false,
         sent: 0,
         upload,
@@ -150,6 +154,8 @@ struct Lane<'a> {
     is_http10: bool,
     /// When the client was found to have closed its side of the connection.
     ended_at: Option<Instant>,
+    /// The app has sent bytes of a response in this attempt.
+    has_heard: bool,
     /// The connection broke off, and proves that the app has read nothing of the request.
     is_unread: bool,
     /// Bytes of the response body sent.
@@ -179,11 +185,16 @@ impl Lane<'_> {
             return result;
         }
         // The session's home declined it: the stages decide again, as the request is served here now.
-        let earlier = Earlier { started: prepared.exchange.started, request_id: prepared.exchange.request_id };
+        let Exchange { started, request_id, .. } = prepared.exchange;
+        let clients_time = self.upload.as_ref().map_or(Duration::ZERO, |upload| upload.clients_time);
+        let earlier = Earlier { started, request_id, clients_time };
         let local = self.stream.addresses().map(|(local, _)| local);
         let received = Received { head, origin, body: self.upload.as_ref(), local };
         let Some(again) = prepare(self.state, &bytes, received, Some(earlier)) else { return Err(Broken::ClientLeft) };
         *prepared = again;
+        if self.upload.is_some() && prepared.refused.is_none() {
+            self.receive_and_take_turn(prepared).await?;
+        }
         self.serve_prepared(prepared).await
     }
 
@@ -202,22 +213,22 @@ impl Lane<'_> {
         input: &mut BytesMut,
         exchange: &mut Exchange,
     ) -> Result<AnswerHead, Broken> {
+        self.has_heard = false;
         if self.upload.is_some() {
             return self.ask_with_body(app, head, input, exchange).await;
         }
         let deadline = tokio::time::Instant::from_std(exchange.deadline);
-        let (mut interim, mut pieces) = (0, 0);
+        let mut interim = 0;
         let mut unsent = head;
         poll_fn(|cx| {
             while !unsent.is_empty() {
                 match Pin::new(&mut *app).poll_write(cx, unsent) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed("the request could not be sent"))),
                     Poll::Ready(Err(error)) => {
-                        let sent = head.len() - unsent.len();
-                        self.is_unread = app.proves_unread(&error, sent);
+                        self.is_unread = app.proves_unread(&error, 0);
                         return Poll::Ready(Err(closed("the request could not be sent")));
                     }
-                    Poll::Ready(Ok(sent)) => (unsent, pieces) = (&unsent[sent..], pieces + 1),
+                    Poll::Ready(Ok(sent)) => unsent = &unsent[sent..],
                     Poll::Pending => return self.poll_deadline(cx, deadline),
                 }
             }
@@ -240,8 +251,10 @@ impl Lane<'_> {
             });
             match read.await {
                 Ok(read) => read?,
-                Err(end) => return Err(self.broke_off(app, input, end, pieces, head.len())),
+                // An unread part, however small, is the end of the head.
+                Err(end) => return Err(self.broke_off(app, end, 1, 0)),
             }
+            self.has_heard = true;
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
                 if answer.status >= 200 {
@@ -259,15 +272,8 @@ impl Lane<'_> {
 
     /// The app closed the connection before the response's head was complete.
     #[cold]
-    fn broke_off(
-        &mut self,
-        app: &AppStream,
-        input: &[u8],
-        end: io::Result<()>,
-        pieces: usize,
-        written: usize,
-    ) -> Broken {
-        let is_unread = |error: &io::Error| pieces == 1 && input.is_empty() && app.proves_unread(error, written);
+    fn broke_off(&mut self, app: &AppStream, end: io::Result<()>, pieces: usize, written: usize) -> Broken {
+        let is_unread = |error: &io::Error| pieces == 1 && !self.has_heard && app.proves_unread(error, written);
         self.is_unread = end.is_err_and(|error| is_unread(&error));
         closed("the head is incomplete")
     }

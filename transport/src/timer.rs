@@ -1,5 +1,6 @@
 //! A timer whose deadline can be moved for free.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -37,7 +38,31 @@ impl Timer {
             }
             self.sleep.as_mut().reset(deadline);
             self.is_armed = true;
-            ready!(self.sleep.as_mut().poll(cx));
+            // A task that has used up its budget would get `Pending` without being registered, and is not polled here again.
+            let sleep = std::pin::pin!(tokio::task::coop::unconstrained(self.sleep.as_mut()));
+            ready!(sleep.poll(cx));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn fires_although_the_tasks_budget_was_used_up_when_it_was_set() {
+        let (mut timer, deadline) = (Timer::new(), Instant::now() + Duration::from_millis(100));
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        let mut polls = 0;
+        let fired = poll_fn(|cx| {
+            polls += 1;
+            timer.poll(cx, deadline)
+        });
+        tokio::time::timeout(Duration::from_secs(1), fired).await.expect("the timer fires");
+        assert!(polls <= 3, "{polls}");
     }
 }

@@ -116,7 +116,7 @@ impl Lane<'_> {
         match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
             Ok(answer) => Went::Answered((app, answer)),
             Err(broken) => {
-                let is_stale = is_kept && attempt.input.is_empty();
+                let is_stale = is_kept && !self.has_heard;
                 Went::Next(self.broke(exchange, attempt, broken, is_stale))
             }
         }
@@ -212,10 +212,10 @@ impl Lane<'_> {
     /// such a close proves that the app has not read it, see [`AppStream::proves_unread`]. `head` is the size of its head.
     fn may_take_kept(&self, target: &Target, head: usize) -> bool {
         if self.is_idempotent {
-            return self.may_repeat();
+            return self.upload.as_ref().is_none_or(|upload| upload.is_whole && upload.is_kept);
         }
-        let body = self.upload.as_ref().map_or(Some(0), Upload::whole_bytes);
-        matches!(target, Target::Unix(_)) && body.is_some_and(|body| head + body <= ONE_PIECE_BYTES)
+        let is_one_piece = |upload: &Upload| upload.whole_bytes().is_some_and(|body| head + body <= ONE_PIECE_BYTES);
+        matches!(target, Target::Unix(_)) && self.upload.as_ref().is_none_or(is_one_piece)
     }
 
     /// Waits, unless the client disconnects.

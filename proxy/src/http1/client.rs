@@ -109,10 +109,12 @@ impl Lane<'_> {
             }
         }
         if next == Next::Request {
-            if !self.stream.is_between_requests() && !self.drain().await {
+            if self.stream.is_between_requests() || self.drain().await {
+                self.stream.finish_request();
+            } else {
+                // Without `finish_request`, the connection lingers, so that the client gets the response.
                 next = Next::Close;
             }
-            self.stream.finish_request();
         }
         ending.body_bytes = self.sent;
         (ending, next)

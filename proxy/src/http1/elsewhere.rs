@@ -157,7 +157,7 @@ impl Lane<'_> {
         let kept = if may_be_kept { app_pool::take(|target| *target == peer.target) } else { None };
         if let Some(mut kept) = kept {
             match self.ask(&mut kept, head, input, exchange).await {
-                Err(Broken::App(Failure::Closed, _)) if input.is_empty() && self.may_repeat() => {}
+                Err(Broken::App(Failure::Closed, _)) if !self.has_heard && self.may_repeat() => {}
                 asked => return asked.map(|answer| (kept, answer)),
             }
         }

@@ -21,7 +21,7 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::admit::{self, NoTurn};
 use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{FIRST_READ_BYTES, READ_BYTES};
-use crate::http1::streaming::{BUSY, BUSY_BYTES};
+use crate::http1::streaming::{BUSY, BUSY_BYTES, Streaming};
 use crate::http1::upload::{KEPT_BYTES, Upload};
 use crate::http1::{Broken, Lane, closed};
 use crate::transport::app_pool::AppStream;
@@ -77,12 +77,15 @@ impl Lane<'_> {
             if input.capacity() - input.len() < FIRST_READ_BYTES / 4 {
                 input.reserve(FIRST_READ_BYTES);
             }
-            match poll_fn(|cx| self.poll_asking(cx, app, head, input, exchange)).await? {
+            match poll_fn(|cx| self.poll_asking(cx, app, head, input, exchange))
+                .await
+                .inspect_err(|_| self.credit(exchange))?
+            {
                 Did::NeedsPermit { is_end } => {
                     self.ask_for_permit(exchange, is_end).await?;
                     continue;
                 }
-                Did::Read => {}
+                Did::Read => self.has_heard = true,
             }
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
@@ -96,6 +99,18 @@ impl Lane<'_> {
                 }
                 self.pass_interim(exchange).await?;
             }
+        }
+    }
+
+    /// The time in which the client sent the body is not the app's: it does not count for what follows a failed attempt.
+    #[cold]
+    fn credit(&mut self, exchange: &mut Exchange) {
+        if let Some(upload) = &mut self.upload
+            && let Some(streaming) = &mut upload.streaming
+        {
+            let now = Instant::now();
+            exchange.deadline += now - streaming.since;
+            streaming.since = now;
         }
     }
 
@@ -113,7 +128,10 @@ impl Lane<'_> {
             Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
             Poll::Ready(Ok(Pumped::All)) | Poll::Pending => {}
         }
+        let is_unsent = self.upload.as_ref().is_some_and(|upload| upload.is_cut && upload.head_sent == 0);
         let end = match pin!(app.read_buf(input)).as_mut().poll(cx) {
+            // What the app sent before it got any of the request is no response to it.
+            _ if is_unsent => Some(Ok(())),
             Poll::Ready(Ok(0)) => Some(Ok(())),
             Poll::Ready(Err(error)) => Some(Err(error)),
             Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Did::Read)),
@@ -122,7 +140,7 @@ impl Lane<'_> {
         if let Some(end) = end {
             let written = head.len() + self.upload.as_ref().and_then(Upload::whole_bytes).unwrap_or(usize::MAX / 2);
             let pieces = self.upload.as_ref().map_or(0, |upload| upload.pieces);
-            let broken = self.broke_off(app, input, end, pieces, written);
+            let broken = self.broke_off(app, end, pieces, written);
             self.is_unread |= self.upload.as_ref().is_some_and(|upload| upload.is_unread);
             return Poll::Ready(Err(broken));
         }
@@ -138,9 +156,12 @@ impl Lane<'_> {
     /// The final response's head has come.
     fn has_answered(&mut self, head_bytes: usize) {
         let Some(upload) = &mut self.upload else { return };
-        // The app may respond without having read all: what it gets from now on may be the start of the next request.
-        let is_partial = upload.streaming.is_none() && upload.sent < upload.buffer.len();
-        upload.is_cut |= is_partial || upload.head_sent < head_bytes;
+        // An app that has not taken the whole head responds to something else.
+        upload.is_cut |= upload.head_sent < head_bytes;
+        if !upload.is_cut && upload.sent < upload.buffer.len() {
+            // It may read the rest while it responds.
+            upload.streaming.get_or_insert_with(|| Streaming::new(Instant::now()));
+        }
     }
 
     /// The response is passed on: the request is not sent again, and its body holds no permit.
@@ -265,6 +286,14 @@ impl Lane<'_> {
         })
     }
 
+    /// Ends an upload that its client does not go on with, or that the app does not take, after the response has begun. The response
+    /// goes on; the client's connection closes after it.
+    fn cut_upload(&mut self) {
+        if let Some(upload) = &mut self.upload {
+            upload.is_cut = true;
+        }
+    }
+
     /// Relays the body of a response while the client still sends the request.
     pub(super) async fn relay_both(
         &mut self,
@@ -280,8 +309,9 @@ impl Lane<'_> {
         poll_fn(|cx| {
             loop {
                 let is_uploading = self.is_streaming();
-                if is_uploading && let Poll::Ready(pumped) = self.poll_pump(cx, app, &[], exchange, true) {
-                    pumped?;
+                if is_uploading && let Poll::Ready(Err(_)) = self.poll_pump(cx, app, &[], exchange, true) {
+                    self.cut_upload();
+                    continue;
                 }
                 if !self.stream.output().is_empty() {
                     match self.stream.poll_send(cx) {
@@ -306,8 +336,15 @@ impl Lane<'_> {
                         return Poll::Ready(Ok(()));
                     }
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(closed("the body broke off"))),
+                    Poll::Ready(Ok(_)) if is_uploading => idle_since = Instant::now(),
                     Poll::Ready(Ok(_)) => {}
-                    Poll::Pending if self.is_streaming() => return self.poll_limit(cx, exchange).map(Err),
+                    Poll::Pending if self.is_streaming() => {
+                        if self.poll_limit(cx, exchange).is_ready() {
+                            self.cut_upload();
+                            continue;
+                        }
+                        return self.poll_deadline(cx, idle_since + patience);
+                    }
                     Poll::Pending if is_uploading => idle_since = Instant::now(),
                     Poll::Pending if self.poll_gone(cx).is_ready() => {
                         return Poll::Ready(Err(Broken::ClientLeft));
@@ -321,13 +358,5 @@ impl Lane<'_> {
             }
         })
         .await
-        .map_err(|broken| match broken {
-            // The client has a part of a response; only closing the connection shows that it is incomplete.
-            Broken::Refused(rejection) => {
-                exchange.rejection = Some(rejection);
-                Broken::ClientLeft
-            }
-            broken => broken,
-        })
     }
 }

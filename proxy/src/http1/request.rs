@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{Method, Version};
@@ -49,6 +49,8 @@ pub(super) struct Received<'a> {
 pub(super) struct Earlier {
     pub(super) started: Instant,
     pub(super) request_id: RequestId,
+    /// The time in which the client sent the body, which is not the app's.
+    pub(super) clients_time: Duration,
 }
 
 /// Runs the stages and writes the head for the app; nothing here waits. All of it is on the stack of one call, so that an idle
@@ -97,6 +99,7 @@ pub(super) fn prepare(
     };
     if let Some(earlier) = earlier {
         exchange.request_id = earlier.request_id;
+        exchange.deadline += earlier.clients_time;
     }
     let mut out = scratch();
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {

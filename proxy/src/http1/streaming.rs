@@ -61,12 +61,9 @@ impl Upload {
         if self.is_kept {
             self.sent = 0;
         }
+        let earlier = self.streaming.take();
         if !self.is_whole {
             let now = Instant::now();
-            let earlier = self.streaming.take();
-            if let Some(earlier) = earlier {
-                exchange.deadline += now - earlier.since;
-            }
             let needs_permit = exchange.permit.is_some() || earlier.is_some_and(|earlier| earlier.needs_permit);
             self.streaming = Some(Streaming { needs_permit, ..Streaming::new(now) });
         }
@@ -87,6 +84,7 @@ impl Upload {
                     self.pieces += 1;
                     self.head_sent += of_head;
                     self.sent += written - of_head;
+                    self.unblocked();
                 }
                 // There may be a response all the same.
                 Ok(_) => self.is_cut = true,

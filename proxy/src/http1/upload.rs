@@ -84,6 +84,8 @@ pub(super) struct Upload {
     waits_for_app: bool,
     /// Bytes of it that the client has sent.
     pub(super) received: u64,
+    /// The time in which they were read before the request had a permit.
+    pub(super) clients_time: Duration,
     memory: Option<BodyShare>,
     accounted: usize,
     /// The client still sends it while the app gets it, or did when this attempt began.
@@ -108,6 +110,7 @@ impl Upload {
             is_unread: false,
             waits_for_app: head.expects,
             received,
+            clients_time: Duration::ZERO,
             memory: None,
             accounted: 0,
             streaming: None,
@@ -232,6 +235,9 @@ impl Lane<'_> {
         let now = Instant::now();
         // From here on the time is the app's.
         exchange.deadline += now - began;
+        if let Some(upload) = &mut self.upload {
+            upload.clients_time += now - began;
+        }
         exchange.turn_began = now.into_std();
         exchange.is_replayable |= self.upload.as_ref().is_some_and(|upload| upload.is_whole);
         received
