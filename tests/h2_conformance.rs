@@ -217,9 +217,11 @@ fn quick_cases() -> Vec<Case> {
         messages::open_neighbours(),
         messages::responses(),
         hpack::errors(),
+        hpack::encodings(),
         hpack::tables(),
         flow::window_updates(),
         flow::windows(),
+        flow::uploads(),
     ]
     .into_iter()
     .flatten()

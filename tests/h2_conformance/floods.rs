@@ -16,7 +16,7 @@ use crate::{
 
 /// A request of the neighbour may take this long on a busy machine.
 const UNNOTICED: Duration = Duration::from_secs(3);
-/// What all floods together may add to the proxy's memory at its peak.
+/// All floods together may add this much to the proxy's peak memory.
 const MOST_GROWTH_KIB: u64 = 64 << 10;
 const CALM: Expect = Expect::Connection(&[ENHANCE_YOUR_CALM]);
 

@@ -143,6 +143,11 @@ pub fn windows() -> Vec<Case> {
                 Step::Send(get(3, "/")),
             ],
         ),
+    ]
+}
+
+pub fn uploads() -> Vec<Case> {
+    vec![
         steps(
             "6.9.1",
             "DATA beyond the server's windows",
