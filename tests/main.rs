@@ -36,6 +36,7 @@ mod deploy_supervisor;
 mod deploy_up;
 mod drain;
 mod failures;
+mod h2_conformance;
 mod h2c;
 mod health_and_metrics;
 mod identity;
