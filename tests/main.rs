@@ -55,3 +55,4 @@ mod shared_limits;
 mod streams;
 mod tracing;
 mod upstream;
+mod websocket;
