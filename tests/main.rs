@@ -56,3 +56,4 @@ mod shared_limits;
 mod streams;
 mod tracing;
 mod upstream;
+mod websocket;

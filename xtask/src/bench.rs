@@ -5,6 +5,8 @@
 //! other. CPU time per request is the main result: unlike requests per second, it hardly depends on how busy or small
 //! the machine is.
 
+mod websocket;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -15,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+pub use websocket::{echo, run as run_websocket, talk};
 use xtask::{Error, Process, Program, Result, Tool, error::While, http, paths, ports, process, programs, say, tools};
 
 const ROUNDS: usize = 3;
@@ -97,7 +100,7 @@ pub fn run(seconds: Option<&str>) -> Result<()> {
     let dir = paths::state("bench")?;
     let wrk = Tool::Wrk.get()?;
     let candidates = candidates()?;
-    let backend = Backend::start(&dir)?;
+    let backend = Backend::start("bench-backend", &dir)?;
     let mut runs: BTreeMap<usize, Vec<Run>> = BTreeMap::new();
     for round in 1..=ROUNDS {
         for (index, candidate) in candidates.iter().enumerate() {
@@ -151,7 +154,7 @@ fn candidates() -> Result<Vec<Candidate>> {
 
 impl Candidate {
     fn measure(&self, dir: &Path, app: SocketAddr, wrk: &Path, seconds: u32) -> Result<Run> {
-        let (address, mut proxy) = self.start(dir, app)?;
+        let (address, mut proxy) = self.start(dir, app, PATH)?;
         let load = |duration: &str| {
             pinned(Side::Load, wrk)
                 .args(["-t1", "-c", CONNECTIONS, "--latency", "-d", duration, &format!("http://{address}{PATH}")])
@@ -182,7 +185,8 @@ impl Candidate {
         Ok(Run { cpu_us_per_request: cpu * 1e6 / requests, requests_per_second, p99_ms, resident_mib })
     }
 
-    fn start(&self, dir: &Path, app: SocketAddr) -> Result<(SocketAddr, Process)> {
+    /// Starts it and waits until the app responds to `path` through it.
+    fn start(&self, dir: &Path, app: SocketAddr, path: &str) -> Result<(SocketAddr, Process)> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?));
         let fill = |text: &str| {
             text.replace("@PORT@", &address.port().to_string())
@@ -196,7 +200,7 @@ impl Candidate {
         let args = self.args.iter().map(|arg| fill(arg).replace("@CONFIG@", &config.to_string_lossy()));
         let mut proxy =
             pinned(Side::Proxy, &self.program).args(args).dir(dir).start(self.name, &dir.join("proxy.log"))?;
-        proxy.ready(Duration::from_secs(20), || http::get(address, PATH, SECOND).is_ok_and(|a| a.status == 200))?;
+        proxy.ready(Duration::from_secs(20), || http::get(address, path, SECOND).is_ok_and(|a| a.status == 200))?;
         Ok((address, proxy))
     }
 }
@@ -270,19 +274,20 @@ fn table(candidates: &[Candidate], runs: &BTreeMap<usize, Vec<Run>>, seconds: u3
     text
 }
 
-/// The upstream: a separate process that sends the same response to every request.
+/// The upstream: a separate process, so that its CPU time is not counted as the load generator's.
 struct Backend {
     address: SocketAddr,
     _process: Process,
 }
 
 impl Backend {
-    fn start(dir: &Path) -> Result<Self> {
+    /// Starts `xtask COMMAND ADDRESS`.
+    fn start(command: &str, dir: &Path) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?));
         // Not `current_exe`, which is deleted if this crate is rebuilt meanwhile.
         let us = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
         let mut process = pinned(Side::Load, &us)
-            .args(["bench-backend", &address.to_string()])
+            .args([command, &address.to_string()])
             .start("the back end", &dir.join("backend.log"))?;
         process.ready(Duration::from_secs(10), || TcpStream::connect(address).is_ok())?;
         Ok(Self { address, _process: process })

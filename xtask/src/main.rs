@@ -21,6 +21,8 @@ Usage: cargo xtask COMMAND
   docs             check the links in doc comments, and that the proxy builds without its optional features
   deny [ARGS]      check advisories, licences, sources and duplicates of all dependencies; ARGS go to `cargo deny check`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
+  bench websocket [CONNECTIONS] [SECONDS]
+                   compare the CPU cost of an echoed WebSocket message with HAProxy; default 1000 and 4
   experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
                    only checks that it works, --help has more options
   tools            only install what `up` and `test` need
@@ -38,12 +40,16 @@ fn main() -> ExitCode {
         Some("soak") => suite::soak(rest),
         Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
         Some("deny") => suite::deny(rest),
+        Some("bench") if rest.first().is_some_and(|what| what == "websocket") => {
+            only(rest, 3).and_then(|()| bench::run_websocket(&rest[1..]))
+        }
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),
-        // The upstream of the comparison: a separate process, so that its CPU time is not counted as the load
-        // generator's.
+        // The upstreams of the comparisons, and the WebSocket load generator: separate processes, each on its CPU.
         Some("bench-backend") => bench::backend(rest),
+        Some("bench-echo") => bench::echo(rest),
+        Some("bench-talk") => bench::talk(rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");
             Ok(())
