@@ -294,13 +294,9 @@ impl Attempts {
             (Stage::Asking, Event::Closed { is_stale: true, may_repeat: true })
                 if self.is_idempotent && !self.has_replaced =>
             {
-                self.has_replaced = true;
-                Step::Go(None, Next::Replace)
+                self.replace()
             }
-            (Stage::Asking, Event::Unread) if !self.has_replaced => {
-                self.has_replaced = true;
-                Step::Go(None, Next::Replace)
-            }
+            (Stage::Asking, Event::Unread) if !self.has_replaced => self.replace(),
             (Stage::Asking, Event::Unread) => self.end(Next::Fail(Failure::Closed)),
             (Stage::Asking, Event::Closed { may_repeat, .. }) => {
                 self.buy_repeat(may_repeat, Price::Pause, Purchase::Close)
@@ -328,6 +324,12 @@ impl Attempts {
             // A driver that reports an event out of order has lost track of the request.
             _ => self.end(Next::Fail(Failure::Internal)),
         }
+    }
+
+    /// The app has closed a kept connection: the attempt goes on on a new one, once.
+    fn replace(&mut self) -> Step {
+        self.has_replaced = true;
+        Step::Go(None, Next::Replace)
     }
 
     fn bought(&mut self, purchase: Purchase, pause: Option<Duration>) -> Step {
