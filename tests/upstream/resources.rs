@@ -123,7 +123,9 @@ fn out_of_local_ports() {
     let line = proxy.says("out_of_resources");
     assert!(line.contains("local_ports") && line.contains("ip_local_port_range"), "{line}");
     for request in both_ways("/") {
-        until("requests to be served again", || proxy.ask(&request).status == 200);
+        // This client needs a local port as well.
+        let ask = |mut client: Client| client.send(&request).answer().status;
+        until("requests to be served again", || Client::connect(proxy.address).is_ok_and(|client| ask(client) == 200));
     }
     blames_nobody(&proxy);
 }
