@@ -55,5 +55,6 @@ mod sessions;
 mod shared_limits;
 mod streams;
 mod tracing;
+mod uploads;
 mod upstream;
 mod websocket;
