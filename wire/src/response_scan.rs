@@ -249,7 +249,7 @@ mod tests {
         limits: None,
         session: b"",
         closes: false,
-        is_http10: false,
+        takes_chunks: true,
     };
 
     proptest! {

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
 use outrigger_policy::abuse::Offence;
+use outrigger_wire::date::date;
 use outrigger_wire::request_id::RequestId;
 
-use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::answer;
+use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
@@ -136,6 +138,18 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             body_bytes: ending.body_bytes,
         });
     }
+}
+
+/// Counts a rejection of what never became a request; returns the whole response.
+pub fn rejected_early(
+    state: &State,
+    rejection: Rejection,
+    (client, listener): (IpAddr, Listener),
+    unread: &[u8],
+) -> Vec<u8> {
+    let id = RequestId::generate();
+    rejected_unparsed(state, rejection, id, client, unread);
+    answer::early(&rejection.problem(), id, listener, &date(Instant::now()))
 }
 
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.

@@ -202,7 +202,7 @@ impl Lane<'_> {
             if upload.is_kept && upload.received >= KEPT_BYTES {
                 upload.stop_keeping();
             }
-            let Poll::Ready(read) = upload.poll_piece(cx, self.stream) else {
+            let Poll::Ready(read) = upload.poll_piece(cx, &mut self.stream) else {
                 if upload.buffer.is_empty() {
                     upload.buffer = BytesMut::new();
                 }
@@ -352,7 +352,7 @@ impl Lane<'_> {
                     Poll::Pending => return self.poll_deadline(cx, idle_since + patience),
                 }
                 self.ended_at = None;
-                let (taken, payload) = body.take(input, self.is_http10)?;
+                let (taken, payload) = body.take(input, !self.takes_chunks)?;
                 self.put_body(body, &input[..payload]);
                 input.advance(taken);
             }
