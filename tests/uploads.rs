@@ -39,7 +39,8 @@ fn an_early_event_stream_outlives_an_upload_that_the_app_does_not_read() {
             }
             from.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").unwrap();
             for event in 0..6 {
-                let _ = write!(from, "data: {event}\n\n");
+                // At once: `write!` would send it in pieces, each of which can become a chunk.
+                let _ = from.write_all(format!("data: {event}\n\n").as_bytes());
                 thread::sleep(Duration::from_millis(400));
             }
         }
@@ -86,7 +87,8 @@ fn a_post_that_got_an_interim_response_is_not_sent_again() {
     assert_eq!(proxy.get("/").status, 200);
     let mut client = TcpStream::connect(proxy.address).unwrap();
     let body = "x".repeat(2000);
-    write!(client, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n{body}").unwrap();
+    let post = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n{body}");
+    client.write_all(post.as_bytes()).unwrap();
     let answer = answer(client);
     assert!(answer.starts_with("HTTP/1.1 103") && answer.contains("HTTP/1.1 502"), "{answer}");
     assert_eq!(posts.load(Ordering::Relaxed), 1);
