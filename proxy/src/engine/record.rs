@@ -57,6 +57,14 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     limits::failed(state, exchange);
 }
 
+/// Reports a complete response of the app to its circuit breaker, before the client sees the response's end: the client's next
+/// request may arrive before this one's end is recorded.
+pub fn response_ended(state: &State, exchange: &mut Exchange) {
+    if let Some(at) = exchange.head_at {
+        breakers::ended(state, exchange, End::Answered(exchange.status, at));
+    }
+}
+
 /// Reports a failure of the app to its circuit breaker, before the client sees it, and to the log. A connection that closed
 /// because the app went down does not count for the circuit breaker: requests in flight end with the app, and the next ones
 /// wait until it is back.
@@ -204,7 +212,6 @@ fn end(exchange: &Exchange, ending: &Ending) -> End {
         return End::Unknown;
     }
     match (exchange.rejection, exchange.failure, exchange.head_at) {
-        (Some(Rejection::FaultInjected { status }), ..) => End::Answered(status.as_u16(), Instant::now()),
         (Some(_), ..) => End::Unknown,
         (_, Some(failure), _) => end_of(failure),
         (_, None, Some(at)) if exchange.answered_by_app && !ending.failed => End::Answered(exchange.status, at),

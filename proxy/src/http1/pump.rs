@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::exchange::Exchange;
+use crate::engine::record;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::admit::{self, NoTurn};
 use crate::http1::body::BodyEnd;
@@ -353,6 +354,9 @@ impl Lane<'_> {
                 }
                 self.ended_at = None;
                 let (taken, payload) = body.take(input, !self.takes_chunks)?;
+                if body.is_done() {
+                    record::response_ended(self.state, exchange);
+                }
                 self.put_body(body, &input[..payload]);
                 input.advance(taken);
             }

@@ -78,6 +78,9 @@ impl Lane<'_> {
         record::head(self.state, exchange, is_stream);
         admit::let_go_at_head(exchange, body.left());
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
+        if body.is_done() {
+            record::response_ended(self.state, exchange);
+        }
         self.put_body(&body, &input[..payload]);
         input.advance(taken);
         let mut has_ended = false;
@@ -110,6 +113,9 @@ impl Lane<'_> {
             }
             self.ended_at = None;
             let (taken, payload) = body.take(&mut input, false)?;
+            if body.is_done() {
+                record::response_ended(self.state, exchange);
+            }
             if body.ends_with_connection() {
                 self.put_body(&body, &input[..payload]);
                 self.send_gathered(exchange).await?;
@@ -120,6 +126,7 @@ impl Lane<'_> {
             input.advance(taken);
         }
         if body.ends_with_connection() {
+            record::response_ended(self.state, exchange);
             if self.takes_chunks {
                 self.stream.output().put_slice(b"0\r\n\r\n");
             }
