@@ -71,7 +71,7 @@ struct Driver {
     block_since: Option<Instant>,
     held: usize,
     has_served: bool,
-    /// Frames were left in the input, as the client does not read.
+    /// There may be frames in the input that were not handled, because the client does not read.
     is_stalled: bool,
     new: Vec<New>,
 }
@@ -88,7 +88,8 @@ pub async fn serve(connection: Connection) {
         block_since: None,
         held: 0,
         has_served: false,
-        is_stalled: false,
+        // Frames may have come with the preface.
+        is_stalled: true,
         new: Vec::new(),
     };
     let end = {

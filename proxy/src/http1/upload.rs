@@ -34,6 +34,8 @@ use crate::mechanism::body_memory::BodyShare;
 pub(super) const KEPT_BYTES: u64 = 64 << 10;
 /// The most that one read returns.
 const PIECE_BYTES: usize = 64 << 10;
+/// Ends a body in chunks.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// A body up to this size is part of what a connection costs.
 const FREE_BODY_BYTES: usize = 4 << 10;
 
@@ -95,16 +97,20 @@ impl Upload {
     /// The body of the request at the start of what `stream` has read. Its buffer begins with the head, until
     /// [`Self::drop_head`].
     pub(super) fn new(head: &Head, stream: &mut ClientSide<'_>) -> Self {
-        let buffer = stream.take_request(head);
+        let mut buffer = stream.take_request(head);
         let received = (buffer.len() - head.len) as u64;
+        let (is_chunked, is_whole) = (head.framing == Framing::Chunked, stream.is_between_requests());
+        if is_chunked && is_whole {
+            buffer.put_slice(LAST_CHUNK);
+        }
         Self {
             buffer,
             sent: 0,
             head_sent: 0,
             pieces: 0,
-            is_chunked: head.framing == Framing::Chunked,
+            is_chunked,
             is_kept: true,
-            is_whole: stream.is_between_requests(),
+            is_whole,
             is_cut: false,
             is_unread: false,
             waits_for_app: head.expects,
@@ -160,7 +166,7 @@ impl Upload {
         if self.is_chunked {
             put_chunk(&mut self.buffer, piece);
             if self.is_whole {
-                self.buffer.put_slice(b"0\r\n\r\n");
+                self.buffer.put_slice(LAST_CHUNK);
             }
         } else {
             self.buffer.put_slice(piece);

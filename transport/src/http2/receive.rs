@@ -33,8 +33,9 @@ impl Core {
         input: &mut BytesMut,
         new: &mut Vec<New>,
     ) -> Result<(), Reason> {
+        let mut taken = 0;
         while !self.has_ended && self.output.len() < OUTPUT_HIGH {
-            let Some(frame) = FrameHead::parse(input) else { break };
+            let Some(frame) = FrameHead::parse(&input[taken..]) else { break };
             if frame.len > MAX_FRAME {
                 return Err(Reason::FrameSize);
             }
@@ -45,7 +46,8 @@ impl Core {
             if (frame.kind == kind::CONTINUATION) != self.block.is_some() || (self.block.is_some() && !continues) {
                 return Err(Reason::Protocol);
             }
-            let Some(payload) = input.get(FRAME_HEAD..FRAME_HEAD + frame.len) else { break };
+            let start = taken + FRAME_HEAD;
+            let Some(payload) = input.get(start..start + frame.len) else { break };
             match frame.kind {
                 kind::DATA => self.data(frame, payload)?,
                 kind::HEADERS => self.headers(session, frame, payload, new)?,
@@ -64,8 +66,9 @@ impl Core {
                 // Frames of unknown types are ignored (RFC 9113 section 4.1).
                 _ => {}
             }
-            input.advance(FRAME_HEAD + frame.len);
+            taken = start + frame.len;
         }
+        input.advance(taken);
         Ok(())
     }
 
@@ -192,7 +195,9 @@ impl Core {
             return Ok(());
         }
         if self.streams.len() >= MOST_STREAMS {
-            return self.stream_error(id, Reason::Refused);
+            // No fault of a client that does not know the limit yet.
+            self.reset(id, Reason::Refused);
+            return Ok(());
         }
         let (complete, length) = match self.head.finish(is_last) {
             Ok(complete) => (Some(complete.head), complete.length),

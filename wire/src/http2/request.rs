@@ -151,6 +151,7 @@ impl RequestHead {
             && is_path
             && is_text(&self.path)
             && is_text(&self.authority)
+            && (!self.authority.is_empty() || (self.seen & 8 == 0 && !self.has_host))
             && self.method != b"CONNECT"
             && !(is_last && self.length.is_some_and(|length| length > 0));
         if self.is_malformed || (!is_whole && !self.is_too_large()) {
