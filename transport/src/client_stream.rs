@@ -190,6 +190,22 @@ impl ClientStream {
         }
     }
 
+    /// Ends the direction to the client: no more bytes follow those that were sent.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.as_mut().map_or(Poll::Ready(Ok(())), |socket| Pin::new(socket).poll_shutdown(cx))
+    }
+
+    /// Makes closing the connection reset it.
+    pub fn reset(&self) {
+        if let Some(socket) = &self.socket {
+            // Without it, the connection ends in order.
+            let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// Lets Pingora read everything: the connection speaks HTTP/2.
     pub fn begin_tunnel(&mut self) {
         self.current = Current::Body(Body::Tunnel);

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`, `HTTP2-Settings`, `Proxy-Auth…` | removed | removed |
 //! | named by `Connection` | removed, except framing, `Host` and guarded headers | removed, except framing |
-//! | `Upgrade` | removed; WebSocket handshakes get their own | removed, except with 101 and 426 |
+//! | `Upgrade` | removed, except from an upgrade ([`crate::scan::Head::is_upgrade`]) | removed, except with 101 and 426 |
 //! | `Trailer` | removed | forwarded where trailers are |
 //! | `Transfer-Encoding` | removed; the proxy frames the body itself | the same; none with 1xx, 204 and 304 |
 //! | `Content-Length` | forwarded | forwarded, except with 1xx and 204 |
@@ -121,15 +121,18 @@ pub struct RequestHeaders<'a> {
     pub named: Named<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
+    /// The request asks to switch protocols.
+    pub is_upgrade: bool,
     /// The headers that the proxy adds.
     pub added: &'a Added,
 }
 
 impl RequestHeaders<'_> {
-    /// Decides about the header `name`. The general path writes `Connection` and `Upgrade` of WebSocket handshakes itself.
+    /// Decides about the header `name`.
     #[inline]
     pub fn verdict(&self, name: &str) -> Verdict {
         match role(name) {
+            Some(Role::Upgrade) if self.is_upgrade => return Verdict::Passes,
             Some(Role::HopByHop | Role::Upgrade | Role::Trailer) => return Verdict::HopByHop,
             Some(Role::Encoding) => return Verdict::Framing,
             Some(Role::Length) => return Verdict::Passes,
@@ -256,7 +259,7 @@ mod tests {
         let added = Added::default();
         let request = |sender, name| {
             let sieve = Sieve { sender, edge: &edge, read: &[], notes_claims: false };
-            RequestHeaders { sieve, named, hides_session: true, added: &added }.verdict(name)
+            RequestHeaders { sieve, named, hides_session: true, is_upgrade: false, added: &added }.verdict(name)
         };
         let item = [ratelimit::Item::default()];
         let own = ratelimit::Own { items: &item, headers: true, legacy_headers: true };

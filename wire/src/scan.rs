@@ -26,12 +26,10 @@ pub struct Head {
     pub len: usize,
     /// How its body is delimited.
     pub framing: Framing,
-    /// The client asks to switch protocols: the protocol of the bytes after the head is not known yet.
+    /// The client asks to switch protocols: the protocol of the bytes after the request is not known yet.
     pub is_upgrade: bool,
     /// The position of scheme and host in an absolute target; apps handle a plain path better. Empty for a path.
     pub origin: Origin,
-    /// The fast lane takes it.
-    pub is_simple: bool,
     /// HTTP/1.0.
     pub is_http10: bool,
     /// The client closes its connection after the response.
@@ -158,14 +156,11 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         let len = scheme + 3 + authority.len();
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
     });
-    let is_upgrade =
-        is_http11 && framing == Framing::Length(0) && fields.asks_for_web_socket && fields.has_upgrade_option;
     Ok(Head {
         len,
         framing,
-        is_upgrade,
+        is_upgrade: is_http11 && fields.has_upgrade_option && fields.offers.is_some_and(|may_switch| may_switch),
         origin,
-        is_simple: !is_upgrade,
         is_http10: !is_http11,
         closes: fields.closes,
         expects: fields.expects,
@@ -178,9 +173,8 @@ struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
-    upgrade: bool,
-    /// The first `Upgrade` contains `websocket`.
-    asks_for_web_socket: bool,
+    /// It has `Upgrade`, and whether each passes [`may_switch_to`].
+    offers: Option<bool>,
     /// `Connection` has the option `upgrade`.
     has_upgrade_option: bool,
     /// `Connection` has the option `close`.
@@ -206,8 +200,7 @@ impl<'a> Fields<'a> {
                 }
                 6 if name.eq_ignore_ascii_case("expect") => fields.expects = true,
                 7 if name.eq_ignore_ascii_case("upgrade") => {
-                    fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
-                    fields.upgrade = true;
+                    fields.offers = Some(fields.offers.unwrap_or(true) && may_switch_to(header.value));
                 }
                 10 if name.eq_ignore_ascii_case("connection") && !header.value.eq_ignore_ascii_case(b"keep-alive") => {
                     fields.has_upgrade_option |= has_upgrade_option(header.value);
@@ -236,9 +229,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether an `Upgrade` asks for WebSocket, the only protocol that is forwarded.
-pub fn is_web_socket(upgrade: &[u8]) -> bool {
-    upgrade.eq_ignore_ascii_case(b"websocket")
+/// Whether an `Upgrade` that offers these protocols is forwarded. Requests over HTTP/2 and HTTP over TLS in a tunnel would pass
+/// all checks unseen, so an `Upgrade` with one of them is ignored, as RFC 9110 section 7.8 allows.
+pub fn may_switch_to(upgrade: &[u8]) -> bool {
+    let mut protocols = headers::options(upgrade).peekable();
+    protocols.peek().is_some() && !protocols.any(carries_http)
+}
+
+fn carries_http(protocol: &[u8]) -> bool {
+    let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+    [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// Whether a `Connection` has the option without which `Upgrade` has no effect (RFC 9110 section 7.8).
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_upgrade_that_is_nominated_and_has_no_body_is_one() {
+    fn only_an_upgrade_that_connection_names_is_one() {
         for (fields, is_upgrade) in [
             ("Connection: Upgrade\r\nUpgrade: websocket\r\n", true),
             ("Connection: keep-alive ,uPgrade\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n", true),
@@ -319,10 +319,18 @@ mod tests {
             ("Connection: close\r\nUpgrade: websocket\r\n", false),
             ("Connection: upgrades\r\nUpgrade: websocket\r\n", false),
             ("Connection: Upgrade\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: x\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: x\r\n", true),
+            ("Connection: Upgrade\r\nUpgrade: x/1, y\r\nUpgrade: websocket\r\n", true),
+            ("Connection: Upgrade\r\nUpgrade:\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: ,\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: h2c\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n", false),
             ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n", false),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", true),
+            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", true),
         ] {
             assert_eq!(with(fields).unwrap().is_upgrade, is_upgrade, "{fields:?}");
         }

@@ -87,6 +87,19 @@ impl ClientStream {
         }
     }
 
+    /// Reads bytes that are not HTTP into `piece`: first those that were read already. Returns their number; 0 is the end.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_raw(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(piece);
+        ready!(self.poll_upto(usize::MAX, cx, &mut buf))?;
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
     /// The start of the next request was read, too: puts it back in front of the input.
     fn put_back(&mut self, surplus: &[u8]) {
         let kept = std::mem::replace(&mut self.input, BytesMut::from(surplus));

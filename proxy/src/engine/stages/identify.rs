@@ -133,11 +133,13 @@ fn kind(request: &Request<'_>) -> Kind {
     if accepts_events { Kind::Stream } else { Kind::Plain }
 }
 
-/// Whether a tunnel begins if the app responds with 101: the same as `is_upgrade` of [`scan::Head`]. A request with a body
-/// is not an upgrade, so that all limits on bodies apply to it.
+/// Whether a tunnel begins if the app responds with 101: the same as `is_upgrade` of [`scan::Head`].
 fn is_upgrade(request: &Request<'_>) -> bool {
-    let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
-    let mut has_option = false;
+    if request.is_http10 || !request.fields.has(&http::header::UPGRADE) {
+        return false;
+    }
+    let (mut may_switch, mut has_option) = (true, false);
+    request.fields.each(&http::header::UPGRADE, |value| may_switch &= scan::may_switch_to(value));
     request.fields.each(&http::header::CONNECTION, |value| has_option |= scan::has_upgrade_option(value));
-    !request.is_http10 && has_option && scan::is_web_socket(upgrade) && request.has_body_up_to(0)
+    may_switch && has_option
 }
