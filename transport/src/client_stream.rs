@@ -119,16 +119,6 @@ impl ClientStream {
         self.output = BytesMut::new();
     }
 
-    /// Lets Pingora read the request whose head is at the start of [`Self::pending`].
-    pub fn begin(&mut self, head: Head) {
-        let body = match head.framing {
-            Framing::Length(0) if head.is_upgrade => Body::Upgrade,
-            Framing::Length(length) => Body::Length(length),
-            Framing::Chunked => Body::Chunked(Chunks::default()),
-        };
-        self.current = Current::Head { left: head.len, body };
-    }
-
     /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header.
     #[must_use]
     pub fn drop_origin(&mut self, mut head: Head) -> Head {
@@ -215,7 +205,6 @@ impl ClientStream {
     pub fn is_between_requests(&self) -> bool {
         match &self.current {
             Current::Between => true,
-            Current::Head { .. } => false,
             Current::Body(body) => body.is_done(),
         }
     }
@@ -262,15 +251,6 @@ impl ClientStream {
         }
     }
 
-    /// Pingora writes a head in one piece, so its first line shows whether the protocol is switched.
-    fn see_answer_to_upgrade(&mut self, written: &[u8]) {
-        match written.get(9..12) {
-            Some(b"101") => self.current = Current::Body(Body::Tunnel),
-            Some([b'1', ..]) | None => {}
-            Some(_) => self.current = Current::Body(Body::Length(0)),
-        }
-    }
-
     /// Sends the gathered output.
     ///
     /// # Errors
@@ -293,8 +273,8 @@ impl ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let unread = matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_)) | Current::Head { .. })
-            && !self.is_between_requests();
+        let unread =
+            matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_))) && !self.is_between_requests();
         if unread
             && let Some(socket) = self.socket.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -333,9 +313,6 @@ fn discard(socket: &TcpStream) -> io::Result<usize> {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if matches!(this.current, Current::Body(Body::Upgrade)) {
-            this.see_answer_to_upgrade(bytes);
-        }
         if this.output.len() + bytes.len() > GATHER_BYTES {
             ready!(this.poll_send(cx))?;
             if bytes.len() > GATHER_BYTES {

@@ -252,16 +252,20 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
             out.put_slice(frame.session);
         }
     }
-    let asks_for_upgrade = status == UPGRADE_REQUIRED && has_upgrade;
-    match (frame.closes && is_final, asks_for_upgrade || status == SWITCHING) {
-        (false, false) => {}
-        (true, false) => out.put_slice(b"Connection: close\r\n"),
-        (false, true) => out.put_slice(b"Connection: Upgrade\r\n"),
-        (true, true) => out.put_slice(b"Connection: Upgrade, close\r\n"),
-    }
+    let names_upgrade = status == SWITCHING || (status == UPGRADE_REQUIRED && has_upgrade);
+    put_connection(out, names_upgrade, is_final && frame.closes);
     out.put_slice(b"\r\n");
     let keeps_connection = connection.stays_open(status, answer.version == Some(1));
     Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after, is_given_back }))
+}
+
+fn put_connection(out: &mut BytesMut, names_upgrade: bool, closes: bool) {
+    match (names_upgrade, closes) {
+        (false, false) => {}
+        (false, true) => out.put_slice(b"Connection: close\r\n"),
+        (true, false) => out.put_slice(b"Connection: Upgrade\r\n"),
+        (true, true) => out.put_slice(b"Connection: Upgrade, close\r\n"),
+    }
 }
 
 /// Accepts whitespace before a colon, which a proxy removes from responses (RFC 9112 section 5.1).

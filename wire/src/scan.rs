@@ -26,8 +26,6 @@ pub struct Head {
     pub len: usize,
     /// How its body is delimited.
     pub framing: Framing,
-    /// The client asks to switch protocols: the protocol of the bytes after the request is not known yet.
-    pub is_upgrade: bool,
     /// The position of scheme and host in an absolute target; apps handle a plain path better. Empty for a path.
     pub origin: Origin,
     /// HTTP/1.0.
@@ -156,15 +154,7 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         let len = scheme + 3 + authority.len();
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
     });
-    Ok(Head {
-        len,
-        framing,
-        is_upgrade: is_http11 && fields.has_upgrade_option && fields.offers.is_some_and(|may_switch| may_switch),
-        origin,
-        is_http10: !is_http11,
-        closes: fields.closes,
-        expects: fields.expects,
-    })
+    Ok(Head { len, framing, origin, is_http10: !is_http11, closes: fields.closes, expects: fields.expects })
 }
 
 /// The headers that determine how a message is parsed.
@@ -173,10 +163,6 @@ struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
-    /// It has `Upgrade`, and whether each passes [`may_switch_to`].
-    offers: Option<bool>,
-    /// `Connection` has the option `upgrade`.
-    has_upgrade_option: bool,
     /// `Connection` has the option `close`.
     closes: bool,
     /// It has `Expect`.
@@ -199,11 +185,7 @@ impl<'a> Fields<'a> {
                     fields.host = Some(header.value);
                 }
                 6 if name.eq_ignore_ascii_case("expect") => fields.expects = true,
-                7 if name.eq_ignore_ascii_case("upgrade") => {
-                    fields.offers = Some(fields.offers.unwrap_or(true) && may_switch_to(header.value));
-                }
                 10 if name.eq_ignore_ascii_case("connection") && !header.value.eq_ignore_ascii_case(b"keep-alive") => {
-                    fields.has_upgrade_option |= has_upgrade_option(header.value);
                     for option in headers::options(header.value) {
                         fields.closes |= option.eq_ignore_ascii_case(b"close");
                         fields.options += 1;
@@ -227,23 +209,6 @@ impl<'a> Fields<'a> {
         }
         Ok(fields)
     }
-}
-
-/// Whether an `Upgrade` that offers these protocols is forwarded. Requests over HTTP/2 and HTTP over TLS in a tunnel would pass
-/// all checks unseen, so an `Upgrade` with one of them is ignored, as RFC 9110 section 7.8 allows.
-pub fn may_switch_to(upgrade: &[u8]) -> bool {
-    let mut protocols = headers::options(upgrade).peekable();
-    protocols.peek().is_some() && !protocols.any(carries_http)
-}
-
-fn carries_http(protocol: &[u8]) -> bool {
-    let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
-    [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
-}
-
-/// Whether a `Connection` has the option without which `Upgrade` has no effect (RFC 9110 section 7.8).
-pub fn has_upgrade_option(connection: &[u8]) -> bool {
-    headers::options(connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// The authority of an absolute target; `None` for a path or `*`.
@@ -307,35 +272,6 @@ mod tests {
         assert_eq!(with("").unwrap().framing, Framing::Length(0));
         assert_eq!(with("Content-Length: 12\r\n").unwrap().framing, Framing::Length(12));
         assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().framing, Framing::Chunked);
-    }
-
-    #[test]
-    fn only_an_upgrade_that_connection_names_is_one() {
-        for (fields, is_upgrade) in [
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\n", true),
-            ("Connection: keep-alive ,uPgrade\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n", true),
-            ("Connection: keep-alive\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", true),
-            ("Upgrade: websocket\r\n", false),
-            ("Connection: close\r\nUpgrade: websocket\r\n", false),
-            ("Connection: upgrades\r\nUpgrade: websocket\r\n", false),
-            ("Connection: Upgrade\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: x\r\n", true),
-            ("Connection: Upgrade\r\nUpgrade: x/1, y\r\nUpgrade: websocket\r\n", true),
-            ("Connection: Upgrade\r\nUpgrade:\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: ,\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: h2c\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", true),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", true),
-        ] {
-            assert_eq!(with(fields).unwrap().is_upgrade, is_upgrade, "{fields:?}");
-        }
-        let old = read("GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
-        assert!(!old.unwrap().is_upgrade);
     }
 
     #[test]

@@ -9,10 +9,10 @@ use outrigger_identity::verified::VerifiedKind;
 use outrigger_policy::flags::{Feature, Mode, Subject};
 use outrigger_rules::config::Config;
 use outrigger_wire::client_address::Sender;
+use outrigger_wire::headers;
 use outrigger_wire::names::{FLY_REQUEST_ID, X_OUTRIGGER_HOP, X_REQUEST_ID};
 use outrigger_wire::request::{Kind, Request};
 use outrigger_wire::request_id::RequestId;
-use outrigger_wire::scan;
 
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::rejection::Rejection;
@@ -125,21 +125,10 @@ pub fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -
 }
 
 fn kind(request: &Request<'_>) -> Kind {
-    if is_upgrade(request) {
+    if headers::asks_to_switch(request.fields, request.is_http10) {
         return Kind::Upgrade;
     }
     let accept = request.fields.get(&http::header::ACCEPT);
     let accepts_events = accept.is_some_and(|accept| memchr::memmem::find(accept, b"text/event-stream").is_some());
     if accepts_events { Kind::Stream } else { Kind::Plain }
-}
-
-/// Whether a tunnel begins if the app responds with 101: the same as `is_upgrade` of [`scan::Head`].
-fn is_upgrade(request: &Request<'_>) -> bool {
-    if request.is_http10 || !request.fields.has(&http::header::UPGRADE) {
-        return false;
-    }
-    let (mut may_switch, mut has_option) = (true, false);
-    request.fields.each(&http::header::UPGRADE, |value| may_switch &= scan::may_switch_to(value));
-    request.fields.each(&http::header::CONNECTION, |value| has_option |= scan::has_upgrade_option(value));
-    may_switch && has_option
 }

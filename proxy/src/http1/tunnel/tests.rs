@@ -150,7 +150,7 @@ async fn a_busy_direction_does_not_hold_up_the_other_one() {
 async fn switching_app(listener: TcpListener, body: usize, after: usize) -> String {
     let (mut socket, _) = listener.accept().await.unwrap();
     let mut read = BytesMut::new();
-    let mut head_ends = |read: &BytesMut| memchr::memmem::find(read, b"\r\n\r\n").map(|at| at + 4);
+    let head_ends = |read: &BytesMut| memchr::memmem::find(read, b"\r\n\r\n").map(|at| at + 4);
     while head_ends(&read).is_none_or(|head| read.len() < head + after) {
         if socket.read_buf(&mut read).await.unwrap() == 0 {
             return String::new();
