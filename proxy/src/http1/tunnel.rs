@@ -1,9 +1,9 @@
 //! A tunnel: the connection of a client and one of the app or a peer after a response with 101. Its bytes are not HTTP.
 //!
 //! ```text
-//!            head, body   Upgrade: x        101               an end, each direction by itself
-//!  client  ─────────────────────────►│◄──────────────│◄────────────────────────────────────────►│
-//!            an ordinary request     │ the app's time│ app.stream_timeout without a byte ends it │
+//!            head                    last byte of the body and 101              the end of both directions
+//!             |  an ordinary request  |  app.stream_timeout without a byte, and    |
+//!             |  with all its limits  |  client.write_timeout for a slow client    |
 //! ```
 //!
 //! Outrigger passes on bytes, the end of each direction, and resets, and writes nothing of its own. A direction holds memory only
