@@ -183,10 +183,14 @@ fn paths_without_a_route_fail_each_by_itself() {
     app.says("/broken/1", FAILED);
     app.says("/broken/2", FAILED);
     app.at("/hangs", Play::Hang);
-    let proxy = Proxy::with(&app, &format!("{THREE}app.timeout = \"100ms\"\n"));
+    // A short time for requests that hang only: the others have as long as they need.
+    let short = format!("{THREE}app.timeout = \"100ms\"\n");
+    let proxy = Proxy::with(&app, THREE);
     for request in both_ways("/broken/1") {
         let _ = ask_as_many(&proxy, 10, &request);
+        proxy.changes_to(&short);
         let _ = ask_as_many(&proxy, 10, &get("/hangs"));
+        proxy.changes_to(THREE);
     }
     for request in both_ways("/works") {
         assert_eq!(ask_as_many(&proxy, 5, &request), [200; 5]);
@@ -196,6 +200,7 @@ fn paths_without_a_route_fail_each_by_itself() {
     }
     assert_eq!((app.requests_to("/broken/1"), app.requests_to("/broken/2"), app.requests_to("/hangs")), (3, 0, 3));
     // Now all paths hang.
+    proxy.changes_to(&short);
     for path in ["/a", "/b", "/c"] {
         app.at(path, Play::Hang);
     }
@@ -456,11 +461,11 @@ fn injected_faults_look_like_the_apps_own() {
     let app = Backend::start();
     let fault = |header: &str, what: &str| format!("[[faults]]\nheaders = {{ \"X-Chaos\" = \"{header}\" }}\n{what}\n");
     let rules = format!(
-        "{THREE}app.timeout = \"1s\"\n{}{}{}{}",
+        "{THREE}{}{}{}{}",
         fault("abort", "abort = 503"),
         fault("reset", "reset = true"),
         fault("delay", "delay = \"300ms\""),
-        fault("late", "delay = \"5s\"\nabort = 500")
+        fault("late", "delay = \"10s\"\nabort = 500")
     );
     let proxy = Setup::new(&app, &rules).env("OUTRIGGER_ALLOW_FAULTS", "1").start();
     for request in both_ways("/") {
@@ -469,7 +474,9 @@ fn injected_faults_look_like_the_apps_own() {
         assert_eq!(proxy.ask(&with("delay")).status, 200);
         assert!(asked.elapsed() >= Duration::from_millis(300));
         proxy.ask(&with("reset")).is_problem(502, "app_closed");
-        proxy.ask(&with("late")).is_problem(504, "deadline_exceeded");
+        // Its own deadline: the other requests have as long as they need.
+        let late = with_fields(&with("late"), &["X-Request-Timeout-Ms: 500"]);
+        proxy.ask(&late).is_problem(504, "deadline_exceeded");
         assert_eq!(proxy.ask(&with("other")).status, 200);
     }
     // Three consecutive faults open the breaker, as if the app had failed.

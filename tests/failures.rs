@@ -107,7 +107,8 @@ fn an_incomplete_response_never_looks_complete() {
         Play::SayAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n".to_vec()),
     );
     app.at("/pause", Play::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()));
-    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    // The others have as long as they need.
+    let proxy = Proxy::with(&app, "[[routes]]\nname = \"pause\"\npath = \"/pause\"\ntimeout = \"1s\"\n");
     let paths = ["/length", "/chunks", "/bad", "/pause"];
     let mut truncated = 0;
     for path in paths {

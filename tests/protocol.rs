@@ -512,7 +512,9 @@ fn a_response_does_not_depend_on_the_form_of_its_request() {
     app.at("/nothing", Play::SayAndClose(Vec::new()));
     app.at("/garbage", Play::SayAndClose(b"garbage\r\n\r\n".to_vec()));
     app.at("/hang", Play::Hang);
-    let proxy = Proxy::with(&app, "retry.attempts = 1\nbreaker.mode = \"off\"\napp.timeout = \"300ms\"\n");
+    // The others have as long as they need.
+    let hang = "[[routes]]\nname = \"hang\"\npath = \"/hang\"\ntimeout = \"300ms\"\n";
+    let proxy = Proxy::with(&app, &format!("retry.attempts = 1\nbreaker.mode = \"off\"\n{hang}"));
     let cases = [
         ("/length", 200, "hi"),
         ("/chunks", 200, "hi"),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Setup, fresh_dir};
+use crate::harness::{Setup, fresh_dir, socket};
 
 /// Reads a header section in small pieces, and leaves the body unread.
 fn head(from: &mut impl Read) -> Vec<u8> {
@@ -39,7 +39,8 @@ fn an_early_event_stream_outlives_an_upload_that_the_app_does_not_read() {
             }
             from.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").unwrap();
             for event in 0..6 {
-                let _ = write!(from, "data: {event}\n\n");
+                // At once: `write!` would send it in pieces, each of which can become a chunk.
+                let _ = from.write_all(format!("data: {event}\n\n").as_bytes());
                 thread::sleep(Duration::from_millis(400));
             }
         }
@@ -59,7 +60,7 @@ fn an_early_event_stream_outlives_an_upload_that_the_app_does_not_read() {
 /// After an interim response, a reset of the connection does not show that the request was not read.
 #[test]
 fn a_post_that_got_an_interim_response_is_not_sent_again() {
-    let path = fresh_dir().join("app.sock");
+    let path = socket(&fresh_dir());
     let app = UnixListener::bind(&path).unwrap();
     let posts = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&posts);
@@ -67,10 +68,15 @@ fn a_post_that_got_an_interim_response_is_not_sent_again() {
         for mut from in app.incoming().flatten() {
             let count = Arc::clone(&count);
             thread::spawn(move || {
-                while head(&mut from).starts_with(b"GET") {
+                let mut request = head(&mut from);
+                while request.starts_with(b"GET") {
                     from.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+                    request = head(&mut from);
                 }
-                // A connection that ends without a request is no POST: the proxy has closed it.
+                // A connection may also end without another request.
+                if !request.starts_with(b"POST") {
+                    return;
+                }
                 count.fetch_add(1, Ordering::Relaxed);
                 let _ = from.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
                 thread::sleep(Duration::from_millis(100));
@@ -79,11 +85,11 @@ fn a_post_that_got_an_interim_response_is_not_sent_again() {
     });
     let proxy = Setup::before(format!("unix:{}", path.display()), "").start();
     assert_eq!(proxy.get("/").status, 200);
-    let before = posts.load(Ordering::Relaxed);
     let mut client = TcpStream::connect(proxy.address).unwrap();
     let body = "x".repeat(2000);
-    write!(client, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n{body}").unwrap();
+    let post = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n{body}");
+    client.write_all(post.as_bytes()).unwrap();
     let answer = answer(client);
     assert!(answer.starts_with("HTTP/1.1 103") && answer.contains("HTTP/1.1 502"), "{answer}");
-    assert_eq!(posts.load(Ordering::Relaxed) - before, 1);
+    assert_eq!(posts.load(Ordering::Relaxed), 1);
 }

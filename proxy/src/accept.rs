@@ -12,27 +12,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Buf;
 use outrigger_wire::chunks::Chunks;
-use outrigger_wire::date::date;
+use outrigger_wire::http2::PREFACE;
 use outrigger_wire::malformed::Malformed;
-use outrigger_wire::request_id::RequestId;
 use outrigger_wire::scan;
 use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
-use pingora::apps::ServerApp;
 use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::resting::Resting;
-use crate::engine::answer;
 use crate::engine::exchange::Listener;
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, Phase, State};
-use crate::general::{Gateway, h2};
+use crate::general::Gateway;
 use crate::http1;
-use crate::http1::Origin;
+use crate::http1::{ClientSide, Origin};
+use crate::http2;
 use crate::mechanism::connections::{FREE_HEAD_BYTES, RESTED};
 use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
@@ -44,9 +43,6 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 /// Extra bytes and headers allowed in a head from a peer, for the headers that the first Machine adds.
 const PEER_FIELDS_BYTES: usize = 4096;
 const PEER_FIELDS: usize = 16;
-
-/// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The parts with which one worker thread serves connections.
 #[derive(Clone)]
@@ -187,9 +183,7 @@ fn reject_connection(socket: &TcpStream, client: IpAddr, worker: &Worker) {
 
 /// Counts a rejection of what never became a request; returns the response.
 fn rejected(worker: &Worker, rejection: Rejection, client: IpAddr, unread: &[u8]) -> Vec<u8> {
-    let id = RequestId::generate();
-    record::rejected_unparsed(&worker.state, rejection, id, client, unread);
-    answer::early(&rejection.problem(), id, worker.listener, &date(Instant::now().into_std()))
+    record::rejected_early(&worker.state, rejection, (client, worker.listener), unread)
 }
 
 /// A client's connection, which carries one request at a time.
@@ -233,7 +227,8 @@ impl Connection {
             }
             self.requests += 1;
             let head = self.stream.drop_origin(head);
-            match http1::serve(&self.worker.state, &mut self.stream, &head, &mut self.timer, self.origin).await {
+            let client = ClientSide::Http1(&mut self.stream);
+            match http1::serve(&self.worker.state, client, &head, &mut self.timer, self.origin).await {
                 http1::Next::Request => self.open.entry.end(),
                 http1::Next::Close => return,
             }
@@ -361,7 +356,7 @@ fn complete(
 async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker, open: OpenConnection) {
     let patience = worker.state.rules.load().config.client.head_timeout;
     let preface = tokio::time::timeout(patience, async {
-        while stream.pending().len() < H2_PREFACE.len() && H2_PREFACE.starts_with(stream.pending()) {
+        while stream.pending().len() < PREFACE.len() && PREFACE.starts_with(stream.pending()) {
             match poll_fn(|cx| stream.poll_fill(cx)).await {
                 Ok(0) | Err(_) => return false,
                 Ok(_) => {}
@@ -370,17 +365,12 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
         true
     });
     match preface.await {
-        Ok(true) if stream.pending().starts_with(H2_PREFACE) => {
-            stream.begin_tunnel();
-            let key = stream.key();
-            h2::opened(key, Arc::clone(&open.entry));
-            tokio::select! {
-                biased;
-                _ = worker.proxy.process_new(stream, &worker.leaving) => {}
-                // It has no request in flight and makes room for another connection.
-                () = open.entry.told() => {}
-            }
-            h2::closed(key);
+        Ok(true) if stream.pending().starts_with(PREFACE) => {
+            stream.input().advance(PREFACE.len());
+            let origin = Origin { client, listener: worker.listener };
+            let Worker { state, leaving, .. } = worker;
+            http2::serve(http2::Connection { stream, state, origin, open, leaving }).await;
+            return;
         }
         Ok(true) => {
             let rejection = Rejection::Malformed(Malformed::Version);

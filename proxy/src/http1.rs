@@ -1,4 +1,4 @@
-//! The fast lane: HTTP/1 without Pingora.
+//! The fast lane: serves one request of HTTP/1 or HTTP/2, from its head to its response.
 //!
 //! They need none of the costly parts of a general proxy: no copy of the head in a map, no channels between tasks, no
 //! dynamically dispatched filters. The head is rewritten from one buffer into another, and both bodies on their way from socket
@@ -12,6 +12,7 @@ mod elsewhere;
 mod pump;
 mod relay;
 mod request;
+mod side;
 mod streaming;
 mod tunnel;
 mod upload;
@@ -26,7 +27,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use http::Method;
+use http::{Method, Version};
 use outrigger_wire::request::Kind;
 use outrigger_wire::rewrite::AnswerHead;
 use outrigger_wire::scan::{Framing, Head};
@@ -40,10 +41,10 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::state::{Phase, State};
 use crate::http1::buffers::{FIRST_READ_BYTES, recycle};
 use crate::http1::request::{Earlier, Prepared, Received, path_of, prepare};
+pub use crate::http1::side::ClientSide;
 use crate::http1::upload::Upload;
 use crate::mechanism::peers::hop;
 use crate::transport::app_pool::AppStream;
-use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
 
 /// How long a client that has closed its side of the connection is taken to wait for the response.
@@ -86,7 +87,7 @@ pub struct Origin {
 /// Serves the request whose head is at the start of what `stream` has read.
 pub async fn serve(
     state: &Arc<State>,
-    stream: &mut ClientStream,
+    mut stream: ClientSide<'_>,
     head: &Head,
     timer: &mut Timer,
     origin: Origin,
@@ -95,13 +96,14 @@ pub async fn serve(
     let mut bytes = BytesMut::new();
     let mut arrived = Ok(());
     if head.framing == Framing::Length(0) {
-        bytes = stream.take_head(head.len);
+        bytes = stream.take_head(head);
     } else {
-        let upload = upload.insert(Upload::new(head, stream));
-        arrived = poll_fn(|cx| Poll::Ready(upload.read_arrived(cx, stream))).await;
+        let upload = upload.insert(Upload::new(head, &mut stream));
+        arrived = poll_fn(|cx| Poll::Ready(upload.read_arrived(cx, &mut stream))).await;
     }
     let local = if head.is_http10 { stream.addresses().map(|(local, _)| local) } else { None };
-    let received = Received { head, origin, body: upload.as_ref(), local };
+    let version = stream.version(head);
+    let received = Received { head, version, origin, body: upload.as_ref(), local };
     let read = upload.as_ref().map_or(&*bytes, |upload| &upload.buffer[..head.len]);
     let Some(mut prepared) = prepare(state, read, received, None) else { return Next::Close };
     if let Some(upload) = &mut upload {
@@ -122,6 +124,7 @@ pub async fn serve(
         must_close: head.closes || head.is_http10,
         closes: false,
         is_http10: head.is_http10,
+        takes_chunks: version == Version::HTTP_11,
         ended_at: None,
         has_heard: false,
         is_unread: false,
@@ -143,7 +146,7 @@ pub async fn serve(
 /// Serves one request on a client's connection.
 struct Lane<'a> {
     state: &'a Arc<State>,
-    stream: &'a mut ClientStream,
+    stream: ClientSide<'a>,
     timer: &'a mut Timer,
     is_head: bool,
     /// The request's method is idempotent (RFC 9110 section 9.2.2), and it does not ask to switch protocols.
@@ -152,8 +155,10 @@ struct Lane<'a> {
     must_close: bool,
     /// The client's connection closes after this response, which says so.
     closes: bool,
-    /// The client speaks HTTP/1.0: it gets no chunks and no interim responses.
+    /// The client speaks HTTP/1.0: it gets no interim responses.
     is_http10: bool,
+    /// The client takes a body in chunks; HTTP/1.0 and HTTP/2 have none.
+    takes_chunks: bool,
     /// When the client was found to have closed its side of the connection.
     ended_at: Option<Instant>,
     /// The app has sent bytes of a response in this attempt.
@@ -191,7 +196,8 @@ impl Lane<'_> {
         let clients_time = self.upload.as_ref().map_or(Duration::ZERO, |upload| upload.clients_time);
         let earlier = Earlier { started, request_id, clients_time };
         let local = self.stream.addresses().map(|(local, _)| local);
-        let received = Received { head, origin, body: self.upload.as_ref(), local };
+        let version = self.stream.version(head);
+        let received = Received { head, version, origin, body: self.upload.as_ref(), local };
         let Some(again) = prepare(self.state, &bytes, received, Some(earlier)) else { return Err(Broken::ClientLeft) };
         *prepared = again;
         if self.upload.is_some() && prepared.refused.is_none() {

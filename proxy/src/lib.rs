@@ -8,6 +8,8 @@ pub mod engine;
 pub mod general;
 pub mod http1;
 
+pub mod http2;
+
 pub mod accept;
 
 pub mod control;

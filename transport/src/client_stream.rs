@@ -81,6 +81,11 @@ impl ClientStream {
         &self.input
     }
 
+    /// [`Self::pending`], to take frames of HTTP/2 from.
+    pub fn input(&mut self) -> &mut BytesMut {
+        &mut self.input
+    }
+
     /// The memory that [`Self::pending`] takes, in bytes.
     pub fn pending_capacity(&self) -> usize {
         self.input.capacity()
@@ -103,9 +108,17 @@ impl ClientStream {
     /// # Errors
     /// The socket's error.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_fill_by(cx, HEAD_BUFFER_BYTES)
+    }
+
+    /// The same with room for about `bytes`.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_fill_by(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_mut() else { return Poll::Ready(Ok(0)) };
-        if self.input.capacity() - self.input.len() < HEAD_BUFFER_BYTES / 2 {
-            self.input.reserve(HEAD_BUFFER_BYTES);
+        if self.input.capacity() - self.input.len() < bytes / 2 {
+            self.input.reserve(bytes);
         }
         let mut read = std::pin::pin!(socket.read_buf(&mut self.input));
         read.as_mut().poll(cx)

@@ -3,5 +3,6 @@
 pub mod app_pool;
 pub mod ask;
 pub mod client_stream;
+pub mod http2;
 pub mod timer;
 pub mod upstream;

@@ -1,4 +1,4 @@
-//! HTTP/1.1 at the byte level: parsing and checking messages, and writing them for the next hop.
+//! HTTP at the byte level: parsing and checking messages, and writing them for the next hop.
 //!
 //! No I/O, no locks and no async: bytes in, verdicts and bytes out, so every module can be fuzzed. These modules read a
 //! clock or generate random numbers: [`date`], [`request_id`], [`random`], [`retry_after`].
@@ -10,6 +10,7 @@
 //! client_address   the header that names the client, and its senders   via         `Via` and `CDN-Loop`
 //! headers     which headers pass, in both directions: the table        sieve       which senders may set a request header
 //! response_scan    header sections of responses, as bytes arrive       forwarding  which headers are added for the app
+//! http2       frames and compressed header sections
 //! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
 
@@ -20,6 +21,7 @@ pub mod cookies;
 pub mod date;
 pub mod forwarding;
 pub mod headers;
+pub mod http2;
 pub mod malformed;
 pub mod names;
 pub mod path;

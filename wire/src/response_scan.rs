@@ -250,7 +250,7 @@ mod tests {
         limits: None,
         session: b"",
         closes: false,
-        is_http10: false,
+        takes_chunks: true,
     };
 
     proptest! {

@@ -171,8 +171,8 @@ pub struct Frame<'a> {
     pub session: &'a [u8],
     /// The client's connection closes after this response.
     pub closes: bool,
-    /// The client speaks HTTP/1.0, which has no chunks.
-    pub is_http10: bool,
+    /// The client takes a body in chunks; HTTP/1.0 and HTTP/2 have none.
+    pub takes_chunks: bool,
 }
 
 /// Parses the response at the start of `input` and writes the client's response to `out`; `None` until the head is complete.
@@ -210,7 +210,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     let table = ResponseHeaders {
         status,
         named: Named::known(Fields::Wire(answer.headers), connection.names_headers),
-        passes_trailers: connection.chunked && !has_no_body,
+        passes_trailers: connection.chunked && !has_no_body && frame.takes_chunks,
         sends_request_id: frame.request_id.is_some(),
         limits: own_limits,
     };
@@ -235,7 +235,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     // The client's connection stays open after the app's closes: a response without a length is forwarded in chunks.
     let in_chunks = body == AnswerBody::UntilClose || matches!(body, AnswerBody::Framed(Framing::Chunked));
     let in_chunks = in_chunks || (connection.chunked && frame.is_head_request && headers::may_have_body(status));
-    if in_chunks && !frame.is_http10 {
+    if in_chunks && frame.takes_chunks {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if is_final {

@@ -109,7 +109,7 @@ pub enum Event {
 pub enum Step {
     /// A retry is wanted: find out whether there is time and budget for it, and report [`Event::Bought`].
     Buy(Price),
-    /// First report to the circuit breaker how the attempt ended, if it is over and does not end the request; then go on.
+    /// First report to the circuit breaker how the attempt ended, if it is over and the outcome does not report it; then go on.
     Go(Option<Report>, Next),
 }
 
@@ -355,7 +355,10 @@ impl Attempts {
             (Purchase::Response(status), Some(pause)) => self.ask(Some(Report::Answered(status)), pause),
             (Purchase::Response(_), None) => self.end(Next::Relay),
             (Purchase::Fault(status), Some(pause)) => self.ask(Some(Report::Answered(status.as_u16())), pause),
-            (Purchase::Fault(status), None) => self.end(Next::Reject(Rejection::FaultInjected { status })),
+            (Purchase::Fault(status), None) => {
+                self.stage = Stage::Ended;
+                Step::Go(Some(Report::Answered(status.as_u16())), Next::Reject(Rejection::FaultInjected { status }))
+            }
             (Purchase::Peer(_), Some(_)) => self.come_back(),
             (Purchase::Peer(failure), None) => self.end(Next::Fail(failure)),
         }

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
 use outrigger_policy::abuse::Offence;
+use outrigger_wire::date::date;
 use outrigger_wire::request_id::RequestId;
 
-use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::answer;
+use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
@@ -53,6 +55,14 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
         _ => return,
     }
     limits::failed(state, exchange);
+}
+
+/// Reports a complete response of the app to its circuit breaker, before the client sees the response's end: the client's next
+/// request may arrive before this one's end is recorded.
+pub fn response_ended(state: &State, exchange: &mut Exchange) {
+    if let Some(at) = exchange.head_at {
+        breakers::ended(state, exchange, End::Answered(exchange.status, at));
+    }
 }
 
 /// Reports a failure of the app to its circuit breaker, before the client sees it, and to the log. A connection that closed
@@ -138,6 +148,18 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     }
 }
 
+/// Counts a rejection of what never became a request; returns the whole response.
+pub fn rejected_early(
+    state: &State,
+    rejection: Rejection,
+    (client, listener): (IpAddr, Listener),
+    unread: &[u8],
+) -> Vec<u8> {
+    let id = RequestId::generate();
+    rejected_unparsed(state, rejection, id, client, unread);
+    answer::early(&rejection.problem(), id, listener, &date(Instant::now()))
+}
+
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
 pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
     let rules = state.rules.load();
@@ -190,7 +212,6 @@ fn end(exchange: &Exchange, ending: &Ending) -> End {
         return End::Unknown;
     }
     match (exchange.rejection, exchange.failure, exchange.head_at) {
-        (Some(Rejection::FaultInjected { status }), ..) => End::Answered(status.as_u16(), Instant::now()),
         (Some(_), ..) => End::Unknown,
         (_, Some(failure), _) => end_of(failure),
         (_, None, Some(at)) if exchange.answered_by_app && !ending.failed => End::Answered(exchange.status, at),

@@ -62,7 +62,9 @@ impl Lane<'_> {
     pub(super) async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
         let reply = reply::entered(self.state, exchange, problem).await;
         self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
-        self.send_gathered(exchange).await
+        self.send_gathered(exchange).await?;
+        self.stream.complete();
+        Ok(())
     }
 
     /// Puts a response of our own into the client's output.
@@ -86,7 +88,10 @@ impl Lane<'_> {
         exchange.permit = None;
         let mut next = Next::Close;
         match result {
-            Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
+            Ok(()) => {
+                self.stream.complete();
+                next = if self.closes { Next::Close } else { Next::Request };
+            }
             // `serve_prepared` handles `Moved`, so it does not arrive here.
             Err(Broken::ClientLeft | Broken::Moved) => ending.client_left = true,
             Err(Broken::Refused(rejection)) => {
@@ -109,7 +114,7 @@ impl Lane<'_> {
             }
         }
         if next == Next::Request {
-            if self.stream.is_between_requests() || self.drain().await {
+            if !self.stream.needs_drain() || self.stream.is_between_requests() || self.drain().await {
                 self.stream.finish_request();
             } else {
                 // Without `finish_request`, the connection lingers, so that the client gets the response.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::exchange::Exchange;
+use crate::engine::record;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::admit::{self, NoTurn};
 use crate::http1::body::BodyEnd;
@@ -218,7 +219,7 @@ impl Lane<'_> {
             if upload.is_kept && upload.received >= KEPT_BYTES {
                 upload.stop_keeping();
             }
-            let Poll::Ready(read) = upload.poll_piece(cx, self.stream) else {
+            let Poll::Ready(read) = upload.poll_piece(cx, &mut self.stream) else {
                 if upload.buffer.is_empty() {
                     upload.buffer = BytesMut::new();
                 }
@@ -368,7 +369,10 @@ impl Lane<'_> {
                     Poll::Pending => return self.poll_deadline(cx, idle_since + patience),
                 }
                 self.ended_at = None;
-                let (taken, payload) = body.take(input, self.is_http10)?;
+                let (taken, payload) = body.take(input, !self.takes_chunks)?;
+                if body.is_done() {
+                    record::response_ended(self.state, exchange);
+                }
                 self.put_body(body, &input[..payload]);
                 input.advance(taken);
             }

@@ -47,7 +47,7 @@ impl Lane<'_> {
                 limits: told.as_ref().map(Told::own),
                 session,
                 closes: self.closes,
-                is_http10: self.is_http10,
+                takes_chunks: self.takes_chunks,
             };
             rewrite::relay_answer(input, self.stream.output(), frame)
         });
@@ -75,7 +75,7 @@ impl Lane<'_> {
         let is_stream = answer.is_event_stream;
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);
-        let (taken, payload) = body.take(&mut input, self.is_http10)?;
+        let (taken, payload) = body.take(&mut input, !self.takes_chunks)?;
         // Until here no byte has been sent, and the client could still get a problem.
         self.is_relayed(exchange);
         exchange.status = answer.status;
@@ -84,10 +84,13 @@ impl Lane<'_> {
         record::head(self.state, exchange, is_stream);
         admit::let_go_at_head(exchange, body.left());
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
+        if body.is_done() {
+            record::response_ended(self.state, exchange);
+        }
         self.put_body(&body, &input[..payload]);
         input.advance(taken);
         let mut has_ended = false;
-        if self.is_streaming() || self.is_http10 {
+        if self.is_streaming() || !self.takes_chunks {
             has_ended = true;
             self.relay_both(&mut app, &mut input, &mut body, patience, exchange).await?;
         } else {
@@ -116,6 +119,9 @@ impl Lane<'_> {
             }
             self.ended_at = None;
             let (taken, payload) = body.take(&mut input, false)?;
+            if body.is_done() {
+                record::response_ended(self.state, exchange);
+            }
             if body.ends_with_connection() {
                 self.put_body(&body, &input[..payload]);
                 self.send_gathered(exchange).await?;
@@ -126,7 +132,8 @@ impl Lane<'_> {
             input.advance(taken);
         }
         if body.ends_with_connection() {
-            if !self.is_http10 {
+            record::response_ended(self.state, exchange);
+            if self.takes_chunks {
                 self.stream.output().put_slice(b"0\r\n\r\n");
             }
             self.send_gathered(exchange).await?;
@@ -140,7 +147,7 @@ impl Lane<'_> {
 
     /// Puts a part of a response's body into the client's output: in chunks, if its end would be the connection's.
     pub(super) fn put_body(&mut self, body: &BodyEnd, payload: &[u8]) {
-        if body.ends_with_connection() && !self.is_http10 {
+        if body.ends_with_connection() && self.takes_chunks {
             put_chunk(self.stream.output(), payload);
         } else {
             self.stream.output().put_slice(payload);

@@ -38,6 +38,7 @@ pub(super) struct Prepared {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Received<'a> {
     pub(super) head: &'a Head,
+    pub(super) version: Version,
     pub(super) origin: Origin,
     pub(super) body: Option<&'a Upload>,
     /// The address at which an HTTP/1.0 request arrived.
@@ -58,7 +59,7 @@ pub(super) struct Earlier {
 pub(super) fn prepare(
     state: &State,
     bytes: &[u8],
-    Received { head, origin, body, local }: Received<'_>,
+    Received { head, version, origin, body, local }: Received<'_>,
     earlier: Option<Earlier>,
 ) -> Option<Prepared> {
     thread_local! {
@@ -103,7 +104,6 @@ pub(super) fn prepare(
     }
     let mut out = scratch();
     if verdict.is_ok() && matches!(exchange.destination, Destination::App | Destination::Peer(..)) {
-        let version = if head.is_http10 { Version::HTTP_10 } else { Version::HTTP_11 };
         let removed = ADDED.with_borrow_mut(|added| {
             let now = if earlier.is_some() { exchange.turn_began } else { exchange.started };
             added.fill(&request, &exchange.forwarding(version, &state.pseudonym, now));

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::engine::metrics::Metrics;
 use crate::mechanism::log::{AccessLog, LogQueue};
+use crate::transport::client_stream::ClientStream;
 
 /// The bodies of the requests that the app has got whole, and whether they came in chunks.
 type Seen = Arc<Mutex<Vec<(Vec<u8>, bool)>>>;
@@ -44,7 +45,7 @@ async fn serve_all(state: Arc<State>, socket: TcpStream, client: SocketAddr) -> 
             }
         };
         served += 1;
-        if serve(&state, &mut stream, &head, &mut timer, origin).await == Next::Close {
+        if serve(&state, ClientSide::Http1(&mut stream), &head, &mut timer, origin).await == Next::Close {
             return served;
         }
     }

@@ -25,7 +25,7 @@ use crate::engine::record;
 use crate::engine::stages::audit;
 use crate::http1::buffers::recycle;
 use crate::http1::upload::PIECE;
-use crate::http1::{Broken, Lane};
+use crate::http1::{Broken, ClientSide, Lane};
 use crate::transport::app_pool::AppStream;
 use crate::transport::client_stream::ClientStream;
 use crate::transport::timer::Timer;
@@ -50,17 +50,18 @@ impl Lane<'_> {
         self.sent += input.len() as u64;
         recycle(input);
         self.send_gathered(exchange).await?;
-        self.stream.rest();
+        let ClientSide::Http1(client) = &mut self.stream else { return Err(Broken::ClientLeft) };
+        client.rest();
         let limits = TunnelLimits {
             silence: exchange.rules.config.app.stream_timeout,
             stall: exchange.rules.config.client.write_timeout,
         };
-        let mut tunnel = Tunnel::new(self.stream, &mut app, limits);
+        let mut tunnel = Tunnel::new(&mut **client, &mut app, limits);
         let is_orderly = poll_fn(|cx| tunnel.poll(cx, self.timer)).await;
         self.sent += tunnel.to_client.sent;
         if !is_orderly {
             app.reset();
-            self.stream.reset();
+            client.reset();
         }
         Ok(())
     }

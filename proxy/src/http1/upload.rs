@@ -27,9 +27,8 @@ use crate::engine::rejection::Rejection;
 use crate::engine::stages::admit;
 use crate::engine::state::State;
 use crate::http1::streaming::Streaming;
-use crate::http1::{Broken, Lane};
+use crate::http1::{Broken, ClientSide, Lane};
 use crate::mechanism::body_memory::BodyShare;
-use crate::transport::client_stream::ClientStream;
 
 /// The most of a body that is kept, for another attempt.
 pub(super) const KEPT_BYTES: u64 = 64 << 10;
@@ -95,7 +94,7 @@ pub(super) struct Upload {
 impl Upload {
     /// The body of the request at the start of what `stream` has read. Its buffer begins with the head, until
     /// [`Self::drop_head`].
-    pub(super) fn new(head: &Head, stream: &mut ClientStream) -> Self {
+    pub(super) fn new(head: &Head, stream: &mut ClientSide<'_>) -> Self {
         let buffer = stream.take_request(head);
         let received = (buffer.len() - head.len) as u64;
         Self {
@@ -126,7 +125,7 @@ impl Upload {
     ///
     /// # Errors
     /// The client has disconnected, or the chunks are malformed.
-    pub(super) fn read_arrived(&mut self, cx: &mut Context<'_>, stream: &mut ClientStream) -> Result<(), Broken> {
+    pub(super) fn read_arrived(&mut self, cx: &mut Context<'_>, stream: &mut ClientSide<'_>) -> Result<(), Broken> {
         while !self.is_whole && self.received < KEPT_BYTES {
             match self.poll_piece(cx, stream) {
                 Poll::Ready(read) => drop(read?),
@@ -140,7 +139,7 @@ impl Upload {
     pub(super) fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
-        stream: &mut ClientStream,
+        stream: &mut ClientSide<'_>,
     ) -> Poll<Result<usize, Broken>> {
         let room = KEPT_BYTES.saturating_sub(self.received);
         let most = if self.is_kept { usize::try_from(room).unwrap_or(PIECE_BYTES) } else { PIECE_BYTES };
@@ -257,7 +256,7 @@ impl Lane<'_> {
                 (last + DIALOGUE_PAUSE.min(client.body_timeout)).min(began + DIALOGUE_TIME)
             };
             let wake_at = if upload.memory.is_some() { patience.min(Instant::now() + LOOK) } else { patience };
-            let read = poll_fn(|cx| match upload.poll_piece(cx, self.stream) {
+            let read = poll_fn(|cx| match upload.poll_piece(cx, &mut self.stream) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
                 Poll::Pending => self.timer.poll(cx, wake_at).map(|()| None),
             });

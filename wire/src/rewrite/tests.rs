@@ -9,7 +9,7 @@ const FRAME: Frame<'static> = Frame {
     limits: None,
     session: b"",
     closes: false,
-    is_http10: false,
+    takes_chunks: true,
 };
 
 fn relay(answer: &str, frame: Frame<'_>) -> Result<Option<(AnswerHead, String)>, InvalidAnswer> {

@@ -184,7 +184,7 @@ fn by_fast_lane(answer: &str, is_head_request: bool, limits: Option<Own<'_>>) ->
         limits,
         session: session.as_bytes(),
         closes: false,
-        is_http10: false,
+        takes_chunks: true,
     };
     let mut out = BytesMut::new();
     let head = relay_answer(answer.as_bytes(), &mut out, frame).ok()?.unwrap();

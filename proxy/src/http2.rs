@@ -1,0 +1,299 @@
+//! HTTP/2 connections: moves bytes between the socket and the [`Session`], and serves each request in a task of its own by
+//! [`crate::http1`].
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use outrigger_wire::scan::{self, Limits, Refused};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::engine::record;
+use crate::engine::rejection::Rejection;
+use crate::engine::state::{OpenConnection, State};
+use crate::http1::{self, ClientSide, Origin};
+use crate::mechanism::connections::FREE_HEAD_BYTES;
+use crate::transport::client_stream::ClientStream;
+use crate::transport::http2::{self, Http2Stream, New, Received, Session};
+use crate::transport::timer::Timer;
+
+/// After the first `GOAWAY`, how long the client may take to notice it.
+const NOTICE: Duration = Duration::from_secs(1);
+/// How much is read at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// A connection that has sent the preface.
+#[expect(missing_debug_implementations, reason = "it holds a watch and a socket")]
+pub struct Connection {
+    /// Its socket. Nothing but frames follows in it.
+    pub stream: Box<ClientStream>,
+    /// Shared by all workers.
+    pub state: Arc<State>,
+    /// The origin of its requests.
+    pub origin: Origin,
+    /// Its entry among the connections.
+    pub open: OpenConnection,
+    /// Becomes true when clients should reconnect elsewhere.
+    pub leaving: watch::Receiver<bool>,
+}
+
+/// Why a connection closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The client has closed it.
+    Gone,
+    /// A `GOAWAY` is in the output.
+    Told,
+}
+
+/// How far the end of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// The client was asked to open no more streams, and may take until then to notice.
+    Announced(Instant),
+    /// Streams that the client opens now are not served.
+    Closed,
+}
+
+struct Driver {
+    connection: Connection,
+    session: Session,
+    timer: Timer,
+    leaving: Leaving,
+    /// Since when it has no request.
+    idle_since: Option<Instant>,
+    /// Since when a header block is incomplete.
+    block_since: Option<Instant>,
+    held: usize,
+    has_served: bool,
+    /// Frames were left in the input, as the client does not read.
+    is_stalled: bool,
+    new: Vec<New>,
+}
+
+/// Serves a connection until it closes.
+pub async fn serve(connection: Connection) {
+    let session = Session::new(limits(&connection.state));
+    let mut driver = Driver {
+        connection,
+        session,
+        timer: Timer::new(),
+        leaving: Leaving::No,
+        idle_since: Some(Instant::now()),
+        block_since: None,
+        held: 0,
+        has_served: false,
+        is_stalled: false,
+        new: Vec::new(),
+    };
+    let end = {
+        let mut announced = driver.connection.leaving.clone();
+        let mut leaves = std::pin::pin!(async move { announced.wait_for(|leaving| *leaving).await.is_ok() });
+        let mut is_told = false;
+        poll_fn(|cx| {
+            if !is_told && leaves.as_mut().poll(cx).is_ready() {
+                is_told = true;
+                driver.announce_leaving();
+            }
+            driver.poll(cx)
+        })
+        .await
+    };
+    let Driver { connection, session, .. } = driver;
+    session.end();
+    if end == End::Told {
+        let Connection { mut stream, open, .. } = connection;
+        let mut last = BytesMut::new();
+        session.take_output(&mut last, Waker::noop());
+        let mut rest = std::mem::take(stream.output());
+        rest.unsplit(last);
+        stream.answer_and_close(&rest).await;
+        drop(open);
+    }
+}
+
+fn limits(state: &State) -> http2::Limits {
+    let client = state.rules.load().config.client;
+    http2::Limits { max_head_bytes: client.max_head_bytes, max_fields: client.max_fields }
+}
+
+impl Driver {
+    fn announce_leaving(&mut self) {
+        self.session.announce_leaving();
+        self.leaving = Leaving::Announced(Instant::now() + NOTICE);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let is_blocked = match self.poll_flush(cx) {
+                Ok(is_blocked) => is_blocked,
+                Err(_) => return Poll::Ready(End::Gone),
+            };
+            if self.is_stalled && !is_blocked {
+                if self.receive().is_none() {
+                    return Poll::Ready(End::Told);
+                }
+                continue;
+            }
+            if !self.is_stalled {
+                match self.connection.stream.poll_fill_by(cx, READ_BYTES) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(End::Gone),
+                    Poll::Ready(Ok(_)) => {
+                        if self.receive().is_none() {
+                            return Poll::Ready(End::Told);
+                        }
+                        continue;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            return match self.poll_end(cx) {
+                Poll::Ready(None) => continue,
+                Poll::Ready(Some(end)) => Poll::Ready(end),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+    }
+
+    /// Sends what there is to send; returns whether the client does not take it.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> std::io::Result<bool> {
+        loop {
+            let output = self.connection.stream.output();
+            if output.is_empty() {
+                self.session.take_output(output, cx.waker());
+                if output.is_empty() {
+                    return Ok(false);
+                }
+            }
+            match self.connection.stream.poll_send(cx) {
+                Poll::Ready(sent) => sent?,
+                Poll::Pending => return Ok(true),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Option<()> {
+        let mut new = std::mem::take(&mut self.new);
+        let received = self.session.receive(self.connection.stream.input(), &mut new);
+        for new in new.drain(..) {
+            self.begin(new);
+        }
+        self.new = new;
+        self.is_stalled = received == Received::Part;
+        if received == Received::Error { None } else { self.account() }
+    }
+
+    /// An unfinished header block counts as an unfinished head.
+    fn account(&mut self) -> Option<()> {
+        let holds = self.session.unfinished();
+        match holds {
+            Some(_) => _ = self.block_since.get_or_insert_with(Instant::now),
+            None => self.block_since = None,
+        }
+        let holds = holds.filter(|bytes| *bytes > FREE_HEAD_BYTES).unwrap_or(0);
+        if holds != self.held {
+            let had = std::mem::replace(&mut self.held, holds);
+            if had > 0 {
+                self.connection.open.release_head();
+            }
+            if holds > 0 && !self.connection.open.hold_head(holds) {
+                self.session.leave();
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn begin(&mut self, new: New) {
+        let entry = Arc::clone(&self.connection.open.entry);
+        if !entry.begin() {
+            return;
+        }
+        self.has_served = true;
+        self.idle_since = None;
+        let Connection { state, origin, stream, .. } = &self.connection;
+        let (state, origin, addresses) = (Arc::clone(state), *origin, stream.addresses());
+        tokio::spawn(async move {
+            serve_stream(&state, new, origin, addresses).await;
+            entry.end();
+        });
+    }
+
+    /// Ready when the connection closes, or with `None` when there is something to send.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
+        let client = self.connection.state.rules.load().config.client;
+        let is_idle = self.session.active() == 0;
+        if self.connection.open.entry.poll_told(cx).is_ready() || (is_idle && self.session.is_left()) {
+            self.session.leave();
+            return Poll::Ready(Some(End::Told));
+        }
+        if let Leaving::Announced(by) = self.leaving
+            && (self.session.has_acknowledged() || self.timer.poll(cx, by).is_ready())
+        {
+            self.session.leave();
+            self.leaving = Leaving::Closed;
+            return Poll::Ready(None);
+        }
+        if is_idle && self.leaving == Leaving::Closed {
+            return Poll::Ready(Some(End::Told));
+        }
+        if !is_idle {
+            self.idle_since = None;
+        }
+        let block_by = self.block_since.map(|since| since + client.head_timeout);
+        let idle_by = is_idle.then(|| {
+            let patience = if self.has_served { client.idle_timeout } else { client.head_timeout };
+            *self.idle_since.get_or_insert_with(Instant::now) + patience
+        });
+        if is_idle {
+            self.session.rest();
+            self.connection.stream.rest();
+        }
+        match block_by.into_iter().chain(idle_by).min() {
+            Some(by) if self.timer.poll(cx, by).is_ready() => {
+                self.session.leave();
+                Poll::Ready(Some(End::Told))
+            }
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// Serves one request.
+async fn serve_stream(state: &Arc<State>, new: New, origin: Origin, addresses: Option<(SocketAddr, SocketAddr)>) {
+    let (mut stream, head) = match new {
+        New::Request(stream) => {
+            let client = state.rules.load().config.client;
+            let limits = Limits { max_bytes: client.max_head_bytes, max_fields: client.max_fields };
+            let head = scan::inspect(stream.head(), limits).map_err(|refused| match refused {
+                Refused::Malformed(malformed) => Rejection::Malformed(malformed),
+                Refused::TooLarge => Rejection::HeadTooLarge,
+            });
+            (stream, head)
+        }
+        New::TooLarge(stream) => (stream, Err(Rejection::HeadTooLarge)),
+    };
+    match head {
+        Ok(head) => {
+            let side = ClientSide::Http2 { stream: &mut stream, addresses };
+            http1::serve(state, side, &head, &mut Timer::new(), origin).await;
+        }
+        Err(rejection) => {
+            let response = record::rejected_early(state, rejection, (origin.client, origin.listener), stream.head());
+            reject(&mut stream, &response).await;
+        }
+    }
+}
+
+/// Sends a whole response of Outrigger's own.
+async fn reject(stream: &mut Http2Stream, response: &[u8]) {
+    stream.output().extend_from_slice(response);
+    if poll_fn(|cx| stream.poll_send(cx)).await.is_ok() {
+        stream.complete();
+    }
+}

@@ -1,0 +1,200 @@
+use std::task::{Context, Poll, Waker};
+
+use bytes::{BufMut, BytesMut};
+use outrigger_wire::http2::{FRAME_HEAD, FrameHead, INITIAL_WINDOW, MAX_FRAME, Reason, flag, hpack, kind};
+use outrigger_wire::scan::{Limits as HeadLimits, inspect};
+
+use super::*;
+
+const LIMITS: Limits = Limits { max_head_bytes: 8 << 10, max_fields: 32 };
+
+/// The client's side of a session.
+struct Client {
+    session: Session,
+    input: BytesMut,
+    /// Frames of the server that have not been looked at.
+    output: BytesMut,
+}
+
+impl Client {
+    fn connect() -> Self {
+        let mut client = Self { session: Session::new(LIMITS), input: BytesMut::new(), output: BytesMut::new() };
+        client.put(kind::SETTINGS, 0, 0, b"");
+        client.deliver();
+        client.frames();
+        client
+    }
+
+    fn put(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        FrameHead { len: payload.len(), kind, flags, stream }.write(&mut self.input);
+        self.input.put_slice(payload);
+    }
+
+    fn put_post(&mut self, stream: u32, length: Option<&str>) {
+        let mut block = BytesMut::from(&b"\x83\x86\x84\x41\x01a"[..]);
+        if let Some(length) = length {
+            hpack::put_field(&mut block, b"content-length", length.as_bytes());
+        }
+        self.put(kind::HEADERS, flag::END_HEADERS, stream, &block);
+    }
+
+    fn deliver(&mut self) -> Vec<Http2Stream> {
+        let mut new = Vec::new();
+        assert_ne!(self.session.receive(&mut self.input, &mut new), Received::Error);
+        new.into_iter()
+            .map(|new| match new {
+                New::Request(stream) | New::TooLarge(stream) => stream,
+            })
+            .collect()
+    }
+
+    fn frames(&mut self) -> Vec<(FrameHead, Vec<u8>)> {
+        let mut piece = BytesMut::new();
+        self.session.take_output(&mut piece, Waker::noop());
+        self.output.unsplit(piece);
+        let mut frames = Vec::new();
+        while let Some(head) = FrameHead::parse(&self.output) {
+            let frame = self.output.split_to(FRAME_HEAD + head.len);
+            frames.push((head, frame[FRAME_HEAD..].to_vec()));
+        }
+        frames
+    }
+}
+
+fn poll<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<std::io::Result<T>>) -> Option<std::io::Result<T>> {
+    match poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
+    }
+}
+
+fn taken(stream: &mut Http2Stream) -> BytesMut {
+    let limits = HeadLimits { max_bytes: 8 << 10, max_fields: 32 };
+    let head = inspect(stream.head(), limits).unwrap();
+    stream.take_head(&head)
+}
+
+#[test]
+fn a_request_and_its_response() {
+    let mut client = Client::connect();
+    client.put_post(1, Some("5"));
+    client.put(kind::DATA, 0, 1, b"hel");
+    let mut stream = client.deliver().pop().unwrap();
+    assert_eq!(&taken(&mut stream)[..], b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 5\r\n\r\n");
+    let mut piece = [0; 16];
+    assert_eq!(poll(|cx| stream.poll_payload(cx, &mut piece)).unwrap().unwrap(), 3);
+    assert!(poll(|cx| stream.poll_payload(cx, &mut piece)).is_none());
+    assert_eq!((stream.is_read(), stream.unread_body()), (false, Some(2)));
+    client.put(kind::DATA, flag::END_STREAM, 1, b"lo");
+    client.deliver();
+    assert_eq!(poll(|cx| stream.poll_payload(cx, &mut piece)).unwrap().unwrap(), 2);
+    assert!(stream.is_read());
+    stream.output().put_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+    poll(|cx| stream.poll_send(cx)).unwrap().unwrap();
+    stream.complete();
+    drop(stream);
+    let frames = client.frames();
+    let kinds: Vec<_> = frames.iter().map(|(head, _)| (head.kind, head.flags)).collect();
+    assert_eq!(kinds, [(kind::HEADERS, flag::END_HEADERS), (kind::DATA, flag::END_STREAM)]);
+    assert_eq!(frames[1].1, b"ok");
+    assert_eq!(client.session.active(), 0);
+}
+
+#[test]
+fn a_response_waits_for_the_windows_and_for_the_client_to_read() {
+    let mut client = Client::connect();
+    client.put_post(1, Some("0"));
+    let mut stream = client.deliver().pop().unwrap();
+    stream.output().put_slice(b"HTTP/1.1 200 OK\r\n\r\n");
+    poll(|cx| stream.poll_send(cx)).unwrap().unwrap();
+    let body = vec![b'x'; 1 << 20];
+    let mut sent = 0;
+    while let Some(Ok(bytes)) = poll(|cx| stream.poll_send_directly(cx, &body)) {
+        sent += bytes;
+    }
+    assert_eq!(sent, usize::try_from(INITIAL_WINDOW).unwrap());
+    for stream in [0, 1] {
+        client.put(kind::WINDOW_UPDATE, 0, stream, &(1_u32 << 20).to_be_bytes());
+    }
+    client.deliver();
+    while let Some(Ok(bytes)) = poll(|cx| stream.poll_send_directly(cx, &body)) {
+        sent += bytes;
+    }
+    assert!(sent <= OUTPUT_HIGH + MAX_FRAME, "{sent}");
+    client.frames();
+    assert_eq!(poll(|cx| stream.poll_send_directly(cx, &body)).unwrap().unwrap(), MAX_FRAME);
+}
+
+#[test]
+fn bodies_that_are_not_read_are_bounded_by_the_windows() {
+    let mut client = Client::connect();
+    let mut streams = Vec::new();
+    for id in (1..41).step_by(2) {
+        client.put_post(id, None);
+        for _ in 0..4 {
+            client.put(kind::DATA, 0, id, &[0; 16_000]);
+        }
+        let mut new = Vec::new();
+        let received = client.session.receive(&mut client.input, &mut new);
+        streams.extend(new);
+        if received == Received::Error {
+            let last = client.frames().pop().unwrap();
+            assert_eq!((last.0.kind, last.1[7]), (kind::GOAWAY, Reason::FlowControl as u8));
+            assert!(streams.len() > 15, "{}", streams.len());
+            return;
+        }
+    }
+    panic!("the window of the connection does not hold");
+}
+
+#[test]
+fn a_stream_that_is_dropped_is_reset() {
+    let mut client = Client::connect();
+    client.put_post(1, None);
+    client.put_post(3, None);
+    let mut streams = client.deliver();
+    let mut answered = streams.remove(0);
+    answered.output().put_slice(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n");
+    poll(|cx| answered.poll_send(cx)).unwrap().unwrap();
+    answered.complete();
+    drop(answered);
+    drop(streams);
+    let resets: Vec<_> = client.frames().into_iter().filter(|(head, _)| head.kind == kind::RST_STREAM).collect();
+    let codes: Vec<_> = resets.iter().map(|(head, payload)| (head.stream, payload[3])).collect();
+    assert_eq!(codes, [(1, Reason::None as u8), (3, Reason::Internal as u8)]);
+    // What was on its way is ignored.
+    client.put(kind::DATA, flag::END_STREAM, 1, b"late");
+    client.deliver();
+    assert!(client.frames().is_empty());
+}
+
+#[test]
+fn a_large_head_continues_in_another_frame() {
+    let mut client = Client::connect();
+    client.put_post(1, Some("0"));
+    let mut stream = client.deliver().pop().unwrap();
+    let value = "x".repeat(40_000);
+    stream.output().put_slice(format!("HTTP/1.1 200 OK\r\nA: {value}\r\nContent-Length: 0\r\n\r\n").as_bytes());
+    poll(|cx| stream.poll_send(cx)).unwrap().unwrap();
+    let frames = client.frames();
+    let kinds: Vec<_> = frames.iter().map(|(head, _)| (head.kind, head.flags)).collect();
+    let (first, last) = ((kind::HEADERS, flag::END_STREAM), (kind::CONTINUATION, flag::END_HEADERS));
+    assert_eq!(kinds, [first, (kind::CONTINUATION, 0), last]);
+    let block: Vec<u8> = frames.into_iter().flat_map(|(_, payload)| payload).collect();
+    let mut values = Vec::new();
+    hpack::Decoder::default().decode(&block, |_, value| values.push(value.to_vec())).unwrap();
+    assert_eq!(values[1], value.as_bytes());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let session = Session::new(LIMITS);
+        let mut input = BytesMut::from(&b"\0\0\0\x04\0\0\0\0\0"[..]);
+        input.extend_from_slice(&bytes);
+        let mut new = Vec::new();
+        let _ = session.receive(&mut input, &mut new);
+        drop(new);
+        let _ = session.active();
+    }
+}
