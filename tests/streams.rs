@@ -1,7 +1,10 @@
 //! Long transfers: uploads, downloads, event streams, WebSockets. They are not delayed, use bounded memory, and end with their
 //! client.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::{Duration, Instant},
+};
 
 use crate::{
     backend::{Backend, PATTERN, Play},
@@ -191,6 +194,36 @@ fn an_upgrade_that_the_app_declines_is_an_ordinary_request() {
     assert_eq!(answer.seen("upgrade").as_deref(), Some("websocket"));
 }
 
+#[test]
+fn a_tunnel_of_any_protocol_begins_behind_the_body() {
+    let app = Backend::start();
+    app.at("/ws", Play::Upgrade);
+    let proxy = Proxy::with(&app, "client.max_body = \"4KiB\"");
+    let large = "tunnel ".repeat(3000);
+    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        let mut client = proxy.connect();
+        let head = "POST /ws HTTP/1.1\r\nHost: a\r\nUpgrade: x/1, y\r\nConnection: upgrade\r\n";
+        assert_eq!(client.send(format!("{head}{body}early")).head().unwrap().status, 101);
+        assert_eq!(client.take(5).unwrap(), b"early");
+        // Its bytes are no body.
+        assert_eq!(client.send(&large).take(large.len()).unwrap(), large.as_bytes());
+    }
+    proxy.comes_to_rest();
+}
+
+#[test]
+fn a_handshake_that_the_app_may_have_read_is_not_repeated() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    app.at("/ws", Play::CloseFirst(Arc::new(AtomicUsize::new(1))));
+    // The app closes a kept connection when it has read the request; and a new one.
+    assert_eq!(proxy.get("/other").status, 200);
+    proxy.ask(&upgrade("/ws")).is_problem(502, "app_closed");
+    assert_eq!(app.requests_to("/ws"), 1);
+    let answer = proxy.ask(&upgrade("/ws"));
+    assert_eq!((answer.status, app.requests_to("/ws")), (200, 2), "{answer:?}");
+}
+
 /// A WebSocket upgrade request.
 fn upgrade(path: &str) -> String {
     format!(
@@ -210,7 +243,7 @@ fn upgraded(proxy: &Proxy, early: &str) -> Client {
 }
 
 #[test]
-fn a_request_that_is_no_upgrade_has_every_limit_of_a_body() {
+fn an_upgrade_has_every_limit_of_a_body() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_body = \"4KiB\"\nclient.body_timeout = \"300ms\"");
     let web_socket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
@@ -226,11 +259,13 @@ fn a_request_that_is_no_upgrade_has_every_limit_of_a_body() {
             let mut client = proxy.connect();
             client.send(format!("{head}{framing}\r\n\r\n5\r\nhe")).answer().is_problem(408, "body_too_slow");
         }
-        // Within the limits, it is an ordinary request; the app does not see the invalid upgrade.
+        // Within the limits, it is an ordinary request; the app sees only an upgrade that `Connection` names.
         let mut client = proxy.connect();
         let answer = client.send(format!("{head}Content-Length: 5\r\n\r\nhello")).answer();
         assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &5.into()), "{fields}");
-        assert_eq!(answer.seen("upgrade"), None, "{fields}");
+        let offered = fields.strip_prefix("Connection: Upgrade\r\nUpgrade: ").map(str::trim_end);
+        assert_eq!(answer.seen("upgrade").as_deref(), offered, "{fields}");
+        assert_eq!(answer.seen("connection").as_deref(), offered.map(|_| "Upgrade"), "{fields}");
         assert_eq!(client.send(get("/next")).answer().status, 200, "{fields}");
     }
 }

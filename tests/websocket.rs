@@ -28,22 +28,7 @@ use end::{End, Head, KEY};
 use crate::harness::Setup;
 
 /// Cases that fail through the proxy, each with its reason. A case that passes must be removed from this list.
-const KNOWN: &[(&str, &str)] = &[
-    (
-        "426-with-its-upgrade-header",
-        "`Upgrade` is forwarded, but without `Connection: upgrade`, which RFC 9110 section 7.8 asks for",
-    ),
-    (
-        "the-client-half-closes-and-reads-on",
-        "the end of one direction ends the tunnel: what the app sends then is lost",
-    ),
-    (
-        "the-app-half-closes-and-reads-on",
-        "the end of one direction ends the tunnel: what the client sends then is lost",
-    ),
-    ("a-reset-of-the-client-reaches-the-app-as-one", "the other side sees an orderly end"),
-    ("a-reset-of-the-app-reaches-the-client-as-one", "the other side sees an orderly end"),
-];
+const KNOWN: &[(&str, &str)] = &[];
 
 /// The scripts of a client and an app. Both must succeed over a direct connection, and what they note must be the same both times.
 struct Case {

@@ -1,6 +1,6 @@
 //! Accepts client connections: limits their number, enforces deadline and size of a request's head, and closes idle ones.
 //!
-//! Pingora's hooks begin when a head is complete. This module does everything before that: the connection limit, the
+//! This module does everything before a request's head is complete: the connection limit, the
 //! deadline and the size limit of a head, the rejection of malformed heads, and idle connections, which cost a task and a
 //! socket but no buffer.
 
@@ -18,8 +18,6 @@ use outrigger_wire::http2::PREFACE;
 use outrigger_wire::malformed::Malformed;
 use outrigger_wire::scan;
 use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
-use pingora::apps::HttpServerApp;
-use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -229,38 +227,11 @@ impl Connection {
             }
             self.requests += 1;
             let head = self.stream.drop_origin(head);
-            if head.is_simple {
-                match http1::serve(
-                    &self.worker.state,
-                    ClientSide::Http1(&mut self.stream),
-                    &head,
-                    &mut self.timer,
-                    self.origin,
-                )
-                .await
-                {
-                    http1::Next::Request => {
-                        self.open.entry.end();
-                        continue;
-                    }
-                    http1::Next::Close => return,
-                }
+            let client = ClientSide::Http1(&mut self.stream);
+            match http1::serve(&self.worker.state, client, &head, &mut self.timer, self.origin).await {
+                http1::Next::Request => self.open.entry.end(),
+                http1::Next::Close => return,
             }
-            self.stream.begin(head);
-            let mut session = ServerSession::new_http1(self.stream);
-            // Idle time is limited here: Pingora never waits for a head on this stream.
-            session.set_keepalive(Some(0));
-            let Some(finished) = self.worker.proxy.process_new_http(session, &self.worker.leaving).await else {
-                return;
-            };
-            let (stream, _) = finished.consume();
-            let Ok(stream) = stream.into_any().downcast::<ClientStream>() else { return };
-            self.stream = stream;
-            if !self.stream.is_between_requests() {
-                return;
-            }
-            self.stream.finish_request();
-            self.open.entry.end();
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! They need none of the costly parts of a general proxy: no copy of the head in a map, no channels between tasks, no
 //! dynamically dispatched filters. The head is rewritten from one buffer into another, and both bodies on their way from socket
-//! to socket. Stages, rejections, metrics and logs are the same as in [`crate::general`], which takes all other requests.
+//! to socket. Stages, rejections, metrics and logs are the same as in [`crate::general`], which takes requests over HTTP/2.
 
 mod attempts;
 mod body;
@@ -14,6 +14,7 @@ mod relay;
 mod request;
 mod side;
 mod streaming;
+mod tunnel;
 mod upload;
 
 use std::borrow::Cow;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use http::{Method, Version};
+use outrigger_wire::request::Kind;
 use outrigger_wire::rewrite::AnswerHead;
 use outrigger_wire::scan::{Framing, Head};
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -118,7 +120,7 @@ pub async fn serve(
         stream,
         timer,
         is_head: prepared.method == Method::HEAD,
-        is_idempotent: prepared.method.is_idempotent(),
+        is_idempotent: prepared.method.is_idempotent() && prepared.exchange.kind != Kind::Upgrade,
         must_close: head.closes || head.is_http10,
         closes: false,
         is_http10: head.is_http10,
@@ -147,7 +149,7 @@ struct Lane<'a> {
     stream: ClientSide<'a>,
     timer: &'a mut Timer,
     is_head: bool,
-    /// The request's method is idempotent (RFC 9110 section 9.2.2).
+    /// The request's method is idempotent (RFC 9110 section 9.2.2), and it does not ask to switch protocols.
     is_idempotent: bool,
     /// The client's connection must close after this response.
     must_close: bool,
@@ -263,7 +265,7 @@ impl Lane<'_> {
             self.has_heard = true;
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
-                if answer.status >= 200 {
+                if answer.is_final() {
                     return Ok(answer);
                 }
                 // An interim response, such as 103, is passed on at once.

@@ -92,6 +92,14 @@ impl AppStream {
             }
     }
 
+    /// Makes closing the connection reset it. A Unix socket has no reset.
+    pub fn reset(&self) {
+        if let Io::Tcp(stream) = &self.io {
+            // Without it, the connection ends in order.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// One end of a socket pair, for tests.
     pub fn of_unix(stream: UnixStream) -> Self {
         Self { io: Io::Unix(stream), target: Target::Unix(std::path::Path::new("pair").into()) }

@@ -132,16 +132,6 @@ impl ClientStream {
         self.output = BytesMut::new();
     }
 
-    /// Lets Pingora read the request whose head is at the start of [`Self::pending`].
-    pub fn begin(&mut self, head: Head) {
-        let body = match head.framing {
-            Framing::Length(0) if head.is_upgrade => Body::Upgrade,
-            Framing::Length(length) => Body::Length(length),
-            Framing::Chunked => Body::Chunked(Chunks::default()),
-        };
-        self.current = Current::Head { left: head.len, body };
-    }
-
     /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header.
     #[must_use]
     pub fn drop_origin(&mut self, mut head: Head) -> Head {
@@ -203,6 +193,22 @@ impl ClientStream {
         }
     }
 
+    /// Ends the direction to the client: no more bytes follow those that were sent.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.as_mut().map_or(Poll::Ready(Ok(())), |socket| Pin::new(socket).poll_shutdown(cx))
+    }
+
+    /// Makes closing the connection reset it.
+    pub fn reset(&self) {
+        if let Some(socket) = &self.socket {
+            // Without it, the connection ends in order.
+            let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// Lets Pingora read everything: the connection speaks HTTP/2.
     pub fn begin_tunnel(&mut self) {
         self.current = Current::Body(Body::Tunnel);
@@ -212,7 +218,6 @@ impl ClientStream {
     pub fn is_between_requests(&self) -> bool {
         match &self.current {
             Current::Between => true,
-            Current::Head { .. } => false,
             Current::Body(body) => body.is_done(),
         }
     }
@@ -259,15 +264,6 @@ impl ClientStream {
         }
     }
 
-    /// Pingora writes a head in one piece, so its first line shows whether the protocol is switched.
-    fn see_answer_to_upgrade(&mut self, written: &[u8]) {
-        match written.get(9..12) {
-            Some(b"101") => self.current = Current::Body(Body::Tunnel),
-            Some([b'1', ..]) | None => {}
-            Some(_) => self.current = Current::Body(Body::Length(0)),
-        }
-    }
-
     /// Sends the gathered output.
     ///
     /// # Errors
@@ -290,8 +286,8 @@ impl ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let unread = matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_)) | Current::Head { .. })
-            && !self.is_between_requests();
+        let unread =
+            matches!(&self.current, Current::Body(Body::Length(_) | Body::Chunked(_))) && !self.is_between_requests();
         if unread
             && let Some(socket) = self.socket.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -330,9 +326,6 @@ fn discard(socket: &TcpStream) -> io::Result<usize> {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if matches!(this.current, Current::Body(Body::Upgrade)) {
-            this.see_answer_to_upgrade(bytes);
-        }
         if this.output.len() + bytes.len() > GATHER_BYTES {
             ready!(this.poll_send(cx))?;
             if bytes.len() > GATHER_BYTES {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`, `HTTP2-Settings`, `Proxy-Auth…` | removed | removed |
 //! | named by `Connection` | removed, except framing, `Host` and guarded headers | removed, except framing |
-//! | `Upgrade` | removed; WebSocket handshakes get their own | removed, except with 101 and 426 |
+//! | `Upgrade` | removed, except from an upgrade ([`asks_to_switch`]) | removed, except with 101 and 426 |
 //! | `Trailer` | removed | forwarded where trailers are |
 //! | `Transfer-Encoding` | removed; the proxy frames the body itself | the same; none with 1xx, 204 and 304 |
 //! | `Content-Length` | forwarded | forwarded, except with 1xx and 204 |
@@ -78,6 +78,31 @@ pub fn options(connection: &[u8]) -> impl Iterator<Item = &[u8]> {
     connection.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|option| !option.is_empty())
 }
 
+/// Whether a request with these headers asks to switch protocols: it has `Upgrade`, and `Connection` names it (RFC 9110 section
+/// 7.8), which HTTP/1.0 lacks.
+///
+/// Requests over HTTP/2, and HTTP over TLS, would pass all checks unseen in a tunnel. An offer of these is ignored, as that
+/// section allows.
+pub fn asks_to_switch(fields: Fields<'_>, is_http10: bool) -> bool {
+    if is_http10 || !fields.has(&header::UPGRADE) {
+        return false;
+    }
+    let (mut may_switch, mut is_named) = (true, false);
+    fields.each(&header::UPGRADE, |offered| {
+        let mut protocols = options(offered).peekable();
+        may_switch &= protocols.peek().is_some() && !protocols.any(carries_http);
+    });
+    fields.each(&header::CONNECTION, |value| {
+        is_named |= options(value).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    });
+    may_switch && is_named
+}
+
+fn carries_http(protocol: &[u8]) -> bool {
+    let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+    [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
 /// The headers that the `Connection` headers of a message name, in all of its lines.
 #[derive(Clone, Copy, Debug)]
 pub struct Named<'a> {
@@ -121,15 +146,18 @@ pub struct RequestHeaders<'a> {
     pub named: Named<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
+    /// The request asks to switch protocols.
+    pub is_upgrade: bool,
     /// The headers that the proxy adds.
     pub added: &'a Added,
 }
 
 impl RequestHeaders<'_> {
-    /// Decides about the header `name`. The general path writes `Connection` and `Upgrade` of WebSocket handshakes itself.
+    /// Decides about the header `name`.
     #[inline]
     pub fn verdict(&self, name: &str) -> Verdict {
         match role(name) {
+            Some(Role::Upgrade) if self.is_upgrade => return Verdict::Passes,
             Some(Role::HopByHop | Role::Upgrade | Role::Trailer) => return Verdict::HopByHop,
             Some(Role::Encoding) => return Verdict::Framing,
             Some(Role::Length) => return Verdict::Passes,
@@ -256,7 +284,7 @@ mod tests {
         let added = Added::default();
         let request = |sender, name| {
             let sieve = Sieve { sender, edge: &edge, read: &[], notes_claims: false };
-            RequestHeaders { sieve, named, hides_session: true, added: &added }.verdict(name)
+            RequestHeaders { sieve, named, hides_session: true, is_upgrade: false, added: &added }.verdict(name)
         };
         let item = [ratelimit::Item::default()];
         let own = ratelimit::Own { items: &item, headers: true, legacy_headers: true };
@@ -289,6 +317,37 @@ mod tests {
             line([name.to_owned(), a, b, c, d, e, f]);
         }
         assert_eq!(table, include_str!("headers_table.txt"), "{table}");
+    }
+
+    #[test]
+    fn a_request_asks_to_switch_only_if_connection_says_so() {
+        for (lines, expected) in [
+            ("Connection: Upgrade|Upgrade: websocket", true),
+            ("Connection: keep-alive ,uPgrade|Upgrade: WebSocket", true),
+            ("Connection: keep-alive|Connection: upgrade|Upgrade: websocket", true),
+            ("Connection: Upgrade|Upgrade: x/1, y|Upgrade: websocket", true),
+            ("Connection: Upgrade|Upgrade: x|Content-Length: 1", true),
+            ("Upgrade: websocket", false),
+            ("Connection: close|Upgrade: websocket", false),
+            ("Connection: upgrades|Upgrade: websocket", false),
+            ("Connection: Upgrade", false),
+            ("Connection: Upgrade|Upgrade: ", false),
+            ("Connection: Upgrade|Upgrade: ,", false),
+            ("Connection: Upgrade|Upgrade: h2c", false),
+            ("Connection: Upgrade|Upgrade: websocket, H2C", false),
+            ("Connection: Upgrade|Upgrade: h2c|Upgrade: websocket", false),
+            ("Connection: Upgrade|Upgrade: websocket|Upgrade: h2", false),
+            ("Connection: Upgrade|Upgrade: HTTP/2.0", false),
+            ("Connection: Upgrade|Upgrade: TLS/1.2", false),
+        ] {
+            let fields: Vec<_> = lines
+                .split('|')
+                .filter_map(|line| line.split_once(": "))
+                .map(|(name, value)| httparse::Header { name, value: value.as_bytes() })
+                .collect();
+            assert_eq!(asks_to_switch(Fields::Wire(&fields), false), expected, "{lines}");
+            assert!(!asks_to_switch(Fields::Wire(&fields), true), "{lines}");
+        }
     }
 
     #[test]

@@ -244,6 +244,7 @@ mod tests {
 
     const FRAME: Frame<'static> = Frame {
         is_head_request: false,
+        is_upgrade: false,
         request_id: None,
         date: b"now",
         limits: None,

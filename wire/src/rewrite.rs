@@ -23,6 +23,8 @@ pub struct Sifting<'a> {
     pub sieve: Sieve<'a>,
     /// The session cookie is Outrigger's own and is removed.
     pub hides_session: bool,
+    /// The request asks to switch protocols: it keeps `Upgrade`.
+    pub is_upgrade: bool,
     /// The body follows in chunks.
     pub is_chunked: bool,
     /// `Host` for a request that has none, as HTTP/1.0 allows.
@@ -34,7 +36,7 @@ pub fn write_request<'r>(
     out: &mut BytesMut,
     request: &httparse::Request<'_, 'r>,
     added: &Added,
-    Sifting { sieve, hides_session, is_chunked, host }: Sifting<'_>,
+    Sifting { sieve, hides_session, is_upgrade, is_chunked, host }: Sifting<'_>,
 ) -> Removed<&'r str, &'r [u8]> {
     out.put_slice(request.method.unwrap_or_default().as_bytes());
     out.put_u8(b' ');
@@ -45,7 +47,7 @@ pub fn write_request<'r>(
     }
     let mut removed = Removed::default();
     let named = Named::of(Fields::Wire(request.headers));
-    let table = RequestHeaders { sieve, named, hides_session, added };
+    let table = RequestHeaders { sieve, named, hides_session, is_upgrade, added };
     for field in request.headers.iter() {
         match table.verdict(field.name) {
             Verdict::Passes => put_field(out, field.name, field.value),
@@ -64,6 +66,9 @@ pub fn write_request<'r>(
             Verdict::Cookie => put_field(out, field.name, field.value),
             Verdict::HopByHop | Verdict::Framing | Verdict::Replaced => {}
         }
+    }
+    if is_upgrade {
+        put_field(out, "Connection", b"Upgrade");
     }
     if is_chunked {
         out.put_slice(b"Transfer-Encoding: chunked\r\n");
@@ -132,6 +137,16 @@ pub struct AnswerHead {
     pub is_given_back: bool,
 }
 
+impl AnswerHead {
+    /// Whether no other response to the request follows. That is also true of 101, after which the bytes are not HTTP.
+    pub fn is_final(&self) -> bool {
+        self.status >= 200 || self.status == SWITCHING
+    }
+}
+
+const SWITCHING: u16 = 101;
+const UPGRADE_REQUIRED: u16 = 426;
+
 /// The app's response is invalid and cannot be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidAnswer;
@@ -144,6 +159,8 @@ const OWN_FIELDS_BYTES: usize = 192;
 pub struct Frame<'a> {
     /// The request was `HEAD`: the response has no body, regardless of its headers.
     pub is_head_request: bool,
+    /// The request asked to switch protocols, which 101 does.
+    pub is_upgrade: bool,
     /// `X-Request-Id`, if responses carry it.
     pub request_id: Option<&'a [u8]>,
     /// `Date`, for an app that sends none (RFC 9110 section 6.6.1).
@@ -171,7 +188,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         Ok(httparse::Status::Complete(_)) | Err(_) => return Err(InvalidAnswer),
     };
     let status = answer.code.ok_or(InvalidAnswer)?;
-    if status == 101 || !(100..1000).contains(&status) {
+    if (status == SWITCHING && !frame.is_upgrade) || !(100..1000).contains(&status) {
         return Err(InvalidAnswer);
     }
     let connection = Said::of(answer.headers)?;
@@ -186,6 +203,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
     put_status_line(out, status, answer.reason.unwrap_or_default());
     let is_final = status >= 200;
     let (mut has_date, mut is_event_stream, mut retry_after, mut is_given_back) = (false, false, None, false);
+    let mut has_upgrade = false;
     let mut is_shared = status == 304;
     let own_limits = frame.limits.filter(|_| is_final);
     let mut upstream_limits = ratelimit::Upstream::default();
@@ -204,6 +222,7 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         match table.verdict(field.name) {
             Verdict::Passes => {
                 has_date |= is("date");
+                has_upgrade |= is("upgrade");
                 is_event_stream |= is("content-type") && is_event_stream_type(field.value);
                 is_shared |= is("cache-control") && cookies::is_shared(field.value);
                 put_field(out, field.name, field.value);
@@ -232,13 +251,21 @@ pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Resul
         if !is_shared {
             out.put_slice(frame.session);
         }
-        if frame.closes {
-            out.put_slice(b"Connection: close\r\n");
-        }
     }
+    let names_upgrade = status == SWITCHING || (status == UPGRADE_REQUIRED && has_upgrade);
+    put_connection(out, names_upgrade, is_final && frame.closes);
     out.put_slice(b"\r\n");
     let keeps_connection = connection.stays_open(status, answer.version == Some(1));
     Ok(Some(AnswerHead { len, status, body, keeps_connection, is_event_stream, retry_after, is_given_back }))
+}
+
+fn put_connection(out: &mut BytesMut, names_upgrade: bool, closes: bool) {
+    match (names_upgrade, closes) {
+        (false, false) => {}
+        (false, true) => out.put_slice(b"Connection: close\r\n"),
+        (true, false) => out.put_slice(b"Connection: Upgrade\r\n"),
+        (true, true) => out.put_slice(b"Connection: Upgrade, close\r\n"),
+    }
 }
 
 /// Accepts whitespace before a colon, which a proxy removes from responses (RFC 9112 section 5.1).

@@ -26,12 +26,8 @@ pub struct Head {
     pub len: usize,
     /// How its body is delimited.
     pub framing: Framing,
-    /// The client asks to switch protocols: the protocol of the bytes after the head is not known yet.
-    pub is_upgrade: bool,
     /// The position of scheme and host in an absolute target; apps handle a plain path better. Empty for a path.
     pub origin: Origin,
-    /// The fast lane takes it.
-    pub is_simple: bool,
     /// HTTP/1.0.
     pub is_http10: bool,
     /// The client closes its connection after the response.
@@ -158,18 +154,7 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         let len = scheme + 3 + authority.len();
         Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
     });
-    let is_upgrade =
-        is_http11 && framing == Framing::Length(0) && fields.asks_for_web_socket && fields.has_upgrade_option;
-    Ok(Head {
-        len,
-        framing,
-        is_upgrade,
-        origin,
-        is_simple: !is_upgrade,
-        is_http10: !is_http11,
-        closes: fields.closes,
-        expects: fields.expects,
-    })
+    Ok(Head { len, framing, origin, is_http10: !is_http11, closes: fields.closes, expects: fields.expects })
 }
 
 /// The headers that determine how a message is parsed.
@@ -178,11 +163,6 @@ struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
-    upgrade: bool,
-    /// The first `Upgrade` contains `websocket`.
-    asks_for_web_socket: bool,
-    /// `Connection` has the option `upgrade`.
-    has_upgrade_option: bool,
     /// `Connection` has the option `close`.
     closes: bool,
     /// It has `Expect`.
@@ -205,12 +185,7 @@ impl<'a> Fields<'a> {
                     fields.host = Some(header.value);
                 }
                 6 if name.eq_ignore_ascii_case("expect") => fields.expects = true,
-                7 if name.eq_ignore_ascii_case("upgrade") => {
-                    fields.asks_for_web_socket |= !fields.upgrade && is_web_socket(header.value);
-                    fields.upgrade = true;
-                }
                 10 if name.eq_ignore_ascii_case("connection") && !header.value.eq_ignore_ascii_case(b"keep-alive") => {
-                    fields.has_upgrade_option |= has_upgrade_option(header.value);
                     for option in headers::options(header.value) {
                         fields.closes |= option.eq_ignore_ascii_case(b"close");
                         fields.options += 1;
@@ -234,16 +209,6 @@ impl<'a> Fields<'a> {
         }
         Ok(fields)
     }
-}
-
-/// Whether an `Upgrade` asks for WebSocket, the only protocol that is forwarded.
-pub fn is_web_socket(upgrade: &[u8]) -> bool {
-    upgrade.eq_ignore_ascii_case(b"websocket")
-}
-
-/// Whether a `Connection` has the option without which `Upgrade` has no effect (RFC 9110 section 7.8).
-pub fn has_upgrade_option(connection: &[u8]) -> bool {
-    headers::options(connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// The authority of an absolute target; `None` for a path or `*`.
@@ -307,27 +272,6 @@ mod tests {
         assert_eq!(with("").unwrap().framing, Framing::Length(0));
         assert_eq!(with("Content-Length: 12\r\n").unwrap().framing, Framing::Length(12));
         assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().framing, Framing::Chunked);
-    }
-
-    #[test]
-    fn only_an_upgrade_that_is_nominated_and_has_no_body_is_one() {
-        for (fields, is_upgrade) in [
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\n", true),
-            ("Connection: keep-alive ,uPgrade\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n", true),
-            ("Connection: keep-alive\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", true),
-            ("Upgrade: websocket\r\n", false),
-            ("Connection: close\r\nUpgrade: websocket\r\n", false),
-            ("Connection: upgrades\r\nUpgrade: websocket\r\n", false),
-            ("Connection: Upgrade\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: x\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n", false),
-            ("Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n", false),
-        ] {
-            assert_eq!(with(fields).unwrap().is_upgrade, is_upgrade, "{fields:?}");
-        }
-        let old = read("GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
-        assert!(!old.unwrap().is_upgrade);
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub(super) fn edit_request(
     hides_session: bool,
 ) -> Result<Removed<HeaderName, HeaderValue>> {
     let named = Named::of(Fields::Wire(&[]));
-    let rules = RequestHeaders { sieve, named, hides_session, added };
+    let rules = RequestHeaders { sieve, named, hides_session, is_upgrade: false, added };
     let has_names = has_names(&request.headers);
     let headers = &request.headers;
     let table = RequestHeaders { named: Named::known(Fields::Map(headers), has_names), ..rules };

@@ -17,7 +17,7 @@ use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{admit, hold};
 use crate::engine::steps::{self, Fault};
-use crate::http1::buffers::scratch;
+use crate::http1::buffers::{recycle, scratch};
 use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
 use crate::transport::app_pool::{self, AppStream, ONE_PIECE_BYTES};
@@ -80,7 +80,10 @@ impl Lane<'_> {
                 Went::Answered((app, answer)) => {
                     match steps::answered(self.state, exchange, answer.status, answer.retry_after, || self.may_repeat())
                     {
-                        Next::Relay => return self.relay(app, attempt.input, answer, exchange).await,
+                        Next::Relay => {
+                            recycle(std::mem::take(attempt.head));
+                            return self.relay(app, attempt.input, answer, exchange).await;
+                        }
                         // The rest of that response is dropped with its connection.
                         next => next,
                     }

@@ -97,6 +97,7 @@ impl Lane<'_> {
         let head = rewrite::with_hop(head, &hop);
         let mut input = scratch();
         let asked = self.ask_once(exchange, peer, &head, &mut input).await;
+        drop(head);
         let (outcome, event, detail) = match asked {
             Ok((_, answer)) if answer.is_given_back && self.may_repeat() => {
                 (SentOn::Refused, Event::PeerDeclined, "".into())

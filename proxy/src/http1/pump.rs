@@ -90,7 +90,7 @@ impl Lane<'_> {
             }
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
-                if answer.status >= 200 {
+                if answer.is_final() {
                     self.has_answered(head.len());
                     return Ok(answer);
                 }
@@ -174,6 +174,22 @@ impl Lane<'_> {
             exchange.permit = None;
         }
         upload.release();
+    }
+
+    /// The app switches protocols before it has the whole body: passes on the rest, which is still part of the request.
+    pub(super) async fn finish_upload(&mut self, app: &mut AppStream, exchange: &mut Exchange) -> Result<(), Broken> {
+        self.is_relayed(exchange);
+        let pumped = poll_fn(|cx| match self.poll_pump(cx, app, &[], exchange, true) {
+            Poll::Ready(pumped) => Poll::Ready(pumped.map(drop)),
+            Poll::Pending => self.poll_limit(cx, exchange).map(Err),
+        });
+        pumped.await?;
+        match self.upload.take() {
+            Some(upload) if upload.is_cut => {
+                Err(Broken::App(Failure::Invalid, "it switches protocols without the whole request".into()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Passes on bytes of the body as long as the client sends some and the app takes them.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::{Buf, BufMut, BytesMut};
 use outrigger_wire::date::date;
+use outrigger_wire::request::Kind;
 use outrigger_wire::rewrite::{self, AnswerHead, Frame};
 use tokio::io::AsyncReadExt;
 
@@ -40,6 +41,7 @@ impl Lane<'_> {
             let told = limits::told(exchange);
             let frame = Frame {
                 is_head_request: self.is_head,
+                is_upgrade: exchange.kind == Kind::Upgrade,
                 request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
                 date: &date(exchange.started),
                 limits: told.as_ref().map(Told::own),
@@ -66,6 +68,10 @@ impl Lane<'_> {
         answer: AnswerHead,
         exchange: &mut Exchange,
     ) -> Result<(), Broken> {
+        if answer.status == 101 {
+            // On the heap, so that connections without a tunnel hold no memory for it.
+            return Box::pin(self.switch_protocols(app, input, exchange)).await;
+        }
         let is_stream = answer.is_event_stream;
         let patience = if is_stream { exchange.rules.config.app.stream_timeout } else { exchange.route().timeout };
         let mut body = BodyEnd::new(answer.body);

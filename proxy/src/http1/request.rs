@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use http::{Method, Version};
 use outrigger_wire::forwarding::Added;
-use outrigger_wire::request::{Fields, Request};
+use outrigger_wire::request::{Fields, Kind, Request};
 use outrigger_wire::request_id::RequestId;
 use outrigger_wire::rewrite::{self, Sifting};
 use outrigger_wire::scan::{Framing, Head, MOST_FIELDS};
@@ -109,7 +109,13 @@ pub(super) fn prepare(
             added.fill(&request, &exchange.forwarding(version, &state.pseudonym, now));
             let hides_session = exchange.sticky.is_enforced();
             let is_chunked = head.framing == Framing::Chunked;
-            let sifting = Sifting { sieve: exchange.sieve(), hides_session, is_chunked, host: own_host.as_deref() };
+            let sifting = Sifting {
+                sieve: exchange.sieve(),
+                hides_session,
+                is_upgrade: exchange.kind == Kind::Upgrade,
+                is_chunked,
+                host: own_host.as_deref(),
+            };
             rewrite::write_request(&mut out, &parsed, added, sifting)
         });
         claims::removed(state, &mut exchange, &removed);

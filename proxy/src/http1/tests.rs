@@ -20,7 +20,7 @@ use crate::transport::client_stream::ClientStream;
 /// The bodies of the requests that the app has got whole, and whether they came in chunks.
 type Seen = Arc<Mutex<Vec<(Vec<u8>, bool)>>>;
 
-fn state(app: SocketAddr, rules: &str) -> Arc<State> {
+pub(super) fn state(app: SocketAddr, rules: &str) -> Arc<State> {
     let rules = format!("app.address = \"{app}\"\n{rules}");
     let config = Config::parse(Path::new("test"), &rules, &|_| None).unwrap();
     let metrics = Metrics::new().unwrap();
@@ -92,7 +92,7 @@ async fn app(listener: TcpListener, seen: Seen) {
 }
 
 /// A client's connection that the lane serves.
-async fn connected(state: &Arc<State>) -> (TcpStream, tokio::task::JoinHandle<usize>) {
+pub(super) async fn connected(state: &Arc<State>) -> (TcpStream, tokio::task::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     client.set_nodelay(true).unwrap();

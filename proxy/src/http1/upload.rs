@@ -57,7 +57,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Read into before the bytes are copied, so that an upload that waits for its client holds no memory.
-    static PIECE: RefCell<Box<[u8]>> = RefCell::new(vec![0; PIECE_BYTES].into());
+    pub(super) static PIECE: RefCell<Box<[u8]>> = RefCell::new(vec![0; PIECE_BYTES].into());
 }
 
 /// The body of a request; see the module.

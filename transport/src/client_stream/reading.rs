@@ -16,8 +16,6 @@ use super::{ClientStream, SMALL_PIECE_BYTES};
 pub(super) enum Current {
     /// No bytes: the next request has not been parsed.
     Between,
-    /// The rest of the head, then its body.
-    Head { left: usize, body: Body },
     /// The body.
     Body(Body),
 }
@@ -26,9 +24,7 @@ pub(super) enum Current {
 pub(super) enum Body {
     Length(u64),
     Chunked(Chunks),
-    /// The client asks to switch protocols and has no response yet: its bytes may belong to a tunnel or to its next request.
-    Upgrade,
-    /// The protocol was switched, or is not HTTP/1: all bytes belong to the current exchange.
+    /// The protocol is not HTTP/1: all bytes belong to Pingora.
     Tunnel,
 }
 
@@ -37,7 +33,7 @@ impl Body {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(chunks) => chunks.is_done(),
-            Self::Upgrade | Self::Tunnel => false,
+            Self::Tunnel => false,
         }
     }
 }
@@ -78,13 +74,26 @@ impl ClientStream {
                     }
                     payload
                 }
-                Body::Upgrade | Body::Tunnel => read,
+                Body::Tunnel => read,
             };
             self.current = Current::Body(body);
             if payload > 0 {
                 return Poll::Ready(Ok(payload));
             }
         }
+    }
+
+    /// Reads bytes that are not HTTP into `piece`: first those that were read already. Returns their number; 0 is the end.
+    ///
+    /// # Errors
+    /// The socket's error.
+    pub fn poll_raw(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(piece);
+        ready!(self.poll_upto(usize::MAX, cx, &mut buf))?;
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        Poll::Ready(Ok(buf.filled().len()))
     }
 
     /// The start of the next request was read, too: puts it back in front of the input.
@@ -97,7 +106,6 @@ impl ClientStream {
         let result = match &mut body {
             Body::Length(left) => self.poll_length(left, cx, buf),
             Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
-            Body::Upgrade => self.poll_gone(cx),
             Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
         };
         self.current = Current::Body(body);
@@ -152,16 +160,6 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         match &mut this.current {
-            Current::Head { left, body } => {
-                let taken = (*left).min(buf.remaining()).min(this.input.len());
-                buf.put_slice(&this.input[..taken]);
-                this.input.advance(taken);
-                *left -= taken;
-                if *left == 0 {
-                    this.current = Current::Body(*body);
-                }
-                Poll::Ready(Ok(()))
-            }
             Current::Body(body) if !body.is_done() => {
                 let body = *body;
                 this.poll_body(body, cx, buf)

@@ -41,7 +41,11 @@ impl Client {
     fn deliver(&mut self) -> Vec<Http2Stream> {
         let mut new = Vec::new();
         assert_ne!(self.session.receive(&mut self.input, &mut new), Received::Error);
-        new.into_iter().map(|new| match new { New::Request(stream) | New::TooLarge(stream) => stream }).collect()
+        new.into_iter()
+            .map(|new| match new {
+                New::Request(stream) | New::TooLarge(stream) => stream,
+            })
+            .collect()
     }
 
     fn frames(&mut self) -> Vec<(FrameHead, Vec<u8>)> {

@@ -276,7 +276,7 @@ mod tests {
                 prop_assert_eq!(memchr::memmem::find(head.as_bytes(), b"\r\n\r\n"), Some(head.len() - 4));
                 if let Ok(read) = scan::inspect(head.as_bytes(), Limits { max_bytes: 4096, max_fields: 32 }) {
                     prop_assert_eq!(read.len, head.len());
-                    prop_assert!(!read.is_upgrade && !read.closes);
+                    prop_assert!(!read.closes);
                     prop_assert_eq!(read.framing == Framing::Chunked, !is_last && !head.contains("content-length"));
                 }
             }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 const FRAME: Frame<'static> = Frame {
     is_head_request: false,
+    is_upgrade: false,
     request_id: Some(b"id-1"),
     date: b"now",
     limits: None,
@@ -90,6 +91,39 @@ fn a_body_that_must_not_exist_ends_the_connection_and_is_not_announced() {
             assert_eq!(is_framed, head.status == 200, "{written}");
         }
     }
+}
+
+#[test]
+fn only_an_upgrade_switches_protocols() {
+    let switches = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade, X-Hop\r\nX-Hop: 1\r\n\
+                    Content-Length: 0\r\nX-A: b\r\n\r\nbytes";
+    assert_eq!(relay(switches, FRAME), Err(InvalidAnswer));
+    let (head, written) = relay(switches, Frame { is_upgrade: true, closes: true, ..FRAME }).unwrap().unwrap();
+    assert_eq!(written, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nX-A: b\r\nConnection: Upgrade\r\n\r\n");
+    assert!(head.is_final() && head.len == switches.len() - 5);
+    let (early, _) = relay("HTTP/1.1 103 Early Hints\r\n\r\n", FRAME).unwrap().unwrap();
+    assert!(!early.is_final());
+}
+
+#[test]
+fn a_426_keeps_its_upgrade() {
+    let refuses =
+        |upgrade: &str| format!("HTTP/1.1 426 Upgrade Required\r\n{upgrade}Content-Length: 0\r\nDate: d\r\n\r\n");
+    let frame = Frame { request_id: None, ..FRAME };
+    let (with, without) = (refuses("Upgrade: x\r\nConnection: upgrade\r\n"), refuses(""));
+    for (answer, closes, connection) in [
+        (&with, false, "Connection: Upgrade\r\n"),
+        (&with, true, "Connection: Upgrade, close\r\n"),
+        (&without, false, ""),
+        (&without, true, "Connection: close\r\n"),
+    ] {
+        let (_, written) = relay(answer, Frame { closes, ..frame }).unwrap().unwrap();
+        let upgrade = if answer == &with { "Upgrade: x\r\n" } else { "" };
+        let head = "HTTP/1.1 426 Upgrade Required\r\n";
+        assert_eq!(written, format!("{head}{upgrade}Content-Length: 0\r\nDate: d\r\n{connection}\r\n"));
+    }
+    let (_, written) = relay("HTTP/1.1 200 OK\r\nUpgrade: h2\r\nContent-Length: 0\r\n\r\n", frame).unwrap().unwrap();
+    assert!(!written.contains("pgrade"), "{written}");
 }
 
 #[test]

@@ -9,10 +9,10 @@ use outrigger_identity::verified::VerifiedKind;
 use outrigger_policy::flags::{Feature, Mode, Subject};
 use outrigger_rules::config::Config;
 use outrigger_wire::client_address::Sender;
+use outrigger_wire::headers;
 use outrigger_wire::names::{FLY_REQUEST_ID, X_OUTRIGGER_HOP, X_REQUEST_ID};
 use outrigger_wire::request::{Kind, Request};
 use outrigger_wire::request_id::RequestId;
-use outrigger_wire::scan;
 
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::rejection::Rejection;
@@ -125,19 +125,10 @@ pub fn with_subject(client: &Client, decide: impl FnOnce(Subject<'_>) -> Mode) -
 }
 
 fn kind(request: &Request<'_>) -> Kind {
-    if is_upgrade(request) {
+    if headers::asks_to_switch(request.fields, request.is_http10) {
         return Kind::Upgrade;
     }
     let accept = request.fields.get(&http::header::ACCEPT);
     let accepts_events = accept.is_some_and(|accept| memchr::memmem::find(accept, b"text/event-stream").is_some());
     if accepts_events { Kind::Stream } else { Kind::Plain }
-}
-
-/// Whether a tunnel begins if the app responds with 101: the same as `is_upgrade` of [`scan::Head`]. A request with a body
-/// is not an upgrade, so that all limits on bodies apply to it.
-fn is_upgrade(request: &Request<'_>) -> bool {
-    let Some(upgrade) = request.fields.get(&http::header::UPGRADE) else { return false };
-    let mut has_option = false;
-    request.fields.each(&http::header::CONNECTION, |value| has_option |= scan::has_upgrade_option(value));
-    !request.is_http10 && has_option && scan::is_web_socket(upgrade) && request.has_body_up_to(0)
 }

@@ -154,8 +154,8 @@ fn both_requests(head: &str, hides_session: bool, sieve: Sieve<'_>, forwarding: 
     let mut added = Added::default();
     added.fill(&request, forwarding);
     let mut out = BytesMut::new();
-    let removed =
-        write_request(&mut out, &parsed, &added, Sifting { sieve, hides_session, is_chunked: false, host: None });
+    let sifting = Sifting { sieve, hides_session, is_upgrade: false, is_chunked: false, host: None };
+    let removed = write_request(&mut out, &parsed, &added, sifting);
     let mut fields = [httparse::EMPTY_HEADER; 128];
     let mut written = httparse::Request::new(&mut fields);
     assert!(written.parse(&out).unwrap().is_complete());
@@ -178,6 +178,7 @@ fn by_fast_lane(answer: &str, is_head_request: bool, limits: Option<Own<'_>>) ->
     let session = format!("Set-Cookie: {SESSION}\r\n");
     let frame = Frame {
         is_head_request,
+        is_upgrade: false,
         request_id: Some(ID),
         date: b"now",
         limits,
