@@ -18,7 +18,6 @@ use outrigger_wire::http2::PREFACE;
 use outrigger_wire::malformed::Malformed;
 use outrigger_wire::scan;
 use outrigger_wire::scan::{Framing, Head, HeadScanner, Limits, Refused};
-use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -28,7 +27,6 @@ use crate::engine::exchange::Listener;
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, Phase, State};
-use crate::general::Gateway;
 use crate::http1;
 use crate::http1::{ClientSide, Origin};
 use crate::http2;
@@ -49,8 +47,6 @@ const PEER_FIELDS: usize = 16;
 pub struct Worker {
     /// Shared by all workers.
     pub state: Arc<State>,
-    /// This worker's own proxy and connections to the app.
-    pub proxy: Arc<HttpProxy<Gateway>>,
     /// The listener that it serves, which decides who may connect.
     pub listener: Listener,
     /// Becomes true when clients should reconnect elsewhere.
@@ -158,7 +154,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
         tracing::debug!("a new connection was closed already: {e}");
         return;
     }
-    let stream = Box::new(ClientStream::new(socket, client));
+    let stream = Box::new(ClientStream::new(socket));
     let worker = worker.clone();
     match protocol {
         Protocol::Http1 => {

@@ -2,7 +2,7 @@
 //!
 //! They need none of the costly parts of a general proxy: no copy of the head in a map, no channels between tasks, no
 //! dynamically dispatched filters. The head is rewritten from one buffer into another, and both bodies on their way from socket
-//! to socket. Stages, rejections, metrics and logs are the same as in [`crate::general`], which takes requests over HTTP/2.
+//! to socket. [`crate::engine`] decides about it.
 
 mod attempts;
 mod body;

@@ -5,7 +5,6 @@ pub(crate) use outrigger_transport as transport;
 
 pub mod engine;
 
-pub mod general;
 pub mod http1;
 
 pub mod http2;

@@ -16,10 +16,6 @@ use outrigger_rules::config::Config;
 use outrigger_rules::environment::unknown_variables;
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
-use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
-use pingora::proxy::http_proxy;
-use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -32,7 +28,6 @@ use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
 use crate::engine::notices;
 use crate::engine::state::State;
-use crate::general::{Gateway, MOST_ATTEMPTS};
 use crate::mechanism::audit::{AuditBasis, Command, Trail, upkeep};
 use crate::mechanism::limits::settling::SharedState;
 use crate::mechanism::log::{AccessLog, LogQueue};
@@ -317,8 +312,7 @@ fn work(
     runtime.block_on(async {
         let mut accepting = Vec::new();
         for (socket, protocol, listener) in listeners {
-            let proxy = Arc::new(proxy(state, listener));
-            let worker = Worker { state: Arc::clone(state), proxy, listener, leaving: leaving.clone() };
+            let worker = Worker { state: Arc::clone(state), listener, leaving: leaving.clone() };
             let socket = TcpListener::from_std(socket)?;
             accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
         }
@@ -375,26 +369,4 @@ fn serve_admin(listener: std::net::TcpListener, state: Arc<State>) -> io::Result
         });
     };
     std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map(drop)
-}
-
-fn proxy(state: &Arc<State>, listener: Listener) -> pingora::proxy::HttpProxy<Gateway> {
-    let rules = state.rules.load();
-    let conf = ServerConf {
-        threads: 1,
-        upstream_keepalive_pool_size: rules.config.app.max_idle,
-        max_retries: MOST_ATTEMPTS,
-        ..ServerConf::default()
-    };
-    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(state), listener));
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(rules.config.client.idle_timeout);
-    proxy.server_options = Some(options);
-    // HTTP/2 adds 32 bytes per header. A connection has at most one unfinished head, so this bounds the memory that it
-    // takes.
-    let client = rules.config.client;
-    let mut h2_options = default_h2_options();
-    h2_options.max_header_list_size(u32::try_from(client.max_head_bytes + 32 * client.max_fields).unwrap_or(u32::MAX));
-    proxy.h2_options = Some(h2_options);
-    proxy
 }

@@ -1,37 +1,27 @@
-//! A client connection as Pingora sees it: one request at a time, and without buffers while idle.
+//! A client's connection: one request at a time, and without buffers while idle.
 //!
-//! Pingora reads all data that arrives, and closes a connection whose client sent its next request early. This stream hands
-//! out exactly the head and the body of the current request and keeps the rest for the next one: pipelining works, and bytes
-//! after a message can never become part of it. Writes are gathered until Pingora flushes, so a head and a small body take
-//! one system call. Both buffers are freed while the connection is idle.
+//! It hands out exactly the head and the body of the current request and keeps the rest for the next one: pipelining works, and
+//! bytes after a message can never become part of it. Writes are gathered, so a head and a small body take one system call. Both
+//! buffers are freed while the connection is idle.
 
-mod plumbing;
 mod reading;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use outrigger_wire::chunks::Chunks;
 use outrigger_wire::scan::{Framing, Head, Origin};
-use pingora::protocols::SocketDigest;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use self::reading::{Body, Current};
 
-/// Gathered writes are sent when they reach this; larger ones go out directly.
-const GATHER_BYTES: usize = 32 << 10;
 /// How many bytes of the next requests are read ahead while the current one is served.
 const READ_AHEAD_BYTES: usize = 8 << 10;
-/// The largest piece of a body that is read at once while the body is kept.
-pub const SMALL_PIECE_BYTES: usize = 16 << 10;
 /// The buffer size for the first piece of a head.
 const HEAD_BUFFER_BYTES: usize = 2 << 10;
 /// How long and how many bytes are read and discarded after a response that came before the end of its request. Without
@@ -49,25 +39,12 @@ pub struct ClientStream {
     /// Written, but not sent yet.
     output: BytesMut,
     current: Current,
-    /// Hands out bodies in pieces of at most [`SMALL_PIECE_BYTES`].
-    small_pieces: AtomicBool,
-    digest: Arc<SocketDigest>,
 }
 
 impl ClientStream {
     /// Takes over an accepted socket.
-    pub fn new(socket: TcpStream, client: SocketAddr) -> Self {
-        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // The address is known, which saves a system call later. Setting it cannot fail, as it is unset.
-        let _ = digest.peer_addr.set(Some(client.into()));
-        Self {
-            socket: Some(socket),
-            input: BytesMut::new(),
-            output: BytesMut::new(),
-            current: Current::Between,
-            small_pieces: AtomicBool::new(false),
-            digest: Arc::new(digest),
-        }
+    pub fn new(socket: TcpStream) -> Self {
+        Self { socket: Some(socket), input: BytesMut::new(), output: BytesMut::new(), current: Current::Between }
     }
 
     /// The local and the client's address of this connection.
@@ -89,11 +66,6 @@ impl ClientStream {
     /// The memory that [`Self::pending`] takes, in bytes.
     pub fn pending_capacity(&self) -> usize {
         self.input.capacity()
-    }
-
-    /// Identifies this connection within the process: the address of its socket digest, which Pingora exposes, too.
-    pub fn key(&self) -> usize {
-        Arc::as_ptr(&self.digest) as usize
     }
 
     /// Drops empty lines before a request line, as RFC 9112 section 2.2 allows.
@@ -209,11 +181,6 @@ impl ClientStream {
         }
     }
 
-    /// Lets Pingora read everything: the connection speaks HTTP/2.
-    pub fn begin_tunnel(&mut self) {
-        self.current = Current::Body(Body::Tunnel);
-    }
-
     /// Whether the current request was read to its end, so that another may follow.
     pub fn is_between_requests(&self) -> bool {
         match &self.current {
@@ -222,16 +189,9 @@ impl ClientStream {
         }
     }
 
-    /// Limits each read of a body to [`SMALL_PIECE_BYTES`] if `small`. Atomic, because Pingora gives only shared access to
-    /// its stream.
-    pub fn read_small_pieces(&self, small: bool) {
-        self.small_pieces.store(small, Ordering::Relaxed);
-    }
-
     /// Ends the current request; the next read waits for another one.
     pub fn finish_request(&mut self) {
         self.current = Current::Between;
-        self.small_pieces.store(false, Ordering::Relaxed);
     }
 
     /// Sends `bytes` and closes the connection; for a moment, reads and discards what the client still sends.
@@ -321,34 +281,4 @@ async fn linger(mut socket: TcpStream) {
 /// Reads into a buffer that is not part of the task.
 fn discard(socket: &TcpStream) -> io::Result<usize> {
     socket.try_read(&mut [0; 4096])
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if this.output.len() + bytes.len() > GATHER_BYTES {
-            ready!(this.poll_send(cx))?;
-            if bytes.len() > GATHER_BYTES {
-                let Some(socket) = this.socket.as_mut() else {
-                    return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-                };
-                return Pin::new(socket).poll_write(cx, bytes);
-            }
-        }
-        this.output.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_send(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
-        match this.socket.as_mut() {
-            Some(socket) => Pin::new(socket).poll_shutdown(cx),
-            None => Poll::Ready(Ok(())),
-        }
-    }
 }

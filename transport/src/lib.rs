@@ -1,4 +1,4 @@
-//! Connections: timers, the app's addresses, idle connections to it, single requests, and the client's connection as Pingora sees it.
+//! Connections: timers, the app's addresses, idle connections to it, single requests, and clients' connections.
 
 pub mod app_pool;
 pub mod ask;

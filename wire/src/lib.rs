@@ -9,7 +9,7 @@
 //! path        the ways in which an app may read a path                 cookies     the session cookie in header values
 //! client_address   the header that names the client, and its senders   via         `Via` and `CDN-Loop`
 //! headers     which headers pass, in both directions: the table        sieve       which senders may set a request header
-//! response_scan    header sections of responses, as bytes arrive       forwarding  which headers are added for the app
+//! forwarding  which headers are added for the app
 //! http2       frames and compressed header sections
 //! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
@@ -29,7 +29,6 @@ pub mod random;
 pub mod ratelimit;
 pub mod request;
 pub mod request_id;
-pub mod response_scan;
 pub mod retry_after;
 pub mod rewrite;
 pub mod scan;

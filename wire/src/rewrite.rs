@@ -1,7 +1,6 @@
 //! Writes heads: requests for the app and responses for the client. Pure: bytes in, bytes out.
 //!
-//! Only the fast lane uses this; Pingora writes the header sections of other requests. [`crate::headers`] decides for both
-//! which headers pass.
+//! [`crate::headers`] decides which headers pass.
 
 use std::time::Duration;
 
@@ -11,10 +10,14 @@ use crate::forwarding::{self, Added};
 use crate::headers::{self, Named, RequestHeaders, ResponseHeaders, Verdict};
 use crate::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_TIMEOUT_MS};
 use crate::request::Fields;
-use crate::response_scan::{MOST_BYTES, MOST_FIELDS};
 use crate::scan::Framing;
 use crate::sieve::{Removed, Sieve};
 use crate::{cookies, ratelimit, retry_after};
+
+/// Maximum size in bytes of the header section of a response, with its status line.
+pub const MOST_BYTES: usize = 64 << 10;
+/// Maximum number of headers in a response.
+pub const MOST_FIELDS: usize = 128;
 
 /// The headers to remove from a request.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The largest header section of a response.
-pub const ANSWER_HEAD_BYTES: usize = outrigger_wire::response_scan::MOST_BYTES;
+pub const ANSWER_HEAD_BYTES: usize = outrigger_wire::rewrite::MOST_BYTES;
 /// The most interim responses (1xx) before the final one.
 pub const MOST_INTERIM: usize = 64;
 /// How long a response of unknown length may last before its permit is given back.

@@ -225,7 +225,7 @@ impl State {
     /// Counts a request until the returned value is dropped.
     pub fn enter(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight { count: Arc::clone(&self.in_flight), connection: None }
+        InFlight { count: Arc::clone(&self.in_flight) }
     }
 
     /// The number of open connections of clients and peers.
@@ -274,25 +274,11 @@ impl Drop for OpenConnection {
 #[derive(Debug)]
 pub struct InFlight {
     count: Arc<AtomicUsize>,
-    /// Its connection, if that carries several requests at a time.
-    connection: Option<Arc<ConnectionState>>,
-}
-
-impl InFlight {
-    /// Sets the connection, which may carry other requests at the same time.
-    pub fn on(&mut self, connection: Arc<ConnectionState>) {
-        if connection.begin() {
-            self.connection = Some(connection);
-        }
-    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some(connection) = self.connection.take() {
-            connection.end();
-        }
     }
 }
 

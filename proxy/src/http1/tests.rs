@@ -30,7 +30,7 @@ pub(super) fn state(app: SocketAddr, rules: &str) -> Arc<State> {
 
 /// Serves the requests of one connection as `accept` does; returns how many.
 async fn serve_all(state: Arc<State>, socket: TcpStream, client: SocketAddr) -> usize {
-    let mut stream = ClientStream::new(socket, client);
+    let mut stream = ClientStream::new(socket);
     let (mut timer, mut served) = (Timer::new(), 0);
     let origin = Origin { client: client.ip(), listener: Listener::Public };
     loop {

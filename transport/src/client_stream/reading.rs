@@ -2,16 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, BytesMut};
 use outrigger_wire::chunks::Chunks;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
-use super::{ClientStream, SMALL_PIECE_BYTES};
+use super::ClientStream;
 
-/// Which bytes Pingora may read now.
+/// Which bytes may be read now.
 #[derive(Debug)]
 pub(super) enum Current {
     /// No bytes: the next request has not been parsed.
@@ -24,8 +23,6 @@ pub(super) enum Current {
 pub(super) enum Body {
     Length(u64),
     Chunked(Chunks),
-    /// The protocol is not HTTP/1: all bytes belong to Pingora.
-    Tunnel,
 }
 
 impl Body {
@@ -33,7 +30,6 @@ impl Body {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(chunks) => chunks.is_done(),
-            Self::Tunnel => false,
         }
     }
 }
@@ -74,7 +70,6 @@ impl ClientStream {
                     }
                     payload
                 }
-                Body::Tunnel => read,
             };
             self.current = Current::Body(body);
             if payload > 0 {
@@ -102,43 +97,8 @@ impl ClientStream {
         self.input.unsplit(kept);
     }
 
-    fn poll_body(&mut self, mut body: Body, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let result = match &mut body {
-            Body::Length(left) => self.poll_length(left, cx, buf),
-            Body::Chunked(chunks) => self.poll_chunked(chunks, cx, buf),
-            Body::Tunnel => self.poll_upto(usize::MAX, cx, buf),
-        };
-        self.current = Current::Body(body);
-        result
-    }
-
-    fn poll_length(&mut self, left: &mut u64, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.poll_upto(usize::try_from(*left).unwrap_or(usize::MAX), cx, buf))?;
-        *left -= (buf.filled().len() - before) as u64;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_chunked(
-        &mut self,
-        chunks: &mut Chunks,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.poll_upto(usize::MAX, cx, buf))?;
-        let fresh = &buf.filled()[before..];
-        let taken = chunks.feed(fresh).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.advice()))?;
-        if taken < fresh.len() {
-            self.put_back(&fresh[taken..]);
-            buf.set_filled(before + taken);
-        }
-        Poll::Ready(Ok(()))
-    }
-
     /// Reads at most `most` bytes: those read ahead first, then from the socket.
     fn poll_upto(&mut self, most: usize, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let most = if self.small_pieces.load(Ordering::Relaxed) { most.min(SMALL_PIECE_BYTES) } else { most };
         let most = most.min(buf.remaining());
         if !self.input.is_empty() {
             let taken = most.min(self.input.len());
@@ -153,18 +113,5 @@ impl ClientStream {
         let mut limited = (&mut *buf).limit(most);
         let mut read = std::pin::pin!(socket.read_buf(&mut limited));
         read.as_mut().poll(cx).map_ok(|_| ())
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match &mut this.current {
-            Current::Body(body) if !body.is_done() => {
-                let body = *body;
-                this.poll_body(body, cx, buf)
-            }
-            Current::Body(_) | Current::Between => this.poll_gone(cx),
-        }
     }
 }
