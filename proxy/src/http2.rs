@@ -16,7 +16,7 @@ use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, State};
 use crate::http1::{self, ClientSide, Origin};
-use crate::mechanism::connections::FREE_HEAD_BYTES;
+use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
 use crate::transport::client_stream::ClientStream;
 use crate::transport::http2::{self, Http2Stream, New, Received, Session};
 use crate::transport::timer::Timer;
@@ -219,9 +219,10 @@ impl Driver {
         self.idle_since = None;
         let Connection { state, origin, stream, .. } = &self.connection;
         let (state, origin, addresses) = (Arc::clone(state), *origin, stream.addresses());
+        let busy = Busy(entry);
         tokio::spawn(async move {
             serve_stream(&state, new, origin, addresses).await;
-            entry.end();
+            drop(busy);
         });
     }
 
@@ -262,6 +263,15 @@ impl Driver {
             }
             _ => Poll::Pending,
         }
+    }
+}
+
+/// A request of the connection. Dropping this ends it.
+struct Busy(Arc<ConnectionState>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -251,9 +251,13 @@ impl Session {
         self.core().go_away(Reason::None);
     }
 
-    /// Frees the buffer of an idle connection.
+    /// Frees the buffers of an idle connection.
     pub fn rest(&self) {
         let mut core = self.core();
+        core.decoder.rest();
+        if core.block.is_none() {
+            core.head = RequestHead::default();
+        }
         if core.output.is_empty() {
             core.output = BytesMut::new();
         }

@@ -96,6 +96,11 @@ impl Decoder {
         if may_resize && !block.is_empty() { Err(Invalid) } else { Ok(()) }
     }
 
+    /// Frees what is only needed while it decodes.
+    pub fn rest(&mut self) {
+        (self.name, self.value) = (Vec::new(), Vec::new());
+    }
+
     fn literal(&self, rest: &mut &[u8], prefix: u32, name: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<(), Invalid> {
         (name.clear(), value.clear());
         match integer(rest, prefix)? {
