@@ -33,7 +33,7 @@ fn with(fields: &str) -> String {
     format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")
 }
 
-/// On both ways, and for what never becomes a request.
+/// Without and with a body, and for what never becomes a request.
 #[test]
 fn every_rejection_has_the_same_headers() {
     let app = Backend::start();

@@ -356,7 +356,7 @@ pub fn run<T>(load: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, load)
 }
 
-/// Three in four for the fast path, and one for the general path.
+/// Three in four without a body, and one with a body.
 pub fn mixed(path: &str) -> Vec<String> {
     let [simple, general] = both_ways(path);
     vec![simple.clone(), simple.clone(), simple, general]

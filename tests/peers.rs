@@ -270,7 +270,7 @@ fn a_hop_is_accepted_once_and_only_as_it_was_sent() {
         ] {
             ask(&altered).is_problem(403, "not_a_peer");
         }
-        // The unchanged hop again, with its headers in another order, and over Pingora's code path.
+        // The unchanged hop again.
         ask(sent).is_problem(403, "not_a_peer");
         assert_eq!(refused("used"), (number + 1) as f64);
         assert_eq!(refused("altered"), 7.0 * (number + 1) as f64);

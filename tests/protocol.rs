@@ -70,7 +70,7 @@ fn connection_headers_of_the_client_do_not_reach_the_app() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);
     let gone = ["x-secret", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"];
-    // Both lanes of the proxy: only some of these values select the general one.
+    // With and without options that keep or close the connection.
     for connection in ["X-Secret, close", "x-secret", "keep-alive", "close", "Keep-Alive, X-Secret"] {
         for upgrade in ["", "Upgrade: h2c\r\n"] {
             let answer = proxy.ask(&format!(
@@ -283,7 +283,7 @@ fn a_response_to_head_has_a_length_and_no_body() {
     let mut client = proxy.connect();
     app.says("/chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
     app.says("/unknown", "HTTP/1.1 200 OK\r\nX-A: b\r\n\r\n");
-    // A hop-by-hop header makes the request take the general path.
+    // Without and with an option of `Connection`.
     for special in ["", "Connection: X-A\r\n"] {
         for path in ["/", "/chunks", "/unknown"] {
             let answer = client.send(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n{special}\r\n")).answer_to_head();

@@ -98,7 +98,7 @@ fn killing_the_app_under_load_fails_no_repeatable_request() {
     proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1500);
     assert!(proxy.metric("outrigger_held_requests_total", &[]) > 100.0);
     is_at_rest(&proxy);
-    // Some hundred connections and the first use of Pingora's code path leave memory with the allocator.
+    // Some hundred connections leave memory with the allocator.
     let (after, _) = proxy.memory_kib();
     assert!(after < before + 24 * 1024, "{before} KiB before, {after} after");
 }
@@ -365,7 +365,7 @@ fn requests_that_are_not_repeatable_are_not_repeated() {
         assert!(proxy.ask(&post(path, "an order")).status >= 500);
         assert_eq!(app.requests_to(path), 1, "{path}");
     }
-    // Repeatable requests are retried on the general path too, while the proxy still has the body.
+    // Repeatable requests with a body are retried too, while the proxy still has the body.
     let put =
         |bytes: usize| format!("PUT /500 HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes));
     assert_eq!(proxy.ask(&put(60_000)).status, 500);
@@ -374,7 +374,7 @@ fn requests_that_are_not_repeatable_are_not_repeated() {
     assert_eq!(app.requests_to("/500"), 1 + 3 + 1, "it is longer than what is kept");
 }
 
-/// The same repeatable request on both ways.
+/// The same repeatable request without a body, and with one.
 fn repeatable_both_ways(path: &str) -> [String; 2] {
     both_ways(path).map(|request| request.replacen("POST", "PUT", 1))
 }
@@ -387,7 +387,7 @@ fn attempts_logged(proxy: &Proxy, path: &str) -> u64 {
     line["attempts"].as_u64().unwrap()
 }
 
-/// The fast lane keeps connections to the app. One that turns out to be dead is replaced, and all attempts are left.
+/// Outrigger keeps connections to the app. One that turns out to be dead is replaced, and all attempts are left.
 #[test]
 fn a_dead_kept_connection_costs_no_attempt() {
     for way in 0..2 {

@@ -99,7 +99,7 @@ fn backpressure_bounds_the_memory_of_slow_readers() {
     app.gets(16, "/large");
     app.gets(8, "/ignore");
     let (_, peak) = proxy.memory_kib();
-    // The general path passes a few pieces of 64 KiB between tasks; the length of the body must not matter.
+    // The buffers of both directions fit; the length of the body must not matter.
     let bound = 2 << 10;
     let each = (peak - before) / clients.len() as u64;
     assert!(each < bound, "{each} KiB each: grew from {before} KiB to {peak} KiB");

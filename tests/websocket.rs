@@ -110,7 +110,7 @@ fn run(case: &Case, app: &App, way: &str, address: SocketAddr) -> Seen {
     Seen { client: (outcome, dialer.notes), app: app.seen(&path) }
 }
 
-/// Runs a case both ways; says how they differ.
+/// Runs a case over a direct connection and through the proxy; says how they differ.
 fn compare(case: &Case, app: &App, proxy: SocketAddr) -> Result<(), String> {
     let direct = run(case, app, "direct", app.address);
     assert!(direct.is_good(), "{}: it fails over a direct connection: {direct:#?}", case.name);

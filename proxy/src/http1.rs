@@ -1,8 +1,11 @@
-//! The fast lane: serves one request of HTTP/1 or HTTP/2, from its head to its response.
+//! Serves one request of HTTP/1 or HTTP/2, from its head to its response.
 //!
-//! They need none of the costly parts of a general proxy: no copy of the head in a map, no channels between tasks, no
-//! dynamically dispatched filters. The head is rewritten from one buffer into another, and both bodies on their way from socket
-//! to socket. [`crate::engine`] decides about it.
+//! The head is rewritten from one buffer into another, and both bodies go from socket to socket, in one task: there is no copy
+//! of the head in a map, no channel and no dynamically dispatched filter. [`crate::engine`] decides about the request.
+//!
+//! In this order: [`request`] runs the stages, [`upload`] and [`pump`] read and stream the request's body, [`attempts`] asks the
+//! app, [`relay`] passes on the response, [`client`] sends it; [`tunnel`] follows a 101. [`side`] is the client's connection or
+//! HTTP/2 stream. [`elsewhere`] has replays, peers and probes.
 
 mod attempts;
 mod body;

@@ -1,4 +1,4 @@
-//! The fast lane's idle connections to the app and to peers: one list per worker thread, newest first.
+//! Idle connections to the app and to peers: one list per worker thread, newest first.
 //!
 //! Using the newest keeps few connections warm and lets the rest age. A sweep closes those idle for longer than
 //! `app.idle_timeout`, before the app's own timeout does.

@@ -125,7 +125,7 @@ impl Added {
             self.add(&X_OUTRIGGER_MACHINE, |text| text.extend_from_slice(name.as_bytes()));
         }
         if let Some(left) = forwarding.time_left {
-            // The last header: the fast lane rewrites it for requests that waited. Writing into a vector cannot fail.
+            // The last header: it is rewritten for requests that waited. Writing into a vector cannot fail.
             let left = whole_milliseconds(left);
             self.add(&X_REQUEST_TIMEOUT_MS, |text| drop(write!(text, "{left}")));
         }

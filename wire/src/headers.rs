@@ -1,14 +1,13 @@
-//! Which headers of a message are forwarded: the one table for both paths and both directions.
+//! Which headers of a message are forwarded: the one table for both directions and all protocol versions.
 //!
-//! [`crate::rewrite`] applies it to bytes (the fast lane), and the general path to Pingora's header maps. Pure: names in,
-//! verdicts out.
+//! [`crate::rewrite`] applies it. Pure: names in, verdicts out.
 //!
 //! | header | request to the app | response to the client |
 //! |---|---|---|
 //! | `Connection`, `Keep-Alive`, `Proxy-Connection`, `TE`, `HTTP2-Settings`, `Proxy-Auth…` | removed | removed |
 //! | named by `Connection` | removed, except framing, `Host` and guarded headers | removed, except framing |
 //! | `Upgrade` | removed, except from an upgrade ([`asks_to_switch`]) | removed, except with 101 and 426 |
-//! | `Trailer` | removed | forwarded where trailers are |
+//! | `Trailer` | removed | forwarded with the trailers, over HTTP/1.1 |
 //! | `Transfer-Encoding` | removed; the proxy frames the body itself | the same; none with 1xx, 204 and 304 |
 //! | `Content-Length` | forwarded | forwarded, except with 1xx and 204 |
 //! | guarded (addresses, `X-Forwarded-…`, `Fly-…`, `X-Outrigger-…`) | by sender: [`crate::sieve`] | `X-Outrigger-Refused` removed |

@@ -2,12 +2,12 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// The headers of a request, parsed by Pingora or by [`crate::scan`].
+/// The headers of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Fields<'a> {
-    /// Parsed by Pingora.
+    /// A map, as for `outrigger explain`.
     Map(&'a HeaderMap),
-    /// Parsed by Outrigger.
+    /// As received.
     Wire(&'a [httparse::Header<'a>]),
 }
 

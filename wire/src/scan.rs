@@ -1,8 +1,7 @@
 //! Parses HTTP/1.1 heads: the end of the head, the length of the body, and malformed input.
 //!
-//! Pingora also parses heads, but is too lenient for a proxy: requests can be smuggled if two parsers read them differently
-//! (RFC 9112 section 11.2). This module rejects ambiguous messages before Pingora or the app reads them. Pure: bytes in,
-//! verdicts out.
+//! Requests can be smuggled if two parsers read them differently (RFC 9112 section 11.2). This module rejects ambiguous messages
+//! before the app reads them. Requests over HTTP/2 pass it as well, see [`crate::http2`]. Pure: bytes in, verdicts out.
 
 use std::mem::MaybeUninit;
 

@@ -323,7 +323,7 @@ mod tests {
         let verdict = |fields: Fields<'_>| {
             Hop::verify(&keys("k"), &signed, &request(&Method::POST, "/order", fields), B, NOW).map(drop)
         };
-        // Parsed by Pingora, in another order, with headers of the connection, and with the hop itself.
+        // As a map, in another order, with headers of the connection, and with the hop itself.
         let mut map = HeaderMap::new();
         for (name, value) in [
             ("content-type", "text/plain"),

@@ -1,5 +1,5 @@
 //! Outrigger's own responses: problems, health, fallbacks, replays, responses to probes, and rejections of input that is not
-//! a complete request. [`OwnResponse`] is their head; each protocol writes it in its own form.
+//! a complete request. [`OwnResponse`] is their head.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -15,8 +15,7 @@ use crate::engine::rejection::Problem;
 use crate::engine::reply::Reply;
 use crate::engine::stages::{failover, limits};
 
-/// The head of a response of Outrigger's own, without `Date` and `Connection`: Pingora adds them itself, and
-/// [`OwnResponse::write`] does elsewhere.
+/// The head of a response of Outrigger's own, without `Date` and `Connection`: [`OwnResponse::write`] adds them.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnResponse<'a> {
     status: StatusCode,

@@ -1,8 +1,8 @@
 //! The attempts of one request: a state machine without sockets, clock, locks or randomness.
 //!
-//! Both ways through the proxy drive it. The fast lane ([`crate::http1`]) and Pingora's hooks ([`crate::general`]) report an
-//! [`Event`] and do what the machine returns: see [`super::steps`] for what both do alike. A request that meets no failure
-//! takes two calls: [`Event::Admitted`] and [`Event::Answered`]. `proxy/src/engine/LIFECYCLE.md` has the picture and the table.
+//! [`crate::http1`] drives it: it reports an [`Event`] and does what the machine returns, through [`super::steps`]. A request
+//! that meets no failure takes two calls: [`Event::Admitted`] and [`Event::Answered`]. `proxy/src/engine/LIFECYCLE.md` has the
+//! picture and the table.
 
 use std::time::Duration;
 

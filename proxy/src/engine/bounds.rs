@@ -1,4 +1,4 @@
-//! Bounds of upstream responses, the same on both paths.
+//! Bounds of upstream responses.
 
 use std::time::Duration;
 

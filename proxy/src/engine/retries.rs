@@ -12,7 +12,7 @@
 //! | the deadline passed, or the response was not HTTP | none | |
 //!
 //! A request is repeatable if it is idempotent (RFC 9110 section 9.2.2), no byte of a response has been passed on, and its
-//! body is kept: Pingora keeps the first 64 KiB.
+//! body is kept: Outrigger keeps one of up to 64 KiB.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! The steps between an event of [`super::attempts`] and the next action, shared by both paths through the proxy: reports to
-//! the circuit breaker, the retry budget, and checks whether the app is down or a peer takes the request. They do not block.
+//! The steps between an event of [`super::attempts`] and the next action: reports to the circuit breaker, the retry budget, and
+//! checks whether the app is down or a peer takes the request. They do not block.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The fast lane as a driver of [`crate::engine::attempts`]: it waits, pauses, connects and asks, and reports what happened.
+//! The driver of [`crate::engine::attempts`]: it waits, pauses, connects and asks, and reports what happened.
 
 use std::borrow::Cow;
 use std::future::poll_fn;

@@ -1,4 +1,4 @@
-//! A request of the fast lane: parsed, decided by the stages, and rewritten for the app.
+//! A request: parsed, decided by the stages, and rewritten for the app.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

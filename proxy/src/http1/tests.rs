@@ -1,4 +1,4 @@
-//! The lane against a scripted app, over sockets of this machine.
+//! Requests to a scripted app, over sockets of this machine.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -91,7 +91,7 @@ async fn app(listener: TcpListener, seen: Seen) {
     }
 }
 
-/// A client's connection that the lane serves.
+/// A client's connection that Outrigger serves.
 pub(super) async fn connected(state: &Arc<State>) -> (TcpStream, tokio::task::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -34,7 +34,7 @@ pub fn body(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result
     Ok(())
 }
 
-/// Bytes of a body that Pingora keeps for retries.
+/// The largest body that is kept, for another attempt.
 const REPLAYABLE_BYTES: u64 = 64 << 10;
 
 /// Sets the deadline for the response's head: the route's timeout, or the client's if that is shorter.

@@ -1,4 +1,4 @@
-//! A tunnel over pipes, and the lane before one, over sockets.
+//! A tunnel over pipes, and a request before one, over sockets.
 
 use std::cell::Cell;
 
@@ -181,7 +181,7 @@ fn upgrade(body: usize) -> Vec<u8> {
     [head.as_bytes(), &pattern(body)].concat()
 }
 
-/// Sends the pieces to the lane before [`switching_app`], with a pause before each but the first; returns what the client and the
+/// Sends the pieces of a request to [`switching_app`], with a pause before each but the first; returns what the client and the
 /// app have got.
 async fn switched(rules: &str, pieces: &[&[u8]], body: usize, after: usize) -> (String, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
