@@ -61,7 +61,9 @@ fn latency(address: SocketAddr, what: &str, time: Duration, mut meanwhile: impl 
 
 /// The victim's p99 before an attack, on this machine as it is now.
 fn calm(proxy: &Proxy) -> Duration {
-    latency(proxy.address, "before", Duration::from_secs(1), || {})
+    let p99 = latency(proxy.address, "before", Duration::from_secs(1), || {});
+    proxy.comes_to_rest();
+    p99
 }
 
 /// The same during an attack, compared with the p99 before it.

@@ -50,15 +50,15 @@ fn one_sided_traffic_is_not_silence() {
     let app = App::running(|end, head| {
         switch(end, head)?;
         if head.field("x-key").is_some() {
-            for n in 0..12 {
+            for n in 0..20 {
                 thread::sleep(Duration::from_millis(200));
                 end.say(TEXT, format!("{n}"))?;
             }
             return end.finish();
         }
-        (0..12).try_for_each(|_| end.hear().map(drop))
+        (0..20).try_for_each(|_| end.hear().map(drop))
     });
-    let proxy = proxy_before(&app, "app.stream_timeout = \"1500ms\"");
+    let proxy = proxy_before(&app, "app.stream_timeout = \"3s\"");
     let app_talks = || {
         let dialer = dialer(proxy.address);
         let mut end = dialer.connect().unwrap();
@@ -66,11 +66,11 @@ fn one_sided_traffic_is_not_silence() {
         let lines = [&key, "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"];
         end.send(dialer.request(&lines)).unwrap();
         super::switched(&end.head().unwrap()).unwrap();
-        (0..12).for_each(|n| end.expect(TEXT, format!("{n}")).unwrap());
+        (0..20).for_each(|n| end.expect(TEXT, format!("{n}")).unwrap());
     };
     let client_talks = || {
         let mut end = dialer(proxy.address).open().unwrap();
-        for n in 0..12 {
+        for n in 0..20 {
             thread::sleep(Duration::from_millis(200));
             end.say(TEXT, format!("{n}")).unwrap();
         }
