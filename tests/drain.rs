@@ -14,7 +14,7 @@ use crate::harness::{Client, Proxy, get, until};
 #[test]
 fn health_fails_first_while_everything_is_still_served() {
     let app = Backend::start();
-    let mut proxy = Proxy::with(&app, "server.lame_duck = \"2s\"\n");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"4s\"\n");
     assert_eq!(proxy.get("/health").status, 200);
     let mut kept = proxy.connect();
     assert_eq!(kept.send(get("/a")).answer().status, 200);
@@ -141,7 +141,7 @@ fn streams_go_on_until_drain_timeout_and_then_end() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
     let events = app.events("/events");
-    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"2s\"\n");
+    let mut proxy = Proxy::with(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"4s\"\n");
     let mut socket = proxy.connect();
     socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
     assert_eq!(socket.head().unwrap().status, 101);

@@ -283,6 +283,7 @@ fn a_page_with_many_parts_after_a_slow_report_is_no_overload() {
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub status: u16,
+    pub asked: Instant,
     pub took: Duration,
 }
 
@@ -324,7 +325,7 @@ impl Load {
             self.idle.borrow_mut().push(stream);
         }
         let status = std::str::from_utf8(&answer[9..12]).ok().and_then(|status| status.parse().ok()).expect("a status");
-        let outcome = Outcome { status, took: asked.elapsed() };
+        let outcome = Outcome { status, asked, took: asked.elapsed() };
         self.outcomes.borrow_mut().push(outcome);
         outcome
     }

@@ -109,19 +109,21 @@ fn only_orders_in_flight_at_a_killed_app_fail() {
     let mut app = Backend::start();
     app.works(&["/order"], 50, Duration::from_millis(50));
     let proxy = Proxy::start(&app);
-    let outcomes = thread::scope(|scope| {
+    let (outcomes, stopped) = thread::scope(|scope| {
         let orders = mixed("/order").last().cloned().into_iter().collect();
         let load =
             scope.spawn(|| run(async { Load::on(&proxy).flow(orders, 100.0, Duration::from_secs(2)).await.unwrap() }));
         thread::sleep(Duration::from_millis(500));
         app.stop();
+        let stopped = Instant::now();
         thread::sleep(Duration::from_millis(500));
         app.resume();
-        load.join().unwrap()
+        (load.join().unwrap(), stopped)
     });
-    let lost = outcomes.len() - served(&outcomes);
+    assert!(outcomes.iter().all(|one| matches!(one.status, 200 | 502)), "{outcomes:?}");
     // Five were with the app, on average.
-    assert!(lost <= 15 && outcomes.iter().all(|one| matches!(one.status, 200 | 502)), "{lost} of {}", outcomes.len());
+    let late: Vec<_> = outcomes.iter().filter(|one| one.status == 502 && one.asked > stopped).collect();
+    assert!(late.is_empty(), "after {stopped:?}: {late:?}");
     assert!(app.whole_requests() <= outcomes.len(), "none came twice");
     is_at_rest(&proxy);
 }
@@ -268,23 +270,23 @@ fn a_malformed_response_leaves_no_state_behind() {
     let large = format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(1 << 20));
     let many: String = (0..2000).map(|n| format!("X-{n}: {}\r\n", "x".repeat(500))).collect();
     let plays = [
-        ("/drip", Play::Drip(head.into(), Duration::from_secs(1)), 504, "app_timeout"),
+        ("/late/drip", Play::Drip(head.into(), Duration::from_secs(1)), 504, "app_timeout"),
         ("/hints", Play::HintForever, 502, "app_invalid"),
         ("/large", Play::Say(large.into()), 502, "app_invalid"),
         ("/many", Play::Say(format!("HTTP/1.1 200 OK\r\n{many}\r\n").into()), 502, "app_invalid"),
         ("/garbage", Play::SayAndClose(b"\x16\x03\x01\x02\x00garbage\r\n\r\n".to_vec()), 502, "app_invalid"),
         ("/half", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), 502, "app_closed"),
         ("/nothing", Play::SayAndClose(Vec::new()), 502, "app_closed"),
-        ("/hang", Play::Hang, 504, "app_timeout"),
-        ("/ignores", Play::Ignore, 504, "app_timeout"),
+        ("/late/hang", Play::Hang, 504, "app_timeout"),
+        ("/late/ignores", Play::Ignore, 504, "app_timeout"),
     ];
     for (path, play, ..) in &plays {
         app.at(path, play.clone());
     }
-    let proxy = Proxy::with(
-        &app,
-        "app.timeout = \"1s\"\nretry.attempts = 1\nbreaker.open = \"1s\"\nbreaker.failures = 0\nbreaker.failure_rate = \"off\"\n",
-    );
+    // A short time for responses that do not come only: the others have as long as they need.
+    let rules = "retry.attempts = 1\nbreaker.open = \"1s\"\nbreaker.failures = 0\nbreaker.failure_rate = \"off\"\n\
+                 [[routes]]\nname = \"late\"\npath = \"/late/**\"\ntimeout = \"1s\"\n";
+    let proxy = Proxy::with(&app, rules);
     for (path, _, status, reason) in &plays {
         for request in both_ways(path) {
             println!("{path} {}", &request[..4]);
@@ -296,11 +298,11 @@ fn a_malformed_response_leaves_no_state_behind() {
     for (reason, times) in [("app_timeout", 6), ("app_invalid", 8), ("app_closed", 4)] {
         proxy.counts("outrigger_app_failures_total", &[("reason", reason)], times);
     }
-    let upgrade = with_fields(&get("/hang"), &["Connection: Upgrade", "Upgrade: websocket"]);
+    let upgrade = with_fields(&get("/late/hang"), &["Connection: Upgrade", "Upgrade: websocket"]);
     proxy.ask(&upgrade).is_problem(504, "app_timeout");
     // A body that the app does not read, longer than any buffer.
     let mut client = proxy.connect();
-    client.send("POST /ignores HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n");
+    client.send("POST /late/ignores HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n");
     client.gives_up_sending_after(Duration::from_millis(200));
     while client.try_send(vec![b'x'; 1 << 20]).is_ok() {}
     client.answer().is_problem(504, "app_timeout");

@@ -109,7 +109,7 @@ fn backpressure_bounds_the_memory_of_slow_readers() {
 #[test]
 fn an_event_arrives_before_the_next_is_sent() {
     let app = Backend::start();
-    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    let proxy = Proxy::with(&app, "app.timeout = \"2s\"");
     for accept in ["", "Accept: text/event-stream\r\n"] {
         let events = app.events("/events");
         let mut client = proxy.connect();
@@ -122,7 +122,7 @@ fn an_event_arrives_before_the_next_is_sent() {
         }
         if !accept.is_empty() {
             // A declared event stream may be silent for longer than other responses.
-            assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(900)));
+            assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(2500)));
             events.send("data: late\n\n".into()).unwrap();
             client.take_through(b"late\n\n").expect("the late event");
         }
@@ -136,15 +136,14 @@ fn an_event_arrives_before_the_next_is_sent() {
 fn a_web_socket_carries_bytes_both_ways_at_once() {
     let app = Backend::start();
     app.at("/ws", Play::Upgrade);
-    let proxy =
-        Proxy::with(&app, "client.body_timeout = \"300ms\"\napp.timeout = \"300ms\"\nclient.max_body = \"1KiB\"");
+    let proxy = Proxy::with(&app, "client.body_timeout = \"2s\"\napp.timeout = \"2s\"\nclient.max_body = \"1KiB\"");
     let mut client = upgraded(&proxy, "");
     for n in 0..20 {
         let message = format!("message {n}");
         assert_eq!(client.send(&message).take(message.len()).unwrap(), message.as_bytes());
     }
     // Silence beyond every other timeout, and more bytes than a body may have.
-    assert!(client.stays_silent_for(Duration::from_millis(900)));
+    assert!(client.stays_silent_for(Duration::from_millis(2500)));
     assert_eq!(client.send(PATTERN).take(PATTERN.len()).unwrap(), PATTERN);
     client.finish_sending();
     client.is_closed();
@@ -294,16 +293,22 @@ fn the_proxy_writes_no_bytes_of_its_own_into_a_tunnel() {
 #[test]
 fn an_event_stream_may_pause_for_any_method() {
     let app = Backend::start();
-    let proxy = Proxy::with(&app, "app.timeout = \"300ms\"");
+    let proxy = Proxy::with(&app, "app.timeout = \"2s\"");
     let chunked = "POST /events HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
                    2\r\n{}\r\n0\r\n\r\n";
+    let mut streams = Vec::new();
     for request in [get("/events"), post("/events", "{}"), chunked.to_owned()] {
         let events = app.events("/events");
         let mut client = proxy.connect();
         assert_eq!(client.send(&request).head().unwrap().header("content-type"), Some("text/event-stream"));
         events.send("data: early\n\n".into()).unwrap();
         client.take_through(b"early\n\n").expect("the first event");
-        assert!(client.take(2).is_ok() && client.stays_silent_for(Duration::from_millis(900)));
+        client.take(2).expect("the end of its chunk");
+        streams.push((events, client));
+    }
+    std::thread::sleep(Duration::from_millis(2500));
+    for (events, client) in &mut streams {
+        assert!(client.stays_silent_for(Duration::from_millis(1)));
         events.send("data: late\n\n".into()).unwrap();
         client.take_through(b"late\n\n").expect("the late event");
     }
@@ -314,7 +319,7 @@ fn an_event_stream_may_pause_for_any_method() {
         for event in ["data: early\n\n", "data: late\n\n"] {
             events.send(event.into()).unwrap();
             assert_eq!(body.data().await.unwrap().unwrap(), event);
-            tokio::time::sleep(Duration::from_millis(900)).await;
+            tokio::time::sleep(Duration::from_millis(2500)).await;
         }
     });
     // Other responses must not pause, even if the client accepts an event stream.

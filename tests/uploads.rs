@@ -41,11 +41,11 @@ fn an_early_event_stream_outlives_an_upload_that_the_app_does_not_read() {
             for event in 0..6 {
                 // At once: `write!` would send it in pieces, each of which can become a chunk.
                 let _ = from.write_all(format!("data: {event}\n\n").as_bytes());
-                thread::sleep(Duration::from_millis(400));
+                thread::sleep(Duration::from_millis(600));
             }
         }
     });
-    let rules = "[[routes]]\nname = \"events\"\npath = \"/**\"\ntimeout = \"1s\"\n";
+    let rules = "[[routes]]\nname = \"events\"\npath = \"/**\"\ntimeout = \"2s\"\n";
     let proxy = Setup::before(address, rules).start();
     let client = TcpStream::connect(proxy.address).unwrap();
     let mut upload = client.try_clone().unwrap();

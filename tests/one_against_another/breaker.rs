@@ -12,6 +12,7 @@ use crate::{
 
 const RULES: &str =
     "breaker.failures = 3\nbreaker.min_calls = 5\nretry.attempts = 1\n[[routes]]\nname = \"api\"\npath = \"/api/**\"\n";
+/// In force only while requests hang: the victim's have as long as they need.
 const IMPATIENT: &str = "app.timeout = \"500ms\"\n";
 const SLOW: &str = "breaker.slow_after = \"300ms\"\nbreaker.slow_rate = \"50%\"\n";
 const ATTACKER: u8 = 10;
@@ -42,14 +43,20 @@ fn failures_of_one_client_do_not_affect_others() {
         for path in ["/api/bad", "/bad"] {
             app.at(path, play.clone());
         }
-        let more = if what == "a slow answer" { SLOW } else { IMPATIENT };
-        let proxy = Proxy::with(&app, &format!("{more}{RULES}"));
+        let rules = if what == "a slow answer" { format!("{SLOW}{RULES}") } else { RULES.to_owned() };
+        let proxy = Proxy::with(&app, &rules);
         for prefix in ["/api", ""] {
+            if what == "no answer" {
+                proxy.changes_to(&format!("{IMPATIENT}{RULES}"));
+            }
             for request in both_ways(&format!("{prefix}/bad")) {
                 for _ in 0..8 {
                     // The attacker may get no response, or be rejected itself.
                     let _ = proxy.connect_as(ATTACKER).send(&request).try_answer();
                 }
+            }
+            if what == "no answer" {
+                proxy.changes_to(&rules);
             }
             for request in both_ways(&format!("{prefix}/good")).iter().cycle().take(10) {
                 let good = proxy.ask_as(VICTIM, request);
@@ -102,15 +109,18 @@ fn a_client_with_many_unverified_keys_is_one() {
 /// nevertheless.
 #[test]
 fn failed_probes_of_one_client_do_not_keep_it_open_for_others() {
-    let rules = format!("breaker.open = \"1s\"\nbreaker.probes = 2\nbreaker.ramp = \"0s\"\n{IMPATIENT}{RULES}");
+    let rules = format!("breaker.open = \"1s\"\nbreaker.probes = 2\nbreaker.ramp = \"0s\"\n{RULES}");
+    let impatient = format!("{IMPATIENT}{rules}");
     for request in [get("/api/bad"), post("/api/bad", "x"), get("/api/hangs")] {
         let app = Backend::start();
         app.at("/api/bad", answer("500 Internal Server Error"));
         app.at("/api/hangs", Play::Hang);
         let proxy = Proxy::with(&app, &rules);
-        for n in 0..3 {
+        for n in 0..2 {
             assert_eq!(proxy.ask_as(30 + n, &get("/api/bad")).status, 500);
         }
+        proxy.changes_to(&impatient);
+        assert!(matches!(proxy.ask_as(32, &get("/api/bad")).status, 500 | 504));
         assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 503, "it is open");
         let ends = Instant::now() + Duration::from_secs(10);
         let closed = std::sync::atomic::AtomicBool::new(false);
@@ -133,6 +143,7 @@ fn failed_probes_of_one_client_do_not_keep_it_open_for_others() {
             println!("breaker: closed again {:?} after the app was back, beside failing probes", began.elapsed());
             assert!(began.elapsed() < Duration::from_secs(8));
         });
+        proxy.changes_to(&rules);
         assert_eq!(proxy.ask_as(VICTIM, &get("/api/good")).status, 200);
     }
 }

@@ -9,7 +9,7 @@ use h2::client::SendRequest;
 
 use crate::backend::{Backend, PATTERN, Play};
 use crate::h2c::{request, with_h2};
-use crate::harness::{Client, Proxy, both_ways, from_address, get};
+use crate::harness::{Client, Proxy, both_ways, from_address, get, until};
 use crate::memory::allow_many_files;
 
 /// More than the initial concurrency limit of a proxy.
@@ -41,10 +41,11 @@ fn attack(proxy: &Proxy, number: usize, (framing, dribble, first): (&str, &str, 
         .collect()
 }
 
-/// Sends the victim's requests until `time` is over, on both lanes of the proxy; none may fail. Prints their latencies.
-fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: impl FnMut()) {
+/// Sends the victim's requests until `time` is over, on both lanes of the proxy; none may fail. Prints and returns their p99,
+/// which is not the slowest.
+fn latency(address: SocketAddr, what: &str, time: Duration, mut meanwhile: impl FnMut()) -> Duration {
     let (began, mut latencies) = (Instant::now(), Vec::new());
-    while began.elapsed() < time {
+    while began.elapsed() < time || latencies.len() < 150 {
         for request in both_ways("/victim") {
             let asked = Instant::now();
             let answer = Client::connect(address).unwrap().send(from_address(&request, VICTIM)).answer();
@@ -56,21 +57,44 @@ fn is_served(address: SocketAddr, what: &str, time: Duration, mut meanwhile: imp
     latencies.sort();
     let p99 = latencies[latencies.len() * 99 / 100];
     println!("{what}: {} of {} served, p99 {p99:?}", latencies.len(), latencies.len());
+    p99
+}
+
+/// The victim's p99 before an attack, on this machine as it is now.
+fn calm(proxy: &Proxy) -> Duration {
+    let p99 = latency(proxy.address, "before", Duration::from_secs(1), || {});
+    proxy.comes_to_rest();
+    p99
+}
+
+/// The same during an attack, compared with the p99 before it.
+fn is_served(address: SocketAddr, what: &str, time: Duration, calm: Duration, meanwhile: impl FnMut()) {
+    let p99 = latency(address, what, time, meanwhile);
     // The proxy of this test waits up to a second for a permit: the victim's latency would show it.
-    assert!(p99 < Duration::from_millis(900), "{what}: p99 {p99:?}");
+    assert!(p99 < calm + Duration::from_millis(900), "{what}: p99 {p99:?}, and {calm:?} before");
+}
+
+/// Waits until no request holds a permit.
+fn all_permits_are_free(proxy: &Proxy) {
+    until("all permits to be free", || proxy.metric("outrigger_admission_in_flight", &[]) == 0.0);
 }
 
 #[test]
 fn slow_uploads_hold_no_permits() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRUSTED);
+    let calm = calm(&proxy);
     for kind in KINDS {
         let mut attackers = attack(&proxy, ATTACKERS, kind);
-        is_served(proxy.address, &format!("dribbling, {kind:?}"), Duration::from_secs(1), || {
+        proxy.counts("outrigger_requests_in_flight", &[], ATTACKERS);
+        all_permits_are_free(&proxy);
+        is_served(proxy.address, &format!("dribbling, {kind:?}"), Duration::from_secs(1), calm, || {
             for attacker in &mut attackers {
                 attacker.send(kind.1);
             }
         });
+        drop(attackers);
+        proxy.comes_to_rest();
     }
     let refused = proxy.metric("outrigger_rejections_total", &[("reason", "temporary_reduced_capacity")]);
     assert_eq!(refused, 0.0);
@@ -80,11 +104,13 @@ fn slow_uploads_hold_no_permits() {
 fn slow_http_2_uploads_hold_no_permits() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRUSTED);
+    let calm = calm(&proxy);
     for (length, first) in [(Some(1000), 1), (None, 1), (Some(100_000), 60_000)] {
         with_h2(&proxy, async |sender| {
             let mut attackers = stalled_streams(&sender, ATTACKERS, length, first).await;
             let (address, what) = (proxy.address, format!("HTTP/2, {length:?}, {first}"));
-            let victim = tokio::task::spawn_blocking(move || is_served(address, &what, Duration::from_secs(1), || {}));
+            let serve = move || is_served(address, &what, Duration::from_secs(1), calm, || {});
+            let victim = tokio::task::spawn_blocking(serve);
             while !victim.is_finished() {
                 for (_, body) in &mut attackers {
                     // Fails once the stream was rejected.
@@ -128,34 +154,33 @@ async fn stalled_streams(
 #[test]
 fn stalled_uploads_are_408_and_open_no_breaker() {
     let app = Backend::start();
-    // The app has less time than a body may pause.
-    let rules = "client.body_timeout = \"1500ms\"\napp.timeout = \"200ms\"\nbreaker.mode = \"enforce\"\n\
-                 breaker.failures = 2\nretry.attempts = 1\n";
-    let proxy = Proxy::with(&app, &format!("{rules}{TRUSTED}"));
-    for kind in KINDS {
-        // No more than there are permits: no request waits for one beyond the app's short timeout.
-        let mut attackers = attack(&proxy, 12, kind);
-        let mut late = attackers.split_off(8);
-        std::thread::sleep(Duration::from_millis(300));
-        is_served(proxy.address, &format!("stalled, {kind:?}"), Duration::from_millis(300), || {});
-        // Some of the stalled bodies end before their timeout, and are served: the app's time has just begun.
-        if kind.0 == "Transfer-Encoding: chunked" {
-            for client in &mut late {
-                let answer = client.send("0\r\n\r\n").answer();
-                assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &1.into()));
-            }
-        }
-        for client in &mut attackers {
-            let answer = client.answer();
-            answer.is_problem(408, "body_too_slow");
-            assert!(answer.closes());
-        }
+    // The app has less time for an upload than its body may pause. The victim's requests have as long as they need.
+    let rules = format!(
+        "client.body_timeout = \"7s\"\nbreaker.mode = \"enforce\"\nbreaker.failures = 2\nretry.attempts = 1\n{TRUSTED}\
+         [[routes]]\nname = \"upload\"\npath = \"/upload\"\ntimeout = \"1500ms\"\n"
+    );
+    let proxy = Proxy::with(&app, &rules);
+    let calm = calm(&proxy);
+    // All kinds at once, and no more than there are permits: no request waits for one beyond the app's short timeout.
+    let mut attackers: Vec<Client> = KINDS.into_iter().flat_map(|kind| attack(&proxy, 3, kind)).collect();
+    let mut late = attack(&proxy, 4, KINDS[1]);
+    std::thread::sleep(Duration::from_millis(1700));
+    is_served(proxy.address, "stalled", Duration::from_secs(1), calm, || {});
+    // Some of the stalled bodies end before their timeout, and are served: the app's time has just begun.
+    for client in &mut late {
+        let answer = client.send("0\r\n\r\n").answer();
+        assert_eq!((answer.status, &answer.json()["body"]["bytes"]), (200, &1.into()));
+    }
+    for client in &mut attackers {
+        let answer = client.answer();
+        answer.is_problem(408, "body_too_slow");
+        assert!(answer.closes());
     }
     with_h2(&proxy, async |sender| {
-        for length in [Some(10), None] {
-            for (answer, _body) in stalled_streams(&sender, 12, length, 1).await {
-                assert_eq!(answer.await.unwrap().status(), 408);
-            }
+        let mut streams = stalled_streams(&sender, 6, Some(10), 1).await;
+        streams.extend(stalled_streams(&sender, 6, None, 1).await);
+        for (answer, _body) in streams {
+            assert_eq!(answer.await.unwrap().status(), 408);
         }
     });
     assert_eq!(proxy.ask(&from_address(&get("/victim"), VICTIM)).status, 200);
@@ -168,7 +193,7 @@ fn an_app_that_hangs_after_an_upload_is_still_a_failure() {
     let app = Backend::start();
     app.at("/hang", Play::Hang);
     app.at("/ignore", Play::Ignore);
-    let rules = "app.timeout = \"300ms\"\nretry.attempts = 1\nclient.body_timeout = \"600ms\"\n";
+    let rules = "app.timeout = \"300ms\"\nretry.attempts = 1\nclient.body_timeout = \"5s\"\n";
     let proxy = Proxy::with(&app, rules);
     let mut client = proxy.connect();
     client.send("POST /hang HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
@@ -188,6 +213,7 @@ fn clients_that_do_not_read_hold_no_permits() {
     let app = Backend::start();
     app.at("/response", Play::Stream(200 << 10));
     let proxy = Proxy::with(&app, TRUSTED);
+    let calm = calm(&proxy);
     with_h2(&proxy, async |sender| {
         let mut unread = Vec::new();
         for _ in 0..ATTACKERS {
@@ -195,7 +221,7 @@ fn clients_that_do_not_read_hold_no_permits() {
             unread.push(sender.send_request(by_attacker("GET", "/response"), true).unwrap());
         }
         let address = proxy.address;
-        let serve = move || is_served(address, "unread responses, HTTP/2", Duration::from_secs(1), || {});
+        let serve = move || is_served(address, "unread responses, HTTP/2", Duration::from_secs(1), calm, || {});
         tokio::task::spawn_blocking(serve).await.unwrap();
     });
 }

@@ -32,10 +32,10 @@ fn silence_ends_a_tunnel_after_stream_timeout_without_a_byte() {
         Ok(())
     });
     let proxy = proxy_before(&app, "app.stream_timeout = \"400ms\"");
-    let mut end = dialer(proxy.address).open().unwrap();
     let began = Instant::now();
+    let mut end = dialer(proxy.address).open().unwrap();
     let (bytes, how) = end.rest();
-    assert!(began.elapsed() >= Duration::from_millis(350), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
     assert_eq!((bytes.len(), how.as_str()), (0, "end"));
     drop(end);
     let seen = app.seen("/ws");
@@ -50,15 +50,15 @@ fn one_sided_traffic_is_not_silence() {
     let app = App::running(|end, head| {
         switch(end, head)?;
         if head.field("x-key").is_some() {
-            for n in 0..12 {
-                thread::sleep(Duration::from_millis(100));
+            for n in 0..20 {
+                thread::sleep(Duration::from_millis(200));
                 end.say(TEXT, format!("{n}"))?;
             }
             return end.finish();
         }
-        (0..12).try_for_each(|_| end.hear().map(drop))
+        (0..20).try_for_each(|_| end.hear().map(drop))
     });
-    let proxy = proxy_before(&app, "app.stream_timeout = \"500ms\"");
+    let proxy = proxy_before(&app, "app.stream_timeout = \"3s\"");
     let app_talks = || {
         let dialer = dialer(proxy.address);
         let mut end = dialer.connect().unwrap();
@@ -66,12 +66,12 @@ fn one_sided_traffic_is_not_silence() {
         let lines = [&key, "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"];
         end.send(dialer.request(&lines)).unwrap();
         super::switched(&end.head().unwrap()).unwrap();
-        (0..12).for_each(|n| end.expect(TEXT, format!("{n}")).unwrap());
+        (0..20).for_each(|n| end.expect(TEXT, format!("{n}")).unwrap());
     };
     let client_talks = || {
         let mut end = dialer(proxy.address).open().unwrap();
-        for n in 0..12 {
-            thread::sleep(Duration::from_millis(100));
+        for n in 0..20 {
+            thread::sleep(Duration::from_millis(200));
             end.say(TEXT, format!("{n}")).unwrap();
         }
         assert_eq!(end.rest().1, "end");
@@ -108,7 +108,7 @@ fn a_draining_process_carries_tunnels_until_they_end() {
 #[test]
 fn drain_timeout_ends_tunnels_without_a_byte() {
     let app = App::echoing();
-    let mut proxy = proxy_before(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"2s\"");
+    let mut proxy = proxy_before(&app, "server.lame_duck = \"0s\"\nserver.drain_timeout = \"4s\"");
     let mut end = dialer(proxy.address).open().unwrap();
     proxy.signal(Signal::TERM);
     until("the listener to close", || End::connect(proxy.address).is_err());

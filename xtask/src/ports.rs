@@ -41,12 +41,13 @@ pub fn prefer(wanted: u16) -> Result<(u16, Option<Holder>)> {
 /// Reserves a port for this process, unless it is in use or reserved.
 fn take(port: u16) -> bool {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if given.contains_key(&port) || !is_free(port) {
+    if given.contains_key(&port) {
         return false;
     }
+    // Reserved first: to look whether it is free takes it for a moment, in which its owner may want to listen.
     match reserve(port) {
-        Ok(reservation) => given.insert(port, reservation).is_none(),
-        Err(_) => false,
+        Ok(reservation) if is_free(port) => given.insert(port, reservation).is_none(),
+        _ => false,
     }
 }
 
