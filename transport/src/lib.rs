@@ -5,3 +5,4 @@ pub mod ask;
 pub mod client_stream;
 pub mod timer;
 pub mod upstream;
+pub mod witness;
