@@ -157,7 +157,7 @@ struct Lane<'a> {
     ended_at: Option<Instant>,
     /// The app has sent bytes of a response in this attempt.
     has_heard: bool,
-    /// What the last read from the app returned, if the connection broke off: its end, or an error.
+    /// The result of the last read from the app, if the connection broke off: its end, or an error.
     end: Result<(), io::ErrorKind>,
     /// The request may use kept connections, and leaves its connection behind.
     shares_connections: bool,

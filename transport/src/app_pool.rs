@@ -43,7 +43,7 @@ enum Io {
     Unix(UnixStream),
 }
 
-/// What is known of the app's socket of a TCP connection.
+/// The knowledge of the app's socket of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peer {
     /// It is on another host, or not asked for.

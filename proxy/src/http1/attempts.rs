@@ -37,7 +37,7 @@ struct Attempt<'h> {
     detail: Cow<'static, str>,
 }
 
-/// What the end of a connection says about the request.
+/// The meaning of a connection's end for the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Nothing.

@@ -1,4 +1,4 @@
-//! What an app does with a request, and what the end of its connection proves. Each connection has served a request before.
+//! Each thing that an app may do with a request, and the proof in the end of its connection. Each connection has served a request before.
 
 use std::future::Future;
 use std::io::Read;
