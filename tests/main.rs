@@ -40,6 +40,7 @@ mod h2_conformance;
 mod h2c;
 mod health_and_metrics;
 mod identity;
+mod keep_alive_race;
 mod limit_headers;
 mod limits;
 mod live_config;

@@ -130,7 +130,8 @@ pub async fn serve(
         takes_chunks: version == Version::HTTP_11,
         ended_at: None,
         has_heard: false,
-        is_unread: false,
+        end: Ok(()),
+        shares_connections: false,
         sent: 0,
         upload,
     };
@@ -166,8 +167,10 @@ struct Lane<'a> {
     ended_at: Option<Instant>,
     /// The app has sent bytes of a response in this attempt.
     has_heard: bool,
-    /// The connection broke off, and proves that the app has read nothing of the request.
-    is_unread: bool,
+    /// The result of the last read from the app, if the connection broke off: its end, or an error.
+    end: Result<(), io::ErrorKind>,
+    /// The request may use kept connections, and leaves its connection behind.
+    shares_connections: bool,
     /// Bytes of the response body sent.
     sent: u64,
     /// The request's body, if it has one.
@@ -224,7 +227,9 @@ impl Lane<'_> {
         input: &mut BytesMut,
         exchange: &mut Exchange,
     ) -> Result<AnswerHead, Broken> {
-        self.has_heard = false;
+        (self.has_heard, self.end) = (false, Ok(()));
+        self.shares_connections = self.may_share(app, head.len());
+        app.begin();
         if self.upload.is_some() {
             return self.ask_with_body(app, head, input, exchange).await;
         }
@@ -234,11 +239,7 @@ impl Lane<'_> {
         poll_fn(|cx| {
             while !unsent.is_empty() {
                 match Pin::new(&mut *app).poll_write(cx, unsent) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed("the request could not be sent"))),
-                    Poll::Ready(Err(error)) => {
-                        self.is_unread = app.proves_unread(&error, 0);
-                        return Poll::Ready(Err(closed("the request could not be sent")));
-                    }
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(closed("the request could not be sent"))),
                     Poll::Ready(Ok(sent)) => unsent = &unsent[sent..],
                     Poll::Pending => return self.poll_deadline(cx, deadline),
                 }
@@ -262,8 +263,7 @@ impl Lane<'_> {
             });
             match read.await {
                 Ok(read) => read?,
-                // An unread part, however small, is the end of the head.
-                Err(end) => return Err(self.broke_off(app, end, 1, 0)),
+                Err(end) => return Err(self.broke_off(end)),
             }
             self.has_heard = true;
             while let Some(answer) = self.rewrite(input, exchange)? {
@@ -283,9 +283,8 @@ impl Lane<'_> {
 
     /// The app closed the connection before the response's head was complete.
     #[cold]
-    fn broke_off(&mut self, app: &AppStream, end: io::Result<()>, pieces: usize, written: usize) -> Broken {
-        let is_unread = |error: &io::Error| pieces == 1 && !self.has_heard && app.proves_unread(error, written);
-        self.is_unread = end.is_err_and(|error| is_unread(&error));
+    fn broke_off(&mut self, end: io::Result<()>) -> Broken {
+        self.end = end.map_err(|error| error.kind());
         closed("the head is incomplete")
     }
 

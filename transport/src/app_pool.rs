@@ -7,21 +7,34 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use outrigger_rules::target::Target;
+use pingora::protocols::l4::ext::get_tcp_info;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::upstream::connect_error::ConnectError;
+use crate::witness::{self, Cookie};
 
 /// A connection to the app, with its target.
 #[derive(Debug)]
 pub struct AppStream {
     io: Io,
     target: Target,
+    peer: Peer,
+    /// Bytes of all earlier requests.
+    before: u64,
+    /// Bytes of this request, and in how many pieces they were written.
+    written: usize,
+    pieces: u32,
+    /// The last error of a write.
+    write_error: Option<io::ErrorKind>,
 }
 
 #[derive(Debug)]
@@ -30,7 +43,22 @@ enum Io {
     Unix(UnixStream),
 }
 
+/// The knowledge of the app's socket of a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    /// It is on another host, or not asked for.
+    Remote,
+    /// It is on this host.
+    Local,
+    /// The kernel will tell of its end.
+    Watched(Cookie),
+}
+
 impl AppStream {
+    fn new(io: Io, target: Target, peer: Peer) -> Self {
+        Self { io, target, peer, before: 0, written: 0, pieces: 0, write_error: None }
+    }
+
     /// Opens a new connection.
     ///
     /// # Errors
@@ -47,7 +75,10 @@ impl AppStream {
             }
         };
         match connected.await {
-            Ok(io) => Ok(Self { io, target: target.clone() }),
+            Ok(io) => {
+                let peer = if is_on_this_host(&io, target) { Peer::Local } else { Peer::Remote };
+                Ok(Self::new(io, target.clone(), peer))
+            }
             Err(e) => Err(ConnectError::new(e, target)),
         }
     }
@@ -57,7 +88,9 @@ impl AppStream {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect_to_peer(target: &Target) -> Result<Self, ConnectError> {
-        let stream = Self::connect(target).await?;
+        let mut stream = Self::connect(target).await?;
+        // A request to a peer that may not be repeated gets a connection of its own.
+        stream.peer = Peer::Remote;
         if let Io::Tcp(tcp) = &stream.io {
             end_with_peer(tcp).map_err(|e| ConnectError::new(e, target))?;
         }
@@ -77,21 +110,6 @@ impl AppStream {
         &self.target
     }
 
-    /// Whether the connection's end proves that the app has read nothing of a request, of which `written` bytes were written, in
-    /// one piece. `error` came before any byte of a response.
-    ///
-    /// A Unix socket refuses a write when the other end has closed, and reports a reset when the other end closed with unread
-    /// bytes; servers read at least [`ONE_PIECE_BYTES`] at once. TCP proves neither: an aborted connection (`SO_LINGER` 0) looks
-    /// the same.
-    pub fn proves_unread(&self, error: &io::Error, written: usize) -> bool {
-        matches!(self.io, Io::Unix(_))
-            && match error.kind() {
-                io::ErrorKind::BrokenPipe => written == 0,
-                io::ErrorKind::ConnectionReset => written <= ONE_PIECE_BYTES,
-                _ => false,
-            }
-    }
-
     /// Makes closing the connection reset it. A Unix socket has no reset.
     pub fn reset(&self) {
         if let Io::Tcp(stream) = &self.io {
@@ -102,7 +120,7 @@ impl AppStream {
 
     /// One end of a socket pair, for tests.
     pub fn of_unix(stream: UnixStream) -> Self {
-        Self { io: Io::Unix(stream), target: Target::Unix(std::path::Path::new("pair").into()) }
+        Self::new(Io::Unix(stream), Target::Unix(std::path::Path::new("pair").into()), Peer::Remote)
     }
 
     /// Whether the app has neither closed the connection nor sent anything. Makes a system call only if the runtime was
@@ -117,6 +135,150 @@ impl AppStream {
     }
 }
 
+/// The end of a connection, and what it proves.
+impl AppStream {
+    /// A request begins.
+    pub fn begin(&mut self) {
+        self.before += self.written as u64;
+        (self.written, self.pieces, self.write_error) = (0, 0, None);
+    }
+
+    /// Whether the end of this connection can prove whether the app has read a request of this size; see [`Self::is_unread`].
+    pub const fn may_prove(&self, head: usize, body: usize) -> bool {
+        match self.io {
+            Io::Unix(_) => body == 0 || head + body <= ONE_PIECE_BYTES,
+            Io::Tcp(_) => !matches!(self.peer, Peer::Remote),
+        }
+    }
+
+    /// Whether it will prove it. Asks the kernel, once for each TCP connection.
+    pub fn will_prove(&mut self) -> bool {
+        if self.peer == Peer::Local && self.find().is_none() {
+            self.peer = Peer::Remote;
+        }
+        matches!(self.io, Io::Unix(_)) || self.peer != Peer::Remote
+    }
+
+    /// Waits until the app has accepted the connection, if the kernel tells. The app cannot read a request before, so nothing is
+    /// lost; and a connection that it never accepts ends with the request unsent.
+    pub async fn accepted(&mut self) {
+        /// Most apps accept within this many turns.
+        const AT_ONCE: u32 = 16;
+        let began = Instant::now();
+        let mut turns = 0;
+        while self.find().is_some_and(|found| found.is_queued) {
+            turns += 1;
+            if turns <= AT_ONCE {
+                tokio::task::yield_now().await;
+            } else {
+                let pause = (began.elapsed() / 4).clamp(Duration::from_millis(1), Duration::from_millis(20));
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Whether the connection proves that the app has read nothing of this request; `read` is what the last read returned, before
+    /// any byte of a response. Waits until the kernel tells: the caller limits how long.
+    ///
+    /// - Nothing was written: proof.
+    /// - A Unix socket is reset if the other end closes with unread bytes. If the request has no body, its head was incomplete;
+    ///   with a body, servers read at least [`ONE_PIECE_BYTES`] at once.
+    /// - A TCP connection that ends with a FIN acknowledges all that the app's kernel had received before.
+    /// - After a reset, the kernel tells how much of it the app had read. Some apps send a FIN before.
+    pub async fn is_unread(&self, read: Result<(), io::ErrorKind>, has_body: bool) -> bool {
+        if self.written == 0 {
+            return true;
+        }
+        match (&self.io, self.write_error.map_or(read, Err)) {
+            (Io::Unix(stream), _) => {
+                let is_one_piece = self.pieces == 1 && self.written <= ONE_PIECE_BYTES;
+                let is_reset = match read {
+                    Ok(()) => ends_with_reset(stream).await,
+                    Err(error) => error == io::ErrorKind::ConnectionReset,
+                };
+                is_reset && (is_one_piece || !has_body)
+            }
+            // A write fails with `EPIPE` after a FIN, and with `ECONNRESET` after a reset alone.
+            (Io::Tcp(stream), Ok(()) | Err(io::ErrorKind::BrokenPipe)) => {
+                // The kernel counts the SYN as well.
+                get_tcp_info(stream.as_raw_fd()).is_ok_and(|info| info.tcpi_bytes_acked <= self.before + 1)
+                    || self.is_closed_unread(stream).await
+            }
+            (Io::Tcp(_), Err(io::ErrorKind::ConnectionReset)) => self.is_read_before().await,
+            (Io::Tcp(_), Err(_)) => false,
+        }
+    }
+
+    /// The app's socket is reset: whether the app had read no more than the requests before.
+    async fn is_read_before(&self) -> bool {
+        match self.peer {
+            Peer::Watched(socket) => witness::bytes_read(socket).await.is_some_and(|read| read <= self.before),
+            Peer::Local | Peer::Remote => false,
+        }
+    }
+
+    /// The app has closed its sending side. Waits until it closes the connection; returns whether the request was unread then.
+    async fn is_closed_unread(&self, stream: &TcpStream) -> bool {
+        let (Target::Tcp(app), Peer::Watched(socket)) = (&self.target, self.peer) else { return false };
+        let until = Instant::now() + HALF_CLOSED;
+        let find = || witness::find(*app, stream.local_addr().ok()?).filter(|found| found.cookie == socket);
+        while let Some(found) = find() {
+            if found.is_closed || Instant::now() > until {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tokio::time::timeout(DESTROYED, self.is_read_before()).await.unwrap_or(false)
+    }
+
+    fn find(&mut self) -> Option<witness::Found> {
+        let (Io::Tcp(stream), Target::Tcp(app), Peer::Local) = (&self.io, &self.target, self.peer) else { return None };
+        let found = witness::find(*app, stream.local_addr().ok()?)?;
+        if !found.is_queued {
+            self.peer = Peer::Watched(found.cookie);
+        }
+        Some(found)
+    }
+
+    fn count(&mut self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(Ok(bytes)) => {
+                self.written += bytes;
+                self.pieces += 1;
+            }
+            Poll::Ready(Err(error)) => self.write_error = Some(error.kind()),
+            Poll::Pending => {}
+        }
+    }
+}
+
+/// The app has closed its sending side. Waits until it closes the connection; returns whether that resets it.
+async fn ends_with_reset(stream: &UnixStream) -> bool {
+    let until = Instant::now() + HALF_CLOSED;
+    loop {
+        // Writing nothing fails once the other end is closed. The read waits for that close to be complete.
+        let nothing = rustix::net::send(stream, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let read = rustix::net::recv(stream, &mut [0; 1], RecvFlags::DONTWAIT);
+        if read == Err(Errno::CONNRESET) {
+            return true;
+        }
+        if nothing.is_err() || Instant::now() > until {
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether the target of a connection is on this host, as far as the addresses show.
+fn is_on_this_host(io: &Io, target: &Target) -> bool {
+    match (io, target) {
+        (Io::Tcp(stream), Target::Tcp(app)) => {
+            app.ip().is_loopback() || stream.local_addr().is_ok_and(|own| own.ip() == app.ip())
+        }
+        _ => false,
+    }
+}
+
 impl AsyncRead for AppStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
@@ -128,10 +290,13 @@ impl AsyncRead for AppStream {
 
 impl AsyncWrite for AppStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let written = match &mut this.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Io::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        this.count(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -139,10 +304,13 @@ impl AsyncWrite for AppStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let written = match &mut this.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        };
+        this.count(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -163,6 +331,13 @@ impl AsyncWrite for AppStream {
 
 /// A request up to this size is read by the app in one piece, or not at all.
 pub const ONE_PIECE_BYTES: usize = 4 << 10;
+
+/// How long an app may take from the end of its sending side to the end of the connection, for that to prove anything.
+const HALF_CLOSED: Duration = Duration::from_millis(100);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long the kernel may take to tell that a socket was destroyed.
+const DESTROYED: Duration = Duration::from_secs(5);
 
 /// How long a peer may leave a connection unacknowledged, at the TCP level, before it ends.
 const PEER_SILENCE: Duration = Duration::from_secs(3);
@@ -190,11 +365,11 @@ thread_local! {
     static KEPT: RefCell<VecDeque<Kept>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// The newest usable connection to a target that `is_wanted`.
-pub fn take(is_wanted: impl Fn(&Target) -> bool) -> Option<AppStream> {
+/// The newest usable connection that `is_wanted`.
+pub fn take(is_wanted: impl Fn(&AppStream) -> bool) -> Option<AppStream> {
     KEPT.with_borrow_mut(|kept| {
         // Nearly always the newest: few connections lead to peers or, until the sweep, to an old address of the app.
-        while let Some(at) = kept.iter().rposition(|kept| is_wanted(&kept.stream.target)) {
+        while let Some(at) = kept.iter().rposition(|kept| is_wanted(&kept.stream)) {
             if let Some(newest) = kept.remove(at).filter(|newest| newest.stream.is_quiet()) {
                 return Some(newest.stream);
             }
@@ -219,3 +394,6 @@ pub fn sweep(idle_timeout: Duration, is_wanted: impl Fn(&Target) -> bool) {
         kept.retain(|kept| kept.since.elapsed() < idle_timeout && is_wanted(&kept.stream.target));
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,3 +6,4 @@ pub mod client_stream;
 pub mod http2;
 pub mod timer;
 pub mod upstream;
+pub mod witness;

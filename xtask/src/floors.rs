@@ -107,7 +107,7 @@ pub const CRATES: [Crate; 11] = [
         directory: "transport",
         below: &["policy", "metrics", "trail", "wire", "identity", "rules"],
         floors: &[
-            &["ask", "client_stream", "http2", "timer", "upstream::exhaustion"],
+            &["ask", "client_stream", "http2", "timer", "upstream::exhaustion", "witness"],
             &["upstream::connect_error", "upstream::metrics"],
             &["app_pool"],
             &["upstream"],

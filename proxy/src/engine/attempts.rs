@@ -65,8 +65,11 @@ pub enum Event {
         /// No byte of a response has been passed on, and the body is kept: with an idempotent method, it is repeatable.
         may_repeat: bool,
     },
-    /// The app closed a kept connection, and the kernel proves that it has read nothing of the request.
-    Unread,
+    /// The app closed the connection, and the kernel proves that it has read nothing of the request.
+    Unread {
+        /// It was a kept connection.
+        is_kept: bool,
+    },
     /// The response's head was not complete at the deadline.
     TimedOut,
     /// The app's response is not valid HTTP.
@@ -296,8 +299,9 @@ impl Attempts {
             {
                 self.replace()
             }
-            (Stage::Asking, Event::Unread) if !self.has_replaced => self.replace(),
-            (Stage::Asking, Event::Unread) => self.end(Next::Fail(Failure::Closed)),
+            (Stage::Asking, Event::Unread { is_kept: true }) if !self.has_replaced => self.replace(),
+            // The app is going down, unless it accepts the next connection.
+            (Stage::Asking, Event::Unread { .. }) => self.buy_if(true, Price::Pause, Purchase::Close),
             (Stage::Asking, Event::Closed { may_repeat, .. }) => {
                 self.buy_repeat(may_repeat, Price::Pause, Purchase::Close)
             }

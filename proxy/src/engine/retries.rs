@@ -4,10 +4,10 @@
 //!
 //! | the attempt ended | which requests are retried | cost |
 //! |---|---|---|
-//! | a kept connection was closed before a byte of the response came | repeatable | none: the app has not seen it |
+//! | a kept connection was closed before a byte of the response came | repeatable, or not read | none: the app has not seen it |
 //! | the app refused the connection | all | a wait for the app, see [`crate::engine::stages::hold`]; no attempt, no budget |
 //! | no connection within `connect_timeout` | all: the app has not seen it | an attempt, budget |
-//! | a new connection was closed before the response | repeatable | an attempt, budget |
+//! | a new connection was closed before the response | repeatable, or not read | an attempt, budget |
 //! | a response with a status that the route retries | repeatable | an attempt, budget |
 //! | the deadline passed, or the response was not HTTP | none | |
 //!

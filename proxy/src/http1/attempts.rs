@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use outrigger_rules::target::Target;
 use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
@@ -20,7 +20,7 @@ use crate::engine::steps::{self, Fault};
 use crate::http1::buffers::{recycle, scratch};
 use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
-use crate::transport::app_pool::{self, AppStream, ONE_PIECE_BYTES};
+use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::ConnectError;
 
 /// State that the attempts of a request share.
@@ -35,6 +35,19 @@ struct Attempt<'h> {
     now: Instant,
     /// A text for the log about the last failure.
     detail: Cow<'static, str>,
+}
+
+/// The meaning of a connection's end for the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing.
+    Unknown,
+    /// The connection was a kept one, and no byte of a response came.
+    Stale,
+    /// The app has read nothing of it.
+    Unread { is_kept: bool },
+    /// The client disconnected meanwhile.
+    Left,
 }
 
 /// The result of an attempt.
@@ -103,39 +116,48 @@ impl Lane<'_> {
             }
             Err(next) => return Went::Next(next),
         }
-        let mut is_kept = false;
-        let open = attempt.open.take().or_else(|| {
-            // The app's current address: the request may have waited, and `app.address` may have changed meanwhile.
-            let rules = self.state.rules.load();
-            let head = attempt.head.len();
-            let kept = app_pool::take(|target| rules.upstreams.app.has(target) && self.may_take_kept(target, head));
-            is_kept = kept.is_some();
-            kept
-        });
-        let Some(mut app) = open else { return self.ask_on_new_connection(exchange, attempt).await };
-        if is_kept {
+        if let Some(app) = attempt.open.take() {
+            return self.ask_on(exchange, attempt, app, false).await;
+        }
+        if let Some(app) = self.take_kept(attempt.head.len()) {
             self.state.metrics.attempts.reused.inc();
+            return self.ask_on(exchange, attempt, app, true).await;
+        }
+        self.ask_on_new_connection(exchange, attempt).await
+    }
+
+    async fn ask_on_new_connection(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
+        match self.connect(exchange).await {
+            Ok(app) => self.ask_on(exchange, attempt, app, false).await,
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, End::Unknown)),
+        }
+    }
+
+    async fn ask_on(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: &mut Attempt<'_>,
+        mut app: AppStream,
+        is_kept: bool,
+    ) -> Went {
+        if !is_kept
+            && !self.is_idempotent
+            && self.may_share(&app, attempt.head.len())
+            && let Err(event) = Box::pin(self.wait_until_accepted(&mut app, exchange)).await
+        {
+            attempt.detail = "it does not accept the connection".into();
+            return Went::Next(steps::happened(self.state, exchange, event));
         }
         match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
             Ok(answer) => Went::Answered((app, answer)),
             Err(broken) => {
-                let is_stale = is_kept && !self.has_heard;
-                Went::Next(self.broke(exchange, attempt, broken, is_stale))
+                let end = if matches!(broken, Broken::App(Failure::Closed, _)) && !self.has_heard {
+                    Box::pin(self.look_into_end(&app, exchange, is_kept)).await
+                } else {
+                    End::Unknown
+                };
+                Went::Next(self.broke(exchange, attempt, broken, end))
             }
-        }
-    }
-
-    async fn ask_on_new_connection(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
-        let asked = match self.connect(exchange).await {
-            Ok(mut app) => {
-                let asked = self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await;
-                asked.map(|answer| (app, answer))
-            }
-            Err(broken) => Err(broken),
-        };
-        match asked {
-            Ok(answered) => Went::Answered(answered),
-            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
         }
     }
 
@@ -146,13 +168,13 @@ impl Lane<'_> {
                 attempt.open = Some(app);
                 Went::Next(steps::happened(self.state, exchange, Event::Connected))
             }
-            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, false)),
+            Err(broken) => Went::Next(self.broke(exchange, attempt, broken, End::Unknown)),
         }
     }
 
     /// Reports what broke an attempt. Out of line: a request that meets no failure does not come here.
     #[cold]
-    fn broke(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, is_stale: bool) -> Next {
+    fn broke(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>, broken: Broken, end: End) -> Next {
         let event = match broken {
             Broken::App(failure, detail) => {
                 attempt.detail = detail;
@@ -161,14 +183,14 @@ impl Lane<'_> {
                     Failure::ConnectTimeout => Event::ConnectTimedOut,
                     Failure::Timeout => Event::TimedOut,
                     Failure::Closed => {
-                        let is_unread = is_stale && std::mem::take(&mut self.is_unread) && self.may_repeat();
-                        if is_stale && (is_unread || self.is_idempotent) {
+                        let is_stale = end == End::Stale;
+                        if is_stale || end == (End::Unread { is_kept: true }) {
                             self.state.metrics.attempts.reconnects.inc();
                         }
-                        if is_unread {
-                            Event::Unread
-                        } else {
-                            Event::Closed { is_stale, may_repeat: self.may_repeat() }
+                        match end {
+                            End::Unread { is_kept } => Event::Unread { is_kept },
+                            End::Left => Event::ClientLeft,
+                            End::Stale | End::Unknown => Event::Closed { is_stale, may_repeat: self.may_repeat() },
                         }
                     }
                     Failure::Invalid | Failure::Internal => Event::Invalid,
@@ -211,14 +233,68 @@ impl Lane<'_> {
         Ok(())
     }
 
-    /// Whether the request may go to the app on a kept connection, which the app may be closing just now: it can be repeated, or
-    /// such a close proves that the app has not read it, see [`AppStream::proves_unread`]. `head` is the size of its head.
-    fn may_take_kept(&self, target: &Target, head: usize) -> bool {
-        if self.is_idempotent {
-            return self.upload.as_ref().is_none_or(|upload| upload.is_whole && upload.is_kept);
+    /// Whether the request may use this connection if it is a kept one, which the app may be closing just now: the request can be
+    /// repeated, or the end of the connection proves whether the app has read it. `head` is the size of its head.
+    pub(super) fn may_share(&self, app: &AppStream, head: usize) -> bool {
+        let body = self.upload.as_ref().map_or(Some(0), Upload::whole_bytes);
+        body.is_some_and(|body| self.is_idempotent || app.may_prove(head, body))
+    }
+
+    /// A kept connection to the app that the request may use.
+    fn take_kept(&self, head: usize) -> Option<AppStream> {
+        // The app's current address: the request may have waited, and `app.address` may have changed meanwhile.
+        let rules = self.state.rules.load();
+        let mut kept = app_pool::take(|kept| rules.upstreams.app.has(kept.target()) && self.may_share(kept, head))?;
+        if self.is_idempotent || kept.will_prove() {
+            return Some(kept);
         }
-        let is_one_piece = |upload: &Upload| upload.whole_bytes().is_some_and(|body| head + body <= ONE_PIECE_BYTES);
-        matches!(target, Target::Unix(_)) && self.upload.as_ref().is_none_or(is_one_piece)
+        app_pool::keep(kept, rules.config.app.max_idle, Instant::now());
+        None
+    }
+
+    /// A request that may not be repeated is sent once the app has accepted its connection: while that is in the queue, the app
+    /// may stop.
+    async fn wait_until_accepted(&mut self, app: &mut AppStream, exchange: &Exchange) -> Result<(), Event> {
+        let accepted = async {
+            app.accepted().await;
+            true
+        };
+        match self.unless_late(accepted, exchange).await {
+            Some(true) => Ok(()),
+            Some(false) => Err(Event::TimedOut),
+            None => Err(Event::ClientLeft),
+        }
+    }
+
+    /// The app closed the connection before any byte of a response.
+    #[cold]
+    async fn look_into_end(&mut self, app: &AppStream, exchange: &Exchange, is_kept: bool) -> End {
+        let ended = if is_kept { End::Stale } else { End::Unknown };
+        if self.is_idempotent || !self.may_repeat() {
+            return ended;
+        }
+        let is_unread = app.is_unread(self.end, self.upload.is_some());
+        match self.unless_late(is_unread, exchange).await {
+            Some(true) => End::Unread { is_kept },
+            Some(false) => ended,
+            None => End::Left,
+        }
+    }
+
+    /// The result of `wait`, or false once the request's deadline has passed; `None` if the client disconnects.
+    async fn unless_late(&mut self, wait: impl Future<Output = bool>, exchange: &Exchange) -> Option<bool> {
+        let deadline = tokio::time::Instant::from_std(exchange.deadline);
+        let mut wait = pin!(wait);
+        poll_fn(|cx| {
+            if let Poll::Ready(is_true) = wait.as_mut().poll(cx) {
+                return Poll::Ready(Some(is_true));
+            }
+            if self.poll_gone(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.timer.poll(cx, deadline).map(|()| Some(false))
+        })
+        .await
     }
 
     /// Waits, unless the client disconnects.

@@ -155,7 +155,7 @@ impl Lane<'_> {
         let is_silent = peer.standing() == Standing::Silent;
         // A request that cannot be repeated needs a connection that the peer does not close just now.
         let may_be_kept = !is_silent && self.is_idempotent && self.may_repeat();
-        let kept = if may_be_kept { app_pool::take(|target| *target == peer.target) } else { None };
+        let kept = if may_be_kept { app_pool::take(|kept| *kept.target() == peer.target) } else { None };
         if let Some(mut kept) = kept {
             match self.ask(&mut kept, head, input, exchange).await {
                 Err(Broken::App(Failure::Closed, _)) if !self.has_heard && self.may_repeat() => {}

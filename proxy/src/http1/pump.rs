@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use outrigger_rules::target::Target;
 use outrigger_wire::rewrite::AnswerHead;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -23,7 +22,7 @@ use crate::engine::stages::admit::{self, NoTurn};
 use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{FIRST_READ_BYTES, READ_BYTES};
 use crate::http1::streaming::{BUSY, BUSY_BYTES, Streaming};
-use crate::http1::upload::{KEPT_BYTES, Upload};
+use crate::http1::upload::KEPT_BYTES;
 use crate::http1::{Broken, Lane, closed};
 use crate::transport::app_pool::AppStream;
 
@@ -56,9 +55,9 @@ impl Lane<'_> {
 
     /// Whether the connection may serve another request: the app has got all of this one. A request that needs a new
     /// connection for itself does not leave one more behind.
-    pub(super) fn may_keep(&self, app: &AppStream) -> bool {
+    pub(super) fn may_keep(&self) -> bool {
         let is_sent = self.upload.as_ref().is_none_or(|upload| upload.streaming.is_none() && !upload.is_cut);
-        is_sent && (self.is_idempotent || matches!(app.target(), Target::Unix(_)))
+        is_sent && self.shares_connections
     }
 
     /// Sends the request with its body, as it arrives, and waits for the head of the response, which is then in the client's
@@ -139,11 +138,7 @@ impl Lane<'_> {
             Poll::Pending => None,
         };
         if let Some(end) = end {
-            let written = head.len() + self.upload.as_ref().and_then(Upload::whole_bytes).unwrap_or(usize::MAX / 2);
-            let pieces = self.upload.as_ref().map_or(0, |upload| upload.pieces);
-            let broken = self.broke_off(app, end, pieces, written);
-            self.is_unread |= self.upload.as_ref().is_some_and(|upload| upload.is_unread);
-            return Poll::Ready(Err(broken));
+            return Poll::Ready(Err(self.broke_off(end)));
         }
         if self.is_streaming() {
             return self.poll_limit(cx, exchange).map(Err);

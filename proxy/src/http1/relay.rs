@@ -137,7 +137,7 @@ impl Lane<'_> {
                 self.stream.output().put_slice(b"0\r\n\r\n");
             }
             self.send_gathered(exchange).await?;
-        } else if answer.keeps_connection && input.is_empty() && self.may_keep(&app) {
+        } else if answer.keeps_connection && input.is_empty() && self.may_keep() {
             let most = exchange.rules.config.app.max_idle;
             app_pool::keep(app, most, exchange.head_at.unwrap_or_else(Instant::now));
         }

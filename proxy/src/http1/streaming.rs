@@ -57,7 +57,7 @@ impl Streaming {
 impl Upload {
     /// Begins an attempt.
     pub(super) fn begin(&mut self, exchange: &mut Exchange) {
-        (self.head_sent, self.pieces, self.is_cut, self.is_unread) = (0, 0, false, false);
+        (self.head_sent, self.is_cut) = (0, false);
         if self.is_kept {
             self.sent = 0;
         }
@@ -81,17 +81,12 @@ impl Upload {
             match ready!(written) {
                 Ok(written) if written > 0 => {
                     let of_head = written.min(head.len());
-                    self.pieces += 1;
                     self.head_sent += of_head;
                     self.sent += written - of_head;
                     self.unblocked();
                 }
                 // There may be a response all the same.
-                Ok(_) => self.is_cut = true,
-                Err(error) => {
-                    self.is_cut = true;
-                    self.is_unread = self.head_sent == 0 && app.proves_unread(&error, 0);
-                }
+                Ok(_) | Err(_) => self.is_cut = true,
             }
         }
         if !self.is_kept {

@@ -69,8 +69,6 @@ pub(super) struct Upload {
     pub(super) sent: usize,
     /// Bytes of the request's head that this attempt has sent.
     pub(super) head_sent: usize,
-    /// In how many pieces this attempt has sent both.
-    pub(super) pieces: usize,
     /// The app gets it in chunks.
     is_chunked: bool,
     /// All of it so far is in `buffer`, so the request can be sent again.
@@ -79,8 +77,6 @@ pub(super) struct Upload {
     pub(super) is_whole: bool,
     /// The app takes no more of it in this attempt.
     pub(super) is_cut: bool,
-    /// The app has closed a kept connection before anything was written.
-    pub(super) is_unread: bool,
     /// The client may wait for an interim response before it sends the body.
     waits_for_app: bool,
     /// Bytes of it that the client has sent.
@@ -107,12 +103,10 @@ impl Upload {
             buffer,
             sent: 0,
             head_sent: 0,
-            pieces: 0,
             is_chunked,
             is_kept: true,
             is_whole,
             is_cut: false,
-            is_unread: false,
             waits_for_app: head.expects,
             received,
             clients_time: Duration::ZERO,

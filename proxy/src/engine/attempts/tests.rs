@@ -11,6 +11,7 @@ const ADMITTED: Event = Event::Admitted { most: 2, is_idempotent: true };
 const REFUSED: Event = Event::Refused { waits: true, peer: false };
 const CLOSED: Event = Event::Closed { is_stale: false, may_repeat: true };
 const STALE: Event = Event::Closed { is_stale: true, may_repeat: true };
+const UNREAD: Event = Event::Unread { is_kept: true };
 const FINE: Event = Event::Answered { status: 200, wants_retry: false, retry_after: None };
 const RETRIED: Event = Event::Answered { status: 503, wants_retry: true, retry_after: Some(SECOND) };
 const AFFORDED: Event = Event::Bought(Some(MS));
@@ -48,8 +49,11 @@ fn a_dead_kept_connection_costs_no_attempt() {
     // A request that may not be repeated is sent again only if the app has proved not to have read it.
     let order = Event::Admitted { most: 2, is_idempotent: false };
     assert_eq!(last(&[order, STALE]), (Step::Go(None, Next::Fail(Failure::Closed)), 1));
-    assert_eq!(last(&[order, Event::Unread]), (Step::Go(None, Next::Replace), 1));
-    assert_eq!(last(&[order, Event::Unread, CLOSED]), (Step::Go(None, Next::Fail(Failure::Closed)), 1));
+    assert_eq!(last(&[order, UNREAD]), (Step::Go(None, Next::Replace), 1));
+    assert_eq!(last(&[order, UNREAD, CLOSED]), (Step::Go(None, Next::Fail(Failure::Closed)), 1));
+    let new = Event::Unread { is_kept: false };
+    assert_eq!(last(&[order, UNREAD, new, AFFORDED]), (Step::Go(None, Next::Probe { pause: MS }), 2));
+    assert_eq!(last(&[order, UNREAD, new, AFFORDED, REFUSED]), (Step::Go(Some(Report::Unknown), Next::Wait), 1));
 }
 
 #[test]
@@ -86,7 +90,7 @@ const STAGES: [Way; 7] = [
     ("ended", &[ADMITTED, FINE]),
 ];
 
-const EVENTS: [(&str, Event); 29] = [
+const EVENTS: [(&str, Event); 30] = [
     ("admitted", ADMITTED),
     ("not admitted", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: false }),
     ("not admitted, a peer takes it", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: true }),
@@ -105,7 +109,8 @@ const EVENTS: [(&str, Event); 29] = [
     ("closed", CLOSED),
     ("closed, stale", STALE),
     ("closed, not repeatable", Event::Closed { is_stale: true, may_repeat: false }),
-    ("closed, unread", Event::Unread),
+    ("closed, unread", UNREAD),
+    ("closed, unread, new connection", Event::Unread { is_kept: false }),
     ("timed out", Event::TimedOut),
     ("invalid", Event::Invalid),
     ("answered", FINE),
@@ -283,6 +288,7 @@ fn events(is_idempotent: bool) -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (1..4_u32).prop_map(move |most| Event::Admitted { most, is_idempotent }),
         4 => (b, c).prop_map(|(is_stale, may_repeat)| Event::Closed { is_stale, may_repeat }),
+        2 => b.prop_map(|is_kept| Event::Unread { is_kept }),
         3 => (b, c).prop_map(|(waits, peer)| Event::Refused { waits, peer }),
         3 => Just(Event::Connected),
         3 => (b, c).prop_map(|(wants_retry, asks)| Event::Answered {
