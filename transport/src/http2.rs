@@ -8,8 +8,8 @@
 //! ```
 //!
 //! # Bounds per connection
-//! [`MOST_STREAMS`] requests at a time, counted until their tasks end, so that a reset stream makes no room before its work
-//! has stopped. [`CONNECTION_WINDOW`] bytes of bodies that no task has read, of which each stream has at most 64 KiB. About
+//! [`MOST_STREAMS`] requests at a time, and twice as many tasks: that of a reset stream ends a little later.
+//! [`CONNECTION_WINDOW`] bytes of bodies that no task has read, of which each stream has at most 64 KiB. About
 //! [`OUTPUT_HIGH`] bytes that the client has not read; beyond it, streams wait and nothing is read from the client. One
 //! unfinished header block of at most [`Limits::max_block_bytes`]. A client that resets streams, sends malformed requests or
 //! empty frames over and over is disconnected with `ENHANCE_YOUR_CALM`: see [`calm`].
@@ -32,6 +32,8 @@ pub use self::stream::Http2Stream;
 
 /// The most requests of a connection at a time.
 pub const MOST_STREAMS: usize = 100;
+/// The most tasks of a connection: those of streams that were reset end a little later.
+const MOST_TASKS: usize = 2 * MOST_STREAMS;
 /// How many bytes of bodies a connection may send before they are read.
 pub const CONNECTION_WINDOW: i64 = 1 << 20;
 /// Beyond so many bytes to send, streams wait.

@@ -6,7 +6,7 @@ use outrigger_wire::http2::{
     FRAME_HEAD, FrameHead, INITIAL_WINDOW, MAX_FRAME, MAX_WINDOW, Reason, flag, kind, unpadded,
 };
 
-use super::{Block, Core, Http2Stream, LEAVING, MOST_STREAMS, New, OUTPUT_HIGH, Session, Stream};
+use super::{Block, Core, Http2Stream, LEAVING, MOST_STREAMS, MOST_TASKS, New, OUTPUT_HIGH, Session, Stream};
 
 /// Frames of one header block.
 const MOST_BLOCK_FRAMES: usize = 128;
@@ -194,7 +194,8 @@ impl Core {
             // The client did not know yet that this connection is leaving; it may send the request elsewhere.
             return Ok(());
         }
-        if self.streams.len() >= MOST_STREAMS {
+        let open = self.streams.iter().filter(|stream| !stream.is_reset).count();
+        if open >= MOST_STREAMS || self.streams.len() >= MOST_TASKS {
             // No fault of a client that does not know the limit yet.
             self.reset(id, Reason::Refused);
             return Ok(());
