@@ -160,13 +160,24 @@ impl AppStream {
     }
 
     /// Waits until the app has accepted the connection, if the kernel tells. The app cannot read a request before, so nothing is
-    /// lost; and a connection that it never accepts ends with the request unsent.
-    pub async fn accepted(&mut self) {
+    /// lost; and a connection that it never accepts ends with the request unsent. False: its socket is gone.
+    pub async fn accepted(&mut self) -> bool {
         /// Most apps accept within this many turns.
         const AT_ONCE: u32 = 16;
         let began = Instant::now();
         let mut turns = 0;
-        while self.find().is_some_and(|found| found.is_queued) {
+        loop {
+            match self.find() {
+                Some(found) if found.is_queued => {}
+                Some(_) => return true,
+                None if turns > 0 => return false,
+                // It is not in this network namespace, or its reset is still on the way.
+                None if self.peer == Peer::Local => {
+                    tokio::time::sleep(LOOK).await;
+                    return true;
+                }
+                None => return true,
+            }
             turns += 1;
             if turns <= AT_ONCE {
                 tokio::task::yield_now().await;

@@ -255,11 +255,13 @@ impl Lane<'_> {
     /// A request that may not be repeated is sent once the app has accepted its connection: while that is in the queue, the app
     /// may stop.
     async fn wait_until_accepted(&mut self, app: &mut AppStream, exchange: &Exchange) -> Result<(), Event> {
+        let mut is_gone = false;
         let accepted = async {
-            app.accepted().await;
+            is_gone = !app.accepted().await;
             true
         };
         match self.unless_late(accepted, exchange).await {
+            Some(true) if is_gone => Err(Event::Unread { is_kept: false }),
             Some(true) => Ok(()),
             Some(false) => Err(Event::TimedOut),
             None => Err(Event::ClientLeft),

@@ -21,7 +21,7 @@ async fn tcp() -> (AppStream, std::net::TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut stream = AppStream::connect(&Target::Tcp(listener.local_addr().unwrap())).await.unwrap();
     let (mut app, _) = listener.accept().unwrap();
-    stream.accepted().await;
+    assert!(stream.accepted().await);
     stream.begin();
     serve(&mut stream, &mut app).await;
     assert!(stream.may_prove(100, 60_000) && stream.will_prove());
@@ -36,7 +36,7 @@ async fn unix() -> (AppStream, std::os::unix::net::UnixStream) {
     let mut stream = AppStream::connect(&Target::Unix(path.as_path().into())).await.unwrap();
     std::fs::remove_file(&path).unwrap();
     let (mut app, _) = listener.accept().unwrap();
-    stream.accepted().await;
+    assert!(stream.accepted().await);
     stream.begin();
     serve(&mut stream, &mut app).await;
     assert!(stream.will_prove());
@@ -133,8 +133,12 @@ fn a_connection_that_is_not_accepted_is_not_written_to() {
         let mut stream = AppStream::connect(&Target::Tcp(listener.local_addr().unwrap())).await.unwrap();
         let early = tokio::time::timeout(Duration::from_millis(50), stream.accepted()).await;
         assert!(early.is_err(), "the connection is in the listener's queue");
-        drop(listener);
-        stream.accepted().await;
+        let in_a_moment = std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            drop(listener);
+        });
+        assert!(!stream.accepted().await, "the app has stopped");
+        in_a_moment.join().unwrap();
         stream.begin();
         assert!(proves(stream, || ()).await);
     });
