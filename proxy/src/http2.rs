@@ -252,7 +252,7 @@ impl Driver {
             let patience = if self.has_served { client.idle_timeout } else { client.head_timeout };
             *self.idle_since.get_or_insert_with(Instant::now) + patience
         });
-        if is_idle {
+        if is_idle && self.connection.stream.output().is_empty() {
             self.session.rest();
             self.connection.stream.rest();
         }
