@@ -57,7 +57,7 @@ impl Limits {
     }
 }
 
-/// What a connection's task has to do.
+/// Work for a connection's task.
 #[derive(Debug)]
 pub enum New {
     /// Serve a request: its HTTP/1.1 head is at the start of the stream.

@@ -1,4 +1,4 @@
-//! What the kernel knows of the app's end of a TCP connection, if the app is on this host.
+//! The kernel's knowledge of the app's end of a TCP connection, if the app is on this host.
 //!
 //! A reset says that the app closed the connection with bytes unread, or that it read them and then aborted (`SO_LINGER` 0). Our
 //! end of the connection cannot tell which. But the kernel has the other end as well: `sock_diag(7)` finds the app's socket

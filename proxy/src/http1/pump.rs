@@ -130,7 +130,7 @@ impl Lane<'_> {
         }
         let is_unsent = self.upload.as_ref().is_some_and(|upload| upload.is_cut && upload.head_sent == 0);
         let end = match pin!(app.read_buf(input)).as_mut().poll(cx) {
-            // What the app sent before it got any of the request is no response to it.
+            // Bytes that the app sent before it got any of the request are no response to it.
             _ if is_unsent => Some(Ok(())),
             Poll::Ready(Ok(0)) => Some(Ok(())),
             Poll::Ready(Err(error)) => Some(Err(error)),

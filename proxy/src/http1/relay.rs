@@ -60,6 +60,26 @@ impl Lane<'_> {
         }
     }
 
+    /// Records the head of the response, which is sent next.
+    async fn begin_response(
+        &mut self,
+        answer: &AnswerHead,
+        body: &BodyEnd,
+        exchange: &mut Exchange,
+    ) -> Result<(), Broken> {
+        self.is_relayed(exchange);
+        exchange.status = answer.status;
+        exchange.answered_by_app = true;
+        exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
+        record::head(self.state, exchange, answer.is_event_stream);
+        admit::let_go_at_head(exchange, body.left());
+        audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
+        if body.is_done() {
+            record::response_ended(self.state, exchange);
+        }
+        Ok(())
+    }
+
     /// Sends the head, then the body as it arrives.
     pub(super) async fn relay(
         &mut self,
@@ -77,16 +97,7 @@ impl Lane<'_> {
         let mut body = BodyEnd::new(answer.body);
         let (taken, payload) = body.take(&mut input, !self.takes_chunks)?;
         // Until here no byte has been sent, and the client could still get a problem.
-        self.is_relayed(exchange);
-        exchange.status = answer.status;
-        exchange.answered_by_app = true;
-        exchange.stream = answer.is_event_stream.then_some(StreamKind::EventStream);
-        record::head(self.state, exchange, is_stream);
-        admit::let_go_at_head(exchange, body.left());
-        audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
-        if body.is_done() {
-            record::response_ended(self.state, exchange);
-        }
+        self.begin_response(&answer, &body, exchange).await?;
         self.put_body(&body, &input[..payload]);
         input.advance(taken);
         let mut has_ended = false;

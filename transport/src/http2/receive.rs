@@ -11,7 +11,7 @@ use super::{Block, Core, Http2Stream, LEAVING, MOST_STREAMS, MOST_TASKS, New, OU
 /// Frames of one header block.
 const MOST_BLOCK_FRAMES: usize = 128;
 
-/// What may be done with a frame of a stream.
+/// The state of a stream, for its frames.
 enum Known {
     Active,
     /// It was reset here, and the frame was on its way.

@@ -8,7 +8,7 @@ use super::huffman;
 
 /// The size of the decoder's dynamic table, which is the protocol's default.
 const TABLE_BYTES: usize = 4096;
-/// What an entry adds to the size of the table (RFC 7541 section 4.1).
+/// Each entry adds so many bytes to the size of the table (RFC 7541 section 4.1).
 const ENTRY_BYTES: usize = 32;
 /// The most digits of an integer: enough for 32 bits, with needless zeros.
 const MOST_DIGITS: u32 = 5;
