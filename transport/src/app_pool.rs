@@ -159,16 +159,20 @@ impl AppStream {
         matches!(self.io, Io::Unix(_)) || self.peer != Peer::Remote
     }
 
-    /// Waits until the app has accepted the connection, if the kernel tells. The app cannot read a request before, so nothing is
-    /// lost; and a connection that it never accepts ends with the request unsent. False: its socket is gone.
+    /// Waits until the app has accepted the connection, if the kernel tells, but not for long. The app cannot read a request
+    /// before; and a connection that it never accepts ends with the request unsent. False: its socket is gone.
+    ///
+    /// An app that accepts only when it is done with another request would lose the time between its accept and the request's
+    /// arrival, so after a while the request goes into its queue.
     pub async fn accepted(&mut self) -> bool {
+        const PATIENCE: Duration = Duration::from_millis(10);
         /// Most apps accept within this many turns.
         const AT_ONCE: u32 = 16;
         let began = Instant::now();
         let mut turns = 0;
         loop {
             match self.find() {
-                Some(found) if found.is_queued => {}
+                Some(found) if found.is_queued && began.elapsed() < PATIENCE => {}
                 Some(_) => return true,
                 None if turns > 0 => return false,
                 // It is not in this network namespace, or its reset is still on the way.
@@ -182,8 +186,7 @@ impl AppStream {
             if turns <= AT_ONCE {
                 tokio::task::yield_now().await;
             } else {
-                let pause = (began.elapsed() / 4).clamp(Duration::from_millis(1), Duration::from_millis(20));
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
     }
