@@ -353,7 +353,11 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
     let patience = worker.state.rules.load().config.client.head_timeout;
     let preface = tokio::time::timeout(patience, async {
         while stream.pending().len() < PREFACE.len() && PREFACE.starts_with(stream.pending()) {
-            match poll_fn(|cx| stream.poll_fill(cx)).await {
+            let filled = poll_fn(|cx| match open.entry.poll_told(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(0)),
+                Poll::Pending => stream.poll_fill(cx),
+            });
+            match filled.await {
                 Ok(0) | Err(_) => return false,
                 Ok(_) => {}
             }

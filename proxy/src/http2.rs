@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -67,6 +67,8 @@ struct Driver {
     leaving: Leaving,
     /// Since when it has no request.
     idle_since: Option<Instant>,
+    /// The number of bytes that the client does not take, and since when.
+    blocked: Option<(usize, Instant)>,
     /// Since when a header block is incomplete.
     block_since: Option<Instant>,
     held: usize,
@@ -85,6 +87,7 @@ pub async fn serve(connection: Connection) {
         timer: Timer::new(),
         leaving: Leaving::No,
         idle_since: Some(Instant::now()),
+        blocked: None,
         block_since: None,
         held: 0,
         has_served: false,
@@ -110,7 +113,7 @@ pub async fn serve(connection: Connection) {
     if end == End::Told {
         let Connection { mut stream, open, .. } = connection;
         let mut last = BytesMut::new();
-        session.take_output(&mut last, Waker::noop());
+        session.take_output(&mut last);
         let mut rest = std::mem::take(stream.output());
         rest.unsplit(last);
         stream.answer_and_close(&rest).await;
@@ -130,6 +133,7 @@ impl Driver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.session.listen(cx.waker());
         loop {
             let is_blocked = match self.poll_flush(cx) {
                 Ok(is_blocked) => is_blocked,
@@ -166,14 +170,21 @@ impl Driver {
         loop {
             let output = self.connection.stream.output();
             if output.is_empty() {
-                self.session.take_output(output, cx.waker());
+                self.session.take_output(output);
                 if output.is_empty() {
+                    self.blocked = None;
                     return Ok(false);
                 }
             }
             match self.connection.stream.poll_send(cx) {
                 Poll::Ready(sent) => sent?,
-                Poll::Pending => return Ok(true),
+                Poll::Pending => {
+                    let left = self.connection.stream.output().len();
+                    if self.blocked.is_none_or(|(before, _)| before != left) {
+                        self.blocked = Some((left, Instant::now()));
+                    }
+                    return Ok(true);
+                }
             }
         }
     }
@@ -213,7 +224,8 @@ impl Driver {
     fn begin(&mut self, new: New) {
         let entry = Arc::clone(&self.connection.open.entry);
         if !entry.begin() {
-            return;
+            let (New::Request(stream) | New::TooLarge(stream)) = new;
+            return stream.refuse();
         }
         self.has_served = true;
         self.idle_since = None;
@@ -221,7 +233,11 @@ impl Driver {
         let (state, origin, addresses) = (Arc::clone(state), *origin, stream.addresses());
         let busy = Busy(entry);
         tokio::spawn(async move {
-            serve_stream(&state, new, origin, addresses).await;
+            let (New::Request(stream) | New::TooLarge(stream)) = &new;
+            // The client may have cancelled it already.
+            if !stream.is_gone() {
+                serve_stream(&state, new, origin, addresses).await;
+            }
             drop(busy);
         });
     }
@@ -229,7 +245,8 @@ impl Driver {
     /// Ready when the connection closes, or with `None` when there is something to send.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         let client = self.connection.state.rules.load().config.client;
-        let is_idle = self.session.active() == 0;
+        let has_requests = self.session.active() > 0;
+        let is_idle = !has_requests && self.blocked.is_none();
         if self.connection.open.entry.poll_told(cx).is_ready() || (is_idle && self.session.is_left()) {
             self.session.leave();
             return Poll::Ready(Some(End::Told));
@@ -252,9 +269,14 @@ impl Driver {
             let patience = if self.has_served { client.idle_timeout } else { client.head_timeout };
             *self.idle_since.get_or_insert_with(Instant::now) + patience
         });
-        if is_idle && self.connection.stream.output().is_empty() {
+        if is_idle {
             self.session.rest();
             self.connection.stream.rest();
+        }
+        if let Some((_, since)) = self.blocked.filter(|_| !has_requests)
+            && self.timer.poll(cx, since + client.write_timeout).is_ready()
+        {
+            return Poll::Ready(Some(End::Gone));
         }
         match block_by.into_iter().chain(idle_by).min() {
             Some(by) if self.timer.poll(cx, by).is_ready() => {

@@ -129,3 +129,16 @@ fn floods_are_bounded_and_a_neighbour_does_not_notice() {
     assert!(grown < MOST_GROWTH_KIB, "the proxy grew by {grown} KiB");
     proxy.comes_to_rest();
 }
+
+#[test]
+fn a_client_that_reads_nothing_loses_its_connection() {
+    let app = Backend::start();
+    app.at("/large", Play::Stream(64 << 20));
+    let proxy = Proxy::with(&app, "client.write_timeout = \"500ms\"\nclient.idle_timeout = \"1s\"\n");
+    let mut connection = Connection::greeted(proxy.h2c, PATIENCE);
+    let large = 1 << 30;
+    connection.send(&[settings(&[(4, large)]), window_update(0, large), get(1, "/large")].concat());
+    crate::harness::until("the request has ended", || proxy.metric("outrigger_requests_total", &[]) >= 1.0);
+    proxy.comes_to_rest();
+    drop(connection);
+}

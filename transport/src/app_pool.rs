@@ -3,7 +3,7 @@
 //! Using the newest keeps few connections warm and lets the rest age. A sweep closes those idle for longer than
 //! `app.idle_timeout`, before the app's own timeout does.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -166,18 +166,31 @@ impl AppStream {
     /// arrival, so after a while the request goes into its queue.
     pub async fn accepted(&mut self) -> bool {
         const PATIENCE: Duration = Duration::from_millis(10);
+        /// After that, requests do not wait for a while.
+        const LATE: Duration = Duration::from_secs(1);
+        thread_local! {
+            static LATE_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+        }
         /// Most apps accept within this many turns.
         const AT_ONCE: u32 = 16;
         let began = Instant::now();
+        let is_late = LATE_UNTIL.get().is_some_and(|until| began < until);
         let mut turns = 0;
         loop {
             match self.find() {
-                Some(found) if found.is_queued && began.elapsed() < PATIENCE => {}
-                Some(_) => return true,
+                Some(found) if found.is_queued && !is_late && began.elapsed() < PATIENCE => {}
+                Some(found) => {
+                    if found.is_queued {
+                        LATE_UNTIL.set(Some(Instant::now() + LATE));
+                    }
+                    self.peer = Peer::Watched(found.cookie);
+                    return true;
+                }
                 None if turns > 0 => return false,
                 // It is not in this network namespace, or its reset is still on the way.
                 None if self.peer == Peer::Local => {
                     tokio::time::sleep(LOOK).await;
+                    self.peer = Peer::Remote;
                     return true;
                 }
                 None => return true,
@@ -226,7 +239,10 @@ impl AppStream {
     /// The app's socket is reset: whether the app had read no more than the requests before.
     async fn is_read_before(&self) -> bool {
         match self.peer {
-            Peer::Watched(socket) => witness::bytes_read(socket).await.is_some_and(|read| read <= self.before),
+            Peer::Watched(socket) => {
+                let read = tokio::time::timeout(DESTROYED, witness::bytes_read(socket)).await;
+                read.is_ok_and(|read| read.is_some_and(|read| read <= self.before))
+            }
             Peer::Local | Peer::Remote => false,
         }
     }
@@ -242,7 +258,7 @@ impl AppStream {
             }
             tokio::time::sleep(LOOK).await;
         }
-        tokio::time::timeout(DESTROYED, self.is_read_before()).await.unwrap_or(false)
+        self.is_read_before().await
     }
 
     fn find(&mut self) -> Option<witness::Found> {

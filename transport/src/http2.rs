@@ -108,7 +108,7 @@ struct Core {
     has_ended: bool,
     has_acknowledged: bool,
     waker: Option<Waker>,
-    /// The connection's task was woken since it last took the output.
+    /// The connection's task was woken since it last began to listen.
     is_woken: bool,
 }
 
@@ -133,6 +133,8 @@ struct Stream {
     left: Option<u64>,
     has_received_all: bool,
     has_sent_all: bool,
+    /// It has sent a part of its body since all streams were woken.
+    has_had_turn: bool,
     is_reset: bool,
     send_window: i64,
     /// Its task, while it waits.
@@ -202,13 +204,18 @@ impl Session {
         }
     }
 
-    /// Moves what is to be sent into `out`, which is empty. `waker` is woken when there is more.
-    pub fn take_output(&self, out: &mut BytesMut, waker: &Waker) {
+    /// Wakes the connection's task once, as soon as there is something to send or a request has ended.
+    pub fn listen(&self, waker: &Waker) {
         let mut core = self.core();
         if !core.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
             core.waker = Some(waker.clone());
         }
         core.is_woken = false;
+    }
+
+    /// Moves what is to be sent into `out`, which is empty.
+    pub fn take_output(&self, out: &mut BytesMut) {
+        let mut core = self.core();
         if core.output.is_empty() {
             return;
         }
@@ -216,7 +223,7 @@ impl Session {
         std::mem::swap(&mut core.output, out);
         core.output.clear();
         if was_full {
-            core.streams.iter_mut().for_each(Stream::wake);
+            core.wake_in_turn();
         }
     }
 
@@ -286,8 +293,18 @@ impl Core {
     }
 
     fn go_away(&mut self, reason: Reason) {
-        self.last_served = self.last;
-        self.put_go_away(self.last, reason);
+        // It may not grow (RFC 9113 section 6.8).
+        self.last_served = self.last_served.min(self.last);
+        self.put_go_away(self.last_served, reason);
+    }
+
+    /// Wakes all streams that wait for room, those first that have sent nothing since the last time: they run in this order.
+    fn wake_in_turn(&mut self) {
+        self.streams.sort_by_key(|stream| stream.has_had_turn);
+        for stream in &mut self.streams {
+            stream.has_had_turn = false;
+            stream.wake();
+        }
     }
 
     fn put_go_away(&mut self, last: u32, reason: Reason) {

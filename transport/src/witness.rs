@@ -24,6 +24,7 @@ const DESTROYED: u32 = 1 << 0 | 1 << 2;
 const HEADER: usize = 16;
 /// Where the fields of `struct inet_diag_msg` are in a message, and where its attributes begin.
 const STATE: usize = HEADER + 1;
+const LOCAL_PORT: usize = HEADER + 4;
 const REMOTE_PORT: usize = HEADER + 6;
 const COOKIE: usize = HEADER + 44;
 const UNREAD: usize = HEADER + 56;
@@ -32,8 +33,10 @@ const ATTRIBUTES: usize = HEADER + 72;
 /// The attribute `INET_DIAG_INFO`, and where `tcpi_bytes_received` is in it.
 const INFO: u16 = 2;
 const BYTES_RECEIVED: usize = 128;
-/// `TCP_ESTABLISHED`.
+/// `TCP_ESTABLISHED`, `TCP_SYN_RECV` and `TCP_LISTEN`. With `TCP_DEFER_ACCEPT` a connection is in the second one until data come.
 const ESTABLISHED: u8 = 1;
+const SYN_RECV: u8 = 3;
+const LISTEN: u8 = 10;
 
 /// The most sockets that are remembered.
 const MOST: usize = 4096;
@@ -82,9 +85,13 @@ pub fn find(app: SocketAddr, own: SocketAddr) -> Option<Found> {
         let (_, len) = rustix::net::recv(socket, &mut answer, RecvFlags::DONTWAIT).ok()?;
         let answer = answer.get(..len)?;
         (u16::from_ne_bytes(at(answer, 4)?) == BY_FAMILY).then_some(())?;
-        let is_established = at(answer, STATE)? == [ESTABLISHED];
+        // For a connection that does not exist, the kernel gives the socket that listens.
+        let ports = (at(answer, LOCAL_PORT)?, at(answer, REMOTE_PORT)?);
+        let [state] = at(answer, STATE)?;
+        (ports == (app.port().to_be_bytes(), own.port().to_be_bytes()) && state != LISTEN).then_some(())?;
         let has_owner = at(answer, INODE)? != [0; 4];
-        let (is_queued, is_closed) = (is_established && !has_owner, !is_established && !has_owner);
+        let is_queued = state == ESTABLISHED && !has_owner;
+        let is_closed = state != ESTABLISHED && state != SYN_RECV && !has_owner;
         Some(Found { cookie: cookie(answer)?, is_queued, is_closed })
     })
 }

@@ -76,7 +76,7 @@ impl Core {
         let is_active = self.find(id).is_some_and(|stream| !stream.is_reset);
         match id {
             _ if is_active => Known::Active,
-            _ if self.resets.contains(&id) => Known::Ignored,
+            _ if self.resets.contains(&id) || (id > self.last_served && id <= self.last) => Known::Ignored,
             _ if id > self.last => Known::Idle,
             _ => Known::Closed,
         }
@@ -213,6 +213,7 @@ impl Core {
             left: length,
             has_received_all: is_last,
             has_sent_all: false,
+            has_had_turn: false,
             is_reset: false,
             send_window: self.initial_send_window,
             waker: None,
@@ -267,12 +268,16 @@ impl Core {
         }
         check(frame.len.is_multiple_of(6), Reason::FrameSize)?;
         self.has_settings = true;
+        let mut window = None;
         for setting in payload.chunks_exact(6) {
             let [i0, i1, v0, v1, v2, v3] = *setting else { break };
             let value = u32::from_be_bytes([v0, v1, v2, v3]);
             match u16::from_be_bytes([i0, i1]) {
                 2 => check(value <= 1, Reason::Protocol)?,
-                4 => self.initial_window(i64::from(value))?,
+                4 => {
+                    check(i64::from(value) <= MAX_WINDOW, Reason::FlowControl)?;
+                    window = Some(i64::from(value));
+                }
                 // Frames are never larger than the smallest allowed size.
                 5 => check((1 << 14..1 << 24).contains(&value), Reason::Protocol)?,
                 // The encoder has no dynamic table, and no streams are pushed.
@@ -280,11 +285,11 @@ impl Core {
             }
         }
         FrameHead { len: 0, kind: kind::SETTINGS, flags: flag::ACK, stream: 0 }.write(&mut self.output);
-        Ok(())
+        // Once for each frame: the work grows with the streams.
+        window.map_or(Ok(()), |window| self.initial_window(window))
     }
 
     fn initial_window(&mut self, size: i64) -> Result<(), Reason> {
-        check(size <= MAX_WINDOW, Reason::FlowControl)?;
         let change = size - self.initial_send_window;
         self.initial_send_window = size;
         for stream in &mut self.streams {
@@ -316,7 +321,7 @@ impl Core {
             self.send_window += increment;
             check(self.send_window <= MAX_WINDOW, Reason::FlowControl)?;
             if was_empty {
-                self.streams.iter_mut().for_each(Stream::wake);
+                self.wake_in_turn();
             }
             return Ok(());
         }

@@ -53,6 +53,16 @@ impl Http2Stream {
         self.session.core().find(self.id).is_none_or(|stream| stream.is_read())
     }
 
+    /// Whether the stream was reset or the connection has ended.
+    pub fn is_gone(&self) -> bool {
+        self.session.core().find(self.id).is_none_or(|stream| stream.is_reset)
+    }
+
+    /// Resets the stream: the client may send the request again.
+    pub fn refuse(self) {
+        self.session.core().reset(self.id, Reason::Refused);
+    }
+
     /// The number of bytes of the request's body that have not been read; `None` if it is unknown.
     pub fn unread_body(&self) -> Option<u64> {
         let mut core = self.session.core();
@@ -113,8 +123,10 @@ impl Http2Stream {
     pub fn poll_send(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let mut core = self.session.core();
         while !self.output.is_empty() {
-            if core.find(self.id).is_none_or(|stream| stream.is_reset) {
-                return gone();
+            let Some(stream) = core.find(self.id).filter(|stream| !stream.is_reset) else { return gone() };
+            if stream.has_sent_all {
+                // Nothing may follow.
+                break;
             }
             if self.has_head {
                 let sent = core.put_data(self.id, &self.output, &mut self.left);
@@ -189,7 +201,7 @@ fn gone<T>() -> Poll<io::Result<T>> {
 
 impl Stream {
     fn is_read(&self) -> bool {
-        (self.has_received_all || self.left == Some(0)) && self.input.is_empty()
+        !self.is_reset && (self.has_received_all || self.left == Some(0)) && self.input.is_empty()
     }
 
     fn wait(&mut self, cx: &Context<'_>) {
@@ -224,6 +236,7 @@ impl Core {
         });
         let size = i64::try_from(len).unwrap_or(i64::MAX);
         stream.send_window -= size;
+        stream.has_had_turn = true;
         stream.has_sent_all |= is_last;
         self.send_window -= size;
         let flags = if is_last { flag::END_STREAM } else { 0 };

@@ -50,7 +50,7 @@ impl Client {
 
     fn frames(&mut self) -> Vec<(FrameHead, Vec<u8>)> {
         let mut piece = BytesMut::new();
-        self.session.take_output(&mut piece, Waker::noop());
+        self.session.take_output(&mut piece);
         self.output.unsplit(piece);
         let mut frames = Vec::new();
         while let Some(head) = FrameHead::parse(&self.output) {
@@ -199,4 +199,45 @@ proptest::proptest! {
         drop(new);
         let _ = session.active();
     }
+}
+
+#[test]
+fn a_cancelled_upload_is_no_whole_one() {
+    let mut client = Client::connect();
+    client.put_post(1, None);
+    client.put(kind::DATA, flag::END_STREAM, 1, b"hello");
+    client.put(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    let mut stream = client.deliver().pop().unwrap();
+    assert!(stream.is_gone() && !stream.is_read());
+    assert!(poll(|cx| stream.poll_payload(cx, &mut [0; 16])).unwrap().is_err());
+}
+
+#[test]
+fn a_large_response_leaves_room_for_others() {
+    let mut client = Client::connect();
+    client.put(kind::SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    client.put(kind::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+    for id in [1, 3, 5] {
+        client.put_post(id, Some("0"));
+    }
+    let mut streams = client.deliver();
+    for stream in &mut streams {
+        stream.output().put_slice(b"HTTP/1.1 200 OK\r\n\r\n");
+        poll(|cx| stream.poll_send(cx)).unwrap().unwrap();
+    }
+    let body = vec![b'x'; 1 << 20];
+    let mut sent = [0; 3];
+    for _ in 0..30 {
+        // Each has a body to send, and runs in the order in which it was woken.
+        let order: Vec<u32> = client.session.core().streams.iter().map(|stream| stream.id).collect();
+        for id in order {
+            let index = usize::try_from(id / 2).unwrap();
+            while let Some(Ok(bytes)) = poll(|cx| streams[index].poll_send_directly(cx, &body)) {
+                sent[index] += bytes;
+            }
+        }
+        client.frames();
+    }
+    let (least, most) = (sent.iter().min().unwrap(), sent.iter().max().unwrap());
+    assert!(*least > 0 && most - least <= 2 * OUTPUT_HIGH, "{sent:?}");
 }
