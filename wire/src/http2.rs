@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_frame_header_is_read_as_it_was_written() {
-        let head = FrameHead { len: 0x0102_03, kind: kind::DATA, flags: flag::END_STREAM, stream: 0x7fff_ffff };
+        let head = FrameHead { len: 0x0001_0203, kind: kind::DATA, flags: flag::END_STREAM, stream: 0x7fff_ffff };
         assert_eq!(FrameHead::parse(&head.bytes()), Some(head));
         assert_eq!(FrameHead::parse(&head.bytes()[..8]), None);
         let mut reserved = head.bytes();

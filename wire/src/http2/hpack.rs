@@ -102,7 +102,8 @@ impl Decoder {
     }
 
     fn literal(&self, rest: &mut &[u8], prefix: u32, name: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<(), Invalid> {
-        (name.clear(), value.clear());
+        name.clear();
+        value.clear();
         match integer(rest, prefix)? {
             0 => string(rest, name)?,
             index => name.extend_from_slice(self.entry(index)?.0),
