@@ -224,7 +224,9 @@ impl Connection {
             self.requests += 1;
             let head = self.stream.drop_origin(head);
             let client = ClientSide::Http1(&mut self.stream);
-            match http1::serve(&self.worker.state, client, &head, &mut self.timer, self.origin).await {
+            // On the heap: otherwise every idle connection would contain the state of a request.
+            let request = http1::serve(&self.worker.state, client, &head, &mut self.timer, self.origin);
+            match Box::pin(request).await {
                 http1::Next::Request => self.open.entry.end(),
                 http1::Next::Close => return,
             }
