@@ -46,6 +46,8 @@ pub enum Play {
     FailFifth(Arc<AtomicUsize>),
     /// Sends these bytes one at a time, at this interval.
     Drip(Vec<u8>, Duration),
+    /// Sends these bytes in two pieces, cut at the number that is the request's query, then closes the connection if told so.
+    InTwo(Vec<u8>, bool),
     /// Sends 103 responses without end.
     HintForever,
     /// Reads the whole request and never responds.
@@ -458,6 +460,16 @@ async fn perform<S: AsyncRead + AsyncWrite + Unpin>(
                 stream.write_all(&[*byte]).await?;
                 tokio::time::sleep(*pause).await;
             }
+        }
+        Play::InTwo(bytes, closes) => {
+            let at = head.target.split_once('?').and_then(|(_, query)| query.parse().ok()).unwrap_or(0);
+            let (first, last) = bytes.split_at(bytes.len().min(at));
+            if !first.is_empty() {
+                stream.write_all(first).await?;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            stream.write_all(last).await?;
+            return Ok(!closes);
         }
         Play::HintForever => loop {
             stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n").await?;

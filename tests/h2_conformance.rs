@@ -3,13 +3,13 @@
 //!
 //! To add a case, add a line to its section's table.
 
-mod case;
+pub(crate) mod case;
 mod floods;
 mod flow;
 mod framing;
 mod hpack;
 mod messages;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::BTreeSet,

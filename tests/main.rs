@@ -34,6 +34,7 @@ mod deploy_fly;
 mod deploy_monitoring;
 mod deploy_supervisor;
 mod deploy_up;
+mod differential;
 mod drain;
 mod failures;
 mod h2_conformance;

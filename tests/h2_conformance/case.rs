@@ -95,7 +95,7 @@ impl Frame {
         Some(u32::from_be_bytes(self.payload.get(at..at + 4)?.try_into().ok()?))
     }
 
-    fn ends(&self, stream: u32) -> bool {
+    pub fn ends(&self, stream: u32) -> bool {
         let is_last = matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0;
         self.stream == stream && (is_last || self.kind == RST_STREAM)
     }
