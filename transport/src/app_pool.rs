@@ -366,8 +366,9 @@ pub const ONE_PIECE_BYTES: usize = 4 << 10;
 const HALF_CLOSED: Duration = Duration::from_millis(100);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
-/// How long the kernel may take to tell that a socket was destroyed.
-const DESTROYED: Duration = Duration::from_secs(5);
+/// How long the kernel may take to tell that a socket was destroyed. It does so from a work queue, which a busy host delays by
+/// seconds. The request's deadline may be earlier.
+const DESTROYED: Duration = Duration::from_secs(15);
 
 /// How long a peer may leave a connection unacknowledged, at the TCP level, before it ends.
 const PEER_SILENCE: Duration = Duration::from_secs(3);
