@@ -165,11 +165,13 @@ impl AppStream {
     /// An app that accepts only when it is done with another request would lose the time between its accept and the request's
     /// arrival, so after a while the request goes into its queue.
     pub async fn accepted(&mut self) -> bool {
-        const PATIENCE: Duration = Duration::from_millis(10);
-        /// After that, requests do not wait for a while.
+        const PATIENCE: Duration = Duration::from_millis(100);
+        /// After so many waits in a row that were in vain, requests do not wait for a while.
+        const MOST_IN_VAIN: u32 = 3;
         const LATE: Duration = Duration::from_secs(1);
         thread_local! {
             static LATE_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+            static IN_VAIN: Cell<u32> = const { Cell::new(0) };
         }
         /// Most apps accept within this many turns.
         const AT_ONCE: u32 = 16;
@@ -180,8 +182,11 @@ impl AppStream {
             match self.find() {
                 Some(found) if found.is_queued && !is_late && began.elapsed() < PATIENCE => {}
                 Some(found) => {
-                    if found.is_queued {
-                        LATE_UNTIL.set(Some(Instant::now() + LATE));
+                    if !is_late {
+                        IN_VAIN.set(if found.is_queued { IN_VAIN.get() + 1 } else { 0 });
+                        if IN_VAIN.get() >= MOST_IN_VAIN {
+                            LATE_UNTIL.set(Some(Instant::now() + LATE));
+                        }
                     }
                     self.peer = Peer::Watched(found.cookie);
                     return true;
