@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 use xtask::ports;
 
-use crate::harness::{Proxy, Setup, fresh_dir, post, socket};
+use crate::harness::{Proxy, Setup, fresh_dir, post, socket, until};
 
 /// Numbers that are the same in each run.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,8 @@ impl Place {
                 (Socket::new(Domain::UNIX, Type::STREAM, None).unwrap(), SockAddr::unix(path).unwrap())
             }
         };
-        listener.bind(&address).unwrap();
+        // A process that is just being started still has the previous listener, until it executes its program.
+        until("the address is free", || listener.bind(&address).is_ok());
         listener.listen(1024).unwrap();
         listener.set_nonblocking(true).unwrap();
         listener

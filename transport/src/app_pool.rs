@@ -165,7 +165,7 @@ impl AppStream {
     /// An app that accepts only when it is done with another request would lose the time between its accept and the request's
     /// arrival, so after a while the request goes into its queue.
     pub async fn accepted(&mut self) -> bool {
-        const PATIENCE: Duration = Duration::from_millis(100);
+        const PATIENCE: Duration = Duration::from_secs(1);
         /// After so many waits in a row that were in vain, requests do not wait for a while.
         const MOST_IN_VAIN: u32 = 3;
         const LATE: Duration = Duration::from_secs(1);
@@ -204,7 +204,8 @@ impl AppStream {
             if turns <= AT_ONCE {
                 tokio::task::yield_now().await;
             } else {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                // The later the app accepts, the less a look more or less delays it.
+                tokio::time::sleep((began.elapsed() / 32).max(LOOK)).await;
             }
         }
     }
@@ -256,9 +257,13 @@ impl AppStream {
     async fn is_closed_unread(&self, stream: &TcpStream) -> bool {
         let (Target::Tcp(app), Peer::Watched(socket)) = (&self.target, self.peer) else { return false };
         let until = Instant::now() + HALF_CLOSED;
+        let received = || get_tcp_info(stream.as_raw_fd()).map_or(0, |info| info.tcpi_bytes_acked.saturating_sub(1));
         let find = || witness::find(*app, stream.local_addr().ok()?).filter(|found| found.cookie == socket);
-        while let Some(found) = find() {
-            if found.is_closed || Instant::now() > until {
+        loop {
+            let received = received();
+            let Some(found) = find() else { break };
+            let has_read = received.saturating_sub(found.unread.into()) > self.before;
+            if has_read || found.is_closed || Instant::now() > until {
                 return false;
             }
             tokio::time::sleep(LOOK).await;
@@ -368,7 +373,8 @@ impl AsyncWrite for AppStream {
 pub const ONE_PIECE_BYTES: usize = 4 << 10;
 
 /// How long an app may take from the end of its sending side to the end of the connection, for that to prove anything.
-const HALF_CLOSED: Duration = Duration::from_millis(100);
+/// A busy host may take long between the two. Over TCP, the kernel tells earlier if the app goes on reading.
+const HALF_CLOSED: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 /// How long the kernel may take to tell that a socket was destroyed. It does so from a work queue, which a busy host delays by

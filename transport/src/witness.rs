@@ -54,6 +54,8 @@ pub struct Found {
     pub is_queued: bool,
     /// The app has closed it, after it had read everything.
     pub is_closed: bool,
+    /// The bytes that the app has not read.
+    pub unread: u32,
 }
 
 /// A socket that is gone, and the bytes that the app had read from it; `None` if it was aborted.
@@ -92,7 +94,8 @@ pub fn find(app: SocketAddr, own: SocketAddr) -> Option<Found> {
         let has_owner = at(answer, INODE)? != [0; 4];
         let is_queued = state == ESTABLISHED && !has_owner;
         let is_closed = state != ESTABLISHED && state != SYN_RECV && !has_owner;
-        Some(Found { cookie: cookie(answer)?, is_queued, is_closed })
+        let unread = u32::from_ne_bytes(at(answer, UNREAD)?);
+        Some(Found { cookie: cookie(answer)?, is_queued, is_closed, unread })
     })
 }
 
