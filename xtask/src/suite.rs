@@ -4,6 +4,8 @@ use std::{env, process::Command, thread, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 
+use crate::fuzz;
+
 const BUILD: [&str; 6] = ["build", "--workspace", "--bins", "--tests", "--examples", "--benches"];
 
 /// Installs missing tools, then runs every step, even after a failure, so that one run reports all failures.
@@ -35,13 +37,17 @@ pub fn run(args: &[String]) -> Result<()> {
     Err(Error::new(format_args!("failed: {}", failed.join(", "))))
 }
 
-/// Runs the tests that take minutes, one after the other.
+/// For how long `soak` fuzzes, in seconds.
+const FUZZ_SECONDS: u64 = 2 * 60 * 60;
+
+/// Runs the tests that take minutes, one after the other; then fuzzes, unless tests were named.
 pub fn soak(args: &[String]) -> Result<()> {
     tools::install(&all_tools())?;
     step("build", || programs::build(false))?;
     let mut soak = with_tools(cargo(&["test", "--package", "outrigger-tests", "--test", "e2e", "--"]))?;
     soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(args);
-    step("soak", || checked(&mut soak))
+    step("soak", || checked(&mut soak))?;
+    if args.is_empty() { step("fuzz", || fuzz::run(FUZZ_SECONDS)) } else { Ok(()) }
 }
 
 /// What the tests need besides the compilers.

@@ -1,0 +1,3 @@
+//! The fuzz targets, shared by their programs.
+
+pub mod targets;
