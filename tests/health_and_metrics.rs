@@ -48,6 +48,58 @@ fn a_hung_health_check_gets_a_response_of_the_proxy() {
     assert_eq!((answer.status, &answer.json()["data"]["reason"]), (503, &"app_timeout".into()));
 }
 
+#[test]
+fn the_apps_own_health_check_decides_about_the_platforms() {
+    let mut app = Backend::start();
+    let ok = |status: u16| format!("HTTP/1.1 {status} Status\r\nContent-Length: 2\r\n\r\nup");
+    for path in HEALTH {
+        app.says(path, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    }
+    app.says("/up", &ok(200));
+    let proxy = Proxy::with(&app, "[health]\npath = \"/up\"\n");
+    let statuses = || HEALTH.map(|path| proxy.get(path).status);
+    until("the app is healthy", || statuses() == [200; 4]);
+    let answer = proxy.get("/health");
+    let body = answer.json();
+    assert_eq!((&body["ok"], &body["data"]["status"]), (&true.into(), &"healthy".into()), "{body}");
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    // The app's own endpoint is the app's, and a health endpoint: the response is that of the proxy once the app is gone.
+    assert_eq!(proxy.get("/up").text(), "up");
+    proxy.counts("outrigger_requests_total", &[("route", "health"), ("outcome", "success")], 6);
+    // A response that says no is one of an app that is alive.
+    app.says("/up", &ok(500));
+    until("the app is unhealthy", || statuses() == [503, 503, 503, 200]);
+    assert_eq!(proxy.get("/health").json()["data"]["reason"], "app_unhealthy");
+    // No response: it is not alive.
+    app.at("/up", Play::Hang);
+    until("the app is silent", || statuses() == [503; 4]);
+    app.says("/up", &ok(401));
+    until("the app is alive again", || statuses() == [503, 503, 503, 200]);
+    proxy.changes_to("[health]\npath = \"/up\"\nexpect = [401]\n");
+    until("401 is healthy", || statuses() == [200; 4]);
+    app.stop();
+    until("the app is gone", || statuses() == [503; 4]);
+    for path in ["/up", "/health"] {
+        assert!(proxy.get(path).json()["data"]["reason"].is_string(), "{path}");
+    }
+}
+
+#[test]
+fn an_app_without_a_health_check_is_healthy_while_it_accepts_connections() {
+    let mut app = Backend::start();
+    let proxy = Proxy::with(&app, "[health]\npath = \"none\"\n");
+    let statuses = || HEALTH.map(|path| proxy.get(path).status);
+    until("the app is healthy", || statuses() == [200; 4]);
+    app.stop();
+    until("the app is gone", || statuses() == [503; 4]);
+    app.resume();
+    until("the app is back", || statuses() == [200; 4]);
+    // Without the section, the app gets these requests again.
+    proxy.changes_to("");
+    app.says("/health", "HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(proxy.get("/health").status, 418);
+}
+
 /// Metric families that the proxy and an app both have, and one with awkward labels.
 const OF_THE_APP: &str = "# HELP process_cpu_seconds_total CPU.\n# TYPE process_cpu_seconds_total counter\n\
     process_cpu_seconds_total 5\n# HELP app_pool_connections Connections.\n# TYPE app_pool_connections gauge\n\

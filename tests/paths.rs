@@ -451,6 +451,15 @@ fn an_absolute_target_is_forwarded_as_its_path() {
             assert_eq!((answer.status, &answer.json()["target"]), (200, &path.into()), "{target}: {answer:?}");
         }
     }
+    // Without a `Host`, that of the target counts.
+    for request in [
+        "GET http://other.test:81/a HTTP/1.0\r\n\r\n",
+        "POST http://other.test:81?x HTTP/1.0\r\nA: b\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        let answer = proxy.ask(request);
+        let headers = &answer.json()["headers"];
+        assert_eq!((answer.status, &headers["host"]), (200, &"other.test:81".into()), "{request}: {answer:?}");
+    }
     for (target, reason) in [
         ("http://other.test/a", "malformed_host_mismatch"),
         ("http://outrigger.test:8080/a", "malformed_host_mismatch"),

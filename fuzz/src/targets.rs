@@ -14,7 +14,7 @@ use outrigger_wire::http2::{FRAME_HEAD, FrameHead, MAX_FRAME, hpack, kind, respo
 use outrigger_wire::malformed::Malformed;
 use outrigger_wire::request::Fields;
 use outrigger_wire::rewrite::{self, AnswerBody, Frame, Sifting};
-use outrigger_wire::scan::{self, Framing, HeadScanner, Limits, Refused};
+use outrigger_wire::scan::{self, Framing, HeadScanner, Limits, Origin, Refused};
 use outrigger_wire::sieve::Sieve;
 
 const LIMITS: Limits = Limits { max_bytes: 4096, max_fields: 64 };
@@ -122,9 +122,13 @@ pub fn request_rewrite(data: &[u8]) {
     let (choice, data) = with_choice(data);
     let Ok(Some(len)) = HeadScanner::default().scan(data) else { return };
     let Ok(head) = scan::inspect(&data[..len], LIMITS) else { return };
+    // An absolute target becomes a path first.
+    let Origin { start, len: dropped, lacks_path, .. } = head.origin;
+    let mut data = data[..len].to_vec();
+    data.splice(start..start + dropped, lacks_path.then_some(b'/'));
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut fields);
-    assert!(request.parse(&data[..len]).is_ok());
+    assert!(request.parse(&data).is_ok());
     let names: Vec<&str> = request.headers.iter().map(|field| field.name).collect();
     let has_host = names.iter().any(|name| name.eq_ignore_ascii_case("host"));
     let is_chunked = head.framing == Framing::Chunked;
@@ -228,7 +232,9 @@ pub fn header_block(data: &[u8]) {
                 assert_eq!((read.len, read.framing), (text.len(), expected));
                 assert!(!read.closes && !read.is_http10);
             }
-            Err(Refused::TooLarge | Refused::Malformed(Malformed::Host | Malformed::Target)) => {}
+            Err(
+                Refused::TooLarge | Refused::Malformed(Malformed::Host | Malformed::Target | Malformed::RequestLine),
+            ) => {}
             Err(other) => panic!("{other:?}: {:?}", String::from_utf8_lossy(text)),
         }
     }

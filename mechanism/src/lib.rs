@@ -11,6 +11,7 @@ pub mod clock;
 pub mod connections;
 pub mod exposition;
 pub mod gate;
+pub mod health;
 pub mod limits;
 pub mod log;
 pub mod machines;

@@ -168,8 +168,15 @@ fn start_background_tasks(state: &Arc<State>) {
             let state = Arc::clone(&state);
             async move { connect(&state).await }
         };
-        tokio::spawn(peers::local::keep_probing(Arc::clone(peers), connect));
+        let state = shared();
+        let is_asked = move || state.rules.load().config.health.check.is_none();
+        tokio::spawn(peers::local::keep_probing(Arc::clone(peers), is_asked, connect));
     }
+    let checked = shared();
+    tokio::spawn(async move {
+        let rules = || checked.rules.load().config.health.clone();
+        checked.health.keep_checking(rules, || connect(&checked)).await;
+    });
     let (rules, lacking) = (shared(), shared());
     let settings = move || rules.rules.load().config.limits.sharing.clone();
     let shared_state = SharedState {

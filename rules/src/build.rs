@@ -43,7 +43,7 @@ impl Builder<'_> {
         };
         self.check_listeners(&server, raw.admin.listen.0);
         let client = self.client(raw);
-        let app = Self::app(raw);
+        let (app, health) = (Self::app(raw), self.health(&raw.health));
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
         let (breakers, numbers) = self.breakers(&raw.breaker, &raw.routes);
@@ -51,7 +51,11 @@ impl Builder<'_> {
         let routes = {
             let audited = self.declared(&[Step::Key("audit"), Step::Key("default")], &raw.audit.default);
             let metrics = raw.app.metrics.as_ref().map_or(DEFAULT_METRICS, |url| &url.0.path);
-            RouteTable::compile(self.routes(raw, &numbers, audited), default_route(raw, &numbers, audited), metrics)
+            RouteTable::compile(
+                self.routes(raw, &numbers, audited, health.route()),
+                default_route(raw, &numbers, audited),
+                metrics,
+            )
         };
         let read =
             credentials.key_field().into_iter().chain(routes.all().iter().flat_map(|route| route.conditions.headers()));
@@ -72,6 +76,7 @@ impl Builder<'_> {
             server,
             client,
             app,
+            health,
             admin: self.admin(raw),
             edge: self.edge(&raw.identity.edge.0, &raw.identity.trusted),
             credentials,
@@ -149,6 +154,7 @@ impl Builder<'_> {
             ("app", "timeout", &raw.app.timeout),
             ("app", "stream_timeout", &raw.app.stream_timeout),
             ("app", "idle_timeout", &raw.app.idle_timeout),
+            ("health", "timeout", &raw.health.timeout),
         ];
         for (section, key, span) in must_be_positive {
             if span.0.0.is_zero() {
@@ -277,9 +283,15 @@ impl Builder<'_> {
         })
     }
 
-    fn routes(&mut self, raw: &Raw, breakers: &HashMap<String, u16>, audited: Declared) -> Vec<Route> {
+    fn routes(
+        &mut self,
+        raw: &Raw,
+        breakers: &HashMap<String, u16>,
+        audited: Declared,
+        health: Option<Route>,
+    ) -> Vec<Route> {
         let mut names = HashSet::new();
-        let mut routes: Vec<Route> = Vec::with_capacity(raw.routes.len());
+        let mut routes: Vec<Route> = health.into_iter().collect();
         for (index, written) in raw.routes.iter().enumerate() {
             let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
             if !is_name(&written.name) {

@@ -17,6 +17,7 @@ use crate::sections::audit::{AtStart, AuditRules};
 use crate::sections::breaker::BreakerRules;
 use crate::sections::faults::FaultRule;
 use crate::sections::headers::Headers;
+use crate::sections::health::HealthRules;
 use crate::sections::limits::Limits;
 use crate::sections::log::Log;
 use crate::sections::peers::PeerRules;
@@ -33,6 +34,8 @@ pub struct Config {
     pub client: ClientLimits,
     /// The app.
     pub app: App,
+    /// How the app's health is checked.
+    pub health: HealthRules,
     /// The operators' listener.
     pub admin: AdminRules,
     /// Which senders may name the client.

@@ -10,6 +10,7 @@ use outrigger_policy::priority::Priority;
 use outrigger_policy::tier::{Multiplier, Tier};
 
 use crate::sections::edge::EdgeName;
+use crate::sections::health::Check;
 use crate::units::{
     AppAddress, CallWindow, FieldName, JwksUrl, MetricsUrl, OptionalRate, OptionalShare, OptionalSize, OptionalSpan,
     Share, Size, Span,
@@ -47,6 +48,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<AppAddress>("app-address", "the app's address", r#"write "unix:/run/app.sock" or "127.0.0.1:3000""#),
     Kind::of::<SocketAddr>("listen-address", "an address and a port", r#"write "0.0.0.0:8080" or "[::]:8080""#),
     Kind::of::<MetricsUrl>("metrics-url", "an http URL", r#"write "http://127.0.0.1:8081/metrics""#),
+    Kind::of::<Check>("health-check", "the path of the app's health check, or \"none\"", r#"write "/up", for example"#),
     Kind::of::<Network>("network", "an address or a network", r#"write "10.0.0.0/8", "fdaa::/16" or "192.0.2.1""#),
     Kind::of::<Switch>("switch", "a switch", r#"write true, false, "monitor" or a percentage such as "10%""#),
     Kind::of::<Rate>("rate", "a rate, of at least one and at most a million a second", RATE_HINT),

@@ -13,6 +13,7 @@ pub mod fallback;
 pub mod faults;
 pub mod flags;
 pub mod headers;
+pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod log;

@@ -17,6 +17,7 @@ use crate::sections::client::Client;
 use crate::sections::faults::Fault;
 use crate::sections::flags::Flags;
 use crate::sections::headers::Headers;
+use crate::sections::health::Health;
 use crate::sections::identity::Identity;
 use crate::sections::limits::RateLimits;
 use crate::sections::log::Log;
@@ -36,6 +37,8 @@ pub struct Raw {
     pub client: Client,
     /// The app behind the proxy.
     pub app: App,
+    /// The app's health check.
+    pub health: Health,
     /// The operators' listener. Changes need a restart.
     pub admin: Admin,
     /// How clients are identified: the proxies, keys and tokens to trust.

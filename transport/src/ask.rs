@@ -1,8 +1,9 @@
 //! A single HTTP/1.1 request on a connection of its own, off the hot path: scrapes, probes, the audit log, commands.
 
 use bytes::Bytes;
-use http::Request;
+use http::header::HOST;
 use http::response::Parts;
+use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -34,6 +35,21 @@ pub async fn ask(
     task.spawn(connection);
     let (head, body) = sender.send_request(request.map(Full::new)).await?.into_parts();
     Ok(Response { head, body, _sender: sender, _connection: task })
+}
+
+/// Sends a GET request for `target`, and returns the status of the response.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn get_status(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    target: &str,
+) -> hyper::Result<StatusCode> {
+    let mut request = Request::new(Bytes::new());
+    // The configuration accepts only targets that can be parsed.
+    *request.uri_mut() = target.parse().unwrap_or_default();
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    Ok(ask(io, request).await?.head.status)
 }
 
 impl Response {

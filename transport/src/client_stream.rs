@@ -104,13 +104,14 @@ impl ClientStream {
         self.output = BytesMut::new();
     }
 
-    /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header.
+    /// Converts an absolute-form target to origin-form, as apps expect it; its host equals the `Host` header, or becomes it.
     #[must_use]
     pub fn drop_origin(&mut self, mut head: Head) -> Head {
-        let Origin { start, mut len, lacks_path } = head.origin;
+        let Origin { start, mut len, lacks_path, lacks_host } = head.origin;
         if len == 0 {
             return head;
         }
+        let host = self.input[start + len - lacks_host..start + len].to_vec();
         if lacks_path {
             len -= 1;
             self.input[start + len] = b'/';
@@ -118,7 +119,21 @@ impl ClientStream {
         self.input.copy_within(..start, len);
         self.input.advance(len);
         head.len -= len;
+        if !host.is_empty() {
+            head.len += self.add_host(&host);
+        }
         head
+    }
+
+    /// Adds a `Host` after the request line; returns its length.
+    #[cold]
+    fn add_host(&mut self, host: &[u8]) -> usize {
+        let line = memchr::memchr(b'\n', &self.input).map_or(0, |end| end + 1);
+        let rest = self.input.split_off(line);
+        for part in [b"Host: ", host, b"\r\n", &rest] {
+            self.input.extend_from_slice(part);
+        }
+        b"Host: \r\n".len() + host.len()
     }
 
     /// Removes and returns the head of `len` bytes at the start of [`Self::pending`].

@@ -40,6 +40,12 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_is_rounded_up() {
+        assert_eq!(super::seconds(Duration::from_millis(1001)), 2);
+        assert_eq!(super::seconds(Duration::from_secs(1)), 1);
+    }
+
+    #[test]
     fn seconds_and_dates_in_every_form_are_read() {
         for (text, asked) in [("0", 0), ("30", 30), (" 7\t", 7), ("007", 7), ("999999", LONGEST_SECONDS)] {
             assert_eq!(at(EXAMPLE, text), Some(asked), "{text}");

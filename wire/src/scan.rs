@@ -44,6 +44,8 @@ pub struct Origin {
     pub len: usize,
     /// The target has no path, at most a query: a slash must be added.
     pub lacks_path: bool,
+    /// The length of the host, at the end of these bytes, if the request has no `Host` (HTTP/1.0): it must be added.
+    pub lacks_host: usize,
 }
 
 /// Why a head is not forwarded.
@@ -151,7 +153,8 @@ pub fn inspect(bytes: &[u8], limits: Limits) -> Result<Head, Refused> {
         // httparse ensures one space after the method; scheme, "://" and authority follow.
         let scheme = target.find("://").unwrap_or_default();
         let len = scheme + 3 + authority.len();
-        Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/') }
+        let lacks_host = if fields.host.is_none() { authority.len() } else { 0 };
+        Origin { start: method.len() + 1, len, lacks_path: !target[len..].starts_with('/'), lacks_host }
     });
     Ok(Head { len, framing, origin, is_http10: !is_http11, closes: fields.closes, expects: fields.expects })
 }

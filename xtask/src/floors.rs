@@ -129,6 +129,7 @@ pub const CRATES: [Crate; 11] = [
                 "connections",
                 "exposition",
                 "gate",
+                "health",
                 "machines",
                 "outcome",
                 "peers",

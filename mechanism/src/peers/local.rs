@@ -29,12 +29,17 @@ impl Local {
 }
 
 /// Checks the app for the life of the process. `connect` opens a connection to it.
-pub async fn keep_probing<F>(peers: Arc<Peers>, connect: impl Fn() -> F)
+/// Only where `is_asked`: the other health checks may make these superfluous.
+pub async fn keep_probing<F>(peers: Arc<Peers>, is_asked: impl Fn() -> bool, connect: impl Fn() -> F)
 where
     F: Future<Output = Result<AppStream, ConnectError>>,
 {
     let mut unanswered = 0;
     loop {
+        if !is_asked() {
+            tokio::time::sleep(peers.rules.interval).await;
+            continue;
+        }
         let is_unready = match is_ready(connect(), peers.rules.timeout).await {
             Ok(is_ready) => {
                 unanswered = 0;

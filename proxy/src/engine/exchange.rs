@@ -131,6 +131,8 @@ pub enum Destination {
     Replay(Box<str>),
     /// None: it is a peer's health probe.
     Probe,
+    /// None: it is a health check of a healthy app.
+    Healthy,
 }
 
 impl Exchange {

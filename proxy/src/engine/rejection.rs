@@ -28,6 +28,8 @@ pub enum Rejection {
     TooManyHeads,
     /// A health check, while the process is shutting down.
     Draining,
+    /// A health check, and the app's own one fails.
+    Unhealthy,
     /// Its path has a segment `.` or `..`, in any spelling.
     DotSegment,
     /// Its path has a control character.
@@ -133,6 +135,7 @@ impl Rejection {
             Self::TooManyConnections,
             Self::TooManyHeads,
             Self::Draining,
+            Self::Unhealthy,
             Self::DotSegment,
             Self::ControlCharacter,
             Self::AmbiguousPath,
@@ -212,6 +215,13 @@ impl Rejection {
                 "draining",
                 "This process is about to leave",
                 "send traffic elsewhere",
+                SOON,
+            ),
+            Self::Unhealthy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "app_unhealthy",
+                "The app's health check fails",
+                "send traffic elsewhere; the operator finds the check in the app's log",
                 SOON,
             ),
             Self::DotSegment => (
@@ -404,7 +414,6 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use outrigger_wire::retry_after::seconds;
     use std::collections::HashSet;
     use std::fmt::Write as _;
 
@@ -433,11 +442,5 @@ mod tests {
             assert_eq!(body["request_id"], "id-1");
             assert_eq!(body["violated-policies"][0], "login");
         }
-    }
-
-    #[test]
-    fn a_wait_is_rounded_up() {
-        assert_eq!(seconds(Duration::from_millis(1001)), 2);
-        assert_eq!(seconds(Duration::from_secs(1)), 1);
     }
 }

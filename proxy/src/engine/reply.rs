@@ -54,6 +54,16 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
     }
 }
 
+/// The response to a health check of a healthy app that has no such endpoint.
+pub fn healthy(state: &State) -> Reply {
+    Reply {
+        status: StatusCode::OK,
+        content_type: "application/json".into(),
+        body: health::healthy(state.started.elapsed()),
+        retry_after: None,
+    }
+}
+
 /// Like [`to`], after the audit event is on disk if its class requires that. If that fails, responds with that problem
 /// instead.
 pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) -> Reply {

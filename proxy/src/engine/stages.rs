@@ -23,7 +23,7 @@ use crate::engine::state::State;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
-pub const STAGES: [Stage; 13] = [
+pub const STAGES: [Stage; 14] = [
     identify::client,
     via::check,
     route::choose,
@@ -31,6 +31,7 @@ pub const STAGES: [Stage; 13] = [
     admit::deadline,
     affinity::choose,
     admit::while_leaving,
+    admit::health,
     admit::body,
     abuse::check,
     limits::check,

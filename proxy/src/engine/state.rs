@@ -25,6 +25,7 @@ use crate::mechanism::claims::Claims;
 use crate::mechanism::clock::Clock;
 use crate::mechanism::connections::{Bounds, ConnectionState, Connections, RESTED};
 use crate::mechanism::gate::Gate;
+use crate::mechanism::health::AppHealth;
 use crate::mechanism::limits::metrics::LimitMetrics;
 use crate::mechanism::limits::shared::Shared;
 use crate::mechanism::limits::table::Table;
@@ -102,6 +103,8 @@ pub struct State {
     pub breakers: breakers::Registry,
     /// Whether the app accepts connections.
     pub reach: Reach,
+    /// The app's health, if the file names a check.
+    pub health: AppHealth,
     /// Notified when `app.address` or the addresses of its name have changed.
     pub app_moved: Arc<Notify>,
     /// Which resources this host has run out of.
@@ -145,6 +148,7 @@ impl State {
             body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
+            health: AppHealth::default(),
             app_moved: Arc::default(),
             exhaustion: Exhaustion::default(),
             pseudonym: Pseudonym::fresh(),

@@ -17,6 +17,7 @@ use crate::engine::condition::condition;
 use crate::engine::connect;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::{Failure, Rejection};
+use crate::engine::reply;
 use crate::engine::stages;
 use crate::engine::steps;
 use crate::http1::attempts::not_connected;
@@ -50,6 +51,7 @@ impl Lane<'_> {
                 },
                 Destination::Replay(home) => return self.answer_replay(&mut prepared.exchange, &home).await,
                 Destination::Probe => return self.answer_probe(&mut prepared.exchange).await,
+                Destination::Healthy => return self.answer_healthy(&mut prepared.exchange).await,
                 Destination::Peer(peer, kind) => {
                     if let Some(result) = self.ask_peer(prepared, &peer, kind).await {
                         return result;
@@ -198,6 +200,14 @@ impl Lane<'_> {
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
         self.put_own(&OwnResponse::replay(exchange, &field), exchange.started, b"");
         exchange.status = 307;
+        self.send_gathered(exchange).await
+    }
+
+    /// Answers the platform's health check.
+    async fn answer_healthy(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let reply = reply::healthy(self.state);
+        self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
+        exchange.status = reply.status.as_u16();
         self.send_gathered(exchange).await
     }
 

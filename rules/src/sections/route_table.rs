@@ -79,8 +79,11 @@ pub const RESERVED_NAMES: [&str; 3] = ["health", "default", "none"];
 const HEALTH_PATHS: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
 
 /// The health endpoints, before every route of the file.
-pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
-    HEALTH_PATHS.map(|path| Route {
+pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| HEALTH_PATHS.map(health_route));
+
+/// The route of a health endpoint.
+pub fn health_route(path: &str) -> Route {
+    Route {
         name: "health".into(),
         conditions: Conditions::of(PathPattern::literal(path)),
         priority: Priority::Critical,
@@ -95,8 +98,13 @@ pub static BUILT_IN: LazyLock<[Route; 4]> = LazyLock::new(|| {
         audit: Declared::Off,
         resource: Box::default(),
         is_health: true,
-    })
-});
+    }
+}
+
+/// Whether this is the path of a built-in health endpoint.
+pub fn is_built_in(path: &str) -> bool {
+    HEALTH_PATHS.contains(&path)
+}
 
 /// All routes, ready for lookups.
 #[derive(Clone, Debug)]

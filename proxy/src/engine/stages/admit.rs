@@ -3,23 +3,50 @@
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
+use outrigger_rules::sections::route_table;
 use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
 use outrigger_wire::request::Request;
 
 use crate::engine::bounds::LONG_BODY;
-use crate::engine::exchange::Exchange;
+use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::{breakers, failover, hold};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::gate::{Entry, Wish};
+use crate::mechanism::health::Condition;
 
 /// Fails health checks during the first phase of a shutdown, so that traffic moves while requests are still served.
 ///
 /// # Errors
 /// [`Rejection::Draining`], for readiness and general health only.
 pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    let asks_for_traffic = exchange.route().is_health && matches!(request.path, "/health" | "/health/ready");
+    let asks_for_traffic = exchange.route().is_health && !matches!(request.path, "/health/live" | "/health/detailed");
     if asks_for_traffic && state.drain.phase() != Phase::Serving { Err(Rejection::Draining) } else { Ok(()) }
+}
+
+/// Responds to the platform's health checks, if the file says how the app is checked.
+///
+/// # Errors
+/// [`Rejection::AppRestarting`] or [`Rejection::Unhealthy`].
+pub fn health(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
+    if !exchange.route().is_health {
+        return Ok(());
+    }
+    let rules = &exchange.rules.config.health;
+    if rules.check.is_none() || rules.path() == Some(request.path) || !route_table::is_built_in(request.path) {
+        return Ok(());
+    }
+    if state.reach.is_away() {
+        return Err(Rejection::AppRestarting);
+    }
+    match (state.health.condition(), request.path) {
+        // An app that responds is alive, whatever it says.
+        (Condition::Healthy, _) | (Condition::Unhealthy, "/health/live") => {
+            exchange.destination = Destination::Healthy;
+            Ok(())
+        }
+        _ => Err(Rejection::Unhealthy),
+    }
 }
 
 /// Rejects a body whose declared length is too large; other bodies are counted as they arrive.
