@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     backend::{Backend, Play},
+    h2_conformance::{case::Connection, wire},
     harness::{Client, PATIENCE, Proxy, get},
 };
 
@@ -133,6 +134,23 @@ fn malformed_http_2_is_rejected_cleanly() {
     }
     proxy.comes_to_rest();
     assert_eq!(app.connections(), 0);
+}
+
+#[test]
+fn malformed_requests_and_frames_are_counted() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let mut connection = Connection::greeted(proxy.h2c, PATIENCE);
+    // A header of HTTP/1, and a body that is longer than it should be.
+    connection.send(&wire::last_headers(1, &wire::with("/", &[("connection", "close")])));
+    connection.send(&[wire::post(3, "/", &[("content-length", "1")]), wire::data(3, b"too long")].concat());
+    connection.serves(5).unwrap();
+    proxy.counts_rejections("malformed_stream", 2);
+    connection.send(&wire::data(0, b""));
+    assert!(connection.read_until(|_| false));
+    proxy.counts_rejections("malformed_frame", 1);
+    proxy.comes_to_rest();
+    assert_eq!(proxy.metric("outrigger_requests_total", &[("outcome", "rejected")]), 2.0);
 }
 
 #[test]

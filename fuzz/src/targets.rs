@@ -277,8 +277,9 @@ fn serve(pieces: &mut [BytesMut]) {
         loop {
             let received = session.receive(&mut input, &mut new);
             for new in new.drain(..) {
-                let (New::Request(stream) | New::TooLarge(stream)) = new;
-                streams.push(stream);
+                if let New::Request(stream) | New::TooLarge(stream) = new {
+                    streams.push(stream);
+                }
             }
             assert!(session.active() == streams.len() && streams.len() <= MOST_STREAMS);
             assert!(session.unfinished().unwrap_or(0) <= 2 * (SESSION.max_block_bytes() + MAX_FRAME));

@@ -6,6 +6,10 @@
 //! bounded in the same way. When the process is short of descriptors, connections that have been unused for a moment
 //! make room.
 //!
+//! HTTP/2 connections carry many requests, so those of an address are counted, too: it may have as many as connections. An
+//! HTTP/2 connection with an unfinished header block and requests in flight, whose memory others need, accepts no more header
+//! blocks and closes after its requests.
+//!
 //! The table's lock is taken when a connection opens and closes, and while a head of more than [`FREE_HEAD_BYTES`] is
 //! incomplete. A request only counts itself in its connection's own [`ConnectionState`].
 
@@ -35,11 +39,13 @@ const LOOKED_AT: usize = 64;
 const ADDRESSES_LOOKED_AT: usize = 64;
 
 /// The states of a [`ConnectionState`]: idle, with an unfinished head, told to close, or with requests in flight, each
-/// of which adds `BUSY`.
+/// of which adds `BUSY`. An HTTP/2 connection with requests in flight can have an unfinished head as well, and be told to end
+/// only that.
 const RESTS: u32 = 0;
 const HEAD: u32 = 1;
 const GONE: u32 = 2;
-const BUSY: u32 = 4;
+const HEADLESS: u32 = 4;
+const BUSY: u32 = 8;
 
 /// Limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +80,26 @@ struct Address {
     open: Vec<Arc<ConnectionState>>,
     /// Where the next search for an idle connection starts.
     next: usize,
+    /// Requests over HTTP/2.
+    streams: Arc<AtomicUsize>,
+}
+
+/// Why a request over HTTP/2 does not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStream {
+    /// Its address has as many as it may.
+    TooMany,
+    /// The connection is to close.
+    Closing,
+}
+
+/// The part of a connection that others need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Close.
+    Close,
+    /// End its unfinished header block, accept no other, and close after its requests in flight.
+    EndBlocks,
 }
 
 /// The state of one connection.
@@ -87,6 +113,8 @@ pub struct ConnectionState {
     /// When it opened, or its last request ended: see [`milliseconds`].
     unused_since: AtomicU64,
     head_bytes: AtomicUsize,
+    /// The requests over HTTP/2 of all connections of its address.
+    streams: Arc<AtomicUsize>,
     waker: AtomicWaker,
 }
 
@@ -97,13 +125,14 @@ fn milliseconds() -> u64 {
 }
 
 impl ConnectionState {
-    fn new(address: Option<u64>) -> Self {
+    fn new(address: Option<u64>, streams: Arc<AtomicUsize>) -> Self {
         Self {
             address,
             index: AtomicUsize::new(0),
             state: AtomicU32::new(RESTS),
             unused_since: AtomicU64::new(milliseconds()),
             head_bytes: AtomicUsize::new(0),
+            streams,
             waker: AtomicWaker::new(),
         }
     }
@@ -120,15 +149,57 @@ impl ConnectionState {
         self.state.fetch_sub(BUSY, Ordering::AcqRel);
     }
 
+    /// Begins a request over HTTP/2, of which the address has at most `most` at a time, if a limit per address applies.
+    ///
+    /// # Errors
+    /// It has as many, or the connection is to close.
+    pub fn begin_stream(&self, most: usize) -> Result<(), NoStream> {
+        if self.address.is_some() && self.streams.fetch_add(1, Ordering::Relaxed) >= most {
+            self.leave_stream();
+            return Err(NoStream::TooMany);
+        }
+        if !self.begin() {
+            self.leave_stream();
+            return Err(NoStream::Closing);
+        }
+        Ok(())
+    }
+
+    /// Ends a request of [`Self::begin_stream`].
+    pub fn end_stream(&self) {
+        self.leave_stream();
+        self.end();
+    }
+
+    fn leave_stream(&self) {
+        if self.address.is_some() {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Records a part of a head. Returns false if the connection is to close.
     pub fn begin_head(&self) -> bool {
         matches!(self.state.compare_exchange(RESTS, HEAD, Ordering::AcqRel, Ordering::Acquire), Ok(_) | Err(HEAD))
     }
 
-    /// Ready when the connection is to close.
-    pub fn poll_told(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Records a part of a header block of HTTP/2. Returns false if the connection is to close.
+    pub fn begin_block(&self) -> bool {
+        self.state.fetch_or(HEAD, Ordering::AcqRel) & GONE == 0
+    }
+
+    /// Records the end of a header block, with which no request begins.
+    pub fn end_block(&self) {
+        self.state.fetch_and(!HEAD, Ordering::AcqRel);
+    }
+
+    /// Ready when the connection is to close, or to end its header blocks.
+    pub fn poll_told(&self, cx: &Context<'_>) -> Poll<Told> {
         self.waker.register(cx.waker());
-        if self.state.load(Ordering::Acquire) & GONE == 0 { Poll::Pending } else { Poll::Ready(()) }
+        match self.state.load(Ordering::Acquire) {
+            state if state & GONE != 0 => Poll::Ready(Told::Close),
+            state if state & HEADLESS != 0 => Poll::Ready(Told::EndBlocks),
+            _ => Poll::Pending,
+        }
     }
 
     /// Waits until the connection is to close.
@@ -140,6 +211,16 @@ impl ConnectionState {
     fn has_been_unused(&self, rest: Duration) -> bool {
         let unused = milliseconds().saturating_sub(self.unused_since.load(Ordering::Relaxed));
         u128::from(unused) >= rest.as_millis()
+    }
+
+    /// Tells an HTTP/2 connection with requests in flight to end its unfinished header block.
+    fn tell_busy(&self) -> bool {
+        let end = |state: u32| (state >= BUSY && state & HEAD != 0).then_some(state & !HEAD | HEADLESS);
+        let is_told = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, end).is_ok();
+        if is_told {
+            self.waker.wake();
+        }
+        is_told
     }
 
     /// Tells the connection to close if it is in this state.
@@ -177,9 +258,7 @@ impl Connections {
             }
             made_room = true;
         }
-        let entry = Arc::new(ConnectionState::new(address));
-        table.add(&entry);
-        Some((entry, made_room))
+        Some((table.add(address), made_room))
     }
 
     /// Closes a connection that has been unused for this long, to free its descriptor: one of the addresses with the
@@ -250,19 +329,21 @@ impl Table {
         }
     }
 
-    fn add(&mut self, entry: &Arc<ConnectionState>) {
+    fn add(&mut self, key: Option<u64>) -> Arc<ConnectionState> {
         self.total += 1;
-        let address = match entry.address {
+        let address = match key {
             Some(key) => self.addresses.entry(key).or_default(),
             None => &mut self.exempt,
         };
+        let entry = Arc::new(ConnectionState::new(key, Arc::clone(&address.streams)));
         let number = address.open.len();
         entry.index.store(number, Ordering::Relaxed);
-        address.open.push(Arc::clone(entry));
-        if let Some(key) = entry.address {
+        address.open.push(Arc::clone(&entry));
+        if let Some(key) = key {
             self.by_number.remove(&(number, key));
             self.by_number.insert((number + 1, key));
         }
+        entry
     }
 
     fn remove(&mut self, entry: &ConnectionState) {
@@ -325,13 +406,23 @@ impl Table {
         told.is_some()
     }
 
-    /// Closes the connections of this address that hold unfinished heads. Returns whether there were any.
+    /// Closes the connections of this address that hold unfinished heads, or ends those of connections with requests in flight.
+    /// Returns whether there were any.
     fn end_heads_of(&mut self, key: u64) -> bool {
         let Some(address) = self.addresses.get(&key) else { return false };
-        let holds = |entry: &&Arc<ConnectionState>| entry.head_bytes.load(Ordering::Relaxed) > 0 && entry.tell(HEAD);
-        let told: Vec<Arc<ConnectionState>> = address.open.iter().filter(holds).cloned().collect();
-        told.iter().for_each(|entry| self.remove(entry));
-        !told.is_empty()
+        let holds = |entry: &&Arc<ConnectionState>| entry.head_bytes.load(Ordering::Relaxed) > 0;
+        let holders: Vec<Arc<ConnectionState>> = address.open.iter().filter(holds).cloned().collect();
+        let mut are_some = false;
+        for entry in holders {
+            if entry.tell(HEAD) {
+                self.remove(&entry);
+                are_some = true;
+            } else if entry.tell_busy() {
+                self.release_head(&entry);
+                are_some = true;
+            }
+        }
+        are_some
     }
 }
 

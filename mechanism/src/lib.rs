@@ -4,7 +4,6 @@ pub mod abuse;
 pub mod access_log;
 pub mod affinity;
 pub mod audit;
-pub mod body_memory;
 pub mod breakers;
 pub mod claims;
 pub mod clock;

@@ -356,7 +356,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
     let preface = tokio::time::timeout(patience, async {
         while stream.pending().len() < PREFACE.len() && PREFACE.starts_with(stream.pending()) {
             let filled = poll_fn(|cx| match open.entry.poll_told(cx) {
-                Poll::Ready(()) => Poll::Ready(Ok(0)),
+                Poll::Ready(_) => Poll::Ready(Ok(0)),
                 Poll::Pending => stream.poll_fill(cx),
             });
             match filled.await {

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use http::{Method, Version};
+use outrigger_identity::client::Client;
 use outrigger_wire::request::Kind;
 use outrigger_wire::rewrite::AnswerHead;
 use outrigger_wire::scan::{Framing, Head};
@@ -116,6 +117,10 @@ pub async fn serve(
         upload.drop_head(head.len);
         if prepared.refused.is_some() {
             upload.buffer = BytesMut::new();
+        } else if !upload.is_whole {
+            let Exchange { client, rules, .. } = &prepared.exchange;
+            let share = || state.body_memory.share(Client::hash_of(client.address));
+            stream.account(share, rules.config.client.body_memory);
         }
     }
     let mut lane = Lane {

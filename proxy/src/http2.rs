@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use outrigger_wire::malformed::Malformed;
+use outrigger_wire::request_id::RequestId;
 use outrigger_wire::scan::{self, Limits, Refused};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,9 +18,9 @@ use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, State};
 use crate::http1::{self, ClientSide, Origin};
-use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES};
+use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES, NoStream, Told};
 use crate::transport::client_stream::ClientStream;
-use crate::transport::http2::{self, Http2Stream, New, Received, Session};
+use crate::transport::http2::{self, Fault, Http2Stream, New, Received, Session};
 use crate::transport::timer::Timer;
 
 /// After the first `GOAWAY`, how long the client may take to notice it.
@@ -73,6 +75,8 @@ struct Driver {
     block_since: Option<Instant>,
     held: usize,
     has_served: bool,
+    /// It accepts no header blocks any more, so that others have memory for theirs.
+    has_ended_blocks: bool,
     /// There may be frames in the input that were not handled, because the client does not read.
     is_stalled: bool,
     new: Vec<New>,
@@ -91,6 +95,7 @@ pub async fn serve(connection: Connection) {
         block_since: None,
         held: 0,
         has_served: false,
+        has_ended_blocks: false,
         // Frames may have come with the preface.
         is_stalled: true,
         new: Vec::new(),
@@ -202,10 +207,20 @@ impl Driver {
 
     /// An unfinished header block counts as an unfinished head.
     fn account(&mut self) -> Option<()> {
+        if self.has_ended_blocks {
+            return Some(());
+        }
         let holds = self.session.unfinished();
         match holds {
-            Some(_) => _ = self.block_since.get_or_insert_with(Instant::now),
-            None => self.block_since = None,
+            Some(_) => {
+                self.block_since.get_or_insert_with(Instant::now);
+                if !self.connection.open.entry.begin_block() {
+                    self.session.leave();
+                    return None;
+                }
+            }
+            None if self.block_since.take().is_some() => self.connection.open.entry.end_block(),
+            None => {}
         }
         let holds = holds.filter(|bytes| *bytes > FREE_HEAD_BYTES).unwrap_or(0);
         if holds != self.held {
@@ -214,32 +229,66 @@ impl Driver {
                 self.connection.open.release_head();
             }
             if holds > 0 && !self.connection.open.hold_head(holds) {
-                self.session.leave();
-                return None;
+                self.record(Rejection::TooManyHeads);
+                self.end_blocks();
             }
         }
         Some(())
     }
 
+    /// Others need the memory of the unfinished header block. Requests in flight are served to their end.
+    fn end_blocks(&mut self) {
+        self.session.end_blocks();
+        (self.has_ended_blocks, self.leaving) = (true, Leaving::Closed);
+        (self.held, self.block_since) = (0, None);
+        self.connection.open.release_head();
+    }
+
     fn begin(&mut self, new: New) {
+        let metrics = &self.connection.state.metrics.connections;
+        let (stream, is_too_large) = match new {
+            New::Request(stream) => (stream, false),
+            New::TooLarge(stream) => (stream, true),
+            New::Refused => return metrics.refused_stream(false),
+            New::Fault(fault) => return self.count(fault),
+        };
         let entry = Arc::clone(&self.connection.open.entry);
-        if !entry.begin() {
-            let (New::Request(stream) | New::TooLarge(stream)) = new;
+        let most = self.connection.state.rules.load().config.server.max_address_connections;
+        if let Err(reason) = entry.begin_stream(most) {
+            if reason == NoStream::TooMany {
+                metrics.refused_stream(true);
+            }
             return stream.refuse();
         }
         self.has_served = true;
         self.idle_since = None;
-        let Connection { state, origin, stream, .. } = &self.connection;
-        let (state, origin, addresses) = (Arc::clone(state), *origin, stream.addresses());
+        let Connection { state, origin, stream: socket, .. } = &self.connection;
+        let (state, origin, addresses) = (Arc::clone(state), *origin, socket.addresses());
         let busy = Busy(entry);
         tokio::spawn(async move {
-            let (New::Request(stream) | New::TooLarge(stream)) = &new;
             // The client may have cancelled it already.
             if !stream.is_gone() {
-                serve_stream(&state, new, origin, addresses).await;
+                serve_stream(&state, stream, is_too_large, origin, addresses).await;
             }
             drop(busy);
         });
+    }
+
+    /// Counts what the client did wrong like a malformed request of HTTP/1. One that is served is recorded when it ends.
+    fn count(&self, fault: Fault) {
+        match fault {
+            Fault::Request => self.record(Rejection::Malformed(Malformed::Stream)),
+            Fault::Connection => self.record(Rejection::Malformed(Malformed::Frame)),
+            Fault::Stream => {
+                self.connection.state.metrics.rejections.rejected(Rejection::Malformed(Malformed::Stream));
+            }
+        }
+    }
+
+    /// Counts and logs a rejection of what never became a request, and gets no response.
+    fn record(&self, rejection: Rejection) {
+        let Connection { state, origin, .. } = &self.connection;
+        record::rejected_unparsed(state, rejection, RequestId::generate(), origin.client, b"");
     }
 
     /// Ready when the connection closes, or with `None` when there is something to send.
@@ -247,9 +296,14 @@ impl Driver {
         let client = self.connection.state.rules.load().config.client;
         let has_requests = self.session.active() > 0;
         let is_idle = !has_requests && self.blocked.is_none();
-        if self.connection.open.entry.poll_told(cx).is_ready() || (is_idle && self.session.is_left()) {
+        let told = self.connection.open.entry.poll_told(cx);
+        if told == Poll::Ready(Told::Close) || (is_idle && self.session.is_left()) {
             self.session.leave();
             return Poll::Ready(Some(End::Told));
+        }
+        if told == Poll::Ready(Told::EndBlocks) && !self.has_ended_blocks {
+            self.end_blocks();
+            return Poll::Ready(None);
         }
         if let Leaving::Announced(by) = self.leaving
             && (self.session.has_acknowledged() || self.timer.poll(cx, by).is_ready())
@@ -293,23 +347,27 @@ struct Busy(Arc<ConnectionState>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.end_stream();
     }
 }
 
 /// Serves one request.
-async fn serve_stream(state: &Arc<State>, new: New, origin: Origin, addresses: Option<(SocketAddr, SocketAddr)>) {
-    let (mut stream, head) = match new {
-        New::Request(stream) => {
-            let client = state.rules.load().config.client;
-            let limits = Limits { max_bytes: client.max_head_bytes, max_fields: client.max_fields };
-            let head = scan::inspect(stream.head(), limits).map_err(|refused| match refused {
-                Refused::Malformed(malformed) => Rejection::Malformed(malformed),
-                Refused::TooLarge => Rejection::HeadTooLarge,
-            });
-            (stream, head)
-        }
-        New::TooLarge(stream) => (stream, Err(Rejection::HeadTooLarge)),
+async fn serve_stream(
+    state: &Arc<State>,
+    mut stream: Http2Stream,
+    is_too_large: bool,
+    origin: Origin,
+    addresses: Option<(SocketAddr, SocketAddr)>,
+) {
+    let head = if is_too_large {
+        Err(Rejection::HeadTooLarge)
+    } else {
+        let client = state.rules.load().config.client;
+        let limits = Limits { max_bytes: client.max_head_bytes, max_fields: client.max_fields };
+        scan::inspect(stream.head(), limits).map_err(|refused| match refused {
+            Refused::Malformed(malformed) => Rejection::Malformed(malformed),
+            Refused::TooLarge => Rejection::HeadTooLarge,
+        })
     };
     match head {
         Ok(head) => {
@@ -325,6 +383,7 @@ async fn serve_stream(state: &Arc<State>, new: New, origin: Origin, addresses: O
 
 /// Sends a whole response of Outrigger's own.
 async fn reject(stream: &mut Http2Stream, response: &[u8]) {
+    stream.stop_reading();
     stream.output().extend_from_slice(response);
     if poll_fn(|cx| stream.poll_send(cx)).await.is_ok() {
         stream.complete();

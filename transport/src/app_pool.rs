@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::upstream::connect_error::ConnectError;
-use crate::witness::{self, Cookie};
+use crate::witness::{self, Cookie, Watch};
 
 /// A connection to the app, with its target.
 #[derive(Debug)]
@@ -44,14 +44,14 @@ enum Io {
 }
 
 /// The knowledge of the app's socket of a TCP connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Peer {
     /// It is on another host, or not asked for.
     Remote,
     /// It is on this host.
     Local,
     /// The kernel will tell of its end.
-    Watched(Cookie),
+    Watched(Watch),
 }
 
 impl AppStream {
@@ -153,10 +153,10 @@ impl AppStream {
 
     /// Whether it will prove it. Asks the kernel, once for each TCP connection.
     pub fn will_prove(&mut self) -> bool {
-        if self.peer == Peer::Local && self.find().is_none() {
+        if matches!(self.peer, Peer::Local) && self.find().is_none() {
             self.peer = Peer::Remote;
         }
-        matches!(self.io, Io::Unix(_)) || self.peer != Peer::Remote
+        matches!(self.io, Io::Unix(_)) || !matches!(self.peer, Peer::Remote)
     }
 
     /// Waits until the app has accepted the connection, if the kernel tells, but not for long. The app cannot read a request
@@ -188,12 +188,12 @@ impl AppStream {
                             LATE_UNTIL.set(Some(Instant::now() + LATE));
                         }
                     }
-                    self.peer = Peer::Watched(found.cookie);
+                    self.watch(found.cookie);
                     return true;
                 }
                 None if turns > 0 => return false,
                 // It is not in this network namespace, or its reset is still on the way.
-                None if self.peer == Peer::Local => {
+                None if matches!(self.peer, Peer::Local) => {
                     tokio::time::sleep(LOOK).await;
                     self.peer = Peer::Remote;
                     return true;
@@ -244,9 +244,9 @@ impl AppStream {
 
     /// The app's socket is reset: whether the app had read no more than the requests before.
     async fn is_read_before(&self) -> bool {
-        match self.peer {
+        match &self.peer {
             Peer::Watched(socket) => {
-                let read = tokio::time::timeout(DESTROYED, witness::bytes_read(socket)).await;
+                let read = tokio::time::timeout(DESTROYED, socket.bytes_read()).await;
                 read.is_ok_and(|read| read.is_some_and(|read| read <= self.before))
             }
             Peer::Local | Peer::Remote => false,
@@ -255,10 +255,10 @@ impl AppStream {
 
     /// The app has closed its sending side. Waits until it closes the connection; returns whether the request was unread then.
     async fn is_closed_unread(&self, stream: &TcpStream) -> bool {
-        let (Target::Tcp(app), Peer::Watched(socket)) = (&self.target, self.peer) else { return false };
+        let (Target::Tcp(app), Peer::Watched(socket)) = (&self.target, &self.peer) else { return false };
         let until = Instant::now() + HALF_CLOSED;
         let received = || get_tcp_info(stream.as_raw_fd()).map_or(0, |info| info.tcpi_bytes_acked.saturating_sub(1));
-        let find = || witness::find(*app, stream.local_addr().ok()?).filter(|found| found.cookie == socket);
+        let find = || witness::find(*app, stream.local_addr().ok()?).filter(|found| socket.is_of(found.cookie));
         loop {
             let received = received();
             let Some(found) = find() else { break };
@@ -272,12 +272,20 @@ impl AppStream {
     }
 
     fn find(&mut self) -> Option<witness::Found> {
-        let (Io::Tcp(stream), Target::Tcp(app), Peer::Local) = (&self.io, &self.target, self.peer) else { return None };
+        let (Io::Tcp(stream), Target::Tcp(app), Peer::Local) = (&self.io, &self.target, &self.peer) else {
+            return None;
+        };
         let found = witness::find(*app, stream.local_addr().ok()?)?;
         if !found.is_queued {
-            self.peer = Peer::Watched(found.cookie);
+            self.watch(found.cookie);
         }
         Some(found)
+    }
+
+    fn watch(&mut self, socket: Cookie) {
+        if !matches!(self.peer, Peer::Watched(_)) {
+            self.peer = Peer::Watched(Watch::new(socket));
+        }
     }
 
     fn count(&mut self, written: &Poll<io::Result<usize>>) {

@@ -9,7 +9,8 @@
 //!
 //! # Bounds per connection
 //! [`MOST_STREAMS`] requests at a time, and twice as many tasks: that of a reset stream ends a little later.
-//! [`CONNECTION_WINDOW`] bytes of bodies that no task has read, of which each stream has at most 64 KiB. About
+//! 64 KiB of the body of each that no task has read, and never so much of all that a stream waits for others; they are accounted
+//! for in `crate::body_memory` ([`Http2Stream::account`]). About
 //! [`OUTPUT_HIGH`] bytes that the client has not read; beyond it, streams wait and nothing is read from the client. One
 //! unfinished header block of at most [`Limits::max_block_bytes`]. A client that resets streams, sends malformed requests or
 //! empty frames over and over is disconnected with `ENHANCE_YOUR_CALM`: see [`calm`].
@@ -29,17 +30,22 @@ use outrigger_wire::http2::{FrameHead, INITIAL_WINDOW, Reason, kind};
 
 use self::calm::Calm;
 pub use self::stream::Http2Stream;
+use crate::body_memory::BodyShare;
 
 /// The most requests of a connection at a time.
 pub const MOST_STREAMS: usize = 100;
 /// The most tasks of a connection: those of streams that were reset end a little later.
 const MOST_TASKS: usize = 2 * MOST_STREAMS;
-/// How many bytes of bodies a connection may send before they are read.
-pub const CONNECTION_WINDOW: i64 = 1 << 20;
+/// How many bytes of bodies a connection may send before they are read: as many as all streams together, so that the uploads of
+/// one client, which nobody reads, do not keep the others of a connection waiting.
+pub const CONNECTION_WINDOW: i64 = MOST_STREAMS as i64 * INITIAL_WINDOW + UNREPORTED;
+/// Bytes that were read and may stay out of a `WINDOW_UPDATE` of the connection, until there are more.
+const UNREPORTED: i64 = 512 << 10;
 /// Beyond so many bytes to send, streams wait.
 pub const OUTPUT_HIGH: usize = 64 << 10;
-/// Streams that were reset here: frames that were on their way are ignored for so many of them.
-const RESETS_KEPT: usize = 32;
+/// Streams that were reset here: frames that were on their way are ignored for so many of them. All may be at about the same
+/// time, when their bodies are rejected.
+const RESETS_KEPT: usize = MOST_TASKS;
 
 /// Limits on header sections.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +70,21 @@ pub enum New {
     Request(Http2Stream),
     /// The header section is larger than allowed.
     TooLarge(Http2Stream),
+    /// A request was refused: the connection has as many as it may.
+    Refused,
+    /// The client has violated RFC 9113.
+    Fault(Fault),
+}
+
+/// A violation of RFC 9113 by the client, in order to count it. The session has responded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A request, which nobody has served.
+    Request,
+    /// The rest of a request that is served, or another frame of a stream.
+    Stream,
+    /// Frames or header compression, or it was a flood: the connection ends.
+    Connection,
 }
 
 /// How far [`Session::receive`] has come.
@@ -88,6 +109,8 @@ struct Core {
     decoder: Decoder,
     head: RequestHead,
     block: Option<Block>,
+    /// No header blocks are accepted any more, or decoded.
+    has_ended_blocks: bool,
     streams: Vec<Stream>,
     /// The largest stream that the client has opened.
     last: u32,
@@ -102,6 +125,8 @@ struct Core {
     /// Bytes that were read or discarded since the last `WINDOW_UPDATE` of the connection.
     recv_unreported: u32,
     calm: Calm,
+    /// Streams that were reset because of what the client sent, and have not been reported.
+    faults: usize,
     has_settings: bool,
     client_leaves: bool,
     /// The connection has ended: all streams are gone.
@@ -127,6 +152,9 @@ struct Stream {
     id: u32,
     /// Received, but not read.
     input: BytesMut,
+    /// Accounts for `input`, with the memory that all bodies may take; `None` until the client is known.
+    memory: Option<(BodyShare, usize)>,
+    reading: Reading,
     recv_window: i64,
     recv_unreported: u32,
     /// The rest of the body's declared length.
@@ -139,6 +167,17 @@ struct Stream {
     send_window: i64,
     /// Its task, while it waits.
     waker: Option<Waker>,
+}
+
+/// The use of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Its task reads it.
+    On,
+    /// Its task does not read the rest, which is dropped.
+    Off,
+    /// There was no memory for it. The rest is dropped.
+    Refused,
 }
 
 impl Stream {
@@ -164,6 +203,7 @@ impl Session {
             decoder: Decoder::default(),
             head: RequestHead::default(),
             block: None,
+            has_ended_blocks: false,
             streams: Vec::new(),
             last: 0,
             last_served: u32::MAX,
@@ -174,6 +214,7 @@ impl Session {
             recv_window: CONNECTION_WINDOW,
             recv_unreported: 0,
             calm: Calm::default(),
+            faults: 0,
             has_settings: false,
             client_leaves: false,
             has_ended: false,
@@ -193,10 +234,13 @@ impl Session {
     /// Handles the frames at the start of `input`, and removes them; puts the requests among them into `new`.
     pub fn receive(&self, input: &mut BytesMut, new: &mut Vec<New>) -> Received {
         let mut core = self.core();
-        match core.receive(self, input, new) {
+        let received = core.receive(self, input, new);
+        new.extend((0..std::mem::take(&mut core.faults)).map(|_| New::Fault(Fault::Stream)));
+        match received {
             Ok(()) if core.output.len() >= OUTPUT_HIGH => Received::Part,
             Ok(()) => Received::All,
             Err(reason) => {
+                new.push(New::Fault(Fault::Connection));
                 core.go_away(reason);
                 core.end();
                 Received::Error
@@ -258,6 +302,16 @@ impl Session {
     /// Serves no stream that the client opens from here on.
     pub fn leave(&self) {
         self.core().go_away(Reason::None);
+    }
+
+    /// Ends the unfinished header block, and accepts no other: the connection closes after its requests in flight.
+    pub fn end_blocks(&self) {
+        let mut core = self.core();
+        core.has_ended_blocks = true;
+        if let Some(block) = &mut core.block {
+            block.bytes = BytesMut::new();
+        }
+        core.go_away(Reason::Calm);
     }
 
     /// Frees the buffers of an idle connection.
@@ -323,13 +377,13 @@ impl Core {
         let Some(stream) = self.find(id) else { return };
         stream.is_reset = true;
         stream.wake();
-        let unread = stream.input.len();
-        stream.input = BytesMut::new();
+        let unread = stream.drop_input();
         self.report_read(unread);
     }
 
     /// Resets a stream because of what the client sent.
     fn stream_error(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+        self.faults += 1;
         self.reset(id, reason);
         self.calm.take()
     }
@@ -337,7 +391,7 @@ impl Core {
     /// The connection's share of the window is free again.
     fn report_read(&mut self, bytes: usize) {
         self.recv_unreported += u32::try_from(bytes).unwrap_or(u32::MAX);
-        if i64::from(self.recv_unreported) >= CONNECTION_WINDOW / 2 {
+        if i64::from(self.recv_unreported) >= UNREPORTED {
             self.recv_window += i64::from(self.recv_unreported);
             let unreported = std::mem::take(&mut self.recv_unreported);
             self.put_number(kind::WINDOW_UPDATE, 0, unreported);
@@ -349,6 +403,7 @@ impl Core {
         self.has_ended = true;
         for stream in &mut self.streams {
             stream.is_reset = true;
+            stream.drop_input();
             stream.wake();
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod app_pool;
 pub mod ask;
+pub mod body_memory;
 pub mod client_stream;
 pub mod http2;
 pub mod timer;

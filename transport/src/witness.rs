@@ -2,14 +2,17 @@
 //!
 //! A reset says that the app closed the connection with bytes unread, or that it read them and then aborted (`SO_LINGER` 0). Our
 //! end of the connection cannot tell which. But the kernel has the other end as well: `sock_diag(7)` finds the app's socket
-//! ([`find`]), and says when it is destroyed how many bytes it got and how many of them were unread ([`bytes_read`]). Both work
+//! ([`find`]), and says when it is destroyed how many bytes it got and how many of them were unread ([`Watch`]). Both work
 //! without privileges, within a network namespace.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -38,11 +41,13 @@ const ESTABLISHED: u8 = 1;
 const SYN_RECV: u8 = 3;
 const LISTEN: u8 = 10;
 
-/// The most sockets that are remembered.
-const MOST: usize = 4096;
+/// The sockets of the whole host that are remembered: one may end between [`find`] and [`Watch::new`].
+const MOST: usize = 256;
+/// A socket that could not be opened, for lack of descriptors or memory, is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The cookie of a socket: the kernel gives no other socket the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cookie(u64);
 
 /// The app's socket of a connection.
@@ -58,29 +63,114 @@ pub struct Found {
     pub unread: u32,
 }
 
-/// A socket that is gone, and the bytes that the app had read from it; `None` if it was aborted.
-type Ended = (Cookie, Option<u64>);
+/// How a socket ended: the bytes that the app had read from it; `None` if it was aborted.
+type End = Option<u64>;
 
-static ENDED: Mutex<VecDeque<Ended>> = Mutex::new(VecDeque::new());
-static NEWS: Notify = Notify::const_new();
-
-/// Whether the thread runs that takes the kernel's messages.
-static IS_LISTENING: LazyLock<bool> = LazyLock::new(|| {
-    listen().inspect_err(|error| tracing::info!(%error, "the kernel does not tell what an app has read")).is_ok()
-});
-
-thread_local! {
-    static QUESTIONS: Option<OwnedFd> = netlink(0).ok();
+#[derive(Debug)]
+struct Ends {
+    /// The last ones of all sockets of the host.
+    last: VecDeque<(Cookie, End)>,
+    /// Those of the sockets that are watched, once they have ended. No other process can make them forgotten.
+    watched: BTreeMap<Cookie, Option<End>>,
 }
 
-/// Finds the app's socket of the connection from `own` to `app`. From then on its end is noted. `None` if it is not in this
-/// network namespace, or gone.
+static ENDS: Mutex<Ends> = Mutex::new(Ends { last: VecDeque::new(), watched: BTreeMap::new() });
+static NEWS: Notify = Notify::const_new();
+
+/// The thread runs that takes the kernel's messages.
+static IS_LISTENING: AtomicBool = AtomicBool::new(false);
+static LISTENING: Mutex<Opened<()>> = Mutex::new(Opened::NEW);
+
+thread_local! {
+    static QUESTIONS: RefCell<Opened<OwnedFd>> = const { RefCell::new(Opened::NEW) };
+}
+
+/// Opened when it is first needed, and after a failure again, at most once in [`AGAIN`].
+#[derive(Debug)]
+struct Opened<T> {
+    value: Option<T>,
+    failed: Option<Instant>,
+}
+
+impl<T> Opened<T> {
+    const NEW: Self = Self { value: None, failed: None };
+
+    fn get(&mut self, open: impl FnOnce() -> io::Result<T>) -> Option<&T> {
+        if self.value.is_none() && self.failed.is_none_or(|at| at.elapsed() >= AGAIN) {
+            match open() {
+                Ok(value) => self.value = Some(value),
+                Err(error) => {
+                    // A host that lacks it altogether would repeat it for ever.
+                    if self.failed.replace(Instant::now()).is_none() {
+                        tracing::info!(%error, "the kernel does not tell what an app has read");
+                    }
+                }
+            }
+        }
+        self.value.as_ref()
+    }
+}
+
+/// A socket of the app whose end is noted, until this is dropped.
+#[derive(Debug)]
+pub struct Watch(Cookie);
+
+impl Watch {
+    /// Watches the socket with this cookie.
+    pub fn new(socket: Cookie) -> Self {
+        let mut ends = ends();
+        let end = ends.last.iter().rev().find(|(cookie, _)| *cookie == socket).map(|(_, end)| *end);
+        ends.watched.insert(socket, end);
+        Self(socket)
+    }
+
+    /// Whether it has this cookie.
+    pub fn is_of(&self, socket: Cookie) -> bool {
+        self.0 == socket
+    }
+
+    /// Waits until the socket is destroyed; returns how many bytes the app had read from it, since its connection was opened.
+    /// `None`: it was aborted, so nobody knows. A socket that was closed after everything was read is never reported.
+    pub async fn bytes_read(&self) -> Option<u64> {
+        loop {
+            let news = NEWS.notified();
+            let end = ends().watched.get(&self.0).copied().flatten();
+            if let Some(read) = end {
+                return read;
+            }
+            news.await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        ends().watched.remove(&self.0);
+    }
+}
+
+fn ends() -> MutexGuard<'static, Ends> {
+    ENDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_listening() -> bool {
+    IS_LISTENING.load(Ordering::Relaxed) || begins_to_listen()
+}
+
+#[cold]
+fn begins_to_listen() -> bool {
+    let is_listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner).get(listen).is_some();
+    IS_LISTENING.store(is_listening, Ordering::Relaxed);
+    is_listening
+}
+
+/// Finds the app's socket of the connection from `own` to `app`. `None` if it is not in this network namespace, or gone.
 pub fn find(app: SocketAddr, own: SocketAddr) -> Option<Found> {
-    if !*IS_LISTENING {
+    if !is_listening() {
         return None;
     }
-    QUESTIONS.with(|socket| {
-        let socket = socket.as_ref()?;
+    QUESTIONS.with_borrow_mut(|socket| {
+        let socket = socket.get(|| netlink(0))?;
         rustix::net::send(socket, &question(app, own), SendFlags::empty()).ok()?;
         let mut answer = [0; 512];
         // The kernel has put its answer into the socket's buffer before `send` returns.
@@ -97,23 +187,6 @@ pub fn find(app: SocketAddr, own: SocketAddr) -> Option<Found> {
         let unread = u32::from_ne_bytes(at(answer, UNREAD)?);
         Some(Found { cookie: cookie(answer)?, is_queued, is_closed, unread })
     })
-}
-
-/// Waits until the socket is destroyed; returns how many bytes the app had read from it, since its connection was opened. `None`:
-/// it was aborted, so nobody knows. A socket that was closed after everything was read is never reported.
-pub async fn bytes_read(socket: Cookie) -> Option<u64> {
-    loop {
-        let news = NEWS.notified();
-        if let Some(read) = end_of(socket) {
-            return read;
-        }
-        news.await;
-    }
-}
-
-fn end_of(socket: Cookie) -> Option<Option<u64>> {
-    let ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
-    ended.iter().rev().find(|(cookie, _)| *cookie == socket).map(|(_, read)| *read)
 }
 
 fn netlink(groups: u32) -> io::Result<OwnedFd> {
@@ -151,22 +224,25 @@ fn listen() -> io::Result<()> {
             // Other processes may send messages, too, if they are privileged. The kernel's port is 0.
             let is_kernel =
                 from.is_some_and(|from| SocketAddrNetlink::try_from(from).is_ok_and(|from| from.pid() == 0));
-            if let Some(ended) = message.get(..len).filter(|_| is_kernel).and_then(ended) {
-                note(ended);
+            if let Some((socket, end)) = message.get(..len).filter(|_| is_kernel).and_then(ended) {
+                note(socket, end);
             }
         }
     })?;
     Ok(())
 }
 
-fn note(socket: Ended) {
-    let mut ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
-    if ended.len() == MOST {
-        ended.pop_front();
+fn note(socket: Cookie, end: End) {
+    let mut ends = ends();
+    if ends.last.len() == MOST {
+        ends.last.pop_front();
     }
-    ended.push_back(socket);
-    drop(ended);
-    NEWS.notify_waiters();
+    ends.last.push_back((socket, end));
+    let is_watched = ends.watched.get_mut(&socket).map(|known| *known = Some(end)).is_some();
+    drop(ends);
+    if is_watched {
+        NEWS.notify_waiters();
+    }
 }
 
 /// The request for the socket whose own address is `app`, and whose remote one `own`.
@@ -194,7 +270,7 @@ fn question(app: SocketAddr, own: SocketAddr) -> [u8; HEADER + 56] {
     question
 }
 
-fn ended(message: &[u8]) -> Option<Ended> {
+fn ended(message: &[u8]) -> Option<(Cookie, End)> {
     let cookie = cookie(message)?;
     if at(message, REMOTE_PORT)? == [0; 2] {
         return Some((cookie, None));
@@ -217,4 +293,20 @@ fn cookie(message: &[u8]) -> Option<Cookie> {
 
 fn at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_opened_is_tried_again_after_a_while() {
+        let mut opened = Opened::NEW;
+        let out_of_files = || Err(io::Error::from_raw_os_error(24));
+        assert!(opened.get(out_of_files).is_none());
+        assert!(opened.get(|| Ok(1)).is_none(), "not at once");
+        opened.failed = Instant::now().checked_sub(AGAIN);
+        assert_eq!(opened.get(|| Ok(2)), Some(&2));
+        assert_eq!(opened.get(|| Ok(3)), Some(&2));
+    }
 }

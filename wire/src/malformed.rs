@@ -31,11 +31,15 @@ pub enum Malformed {
     LengthAndEncoding,
     /// A chunk violates the grammar.
     Chunk,
+    /// HTTP/2: a request violates RFC 9113, which resets its stream.
+    Stream,
+    /// HTTP/2: frames or header compression violate RFC 9113, or are a flood, which ends the connection.
+    Frame,
 }
 
 impl Malformed {
     /// All variants, for tests and the list of metrics.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::RequestLine,
         Self::Target,
         Self::Version,
@@ -49,6 +53,8 @@ impl Malformed {
         Self::Encoding,
         Self::LengthAndEncoding,
         Self::Chunk,
+        Self::Stream,
+        Self::Frame,
     ];
 
     /// Advice for the client.
@@ -67,6 +73,8 @@ impl Malformed {
             Self::Encoding => "send Transfer-Encoding: chunked, or none; in HTTP/1.0 send none",
             Self::LengthAndEncoding => "send either Content-Length or Transfer-Encoding, not both",
             Self::Chunk => "send each chunk as its size in hexadecimal, CR LF, the bytes, CR LF",
+            Self::Stream => "send requests as RFC 9113 section 8 says",
+            Self::Frame => "send frames as RFC 9113 says, and no floods of them",
         }
     }
 }

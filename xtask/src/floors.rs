@@ -107,8 +107,8 @@ pub const CRATES: [Crate; 11] = [
         directory: "transport",
         below: &["policy", "metrics", "trail", "wire", "identity", "rules"],
         floors: &[
-            &["ask", "client_stream", "http2", "timer", "upstream::exhaustion", "witness"],
-            &["upstream::connect_error", "upstream::metrics"],
+            &["ask", "body_memory", "client_stream", "timer", "upstream::exhaustion", "witness"],
+            &["http2", "upstream::connect_error", "upstream::metrics"],
             &["app_pool"],
             &["upstream"],
         ],
@@ -122,7 +122,6 @@ pub const CRATES: [Crate; 11] = [
             &[
                 "affinity",
                 "audit",
-                "body_memory",
                 "breakers",
                 "claims",
                 "clock",

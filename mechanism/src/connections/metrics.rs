@@ -11,6 +11,7 @@ pub struct ConnectionMetrics {
     pub accepted: IntCounter,
     /// Those closed to make room for others.
     pub closed_for_others: IntCounter,
+    refused_streams: [IntCounter; 2],
 }
 
 impl ConnectionMetrics {
@@ -23,6 +24,17 @@ impl ConnectionMetrics {
                 "outrigger_connections_evicted_total",
                 "Idle client connections closed to make room for new ones, at max_connections or an address's share.",
             )?,
+            refused_streams: declare.counter_for_each(
+                "outrigger_refused_streams_total",
+                "HTTP/2 requests refused with REFUSED_STREAM, by bound: 100 of a connection, or an address's share.",
+                "bound",
+                ["connection", "address"],
+            )?,
         })
+    }
+
+    /// Counts a request over HTTP/2 that was refused: by the bound of its connection, or of its address.
+    pub fn refused_stream(&self, is_of_address: bool) {
+        self.refused_streams[usize::from(is_of_address)].inc();
     }
 }

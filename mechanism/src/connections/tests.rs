@@ -72,6 +72,51 @@ fn heads_are_bounded_for_each_address_and_together() {
     assert!(all.lock().heads <= 1000);
 }
 
+#[test]
+fn an_address_has_as_many_requests_over_http_2_as_connections() {
+    let all = Connections::default();
+    let open = |key| all.open(key, BOUNDS).unwrap().0;
+    let (first, second, other, edge) = (open(Some(1)), open(Some(1)), open(Some(2)), open(None));
+    assert!([&first, &second, &first].iter().all(|entry| entry.begin_stream(3).is_ok()));
+    assert_eq!(second.begin_stream(3), Err(NoStream::TooMany));
+    assert!(other.begin_stream(3).is_ok() && (0..9).all(|_| edge.begin_stream(3).is_ok()));
+    first.end_stream();
+    assert!(second.begin_stream(3).is_ok() && first.begin_stream(3).is_err());
+    // A request that does not begin is not counted.
+    first.end_stream();
+    assert!(first.tell(RESTS));
+    assert_eq!(first.begin_stream(3), Err(NoStream::Closing));
+    assert!(second.begin_stream(3).is_ok());
+}
+
+#[test]
+fn header_blocks_of_busy_connections_make_room_as_well() {
+    let all = Connections::default();
+    let cx = Context::from_waker(std::task::Waker::noop());
+    let block = |key: u64, is_busy: bool, bytes: usize| {
+        let entry = all.open(Some(key), BOUNDS).unwrap().0;
+        assert!((!is_busy || entry.begin_stream(9).is_ok()) && entry.begin_block());
+        assert!(all.hold_head(&entry, bytes, 1000));
+        entry
+    };
+    let (busy, idle, finished) = (block(1, true, 250), block(2, false, 240), block(3, false, 100));
+    finished.end_block();
+    all.release_head(&finished);
+    let others: Vec<_> = (4..7).map(|key| block(key, false, 170)).collect();
+    // More than is left: those with the most make room.
+    let more: Vec<_> = (7..9).map(|key| block(key, false, 170)).collect();
+    assert_eq!(busy.poll_told(&cx), Poll::Ready(Told::EndBlocks));
+    assert_eq!(idle.poll_told(&cx), Poll::Ready(Told::Close));
+    assert!(finished.poll_told(&cx).is_pending() && all.lock().heads <= 1000);
+    // The one with the request counts until it closes.
+    busy.end_stream();
+    let number = all.number();
+    all.close(&busy);
+    all.close(&idle);
+    assert_eq!(all.number(), number - 1);
+    drop((others, more));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Open(Option<u64>),

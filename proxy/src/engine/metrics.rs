@@ -21,7 +21,6 @@ pub use crate::engine::metrics::requests::{RouteMetrics, StreamKind};
 use crate::mechanism::abuse::metrics::BanMetrics;
 use crate::mechanism::affinity::metrics::AffinityMetrics;
 use crate::mechanism::audit::metrics::AuditMetrics;
-use crate::mechanism::body_memory::BodyMemoryMetrics;
 use crate::mechanism::breakers::metrics::BreakerMetrics;
 use crate::mechanism::claims::ClaimsMetrics;
 use crate::mechanism::connections::metrics::ConnectionMetrics;
@@ -30,6 +29,7 @@ use crate::mechanism::gate::metrics::GateMetrics;
 use crate::mechanism::limits::metrics::LimitsMetrics;
 use crate::mechanism::log::LogMetrics;
 use crate::mechanism::peers::metrics::PeerMetrics;
+use crate::transport::body_memory::BodyMemoryMetrics;
 use crate::transport::upstream::metrics::UpstreamMetrics;
 
 /// Upper bounds in seconds, from half a millisecond to two minutes: enough to see a route's default timeout (60 s) and

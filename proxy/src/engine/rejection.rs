@@ -363,6 +363,9 @@ const fn malformed_problem(malformed: Malformed) -> Problem {
         Malformed::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
         Malformed::LengthAndEncoding => (StatusCode::BAD_REQUEST, "malformed_length_and_encoding"),
         Malformed::Chunk => (StatusCode::BAD_REQUEST, "malformed_chunk"),
+        // Without a response: see docs/operations.md, "HTTP/2".
+        Malformed::Stream => (StatusCode::BAD_REQUEST, "malformed_stream"),
+        Malformed::Frame => (StatusCode::BAD_REQUEST, "malformed_frame"),
     };
     Problem { status, label, title: "The request is malformed", detail: malformed.advice(), retry_after: None }
 }

@@ -60,6 +60,7 @@ impl Lane<'_> {
 
     /// Sends a problem; the connection stays open.
     pub(super) async fn answer(&mut self, exchange: &mut Exchange, problem: &Problem) -> Result<(), Broken> {
+        self.stop_reading();
         let reply = reply::entered(self.state, exchange, problem).await;
         self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
         self.send_gathered(exchange).await?;

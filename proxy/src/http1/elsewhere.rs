@@ -198,6 +198,7 @@ impl Lane<'_> {
         let rules = Arc::clone(&exchange.rules);
         let (Some(this), Some(affinity)) = (&rules.config.this, &rules.config.affinity) else { return Ok(()) };
         let field = replay::field(this, home, affinity.replay_timeout, seconds());
+        self.stop_reading();
         self.put_own(&OwnResponse::replay(exchange, &field), exchange.started, b"");
         exchange.status = 307;
         self.send_gathered(exchange).await

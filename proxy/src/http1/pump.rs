@@ -169,6 +169,9 @@ impl Lane<'_> {
             exchange.permit = None;
         }
         upload.release();
+        if upload.is_cut {
+            self.stop_reading();
+        }
     }
 
     /// The app switches protocols before it has the whole body: passes on the rest, which is still part of the request.
@@ -204,20 +207,22 @@ impl Lane<'_> {
             }
             if upload.poll_write(cx, app, head).is_pending() {
                 upload.blocked();
-                return Poll::Pending;
+                return self.stream.poll_reset(cx).map(|()| Err(Broken::ClientLeft));
             }
             upload.unblocked();
             if upload.is_whole || upload.is_cut {
                 upload.end(exchange, is_answered);
+                if upload.is_cut && is_answered {
+                    self.stop_reading();
+                }
                 return Poll::Ready(Ok(Pumped::All));
             }
             if upload.is_kept && upload.received >= KEPT_BYTES {
                 upload.stop_keeping();
             }
+            upload.make_room(self.state, exchange.client.address, body_memory);
             let Poll::Ready(read) = upload.poll_piece(cx, &mut self.stream) else {
-                if upload.buffer.is_empty() {
-                    upload.buffer = BytesMut::new();
-                }
+                upload.rest();
                 return Poll::Pending;
             };
             upload.count(read?, exchange.permit.is_some());
@@ -303,6 +308,7 @@ impl Lane<'_> {
     fn cut_upload(&mut self) {
         if let Some(upload) = &mut self.upload {
             upload.is_cut = true;
+            self.stop_reading();
         }
     }
 
@@ -332,6 +338,9 @@ impl Lane<'_> {
                         Poll::Pending => {
                             // From here on the time is the client's, not the app's.
                             exchange.permit = None;
+                            if body.is_done() && self.is_streaming() {
+                                self.cut_upload();
+                            }
                             let since = *stalled_since.get_or_insert_with(Instant::now);
                             return self.timer.poll(cx, since + write_timeout).map(|()| Err(Broken::ClientLeft));
                         }

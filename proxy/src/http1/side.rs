@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use http::Version;
 use outrigger_wire::scan::Head;
 
+use crate::transport::body_memory::BodyShare;
 use crate::transport::client_stream::ClientStream;
 use crate::transport::http2::Http2Stream;
 
@@ -59,10 +60,25 @@ impl ClientSide<'_> {
         }
     }
 
+    /// Accounts for what arrives of the request's body before it is read, which HTTP/1 leaves to the kernel: with a share of the
+    /// memory for bodies, `most` in total.
+    pub(super) fn account(&mut self, share: impl FnOnce() -> BodyShare, most: usize) {
+        if let Self::Http2 { stream, .. } = self {
+            stream.account(share(), most);
+        }
+    }
+
+    /// Nobody reads the rest of the request's body. HTTP/1 may have to, see [`Self::needs_drain`].
+    pub(super) fn stop_reading(&mut self) {
+        if let Self::Http2 { stream, .. } = self {
+            stream.stop_reading();
+        }
+    }
+
     /// Reads a part of the request's body, without framing; 0 is its end.
     ///
     /// # Errors
-    /// The client has disconnected; `InvalidData` for malformed chunks.
+    /// The client has disconnected; `InvalidData` for malformed chunks; `QuotaExceeded` if there is no memory for it.
     pub(super) fn poll_payload(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Http1(stream) => stream.poll_payload(cx, piece),
@@ -96,6 +112,14 @@ impl ClientSide<'_> {
         match self {
             Self::Http1(stream) => stream.poll_gone(cx),
             Self::Http2 { stream, .. } => stream.poll_gone(cx),
+        }
+    }
+
+    /// Ready when the client has reset the request while its body is not read. HTTP/1 does not show that.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Http1(_) => Poll::Pending,
+            Self::Http2 { stream, .. } => stream.poll_gone(cx).map(drop),
         }
     }
 

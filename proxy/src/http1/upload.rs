@@ -28,16 +28,16 @@ use crate::engine::stages::admit;
 use crate::engine::state::State;
 use crate::http1::streaming::Streaming;
 use crate::http1::{Broken, ClientSide, Lane};
-use crate::mechanism::body_memory::BodyShare;
+use crate::transport::body_memory::{self, BodyShare};
 
 /// The most of a body that is kept, for another attempt.
 pub(super) const KEPT_BYTES: u64 = 64 << 10;
 /// The most that one read returns.
 const PIECE_BYTES: usize = 64 << 10;
+/// The same when there is no memory left for bodies.
+const SMALL_PIECE_BYTES: usize = 3 << 10;
 /// Ends a body in chunks.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-/// A body up to this size is part of what a connection costs.
-const FREE_BODY_BYTES: usize = 4 << 10;
 
 /// The client of a streamed body may wait for a response to the first part. After such a pause, or such a time in total, the app
 /// gets the part that has arrived.
@@ -79,12 +79,13 @@ pub(super) struct Upload {
     pub(super) is_cut: bool,
     /// The client may wait for an interim response before it sends the body.
     waits_for_app: bool,
+    /// The most that is read at once of a part that is not kept.
+    most_at_once: usize,
     /// Bytes of it that the client has sent.
     pub(super) received: u64,
     /// The time in which they were read before the request had a permit.
     pub(super) clients_time: Duration,
     memory: Option<BodyShare>,
-    accounted: usize,
     /// The client still sends it while the app gets it, or did when this attempt began.
     pub(super) streaming: Option<Streaming>,
 }
@@ -108,10 +109,10 @@ impl Upload {
             is_whole,
             is_cut: false,
             waits_for_app: head.expects,
+            most_at_once: PIECE_BYTES,
             received,
             clients_time: Duration::ZERO,
             memory: None,
-            accounted: 0,
             streaming: None,
         }
     }
@@ -142,11 +143,12 @@ impl Upload {
         stream: &mut ClientSide<'_>,
     ) -> Poll<Result<usize, Broken>> {
         let room = KEPT_BYTES.saturating_sub(self.received);
-        let most = if self.is_kept { usize::try_from(room).unwrap_or(PIECE_BYTES) } else { PIECE_BYTES };
+        let most = if self.is_kept { usize::try_from(room).unwrap_or(PIECE_BYTES) } else { self.most_at_once };
         PIECE.with_borrow_mut(|piece| {
             let read = ready!(stream.poll_payload(cx, &mut piece[..most.min(PIECE_BYTES)]));
             let read = read.map_err(|error| match error.kind() {
                 io::ErrorKind::InvalidData => Broken::Refused(Rejection::Malformed(Malformed::Chunk)),
+                io::ErrorKind::QuotaExceeded => Broken::Refused(Rejection::TooManyUploads),
                 _ => Broken::ClientLeft,
             })?;
             self.received += read as u64;
@@ -172,15 +174,21 @@ impl Upload {
         self.is_kept = false;
         bytes::Buf::advance(&mut self.buffer, self.sent);
         self.sent = 0;
-        (self.memory, self.accounted) = (None, 0);
+        self.rest();
     }
 
     /// Frees the buffer: the response is passed on, so the request is not sent again. Bytes that have not been sent stay.
     pub(super) fn release(&mut self) {
         self.stop_keeping();
-        if self.buffer.is_empty() || self.is_cut {
-            self.buffer = BytesMut::new();
+        if self.is_cut {
+            self.forget();
         }
+    }
+
+    /// Frees the buffer: nobody gets what is in it.
+    pub(super) fn forget(&mut self) {
+        (self.is_kept, self.sent) = (false, 0);
+        (self.buffer, self.memory) = (BytesMut::new(), None);
     }
 
     /// Whether the client has sent more than `most` bytes.
@@ -195,17 +203,31 @@ impl Upload {
 
     /// Accounts for the memory of the buffer. Returns false if there is none left for it.
     pub(super) fn account(&mut self, state: &State, client: IpAddr, most: usize) -> bool {
-        // The allocator rounds up, by an eighth at most.
-        let holds = self.buffer.capacity() / 8 * 9;
-        if holds <= FREE_BODY_BYTES.max(self.accounted) {
+        self.hold(self.buffer.capacity(), state, client, most)
+    }
+
+    fn hold(&mut self, capacity: usize, state: &State, client: IpAddr, most: usize) -> bool {
+        if body_memory::needed(capacity) == 0 {
             return true;
         }
         let memory = self.memory.get_or_insert_with(|| state.body_memory.share(Client::hash_of(client)));
-        let fits = memory.grow(holds - self.accounted, most);
-        if fits {
-            self.accounted = holds;
+        memory.hold(capacity, most)
+    }
+
+    /// Accounts for the next part if it is not kept: the app may not take it. If there is no memory left, parts are small.
+    pub(super) fn make_room(&mut self, state: &State, client: IpAddr, most: usize) {
+        if !self.is_kept {
+            let has_room = self.hold(PIECE_BYTES, state, client, most);
+            self.most_at_once = if has_room { PIECE_BYTES } else { SMALL_PIECE_BYTES };
         }
-        fits
+    }
+
+    /// Frees the buffer while it is empty.
+    pub(super) fn rest(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+            self.memory = None;
+        }
     }
 
     fn holds_too_much(&self, most: usize) -> bool {
@@ -280,6 +302,14 @@ impl Lane<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Frees what is buffered of the body, of which nobody gets more. What HTTP/2 still brings of it is dropped.
+    pub(super) fn stop_reading(&mut self) {
+        if let Some(upload) = &mut self.upload {
+            upload.forget();
+            self.stream.stop_reading();
+        }
     }
 
     /// Whether the request can be sent again if its method is idempotent.

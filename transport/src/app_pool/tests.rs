@@ -98,6 +98,29 @@ fn tcp_shows_what_was_not_read() {
     });
 }
 
+/// Other processes may reset as many connections as they like: the kernel tells of all of them.
+#[test]
+fn resets_of_other_connections_take_no_proof() {
+    /// More than are remembered.
+    const OTHERS: usize = 5000;
+    run(async {
+        let (stream, app) = tcp().await;
+        let resets = || {
+            drop(app);
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            for _ in 0..OTHERS {
+                let mut client = std::net::TcpStream::connect(address).unwrap();
+                io::Write::write_all(&mut client, b"unread").unwrap();
+                let (other, _) = listener.accept().unwrap();
+                // Waits until it has the bytes.
+                assert_eq!(other.peek(&mut [0; 6]).unwrap(), 6);
+            }
+        };
+        assert!(proves(stream, resets).await);
+    });
+}
+
 #[test]
 fn tcp_shows_what_may_have_been_read() {
     run(async {

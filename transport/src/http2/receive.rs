@@ -6,7 +6,9 @@ use outrigger_wire::http2::{
     FRAME_HEAD, FrameHead, INITIAL_WINDOW, MAX_FRAME, MAX_WINDOW, Reason, flag, kind, unpadded,
 };
 
-use super::{Block, Core, Http2Stream, LEAVING, MOST_STREAMS, MOST_TASKS, New, OUTPUT_HIGH, Session, Stream};
+use super::{
+    Block, Core, Fault, Http2Stream, LEAVING, MOST_STREAMS, MOST_TASKS, New, OUTPUT_HIGH, Reading, Session, Stream,
+};
 
 /// Frames of one header block.
 const MOST_BLOCK_FRAMES: usize = 128;
@@ -123,11 +125,17 @@ impl Core {
             self.report_read(frame.len);
             return self.stream_error(frame.stream, reason);
         }
-        stream.input.put_slice(content);
         stream.has_received_all = is_last;
-        stream.recv_unreported += u32::try_from(frame.len - content.len()).unwrap_or(0);
+        let mut read = frame.len - content.len();
+        stream.recv_unreported += u32::try_from(read).unwrap_or(0);
+        if stream.reading == Reading::On {
+            stream.input.put_slice(content);
+            read += stream.hold_input();
+        } else {
+            read = frame.len;
+        }
         stream.wake();
-        self.report_read(frame.len - content.len());
+        self.report_read(read);
         Ok(())
     }
 
@@ -162,7 +170,9 @@ impl Core {
         block.frames += 1;
         let is_bounded = block.bytes.len() + payload.len() <= self.limits.max_block_bytes();
         check(is_bounded && block.frames <= MOST_BLOCK_FRAMES, Reason::Calm)?;
-        block.bytes.put_slice(payload);
+        if !self.has_ended_blocks {
+            block.bytes.put_slice(payload);
+        }
         if frame.flags & flag::END_HEADERS != 0 {
             return self.block(session, block.stream, block.is_last, &block.bytes, new);
         }
@@ -179,6 +189,17 @@ impl Core {
         block: &[u8],
         new: &mut Vec<New>,
     ) -> Result<(), Reason> {
+        if self.has_ended_blocks {
+            // Without the earlier ones it cannot be decoded. Trailers end the body, and are not forwarded anyway.
+            return match self.known(id) {
+                Known::Active => self.trailers(id, is_last),
+                Known::Idle if id % 2 == 1 => {
+                    self.last = id;
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+        }
         let Self { head, decoder, limits, .. } = self;
         head.begin(limits.max_head_bytes, limits.max_fields);
         decoder.decode(block, |name, value| head.field(name, value)).map_err(|_| Reason::Compression)?;
@@ -198,16 +219,23 @@ impl Core {
         if open >= MOST_STREAMS || self.streams.len() >= MOST_TASKS {
             // No fault of a client that does not know the limit yet.
             self.reset(id, Reason::Refused);
+            new.push(New::Refused);
             return Ok(());
         }
         let (complete, length) = match self.head.finish(is_last) {
             Ok(complete) => (Some(complete.head), complete.length),
             Err(Unfit::TooLarge) => (None, None),
-            Err(Unfit::Malformed(reason)) => return self.stream_error(id, reason),
+            Err(Unfit::Malformed(reason)) => {
+                new.push(New::Fault(Fault::Request));
+                self.reset(id, reason);
+                return self.calm.take();
+            }
         };
         self.streams.push(Stream {
             id,
             input: BytesMut::new(),
+            memory: None,
+            reading: Reading::On,
             recv_window: INITIAL_WINDOW,
             recv_unreported: 0,
             left: length,
@@ -225,7 +253,7 @@ impl Core {
     }
 
     fn trailers(&mut self, id: u32, is_last: bool) -> Result<(), Reason> {
-        let is_valid = is_last && self.head.is_trailers();
+        let is_valid = is_last && (self.has_ended_blocks || self.head.is_trailers());
         let Some(stream) = self.find(id) else { return Ok(()) };
         if stream.has_received_all {
             return self.stream_error(id, Reason::StreamClosed);
@@ -255,8 +283,7 @@ impl Core {
         let Some(stream) = self.find(frame.stream).filter(|stream| !stream.is_reset) else { return Ok(()) };
         stream.is_reset = true;
         stream.wake();
-        let unread = stream.input.len();
-        stream.input = BytesMut::new();
+        let unread = stream.drop_input();
         self.report_read(unread);
         self.calm.take()
     }

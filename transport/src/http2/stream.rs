@@ -7,7 +7,8 @@ use bytes::{Buf, BufMut, BytesMut};
 use outrigger_wire::http2::{FRAME_HEAD, FrameHead, INITIAL_WINDOW, MAX_FRAME, Reason, flag, kind, response};
 use outrigger_wire::scan::Head;
 
-use super::{Core, OUTPUT_HIGH, Session, Stream};
+use super::{Core, OUTPUT_HIGH, Reading, Session, Stream};
+use crate::body_memory::BodyShare;
 
 /// A stream of an HTTP/2 connection with a request. It takes the response as HTTP/1.1: a head, then the body without chunks.
 /// Dropping it before [`Self::complete`] resets the stream.
@@ -70,13 +71,38 @@ impl Http2Stream {
         stream.left.map(|left| left + stream.input.len() as u64)
     }
 
+    /// Accounts for what has arrived of the request's body and was not read, now and later. If there is no memory for it, it is
+    /// dropped, and reading it is an error.
+    pub fn account(&mut self, share: BodyShare, most: usize) {
+        let mut core = self.session.core();
+        let Some(stream) = core.find(self.id) else { return };
+        stream.memory = Some((share, most));
+        let dropped = stream.hold_input();
+        core.report_read(dropped);
+    }
+
+    /// The rest of the request's body is not read: what has arrived and what arrives later is dropped. The client gets no larger
+    /// window for it.
+    pub fn stop_reading(&mut self) {
+        let mut core = self.session.core();
+        let Some(stream) = core.find(self.id).filter(|stream| !stream.is_read()) else { return };
+        stream.reading = Reading::Off;
+        let dropped = stream.drop_input();
+        core.report_read(dropped);
+    }
+
     /// Reads a part of the request's body; 0 is its end.
     ///
     /// # Errors
-    /// The stream was reset, or the connection has ended.
+    /// The stream was reset, or the connection has ended. `QuotaExceeded`: there was no memory for the body.
     pub fn poll_payload(&mut self, cx: &Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut core = self.session.core();
         let Some(stream) = core.find(self.id).filter(|stream| !stream.is_reset) else { return gone() };
+        match stream.reading {
+            Reading::On => {}
+            Reading::Off => return gone(),
+            Reading::Refused => return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into())),
+        }
         if stream.input.is_empty() {
             if stream.is_read() {
                 return Poll::Ready(Ok(0));
@@ -88,7 +114,7 @@ impl Http2Stream {
         stream.input.copy_to_slice(&mut piece[..read]);
         if stream.input.is_empty() {
             // An upload that waits for its client holds no memory.
-            stream.input = BytesMut::new();
+            stream.drop_input();
         }
         stream.recv_unreported += u32::try_from(read).unwrap_or(u32::MAX);
         let mut update = 0;
@@ -200,8 +226,29 @@ fn gone<T>() -> Poll<io::Result<T>> {
 }
 
 impl Stream {
+    /// Accounts for the input. If there is no memory for it, it is dropped; returns how many bytes that were.
+    pub(super) fn hold_input(&mut self) -> usize {
+        let Some((share, most)) = &mut self.memory else { return 0 };
+        if share.hold(self.input.capacity(), *most) {
+            return 0;
+        }
+        self.reading = Reading::Refused;
+        self.drop_input()
+    }
+
+    /// Frees the input; returns how many bytes nobody has read.
+    pub(super) fn drop_input(&mut self) -> usize {
+        if let Some((share, _)) = &mut self.memory {
+            share.release();
+        }
+        std::mem::take(&mut self.input).len()
+    }
+
     fn is_read(&self) -> bool {
-        !self.is_reset && (self.has_received_all || self.left == Some(0)) && self.input.is_empty()
+        !self.is_reset
+            && self.reading == Reading::On
+            && (self.has_received_all || self.left == Some(0))
+            && self.input.is_empty()
     }
 
     fn wait(&mut self, cx: &Context<'_>) {

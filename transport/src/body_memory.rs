@@ -1,4 +1,4 @@
-//! Memory for request bodies that are buffered until the app gets them.
+//! Memory for request bodies that are buffered until the app gets them, and for those that HTTP/2 streams have not read.
 //!
 //! All of them share `client.body_memory`. An address may hold at most half of what is free: alone it gets a third of
 //! all. When others come and less is free, it is above its threshold, gets no more, and its stalled uploads are
@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use outrigger_metrics::{Declare, IntGauge, Result};
 
+/// A buffer up to this size is part of what a connection or a stream costs.
+const FREE_BYTES: usize = 4 << 10;
 /// An address may hold as much as is free, divided by this.
 const PART: usize = 2;
 
@@ -71,6 +73,13 @@ pub struct BodyShare {
 }
 
 impl BodyShare {
+    /// Takes what a buffer of this capacity needs, of `most` in total. Returns false, and takes no more, at the limit.
+    #[must_use]
+    pub fn hold(&mut self, capacity: usize, most: usize) -> bool {
+        let needed = needed(capacity);
+        needed <= self.bytes || self.grow(needed - self.bytes, most)
+    }
+
     /// Takes `bytes` more, of `most` in total. Returns false, and takes no memory, at the limit.
     #[must_use]
     pub fn grow(&mut self, bytes: usize, most: usize) -> bool {
@@ -114,6 +123,13 @@ impl Drop for BodyShare {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// The memory that a buffer of this capacity takes from the table.
+pub fn needed(capacity: usize) -> usize {
+    // The allocator rounds up, by an eighth at most.
+    let holds = capacity / 8 * 9;
+    if holds > FREE_BYTES { holds } else { 0 }
 }
 
 #[cfg(test)]
