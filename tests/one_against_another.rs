@@ -12,4 +12,5 @@ mod log_queue;
 mod metrics_page;
 mod pools;
 mod queue;
+mod stalled_uploads;
 mod uploads;
