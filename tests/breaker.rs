@@ -110,10 +110,16 @@ fn short_client_deadlines_do_not_open_it() {
     let app = Backend::start();
     app.at("/", Play::Hang);
     let proxy = Proxy::with(&app, THREE);
-    for request in every_form("/").iter().cycle().take(2 * Form::NUMBER) {
-        proxy.ask(&with_fields(request, &["X-Request-Timeout-Ms: 20"])).is_problem(504, "app_timeout");
+    for form in Form::ALL {
+        let before = app.requests();
+        // On a busy machine the time may be over before the app is asked: that one counts for nothing anyway.
+        until("the app to be asked twice", || {
+            let answer = proxy.ask(&with_fields(&form.request("/"), &["X-Request-Timeout-Ms: 20"]));
+            let was_asked = answer.text().contains("app-timeout");
+            answer.is_problem(504, if was_asked { "app_timeout" } else { "deadline_exceeded" });
+            app.requests() >= before + 2
+        });
     }
-    assert_eq!(app.requests(), 2 * Form::NUMBER);
     assert_eq!(stands(&proxy, "default"), "closed");
 }
 

@@ -587,7 +587,7 @@ impl Client {
             self.session = Some(Session::begin(connected(from, h2c)?)?);
         }
         if self.state == State::Unused {
-            self.stream.shutdown(std::net::Shutdown::Both)?;
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
             self.state = State::Over;
         }
         self.version = Version::Http2;

@@ -152,13 +152,13 @@ fn held_requests_are_bounded_and_the_lowest_priority_is_rejected_first() {
         let mut app = Backend::stopped();
         let proxy = Proxy::with(&app, &rules);
         let mut low = proxy.connect();
-        low.send(&form.request("/low"));
+        low.send(form.request("/low"));
         until("it to wait", || held(&proxy) == 1);
         let asked = Instant::now();
         proxy.ask(&form.request("/low")).is_problem(503, "app_restarting");
         assert!(asked.elapsed() < Duration::from_secs(2));
         let mut critical = proxy.connect();
-        critical.send(&form.request("/critical"));
+        critical.send(form.request("/critical"));
         low.answer().is_problem(503, "app_restarting");
         app.resume();
         assert_eq!(critical.answer().status, 200);
