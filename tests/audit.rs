@@ -12,7 +12,7 @@ use serde_json::Value;
 use xtask::Signal;
 
 use crate::backend::Backend;
-use crate::harness::{Answer, Client, Proxy, Setup, both_ways, get, post, sha256, until, with_fields};
+use crate::harness::{Answer, Client, Form, Proxy, Setup, every_form, get, post, sha256, until, with_fields};
 use crate::limits::{EDGE, NO_DEFAULTS};
 
 /// Records every request, off the hot path.
@@ -154,7 +154,7 @@ fn actions_and_actors_are_recorded_for_every_method() {
             assert!(entry["resource"]["id"] == "42" || entry["resource"]["id"] == "7", "{entry}");
         }
     }
-    for request in both_ways("/quiet") {
+    for request in every_form("/quiet") {
         ask(&request);
     }
     let health = proxy.get("/health");
@@ -191,7 +191,7 @@ fn rejections_bans_breakers_reloads_and_flags_are_recorded() {
     let proxy = Proxy::with(&app, &format!("{rules}{rare}"));
     let from = |request: &str, last: u8| proxy.ask(&with_fields(request, &[&format!("Fly-Client-IP: 192.0.2.{last}")]));
     assert_eq!(from(&get("/rare"), 1).status, 200);
-    for request in both_ways("/rare") {
+    for request in every_form("/rare") {
         let refused = from(&request, 1);
         assert_eq!(refused.status, 429);
         let entry = finds(&proxy, &[("request_id", &id(&refused)), ("type", "security.rate_limited")]);
@@ -258,7 +258,7 @@ fn forged_headers_of_a_client_are_recorded() {
     let proxy = setup.env("OUTRIGGER_AFFINITY_KEYS", &"k".repeat(32)).env("OUTRIGGER_MACHINE", "a").start();
     let token = "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4iLCJleHAiOjk5OTk5OTk5OTl9.AAAA";
     for (field, what) in [(token, "bad_token"), ("X-Forwarded-For: 1.2.3.4", "forwarding_field")] {
-        for request in both_ways("/") {
+        for request in every_form("/") {
             let answer = proxy.ask(&with_fields(&request, &[field]));
             assert_eq!(answer.status, 200);
             let entry = finds(&proxy, &[("request_id", &id(&answer)), ("type", "security.forged")]);
@@ -286,9 +286,8 @@ fn no_stored_byte_reveals_a_secret_or_a_name() {
         "Fly-Client-IP: 198.51.100.77",
         note.as_str(),
     ];
-    for request in both_ways("/documents?token=credential-in-a-query") {
-        let request =
-            request.replace("hello", "credential-in-a-body").replace("Content-Length: 5", "Content-Length: 20");
+    for form in Form::ALL {
+        let request = form.with_body("/documents?token=credential-in-a-query", "credential-in-a-body");
         assert_eq!(proxy.ask(&with_fields(&request, &fields)).status, 200);
     }
     let long = format!("User-Agent: {}", "x".repeat(20_000));
@@ -311,9 +310,9 @@ fn no_stored_byte_reveals_a_secret_or_a_name() {
 #[test]
 fn monitor_and_off_write_nothing() {
     let app = Backend::start();
-    for (mode, monitored) in [("monitor", 2.0), ("false", 0.0)] {
+    for (mode, monitored) in [("monitor", Form::NUMBER as f64), ("false", 0.0)] {
         let proxy = Setup::new(&app, TRAIL).env("FF_ENABLE_AUDIT_TRAIL", mode).start();
-        for request in both_ways("/") {
+        for request in every_form("/") {
             assert_eq!(proxy.ask(&request).status, 200);
         }
         proxy.comes_to_rest();
@@ -399,7 +398,7 @@ fn an_unwritable_audit_log_stops_only_requests_that_must_be_recorded() {
     let proxy = setup.start();
     proxy.says("the audit log cannot be written");
     assert_eq!(proxy.metric("outrigger_audit_writable", &[]), 0.0);
-    for request in both_ways("/a") {
+    for request in every_form("/a") {
         let refused = proxy.ask(&request);
         refused.is_problem(503, "audit_unavailable");
         assert!(refused.header("retry-after").is_some());
@@ -547,7 +546,7 @@ fn clients_cannot_reach_the_apps_audit_endpoints() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRAIL);
     for path in ["/internal/audit/batches", "/%69nternal//audit/retention"] {
-        for request in both_ways(path) {
+        for request in every_form(path) {
             let refused = proxy.ask(&request);
             refused.is_problem(404, "reserved_path");
             finds(&proxy, &[("request_id", &id(&refused)), ("type", "security.forged")]);

@@ -67,7 +67,10 @@ pub enum Play {
 /// Workers that take one request at a time, in order of arrival.
 #[derive(Debug)]
 pub struct Workers {
+    number: usize,
     free: Semaphore,
+    /// The requests that were worked on, and the time that this took.
+    worked: Mutex<(u32, Duration)>,
     service: Mutex<Duration>,
     stays: Mutex<Vec<(String, Duration)>>,
 }
@@ -75,12 +78,24 @@ pub struct Workers {
 impl Workers {
     /// `number` workers that need `service` for a request.
     pub fn new(number: usize, service: Duration) -> Arc<Self> {
-        Arc::new(Self { free: Semaphore::new(number), service: Mutex::new(service), stays: Mutex::default() })
+        Arc::new(Self {
+            number,
+            free: Semaphore::new(number),
+            worked: Mutex::default(),
+            service: Mutex::new(service),
+            stays: Mutex::default(),
+        })
     }
 
     /// Sets the time per request.
     pub fn need(&self, service: Duration) {
         *lock(&self.service) = service;
+    }
+
+    /// The requests that they could have done each second so far. On a busy machine they need longer than they were told.
+    pub fn capacity(&self) -> f64 {
+        let (requests, time) = *lock(&self.worked);
+        f64::from(requests) * self.number as f64 / time.as_secs_f64()
     }
 
     /// The path of each completed request, in order, and how long it was with the app.
@@ -95,8 +110,12 @@ impl Workers {
             permit = self.free.acquire() => permit.expect("workers are never sent home"),
             _ = left => return false,
         };
-        let service = *lock(&self.service);
+        let (service, began) = (*lock(&self.service), Instant::now());
         tokio::time::sleep(service).await;
+        {
+            let mut worked = lock(&self.worked);
+            *worked = (worked.0 + 1, worked.1 + began.elapsed());
+        }
         drop(permit);
         lock(&self.stays).push((path.to_owned(), came.elapsed()));
         true

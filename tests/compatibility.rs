@@ -16,7 +16,7 @@ use xtask::{Program, Signal, Tool};
 use crate::audit::is_chained;
 use crate::audit_store::{SECRET, start_app};
 use crate::backend::Backend;
-use crate::harness::{Answer, Client, Proxy, Setup, both_ways, fresh_dir, get, post, until, with_fields};
+use crate::harness::{Answer, Client, Form, Proxy, Setup, every_form, fresh_dir, get, post, until, with_fields};
 use crate::house::{document, local, postgres_in};
 
 /// The secrets of the fixture.
@@ -89,18 +89,18 @@ fn the_proxy_goes_on_with_its_configuration_sessions_and_audit_log() {
     assert!(warnings.is_empty(), "the old configuration is warned of: {warnings:#?}");
 
     let session = format!("Cookie: {}", fixture("cookie").trim());
-    for request in both_ways("/cart") {
+    for request in every_form("/cart") {
         let answer = proxy.ask(&with_fields(&request, &[&session, ANN[0], ANN[1]]));
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.seen("x-outrigger-machine").as_deref(), Some("a"));
     }
     // A session lives for at most 400 days, and the fixture may be older. Its signature counts all the same.
     let event = |name: &str| proxy.metric("outrigger_affinity_total", &[("event", name)]);
-    until("the sessions to be counted", || event("pinned") + event("expired") + event("forged") == 2.0);
+    until("the sessions to be counted", || event("pinned") + event("expired") + event("forged") == Form::NUMBER as f64);
     assert_eq!(event("forged"), 0.0);
 
     let setup = stop(proxy);
-    assert!(is_chained(&setup) >= before + 2, "the chains go on");
+    assert!(is_chained(&setup) >= before + Form::NUMBER, "the chains go on");
     assert!(audit(&setup, &["verify"]).contains("whole: "));
     let found = audit(&setup, &["search", "--subject", "address:192.0.2.7", "--reveal", "--json"]);
     let found: Vec<Value> = found.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

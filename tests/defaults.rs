@@ -4,8 +4,7 @@ use std::fs;
 
 use crate::{
     backend::Backend,
-    h2c::{ask as ask_h2, with_h2},
-    harness::{Setup, both_ways, from_address, get, with_fields},
+    harness::{Form, Setup, from_address, get, with_fields},
 };
 
 /// A proxy whose config file has no key; environment variables set the addresses.
@@ -38,20 +37,12 @@ fn a_page_with_many_parts_loads_repeatedly() {
             assert!(!names.iter().any(|name| name.contains("ratelimit") || name == "retry-after"), "{names:?}");
         }
     };
-    for way in 0..2 {
+    Form::at_once(&Form::ALL, |form| {
         let mut client = proxy.connect();
         loads(&mut |path| {
-            let answer = client.send(&both_ways(path)[way]).answer();
+            let answer = client.send(form.request(path)).answer();
             (answer.status, answer.headers.into_keys().collect())
         });
-    }
-    with_h2(&proxy, async |mut sender| {
-        for n in 0..3 * PARTS {
-            let request = http::Request::builder().uri(format!("http://h2.test/part/{n}")).body(()).unwrap();
-            let (headers, status, _) = ask_h2(&mut sender, request, b"").await;
-            assert_eq!(status, 200);
-            assert!(!headers.keys().any(|name| name.as_str().contains("ratelimit")), "{headers:?}");
-        }
     });
     // `monitor` counts the requests that `enforce` would reject.
     let labels = [("reason", "quota_exceeded"), ("mode", "monitor")];
@@ -88,12 +79,11 @@ fn on_fly_130_clients_count_as_130() {
     let shipped = include_str!("../config/proxy.toml");
     for (text, shows_limits) in [("# All defaults.\n", false), (shipped, true)] {
         let proxy = with_file(&app, text).env("FLY_APP_NAME", "shop").start();
-        let mut edge = [proxy.connect(), proxy.connect()];
+        let mut edge = proxy.connect();
         for round in 0..3_usize {
             for n in 0..CLIENTS {
                 let client = format!("203.0.113.{n}");
-                let way = (n + round) % 2;
-                let answer = edge[way].send(by_edge(&both_ways("/")[way], &client)).answer();
+                let answer = edge.send(by_edge(&Form::nth(n + round).request("/"), &client)).answer();
                 assert_eq!(answer.status, 200, "{client}: {answer:?}");
                 assert_eq!(answer.seen("x-forwarded-for"), Some(format!("{client}, 127.0.0.1")));
                 assert_eq!(answer.seen("fly-client-ip"), Some(client));
@@ -118,10 +108,10 @@ fn an_untrusted_proxy_in_front_is_detected() {
     let app = Backend::start();
     for header in ["X-Forwarded-For", "CF-Connecting-IP"] {
         let proxy = with_empty_file(&app).start();
-        let mut nginx = [proxy.connect(), proxy.connect()];
+        let mut nginx = proxy.connect();
         for n in 0..4 * CLIENTS {
             let line = format!("{header}: 203.0.113.{}", n % CLIENTS);
-            let answer = nginx[n % 2].send(with_fields(&both_ways("/")[n % 2], &[&line])).answer();
+            let answer = nginx.send(with_fields(&Form::nth(n).request("/"), &[&line])).answer();
             assert_eq!(answer.status, 200);
         }
         let told = proxy.says("count as one client");
@@ -135,7 +125,7 @@ fn an_untrusted_proxy_in_front_is_detected() {
     // A single client without a proxy in front gives no warning.
     let proxy = with_empty_file(&app).start();
     for n in 0..50 {
-        proxy.ask(&with_fields(&both_ways("/")[n % 2], &["X-Forwarded-For: 203.0.113.1"]));
+        proxy.ask(&with_fields(&Form::nth(n).request("/"), &["X-Forwarded-For: 203.0.113.1"]));
     }
     assert!(proxy.metric("outrigger_unbelieved_client_addresses", &[]) < 2.0);
     assert!(!proxy.log().contains("count as one client"));

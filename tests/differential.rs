@@ -1,8 +1,8 @@
 //! The same message gets the same treatment whatever form it arrives in: in one piece, byte by byte, cut anywhere, behind
 //! another message, over HTTP/1.1, HTTP/1.0 or HTTP/2.
 //!
-//! Messages are generated from a fixed seed, valid ones and invalid ones. The differences between protocols are in tables:
-//! [`over_http2::DIFFERENCES`] for requests, [`responses::DIFFERENCES`] for responses.
+//! Messages are generated from a fixed seed, valid ones and invalid ones. The differences between protocols for
+//! requests are in a table, [`over_http2::DIFFERENCES`]; for responses there are none.
 
 mod over_http1;
 mod over_http2;

@@ -2,12 +2,15 @@
 //!
 //! All waits are for a condition, with a deadline. A failed test prints its proxy's log.
 
+mod form;
+mod over_http2;
+
 use std::{
     collections::HashMap,
     ffi::OsString,
     fs,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     sync::{
@@ -20,6 +23,8 @@ use std::{
 
 use xtask::{Process, Program, Signal, http, paths, ports, programs, wait};
 
+pub use self::form::{Form, every_form};
+use self::over_http2::Session;
 use crate::backend::Backend;
 
 /// Time limit for events that should be immediate, on a busy machine.
@@ -181,12 +186,13 @@ impl Proxy {
 
     /// A new connection to the public port.
     pub fn connect(&self) -> Client {
-        Client::connect(self.address).expect("the proxy takes connections")
+        Client::connect(self.address).expect("the proxy takes connections").with_h2c(self.h2c)
     }
 
     /// The same from 127.0.0.`last`, which is a separate client.
     pub fn connect_as(&self, last: u8) -> Client {
-        Client::connect_from(Ipv4Addr::new(127, 0, 0, last), self.address).expect("the proxy takes connections")
+        let client = Client::connect_from(Ipv4Addr::new(127, 0, 0, last), self.address);
+        client.expect("the proxy takes connections").with_h2c(self.h2c)
     }
 
     /// One request of the client at 127.0.0.`last`.
@@ -373,28 +379,6 @@ pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// The same request without a body, and with one. Every guarantee holds for both.
-pub fn both_ways(path: &str) -> [String; 2] {
-    [get(path), post(path, "hello")]
-}
-
-/// A request in every form that HTTP/1 has for it.
-pub fn every_form(path: &str) -> Vec<String> {
-    let [get, post] = both_ways(path);
-    let chunked = "5;x=y\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n";
-    vec![
-        with_fields(&get, &["Connection: close"]),
-        with_fields(&post, &["Connection: X-Hop, close", "X-Hop: 1"]),
-        with_fields(&post, &["Expect: 100-continue"]),
-        format!("PUT {path} HTTP/1.1\r\nHost: outrigger.test\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"),
-        format!("GET {path} HTTP/1.0\r\nHost: outrigger.test\r\n\r\n"),
-        format!("POST {path} HTTP/1.0\r\nHost: outrigger.test\r\nContent-Length: 5\r\n\r\nhello"),
-        format!("POST {path} HTTP/1.1\r\nHost: outrigger.test\r\n\r\n"),
-        get,
-        post,
-    ]
-}
-
 /// The same request with more headers: lines such as `X-Api-Key: k`.
 pub fn with_fields(request: &str, lines: &[&str]) -> String {
     let (head, body) = request.split_once("\r\n\r\n").expect("a head that ends");
@@ -428,6 +412,8 @@ pub struct Answer {
     pub interim: Vec<String>,
     /// The trailer section after the last chunk.
     pub trailers: String,
+    /// Whether its request was HTTP/1.0, after which the connection closes.
+    pub is_to_http10: bool,
 }
 
 impl Answer {
@@ -461,6 +447,19 @@ impl Answer {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
+    /// Whether the connection can be used again, unless the form of the request excludes it.
+    pub fn stays_open(&self) -> bool {
+        self.is_to_http10 || !self.closes()
+    }
+
+    fn add(&mut self, name: &str, value: &str) {
+        let joined = self.headers.entry(name.to_ascii_lowercase()).or_default();
+        if !joined.is_empty() {
+            joined.push_str(", ");
+        }
+        joined.push_str(value.trim());
+    }
+
     /// Fails unless this is Outrigger's own response with this status and reason.
     #[track_caller]
     pub fn is_problem(&self, status: u16, reason: &str) {
@@ -481,38 +480,82 @@ impl Answer {
     }
 }
 
-/// One connection that can send any bytes.
+/// One connection that can send any bytes, and one over HTTP/2 for requests of these forms; see [`Form`].
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
     /// Bytes read but not parsed yet.
     buffer: Vec<u8>,
+    /// The proxy's listener for HTTP/2.
+    h2c: Option<SocketAddr>,
+    session: Option<Session>,
+    /// The version of the last request.
+    version: Version,
+    /// Both ends of `stream`: a request after one over HTTP/1.0 needs another.
+    ends: Option<(IpAddr, SocketAddr)>,
+    state: State,
+}
+
+/// The state of a client's connection in HTTP/1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Unused,
+    Used,
+    /// The next request needs a new one.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+impl Version {
+    /// That of the request that begins with these bytes.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.windows(2).position(|window| window == b"\r\n")?;
+        let version = bytes[..end].rsplit(|byte| *byte == b' ').next()?;
+        match version {
+            b"HTTP/1.0" => Some(Self::Http10),
+            b"HTTP/1.1" => Some(Self::Http11),
+            b"HTTP/2" => Some(Self::Http2),
+            _ => None,
+        }
+    }
 }
 
 impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
-        Self { stream, buffer: Vec::new() }
+        let ends = stream.local_addr().ok().zip(stream.peer_addr().ok());
+        Self {
+            ends: ends.map(|(from, to)| (from.ip(), to)),
+            stream,
+            buffer: Vec::new(),
+            h2c: None,
+            session: None,
+            version: Version::Http11,
+            state: State::Unused,
+        }
     }
 }
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(connected(Ipv4Addr::LOCALHOST.into(), address)?.into())
     }
 
     /// The same, from an address of this machine.
     pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Self> {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        bind(&socket, &SocketAddr::from((source, 0)))?;
-        connect(&socket, &address)?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(connected(source.into(), address)?.into())
+    }
+
+    /// The same with the address for requests over HTTP/2.
+    #[must_use]
+    pub fn with_h2c(mut self, h2c: SocketAddr) -> Self {
+        self.h2c = Some(h2c);
+        self
     }
 
     /// Sends bytes. A failure to send shows when the response is read.
@@ -521,8 +564,34 @@ impl Client {
         self
     }
 
+    /// Sends bytes, or a request over HTTP/2 that is written as [`Form`] says.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        let (bytes, version) = (bytes.as_ref(), Version::of(bytes.as_ref()));
+        if version == Some(Version::Http2) {
+            return self.send_over_http2(bytes);
+        }
+        if let Some(version) = version {
+            if self.state == State::Over {
+                let (from, to) = self.ends.expect("it was connected");
+                self.stream = connected(from, to)?;
+            }
+            self.version = version;
+        }
+        self.state = State::Used;
+        self.stream.write_all(bytes)
+    }
+
+    fn send_over_http2(&mut self, request: &[u8]) -> io::Result<()> {
+        if self.session.is_none() {
+            let (h2c, (from, _)) = self.h2c.zip(self.ends).expect("a client of a proxy");
+            self.session = Some(Session::begin(connected(from, h2c)?)?);
+        }
+        if self.state == State::Unused {
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            self.state = State::Over;
+        }
+        self.version = Version::Http2;
+        self.session.as_mut().expect("it has begun").send(request)
     }
 
     /// Sending fails from now on if the other side accepts no bytes for this long.
@@ -549,6 +618,16 @@ impl Client {
 
     pub fn try_answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
+        if let (Version::Http2, Some(session)) = (self.version, &mut self.session) {
+            let deadline = Instant::now() + PATIENCE;
+            while let piece = session.piece(deadline)?
+                && !piece.is_empty()
+            {
+                answer.body.extend_from_slice(&piece);
+            }
+            answer.trailers = session.trailers()?;
+            return Ok(answer);
+        }
         if matches!(answer.status, 101 | 204 | 304) {
             return Ok(answer);
         }
@@ -584,6 +663,10 @@ impl Client {
 
     /// The next final header section, with the interim ones before it.
     pub fn head(&mut self) -> io::Result<Answer> {
+        if let (Version::Http2, Some(session)) = (self.version, &mut self.session) {
+            return session.head(PATIENCE);
+        }
+        let is_to_http10 = self.version == Version::Http10;
         let mut interim = Vec::new();
         loop {
             let head = String::from_utf8_lossy(&self.take_through(b"\r\n\r\n")?).into_owned();
@@ -594,15 +677,13 @@ impl Client {
                 interim.push(head);
                 continue;
             }
-            let mut headers = HashMap::<String, String>::new();
-            for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-                let joined = headers.entry(name.to_ascii_lowercase()).or_default();
-                if !joined.is_empty() {
-                    joined.push_str(", ");
-                }
-                joined.push_str(value.trim());
+            let fields: Vec<(&str, &str)> = lines.filter_map(|line| line.split_once(':')).collect();
+            let mut answer = Answer { status, interim, is_to_http10, ..Answer::default() };
+            fields.into_iter().for_each(|(name, value)| answer.add(name, value));
+            if is_to_http10 {
+                self.state = State::Over;
             }
-            return Ok(Answer { status, head, headers, interim, ..Answer::default() });
+            return Ok(Answer { head, ..answer });
         }
     }
 
@@ -658,10 +739,18 @@ impl Client {
     /// Whether no byte arrives for this long.
     pub fn stays_silent_for(&mut self, time: Duration) -> bool {
         let quiet = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        if let (Version::Http2, Some(session)) = (self.version, &mut self.session) {
+            return session.comes(time).is_err_and(|e| quiet.contains(&e.kind()));
+        }
         self.buffer.is_empty() && self.fill(Instant::now() + time).is_err_and(|e| quiet.contains(&e.kind()))
     }
 
     fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
+        if let (Version::Http2, Some(session)) = (self.version, &mut self.session) {
+            let piece = session.piece(deadline)?;
+            self.buffer.extend_from_slice(&piece);
+            return Ok(piece.len());
+        }
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.stream.set_read_timeout(Some(left))?;
         let mut piece = [0; 64 << 10];
@@ -669,6 +758,22 @@ impl Client {
         self.buffer.extend_from_slice(&piece[..read]);
         Ok(read)
     }
+}
+
+/// A connection from this address.
+fn connected(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+    let stream = if source == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        TcpStream::connect_timeout(&address, PATIENCE)?
+    } else {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddr::new(source, 0))?;
+        connect(&socket, &address)?;
+        socket.into()
+    };
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn broken(what: impl Into<String>) -> io::Error {

@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::backend::Backend;
-use crate::harness::{Client, Proxy, both_ways, get, until};
+use crate::harness::{Client, Form, Proxy, get, until};
 
 /// Number of idle connections.
 const RESTING: usize = 2_000;
@@ -22,8 +22,9 @@ pub(crate) fn allow_many_files() {
 fn an_idle_connection_uses_little_memory() {
     allow_many_files();
     let app = Backend::start();
-    let proxy = Proxy::start(&app);
-    for request in both_ways("/") {
+    // A connection of HTTP/1.0 is never idle; after a request with a body, one is the same in each framing.
+    for form in [Form::Bare, Form::Chunked, Form::Http2] {
+        let (proxy, request) = (Proxy::start(&app), form.request("/"));
         // The memory of the first requests does not belong to the connections.
         for _ in 0..50 {
             assert_eq!(proxy.ask(&request).status, 200);
@@ -36,11 +37,12 @@ fn an_idle_connection_uses_little_memory() {
             assert_eq!(client.send(&request).answer().status, 200);
             resting.push(client);
         }
-        proxy.counts("outrigger_open_connections", &[], RESTING);
+        let open = || proxy.metric("outrigger_open_connections", &[]);
+        until("all to rest", || open() == RESTING as f64);
         let (now, _) = proxy.memory_kib();
         let each = now.saturating_sub(before) / RESTING as u64;
-        println!("{each} KiB each, from {before} to {now}");
-        assert!(each < KIB_EACH, "{each} KiB each, from {before} to {now}");
+        println!("{form:?}: {each} KiB each, from {before} to {now}");
+        assert!(each < KIB_EACH, "{form:?}: {each} KiB each, from {before} to {now}");
         drop(resting);
         proxy.comes_to_rest();
     }

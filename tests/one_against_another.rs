@@ -12,5 +12,6 @@ mod log_queue;
 mod metrics_page;
 mod pools;
 mod queue;
+mod stalled_uploads;
 mod streams;
 mod uploads;

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     backend::{Backend, Play},
-    harness::{Client, Proxy, both_ways, get, post, until, with_fields},
+    harness::{Client, Form, Proxy, every_form, get, post, until, with_fields},
     overload::{Load, mixed, run, served},
 };
 
@@ -37,13 +37,13 @@ fn is_at_rest(proxy: &Proxy) {
 fn held_requests_are_served_by_priority_after_a_restart() {
     let priorities = ["low", "medium", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
     let rules = format!("admission.min = 1\nadmission.max = 1\n{}", priorities.concat());
-    for way in 0..2 {
+    Form::at_once(&Form::ALL, |form| {
         let mut app = Backend::stopped();
         let proxy = Proxy::with(&app, &rules);
         let mut clients: Vec<(&str, Client)> = Vec::new();
         for (n, path) in ["/low", "/medium", "/critical"].into_iter().enumerate() {
             let mut client = proxy.connect();
-            client.send(&both_ways(path)[way]);
+            client.send(form.request(path));
             until("the request to wait", || held(&proxy) == n as u64 + 1);
             clients.push((path, client));
         }
@@ -67,10 +67,10 @@ fn held_requests_are_served_by_priority_after_a_restart() {
         assert_eq!(proxy.metric("outrigger_app_reachable", &[]), 1.0);
         drop(clients);
         is_at_rest(&proxy);
-    }
+    });
 }
 
-/// Both forms of requests: only those fail that were with the app when it died and must not be sent twice.
+/// With a body and without: only those fail that were with the app when it died and must not be sent twice.
 #[test]
 fn killing_the_app_under_load_fails_no_repeatable_request() {
     let mut app = Backend::start();
@@ -132,15 +132,15 @@ fn only_orders_in_flight_at_a_killed_app_fail() {
 fn a_request_held_for_too_long_gets_a_502() {
     let app = Backend::stopped();
     let proxy = Proxy::with(&app, "app.hold = \"400ms\"");
-    for request in both_ways("/") {
+    Form::at_once(&Form::ALL, |form| {
         let asked = Instant::now();
-        let answer = proxy.ask(&request);
+        let answer = form.ask(&proxy, "/");
         answer.is_problem(502, "app_unreachable");
         assert_eq!(answer.number("retry-after"), 1);
         let took = asked.elapsed();
         assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(3), "{took:?}");
-    }
-    proxy.counts("outrigger_app_failures_total", &[("reason", "app_unreachable")], 2);
+    });
+    proxy.counts("outrigger_app_failures_total", &[("reason", "app_unreachable")], Form::NUMBER);
     is_at_rest(&proxy);
 }
 
@@ -148,23 +148,23 @@ fn a_request_held_for_too_long_gets_a_502() {
 fn held_requests_are_bounded_and_the_lowest_priority_is_rejected_first() {
     let priorities = ["low", "critical"].map(|name| route(name, &format!("priority = \"{name}\"")));
     let rules = format!("app.hold = \"10s\"\napp.max_held = 1\n{}", priorities.concat());
-    for way in 0..2 {
+    Form::at_once(&Form::ALL, |form| {
         let mut app = Backend::stopped();
         let proxy = Proxy::with(&app, &rules);
         let mut low = proxy.connect();
-        low.send(&both_ways("/low")[way]);
+        low.send(form.request("/low"));
         until("it to wait", || held(&proxy) == 1);
         let asked = Instant::now();
-        proxy.ask(&both_ways("/low")[way]).is_problem(503, "app_restarting");
+        proxy.ask(&form.request("/low")).is_problem(503, "app_restarting");
         assert!(asked.elapsed() < Duration::from_secs(2));
         let mut critical = proxy.connect();
-        critical.send(&both_ways("/critical")[way]);
+        critical.send(form.request("/critical"));
         low.answer().is_problem(503, "app_restarting");
         app.resume();
         assert_eq!(critical.answer().status, 200);
         drop((low, critical));
         is_at_rest(&proxy);
-    }
+    });
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn without_hold_all_fail_at_once_until_the_app_listens_again() {
     let mut took = Vec::new();
     for n in 0..40 {
         let asked = Instant::now();
-        let answer = proxy.ask(&both_ways("/")[n % 2]);
+        let answer = Form::nth(n).ask(&proxy, "/");
         took.push(asked.elapsed());
         assert!(matches!(answer.status, 502 | 503), "{answer:?}");
     }
@@ -202,7 +202,7 @@ fn without_hold_all_fail_at_once_until_the_app_listens_again() {
     let back = Instant::now();
     until("the app to be reached", || proxy.get("/").status == 200);
     assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
-    for request in both_ways("/").iter().cycle().take(20) {
+    for request in every_form("/").iter().cycle().take(20) {
         assert_eq!(proxy.ask(request).status, 200, "all of them, at once");
     }
 }
@@ -214,9 +214,9 @@ fn a_client_may_shorten_the_deadline_and_the_app_gets_the_remaining_time() {
     let rules = format!("app.timeout = \"20s\"\n{}", route("stubborn", "client_timeout = false\ntimeout = \"700ms\""));
     let proxy = Proxy::with(&app, &rules);
     app.at("/stubborn", Play::Hang);
-    for way in 0..2 {
+    Form::at_once(&Form::ALL, |form| {
         let ask = |path: &str, ms: &str| {
-            proxy.ask(&with_fields(&both_ways(path)[way], &[&format!("X-Request-Timeout-Ms: {ms}")]))
+            proxy.ask(&with_fields(&form.request(path), &[&format!("X-Request-Timeout-Ms: {ms}")]))
         };
         let asked = Instant::now();
         ask("/hang", "300").is_problem(504, "app_timeout");
@@ -231,35 +231,36 @@ fn a_client_may_shorten_the_deadline_and_the_app_gets_the_remaining_time() {
         let asked = Instant::now();
         ask("/stubborn", "100").is_problem(504, "app_timeout");
         assert!(asked.elapsed() >= Duration::from_millis(700));
-    }
+    });
 }
 
 #[test]
 fn the_time_in_the_queue_is_part_of_a_requests_time() {
-    let app = Backend::start();
-    let gate = app.gate("/gate");
     let rules = "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"20s\"\napp.timeout = \"20s\"\n";
-    let proxy = Proxy::with(&app, rules);
-    for way in 0..2 {
-        let before = app.requests_to("/gate");
+    Form::at_once(&Form::ALL, |form| {
+        let app = Backend::start();
+        let gate = app.gate("/gate");
+        let proxy = Proxy::with(&app, rules);
         let mut first = proxy.connect();
         first.send(get("/gate"));
-        app.gets(before + 1, "/gate");
+        app.gets(1, "/gate");
         // The request times out while it waits.
-        let impatient = with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 300"]);
+        let impatient = with_fields(&form.request("/"), &["X-Request-Timeout-Ms: 300"]);
         let asked = Instant::now();
         proxy.ask(&impatient).is_problem(504, "deadline_exceeded");
         assert!(asked.elapsed() >= Duration::from_millis(300));
         // It gets a permit in time, and the app receives the remaining time.
         let mut patient = proxy.connect();
-        patient.send(with_fields(&both_ways("/")[way], &["X-Request-Timeout-Ms: 15000"]));
+        patient.send(with_fields(&form.request("/"), &["X-Request-Timeout-Ms: 15000"]));
+        until("it to wait", || proxy.metric("outrigger_admission_queue", &[]) == 1.0);
         assert!(patient.stays_silent_for(Duration::from_millis(500)));
         gate.add_permits(1);
         let left: u64 = patient.answer().seen("x-request-timeout-ms").unwrap().parse().unwrap();
         assert!(left <= 14_500 && left > 0, "{left}");
         assert_eq!(first.answer().status, 200);
-    }
-    is_at_rest(&proxy);
+        drop((first, patient));
+        is_at_rest(&proxy);
+    });
 }
 
 /// Every invalid response of an app ends in a defined status and leaves no state behind.
@@ -287,16 +288,16 @@ fn a_malformed_response_leaves_no_state_behind() {
     let rules = "retry.attempts = 1\nbreaker.open = \"1s\"\nbreaker.failures = 0\nbreaker.failure_rate = \"off\"\n\
                  [[routes]]\nname = \"late\"\npath = \"/late/**\"\ntimeout = \"1s\"\n";
     let proxy = Proxy::with(&app, rules);
-    for (path, _, status, reason) in &plays {
-        for request in both_ways(path) {
-            println!("{path} {}", &request[..4]);
+    Form::at_once(&Form::ALL, |form| {
+        for (path, _, status, reason) in &plays {
+            println!("{path} {form:?}");
             let asked = Instant::now();
-            proxy.ask(&request).is_problem(*status, reason);
+            form.ask(&proxy, path).is_problem(*status, reason);
             assert!(asked.elapsed() < Duration::from_secs(4), "{path} took {:?}", asked.elapsed());
         }
-    }
-    for (reason, times) in [("app_timeout", 6), ("app_invalid", 8), ("app_closed", 4)] {
-        proxy.counts("outrigger_app_failures_total", &[("reason", reason)], times);
+    });
+    for (reason, plays) in [("app_timeout", 3), ("app_invalid", 4), ("app_closed", 2)] {
+        proxy.counts("outrigger_app_failures_total", &[("reason", reason)], plays * Form::NUMBER);
     }
     let upgrade = with_fields(&get("/late/hang"), &["Connection: Upgrade", "Upgrade: websocket"]);
     proxy.ask(&upgrade).is_problem(504, "app_timeout");
@@ -308,7 +309,7 @@ fn a_malformed_response_leaves_no_state_behind() {
     client.answer().is_problem(504, "app_timeout");
     // A response that ends after its header section closes the client's connection.
     app.at("/breaks", Play::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec()));
-    for request in both_ways("/breaks") {
+    for request in every_form("/breaks") {
         assert!(proxy.connect().send(&request).try_answer().is_err());
     }
     drop(client);
@@ -376,9 +377,9 @@ fn requests_that_are_not_repeatable_are_not_repeated() {
     assert_eq!(app.requests_to("/500"), 1 + 3 + 1, "it is longer than what is kept");
 }
 
-/// The same repeatable request without a body, and with one.
-fn repeatable_both_ways(path: &str) -> [String; 2] {
-    both_ways(path).map(|request| request.replacen("POST", "PUT", 1))
+/// A repeatable request of this form, with a body or without.
+fn repeatable(form: Form, path: &str) -> String {
+    form.request(path).replacen("POST", "PUT", 1)
 }
 
 /// The attempts in the access log for the only request for `path`.
@@ -392,16 +393,19 @@ fn attempts_logged(proxy: &Proxy, path: &str) -> u64 {
 /// Outrigger keeps connections to the app. One that turns out to be dead is replaced, and all attempts are left.
 #[test]
 fn a_dead_kept_connection_costs_no_attempt() {
-    for way in 0..2 {
+    // The next request of an HTTP/1.0 client has another connection, and maybe another thread, which keeps others to the app.
+    let kept = [Form::Bare, Form::Sized, Form::Chunked, Form::Http2, Form::Http2Body];
+    Form::at_once(&kept, |form| {
+        let warm = if Form::HTTP11.contains(&form) { Form::Bare } else { Form::Http2 };
         for closed in 0..2 {
             let dead = 1;
             let app = Backend::start();
             let proxy = Proxy::with(&app, "retry.attempts = 2\n");
             let mut client = proxy.connect();
             // The same client, because a connection to the app is kept for the thread that used it.
-            assert_eq!(client.send(get("/warm")).answer().status, 200);
+            assert_eq!(client.send(warm.request("/warm")).answer().status, 200);
             app.at("/r", Play::CloseFirst(Arc::new(AtomicUsize::new(dead + closed))));
-            assert_eq!(client.send(&repeatable_both_ways("/r")[way]).answer().status, 200, "way {way}");
+            assert_eq!(client.send(repeatable(form, "/r")).answer().status, 200);
             assert_eq!(app.requests_to("/r"), dead + closed + 1);
             assert_eq!(attempts_logged(&proxy, "/r"), closed as u64 + 1);
             proxy.counts("outrigger_app_reconnects_total", &[], dead);
@@ -409,18 +413,18 @@ fn a_dead_kept_connection_costs_no_attempt() {
             drop(client);
             is_at_rest(&proxy);
         }
-    }
+    });
 }
 
 #[test]
 fn a_wait_for_the_app_costs_no_attempt() {
-    for request in repeatable_both_ways("/r") {
+    Form::at_once(&Form::ALL, |form| {
         let mut app = Backend::stopped();
         app.at("/r", Play::CloseFirst(Arc::new(AtomicUsize::new(1))));
         let proxy = Proxy::with(&app, "retry.attempts = 2\n");
         // The first request finds that the app is down: its connection is refused.
         let mut client = proxy.connect();
-        client.send(&request);
+        client.send(repeatable(form, "/r"));
         until("it to wait", || held(&proxy) == 1);
         app.resume();
         assert_eq!(client.answer().status, 200);
@@ -428,7 +432,7 @@ fn a_wait_for_the_app_costs_no_attempt() {
         proxy.counts("outrigger_app_retries_total", &[], 1);
         drop(client);
         is_at_rest(&proxy);
-    }
+    });
 }
 
 /// A request that waits in vain was never sent, and one that may not be repeated is sent once after its wait.

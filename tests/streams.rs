@@ -9,7 +9,7 @@ use std::{
 use crate::{
     backend::{Backend, PATTERN, Play},
     h2c::{request, with_h2},
-    harness::{Client, Hash, Proxy, both_ways, get, post, until, with_fields},
+    harness::{Client, Form, Hash, Proxy, every_form, get, post, until, with_fields},
 };
 
 /// How much a large body may add to the proxy's resident memory.
@@ -79,10 +79,10 @@ fn backpressure_bounds_the_memory_of_slow_readers() {
     app.at("/large", Play::Stream(LARGE));
     app.at("/ignore", Play::Ignore);
     let proxy = Proxy::start(&app);
-    both_ways("/warm").iter().for_each(|request| drop(proxy.ask(request)));
+    every_form("/warm").iter().for_each(|request| drop(proxy.ask(request)));
     let (before, _) = proxy.memory_kib();
     let mut clients = Vec::new();
-    for request in both_ways("/large").iter().cycle().take(16) {
+    for request in every_form("/large").iter().cycle().take(3 * Form::NUMBER) {
         let mut client = proxy.connect();
         client.send(request);
         clients.push(client);
@@ -96,7 +96,7 @@ fn backpressure_bounds_the_memory_of_slow_readers() {
         assert!(sent < 1000, "64 MB were taken from us, and by nobody");
         clients.push(client);
     }
-    app.gets(16, "/large");
+    app.gets(3 * Form::NUMBER, "/large");
     app.gets(8, "/ignore");
     let (_, peak) = proxy.memory_kib();
     // The buffers of both directions fit; the length of the body must not matter.

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     backend::Backend,
-    harness::{Proxy, Setup, both_ways, get, until},
+    harness::{Client, Form, Proxy, Setup, every_form, get, until},
 };
 
 #[test]
@@ -76,9 +76,9 @@ fn moves_to(proxy: &Proxy, address: &str) {
     fs::write(&proxy.file, rules.replace(line, &format!("app.address = \"{address}\""))).unwrap();
 }
 
-/// Both requests wait, the app moves to `app`, and they are served there.
+/// A request in every form waits, the app moves to `app`, and they are served there.
 fn follow(proxy: &Proxy, app: &Backend) {
-    let waiting: Vec<_> = both_ways("/held")
+    let waiting: Vec<_> = every_form("/held")
         .into_iter()
         .map(|request| {
             let mut client = proxy.connect();
@@ -86,7 +86,8 @@ fn follow(proxy: &Proxy, app: &Backend) {
             client
         })
         .collect();
-    until("both to be in flight", || proxy.metric("outrigger_requests_in_flight", &[]) == 2.0);
+    let in_flight = || proxy.metric("outrigger_requests_in_flight", &[]);
+    until("all to be in flight", || in_flight() == Form::NUMBER as f64);
     let moved = Instant::now();
     moves_to(proxy, &app.address());
     for mut client in waiting {
@@ -95,7 +96,7 @@ fn follow(proxy: &Proxy, app: &Backend) {
     }
     // The proxy checks the file ten times a second, and reads it once it is stable.
     assert!(moved.elapsed() < Duration::from_secs(3), "{:?}", moved.elapsed());
-    assert_eq!(app.requests_to("/held"), 2);
+    assert_eq!(app.requests_to("/held"), Form::NUMBER);
     assert_eq!(proxy.get("/new").status, 200);
     proxy.says("requests go to");
 }
@@ -147,14 +148,14 @@ fn repeated_address_changes_do_not_extend_the_hold() {
     let apps = [Backend::start(), Backend::start()];
     let proxy = Proxy::start(&apps[0]);
     let asking = {
-        let address = proxy.address;
+        let (address, h2c) = (proxy.address, proxy.h2c);
         thread::spawn(move || {
             let began = Instant::now();
             let mut longest = Duration::ZERO;
             while began.elapsed() < Duration::from_secs(3) {
-                for request in both_ways("/") {
+                for request in every_form("/") {
                     let asked = Instant::now();
-                    let answer = crate::harness::Client::connect(address).unwrap().send(&request).answer();
+                    let answer = Client::connect(address).unwrap().with_h2c(h2c).send(&request).answer();
                     assert_eq!(answer.status, 200, "{answer:?}");
                     longest = longest.max(asked.elapsed());
                 }

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::Backend,
-    harness::{Proxy, both_ways, from_address, sha256, with_fields},
+    harness::{Form, Proxy, from_address, sha256, with_fields},
     limits::EDGE,
 };
 
@@ -28,8 +28,8 @@ fn rules() -> String {
 fn ask(proxy: &Proxy, path: &str, key: Option<&str>, times: usize) -> Vec<u16> {
     let key = key.map(|name| format!("X-Api-Key: {name}-key"));
     let fields: Vec<&str> = key.iter().map(String::as_str).collect();
-    let request = |way: usize| from_address(&with_fields(&both_ways(path)[way], &fields), SHARED);
-    (0..times).map(|n| proxy.ask(&request(n % 2)).status).collect()
+    let request = |n: usize| from_address(&with_fields(&Form::nth(n).request(path), &fields), SHARED);
+    (0..times).map(|n| proxy.ask(&request(n)).status).collect()
 }
 
 fn served(statuses: &[u16]) -> usize {

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     backend::{Backend, Play},
-    harness::{Proxy, both_ways, get, post, until, with_fields},
+    harness::{Form, Proxy, every_form, get, post, until, with_fields},
 };
 
 const RULES: &str =
@@ -49,16 +49,17 @@ fn failures_of_one_client_do_not_affect_others() {
             if what == "no answer" {
                 proxy.changes_to(&format!("{IMPATIENT}{RULES}"));
             }
-            for request in both_ways(&format!("{prefix}/bad")) {
+            Form::at_once(&Form::ALL, |form| {
                 for _ in 0..8 {
                     // The attacker may get no response, or be rejected itself.
-                    let _ = proxy.connect_as(ATTACKER).send(&request).try_answer();
+                    let request = form.request(&format!("{prefix}/bad"));
+                    let _ = proxy.connect_as(ATTACKER).send(request).try_answer();
                 }
-            }
+            });
             if what == "no answer" {
                 proxy.changes_to(&rules);
             }
-            for request in both_ways(&format!("{prefix}/good")).iter().cycle().take(10) {
+            for request in every_form(&format!("{prefix}/good")).iter().cycle().take(10) {
                 let good = proxy.ask_as(VICTIM, request);
                 assert_eq!(good.status, 200, "{what}: {good:?}");
                 served += 1;

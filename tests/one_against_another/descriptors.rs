@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     backend::Backend,
-    harness::{Client, Setup, both_ways, get},
+    harness::{Client, Setup, every_form, get},
 };
 
 #[test]
@@ -38,10 +38,11 @@ fn idle_connections_of_one_client_do_not_take_the_descriptors_of_another() {
     let began = Instant::now();
     let (mut served, mut asked, mut waits) = (0, 0, Vec::new());
     while began.elapsed() < Duration::from_millis(2500) {
-        for request in both_ways("/victim") {
+        for request in every_form("/victim") {
             let sent = Instant::now();
             asked += 1;
-            let answer = Client::connect(proxy.address).and_then(|mut client| {
+            let connected = Client::connect(proxy.address).map(|client| client.with_h2c(proxy.h2c));
+            let answer = connected.and_then(|mut client| {
                 client.try_send(&request)?;
                 client.try_answer()
             });

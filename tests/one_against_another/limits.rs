@@ -2,7 +2,7 @@
 
 use crate::{
     backend::Backend,
-    harness::{Proxy, both_ways, from_address, get, with_fields},
+    harness::{Form, Proxy, from_address, get, with_fields},
     limits::{EDGE, NO_DEFAULTS, rule},
 };
 
@@ -29,8 +29,8 @@ fn filling_the_table_takes_no_quota_from_others() {
     let (mut served, mut unaffected) = (0, 0);
     for n in 0..VICTIMS {
         // Each gets five and not a sixth: no client becomes unlimited.
-        let request = |way: usize| from_address(&both_ways("/")[way], &format!("203.0.113.{n}"));
-        let statuses: Vec<u16> = (0..6).map(|time| proxy.ask(&request(time % 2)).status).collect();
+        let request = |form: Form| from_address(&form.request("/"), &format!("203.0.113.{n}"));
+        let statuses: Vec<u16> = (0..6).map(|time| proxy.ask(&request(Form::nth(n + time))).status).collect();
         let of_five = statuses[..5].iter().filter(|status| **status == 200).count();
         assert_eq!(statuses[5], 429, "{statuses:?}");
         (served, unaffected) = (served + of_five, unaffected + usize::from(of_five == 5));
@@ -51,16 +51,16 @@ fn no_client_spends_the_quota_of_an_address_that_it_claims() {
         // All headers that an attacker behind the edge can add; the edge's header names the client.
         let claims = ["Forwarded: for=203.0.113.7", "X-Real-IP: 203.0.113.7", "CF-Connecting-IP: 203.0.113.7"];
         let other = if real == "Fly-Client-IP" { "X-Forwarded-For" } else { "Fly-Client-IP" };
-        let by_edge = |way: usize, client: &str, more: &[&str]| {
+        let by_edge = |n: usize, client: &str, more: &[&str]| {
             let said = format!("{real}: {client}");
-            with_fields(&both_ways("/")[way], &[&[said.as_str()], more].concat())
+            with_fields(&Form::nth(n).request("/"), &[&[said.as_str()], more].concat())
         };
         let claimed = format!("{other}: {VICTIM}");
         let attack: Vec<u16> = (0..60)
-            .map(|n| proxy.ask(&by_edge(n % 2, "198.51.100.66", &[&claims[..], &[claimed.as_str()]].concat())).status)
+            .map(|n| proxy.ask(&by_edge(n, "198.51.100.66", &[&claims[..], &[claimed.as_str()]].concat())).status)
             .collect();
         assert_eq!(attack.iter().filter(|status| **status == 200).count(), 20, "it spends its own: {attack:?}");
-        let served = (0..20).filter(|n| proxy.ask(&by_edge(n % 2, VICTIM, &[])).status == 200).count();
+        let served = (0..20).filter(|n| proxy.ask(&by_edge(*n, VICTIM, &[])).status == 200).count();
         println!("claimed addresses, {real} is believed: {served} of 20 requests of the claimed one are served");
         assert_eq!(served, 20);
     }

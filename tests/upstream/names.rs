@@ -12,7 +12,7 @@ use xtask::ports;
 
 use crate::{
     backend::Backend,
-    harness::{Proxy, Setup, both_ways, fresh_dir, until},
+    harness::{Form, Proxy, Setup, every_form, fresh_dir, until},
 };
 
 const IN_A_NAMESPACE: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
@@ -45,7 +45,7 @@ fn every_address_of_a_name_is_tried() {
         let app = on("127.0.0.1", ports::free().unwrap());
         let port = app.address().rsplit_once(':').unwrap().1.to_owned();
         let proxy = start(&hosts, &format!("app.test:{port}"), "app.hold = \"0s\"");
-        for request in both_ways("/") {
+        for request in every_form("/") {
             assert_eq!(proxy.ask(&request).status, 200);
         }
         assert_eq!(proxy.metric("outrigger_app_failures_total", &[]), 0.0);
@@ -63,7 +63,7 @@ fn localhost_is_either_loopback_address() {
         let app = on(ip, port);
         let rules = "app.hold = \"0s\"";
         let proxy = Setup::new(&app, rules).app_at(&format!("localhost:{port}"), rules).start();
-        for request in both_ways("/") {
+        for request in every_form("/") {
             assert_eq!(proxy.ask(&request).status, 200, "{ip}");
         }
     }
@@ -76,7 +76,7 @@ fn an_unknown_name_is_used_once_it_resolves_and_changes_are_followed() {
     let (here, there) = (on("127.0.0.7", port), on("127.0.0.8", port));
     let proxy = start(&hosts, &format!("app.test:{port}"), "app.hold = \"10s\"\napp.timeout = \"12s\"");
     proxy.says("no address is found for app.test");
-    let mut waiting: Vec<_> = both_ways("/")
+    let mut waiting: Vec<_> = every_form("/")
         .into_iter()
         .map(|request| {
             let mut client = proxy.connect();
@@ -84,12 +84,13 @@ fn an_unknown_name_is_used_once_it_resolves_and_changes_are_followed() {
             client
         })
         .collect();
-    until("both to be in flight", || proxy.metric("outrigger_requests_in_flight", &[]) == 2.0);
+    let in_flight = || proxy.metric("outrigger_requests_in_flight", &[]);
+    until("all to be in flight", || in_flight() == Form::NUMBER as f64);
     fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.7 app.test\n").unwrap();
     for client in &mut waiting {
         assert_eq!(client.answer().status, 200);
     }
-    assert_eq!(here.requests(), 2);
+    assert_eq!(here.requests(), Form::NUMBER);
     assert!(proxy.metric("outrigger_name_lookups_failed_total", &[]) >= 1.0);
 
     // The address changes while the old one still works: requests follow the name.
@@ -104,7 +105,7 @@ fn an_unknown_name_is_used_once_it_resolves_and_changes_are_followed() {
     let said = proxy.log().matches("no address is found").count();
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     until("the lookup to fail", || proxy.log().matches("no address is found").count() > said);
-    for request in both_ways("/") {
+    for request in every_form("/") {
         assert_eq!(proxy.ask(&request).status, 200);
     }
 }
@@ -118,7 +119,7 @@ fn an_unknown_name_is_accepted_and_without_hold_a_502() {
     assert!(checked.status.success(), "{said}");
     assert!(said.contains("note: app.invalid:80 has no address now"), "{said}");
     let proxy = setup.start();
-    for request in both_ways("/") {
+    for request in every_form("/") {
         proxy.ask(&request).is_problem(502, "app_unreachable");
     }
     assert!(proxy.admin("/metrics/all").body.contains("outrigger_app_metrics_up{process=\"proxy\"} 0"));

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
 
 use crate::{
     backend::{Backend, Play},
-    harness::{Client, Proxy, Setup, both_ways, get, socket, until},
+    harness::{Client, Form, Proxy, Setup, every_form, get, socket, until},
 };
 
 /// Checks a proxy that has recovered from a shortage.
@@ -47,9 +47,10 @@ fn exhausted_descriptors_are_reported_as_such_and_recovered_from() {
         let line = proxy.says("out_of_resources");
         assert!(line.contains("open_files") && line.contains("LimitNOFILE"), "{line}");
         drop(busy);
-        for request in both_ways("/") {
+        for request in every_form("/") {
             until("requests to be served again", || {
-                Client::connect(proxy.address).is_ok_and(|mut client| {
+                Client::connect(proxy.address).is_ok_and(|client| {
+                    let mut client = client.with_h2c(proxy.h2c);
                     client.try_send(&request).is_ok() && client.try_answer().is_ok_and(|answer| answer.status == 200)
                 })
             });
@@ -109,7 +110,9 @@ fn out_of_local_ports() {
             thread::spawn(move || {
                 let address = SocketAddr::from(([127, 0, 0, 1 + (number % 3) as u8], port));
                 let mut client = Client::connect(address).unwrap();
-                client.send(&both_ways("/wait")[number % 2]);
+                // HTTP/2 has a listener of its own, at one address only.
+                let forms = [Form::Bare, Form::Sized, Form::Chunked, Form::Http10];
+                client.send(forms[number % forms.len()].request("/wait"));
                 client.answer()
             })
         })
@@ -122,10 +125,11 @@ fn out_of_local_ports() {
     assert!(!refused.is_empty() && answers.iter().all(|answer| matches!(answer.status, 200 | 503)));
     let line = proxy.says("out_of_resources");
     assert!(line.contains("local_ports") && line.contains("ip_local_port_range"), "{line}");
-    for request in both_ways("/") {
+    for request in every_form("/") {
         // This client needs a local port as well.
-        let ask = |mut client: Client| client.send(&request).answer().status;
-        until("requests to be served again", || Client::connect(proxy.address).is_ok_and(|client| ask(client) == 200));
+        let ask = |client: Client| client.with_h2c(proxy.h2c).send(&request).try_answer();
+        let is_served = |client: Client| ask(client).is_ok_and(|answer| answer.status == 200);
+        until("requests to be served again", || Client::connect(proxy.address).is_ok_and(is_served));
     }
     blames_nobody(&proxy);
 }

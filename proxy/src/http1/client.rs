@@ -105,12 +105,15 @@ impl Lane<'_> {
                 }
             }
             Err(Broken::App(failure, _)) => {
-                // After the head, only closing the connection shows the client that the response is incomplete.
+                // After the head, only closing the connection shows the client that the response is incomplete: in HTTP/1.0,
+                // where that may be the end of a complete one, only a reset does.
                 if !exchange.answered_by_app {
                     match self.answer(exchange, &failure.problem()).await {
                         Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
                         Err(_) => ending.client_left = true,
                     }
+                } else if !self.takes_chunks {
+                    self.stream.reset();
                 }
             }
         }

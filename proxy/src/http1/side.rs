@@ -153,6 +153,15 @@ impl ClientSide<'_> {
         }
     }
 
+    /// Makes closing the connection reset it. A stream that is not complete is reset anyway.
+    pub(super) fn reset(&mut self) {
+        if let Self::Http1(stream) = self {
+            stream.reset();
+            // Otherwise the connection would first end in order, to read the rest of the request's body.
+            stream.finish_request();
+        }
+    }
+
     /// The response is complete.
     pub(super) fn complete(&mut self) {
         if let Self::Http2 { stream, .. } = self {
