@@ -113,7 +113,7 @@ fn with_tools(mut command: Command) -> Result<Command> {
     // They wait more than they compute: for timeouts, for programs to start.
     let cores = thread::available_parallelism().map_or(1, usize::from);
     if env::var_os("RUST_TEST_THREADS").is_none() {
-        command.env("RUST_TEST_THREADS", (cores + 1).to_string());
+        command.env("RUST_TEST_THREADS", (cores + 2).to_string());
     }
     // The tests find the tools by themselves; this makes all of them use the same.
     for tool in Tool::RUN.iter().chain(&Tool::TEST) {
