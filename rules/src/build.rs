@@ -44,6 +44,7 @@ impl Builder<'_> {
         self.check_listeners(&server, raw.admin.listen.0);
         let client = self.client(raw);
         let app = Self::app(raw);
+        let run = self.run(&raw.run);
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
         let (breakers, numbers) = self.breakers(&raw.breaker, &raw.routes);
@@ -72,6 +73,7 @@ impl Builder<'_> {
             server,
             client,
             app,
+            run,
             admin: self.admin(raw),
             edge: self.edge(&raw.identity.edge.0, &raw.identity.trusted),
             credentials,
