@@ -302,7 +302,7 @@ fn a_restart_lets_requests_finish() {
     let mut client = Client::connect(run.address).unwrap();
     client.send(post("/slow", "x"));
     assert_eq!(client.answer().status, 200);
-    client.send(get("/slow?1"));
+    client.send(get("/slow?3"));
     until("the request", || run.metric("outrigger_requests_in_flight", &[]) == 1.0);
     let restart = {
         let admin = run.admin;
@@ -325,6 +325,21 @@ fn without_a_command_there_is_nothing_to_restart() {
     assert_eq!(proxy.shows("/app")["process"], Value::Null);
     let output = proxy.run(&["restart", "--admin", &proxy.admin.to_string()]);
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_audit_log_has_starts_ends_and_restarts() {
+    let directory = fresh_dir().join("audit");
+    let run = Run::serving(&format!("{QUICK}audit.directory = \"{}\"\n", directory.display()), &app(&[]));
+    assert!(run.restart().0.success());
+    let entries = || {
+        let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect::<String>()
+    };
+    for (action, count) in [("app.start", 2), ("app.exit", 1), ("app.restart", 1)] {
+        let action = format!("\"action\":\"{action}\"");
+        until(&action, || entries().matches(&action).count() == count);
+    }
 }
 
 /// Outrigger would not know when to give up its own port.

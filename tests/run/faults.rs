@@ -37,7 +37,7 @@ fn a_killed_app_costs_no_get_and_executes_no_post_twice() {
 #[test]
 fn a_hung_app_is_restarted_and_its_gets_succeed() {
     for habits in [&[][..], &["stubborn"]] {
-        let rules = format!("{QUICK}run.hang_timeout = \"1s\"\nrun.stop_grace = \"500ms\"\n");
+        let rules = format!("{QUICK}run.hang_timeout = \"2s\"\nrun.stop_grace = \"500ms\"\n");
         let run = Run::serving(&rules, &app(habits));
         let child = run.child();
         process::signal(child, Signal::STOP);
@@ -60,10 +60,10 @@ fn a_hung_app_is_restarted_and_its_gets_succeed() {
 /// A single slow request takes as long as it takes: the others show that the app lives.
 #[test]
 fn an_app_that_works_on_slow_requests_does_not_hang() {
-    let rules = format!("{QUICK}run.hang_timeout = \"1s\"\n");
+    let rules = format!("{QUICK}run.hang_timeout = \"2s\"\n");
     let run = Run::serving(&rules, &app(&[]));
     let child = run.child();
-    assert_eq!(run.get("/slow?4").body, child.to_string());
+    assert_eq!(run.get("/slow?5").body, child.to_string());
     assert_eq!(run.child(), child);
 }
 
@@ -91,7 +91,7 @@ fn a_command_that_does_not_exist_is_given_up_at_once() {
 /// Requests that wait for an app that is given up are told so.
 #[test]
 fn requests_that_wait_when_the_app_is_given_up_get_502() {
-    let rules = "server.lame_duck = \"0s\"\nrun.backoff = \"1s\"\nrun.max_restarts = 1\n";
+    let rules = "server.lame_duck = \"0s\"\nrun.backoff = \"3s\"\nrun.max_restarts = 1\n";
     let mut run = Run::start(rules, &shell("exit 3"));
     run.is("waiting");
     let began = Instant::now();

@@ -26,7 +26,7 @@ fn an_app_that_listens_on_ipv6_only_is_found() {
 #[test]
 fn an_app_that_listens_elsewhere_is_told_where_it_should() {
     let port = local().port().to_string();
-    let rules = format!("{QUICK}run.start_timeout = \"1500ms\"\nrun.max_restarts = 0\n");
+    let rules = format!("{QUICK}run.start_timeout = \"5s\"\nrun.max_restarts = 0\n");
     let mut run = Run::start(&rules, &app(&[&format!("port={port}")]));
     let line = run.says("app_silent");
     let address = line.split("localhost:").nth(1).unwrap();

@@ -403,11 +403,15 @@ impl Driver {
 
     fn tell_of_end(&self, restarts: u32) {
         let exit_code = self.last_exit.0;
+        let hint = match exit_code {
+            0 => ". If its command goes to the background, run it in the foreground",
+            _ => "",
+        };
         tracing::error!(
             event = "app_given_up",
             restarts,
             exit_code,
-            "the app was restarted {restarts} times in a row: Outrigger ends, too. If its command is a server that goes to the background, run it in the foreground"
+            "the app was restarted {restarts} times in a row: Outrigger ends, too{hint}"
         );
         notices::app_process(
             &self.state,
