@@ -4,13 +4,15 @@
 //! driver.rs    drives `policy::supervisor` with processes, signals, timers and probes
 //! process.rs   one start of the command: its environment, signals, and what it leaves behind
 //! probe.rs     whether the app gives a sign of life
+//! output.rs    its output as JSON lines, if that is wanted
 //! port.rs      a free port for the app; listening.rs: on which ports it listens instead
 //! ```
 //!
-//! [docs/run.md](../../../docs/run.md) describes what operators see.
+//! docs/run.md describes what operators see.
 
 pub mod driver;
 pub mod listening;
+mod output;
 pub mod port;
 mod probe;
 pub mod process;

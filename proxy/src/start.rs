@@ -110,7 +110,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
-    let (driver, app) = launch.command.map(|command| Driver::new(Arc::clone(&state), command)).unzip();
+    let (driver, app) = launch.command.map(|command| Driver::new(Arc::clone(&state), command, queue.clone())).unzip();
     serve_admin(admin, Arc::clone(&state), app.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {

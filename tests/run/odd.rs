@@ -87,6 +87,18 @@ fn a_flood_on_standard_output_costs_nothing() {
 }
 
 #[test]
+fn output_passes_unchanged_or_as_json_lines() {
+    let run = Run::serving(QUICK, &app(&["talks"]));
+    assert_eq!(run.says("it says something"), "it says something");
+    assert_eq!(run.says("\"own\": \"json\""), "{\"own\": \"json\"}");
+    let run = Run::serving(&format!("{QUICK}run.output = \"json\"\n"), &app(&["talks"]));
+    let line: Value = serde_json::from_str(&run.says("it says something")).unwrap();
+    assert_eq!((&line["message"], &line["stream"]), (&"it says something".into(), &"stdout".into()));
+    assert_eq!(line["pid"], run.child());
+    assert_eq!(run.says("\"own\": \"json\""), "{\"own\": \"json\"}");
+}
+
+#[test]
 fn a_restart_also_works_while_the_app_is_down() {
     let run = Run::serving("run.backoff = \"1h\"\nrun.max_backoff = \"1h\"\n", &app(&[]));
     process::signal(run.child(), Signal::KILL);

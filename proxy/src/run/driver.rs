@@ -17,6 +17,7 @@ use crate::engine::metrics::RouteMetrics;
 use crate::engine::notices;
 use crate::engine::stages::hold;
 use crate::engine::state::State;
+use crate::mechanism::log::LogQueue;
 use crate::run::process::{self, Command};
 use crate::run::{ExitCode, GivenUp, Handle, Order, Shown, listening, probe};
 
@@ -30,6 +31,8 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 pub struct Driver {
     state: Arc<State>,
     command: Command,
+    /// Where the app's output goes, if Outrigger passes it on.
+    log: LogQueue,
     orders: mpsc::UnboundedReceiver<Order>,
     shown: watch::Sender<Arc<Shown>>,
     epoch: Instant,
@@ -67,12 +70,13 @@ enum Woken {
 
 impl Driver {
     /// The command is not started yet.
-    pub fn new(state: Arc<State>, command: Command) -> (Self, Handle) {
+    pub fn new(state: Arc<State>, command: Command, log: LogQueue) -> (Self, Handle) {
         let (send, orders) = mpsc::unbounded_channel();
         let (shown, watched) = watch::channel(Arc::default());
         let driver = Self {
             state,
             command,
+            log,
             orders,
             shown,
             epoch: Instant::now(),
@@ -236,7 +240,7 @@ impl Driver {
         }
         self.starts += 1;
         let program = self.command.program.to_string_lossy().into_owned();
-        match self.command.start() {
+        match self.command.start(self.rules().output, &self.log) {
             Ok(pid) => {
                 (self.main, self.group) = (Some(pid), Some(pid));
                 let (number, address) = (pid.as_raw_nonzero().get(), self.address());
@@ -371,25 +375,11 @@ impl Driver {
     /// The app has not responded within `start_timeout`.
     fn tell_of_silence(&self) {
         let address = self.address();
-        let ports = self.group.map(listening::ports_of).unwrap_or_default();
-        let listens: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let hint = listening::advice(&address, self.group);
         let seconds = self.rules().settings.start_timeout.as_secs_f64();
-        let hint = match (&address, listens.is_empty()) {
-            (AppAddress::Tcp(text), is_empty) => {
-                let port = text.rsplit_once(':').map_or("", |(_, port)| port);
-                let found = if is_empty {
-                    "it listens on no port".to_owned()
-                } else {
-                    format!("it listens on {}", listens.join(", "))
-                };
-                format!("{found}; make it listen on the port in PORT, which is {port}, or set app.address")
-            }
-            (AppAddress::Unix(_), _) => "make it listen on this socket, or set app.address".to_owned(),
-        };
         tracing::error!(
             event = "app_silent",
             app = %address,
-            listens = listens.join(","),
             "the app has not responded at {address} for {seconds} s: {hint}"
         );
     }

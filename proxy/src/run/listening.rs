@@ -3,10 +3,22 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 
+use outrigger_rules::units::AppAddress;
 use rustix::process::Pid;
 
 /// The state `TCP_LISTEN` in /proc/net/tcp.
 const LISTEN: &str = "0A";
+
+/// The advice for an app that does not respond at `address`, with the ports on which it listens instead.
+pub fn advice(address: &AppAddress, group: Option<Pid>) -> String {
+    let AppAddress::Tcp(text) = address else {
+        return "make it listen on this socket, or set app.address".to_owned();
+    };
+    let port = text.rsplit_once(':').map_or("", |(_, port)| port);
+    let ports: Vec<String> = group.map(ports_of).unwrap_or_default().iter().map(u16::to_string).collect();
+    let found = if ports.is_empty() { "on no port".to_owned() } else { format!("on {}", ports.join(", ")) };
+    format!("it listens {found}; make it listen on the port in PORT, which is {port}, or set app.address")
+}
 
 /// The ports on which processes of this group listen, as far as /proc shows.
 pub fn ports_of(group: Pid) -> BTreeSet<u16> {

@@ -6,13 +6,15 @@ use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
+use outrigger_rules::sections::run::Output;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, kill_process_group, prlimit,
     test_kill_process_group, wait,
 };
 
-use crate::run::ExitCode;
+use crate::mechanism::log::LogQueue;
+use crate::run::{ExitCode, output};
 
 /// The command of the app.
 #[derive(Clone, Debug)]
@@ -38,7 +40,7 @@ impl Command {
     ///
     /// # Errors
     /// It cannot be started, with the exit code of a shell for that.
-    pub fn start(&self) -> Result<Pid, (ExitCode, io::Error)> {
+    pub fn start(&self, output: Output, queue: &LogQueue) -> Result<Pid, (ExitCode, io::Error)> {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.arguments).process_group(0);
         if io::stdin().is_terminal() {
@@ -51,10 +53,19 @@ impl Command {
             };
         }
         let code = |e: io::Error| (ExitCode(if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }), e);
+        if output == Output::Json {
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
         // `reap` waits for it, together with all others.
-        let child = command.spawn().map_err(code)?;
+        let mut child = command.spawn().map_err(code)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| code(io::Error::other("the system gave no process id")))?;
+        let number = pid.as_raw_nonzero().get();
+        let out = child.stdout.take().map(|stream| output::pass_on(stream, "stdout", number, queue.clone()));
+        let errors = child.stderr.take().map(|stream| output::pass_on(stream, "stderr", number, queue.clone()));
+        for error in [out, errors].into_iter().flatten().filter_map(Result::err) {
+            tracing::error!("the app's output is lost: {error}");
+        }
         // It may have ended already. Programs that use select() fail with more than 1024 files.
         let _ = prlimit(Some(pid), Resource::Nofile, self.open_files);
         Ok(pid)
@@ -147,7 +158,10 @@ mod tests {
 
     #[test]
     fn a_command_that_is_not_there_has_a_shells_exit_code() {
-        let start = |program: &str| Command::new(program.into(), Vec::new(), Vec::new()).start().unwrap_err().0;
+        let dropped = crate::engine::metrics::Metrics::new().unwrap().log.dropped;
+        let (queue, _) = LogQueue::start(outrigger_rules::sections::log::LogFormat::Json, dropped).unwrap();
+        let command = |program: &str| Command::new(program.into(), Vec::new(), Vec::new());
+        let start = |program: &str| command(program).start(Output::Inherit, &queue).unwrap_err().0;
         assert_eq!(start("/nonexistent"), ExitCode(127));
         assert_eq!(start("/etc/passwd"), ExitCode(126));
     }

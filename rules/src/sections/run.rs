@@ -10,6 +10,17 @@ use crate::complaints::Builder;
 use crate::tree::Step;
 use crate::units::{OptionalSpan, OrOff, Span, Text, span};
 
+/// Where the app's standard output and error go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// To those of Outrigger, without passing through it.
+    #[default]
+    Inherit,
+    /// To the log, each line as a JSON object; lines that are one already stay as they are.
+    Json,
+}
+
 /// The app as a process of Outrigger: when it is restarted, and how it is stopped.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +40,8 @@ pub struct Run {
     pub max_restarts: u32,
     /// A restart after serving for this long is the first one in a row.
     pub stable_after: Text<Span>,
+    /// Where the app's standard output and error go. A change applies to the next start of the app.
+    pub output: Output,
 }
 
 impl Default for Run {
@@ -41,6 +54,7 @@ impl Default for Run {
             max_backoff: span(5),
             max_restarts: 5,
             stable_after: span(60),
+            output: Output::Inherit,
         }
     }
 }
@@ -52,6 +66,8 @@ pub struct RunRules {
     pub settings: Settings,
     /// After this long without a sign of life it hangs; `None`: never.
     pub hang_timeout: Option<Duration>,
+    /// Where its output goes.
+    pub output: Output,
 }
 
 /// The shortest `hang_timeout`: a busy host makes an app wait for longer than less.
@@ -79,6 +95,7 @@ impl Builder<'_> {
                 stable_after: written.stable_after.0.0,
             },
             hang_timeout,
+            output: written.output,
         }
     }
 }
