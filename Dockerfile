@@ -5,7 +5,7 @@
 #   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… \
 #     -e OUTRIGGER_AUDIT_KEYS=k1:… -e OUTRIGGER_AUDIT_SECRET=… -v outrigger-audit:/var/lib/outrigger/audit outrigger
 #
-# Renew both pinned bases together: the programs need the same Debian release to build and to run.
+# Renew the pinned bases together: the programs need the same Debian release to build and to run.
 
 FROM rust:1.95.0-slim-bookworm AS build
 # Versions follow the pinned base's release; pinning each would only break on Debian's next point release.
@@ -44,6 +44,30 @@ RUN mkdir policy/src metrics/src tokens/src trail/src wire/src identity/src rule
 COPY . .
 RUN find policy metrics tokens trail wire identity rules transport mechanism proxy app -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --package outrigger --package outrigger-app
+
+
+# `docker build --target run`: a smaller image without Python, whose only process is Outrigger, which starts the app (docs/run.md). Both
+# are one user here, so the app could read the audit log: it is off.
+FROM debian:bookworm-20260824-slim AS run
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /var/lib/outrigger --shell /usr/sbin/nologin outrigger \
+    && install -d -o 10001 -m 0700 /var/lib/outrigger
+COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
+COPY config/proxy.toml /etc/outrigger/proxy.toml
+ENV APP_SOCKET=/var/lib/outrigger/app.sock \
+    APP_LISTEN=127.0.0.1:8081 \
+    OUTRIGGER_CONFIG=/etc/outrigger/proxy.toml \
+    OUTRIGGER_LISTEN=0.0.0.0:8080 \
+    OUTRIGGER_ADMIN_LISTEN=0.0.0.0:9091 \
+    OUTRIGGER_APP_ADDRESS=unix:/var/lib/outrigger/app.sock \
+    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics
+USER 10001
+WORKDIR /var/lib/outrigger
+EXPOSE 8080 9091
+CMD ["outrigger", "run", "--", "outrigger-app"]
 
 
 FROM debian:bookworm-20260824-slim

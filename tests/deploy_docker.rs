@@ -1,8 +1,8 @@
 //! The Dockerfile passes hadolint and matches the workspace and `supervisord.conf`.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
-use xtask::{Tool, paths};
+use xtask::{Program, Signal, Tool, http, paths, process, programs, wait};
 
 fn file(name: &str) -> String {
     fs::read_to_string(paths::root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -34,6 +34,68 @@ fn bases_are_pinned_and_the_compiler_is_the_repository_s() {
     assert_eq!(bases[0], format!("rust:{channel}-slim-bookworm"));
     let date = bases[1].strip_prefix("debian:bookworm-").and_then(|tag| tag.strip_suffix("-slim"));
     assert!(date.is_some_and(|date| date.len() == 8 && date.parse::<u32>().is_ok()), "{bases:?}");
+    assert_eq!(bases[1..], [bases[1].as_str(), &bases[1]], "the images have the same base");
+}
+
+/// The instructions of the smaller image.
+fn single_process_image() -> Vec<String> {
+    let instructions = instructions();
+    let stage = |line: &String| line.starts_with("FROM ");
+    let rest = instructions.into_iter().skip_while(|line| !line.ends_with(" AS run")).skip(1);
+    rest.take_while(|line| !stage(line)).collect()
+}
+
+#[test]
+fn the_smaller_image_has_one_process_of_an_ordinary_user_and_no_python() {
+    let image = single_process_image();
+    assert_eq!(image.last().unwrap(), r#"CMD ["outrigger", "run", "--", "outrigger-app"]"#);
+    assert!(image.contains(&"USER 10001".to_owned()), "{image:?}");
+    assert!(!image.iter().any(|line| line.contains("supervisor") || line.contains("python")), "{image:?}");
+}
+
+/// With its variables, below a directory of the test. The app starts without its databases.
+#[test]
+fn the_command_of_the_smaller_image_serves_the_app() {
+    let dir = crate::harness::fresh_dir();
+    let (address, admin, app) = (crate::house::local(), crate::house::local(), crate::house::local());
+    let socket = crate::harness::socket(&dir);
+    let program = |name: &str| programs::find(name).unwrap();
+    let image = single_process_image();
+    let env = image.iter().find_map(|line| line.strip_prefix("ENV ")).unwrap();
+    let mut outrigger = Program::new(program("outrigger")).args(["run", "--"]).arg(program("outrigger-app"));
+    for (name, value) in env.split_whitespace().map(|pair| pair.split_once('=').unwrap()) {
+        let value = match name {
+            "OUTRIGGER_CONFIG" => paths::root().join("config/proxy.toml").display().to_string(),
+            "OUTRIGGER_LISTEN" => address.to_string(),
+            "OUTRIGGER_ADMIN_LISTEN" => admin.to_string(),
+            _ => value
+                .replace("/var/lib/outrigger/app.sock", &socket.display().to_string())
+                .replace("127.0.0.1:8081", &app.to_string()),
+        };
+        outrigger = outrigger.env(name, value);
+    }
+    let outrigger = outrigger
+        .env("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none")
+        .env("CHROMA_URL", "http://127.0.0.1:9")
+        .env("APP_AUTH", "off")
+        .when_orphaned("TERM");
+    let mut outrigger = outrigger.start("outrigger", &dir.join("outrigger.log")).unwrap();
+    let limit = Duration::from_secs(30);
+    outrigger
+        .ready(limit, || http::get(address, "/health/live", limit).is_ok_and(|answer| answer.status == 200))
+        .unwrap();
+    let children = process::children(outrigger.pid());
+    // The second signal ends the lame duck.
+    outrigger.signal(Signal::TERM);
+    let said = || outrigger_log(&dir).contains("draining");
+    wait::until("the drain", limit, said).unwrap();
+    let status = outrigger.stop(Signal::TERM, limit).unwrap();
+    assert!(status.success(), "{status}\n{}", outrigger.log_tail(20));
+    assert!(!children.iter().any(|pid| process::exists(*pid)), "{children:?}");
+}
+
+fn outrigger_log(dir: &Path) -> String {
+    fs::read_to_string(dir.join("outrigger.log")).unwrap_or_default()
 }
 
 /// The image's user of a program: name, uid and gid.

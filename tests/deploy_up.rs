@@ -132,6 +132,28 @@ fn the_tour_works_as_pasted_and_an_interrupt_leaves_no_process_behind() {
     house.forget();
 }
 
+/// The command is anybody's; here it is that of the tests of `outrigger run`.
+#[test]
+fn the_tour_with_an_own_app_works_as_pasted() {
+    let app = format!("exec python3 '{}/fixtures/run/app.py'", env!("CARGO_MANIFEST_DIR"));
+    let mut house = House::start_with("own-app", &["--app", &app]);
+    let said = fs::read_to_string(house.xtask.log()).unwrap();
+    let begins = |line: &&str| ["curl ", "kill ", "'/"].iter().any(|start| line.starts_with(start));
+    let tour: Vec<&str> = said.lines().filter(begins).collect();
+    let expected = ["200 OK", "\"serving\"", "outrigger_requests_total{", "the app is restarted", "", "200 OK"];
+    assert_eq!(tour.len(), expected.len(), "{tour:?}");
+    for (line, expected) in tour.iter().zip(expected) {
+        let said = paste(line);
+        assert!(said.contains(expected), "{line}\nshould show {expected} and says:\n{said}");
+    }
+    let family = house.family();
+    let status = house.xtask.stop(Signal::INT, Duration::from_secs(60)).unwrap();
+    assert!(status.success(), "{status}\n{}", house.xtask.log_tail(20));
+    let left: Vec<&u32> = family.iter().filter(|pid| exists(**pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    house.forget();
+}
+
 #[test]
 fn three_machines_stand_behind_an_edge_and_one_that_dies_comes_back() {
     let mut house = House::start_with("machines", &["--machines", "3"]);

@@ -53,6 +53,7 @@ mod paths;
 mod peers;
 mod protocol;
 mod recovery;
+mod run;
 mod sessions;
 mod shared_limits;
 mod streams;

@@ -28,6 +28,8 @@ use crate::access_log::Line;
 const QUEUE_LINES: usize = 8192;
 /// How many of them may be lines of the access log.
 const ACCESS_LINES: usize = QUEUE_LINES / 4 * 3;
+/// How many may be lines of the app, if Outrigger passes them on.
+const APP_LINES: usize = QUEUE_LINES / 16;
 /// The maximum number of lines of one kind per second.
 const LINES_OF_A_KIND: u32 = 100;
 
@@ -55,6 +57,8 @@ pub enum Entry {
     Ready(Vec<u8>),
     /// A request, formatted by the writer's thread.
     Access(Box<Line>),
+    /// A line of the app.
+    App(Vec<u8>),
     /// Write everything before this, then confirm it.
     Flush(SyncSender<()>),
 }
@@ -66,6 +70,8 @@ pub struct LogQueue {
     dropped: IntCounter,
     /// Queued lines of the access log.
     access: Arc<AtomicUsize>,
+    /// Room for lines of the app.
+    app: SyncSender<()>,
 }
 
 impl LogQueue {
@@ -76,10 +82,11 @@ impl LogQueue {
     pub fn start(format: LogFormat, dropped: IntCounter) -> io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(QUEUE_LINES);
         let access = Arc::new(AtomicUsize::new(0));
-        let waiting = Arc::clone(&access);
+        let (app, queued) = sync_channel(APP_LINES);
+        let waiting = Waiting { access: Arc::clone(&access), app: queued };
         let thread =
             std::thread::Builder::new().name("log".into()).spawn(move || write_all(&receiver, format, &waiting))?;
-        Ok((Self { sender, dropped, access }, thread))
+        Ok((Self { sender, dropped, access, app }, thread))
     }
 
     /// Queues a message, or drops it if the queue is full. Never waits.
@@ -92,6 +99,14 @@ impl LogQueue {
             if is_access {
                 self.access.fetch_sub(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Queues a line of the app. Waits while its part of the queue is full.
+    pub fn send_patiently(&self, line: Vec<u8>) {
+        // Without the writer, nobody reads either.
+        if self.app.send(()).is_ok() {
+            let _ = self.sender.send(Entry::App(line));
         }
     }
 
@@ -130,7 +145,13 @@ impl AccessLog {
     }
 }
 
-fn write_all(receiver: &Receiver<Entry>, format: LogFormat, access: &AtomicUsize) {
+/// The queued lines of which there may be fewer than of others.
+struct Waiting {
+    access: Arc<AtomicUsize>,
+    app: Receiver<()>,
+}
+
+fn write_all(receiver: &Receiver<Entry>, format: LogFormat, waiting: &Waiting) {
     let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout());
     while let Ok(first) = receiver.recv() {
         let mut next = Some(first);
@@ -139,8 +160,12 @@ fn write_all(receiver: &Receiver<Entry>, format: LogFormat, access: &AtomicUsize
             match entry {
                 Entry::Ready(line) => drop(out.write_all(&line)),
                 Entry::Access(line) => {
-                    access.fetch_sub(1, Ordering::Relaxed);
+                    waiting.access.fetch_sub(1, Ordering::Relaxed);
                     drop(line.write(&mut out, format));
+                }
+                Entry::App(line) => {
+                    let _ = waiting.app.try_recv();
+                    drop(out.write_all(&line));
                 }
                 Entry::Flush(done) => {
                     let _ = out.flush();
@@ -301,7 +326,7 @@ mod tests {
     #[test]
     fn request_lines_leave_room_for_other_lines() {
         let (sender, receiver) = sync_channel(QUEUE_LINES);
-        let queue = LogQueue { sender, dropped: counter(), access: Arc::default() };
+        let queue = LogQueue { sender, dropped: counter(), access: Arc::default(), app: sync_channel(0).0 };
         (0..2 * QUEUE_LINES).for_each(|_| queue.send(access()));
         assert_eq!(queue.dropped.get(), (2 * QUEUE_LINES - ACCESS_LINES) as u64);
         let before = queue.dropped.get();

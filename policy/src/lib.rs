@@ -7,7 +7,8 @@
 //! Reading order: [`priority`] (importance of a request), [`tier`] (multiplier of a client's rate limits), [`flags`]
 //! (feature flags), [`limiter`] (rate limits), [`lease`] (rate limits shared by several Machines), [`concurrency`]
 //! (adaptive concurrency limit), [`admission`] (permits and the fair queue), [`abuse`] (bans), [`breaker`] (circuit
-//! breakers), [`retry`] (retry budget and backoff), [`affinity`] (sticky sessions), [`audit`] (audit log events).
+//! breakers), [`retry`] (retry budget and backoff), [`affinity`] (sticky sessions), [`audit`] (audit log events), [`supervisor`] (when an app is
+//! restarted).
 
 pub mod abuse;
 pub mod admission;
@@ -20,4 +21,5 @@ pub mod lease;
 pub mod limiter;
 pub mod priority;
 pub mod retry;
+pub mod supervisor;
 pub mod tier;

@@ -3,6 +3,8 @@
 
 mod audit;
 mod explain;
+mod launch;
+mod restart;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -14,7 +16,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use outrigger_rules::config::Config;
-use outrigger_rules::environment::process_environment;
+use outrigger_rules::environment::{Given, process_environment};
 use outrigger_rules::error::ConfigError;
 use outrigger_rules::explain::field;
 use outrigger_rules::own::OwnListeners;
@@ -22,7 +24,9 @@ use outrigger_rules::sections::route_table::BUILT_IN;
 use outrigger_rules::written::schema;
 
 use self::explain::explain;
+use self::launch::LaunchError;
 use crate::control::reload::Stamp;
+use crate::start::Launch;
 use crate::transport::upstream::checked::Checked;
 
 /// The exit code for an invalid configuration.
@@ -41,8 +45,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; the default.
-    Run,
+    /// Serve until SIGTERM; the default. With a command, run the app, too.
+    Run(launch::Options),
+    /// Restart the app that `outrigger run -- COMMAND` has started; requests wait meanwhile.
+    Restart(restart::Options),
     /// Check a configuration and report all problems; exit with 78 if there are any.
     Check {
         /// The configuration file, instead of --config.
@@ -78,8 +84,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // An empty variable does not name a file.
     let named = cli.config.filter(|file| !file.as_os_str().is_empty());
-    match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(named.as_deref()),
+    match cli.command.unwrap_or_else(|| Command::Run(launch::Options::default())) {
+        Command::Run(options) => run(named.as_deref(), &options),
+        Command::Restart(options) => restart::run(named.as_deref(), &options),
         Command::Check { file } => check(file.or(named).as_deref()),
         Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();
@@ -118,10 +125,11 @@ fn configuration(named: Option<&Path>) -> (&Path, bool) {
     (file, named.is_some() || !is_missing())
 }
 
-fn load(named: Option<&Path>, patience: Duration) -> Result<Checked, ConfigError> {
+fn load(named: Option<&Path>, given: &Given, patience: Duration) -> Result<Checked, ConfigError> {
+    let environment = |name: &str| given.and_environment(name);
     match configuration(named) {
-        (file, true) => Checked::load(file, &process_environment, patience, &OwnListeners::default()),
-        (_, false) => Checked::without_file(&process_environment, patience),
+        (file, true) => Checked::load(file, &environment, patience, &OwnListeners::default()),
+        (_, false) => Checked::without_file(&environment, patience),
     }
 }
 
@@ -133,22 +141,33 @@ fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
     }
 }
 
-fn run(named: Option<&Path>) -> ExitCode {
+fn run(named: Option<&Path>, options: &launch::Options) -> ExitCode {
+    let given = match options.given() {
+        Ok(given) => given,
+        Err(e @ LaunchError::Port(_)) => {
+            fail(&e);
+            return ExitCode::from(EX_CONFIG);
+        }
+        Err(e) => return fail(&e),
+    };
     let (file, is_there) = configuration(named);
     // Before it is read: what is saved from here on is a change.
     let version = if is_there { Stamp::of(file) } else { None };
-    match load(named, START_PATIENCE) {
-        Ok(checked) => match crate::start::run(checked, file, version) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => fail(&e),
-        },
+    match load(named, &given, START_PATIENCE) {
+        Ok(checked) => {
+            let command = options.command(&checked.config.app.address);
+            match crate::start::run(checked, file, version, Launch { command, given }) {
+                Ok(code) => ExitCode::from(code.0),
+                Err(e) => fail(&e),
+            }
+        }
         Err(e) => refuse(&e),
     }
 }
 
 fn check(named: Option<&Path>) -> ExitCode {
     let (file, is_there) = configuration(named);
-    let Checked { config, upstreams } = match load(named, CHECK_PATIENCE) {
+    let Checked { config, upstreams } = match load(named, &Given::default(), CHECK_PATIENCE) {
         Ok(checked) => checked,
         Err(e) => return refuse(&e),
     };

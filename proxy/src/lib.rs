@@ -11,6 +11,8 @@ pub mod http2;
 
 pub mod accept;
 
+pub mod run;
+
 pub mod control;
 
 pub mod start;

@@ -5,6 +5,7 @@ mod shutdown;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -13,13 +14,13 @@ use outrigger_identity::clock::unix_now;
 use outrigger_identity::credentials::keep_fresh;
 use outrigger_policy::flags::{Feature, Switch};
 use outrigger_rules::config::Config;
-use outrigger_rules::environment::unknown_variables;
+use outrigger_rules::environment::{Given, unknown_variables};
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use self::shutdown::{drain, shutdown_signal};
+use self::shutdown::{Haste, drain, shutdown_signal};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
 use crate::control::reload::{self, Stamp};
@@ -27,11 +28,15 @@ use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::Metrics;
 use crate::engine::notices;
+use crate::engine::stages::hold;
 use crate::engine::state::State;
-use crate::mechanism::audit::{AuditBasis, Command, Trail, upkeep};
+use crate::mechanism::audit::{self, AuditBasis, Trail, upkeep};
 use crate::mechanism::limits::settling::SharedState;
 use crate::mechanism::log::{AccessLog, LogQueue};
-use crate::mechanism::{audit, limits, log, peers};
+use crate::mechanism::{limits, log, peers};
+use crate::run::driver::Driver;
+use crate::run::process::Command;
+use crate::run::{ExitCode, Handle, Order};
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::names::Which;
 use crate::transport::{app_pool, upstream};
@@ -62,17 +67,26 @@ pub enum RunError {
     Metrics(#[from] outrigger_metrics::Error),
 }
 
-/// Serves until SIGTERM or SIGINT. `read` is the version of the file that was read. Without one, all settings have their
-/// defaults until the file exists.
+/// The command line of `outrigger run`.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// The app's command.
+    pub command: Option<Command>,
+    /// The defaults that it changes.
+    pub given: Given,
+}
+
+/// Serves until SIGTERM or SIGINT, or until the app's process is given up. Returns the exit code. `read` is the version of the file that
+/// was read. Without one, all settings have their defaults until the file exists.
 ///
 /// # Errors
 /// Why it cannot start.
-pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), RunError> {
+pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -> Result<ExitCode, RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    warn_of_settings(config, file, read.is_some());
+    warn_of_settings(config, file, read.is_some() || launch.command.is_some());
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
@@ -96,10 +110,12 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     // The workers have clones: once they stop listening, the sockets close.
     drop((public, h2c, peers));
 
-    serve_admin(admin, Arc::clone(&state))?;
+    let (driver, app) = launch.command.map(|command| Driver::new(Arc::clone(&state), command, queue.clone())).unzip();
+    serve_admin(admin, Arc::clone(&state), app.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
-        tokio::spawn(reload::watch(file.to_owned(), read, Arc::clone(&state), level));
+        let watched = reload::Watched { file: file.to_owned(), given: launch.given };
+        tokio::spawn(reload::watch(watched, read, Arc::clone(&state), level));
         start_background_tasks(&state);
         tracing::info!(
             listen = %server.listen,
@@ -111,9 +127,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        shutdown_signal().await?;
-        drain(&state, &leaving, &closing).await;
-        Ok(())
+        serve(&state, &leaving, &closing, driver.zip(app)).await
     });
     if let Some(trail) = &state.trail {
         notices::process(&state, "stop");
@@ -128,8 +142,50 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>) -> Result<(), Run
     result
 }
 
+/// Serves until a signal, or until the app's process is given up; then drains, and stops the app.
+async fn serve(
+    state: &Arc<State>,
+    leaving: &watch::Sender<bool>,
+    closing: &watch::Sender<bool>,
+    app: Option<(Driver, Handle)>,
+) -> Result<ExitCode, RunError> {
+    let Some((driver, app)) = app else {
+        shutdown_signal().await?;
+        drain(state, leaving, closing, Haste::None).await;
+        return Ok(ExitCode(0));
+    };
+    let mut running = pin!(driver.run());
+    let given_up = tokio::select! {
+        // First, so that signals are caught before the app runs.
+        biased;
+        signal = shutdown_signal() => signal.map(|()| None)?,
+        exit_code = &mut running => Some(exit_code?),
+    };
+    if let Some(exit_code) = given_up {
+        hold::app_ended(state);
+        drain(state, leaving, closing, Haste::AppIsGone).await;
+        return Ok(exit_code);
+    }
+    let drained = drain(state, leaving, closing, Haste::None);
+    tokio::select! {
+        () = drained => {}
+        // It was given up meanwhile.
+        exit_code = &mut running => {
+            hold::app_ended(state);
+            return Ok(exit_code?);
+        }
+    }
+    app.order(Order::Stop);
+    tokio::select! {
+        exit_code = &mut running => return exit_code.map(|_| ExitCode(0)).map_err(RunError::from),
+        _ = shutdown_signal() => app.order(Order::Hurry),
+    }
+    running.await?;
+    Ok(ExitCode(0))
+}
+
 /// Starts the writer of the audit log, if it is configured, and logs this start.
-fn start_audit_log(state: &State, commands: Option<Receiver<Command>>) -> Result<(), RunError> {
+fn start_audit_log(state: &State, commands: Option<Receiver<audit::Command>>) -> Result<(), RunError> {
     let (Some(trail), Some(commands)) = (&state.trail, commands) else { return Ok(()) };
     let before = upkeep::flags_before(&trail.basis().audit);
     audit::start::<RunError>(trail, commands)?;
@@ -365,12 +421,12 @@ async fn sweep_kept_connections(state: Arc<State>) {
 }
 
 /// Serves the admin listener on a thread of its own, so that its clients take no time from the background tasks.
-fn serve_admin(listener: std::net::TcpListener, state: Arc<State>) -> io::Result<()> {
+fn serve_admin(listener: std::net::TcpListener, state: Arc<State>, app: Option<Handle>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let serve = move || {
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
-                Ok(listener) => admin::serve(listener, state).await,
+                Ok(listener) => admin::serve(listener, state, app).await,
                 Err(e) => tracing::error!("the admin listener cannot accept connections: {e}"),
             }
         });

@@ -44,6 +44,7 @@ impl Builder<'_> {
         self.check_listeners(&server, raw.admin.listen.0);
         let client = self.client(raw);
         let (app, health) = (Self::app(raw), self.health(&raw.health));
+        let run = self.run(&raw.run);
         let credentials = identity::build(&raw.identity, self.root, self.environment, &mut self.problems);
         let flags = self.flags(raw);
         let (breakers, numbers) = self.breakers(&raw.breaker, &raw.routes);
@@ -77,6 +78,7 @@ impl Builder<'_> {
             client,
             app,
             health,
+            run,
             admin: self.admin(raw),
             edge: self.edge(&raw.identity.edge.0, &raw.identity.trusted),
             credentials,

@@ -23,6 +23,7 @@ use crate::sections::log::Log;
 use crate::sections::peers::PeerRules;
 use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
+use crate::sections::run::RunRules;
 use crate::units::AppAddress;
 
 /// The checked configuration of the proxy.
@@ -36,6 +37,8 @@ pub struct Config {
     pub app: App,
     /// How the app's health is checked.
     pub health: HealthRules,
+    /// The app's process, if Outrigger starts it.
+    pub run: RunRules,
     /// The operators' listener.
     pub admin: AdminRules,
     /// Which senders may name the client.

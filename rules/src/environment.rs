@@ -57,9 +57,37 @@ const OTHER_VARIABLES: [&str; 9] = [
     AUDIT_SECRET,
 ];
 
-/// Variables that set the default of a key: a key in the file wins. Kept for existing deployments.
-const DEFAULTS: [(&str, &str, &str); 2] =
-    [("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"), ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open")];
+/// Variables that set the default of a key: a key in the file wins. The first two are kept for existing deployments, the others are
+/// [`Given`].
+const DEFAULTS: [(&str, &str, &str); 5] = [
+    ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "breaker", "failures"),
+    ("CIRCUIT_BREAKER_TIMEOUT", "breaker", "open"),
+    (GIVEN_LISTEN, "server", "listen"),
+    (GIVEN_ADDRESS, "app", "address"),
+    (GIVEN_HOLD, "app", "hold"),
+];
+
+/// `server.listen`, unless it is configured. No variable of the environment has such a name.
+pub const GIVEN_LISTEN: &str = "outrigger run: listen";
+/// The same for `app.address`.
+pub const GIVEN_ADDRESS: &str = "outrigger run: address";
+/// The same for `app.hold`.
+pub const GIVEN_HOLD: &str = "outrigger run: hold";
+
+/// Defaults that `outrigger run -- COMMAND` gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given(pub Vec<(&'static str, String)>);
+
+impl Given {
+    /// These, and the environment of this process.
+    pub fn and_environment(&self, name: &str) -> Option<String> {
+        let given = self.0.iter().find(|(given, _)| *given == name);
+        given.map_or_else(|| process_environment(name), |(_, value)| Some(value.clone()))
+    }
+}
+
+/// Secrets of the proxy that no other program may have.
+pub const PROXY_SECRETS: [&str; 5] = [outrigger_trail::keys::KEYS, ADMIN_TOKEN, signing::KEYS, KEY_SECRET, REDIS_URL];
 
 /// Keys of earlier versions and why they were removed: they are accepted with a warning and have no effect.
 const REMOVED: [(&str, &str, &str); 1] = [(

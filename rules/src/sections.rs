@@ -22,5 +22,6 @@ pub mod redis;
 pub mod retry;
 pub mod route_table;
 pub mod routes;
+pub mod run;
 pub mod server;
 pub mod tiers;

@@ -24,6 +24,7 @@ use crate::sections::log::Log;
 use crate::sections::peers::Peers;
 use crate::sections::retry::Retry;
 use crate::sections::routes::Route;
+use crate::sections::run::Run;
 use crate::sections::server::Server;
 use crate::sections::tiers::Tiers;
 
@@ -39,6 +40,8 @@ pub struct Raw {
     pub app: App,
     /// The app's health check.
     pub health: Health,
+    /// The app as a process of Outrigger: `outrigger run -- COMMAND`.
+    pub run: Run,
     /// The operators' listener. Changes need a restart.
     pub admin: Admin,
     /// How clients are identified: the proxies, keys and tokens to trust.

@@ -1,4 +1,4 @@
-//! The forms that a request can have. What the proxy promises, it promises for each of them.
+//! The forms that a request can have. The proxy's promises hold for each of them.
 
 use std::thread;
 

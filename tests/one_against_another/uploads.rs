@@ -49,7 +49,7 @@ const ROUNDS: usize = 5;
 const MOST_ROUNDS: usize = 25;
 /// A request takes about a millisecond. Each time that another program runs first, it takes a slice of the scheduler more, some
 /// milliseconds: where one in a hundred requests meets two of them in one half and none in the other, that is no attack's doing.
-/// What an attack can cause is more: a wait for a permit takes up to a second, one for a body 200 ms.
+/// An attack can cause more: a wait for a permit takes up to a second, one for a body 200 ms.
 const NOISE: Duration = Duration::from_millis(5);
 
 /// Sends as many of the victim's requests as a block has, in every form; none may fail. Returns their p99.

@@ -89,6 +89,7 @@ pub const CRATES: [Crate; 11] = [
                 "sections::log",
                 "sections::peers",
                 "sections::redis",
+                "sections::run",
                 "sections::server",
                 "sections::tiers",
             ],
@@ -141,7 +142,7 @@ pub const CRATES: [Crate; 11] = [
     Crate {
         directory: "proxy",
         below: &["policy", "metrics", "tokens", "trail", "wire", "identity", "rules", "transport", "mechanism"],
-        floors: &[&["engine"], &["http1"], &["http2"], &["accept"], &["control"], &["start"], &["cli"]],
+        floors: &[&["engine"], &["http1"], &["http2"], &["accept"], &["run"], &["control"], &["start"], &["cli"]],
         known: &[],
     },
     Crate { directory: "app", below: &["policy", "metrics", "tokens", "trail"], floors: &[], known: &[] },

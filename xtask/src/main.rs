@@ -17,6 +17,7 @@ Usage: cargo xtask COMMAND
 
   up               start PostgreSQL, ChromaDB, the app and the proxy, and show a tour; Ctrl-C ends everything
   up --machines N  the same with N Machines behind a stand-in for Fly's edge
+  up --app COMMAND the proxy and your own app, which listens on the port in PORT: docs/run.md
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
   soak [ARGS]      tests that take too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
   fuzz [SECONDS]   fuzz the parsers of HTTP/1.1 and HTTP/2 for SECONDS in total, default 60

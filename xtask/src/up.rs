@@ -1,7 +1,8 @@
 //! `cargo xtask up`: runs the whole stack on this machine until Ctrl-C. With `--machines`, runs several Machines
-//! behind a stand-in for Fly's edge.
+//! behind a stand-in for Fly's edge; with `--app`, the proxy and your own app.
 
 mod machine;
+mod own_app;
 mod trail;
 
 use std::{
@@ -61,14 +62,20 @@ struct Addresses {
 const STATE: &str = "XTASK_UP_STATE";
 
 pub fn run(args: &[String]) -> Result<()> {
-    let machines = wanted(args)?;
-    tools::install(&needed())?;
+    let own_app = own_app::wanted(args);
+    let machines = if own_app.is_some() { 1 } else { wanted(args)? };
+    if own_app.is_none() {
+        tools::install(&needed())?;
+    }
     let state = paths::state(&env::var(STATE).unwrap_or_else(|_| "up".to_owned()))?;
     let _only = lock(&state)?;
     say("building the programs (development profile, optimised a little; the first time takes minutes)");
     programs::ensure_built()?;
 
     let stop = stop_signals()?;
+    if let Some(command) = own_app {
+        return own_app::run(command, &state, &stop);
+    }
     let (mut house, addresses) = start_somewhere(&state, machines)?;
     let document = seed(addresses.front)?;
     // The tour begins with it. It may fail with a developer's own server, which the tour then shows.
@@ -90,7 +97,9 @@ fn wanted(args: &[String]) -> Result<u8> {
     };
     number.parse().ok().filter(|number| (1..=MOST_MACHINES).contains(number)).ok_or_else(|| {
         Error::new(format_args!("`up {}` is not understood", args.join(" ")))
-            .hint(format_args!("`cargo xtask up`, or `cargo xtask up --machines 3` for 1 to {MOST_MACHINES}"))
+            .hint(format_args!(
+                "`cargo xtask up`, `cargo xtask up --machines 3` for 1 to {MOST_MACHINES}, or `cargo xtask up --app 'COMMAND'`"
+            ))
     })
 }
 

@@ -3,12 +3,14 @@
 //! ```text
 //! access.rs        what each endpoint requires: nothing, a known Host header, or an operator
 //! connections.rs   how many connections there may be, and for how long
+//! app.rs           the app's process
 //! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
 //! pages.rs         the metrics pages, each made once for all requests that wait for it
 //! ```
 
 pub mod access;
+pub mod app;
 pub mod audit;
 pub mod connections;
 pub mod control;
@@ -29,6 +31,7 @@ use crate::control::admin::pages::{Page, off_thread};
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged};
 use crate::mechanism::limits::shared::Mode as Sharing;
+use crate::run::Handle;
 use crate::transport::ask::ask;
 use crate::transport::upstream::{ConnectError, Upstream};
 
@@ -43,6 +46,7 @@ const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it drains\n\
+                     /app          the app's process; POST /app/restart restarts it while requests wait\n\
                      /admission    permits, queue and latency of the app\n\
                      /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
                      /limits       rate limits of each tier\n\
@@ -51,8 +55,8 @@ const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of 
                      \x20             DELETE /bans/CLIENT lifts\n";
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, state: Arc<State>) {
-    connections::serve(listener, router(&state), state).await;
+pub async fn serve(listener: TcpListener, state: Arc<State>, app: Option<Handle>) {
+    connections::serve(listener, router(&state).layer(Extension(app)), state).await;
 }
 
 /// All endpoints, with the access that each requires.
@@ -62,7 +66,7 @@ pub fn endpoints(state: &Arc<State>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    audit::endpoints(control::endpoints(endpoints))
+    audit::endpoints(app::endpoints(control::endpoints(endpoints)))
 }
 
 fn router(state: &Arc<State>) -> Router {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_identity::clock::unix_now;
-use outrigger_rules::environment::process_environment;
+use outrigger_rules::environment::Given;
 use outrigger_rules::error::{ConfigError, Place, Problem};
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
@@ -47,10 +47,20 @@ impl Stamp {
     }
 }
 
-/// Watches `file` for the life of the process. `in_force` is the version that the process was started with, taken before it was read,
+/// The file to watch.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// Defaults that the command line gives.
+    pub given: Given,
+}
+
+/// Watches the file for the life of the process. `in_force` is the version that the process was started with, taken before it was read,
 /// so that a change during the start is not missed; `None` if it was started without a file.
-pub async fn watch(file: PathBuf, mut in_force: Option<Stamp>, state: Arc<State>, level: LevelSwitch) {
-    let reloader = Reloader { file, state, level };
+pub async fn watch(watched: Watched, mut in_force: Option<Stamp>, state: Arc<State>, level: LevelSwitch) {
+    let Watched { file, given } = watched;
+    let reloader = Reloader { file, given, state, level };
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
         Err(e) => {
@@ -89,6 +99,7 @@ async fn asked_by(hangup: &mut Option<tokio::signal::unix::Signal>) {
 
 struct Reloader {
     file: PathBuf,
+    given: Given,
     state: Arc<State>,
     level: LevelSwitch,
 }
@@ -104,7 +115,8 @@ impl Reloader {
         }
         // The listeners that this process really has: the file may have others, for its next start.
         let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
-        let load = move || Checked::load(&file, &process_environment, NAMES_PATIENCE, &own);
+        let given = self.given.clone();
+        let load = move || Checked::load(&file, &|name| given.and_environment(name), NAMES_PATIENCE, &own);
         match tokio::task::spawn_blocking(load).await {
             Ok(Ok(checked)) => self.apply(checked),
             Ok(Err(e)) => self.refuse(&e),

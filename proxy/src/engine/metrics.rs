@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod identity;
+pub mod process;
 pub mod rejections;
 pub mod requests;
 
@@ -15,6 +16,7 @@ use outrigger_metrics::{Catalogue, Declare, Gauge, IntCounter, IntGauge, Result}
 use crate::engine::exchange::Exchange;
 use crate::engine::metrics::config::ConfigMetrics;
 use crate::engine::metrics::identity::IdentityMetrics;
+use crate::engine::metrics::process::ProcessMetrics;
 use crate::engine::metrics::rejections::RejectionMetrics;
 use crate::engine::metrics::requests::RequestMetrics;
 pub use crate::engine::metrics::requests::{RouteMetrics, StreamKind};
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub exposition: ExpositionMetrics,
     /// The configuration.
     pub config: ConfigMetrics,
+    /// The app's process, if Outrigger starts it.
+    pub process: ProcessMetrics,
     /// Responses from a route's fallback.
     pub fallbacks: IntCounter,
     /// 0 while the app refuses connections, else 1.
@@ -157,6 +161,7 @@ impl Metrics {
             log: LogMetrics::new(&declare)?,
             exposition: ExpositionMetrics::new(&declare)?,
             config: ConfigMetrics::new(&declare)?,
+            process: ProcessMetrics::new(&declare)?,
             fallbacks: declare.counter(
                 "outrigger_fallbacks_total",
                 "Fallback responses, sent while a route's circuit breaker is open or the app is unreachable.",

@@ -129,6 +129,19 @@ pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, St
     }
 }
 
+/// Logs that the app's process was started, restarted, killed or given up.
+pub fn app_process(state: &State, action: &'static str, reason: Option<&str>, details: &serde_json::Value) {
+    let act = Act::new(EventType::AdminAction, action, Outcome::Success);
+    enter(state, Act { reason: reason.map(str::to_owned), details: Some(details.to_string()), ..act });
+}
+
+/// Logs that an operator restarts the app.
+pub fn app_restarted(state: &State) {
+    let details = json!({ "by": "operator" }).to_string();
+    let act = Act::new(EventType::AdminAction, "app.restart", Outcome::Success);
+    enter(state, Act { is_operator: true, details: Some(details), ..act });
+}
+
 /// Logs that the process has started, or is about to end.
 pub fn process(state: &State, action: &'static str) {
     let rules = state.rules.load();

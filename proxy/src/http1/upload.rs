@@ -304,7 +304,7 @@ impl Lane<'_> {
         Ok(())
     }
 
-    /// Frees what is buffered of the body, of which nobody gets more. What HTTP/2 still brings of it is dropped.
+    /// Frees what is buffered of the body, of which nobody gets more. The rest of it is dropped when it arrives.
     pub(super) fn stop_reading(&mut self) {
         if let Some(upload) = &mut self.upload {
             upload.forget();

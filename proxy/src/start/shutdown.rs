@@ -19,10 +19,23 @@ pub(super) async fn shutdown_signal() -> io::Result<()> {
     Ok(())
 }
 
+/// How little time there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// As much as is configured.
+    None,
+    /// The app is gone: requests have nothing to wait for.
+    AppIsGone,
+}
+
 /// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
 /// waiting.
-pub(super) async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>) {
-    let server = state.rules.load().config.server.clone();
+pub(super) async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>, haste: Haste) {
+    const LAST_ANSWERS: Duration = Duration::from_secs(2);
+    let mut server = state.rules.load().config.server.clone();
+    if haste == Haste::AppIsGone {
+        (server.lame_duck, server.drain_timeout) = (Duration::ZERO, server.drain_timeout.min(LAST_ANSWERS));
+    }
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);
     if !server.lame_duck.is_zero() {

@@ -6,13 +6,10 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Subcommand};
+use outrigger_rules::environment::PROXY_SECRETS;
 use outrigger_trail::keys::{KEYS, MasterKeys, PSEUDONYM_KEY, PseudonymKey};
 
 use super::{AuditError, Context, Place};
-
-/// Secrets of the proxy that no other program may have.
-const PROXY_SECRETS: [&str; 5] =
-    [KEYS, "OUTRIGGER_ADMIN_TOKEN", "OUTRIGGER_AFFINITY_KEYS", "OUTRIGGER_KEY_SECRET", "OUTRIGGER_REDIS_URL"];
 
 /// Options of `outrigger audit keys`.
 #[derive(Debug, Args)]

@@ -47,6 +47,12 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
+    /// Requests that ended with a complete response of the app.
+    pub fn answered(&self) -> u64 {
+        let outcomes = [Outcome::Success, Outcome::Redirect, Outcome::ClientError, Outcome::ServerError];
+        outcomes.iter().filter_map(|outcome| self.counted[*outcome as usize].get()).map(IntCounter::get).sum()
+    }
+
     /// Counts a request that ended. Streams have a histogram of their own for their duration.
     pub fn record(&self, outcome: Outcome, duration: Duration, stream: Option<StreamKind>) {
         let name = self.name.as_str();
