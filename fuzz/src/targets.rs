@@ -240,7 +240,7 @@ pub fn header_block(data: &[u8]) {
     }
 }
 
-const SESSION: session::Limits = session::Limits { max_head_bytes: 4096, max_fields: 64 };
+const SESSION: session::Limits = session::Limits { max_head_bytes: 4096, max_fields: 64, max_streams: MOST_STREAMS };
 
 /// A connection with any bytes after the preface.
 pub fn connection(data: &[u8]) {

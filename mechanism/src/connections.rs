@@ -149,6 +149,11 @@ impl ConnectionState {
         self.state.fetch_sub(BUSY, Ordering::AcqRel);
     }
 
+    /// Whether a limit per address applies.
+    pub fn has_address(&self) -> bool {
+        self.address.is_some()
+    }
+
     /// Begins a request over HTTP/2, of which the address has at most `most` at a time, if a limit per address applies.
     ///
     /// # Errors

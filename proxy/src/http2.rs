@@ -84,7 +84,7 @@ struct Driver {
 
 /// Serves a connection until it closes.
 pub async fn serve(connection: Connection) {
-    let session = Session::new(limits(&connection.state));
+    let session = Session::new(limits(&connection));
     let mut driver = Driver {
         connection,
         session,
@@ -126,13 +126,19 @@ pub async fn serve(connection: Connection) {
     }
 }
 
-fn limits(state: &State) -> http2::Limits {
-    let client = state.rules.load().config.client;
-    http2::Limits { max_head_bytes: client.max_head_bytes, max_fields: client.max_fields }
+fn limits(connection: &Connection) -> http2::Limits {
+    let rules = connection.state.rules.load();
+    let (client, server) = (rules.config.client, &rules.config.server);
+    let has_bound = connection.open.entry.has_address();
+    let max_streams = if has_bound { server.max_address_connections } else { http2::MOST_STREAMS };
+    http2::Limits { max_head_bytes: client.max_head_bytes, max_fields: client.max_fields, max_streams }
 }
 
 impl Driver {
     fn announce_leaving(&mut self) {
+        if self.leaving == Leaving::Closed {
+            return;
+        }
         self.session.announce_leaving();
         self.leaving = Leaving::Announced(Instant::now() + NOTICE);
     }

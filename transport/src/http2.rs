@@ -54,6 +54,8 @@ pub struct Limits {
     pub max_head_bytes: usize,
     /// Of its headers.
     pub max_fields: usize,
+    /// Of the requests at a time that the client is told. More are accepted up to [`MOST_STREAMS`].
+    pub max_streams: usize,
 }
 
 impl Limits {
@@ -195,7 +197,8 @@ impl Session {
         let list = limits.max_head_bytes + 32 * limits.max_fields;
         FrameHead { len: 12, kind: kind::SETTINGS, flags: 0, stream: 0 }.write(&mut output);
         output.put_u16(3);
-        output.put_u32(u32::try_from(MOST_STREAMS).unwrap_or(u32::MAX));
+        let streams = limits.max_streams.min(MOST_STREAMS);
+        output.put_u32(u32::try_from(streams).unwrap_or(u32::MAX));
         output.put_u16(6);
         output.put_u32(u32::try_from(list).unwrap_or(u32::MAX));
         let mut core = Core {
@@ -294,7 +297,8 @@ impl Session {
     /// Asks the client to open no more streams, and to acknowledge that.
     pub fn announce_leaving(&self) {
         let mut core = self.core();
-        core.put_go_away(u32::MAX >> 1, Reason::None);
+        let last = (u32::MAX >> 1).min(core.last_served);
+        core.put_go_away(last, Reason::None);
         FrameHead { len: 8, kind: kind::PING, flags: 0, stream: 0 }.write(&mut core.output);
         core.output.put_slice(&LEAVING);
     }

@@ -80,6 +80,14 @@ impl Lane<'_> {
         }
     }
 
+    /// After the head, only closing the connection shows the client that the response is incomplete: in HTTP/1.0, where that may
+    /// be the end of a complete one, only a reset does.
+    fn break_off(&mut self, exchange: &Exchange) {
+        if exchange.answered_by_app && !self.takes_chunks {
+            self.stream.reset();
+        }
+    }
+
     /// Sends a problem where the client can still get one, and returns how the request ended.
     pub(super) async fn end(mut self, exchange: &mut Exchange, result: Result<(), Broken>) -> (Ending, Next) {
         let mut ending = Ending { failed: result.is_err(), client_left: false, body_bytes: 0 };
@@ -94,7 +102,10 @@ impl Lane<'_> {
                 next = if self.closes { Next::Close } else { Next::Request };
             }
             // `serve_prepared` handles `Moved`, so it does not arrive here.
-            Err(Broken::ClientLeft | Broken::Moved) => ending.client_left = true,
+            Err(Broken::ClientLeft | Broken::Moved) => {
+                ending.client_left = true;
+                self.break_off(exchange);
+            }
             Err(Broken::Refused(rejection)) => {
                 exchange.rejection = Some(rejection);
                 // The rest of the body may never arrive.
@@ -105,15 +116,13 @@ impl Lane<'_> {
                 }
             }
             Err(Broken::App(failure, _)) => {
-                // After the head, only closing the connection shows the client that the response is incomplete: in HTTP/1.0,
-                // where that may be the end of a complete one, only a reset does.
                 if !exchange.answered_by_app {
                     match self.answer(exchange, &failure.problem()).await {
                         Ok(()) => next = if self.closes { Next::Close } else { Next::Request },
                         Err(_) => ending.client_left = true,
                     }
-                } else if !self.takes_chunks {
-                    self.stream.reset();
+                } else {
+                    self.break_off(exchange);
                 }
             }
         }

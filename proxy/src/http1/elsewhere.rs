@@ -207,6 +207,7 @@ impl Lane<'_> {
     /// Answers the platform's health check.
     async fn answer_healthy(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
         let reply = reply::healthy(self.state);
+        self.stop_reading();
         self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
         exchange.status = reply.status.as_u16();
         self.send_gathered(exchange).await
@@ -226,6 +227,7 @@ impl Lane<'_> {
             came_from: remote,
         };
         let body = answer.sign(&peers.this.keys);
+        self.stop_reading();
         self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
         exchange.status = 200;
         self.send_gathered(exchange).await

@@ -212,6 +212,7 @@ impl Lane<'_> {
             upload.unblocked();
             if upload.is_whole || upload.is_cut {
                 upload.end(exchange, is_answered);
+                upload.rest();
                 if upload.is_cut && is_answered {
                     self.stop_reading();
                 }

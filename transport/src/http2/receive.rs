@@ -155,7 +155,9 @@ impl Core {
         if frame.flags & flag::END_HEADERS != 0 {
             return self.block(session, frame.stream, is_last, fragment, new);
         }
-        self.block = Some(Block { stream: frame.stream, is_last, bytes: BytesMut::from(fragment), frames: 1 });
+        // Connections that have given up a block keep no other one.
+        let bytes = if self.has_ended_blocks { BytesMut::new() } else { BytesMut::from(fragment) };
+        self.block = Some(Block { stream: frame.stream, is_last, bytes, frames: 1 });
         Ok(())
     }
 

@@ -10,6 +10,9 @@ use outrigger_wire::scan::Head;
 use super::{Core, OUTPUT_HIGH, Reading, Session, Stream};
 use crate::body_memory::BodyShare;
 
+/// The window of a stream for whose body there is no memory: it fits into the bytes that need none.
+const SMALL_UPDATE: u32 = 2 << 10;
+
 /// A stream of an HTTP/2 connection with a request. It takes the response as HTTP/1.1: a head, then the body without chunks.
 /// Dropping it before [`Self::complete`] resets the stream.
 #[derive(Debug)]
@@ -119,8 +122,7 @@ impl Http2Stream {
         stream.recv_unreported += u32::try_from(read).unwrap_or(u32::MAX);
         let mut update = 0;
         if !stream.has_received_all && i64::from(stream.recv_unreported) > INITIAL_WINDOW / 2 {
-            update = std::mem::take(&mut stream.recv_unreported);
-            stream.recv_window += i64::from(update);
+            update = stream.next_update();
         }
         if update > 0 {
             core.put_number(kind::WINDOW_UPDATE, self.id, update);
@@ -242,6 +244,23 @@ impl Stream {
             share.release();
         }
         std::mem::take(&mut self.input).len()
+    }
+
+    /// Allows the client to send more; returns how much. While there is no memory for a whole window, its window shrinks to what
+    /// needs none: an upload in progress becomes slow and is not rejected.
+    fn next_update(&mut self) -> u32 {
+        let has_room = self.memory.as_mut().is_none_or(|(share, most)| share.hold(INITIAL_WINDOW as usize, *most));
+        if self.input.is_empty() {
+            self.drop_input();
+        }
+        let update = match (has_room, self.recv_window < i64::from(SMALL_UPDATE)) {
+            (true, _) => self.recv_unreported,
+            (false, true) => self.recv_unreported.min(SMALL_UPDATE),
+            (false, false) => 0,
+        };
+        self.recv_unreported -= update;
+        self.recv_window += i64::from(update);
+        update
     }
 
     fn is_read(&self) -> bool {

@@ -8,7 +8,7 @@ use outrigger_wire::scan::{Limits as HeadLimits, inspect};
 use super::*;
 use crate::body_memory::BodyMemory;
 
-const LIMITS: Limits = Limits { max_head_bytes: 8 << 10, max_fields: 32 };
+const LIMITS: Limits = Limits { max_head_bytes: 8 << 10, max_fields: 32, max_streams: MOST_STREAMS };
 
 /// The client's side of a session.
 struct Client {
@@ -162,6 +162,44 @@ fn bodies_that_nobody_reads_fill_the_windows_of_their_streams_and_no_other() {
     drop(streams);
     let (granted, unreported) = (granted(&client.frames(), 0), client.session.core().recv_unreported as usize);
     assert!(granted + unreported > 99 * window, "{granted} {unreported}");
+}
+
+#[test]
+fn the_window_of_an_upload_shrinks_while_there_is_no_memory_for_it() {
+    const MOST: usize = 300 << 10;
+    let memory = Arc::new(BodyMemory::default());
+    let mut client = Client::connect();
+    client.put_post(1, None);
+    let mut stream = client.deliver().pop().unwrap();
+    stream.account(memory.share(1), MOST);
+    let mut other = memory.share(2);
+    assert!(other.grow(MOST / 3, MOST) && other.grow(MOST / 12, MOST));
+    let (mut piece, mut window, mut sent) = (vec![0; 1 << 20], usize::try_from(INITIAL_WINDOW).unwrap(), 0);
+    while sent < 300_000 {
+        let part = window.min(3000);
+        assert!(part > 0, "the upload goes on after {sent}");
+        put_body(&mut client, 1, part);
+        client.deliver();
+        assert_eq!(poll(|cx| stream.poll_payload(cx, &mut piece)).unwrap().unwrap(), part);
+        (window, sent) = (window - part + granted(&client.frames(), 1), sent + part);
+        assert!(sent < 70_000 || window < 6000, "{window} after {sent}");
+    }
+    drop(other);
+    put_body(&mut client, 1, window);
+    client.deliver();
+    assert!(poll(|cx| stream.poll_payload(cx, &mut piece)).unwrap().is_ok());
+    assert!(granted(&client.frames(), 1) > 60_000, "there is memory again");
+}
+
+#[test]
+fn a_goaway_never_names_a_later_stream_than_the_one_before() {
+    let mut client = Client::connect();
+    client.put_post(1, Some("0"));
+    let _stream = client.deliver();
+    client.session.end_blocks();
+    client.session.announce_leaving();
+    let last = client.frames().into_iter().filter(|(head, _)| head.kind == kind::GOAWAY);
+    assert_eq!(last.map(|(_, payload)| payload[3]).collect::<Vec<_>>(), [1, 1]);
 }
 
 #[test]
