@@ -172,8 +172,8 @@ fn the_window_of_an_upload_shrinks_while_there_is_no_memory_for_it() {
     client.put_post(1, None);
     let mut stream = client.deliver().pop().unwrap();
     stream.account(memory.share(1), MOST);
-    let mut other = memory.share(2);
-    assert!(other.grow(MOST / 3, MOST) && other.grow(MOST / 12, MOST));
+    let mut others = [memory.share(2), memory.share(3)];
+    assert!(others[0].grow(MOST / 2, MOST) && others[1].grow(MOST / 4, MOST));
     let (mut piece, mut window, mut sent) = (vec![0; 1 << 20], usize::try_from(INITIAL_WINDOW).unwrap(), 0);
     while sent < 300_000 {
         let part = window.min(3000);
@@ -184,7 +184,7 @@ fn the_window_of_an_upload_shrinks_while_there_is_no_memory_for_it() {
         (window, sent) = (window - part + granted(&client.frames(), 1), sent + part);
         assert!(sent < 70_000 || window < 6000, "{window} after {sent}");
     }
-    drop(other);
+    drop(others);
     put_body(&mut client, 1, window);
     client.deliver();
     assert!(poll(|cx| stream.poll_payload(cx, &mut piece)).unwrap().is_ok());
