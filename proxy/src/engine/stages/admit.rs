@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
-use outrigger_rules::sections::route_table;
 use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
 use outrigger_wire::request::Request;
 
@@ -24,16 +23,12 @@ pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchan
     if asks_for_traffic && state.drain.phase() != Phase::Serving { Err(Rejection::Draining) } else { Ok(()) }
 }
 
-/// Responds to the platform's health checks, if the file says how the app is checked.
+/// Responds to health checks, if the file says how the app is checked. They have no limits, so none of them reaches the app.
 ///
 /// # Errors
 /// [`Rejection::AppRestarting`] or [`Rejection::Unhealthy`].
 pub fn health(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if !exchange.route().is_health {
-        return Ok(());
-    }
-    let rules = &exchange.rules.config.health;
-    if rules.check.is_none() || rules.path() == Some(request.path) || !route_table::is_built_in(request.path) {
+    if !exchange.route().is_health || exchange.rules.config.health.check.is_none() {
         return Ok(());
     }
     if state.reach.is_away() {
