@@ -371,7 +371,7 @@ async fn serve_h2(mut stream: Box<ClientStream>, client: IpAddr, worker: Worker,
             stream.input().advance(PREFACE.len());
             let origin = Origin { client, listener: worker.listener };
             let Worker { state, leaving, .. } = worker;
-            http2::serve(http2::Connection { stream, state, origin, open, leaving }).await;
+            http2::serve(http2::Connection { stream, state, origin, open: Arc::new(open), leaving }).await;
             return;
         }
         Ok(true) => {

@@ -18,7 +18,7 @@ use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, State};
 use crate::http1::{self, ClientSide, Origin};
-use crate::mechanism::connections::{ConnectionState, FREE_HEAD_BYTES, NoStream, Told};
+use crate::mechanism::connections::{FREE_HEAD_BYTES, NoStream, Told};
 use crate::transport::client_stream::ClientStream;
 use crate::transport::http2::{self, Fault, Http2Stream, New, Received, Session};
 use crate::transport::timer::Timer;
@@ -37,8 +37,8 @@ pub struct Connection {
     pub state: Arc<State>,
     /// The origin of its requests.
     pub origin: Origin,
-    /// Its entry among the connections.
-    pub open: OpenConnection,
+    /// Its entry among the connections, which stays until its last request has ended, too.
+    pub open: Arc<OpenConnection>,
     /// Becomes true when clients should reconnect elsewhere.
     pub leaving: watch::Receiver<bool>,
 }
@@ -113,8 +113,11 @@ pub async fn serve(connection: Connection) {
         })
         .await
     };
-    let Driver { connection, session, .. } = driver;
+    let Driver { connection, session, held, .. } = driver;
     session.end();
+    if held > 0 {
+        connection.open.release_head();
+    }
     if end == End::Told {
         let Connection { mut stream, open, .. } = connection;
         let mut last = BytesMut::new();
@@ -258,9 +261,9 @@ impl Driver {
             New::Refused => return metrics.refused_stream(false),
             New::Fault(fault) => return self.count(fault),
         };
-        let entry = Arc::clone(&self.connection.open.entry);
+        let open = Arc::clone(&self.connection.open);
         let most = self.connection.state.rules.load().config.server.max_address_connections;
-        if let Err(reason) = entry.begin_stream(most) {
+        if let Err(reason) = open.entry.begin_stream(most) {
             if reason == NoStream::TooMany {
                 metrics.refused_stream(true);
             }
@@ -270,7 +273,7 @@ impl Driver {
         self.idle_since = None;
         let Connection { state, origin, stream: socket, .. } = &self.connection;
         let (state, origin, addresses) = (Arc::clone(state), *origin, socket.addresses());
-        let busy = Busy(entry);
+        let busy = Busy(open);
         tokio::spawn(async move {
             // The client may have cancelled it already.
             if !stream.is_gone() {
@@ -349,11 +352,11 @@ impl Driver {
 }
 
 /// A request of the connection. Dropping this ends it.
-struct Busy(Arc<ConnectionState>);
+struct Busy(Arc<OpenConnection>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.end_stream();
+        self.0.entry.end_stream();
     }
 }
 

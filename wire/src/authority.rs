@@ -80,9 +80,38 @@ pub fn is_host_value(value: &[u8]) -> bool {
     rest.is_empty() || rest.strip_prefix(b":").is_some_and(|port| port.iter().all(u8::is_ascii_digit))
 }
 
+/// Whether both are the same host and port; either may omit the scheme's default port (RFC 9110 section 4.2.3).
+pub fn is_same_host(scheme: &[u8], one: &[u8], other: &[u8]) -> bool {
+    let default: &[u8] = if scheme.eq_ignore_ascii_case(b"https") { b":443" } else { b":80" };
+    let [one, other] =
+        [one, other].map(|text| text.strip_suffix(default).or_else(|| text.strip_suffix(b":")).unwrap_or(text));
+    one.eq_ignore_ascii_case(other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_port_may_be_omitted() {
+        let same =
+            |scheme: &str, one: &str, other: &str| is_same_host(scheme.as_bytes(), one.as_bytes(), other.as_bytes());
+        for (scheme, one, other) in [
+            ("http", "a", "A"),
+            ("http", "a:80", "a"),
+            ("HTTP", "a", "a:"),
+            ("https", "a:443", "a"),
+            ("HTTPS", "[::1]:443", "[::1]:"),
+            ("http", "a:8080", "a:8080"),
+        ] {
+            assert!(same(scheme, one, other) && same(scheme, other, one), "{scheme} {one} {other}");
+        }
+        for (scheme, one, other) in
+            [("http", "a:443", "a"), ("https", "a:80", "a"), ("http", "a", "b"), ("http", "a", ""), ("http", "a.", "a")]
+        {
+            assert!(!same(scheme, one, other) && !same(scheme, other, one), "{scheme} {one} {other}");
+        }
+    }
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_an_optional_port() {

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::authority::is_host_value;
+use crate::authority::{is_host_value, is_same_host};
 use crate::headers;
 use crate::malformed::Malformed;
 
@@ -233,12 +233,9 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a str>
     }
 }
 
-/// Whether the authority of an absolute target equals `Host`; either may omit the scheme's default port.
+/// Whether the authority of an absolute target equals `Host`.
 fn names_host(target: &str, authority: &str, host: &[u8]) -> bool {
-    let is_https = target.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    let port: &[u8] = if is_https { b":443" } else { b":80" };
-    let [one, other] = [authority.as_bytes(), host].map(|text| text.strip_suffix(port).unwrap_or(text));
-    one.eq_ignore_ascii_case(other)
+    is_same_host(target.split(':').next().unwrap_or_default().as_bytes(), authority.as_bytes(), host)
 }
 
 /// Parses a number of digits only: no sign, no list, no blanks.

@@ -3,6 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::Reason;
+use crate::authority::is_same_host;
 
 /// A header section while it is decoded.
 #[derive(Debug, Default)]
@@ -118,7 +119,7 @@ impl RequestHead {
                 }
                 self.has_host = true;
                 if self.seen & 8 != 0 {
-                    return value.eq_ignore_ascii_case(&self.authority);
+                    return is_same_host(&self.scheme, value, &self.authority);
                 }
                 self.authority.extend_from_slice(value);
                 return true;
@@ -237,7 +238,12 @@ mod tests {
         assert_eq!(with(&[("content-length", "3")], false).unwrap(), format!("{start}content-length: 3\r\n\r\n"));
         let cookies = [("cookie", "a=b"), ("x", "y"), ("cookie", "c=d")];
         assert_eq!(with(&cookies, true).unwrap(), format!("{start}x: y\r\ncookie: a=b; c=d\r\n\r\n"));
-        assert_eq!(with(&[("host", "A.test")], true).unwrap(), format!("{start}\r\n"));
+        for host in ["A.test", "a.test:80", "a.test:"] {
+            assert_eq!(with(&[("host", host)], true).unwrap(), format!("{start}\r\n"));
+        }
+        for host in ["b.test", "a.test:81", "a.test:443", ""] {
+            assert!(with(&[("host", host)], true).is_err(), "{host:?}");
+        }
     }
 
     #[test]
