@@ -2,6 +2,7 @@
 //!
 //! [`crate::headers`] decides which headers pass.
 
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
@@ -183,9 +184,9 @@ pub struct Frame<'a> {
 /// # Errors
 /// The response is not valid HTTP/1, or contradicts itself.
 pub fn relay_answer(input: &[u8], out: &mut BytesMut, frame: Frame<'_>) -> Result<Option<AnswerHead>, InvalidAnswer> {
-    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-    let mut answer = httparse::Response::new(&mut fields);
-    let len = match parser().parse_response(&mut answer, input) {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut answer = httparse::Response::new(&mut []);
+    let len = match parser().parse_response_with_uninit_headers(&mut answer, input, &mut fields) {
         Ok(httparse::Status::Complete(len)) if len <= MOST_BYTES => len,
         Ok(httparse::Status::Partial) => return Ok(None),
         Ok(httparse::Status::Complete(_)) | Err(_) => return Err(InvalidAnswer),

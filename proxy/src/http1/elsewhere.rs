@@ -1,6 +1,7 @@
 //! Requests that are not for the app here: replays through the edge, requests for peers, and health probes of peers.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -180,9 +181,9 @@ impl Lane<'_> {
     /// Signs the request with this head, as the peer will read it.
     fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
         let peers = self.state.peers.as_ref()?;
-        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-        let mut parsed = httparse::Request::new(&mut fields);
-        parsed.parse(head).ok()?;
+        let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+        let mut parsed = httparse::Request::new(&mut []);
+        parsed.parse_with_uninit_headers(head, &mut fields).ok()?;
         let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
         let target = parsed.path?;
         let host = parsed.headers.iter().find(|field| field.name.eq_ignore_ascii_case("host"));

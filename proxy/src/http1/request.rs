@@ -1,6 +1,7 @@
 //! A request: parsed, decided by the stages, and rewritten for the app.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -65,10 +66,11 @@ pub(super) fn prepare(
     thread_local! {
         static ADDED: RefCell<Added> = RefCell::default();
     }
-    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-    let mut parsed = httparse::Request::new(&mut fields);
+    // To initialize them would cost as much as to parse a small request.
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
     // `accept` has parsed it with the same bound, so this succeeds; otherwise the connection closes.
-    parsed.parse(bytes).ok()?;
+    parsed.parse_with_uninit_headers(bytes, &mut fields).ok()?;
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?;
     let path = path_of(target);
