@@ -1,16 +1,19 @@
 //! Counts habits of language in comments and documents, and compares them with budgets.
 //!
-//! The budgets follow linkerd2-proxy, hyper and sozu. Counted as prose: comments of Rust and TOML files, and Markdown, without
-//! code blocks, commented-out TOML keys, link targets and HTML. Inline code is one word that matches no habit.
+//! The budgets follow linkerd2-proxy, hyper and sozu. Counted as prose: comments of Rust and TOML files, string literals with at
+//! least three words, names of tests, and Markdown, without code blocks, commented-out TOML keys, link targets and HTML. Inline
+//! code is one word that matches no habit.
 
 mod prose;
 
-pub use self::prose::{words_of_markdown, words_of_rust_comments, words_of_toml_comments};
+pub use self::prose::{
+    words_of_markdown, words_of_rust_comments, words_of_rust_messages, words_of_test_names, words_of_toml_comments,
+};
 
 /// How many times in 1,000 words a habit may, or must, occur.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// Checked for comments and for documents, each as a whole.
+    /// Checked for comments, documents, and messages with names of tests, each as a whole.
     AtMost(f64),
     /// Checked for the comments as a whole.
     CommentsAtLeast(f64),

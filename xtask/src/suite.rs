@@ -25,6 +25,8 @@ pub fn run(args: &[String]) -> Result<()> {
     let tests = tests(args)?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
+        // A workspace of its own, with a lock file of its own.
+        ("fuzz/Cargo.lock", cargo(&["tree", "--locked", "--depth", "0", "--manifest-path", "fuzz/Cargo.toml"])),
         ("dependencies", denied(&["--log-level", "error", "--locked", "check", "bans", "licenses", "sources"])?),
         // The same compiler as in the build, so that its result is used.
         ("tests", if lints.is_ok() { linted(tests) } else { tests }),

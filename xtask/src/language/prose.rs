@@ -1,4 +1,4 @@
-//! The words of prose in comments and documents.
+//! The words of prose in comments, documents and messages.
 
 use super::Word;
 
@@ -6,7 +6,7 @@ use super::Word;
 pub fn words_of_rust_comments(source: &str) -> Vec<Word> {
     let mut lines: Vec<(usize, &str)> = Vec::new();
     let mut kind_before = ("", 0);
-    for comment in line_comments(source) {
+    for comment in parts(source).comments {
         let (kind, text) = split_marker(comment.text);
         // Only adjacent lines with one marker share a paragraph, and only if they do not follow code.
         if kind_before != (kind, comment.line.saturating_sub(1)) || comment.follows_code {
@@ -16,6 +16,38 @@ pub fn words_of_rust_comments(source: &str) -> Vec<Word> {
         kind_before = (kind, if comment.follows_code { 0 } else { comment.line });
     }
     words_of_lines(lines)
+}
+
+/// The prose in a Rust file's string literals, without SQL and those of its tests: each with at least three words.
+pub fn words_of_rust_messages(source: &str) -> Vec<Word> {
+    let end = source.find("#[cfg(test)]").unwrap_or(source.len());
+    let mut lines = Vec::new();
+    for Literal { line, text } in parts(&source[..end]).literals {
+        let is_word = |word: &&str| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let is_sql = ["select", "insert", "update", "delete", "with", "create", "alter"]
+            .iter()
+            .any(|verb| text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case(verb)));
+        if is_sql || text.split_whitespace().filter(is_word).count() < 3 {
+            continue;
+        }
+        lines.push((line, ""));
+        lines.extend((line..).zip(text.lines().map(|text| text.trim_end_matches('\\'))));
+    }
+    words_of_lines(lines)
+}
+
+/// The names of a Rust file's tests, each as a sentence.
+pub fn words_of_test_names(source: &str) -> Vec<Word> {
+    let (mut names, mut is_test) = (Vec::new(), false);
+    for (line, text) in (1..).zip(source.lines().map(str::trim)) {
+        is_test |= text.starts_with("#[test]") || text.starts_with("#[tokio::test");
+        let name =
+            text.strip_prefix("async ").unwrap_or(text).strip_prefix("fn ").and_then(|rest| rest.split('(').next());
+        if let Some(name) = name.filter(|_| std::mem::take(&mut is_test)) {
+            names.push((line, name.replace('_', " ")));
+        }
+    }
+    words_of_lines(names.iter().flat_map(|(line, name)| [(*line, ""), (*line, name.as_str())]))
 }
 
 /// The prose of a Markdown file.
@@ -46,7 +78,20 @@ pub fn words_of_toml_comments(source: &str) -> Vec<Word> {
     words_of_lines(lines)
 }
 
-// --- Comments of a Rust file ---
+// --- Comments and literals of a Rust file ---
+
+#[derive(Default)]
+struct Parts<'a> {
+    comments: Vec<Comment<'a>>,
+    literals: Vec<Literal<'a>>,
+}
+
+/// A string literal that is not raw.
+struct Literal<'a> {
+    line: usize,
+    /// Without its quotes.
+    text: &'a str,
+}
 
 struct Comment<'a> {
     line: usize,
@@ -60,10 +105,10 @@ fn split_marker(comment: &str) -> (&str, &str) {
     comment.split_at(if is_doc { 3 } else { 2 })
 }
 
-/// All line comments; what looks like one inside a literal or a block comment is skipped.
-fn line_comments(source: &str) -> Vec<Comment<'_>> {
+/// All line comments and string literals; what looks like one inside the other, or in a block comment, is skipped.
+fn parts(source: &str) -> Parts<'_> {
     let bytes = source.as_bytes();
-    let mut comments = Vec::new();
+    let mut parts = Parts::default();
     let (mut at, mut line, mut counted) = (0, 1, 0);
     while at < bytes.len() {
         let rest = &bytes[at..];
@@ -74,11 +119,17 @@ fn line_comments(source: &str) -> Vec<Comment<'_>> {
                 counted = at;
                 let line_start = bytes[..at].iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
                 let follows_code = !bytes[line_start..at].trim_ascii().is_empty();
-                comments.push(Comment { line, text: source[at..end].trim_end(), follows_code });
+                parts.comments.push(Comment { line, text: source[at..end].trim_end(), follows_code });
                 end
             }
             [b'/', b'*', ..] => at + block_comment(rest),
-            [b'"', ..] => at + string(rest),
+            [b'"', ..] => {
+                let end = at + string(rest);
+                line += lines_in(&bytes[counted..at]);
+                counted = at;
+                parts.literals.push(Literal { line, text: source[at..end].trim_matches('"') });
+                end
+            }
             [b'\'', ..] => at + quote(rest),
             [first, ..] if first.is_ascii_alphanumeric() || *first == b'_' => {
                 let name = rest.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
@@ -89,7 +140,7 @@ fn line_comments(source: &str) -> Vec<Comment<'_>> {
             _ => at + 1,
         };
     }
-    comments
+    parts
 }
 
 fn lines_in(bytes: &[u8]) -> usize {
