@@ -308,7 +308,7 @@ fn no_stored_byte_reveals_a_secret_or_a_name() {
 }
 
 #[test]
-fn monitor_and_off_write_nothing() {
+fn monitor_and_off_write_no_entry() {
     let app = Backend::start();
     for (mode, monitored) in [("monitor", Form::NUMBER as f64), ("false", 0.0)] {
         let proxy = Setup::new(&app, TRAIL).env("FF_ENABLE_AUDIT_TRAIL", mode).start();

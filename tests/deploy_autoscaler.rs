@@ -438,7 +438,7 @@ fn just_above_a_threshold_is_above_it() {
 }
 
 #[test]
-fn exactly_at_a_threshold_nothing_changes() {
+fn a_load_exactly_at_a_threshold_keeps_the_number() {
     let at = quiet(40).machines(3).cpu(0.7).memory(0.8).answers_in(1.0);
     wants(&[at], &[(10, 3), (39, 3)]);
 }
@@ -482,7 +482,7 @@ fn a_machine_that_was_just_started_stays_for_a_quarter_of_an_hour() {
 }
 
 #[test]
-fn load_that_comes_and_goes_changes_nothing() {
+fn load_that_comes_and_goes_keeps_the_number() {
     let up = quiet(4).machines(3).cpu(0.95).memory(0.95);
     let down = quiet(4).machines(3);
     let slow = quiet(1).machines(3).answers_in(4.0);
@@ -495,7 +495,7 @@ fn load_that_comes_and_goes_changes_nothing() {
 }
 
 #[test]
-fn a_deploy_that_takes_one_machine_away_at_a_time_changes_nothing() {
+fn a_deploy_that_takes_one_machine_away_at_a_time_keeps_the_number() {
     let phases = [
         quiet(20).machines(4),
         quiet(2).machines(3),
@@ -525,7 +525,7 @@ fn the_p99_of_a_handful_of_requests_is_an_accident() {
 }
 
 #[test]
-fn missing_metrics_change_nothing() {
+fn missing_metrics_keep_the_number() {
     let calm = quiet(40).machines(5);
     let none = Phase { cpu: None, memory: None, requests: None, ..calm };
     let missing = [

@@ -212,7 +212,7 @@ fn responses_have_the_limit_and_the_remaining_quota() {
 }
 
 #[test]
-fn a_rejection_by_one_limit_costs_nothing_of_the_others() {
+fn a_rejection_by_one_limit_is_not_charged_to_the_others() {
     let app = Backend::start();
     for (first, last) in [("tight", "wide"), ("wide", "tight")] {
         let one = |name: &str| match name {
@@ -334,7 +334,7 @@ fn requests_count_together_as_configured() {
 }
 
 #[test]
-fn a_tier_multiplies_the_limits_and_internal_has_none() {
+fn a_tier_multiplies_the_limits_except_for_internal() {
     let app = Backend::start();
     let key = |tier: &str| {
         format!("[[identity.keys]]\nname = \"{tier}\"\nsha256 = \"{}\"\ntier = \"{tier}\"\n", sha256(tier))

@@ -288,7 +288,7 @@ fn replay_headers_of_a_client_are_ignored() {
 }
 
 #[test]
-fn sessions_follow_their_flag_and_cost_nothing_when_off() {
+fn sessions_follow_their_flag_and_are_absent_when_off() {
     let app = Backend::start();
     let off = Setup::new(&app, "server.machine = \"a\"")
         .env("OUTRIGGER_AFFINITY_KEYS", KEYS)

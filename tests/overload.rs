@@ -440,7 +440,7 @@ fn a_flood_of_low_priority_fails_no_critical_request() {
 }
 
 #[test]
-fn a_greedy_client_takes_nothing_from_many_modest_ones() {
+fn a_greedy_client_delays_none_of_many_modest_ones() {
     let app = Backend::start();
     let workers = four_workers(&app);
     let proxy = Proxy::with(&app, &format!("identity.unknown_keys = \"count\"\n{}", routes()));

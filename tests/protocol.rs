@@ -603,7 +603,7 @@ fn a_client_that_has_sent_all_and_says_so_gets_its_response() {
 
 /// Over a Unix socket the kernel proves that a request was not read, so a POST shares the app's connections.
 #[test]
-fn posts_to_a_unix_socket_share_connections_and_none_is_lost_or_sent_twice() {
+fn posts_to_a_unix_socket_share_connections_and_are_sent_once() {
     let dir = crate::harness::fresh_dir();
     for habit in [Habit::CloseSoon, Habit::Close, Habit::Keep] {
         let app = Backend::start_unix(&socket(&dir));

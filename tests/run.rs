@@ -316,7 +316,7 @@ fn a_restart_lets_requests_finish() {
 }
 
 #[test]
-fn without_a_command_there_is_nothing_to_restart() {
+fn without_a_command_there_is_no_app_to_restart() {
     let app = crate::backend::Backend::start();
     let proxy = crate::harness::Proxy::start(&app);
     let answer = http::send("POST", proxy.admin, "/app/restart", &[], "", PATIENCE).unwrap();

@@ -341,7 +341,7 @@ fn tokens_spent_in_an_outage_stay_spent_after_it() {
 }
 
 #[test]
-fn failures_are_shared_and_a_rejection_costs_nothing_of_a_shared_limit() {
+fn failures_are_shared_and_a_rejection_is_not_charged_to_a_shared_limit() {
     let (app, redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     app.says("/401", "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n");
     let rules = [

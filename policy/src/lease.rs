@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_machine_reserves_none_of_the_quota() {
+    fn an_idle_machine_reserves_no_quota() {
         let quota = quota("6000/1m", 100);
         let (admitted, _) = simulated(quota, &[1000, 1, 1, 1, 1], 1, &[5, 20], 60_000, random(3));
         let due = 100 + 6000;

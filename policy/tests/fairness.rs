@@ -25,7 +25,7 @@ fn modest(load: f64) -> Group {
 }
 
 #[test]
-fn a_greedy_client_takes_nothing_from_modest_ones() {
+fn a_greedy_client_delays_no_modest_one() {
     for seed in SEEDS {
         for load in [2.0, 10.0] {
             let greedy = Group::new(Population::Equal(1), load, END);

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn suggests_what_was_meant_and_nothing_far_fetched() {
+    fn suggests_the_likely_name_and_no_far_fetched_one() {
         let known = ["listen", "lame_duck", "max_connections"];
         assert_eq!(did_you_mean("lisen", known), Some("listen"));
         assert_eq!(did_you_mean("max_conections", known), Some("max_connections"));

@@ -103,7 +103,7 @@ fn requests_that_wait_when_the_app_is_given_up_get_502() {
 }
 
 #[test]
-fn what_a_killed_app_leaves_behind_ends_with_it() {
+fn processes_that_a_killed_app_leaves_behind_end_with_it() {
     let python = app(&[]).join(" ");
     let run = Run::serving(QUICK, &shell(&format!("{python} & wait")));
     let shell = run.child();

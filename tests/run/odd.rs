@@ -24,7 +24,7 @@ fn an_app_that_listens_on_ipv6_only_is_found() {
 }
 
 #[test]
-fn an_app_that_listens_elsewhere_is_told_where_it_should() {
+fn an_app_that_listens_elsewhere_gets_a_message_with_the_right_port() {
     let port = local().port().to_string();
     let rules = format!("{QUICK}run.start_timeout = \"5s\"\nrun.max_restarts = 0\n");
     let mut run = Run::start(&rules, &app(&[&format!("port={port}")]));
@@ -37,7 +37,7 @@ fn an_app_that_listens_elsewhere_is_told_where_it_should() {
 }
 
 #[test]
-fn an_app_that_listens_nowhere_is_told_so() {
+fn an_app_that_listens_nowhere_gets_a_message() {
     let rules = format!("{QUICK}run.start_timeout = \"1s\"\nrun.max_restarts = 0\n");
     let mut run = Run::start(&rules, &app(&["never"]));
     let line = run.says("app_silent");

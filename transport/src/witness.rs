@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_not_be_opened_is_tried_again_after_a_while() {
+    fn a_socket_that_could_not_be_opened_is_tried_again() {
         let mut opened = Opened::NEW;
         let out_of_files = || Err(io::Error::from_raw_os_error(24));
         assert!(opened.get(out_of_files).is_none());

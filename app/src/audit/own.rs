@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn off_writes_nothing_and_monitor_only_counts() {
+    fn off_writes_no_entry_and_monitor_only_counts() {
         let metrics = Metrics::new().unwrap().audit;
         let counted = |mode: &str| metrics.events.with_label_values(&["data.read", mode]).get();
         let ann = asker(Principal::User("ann".to_owned()));

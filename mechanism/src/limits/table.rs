@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_shares_one_quota_among_new_keys_and_evicts_none() {
+    fn a_full_table_shares_one_quota_among_new_keys_and_evicts_no_key() {
         let table = Table::new(1000);
         let quota = quota("1/1h", 1);
         let admitted = |n: u64| table.take(mix(n), quota, SECOND, 1, || 0).is_ok();

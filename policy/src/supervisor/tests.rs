@@ -159,7 +159,7 @@ fn a_shutdown_ends_it_in_every_state() {
 }
 
 #[test]
-fn what_is_left_behind_is_killed_after_a_while() {
+fn processes_left_behind_are_killed_after_a_while() {
     let mut run = Run::serving();
     assert_eq!(run.on(Event::Exited), [Action::Hold, Action::TerminateRest]);
     assert_eq!(run.due(), [Action::Kill]);

@@ -160,7 +160,7 @@ fn a_body_reaches_the_app_wherever_it_is_split() {
 }
 
 #[test]
-fn a_client_that_stalls_is_told_so_and_the_app_is_not_blamed() {
+fn a_client_that_stalls_gets_408_and_the_app_is_not_blamed() {
     with_app("client.body_timeout = \"60ms\"\n", async |state, seen| {
         // Before the app is asked; and after more than is buffered, while the app waits for the rest.
         for body in ["x".to_owned(), "x".repeat(80_000)] {

@@ -52,7 +52,7 @@ async fn requests_wait_for_a_healthy_machine_and_then_fail() {
 }
 
 #[tokio::test]
-async fn a_new_run_is_checked_after_its_grace_period_and_gets_nothing_before() {
+async fn a_new_run_is_checked_after_its_grace_period_and_gets_no_request_before() {
     let a = Fake::running("a").await;
     let mut settings = Settings::default();
     fast_checks(&mut settings).grace_period = Duration::from_secs(10);

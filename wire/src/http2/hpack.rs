@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_encoding_is_an_error() {
+    fn invalid_encodings_are_errors() {
         for block in ["80", "be", "ff80", "ffffffffffffffff7f", "007e78", "000178", "00017805", "20", "3fe21f", "8220"]
         {
             assert_eq!(decoded(&mut Decoder::default(), &bytes(block)), Err(Invalid), "{block}");

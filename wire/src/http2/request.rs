@@ -273,7 +273,7 @@ mod tests {
     proptest! {
         /// Whatever passes is one HTTP/1.1 head, with the body that was declared.
         #[test]
-        fn what_passes_is_one_head(
+        fn a_request_that_passes_is_one_head(
             fields in prop::collection::vec(("[a-z:\r\n -]{0,9}", "[ -~\r\n\t]{0,9}"), 0..5),
             is_last in any::<bool>(),
         ) {

@@ -363,7 +363,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn any_sequence_ends_in_one_outcome_and_keeps_nothing(sequence in sequences(true)) {
+    fn any_sequence_ends_in_one_outcome_and_releases_all(sequence in sequences(true)) {
         let mut driver = Driver::default();
         for (event, affordable) in sequence {
             if can_happen(driver.attempts.stage, event) {

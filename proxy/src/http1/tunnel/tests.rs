@@ -107,7 +107,7 @@ async fn a_receiver_that_stalls_ends_it_with_a_loss() {
 }
 
 #[tokio::test]
-async fn what_a_broken_side_sent_before_still_arrives() {
+async fn bytes_sent_before_a_side_broke_still_arrive() {
     let (near_client, mut client) = duplex(100);
     let (near_app, mut app) = duplex(100);
     app.write_all(b"bye").await.unwrap();
@@ -220,7 +220,7 @@ async fn the_bytes_of_a_tunnel_follow_the_body() {
 }
 
 #[tokio::test]
-async fn before_the_whole_body_a_101_begins_nothing() {
+async fn before_the_whole_body_a_101_begins_no_tunnel() {
     let request = upgrade(100_000);
     let rules = "client.body_timeout = \"300ms\"";
     let (got, app) = switched(rules, &[&request[..90_000]], 100_000, 1000).await;
