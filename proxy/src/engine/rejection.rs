@@ -311,7 +311,7 @@ impl Rejection {
             Self::AuditUnavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "audit_unavailable",
-                "What this request does cannot be written down, as it has to be",
+                "The audit entry of this request, which has to come first, cannot be written",
                 "retry after Retry-After; a change may have been made: check before sending it again",
                 SOON,
             ),

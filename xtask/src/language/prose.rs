@@ -21,18 +21,21 @@ pub fn words_of_rust_comments(source: &str) -> Vec<Word> {
 /// The prose in a Rust file's string literals, without SQL and those of its tests: each with at least three words.
 pub fn words_of_rust_messages(source: &str) -> Vec<Word> {
     let end = source.find("#[cfg(test)]").unwrap_or(source.len());
-    let mut lines = Vec::new();
+    let mut messages = Vec::new();
     for Literal { line, text } in parts(&source[..end]).literals {
         let is_word = |word: &&str| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_alphabetic());
         let is_sql = ["select", "insert", "update", "delete", "with", "create", "alter"]
             .iter()
             .any(|verb| text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case(verb)));
-        if is_sql || text.split_whitespace().filter(is_word).count() < 3 {
-            continue;
+        if !is_sql && text.split_whitespace().filter(is_word).count() >= 3 {
+            // Arguments are like inline code.
+            messages.push((line, text.replace(['{', '}'], "`")));
         }
-        lines.push((line, ""));
-        lines.extend((line..).zip(text.lines().map(|text| text.trim_end_matches('\\'))));
     }
+    let lines = messages.iter().flat_map(|(line, text)| {
+        let lines = (*line..).zip(text.lines().map(|text| text.trim_end_matches('\\')));
+        std::iter::once((*line, "")).chain(lines)
+    });
     words_of_lines(lines)
 }
 
