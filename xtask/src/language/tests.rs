@@ -101,7 +101,7 @@ fn literals_with_three_words_and_names_of_tests_count() {
     let source = r###"// "not in a comment"
 const A: &str = "one two \
     three";
-fn f() { g("one two", 'x', "four five six {}"); let r = r"not a raw one"; }
+fn f() { g("one two", 'x', "four five six"); let r = r"not a raw one"; }
 #[cfg(test)]
 mod tests {
     const B: &str = "not in a test";
