@@ -1,4 +1,5 @@
-//! What `cargo xtask dist` publishes, made here of the program for tests: archive, Debian package, image, bill of materials, unit.
+//! The files that `cargo xtask dist` publishes, made here of the program for tests: archive, Debian package, image, bill of
+//! materials, unit.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,9 +17,9 @@ use crate::backend::Backend;
 use crate::harness::{PATIENCE, fresh_dir, until};
 use crate::house::local;
 
-/// What an image may have at most, compressed.
+/// Maximum size of an image, compressed.
 const IMAGE_BYTES: usize = 30_000_000;
-/// What `systemd-analyze security` may say at most, of 10.
+/// Maximum of what `systemd-analyze security` says, of 10.
 const EXPOSURE: f64 = 2.5;
 
 /// All that is published, in a directory.
@@ -222,7 +223,7 @@ fn the_package_installs_serves_and_purges() {
     dpkg(&["--install", text(&package)]);
     assert_eq!(dpkg(&["--verify", "outrigger"]), "");
     assert_eq!(fs::metadata(root.path("etc/default/outrigger")).unwrap().mode() & 0o777, 0o640);
-    // What is static in the real package needs its libraries here.
+    // The program of the real package is static; this one needs its libraries.
     root.add_program("usr/bin/outrigger", &programs::find("outrigger").unwrap()).unwrap();
     let outrigger = root.program("/usr/bin/outrigger");
     let check = outrigger.clone().args(["check", "/etc/outrigger/proxy.toml"]).output().unwrap();

@@ -1,9 +1,10 @@
-//! `cargo xtask dist`: a version as it is published, in `target/dist`: static programs, archives, Debian packages, images, bills of
-//! materials and checksums.
+//! `cargo xtask dist`: a version as it is published, in `target/dist`: static programs, archives, Debian packages, images,
+//! bills of materials and checksums.
 //!
-//! Read in this order: `build` makes a program for a target, [`Release`] is what surrounds it, `tarball`, `debian_package` and `image`
-//! pack that, `bill` lists the dependencies. The same commit results in the same bytes, apart from the versions of the compiler,
-//! gzip, and the CA certificates of the image. `roots` starts the results in directories without the libraries of this system.
+//! Read in this order: `build` makes a program for a target, [`Release`] is what surrounds it, `tarball`, `debian_package` and
+//! `image` pack that, `bill` lists the dependencies. The same commit results in the same bytes, apart from the versions of the
+//! compiler, gzip, and the CA certificates of the image. `roots` starts the results in directories without the libraries of
+//! this system.
 
 mod archive;
 mod bill;

@@ -135,7 +135,7 @@ fn digest(program: &str, content: &[u8]) -> Result<String> {
     if digest.is_empty() { Err(Error::new(format_args!("{program} printed no digest"))) } else { Ok(digest.to_owned()) }
 }
 
-/// What a program of the system makes of `input`.
+/// The output of a program of the system for `input`.
 fn through(program: &str, args: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let path = paths::in_path(program).ok_or_else(|| Error::new(format_args!("`{program}` is not in PATH")))?;
     let doing = || format!("running {program}");

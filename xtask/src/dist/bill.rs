@@ -1,4 +1,4 @@
-//! What a program contains: a bill of materials in CycloneDX 1.6, and the licences' texts.
+//! The packages that a program contains: a bill of materials in CycloneDX 1.6, and the licences' texts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Release, Target, cargo, file_of_repository, said_by, sha256, to_bytes, written};
 use crate::{Error, Result, error::While};
 
-/// What licences are called in the directory of a package, and of the C libraries in it.
+/// Names of licences in the directory of a package, and of the C libraries in it.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 /// Directories below a package's own in which they may be: `c_src/mimalloc/v2/LICENSE`.
 const DEPTH: usize = 3;
@@ -192,8 +192,8 @@ impl Package {
     }
 }
 
-/// What each package depends on, from lines of `cargo tree` such as `2bytes v1.12.1 (*)`: depth, name, version. A macro, and what
-/// only it needs, is not in the program.
+/// The dependencies of each package, from lines of `cargo tree` such as `2bytes v1.12.1 (*)`: depth, name, version. A macro,
+/// and what only it needs, is not in the program.
 fn edges(tree: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     // The packages from the root to the line above; `None` from a macro on.

@@ -8,7 +8,7 @@ use std::{
 use super::{cargo, said_by, version};
 use crate::{Error, Program, Result, error::While, paths, say};
 
-/// What a program is built for.
+/// The system that a program is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// As the compiler calls it.
@@ -21,14 +21,14 @@ pub struct Target {
     pub oci: &'static str,
 }
 
-/// What is built if the compiler has it: musl reads `/etc/hosts` and `/etc/resolv.conf` itself, so the program needs no library at
-/// run time, not even for names.
+/// Targets that are built if the compiler has them: musl reads `/etc/hosts` and `/etc/resolv.conf` itself, so the program needs
+/// no library at run time, not even for names.
 const MUSL: [Target; 2] = [
     Target { triple: "x86_64-unknown-linux-musl", arch: "x86_64", debian: "amd64", oci: "amd64" },
     Target { triple: "aarch64-unknown-linux-musl", arch: "aarch64", debian: "arm64", oci: "arm64" },
 ];
-/// What is built on such a machine otherwise. Of name services, it has `files` and `dns`; others in `/etc/nsswitch.conf` need the
-/// same version of glibc at run time.
+/// Targets that are built on such a machine otherwise. Of name services, it has `files` and `dns`; others in
+/// `/etc/nsswitch.conf` need the same version of glibc at run time.
 const GLIBC: [Target; 2] = [
     Target { triple: "x86_64-unknown-linux-gnu", ..MUSL[0] },
     Target { triple: "aarch64-unknown-linux-gnu", ..MUSL[1] },

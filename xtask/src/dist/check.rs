@@ -16,7 +16,7 @@ use crate::{Error, Process, Program, Result, Signal, Tool, error::While, http, p
 const LIMIT: Duration = Duration::from_secs(30);
 /// From the start of `outrigger run -- COMMAND` to the first response of a small app.
 const FIRST_RESPONSE: Duration = Duration::from_secs(1);
-/// What the app responds.
+/// The response of the app.
 const TEXT: &str = "served by the app\n";
 
 /// Checks the results for this machine.
