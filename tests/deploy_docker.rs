@@ -17,9 +17,10 @@ fn instructions() -> Vec<String> {
 }
 
 #[test]
-fn hadolint_accepts_the_dockerfile() {
+fn hadolint_accepts_the_dockerfiles() {
     let hadolint = Tool::Hadolint.get().unwrap();
-    let output = Command::new(hadolint).args(["--no-color", "Dockerfile"]).current_dir(paths::root()).output().unwrap();
+    let files = ["--no-color", "Dockerfile", "Dockerfile.sidecar"];
+    let output = Command::new(hadolint).args(files).current_dir(paths::root()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -35,6 +36,7 @@ fn bases_are_pinned_and_the_compiler_is_the_repository_s() {
     let date = bases[1].strip_prefix("debian:bookworm-").and_then(|tag| tag.strip_suffix("-slim"));
     assert!(date.is_some_and(|date| date.len() == 8 && date.parse::<u32>().is_ok()), "{bases:?}");
     assert_eq!(bases[1..], [bases[1].as_str(), &bases[1]], "the images have the same base");
+    assert!(file("Dockerfile.sidecar").contains(&format!("\nFROM {}\n", bases[1])), "and so has the sidecar's");
 }
 
 /// The instructions of the smaller image.

@@ -29,6 +29,7 @@ mod databases;
 mod defaults;
 mod dependencies;
 mod deploy_autoscaler;
+mod deploy_dist;
 mod deploy_docker;
 mod deploy_fly;
 mod deploy_monitoring;

@@ -77,6 +77,11 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command, such as outrigger-run.1.
+    Man {
+        /// An existing directory.
+        directory: PathBuf,
+    },
 }
 
 /// Runs the command line.
@@ -108,6 +113,10 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
             say(&String::from_utf8_lossy(&script))
         }
+        Command::Man { directory } => match clap_mangen::generate_to(Cli::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => fail(&format_args!("writing to {}: {e}", directory.display())),
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod chroma;
 pub mod debian;
+pub mod dist;
 pub mod error;
 pub mod floors;
 pub mod http;

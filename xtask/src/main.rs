@@ -8,7 +8,7 @@ mod fuzz;
 mod suite;
 mod up;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use xtask::{Error, Result, Tool, say, tools};
 
@@ -26,6 +26,8 @@ Usage: cargo xtask COMMAND
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
   bench websocket [CONNECTIONS] [SECONDS]
                    compare the CPU cost of an echoed WebSocket message with HAProxy; default 1000 and 4
+  dist [--check]   build and pack a version for publishing, in target/dist; --check also installs and starts the results;
+                   --program FILE packs this one, which was built so, instead of building it
   experiment       run an hour of faults in minutes, without and with Outrigger, and write docs/experiment.md; --quick
                    only checks that it works, --help has more options
   tools            only install what `up` and `test` need
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
             only(rest, 3).and_then(|()| bench::run_websocket(&rest[1..]))
         }
         Some("bench") => only(rest, 1).and_then(|()| bench::run(rest.first().map(String::as_str))),
+        Some("dist") => dist(rest),
         Some("experiment") => experiment::run(rest),
         Some("tools") => only(rest, 0).and_then(|()| install_all()),
         // The upstreams of the comparisons, and the WebSocket load generator: separate processes, each on its CPU.
@@ -68,6 +71,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn dist(args: &[String]) -> Result<()> {
+    let (mut check, mut given) = (false, None);
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        match arg.as_str() {
+            "--check" => check = true,
+            "--program" => given = rest.next().map(Path::new),
+            other => return Err(Error::new(format_args!("`dist` has no option `{other}`")).hint(HELP)),
+        }
+    }
+    xtask::dist::run(check, given)
 }
 
 fn only(args: &[String], most: usize) -> Result<()> {

