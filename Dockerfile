@@ -3,7 +3,7 @@
 #
 #   docker build -t outrigger .
 #   docker run -p 8080:8080 -e DATABASE_URL=… -e CHROMA_URL=… -e APP_API_KEYS=… \
-#     -e OUTRIGGER_AUDIT_KEYS=k1:… -e OUTRIGGER_AUDIT_SECRET=… -v outrigger-audit:/var/lib/outrigger/audit outrigger
+#     -e OUTRIGGER_AUDIT_KEYS=k1:… -e OUTRIGGER_AUDIT_DATABASE_URL=… -v outrigger-audit:/var/lib/outrigger/audit outrigger
 #
 # Renew the pinned bases together: the programs need the same Debian release to build and to run.
 

@@ -542,7 +542,7 @@ fn a_flood_of_rejections_is_recorded_with_its_count() {
 }
 
 #[test]
-fn clients_cannot_reach_the_apps_audit_endpoints() {
+fn clients_cannot_reach_the_audit_endpoints_of_an_earlier_app() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, TRAIL);
     for path in ["/internal/audit/batches", "/%69nternal//audit/retention"] {

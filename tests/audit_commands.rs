@@ -7,13 +7,13 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use outrigger_trail::keys::MasterKeys;
 use outrigger_trail::layout::{self, Checkpoint};
-use outrigger_trail::store::batch::Batch;
-use outrigger_trail::store::ingest::ingest;
+use outrigger_trail::store::schema;
 use serde_json::{Value, json};
 use xtask::postgres::Postgres;
 use xtask::{Signal, http};
 
 use crate::audit::entries;
+use crate::audit_store::{on_database, ship};
 use crate::backend::Backend;
 use crate::harness::{Proxy, Setup, get, until, with_fields};
 use crate::house::postgres_in;
@@ -320,33 +320,23 @@ fn only_the_apps_part_of_the_keys_is_derived_and_passed_on() {
     assert_eq!(id.stdout == b"65534\n", root, "{id:?}");
 }
 
-/// Stores a stopped proxy's segments as the app does.
+/// Stores a stopped proxy's segments as the proxy does.
 pub fn store(setup: &Setup, postgres: &Postgres) {
-    for migration in ["V3__audit.sql", "V4__audit_anchors.sql"] {
-        let migration = format!("{}/../app/migrations/{migration}", env!("CARGO_MANIFEST_DIR"));
-        postgres.sql("app", &fs::read_to_string(migration).unwrap()).unwrap();
-    }
+    let url = postgres.url("app");
+    on_database(&url, async |client| schema::migrate(client).await.unwrap()).unwrap();
     let trail = setup.dir.join("trail");
     let chain = fs::read_to_string(trail.join("CHAIN")).unwrap();
     // Every segment that the newest HEAD signs, not only those of the first run.
-    let segments = layout::segments(&trail).unwrap();
     let lines = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (mut client, connection) =
-            tokio_postgres::connect(&postgres.url("app"), tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
-        for segment in segments {
-            let keys: Vec<Value> =
-                lines(segment.keys()).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-            let first = json!({
-                "chain": chain.trim(), "machine": "m1", "class": segment.class.name(), "erasures_seen": 0, "keys": keys,
-                "head": layout::newest_head(&trail, &self::keys().public()).unwrap().map(|(line, _)| line),
-            });
-            let body = format!("{first}\n{}", lines(segment.path));
-            ingest(&mut client, &Batch::parse(body.as_bytes()).unwrap()).await.unwrap();
-        }
-    });
+    for segment in layout::segments(&trail).unwrap() {
+        let keys: Vec<Value> =
+            lines(segment.keys()).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let first = json!({
+            "chain": chain.trim(), "machine": "m1", "class": segment.class.name(), "erasures_seen": 0, "keys": keys,
+            "head": layout::newest_head(&trail, &self::keys().public()).unwrap().map(|(line, _)| line),
+        });
+        ship(&url, format!("{first}\n{}", lines(segment.path)).as_bytes()).unwrap();
+    }
 }
 
 #[test]

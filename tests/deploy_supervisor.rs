@@ -168,7 +168,7 @@ fn the_app_has_no_key_that_signs_the_audit_log_nor_another_secret_of_the_proxy()
         ("OUTRIGGER_AUDIT_KEYS", &*keys),
         ("OUTRIGGER_ADMIN_TOKEN", "token-0123456789abcdef0123456789"),
         ("OUTRIGGER_AFFINITY_KEYS", "affinity-0123456789abcdef0123456789"),
-        ("OUTRIGGER_AUDIT_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("OUTRIGGER_AUDIT_DATABASE_URL", "postgres://audit:hunter2@127.0.0.1:1/audit"),
     ];
     let machine = Machine::start_with("keys", AT_ONCE, &env);
     let environment = |program: &str| {
@@ -179,8 +179,8 @@ fn the_app_has_no_key_that_signs_the_audit_log_nor_another_secret_of_the_proxy()
     assert!(proxy.contains(secret), "the proxy signs");
     let derived = MasterKeys::parse(&keys).unwrap().unwrap().pseudonym_key().expose();
     assert!(app.contains(&format!("OUTRIGGER_AUDIT_PSEUDONYM_KEY={derived}\0")), "the app makes pseudonyms");
-    assert!(app.contains("OUTRIGGER_AUDIT_SECRET=0123"), "the app takes what is shipped");
-    for of_the_proxy in [secret, "OUTRIGGER_AUDIT_KEYS", "OUTRIGGER_ADMIN_TOKEN", "OUTRIGGER_AFFINITY_KEYS"] {
+    for of_the_proxy in [secret, "hunter2", "OUTRIGGER_AUDIT_KEYS", "OUTRIGGER_ADMIN_TOKEN", "OUTRIGGER_AFFINITY_KEYS"]
+    {
         assert!(!app.contains(of_the_proxy), "the app has {of_the_proxy}");
     }
 }

@@ -69,13 +69,11 @@ impl House {
         said.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
     }
 
-    /// The audit log's secrets, which no other user may read.
-    fn secrets(&self) -> [String; 2] {
-        ["audit.keys", "audit.secret"].map(|name| {
-            let file = self.dir.join(name);
-            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
-            fs::read_to_string(&file).unwrap()
-        })
+    /// The audit log's keys, which no other user may read.
+    fn secrets(&self) -> String {
+        let file = self.dir.join("audit.keys");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::read_to_string(&file).unwrap()
     }
 
     /// All descendant processes.

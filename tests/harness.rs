@@ -140,12 +140,17 @@ impl Setup {
 
     /// Runs `outrigger` with these arguments to its end, in this proxy's directory.
     pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("outrigger can be run")
+    }
+
+    /// The command of [`Self::run`].
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(outrigger());
         for name in foreign_variables() {
             command.env_remove(name);
         }
         command.args(args).envs(self.env.iter().cloned()).current_dir(&self.dir);
-        command.output().expect("outrigger can be run")
+        command
     }
 }
 

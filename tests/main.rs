@@ -19,6 +19,7 @@ mod admin;
 mod audit;
 mod audit_commands;
 mod audit_docs;
+mod audit_follow;
 mod audit_shipping;
 mod audit_store;
 mod audit_tampering;

@@ -204,15 +204,9 @@ pub struct AuthSettings {
     pub jwt_issuer: Option<String>,
 }
 
-/// Settings of the audit log. `FF_ENABLE_AUDIT_TRAIL` enables the app's own entries; batches from proxies are always
-/// stored.
+/// Settings of the audit log. `FF_ENABLE_AUDIT_TRAIL` enables the app's own entries.
 #[derive(Clone, Debug, Args)]
 pub struct AuditSettings {
-    /// Secret that proxies send to store audit entries here, at least 32 characters; both programs read it. If unset,
-    /// no batches are accepted.
-    #[arg(long, env = "OUTRIGGER_AUDIT_SECRET", hide_env_values = true)]
-    pub audit_secret: Option<Secret>,
-
     /// Key for pseudonyms, as `outrigger audit keys derive` prints it. With it, the app records in the audit log who
     /// reads and writes which document.
     #[arg(long, env = PSEUDONYM_KEY, hide_env_values = true)]
@@ -292,7 +286,6 @@ impl Settings {
         auth.api_keys = auth.api_keys.take().filter(|keys| !keys.expose().trim().is_empty());
         auth.jwt_secret = auth.jwt_secret.take().filter(|secret| !secret.expose().is_empty());
         auth.jwt_key_file = auth.jwt_key_file.take().filter(some_path);
-        audit.audit_secret = audit.audit_secret.take().filter(|secret| !secret.expose().trim().is_empty());
         for keys in [&mut audit.audit_keys, &mut audit.audit_pseudonym_key] {
             *keys = keys.take().filter(|keys| !keys.expose().trim().is_empty());
         }

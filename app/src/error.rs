@@ -71,9 +71,6 @@ pub enum ApiError {
     BreakerOpen { dependency: Dependency, reason: String, retry_after: Duration },
     #[error("too many writes wait for ChromaDB; retry after the time in Retry-After")]
     OutboxFull,
-    /// The request conflicts with other work in progress.
-    #[error("{0}; retry after the time in Retry-After")]
-    Busy(String),
     /// The audit log cannot be written, so the operation was not performed. The cause appears only in the log.
     #[error(
         "this operation has to be recorded in the audit log, which is not possible now; retry after the time in Retry-After"
@@ -132,7 +129,6 @@ impl ApiError {
             Self::OutboxFull => {
                 (StatusCode::SERVICE_UNAVAILABLE, "outbox-full", "Too many writes are waiting", Some(seconds(10)))
             }
-            Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Something else is under way", Some(seconds(5))),
             Self::Unaudited(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "audit-unavailable",
@@ -203,9 +199,9 @@ mod tests {
         let unavailable = ApiError::Unavailable { dependency: Dependency::Chroma, reason: "refused".into() };
         let (dependency, reason) = (Dependency::Chroma, "refused".to_owned());
         let open = ApiError::BreakerOpen { dependency, reason, retry_after: Duration::from_millis(1) };
-        let (busy, unaudited) = (ApiError::Busy("wait".to_owned()), ApiError::Unaudited("why".to_owned()));
+        let unaudited = ApiError::Unaudited("why".to_owned());
         let full = ApiError::PoolExhausted(Dependency::Postgres);
-        for error in [full, unavailable, open, ApiError::OutboxFull, busy, unaudited] {
+        for error in [full, unavailable, open, ApiError::OutboxFull, unaudited] {
             let answer = error.answer("r1");
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(answer.headers().contains_key(header::RETRY_AFTER), "{error}");

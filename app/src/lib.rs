@@ -48,7 +48,7 @@ use outrigger_metrics::TEXT_FORMAT;
 use outrigger_policy::flags::{Feature, Flag, Mode, Subject};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::audit::{Audit, intake};
+use crate::audit::Audit;
 use crate::auth::Authenticator;
 use crate::breaker::BreakerSettings;
 use crate::chroma::Chroma;
@@ -177,19 +177,13 @@ pub fn router(app: &App) -> Router {
         .route("/api/v1/documents/{id}", get(documents::read).delete(documents::delete))
         .layer(from_fn_with_state(app.clone(), auth::require))
         .layer(from_fn(exchange::bounded));
-    let internal = Router::new()
-        .route("/internal/audit/batches", post(intake::batches))
-        .route("/internal/audit/retention", post(intake::retain))
-        .route("/internal/audit/drops", post(intake::note))
-        .layer(from_fn_with_state(app.clone(), intake::require))
-        .layer(from_fn(exchange::bounded));
     let open = Router::new()
         .route("/health", get(health::summary))
         .route("/health/detailed", get(health::detailed))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/metrics", get(scrape));
-    wrap(app, documents.merge(internal).merge(open))
+    wrap(app, documents.merge(open))
 }
 
 /// Adds the layers around every route, outermost last, and the fallback responses.

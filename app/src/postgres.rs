@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_trail::store::address::{self, Address, AddressError};
 use tokio::task::AbortHandle;
-use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Row};
@@ -20,10 +20,11 @@ use crate::error::{ApiError, Dependency};
 use crate::keeper::{Backend, ConnectionError};
 use crate::metrics::Metrics;
 use crate::pool::{Checkout, Pool, PoolSettings};
-use crate::tls::{self, Trust};
 
 /// Maximum time for a cancel request, which opens its own connection.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub use outrigger_trail::store::address::describe;
 
 /// A value and its type, so that a statement needs one round trip and no preparation.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -117,15 +118,6 @@ impl Postgres {
         outcome
     }
 
-    /// A connection outside the pool, for work that takes longer than requests may.
-    ///
-    /// # Errors
-    /// The tables do not exist yet, or as [`Self::dedicated`].
-    pub async fn for_long_work(&self) -> Result<Client, ApiError> {
-        self.is_ready()?;
-        self.dedicated().await
-    }
-
     /// A connection outside the pool, for migrations.
     ///
     /// # Errors
@@ -175,11 +167,6 @@ impl Lent<'_> {
     /// The connection.
     pub fn client(&mut self) -> &mut Client {
         &mut self.session.client_mut().client
-    }
-
-    /// Name of the statements in the log.
-    pub const fn what(&self) -> &'static str {
-        self.what
     }
 
     /// Returns the connection to the pool, judging it by the result.
@@ -238,17 +225,6 @@ fn is_short_of_something(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("53"))
 }
 
-/// The error and its causes in one line; tokio-postgres alone displays only "db error".
-pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 /// Opens connections with the configured timeouts.
 #[derive(Clone)]
 struct Connector {
@@ -264,41 +240,18 @@ impl std::fmt::Debug for Connector {
 
 impl Connector {
     fn new(settings: &DatabaseSettings) -> Result<Self, ConfigError> {
-        const HINT: &str =
-            "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=disable for a server without TLS";
-        let bad = |problem: String| ConfigError::setting("DATABASE_URL", problem, HINT);
-        // The app always verifies, so libpq's stricter modes are equivalent to `require` here.
-        let url = settings.database_url.expose();
-        let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
-        let mut config: Config = url.parse().map_err(|e: tokio_postgres::Error| bad(describe(&e)))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(bad("names no host".to_owned()));
-        }
-        if config.get_user().is_none() {
-            return Err(bad("names no user".to_owned()));
-        }
-        if config.get_ssl_mode() == SslMode::Prefer && config.get_hosts().iter().all(is_local) {
-            config.ssl_mode(SslMode::Disable);
-        }
-        let trust = if config.get_ssl_mode() == SslMode::Disable { Trust::Nobody } else { Trust::System };
-        let tls = tls::client_config(trust).map_err(|e| bad(e.to_string()))?;
+        let bad = |problem: AddressError| ConfigError::setting("DATABASE_URL", problem.to_string(), address::HINT);
+        let address = Address::parse(settings.database_url.expose()).map_err(bad)?;
+        // Per address of the host. All together have `db_connect_timeout`, so a silent address leaves time for the
+        // others.
+        let mut config = address.config("outrigger-app", settings.db_connect_timeout.get() / 3);
         let limit = settings.db_statement_timeout.get();
         if !limit.is_zero() {
             let options = config.get_options().unwrap_or_default();
             let options = format!("{options} -c statement_timeout={}", limit.as_millis());
             config.options(options.trim());
         }
-        config
-            .application_name("outrigger-app")
-            // Per address of the host. All together have `db_connect_timeout`, so a silent address leaves time for
-            // the others.
-            .connect_timeout(settings.db_connect_timeout.get() / 3)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(15))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(3)
-            .tcp_user_timeout(Duration::from_secs(10));
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
+        Ok(Self { config, tls: address.tls().map_err(bad)? })
     }
 
     async fn connect(&self) -> Result<Session, tokio_postgres::Error> {
@@ -325,15 +278,6 @@ struct AbortOnDrop(AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-fn is_local(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
     }
 }
 
@@ -383,46 +327,5 @@ impl Backend for PgBackend {
             }
             task.abort();
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser as _;
-
-    fn connector(url: &str) -> Result<Connector, ConfigError> {
-        // Only the first test's call succeeds.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let settings = crate::config::Settings::try_parse_from(["outrigger-app", "--database-url", url]).unwrap();
-        Connector::new(&settings.database)
-    }
-
-    #[test]
-    fn a_local_server_is_reached_without_tls_unless_it_is_required() {
-        let mode = |url| connector(url).unwrap().config.get_ssl_mode();
-        assert_eq!(mode("postgres://app@127.0.0.1:5432/app"), SslMode::Disable);
-        assert_eq!(mode("postgres://app@localhost/app"), SslMode::Disable);
-        assert_eq!(mode("postgres://app@db.example/app?sslmode=disable"), SslMode::Disable);
-    }
-
-    #[test]
-    fn libpqs_strict_sslmode_names_are_accepted() {
-        // Without CA certificates on the machine, connecting fails with an error that says so; otherwise TLS is
-        // required.
-        match connector("postgres://app@db.example/app?sslmode=verify-full") {
-            Ok(connector) => assert_eq!(connector.config.get_ssl_mode(), SslMode::Require),
-            Err(error) => assert!(error.to_string().contains("CA certificates"), "{error}"),
-        }
-    }
-
-    #[test]
-    fn an_unusable_address_is_rejected_without_its_password() {
-        for url in ["not a url", "postgres://", "postgres://app:hunter2@h:x/app", "postgres://app@h/app?sslmode=maybe"]
-        {
-            let error = connector(url).unwrap_err().to_string();
-            assert!(error.starts_with("DATABASE_URL: "), "{error}");
-            assert!(!error.contains("hunter2"), "{error}");
-        }
     }
 }

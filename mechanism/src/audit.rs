@@ -10,6 +10,7 @@
 //! counted, and the writer adds the count to the chain.
 
 mod basis;
+pub mod database;
 mod event;
 mod identities;
 pub mod metrics;

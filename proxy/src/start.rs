@@ -132,7 +132,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     if let Some(trail) = &state.trail {
         notices::process(&state, "stop");
         trail.close(Duration::from_secs(5));
-        if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.secret.is_some()) {
+        if state.rules.load().config.audit.as_ref().is_some_and(|audit| audit.database.is_some()) {
             runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
         }
     }
@@ -246,11 +246,10 @@ fn start_background_tasks(state: &Arc<State>) {
     };
     tokio::spawn(limits::settling::keep_synced(shared_state, settings, note_exhaustion));
     if let Some(trail) = &state.trail {
-        let (shipping, upkeep) = (shared(), shared());
-        let app = move || Arc::clone(&shipping.rules.load().upstreams.app);
-        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(trail), app));
-        let app = move || Arc::clone(&upkeep.rules.load().upstreams.app);
-        tokio::spawn(audit::upkeep::keep_up(Arc::clone(trail), app));
+        let address = trail.basis().audit.database.clone();
+        let database = address.map(|address| Arc::new(audit::database::Database::new(address)));
+        tokio::spawn(audit::shipping::keep_shipping(Arc::clone(trail), database.clone()));
+        tokio::spawn(audit::upkeep::keep_up(Arc::clone(trail), database));
     }
     let rules = shared();
     let credentials = move || Arc::clone(&rules.rules.load().config.credentials);

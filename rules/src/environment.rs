@@ -16,8 +16,8 @@ pub const KEY_SECRET: &str = "OUTRIGGER_KEY_SECRET";
 pub const REDIS_URL: &str = "OUTRIGGER_REDIS_URL";
 /// `[[faults]]` is in force only if this is "1".
 pub const ALLOW_FAULTS: &str = "OUTRIGGER_ALLOW_FAULTS";
-/// The secret that identifies the proxy to the app when audit events are shipped.
-pub const AUDIT_SECRET: &str = "OUTRIGGER_AUDIT_SECRET";
+/// The address of the audit log's PostgreSQL, including its password.
+pub const AUDIT_DATABASE_URL: &str = "OUTRIGGER_AUDIT_DATABASE_URL";
 /// The name of this Machine on Fly.
 pub const FLY_MACHINE_ID: &str = "FLY_MACHINE_ID";
 /// The name of the app on Fly.
@@ -54,7 +54,7 @@ const OTHER_VARIABLES: [&str; 9] = [
     REDIS_URL,
     ALLOW_FAULTS,
     outrigger_trail::keys::KEYS,
-    AUDIT_SECRET,
+    AUDIT_DATABASE_URL,
 ];
 
 /// Variables that set the default of a key: a key in the file wins. The first two are kept for existing deployments, the others are
@@ -87,7 +87,14 @@ impl Given {
 }
 
 /// Secrets of the proxy that no other program may have.
-pub const PROXY_SECRETS: [&str; 5] = [outrigger_trail::keys::KEYS, ADMIN_TOKEN, signing::KEYS, KEY_SECRET, REDIS_URL];
+pub const PROXY_SECRETS: [&str; 6] =
+    [outrigger_trail::keys::KEYS, ADMIN_TOKEN, signing::KEYS, KEY_SECRET, REDIS_URL, AUDIT_DATABASE_URL];
+
+/// Variables of earlier versions, and what to do: they have no effect, and a warning.
+const REMOVED_VARIABLES: [(&str, &str); 1] = [(
+    "OUTRIGGER_AUDIT_SECRET",
+    "the proxy ships the audit log to PostgreSQL by itself now: remove it, and set OUTRIGGER_AUDIT_DATABASE_URL",
+)];
 
 /// Keys of earlier versions and why they were removed: they are accepted with a warning and have no effect.
 const REMOVED: [(&str, &str, &str); 1] = [(
@@ -136,9 +143,14 @@ pub fn overlay_environment(root: &mut Node, environment: Environment<'_>) {
     }
 }
 
-/// Removes keys that have no effect any more, with a warning for each.
-pub fn take_removed(root: &mut Node) -> Vec<Problem> {
-    let mut warnings = Vec::new();
+/// Removes keys that have no effect any more, with a warning for each; and for each such variable.
+pub fn take_removed(root: &mut Node, environment: Environment<'_>) -> Vec<Problem> {
+    let is_set = |name: &str| environment(name).is_some_and(|text| !text.trim().is_empty());
+    let variables = REMOVED_VARIABLES.iter().filter(|(name, _)| is_set(name));
+    let warning = |(name, hint): &(&str, &str)| {
+        Problem::new(Place::Variable((*name).to_owned()), "it has no effect any more").hint(*hint)
+    };
+    let mut warnings: Vec<_> = variables.map(warning).collect();
     for (section, key, hint) in REMOVED {
         if let Some(place) = root.take(section, key) {
             warnings.push(Problem::new(place, format!("`{key}` has no effect any more")).hint(hint));
@@ -165,7 +177,8 @@ pub fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bo
 
 /// Unknown variables with our prefix, each with the known name that was probably meant.
 pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
-    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES);
+    let removed = REMOVED_VARIABLES.iter().map(|(name, _)| *name);
+    let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES).chain(removed.clone());
     let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     ours.filter(|name| name.starts_with("OUTRIGGER_") && !known().any(|k| k == name))
         .map(|name| {

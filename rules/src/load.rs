@@ -43,7 +43,7 @@ impl Config {
     ) -> Result<(Self, UpstreamPlaces), ConfigError> {
         let (mut root, mut problems) = tree::parse(source);
         overlay_environment(&mut root, environment);
-        let warnings = take_removed(&mut root);
+        let warnings = take_removed(&mut root, environment);
         let limits_unset = monitor_unset_limits(&mut root, environment);
         problems.extend(against_schema(&root, &schema()));
         if problems.is_empty() {

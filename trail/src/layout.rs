@@ -24,7 +24,7 @@ pub const HEAD_SLOT: usize = 4096;
 /// before it writes an entry that would be further ahead. An entry that is further ahead therefore proves that `HEAD`
 /// was replaced by an older one.
 pub const HEAD_LAG_US: i64 = 250_000;
-/// Name of the file that records which entries the app has.
+/// Name of the file that records which entries PostgreSQL has.
 pub const SHIPPED: &str = "SHIPPED";
 /// Name of the file with the generated master key, used if no key is configured.
 pub const MASTER_KEY: &str = "master.key";
@@ -305,10 +305,10 @@ pub fn verify(line: &[u8], key: &str, public: &PublicKeys) -> Result<(), KeyErro
 /// The content of `SHIPPED`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shipped {
-    /// The number of the last entry that the app has, by class.
+    /// The number of the last entry that PostgreSQL has, by class.
     #[serde(default)]
     pub through: BTreeMap<String, u64>,
-    /// The last erasure received from the app.
+    /// The last erasure received from PostgreSQL.
     #[serde(default)]
     pub erasures: u64,
 }

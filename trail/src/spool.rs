@@ -110,7 +110,7 @@ pub struct Spool {
     latest: Time,
     is_head_due: bool,
     is_closed: bool,
-    /// The last entry that the app has, by class.
+    /// The last entry that PostgreSQL has, by class.
     shipped: [u64; Class::ALL.len()],
     /// The last erasure received from the app.
     erasures: u64,

@@ -1,15 +1,16 @@
-//! All queries to the audit log in PostgreSQL. The app stores and removes entries; the commands search, verify and
-//! erase.
+//! All queries to the audit log in PostgreSQL. The proxy stores and removes entries; the commands search, verify and
+//! erase; the app makes partitions for its own entries.
 //!
 //! Every function takes a connection and leaves its settings unchanged. Writes use one transaction, so a dropped
 //! future leaves no partial result. Several Machines may call any of them at once: advisory locks ([`Lock`]), held
 //! until the transaction ends, serialise operations that conflict.
 //!
-//! Read in this order: [`batch`] (shipped batches), [`ingest`] (storing each entry once), [`partitions`] (where
+//! Read in this order: [`address`] (connecting), [`schema`] (the tables), [`batch`] (shipped batches), [`ingest`] (storing each entry once), [`partitions`] (where
 //! entries are stored), [`subjects`] (keys, erasures, holds), [`anchors`] (the proxies' signed `HEAD`s),
 //! [`retention`] (removing old entries), [`drops`] (records of removals), [`search`], [`chains`] (rows for
 //! verification).
 
+pub mod address;
 pub mod anchors;
 pub mod batch;
 pub mod chains;
@@ -17,6 +18,7 @@ pub mod drops;
 pub mod ingest;
 pub mod partitions;
 pub mod retention;
+pub mod schema;
 pub mod search;
 pub mod subjects;
 

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use outrigger_trail::store::{StoreError, partitions};
+
 use crate::App;
-use crate::audit::intake;
+use crate::audit::OWN_CLASSES;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 
@@ -19,10 +22,7 @@ pub async fn go_on(app: App) {
     let mut told = false;
     loop {
         app.postgres.until_ready().await;
-        let made = match intake::make_ahead(&app, Deadline::after(LIMIT)).await {
-            Ok(()) => intake::count_partitions(&app, Deadline::after(LIMIT)).await,
-            Err(error) => Err(error),
-        };
+        let made = make_ahead(&app).await;
         let pause = match &made {
             Ok(()) => PERIOD,
             Err(error) => {
@@ -43,4 +43,23 @@ pub async fn go_on(app: App) {
         tokio::time::sleep(RETRY).await;
         let _ = tokio::time::timeout(pause.saturating_sub(RETRY), app.audit.wanting.notified()).await;
     }
+}
+
+/// Creates the partitions that the app's own entries will need, and sets the gauge of all.
+async fn make_ahead(app: &App) -> Result<(), ApiError> {
+    let deadline = Deadline::after(LIMIT);
+    let mut lent = app.postgres.lend("audit::make_ahead", deadline).await?;
+    let client = lent.client();
+    let work = async {
+        partitions::make_ahead(client, &OWN_CLASSES, Timestamp::now()).await?;
+        partitions::count(client).await
+    };
+    let answer = deadline.run(work).await;
+    let answer = answer.map(|counted| match counted {
+        Err(StoreError::Database(error)) => Err(error),
+        counted => Ok(counted),
+    });
+    let count = lent.settle(answer)?.map_err(|error| ApiError::Internal(error.to_string()))?;
+    app.metrics.audit.partitions.set(count);
+    Ok(())
 }

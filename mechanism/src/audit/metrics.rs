@@ -24,9 +24,9 @@ pub struct AuditMetrics {
     pub unshipped: IntGauge,
     /// Age of the oldest of them, in seconds.
     pub lag: Gauge,
-    /// Entries sent to the app, by result: stored, known before, refused by the database.
+    /// Entries sent to PostgreSQL, by result: stored, known before, refused by the database.
     pub shipped: IntCounterVec,
-    /// Batches sent to the app, by result.
+    /// Batches sent to PostgreSQL, by result.
     pub batches: IntCounterVec,
 }
 
@@ -70,17 +70,17 @@ impl AuditMetrics {
             spool_bytes: declare.gauge("outrigger_audit_spool_bytes", "Bytes of the audit log's files.")?,
             queued: declare.gauge("outrigger_audit_queue_entries", "Entries that wait to be written.")?,
             unshipped: declare
-                .gauge("outrigger_audit_unshipped_entries", "Entries on disk that the app does not have yet.")?,
+                .gauge("outrigger_audit_unshipped_entries", "Entries on disk that PostgreSQL does not have yet.")?,
             lag: declare
-                .real("outrigger_audit_lag_seconds", "Age of the oldest entry that the app does not have yet.")?,
+                .real("outrigger_audit_lag_seconds", "Age of the oldest entry that PostgreSQL does not have yet.")?,
             shipped: declare.counters(
                 "outrigger_audit_shipped_total",
-                "Entries sent to the app, by result: stored, known already, or rejected by the database and set aside.",
+                "Entries sent to PostgreSQL, by result: stored, known already, or rejected by the database and set aside.",
                 &["result"],
             )?,
             batches: declare.counters(
                 "outrigger_audit_batches_total",
-                "Batches of entries sent to the app, by result.",
+                "Batches of entries sent to PostgreSQL, by result.",
                 &["result"],
             )?,
         };

@@ -46,7 +46,7 @@ pub struct Trail {
     pub progress: Notify,
     /// Everything is written, and the chains are closed.
     pub(super) has_ended: AtomicBool,
-    /// Notifies that the app has all events of a closed audit log.
+    /// Notifies that PostgreSQL has all events of a closed audit log.
     pub(super) shipped: Notify,
     /// The metrics.
     pub metrics: AuditMetrics,
@@ -263,7 +263,7 @@ impl Trail {
         self.progress.notify_one();
     }
 
-    /// Waits until the app has all events of a closed audit log: the disk may be gone with the Machine.
+    /// Waits until PostgreSQL has all events of a closed audit log: the disk may be gone with the Machine.
     pub async fn is_shipped(&self, patience: Duration) {
         // On a timeout, the rest is left to the next start with this directory, if there is one.
         let _ = tokio::time::timeout(patience, self.shipped.notified()).await;

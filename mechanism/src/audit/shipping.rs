@@ -1,9 +1,8 @@
-//! Ships events on disk to the app: in order, and with retries.
+//! Ships events on disk to PostgreSQL: in order, and with retries.
 //!
-//! The files are the queue: batches without a response are read again, after a crash of either side as well, and the
-//! app identifies events by their id. One batch of each class is in flight at a time, so a slow app limits the rate.
+//! The files are the queue: batches that were not committed are read again, after a crash of either side as well, and
+//! the store identifies events by their id. One batch is in flight at a time, so a slow database limits the rate.
 
-pub mod ask;
 mod lines;
 
 use std::path::Path;
@@ -14,57 +13,35 @@ use std::time::{Duration, Instant};
 use outrigger_policy::audit::{Class, EventType, Outcome};
 use outrigger_trail::keys::MasterKeys;
 use outrigger_trail::layout;
-use outrigger_trail::verify::rows::DropRecord;
-use serde::Deserialize;
+use outrigger_trail::store::batch::Batch;
+use outrigger_trail::store::ingest::{Ingested, ingest};
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::audit::shipping::ask::{ShipError, ask};
+use crate::audit::database::{Database, PATIENCE, ShipError};
 use crate::audit::shipping::lines::{Lines, Place, read};
 use crate::audit::upkeep::{self, microseconds};
 use crate::audit::writer::clock;
 use crate::audit::{Act, Authority, Command, Trail};
-use outrigger_transport::upstream::Upstream;
 
 /// How often the backlog is checked while no events are written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long events are gathered: a batch costs the database about as much as a row.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often the app is asked for erasures, while there is no event to send.
+/// How often PostgreSQL is asked for erasures, while there is no event to send.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// The pause after a failure; doubles with each failure up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// The response to a batch.
-#[derive(Debug, Deserialize)]
-struct Taken {
-    stored: u64,
-    known: u64,
-    refused: u64,
-    #[serde(default)]
-    erasures: Vec<Erasure>,
-    #[serde(default)]
-    drops: Vec<DropRecord>,
-    /// PostgreSQL has a `HEAD` of this chain that is ahead of the one that was sent.
-    #[serde(default)]
-    rolled_back: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Erasure {
-    number: u64,
-    subject: String,
-}
-
 /// The progress of one class.
 #[derive(Debug, Default)]
 struct Cursor {
-    /// The last event that the app has.
+    /// The last event that PostgreSQL has.
     through: u64,
     /// Where the next batch begins, if known.
     place: Option<Place>,
-    /// The app may not have the checkpoint of the segment.
+    /// PostgreSQL may not have the checkpoint of the segment.
     is_open: bool,
 }
 
@@ -72,9 +49,9 @@ struct Cursor {
 #[derive(Debug, Default)]
 struct Progress {
     cursors: [Cursor; Class::ALL.len()],
-    /// The last erasure received from the app.
+    /// The last erasure received from PostgreSQL.
     erasures: u64,
-    /// When the app was last asked.
+    /// When it was last asked.
     asked_at: Option<Instant>,
 }
 
@@ -82,7 +59,7 @@ impl Progress {
     /// Reads the progress from the directory.
     fn read(directory: &Path) -> Self {
         let text = std::fs::read(directory.join(layout::SHIPPED)).unwrap_or_default();
-        // Without a readable file everything is sent again: the app knows which events it has.
+        // Without a readable file everything is sent again: PostgreSQL knows which events it has.
         let shipped = serde_json::from_slice::<layout::Shipped>(&text).unwrap_or_default();
         let cursor = |class: Class| Cursor {
             through: shipped.through.get(class.name()).copied().unwrap_or(0),
@@ -98,16 +75,12 @@ impl Progress {
     }
 }
 
-/// Ships events for the life of the process. `app` returns the upstream in force.
-pub async fn keep_shipping(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
+/// Ships events for the life of the process; without a database it only counts them.
+pub async fn keep_shipping(trail: Arc<Trail>, database: Option<Arc<Database>>) {
     let trail = &*trail;
-    let basis = trail.basis();
-    let directory = basis.audit.directory.clone();
-    let ships = basis.audit.secret.is_some();
-    if !ships {
-        tracing::info!(
-            "the audit log stays on this disk: OUTRIGGER_AUDIT_SECRET is not set, so it is not sent to the app"
-        );
+    let directory = trail.basis().audit.directory.clone();
+    if database.is_none() {
+        tracing::info!("the audit log stays on this disk: audit.database is not set (OUTRIGGER_AUDIT_DATABASE_URL)");
     }
     let mut openings = trail.openings.load(Ordering::Acquire);
     let mut progress = Progress::read(&directory);
@@ -122,9 +95,7 @@ pub async fn keep_shipping(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
             progress = Progress::read(&directory);
         }
         trail.metrics.unshipped.set(i64::try_from(progress.behind(trail)).unwrap_or(i64::MAX));
-        if !ships {
-            continue;
-        }
+        let Some(database) = &database else { continue };
         tokio::time::sleep(GATHER).await;
         let has_ended = trail.has_ended.load(Ordering::Acquire);
         if has_ended {
@@ -132,10 +103,10 @@ pub async fn keep_shipping(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
             progress.cursors.iter_mut().for_each(|cursor| cursor.is_open = true);
         }
         let began = Instant::now();
-        match round(trail, &app, &directory, &mut progress).await {
+        match round(trail, database, &directory, &mut progress).await {
             Ok(()) => {
                 if trouble.take().is_some() {
-                    tracing::info!("the app accepts the audit log again");
+                    tracing::info!("PostgreSQL accepts the audit log again");
                 }
                 pause = FIRST_PAUSE;
                 if has_ended {
@@ -147,7 +118,7 @@ pub async fn keep_shipping(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
                 trail.metrics.batches.with_label_values(&["failed"]).inc();
                 let text = e.to_string();
                 if trouble.as_ref() != Some(&text) {
-                    tracing::warn!("the audit log stays on this disk until the app accepts it: {text}");
+                    tracing::warn!("the audit log stays on this disk until PostgreSQL accepts it: {text}");
                     trouble = Some(text);
                 }
                 tokio::time::sleep(pause.saturating_sub(began.elapsed())).await;
@@ -162,15 +133,10 @@ pub async fn keep_shipping(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
 }
 
 /// Sends a batch of each class in turn, until there is no more to send.
-async fn round(
-    trail: &Trail,
-    app: &impl Fn() -> Arc<Upstream>,
-    directory: &Path,
-    progress: &mut Progress,
-) -> Result<(), ShipError> {
+async fn round(trail: &Trail, database: &Database, directory: &Path, progress: &mut Progress) -> Result<(), ShipError> {
     let mut left: Vec<Class> = Class::ALL.into();
     let mut failed = None;
-    // Set when the app is unreachable: the other classes are then only read, because one may have the oldest event.
+    // Set when PostgreSQL is unreachable: the other classes are then only read, because one may have the oldest event.
     let mut is_away = false;
     while !left.is_empty() {
         let mut lag: f64 = 0.0;
@@ -189,18 +155,19 @@ async fn round(
             if is_away {
                 continue;
             }
-            match send(trail, &app(), class, &lines, progress.erasures).await {
+            let (last, place) = (lines.last, lines.place);
+            match send(trail, database, class, lines, progress.erasures).await {
                 Ok(taken) => {
                     let cursor = &mut progress.cursors[class as usize];
-                    cursor.through = cursor.through.max(lines.last);
-                    (cursor.place, cursor.is_open) = (Some(lines.place), true);
-                    took(trail, app, &taken, progress).await;
+                    cursor.through = cursor.through.max(last);
+                    (cursor.place, cursor.is_open) = (Some(place), true);
+                    took(trail, database, &taken, progress).await;
                     trail.command(Command::Shipped(class, progress.cursors[class as usize].through, progress.erasures));
                     left.push(class);
                 }
                 Err(e) => {
-                    // Continue with another class: one that the app cannot store must not block the others.
-                    is_away |= !matches!(e, ShipError::Status(_));
+                    // Continue with another class: one that cannot be stored must not block the others.
+                    is_away |= e.is_away();
                     failed = Some(e);
                 }
             }
@@ -210,8 +177,8 @@ async fn round(
     // Erasures must be received even without events to send.
     while failed.is_none() && progress.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
         let before = progress.erasures;
-        let taken = send(trail, &app(), Class::Administration, &Lines::default(), before).await?;
-        took(trail, app, &taken, progress).await;
+        let taken = send(trail, database, Class::Administration, Lines::default(), before).await?;
+        took(trail, database, &taken, progress).await;
         if progress.erasures > before {
             progress.asked_at = None;
         }
@@ -242,20 +209,20 @@ async fn next(trail: &Trail, directory: &Path, class: Class, cursor: &mut Cursor
     }
 }
 
-/// Handles the response of the app.
-async fn took(trail: &Trail, app: &impl Fn() -> Arc<Upstream>, taken: &Taken, progress: &mut Progress) {
+/// Handles what comes back with a batch.
+async fn took(trail: &Trail, database: &Database, taken: &Ingested, progress: &mut Progress) {
     progress.asked_at = Some(Instant::now());
     progress.erasures = heard(trail, taken, progress.erasures).await;
     if let Some(number) = taken.rolled_back {
         rolled_back(trail, number);
     }
-    if let Err(e) = upkeep::record(trail, app, &taken.drops).await {
+    if let Err(e) = upkeep::record(trail, database, &taken.drops).await {
         tracing::warn!("entries that PostgreSQL has removed will be recorded later: {e}");
     }
 }
 
 /// Logs that PostgreSQL has a `HEAD` of this directory ahead of the local one: the directory was rolled back.
-fn rolled_back(trail: &Trail, number: u64) {
+fn rolled_back(trail: &Trail, number: i64) {
     let problem =
         "PostgreSQL has a HEAD of this directory that is ahead of the one here: an earlier state was put back";
     tracing::error!(
@@ -270,10 +237,12 @@ fn rolled_back(trail: &Trail, number: u64) {
     }
 }
 
-/// Forgets the subjects that the app has erased. Returns the last erasure received.
-async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
+/// Forgets the subjects that were erased in PostgreSQL. Returns the last erasure received.
+async fn heard(trail: &Trail, taken: &Ingested, before: u64) -> u64 {
     let subjects: Vec<String> = taken.erasures.iter().map(|erasure| erasure.subject.clone()).collect();
-    let Some(last) = taken.erasures.iter().map(|erasure| erasure.number).max() else { return before };
+    let Some(last) = taken.erasures.iter().filter_map(|erasure| u64::try_from(erasure.number).ok()).max() else {
+        return before;
+    };
     let (answer, forgotten) = oneshot::channel();
     trail.command(Command::Forget(subjects, Authority::Postgres, answer));
     match forgotten.await {
@@ -282,22 +251,29 @@ async fn heard(trail: &Trail, taken: &Taken, before: u64) -> u64 {
     }
 }
 
-async fn send(trail: &Trail, app: &Upstream, class: Class, lines: &Lines, erasures: u64) -> Result<Taken, ShipError> {
+async fn send(
+    trail: &Trail,
+    database: &Database,
+    class: Class,
+    lines: Lines,
+    erasures: u64,
+) -> Result<Ingested, ShipError> {
     let basis = trail.basis();
     let audit = &basis.audit;
     let chain = std::fs::read_to_string(audit.directory.join(layout::CHAIN)).map_err(ShipError::Spool)?;
     // A rollback of the directory does not roll back PostgreSQL.
     let public = trail.keys().map(MasterKeys::public);
-    let anchor = public.and_then(|public| layout::newest_head(&audit.directory, &public).ok().flatten());
-    let head = json!({
-        "chain": chain.trim_end(), "machine": audit.machine, "class": class.name(), "erasures_seen": erasures, "keys": lines.keys,
-        "head": anchor.map(|(line, _)| line),
-    });
-    let mut body = head.to_string().into_bytes();
-    body.push(b'\n');
-    body.extend_from_slice(&lines.text);
-    let answer = ask(audit, app, "/internal/audit/batches", "application/x-ndjson", body).await?;
-    let taken: Taken = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
+    let head = public.and_then(|public| layout::newest_head(&audit.directory, &public).ok().flatten());
+    let batch = Batch {
+        erasures_seen: i64::try_from(erasures).unwrap_or(i64::MAX),
+        keys: lines.keys,
+        head: head.filter(|(_, heads)| heads.chain == chain.trim_end()),
+        ..Batch::new(chain.trim_end(), &audit.machine, class)
+    };
+    let batch = batch.with_lines(&lines.text);
+    let mut lent = database.lend().await?;
+    let outcome = tokio::time::timeout(PATIENCE, ingest(lent.client(), &batch)).await;
+    let taken = lent.settle(outcome)?;
     let metrics = &trail.metrics;
     metrics.batches.with_label_values(&["ok"]).inc();
     for (result, count) in [("stored", taken.stored), ("known", taken.known), ("refused", taken.refused)] {

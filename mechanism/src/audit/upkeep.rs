@@ -10,14 +10,14 @@ use outrigger_policy::audit::{Class, EventType, Outcome, Time};
 use outrigger_policy::flags::Feature;
 use outrigger_rules::config::Config;
 use outrigger_rules::sections::audit::AuditRules;
-use outrigger_trail::verify::rows::DropRecord;
-use serde::Deserialize;
+use outrigger_trail::store::drops::{self, Offered, Recorded};
+use outrigger_trail::store::retention::{self, Retention, Steps};
 use serde_json::json;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
-use crate::audit::shipping::ask::{ShipError, ask};
-use crate::audit::{Act, Command, Trail, shown_id, writer};
-use outrigger_transport::upstream::Upstream;
+use crate::audit::database::{Database, PATIENCE, ShipError};
+use crate::audit::{Act, Command, Trail, writer};
 
 /// How often expired events are deleted.
 const DAILY: Duration = Duration::from_secs(86_400);
@@ -27,17 +27,23 @@ const SOON: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(5);
 /// The pause between two steps of retention in PostgreSQL.
 const BETWEEN_STEPS: Duration = Duration::from_millis(100);
+/// The timeout of a step, most of which take seconds.
+const LONGEST_STEP: Duration = Duration::from_secs(3600);
 /// The timeout of the writer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WRITTEN: Duration = Duration::from_secs(10);
 /// The file with the flags of the previous process.
 const FLAGS: &str = "FLAGS";
 
-/// Deletes expired events for the life of the process. `app` returns the upstream in force.
-pub async fn keep_up(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
+/// Deletes expired events for the life of the process, on this disk and in the database.
+pub async fn keep_up(trail: Arc<Trail>, database: Option<Arc<Database>>) {
     tokio::time::sleep(SETTLED).await;
     loop {
         trail.command(Command::Expire);
-        let wait = match in_postgres(&trail, &app).await {
+        let removed = match &database {
+            Some(database) => in_postgres(&trail, database).await,
+            None => Ok(()),
+        };
+        let wait = match removed {
             Ok(()) => DAILY,
             Err(e) => {
                 tracing::warn!("expired entries of the audit log stay in PostgreSQL for now: {e}");
@@ -48,34 +54,27 @@ pub async fn keep_up(trail: Arc<Trail>, app: impl Fn() -> Arc<Upstream>) {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Dropped {
-    #[serde(default)]
-    drops: Vec<DropRecord>,
-    /// There is more to delete: what to send with the next request.
-    #[serde(default)]
-    more: Option<serde_json::Value>,
-}
-
-/// Makes PostgreSQL delete expired events, in steps that each take some seconds.
-async fn in_postgres(trail: &Trail, app: &impl Fn() -> Arc<Upstream>) -> Result<(), ShipError> {
+/// Deletes expired events in PostgreSQL, in steps that each take some seconds.
+async fn in_postgres(trail: &Trail, database: &Database) -> Result<(), ShipError> {
     let basis = trail.basis();
-    let audit = &basis.audit;
-    if audit.secret.is_none() {
-        return Ok(());
-    }
-    let app_now = app();
-    let retention: BTreeMap<&str, u64> =
-        Class::ALL.into_iter().map(|class| (class.name(), audit.retention[class as usize].as_secs())).collect();
-    let now = writer::clock::now();
-    let mut more = None;
+    let of = |class: Class| (class, basis.audit.retention[class as usize].as_secs());
+    let retention: Retention = Class::ALL.map(of).into();
+    let now = jiff::Timestamp::from_microsecond(writer::clock::now().0).unwrap_or_else(|_| jiff::Timestamp::now());
+    let (steps, mut resume) = (Steps::default(), None);
     loop {
-        let body = json!({ "retention": retention, "now": now.to_string(), "resume": more }).to_string();
-        let answer = ask(audit, &app_now, "/internal/audit/retention", "application/json", body.into_bytes()).await?;
-        let dropped: Dropped = serde_json::from_slice(&answer).map_err(|_| ShipError::Unreadable)?;
-        record(trail, app, &dropped.drops).await?;
-        more = dropped.more;
-        if more.is_none() {
+        let mut lent = database.lend().await?;
+        let removal = retention::retain(lent.client(), &retention, now, resume, &steps);
+        let done = tokio::time::timeout(LONGEST_STEP, removal).await;
+        let done = lent.settle(done)?;
+        for of in &done.dropped {
+            let (count, class, chain, kept) = (of.count, &of.class, &of.chain, of.kept);
+            tracing::info!(count, class, chain, kept, "removed {count} expired entries of {class}, chain {chain}");
+        }
+        let mut lent = database.lend().await?;
+        let offer = tokio::time::timeout(PATIENCE, drops::offer(lent.client())).await;
+        record(trail, database, &lent.settle(offer)?).await?;
+        resume = done.resume;
+        if resume.is_none() {
             return Ok(());
         }
         // Batches of a class cannot be stored during its deletion: give them time.
@@ -83,17 +82,15 @@ async fn in_postgres(trail: &Trail, app: &impl Fn() -> Arc<Upstream>) -> Result<
     }
 }
 
-/// Logs what was deleted, and confirms it to the app, which reports it again until then.
+/// Logs what was deleted, and notes that in PostgreSQL, which reports it again until then.
 ///
 /// # Errors
-/// [`ShipError`]: an event could not be logged or confirmed. It is tried again.
-pub async fn record(trail: &Trail, app: &impl Fn() -> Arc<Upstream>, drops: &[DropRecord]) -> Result<(), ShipError> {
-    let (basis, app) = (trail.basis(), app());
-    // A closed audit log accepts no events: the app will report to the next process.
+/// [`ShipError`]: an event could not be logged or noted. It is tried again.
+pub async fn record(trail: &Trail, database: &Database, drops: &[Offered]) -> Result<(), ShipError> {
+    // A closed audit log accepts no events: the next process will be told.
     let Some(keys) = trail.keys.get().filter(|_| !trail.is_closed.load(Ordering::Acquire)) else { return Ok(()) };
     let mut recorded = Vec::new();
-    for dropped in drops {
-        let signature = keys.sign(&dropped.message());
+    for Offered { id, dropped } in drops {
         let details = json!({ "where": "postgres", "dropped": dropped });
         let (done, receipt) = oneshot::channel();
         let act = Act {
@@ -102,20 +99,20 @@ pub async fn record(trail: &Trail, app: &impl Fn() -> Arc<Upstream>, drops: &[Dr
             ..Act::new(EventType::AdminAction, "audit.retention", Outcome::Success)
         };
         trail.enter(act);
-        let receipt = tokio::time::timeout(PATIENCE, receipt).await.map_err(|_| ShipError::Unwritable)?;
+        let receipt = tokio::time::timeout(WRITTEN, receipt).await.map_err(|_| ShipError::Unwritable)?;
         let receipt = receipt.map_err(|_| ShipError::Unwritable)?;
-        recorded.push(json!({
-            "id": dropped.id, "entry": shown_id(receipt.id), "key": signature.key, "signature": signature.signature,
-        }));
+        let signature = keys.sign(dropped.canonical().as_bytes());
+        recorded.push(Recorded { id: *id, entry: Uuid::from_u128(receipt.id), signature });
         if let Some(class) = Class::named(&dropped.class) {
-            trail.metrics.dropped(class, "postgres", dropped.count);
+            trail.metrics.dropped(class, "postgres", u64::try_from(dropped.count).unwrap_or_default());
         }
     }
     if recorded.is_empty() {
         return Ok(());
     }
-    let body = json!({ "recorded": recorded }).to_string();
-    ask(&basis.audit, &app, "/internal/audit/drops", "application/json", body.into_bytes()).await.map(drop)
+    let mut lent = database.lend().await?;
+    let noted = tokio::time::timeout(PATIENCE, drops::note(lent.client(), &recorded)).await;
+    lent.settle(noted).map(drop)
 }
 
 /// Returns the flags of this configuration, by name.

@@ -12,8 +12,10 @@ mod database;
 mod erase;
 mod export;
 mod find;
+mod follow;
 mod hold;
 mod keys;
+mod ocsf;
 mod report;
 mod text;
 mod verify;
@@ -28,6 +30,7 @@ use outrigger_policy::audit::Time;
 use outrigger_rules::config::Config;
 use outrigger_rules::error::ConfigError;
 use outrigger_rules::sections::audit::AuditRules;
+use outrigger_trail::follow::FollowError;
 use outrigger_trail::holds::HoldError;
 use outrigger_trail::keys::{KEYS, KeyError, MasterKeys, SubjectKind};
 use outrigger_trail::layout;
@@ -49,6 +52,8 @@ pub enum Audit {
     Receipt(Place),
     /// Find entries, newest first.
     Search(find::Options),
+    /// Print new entries as they are written, each once it is verified, for a log shipper.
+    Follow(follow::Options),
     /// Export all entries about a subject (GDPR, Art. 15).
     Export(export::Options),
     /// Destroy a subject's keys, so that entries can never again show who it was (GDPR, Art. 17).
@@ -68,7 +73,8 @@ pub struct Place {
     /// The spool. Default: audit.directory of the configuration.
     #[arg(long, env = "OUTRIGGER_AUDIT_DIRECTORY", value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
-    /// Include PostgreSQL. Without a URL, DATABASE_URL is used, which keeps the password out of the process list.
+    /// Include PostgreSQL. Without a URL, OUTRIGGER_AUDIT_DATABASE_URL is used, else DATABASE_URL: this keeps the password out of
+    /// the process list.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     database: Option<Url>,
     /// The admin listener of the program that writes the audit log, if it is not that of the configuration.
@@ -156,6 +162,9 @@ pub enum AuditError {
         /// The cause.
         source: io::Error,
     },
+    /// Entries cannot be followed.
+    #[error("{0}")]
+    Follow(#[from] FollowError),
     /// The spool cannot be used.
     #[error("{0}")]
     Spool(#[from] SpoolError),
@@ -186,7 +195,7 @@ impl AuditError {
         match self {
             Self::Config(_) | Self::NoDirectory | Self::NoKeys(_) | Self::Keys { .. } | Self::Url(_) => EX_CONFIG,
             Self::NotRecorded(cause) if matches!(**cause, Self::Config(_) | Self::NoDirectory) => EX_CONFIG,
-            Self::Verify(_) => 2,
+            Self::Verify(_) | Self::Follow(FollowError::Read { .. }) => 2,
             _ => 1,
         }
     }
@@ -222,6 +231,7 @@ fn run(config: &Path, audit: Audit) -> Result<ExitCode, AuditError> {
         Audit::Verify(options) => verify::run(&context(options.place.clone())?, &options),
         Audit::Receipt(place) => verify::receipt(&context(place)?),
         Audit::Search(options) => find::run(&context(options.place.clone())?, &options),
+        Audit::Follow(options) => follow::run(&context(options.place.clone())?, &options),
         Audit::Export(options) => export::run(&context(options.place.clone())?, &options),
         Audit::Erase(options) => erase::run(&context(options.place.clone())?, &options),
         Audit::Hold(command) => hold::run(config, &command),

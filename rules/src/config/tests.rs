@@ -81,7 +81,7 @@ fn the_shipped_file_has_the_defaults_of_the_code() {
             _ => format!("{line}\n"),
         })
         .filter(|line| {
-            !["h2c_listen", "metrics", "keys_file", "list =", "resolver", "directory", "address = \"203"]
+            !["h2c_listen", "metrics", "keys_file", "list =", "resolver", "directory", "database", "address = \"203"]
                 .iter()
                 .any(|unset| line.starts_with(unset))
         })

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use http::HeaderName;
 use outrigger_policy::audit::{Class, Declared, Durability};
-use outrigger_trail::keys::{KEYS, MasterKeys, SHORTEST_SECRET};
+use outrigger_trail::keys::{KEYS, MasterKeys};
 use outrigger_trail::spool::Settings;
+use outrigger_trail::store::address::{self, Address};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::complaints::Builder;
-use crate::environment::{AUDIT_SECRET, FLY_MACHINE_ID};
+use crate::environment::{AUDIT_DATABASE_URL, FLY_MACHINE_ID};
 use crate::error::{Place, Problem};
 use crate::tree::Step;
 use crate::units::{Size, Span, Text};
@@ -29,6 +30,10 @@ const fn span(duration: Duration) -> Text<Span> {
 pub struct Audit {
     /// The spool's directory. Unset: no audit log. Environment: OUTRIGGER_AUDIT_DIRECTORY.
     pub directory: Option<String>,
+    /// The PostgreSQL that entries are shipped to, which keeps those of all Machines: `postgres://USER@HOST/DATABASE`. The
+    /// tables are made if they are missing. Unset: entries stay in the directory. Environment, which wins and is the place for
+    /// a password: OUTRIGGER_AUDIT_DATABASE_URL.
+    pub database: Option<String>,
     /// The class of requests whose route has none: `"off"`, or as `audit` of a route.
     pub default: String,
     /// Events that may wait to be written. Beyond, events are counted as lost (`group`) or their requests rejected
@@ -41,7 +46,7 @@ pub struct Audit {
     pub commit_timeout: Text<Span>,
     /// A file of this size is closed and signed.
     pub segment_size: Text<Size>,
-    /// Maximum size of all files together. At the limit, the oldest files that the app already has are deleted first.
+    /// Maximum size of all files together. At the limit, the oldest files that PostgreSQL already has are deleted first.
     pub max_size: Text<Size>,
     /// Request headers whose values are recorded.
     pub headers: Vec<String>,
@@ -59,6 +64,7 @@ impl Default for Audit {
     fn default() -> Self {
         Self {
             directory: None,
+            database: None,
             default: "off".to_owned(),
             queue: 65_536,
             commit_interval: span(Duration::from_millis(50)),
@@ -174,8 +180,8 @@ pub struct AuditRules {
     pub machine: String,
     /// The master keys; `None`: one is created in the directory.
     pub keys: Option<MasterKeys>,
-    /// The secret that identifies the proxy to the app; `None`: events are not shipped.
-    pub secret: Option<Secret>,
+    /// The PostgreSQL that events are shipped to; `None`: they stay in the directory.
+    pub database: Option<Address>,
     /// Bounds of the spool.
     pub spool: Settings,
     /// Events that may wait to be written.
@@ -197,14 +203,13 @@ pub struct AuditRules {
 }
 
 /// Settings that cannot change while the process runs.
-pub type AtStart<'a> = (&'a Path, &'a str, Settings, usize, Option<&'a str>, Option<&'a str>);
+pub type AtStart<'a> = (&'a Path, &'a str, Settings, usize, Option<&'a str>, Option<&'a Address>);
 
 impl AuditRules {
     /// Settings that cannot change while the process runs.
     pub fn at_start(&self) -> AtStart<'_> {
         let key = self.keys.as_ref().map(MasterKeys::current_id);
-        let secret = self.secret.as_ref().map(Secret::expose);
-        (&self.directory, &self.machine, self.spool, self.queue, key, secret)
+        (&self.directory, &self.machine, self.spool, self.queue, key, self.database.as_ref())
     }
 
     /// These settings, except for those fixed at start, which come from `before`.
@@ -213,28 +218,11 @@ impl AuditRules {
             directory: before.directory.clone(),
             machine: before.machine.clone(),
             keys: before.keys.clone(),
-            secret: before.secret.clone(),
+            database: before.database.clone(),
             spool: before.spool,
             queue: before.queue,
             ..self
         }
-    }
-}
-
-/// Text that is never displayed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret")
     }
 }
 
@@ -264,12 +252,7 @@ impl Builder<'_> {
             }
             None => None,
         };
-        let secret = (self.environment)(AUDIT_SECRET).filter(|secret| !secret.trim().is_empty());
-        if secret.as_ref().is_some_and(|secret| secret.len() < SHORTEST_SECRET) {
-            let message = format!("has fewer than {SHORTEST_SECRET} characters");
-            let hint = "make one with `openssl rand -base64 32`, the same for the proxy and the app";
-            self.problems.push(Problem::new(Place::Variable(AUDIT_SECRET.to_owned()), message).hint(hint));
-        }
+        let database = self.audit_database(written);
         let interval = written.commit_interval.0.0;
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&interval) {
             self.complain(&at("commit_interval"), "`commit_interval` needs 1ms to 10s", "write \"50ms\", for example");
@@ -297,7 +280,7 @@ impl Builder<'_> {
             directory: directory.into(),
             machine,
             keys,
-            secret: secret.map(Secret),
+            database,
             spool: Settings { segment_bytes: segment, max_bytes: most },
             queue: written.queue as usize,
             commit_interval: interval,
@@ -320,6 +303,24 @@ impl Builder<'_> {
             parameters: written.parameters.clone(),
             record: written.record.clone(),
         })
+    }
+
+    /// The address of PostgreSQL, which is never shown: it may contain a password.
+    fn audit_database(&mut self, written: &Audit) -> Option<Address> {
+        let variable = (self.environment)(AUDIT_DATABASE_URL).filter(|url| !url.trim().is_empty());
+        let place = match &variable {
+            Some(_) => Place::Variable(AUDIT_DATABASE_URL.to_owned()),
+            None => self.root.nearest(&[Step::Key("audit"), Step::Key("database")]).1.place.clone().hidden(),
+        };
+        let url = variable.or_else(|| written.database.clone()).filter(|url| !url.trim().is_empty())?;
+        match Address::parse(url.trim()) {
+            Ok(address) => Some(address),
+            Err(e) => {
+                let problem = format!("this address of PostgreSQL cannot be used: {e}");
+                self.problems.push(Problem::new(place, problem).hint(address::HINT));
+                None
+            }
+        }
     }
 
     fn check_retention(&mut self, retention: &Retention) {
@@ -391,6 +392,18 @@ mod tests {
     }
 
     #[test]
+    fn the_address_of_postgresql_is_never_shown_with_its_password() {
+        let source = "[audit]\ndirectory = \"/trail\"\ndatabase = \"postgres://file@localhost/app\"\n";
+        let variable = (AUDIT_DATABASE_URL, "postgres://ann:correct-horse@localhost/app");
+        let database = |environment: &[_]| load(source, environment).unwrap().audit.unwrap().database.unwrap();
+        assert!(format!("{:?}", database(&[])).contains("file"));
+        let shown = format!("{:?}", database(&[variable]));
+        assert!(shown.contains("ann") && !shown.contains("horse"), "{shown}");
+        let warnings = load("", &[("OUTRIGGER_AUDIT_SECRET", "x")]).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.to_string().contains("OUTRIGGER_AUDIT_DATABASE_URL")));
+    }
+
+    #[test]
     fn a_route_names_its_class_or_its_type() {
         let source = "[audit]\ndefault = \"data\"\n[[routes]]\nname = \"a\"\npath = \"/a\"\naudit = \"auth.logout\"\n";
         let config = load(source, &[]).unwrap();
@@ -409,7 +422,8 @@ mod tests {
             load("[audit]\nheaders = [\"User-Agent\", \"Cookie\", \"a b\"]\n[audit.retention]\ndata = \"1h\"\n", &[]),
             load("[[routes]]\nname = \"a\"\npath = \"/a\"\naudit = \"datta\"\n", &[]),
             load("[audit]\ndefault = \"security\"\n", &[]),
-            load("", &[(KEYS, "nonsense"), (AUDIT_SECRET, "short")]),
+            load("", &[(KEYS, "nonsense"), (AUDIT_DATABASE_URL, "postgres://app:hunter2@h:x/app")]),
+            load("[audit]\ndatabase = \"postgres://:hunter2@\"\n", &[]),
         ];
         let text: Vec<String> = errors.into_iter().map(|error| error.unwrap_err()).collect();
         insta::assert_snapshot!(text.join("\n"));

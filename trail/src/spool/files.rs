@@ -211,7 +211,7 @@ pub fn chain_id(directory: &Path) -> Result<String, SpoolError> {
     }
 }
 
-/// The entries that the app has. If the file is invalid, the app is asked, which knows them.
+/// The entries that PostgreSQL has. If the file is invalid, it is asked, which knows them.
 pub fn shipped(directory: &Path) -> Result<Shipped, SpoolError> {
     let path = directory.join(layout::SHIPPED);
     match fs::read(&path) {

@@ -9,7 +9,7 @@ use super::{Dropped, FRAME_BYTES, LONGEST_SEGMENT_US, NOTE_EVERY_US, Spool, Spoo
 use crate::layout::Shipped;
 
 impl Spool {
-    /// Records that the app has all entries of `class` up to `through`. Their segments may be removed to make room,
+    /// Records that PostgreSQL has all entries of `class` up to `through`. Their segments may be removed to make room,
     /// and their data keys are removed, as PostgreSQL has them.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Spool {
         Ok(())
     }
 
-    /// The entries that the app has, and the last erasure received from it.
+    /// The entries that PostgreSQL has, and the last erasure received from it.
     ///
     /// # Errors
     /// The file cannot be read.

@@ -1,30 +1,14 @@
-//! The batches that proxies ship: a first line that describes the batch, then lines of segments as they are on disk.
+//! The batches that proxies ship: lines of segments as they are on disk.
 
 use std::borrow::Cow;
 
 use jiff::Timestamp;
 use outrigger_policy::audit::Class;
-use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::entry::Entry;
 use crate::keys::WrappedKey;
-use crate::layout::{Checkpoint, HEAD_SLOT, Header, Heads};
-
-/// Maximum size of a batch in bytes.
-pub const MOST_BYTES: usize = 4 << 20;
-/// Maximum number of lines, not counting the first.
-pub const MOST_LINES: usize = 2000;
-
-/// The body is not a batch.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} of the batch {problem}")]
-pub struct BadBatch {
-    /// Line number, from 1.
-    pub line: usize,
-    /// The problem.
-    pub problem: String,
-}
+use crate::layout::{Checkpoint, Header, Heads};
 
 /// A batch. Invalid lines do not invalidate the batch: they are in [`Self::refused`].
 #[derive(Debug)]
@@ -88,61 +72,29 @@ pub struct Refused<'a> {
     pub(crate) is_entry: bool,
 }
 
-#[derive(Deserialize)]
-struct FirstLine<'a> {
-    chain: String,
-    machine: String,
-    #[serde(borrow)]
-    class: Cow<'a, str>,
-    #[serde(default)]
-    erasures_seen: i64,
-    #[serde(default)]
-    keys: Vec<WrappedKey>,
-    #[serde(default)]
-    head: Option<String>,
-}
-
 impl<'a> Batch<'a> {
-    /// Parses a batch.
-    ///
-    /// # Errors
-    /// The body is not a batch: the line, and the problem.
-    pub fn parse(body: &'a [u8]) -> Result<Self, BadBatch> {
-        let bad = |line: usize, problem: String| BadBatch { line, problem };
-        let body = body.strip_suffix(b"\n").unwrap_or(body);
-        let mut lines = body.split(|b| *b == b'\n');
-        let first = lines.next().unwrap_or_default();
-        let first: FirstLine<'a> =
-            serde_json::from_slice(first).map_err(|e| bad(1, format!("is not a valid first line: {e}")))?;
-        let is_chain = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if first.chain.len() != 16 || !first.chain.bytes().all(is_chain) {
-            return Err(bad(1, format!("needs a chain of 16 hexadecimal digits, got {:?}", first.chain)));
-        }
-        let class = Class::named(&first.class)
-            .ok_or_else(|| bad(1, format!("needs a class such as \"data\", got {:?}", first.class)))?;
-        if first.machine.is_empty() || first.machine.len() > 256 || first.machine.contains('\0') {
-            return Err(bad(1, "needs a machine of 1 to 256 bytes".to_owned()));
-        }
-        let head = first.head.filter(|line| line.len() <= HEAD_SLOT && !line.contains('\0'));
-        let head = head.and_then(|line| serde_json::from_str::<Heads>(&line).ok().map(|heads| (line, heads)));
-        let mut batch = Self {
-            head: head.filter(|(_, heads)| heads.chain == first.chain),
-            chain: first.chain,
-            machine: first.machine,
+    /// A batch without lines.
+    pub fn new(chain: &str, machine: &str, class: Class) -> Self {
+        Self {
+            chain: chain.to_owned(),
+            machine: machine.to_owned(),
             class,
-            erasures_seen: first.erasures_seen,
-            keys: first.keys,
+            erasures_seen: 0,
+            keys: Vec::new(),
+            head: None,
             entries: Vec::new(),
             marks: Vec::new(),
             refused: Vec::new(),
-        };
-        for (at, line) in lines.enumerate() {
-            if at == MOST_LINES {
-                return Err(bad(at + 2, format!("is one too many: at most {MOST_LINES} fit")));
-            }
-            batch.add(line);
         }
-        Ok(batch)
+    }
+
+    /// The same with the lines of a text.
+    #[must_use]
+    pub fn with_lines(mut self, text: &'a [u8]) -> Self {
+        for line in text.split_inclusive(|b| *b == b'\n') {
+            self.add(line.strip_suffix(b"\n").unwrap_or(line));
+        }
+        self
     }
 
     fn add(&mut self, line: &'a [u8]) {
@@ -197,12 +149,14 @@ impl<'a> Batch<'a> {
 mod tests {
     use super::*;
 
-    const FIRST: &str = r#"{"chain":"0123456789abcdef","machine":"m1","class":"data"}"#;
+    fn batch(text: &[u8]) -> Batch<'_> {
+        Batch::new("0123456789abcdef", "m1", Class::Data).with_lines(text)
+    }
+
     const ENTRY: &str = r#"{"seq":1,"class":"data","id":"0199a7a5-0000-7000-8000-000000000001","time":"2026-11-24T14:00:00.000001Z","machine":"m1","type":"data.read","action":"read","outcome":"success","actor":{"id":"u_x","kind":"user"},"prev":"00"}"#;
 
     fn refused(line: &[u8]) -> String {
-        let body = [FIRST.as_bytes(), line].join(&b'\n');
-        let batch = Batch::parse(&body).unwrap();
+        let batch = batch(line);
         assert!(batch.entries.is_empty() && batch.marks.is_empty());
         batch.refused[0].why.clone()
     }
@@ -211,8 +165,8 @@ mod tests {
     fn reads_entries_headers_and_checkpoints() {
         let header = r#"{"segment":1,"chain":"0123456789abcdef","class":"data","machine":"m1","first":1,"prev":"00","created":"2026-11-24T14:00:00Z"}"#;
         let checkpoint = r#"{"checkpoint":1,"chain":"0123456789abcdef","class":"data","first":1,"last":1,"header":"00","hash":"00","time":"2026-11-24T14:00:00Z","heads":{},"key":"k1","signature":"x"}"#;
-        let body = format!("{FIRST}\n{header}\n{ENTRY}\n{checkpoint}\n");
-        let batch = Batch::parse(body.as_bytes()).unwrap();
+        let body = format!("{header}\n{ENTRY}\n{checkpoint}\n");
+        let batch = batch(body.as_bytes());
         assert_eq!((batch.entries.len(), batch.marks.len(), batch.refused.len()), (1, 2, 0), "{:?}", batch.refused);
         assert_eq!((batch.entries[0].seq, batch.entries[0].text), (1, ENTRY));
         assert_eq!((batch.marks[0].first, batch.marks[0].last), (1, 0));
@@ -228,16 +182,5 @@ mod tests {
         assert!(refused(ENTRY.replace("2026-11-24T", "").as_bytes()).contains("a time"));
         assert!(refused(ENTRY.replace("0199a7a5", "x").as_bytes()).contains("not a UUID"));
         assert!(refused(br#"{"segment":1,"chain":"x"}"#).starts_with("is not a valid header"));
-    }
-
-    #[test]
-    fn an_invalid_batch_is_rejected_with_the_line() {
-        let error = |body: &str| Batch::parse(body.as_bytes()).unwrap_err().to_string();
-        assert!(error("").starts_with("line 1 of the batch is not a valid first line"));
-        assert!(error(&FIRST.replace("0123", "app")).contains("16 hexadecimal digits"));
-        assert!(error(&FIRST.replace("data", "date")).contains("needs a class"));
-        assert!(error(&FIRST.replace("m1", "")).contains("needs a machine"));
-        let many = format!("{FIRST}{}", "\nx".repeat(MOST_LINES + 1));
-        assert!(error(&many).starts_with("line 2002 of the batch is one too many"), "{}", error(&many));
     }
 }

@@ -163,7 +163,6 @@ fn start_app(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Resul
         .env("APP_JWT_SECRET", &shared.token_secret)
         .env("APP_VECTOR_DIMENSION", "8")
         .env("OUTRIGGER_AUDIT_KEYS", &shared.trail.keys)
-        .env("OUTRIGGER_AUDIT_SECRET", &shared.trail.shipping)
         .env("APP_LOG_FORMAT", "text")
         .start(&called(shared, "the app", number), &fresh_log(&shared.state, &named(shared, "app", number, "log")))?;
     app.ready(START, || is_ok(at.app, "/health/ready"))?;
@@ -182,7 +181,7 @@ fn start_proxy(shared: &Shared, number: u8, at: Addresses, socket: &Path) -> Res
         .env("OUTRIGGER_APP_METRICS", format!("http://{}/metrics", at.app))
         .env("OUTRIGGER_AUDIT_DIRECTORY", spool(shared, number))
         .env("OUTRIGGER_AUDIT_KEYS", &shared.trail.keys)
-        .env("OUTRIGGER_AUDIT_SECRET", &shared.trail.shipping)
+        .env("OUTRIGGER_AUDIT_DATABASE_URL", &shared.database_url)
         .env("OUTRIGGER_LOG_FORMAT", "text");
     if let Some(peers) = &shared.peers {
         program = program

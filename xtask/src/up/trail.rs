@@ -9,23 +9,17 @@ use std::path::{Path, PathBuf};
 
 use xtask::{Result, error::While, paths, postgres};
 
-/// The secrets for both programs of every Machine.
+/// The secrets of every Machine.
 #[derive(Debug)]
 pub(super) struct Secrets {
     /// `OUTRIGGER_AUDIT_KEYS`.
     pub(super) keys: String,
-    /// `OUTRIGGER_AUDIT_SECRET`.
-    pub(super) shipping: String,
 }
 
 impl Secrets {
     /// The secrets of the stack in `state`.
     pub(super) fn of(state: &Path) -> Result<Self> {
-        let random = || postgres::random_hex(32);
-        Ok(Self {
-            keys: kept(&state.join("audit.keys"), || Ok(format!("k1:{}", random()?)))?,
-            shipping: kept(&state.join("audit.secret"), random)?,
-        })
+        Ok(Self { keys: kept(&state.join("audit.keys"), || Ok(format!("k1:{}", postgres::random_hex(32)?)))? })
     }
 
     /// Writes the environment of `outrigger audit` to a file that a shell can source, and returns its path.

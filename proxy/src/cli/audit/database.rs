@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use outrigger_policy::audit::{Class, Hash};
+use outrigger_rules::environment::AUDIT_DATABASE_URL;
 use outrigger_trail::keys::PublicKeys;
+use outrigger_trail::store::address::{self, Address, AddressError};
 use outrigger_trail::store::{APP_CHAIN, StoreError, chains};
 use outrigger_trail::verify::Findings;
 use outrigger_trail::verify::rows::{self, Beside, DropRecord, Dropped, Head, Rows};
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Config};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::AuditError;
+
+pub(super) use outrigger_trail::store::address::describe;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rows per query.
@@ -43,12 +44,6 @@ impl FromStr for Url {
     }
 }
 
-/// An error with its causes, on one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// A connection to PostgreSQL.
 pub(super) struct Database {
     pub(super) client: Client,
@@ -56,38 +51,21 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) async fn connect(url: &Url) -> Result<Self, AuditError> {
-        let given = if url.0.is_empty() { std::env::var("DATABASE_URL").unwrap_or_default() } else { url.0.clone() };
-        let bad = |problem: String| {
-            let what = if url.0.is_empty() { "DATABASE_URL" } else { "--database" };
-            AuditError::Url(format!("{what}: {problem}; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"))
+        let from = |name: &str| std::env::var(name).ok().filter(|url| !url.trim().is_empty());
+        let (what, given) = match url.0.as_str() {
+            "" => match from(AUDIT_DATABASE_URL) {
+                Some(given) => (AUDIT_DATABASE_URL, given),
+                None => ("DATABASE_URL", from("DATABASE_URL").unwrap_or_default()),
+            },
+            given => ("--database", given.to_owned()),
         };
-        // The certificate is always verified, so libpq's stricter names mean what `require` means here.
-        let given =
-            given.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
-        let mut config: Config = given.parse().map_err(|e: tokio_postgres::Error| bad(describe(&e)))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(bad("names no host".to_owned()));
-        }
-        if config.get_ssl_mode() == SslMode::Prefer && config.get_hosts().iter().all(is_local) {
-            config.ssl_mode(SslMode::Disable);
-        }
-        let mut roots = rustls::RootCertStore::empty();
-        if config.get_ssl_mode() != SslMode::Disable {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(bad(
-                    "no CA certificates on this machine; install ca-certificates or set SSL_CERT_FILE".to_owned()
-                ));
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let tls = tls.map_err(|e| bad(e.to_string()))?.with_root_certificates(roots).with_no_client_auth();
-        config.application_name("outrigger-audit").connect_timeout(CONNECT_TIMEOUT);
+        let bad = |problem: AddressError| AuditError::Url(format!("{what}: {problem}; {}", address::HINT));
+        let address = Address::parse(&given).map_err(bad)?;
+        let (config, tls) = (address.config("outrigger-audit", CONNECT_TIMEOUT), address.tls().map_err(bad)?);
         let unreachable = |problem: String| {
-            AuditError::Database(format!("{problem}; is it up, and is DATABASE_URL the one that the app has?"))
+            AuditError::Database(format!("{problem}; is it up, and is {what} the one that entries are shipped to?"))
         };
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(MakeRustlsConnect::new(tls)));
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls));
         let (client, connection) = connecting
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())))?
@@ -251,13 +229,4 @@ fn seq_of(line: &[u8]) -> Option<u64> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
-}
-
-fn is_local(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
-    }
 }

@@ -154,6 +154,13 @@ pub(super) struct Hit {
     pub(super) line: String,
 }
 
+impl Hit {
+    /// A line, to decrypt its values.
+    pub(super) fn of(line: &str) -> Self {
+        Self { time: Timestamp::UNIX_EPOCH, id: String::new(), line: line.to_owned() }
+    }
+}
+
 /// Finds the newest matching entries, newest first, in the spool and in PostgreSQL. An entry in both is returned once.
 pub(super) fn find(
     context: &Context,

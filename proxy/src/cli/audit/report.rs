@@ -145,9 +145,8 @@ pub(super) fn document(config: &Config, at: &str) -> Result<Document, AuditError
         some => some.to_vec(),
     };
     let mut all_recipients = recipients;
-    if rules.secret.is_some() {
-        all_recipients
-            .push(format!("the app's database (PostgreSQL), to which entries are sent through {}", config.app.address));
+    if let Some(database) = &rules.database {
+        all_recipients.push(format!("PostgreSQL at {database}, to which entries are sent"));
     }
 
     let sections = vec![

@@ -25,9 +25,10 @@ const DETAILS_BYTES: usize = 64 << 10;
 /// The most subjects in one request.
 const MOST_SUBJECTS: usize = 1000;
 /// The actions of commands. Clients cannot add entries with any other action.
-const ACTIONS: [&str; 9] = [
+const ACTIONS: [&str; 10] = [
     "audit.verify",
     "audit.search",
+    "audit.follow",
     "audit.export",
     "audit.erase",
     "audit.report",
