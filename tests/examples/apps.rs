@@ -19,7 +19,7 @@ const FIRST_RESPONSE: Duration = Duration::from_secs(60);
 
 /// Settings that make the tests quick, before those of the example.
 const QUICK: &str =
-    "server.lame_duck = \"0s\"\nrun.backoff = \"10ms\"\nrun.hang_timeout = \"2s\"\nrun.stop_grace = \"5s\"\n";
+    "server.lame_duck = \"0s\"\nrun.backoff = \"10ms\"\nrun.hang_timeout = \"4s\"\nrun.stop_grace = \"5s\"\n";
 
 /// An example behind Outrigger.
 struct Running {

@@ -171,6 +171,7 @@ fn the_unit_starts_the_command_of_the_image() {
     let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
     let start = value("ExecStart");
     assert_eq!(start, "/usr/bin/outrigger run --config /srv/%i/outrigger.toml -- $COMMAND");
+    assert!(value("RestrictAddressFamilies").contains("AF_NETLINK"), "transport/src/witness.rs needs it");
     assert!(value("TimeoutStopSec").parse::<i64>().unwrap() > DRAIN);
     for example in EXAMPLES {
         let environment = file(&format!("{example}/systemd.env"));
@@ -178,6 +179,6 @@ fn the_unit_starts_the_command_of_the_image() {
         let (command, image) = (value("COMMAND").unwrap(), words(example, "CMD").join(" "));
         assert_eq!(without_directories(command), without_directories(&image), "{example}/systemd.env");
         // `StateDirectory` makes it.
-        assert_eq!(value("NOTES"), Some(format!("/var/lib/{example}/notes.txt").as_str()));
+        assert_eq!(value("NOTES"), Some(format!("/var/lib/outrigger-{example}/notes.txt").as_str()));
     }
 }

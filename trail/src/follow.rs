@@ -119,6 +119,8 @@ pub struct Follower {
     /// The chain.
     pub chain: String,
     cursors: BTreeMap<Class, Cursor>,
+    /// Of a class that is not followed any more.
+    broken: Option<FollowError>,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +128,8 @@ struct Cursor {
     through: u64,
     /// Entries before this reader's first one are not missed.
     has_begun: bool,
+    /// An entry does not verify: there are no more.
+    is_broken: bool,
     at: Option<At>,
 }
 
@@ -156,10 +160,10 @@ impl Follower {
         }
         let cursor = |class: &Class| {
             let through = since.and_then(|since| since.through.get(class)).copied();
-            (*class, Cursor { through: through.unwrap_or_default(), has_begun: through.is_some(), at: None })
+            (*class, Cursor { through: through.unwrap_or_default(), has_begun: through.is_some(), ..Cursor::default() })
         };
         let cursors = classes.iter().map(cursor).collect();
-        Ok(Self { directory: directory.to_owned(), keys, chain: heads.chain, cursors })
+        Ok(Self { directory: directory.to_owned(), keys, chain: heads.chain, cursors, broken: None })
     }
 
     /// How far this reader has come.
@@ -178,7 +182,7 @@ impl Follower {
     pub fn skip(&mut self) -> Result<(), FollowError> {
         let heads = heads(&self.directory, &self.keys)?;
         for (class, cursor) in &mut self.cursors {
-            *cursor = Cursor { through: heads.last(*class), has_begun: true, at: None };
+            *cursor = Cursor { through: heads.last(*class), has_begun: true, ..Cursor::default() };
         }
         Ok(())
     }
@@ -186,7 +190,7 @@ impl Follower {
     /// Returns the next verified entries: of each class, those of one segment. Empty if there are none now.
     ///
     /// # Errors
-    /// An entry does not verify, or a file cannot be read.
+    /// An entry does not verify, or a file cannot be read. The other classes are returned first, up to their ends.
     pub fn look(&mut self) -> Result<Vec<Batch>, FollowError> {
         // In this order: entries that `HEAD` names were on disk before it.
         let heads = heads(&self.directory, &self.keys)?;
@@ -198,9 +202,18 @@ impl Follower {
         let mut batches = Vec::new();
         for (class, cursor) in &mut self.cursors {
             let of_class: Vec<&Segment> = segments.iter().filter(|segment| segment.class == *class).collect();
-            batches.extend(cursor.next(*class, &of_class, &heads, &self.keys)?);
+            match cursor.next(*class, &of_class, &heads, &self.keys) {
+                Ok(batch) => batches.extend(batch),
+                Err(error) => {
+                    cursor.is_broken = true;
+                    self.broken.get_or_insert(error);
+                }
+            }
         }
-        Ok(batches)
+        match self.broken.take_if(|_| batches.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(batches),
+        }
     }
 }
 
@@ -218,11 +231,15 @@ impl Cursor {
         heads: &Heads,
         keys: &PublicKeys,
     ) -> Result<Option<Batch>, FollowError> {
+        if self.is_broken {
+            return Ok(None);
+        }
         let (before, last) = (self.through, heads.last(class));
         if last < before {
             return Err(FollowError::RolledBack { class, through: before, last });
         }
         if last == before {
+            self.has_begun = true;
             return Ok(None);
         }
         let segment = match segments.iter().rposition(|segment| segment.first <= before + 1) {
@@ -235,8 +252,9 @@ impl Cursor {
             (self.through, self.at) = (to, None);
         }
         let lines = match segment {
-            Some(segment) => self.read(segment, heads, keys)?,
-            None => Vec::new(),
+            // Nothing in it is signed yet if all before it was deleted.
+            Some(segment) if self.through < last => self.read(segment, heads, keys)?,
+            _ => Vec::new(),
         };
         let missed = missed.filter(|_| std::mem::replace(&mut self.has_begun, true));
         Ok(Some(Batch { class, lines, through: self.through, missed }))

@@ -103,13 +103,15 @@ fn time() -> Result<u64> {
     let told = env::var("SOURCE_DATE_EPOCH").ok();
     let text = match told {
         Some(told) => told,
-        None => {
-            Program::new("git").args(["log", "-1", "--format=%ct"]).dir(paths::root()).output().map_err(|error| {
+        None => Program::new("git")
+            .args(["-c", "safe.directory=*", "log", "-1", "--format=%ct"])
+            .dir(paths::root())
+            .output()
+            .map_err(|error| {
                 error.hint(
                     "outside of a git clone, set SOURCE_DATE_EPOCH to the time of the version in seconds since 1970",
                 )
-            })?
-        }
+            })?,
     };
     text.trim().parse().while_(format_args!("reading the time of the commit, `{}`", text.trim()))
 }

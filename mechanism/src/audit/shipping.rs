@@ -121,8 +121,14 @@ pub async fn keep_shipping(trail: Arc<Trail>, database: Option<Arc<Database>>) {
                     tracing::warn!("the audit log stays on this disk until PostgreSQL accepts it: {text}");
                     trouble = Some(text);
                 }
-                tokio::time::sleep(pause.saturating_sub(began.elapsed())).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                if !has_ended {
+                    // Ends with the audit log: the last entries get one more chance.
+                    let until = began + pause;
+                    while Instant::now() < until && !trail.has_ended.load(Ordering::Acquire) {
+                        tokio::time::sleep(GATHER).await;
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
             }
         }
         if progress.behind(trail) == 0 {
@@ -134,6 +140,7 @@ pub async fn keep_shipping(trail: Arc<Trail>, database: Option<Arc<Database>>) {
 
 /// Sends a batch of each class in turn, until there is no more to send.
 async fn round(trail: &Trail, database: &Database, directory: &Path, progress: &mut Progress) -> Result<(), ShipError> {
+    let opening = trail.openings.load(Ordering::Acquire);
     let mut left: Vec<Class> = Class::ALL.into();
     let mut failed = None;
     // Set when PostgreSQL is unreachable: the other classes are then only read, because one may have the oldest event.
@@ -156,7 +163,12 @@ async fn round(trail: &Trail, database: &Database, directory: &Path, progress: &
                 continue;
             }
             let (last, place) = (lines.last, lines.place);
-            match send(trail, database, class, lines, progress.erasures).await {
+            let sent = send(trail, database, class, lines, progress.erasures).await;
+            if trail.openings.load(Ordering::Acquire) != opening {
+                // The numbers of another chain mean nothing here.
+                return Ok(());
+            }
+            match sent {
                 Ok(taken) => {
                     let cursor = &mut progress.cursors[class as usize];
                     cursor.through = cursor.through.max(last);

@@ -147,7 +147,7 @@ impl Writer {
                     let kept = self.spool.as_mut().map(|spool| spool.shipped(class, through, erasures, now));
                     if let Some(Err(e)) = kept {
                         tracing::warn!(
-                            "the app's progress with the audit log cannot be stored, entries will be sent again: {e}"
+                            "how far the audit log was shipped cannot be stored, entries will be sent again: {e}"
                         );
                     }
                 }

@@ -15,6 +15,10 @@ impl Spool {
     /// # Errors
     /// The file cannot be written; after a restart, the entries are shipped again.
     pub fn shipped(&mut self, class: Class, through: u64, erasures: u64, now: Time) -> Result<(), SpoolError> {
+        // Of a chain that was here before.
+        if through > self.chains[class as usize].committed.last {
+            return Ok(());
+        }
         self.shipped[class as usize] = through;
         self.erasures = self.erasures.max(erasures);
         self.is_note_due = true;

@@ -41,6 +41,11 @@ impl Address {
     /// # Errors
     /// It cannot be used.
     pub fn parse(url: &str) -> Result<Self, AddressError> {
+        let url = url.trim();
+        // tokio-postgres would take another scheme for a name, and its error would have the password.
+        if url.contains("://") && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(AddressError::Invalid("it does not begin with postgres://".to_owned()));
+        }
         // The certificate is always verified, so libpq's stricter names mean what `require` means here.
         let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
         let mut config: Config = url.parse().map_err(|e: tokio_postgres::Error| AddressError::Invalid(describe(&e)))?;
@@ -50,8 +55,18 @@ impl Address {
         if config.get_user().is_none() {
             return Err(AddressError::NoUser);
         }
-        if config.get_ssl_mode() == SslMode::Prefer && config.get_hosts().iter().all(is_local) {
-            config.ssl_mode(SslMode::Disable);
+        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+            return Err(AddressError::Invalid("an `@` in user or password is written as %40".to_owned()));
+        }
+        // Never `prefer`: a machine in the middle could say that the server has no TLS.
+        if config.get_ssl_mode() == SslMode::Prefer {
+            let addresses = config.get_hostaddrs();
+            let is_here = if addresses.is_empty() {
+                config.get_hosts().iter().all(is_local)
+            } else {
+                addresses.iter().all(std::net::IpAddr::is_loopback)
+            };
+            config.ssl_mode(if is_here { SslMode::Disable } else { SslMode::Require });
         }
         Ok(Self(config))
     }
@@ -72,7 +87,7 @@ impl Address {
 
     /// Whether connections are encrypted.
     pub fn is_encrypted(&self) -> bool {
-        self.0.get_ssl_mode() != SslMode::Disable
+        self.0.get_ssl_mode() == SslMode::Require
     }
 
     /// How connections are encrypted: verified with the system's certificates, or those in `SSL_CERT_FILE`.
@@ -136,6 +151,11 @@ mod tests {
         assert!(!encrypted("postgres://app@db.example/app?sslmode=disable"));
         assert!(encrypted("postgres://app@db.example/app"));
         assert!(encrypted("postgres://app@localhost/app?sslmode=verify-full"));
+        assert!(encrypted("postgres://app@localhost/app?hostaddr=192.0.2.1"));
+        assert!(encrypted("hostaddr=192.0.2.1 user=app"));
+        assert!(!encrypted("hostaddr=127.0.0.1 user=app"));
+        // With a newline, as secrets in files have one.
+        assert!(!encrypted("postgres://app@localhost/app\n"));
     }
 
     #[test]
@@ -146,6 +166,10 @@ mod tests {
             "postgres://h/app",
             "postgres://app:hunter2@h:x/app",
             "postgres://app@h/app?sslmode=maybe",
+            "\"postgres://app:hunter2@h/app?sslmode=disable\"",
+            "postgresql+psycopg://app:hunter2@h/app?sslmode=require",
+            "mysql://app:hunter2@h/app?x=y",
+            "postgres://app:pass@hunter2@h/app",
         ] {
             let error = Address::parse(url).unwrap_err().to_string();
             assert!(!error.is_empty() && !error.contains("hunter2"), "{error}");

@@ -196,9 +196,19 @@ fn in_debian(package: &Path, app: SocketAddr, dir: &Path) -> Result<()> {
 fn archive_of_debian() -> Result<(String, String)> {
     let release = fs::read_to_string("/etc/os-release").while_("reading /etc/os-release")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable").to_owned();
-    let targets = ["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"];
+    let targets = ["indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"];
     let targets = Program::new("apt-get").args(targets).output()?;
-    let mirror = targets.lines().find_map(|line| line.strip_suffix(&format!(" {suite}")).map(str::to_owned));
+    let mirror = ["Debian", "Ubuntu"].iter().find_map(|origin| {
+        let is_of = format!("{origin} {suite} ");
+        let mirror = targets.lines().find_map(|line| line.strip_prefix(&is_of))?;
+        // apt takes one of a list; debootstrap cannot.
+        match mirror.strip_prefix("mirror+file:") {
+            Some(list) => {
+                fs::read_to_string(list.trim_end_matches('/')).ok()?.split_whitespace().next().map(str::to_owned)
+            }
+            None => Some(mirror.to_owned()),
+        }
+    });
     let mirror = mirror.ok_or_else(|| Error::new(format_args!("apt has no source for {suite}")))?;
     Ok((mirror, suite))
 }

@@ -46,7 +46,12 @@ impl Root {
     pub fn unpacked(directory: &Path, archive: &Path) -> Result<Self> {
         let root = Self::new(directory)?;
         let unpack = ["--extract", "--same-permissions", "--numeric-owner", "--file"];
-        as_root("tar").args(unpack).arg(archive).arg("--directory").arg(directory).output()?;
+        let mut tar = as_root("tar").args(unpack);
+        if !rustix::process::geteuid().is_root() {
+            // A user namespace has one user only.
+            tar = tar.arg("--no-same-owner");
+        }
+        tar.arg(archive).arg("--directory").arg(directory).output()?;
         Ok(root)
     }
 
@@ -126,9 +131,13 @@ impl Root {
 
 /// Whether this process may change its root directory: it is root, or it may become that in a user namespace.
 pub fn can_change_root() -> bool {
-    let become_root =
-        || Command::new("unshare").args(["--map-root-user", "--mount", "true"]).stderr(Stdio::null()).status();
-    rustix::process::geteuid().is_root() || become_root().is_ok_and(|status| status.success())
+    // Root of a container may not, and some systems allow a namespace but no mount in it.
+    let namespaces: &[&str] =
+        if rustix::process::geteuid().is_root() { &["--mount"] } else { &["--map-root-user", "--mount"] };
+    let mounts = ["--propagation", "private", "mount", "--bind", "/", "/mnt"];
+    let mut probe = Command::new("unshare");
+    probe.args(namespaces).args(mounts).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
 }
 
 /// A program that needs root: in a user namespace if this process is not root.

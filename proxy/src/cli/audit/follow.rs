@@ -13,6 +13,7 @@ use outrigger_policy::audit::{Class, EventType, Outcome};
 use outrigger_trail::entry::Entry;
 use outrigger_trail::follow::{Batch, Follower, Position};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use serde_json::{Map, Value};
 
 use super::act::{Act, record_first};
@@ -115,7 +116,10 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         details,
     };
     record_first(context, &act)?;
-    let mut out = Output { out: io::stdout(), is_followed: options.state.is_some() };
+    let out = io::stdout();
+    let kind = rustix::fs::fstat(&out).map(|found| FileType::from_raw_mode(found.st_mode)).ok();
+    let mut out = Output { out, kind: kind.filter(|_| options.state.is_some()) };
+    let mut is_kept = false;
     let mut has_missed = false;
     loop {
         let batches = follower.look()?;
@@ -132,6 +136,13 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
             }
         }
         if batches.is_empty() {
+            // Also where classes without an entry begin: one that is deleted before the next start is missed then.
+            let before = at.clone();
+            at.through.extend(follower.position().through);
+            if let Some(state) = options.state.as_ref().filter(|_| !is_kept || at != before) {
+                keep_state(state, &at).map_err(AuditError::file(state))?;
+                is_kept = true;
+            }
             if options.once {
                 return Ok(ExitCode::from(u8::from(has_missed)));
             }
@@ -200,8 +211,9 @@ fn converted(
 /// Standard output.
 struct Output {
     out: Stdout,
-    /// Whether writing ends only once a pipe is empty: what is in it is lost with its reader.
-    is_followed: bool,
+    /// What it is, if a position is kept. Writing to a pipe ends only once it is empty, because what is in it is lost with its
+    /// reader, and writing to a file once it is on disk.
+    kind: Option<FileType>,
 }
 
 impl Output {
@@ -225,14 +237,19 @@ impl Output {
             self.out.flush()?;
             rest = later;
         }
-        while self.is_followed && !self.is_taken()? {
-            std::thread::sleep(TAKEN_EVERY);
+        match self.kind {
+            Some(FileType::Fifo) => {
+                while !self.is_taken()? {
+                    std::thread::sleep(TAKEN_EVERY);
+                }
+            }
+            Some(FileType::RegularFile) => rustix::fs::fdatasync(&self.out)?,
+            _ => {}
         }
         Ok(())
     }
 
     fn is_taken(&self) -> io::Result<bool> {
-        // Only pipes tell what is still in them.
         let Ok(1..) = rustix::io::ioctl_fionread(&self.out) else { return Ok(true) };
         let mut ends = [PollFd::new(&self.out, PollFlags::OUT)];
         poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
