@@ -205,13 +205,13 @@ fn away(rounds: usize, load: Duration) {
 }
 
 #[test]
-fn entries_wait_while_postgresql_is_away_and_the_proxy_is_killed() {
+fn entries_wait_while_postgresql_is_down_and_the_proxy_is_killed() {
     away(2, Duration::from_millis(500));
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask soak"]
-fn entries_wait_while_postgresql_is_away_for_ten_minutes() {
+fn entries_wait_while_postgresql_is_down_for_ten_minutes() {
     away(20, Duration::from_secs(30));
 }
 

@@ -255,7 +255,7 @@ print(getattr(error.data, 'message', error) if error else 'valid')
 ";
 
 #[test]
-fn the_bill_of_materials_is_valid_and_complete() {
+fn the_sbom_is_valid_and_complete() {
     let file = PACKED.file(".cdx.json");
     let said = said(Tool::Cyclonedx.get().unwrap(), &["-c", VALIDATE, text(&file)]);
     assert_eq!(said, "valid\n");

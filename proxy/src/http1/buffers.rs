@@ -23,7 +23,7 @@ pub(super) fn scratch() -> BytesMut {
 /// Keeps a buffer for reuse.
 pub(super) fn recycle(mut buffer: BytesMut) {
     buffer.clear();
-    // What was consumed has moved the start of the buffer; without this, the next response would be read in two pieces.
+    // Consumed bytes have moved the start of the buffer; without this, the next response would be read in two pieces.
     let _ = buffer.try_reclaim(READ_BYTES) || buffer.try_reclaim(FIRST_READ_BYTES);
     // A buffer that a large response has grown is freed.
     if (FIRST_READ_BYTES..=READ_BYTES * 2).contains(&buffer.capacity()) {

@@ -211,7 +211,7 @@ fn converted(
 /// Standard output.
 struct Output {
     out: Stdout,
-    /// What it is, if a position is kept. Writing to a pipe ends only once it is empty, because what is in it is lost with its
+    /// Its type, if a position is kept. Writing to a pipe ends only once it is empty, because what is in it is lost with its
     /// reader, and writing to a file once it is on disk.
     kind: Option<FileType>,
 }
