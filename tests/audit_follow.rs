@@ -137,9 +137,23 @@ fn a_follower_waits_for_more_and_begins_where_it_is_told() {
         ("0123456789abcdef/data:1", "the position is in chain 0123456789abcdef"),
         (&*format!("{}/data:99", chain.trim()), "an earlier state was restored"),
     ] {
-        let (code, lines, said) = follow_once(&setup, &["--since", since]);
+        let (code, lines, said) = follow_once(&setup, &["--class", "data", "--since", since]);
         assert!(code == 1 && lines.is_empty() && said.contains(why), "{said}");
     }
+    // One class does not stop the others.
+    let (code, lines, said) = follow_once(&setup, &["--since", &format!("{}/data:99", chain.trim())]);
+    assert!(code == 1 && said.contains("an earlier state was restored"), "{said}");
+    assert!(!lines.is_empty() && lines.iter().all(|line| line["class"] != "data"), "{lines:?}");
+
+    // The first position is kept, too: what comes after it is printed by the next one.
+    let state = setup.dir.join("position");
+    let from_end = ["--class", "data", "--since", "end", "--state", state.to_str().unwrap()];
+    assert_eq!(follow_once(&setup, &from_end).1.len(), 0);
+    assert_eq!(proxy.get("/a").status, 200);
+    until("the next entry to be printed", || {
+        let (_, lines, _) = follow_once(&setup, &from_end);
+        lines.iter().any(|line| line["seq"] == 5)
+    });
 }
 
 #[test]
