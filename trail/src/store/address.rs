@@ -43,7 +43,8 @@ impl Address {
     pub fn parse(url: &str) -> Result<Self, AddressError> {
         let url = url.trim();
         // tokio-postgres would take another scheme for a name, and its error would have the password.
-        if url.contains("://") && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        let is_url = url.split('=').next().is_some_and(|start| start.contains("://"));
+        if is_url && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(AddressError::Invalid("it does not begin with postgres://".to_owned()));
         }
         // The certificate is always verified, so libpq's stricter names mean what `require` means here.
@@ -154,6 +155,7 @@ mod tests {
         assert!(encrypted("postgres://app@localhost/app?hostaddr=192.0.2.1"));
         assert!(encrypted("hostaddr=192.0.2.1 user=app"));
         assert!(!encrypted("hostaddr=127.0.0.1 user=app"));
+        assert!(encrypted("host=db.example user=app password=a://b"));
         // With a newline, as secrets in files have one.
         assert!(!encrypted("postgres://app@localhost/app\n"));
     }
