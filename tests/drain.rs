@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use xtask::Signal;
 
 use crate::backend::{Backend, Play};
-use crate::harness::{Client, Proxy, get, until};
+use crate::harness::{Client, Proxy, Setup, get, until};
 
 #[test]
 fn health_fails_first_while_everything_is_still_served() {
@@ -134,6 +134,20 @@ fn a_second_signal_ends_the_drain() {
     proxy.signal(Signal::TERM);
     let status = proxy.ends_within(Duration::from_secs(5));
     assert!(status.success(), "{status}");
+}
+
+/// A platform may stop a Machine in its first moment. The signal comes as soon as a connection is accepted.
+#[test]
+fn a_signal_in_the_first_moment_drains_as_well() {
+    let app = Backend::start();
+    for _ in 0..8 {
+        let mut proxy = Setup::new(&app, "server.lame_duck = \"0s\"\n").launch();
+        until("the first connection", || Client::connect(proxy.address).is_ok());
+        proxy.signal(Signal::TERM);
+        let status = proxy.ends_within(Duration::from_secs(10));
+        assert!(status.success(), "{status}\n{}", proxy.log());
+        proxy.says("draining");
+    }
 }
 
 #[test]

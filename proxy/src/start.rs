@@ -20,7 +20,7 @@ use outrigger_rules::target::Target;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use self::shutdown::{Haste, drain, shutdown_signal};
+use self::shutdown::{Haste, Signals, drain};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
 use crate::control::reload::{self, Stamp};
@@ -87,6 +87,12 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
     warn_of_settings(config, file, read.is_some() || launch.command.is_some());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // Before anything is accepted: a request that was must be drained.
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::install()?
+    };
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
     let public = bind(config.server.listen, "server.listen")?;
@@ -112,7 +118,6 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
 
     let (driver, app) = launch.command.map(|command| Driver::new(Arc::clone(&state), command, queue.clone())).unzip();
     serve_admin(admin, Arc::clone(&state), app.clone())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let result = runtime.block_on(async {
         let watched = reload::Watched { file: file.to_owned(), given: launch.given };
         tokio::spawn(reload::watch(watched, read, Arc::clone(&state), level));
@@ -127,7 +132,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        serve(&state, &leaving, &closing, driver.zip(app)).await
+        serve(&state, &leaving, &closing, &mut signals, driver.zip(app)).await
     });
     if let Some(trail) = &state.trail {
         notices::process(&state, "stop");
@@ -147,28 +152,26 @@ async fn serve(
     state: &Arc<State>,
     leaving: &watch::Sender<bool>,
     closing: &watch::Sender<bool>,
+    signals: &mut Signals,
     app: Option<(Driver, Handle)>,
 ) -> Result<ExitCode, RunError> {
     let Some((driver, app)) = app else {
-        shutdown_signal().await?;
-        drain(state, leaving, closing, Haste::None).await;
+        signals.next().await;
+        drain(state, leaving, closing, signals, Haste::None).await;
         return Ok(ExitCode(0));
     };
     let mut running = pin!(driver.run());
     let given_up = tokio::select! {
-        // First, so that signals are caught before the app runs.
-        biased;
-        signal = shutdown_signal() => signal.map(|()| None)?,
+        () = signals.next() => None,
         exit_code = &mut running => Some(exit_code?),
     };
     if let Some(exit_code) = given_up {
         hold::app_ended(state);
-        drain(state, leaving, closing, Haste::AppIsGone).await;
+        drain(state, leaving, closing, signals, Haste::AppIsGone).await;
         return Ok(exit_code);
     }
-    let drained = drain(state, leaving, closing, Haste::None);
     tokio::select! {
-        () = drained => {}
+        () = drain(state, leaving, closing, signals, Haste::None) => {}
         // It was given up meanwhile.
         exit_code = &mut running => {
             hold::app_ended(state);
@@ -178,7 +181,7 @@ async fn serve(
     app.order(Order::Stop);
     tokio::select! {
         exit_code = &mut running => return exit_code.map(|_| ExitCode(0)).map_err(RunError::from),
-        _ = shutdown_signal() => app.order(Order::Hurry),
+        () = signals.next() => app.order(Order::Hurry),
     }
     running.await?;
     Ok(ExitCode(0))

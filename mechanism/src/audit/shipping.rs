@@ -73,6 +73,10 @@ impl Progress {
         let of = |class: Class| trail.committed(class).saturating_sub(self.cursors[class as usize].through);
         Class::ALL.into_iter().map(of).sum()
     }
+
+    fn show(&self, trail: &Trail) {
+        trail.metrics.unshipped.set(i64::try_from(self.behind(trail)).unwrap_or(i64::MAX));
+    }
 }
 
 /// Ships events for the life of the process; without a database it only counts them.
@@ -94,7 +98,7 @@ pub async fn keep_shipping(trail: Arc<Trail>, database: Option<Arc<Database>>) {
             openings = now;
             progress = Progress::read(&directory);
         }
-        trail.metrics.unshipped.set(i64::try_from(progress.behind(trail)).unwrap_or(i64::MAX));
+        progress.show(trail);
         let Some(database) = &database else { continue };
         tokio::time::sleep(GATHER).await;
         let has_ended = trail.has_ended.load(Ordering::Acquire);
@@ -134,7 +138,7 @@ pub async fn keep_shipping(trail: Arc<Trail>, database: Option<Arc<Database>>) {
         if progress.behind(trail) == 0 {
             trail.metrics.lag.set(0.0);
         }
-        trail.metrics.unshipped.set(i64::try_from(progress.behind(trail)).unwrap_or(i64::MAX));
+        progress.show(trail);
     }
 }
 
@@ -176,6 +180,8 @@ async fn round(trail: &Trail, database: &Database, directory: &Path, progress: &
                     took(trail, database, &taken, progress).await;
                     trail.command(Command::Shipped(class, progress.cursors[class as usize].through, progress.erasures));
                     left.push(class);
+                    // A long backlog takes minutes: its progress can be watched.
+                    progress.show(trail);
                 }
                 Err(e) => {
                     // Continue with another class: one that cannot be stored must not block the others.

@@ -3,20 +3,33 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::engine::state::{Phase, State};
 
-pub(super) async fn shutdown_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "draining");
-    Ok(())
+/// SIGTERM and SIGINT. Caught from the moment they are installed, so that none ends the process without a drain and none is lost between
+/// two waits.
+#[derive(Debug)]
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Needs a runtime.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "draining");
+    }
 }
 
 /// How little time there is.
@@ -30,7 +43,13 @@ pub(super) enum Haste {
 
 /// Fails health checks, then accepts no new connections, then waits for requests in flight. A second signal skips the
 /// waiting.
-pub(super) async fn drain(state: &State, leaving: &watch::Sender<bool>, closing: &watch::Sender<bool>, haste: Haste) {
+pub(super) async fn drain(
+    state: &State,
+    leaving: &watch::Sender<bool>,
+    closing: &watch::Sender<bool>,
+    signals: &mut Signals,
+    haste: Haste,
+) {
     const LAST_ANSWERS: Duration = Duration::from_secs(2);
     let mut server = state.rules.load().config.server.clone();
     if haste == Haste::AppIsGone {
@@ -45,7 +64,7 @@ pub(super) async fn drain(state: &State, leaving: &watch::Sender<bool>, closing:
         );
         tokio::select! {
             () = tokio::time::sleep(server.lame_duck) => {}
-            _ = shutdown_signal() => {}
+            () = signals.next() => {}
         }
     }
     advance(state, Phase::Closing);
@@ -66,7 +85,7 @@ pub(super) async fn drain(state: &State, leaving: &watch::Sender<bool>, closing:
             requests = state.in_flight(),
             "drain_timeout is over, closing the remaining connections"
         ),
-        _ = shutdown_signal() => tracing::warn!(
+        () = signals.next() => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),
             "second signal, closing the remaining connections"

@@ -116,7 +116,7 @@ pub fn ar(members: &[(&str, &[u8])], time: u64) -> Vec<u8> {
 
 /// Compressed, without a time or a name in the result.
 pub fn gzip(content: &[u8]) -> Result<Vec<u8>> {
-    through("gzip", &["-9", "-n"], content)
+    through("gzip", &["-n"], content)
 }
 
 /// The SHA-256 digest in hexadecimal digits.
