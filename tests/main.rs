@@ -55,6 +55,7 @@ mod overload;
 mod paths;
 mod peers;
 mod protocol;
+mod receipts;
 mod recovery;
 mod run;
 mod sessions;

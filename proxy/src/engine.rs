@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod health;
 pub mod metrics;
 pub mod notices;
+pub mod receipts;
 pub mod record;
 pub mod rejection;
 pub mod reply;

@@ -6,6 +6,7 @@
 //! app.rs           the app's process
 //! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
+//! receipts.rs      receipts of requests: why one was rejected
 //! pages.rs         the metrics pages, each made once for all requests that wait for it
 //! ```
 
@@ -15,6 +16,7 @@ pub mod audit;
 pub mod connections;
 pub mod control;
 mod pages;
+pub mod receipts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,7 +54,8 @@ const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of 
                      /limits       rate limits of each tier\n\
                      /machines     this Machine and its peers\n\
                      /bans         banned clients; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
-                     \x20             DELETE /bans/CLIENT lifts\n";
+                     \x20             DELETE /bans/CLIENT lifts\n\
+                     /requests     receipts: why requests were rejected, retried or sent elsewhere; /requests/ID one of them\n";
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: Arc<State>, app: Option<Handle>) {
@@ -66,7 +69,7 @@ pub fn endpoints(state: &Arc<State>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    audit::endpoints(app::endpoints(control::endpoints(endpoints)))
+    receipts::endpoints(audit::endpoints(app::endpoints(control::endpoints(endpoints))))
 }
 
 fn router(state: &Arc<State>) -> Router {

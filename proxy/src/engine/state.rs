@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::engine::exchange::Listener;
 use crate::engine::metrics::{Metrics, RouteMetrics};
+use crate::engine::receipts::Receipts;
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
 use crate::mechanism::audit::{AuditBasis, Trail};
@@ -79,6 +80,8 @@ pub struct State {
     pub rules: ArcSwap<Snapshot>,
     /// All metrics.
     pub metrics: Metrics,
+    /// Receipts of requests.
+    pub receipts: Receipts,
     /// Writes the access log.
     pub access_log: AccessLog,
     /// How far a shutdown has progressed.
@@ -157,6 +160,7 @@ impl State {
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,
+            receipts: Receipts::default(),
             access_log,
             drain: Drain::default(),
             started: Instant::now(),
