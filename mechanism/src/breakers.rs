@@ -8,7 +8,7 @@
 pub mod metrics;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub struct Cell {
     is_used: AtomicBool,
     /// It opened because the app was unreachable.
     is_unreached: AtomicBool,
+    /// When its state changed last, on its own clock; 0: never.
+    turned_at: AtomicU64,
 }
 
 /// The state of a circuit breaker, for operators.
@@ -48,6 +50,8 @@ pub struct Standing {
     pub seen: (u32, u32, u32),
     /// How long it stays open.
     pub left: Option<Duration>,
+    /// For how long it has had its state; `None` if it never had another one.
+    pub age: Option<Duration>,
     /// The number of clients that are rejected for failures that only they saw.
     pub clients_refused: usize,
 }
@@ -90,6 +94,7 @@ impl Cell {
             is_calm: AtomicBool::new(true),
             is_used: AtomicBool::new(false),
             is_unreached: AtomicBool::new(false),
+            turned_at: AtomicU64::new(0),
         }
     }
 
@@ -107,6 +112,9 @@ impl Cell {
         let refused = breaker.clients_refused();
         let clients_refused = (refused > refused_before).then_some(refused);
         let turned = (breaker.state() != before).then(|| Turned::new(before, &breaker, now));
+        if turned.is_some() {
+            self.turned_at.store(now.max(1), Ordering::Relaxed);
+        }
         let has_changed = clients_refused.is_some() || turned.is_some();
         (value, has_changed.then_some(Change { clients_refused, turned }))
     }
@@ -156,6 +164,10 @@ impl Cell {
             failures: breaker.failures(),
             seen: breaker.seen(now),
             left: breaker.open_for(now).map(|(left, _)| left),
+            age: match self.turned_at.load(Ordering::Relaxed) {
+                0 => None,
+                at => Some(Duration::from_nanos(now.saturating_sub(at))),
+            },
             clients_refused: breaker.clients_refused(),
         })
     }
@@ -273,6 +285,7 @@ impl Attempt {
             }
             let turned = Turned::new(Position::Closed, &breaker, now);
             drop(breaker);
+            cell.turned_at.store(now.max(1), Ordering::Relaxed);
             cell.is_calm.store(false, Ordering::Relaxed);
             return Some(Change { clients_refused: None, turned: Some(turned) });
         }

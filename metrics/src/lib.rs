@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Metric};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, HistogramOpts, Opts, Registry, TextEncoder};
 pub use prometheus::{
@@ -127,6 +127,24 @@ impl Declare {
         });
         self.reference.borrow_mut().extend(lines);
     }
+}
+
+/// How many observations of a histogram are at most each of its first `N` upper bounds, and how many there are in all.
+pub fn cumulative<const N: usize>(histogram: &Histogram) -> ([u64; N], u64) {
+    let shown = histogram.metric();
+    let shown = shown.get_histogram();
+    let mut counts = [0; N];
+    for (count, bucket) in counts.iter_mut().zip(shown.get_bucket()) {
+        *count = bucket.cumulative_count();
+    }
+    (counts, shown.get_sample_count())
+}
+
+/// The sum of a family's counters.
+pub fn sum(family: &IntCounterVec) -> u64 {
+    let families = family.collect();
+    // Counters are whole numbers, and exact up to 2^53.
+    families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value() as u64).sum()
 }
 
 /// All metrics of a program. Clones show the same metrics.

@@ -8,6 +8,7 @@ pub mod condition;
 pub mod connect;
 pub mod exchange;
 pub mod health;
+pub mod history;
 pub mod metrics;
 pub mod notices;
 pub mod receipts;

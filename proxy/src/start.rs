@@ -26,6 +26,7 @@ use crate::control::admin;
 use crate::control::reload::{self, Stamp};
 use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
+use crate::engine::history::EventKind;
 use crate::engine::metrics::Metrics;
 use crate::engine::notices;
 use crate::engine::stages::hold;
@@ -106,6 +107,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     let trail = AuditBasis::of(config).map(|basis| Trail::new(basis, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
     let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail.map(Arc::new)));
+    state.history.add(EventKind::Start, "Outrigger has started");
     state.exhaustion.set_files_allowed(files_allowed);
     start_audit_log(&state, commands)?;
 

@@ -81,6 +81,21 @@ impl ConfigError {
         self.render(&Renderer::styled(), &Level::ERROR)
     }
 
+    /// Each problem with its place as text: `proxy.toml:3:13`, the name of a variable, or the file.
+    pub fn placed(&self) -> impl Iterator<Item = (String, &Problem)> {
+        self.problems.iter().map(|problem| {
+            let place = match &problem.place {
+                Place::Whole => self.file.display().to_string(),
+                Place::Variable(name) => format!("environment, {name}"),
+                Place::File(span) | Place::Secret(span) => {
+                    let (line, column) = locate(&self.source, span.start);
+                    format!("{}:{line}:{column}", self.file.display())
+                }
+            };
+            (place, problem)
+        })
+    }
+
     /// The same text as the error's, with warnings instead of errors.
     #[must_use]
     pub fn as_warnings(&self) -> String {

@@ -116,6 +116,11 @@ impl AuditMetrics {
         self.alarms.with_label_values(&[finding]).inc();
     }
 
+    /// Entries that could not be written, and signs that the audit log was changed or rolled back.
+    pub fn lost_and_alarms(&self) -> (u64, u64) {
+        (outrigger_metrics::sum(&self.lost), outrigger_metrics::sum(&self.alarms))
+    }
+
     /// Counts entries removed by retention.
     pub fn dropped(&self, class: Class, place: &str, count: u64) {
         self.dropped.with_label_values(&[class.name(), place]).inc_by(count);

@@ -101,6 +101,12 @@ impl PeerMetrics {
         self.refused[why as usize].inc();
     }
 
+    /// Machines that this one saw appear, and disappear.
+    pub fn scaled(&self) -> (u64, u64) {
+        let [up, down] = &self.scaling;
+        (up.get(), down.get())
+    }
+
     /// Shows the number of Machines. A change is a scaling event, except on the first look.
     pub fn show(&self, peers: &Peers, is_first_look: bool) {
         let (known, ready) = peers.machines();

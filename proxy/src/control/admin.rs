@@ -7,6 +7,7 @@
 //! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
 //! receipts.rs      receipts of requests: why one was rejected
+//! status.rs        the summary of everything
 //! pages.rs         the metrics pages, each made once for all requests that wait for it
 //! ```
 
@@ -17,6 +18,7 @@ pub mod connections;
 pub mod control;
 mod pages;
 pub mod receipts;
+pub mod status;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
 use crate::control::admin::pages::{Page, off_thread};
+use crate::control::status::gather::Board;
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged};
 use crate::mechanism::limits::shared::Mode as Sharing;
@@ -48,6 +51,7 @@ const BODY_BYTES: usize = 256 << 10;
 
 const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it drains\n\
+                     /status       a summary of everything below\n\
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
                      /admission    permits, queue and latency of the app\n\
                      /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
@@ -59,7 +63,9 @@ const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of 
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: Arc<State>, app: Option<Handle>) {
-    connections::serve(listener, router(&state).layer(Extension(app)), state).await;
+    let board = Arc::new(Board::new(&state, app.clone()));
+    tokio::spawn(Arc::clone(&board).keep_sampling());
+    connections::serve(listener, router(&state).layer(Extension(app)).layer(Extension(board)), state).await;
 }
 
 /// All endpoints, with the access that each requires.
@@ -69,7 +75,7 @@ pub fn endpoints(state: &Arc<State>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    receipts::endpoints(audit::endpoints(app::endpoints(control::endpoints(endpoints))))
+    receipts::endpoints(audit::endpoints(app::endpoints(control::endpoints(status::endpoints(endpoints)))))
 }
 
 fn router(state: &Arc<State>) -> Router {

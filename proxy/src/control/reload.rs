@@ -128,7 +128,7 @@ impl Reloader {
         self.state.metrics.config.reloaded(false);
         let version = self.state.rules.load().version;
         // The texts of the problems may contain a secret, so only their number is recorded.
-        notices::reloaded(&self.state, version, Some(error.problems.len()));
+        notices::reloaded(&self.state, version, Some(error));
         tracing::error!(
             config_version = version,
             problems = error.problems.len(),

@@ -36,7 +36,7 @@ use crate::transport::upstream::metrics::UpstreamMetrics;
 
 /// Upper bounds in seconds, from half a millisecond to two minutes: enough to see a route's default timeout (60 s) and
 /// requests that wait for an upstream that restarts.
-const BUCKETS: [f64; 17] =
+pub const BUCKETS: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 /// Metrics of attempts at the app.

@@ -1,4 +1,4 @@
-//! Reports what is not a request to metrics, log and audit log: bans, circuit breakers, changes of configuration and flags,
+//! Reports what is not a request to metrics, log, audit log and history: bans, circuit breakers, changes of configuration and flags,
 //! and actions of operators.
 
 use std::collections::BTreeMap;
@@ -7,9 +7,11 @@ use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_policy::breaker::{Reason, State as Position};
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_rules::config::Config;
+use outrigger_rules::error::ConfigError;
 use serde_json::json;
 
 use crate::engine::exchange::Exchange;
+use crate::engine::history::{EventKind, ReloadProblem};
 use crate::engine::state::State;
 use crate::mechanism::audit::upkeep::flags;
 use crate::mechanism::audit::{Act, Who};
@@ -29,10 +31,13 @@ pub fn enter(state: &State, act: Act) {
 
 /// Logs the ban of a client for an offence.
 pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mode: Mode) {
+    let client = &exchange.client;
+    let would = if mode == Mode::Monitor { "would be" } else { "is" };
+    let text = format!("client {:016x} {would} banned for {seconds} s: {reason}", client.id);
+    state.history.add(EventKind::Ban, text);
     if state.trail.is_none() {
         return;
     }
-    let client = &exchange.client;
     enter(
         state,
         Act {
@@ -45,8 +50,13 @@ pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mo
     );
 }
 
-/// Logs that an operator bans a client, or lifts a ban.
-pub fn ban_changed(state: &State, action: &'static str, client: &str, seconds: Option<u64>) {
+/// Logs that an operator bans a client, or lifts a ban. `hash` is the client's pseudonym.
+pub fn ban_changed(state: &State, action: &'static str, (client, hash): (&str, u64), seconds: Option<u64>) {
+    let text = match seconds {
+        Some(seconds) => format!("an operator bans client {hash:016x} for {seconds} s"),
+        None => format!("an operator lifts the ban of client {hash:016x}"),
+    };
+    state.history.add(EventKind::Ban, text);
     if state.trail.is_none() {
         return;
     }
@@ -80,6 +90,7 @@ pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, tur
     let Some(Turned { from, to, reason, open_for }) = turned else { return };
     state.metrics.breakers.changed(breaker, to);
     let (from, to_name) = (from.name(), to.name());
+    state.history.breaker_changed(breaker, (from, to_name), reason.map(Reason::name));
     if state.trail.is_some() {
         let details = json!({ "breaker": breaker, "from": from, "to": to_name }).to_string();
         let reason = reason.map(|reason| reason.name().to_owned());
@@ -96,6 +107,7 @@ pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, tur
 
 /// Logs that an operator forces the state of a circuit breaker.
 pub fn breaker_forced(state: &State, name: &str, force: &str) {
+    state.history.add(EventKind::Breaker, format!("an operator sets breaker {name} to {force}"));
     let details = json!({ "breaker": name, "force": force, "by": "operator" }).to_string();
     enter(
         state,
@@ -108,12 +120,35 @@ pub fn breaker_forced(state: &State, name: &str, force: &str) {
 }
 
 /// Logs that a configuration was applied or rejected.
-pub fn reloaded(state: &State, version: u64, problems: Option<usize>) {
+pub fn reloaded(state: &State, version: u64, refused: Option<&ConfigError>) {
+    remember_reload(state, version, refused);
+    let problems = refused.map(|error| error.problems.len());
     let outcome = if problems.is_some() { Outcome::Refused } else { Outcome::Success };
     let details = json!({ "config_version": version, "problems": problems.unwrap_or(0) }).to_string();
     let reason = problems.map(|_| "invalid".to_owned());
     let act = Act::new(EventType::ConfigChange, "reload", outcome);
     enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
+}
+
+fn remember_reload(state: &State, version: u64, refused: Option<&ConfigError>) {
+    let Some(error) = refused else {
+        state.history.reloaded(None);
+        state.history.add(EventKind::Reload, format!("configuration {version} is in force"));
+        return;
+    };
+    let problems: Vec<ReloadProblem> = error
+        .placed()
+        .map(|(place, problem)| ReloadProblem { place, message: problem.message.clone(), hint: problem.hint.clone() })
+        .collect();
+    let first = problems.first().map_or_else(String::new, |first| format!(": {}: {}", first.place, first.message));
+    state.history.add(EventKind::ReloadRefused, format!("the changed configuration is rejected{first}"));
+    state.history.reloaded(Some((problems.len(), problems, error.to_string())));
+}
+
+/// Remembers that the app became unreachable, or is back.
+pub fn app_reach_changed(state: &State, is_away: bool, text: String) {
+    state.history.set_away(is_away);
+    state.history.add(EventKind::App, text);
 }
 
 /// Logs the flags in `config` that differ from those before.
@@ -131,12 +166,15 @@ pub fn flags_changed(state: &State, before: impl IntoIterator<Item = (String, St
 
 /// Logs that the app's process was started, restarted, killed or given up.
 pub fn app_process(state: &State, action: &'static str, reason: Option<&str>, details: &serde_json::Value) {
+    let because = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+    state.history.add(EventKind::AppProcess, format!("{}{because}", action.replacen("app.", "the app's process: ", 1)));
     let act = Act::new(EventType::AdminAction, action, Outcome::Success);
     enter(state, Act { reason: reason.map(str::to_owned), details: Some(details.to_string()), ..act });
 }
 
 /// Logs that an operator restarts the app.
 pub fn app_restarted(state: &State) {
+    state.history.add(EventKind::AppProcess, "an operator restarts the app");
     let details = json!({ "by": "operator" }).to_string();
     let act = Act::new(EventType::AdminAction, "app.restart", Outcome::Success);
     enter(state, Act { is_operator: true, details: Some(details), ..act });

@@ -15,6 +15,7 @@ use outrigger_wire::via::Pseudonym;
 use tokio::sync::Notify;
 
 use crate::engine::exchange::Listener;
+use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
 use crate::engine::receipts::Receipts;
 use crate::engine::stages::hold::Reach;
@@ -118,6 +119,8 @@ pub struct State {
     pub peers: Option<Arc<Peers>>,
     /// The audit log, if there is one.
     pub trail: Option<Arc<Trail>>,
+    /// The latest events, for operators.
+    pub history: History,
     retries: Mutex<Budget>,
     connections: Connections,
     peer_connections: Connections,
@@ -157,6 +160,7 @@ impl State {
             pseudonym: Pseudonym::fresh(),
             peers,
             trail,
+            history: History::default(),
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,

@@ -255,7 +255,7 @@ async fn ban(
     let now = state.nanoseconds(Instant::now());
     let ban = state.bans.set(hash, &who, length, now, &state.rules.load().config.abuse);
     tracing::warn!(client = who, ban_s = length.as_secs(), "an operator bans a client");
-    notices::ban_changed(&state, "ban", &who, Some(length.as_secs()));
+    notices::ban_changed(&state, "ban", (&who, hash), Some(length.as_secs()));
     Ok((StatusCode::CREATED, Json(shown_ban(&Banned { who, ban }, now))))
 }
 
@@ -265,7 +265,7 @@ async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> 
         return Err(Refused::NotBanned(client));
     }
     tracing::warn!(client = who, "an operator lifts a ban");
-    notices::ban_changed(&state, "ban.lift", &who, None);
+    notices::ban_changed(&state, "ban.lift", (&who, hash), None);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -49,6 +49,11 @@ impl ConfigMetrics {
         if is_taken { applied } else { refused }.inc();
     }
 
+    /// When the configuration in force was loaded, in seconds since 1970.
+    pub fn loaded_at(&self) -> i64 {
+        self.loaded.get()
+    }
+
     /// Shows a configuration that came into force at `now`, in seconds since 1970.
     pub fn show(&self, config: &Config, version: u64, now: u64) {
         self.version.set(i64::try_from(version).unwrap_or(i64::MAX));

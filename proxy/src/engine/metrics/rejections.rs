@@ -49,6 +49,16 @@ impl RejectionMetrics {
         }
     }
 
+    /// Rejections since the process started, by reason.
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.rejections.iter().map(|(label, counter)| (*label, counter.get()))
+    }
+
+    /// Failures of the app since the process started, by reason.
+    pub fn failures_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Failure::ALL.into_iter().zip(&self.failures).map(|(failure, counter)| (failure.problem().label, counter.get()))
+    }
+
     /// Counts a failure of the app.
     pub fn failed(&self, failure: Failure) {
         self.failures[failure as usize].inc();
@@ -92,6 +102,15 @@ impl Refusals {
     /// Counts a request that `enforce` would have rejected.
     pub fn monitored(&self, rejection: Rejection, priority: Priority, tier: Tier) {
         self.count(rejection, priority, tier, Mode::Monitor);
+    }
+
+    /// Requests of a priority that were rejected to protect the app: at the concurrency limit, or while it restarts.
+    pub fn shed(&self, priority: Priority) -> u64 {
+        let is_shed = |reason: &usize| matches!(REASONS[*reason], Rejection::Overloaded | Rejection::AppRestarting);
+        let rows = (0..REASONS.len()).filter(is_shed).flat_map(|reason| {
+            Tier::ALL.map(|tier| (reason * Priority::ALL.len() + priority as usize) * Tier::ALL.len() + tier as usize)
+        });
+        rows.filter_map(|row| self.made[row * 2].get()).map(IntCounter::get).sum()
     }
 
     fn count(&self, rejection: Rejection, priority: Priority, tier: Tier, mode: Mode) {

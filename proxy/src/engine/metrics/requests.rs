@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use outrigger_metrics::{Declare, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result};
+use outrigger_metrics::{Declare, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result, cumulative};
 use outrigger_policy::priority::Priority;
 
 use crate::mechanism::outcome::Outcome;
@@ -51,6 +51,16 @@ impl RouteMetrics {
     pub fn answered(&self) -> u64 {
         let outcomes = [Outcome::Success, Outcome::Redirect, Outcome::ClientError, Outcome::ServerError];
         outcomes.iter().filter_map(|outcome| self.counted[*outcome as usize].get()).map(IntCounter::get).sum()
+    }
+
+    /// Requests that ended since the process started, by outcome. An outcome that this version of the configuration has not seen yet is 0.
+    pub fn counts(&self) -> [u64; Outcome::ALL.len()] {
+        std::array::from_fn(|outcome| self.counted[outcome].get().map_or(0, IntCounter::get))
+    }
+
+    /// How many requests with an outcome took at most each of the bounds, and how many there were in all. `None`: none yet.
+    pub fn durations<const N: usize>(&self, outcome: Outcome) -> Option<([u64; N], u64)> {
+        self.timed[outcome as usize].get().map(cumulative)
     }
 
     /// Counts a request that ended. Streams have a histogram of their own for their duration.

@@ -72,6 +72,7 @@ fn becomes_away(state: &Arc<State>) -> bool {
         return false;
     }
     state.metrics.app_reachable.set(0);
+    notices::app_reach_changed(state, true, "the app is unreachable".to_owned());
     if state.reach.has_ended.load(Ordering::SeqCst) {
         return true;
     }
@@ -149,6 +150,7 @@ async fn watch(state: Arc<State>, since: Instant) {
     let held: u32 = state.gate.standing().waiting.iter().sum();
     let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
+    notices::app_reach_changed(&state, false, format!("the app is back after {away_ms} ms; {held} requests waited"));
     // In this order: if a request finds the app down again from here on, it suspends the gate again.
     state.gate.resume();
     state.reach.is_away.store(false, Ordering::SeqCst);
