@@ -239,7 +239,7 @@ fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
         .zip(&snapshot.limit_metrics)
         .enumerate()
         .map(|(number, (limit, counted))| Limit {
-            name: limit.name.clone(),
+            name: limit.name.to_string(),
             mode: limit.mode.name().to_owned(),
             is_shared: limit.is_shared,
             refused_per_s: per_second(long.limits.get(&number).copied().unwrap_or_default(), long.seconds),
