@@ -83,6 +83,8 @@ pub struct State {
     pub metrics: Metrics,
     /// Receipts of requests.
     pub receipts: Receipts,
+    /// The summary of this Machine for its peers, as JSON; empty without peers.
+    pub summary: ArcSwap<Vec<u8>>,
     /// Writes the access log.
     pub access_log: AccessLog,
     /// How far a shutdown has progressed.
@@ -165,6 +167,7 @@ impl State {
             rules: ArcSwap::from_pointee(rules),
             metrics,
             receipts: Receipts::default(),
+            summary: ArcSwap::default(),
             access_log,
             drain: Drain::default(),
             started: Instant::now(),

@@ -66,6 +66,11 @@ impl Board {
         loop {
             ticks.tick().await;
             lock(&self.sampler).sample(&self.state, Instant::now());
+            if self.state.peers.is_some() {
+                // Its fields are numbers, text and lists: serializing them cannot fail.
+                let json = serde_json::to_vec(&*self.status()).unwrap_or_default();
+                self.state.summary.store(Arc::new(json));
+            }
         }
     }
 
