@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Play};
 use crate::harness::{Client, Form, Proxy, every_form, get, post, sum, until};
-use crate::promtool;
+use crate::{openmetrics, promtool};
 
 const HEALTH: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
 
@@ -147,6 +147,48 @@ fn prometheus_accepts_every_endpoint_even_if_the_app_is_dead() {
     assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), 0.0);
     assert!(all.body.contains("outrigger_app_metrics_up{process=\"proxy\"} 0"), "it is said, not left out");
     assert_eq!(sum(&all.body, "process_cpu_seconds_total", &[("process", "app")]), 0.0);
+}
+
+#[test]
+fn a_scraper_that_asks_for_openmetrics_gets_it() {
+    let app = Backend::start();
+    let of_app = "# TYPE app_waits summary\napp_waits{quantile=\"0.5\"} 1\napp_waits{x=\"1\",quantile=\"1\"} 1\napp_waits_sum 2\n\
+                  app_waits_count 2\n# TYPE app_jobs_total counter\napp_jobs_total 7 1700000000250\n\
+                  # TYPE app_jobs_created gauge\napp_jobs_created 1.7e9\n# TYPE app_done counter\napp_done 3\n";
+    let page = format!("{OF_THE_APP}{of_app}");
+    app.says("/metrics", &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len()));
+    let proxy = Proxy::start(&app);
+    proxy.get("/");
+    proxy.ask(&post("/", "hello"));
+    proxy.counts("outrigger_requests_total", &[], 2);
+    let [own, all] = ["/metrics", "/metrics/all"].map(|path| proxy.openmetrics(path));
+    let families = openmetrics::families(&[own.clone(), all.clone()]).unwrap();
+    for family in [
+        "counter outrigger_requests",
+        "counter outrigger_request_body_bytes bytes",
+        "histogram outrigger_request_duration_seconds seconds",
+        "counter process_cpu_seconds seconds",
+        "histogram app_wait_seconds seconds",
+        "summary app_waits",
+        // Their names do not fit together in OpenMetrics.
+        "unknown app_jobs_total",
+        "unknown app_jobs_created",
+        "unknown app_done",
+    ] {
+        assert!(families.iter().any(|known| known == family), "{family}: {families:#?}");
+    }
+    assert!(
+        own.contains("\noutrigger_request_body_bytes_total{route=\"default\"} 5\n") && own.ends_with("\n# EOF\n"),
+        "{own}"
+    );
+    assert!(all.contains("\napp_jobs_total{process=\"app\"} 7 1700000000.250\n"), "{all}");
+    // The same series as in the text format, apart from how bounds are written.
+    let series = |page: &str| {
+        let names = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once([' ', '{']));
+        names.map(|(name, _)| name.to_owned()).collect::<HashSet<_>>()
+    };
+    assert_eq!(series(&own), series(&proxy.admin("/metrics").body));
+    assert_eq!(series(&all), series(&proxy.admin("/metrics/all").body));
 }
 
 #[test]

