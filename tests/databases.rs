@@ -216,6 +216,13 @@ fn prometheus_accepts_the_metrics_of_every_endpoint() {
         assert_eq!(answer.status, 200);
         crate::promtool::check(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}"));
     }
+    let accept = [("accept", crate::openmetrics::ACCEPT)];
+    let page = http::send("GET", house.admin, "/metrics/all", &accept, "", LIMIT).unwrap().body;
+    let families = crate::openmetrics::families(&[page]).unwrap();
+    for family in ["histogram app_pool_acquire_seconds seconds", "counter app_http_requests", "gauge app_build_info"] {
+        assert!(families.iter().any(|known| known == family), "{family}: {families:#?}");
+    }
+    assert!(!families.iter().any(|family| family.starts_with("unknown")), "{families:#?}");
     let all = http::get(house.admin, "/metrics/all", LIMIT).unwrap().body;
     assert!(all.contains("outrigger_app_metrics_up{process=\"proxy\"} 1"), "{all}");
     assert!(all.contains("app_pool_connections{process=\"app\""), "{all}");

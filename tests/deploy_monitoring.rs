@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
+use xtask::tools::Tool;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::backend::{Backend, Play};
@@ -163,7 +165,9 @@ fn everything_that_is_said() -> Catalogue {
     app.at("/hangs", Play::Hang);
     app.at("/waits", Play::Hang);
     let rules = "breaker.mode = \"monitor\"\napp.hold = \"0s\"\n[[routes]]\nname = \"short\"\npath = \"/hangs\"\ntimeout = \"100ms\"\n";
-    let proxy = Proxy::with(&app, rules);
+    let key = format!("[[identity.keys]]\nname = \"acme\"\nsha256 = \"{}\"\n", "0".repeat(64));
+    let proxy = Proxy::with(&app, &format!("{rules}{key}"));
+    proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nX-Api-Key: unknown\r\n\r\n");
     for path in ["/", "/health", "/302", "/404", "/500", "/invalid", "/hangs"] {
         proxy.get(path);
     }
@@ -312,6 +316,56 @@ fn the_dashboard_can_be_imported_anywhere() {
         let position = &panel["gridPos"];
         assert!(position["x"].as_u64().unwrap() + position["w"].as_u64().unwrap() <= 24, "{title} is too wide");
     }
+}
+
+/// The dashboard as constants of the types that Grafana publishes for it. The last one is none of them.
+fn typescript(dashboard: &Value) -> String {
+    let mut rest = dashboard.clone();
+    let panels = rest["panels"].take();
+    rest.as_object_mut().unwrap().remove("panels");
+    let mut code = format!("{GRAFANA_TYPES}const dashboard: Json<Dashboard> = {rest};\n");
+    for mut panel in panels.as_array().unwrap().clone() {
+        let id = panel["id"].clone();
+        let options = match panel["type"].as_str().unwrap() {
+            "row" => None,
+            "stat" => Some("Stat"),
+            "timeseries" => Some("TimeSeries"),
+            other => panic!("import the type of the options of {other}"),
+        };
+        if let Some(options) = options {
+            code += &format!("const options{id}: Json<Options{options}> = {};\n", panel["options"].take());
+            panel["options"] = json!({});
+            let field = panel["fieldConfig"]["defaults"].as_object_mut().unwrap().remove("custom");
+            code += &format!("const field{id}: Json<GraphFieldConfig> = {};\n", field.unwrap_or_else(|| json!({})));
+        }
+        let kind = if options.is_some() { "Json<Panel>" } else { "RowPanel" };
+        code += &format!("const panel{id}: {kind} = {panel};\n");
+    }
+    code + "// @ts-expect-error\nconst wrong: Json<Panel> = {\"type\": \"stat\", \"descripton\": \"\"};\n"
+}
+
+/// `Json` turns the enumerations into their values.
+const GRAFANA_TYPES: &str = "\
+import type { GraphFieldConfig } from \"@grafana/schema/dist/types/common/common.gen\";
+import type { Dashboard, Panel, RowPanel } from \"@grafana/schema/dist/types/veneer/dashboard.types\";
+import type { Options as OptionsStat } from \"@grafana/schema/dist/types/raw/composable/stat/panelcfg/x/types.gen\";
+import type { Options as OptionsTimeSeries } from \"@grafana/schema/dist/types/raw/composable/timeseries/panelcfg/x/types.gen\";
+type Json<T> = T extends string ? `${T}` : T extends number | boolean | null | undefined ? T
+  : T extends Array<infer U> ? Array<Json<U>> : T extends object ? { [K in keyof T]: Json<T[K]> } : T;
+";
+
+#[test]
+fn the_dashboard_has_the_types_that_grafana_publishes() {
+    let compiler = Tool::GrafanaSchema.get().unwrap();
+    let modules = compiler.ancestors().find(|dir| dir.ends_with("node_modules")).unwrap();
+    let dir = fresh_dir();
+    std::os::unix::fs::symlink(modules, dir.join("node_modules")).unwrap();
+    fs::write(dir.join("dashboard.ts"), typescript(&dashboard())).unwrap();
+    let options = json!({"noEmit": true, "strict": true, "skipLibCheck": true, "target": "es2020", "moduleResolution": "node", "types": []});
+    let project = json!({"compilerOptions": options, "files": ["dashboard.ts"]});
+    fs::write(dir.join("tsconfig.json"), project.to_string()).unwrap();
+    let said = Command::new(Tool::Node.get().unwrap()).arg(&compiler).arg("-p").arg(&dir).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
 }
 
 /// Other apps have no metric that begins with `app_`.

@@ -220,6 +220,12 @@ impl Proxy {
         http::get(self.admin, path, PATIENCE).expect("the admin listener answers")
     }
 
+    /// A page of metrics as OpenMetrics.
+    pub fn openmetrics(&self, path: &str) -> String {
+        let accept = [("accept", crate::openmetrics::ACCEPT)];
+        http::send("GET", self.admin, path, &accept, "", PATIENCE).expect("the admin listener answers").body
+    }
+
     /// The sum of all samples of `name` that have these labels; 0 if there are none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         sum(&self.admin("/metrics").body, name, labels)

@@ -2,11 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::Semaphore;
+
 use crate::backend::{Backend, Play};
-use crate::harness::{Client, Proxy, get, post, sum, until};
-use crate::promtool;
+use crate::harness::{Client, Form, Proxy, every_form, get, post, sum, until};
+use crate::{openmetrics, promtool};
 
 const HEALTH: [&str; 4] = ["/health", "/health/detailed", "/health/ready", "/health/live"];
 
@@ -144,6 +147,121 @@ fn prometheus_accepts_every_endpoint_even_if_the_app_is_dead() {
     assert_eq!(sum(&all.body, "outrigger_app_metrics_up", &[]), 0.0);
     assert!(all.body.contains("outrigger_app_metrics_up{process=\"proxy\"} 0"), "it is said, not left out");
     assert_eq!(sum(&all.body, "process_cpu_seconds_total", &[("process", "app")]), 0.0);
+}
+
+#[test]
+fn a_scraper_that_asks_for_openmetrics_gets_it() {
+    let app = Backend::start();
+    let of_app = "# TYPE app_waits summary\napp_waits{quantile=\"0.5\"} 1\napp_waits{x=\"1\",quantile=\"1\"} 1\napp_waits_sum 2\n\
+                  app_waits_count 2\n# TYPE app_jobs_total counter\napp_jobs_total 7 1700000000250\n\
+                  # TYPE app_jobs_created gauge\napp_jobs_created 1.7e9\n# TYPE app_done counter\napp_done 3\n";
+    let page = format!("{OF_THE_APP}{of_app}");
+    app.says("/metrics", &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len()));
+    let proxy = Proxy::start(&app);
+    proxy.get("/");
+    proxy.ask(&post("/", "hello"));
+    proxy.counts("outrigger_requests_total", &[], 2);
+    let [own, all] = ["/metrics", "/metrics/all"].map(|path| proxy.openmetrics(path));
+    let families = openmetrics::families(&[own.clone(), all.clone()]).unwrap();
+    for family in [
+        "counter outrigger_requests",
+        "counter outrigger_request_body_bytes bytes",
+        "histogram outrigger_request_duration_seconds seconds",
+        "counter process_cpu_seconds seconds",
+        "histogram app_wait_seconds seconds",
+        "summary app_waits",
+        // Their names do not fit together in OpenMetrics.
+        "unknown app_jobs_total",
+        "unknown app_jobs_created",
+        "unknown app_done",
+    ] {
+        assert!(families.iter().any(|known| known == family), "{family}: {families:#?}");
+    }
+    assert!(
+        own.contains("\noutrigger_request_body_bytes_total{route=\"default\"} 5\n") && own.ends_with("\n# EOF\n"),
+        "{own}"
+    );
+    assert!(all.contains("\napp_jobs_total{process=\"app\"} 7 1700000000.250\n"), "{all}");
+    // The same series as in the text format, apart from how bounds are written.
+    let series = |page: &str| {
+        let names = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once([' ', '{']));
+        names.map(|(name, _)| name.to_owned()).collect::<HashSet<_>>()
+    };
+    assert_eq!(series(&own), series(&proxy.admin("/metrics").body));
+    assert_eq!(series(&all), series(&proxy.admin("/metrics/all").body));
+}
+
+#[test]
+fn bodies_and_responses_are_counted_by_route() {
+    let app = Backend::start();
+    app.says("/api/x", "HTTP/1.1 201 Created\r\nContent-Length: 3\r\n\r\nabc");
+    let rules = "[[routes]]\nname = \"api\"\npath = \"/api/{rest}\"\nmax_body = \"1KiB\"\n";
+    let proxy = Proxy::with(&app, rules);
+    for request in every_form("/api/x") {
+        assert_eq!(proxy.ask(&request).status, 201);
+    }
+    // Outrigger's own responses, and a method that it does not know.
+    proxy.ask("PURGE /api/x HTTP/1.1\r\nHost: a\r\n\r\n");
+    proxy.ask(&Form::Sized.with_body("/api/x", &"x".repeat(2000))).is_problem(413, "body_too_large");
+    proxy.ask("GET / HTTP/1.1\r\n\r\n");
+    let api = ("route", "api");
+    let responses = "outrigger_responses_total";
+    for (labels, count) in
+        [([api, ("method", "GET"), ("status", "2xx")], 3), ([api, ("method", "POST"), ("status", "2xx")], 3)]
+    {
+        proxy.counts(responses, &labels, count);
+    }
+    proxy.counts(responses, &[api, ("method", "other"), ("status", "2xx")], 1);
+    proxy.counts(responses, &[api, ("method", "POST"), ("status", "4xx")], 1);
+    proxy.counts(responses, &[("route", "default"), ("method", "other"), ("status", "4xx")], 1);
+    proxy.counts("outrigger_requests_total", &[], 9);
+    proxy.counts(responses, &[], 9);
+    // Not the framing of chunks, and of the rejected body what was read.
+    let received = proxy.metric("outrigger_request_body_bytes_total", &[api]);
+    assert!((15.0..=2015.0).contains(&received), "{received}");
+    let sent = proxy.metric("outrigger_response_body_bytes_total", &[api]);
+    assert!(sent > 7.0 * 3.0, "seven of the app, and a problem: {sent}");
+    proxy.counts("outrigger_time_to_first_byte_seconds_count", &[api], 7);
+    proxy.counts("outrigger_time_to_first_byte_seconds_count", &[], 7);
+}
+
+#[test]
+fn the_access_log_says_where_a_request_spent_its_time() {
+    let app = Backend::start();
+    let permits = Arc::new(Semaphore::new(0));
+    app.at("/slow", Play::EchoAfter(Arc::clone(&permits)));
+    app.at("/closes", Play::SayAndClose(Vec::new()));
+    let rules = "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"1m\"\nclient.max_body = \"1KiB\"\n";
+    let proxy = Proxy::with(&app, rules);
+    let line = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&proxy.says(&format!("\"path\":\"{path}\""))).unwrap()
+    };
+    let (mut slow, mut queued) = (proxy.connect(), proxy.connect());
+    slow.send(post("/slow", "hello"));
+    until("the request to be with the app", || app.requests_to("/slow") > 0);
+    queued.send(get("/queued"));
+    until("the request to wait", || proxy.metric("outrigger_admission_queue", &[]) > 0.0);
+    let both_wait = Instant::now();
+    until("another scrape", || proxy.admin("/metrics").status == 200);
+    let waited = both_wait.elapsed().as_secs_f64() * 1000.0;
+    permits.add_permits(1);
+    assert_eq!((slow.answer().status, queued.answer().status), (200, 200));
+    let (slow, queued) = (line("/slow"), line("/queued"));
+    let time = |line: &serde_json::Value, field: &str| line[field].as_f64().unwrap();
+    assert!(time(&slow, "app_ms") >= waited && time(&slow, "queue_ms") == 0.0, "{waited}: {slow}");
+    assert!(time(&queued, "queue_ms") >= waited, "{waited}: {queued}");
+    for line in [&slow, &queued] {
+        let [queue, app, first, all] = ["queue_ms", "app_ms", "ttfb_ms", "duration_ms"].map(|field| time(line, field));
+        assert!(queue + app <= first + 0.01 && first <= all + 0.01, "{line}");
+    }
+    assert_eq!((&slow["request_bytes"], &queued["request_bytes"]), (&5.into(), &0.into()));
+    // A failed attempt has a time and no response; a rejected request has neither.
+    proxy.ask(&post("/closes", "hello")).is_problem(502, "app_closed");
+    let failed = line("/closes");
+    assert!(failed["app_ms"].is_number() && failed["ttfb_ms"].is_null(), "{failed}");
+    proxy.ask(&post("/large", &"x".repeat(2000))).is_problem(413, "body_too_large");
+    let rejected = line("/large");
+    assert!(rejected["app_ms"].is_null() && rejected["ttfb_ms"].is_null() && rejected["queue_ms"] == 0.0, "{rejected}");
 }
 
 #[test]

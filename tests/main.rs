@@ -12,6 +12,7 @@ mod backend;
 mod fleet;
 mod harness;
 mod house;
+mod openmetrics;
 mod promtool;
 
 mod abuse;

@@ -150,6 +150,11 @@ fn a_web_socket_carries_bytes_both_ways_at_once() {
     proxy.comes_to_rest();
     until("the app to see the end", || app.open_connections() == 0);
     proxy.counts("outrigger_requests_total", &[("outcome", "success")], 1);
+    proxy.counts("outrigger_responses_total", &[("status", "1xx")], 1);
+    let messages: usize = (0..20).map(|n| format!("message {n}").len()).sum();
+    for family in ["outrigger_request_body_bytes_total", "outrigger_response_body_bytes_total"] {
+        proxy.counts(family, &[], messages + PATTERN.len());
+    }
 }
 
 #[test]
@@ -173,6 +178,7 @@ fn an_event_stream_or_a_web_socket_is_not_a_slow_request() {
     proxy.counts("outrigger_request_duration_seconds_count", &[], 1);
     proxy.counts("outrigger_stream_duration_seconds_count", &[("kind", "event_stream")], 2);
     proxy.counts("outrigger_stream_duration_seconds_count", &[("kind", "upgrade")], 1);
+    proxy.counts("outrigger_time_to_first_byte_seconds_count", &[], 4);
 }
 
 #[test]

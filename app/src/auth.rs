@@ -124,7 +124,7 @@ fn once<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a Head
 
 /// Why a request is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
+pub(crate) enum Refusal {
     /// The request has a credential header twice.
     Repeated,
     Missing,
@@ -133,6 +133,13 @@ enum Refusal {
 }
 
 impl Refusal {
+    const ALL: [Self; 4] = [Self::Repeated, Self::Missing, Self::UnknownKey, Self::BadToken];
+
+    /// The labels in metrics.
+    pub(crate) fn labels() -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().map(|refusal| refusal.table().0)
+    }
+
     /// Metric label, advice for the client, and the response's `WWW-Authenticate` challenge.
     const fn table(self) -> (&'static str, &'static str, &'static str) {
         match self {

@@ -18,6 +18,9 @@ pub enum Dependency {
 }
 
 impl Dependency {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Postgres, Self::Chroma];
+
     /// The label in metrics and the key in health reports.
     pub const fn name(self) -> &'static str {
         match self {

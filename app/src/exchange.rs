@@ -11,6 +11,7 @@ use outrigger_metrics::{Declare, HistogramVec, IntCounter, IntCounterVec, IntGau
 use uuid::Uuid;
 
 use crate::App;
+use crate::auth::Refusal;
 use crate::deadline::Deadline;
 use crate::error::ApiError;
 
@@ -29,20 +30,28 @@ pub struct RequestMetrics {
 impl RequestMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
+        let area = declare.area("Requests");
         Ok(Self {
-            completed: declare.counters(
-                "app_http_requests_total",
-                "Requests completed, by path template, method and status.",
-                &["route", "method", "status"],
-            )?,
-            duration: declare.histograms(
-                "app_http_request_duration_seconds",
-                "Time from request head to response head.",
-                &["route"],
-            )?,
-            in_flight: declare.gauge("app_http_requests_in_flight", "Requests in progress.")?,
-            auth_refusals: declare.counters("app_auth_refusals_total", "Requests rejected with 401.", &["reason"])?,
-            panics: declare.counter("app_panics_total", "Handlers that panicked; their clients got 500.")?,
+            completed: area
+                .when("Which operation fails?")
+                .named("route", "a path's template, or `unmatched`")
+                .of("method", ["GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS", "other"])
+                .named("status", "the status, such as 200")
+                .counters("app_http_requests_total", "Requests completed, by path template, method and status.")?,
+            duration: area
+                .when("Is it the app? Compare with `outrigger_request_duration_seconds`.")
+                .named("route", "a path's template, or `unmatched`")
+                .histograms("app_http_request_duration_seconds", "Time from request head to response head.")?,
+            in_flight: area
+                .when("It grows while the rate does not: requests take longer.")
+                .gauge("app_http_requests_in_flight", "Requests in progress.")?,
+            auth_refusals: area
+                .when("Users report 401.")
+                .of("reason", Refusal::labels())
+                .counters("app_auth_refusals_total", "Requests rejected with 401.")?,
+            panics: area
+                .when("Any increase is a bug: the log has the place.")
+                .counter("app_panics_total", "Handlers that panicked; their clients got 500.")?,
         })
     }
 }

@@ -49,7 +49,13 @@ pub struct HealthMetrics {
 impl HealthMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
-        Ok(Self { up: declare.gauges("app_dependency_up", "1 when the last check succeeded.", &["dependency"])? })
+        let area = declare.area("Databases");
+        Ok(Self {
+            up: area
+                .when("Is it the app or a database?")
+                .of("dependency", Dependency::ALL.map(Dependency::name))
+                .gauges("app_dependency_up", "1 when the last check succeeded.")?,
+        })
     }
 }
 

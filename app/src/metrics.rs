@@ -37,6 +37,7 @@ impl Metrics {
     /// A name is declared twice or is invalid: a bug that the tests find.
     pub fn new() -> Result<Self> {
         let declare = Declare::new(&DURATION_BUCKETS);
+        let area = declare.area("Requests");
         declare.program("app_build_info", env!("CARGO_PKG_VERSION"))?;
         Ok(Self {
             requests: RequestMetrics::new(&declare)?,
@@ -45,15 +46,19 @@ impl Metrics {
             health: HealthMetrics::new(&declare)?,
             breaker: BreakerMetrics::new(&declare)?,
             audit: AuditMetrics::new(&declare)?,
-            searches_degraded: declare
+            searches_degraded: area
+                .when("Search results are incomplete: PostgreSQL does not respond.")
                 .counter("app_searches_degraded_total", "Searches served from ChromaDB alone.")?,
             event_loop: LoopMetrics::new(&declare)?,
-            draining: declare.gauge("app_draining", "1 from SIGTERM on.")?,
+            draining: declare
+                .area("Process")
+                .when("During a deploy: which process is leaving?")
+                .gauge("app_draining", "1 from SIGTERM on.")?,
             catalogue: declare.finish(),
         })
     }
 
-    /// Name, type, labels and help of each metric, one line each, separated by tabs: the source of docs/metrics.md.
+    /// All metrics, as docs/metrics.md describes them: see [`Catalogue::reference`].
     #[must_use]
     pub fn reference(&self) -> &str {
         self.catalogue.reference()
@@ -77,9 +82,11 @@ pub struct LoopMetrics {
 
 impl LoopMetrics {
     fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Process");
         Ok(Self {
-            lag: declare.real("app_event_loop_lag_seconds", "How late the last timer fired.")?,
-            lag_seen: declare
+            lag: area.when("The same, now.").real("app_event_loop_lag_seconds", "How late the last timer fired.")?,
+            lag_seen: area
+                .when("Everything is slow: a handler blocks a thread, or the processor is busy.")
                 .histogram("app_event_loop_lag_distribution_seconds", "How late timers fire, measured every 100 ms.")?,
         })
     }
@@ -92,9 +99,9 @@ mod tests {
     #[test]
     fn names_follow_the_conventions() {
         for line in Metrics::new().unwrap().reference().lines() {
-            let [name, kind, _, help] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let [_, name, kind, _, _, help, when] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
             assert!(name.starts_with("app_") || name.starts_with("process_"), "{name}");
-            assert!(!help.is_empty(), "{name} has no help");
+            assert!(!help.is_empty() && !when.is_empty(), "{name} has no help");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
         }
     }

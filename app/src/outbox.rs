@@ -130,20 +130,21 @@ pub struct OutboxMetrics {
 impl OutboxMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> outrigger_metrics::Result<Self> {
+        let area = declare.area("Outbox");
         Ok(Self {
-            depth: declare.gauge(
+            depth: area.when("It grows: searches do not find new documents.").gauge(
                 "app_outbox_depth",
                 "Documents whose latest change ChromaDB does not have yet, of all Machines.",
             )?,
-            oldest_age: declare.real(
+            oldest_age: area.when("How old are the results of a search at worst?").real(
                 "app_outbox_oldest_age_seconds",
                 "Age of the oldest change that ChromaDB does not have yet, or 0.",
             )?,
-            applied: declare.counters(
-                "app_outbox_applied_total",
-                "Attempts to bring a document up to date in ChromaDB.",
-                &["by", "result"],
-            )?,
+            applied: area
+                .when("The depth grows: why does ChromaDB not take documents?")
+                .of("by", ["request", "worker"])
+                .of("result", ["ok", "not_asked", "no_answer", "refused", "failed"])
+                .counters("app_outbox_applied_total", "Attempts to bring a document up to date in ChromaDB.")?,
         })
     }
 }

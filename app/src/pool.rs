@@ -27,6 +27,7 @@ use crate::deadline::Deadline;
 use crate::error::ApiError;
 use crate::keeper::{Backend, CHECK_TIMEOUT, Keeper};
 use crate::metrics::Metrics;
+use crate::pool::metrics::CLOSED;
 use crate::pool_state::{Shared, Sink, Waiting, watch_for_leaks};
 
 /// After this many consecutive failures, a request waits only for [`FAILING_PATIENCE`]: long enough to notice that
@@ -218,12 +219,12 @@ impl<B: Backend> Pool<B> {
         let follow =
             |counter: outrigger_metrics::IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
         follow(metrics.opened.with_label_values(&[pool]), statistics.connections_created);
-        for (reason, total) in [
-            ("broken", statistics.connections_closed_broken),
-            ("invalid", statistics.connections_closed_invalid),
-            ("lifetime", statistics.connections_closed_max_lifetime),
-            ("idle", statistics.connections_closed_idle_timeout),
-        ] {
+        for (reason, total) in CLOSED.into_iter().zip([
+            statistics.connections_closed_broken,
+            statistics.connections_closed_invalid,
+            statistics.connections_closed_max_lifetime,
+            statistics.connections_closed_idle_timeout,
+        ]) {
             follow(metrics.closed.with_label_values(&[pool, reason]), total);
         }
         metrics.failures.with_label_values(&[pool]).set(self.failures().into());

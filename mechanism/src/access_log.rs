@@ -36,8 +36,17 @@ pub struct Line {
     pub limit: Option<String>,
     /// The time from the head to the end of the response.
     pub duration: Duration,
+    /// The part of it in the queue, for a permit or for an app that was down.
+    pub queued: Duration,
+    /// The part of it that the app took for the head of its response, or until the attempt failed; `None` if it was not asked or
+    /// could not be reached.
+    pub app: Option<Duration>,
+    /// The time from the head to the head of the response; `None` if the response is Outrigger's own, or there is none.
+    pub first_byte: Option<Duration>,
     /// The number of attempts at the upstream.
     pub attempts: u32,
+    /// Bytes of the request body that the client has sent.
+    pub request_bytes: u64,
     /// The size of the response body, in bytes.
     pub body_bytes: u64,
 }
@@ -59,8 +68,19 @@ struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a str>,
     duration_ms: f64,
+    queue_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttfb_ms: Option<f64>,
     attempts: u32,
+    request_bytes: u64,
     body_bytes: u64,
+}
+
+/// In milliseconds, to the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
 }
 
 impl Line {
@@ -70,7 +90,6 @@ impl Line {
     /// Those of the writer.
     pub fn write(&self, out: &mut impl Write, format: LogFormat) -> io::Result<()> {
         let timestamp = jiff::Timestamp::try_from(self.time).unwrap_or_default();
-        let duration_ms = self.duration.as_secs_f64() * 1000.0;
         match format {
             LogFormat::Json => {
                 let shown = Shown {
@@ -86,8 +105,12 @@ impl Line {
                     outcome: self.outcome.name(),
                     reason: self.reason,
                     limit: self.limit.as_deref(),
-                    duration_ms: (duration_ms * 1000.0).round() / 1000.0,
+                    duration_ms: milliseconds(self.duration),
+                    queue_ms: milliseconds(self.queued),
+                    app_ms: self.app.map(milliseconds),
+                    ttfb_ms: self.first_byte.map(milliseconds),
                     attempts: self.attempts,
+                    request_bytes: self.request_bytes,
                     body_bytes: self.body_bytes,
                 };
                 serde_json::to_writer(&mut *out, &shown)?;
@@ -95,16 +118,21 @@ impl Line {
             }
             LogFormat::Text => writeln!(
                 out,
-                "{timestamp:.6}  INFO request {} {} {:?} -> {} {} in {duration_ms:.3} ms route={} request_id={} attempts={} \
-                 body_bytes={}{}{}",
+                "{timestamp:.6}  INFO request {} {} {:?} -> {} {} in {:.3} ms route={} request_id={} queue_ms={:.3}{}{} \
+                 attempts={} request_bytes={} body_bytes={}{}{}",
                 self.client,
                 self.method,
                 self.path,
                 self.status,
                 self.outcome.name(),
+                milliseconds(self.duration),
                 self.route,
                 self.request_id,
+                milliseconds(self.queued),
+                self.app.map_or_else(String::new, |took| format!(" app_ms={:.3}", milliseconds(took))),
+                self.first_byte.map_or_else(String::new, |took| format!(" ttfb_ms={:.3}", milliseconds(took))),
                 self.attempts,
+                self.request_bytes,
                 self.body_bytes,
                 self.reason.map_or_else(String::new, |reason| format!(" reason={reason}")),
                 self.limit.as_ref().map_or_else(String::new, |limit| format!(" limit={limit}")),
@@ -130,7 +158,11 @@ mod tests {
             reason: Some("app_closed"),
             limit: None,
             duration: Duration::from_micros(1234),
+            queued: Duration::from_micros(100),
+            app: Some(Duration::from_micros(900)),
+            first_byte: Some(Duration::from_micros(1010)),
             attempts: 2,
+            request_bytes: 5,
             body_bytes: 7,
         }
     }
@@ -143,6 +175,17 @@ mod tests {
             let text = String::from_utf8(out).unwrap();
             assert_eq!(text.matches('\n').count(), 1, "{text}");
             assert!(!text.contains('\u{1b}'), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_that_do_not_exist_are_left_out() {
+        let line = Line { app: None, first_byte: None, ..line("/d") };
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let mut out = Vec::new();
+            line.write(&mut out, format).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.contains("queue_ms") && !text.contains("app_ms") && !text.contains("ttfb_ms"), "{text}");
         }
     }
 

@@ -30,12 +30,15 @@ pub struct ClaimsMetrics {
 impl ClaimsMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Clients and credentials");
         Ok(Self {
-            forged_fields: declare.counter(
-                "outrigger_forged_fields_total",
-                "Forwarding or edge headers removed because their sender is not trusted.",
-            )?,
-            unbelieved: declare.gauge(
+            forged_fields: area
+                .when("It rises with all traffic: a proxy in front is not in `identity.trusted`.")
+                .counter(
+                    "outrigger_forged_fields_total",
+                    "Forwarding or edge headers removed because their sender is not trusted.",
+                )?,
+            unbelieved: area.when("From 10 on: a proxy in front is not in `identity.trusted`.").gauge(
                 "outrigger_unbelieved_client_addresses",
                 "Approximate number of client addresses that one untrusted sender named within the last minute. \
                  From 10 on, it may be a proxy whose clients all count as one: see identity.trusted.",

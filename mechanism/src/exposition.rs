@@ -2,8 +2,9 @@
 //! text in, text out.
 //!
 //! ```text
-//! line.rs    parses one line, strictly
-//! here       families: each once, with one type, its samples together, and a label for the process
+//! line.rs         parses one line, strictly
+//! here            families: each once, with one type, its samples together, and a label for the process
+//! openmetrics.rs  the page as OpenMetrics 1.0
 //! ```
 //!
 //! A line of the app's page that is invalid or contradicts another one is left out and counted; the rest of the page stays.
@@ -11,6 +12,7 @@
 
 pub mod line;
 pub mod metrics;
+pub mod openmetrics;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;

@@ -43,8 +43,10 @@ pub struct LogMetrics {
 impl LogMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Logs and metrics");
         Ok(Self {
-            dropped: declare
+            dropped: area
+                .when("Log lines are missing: the reader of standard output is too slow.")
                 .counter("outrigger_log_lines_dropped_total", "Log lines dropped because their queue was full.")?,
         })
     }
@@ -314,7 +316,11 @@ mod tests {
             reason: None,
             limit: None,
             duration: Duration::ZERO,
+            queued: Duration::ZERO,
+            app: None,
+            first_byte: None,
             attempts: 1,
+            request_bytes: 0,
             body_bytes: 0,
         }))
     }

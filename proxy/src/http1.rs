@@ -138,6 +138,7 @@ pub async fn serve(
         end: Ok(()),
         shares_connections: false,
         sent: 0,
+        received: 0,
         upload,
     };
     let result = match arrived {
@@ -178,6 +179,8 @@ struct Lane<'a> {
     shares_connections: bool,
     /// Bytes of the response body sent.
     sent: u64,
+    /// Bytes that the client has sent after its head, without those that `upload` counts.
+    received: u64,
     /// The request's body, if it has one.
     upload: Option<Upload>,
 }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     backend::{Backend, Play},
     harness::{Proxy, sum},
-    promtool,
+    openmetrics, promtool,
 };
 
 const VICTIM: &str = "# HELP victim_total V.\n# TYPE victim_total counter\nvictim_total{x=\"1\"} 2\n";
@@ -45,12 +45,13 @@ fn the_proxys_metrics_are_served_with_any_app_metrics() {
         b"b{x=\"unfinished",
         b"victim_more 1\r\njobs_total 7 # {trace_id=\"ab12\"} 0.5 1700000000.5\n# EOF",
     ];
-    let (mut valid, mut there) = (0, 0);
+    let (mut valid, mut there, mut pages) = (0, 0, Vec::new());
     for lines in hostile {
         app.at("/metrics", Play::Say(page("Content-Type: text/plain\r\n", &[VICTIM.as_bytes(), lines].concat())));
         let all = proxy.admin("/metrics/all").body;
         let verdict = promtool::parses(&all);
         assert_eq!(verdict, Ok(()), "{}", String::from_utf8_lossy(lines));
+        pages.push(proxy.openmetrics("/metrics/all"));
         valid += 1;
         there += usize::from(all.contains("victim_total{process=\"app\",x=\"1\"} 2\n"));
         assert!(
@@ -58,6 +59,9 @@ fn the_proxys_metrics_are_served_with_any_app_metrics() {
         );
         assert!(sum(&all, "outrigger_requests_total", &[("process", "proxy")]) >= 1.0);
     }
+    let families = openmetrics::families(&pages).unwrap();
+    let of_victim = families.iter().filter(|family| *family == "counter victim").count();
+    assert_eq!(of_victim, hostile.len(), "{families:#?}");
     let dropped = proxy.metric("outrigger_app_metrics_lines_dropped_total", &[]);
     // Whole responses that are not a metrics page.
     let endless = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), b"a 1\n".repeat(3 << 20)].concat();

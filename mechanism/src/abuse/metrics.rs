@@ -15,9 +15,16 @@ pub struct BanMetrics {
 impl BanMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Bans");
         Ok(Self {
-            bans: declare.counters("outrigger_bans_total", "Bans, by reason.", &["reason", "mode"])?,
-            banned: declare.gauge("outrigger_banned_clients", "Banned clients.")?,
+            bans: area
+                .when("Who is refused? A rise is an attack, or a client with a bug.")
+                .of("reason", Offence::ALL.map(Offence::name))
+                .of("mode", [Mode::Enforce, Mode::Monitor].map(Mode::name))
+                .counters("outrigger_bans_total", "Bans, by reason.")?,
+            banned: area
+                .when("Who is refused? `GET /bans` lists them.")
+                .gauge("outrigger_banned_clients", "Banned clients.")?,
         })
     }
 

@@ -58,13 +58,16 @@ pub struct AffinityMetrics {
 impl AffinityMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Machines and sessions");
         Ok(Self {
-            events: declare.counter_for_each(
-                "outrigger_affinity_total",
-                "Requests by how their sticky session was handled: see docs/machines.md.",
-                "event",
-                Event::ALL.map(Event::name),
-            )?,
+            events: area
+                .when("`rehomed` and `visiting` rise: session homes are gone or cannot be reached.")
+                .counter_for_each(
+                    "outrigger_affinity_total",
+                    "Requests by how their sticky session was handled: see docs/machines.md.",
+                    "event",
+                    Event::ALL.map(Event::name),
+                )?,
         })
     }
 

@@ -3,6 +3,9 @@
 use outrigger_metrics::{Declare, IntCounterVec, IntGaugeVec, Result};
 use outrigger_policy::breaker::State as Position;
 
+/// The label `breaker`.
+const BREAKER: &str = "a circuit breaker's name: that of its route or group";
+
 /// Metrics of circuit breakers.
 #[derive(Debug)]
 pub struct BreakerMetrics {
@@ -14,21 +17,22 @@ pub struct BreakerMetrics {
 impl BreakerMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Circuit breakers");
         Ok(Self {
-            states: declare.gauges(
-                "outrigger_breaker_state",
-                "1 for the current state of a circuit breaker, 0 for the others.",
-                &["breaker", "state"],
-            )?,
-            transitions: declare.counters(
-                "outrigger_breaker_transitions_total",
-                "State changes of a circuit breaker, by new state.",
-                &["breaker", "state"],
-            )?,
-            clients: declare.counters(
+            states: area
+                .when("Clients get 503 `breaker-open`: for which route?")
+                .named("breaker", BREAKER)
+                .of("state", Position::ALL.map(Position::name))
+                .gauges("outrigger_breaker_state", "1 for the current state of a circuit breaker, 0 for the others.")?,
+            transitions: area
+                .when("What changed? A breaker that opens often has an unstable app behind it.")
+                .named("breaker", BREAKER)
+                .of("state", Position::ALL.map(Position::name))
+                .counters("outrigger_breaker_transitions_total", "State changes of a circuit breaker, by new state.")?,
+            clients: area.when("One client reports 503 and others do not.").named("breaker", BREAKER).counters(
                 "outrigger_breaker_clients_refused_total",
-                "Times that a circuit breaker began to reject a single client, for failures that only that client received.",
-                &["breaker"],
+                "Times that a circuit breaker began to reject a single client, for failures that \
+                 only that client received.",
             )?,
         })
     }

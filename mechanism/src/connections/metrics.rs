@@ -17,16 +17,23 @@ pub struct ConnectionMetrics {
 impl ConnectionMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Connections and memory");
         Ok(Self {
-            open: declare.gauge("outrigger_open_connections", "Open client connections.")?,
-            accepted: declare.counter("outrigger_connections_total", "Client connections accepted.")?,
-            closed_for_others: declare.counter(
+            open: area
+                .when("Is there room? Compare with `server.max_connections`.")
+                .gauge("outrigger_open_connections", "Open client connections.")?,
+            accepted: area
+                .when("Many connections for few requests: clients do not keep them.")
+                .counter("outrigger_connections_total", "Client connections accepted.")?,
+            closed_for_others: area.when("It rises: idle clients hold most of `server.max_connections`.").counter(
                 "outrigger_connections_evicted_total",
-                "Idle client connections closed to make room for new ones, at max_connections or an address's share.",
+                "Idle client connections closed to make room for new ones, at max_connections or \
+                 an address's share.",
             )?,
-            refused_streams: declare.counter_for_each(
+            refused_streams: area.when("HTTP/2 clients report REFUSED_STREAM.").counter_for_each(
                 "outrigger_refused_streams_total",
-                "HTTP/2 requests refused with REFUSED_STREAM, by bound: 100 of a connection, or an address's share.",
+                "HTTP/2 requests refused with REFUSED_STREAM, by bound: 100 of a connection, or an \
+                 address's share.",
                 "bound",
                 ["connection", "address"],
             )?,

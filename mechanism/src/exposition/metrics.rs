@@ -13,10 +13,12 @@ pub struct ExpositionMetrics {
 impl ExpositionMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Logs and metrics");
         Ok(Self {
-            dropped: declare.counter_for_each(
+            dropped: area.when("A metric of the app is missing on `/metrics/all`.").counter_for_each(
                 "outrigger_app_metrics_lines_dropped_total",
-                "Lines of the app's metrics that /metrics/all drops because they are invalid or contradict others.",
+                "Lines of the app's metrics that /metrics/all drops because they are invalid or \
+                 contradict others.",
                 "reason",
                 Dropped::ALL.map(Dropped::name),
             )?,

@@ -5,6 +5,9 @@ use outrigger_policy::flags;
 
 use crate::limits::shared::Mode;
 
+/// The states of keys: not idle, and all that fit.
+const STATES: [&str; 2] = ["used", "room"];
+
 /// Metrics of rate limits.
 #[derive(Debug)]
 pub struct LimitsMetrics {
@@ -19,20 +22,24 @@ pub struct LimitsMetrics {
 impl LimitsMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Rate limits");
         Ok(Self {
-            overflow: declare.counter(
+            overflow: area.when("Any increase: raise `rate_limits.max_keys`.").counter(
                 "outrigger_limit_overflow_total",
                 "Requests whose key did not fit into the table of rate limits; they share one quota.",
             )?,
-            refusals: declare.counters(
-                "outrigger_limit_refusals_total",
-                "Requests over a rate limit, rejected (enforce) or only counted (monitor).",
-                &["limit", "mode"],
-            )?,
-            keys: declare.gauges(
+            refusals: area
+                .when("Who is refused and by which rule? And before `enforce`: who would be?")
+                .named("limit", "a rate limit's name")
+                .of("mode", [flags::Mode::Enforce, flags::Mode::Monitor].map(flags::Mode::name))
+                .counters(
+                    "outrigger_limit_refusals_total",
+                    "Requests over a rate limit, rejected (enforce) or only counted (monitor).",
+                )?,
+            keys: area.when("Is there room? Near `room`, new clients share one quota.").of("state", STATES).gauges(
                 "outrigger_limit_keys",
-                "Keys of rate limits that are not idle (used), and how many fit into the table (room).",
-                &["state"],
+                "Keys of rate limits that are not idle (used), and how many fit into the table \
+                 (room).",
             )?,
             shared: SharedLimits::new(declare)?,
         })
@@ -56,7 +63,7 @@ impl LimitsMetrics {
 
     /// Shows how many keys are not idle, and how many fit into the table.
     pub fn show(&self, (used, room): (usize, usize)) {
-        for (state, keys) in [("used", used), ("room", room)] {
+        for (state, keys) in STATES.into_iter().zip([used, room]) {
             self.keys.with_label_values(&[state]).set(i64::try_from(keys).unwrap_or(i64::MAX));
         }
     }
@@ -92,35 +99,42 @@ pub struct SharedLimits {
 
 impl SharedLimits {
     fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Rate limits");
         Ok(Self {
-            states: declare.gauges(
-                "outrigger_shared_limits_state",
-                "How shared rate limits are enforced: 1 for one of shared (with Redis), degraded (per Machine), off.",
-                &["state"],
-            )?,
-            machines: declare.gauge("outrigger_shared_limits_machines", "Machines among which quotas are divided.")?,
-            keys: declare.gauge("outrigger_shared_limits_keys", "Keys of shared rate limits that are not idle.")?,
-            settled: declare.counter(
+            states: area
+                .when("Limits differ between Machines: do they count with Redis?")
+                .of("state", Mode::ALL.map(Mode::name))
+                .gauges(
+                    "outrigger_shared_limits_state",
+                    "How shared rate limits are enforced: 1 for one of shared (with Redis), degraded \
+                     (per Machine), off.",
+                )?,
+            machines: area
+                .when("A limit seems too strict: among how many Machines is it divided?")
+                .gauge("outrigger_shared_limits_machines", "Machines among which quotas are divided.")?,
+            keys: area
+                .when("Is there room? How many clients use shared limits now?")
+                .gauge("outrigger_shared_limits_keys", "Keys of shared rate limits that are not idle.")?,
+            settled: area.when("It stands still while there is traffic: Redis gets no reports.").counter(
                 "outrigger_shared_limits_leases_settled_total",
                 "Usage reports, one per lease, that Redis has applied.",
             )?,
-            spent: declare.counter(
+            spent: area.when("Part of the accounting: use of shared limits by all Machines.").counter(
                 "outrigger_shared_limits_tokens_total",
                 "Tokens spent, in usage reports that Redis has applied.",
             )?,
-            given_back: declare.counter(
+            given_back: area.when("Part of the accounting: what was charged and not used.").counter(
                 "outrigger_shared_limits_tokens_returned_total",
                 "Tokens given back, in usage reports that Redis has applied.",
             )?,
-            exchanges: declare.histogram(
+            exchanges: area.when("Shared limits are imprecise: is Redis slow?").histogram(
                 "outrigger_shared_limits_exchange_seconds",
                 "How long Redis takes for a batch of usage reports.",
             )?,
-            errors: declare.counters(
-                "outrigger_shared_limits_errors_total",
-                "Failed exchanges with Redis, by kind of error.",
-                &["kind"],
-            )?,
+            errors: area
+                .when("The state is `degraded`: why?")
+                .of("kind", ["connect", "timeout", "closed", "refused", "nonsense"])
+                .counters("outrigger_shared_limits_errors_total", "Failed exchanges with Redis, by kind of error.")?,
         })
     }
 

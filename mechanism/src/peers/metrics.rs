@@ -50,29 +50,41 @@ pub struct PeerMetrics {
 impl PeerMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Machines and sessions");
         let metrics = Self {
-            sent: declare.counters(
-                "outrigger_peer_requests_total",
-                "Requests sent to a peer, for their session or because the local app cannot serve them.",
-                &["kind", "outcome"],
-            )?,
-            received: declare.counters(
-                "outrigger_peer_requests_received_total",
-                "Requests received from peers.",
-                &["kind"],
-            )?,
-            refused: declare.counter_for_each(
-                "outrigger_peer_requests_refused_total",
-                "Requests that the peer listener rejected: not signed for this Machine, altered, stale or used.",
-                "why",
-                HopRefused::ALL.map(HopRefused::name),
-            )?,
-            states: declare.gauges("outrigger_peers", "Peers, by state.", &["state"])?,
-            machines: declare
+            sent: area
+                .when("Failover or sessions do not work: what do peers respond?")
+                .of("kind", Kind::CARRYING.map(Kind::name))
+                .of("outcome", SentOn::ALL.map(SentOn::name))
+                .counters(
+                    "outrigger_peer_requests_total",
+                    "Requests sent to a peer, for their session or because the local app cannot serve \
+                     them.",
+                )?,
+            received: area
+                .when("Uneven load: how much comes from other Machines?")
+                .of("kind", Kind::CARRYING.map(Kind::name))
+                .counters("outrigger_peer_requests_received_total", "Requests received from peers.")?,
+            refused: area
+                .when("Any increase: keys or clocks of the Machines differ, or someone forges requests.")
+                .counter_for_each(
+                    "outrigger_peer_requests_refused_total",
+                    "Requests that the peer listener rejected: not signed for this Machine, altered, \
+                     stale or used.",
+                    "why",
+                    HopRefused::ALL.map(HopRefused::name),
+                )?,
+            states: area
+                .when("A Machine gets no failover traffic: how do the others see it?")
+                .of("state", Standing::ALL.map(Standing::name))
+                .gauges("outrigger_peers", "Peers, by state.")?,
+            machines: area
+                .when("Is there room? It falls: a Machine stopped.")
                 .gauge_at_one("outrigger_machines", "Known Machines that are started, this one included.")?,
-            ready: declare
+            ready: area
+                .when("Is there room? Below `outrigger_machines`, some take no failover traffic.")
                 .gauge_at_one("outrigger_machines_ready", "Machines that are ready for requests, this one included.")?,
-            scaling: declare.counter_for_each(
+            scaling: area.when("What changed? Machines come or go.").counter_for_each(
                 "outrigger_scaling_events_total",
                 "Machines that this one saw appear (up) or disappear (down).",
                 "direction",

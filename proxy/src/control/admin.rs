@@ -31,10 +31,10 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
-use crate::control::admin::pages::{Page, off_thread};
+use crate::control::admin::pages::{NoPage, Page, off_thread};
 use crate::control::status::gather::Board;
 use crate::engine::state::{Phase, State};
-use crate::mechanism::exposition::{Dialect, Merged};
+use crate::mechanism::exposition::{Dialect, Merged, openmetrics};
 use crate::mechanism::limits::shared::Mode as Sharing;
 use crate::run::Handle;
 use crate::transport::ask::ask;
@@ -103,35 +103,65 @@ async fn healthz(Shared(state): Shared<Arc<State>>) -> (StatusCode, String) {
 /// The two metrics pages: the proxy's, and the proxy's and the app's merged.
 #[derive(Debug)]
 struct Pages {
-    own: Arc<Page>,
-    merged: Arc<Page>,
+    own: Formats,
+    merged: Formats,
 }
 
 impl Pages {
     fn start(state: &Arc<State>) -> Self {
         let (own, merged) = (Arc::clone(state), Arc::clone(state));
-        Self {
-            own: Page::start(move || {
-                let state = Arc::clone(&own);
-                off_thread(move || render(&state))
-            }),
-            merged: Page::start(move || {
-                let state = Arc::clone(&merged);
-                async move {
-                    let of_app = ask_app(&state).await;
-                    off_thread(move || merge(&state, of_app)).await
-                }
-            }),
-        }
+        let own = Page::start(move || {
+            let state = Arc::clone(&own);
+            off_thread(move || render(&state))
+        });
+        let merged = Page::start(move || {
+            let state = Arc::clone(&merged);
+            async move {
+                let of_app = ask_app(&state).await;
+                off_thread(move || merge(&state, of_app)).await
+            }
+        });
+        Self { own: Formats::of(own), merged: Formats::of(merged) }
     }
 }
 
-async fn own_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
-    exposition(pages.own.get().await)
+/// A page in both formats.
+#[derive(Debug)]
+struct Formats {
+    text: Arc<Page>,
+    openmetrics: Arc<Page>,
 }
 
-async fn all_metrics(Extension(pages): Extension<Arc<Pages>>) -> Response {
-    exposition(pages.merged.get().await)
+impl Formats {
+    fn of(text: Arc<Page>) -> Self {
+        let source = Arc::clone(&text);
+        let openmetrics = Page::start(move || {
+            let source = Arc::clone(&source);
+            async move {
+                let page = source.get().await.ok_or(NoPage::Source)?;
+                off_thread(move || Ok(openmetrics::translate(&String::from_utf8_lossy(&page)))).await
+            }
+        });
+        Self { text, openmetrics }
+    }
+
+    /// The response in the format that the request asks for.
+    async fn respond(&self, headers: &HeaderMap) -> Response {
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let (page, content_type) = match openmetrics::is_wanted(accept) {
+            true => (&self.openmetrics, openmetrics::CONTENT_TYPE),
+            false => (&self.text, TEXT_FORMAT),
+        };
+        exposition(page.get().await, content_type)
+    }
+}
+
+async fn own_metrics(Extension(pages): Extension<Arc<Pages>>, headers: HeaderMap) -> Response {
+    pages.own.respond(&headers).await
+}
+
+async fn all_metrics(Extension(pages): Extension<Arc<Pages>>, headers: HeaderMap) -> Response {
+    pages.merged.respond(&headers).await
 }
 
 /// Fetches the app's page. `None` if the app does not provide it: a metric reports that, and the scrape succeeds.
@@ -181,9 +211,11 @@ fn render(state: &State) -> Result<String, outrigger_metrics::Error> {
     state.metrics.render()
 }
 
-fn exposition(page: Option<Bytes>) -> Response {
+fn exposition(page: Option<Bytes>, content_type: &'static str) -> Response {
     match page {
-        Some(page) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], page).into_response(),
+        Some(page) => {
+            ([(header::CONTENT_TYPE, content_type), (header::VARY, header::ACCEPT.as_str())], page).into_response()
+        }
         None => {
             (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n").into_response()
         }

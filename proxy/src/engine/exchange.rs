@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Version;
 use outrigger_identity::client::Client;
@@ -85,6 +85,12 @@ pub struct Exchange {
     pub answered_by_app: bool,
     /// When the response's head arrived.
     pub head_at: Option<Instant>,
+    /// When the response's head was passed on to the client.
+    pub first_byte_at: Option<Instant>,
+    /// When the time of the app or the peer began: with the latest attempt, or with the end of the body that it got.
+    pub asked_at: Instant,
+    /// How long it waited in the queue, for a permit or for an app that is down.
+    pub queued: Duration,
     /// Counts it as in flight until dropped.
     pub in_flight: Option<InFlight>,
     /// The mode of rate limits, bans and the concurrency limit for this client.
@@ -196,6 +202,9 @@ impl Exchange {
             status: 0,
             answered_by_app: false,
             head_at: None,
+            first_byte_at: None,
+            asked_at: started,
+            queued: Duration::ZERO,
             in_flight: None,
             admission: Mode::Off,
             resilience: Mode::Off,

@@ -19,7 +19,7 @@ use crate::engine::metrics::identity::IdentityMetrics;
 use crate::engine::metrics::process::ProcessMetrics;
 use crate::engine::metrics::rejections::RejectionMetrics;
 use crate::engine::metrics::requests::RequestMetrics;
-pub use crate::engine::metrics::requests::{RouteMetrics, StreamKind};
+pub use crate::engine::metrics::requests::{MethodLabel, RouteMetrics, StatusClass, StreamKind};
 use crate::mechanism::abuse::metrics::BanMetrics;
 use crate::mechanism::affinity::metrics::AffinityMetrics;
 use crate::mechanism::audit::metrics::AuditMetrics;
@@ -58,24 +58,30 @@ pub struct AttemptMetrics {
 
 impl AttemptMetrics {
     fn new(declare: &Declare) -> Result<Self> {
-        let [new, reused] = declare.counter_for_each(
-            "outrigger_app_attempts_total",
-            "Attempts to get a response from the app, by kind of connection.",
-            "connection",
-            ["new", "reused"],
-        )?;
+        let area = declare.area("Attempts at the app");
+        let [new, reused] =
+            area.when("`new` is a large share: the app closes its connections too early.").counter_for_each(
+                "outrigger_app_attempts_total",
+                "Attempts to get a response from the app, by kind of connection.",
+                "connection",
+                ["new", "reused"],
+            )?;
         Ok(Self {
             new,
             reused,
-            retries: declare
+            retries: area
+                .when("It rises while clients see no errors: retries hide failures of the app.")
                 .counter("outrigger_app_retries_total", "Requests sent to the app again, within the retry budget.")?,
-            reconnects: declare.counter(
+            reconnects: area.when("It rises: the app closes idle connections earlier than Outrigger does.").counter(
                 "outrigger_app_reconnects_total",
                 "Requests sent again on a new connection because an idle one turned out to be closed.",
             )?,
-            retries_denied: declare
+            retries_denied: area
+                .when("It rises: the app fails on too many requests for retries to help.")
                 .counter("outrigger_app_retries_denied_total", "Retries that the retry budget did not allow.")?,
-            retry_budget: declare.real("outrigger_app_retry_budget", "Retries that the retry budget allows now.")?,
+            retry_budget: area
+                .when("At 0, failed requests are not sent again.")
+                .real("outrigger_app_retry_budget", "Retries that the retry budget allows now.")?,
         })
     }
 }
@@ -141,6 +147,7 @@ impl Metrics {
     /// Prometheus rejects a declaration: a bug.
     pub fn new() -> Result<Self> {
         let declare = Declare::new(&BUCKETS);
+        let area = declare.area("The app");
         declare.program("outrigger_build_info", env!("CARGO_PKG_VERSION"))?;
         Ok(Self {
             requests: RequestMetrics::new(&declare)?,
@@ -162,23 +169,30 @@ impl Metrics {
             exposition: ExpositionMetrics::new(&declare)?,
             config: ConfigMetrics::new(&declare)?,
             process: ProcessMetrics::new(&declare)?,
-            fallbacks: declare.counter(
+            fallbacks: area.when("Clients get a substitute: how often?").counter(
                 "outrigger_fallbacks_total",
                 "Fallback responses, sent while a route's circuit breaker is open or the app is unreachable.",
             )?,
-            app_reachable: declare
+            app_reachable: area
+                .when("Is it us or the app? At 0 the app refuses connections.")
                 .gauge_at_one("outrigger_app_reachable", "0 while the app refuses connections, else 1.")?,
-            held: declare.counter(
+            held: area.when("After a restart of the app: how many clients noticed nothing but a delay?").counter(
                 "outrigger_held_requests_total",
                 "Requests that were held while the app refused connections, and then reached it.",
             )?,
-            faults: declare.counter("outrigger_faults_injected_total", "Injected faults: see [[faults]].")?,
-            drain_phase: declare.gauge("outrigger_drain_phase", "0 serving, 1 lame duck, 2 closing.")?,
+            faults: declare
+                .area("Configuration")
+                .when("Errors that nobody can explain: is a test still configured?")
+                .counter("outrigger_faults_injected_total", "Injected faults: see [[faults]].")?,
+            drain_phase: declare
+                .area("Process")
+                .when("During a deploy: which Machine is leaving?")
+                .gauge("outrigger_drain_phase", "0 serving, 1 lame duck, 2 closing.")?,
             catalogue: declare.finish(),
         })
     }
 
-    /// The name, type, labels and help of each metric, one line each, separated by tabs: the source of docs/metrics.md.
+    /// All metrics, as docs/metrics.md describes them: see [`Catalogue::reference`].
     pub fn reference(&self) -> &str {
         self.catalogue.reference()
     }
@@ -236,6 +250,8 @@ mod tests {
         metrics.breakers.show("search", Position::Closed);
         metrics.breakers.changed("search", Position::Open);
         metrics.breakers.refuses_one("search");
+        route.responded(MethodLabel::Get, StatusClass::Successful, 0, 2);
+        route.first_byte(Duration::from_millis(2));
         let text = metrics.render().unwrap();
         let mut types: Vec<_> = text
             .lines()
@@ -251,7 +267,7 @@ mod tests {
     fn no_two_families_have_one_name_in_open_metrics() {
         let metrics = Metrics::new().unwrap();
         let reference = metrics.reference();
-        let names: Vec<_> = reference.lines().filter_map(|line| line.split('\t').next()).collect();
+        let names: Vec<_> = reference.lines().filter_map(|line| line.split('\t').nth(1)).collect();
         assert!(names.len() > 60, "{names:?}");
         for name in &names {
             let base = |other: &str| {
@@ -284,6 +300,8 @@ mod tests {
             Duration::ZERO,
             Some(StreamKind::EventStream),
         );
+        metrics.requests.for_route("old", Priority::Low).responded(MethodLabel::Patch, StatusClass::None, 1, 1);
+        metrics.requests.for_route("old", Priority::Low).first_byte(Duration::ZERO);
         assert!(metrics.render().unwrap().contains("route=\"old\""));
         metrics.requests.forget_route("old", Priority::Low);
         assert!(!metrics.render().unwrap().contains("route=\"old\""));

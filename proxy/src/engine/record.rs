@@ -11,6 +11,7 @@ use outrigger_wire::request_id::RequestId;
 
 use crate::engine::answer;
 use crate::engine::exchange::{Destination, Exchange, Listener};
+use crate::engine::metrics::{MethodLabel, StatusClass};
 use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
@@ -31,6 +32,8 @@ pub struct Ending {
     pub failed: bool,
     /// It failed because the client disconnected.
     pub client_left: bool,
+    /// Bytes of the request's body that were read, and of what a client sent through a tunnel.
+    pub request_bytes: u64,
     /// Bytes of the response's body that were sent.
     pub body_bytes: u64,
 }
@@ -56,6 +59,17 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
         _ => return,
     }
     limits::failed(state, exchange);
+}
+
+/// Reports that the head of the app's response is sent now: all that had to be waited for is done.
+pub fn first_byte(exchange: &mut Exchange) {
+    // Only an audit event that must be on disk first takes time in between.
+    let at = if exchange.audit.is_entered { Some(Instant::now()) } else { exchange.head_at };
+    exchange.first_byte_at = at;
+    if let Some(at) = at {
+        let route = &exchange.rules.route_metrics[exchange.route];
+        route.first_byte(at.saturating_duration_since(exchange.started));
+    }
 }
 
 /// Reports a complete response of the app to its circuit breaker, before the client sees the response's end: the client's next
@@ -108,7 +122,9 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     let ended = Instant::now();
     let duration = ended.saturating_duration_since(exchange.started);
     let outcome = outcome(exchange, ending);
-    exchange.rules.route_metrics[exchange.route].record(outcome, duration, exchange.stream);
+    let route = &exchange.rules.route_metrics[exchange.route];
+    route.record(outcome, duration, exchange.stream);
+    route.responded(MethodLabel::of(method), StatusClass::of(exchange.status), ending.request_bytes, ending.body_bytes);
     if let Some(rejection) = exchange.rejection {
         state.metrics.rejections.rejected(rejection);
         state.metrics.rejections.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
@@ -150,7 +166,11 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             reason,
             limit: exchange.violated_policy().map(str::to_owned),
             duration,
+            queued: exchange.queued,
+            app: time_of_app(exchange, ended),
+            first_byte: exchange.first_byte_at.map(|at| at.saturating_duration_since(exchange.started)),
             attempts: exchange.attempts.made(),
+            request_bytes: ending.request_bytes,
             body_bytes: ending.body_bytes,
         });
     }
@@ -182,6 +202,7 @@ pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: Reques
     let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
+    metrics.responded(MethodLabel::Other, StatusClass::of(problem.status.as_u16()), 0, 0);
     let (method, path) = request_line(unread);
     receipts::record_unparsed(state, &rules, rejection, (request_id, client), (&method, path));
     if !rules.config.log.access {
@@ -199,7 +220,11 @@ pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: Reques
             reason: Some(problem.label),
             limit: None,
             duration: Duration::ZERO,
+            queued: Duration::ZERO,
+            app: None,
+            first_byte: None,
             attempts: 0,
+            request_bytes: 0,
             body_bytes: 0,
         });
     }
@@ -219,6 +244,17 @@ fn request_line(unread: &[u8]) -> (Method, &str) {
 
 fn shown_path(path: &str) -> String {
     path[..path.floor_char_boundary(SHOWN_PATH_BYTES)].to_owned()
+}
+
+/// How long the app or the peer took for the head of its response, or until its attempt failed; `None` if it was not asked, or
+/// could not be reached.
+fn time_of_app(exchange: &Exchange, ended: Instant) -> Option<Duration> {
+    let failed_at = exchange.failure.and_then(|failure| match failure {
+        Failure::ConnectTimeout | Failure::Timeout | Failure::Closed | Failure::Invalid => Some(ended),
+        Failure::Unreachable | Failure::Internal => None,
+    });
+    let at = exchange.head_at.or(failed_at)?;
+    Some(at.saturating_duration_since(exchange.asked_at))
 }
 
 /// The result of the last attempt, as far as the end of the request shows it.
@@ -303,7 +339,7 @@ mod tests {
         Exchange::new(Arc::new(Snapshot::new(checked, 1, &Metrics::new().unwrap(), &Registry::default())))
     }
 
-    const FINE: Ending = Ending { failed: false, client_left: false, body_bytes: 0 };
+    const FINE: Ending = Ending { failed: false, client_left: false, request_bytes: 0, body_bytes: 0 };
 
     #[test]
     fn distinguishes_502_503_504_and_499() {
@@ -316,10 +352,7 @@ mod tests {
         assert_eq!(failed(Failure::Unreachable, 502), Outcome::BadGateway);
         assert_eq!(failed(Failure::Unreachable, 503), Outcome::Unavailable);
         assert_eq!(failed(Failure::Timeout, 504), Outcome::GatewayTimeout);
-        assert_eq!(
-            outcome(&fresh(), &Ending { failed: true, client_left: true, body_bytes: 0 }),
-            Outcome::ClientClosed
-        );
+        assert_eq!(outcome(&fresh(), &Ending { failed: true, client_left: true, ..FINE }), Outcome::ClientClosed);
     }
 
     #[test]

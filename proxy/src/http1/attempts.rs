@@ -22,6 +22,7 @@ use crate::engine::steps::{self, Fault};
 use crate::http1::buffers::{recycle, scratch};
 use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
+use crate::mechanism::gate::Waiting;
 use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::ConnectError;
 
@@ -64,6 +65,7 @@ impl Lane<'_> {
     /// Waits for a permit where that is needed, then makes attempts until the request has its outcome.
     pub(super) async fn forward_in_turn(&mut self, exchange: &mut Exchange, head: &mut BytesMut) -> Result<(), Broken> {
         let now = exchange.turn_began;
+        exchange.asked_at = now;
         let mut attempt = Attempt { head, input: scratch(), open: None, now, detail: "".into() };
         let mut next = if exchange.waiting.is_some() {
             self.wait_for_turn(exchange, &mut attempt).await?
@@ -228,6 +230,7 @@ impl Lane<'_> {
         attempt.input.clear();
         self.stream.output().clear();
         attempt.now = Instant::now();
+        exchange.asked_at = attempt.now;
         if let Some(permit) = &mut exchange.permit {
             permit.sent(attempt.now);
         }
@@ -319,7 +322,18 @@ impl Lane<'_> {
 
     /// Waits in the queue until the request has a permit, if it is in the queue.
     pub(super) async fn wait_for_permit(&mut self, exchange: &mut Exchange) -> Result<Result<(), NoTurn>, Broken> {
-        let Some(mut waiting) = exchange.waiting.take() else { return Ok(Ok(())) };
+        let Some(waiting) = exchange.waiting.take() else { return Ok(Ok(())) };
+        let began = Instant::now();
+        let turn = self.wait_in_queue(waiting, exchange).await;
+        exchange.queued += began.elapsed();
+        turn
+    }
+
+    async fn wait_in_queue(
+        &mut self,
+        mut waiting: Waiting,
+        exchange: &mut Exchange,
+    ) -> Result<Result<(), NoTurn>, Broken> {
         loop {
             let deadline = tokio::time::Instant::from_std(admit::wait_deadline(self.state, exchange));
             let turn = poll_fn(|cx| match waiting.poll_turn(cx) {
@@ -354,6 +368,7 @@ impl Lane<'_> {
             return Ok(steps::not_admitted(self.state, exchange, no_turn));
         }
         attempt.now = Instant::now();
+        exchange.asked_at = attempt.now;
         self.state.metrics.waited(exchange, attempt.now);
         rewrite::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));
         Ok(steps::admitted(self.state, exchange, self.is_idempotent))

@@ -90,7 +90,7 @@ impl Lane<'_> {
 
     /// Sends a problem where the client can still get one, and returns how the request ended.
     pub(super) async fn end(mut self, exchange: &mut Exchange, result: Result<(), Broken>) -> (Ending, Next) {
-        let mut ending = Ending { failed: result.is_err(), client_left: false, body_bytes: 0 };
+        let mut ending = Ending { failed: result.is_err(), client_left: false, request_bytes: 0, body_bytes: 0 };
         if let Err(Broken::App(failure, detail)) = &result {
             record::failed(self.state, exchange, *failure, detail).await;
         }
@@ -134,6 +134,7 @@ impl Lane<'_> {
                 next = Next::Close;
             }
         }
+        ending.request_bytes = self.received + self.upload.as_ref().map_or(0, |upload| upload.received);
         ending.body_bytes = self.sent;
         (ending, next)
     }

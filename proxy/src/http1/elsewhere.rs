@@ -96,7 +96,8 @@ impl Lane<'_> {
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
         steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: self.is_idempotent });
-        if exchange.deadline <= Instant::now() {
+        exchange.asked_at = Instant::now();
+        if exchange.deadline <= exchange.asked_at {
             return self.after_peer(exchange, Event::Expired, "".into());
         }
         let Some(hop) = self.hop(exchange, head, peer, kind) else {

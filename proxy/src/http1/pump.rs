@@ -186,7 +186,10 @@ impl Lane<'_> {
             Some(upload) if upload.is_cut => {
                 Err(Broken::App(Failure::Invalid, "it switches protocols without the whole request".into()))
             }
-            _ => Ok(()),
+            upload => {
+                self.received += upload.map_or(0, |upload| upload.received);
+                Ok(())
+            }
         }
     }
 

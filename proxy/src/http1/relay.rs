@@ -74,6 +74,7 @@ impl Lane<'_> {
         record::head(self.state, exchange, answer.is_event_stream);
         admit::let_go_at_head(exchange, body.left());
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
+        record::first_byte(exchange);
         if body.is_done() {
             record::response_ended(self.state, exchange);
         }

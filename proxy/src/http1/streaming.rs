@@ -136,6 +136,7 @@ impl Upload {
         {
             let now = Instant::now();
             exchange.deadline += now - streaming.since;
+            exchange.asked_at = now.into_std();
             if let Some(permit) = &mut exchange.permit {
                 permit.sent(now.into_std());
             }

@@ -44,6 +44,7 @@ impl Lane<'_> {
         exchange.answered_by_app = true;
         record::head(self.state, exchange, true);
         audit::before_response(self.state, exchange).await.map_err(Broken::Refused)?;
+        record::first_byte(exchange);
         exchange.stream = Some(StreamKind::Upgrade);
         self.closes = true;
         self.stream.output().put_slice(&input);
@@ -59,6 +60,7 @@ impl Lane<'_> {
         let mut tunnel = Tunnel::new(&mut **client, &mut app, limits);
         let is_orderly = poll_fn(|cx| tunnel.poll(cx, self.timer)).await;
         self.sent += tunnel.to_client.sent;
+        self.received += tunnel.to_app.sent;
         if !is_orderly {
             app.reset();
             client.reset();

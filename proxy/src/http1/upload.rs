@@ -332,7 +332,7 @@ impl Lane<'_> {
             while !self.stream.is_between_requests() {
                 let read = PIECE.with_borrow_mut(|piece| self.stream.poll_payload(cx, piece));
                 match read {
-                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Ok(read)) => self.received += read as u64,
                     Poll::Ready(Err(_)) => return Poll::Ready(false),
                     Poll::Pending => return self.timer.poll(cx, until).map(|()| false),
                 }

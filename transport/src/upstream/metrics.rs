@@ -15,14 +15,15 @@ pub struct UpstreamMetrics {
 impl UpstreamMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Attempts at the app");
         Ok(Self {
-            exhausted: declare.counter_for_each(
+            exhausted: area.when("Any increase: this host needs more descriptors, ports or memory.").counter_for_each(
                 "outrigger_own_resources_exhausted_total",
                 "Connections that could not be opened or accepted because this host lacks a resource.",
                 "resource",
                 Resource::ALL.map(Resource::name),
             )?,
-            names_failed: declare.counter(
+            names_failed: area.when("The app is unreachable and is configured by name.").counter(
                 "outrigger_name_lookups_failed_total",
                 "Lookups of the names in app.address and app.metrics that found no address.",
             )?,

@@ -13,6 +13,8 @@ pub enum NoPage {
     Rendering(#[from] outrigger_metrics::Error),
     #[error(transparent)]
     Thread(#[from] tokio::task::JoinError),
+    #[error("the page that it is translated from could not be made")]
+    Source,
 }
 
 /// When the latest attempt to make a page began, and the page; `None` if it failed.

@@ -19,26 +19,29 @@ pub struct ConfigMetrics {
 impl ConfigMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Configuration");
         Ok(Self {
-            reloads: declare.counter_for_each(
+            reloads: area.when("What changed? Each increase is a change of the file.").counter_for_each(
                 "outrigger_config_reloads_total",
                 "Reloads of the configuration, by result.",
                 "result",
                 ["applied", "refused"],
             )?,
-            is_good: declare.gauge_at_one(
+            is_good: area.when("A change of the file has no effect: at 0 it was rejected.").gauge_at_one(
                 "outrigger_config_last_reload_successful",
                 "1 if the last change of the configuration file was applied, 0 if it was rejected.",
             )?,
-            version: declare
+            version: area
+                .when("Do all Machines have the latest change?")
                 .gauge("outrigger_config_version", "Version of the configuration; increases with each change.")?,
-            loaded: declare
+            loaded: area
+                .when("What changed? Compare with the time at which trouble began.")
                 .gauge("outrigger_config_loaded_timestamp_seconds", "When the current configuration was loaded.")?,
-            flags: declare.reals(
-                "outrigger_feature_flag",
-                "Share of clients for which a feature is in a mode, 0 to 1.",
-                &["feature", "mode"],
-            )?,
+            flags: area
+                .when("What changed? It shows which features act on how many clients.")
+                .of("feature", Feature::ALL.map(Feature::key))
+                .of("mode", [Mode::Enforce, Mode::Monitor, Mode::Off].map(Mode::name))
+                .reals("outrigger_feature_flag", "Share of clients for which a feature is in a mode, 0 to 1.")?,
         })
     }
 

@@ -1,6 +1,10 @@
 //! Metrics of credentials.
 
+use outrigger_identity::verified::Ignored;
 use outrigger_metrics::{Declare, IntCounterVec, IntGauge, Result};
+
+/// Results of fetching keys.
+const FETCHES: [&str; 2] = ["fetched", "failed"];
 
 /// Metrics of credentials.
 #[derive(Debug)]
@@ -14,24 +18,34 @@ pub struct IdentityMetrics {
 impl IdentityMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Clients and credentials");
         Ok(Self {
-            refused: declare.counters(
-                "outrigger_credentials_refused_total",
-                "API keys and tokens that did not verify; their requests are handled as if without a credential.",
-                &["reason"],
-            )?,
-            key_fetches: declare.counters(
-                "outrigger_jwks_fetches_total",
-                "Fetches of the keys that verify tokens, by result; after a failure the previous keys stay in use.",
-                &["result"],
-            )?,
-            tokens: declare.gauge("outrigger_cached_tokens", "Tokens in the cache, verified or not.")?,
+            refused: area
+                .when("A user counts as anonymous: why was the credential not accepted?")
+                .of("reason", Ignored::ALL.map(Ignored::label))
+                .counters(
+                    "outrigger_credentials_refused_total",
+                    "API keys and tokens that did not verify; their requests are handled as if without \
+                     a credential.",
+                )?,
+            key_fetches: area
+                .when("Valid tokens are rejected after a rotation of keys: do fetches fail?")
+                .of("result", FETCHES)
+                .counters(
+                    "outrigger_jwks_fetches_total",
+                    "Fetches of the keys that verify tokens, by result; after a failure the previous \
+                     keys stay in use.",
+                )?,
+            tokens: area
+                .when("Near `identity.jwt.cache`: tokens are verified again and again.")
+                .gauge("outrigger_cached_tokens", "Tokens in the cache, verified or not.")?,
         })
     }
 
     /// Counts a fetch of the keys that verify tokens.
     pub fn keys_fetched(&self, is_ok: bool) {
-        self.key_fetches.with_label_values(&[if is_ok { "fetched" } else { "failed" }]).inc();
+        let [fetched, failed] = FETCHES;
+        self.key_fetches.with_label_values(&[if is_ok { fetched } else { failed }]).inc();
     }
 
     /// Counts a key or token that did not verify.

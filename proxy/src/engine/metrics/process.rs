@@ -15,25 +15,30 @@ pub struct ProcessMetrics {
 impl ProcessMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
-        let states = declare.gauges(
-            "outrigger_app_process_state",
-            "1 for the state of the process that `outrigger run -- COMMAND` started; all 0 without a command.",
-            &["state"],
-        )?;
+        let area = declare.area("The app's process");
+        let states = area
+            .when("With `outrigger run`: does the app run, start, or wait before its next start?")
+            .of("state", State::ALL.map(State::name))
+            .gauges(
+                "outrigger_app_process_state",
+                "1 for the state of the process that `outrigger run -- COMMAND` started; all 0 \
+                 without a command.",
+            )?;
         for state in State::ALL {
             states.with_label_values(&[state.name()]).set(0);
         }
         Ok(Self {
             states,
-            restarts: declare.counter_for_each(
+            restarts: area.when("What changed? Each one is a crash, a failed probe or a command.").counter_for_each(
                 "outrigger_app_restarts_total",
                 "Restarts of that process, by reason.",
                 "reason",
                 Reason::RESTARTS.map(Reason::name),
             )?,
-            orphans: declare.counter(
+            orphans: area.when("It rises fast: the app starts processes and does not wait for them.").counter(
                 "outrigger_orphans_reaped_total",
-                "Processes that ended after their parents, and were reaped; the app or its children started them.",
+                "Processes that ended after their parents, and were reaped; the app or its \
+                 children started them.",
             )?,
         })
     }

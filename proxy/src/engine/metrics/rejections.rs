@@ -21,17 +21,17 @@ pub struct RejectionMetrics {
 impl RejectionMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
-        let rejected = declare.counters(
-            "outrigger_rejections_total",
-            "Requests that Outrigger rejected, by reason.",
-            &["reason"],
-        )?;
+        let area = declare.area("Rejections and failures");
+        let rejected = area
+            .when("Who is refused and by which rule? docs/operations.md explains each reason.")
+            .of("reason", Rejection::all().map(|rejection| rejection.problem().label))
+            .counters("outrigger_rejections_total", "Requests that Outrigger rejected, by reason.")?;
         Ok(Self {
             rejections: Rejection::all()
                 .map(|rejection| rejection.problem().label)
                 .map(|label| (label, rejected.with_label_values(&[label])))
                 .collect(),
-            failures: declare.counter_for_each(
+            failures: area.when("Clients get 502, 503 or 504: how does the app fail?").counter_for_each(
                 "outrigger_app_failures_total",
                 "Requests that failed at the app, by reason.",
                 "reason",
@@ -84,12 +84,19 @@ const REASONS: [Rejection; 5] = [
 
 impl Refusals {
     fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Rejections and failures");
         Ok(Self {
-            counters: declare.counters(
-                "outrigger_refusals_total",
-                "Requests rejected (enforce), or that would be (monitor), by limits, bans, breakers or overload.",
-                &["reason", "priority", "tier", "mode"],
-            )?,
+            counters: area
+                .when("Who is refused? The least important should be refused most.")
+                .of("reason", REASONS.map(|reason| reason.problem().label))
+                .of("priority", Priority::ALL.map(Priority::name))
+                .of("tier", Tier::ALL.map(Tier::name))
+                .of("mode", [Mode::Enforce, Mode::Monitor].map(Mode::name))
+                .counters(
+                    "outrigger_refusals_total",
+                    "Requests rejected (enforce), or that would be (monitor), by limits, bans, \
+                     breakers or overload.",
+                )?,
             made: std::array::from_fn(|_| OnceLock::new()),
         })
     }

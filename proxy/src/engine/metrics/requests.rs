@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use http::Method;
 use outrigger_metrics::{Declare, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result, cumulative};
 use outrigger_policy::priority::Priority;
 
@@ -32,21 +33,174 @@ impl StreamKind {
     }
 }
 
+/// A request's method, as a label: a client may send any name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodLabel {
+    /// GET
+    Get,
+    /// HEAD
+    Head,
+    /// POST
+    Post,
+    /// PUT
+    Put,
+    /// DELETE
+    Delete,
+    /// CONNECT
+    Connect,
+    /// OPTIONS
+    Options,
+    /// TRACE
+    Trace,
+    /// PATCH
+    Patch,
+    /// Any other one, or none: the request was rejected before it was parsed.
+    Other,
+}
+
+impl MethodLabel {
+    const ALL: [Self; 10] = [
+        Self::Get,
+        Self::Head,
+        Self::Post,
+        Self::Put,
+        Self::Delete,
+        Self::Connect,
+        Self::Options,
+        Self::Trace,
+        Self::Patch,
+        Self::Other,
+    ];
+
+    /// The label of a method.
+    pub fn of(method: &Method) -> Self {
+        match *method {
+            Method::GET => Self::Get,
+            Method::HEAD => Self::Head,
+            Method::POST => Self::Post,
+            Method::PUT => Self::Put,
+            Method::DELETE => Self::Delete,
+            Method::CONNECT => Self::Connect,
+            Method::OPTIONS => Self::Options,
+            Method::TRACE => Self::Trace,
+            Method::PATCH => Self::Patch,
+            _ => Self::Other,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// The class of a response's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusClass {
+    /// The client disconnected before there was a response.
+    None,
+    /// 1xx: the connection switched protocols.
+    Informational,
+    /// 2xx
+    Successful,
+    /// 3xx
+    Redirection,
+    /// 4xx
+    ClientError,
+    /// 5xx
+    ServerError,
+}
+
+impl StatusClass {
+    const ALL: [Self; 6] =
+        [Self::None, Self::Informational, Self::Successful, Self::Redirection, Self::ClientError, Self::ServerError];
+
+    /// The class of a status; 0 is none.
+    pub const fn of(status: u16) -> Self {
+        match status {
+            0..100 => Self::None,
+            100..200 => Self::Informational,
+            200..300 => Self::Successful,
+            300..400 => Self::Redirection,
+            400..500 => Self::ClientError,
+            _ => Self::ServerError,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Informational => "1xx",
+            Self::Successful => "2xx",
+            Self::Redirection => "3xx",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+        }
+    }
+}
+
+/// The families that have series for each route.
+#[derive(Clone, Debug)]
+struct RouteFamilies {
+    requests: IntCounterVec,
+    responses: IntCounterVec,
+    durations: HistogramVec,
+    first_bytes: HistogramVec,
+    streams: HistogramVec,
+    received: IntCounterVec,
+    sent: IntCounterVec,
+}
+
 /// The metrics of one route. Series are created on first use, so that a thousand routes do not create ten thousand empty
 /// ones.
 #[derive(Debug)]
 pub struct RouteMetrics {
     name: String,
     priority: Priority,
-    requests: IntCounterVec,
-    durations: HistogramVec,
-    streams: HistogramVec,
+    families: RouteFamilies,
     counted: [OnceLock<IntCounter>; Outcome::ALL.len()],
     timed: [OnceLock<Histogram>; Outcome::ALL.len()],
     streamed: [OnceLock<Histogram>; StreamKind::ALL.len()],
+    responses: [[OnceLock<IntCounter>; StatusClass::ALL.len()]; MethodLabel::ALL.len()],
+    first_byte: OnceLock<Histogram>,
+    received: OnceLock<IntCounter>,
+    sent: OnceLock<IntCounter>,
 }
 
 impl RouteMetrics {
+    /// Records the time from a request's head to the head of the app's response.
+    pub fn first_byte(&self, took: Duration) {
+        let histogram = self.first_byte.get_or_init(|| self.families.first_bytes.with_label_values(&[&self.name]));
+        histogram.observe(took.as_secs_f64());
+    }
+
+    /// Counts the response of a request that ended, and the bytes of both bodies.
+    pub fn responded(&self, method: MethodLabel, class: StatusClass, request_bytes: u64, response_bytes: u64) {
+        let name = self.name.as_str();
+        let count = self.responses[method as usize][class as usize]
+            .get_or_init(|| self.families.responses.with_label_values(&[name, method.name(), class.name()]));
+        count.inc();
+        for (counter, family, bytes) in [
+            (&self.received, &self.families.received, request_bytes),
+            (&self.sent, &self.families.sent, response_bytes),
+        ] {
+            let counter = counter.get_or_init(|| family.with_label_values(&[name]));
+            if bytes > 0 {
+                counter.inc_by(bytes);
+            }
+        }
+    }
+
     /// Requests that ended with a complete response of the app.
     pub fn answered(&self) -> u64 {
         let outcomes = [Outcome::Success, Outcome::Redirect, Outcome::ClientError, Outcome::ServerError];
@@ -67,15 +221,13 @@ impl RouteMetrics {
     pub fn record(&self, outcome: Outcome, duration: Duration, stream: Option<StreamKind>) {
         let name = self.name.as_str();
         let count = self.counted[outcome as usize]
-            .get_or_init(|| self.requests.with_label_values(&[name, self.priority.name(), outcome.name()]));
+            .get_or_init(|| self.families.requests.with_label_values(&[name, self.priority.name(), outcome.name()]));
         count.inc();
         let histogram = match stream {
-            Some(kind) => {
-                self.streamed[kind as usize].get_or_init(|| self.streams.with_label_values(&[name, kind.name()]))
-            }
-            None => {
-                self.timed[outcome as usize].get_or_init(|| self.durations.with_label_values(&[name, outcome.name()]))
-            }
+            Some(kind) => self.streamed[kind as usize]
+                .get_or_init(|| self.families.streams.with_label_values(&[name, kind.name()])),
+            None => self.timed[outcome as usize]
+                .get_or_init(|| self.families.durations.with_label_values(&[name, outcome.name()])),
         };
         histogram.observe(duration.as_secs_f64());
     }
@@ -84,9 +236,7 @@ impl RouteMetrics {
 /// Metrics of requests.
 #[derive(Debug)]
 pub struct RequestMetrics {
-    ended: IntCounterVec,
-    durations: HistogramVec,
-    streams: HistogramVec,
+    by_route: RouteFamilies,
     /// Requests between their head and the end of their response.
     pub in_flight: IntGauge,
 }
@@ -94,25 +244,76 @@ pub struct RequestMetrics {
 impl RequestMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
+        let area = declare.area("Requests");
+        let by_route = RouteFamilies {
+            requests: area
+                .when("Is it us or the app? `rejected` is ours, the other errors are the app's.")
+                .named("route", "a route's name")
+                .of("priority", Priority::ALL.map(Priority::name))
+                .of("outcome", Outcome::ALL.map(Outcome::name))
+                .counters("outrigger_requests_total", "Requests that ended, by route, priority and outcome.")?,
+            durations: area
+                .when("Is it slow? Compare with the time to first byte: the rest is the transfer.")
+                .named("route", "a route's name")
+                .of("outcome", Outcome::ALL.map(Outcome::name))
+                .histograms(
+                    "outrigger_request_duration_seconds",
+                    "From the end of a request's header section to the end of its response, by route and outcome; \
+                     without event streams and upgraded connections.",
+                )?,
+            streams: area
+                .when("Clients reconnect often: how long do streams last?")
+                .named("route", "a route's name")
+                .of("kind", StreamKind::ALL.map(StreamKind::name))
+                .histograms_in(
+                    &STREAM_BUCKETS,
+                    "outrigger_stream_duration_seconds",
+                    "How long event streams and upgraded connections (WebSocket) lasted, by route and \
+                     kind.",
+                )?,
+            responses: area
+                .when("Which requests fail: reads or writes?")
+                .named("route", "a route's name")
+                .of("method", MethodLabel::ALL.map(MethodLabel::name))
+                .of("status", StatusClass::ALL.map(StatusClass::name))
+                .counters(
+                    "outrigger_responses_total",
+                    "Responses, the app's and Outrigger's own, by route, method and class of the \
+                     status; none if the client disconnected before.",
+                )?,
+            first_bytes: area
+                .when(
+                    "Is it slow? Without the transfer at the client's pace; event streams and \
+                     WebSockets count as well.",
+                )
+                .named("route", "a route's name")
+                .histograms(
+                    "outrigger_time_to_first_byte_seconds",
+                    "From the end of a request's header section until the head of the app's response \
+                     is passed on, by route.",
+                )?,
+            received: area
+                .when("What changed? Uploads are larger, or there are more of them.")
+                .named("route", "a route's name")
+                .counters(
+                    "outrigger_request_body_bytes_total",
+                    "Bytes of request bodies that clients sent, and through upgraded connections, by \
+                     route; counted when a request ends.",
+                )?,
+            sent: area
+                .when("What changed? Responses are larger: which route fills the network?")
+                .named("route", "a route's name")
+                .counters(
+                    "outrigger_response_body_bytes_total",
+                    "Bytes of response bodies that were sent to clients, and through upgraded \
+                     connections, by route; counted when a request ends.",
+                )?,
+        };
         Ok(Self {
-            ended: declare.counters(
-                "outrigger_requests_total",
-                "Requests that ended, by route, priority and outcome.",
-                &["route", "priority", "outcome"],
-            )?,
-            durations: declare.histograms(
-                "outrigger_request_duration_seconds",
-                "From the end of a request's header section to the end of its response, by route and outcome; \
-                 without event streams and upgraded connections.",
-                &["route", "outcome"],
-            )?,
-            streams: declare.histograms_in(
-                &STREAM_BUCKETS,
-                "outrigger_stream_duration_seconds",
-                "How long event streams and upgraded connections (WebSocket) lasted, by route and kind.",
-                &["route", "kind"],
-            )?,
-            in_flight: declare.gauge("outrigger_requests_in_flight", "Requests whose response is not complete yet.")?,
+            by_route,
+            in_flight: area
+                .when("Is there room? It grows while the rate does not: requests take longer.")
+                .gauge("outrigger_requests_in_flight", "Requests whose response is not complete yet.")?,
         })
     }
 
@@ -121,24 +322,35 @@ impl RequestMetrics {
         RouteMetrics {
             name: name.to_owned(),
             priority,
-            requests: self.ended.clone(),
-            durations: self.durations.clone(),
-            streams: self.streams.clone(),
+            families: self.by_route.clone(),
             counted: std::array::from_fn(|_| OnceLock::new()),
             timed: std::array::from_fn(|_| OnceLock::new()),
             streamed: std::array::from_fn(|_| OnceLock::new()),
+            responses: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
+            first_byte: OnceLock::new(),
+            received: OnceLock::new(),
+            sent: OnceLock::new(),
         }
     }
 
     /// Removes the series of a route that the configuration no longer has.
     pub fn forget_route(&self, name: &str, priority: Priority) {
+        let families = &self.by_route;
         for outcome in Outcome::ALL {
             // Removing a series that was never created is an error, and harmless.
-            let _ = self.ended.remove_label_values(&[name, priority.name(), outcome.name()]);
-            let _ = self.durations.remove_label_values(&[name, outcome.name()]);
+            let _ = families.requests.remove_label_values(&[name, priority.name(), outcome.name()]);
+            let _ = families.durations.remove_label_values(&[name, outcome.name()]);
         }
+        for method in MethodLabel::ALL {
+            for class in StatusClass::ALL {
+                let _ = families.responses.remove_label_values(&[name, method.name(), class.name()]);
+            }
+        }
+        let _ = families.first_bytes.remove_label_values(&[name]);
+        let _ = families.received.remove_label_values(&[name]);
+        let _ = families.sent.remove_label_values(&[name]);
         for kind in StreamKind::ALL {
-            let _ = self.streams.remove_label_values(&[name, kind.name()]);
+            let _ = families.streams.remove_label_values(&[name, kind.name()]);
         }
     }
 }
