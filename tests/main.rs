@@ -61,6 +61,7 @@ mod recovery;
 mod run;
 mod sessions;
 mod shared_limits;
+mod status;
 mod streams;
 mod tracing;
 mod uploads;

