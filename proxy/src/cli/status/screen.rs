@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_millis(500);
 /// How long a key may wait.
 const KEYS_EVERY: Duration = Duration::from_millis(100);
 
-/// What is on the screen.
+/// The content of the screen.
 struct Screen {
     machines: Vec<Machine>,
     /// The Machine that is shown.

@@ -9,7 +9,7 @@ use crate::control::status::{Level, Rates, Status, Windows};
 /// A table: its title, the heads of its columns, and its rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// What it shows.
+    /// Its title.
     pub title: &'static str,
     /// The heads of its columns.
     pub head: &'static [&'static str],
@@ -102,7 +102,7 @@ pub fn peers(status: &Status) -> Table {
     Table { title: "Machines", head: &["MACHINE", "ADDRESS", "STATE"], rows: rows.collect() }
 }
 
-/// What changed, the newest first.
+/// The latest events, the newest first.
 pub fn events(status: &Status, most: usize) -> Table {
     let rows = status.events.iter().take(most);
     Table {
