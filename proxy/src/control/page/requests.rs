@@ -1,0 +1,62 @@
+//! Rejected requests, and the story of one.
+
+use serde_json::Value;
+
+use crate::control::page::html::{Html, note, table};
+use crate::engine::state::State;
+
+/// Rejected requests that are shown.
+const MOST: usize = 20;
+/// Requests of one id that are shown: clients may choose the same.
+const MOST_OF_ID: usize = 5;
+
+/// The latest rejected requests.
+pub fn refused(state: &State) -> Html {
+    let rows: Vec<Vec<Html>> = recent(state).iter().take(MOST).map(row).collect();
+    if rows.is_empty() {
+        return note("No request was rejected lately.");
+    }
+    table("The latest", &["at", "request", "status", "rule", "client"], rows)
+}
+
+fn row(receipt: &Value) -> Vec<Html> {
+    let text = |key: &str| receipt[key].as_str().unwrap_or("–").to_owned();
+    let mut link = Html::new();
+    link.raw("<a href=\"/?request=").text(encoded(&text("request_id"))).raw("\">").text(text("request_id")).raw("</a>");
+    let rule = receipt["rule"].as_str().or_else(|| receipt["reason"].as_str()).unwrap_or("–").to_owned();
+    let at = text("at");
+    // The time of the day, without its fraction.
+    let at = at.get(11..19).unwrap_or(&at).to_owned();
+    vec![Html::of(at), link, Html::of(&receipt["status"]), Html::of(rule), Html::of(text("client"))]
+}
+
+/// What happened to a request.
+pub fn story(state: &State, id: &str, is_operator: bool) -> Html {
+    let mut html = Html::new();
+    for receipt in of(state, id, is_operator).iter().take(MOST_OF_ID) {
+        html.raw("<ol class=\"story\">");
+        for sentence in receipt["story"].as_array().into_iter().flatten() {
+            html.raw("<li>").text(sentence.as_str().unwrap_or_default()).raw("</li>");
+        }
+        html.raw("</ol>");
+    }
+    if html == Html::new() {
+        html.add(&note("No receipt of this request is here: it is too old, another Machine served it, or it passed without an event."));
+    }
+    html
+}
+
+fn encoded(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    text.bytes()
+        .map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+fn recent(_: &State) -> Vec<Value> {
+    Vec::new()
+}
+
+fn of(_: &State, _: &str, _: bool) -> Vec<Value> {
+    Vec::new()
+}
