@@ -17,9 +17,9 @@ use crate::limits::{EDGE, NO_DEFAULTS};
 
 /// Records every request, off the hot path.
 const TRAIL: &str = "audit.directory = \"trail\"\naudit.default = \"data\"\nserver.lame_duck = \"0s\"\n";
-const SURE: &str = "audit.durability.data = \"before-response\"\naudit.durability.deletion = \"before-response\"\n";
+pub const SURE: &str = "audit.durability.data = \"before-response\"\naudit.durability.deletion = \"before-response\"\n";
 
-fn directory(setup: &Setup) -> PathBuf {
+pub fn directory(setup: &Setup) -> PathBuf {
     setup.dir.join("trail")
 }
 

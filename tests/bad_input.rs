@@ -483,6 +483,7 @@ fn connections_beyond_the_bound_are_rejected() {
     assert!(answer.header("retry-after").is_some() && answer.closes(), "{answer:?}");
     turned_away.is_closed();
     proxy.counts_rejections("too_many_connections", 1);
+    proxy.has_receipt("too_many_connections", "server.max_connections");
     // The other connections continue, and a closed one makes room for a new one.
     gate.add_permits(3);
     for client in &mut kept {

@@ -149,6 +149,8 @@ fn malformed_requests_and_frames_are_counted() {
     connection.send(&wire::data(0, b""));
     assert!(connection.read_until(|_| false));
     proxy.counts_rejections("malformed_frame", 1);
+    proxy.has_receipt("malformed_frame", "http.malformed_frame");
+    proxy.has_receipt("malformed_stream", "http.malformed_stream");
     proxy.comes_to_rest();
     assert_eq!(proxy.metric("outrigger_requests_total", &[("outcome", "rejected")]), 2.0);
 }

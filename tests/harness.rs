@@ -251,6 +251,16 @@ impl Proxy {
         serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e}: {path}: {}", answer.body))
     }
 
+    /// Waits until there is a receipt for this reason, and checks the rule that it names.
+    #[track_caller]
+    pub fn has_receipt(&self, reason: &str, rule: &str) {
+        until(&format!("a receipt for {reason}"), || {
+            let receipts = self.shows("/requests?limit=500");
+            let found = receipts["receipts"].as_array().expect("a list");
+            found.iter().any(|receipt| receipt["reason"] == reason && receipt["rule"] == rule)
+        });
+    }
+
     /// Saves these rules and waits until they are in force.
     #[track_caller]
     pub fn changes_to(&self, rules: &str) {

@@ -56,6 +56,7 @@ mod page;
 mod paths;
 mod peers;
 mod protocol;
+mod receipts;
 mod recovery;
 mod run;
 mod sessions;

@@ -39,6 +39,7 @@ fn only_peers_are_served_on_the_peer_listener_and_each_hop_once() {
         assert_eq!((answer.status, answer.seen("x-outrigger-hop")), (200, None), "{answer:?}");
     }
     ask(&get("/.outrigger/probe")).is_problem(403, "not_a_peer");
+    a.proxy.has_receipt("not_a_peer", "peers.listen");
     let nothing_came = a.app.requests_to("/cart") == 0;
     assert!(nothing_came && a.proxy.get("/.outrigger/probe").status == 200, "there it is a path like any other");
 }

@@ -28,6 +28,8 @@ pub enum Purpose {
     Hop = 5,
     /// A peer's response to a probe.
     Probe = 6,
+    /// A peer's summary of itself.
+    Summary = 7,
 }
 
 /// The keys.

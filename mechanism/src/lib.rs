@@ -8,6 +8,7 @@ pub mod breakers;
 pub mod claims;
 pub mod clock;
 pub mod connections;
+pub mod evidence;
 pub mod exposition;
 pub mod gate;
 pub mod health;

@@ -18,6 +18,7 @@ pub mod hop;
 pub mod local;
 pub mod metrics;
 pub mod probe;
+pub mod summary;
 pub mod used;
 
 use std::collections::HashMap;

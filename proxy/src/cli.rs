@@ -1,10 +1,13 @@
 //! The command line. Exit codes: 0 success, 1 failure, 78 invalid configuration (`EX_CONFIG` of sysexits.h). `audit` has
 //! more.
 
+mod admin;
 mod audit;
 mod explain;
 mod launch;
 mod restart;
+mod status;
+mod why;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -49,6 +52,12 @@ enum Command {
     Run(launch::Options),
     /// Restart the app that `outrigger run -- COMMAND` has started; requests wait meanwhile.
     Restart(restart::Options),
+    /// Show how things are: one summary of a running proxy, or of all Machines.
+    Status(status::Options),
+    /// Watch it in the terminal.
+    Top(status::Options),
+    /// Tell why a request was refused, retried or sent elsewhere.
+    Why(Box<why::Options>),
     /// Check a configuration and report all problems; exit with 78 if there are any.
     Check {
         /// The configuration file, instead of --config.
@@ -92,6 +101,9 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or_else(|| Command::Run(launch::Options::default())) {
         Command::Run(options) => run(named.as_deref(), &options),
         Command::Restart(options) => restart::run(named.as_deref(), &options),
+        Command::Status(options) => status::run(named.as_deref(), &options),
+        Command::Top(options) => status::top(named.as_deref(), &options),
+        Command::Why(options) => why::run(named.as_deref(), *options),
         Command::Check { file } => check(file.or(named).as_deref()),
         Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();

@@ -201,6 +201,15 @@ fn start_audit_log(state: &State, commands: Option<Receiver<audit::Command>>) ->
     Ok(())
 }
 
+/// Removes receipts whose time is over.
+async fn expire_receipts(state: Arc<State>) {
+    const EVERY: Duration = Duration::from_secs(30);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        state.receipts.expire(state.rules.load().config.receipts.keep);
+    }
+}
+
 /// Starts the tasks that run for the life of the process.
 fn start_background_tasks(state: &Arc<State>) {
     let shared = || Arc::clone(state);
@@ -213,6 +222,7 @@ fn start_background_tasks(state: &Arc<State>) {
         let (moved, failures) = (Arc::clone(&shared().app_moved), shared().metrics.upstream.names_failed.clone());
         tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
     }
+    tokio::spawn(expire_receipts(shared()));
     if let Some(peers) = &state.peers {
         tokio::spawn(peers::probe::keep_resolving(Arc::clone(peers)));
         let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());

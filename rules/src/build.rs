@@ -68,6 +68,7 @@ impl Builder<'_> {
             self.gate(&raw.admission, raw.app.max_held),
             self.abuse(&raw.abuse),
         );
+        let receipts = self.receipts(&raw.receipts);
         let faults = self.faults(&raw.faults, &routes);
         let machine = raw.server.machine.as_deref();
         let audit = self.audit(&raw.audit, machine, &raw.identity.key_field.0.0);
@@ -95,6 +96,7 @@ impl Builder<'_> {
             abuse,
             breakers,
             retry,
+            receipts,
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
             this,

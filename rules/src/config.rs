@@ -21,6 +21,7 @@ use crate::sections::health::HealthRules;
 use crate::sections::limits::Limits;
 use crate::sections::log::Log;
 use crate::sections::peers::PeerRules;
+use crate::sections::receipts::ReceiptRules;
 use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
 use crate::sections::run::RunRules;
@@ -69,6 +70,8 @@ pub struct Config {
     pub breakers: Vec<BreakerRules>,
     /// Retries.
     pub retry: RetryRules,
+    /// Receipts.
+    pub receipts: ReceiptRules,
     /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.

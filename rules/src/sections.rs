@@ -18,6 +18,7 @@ pub mod identity;
 pub mod limits;
 pub mod log;
 pub mod peers;
+pub mod receipts;
 pub mod redis;
 pub mod retry;
 pub mod route_table;

@@ -22,6 +22,7 @@ use crate::sections::identity::Identity;
 use crate::sections::limits::RateLimits;
 use crate::sections::log::Log;
 use crate::sections::peers::Peers;
+use crate::sections::receipts::Receipts;
 use crate::sections::retry::Retry;
 use crate::sections::routes::Route;
 use crate::sections::run::Run;
@@ -70,6 +71,8 @@ pub struct Raw {
     pub peers: Peers,
     /// The audit log.
     pub audit: Audit,
+    /// Receipts of requests, for `outrigger why`.
+    pub receipts: Receipts,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.

@@ -112,6 +112,7 @@ fn a_request_that_comes_back_is_a_508() {
         }
     }
     proxy.counts_rejections("loop_detected", 2 * Form::NUMBER);
+    proxy.has_receipt("loop_detected", "app.address");
     assert_eq!(app.requests(), before);
 }
 

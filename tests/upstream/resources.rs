@@ -45,6 +45,7 @@ fn exhausted_descriptors_are_reported_as_such_and_recovered_from() {
         let said = |words: &str| answers.iter().any(|answer| answer.text().contains(words));
         assert!(said("urn:outrigger:problem:out-of-resources"), "{answers:?}");
         let line = proxy.says("out_of_resources");
+        proxy.has_receipt("out_of_resources", "host.open_files");
         assert!(line.contains("open_files") && line.contains("LimitNOFILE"), "{line}");
         drop(busy);
         for request in every_form("/") {

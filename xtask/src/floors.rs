@@ -119,6 +119,7 @@ pub const CRATES: [Crate; 11] = [
         directory: "mechanism",
         below: &["policy", "metrics", "trail", "wire", "identity", "rules", "transport"],
         floors: &[
+            &["evidence"],
             &[
                 "affinity",
                 "audit",

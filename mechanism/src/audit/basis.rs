@@ -13,7 +13,7 @@ pub struct AuditBasis {
     /// The routes, in order.
     routes: Box<[AuditedRoute]>,
     /// The names of the rate limits, in order.
-    limits: Box<[Box<str>]>,
+    limits: Box<[Arc<str>]>,
 }
 
 /// The names of a route in events.
@@ -33,7 +33,7 @@ impl AuditBasis {
             name: Arc::clone(&route.name),
             parameters: route.resource.iter().map(|(_, name)| name.clone()).collect(),
         });
-        let limits = config.limits.all.iter().map(|limit| limit.name.as_str().into());
+        let limits = config.limits.all.iter().map(|limit| Arc::clone(&limit.name));
         Some(Self { routes: routes.collect(), limits: limits.collect(), audit })
     }
 

@@ -14,6 +14,7 @@ use outrigger_wire::request::Request;
 use outrigger_wire::request_id::RequestId;
 
 use crate::audit::receipt::Done;
+use crate::evidence::Evidence;
 
 /// An item for the audit log.
 #[derive(Debug)]
@@ -99,6 +100,8 @@ pub struct Event {
     pub who: Who,
     /// The headers and parameters that the configuration asks for.
     pub captured: Option<Box<Captured>>,
+    /// The rule that rejected it, or by which the app failed it.
+    pub evidence: Option<Box<Evidence>>,
     /// Notifies the waiting task.
     pub done: Option<Done>,
 }

@@ -18,6 +18,8 @@ use ring::digest::{self, SHA256};
 
 /// Where a peer says how it is.
 pub const PROBE_PATH: &str = "/.outrigger/probe";
+/// The path at which a peer gives its summary, signed.
+pub const SUMMARY_PATH: &str = "/.outrigger/summary";
 
 /// The maximum difference between the clocks of two Machines, in seconds.
 pub const SKEW_SECONDS: u32 = 60;

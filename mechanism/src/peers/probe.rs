@@ -20,8 +20,8 @@ use pingora::lb::health_check::HealthCheck;
 use pingora::{Error, ErrorType};
 
 use crate::peers::answer::{AnswerRefused, Asked, ProbeAnswer};
-use crate::peers::hop::{Hop, Kind, Nonces, PROBE_PATH, Receiver};
-use crate::peers::{Peer, Peers, Seen, Standing};
+use crate::peers::hop::{Hop, Kind, Nonce, Nonces, PROBE_PATH, Receiver, SUMMARY_PATH};
+use crate::peers::{Peer, Peers, Seen, Standing, summary};
 use outrigger_transport::app_pool::AppStream;
 use outrigger_transport::upstream::{ConnectError, Resource};
 
@@ -29,6 +29,8 @@ use outrigger_transport::upstream::{ConnectError, Resource};
 pub const MISSED_BEFORE_LOST: u32 = 3;
 /// The maximum size of a response to a probe, in bytes.
 const ANSWER_BYTES: usize = 4096;
+/// The maximum size of a summary, in bytes.
+const SUMMARY_BYTES: usize = 1 << 20;
 
 /// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
@@ -90,27 +92,49 @@ impl Check {
         let stream = AppStream::connect(&Target::Tcp(address)).await?;
         let from = if self.is_translated { None } else { stream.local_address() };
         let nonce = self.nonces.next();
-        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: self.this.name.as_ref().into() };
-        let mut asks = request(PROBE_PATH);
-        let signed = Request {
-            method: asks.method(),
-            path: PROBE_PATH,
-            host: "outrigger",
-            fields: Fields::Map(asks.headers()),
-            is_http10: false,
-            target: PROBE_PATH,
-            has_endless_body: false,
-        };
-        let token = hop.sign(&self.this.keys, &signed, Receiver::ANY, seconds());
-        if let Ok(token) = http::HeaderValue::from_maybe_shared(token) {
-            asks.headers_mut().insert(&X_OUTRIGGER_HOP, token);
-        }
+        let asks = signed(&self.this, nonce, PROBE_PATH);
         let (status, body) = answer_of(stream, asks).await?;
         let asked = Asked { nonce, asker: &self.this.name, address, from };
         let answer = ProbeAnswer::verify(&self.this.keys, &body, asked).map_err(|e| Unanswered::Unproven(status, e))?;
         Ok(Proven { standing: answer.condition.into(), name: answer.name, run: answer.run })
     }
+}
+
+/// A request of this Machine itself to a peer, signed.
+fn signed(this: &This, nonce: Nonce, path: &str) -> http::Request<Bytes> {
+    let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: this.name.as_ref().into() };
+    let mut asks = request(path);
+    let signed = Request {
+        method: asks.method(),
+        path,
+        host: "outrigger",
+        fields: Fields::Map(asks.headers()),
+        is_http10: false,
+        target: path,
+        has_endless_body: false,
+    };
+    let token = hop.sign(&this.keys, &signed, Receiver::ANY, seconds());
+    if let Ok(token) = http::HeaderValue::from_maybe_shared(token) {
+        asks.headers_mut().insert(&X_OUTRIGGER_HOP, token);
+    }
+    asks
+}
+
+/// Asks a peer for its summary, a JSON document.
+///
+/// # Errors
+/// [`Unanswered`]: there is no complete response within `patience`, or it is not signed.
+pub async fn summary_of(peers: &Peers, peer: &Peer, patience: Duration) -> Result<Vec<u8>, Unanswered> {
+    let nonce = peers.nonces.next();
+    let asked = async {
+        let stream = AppStream::connect(&peer.target).await?;
+        let answer = outrigger_transport::ask::ask(stream, signed(&peers.this, nonce, SUMMARY_PATH)).await?;
+        let status = answer.head.status;
+        let body = answer.body(SUMMARY_BYTES).await.map_err(|_| Unanswered::Body)?;
+        summary::verify(&peers.this.keys, nonce, &body).ok_or(Unanswered::Unproven(status, AnswerRefused::Unsigned))
+    };
+    tokio::time::timeout(patience, asked).await?
 }
 
 /// The results of one round of probes, by address.

@@ -17,7 +17,7 @@ mod hold;
 mod keys;
 mod ocsf;
 mod report;
-mod text;
+pub(super) mod text;
 mod verify;
 
 use std::io::{self, Write};
@@ -40,6 +40,7 @@ use outrigger_trail::store::StoreError;
 use outrigger_trail::verify::VerifyError;
 
 use self::database::{Database, Url};
+pub use self::find::moment;
 use super::EX_CONFIG;
 
 /// A command for the audit log.
@@ -83,6 +84,18 @@ pub struct Place {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+impl Place {
+    /// The admin listener that is named.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// Whether JSON is wanted.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
 }
 
 /// The operator and the reason.
@@ -210,6 +223,27 @@ impl From<StoreError> for AuditError {
     fn from(error: StoreError) -> Self {
         Self::Database(database::describe(&error))
     }
+}
+
+/// A search for one request.
+#[derive(Debug)]
+pub struct Search {
+    /// The request id.
+    pub request: String,
+    /// How far back.
+    pub since: jiff::Timestamp,
+    /// Decrypt names and addresses.
+    pub reveal: bool,
+    /// The operator.
+    pub by: By,
+}
+
+/// The entries of a request, as text or JSON lines. Empty if there are none.
+///
+/// # Errors
+/// There is no audit log, or it cannot be read.
+pub fn of_request(config: &Path, place: Place, search: Search) -> Result<String, AuditError> {
+    find::of_request(&Context::new(config, place)?, search)
 }
 
 /// Runs the command line.

@@ -6,6 +6,7 @@
 //! app.rs           the app's process
 //! control.rs       limits, circuit breakers, bans, Machines
 //! audit.rs         the audit log, for the commands
+//! receipts.rs      receipts of requests: why one was rejected
 //! status.rs        the summary of everything
 //! sessions.rs      operators who have logged in to the page, which is in `control/page.rs`
 //! pages.rs         the metrics pages, each made once for all requests that wait for it
@@ -17,6 +18,7 @@ pub mod audit;
 pub mod connections;
 pub mod control;
 mod pages;
+pub mod receipts;
 pub mod sessions;
 pub mod status;
 
@@ -52,7 +54,8 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The largest request body, in bytes: an event for the audit log, or a thousand subjects.
 const BODY_BYTES: usize = 256 << 10;
 
-const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
+const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n\
+                     /metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it drains\n\
                      /status       a summary of everything below\n\
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
@@ -61,7 +64,8 @@ const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n
                      /limits       rate limits of each tier\n\
                      /machines     this Machine and its peers\n\
                      /bans         banned clients; POST {\"client\": \"address:192.0.2.1\", \"for\": \"10m\"} bans,\n\
-                     \x20             DELETE /bans/CLIENT lifts\n";
+                     \x20             DELETE /bans/CLIENT lifts\n\
+                     /requests     receipts: why requests were rejected, retried or sent elsewhere; /requests/ID one of them\n";
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: Arc<State>, app: Option<Handle>) {
@@ -79,7 +83,7 @@ pub fn endpoints(state: &Arc<State>, sessions: Arc<Sessions>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    audit::endpoints(app::endpoints(control::endpoints(status::endpoints(endpoints))))
+    receipts::endpoints(audit::endpoints(app::endpoints(control::endpoints(status::endpoints(endpoints)))))
 }
 
 fn router(state: &Arc<State>) -> Router {

@@ -105,7 +105,7 @@ async fn root(
     let has_session = viewer.cookie.as_ref().is_some_and(|id| !viewer.has_login || sessions.knows(id, Instant::now()));
     let cookie = viewer.cookie.as_deref().filter(|_| has_session).or(fresh.as_deref());
     let form_token = cookie.filter(|_| viewer.is_operator).and_then(|id| sessions.form_token(id));
-    let found = asked.request.as_deref().map(|id| requests::story(&state, id, viewer.is_operator));
+    let found = asked.request.as_deref().map(|id| requests::story(&state, id));
     let status = board.status();
     let panels = panels::all(&state, &status, viewer.is_operator);
     let frame = Frame {

@@ -17,6 +17,7 @@ use outrigger_wire::via::Pseudonym;
 
 use crate::engine::attempts::Attempts;
 use crate::engine::metrics::StreamKind;
+use crate::engine::receipts::steps::Steps;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::state::{InFlight, Snapshot};
 use crate::mechanism::affinity::Sticky;
@@ -107,6 +108,8 @@ pub struct Exchange {
     pub permit: Option<Permit>,
     /// Its place in the queue for a permit.
     pub waiting: Option<Waiting>,
+    /// Its unusual steps, for its receipt.
+    pub steps: Steps,
 }
 
 /// The listener that accepted a request.
@@ -204,6 +207,7 @@ impl Exchange {
             is_beyond_monitored: false,
             permit: None,
             waiting: None,
+            steps: Steps::default(),
         }
     }
 
@@ -217,7 +221,7 @@ impl Exchange {
     pub fn violated_policy(&self) -> Option<&str> {
         match self.rejection {
             Some(Rejection::QuotaExceeded { limit, .. }) => {
-                self.rules.config.limits.all.get(usize::from(limit)).map(|limit| limit.name.as_str())
+                self.rules.config.limits.all.get(usize::from(limit)).map(|limit| &*limit.name)
             }
             _ => None,
         }

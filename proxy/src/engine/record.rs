@@ -11,6 +11,7 @@ use outrigger_wire::request_id::RequestId;
 
 use crate::engine::answer;
 use crate::engine::exchange::{Destination, Exchange, Listener};
+use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
@@ -126,7 +127,14 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     if let Some(failure) = exchange.failure {
         state.metrics.rejections.failed(failure);
     }
-    audit::ended(state, exchange, outcome, ending.client_left, ended);
+    let evidence = is_recorded(state, exchange).then(|| receipts::evidence(state, exchange)).flatten();
+    audit::ended(
+        state,
+        exchange,
+        audit::End { outcome, client_left: ending.client_left, at: ended, evidence: evidence.as_ref() },
+    );
+    let status = if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status };
+    receipts::record(state, exchange, &receipts::Ended { outcome, duration, status, method, path }, evidence);
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
@@ -137,7 +145,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             method: method.clone(),
             path: shown_path(path),
             route: exchange.route().name.clone(),
-            status: if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status },
+            status,
             outcome,
             reason,
             limit: exchange.violated_policy().map(str::to_owned),
@@ -146,6 +154,12 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             body_bytes: ending.body_bytes,
         });
     }
+}
+
+/// Whether anybody asks for the evidence of its rejection or failure.
+fn is_recorded(state: &State, exchange: &Exchange) -> bool {
+    let has_any = exchange.rejection.is_some() || exchange.failure.is_some();
+    has_any && (state.trail.is_some() || exchange.rules.config.receipts.max > 0)
 }
 
 /// Counts a rejection of what never became a request; returns the whole response.
@@ -168,10 +182,11 @@ pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: Reques
     let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
     metrics.record(Outcome::Rejected, Duration::ZERO, None);
     let problem = rejection.problem();
+    let (method, path) = request_line(unread);
+    receipts::record_unparsed(state, &rules, rejection, (request_id, client), (&method, path));
     if !rules.config.log.access {
         tracing::debug!(%request_id, reason = problem.label, "a request was rejected before it was parsed");
     } else {
-        let (method, path) = request_line(unread);
         state.access_log.write(Line {
             time: SystemTime::now(),
             request_id,

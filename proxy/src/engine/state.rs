@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::engine::exchange::Listener;
 use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
+use crate::engine::receipts::Receipts;
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
 use crate::mechanism::audit::{AuditBasis, Trail};
@@ -80,6 +81,10 @@ pub struct State {
     pub rules: ArcSwap<Snapshot>,
     /// All metrics.
     pub metrics: Metrics,
+    /// Receipts of requests.
+    pub receipts: Receipts,
+    /// The summary of this Machine for its peers, as JSON; empty without peers.
+    pub summary: ArcSwap<Vec<u8>>,
     /// Writes the access log.
     pub access_log: AccessLog,
     /// How far a shutdown has progressed.
@@ -161,6 +166,8 @@ impl State {
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,
+            receipts: Receipts::default(),
+            summary: ArcSwap::default(),
             access_log,
             drain: Drain::default(),
             started: Instant::now(),

@@ -9,6 +9,7 @@ use outrigger_rules::sections::faults::Effect;
 
 use super::attempts::{Event, Next, Price, Report, Step};
 use crate::engine::exchange::Exchange;
+use crate::engine::receipts::steps::{Step as Noted, is_unusual};
 use crate::engine::rejection::Rejection;
 use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
@@ -20,19 +21,23 @@ use crate::engine::state::State;
 #[inline]
 pub fn happened(state: &State, exchange: &mut Exchange, event: Event) -> Next {
     let mut step = exchange.attempts.on(event);
-    loop {
+    let next = loop {
         match step {
-            Step::Go(None, next) => return next,
+            Step::Go(None, next) => break next,
             Step::Go(Some(report), next) => {
                 breakers::ended(state, exchange, end(report));
-                return next;
+                break next;
             }
             Step::Buy(price) => {
                 let bought = Event::Bought(buy(state, exchange, price));
                 step = exchange.attempts.on(bought);
             }
         }
+    };
+    if is_unusual(event, next) {
+        exchange.steps.add(exchange.started, Noted::Attempt(event, next));
     }
+    next
 }
 
 fn end(report: Report) -> End {
@@ -120,8 +125,9 @@ enum After {
     Effect(Effect),
 }
 
-fn fault(state: &State, exchange: &Exchange) -> Option<Fault> {
+fn fault(state: &State, exchange: &mut Exchange) -> Option<Fault> {
     let (delay, effect) = faults::next(exchange)?;
+    exchange.steps.add(exchange.started, Noted::Fault(delay));
     state.metrics.faults.inc();
     let left = exchange.deadline.saturating_duration_since(Instant::now());
     let after = if delay >= left { After::DeadlineOver } else { After::Effect(effect) };

@@ -12,6 +12,8 @@ use outrigger_wire::rewrite;
 use crate::engine::attempts::{Event, Next};
 use crate::engine::connect;
 use crate::engine::exchange::Exchange;
+use crate::engine::receipts::LONG_WAIT;
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
@@ -330,6 +332,10 @@ impl Lane<'_> {
             match turn {
                 Some(Some(permit)) => {
                     exchange.permit = Some(permit);
+                    let waited = now.saturating_duration_since(exchange.turn_began);
+                    if waited >= LONG_WAIT {
+                        exchange.steps.add(exchange.started, Step::Waited(waited));
+                    }
                     return Ok(Ok(()));
                 }
                 // The app went down meanwhile, so the request may wait longer.

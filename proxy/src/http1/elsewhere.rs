@@ -27,8 +27,10 @@ use crate::http1::request::{Prepared, path_of};
 use crate::http1::{Answered, Broken, Lane};
 use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::answer::ProbeAnswer;
+use crate::mechanism::peers::hop::SUMMARY_PATH;
 use crate::mechanism::peers::hop::{Hop, Kind};
 use crate::mechanism::peers::metrics::SentOn;
+use crate::mechanism::peers::summary;
 use crate::mechanism::peers::{Peer, Standing};
 use crate::transport::app_pool::{self, AppStream};
 
@@ -51,6 +53,9 @@ impl Lane<'_> {
                     result => return result,
                 },
                 Destination::Replay(home) => return self.answer_replay(&mut prepared.exchange, &home).await,
+                Destination::Probe if prepared.target == SUMMARY_PATH => {
+                    return self.answer_summary(&mut prepared.exchange).await;
+                }
                 Destination::Probe => return self.answer_probe(&mut prepared.exchange).await,
                 Destination::Healthy => return self.answer_healthy(&mut prepared.exchange).await,
                 Destination::Peer(peer, kind) => {
@@ -211,6 +216,16 @@ impl Lane<'_> {
         self.stop_reading();
         self.put_own(&OwnResponse::reply(exchange, &reply), exchange.started, reply.body.as_bytes());
         exchange.status = reply.status.as_u16();
+        self.send_gathered(exchange).await
+    }
+
+    /// Answers a peer that asks for the summary of this Machine.
+    async fn answer_summary(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+        let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
+        let body = summary::sign(&peers.this.keys, hop.nonce, &self.state.summary.load());
+        self.stop_reading();
+        self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
+        exchange.status = 200;
         self.send_gathered(exchange).await
     }
 

@@ -158,7 +158,9 @@ pub const MOST_LIMITS: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Limit {
     /// Its name in metrics, logs and responses.
-    pub name: String,
+    pub name: Arc<str>,
+    /// The window of its rate.
+    pub window: Duration,
     /// Which requests share a quota.
     pub by: By,
     /// Events that use it up.
@@ -182,7 +184,8 @@ impl Limit {
             quota.map_or_else(String::new, |quota| ratelimit::policy(name, quota.burst(), window_s))
         };
         Self {
-            name: name.to_owned(),
+            name: name.into(),
+            window: Duration::from_secs(window_s),
             by,
             count,
             mode,

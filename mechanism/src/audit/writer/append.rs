@@ -165,7 +165,11 @@ impl Writer {
 
 fn append_request(spool: &mut Spool, basis: &AuditBasis, event: &Event, draft: Draft<'_>) -> Placed {
     let route = basis.route(event.route);
-    let details = event.limit.and_then(|limit| basis.limit(limit)).map(|limit| json!({ "limit": limit }).to_string());
+    let mut details = event.evidence.as_ref().map(|evidence| evidence.shown()).unwrap_or_default();
+    if let Some(limit) = event.limit.and_then(|limit| basis.limit(limit)) {
+        details.insert("limit".to_owned(), limit.into());
+    }
+    let details = (!details.is_empty()).then(|| serde_json::Value::from(details).to_string());
     let draft = Draft {
         details: details.as_deref(),
         request_id: Some(event.request_id.as_str()),

@@ -1,6 +1,8 @@
 //! `outrigger audit search`, and finding entries for the other commands, in the spool and in PostgreSQL.
 
 use std::cmp::Reverse;
+mod show;
+
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
@@ -19,6 +21,7 @@ use outrigger_trail::store::search::{self, LARGEST_PAGE, Search};
 use outrigger_trail::store::subjects;
 use serde_json::{Map, Value};
 
+pub(super) use self::show::show;
 use super::act::{Act, record_first};
 use super::database::Database;
 use super::{AuditError, By, Context, Place, Subject, text};
@@ -68,7 +71,7 @@ pub struct Options {
 }
 
 /// Parses a time: `2026-11-24T14:00:00Z`, or `2h` for two hours ago.
-pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+pub fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(span) = text.parse::<Span>() {
         return Timestamp::now().checked_sub(span.0).map_err(|e| e.to_string());
     }
@@ -355,86 +358,43 @@ pub(super) fn run(context: &Context, options: &Options) -> Result<ExitCode, Audi
         route: options.route.clone(),
         limit: options.limit as usize,
     };
+    let (text, _) = searched(context, &query, options.reveal, &options.by)?;
+    Ok(crate::cli::say(&text))
+}
+
+/// The entries of a request.
+pub(super) fn of_request(context: &Context, search: super::Search) -> Result<String, AuditError> {
+    let super::Search { request, since, reveal, by } = search;
+    let query = Query { since: Some(since), request_id: Some(request), limit: 100, ..Query::default() };
+    let (text, found) = searched(context, &query, reveal, &by)?;
+    Ok(if found > 0 { text } else { String::new() })
+}
+
+/// Searches, and records that. Returns the text, and how many entries were found.
+fn searched(context: &Context, query: &Query, reveal: bool, by: &By) -> Result<(String, usize), AuditError> {
     let database = context.database()?;
     let directory = context.directory.as_deref();
     if directory.is_none() && database.is_none() {
         return Err(AuditError::NoDirectory);
     }
-    let hits = find(context, directory, database.as_ref(), &query)?;
-    let opener = match options.reveal {
+    let hits = find(context, directory, database.as_ref(), query)?;
+    let opener = match reveal {
         true => Some(Opener::new(context, directory, database.as_ref(), &hits, None)?),
         false => None,
     };
     let mut details = query.details();
     details.insert("found".to_owned(), hits.len().into());
-    details.insert("revealed".to_owned(), options.reveal.into());
+    details.insert("revealed".to_owned(), reveal.into());
     let act = Act {
         event: EventType::AdminAction,
         action: "audit.search",
         outcome: Outcome::Success,
-        by: &options.by,
+        by,
         subject: None,
         details,
     };
     record_first(context, &act)?;
-    Ok(crate::cli::say(&show(&hits, opener.as_ref(), options.place.json)))
-}
-
-/// The hits as text.
-pub(super) fn show(hits: &[Hit], opener: Option<&Opener>, json: bool) -> String {
-    if json {
-        let line = |hit: &Hit| {
-            let revealed = Entry::parse(hit.line.as_bytes()).ok().and_then(|entry| opener?.open(&entry));
-            text::safe_json(&with_revealed(&hit.line, revealed.as_ref())) + "\n"
-        };
-        return hits.iter().map(line).collect();
-    }
-    if hits.is_empty() {
-        return "no entries match\n".to_owned();
-    }
-    let mut header = vec!["TIME", "TYPE", "OUTCOME", "STATUS", "ACTOR", "ROUTE", "RESOURCE", "REASON", "REQUEST"];
-    if opener.is_some() {
-        header.extend(["WHO", "FROM"]);
-    }
-    let mut rows = Vec::new();
-    for hit in hits {
-        let Ok(entry) = Entry::parse(hit.line.as_bytes()) else { continue };
-        let mut row = vec![
-            entry.time.to_owned(),
-            what(&entry),
-            entry.outcome.to_owned(),
-            entry.status.map_or_else(String::new, |status| status.to_string()),
-            entry.actor.id.to_owned(),
-            entry.route.as_deref().unwrap_or_default().to_owned(),
-            entry.resource.map(|resource| pairs(resource.get())).unwrap_or_default(),
-            entry.reason.as_deref().unwrap_or_default().to_owned(),
-            entry.request_id.as_deref().unwrap_or_default().to_owned(),
-        ];
-        if let Some(opener) = opener {
-            let revealed = opener.open(&entry);
-            let of = |name: &str| match (&revealed, entry.sealed) {
-                (Some(revealed), _) => revealed.get(name).cloned().unwrap_or_default(),
-                (None, Some(_)) => "(no key)".to_owned(),
-                (None, None) => String::new(),
-            };
-            row.extend([of("actor"), of("address")]);
-        }
-        rows.push(row);
-    }
-    text::table(&header, &rows)
-}
-
-/// The type, and the action if it is not the type's usual one.
-fn what(entry: &Entry<'_>) -> String {
-    let says_more = EventType::named(entry.event).is_none_or(|event| event.action() != entry.action);
-    if says_more { format!("{} {}", entry.event, entry.action) } else { entry.event.to_owned() }
-}
-
-/// `{"id":"42"}` as `id=42`.
-fn pairs(object: &str) -> String {
-    let Ok(members) = serde_json::from_str::<BTreeMap<String, Value>>(object) else { return object.to_owned() };
-    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    members.into_iter().map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join(" ")
+    Ok((show(&hits, opener.as_ref(), context.place.json), hits.len()))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ fn is_unsafe(c: char) -> bool {
 }
 
 /// The text, with characters that could control a terminal shown as `\u{…}`.
-pub(super) fn safe(text: &str) -> String {
+pub fn safe(text: &str) -> String {
     escape(text, |out, c| write!(out, "{}", c.escape_unicode()))
 }
 
@@ -24,7 +24,7 @@ pub(super) fn safe_lines(text: &str) -> String {
 }
 
 /// Like [`safe`], for a line of JSON; its values stay the same.
-pub(super) fn safe_json(line: &str) -> String {
+pub fn safe_json(line: &str) -> String {
     escape(line, |out, c| {
         // Between members only: JSON does not allow it inside a string.
         if c == '\t' {
@@ -67,7 +67,7 @@ pub(super) fn html(text: &str) -> String {
 }
 
 /// A table without lines and colours.
-pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());

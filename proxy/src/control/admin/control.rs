@@ -207,7 +207,7 @@ async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
                 .map(|(tier, quota)| (tier.name().to_owned(), quota.map_or(Value::Null, shown_quota)))
                 .collect();
             json!({
-                "name": limit.name,
+                "name": *limit.name,
                 "mode": limit.mode.name(),
                 "shared": limit.is_shared,
                 "tiers": tiers,

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::control::page::html::{Html, note, table};
 use crate::engine::state::State;
+use crate::mechanism::outcome::Outcome;
 
 /// Rejected requests that are shown.
 const MOST: usize = 20;
@@ -31,9 +32,9 @@ fn row(receipt: &Value) -> Vec<Html> {
 }
 
 /// What happened to a request.
-pub fn story(state: &State, id: &str, is_operator: bool) -> Html {
+pub fn story(state: &State, id: &str) -> Html {
     let mut html = Html::new();
-    for receipt in of(state, id, is_operator).iter().take(MOST_OF_ID) {
+    for receipt in of(state, id).iter().take(MOST_OF_ID) {
         html.raw("<ol class=\"story\">");
         for sentence in receipt["story"].as_array().into_iter().flatten() {
             html.raw("<li>").text(sentence.as_str().unwrap_or_default()).raw("</li>");
@@ -53,10 +54,14 @@ fn encoded(text: &str) -> String {
         .collect()
 }
 
-fn recent(_: &State) -> Vec<Value> {
-    Vec::new()
+fn recent(state: &State) -> Vec<Value> {
+    let keep = state.rules.load().config.receipts.keep;
+    let found = state.receipts.recent(MOST, keep, |receipt| receipt.outcome == Outcome::Rejected);
+    found.iter().map(|receipt| receipt.shown(false)).collect()
 }
 
-fn of(_: &State, _: &str, _: bool) -> Vec<Value> {
-    Vec::new()
+/// Never with the subject: an operator who needs it leaves a trace, with `outrigger why --reveal`.
+fn of(state: &State, id: &str) -> Vec<Value> {
+    let keep = state.rules.load().config.receipts.keep;
+    state.receipts.of(id, keep).iter().map(|receipt| receipt.shown(false)).collect()
 }

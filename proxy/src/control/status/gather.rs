@@ -66,6 +66,11 @@ impl Board {
         loop {
             ticks.tick().await;
             lock(&self.sampler).sample(&self.state, Instant::now());
+            if self.state.peers.is_some() {
+                // Its fields are numbers, text and lists: serializing them cannot fail.
+                let json = serde_json::to_vec(&*self.status()).unwrap_or_default();
+                self.state.summary.store(Arc::new(json));
+            }
         }
     }
 
@@ -239,7 +244,7 @@ fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
         .zip(&snapshot.limit_metrics)
         .enumerate()
         .map(|(number, (limit, counted))| Limit {
-            name: limit.name.clone(),
+            name: limit.name.to_string(),
             mode: limit.mode.name().to_owned(),
             is_shared: limit.is_shared,
             refused_per_s: per_second(long.limits.get(&number).copied().unwrap_or_default(), long.seconds),

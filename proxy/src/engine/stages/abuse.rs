@@ -8,6 +8,7 @@ use outrigger_wire::request::Request;
 
 use crate::engine::exchange::Exchange;
 use crate::engine::notices;
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 
@@ -31,13 +32,14 @@ pub fn check(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<
     if is_monitored && ban.offence != Offence::Operator {
         let (priority, tier) = (exchange.route().priority, exchange.client.tier);
         state.metrics.rejections.refusals.monitored(Rejection::BANNED, priority, tier);
+        exchange.steps.add(exchange.started, Step::Monitored(Rejection::Banned { retry_after: ban.left(now) }));
         return Ok(());
     }
     Err(Rejection::Banned { retry_after: ban.left(now) })
 }
 
 /// Counts an offence; too many lead to a ban.
-pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
+pub fn offend(state: &State, exchange: &mut Exchange, offence: Offence) {
     let rules = &exchange.rules.config.abuse;
     if rules.quotas[offence as usize].is_none() {
         return;
@@ -60,4 +62,5 @@ pub fn offend(state: &State, exchange: &Exchange, offence: Offence) {
         "a client is banned"
     );
     notices::banned(state, exchange, offence.name(), ban.left(now).as_secs(), mode);
+    exchange.steps.add(exchange.started, Step::Banned(offence, mode));
 }

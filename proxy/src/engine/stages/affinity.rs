@@ -12,6 +12,7 @@ use outrigger_wire::random::random;
 use outrigger_wire::request::{Kind, Request};
 
 use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{Phase, State};
 use crate::mechanism::affinity::cookie::{self, Found};
@@ -48,6 +49,9 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     }
     let counted = decide(state, request, exchange, *affinity, this);
     state.metrics.affinity.count(counted);
+    if !matches!(counted, Counted::New | Counted::Pinned | Counted::Expired) {
+        exchange.steps.add(exchange.started, Step::Session(counted));
+    }
     if exchange.sticky.mode == Mode::Monitor {
         exchange.sticky = Sticky { mode: Mode::Monitor, ..Sticky::default() };
         exchange.destination = Destination::App;

@@ -11,10 +11,12 @@ use outrigger_wire::request::Request;
 use tokio::sync::oneshot;
 
 use crate::engine::exchange::{Destination, Exchange};
+use crate::engine::receipts;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::identify::with_subject;
 use crate::engine::state::State;
 use crate::mechanism::audit::{Captured, Done, Event, Item, Trail, Who, trace_id};
+use crate::mechanism::evidence::Evidence;
 use crate::mechanism::outcome::Outcome;
 
 /// The path prefix of the app's endpoints for the audit log. Requests from outside are rejected.
@@ -132,7 +134,8 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
     let captured = exchange.audit.captured.clone();
     // The app has responded: another request gets the permit during the wait for the disk.
     exchange.permit = None;
-    enter(trail, exchange, Entry { event, outcome, ended, reason: None, captured, done: Some(done) });
+    let evidence = receipts::evidence(state, exchange).map(Box::new);
+    enter(trail, exchange, Entry { event, outcome, ended, reason: None, captured, done: Some(done), evidence });
     match tokio::time::timeout(patience, receipt).await {
         Ok(Ok(_)) => Ok(()),
         late_or_failed => {
@@ -146,8 +149,22 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
     }
 }
 
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'e> {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Its client disconnected.
+    pub client_left: bool,
+    /// When.
+    pub at: Instant,
+    /// The rule that rejected it, or by which the app failed it.
+    pub evidence: Option<&'e Evidence>,
+}
+
 /// Called when a request has ended.
-pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_left: bool, ended: Instant) {
+pub fn ended(state: &State, exchange: &mut Exchange, end: End<'_>) {
+    let End { outcome, client_left, at: ended, evidence } = end;
     let Some(trail) = &state.trail else { return };
     if matches!(exchange.rejection, Some(Rejection::NotAPeer | Rejection::Reserved)) {
         // It was rejected before the mode was set.
@@ -190,7 +207,8 @@ pub fn ended(state: &State, exchange: &mut Exchange, outcome: Outcome, client_le
     };
     let reason = (client_left && exchange.rejection.is_none()).then_some("client_closed");
     let captured = exchange.audit.captured.take();
-    enter(trail, exchange, Entry { event, outcome: ended_as, ended, reason, captured, done: None });
+    let evidence = evidence.cloned().map(Box::new);
+    enter(trail, exchange, Entry { event, outcome: ended_as, ended, reason, captured, done: None, evidence });
 }
 
 /// The event of a request, as passed to [`enter`].
@@ -202,13 +220,14 @@ struct Entry {
     reason: Option<&'static str>,
     captured: Option<Box<Captured>>,
     done: Option<Done>,
+    evidence: Option<Box<Evidence>>,
 }
 
 fn enter(trail: &Trail, exchange: &Exchange, entry: Entry) {
-    let Entry { event, outcome, ended, reason, captured, done } = entry;
+    let Entry { event, outcome, ended, reason, captured, done, evidence } = entry;
     let refused = || exchange.rejection.map(|r| r.problem().label);
     let reason = reason.or_else(refused).or_else(|| exchange.failure.map(|f| f.problem().label));
-    let event = Event { reason, captured, done, ..request(exchange, event, outcome, ended) };
+    let event = Event { reason, captured, done, evidence, ..request(exchange, event, outcome, ended) };
     push(trail, exchange, event);
 }
 
@@ -240,6 +259,7 @@ fn request(exchange: &Exchange, event: EventType, outcome: Ended, ended: Instant
             verified: exchange.client.verified.clone(),
         },
         captured: None,
+        evidence: None,
         done: None,
     }
 }

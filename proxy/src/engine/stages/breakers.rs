@@ -11,6 +11,7 @@ use outrigger_wire::request::Request;
 
 use crate::engine::exchange::Exchange;
 use crate::engine::notices;
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::mechanism::breakers::Cell;
@@ -83,6 +84,7 @@ pub fn enter(state: &State, exchange: &mut Exchange, now: Instant) -> Result<(),
         Err(refused) => {
             let (priority, tier) = (exchange.route().priority, exchange.client.tier);
             state.metrics.rejections.refusals.monitored(rejection(refused), priority, tier);
+            exchange.steps.add(exchange.started, Step::Monitored(rejection(refused)));
             Ok(())
         }
     }

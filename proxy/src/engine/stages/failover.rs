@@ -9,6 +9,7 @@ use outrigger_policy::flags::Mode;
 use outrigger_wire::request::Request;
 
 use crate::engine::exchange::{Destination, Exchange, Listener};
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::state::State;
@@ -45,6 +46,7 @@ fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     breakers::ended(state, exchange, End::Unknown);
     exchange.permit = None;
     exchange.waiting = None;
+    exchange.steps.add(exchange.started, Step::SentToPeer(Arc::clone(&peer.name), Kind::Failover));
     exchange.destination = Destination::Peer(peer, Kind::Failover);
     true
 }

@@ -15,6 +15,7 @@ use outrigger_wire::request::{Kind, Request};
 use outrigger_wire::request_id::RequestId;
 
 use crate::engine::exchange::{Destination, Exchange, Listener};
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::mechanism::peers::hop::{self, Hop, HopRefused};
@@ -93,6 +94,7 @@ fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, add
         let identified = config.credentials.identify(request.fields, unix_now);
         for ignored in identified.ignored() {
             state.metrics.identity.credential_refused(ignored.label());
+            exchange.steps.add(exchange.started, Step::CredentialIgnored(ignored.label()));
             if ignored.is_forgery() {
                 exchange.audit.forged = Some(ignored.label());
             }

@@ -1,12 +1,13 @@
 //! The stage that applies the configured rate limits, and what undoes or adds charges later.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
 use outrigger_rules::sections::limits::Limit;
 use outrigger_wire::request::Request;
 
 use crate::engine::exchange::Exchange;
+use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
 use crate::mechanism::limits::headers::Told;
@@ -54,6 +55,8 @@ pub fn check(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> R
         if verdict.refused.is_none() {
             let (priority, tier) = (exchange.route().priority, exchange.client.tier);
             state.metrics.rejections.refusals.monitored(Rejection::QUOTA_EXCEEDED, priority, tier);
+            let would_reject = Rejection::QuotaExceeded { limit: number, retry_after: Duration::ZERO };
+            exchange.steps.add(exchange.started, Step::Monitored(would_reject));
         }
     }
     exchange.is_beyond_monitored = verdict.monitored.is_some();
