@@ -88,6 +88,20 @@ fn the_page_is_complete_and_escapes_everything() {
 }
 
 #[test]
+fn the_story_of_a_refused_request_is_found_by_its_id() {
+    let app = Backend::start();
+    let rules = "[[rate_limits.rules]]\nname = \"few\"\nrate = \"1/1h\"\nby = \"address\"\n";
+    let proxy = Proxy::with(&app, rules);
+    let refused = (0..3).map(|_| proxy.ask(&get("/"))).find(|answer| answer.status == 429).expect("a refused request");
+    let id = refused.header("x-request-id").expect("a request id").to_owned();
+    let story = || page(&proxy, &format!("/?request={id}"), &[]).text();
+    until("the receipt to be kept", || story().contains("<ol class=\"story\">"));
+    assert!(story().contains("few"), "{}", story());
+    let shown = page(&proxy, "/", &[]).text();
+    assert!(shown.contains(&format!("/?request={id}")) && !shown.contains("127.0.0.1</td>"), "{shown}");
+}
+
+#[test]
 fn other_sites_neither_see_the_page_nor_act() {
     let app = Backend::start();
     let proxy = Proxy::start(&app);

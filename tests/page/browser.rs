@@ -50,6 +50,21 @@ fn size(browser: &Browser, width: u32, height: u32) {
     browser.chrome("Emulation.setDeviceMetricsOverride", &metrics);
 }
 
+/// More requests than the app can take are a headline.
+fn overload(browser: &Browser, app: &Backend, proxy: &Proxy) {
+    let held = app.gate("/search");
+    let clients: Vec<Client> = (0..60)
+        .map(|_| {
+            let mut client = proxy.connect();
+            client.send(get("/search"));
+            client
+        })
+        .collect();
+    browser.shows("requests wait for one of");
+    held.add_permits(clients.len());
+    drop(clients);
+}
+
 #[test]
 fn the_page_is_live_and_needs_no_mouse() {
     let app = Backend::start();
@@ -65,6 +80,7 @@ fn the_page_is_live_and_needs_no_mouse() {
     browser.shows("All is well");
     browser.shows("live, ");
     browser.run("window.sameLoad = true");
+    overload(&browser, &app, &proxy);
     // Changes are shown without a reload.
     let post = |path: &str, body: &str| {
         let request = format!(

@@ -1,5 +1,5 @@
-//! Reports what is not a request to metrics, log, audit log and history: bans, circuit breakers, changes of configuration and flags,
-//! and actions of operators.
+//! Reports what is not a request to metrics, log, audit log and history: bans, circuit breakers, changes of configuration and
+//! flags, and actions of operators.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -142,8 +142,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// Its client has read a part of a long response: such a connection is closed for others as an idle one, and stays open as long as
-    /// its client reads.
+    /// Its client has read a part of a long response: such a connection is closed for others as an idle one, and stays open as
+    /// long as its client reads.
     pub fn is_read(&self) {
         self.table.set_busy(self.number, false);
     }

@@ -1,8 +1,8 @@
 //! Sessions of operators who use the page, and what a form must contain.
 //!
-//! A session is a random id in a cookie; its digest is kept, in memory only. The token of a form is an HMAC of the cookie, with a key that
-//! this process makes at its start. While no token of operators is configured, there are no sessions: the cookie only binds forms to a
-//! browser.
+//! A session is a random id in a cookie; its digest is kept, in memory only. The token of a form is an HMAC of the cookie, with a
+//! key that this process makes at its start. While no token of operators is configured, there are no sessions: the cookie only
+//! binds forms to a browser.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -180,7 +180,8 @@ pub fn cookie(headers: &HeaderMap) -> Option<String> {
         .map(|(_, id)| id.to_owned())
 }
 
-/// The line that sets the cookie. Without `Secure`: the listener speaks plain HTTP, and does not know who adds TLS in front of it.
+/// The line that sets the cookie. Without `Secure`: the listener speaks plain HTTP, and does not know who adds TLS in front of
+/// it.
 pub fn set_cookie(id: &str) -> String {
     format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Strict")
 }

@@ -1,7 +1,7 @@
 //! The live page: server-sent events with the panels that have changed.
 //!
-//! Panels are rendered once a second for all viewers of a kind, and only while there are some. A viewer gets the latest version of each
-//! panel that it does not have: one that reads slowly skips versions, and nothing is queued for it.
+//! Panels are rendered once a second for all viewers of a kind, and only while there are some. A viewer gets the latest version
+//! of each panel that it does not have: one that reads slowly skips versions, and nothing is queued for it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

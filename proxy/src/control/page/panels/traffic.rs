@@ -15,7 +15,7 @@ pub fn routes(traffic: &Traffic) -> Html {
                 "Requests each second over 5 minutes",
                 &traffic.history,
                 |point| Some(point.requests_per_s),
-                number(now.requests_per_s),
+                &number(now.requests_per_s),
             ),
         ),
         (
@@ -24,7 +24,7 @@ pub fn routes(traffic: &Traffic) -> Html {
                 "Errors each second over 5 minutes",
                 &traffic.history,
                 |point| Some(point.errors_per_s),
-                number(now.errors_per_s),
+                &number(now.errors_per_s),
             ),
         ),
         (
@@ -33,10 +33,10 @@ pub fn routes(traffic: &Traffic) -> Html {
                 "Refused requests each second over 5 minutes",
                 &traffic.history,
                 |point| Some(point.rejected_per_s),
-                number(now.rejected_per_s),
+                &number(now.rejected_per_s),
             ),
         ),
-        ("p99", spark("99th percentile over 5 minutes", &traffic.history, |point| point.p99_ms, ms(now.p99_ms))),
+        ("p99", spark("99th percentile over 5 minutes", &traffic.history, |point| point.p99_ms, &ms(now.p99_ms))),
         ("in flight", Html::of(traffic.in_flight)),
         ("connections", Html::of(traffic.connections)),
     ]));
@@ -82,10 +82,10 @@ fn ms(value: Option<f64>) -> String {
 }
 
 /// A value, and how it was over the last minutes.
-fn spark(label: &'static str, points: &[Point], value: impl Fn(&Point) -> Option<f64>, now: String) -> Html {
+fn spark(label: &'static str, points: &[Point], value: impl Fn(&Point) -> Option<f64>, now: &str) -> Html {
     /// Width and height, in units of the picture.
     const SIZE: (f64, f64) = (118.0, 20.0);
-    let mut html = Html::of(&now);
+    let mut html = Html::of(now);
     let values: Vec<f64> = points.iter().map(|point| value(point).unwrap_or_default()).collect();
     let most = values.iter().copied().fold(0.0, f64::max);
     if values.len() < 2 || most == 0.0 {
