@@ -180,7 +180,7 @@ struct Guard {
     needs: Needs,
 }
 
-/// Who asks, for endpoints that show more to operators.
+/// The sender of a request, for endpoints that show more to operators.
 #[derive(Clone, Debug)]
 pub struct Viewer {
     /// It may do what operators may.

@@ -5,10 +5,10 @@ use crate::control::page::html::Html;
 use crate::control::page::panels::Panel;
 use crate::control::status::Status;
 
-/// What belongs to one viewer, around the panels that all share.
+/// The parts for one viewer, around the panels that all share.
 #[derive(Debug)]
 pub struct Frame<'f> {
-    /// Who looks at it.
+    /// The viewer.
     pub viewer: &'f Viewer,
     /// The token of its forms; without one, it cannot act.
     pub form_token: Option<&'f str>,

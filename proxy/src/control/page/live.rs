@@ -44,7 +44,7 @@ struct Shown {
 
 type Rendering = Arc<Vec<Shown>>;
 
-/// What viewers see, and how many there are.
+/// The latest renderings, and the number of viewers.
 #[derive(Debug)]
 pub struct Live {
     /// For those that are no operators, and for operators.

@@ -31,7 +31,7 @@ fn row(receipt: &Value) -> Vec<Html> {
     vec![Html::of(at), link, Html::of(&receipt["status"]), Html::of(rule), Html::of(text("client"))]
 }
 
-/// What happened to a request.
+/// The story of a request.
 pub fn story(state: &State, id: &str) -> Html {
     let mut html = Html::new();
     for receipt in of(state, id).iter().take(MOST_OF_ID) {
