@@ -53,6 +53,7 @@ mod machines;
 mod memory;
 mod one_against_another;
 mod overload;
+mod page;
 mod paths;
 mod peers;
 mod protocol;

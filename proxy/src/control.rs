@@ -1,5 +1,6 @@
 //! The admin listener and configuration reloads: everything that operators change and see while the process runs.
 
 pub mod admin;
+pub mod page;
 pub mod reload;
 pub mod status;

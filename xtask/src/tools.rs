@@ -73,6 +73,12 @@ pub enum Tool {
     PrometheusClient,
     /// TypeScript's compiler, with the types of Grafana's dashboards beside it.
     GrafanaSchema,
+    /// A browser.
+    Chromium,
+    /// Drives that browser.
+    Chromedriver,
+    /// A checker of pages' accessibility, as a script for browsers.
+    Axe,
 }
 
 /// How to get a missing tool.
@@ -109,6 +115,8 @@ const EXPRESS: [&str; 2] =
 /// Manifest and lock file of what checks the dashboard.
 const GRAFANA: [&str; 2] =
     [include_str!("../../tests/grafana/package.json"), include_str!("../../tests/grafana/package-lock.json")];
+/// Manifest and lock file of the checker of accessibility.
+const AXE: [&str; 2] = [include_str!("axe/package.json"), include_str!("axe/package-lock.json")];
 
 /// check-jsonschema and all its dependencies.
 const CHECK_JSONSCHEMA: [&str; 15] = [
@@ -152,7 +160,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 27] = [
+    pub const TEST: [Self; 30] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -180,6 +188,9 @@ impl Tool {
         Self::Skopeo,
         Self::PrometheusClient,
         Self::GrafanaSchema,
+        Self::Chromium,
+        Self::Chromedriver,
+        Self::Axe,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -223,6 +234,9 @@ impl Tool {
             Self::Skopeo => "skopeo",
             Self::PrometheusClient => "prometheus-client",
             Self::GrafanaSchema => "grafana-schema",
+            Self::Chromium => "chromium",
+            Self::Chromedriver => "chromedriver",
+            Self::Axe => "axe",
         }
     }
 
@@ -276,6 +290,9 @@ impl Tool {
             Self::Skopeo => Source::Unpacked("skopeo", "usr/bin/skopeo"),
             Self::PrometheusClient => Source::Python(&["prometheus_client==0.26.0"], "bin/python"),
             Self::GrafanaSchema => Source::Npm(GRAFANA, "node_modules/typescript/bin/tsc"),
+            Self::Chromium => Source::Apt(&["chromium", "fonts-dejavu-core"]),
+            Self::Chromedriver => Source::Apt(&["chromium-driver"]),
+            Self::Axe => Source::Npm(AXE, "node_modules/axe-core/axe.min.js"),
         }
     }
 

@@ -8,6 +8,7 @@
 //! audit.rs         the audit log, for the commands
 //! receipts.rs      receipts of requests: why one was rejected
 //! status.rs        the summary of everything
+//! sessions.rs      operators who have logged in to the page, which is in `control/page.rs`
 //! pages.rs         the metrics pages, each made once for all requests that wait for it
 //! ```
 
@@ -18,6 +19,7 @@ pub mod connections;
 pub mod control;
 mod pages;
 pub mod receipts;
+pub mod sessions;
 pub mod status;
 
 use std::sync::Arc;
@@ -32,6 +34,9 @@ use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
 use crate::control::admin::pages::{NoPage, Page, off_thread};
+use crate::control::admin::sessions::Sessions;
+use crate::control::page;
+use crate::control::page::live::Live;
 use crate::control::status::gather::Board;
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged, openmetrics};
@@ -49,7 +54,8 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The largest request body, in bytes: an event for the audit log, or a thousand subjects.
 const BODY_BYTES: usize = 256 << 10;
 
-const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
+const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n\
+                     /metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it drains\n\
                      /status       a summary of everything below\n\
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
@@ -65,13 +71,15 @@ const INDEX: &str = "outrigger\n\n/metrics      of this proxy\n/metrics/all  of 
 pub async fn serve(listener: TcpListener, state: Arc<State>, app: Option<Handle>) {
     let board = Arc::new(Board::new(&state, app.clone()));
     tokio::spawn(Arc::clone(&board).keep_sampling());
-    connections::serve(listener, router(&state).layer(Extension(app)).layer(Extension(board)), state).await;
+    let live = Arc::new(Live::default());
+    tokio::spawn(Arc::clone(&live).keep_rendering(Arc::clone(&state), Arc::clone(&board)));
+    let router = router(&state).layer(Extension(app)).layer(Extension(board)).layer(Extension(live));
+    connections::serve(listener, router, state).await;
 }
 
 /// All endpoints, with the access that each requires.
-pub fn endpoints(state: &Arc<State>) -> Endpoints {
-    let endpoints = Endpoints::new(state)
-        .get(Needs::Nothing, "/", || async { INDEX })
+pub fn endpoints(state: &Arc<State>, sessions: Arc<Sessions>) -> Endpoints {
+    let endpoints = page::endpoints(Endpoints::new(state, sessions), INDEX)
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
@@ -79,9 +87,11 @@ pub fn endpoints(state: &Arc<State>) -> Endpoints {
 }
 
 fn router(state: &Arc<State>) -> Router {
-    endpoints(state)
+    let sessions = Arc::new(Sessions::default());
+    endpoints(state, Arc::clone(&sessions))
         .router(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(Extension(sessions))
         .layer(Extension(Arc::new(Pages::start(state))))
 }
 
@@ -302,7 +312,7 @@ mod tests {
             .filter(|line| ["| `GET ", "| `POST ", "| `DELETE "].iter().any(|start| line.starts_with(start)))
             .filter_map(|line| line.rsplit_once(" | ").map(|(cells, _)| cells))
             .collect();
-        let endpoints = endpoints(&state);
+        let endpoints = endpoints(&state, Arc::default());
         let mut listed: Vec<String> = endpoints
             .listed()
             .iter()

@@ -1,7 +1,8 @@
-//! Reports what is not a request to metrics, log, audit log and history: bans, circuit breakers, changes of configuration and flags,
-//! and actions of operators.
+//! Reports what is not a request to metrics, log, audit log and history: bans, circuit breakers, changes of configuration and
+//! flags, and actions of operators.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_policy::breaker::{Reason, State as Position};
@@ -178,6 +179,18 @@ pub fn app_restarted(state: &State) {
     let details = json!({ "by": "operator" }).to_string();
     let act = Act::new(EventType::AdminAction, "app.restart", Outcome::Success);
     enter(state, Act { is_operator: true, details: Some(details), ..act });
+}
+
+/// Logs that an operator has logged in to the page, or failed to.
+pub fn logged_in(state: &State, is_right: bool, address: IpAddr) {
+    if is_right {
+        tracing::info!(event = "admin_login", client = %address, "an operator logs in to the page");
+    } else {
+        tracing::warn!(event = "admin_login_failed", client = %address, "a login to the page failed: this is not the token");
+    }
+    let outcome = if is_right { Outcome::Success } else { Outcome::Refused };
+    let act = Act::new(EventType::AdminAction, "admin.login", outcome);
+    enter(state, Act { is_operator: is_right, reason: (!is_right).then(|| "bad_token".to_owned()), ..act });
 }
 
 /// Logs that the process has started, or is about to end.

@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State as Shared};
 use axum::handler::Handler;
@@ -22,6 +23,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
+use crate::control::admin::sessions::{self, Sessions};
 use crate::engine::state::State;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -33,6 +35,10 @@ pub enum Needs {
     Nothing,
     /// A `Host` header that names this listener; it names no clients and changes no state.
     OwnHost,
+    /// As [`Self::OwnHost`] for a browser, which gets a page, also by a link on another site; open to others, who get a list.
+    Page,
+    /// An operator who has logged in: the cookie of a session, or as [`Self::Operator`]. Such endpoints check the form's token.
+    Session,
     /// An operator, as it names clients or changes state: the token or, without one, a connection from this machine; and a
     /// `Host` header that names this listener.
     Operator,
@@ -44,6 +50,8 @@ impl Needs {
         match self {
             Self::Nothing => "nothing",
             Self::OwnHost => "own host",
+            Self::Page => "nothing; for HTML own host",
+            Self::Session => "session",
             Self::Operator => "operator",
         }
     }
@@ -54,14 +62,15 @@ impl Needs {
 pub struct Endpoints {
     router: Router<Arc<State>>,
     state: Arc<State>,
+    sessions: Arc<Sessions>,
     /// Method, path and required access of each.
     listed: Vec<(&'static str, &'static str, Needs)>,
 }
 
 impl Endpoints {
     /// Without endpoints.
-    pub fn new(state: &Arc<State>) -> Self {
-        Self { router: Router::new(), state: Arc::clone(state), listed: Vec::new() }
+    pub fn new(state: &Arc<State>, sessions: Arc<Sessions>) -> Self {
+        Self { router: Router::new(), state: Arc::clone(state), sessions, listed: Vec::new() }
     }
 
     /// Adds an endpoint that reads.
@@ -74,6 +83,12 @@ impl Endpoints {
     #[must_use]
     pub fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
         self.add(MethodFilter::POST, "POST", Needs::Operator, path, handler)
+    }
+
+    /// Adds an endpoint for a form of the page.
+    #[must_use]
+    pub fn form<T: 'static>(self, needs: Needs, path: &'static str, handler: impl Handler<T, Arc<State>>) -> Self {
+        self.add(MethodFilter::POST, "POST", needs, path, handler)
     }
 
     /// Adds an endpoint that removes something, for operators.
@@ -90,7 +105,7 @@ impl Endpoints {
         path: &'static str,
         handler: impl Handler<T, Arc<State>>,
     ) -> Self {
-        let guard = (Arc::clone(&self.state), needs);
+        let guard = Guard { state: Arc::clone(&self.state), sessions: Arc::clone(&self.sessions), needs };
         let guarded = on(filter, handler).route_layer(middleware::from_fn_with_state(guard, only_if_allowed));
         self.listed.push((method, path, needs));
         Self { router: self.router.route(path, guarded), ..self }
@@ -131,6 +146,9 @@ pub enum Denied {
     /// A token is configured, and the request does not have it.
     #[error("this needs `Authorization: Bearer` with {ADMIN_TOKEN} of the proxy's environment")]
     NoToken,
+    /// A token is configured, and the request has no session.
+    #[error("this needs a session: open / and log in")]
+    NoSession,
     /// No token is configured, and the request comes from another machine.
     #[error(
         "this needs a connection from the proxy's own machine, or {ADMIN_TOKEN} in the proxy's environment and the request"
@@ -144,7 +162,7 @@ impl IntoResponse for Denied {
             Self::NoHost => StatusCode::BAD_REQUEST,
             Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Self::ForeignOrigin | Self::NotHere => StatusCode::FORBIDDEN,
-            Self::NoToken => StatusCode::UNAUTHORIZED,
+            Self::NoToken | Self::NoSession => StatusCode::UNAUTHORIZED,
         };
         let mut response = (status, Json(json!({ "error": self.to_string() }))).into_response();
         if self == Self::NoToken {
@@ -155,23 +173,57 @@ impl IntoResponse for Denied {
     }
 }
 
+#[derive(Clone, Debug)]
+struct Guard {
+    state: Arc<State>,
+    sessions: Arc<Sessions>,
+    needs: Needs,
+}
+
+/// The sender of a request, for endpoints that show more to operators.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    /// It may do what operators may.
+    pub is_operator: bool,
+    /// Operators need the token, so they log in.
+    pub has_login: bool,
+    /// The cookie that it sent, if it looks like one of ours.
+    pub cookie: Option<String>,
+    /// It is a browser that wants a page.
+    pub wants_html: bool,
+}
+
 async fn only_if_allowed(
-    Shared((state, needs)): Shared<(Arc<State>, Needs)>,
-    request: Request,
+    Shared(Guard { state, sessions, needs }): Shared<Guard>,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    let mut viewer = None;
     let verdict = match request.extensions().get::<Arrival>() {
         Some(arrival) => {
             let token = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty());
             let rules = state.rules.load();
             let asked = Asked { uri: request.uri(), headers: request.headers(), arrival: *arrival };
-            asked.verdict(needs, &rules.config.admin, token.as_deref())
+            let cookie = sessions::cookie(request.headers());
+            let has_session = cookie.as_ref().is_some_and(|cookie| sessions.knows(cookie, Instant::now()));
+            viewer = Some(Viewer {
+                is_operator: asked.is_operator(token.as_deref()).is_ok() || (token.is_some() && has_session),
+                has_login: token.is_some(),
+                cookie,
+                wants_html: asked.wants_html(),
+            });
+            asked.verdict(needs, &rules.config.admin, token.as_deref(), has_session)
         }
         // Every connection has this extension.
         None => Err(Denied::NotHere),
     };
     match verdict {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            if let Some(viewer) = viewer {
+                request.extensions_mut().insert(viewer);
+            }
+            next.run(request).await
+        }
         Err(denied) => denied.into_response(),
     }
 }
@@ -185,8 +237,8 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn verdict(self, needs: Needs, rules: &AdminRules, token: Option<&str>) -> Result<(), Denied> {
-        if needs == Needs::Nothing {
+    fn verdict(self, needs: Needs, rules: &AdminRules, token: Option<&str>, has_session: bool) -> Result<(), Denied> {
+        if needs == Needs::Nothing || (needs == Needs::Page && !self.wants_html()) {
             return Ok(());
         }
         let host = self.host()?;
@@ -199,14 +251,43 @@ impl Asked<'_> {
         if !is_own(host) || !target.is_none_or(is_own) {
             return Err(Denied::ForeignHost);
         }
-        if !self.is_of_this_site(host) {
+        if !(self.is_of_this_site(host) || (needs == Needs::Page && self.is_followed_link())) {
             return Err(Denied::ForeignOrigin);
         }
-        match (needs, token) {
-            (Needs::Operator, Some(token)) if !self.has_token(token) => Err(Denied::NoToken),
-            (Needs::Operator, None) if !self.arrival.from.ip().to_canonical().is_loopback() => Err(Denied::NotHere),
+        match needs {
+            Needs::Operator => self.is_operator(token),
+            Needs::Session if token.is_some() && has_session => Ok(()),
+            Needs::Session => self.is_operator(token).map_err(|denied| match denied {
+                Denied::NoToken => Denied::NoSession,
+                denied => denied,
+            }),
+            Needs::Nothing | Needs::OwnHost | Needs::Page => Ok(()),
+        }
+    }
+
+    fn is_operator(&self, token: Option<&str>) -> Result<(), Denied> {
+        match token {
+            Some(token) if !self.has_token(token) => Err(Denied::NoToken),
+            None if !self.arrival.from.ip().to_canonical().is_loopback() => Err(Denied::NotHere),
             _ => Ok(()),
         }
+    }
+
+    fn wants_html(&self) -> bool {
+        let accepted = self.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        accepted.flat_map(|value| value.split(',')).any(|kind| {
+            let mut parts = kind.split(';').map(str::trim);
+            let is_html = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+            is_html && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+        })
+    }
+
+    /// A person follows a link on another site, such as in an alert: the other site cannot read the page.
+    fn is_followed_link(&self) -> bool {
+        let is = |name: &str, value: &[u8]| self.headers.get(name).is_some_and(|sent| sent.as_bytes() == value);
+        is("sec-fetch-mode", b"navigate")
+            && is("sec-fetch-dest", b"document")
+            && !self.headers.contains_key(header::ORIGIN)
     }
 
     fn host(&self) -> Result<Authority<'_>, Denied> {

@@ -53,13 +53,18 @@ async fn shown(Shared(state): Shared<Arc<State>>, Extension(app): Extension<Opti
     Json(json!({ "address": address, "reachable": !state.reach.is_away(), "process": process }))
 }
 
+/// Records that an operator restarts the app.
+pub fn note_restart(state: &State) {
+    tracing::warn!(event = "app_restart", "an operator restarts the app");
+    notices::app_restarted(state);
+}
+
 async fn restart(
     Shared(state): Shared<Arc<State>>,
     Extension(app): Extension<Option<Handle>>,
 ) -> Result<Json<Value>, NotRestarted> {
     let app = app.ok_or(NotRestarted::NoCommand)?;
-    tracing::warn!(event = "app_restart", "an operator restarts the app");
-    notices::app_restarted(&state);
+    note_restart(&state);
     let (before, began, held) = (app.shown(), Instant::now(), state.metrics.held.get());
     app.restart().await?;
     let after = app.shown();

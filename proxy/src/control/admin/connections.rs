@@ -8,6 +8,8 @@
 //!                   that fills the listener closes its own connections, and a new connection is always accepted.
 //! ```
 //!
+//! A stream of the page counts as idle: it is closed before a request is.
+//!
 //! The public listeners keep their descriptors in any case, except that idle connections close when no descriptor is left.
 
 use std::collections::HashMap;
@@ -132,9 +134,19 @@ fn network_of(address: IpAddr) -> IpAddr {
 
 /// A connection's entry in the table; removed when dropped.
 #[derive(Debug)]
-struct Place {
+pub struct Place {
     number: u64,
     table: Arc<Table>,
+    /// The client's address, or the /64 for IPv6.
+    pub client: IpAddr,
+}
+
+impl Place {
+    /// Its client has read a part of a long response: such a connection is closed for others as an idle one, and stays open as
+    /// long as its client reads.
+    pub fn is_read(&self) {
+        self.table.set_busy(self.number, false);
+    }
 }
 
 impl Drop for Place {
@@ -166,7 +178,7 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
         has_failed = false;
         let most = state.rules.load().config.admin.max_connections;
         let (number, evicted) = table.take(from.ip(), most, Instant::now());
-        let place = Arc::new(Place { number, table: Arc::clone(&table) });
+        let place = Arc::new(Place { number, table: Arc::clone(&table), client: network_of(from.ip()) });
         tokio::spawn(converse(stream, from, router.clone(), place, evicted));
         // Lets it read its request before the next connection can evict it.
         tokio::task::yield_now().await;

@@ -25,7 +25,7 @@ use crate::engine::condition::condition;
 use crate::engine::notices;
 use crate::engine::state::State;
 use crate::mechanism::abuse::Banned;
-use crate::mechanism::breakers::Standing;
+use crate::mechanism::breakers::{Cell, Standing};
 use crate::mechanism::peers::{Peer, Standing as PeerStanding};
 
 /// The longest name of a client, in bytes.
@@ -46,17 +46,23 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
 
 /// Why a change was rejected.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub enum Refused {
+    /// A body that is not as described.
     #[error("{0}; send {{\"client\": \"address:192.0.2.1\", \"for\": \"10m\"}}")]
     Body(#[from] JsonRejection),
+    /// Not a client.
     #[error("{0:?} is not a client: write address:IP, user:NAME or key:NAME")]
     Client(String),
+    /// Not a duration.
     #[error("{0:?} is not a duration: write \"10m\", \"1h\" or \"1d\"")]
     Duration(String),
+    /// The client is not banned.
     #[error("{0:?} is not banned; GET /bans lists all bans")]
     NotBanned(String),
+    /// A body that is not as described.
     #[error("{0}; send {{\"force\": \"open\"}}, \"closed\" or \"automatic\"")]
     Force(JsonRejection),
+    /// There is no such circuit breaker.
     #[error("there is no breaker {0:?}; GET /breakers lists those in use, and each route has one of its name")]
     NoBreaker(String),
 }
@@ -135,9 +141,12 @@ fn shown_breaker(name: &str, standing: &Standing) -> Value {
 /// How an operator controls a circuit breaker.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Force {
+pub enum Force {
+    /// It rejects all requests.
     Open,
+    /// It lets all requests pass.
     Closed,
+    /// It decides by itself.
     Automatic,
 }
 
@@ -153,15 +162,25 @@ async fn force(
     body: Result<Json<Forced>, JsonRejection>,
 ) -> Result<Json<Value>, Refused> {
     let Json(Forced { force }) = body.map_err(Refused::Force)?;
+    let cell = force_breaker(&state, &name, force)?;
+    let now = state.nanoseconds(Instant::now());
+    Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
+}
+
+/// Changes how a circuit breaker is controlled.
+///
+/// # Errors
+/// There is no such circuit breaker.
+pub fn force_breaker(state: &State, name: &str, force: Force) -> Result<Arc<Cell>, Refused> {
     let all = state.breakers.all();
-    let cell = all.iter().find(|cell| *cell.name == *name).ok_or(Refused::NoBreaker(name))?;
+    let cell = all.iter().find(|cell| *cell.name == *name).ok_or_else(|| Refused::NoBreaker(name.to_owned()))?;
     let (control, shown) = match force {
         Force::Open => (Control::ForcedOpen, "open"),
         Force::Closed => (Control::ForcedClosed, "closed"),
         Force::Automatic => (Control::Automatic, "automatic"),
     };
     if let Some(change) = cell.control_by(control, state.nanoseconds(Instant::now())) {
-        notices::breaker_changed(&state, cell, change);
+        notices::breaker_changed(state, cell, change);
     }
     tracing::warn!(
         event = "breaker_forced",
@@ -169,9 +188,8 @@ async fn force(
         force = shown,
         "an operator changes how a breaker is controlled"
     );
-    notices::breaker_forced(&state, &cell.name, shown);
-    let now = state.nanoseconds(Instant::now());
-    Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
+    notices::breaker_forced(state, &cell.name, shown);
+    Ok(Arc::clone(cell))
 }
 
 async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
@@ -260,13 +278,21 @@ async fn ban(
 }
 
 async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> Result<StatusCode, Refused> {
-    let (who, hash) = client_named(&client).ok_or_else(|| Refused::Client(client.clone()))?;
+    lift_ban(&state, &client).map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Lifts a ban.
+///
+/// # Errors
+/// The client is not banned, or this is no name of a client.
+pub fn lift_ban(state: &State, client: &str) -> Result<(), Refused> {
+    let (who, hash) = client_named(client).ok_or_else(|| Refused::Client(client.to_owned()))?;
     if !state.bans.lift(hash, state.nanoseconds(Instant::now()), &state.limits) {
-        return Err(Refused::NotBanned(client));
+        return Err(Refused::NotBanned(client.to_owned()));
     }
     tracing::warn!(client = who, "an operator lifts a ban");
-    notices::ban_changed(&state, "ban.lift", (&who, hash), None);
-    Ok(StatusCode::NO_CONTENT)
+    notices::ban_changed(state, "ban.lift", (&who, hash), None);
+    Ok(())
 }
 
 /// The client that an operator names: its name as it is shown, and its hash.

@@ -1,4 +1,4 @@
-//! Makes the summary: at most twice a second, for all who ask.
+//! Makes the summary: at most four times a second, for all who ask.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +24,7 @@ use crate::mechanism::peers::Standing as PeerStanding;
 use crate::run::Handle;
 
 /// A summary that is not older than this is used again.
-const FRESH: Duration = Duration::from_millis(500);
+const FRESH: Duration = Duration::from_millis(250);
 /// Routes, limits and circuit breakers that are shown.
 const MOST_SHOWN: usize = 50;
 /// Peers that are shown.

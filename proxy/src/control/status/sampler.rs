@@ -1,9 +1,9 @@
 //! Samples counters and histograms once a second, for rates and quantiles of the last seconds.
 //!
 //! Its work each second is bounded, whatever the configuration: it reads the counters of at most [`ROUTES_READ`] routes and
-//! [`LIMITS_READ`] limits, in turn if there are more, and the histograms of the [`ROUTES_TIMED`] routes that had the most requests. Its
-//! memory is bounded, too: for each of the last 60 seconds the [`ROUTES_TIMED`] busiest routes and the sum of the others, for 5 minutes
-//! the sum of all.
+//! [`LIMITS_READ`] limits, in turn if there are more, and the histograms of the [`ROUTES_TIMED`] routes that had the most
+//! requests. Its memory is bounded, too: for each of the last 60 seconds the [`ROUTES_TIMED`] busiest routes and the sum of the
+//! others, for 5 minutes the sum of all.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -302,8 +302,8 @@ impl Sampler {
         counts
     }
 
-    /// Rejections have no duration that says anything about the app. A series that is new here counts only if all of it is of this
-    /// second, `most` requests.
+    /// Rejections have no duration that says anything about the app. A series that is new here counts only if all of it is of
+    /// this second, `most` requests.
     fn read_durations(&mut self, number: usize, snapshot: &Snapshot, most: u64) -> Buckets {
         let mut buckets = Buckets::default();
         let metrics = self.metrics_of(snapshot, number);

@@ -207,7 +207,8 @@ impl RouteMetrics {
         outcomes.iter().filter_map(|outcome| self.counted[*outcome as usize].get()).map(IntCounter::get).sum()
     }
 
-    /// Requests that ended since the process started, by outcome. An outcome that this version of the configuration has not seen yet is 0.
+    /// Requests that ended since the process started, by outcome. An outcome that this version of the configuration has not seen
+    /// yet is 0.
     pub fn counts(&self) -> [u64; Outcome::ALL.len()] {
         std::array::from_fn(|outcome| self.counted[outcome].get().map_or(0, IntCounter::get))
     }

@@ -19,7 +19,7 @@ fn verdict(needs: Needs, rules: &AdminRules, target: &str, lines: &[(&str, &str)
     let arrival = Arrival { from: "127.0.0.1:4000".parse().unwrap(), at: "198.51.100.7:9091".parse().unwrap() };
     let uri: Uri = target.parse().unwrap();
     let asked = Asked { uri: &uri, headers: &headers, arrival };
-    match asked.verdict(needs, rules, token) {
+    match asked.verdict(needs, rules, token, false) {
         Ok(()) => 200,
         Err(denied) => denied.into_response().status().as_u16(),
     }
@@ -184,7 +184,7 @@ fn operators_need_the_token_or_without_one_a_local_connection() {
         ("[::1]:4000", Ok(())),
         ("[::ffff:127.0.0.1]:4000", Ok(())),
     ] {
-        assert_eq!(from(address).verdict(Needs::Operator, &rules, None), verdict, "{address}");
+        assert_eq!(from(address).verdict(Needs::Operator, &rules, None, false), verdict, "{address}");
     }
-    assert_eq!(from("198.51.100.8:4000").verdict(Needs::OwnHost, &rules, None), Ok(()));
+    assert_eq!(from("198.51.100.8:4000").verdict(Needs::OwnHost, &rules, None, false), Ok(()));
 }
