@@ -173,7 +173,7 @@ impl History {
         });
         let mut events: Vec<Event> = kept.events.iter().chain(&kept.bans).cloned().chain(changes).collect();
         drop(kept);
-        events.sort_by(|a, b| b.at.cmp(&a.at));
+        events.sort_by_key(|event| std::cmp::Reverse(event.at));
         events.truncate(OTHERS + BANS);
         events
     }
