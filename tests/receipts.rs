@@ -159,12 +159,14 @@ fn each_reason_has_a_receipt_with_its_rule_and_numbers() {
     let chaos = |what: &str| with_fields(&get("/x"), &[&format!("X-Chaos: {what}")]);
     tell(&proxy.ask(&chaos("abort")), "fault_injected", "faults", &json!({ "status": 503 }));
     let late = with_fields(&chaos("late"), &["X-Request-Timeout-Ms: 250"]);
-    tell(&proxy.ask(&late), "deadline_exceeded", "client.x_request_timeout_ms", &json!({ "timeout_ms": 250 }));
+    tell(&proxy.ask(&late), "deadline_exceeded", "routes.default.client_timeout", &json!({ "timeout_ms": 250 }));
     tell(&proxy.get("/quick"), "app_timeout", "routes.quick.timeout", &json!({ "timeout_ms": 200, "attempts": 1 }));
     tell(&proxy.get("/closes"), "app_closed", "routes.default.attempts", &json!({ "attempts": 1, "max_attempts": 1 }));
     tell(&proxy.get("/babbles"), "app_invalid", "routes.default.attempts", &json!({ "attempts": 1 }));
     app.stop();
-    tell(&proxy.get("/"), "app_unreachable", "app.hold", &json!({ "hold_ms": 0 }));
+    // The first ones may still find connections that were kept.
+    until("the app to refuse connections", || proxy.get("/").text().contains("app-unreachable"));
+    tell(&proxy.get("/"), "app_unreachable", "app.address", &json!({ "hold_ms": 0 }));
     drop(proxy);
 
     tested.extend(each_reason_that_needs_a_proxy_of_its_own());
@@ -232,6 +234,35 @@ fn a_malformed_body_has_a_receipt() {
     let proxy = Proxy::start(&app);
     let answer = proxy.ask("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
     why(&proxy, &answer, "malformed_chunk", "http.malformed_chunk", &json!({}));
+}
+
+/// A queue with room: it is the time in it that is over.
+#[test]
+fn a_request_that_waited_too_long_is_not_blamed_on_the_length_of_the_queue() {
+    let app = Backend::start();
+    let gate = app.gate("/slow");
+    let one = "admission.min = 1\nadmission.max = 1\nadmission.initial = 1\nadmission.max_wait = \"200ms\"\n";
+    let proxy = Proxy::with(&app, &format!("{NO_DEFAULTS}{one}"));
+    let mut first = proxy.connect();
+    first.send(get("/slow"));
+    app.gets(1, "/slow");
+    let refused = proxy.get("/");
+    let numbers = json!({ "limit": 1, "in_flight": 1, "queue_limit": 1000, "max_wait_ms": 200 });
+    why(&proxy, &refused, "temporary_reduced_capacity", "admission.max_wait", &numbers);
+    gate.add_permits(1);
+    assert_eq!(first.answer().status, 200);
+}
+
+/// Clients invent methods: a receipt keeps none of 30 KB.
+#[test]
+fn a_receipt_is_bounded_whatever_the_request_line_has() {
+    let app = Backend::start();
+    let proxy = Proxy::start(&app);
+    let long = format!("{} /{} HTTP/1.1\r\n\r\n", "M".repeat(20_000), "p".repeat(5_000));
+    let refused = proxy.ask(&long);
+    let receipt = receipt(&proxy, &id(&refused));
+    assert_eq!(receipt["method"], "-", "{receipt}");
+    assert!(receipt.to_string().len() < 2000, "{receipt}");
 }
 
 /// Everything about a request of which the command line is asked, and nothing about another.

@@ -38,7 +38,7 @@ impl At {
 /// Why a request was not answered, or was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// Nothing listens there.
+    /// The port is closed.
     #[error("no proxy at {0}: {1}; name its admin listener with --admin")]
     Connect(SocketAddr, std::io::Error),
     /// It does not speak HTTP.
@@ -72,20 +72,30 @@ fn here(address: SocketAddr) -> SocketAddr {
 }
 
 /// Asks the admin listener at `address`, with the token of the environment if there is one; returns the JSON of the response.
-pub fn request(address: SocketAddr, method: &Method, path: &str, timeout: Duration) -> Result<Value, AdminError> {
+pub fn request(
+    address: SocketAddr,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+    timeout: Duration,
+) -> Result<Value, AdminError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answered = async { tokio::time::timeout(timeout, exchange(address, method, path)).await };
+    let answered = async { tokio::time::timeout(timeout, exchange(address, method, path, body)).await };
     runtime.block_on(answered).map_err(|_| AdminError::Late(timeout))?
 }
 
-async fn exchange(address: SocketAddr, method: &Method, path: &str) -> Result<Value, AdminError> {
+async fn exchange(address: SocketAddr, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, AdminError> {
     let stream = TcpStream::connect(address).await.map_err(|e| AdminError::Connect(address, e))?;
     // The listener accepts this name at every address.
     let mut request = http::Request::builder().method(method).uri(path).header("host", "localhost");
     if let Some(token) = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty()) {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let answer = ask(stream, request.header("accept", "application/json").body(Bytes::new())?).await?;
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+    let answer = ask(stream, request.header("accept", "application/json").body(body)?).await?;
     let status = answer.head.status;
     let body = answer.body(ANSWER_BYTES).await.map_err(AdminError::Body)?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();

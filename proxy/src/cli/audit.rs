@@ -109,6 +109,13 @@ pub struct By {
     reason: Option<String>,
 }
 
+impl By {
+    /// As the admin listener takes it.
+    pub fn shown(&self) -> serde_json::Value {
+        serde_json::json!({ "by": self.by, "reason": self.reason })
+    }
+}
+
 fn operator_name() -> String {
     let name = |name| std::env::var(name).ok().filter(|name| !name.is_empty());
     let named = name("SUDO_USER").or_else(|| name("USER")).or_else(|| name("LOGNAME"));

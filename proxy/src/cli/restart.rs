@@ -25,7 +25,7 @@ pub fn run(named: Option<&Path>, options: &Options) -> ExitCode {
         Ok(address) => address,
         Err(e) => return super::refuse(&e),
     };
-    match admin::request(address, &Method::POST, "/app/restart", TIMEOUT) {
+    match admin::request(address, &Method::POST, "/app/restart", None, TIMEOUT) {
         Ok(answer) => {
             let number = |name: &str| answer[name].as_u64().unwrap_or_default();
             let (pid, took, held) = (number("pid"), number("took_ms") as f64 / 1000.0, number("held_requests"));

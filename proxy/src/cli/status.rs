@@ -64,11 +64,14 @@ enum NoStatus {
 }
 
 fn asked(address: SocketAddr, all: bool) -> Result<Value, AdminError> {
-    admin::request(address, &Method::GET, if all { "/status/all" } else { "/status" }, TIMEOUT)
+    admin::request(address, &Method::GET, if all { "/status/all" } else { "/status" }, None, TIMEOUT)
 }
 
 fn machines(address: SocketAddr, all: bool) -> Result<Vec<Machine>, NoStatus> {
-    let answer = asked(address, all)?;
+    parsed(asked(address, all)?, all)
+}
+
+fn parsed(answer: Value, all: bool) -> Result<Vec<Machine>, NoStatus> {
     if all {
         return Ok(serde_json::from_value(answer["machines"].clone())?);
     }
@@ -82,21 +85,20 @@ pub fn run(named: Option<&Path>, options: &Options) -> ExitCode {
         Ok(address) => address,
         Err(e) => return super::refuse(&e),
     };
-    if options.json {
-        return match asked(address, options.all) {
-            Ok(answer) => super::say(&format!("{}\n", text::safe_json(&answer.to_string()))),
-            Err(e) => super::fail(&e),
-        };
-    }
-    match machines(address, options.all) {
-        Ok(machines) => {
-            let said = super::say(&as_text(&machines));
-            let is_bad =
-                |machine: &Machine| machine.status.as_ref().is_none_or(|status| status.headline.level == Level::Bad);
-            if machines.iter().any(is_bad) { ExitCode::from(BAD) } else { said }
-        }
-        Err(e) => super::fail(&e),
-    }
+    let answer = match asked(address, options.all) {
+        Ok(answer) => answer,
+        Err(e) => return super::fail(&e),
+    };
+    let machines = match parsed(answer.clone(), options.all) {
+        Ok(machines) => machines,
+        Err(e) => return super::fail(&e),
+    };
+    let said = match options.json {
+        true => super::say(&format!("{}\n", text::safe_json(&answer.to_string()))),
+        false => super::say(&as_text(&machines)),
+    };
+    let is_bad = |machine: &Machine| machine.status.as_ref().is_some_and(|status| status.headline.level == Level::Bad);
+    if machines.iter().any(is_bad) { ExitCode::from(BAD) } else { said }
 }
 
 /// Runs `outrigger top`: in a terminal until `q`; else prints the summary once.

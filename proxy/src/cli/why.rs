@@ -44,12 +44,12 @@ pub fn run(named: Option<&Path>, options: Options) -> ExitCode {
         Ok(address) => address,
         Err(e) => return super::refuse(&e),
     };
-    let (method, path) = if options.reveal {
-        (Method::POST, format!("/requests/{}/reveal", options.request))
+    let (method, path, body) = if options.reveal {
+        (Method::POST, format!("/requests/{}/reveal", options.request), Some(options.by.shown()))
     } else {
-        (Method::GET, format!("/requests/{}", options.request))
+        (Method::GET, format!("/requests/{}", options.request), None)
     };
-    match admin::request(address, &method, &path, TIMEOUT) {
+    match admin::request(address, &method, &path, body.as_ref(), TIMEOUT) {
         Ok(found) if options.place.is_json() => super::say(&format!("{}\n", text::safe_json(&found.to_string()))),
         Ok(found) => super::say(&story(&found)),
         Err(AdminError::Refused(StatusCode::NOT_FOUND, why)) => in_audit_log(named, options, &why),
@@ -83,7 +83,8 @@ fn in_audit_log(named: Option<&Path>, options: Options, why_not: &str) -> ExitCo
         Ok(found) if !found.is_empty() => super::say(&found),
         Ok(_) => super::fail(&format_args!("{why_not}; the audit log has no entry of it since then")),
         // Without an audit log, what the proxy said is the answer.
-        Err(_) => super::fail(&why_not),
+        Err(audit::AuditError::NoDirectory | audit::AuditError::Config(_)) => super::fail(&why_not),
+        Err(e) => super::fail(&format_args!("{why_not}; and in the audit log: {e}")),
     }
 }
 

@@ -197,7 +197,8 @@ impl Reloader {
         upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
             if !next.config.routes.all().iter().any(|r| r.name == gone.name && r.priority == gone.priority) {
-                self.state.metrics.requests.forget_route(&gone.name, gone.priority);
+                let keeps_name = next.config.routes.all().iter().any(|route| route.name == gone.name);
+                self.state.metrics.requests.forget_route(&gone.name, gone.priority, keeps_name);
             }
         }
         self.state.breakers.forget(&next.config.breakers, |gone| self.state.metrics.breakers.forget(gone));

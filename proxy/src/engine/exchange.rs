@@ -23,6 +23,7 @@ use crate::engine::state::{InFlight, Snapshot};
 use crate::mechanism::affinity::Sticky;
 use crate::mechanism::audit::Noted;
 use crate::mechanism::breakers::Attempt;
+use crate::mechanism::evidence::Evidence;
 use crate::mechanism::gate::{Permit, Waiting};
 use crate::mechanism::limits::Shown;
 use crate::mechanism::peers::Peer;
@@ -116,6 +117,8 @@ pub struct Exchange {
     pub waiting: Option<Waiting>,
     /// Its unusual steps, for its receipt.
     pub steps: Steps,
+    /// The rule that rejected it or by which it failed, and its numbers then.
+    pub evidence: Option<Box<Evidence>>,
 }
 
 /// The listener that accepted a request.
@@ -217,6 +220,7 @@ impl Exchange {
             permit: None,
             waiting: None,
             steps: Steps::default(),
+            evidence: None,
         }
     }
 

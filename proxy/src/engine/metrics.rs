@@ -303,7 +303,13 @@ mod tests {
         metrics.requests.for_route("old", Priority::Low).responded(MethodLabel::Patch, StatusClass::None, 1, 1);
         metrics.requests.for_route("old", Priority::Low).first_byte(Duration::ZERO);
         assert!(metrics.render().unwrap().contains("route=\"old\""));
-        metrics.requests.forget_route("old", Priority::Low);
+        metrics.requests.for_route("old", Priority::High).record(Outcome::Success, Duration::ZERO, None);
+        metrics.requests.forget_route("old", Priority::High, true);
+        let page = metrics.render().unwrap();
+        let by_name = |line: &str| line.starts_with("outrigger_time_to_first_byte_seconds_count{route=\"old\"");
+        assert!(page.lines().any(by_name), "another route has its name");
+        assert!(!page.contains("priority=\"high\",route=\"old\""), "{page}");
+        metrics.requests.forget_route("old", Priority::Low, false);
         assert!(!metrics.render().unwrap().contains("route=\"old\""));
     }
 

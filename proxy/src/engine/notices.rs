@@ -200,10 +200,3 @@ pub fn process(state: &State, action: &'static str) {
     let details = json!({ "version": env!("CARGO_PKG_VERSION"), "flags": flags }).to_string();
     enter(state, Act { details: Some(details), ..Act::new(EventType::AdminAction, action, Outcome::Success) });
 }
-
-/// Logs that an operator looks at the subject of a request.
-pub fn receipt_revealed(state: &State, request_id: &str) {
-    let details = json!({ "request_id": request_id, "by": "operator" }).to_string();
-    let act = Act::new(EventType::AdminAction, "receipt.reveal", Outcome::Success);
-    enter(state, Act { is_operator: true, details: Some(details), ..act });
-}

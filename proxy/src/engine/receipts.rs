@@ -25,18 +25,22 @@ use outrigger_policy::priority::Priority;
 use outrigger_wire::random::dice;
 use outrigger_wire::request_id::RequestId;
 
-use crate::engine::exchange::Exchange;
+use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::receipts::evidence::Case;
 use crate::engine::receipts::steps::{Step, Steps};
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::state::{Snapshot, State};
+use crate::mechanism::affinity::metrics::Event as Session;
 use crate::mechanism::evidence::Evidence;
 use crate::mechanism::outcome::Outcome;
+use crate::mechanism::peers::hop;
 
 /// The number of shards.
 const SHARDS: usize = 64;
 /// The longest part of a path that a receipt keeps, in bytes.
 const PATH_BYTES: usize = 256;
+/// The longest method that a receipt keeps, in bytes.
+const LONGEST_METHOD: usize = 32;
 /// A wait in the queue from here on is unusual.
 pub const LONG_WAIT: Duration = Duration::from_millis(100);
 /// Receipts of ordinary requests are at most this share of all: one in eight.
@@ -135,7 +139,7 @@ impl Receipts {
         self.unusual.total.load(Ordering::Relaxed) + self.ordinary.total.load(Ordering::Relaxed)
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -250,29 +254,37 @@ pub struct Ended<'e> {
     pub path: &'e str,
 }
 
-/// Records a request that ends, if it is unusual or in the sample. `evidence` is that of its rejection, if it is there already.
+/// Records a request that ends, if it is unusual or in the sample.
 #[inline]
-pub fn record(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, evidence: Option<Evidence>) {
+pub fn record(state: &State, exchange: &mut Exchange, ended: &Ended<'_>) {
     let rules = &exchange.rules.config.receipts;
     let is_plain =
         matches!(ended.outcome, Outcome::Success | Outcome::Redirect | Outcome::ClientError | Outcome::ServerError);
     let is_unusual = !is_plain || exchange.failure.is_some() || !exchange.steps.is_empty();
     if is_unusual || (rules.sample > 0.0 && dice() < rules.sample) {
-        keep(state, exchange, ended, evidence, is_unusual);
+        keep(state, exchange, ended, is_unusual);
     }
 }
 
 #[cold]
-fn keep(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, evidence: Option<Evidence>, is_unusual: bool) {
+fn keep(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, is_unusual: bool) {
     let max = exchange.rules.config.receipts.max;
     if max == 0 {
         return;
     }
-    let evidence = evidence.or_else(|| self::evidence(state, exchange));
+    let evidence = exchange.evidence.take().map(|evidence| *evidence);
     let cause = match (exchange.rejection, exchange.failure) {
         (Some(rejection), _) => Some(Cause::Rejected(rejection)),
         (None, failure) => failure.map(Cause::Failed),
     };
+    match &exchange.destination {
+        Destination::Peer(peer, kind @ hop::Kind::Session) => {
+            let step = Step::SentToPeer(Arc::clone(&peer.name), *kind);
+            exchange.steps.add(exchange.started, step);
+        }
+        Destination::Replay(_) => exchange.steps.add(exchange.started, Step::Session(Session::Replayed)),
+        _ => {}
+    }
     if let Some(hop) = &exchange.hop {
         exchange.steps.add(exchange.started, Step::CameFromPeer(hop.from.clone().into(), hop.kind));
     }
@@ -280,11 +292,11 @@ fn keep(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, evidence: Opt
         ended: SystemTime::now(),
         request_id: exchange.request_id,
         config_version: exchange.rules.version,
-        method: ended.method.clone(),
+        method: kept_method(ended.method),
         path: ended.path[..ended.path.floor_char_boundary(PATH_BYTES)].into(),
         route: Some(Arc::clone(&exchange.route().name)),
         priority: exchange.route().priority,
-        client: exchange.client.clone(),
+        client: identified(&exchange.client),
         admission: exchange.admission,
         resilience: exchange.resilience,
         status: ended.status,
@@ -297,8 +309,16 @@ fn keep(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, evidence: Opt
     state.receipts.add(receipt, is_unusual, max);
 }
 
+/// Keeps the numbers of a rejection or failure as they are now, if anybody asks for them later: after the response is written, the
+/// queue may be empty again.
+pub fn note_evidence(state: &State, exchange: &mut Exchange) {
+    if (state.trail.is_some() || exchange.rules.config.receipts.max > 0) && exchange.evidence.is_none() {
+        exchange.evidence = evidence(state, exchange).map(Box::new);
+    }
+}
+
 /// The evidence for how a request was rejected or failed.
-pub fn evidence(state: &State, exchange: &Exchange) -> Option<Evidence> {
+fn evidence(state: &State, exchange: &Exchange) -> Option<Evidence> {
     let case = Case::of(state, exchange);
     match (exchange.rejection, exchange.failure) {
         (Some(rejection), _) => Some(case.rejection(rejection)),
@@ -324,7 +344,7 @@ pub fn record_unparsed(
         ended: SystemTime::now(),
         request_id,
         config_version: rules.version,
-        method: method.clone(),
+        method: kept_method(method),
         path: path[..path.floor_char_boundary(PATH_BYTES)].into(),
         route: None,
         priority: Priority::default(),
@@ -339,6 +359,17 @@ pub fn record_unparsed(
         steps: Steps::default(),
     };
     state.receipts.add(receipt, true, max);
+}
+
+/// The client, by its address if it was not identified.
+fn identified(client: &Client) -> Client {
+    let id = if client.id == 0 { Client::hash_of(client.address) } else { client.id };
+    Client { id, ..client.clone() }
+}
+
+/// The method; `-` for a long one, which any client may invent.
+fn kept_method(method: &Method) -> Method {
+    if method.as_str().len() <= LONGEST_METHOD { method.clone() } else { Method::from_bytes(b"-").unwrap_or_default() }
 }
 
 #[cfg(test)]

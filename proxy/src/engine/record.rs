@@ -143,14 +143,11 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     if let Some(failure) = exchange.failure {
         state.metrics.rejections.failed(failure);
     }
-    let evidence = is_recorded(state, exchange).then(|| receipts::evidence(state, exchange)).flatten();
-    audit::ended(
-        state,
-        exchange,
-        audit::End { outcome, client_left: ending.client_left, at: ended, evidence: evidence.as_ref() },
-    );
+    // A failure whose response had begun was not answered.
+    receipts::note_evidence(state, exchange);
+    audit::ended(state, exchange, audit::End { outcome, client_left: ending.client_left, at: ended });
     let status = if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status };
-    receipts::record(state, exchange, &receipts::Ended { outcome, duration, status, method, path }, evidence);
+    receipts::record(state, exchange, &receipts::Ended { outcome, duration, status, method, path });
     if exchange.rules.config.log.access {
         let reason =
             exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
@@ -174,12 +171,6 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             body_bytes: ending.body_bytes,
         });
     }
-}
-
-/// Whether anybody asks for the evidence of its rejection or failure.
-fn is_recorded(state: &State, exchange: &Exchange) -> bool {
-    let has_any = exchange.rejection.is_some() || exchange.failure.is_some();
-    has_any && (state.trail.is_some() || exchange.rules.config.receipts.max > 0)
 }
 
 /// Counts a rejection of what never became a request; returns the whole response.

@@ -8,6 +8,7 @@ use outrigger_policy::flags::Mode;
 
 use crate::engine::exchange::Exchange;
 use crate::engine::health;
+use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Problem, Rejection};
 use crate::engine::stages::audit;
 use crate::engine::state::State;
@@ -67,10 +68,13 @@ pub fn healthy(state: &State) -> Reply {
 /// Like [`to`], after the audit event is on disk if its class requires that. If that fails, responds with that problem
 /// instead.
 pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) -> Reply {
+    receipts::note_evidence(state, exchange);
     let mut reply = to(state, exchange, problem);
     exchange.status = reply.status.as_u16();
     if let Err(rejection) = audit::before_response(state, exchange).await {
         exchange.rejection = Some(rejection);
+        exchange.evidence = None;
+        receipts::note_evidence(state, exchange);
         reply = to(state, exchange, &rejection.problem());
         exchange.status = reply.status.as_u16();
     }

@@ -37,7 +37,7 @@ struct Screen {
 /// Shows the summary until `q`, Esc or Ctrl-C.
 pub fn run(first: Vec<Machine>, address: SocketAddr, all: bool) -> std::io::Result<()> {
     let (send, found) = mpsc::sync_channel(1);
-    // It ends with the process, or when nobody receives any more.
+    // It ends with the process, or when the receiver is gone.
     thread::Builder::new().name("status".into()).spawn(move || {
         while send.send(machines(address, all)).is_ok() {
             thread::sleep(EVERY);

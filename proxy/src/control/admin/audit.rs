@@ -43,8 +43,9 @@ pub fn endpoints(endpoints: Endpoints) -> Endpoints {
     endpoints.post("/audit/entries", enter).post("/audit/erase", erase)
 }
 
+/// Why an entry was not added.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub enum Refused {
     #[error("there is no audit log here: set `audit.directory`")]
     NoTrail,
     #[error("{0}")]
@@ -134,7 +135,7 @@ async fn enter(
 }
 
 /// Adds an entry, regardless of the feature flag. It is on disk when this returns.
-async fn record_entry(state: &State, act: Act) -> Result<Receipt, Refused> {
+pub async fn record_entry(state: &State, act: Act) -> Result<Receipt, Refused> {
     let trail = state.trail.as_ref().ok_or(Refused::NoTrail)?;
     let (done, receipt) = oneshot::channel();
     trail.enter(Act { done: Some(done), ..act });
@@ -158,7 +159,8 @@ struct Erasure {
     in_postgres: u64,
 }
 
-fn default_operator() -> String {
+/// The operator, if a request names none.
+pub fn default_operator() -> String {
     "the admin listener's client".to_owned()
 }
 

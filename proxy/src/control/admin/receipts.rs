@@ -7,12 +7,14 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use outrigger_policy::audit::{EventType, Outcome as Recorded};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::control::admin::access::{Endpoints, Needs};
-use crate::engine::notices;
+use crate::control::admin::audit;
 use crate::engine::state::State;
+use crate::mechanism::audit::Act;
 use crate::mechanism::outcome::Outcome;
 
 /// The most receipts in one response.
@@ -70,10 +72,12 @@ async fn recent(
 ) -> Result<Json<Value>, NotShown> {
     let Query(Wanted { limit, refused, route, client }) = wanted?;
     let keep = state.rules.load().config.receipts.keep;
+    // Another text than that of a pseudonym is nobody's.
+    let client = client.map(|client| u64::from_str_radix(&client, 16).unwrap_or_default());
     let found = state.receipts.recent(limit.min(MOST), keep, |receipt| {
         (!refused || receipt.outcome == Outcome::Rejected)
             && route.as_deref().is_none_or(|route| receipt.route.as_deref() == Some(route))
-            && client.as_deref().is_none_or(|client| receipt.pseudonym() == client)
+            && client.is_none_or(|client| receipt.client.id == client)
     });
     let shown: Vec<Value> = found.iter().map(|receipt| receipt.shown(false)).collect();
     Ok(Json(json!({ "receipts": shown, "in_memory": state.receipts.len() })))
@@ -94,9 +98,33 @@ async fn one(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Resul
     found(&state, id, false)
 }
 
-/// With subject, address and path: an operator looks at a person's data, so the audit log has it.
-async fn reveal(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Result<Json<Value>, NotShown> {
-    let shown = found(&state, id.clone(), true)?;
-    notices::receipt_revealed(&state, &id);
+/// The operator who looks at a person's data, and why.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct By {
+    by: String,
+    reason: Option<String>,
+}
+
+impl Default for By {
+    fn default() -> Self {
+        Self { by: audit::default_operator(), reason: None }
+    }
+}
+
+/// With subject, address and path. If there is an audit log, that is on disk first: what cannot be recorded is not shown.
+async fn reveal(
+    Shared(state): Shared<Arc<State>>,
+    Path(id): Path<String>,
+    body: Option<Json<By>>,
+) -> Result<Json<Value>, Response> {
+    let shown = found(&state, id.clone(), true).map_err(NotShown::into_response)?;
+    if state.trail.is_some() {
+        let By { by, reason } = body.map(|Json(by)| by).unwrap_or_default();
+        let details = json!({ "request_id": id, "by": by }).to_string();
+        let act = Act::new(EventType::AdminAction, "receipt.reveal", Recorded::Success);
+        let act = Act { is_operator: true, reason, details: Some(details), ..act };
+        audit::record_entry(&state, act).await.map_err(IntoResponse::into_response)?;
+    }
     Ok(shown)
 }

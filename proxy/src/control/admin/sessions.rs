@@ -183,12 +183,12 @@ pub fn cookie(headers: &HeaderMap) -> Option<String> {
 /// The line that sets the cookie. Without `Secure`: the listener speaks plain HTTP, and does not know who adds TLS in front of
 /// it.
 pub fn set_cookie(id: &str) -> String {
-    format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Strict")
+    format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Lax")
 }
 
 /// The line that removes the cookie.
 pub fn remove_cookie() -> String {
-    format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+    format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The summary of everything, as JSON: of this Machine, and of all.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -17,6 +17,8 @@ use crate::mechanism::peers::probe::summary_of;
 
 /// How long a peer may take for its summary.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For how long the summaries of all Machines are shown again.
+const FRESH: Duration = Duration::from_secs(1);
 /// The most peers that are asked.
 const MOST_PEERS: usize = 100;
 
@@ -33,8 +35,20 @@ async fn status(Extension(board): Extension<Arc<Board>>) -> Response {
     }
 }
 
-/// This Machine and its peers, each with its summary or why there is none.
+/// This Machine and its peers, each with its summary or why there is none. Those who ask within a second share it.
 async fn all(Shared(state): Shared<Arc<State>>, Extension(board): Extension<Arc<Board>>) -> Json<Value> {
+    let mut latest = board.of_all.lock().await;
+    match latest.as_ref() {
+        Some((made, shown)) if made.elapsed() < FRESH => Json(shown.clone()),
+        _ => {
+            let shown = gathered(&state, &board).await;
+            *latest = Some((Instant::now(), shown.clone()));
+            Json(shown)
+        }
+    }
+}
+
+async fn gathered(state: &State, board: &Board) -> Value {
     let here = board.status();
     let mut machines = vec![json!({ "name": here.machine, "status": &*here })];
     if let Some(peers) = &state.peers {
@@ -50,5 +64,5 @@ async fn all(Shared(state): Shared<Arc<State>>, Extension(board): Extension<Arc<
         });
         machines.extend(join_all(asked).await);
     }
-    Json(json!({ "machines": machines }))
+    json!({ "machines": machines })
 }

@@ -172,7 +172,7 @@ impl Body for Feed {
                 if feed.last.elapsed() < SILENCE {
                     continue;
                 }
-                bytes = Bytes::from_static(b":\n\n");
+                bytes = Bytes::from_static(b"event: alive\ndata: 1\n\n");
             }
             feed.last = Instant::now();
             // Asked for more: the client has read what was sent before.

@@ -68,6 +68,11 @@
       replace(panel);
       show('live, ' + new Date().toISOString().slice(11, 19) + ' UTC', false);
     });
+    // Nothing has changed, and the stream is open.
+    source.addEventListener('alive', () => {
+      last = Date.now();
+      show('live, ' + new Date().toISOString().slice(11, 19) + ' UTC', false);
+    });
     source.onerror = () => {
       show('Not live: reconnecting', true);
       if (source.readyState === EventSource.CLOSED) {

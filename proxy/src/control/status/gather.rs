@@ -44,6 +44,8 @@ pub struct Board {
     app: Option<Handle>,
     sampler: Mutex<Sampler>,
     latest: Mutex<Option<(Instant, Arc<Status>)>>,
+    /// The latest summaries of all Machines, as JSON.
+    pub of_all: tokio::sync::Mutex<Option<(Instant, serde_json::Value)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,7 +57,7 @@ impl Board {
     /// Begins to count from here on; [`Self::keep_sampling`] has to run.
     pub fn new(state: &Arc<State>, app: Option<Handle>) -> Self {
         let sampler = Mutex::new(Sampler::new(state));
-        Self { state: Arc::clone(state), app, sampler, latest: Mutex::default() }
+        Self { state: Arc::clone(state), app, sampler, latest: Mutex::default(), of_all: Default::default() }
     }
 
     /// Samples once a second.
@@ -360,12 +362,22 @@ fn audit(state: &State, rules: &Snapshot) -> Option<Audit> {
     })
 }
 
+/// Message, place and hint of a warning, without the lines of the file, which may have secrets.
+fn without_source(warning: &str) -> String {
+    let is_shown = |line: &&str| {
+        let line = line.trim_start();
+        // A line of the file comes after its number or a bar.
+        line.starts_with("warning") || line.starts_with("-->") || line.starts_with("= ")
+    };
+    warning.lines().filter(is_shown).map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
 fn configuration(state: &State, rules: &Snapshot) -> Configuration {
     Configuration {
         version: rules.version,
         since: Timestamp::from_second(state.metrics.config.loaded_at()).unwrap_or_default(),
         routes: rules.config.routes.all().len(),
-        warnings: rules.config.warnings.iter().take(MOST_WARNINGS).cloned().collect(),
+        warnings: rules.config.warnings.iter().take(MOST_WARNINGS).map(|warning| without_source(warning)).collect(),
         flags: flags(&rules.config).into(),
         refused: state.history.refused_reload().map(|refused| Refused {
             at: refused.at,

@@ -188,8 +188,11 @@ impl Sampler {
         let before = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         self.find_twins();
         let key = |route: &Route| (Arc::clone(&route.name), route.priority);
-        let numbers: HashMap<_, usize> =
-            routes.iter().enumerate().map(|(number, route)| (key(route), number)).collect();
+        // The first of those that share their counters, as in `find_twins`.
+        let mut numbers: HashMap<_, usize> = HashMap::new();
+        for (number, route) in routes.iter().enumerate() {
+            numbers.entry(key(route)).or_insert(number);
+        }
         let moved: HashMap<usize, usize> = before
             .config
             .routes
@@ -201,7 +204,9 @@ impl Sampler {
         let mut seen: Vec<Option<Box<OfOutcomes>>> = Vec::new();
         seen.resize_with(routes.len(), || None);
         for (was, is) in &moved {
-            seen[*is] = self.seen.routes[*was].take();
+            if let Some(known) = self.seen.routes[*was].take() {
+                seen[*is] = Some(known);
+            }
         }
         self.seen.routes = seen;
         let histograms = std::mem::take(&mut self.seen.histograms);

@@ -54,7 +54,7 @@ pub enum MethodLabel {
     Trace,
     /// PATCH
     Patch,
-    /// Any other one, or none: the request was rejected before it was parsed.
+    /// Any other one, also if the request was rejected before it was parsed.
     Other,
 }
 
@@ -334,12 +334,18 @@ impl RequestMetrics {
         }
     }
 
-    /// Removes the series of a route that the configuration no longer has.
-    pub fn forget_route(&self, name: &str, priority: Priority) {
+    /// Removes the series of a route that the configuration no longer has. With `keeps_name`, another one has its name: only the series
+    /// with its priority go.
+    pub fn forget_route(&self, name: &str, priority: Priority, keeps_name: bool) {
         let families = &self.by_route;
         for outcome in Outcome::ALL {
             // Removing a series that was never created is an error, and harmless.
             let _ = families.requests.remove_label_values(&[name, priority.name(), outcome.name()]);
+        }
+        if keeps_name {
+            return;
+        }
+        for outcome in Outcome::ALL {
             let _ = families.durations.remove_label_values(&[name, outcome.name()]);
         }
         for method in MethodLabel::ALL {

@@ -87,7 +87,7 @@ impl<'c> Case<'c> {
             Rejection::RepeatedCredential => section("identity"),
             Rejection::Banned { retry_after } => self.ban().time("left_ms", retry_after),
             Rejection::QuotaExceeded { limit, retry_after } => self.limit(limit).time("retry_after_ms", retry_after),
-            Rejection::Overloaded => self.concurrency("max_queue"),
+            Rejection::Overloaded => self.concurrency(),
             Rejection::AppRestarting => self.held().count("max_held", self.state.gate.standing().room as usize),
             Rejection::BreakerOpen { retry_after } => self.breaker().time("retry_after_ms", retry_after),
             Rejection::Expired => self.deadline(),
@@ -106,13 +106,10 @@ impl<'c> Case<'c> {
     pub fn failure(&self, failure: Failure) -> Evidence {
         let app = &self.rules.config.app;
         match failure {
-            Failure::Unreachable => {
-                let held = self.held();
-                match self.exchange.and_then(|exchange| exchange.held_since) {
-                    Some(since) => held.time("held_ms", self.now.saturating_duration_since(since)),
-                    None => held,
-                }
-            }
+            Failure::Unreachable => match self.exchange.and_then(|exchange| exchange.held_since) {
+                Some(since) => self.held().time("held_ms", self.now.saturating_duration_since(since)),
+                None => self.section("app").key("address").time("hold_ms", app.hold),
+            },
             Failure::ConnectTimeout => {
                 self.section("app").key("connect_timeout").time("connect_timeout_ms", app.connect_timeout)
             }
@@ -145,14 +142,18 @@ impl<'c> Case<'c> {
         section.key(ban.offence.name()).with("times", ban.times.into())
     }
 
-    fn concurrency(&self, key: &'static str) -> Evidence {
+    fn concurrency(&self) -> Evidence {
         let gate = self.state.gate.standing();
         let waiting: u32 = gate.waiting.iter().sum();
         let priority = self.exchange.map_or(Priority::default(), |exchange| exchange.route().priority);
         let before: u32 = gate.waiting[..=priority as usize].iter().sum();
         let settings = &self.rules.config.gate.settings;
+        let waited = self.exchange.map(|exchange| self.now.saturating_duration_since(exchange.turn_began));
+        let waited = waited.unwrap_or_default();
+        let key = if waited >= settings.max_wait { "max_wait" } else { "max_queue" };
         self.section("admission")
             .key(key)
+            .time("waited_ms", waited)
             .with("limit", gate.limit.into())
             .with("in_flight", gate.in_flight.into())
             .with("queue", waiting.into())
@@ -186,7 +187,7 @@ impl<'c> Case<'c> {
     fn deadline(&self) -> Evidence {
         let route = self.route("timeout");
         let Some(exchange) = self.exchange else { return route };
-        let key = if exchange.is_impatient { self.section("client").key("x_request_timeout_ms") } else { route };
+        let key = if exchange.is_impatient { self.route("client_timeout") } else { route };
         key.time("timeout_ms", exchange.deadline.saturating_duration_since(exchange.started))
             .time("elapsed_ms", self.now.saturating_duration_since(exchange.started))
             .with("attempts", exchange.attempts.made().into())

@@ -49,7 +49,10 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     }
     let counted = decide(state, request, exchange, *affinity, this);
     state.metrics.affinity.count(counted);
-    if !matches!(counted, Counted::New | Counted::Pinned | Counted::Expired) {
+    // Where the others went is in the receipt that such a request may have.
+    if exchange.sticky.mode == Mode::Enforce
+        && matches!(counted, Counted::Rehomed | Counted::Visiting | Counted::Forged)
+    {
         exchange.steps.add(exchange.started, Step::Session(counted));
     }
     if exchange.sticky.mode == Mode::Monitor {

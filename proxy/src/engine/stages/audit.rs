@@ -11,7 +11,6 @@ use outrigger_wire::request::Request;
 use tokio::sync::oneshot;
 
 use crate::engine::exchange::{Destination, Exchange};
-use crate::engine::receipts;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::identify::with_subject;
 use crate::engine::state::State;
@@ -134,7 +133,7 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
     let captured = exchange.audit.captured.clone();
     // The app has responded: another request gets the permit during the wait for the disk.
     exchange.permit = None;
-    let evidence = receipts::evidence(state, exchange).map(Box::new);
+    let evidence = exchange.evidence.clone();
     enter(trail, exchange, Entry { event, outcome, ended, reason: None, captured, done: Some(done), evidence });
     match tokio::time::timeout(patience, receipt).await {
         Ok(Ok(_)) => Ok(()),
@@ -151,20 +150,18 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
-pub struct End<'e> {
+pub struct End {
     /// The outcome.
     pub outcome: Outcome,
     /// Its client disconnected.
     pub client_left: bool,
     /// When.
     pub at: Instant,
-    /// The rule that rejected it, or by which the app failed it.
-    pub evidence: Option<&'e Evidence>,
 }
 
 /// Called when a request has ended.
-pub fn ended(state: &State, exchange: &mut Exchange, end: End<'_>) {
-    let End { outcome, client_left, at: ended, evidence } = end;
+pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
+    let End { outcome, client_left, at: ended } = end;
     let Some(trail) = &state.trail else { return };
     if matches!(exchange.rejection, Some(Rejection::NotAPeer | Rejection::Reserved)) {
         // It was rejected before the mode was set.
@@ -207,7 +204,7 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End<'_>) {
     };
     let reason = (client_left && exchange.rejection.is_none()).then_some("client_closed");
     let captured = exchange.audit.captured.take();
-    let evidence = evidence.cloned().map(Box::new);
+    let evidence = exchange.evidence.clone();
     enter(trail, exchange, Entry { event, outcome: ended_as, ended, reason, captured, done: None, evidence });
 }
 
