@@ -564,11 +564,12 @@ fn any_number_of_keys_uses_bounded_memory_and_all_are_limited() {
     const AT_ONCE: usize = 100;
     let app = Backend::start();
     app.says("/", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    // Receipts have a bound of their own.
     let proxy = Proxy::with(
         &app,
         &format!(
             "log.access = false\nidentity.unknown_keys = \"count\"\nabuse.mode = \"off\"\n\
-             rate_limits.max_keys = {ROOM}\n{NO_DEFAULTS}{}",
+             receipts.max = 0\nrate_limits.max_keys = {ROOM}\n{NO_DEFAULTS}{}",
             rule("each", "1/1h", "")
         ),
     );
