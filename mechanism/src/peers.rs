@@ -32,8 +32,8 @@ use outrigger_identity::this::This;
 use outrigger_policy::affinity::Home;
 use outrigger_rules::sections::peers::{FoundBy, PeerRules};
 use outrigger_rules::target::Target;
-use pingora::lb::selection::RoundRobin;
-use pingora::lb::{Backends, LoadBalancer};
+use pingora_load_balancing::selection::RoundRobin;
+use pingora_load_balancing::{Backends, LoadBalancer};
 
 use crate::peers::answer::Condition;
 use crate::peers::discovery::{Finder, Last};

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use outrigger_rules::target::Target;
-use pingora::protocols::l4::ext::get_tcp_info;
+use pingora_core::protocols::l4::ext::get_tcp_info;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

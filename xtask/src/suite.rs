@@ -25,8 +25,9 @@ pub fn run(args: &[String]) -> Result<()> {
     let tests = tests(args)?;
     let steps = [
         ("format", cargo(&["fmt", "--all", "--check"])),
-        // A workspace of its own, with a lock file of its own.
-        ("fuzz/Cargo.lock", cargo(&["tree", "--locked", "--depth", "0", "--manifest-path", "fuzz/Cargo.toml"])),
+        // Workspaces of their own, with lock files of their own.
+        ("fuzz/Cargo.lock", locked("fuzz/Cargo.toml")),
+        ("bench/bare-pingora/Cargo.lock", locked("bench/bare-pingora/Cargo.toml")),
         ("dependencies", denied(&["--log-level", "error", "--locked", "check", "bans", "licenses", "sources"])?),
         // The same compiler as in the build, so that its result is used.
         ("tests", if lints.is_ok() { linted(tests) } else { tests }),
@@ -101,6 +102,11 @@ fn linted(mut command: Command) -> Command {
     command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
     command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
     command
+}
+
+/// Fails if the lock file of a workspace is out of date.
+fn locked(manifest: &str) -> Command {
+    cargo(&["tree", "--locked", "--depth", "0", "--manifest-path", manifest])
 }
 
 fn tests(args: &[String]) -> Result<Command> {

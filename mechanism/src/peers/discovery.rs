@@ -10,9 +10,9 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use outrigger_rules::sections::peers::FoundBy;
-use pingora::lb::Backend;
-use pingora::lb::discovery::ServiceDiscovery;
-use pingora::{Error, ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result};
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::discovery::ServiceDiscovery;
 
 /// Maximum number of Machines; further ones in a name server's response are ignored.
 pub const MOST_PEERS: usize = 256;

@@ -15,9 +15,9 @@ use outrigger_identity::this::This;
 use outrigger_rules::target::Target;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
 use outrigger_wire::request::{Fields, Request};
-use pingora::lb::Backend;
-use pingora::lb::health_check::HealthCheck;
-use pingora::{Error, ErrorType};
+use pingora_core::{Error, ErrorType};
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::health_check::HealthCheck;
 
 use crate::peers::answer::{AnswerRefused, Asked, ProbeAnswer};
 use crate::peers::hop::{Hop, Kind, Nonce, Nonces, PROBE_PATH, Receiver, SUMMARY_PATH};
@@ -157,7 +157,7 @@ pub struct Check {
 
 #[async_trait]
 impl HealthCheck for Check {
-    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+    async fn check(&self, target: &Backend) -> pingora_core::Result<()> {
         let Some(address) = target.addr.as_inet() else { return Ok(()) };
         let found = match tokio::time::timeout(self.patience, self.probe(*address)).await {
             Ok(found) => found,
