@@ -12,7 +12,7 @@ use outrigger_rules::error::ConfigError;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::transport::ask::ask;
+use crate::transport;
 
 /// The longest response that is read, in bytes.
 const ANSWER_BYTES: usize = 8 << 20;
@@ -71,7 +71,7 @@ fn here(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Asks the admin listener at `address`, with the token of the environment if there is one; returns the JSON of the response.
+/// [`ask`] for a command that has no runtime.
 pub fn request(
     address: SocketAddr,
     method: &Method,
@@ -80,8 +80,19 @@ pub fn request(
     timeout: Duration,
 ) -> Result<Value, AdminError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answered = async { tokio::time::timeout(timeout, exchange(address, method, path, body)).await };
-    runtime.block_on(answered).map_err(|_| AdminError::Late(timeout))?
+    runtime.block_on(ask(address, method, path, body, timeout))
+}
+
+/// Asks the admin listener at `address`, with the token of the environment if there is one; returns the JSON of the response.
+pub async fn ask(
+    address: SocketAddr,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+    timeout: Duration,
+) -> Result<Value, AdminError> {
+    let answered = tokio::time::timeout(timeout, exchange(address, method, path, body)).await;
+    answered.map_err(|_| AdminError::Late(timeout))?
 }
 
 async fn exchange(address: SocketAddr, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, AdminError> {
@@ -95,13 +106,13 @@ async fn exchange(address: SocketAddr, method: &Method, path: &str, body: Option
         request = request.header("content-type", "application/json");
     }
     let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-    let answer = ask(stream, request.header("accept", "application/json").body(body)?).await?;
+    let answer = transport::ask::ask(stream, request.header("accept", "application/json").body(body)?).await?;
     let status = answer.head.status;
     let body = answer.body(ANSWER_BYTES).await.map_err(AdminError::Body)?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if status.is_success() {
         return Ok(body);
     }
-    let why = body["error"].as_str().unwrap_or("no reason given").to_owned();
+    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("no reason given").to_owned();
     Err(AdminError::Refused(status, why))
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
+use http::Method;
 use outrigger_policy::audit::{Draft, EventType, Outcome};
 use outrigger_rules::environment::FLY_MACHINE_ID;
 use outrigger_trail::keys::{MasterKeys, SubjectKind};
@@ -13,15 +13,12 @@ use outrigger_trail::layout;
 use outrigger_trail::spool::{OPERATOR, Settings, Spool, SpoolError, hex};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use super::{AuditError, By, Context, Subject, now, text};
-use crate::transport;
+use crate::cli::admin::{self, AdminError};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest response that is read, in bytes.
-const ANSWER_BYTES: usize = 64 << 10;
 
 /// An action that was done, or is about to be.
 pub(super) struct Act<'a> {
@@ -228,32 +225,14 @@ fn program(address: SocketAddr) -> impl Fn(String) -> AuditError {
 }
 
 async fn ask(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
-    let late = || program(address)(format!("no response within {} s", TIMEOUT.as_secs()));
-    tokio::time::timeout(TIMEOUT, exchange(address, path, body)).await.map_err(|_| late())?
-}
-
-async fn exchange(address: SocketAddr, path: &'static str, body: Value) -> Result<Value, AuditError> {
-    let bad = program(address);
-    let stream = TcpStream::connect(address).await.map_err(|e| {
-        bad(format!("{e}; the spool is locked, so a process writes to it: name its admin listener with --admin"))
-    })?;
-    let http = |e: hyper::Error| bad(super::database::describe(&e));
-    // The listener accepts this name at every address.
-    let mut request = http::Request::post(path).header("host", "localhost").header("content-type", "application/json");
-    if let Some(token) = std::env::var(outrigger_rules::environment::ADMIN_TOKEN).ok().filter(|token| !token.is_empty())
-    {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    let request = request.body(Bytes::from(body.to_string())).map_err(|e| bad(e.to_string()))?;
-    let answer = transport::ask::ask(stream, request).await.map_err(http)?;
-    let status = answer.head.status;
-    let body = answer.body(ANSWER_BYTES).await.map_err(|e| bad(e.to_string()))?;
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if status.is_success() {
-        return Ok(body);
-    }
-    let why = body["error"].as_str().or(body["detail"].as_str()).unwrap_or("no reason given");
-    Err(bad(format!("{status}: {why}")))
+    admin::ask(address, &Method::POST, path, Some(&body), TIMEOUT).await.map_err(|error| {
+        program(address)(match error {
+            AdminError::Connect(_, e) => {
+                format!("{e}; the spool is locked, so a process writes to it: name its admin listener with --admin")
+            }
+            error => error.to_string(),
+        })
+    })
 }
 
 /// The id of the spool's chain.
