@@ -97,8 +97,9 @@ fn the_story_of_a_refused_request_is_found_by_its_id() {
     let story = || page(&proxy, &format!("/?request={id}"), &[]).text();
     until("the receipt to be kept", || story().contains("<ol class=\"story\">"));
     assert!(story().contains("few"), "{}", story());
-    let shown = page(&proxy, "/", &[]).text();
-    assert!(shown.contains(&format!("/?request={id}")) && !shown.contains("127.0.0.1</td>"), "{shown}");
+    let shown = || page(&proxy, "/", &[]).text();
+    until("the list to have it", || shown().contains(&format!("/?request={id}")));
+    assert!(!shown().contains("127.0.0.1</td>"), "{}", shown());
 }
 
 #[test]

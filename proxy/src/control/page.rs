@@ -45,8 +45,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// Adds the endpoints. `index` is for those that do not ask for HTML.
 pub fn endpoints(endpoints: Endpoints, index: &'static str) -> Endpoints {
-    let root = move |viewer: Option<Extension<Viewer>>, query, state, board, sessions| {
-        root(index, viewer.map(|Extension(viewer)| viewer), query, state, board, sessions)
+    let root = move |viewer: Option<Extension<Viewer>>, query, state, board, sessions, live| {
+        root(index, viewer.map(|Extension(viewer)| viewer), query, state, board, sessions, live)
     };
     forms::endpoints(endpoints)
         .get(Needs::Page, "/", root)
@@ -94,6 +94,7 @@ async fn root(
     Shared(state): Shared<Arc<State>>,
     Extension(board): Extension<Arc<Board>>,
     Extension(sessions): Extension<Arc<Sessions>>,
+    Extension(live): Extension<Arc<Live>>,
 ) -> Response {
     let Some(viewer) = viewer.filter(|viewer| viewer.wants_html) else {
         return ([(header::VARY, "accept")], index).into_response();
@@ -107,7 +108,7 @@ async fn root(
     let form_token = cookie.filter(|_| viewer.is_operator).and_then(|id| sessions.form_token(id));
     let found = asked.request.as_deref().map(|id| requests::story(&state, id));
     let status = board.status();
-    let panels = panels::all(&state, &status, viewer.is_operator);
+    let panels = live.panels(&state, &status, viewer.is_operator);
     let frame = Frame {
         viewer: &viewer,
         form_token: form_token.as_deref(),

@@ -1,7 +1,8 @@
 //! The live page: server-sent events with the panels that have changed.
 //!
 //! Panels are rendered once a second for all viewers of a kind, and only while there are some. A viewer gets the latest version
-//! of each panel that it does not have: one that reads slowly skips versions, and nothing is queued for it.
+//! of each panel that it does not have: one that reads slowly skips versions, and nothing is queued for it. At most half of the
+//! viewers are no operators, so that an operator gets the live page whoever else looks at it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,7 +19,8 @@ use tokio::sync::watch;
 
 use crate::control::admin::connections::Place;
 use crate::control::admin::sessions::Sessions;
-use crate::control::page::panels;
+use crate::control::page::panels::{self, Panel};
+use crate::control::status::Status;
 use crate::control::status::gather::Board;
 use crate::engine::state::State;
 
@@ -49,12 +51,28 @@ type Rendering = Arc<Vec<Shown>>;
 pub struct Live {
     /// For those that are no operators, and for operators.
     renderings: [watch::Sender<Rendering>; 2],
-    viewers: Mutex<HashMap<IpAddr, usize>>,
+    /// The panels of the latest summary, likewise.
+    panels: [Mutex<Option<Panels>>; 2],
+    viewers: Mutex<Viewers>,
+}
+
+/// A summary, and its panels.
+type Panels = (Arc<Status>, Arc<Vec<Panel>>);
+
+#[derive(Debug, Default)]
+struct Viewers {
+    by_address: HashMap<IpAddr, usize>,
+    /// How many of them are no operators.
+    guests: usize,
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Self { renderings: [(); 2].map(|()| watch::Sender::new(Arc::default())), viewers: Mutex::default() }
+        Self {
+            renderings: [(); 2].map(|()| watch::Sender::new(Arc::default())),
+            panels: Default::default(),
+            viewers: Mutex::default(),
+        }
     }
 }
 
@@ -67,8 +85,8 @@ impl Live {
             ticks.tick().await;
             for (sender, is_operator) in self.renderings.iter().zip([false, true]) {
                 if sender.receiver_count() > 0 {
-                    let panels = panels::all(&state, &board.status(), is_operator);
-                    let shown = panels.into_iter().map(|panel| {
+                    let panels = self.panels(&state, &board.status(), is_operator);
+                    let shown = panels.iter().map(|panel| {
                         let data = json!({ "id": panel.id, "hash": format!("{:016x}", panel.hash), "html": panel.html.as_str() });
                         Shown { id: panel.id, hash: panel.hash, event: format!("event: panel\ndata: {data}\n\n").into() }
                     });
@@ -78,12 +96,27 @@ impl Live {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    /// The panels of a summary. They are rendered once, for all who look at it.
+    pub fn panels(&self, state: &State, status: &Arc<Status>, is_operator: bool) -> Arc<Vec<Panel>> {
+        // Replaced as a whole.
+        let mut latest = self.panels[usize::from(is_operator)].lock().unwrap_or_else(PoisonError::into_inner);
+        match latest.as_ref() {
+            Some((of, panels)) if Arc::ptr_eq(of, status) => Arc::clone(panels),
+            _ => {
+                let panels = Arc::new(panels::all(state, status, is_operator));
+                *latest = Some((Arc::clone(status), Arc::clone(&panels)));
+                panels
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Viewers> {
         // Counts are changed as a whole.
         self.viewers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream of panels; `None` if there are `most` viewers, or half as many from this address. It ends with the session.
+    /// A stream of panels; `None` if there are `most` viewers, half as many from this address, or half as many who are no operators. It
+    /// ends with the session.
     pub fn feed(
         self: &Arc<Self>,
         place: Arc<Place>,
@@ -92,15 +125,19 @@ impl Live {
         session: Option<(Arc<Sessions>, String)>,
     ) -> Option<Feed> {
         let mut viewers = self.lock();
-        let of_address = viewers.get(&place.client).copied().unwrap_or_default();
-        if viewers.values().sum::<usize>() >= most || of_address >= most.div_ceil(2) {
+        let of_address = viewers.by_address.get(&place.client).copied().unwrap_or_default();
+        let half = most.div_ceil(2);
+        let is_one_too_many = viewers.by_address.values().sum::<usize>() >= most || of_address >= half;
+        if is_one_too_many || (!is_operator && viewers.guests >= half) {
             return None;
         }
-        *viewers.entry(place.client).or_default() += 1;
+        *viewers.by_address.entry(place.client).or_default() += 1;
+        viewers.guests += usize::from(!is_operator);
         drop(viewers);
         let renderings = self.renderings[usize::from(is_operator)].subscribe();
         Some(Feed {
             live: Arc::clone(self),
+            is_operator,
             place,
             session,
             has_begun: false,
@@ -122,6 +159,7 @@ async fn next(mut renderings: watch::Receiver<Rendering>) -> Option<(watch::Rece
 /// The stream of one viewer.
 pub struct Feed {
     live: Arc<Live>,
+    is_operator: bool,
     place: Arc<Place>,
     session: Option<(Arc<Sessions>, String)>,
     has_begun: bool,
@@ -185,10 +223,11 @@ impl Body for Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         let mut viewers = self.live.lock();
-        if let Some(count) = viewers.get_mut(&self.place.client) {
+        viewers.guests -= usize::from(!self.is_operator);
+        if let Some(count) = viewers.by_address.get_mut(&self.place.client) {
             *count -= 1;
             if *count == 0 {
-                viewers.remove(&self.place.client);
+                viewers.by_address.remove(&self.place.client);
             }
         }
     }
