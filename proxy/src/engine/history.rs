@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 /// Changes of circuit breakers that are remembered.
 const BREAKER_CHANGES: usize = 50;
-/// Bans that are remembered as events.
-const BANS: usize = 25;
+/// Bans that are remembered as events, and changes of circuit breakers among the events: few, so that they hide nothing else.
+const BANS: usize = 10;
+const SHOWN_CHANGES: usize = 10;
 /// Other events that are remembered.
 const OTHERS: usize = 75;
 /// The problems of a rejected configuration that are remembered.
@@ -163,7 +164,7 @@ impl History {
     /// The latest events, changes of circuit breakers included, the newest first.
     pub fn events(&self) -> Vec<Event> {
         let kept = self.lock();
-        let changes = kept.breakers.iter().map(|change| Event {
+        let changes = kept.breakers.iter().rev().take(SHOWN_CHANGES).map(|change| Event {
             at: change.at,
             kind: EventKind::Breaker,
             text: match &change.reason {
@@ -174,7 +175,6 @@ impl History {
         let mut events: Vec<Event> = kept.events.iter().chain(&kept.bans).cloned().chain(changes).collect();
         drop(kept);
         events.sort_by_key(|event| std::cmp::Reverse(event.at));
-        events.truncate(OTHERS + BANS);
         events
     }
 
@@ -212,7 +212,8 @@ mod tests {
             history.breaker_changed("a", ("closed", "open"), Some("failure_rate"));
         }
         let events = history.events();
-        assert_eq!(events.len(), 1 + BANS + BREAKER_CHANGES);
+        // The page shows 40.
+        assert_eq!(events.len(), 1 + BANS + SHOWN_CHANGES);
         assert_eq!(events.iter().filter(|event| event.kind == EventKind::Reload).count(), 1);
         assert!(events.is_sorted_by(|a, b| a.at >= b.at));
         assert_eq!(history.breaker_changes().len(), BREAKER_CHANGES);

@@ -176,7 +176,7 @@ fn a_client_that_stalls_gets_408_and_the_app_is_not_blamed() {
 
 #[test]
 fn a_body_that_turns_out_too_long_is_413() {
-    with_app("client.max_body = \"1KiB\"\n", async |state, seen| {
+    with_app("client.max_body = \"1KiB\"\nclient.body_timeout = \"2s\"\n", async |state, seen| {
         let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
         for body in [chunk.repeat(2), chunk.repeat(200)] {
             let sent = post("Transfer-Encoding: chunked", &body);

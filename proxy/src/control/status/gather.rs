@@ -386,3 +386,24 @@ fn configuration(state: &State, rules: &Snapshot) -> Configuration {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use outrigger_rules::config::Config;
+
+    use super::*;
+
+    #[test]
+    fn a_warning_shows_no_line_of_the_file() {
+        let file = "[server]\nlisten = \"0.0.0.0:8080\" # secret\n[admin]\nlisten = \"0.0.0.0:9091\" # secret\n";
+        let config = Config::parse(Path::new("proxy.toml"), file, &|_| None).unwrap();
+        for warning in &config.warnings {
+            assert!(!without_source(warning).contains("secret"), "{warning}");
+        }
+        let rendered =
+            "warning: `a` is old\n --> proxy.toml:3:1\n  |\n3 | a = \"secret\"\n  | ^\n  |\n  = hint: write `b`\n";
+        assert_eq!(without_source(rendered), "warning: `a` is old --> proxy.toml:3:1 = hint: write `b`");
+    }
+}

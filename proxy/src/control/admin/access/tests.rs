@@ -188,3 +188,25 @@ fn operators_need_the_token_or_without_one_a_local_connection() {
     }
     assert_eq!(from("198.51.100.8:4000").verdict(Needs::OwnHost, &rules, None, false), Ok(()));
 }
+
+/// Without a token, a connection from this machine is an operator's, unless a proxy has made it for somebody else.
+#[test]
+fn a_forwarded_request_is_no_operators_without_the_token() {
+    let here = rules(&[], false);
+    let act = |line: (&str, &str), token: Option<&str>| {
+        let bearer = ("authorization", "Bearer a-token");
+        verdict(Needs::Operator, &here, "/app/restart", &[("host", "localhost"), bearer, line], token)
+    };
+    for line in [
+        ("forwarded", "for=192.0.2.7"),
+        ("via", "1.1 edge"),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("x-forwarded-host", "a"),
+        ("x-forwarded-proto", "https"),
+        ("x-real-ip", "192.0.2.7"),
+    ] {
+        assert_eq!(act(line, None), 403, "{line:?}");
+        assert_eq!(act(line, Some("a-token")), 200, "{line:?}");
+    }
+    assert_eq!(act(("accept", "*/*"), None), 200);
+}
