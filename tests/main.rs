@@ -64,6 +64,7 @@ mod sessions;
 mod shared_limits;
 mod status;
 mod streams;
+mod traces;
 mod tracing;
 mod uploads;
 mod upstream;

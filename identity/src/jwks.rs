@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::cache::Generations;
 use crate::hash::{client_hash, kind};
+use crate::http_client::{self, ClientError, describe};
 
 /// Minimum time between a fetch and one that an unknown key triggers.
 const FLOOR: Duration = Duration::from_secs(30);
@@ -37,8 +38,7 @@ const UNKNOWN_FOR_S: u64 = 300;
 /// Unknown keys remembered per generation.
 const UNKNOWN_KEYS: usize = 500;
 
-/// Timeouts for connecting, and for the whole fetch.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Timeout for a whole fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A URL at which keys are published, and the keys from there.
@@ -166,24 +166,13 @@ pub enum FetchError {
     },
 }
 
-/// Why keys cannot be fetched from this URL at all.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    /// `https` without certificates to verify the server.
-    #[error("this machine has no CA certificates to verify the server with")]
-    NoRoots,
-    /// The HTTP or TLS library failed to start.
-    #[error("{0}")]
-    Library(String),
-}
-
 impl Source {
     /// Keys for `algorithm` at `url`, which is `http` or `https`. Does not fetch yet.
     ///
     /// # Errors
-    /// [`SourceError`].
-    pub fn new(url: Url, algorithm: Algorithm, refresh_every: Duration) -> Result<Self, SourceError> {
-        let client = client(url.scheme() == "https")?;
+    /// [`ClientError`].
+    pub fn new(url: Url, algorithm: Algorithm, refresh_every: Duration) -> Result<Self, ClientError> {
+        let client = http_client::client(url.scheme() == "https", FETCH_TIMEOUT)?;
         Ok(Self {
             url,
             algorithm,
@@ -324,36 +313,6 @@ impl Source {
             }
         }
     }
-}
-
-fn client(has_tls: bool) -> Result<reqwest::Client, SourceError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if has_tls {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err(SourceError::NoRoots);
-        }
-    }
-    let library = |e: &dyn std::error::Error| SourceError::Library(describe(e));
-    // Chosen explicitly, independent of the process's default provider.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let tls = tls.map_err(|e| library(&e))?.with_root_certificates(roots).with_no_client_auth();
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .tls_backend_preconfigured(tls)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(FETCH_TIMEOUT)
-        .pool_max_idle_per_host(0)
-        .build()
-        .map_err(|e| library(&e))
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn milliseconds(span: Duration) -> u64 {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_rules::sections::log::LogFormat;
 use outrigger_wire::request_id::RequestId;
+use outrigger_wire::trace_context::{SpanId, TraceId};
 use serde::Serialize;
 
 use crate::outcome::Outcome;
@@ -49,6 +50,10 @@ pub struct Line {
     pub request_bytes: u64,
     /// The size of the response body, in bytes.
     pub body_bytes: u64,
+    /// Its trace: the caller's, or one that was begun here.
+    pub trace_id: Option<TraceId>,
+    /// Its span, if it is recorded.
+    pub span_id: Option<SpanId>,
 }
 
 #[derive(Serialize)]
@@ -76,6 +81,10 @@ struct Shown<'a> {
     attempts: u32,
     request_bytes: u64,
     body_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<String>,
 }
 
 /// In milliseconds, to the microsecond.
@@ -112,6 +121,8 @@ impl Line {
                     attempts: self.attempts,
                     request_bytes: self.request_bytes,
                     body_bytes: self.body_bytes,
+                    trace_id: self.trace_id.map(|id| id.to_string()),
+                    span_id: self.span_id.map(|id| id.to_string()),
                 };
                 serde_json::to_writer(&mut *out, &shown)?;
                 out.write_all(b"\n")
@@ -119,7 +130,7 @@ impl Line {
             LogFormat::Text => writeln!(
                 out,
                 "{timestamp:.6}  INFO request {} {} {:?} -> {} {} in {:.3} ms route={} request_id={} queue_ms={:.3}{}{} \
-                 attempts={} request_bytes={} body_bytes={}{}{}",
+                 attempts={} request_bytes={} body_bytes={}{}{}{}{}",
                 self.client,
                 self.method,
                 self.path,
@@ -136,6 +147,8 @@ impl Line {
                 self.body_bytes,
                 self.reason.map_or_else(String::new, |reason| format!(" reason={reason}")),
                 self.limit.as_ref().map_or_else(String::new, |limit| format!(" limit={limit}")),
+                self.trace_id.map_or_else(String::new, |id| format!(" trace_id={id}")),
+                self.span_id.map_or_else(String::new, |id| format!(" span_id={id}")),
             ),
         }
     }
@@ -164,6 +177,8 @@ mod tests {
             attempts: 2,
             request_bytes: 5,
             body_bytes: 7,
+            trace_id: Some(TraceId(10)),
+            span_id: Some(SpanId(11)),
         }
     }
 

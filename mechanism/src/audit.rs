@@ -32,7 +32,7 @@ use outrigger_trail::keys::{KEYS, MasterKeys};
 use outrigger_trail::local;
 
 pub use crate::audit::basis::AuditBasis;
-pub use crate::audit::event::{Act, Captured, Event, Item, Who, trace_id};
+pub use crate::audit::event::{Act, Captured, Event, Item, Who};
 pub use crate::audit::queue::{Authority, Command, ForgetError, Trail, is_worker};
 pub use crate::audit::receipt::{Done, Receipt};
 use crate::audit::writer::Writer;

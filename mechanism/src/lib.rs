@@ -17,3 +17,4 @@ pub mod log;
 pub mod machines;
 pub mod outcome;
 pub mod peers;
+pub mod traces;

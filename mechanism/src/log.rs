@@ -291,7 +291,7 @@ fn filter(level: LogLevel) -> EnvFilter {
         LogLevel::Debug => "debug",
     };
     EnvFilter::new(format!(
-        "{level},pingora_core=off,pingora_proxy=off,pingora_pool=off,pingora_load_balancing=off,hickory_proto=off,hickory_net=off,hickory_resolver=off,h2=off,hyper=off"
+        "{level},pingora_core=off,pingora_proxy=off,pingora_pool=off,pingora_load_balancing=off,hickory_proto=off,hickory_net=off,hickory_resolver=off,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,reqwest=off"
     ))
 }
 
@@ -322,6 +322,8 @@ mod tests {
             attempts: 1,
             request_bytes: 0,
             body_bytes: 0,
+            trace_id: None,
+            span_id: None,
         }))
     }
 

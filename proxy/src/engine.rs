@@ -19,3 +19,4 @@ pub mod retries;
 pub mod stages;
 pub mod state;
 pub mod steps;
+pub mod traces;

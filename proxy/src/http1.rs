@@ -207,8 +207,9 @@ impl Lane<'_> {
         }
         // The session's home declined it: the stages decide again, as the request is served here now.
         let Exchange { started, request_id, .. } = prepared.exchange;
+        let traced = std::mem::take(&mut prepared.exchange.traced);
         let clients_time = self.upload.as_ref().map_or(Duration::ZERO, |upload| upload.clients_time);
-        let earlier = Earlier { started, request_id, clients_time };
+        let earlier = Earlier { started, request_id, clients_time, traced };
         let local = self.stream.addresses().map(|(local, _)| local);
         let version = self.stream.version(head);
         let received = Received { head, version, origin, body: self.upload.as_ref(), local };

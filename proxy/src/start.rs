@@ -1,6 +1,7 @@
 //! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
 mod shutdown;
+mod traces;
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use crate::engine::exchange::Listener;
 use crate::engine::history::EventKind;
 use crate::engine::metrics::Metrics;
 use crate::engine::notices;
+use crate::engine::receipts;
 use crate::engine::stages::hold;
 use crate::engine::state::State;
 use crate::mechanism::audit::{self, AuditBasis, Trail, upkeep};
@@ -106,7 +108,10 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     let workers = config.server.threads;
     let trail = AuditBasis::of(config).map(|basis| Trail::new(basis, workers, metrics.audit.clone()));
     let (trail, commands) = trail.unzip();
-    let state = Arc::new(State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail.map(Arc::new)));
+    let (traces, exporter) = traces::begin(config, &metrics, &runtime).unzip();
+    let mut state = State::with_trail(checked, metrics, AccessLog::new(queue.clone()), trail.map(Arc::new));
+    state.traces = traces;
+    let state = Arc::new(state);
     state.history.add(EventKind::Start, "Outrigger has started");
     state.exhaustion.set_files_allowed(files_allowed);
     start_audit_log(&state, commands)?;
@@ -124,6 +129,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
         let watched = reload::Watched { file: file.to_owned(), given: launch.given };
         tokio::spawn(reload::watch(watched, read, Arc::clone(&state), level));
         start_background_tasks(&state);
+        let exporting = exporter.map(|exporter| tokio::spawn(exporter.run()));
         tracing::info!(
             listen = %server.listen,
             h2c_listen = server.h2c_listen.map(|a| a.to_string()),
@@ -134,7 +140,9 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
             version = env!("CARGO_PKG_VERSION"),
             "outrigger serves"
         );
-        serve(&state, &leaving, &closing, &mut signals, driver.zip(app)).await
+        let result = serve(&state, &leaving, &closing, &mut signals, driver.zip(app)).await;
+        traces::end(&state, exporting).await;
+        result
     });
     if let Some(trail) = &state.trail {
         notices::process(&state, "stop");
@@ -201,15 +209,6 @@ fn start_audit_log(state: &State, commands: Option<Receiver<audit::Command>>) ->
     Ok(())
 }
 
-/// Removes receipts whose time is over.
-async fn expire_receipts(state: Arc<State>) {
-    const EVERY: Duration = Duration::from_secs(30);
-    loop {
-        tokio::time::sleep(EVERY).await;
-        state.receipts.expire(state.rules.load().config.receipts.keep);
-    }
-}
-
 /// Starts the tasks that run for the life of the process.
 fn start_background_tasks(state: &Arc<State>) {
     let shared = || Arc::clone(state);
@@ -222,7 +221,7 @@ fn start_background_tasks(state: &Arc<State>) {
         let (moved, failures) = (Arc::clone(&shared().app_moved), shared().metrics.upstream.names_failed.clone());
         tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
     }
-    tokio::spawn(expire_receipts(shared()));
+    tokio::spawn(receipts::keep_expiring(shared()));
     if let Some(peers) = &state.peers {
         tokio::spawn(peers::probe::keep_resolving(Arc::clone(peers)));
         let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());

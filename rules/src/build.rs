@@ -68,7 +68,6 @@ impl Builder<'_> {
             self.gate(&raw.admission, raw.app.max_held),
             self.abuse(&raw.abuse),
         );
-        let receipts = self.receipts(&raw.receipts);
         let faults = self.faults(&raw.faults, &routes);
         let machine = raw.server.machine.as_deref();
         let audit = self.audit(&raw.audit, machine, &raw.identity.key_field.0.0);
@@ -96,7 +95,8 @@ impl Builder<'_> {
             abuse,
             breakers,
             retry,
-            receipts,
+            receipts: self.receipts(&raw.receipts),
+            traces: self.traces(&raw.traces),
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
             this,

@@ -25,6 +25,7 @@ use crate::sections::receipts::ReceiptRules;
 use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
 use crate::sections::run::RunRules;
+use crate::sections::traces::{Export, TraceRules};
 use crate::units::AppAddress;
 
 /// The checked configuration of the proxy.
@@ -72,6 +73,8 @@ pub struct Config {
     pub retry: RetryRules,
     /// Receipts.
     pub receipts: ReceiptRules,
+    /// Traces; `None` without a collector.
+    pub traces: Option<TraceRules>,
     /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.
@@ -172,7 +175,8 @@ impl Config {
         &self.flags[feature as usize]
     }
 
-    fn machine(&self) -> Option<&str> {
+    /// The name of this Machine.
+    pub fn machine(&self) -> Option<&str> {
         self.this.as_ref().map(|this| &*this.name)
     }
 
@@ -182,6 +186,10 @@ impl Config {
 
     fn audit_at_start(&self) -> Option<AtStart<'_>> {
         self.audit.as_ref().map(AuditRules::at_start)
+    }
+
+    fn trace_export(&self) -> Option<&Export> {
+        self.traces.as_ref().map(|traces| &traces.export)
     }
 
     /// Keys that differ in `next` and cannot change while the process runs.
@@ -198,6 +206,7 @@ impl Config {
             (self.machine() != next.machine(), "server.machine"),
             (self.peers_at_start() != next.peers_at_start(), "peers"),
             (self.audit_at_start() != next.audit_at_start(), "audit"),
+            (self.trace_export() != next.trace_export(), "traces"),
         ];
         changes.into_iter().filter(|(changed, _)| *changed).map(|(_, key)| key).collect()
     }

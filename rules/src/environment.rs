@@ -42,6 +42,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_TRUSTED", "identity", "trusted"),
     ("OUTRIGGER_LOG_FORMAT", "log", "format"),
     ("OUTRIGGER_LOG_LEVEL", "log", "level"),
+    ("OUTRIGGER_TRACES_ENDPOINT", "traces", "endpoint"),
 ];
 
 /// Variables with another meaning: the path of the file, and secrets, which no file should contain.
@@ -100,7 +101,7 @@ const REMOVED_VARIABLES: [(&str, &str); 1] = [(
 const REMOVED: [(&str, &str, &str); 1] = [(
     "headers",
     "traceparent",
-    "remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever added",
+    "remove it: a client's traceparent is always forwarded, unless [traces] records the request",
 )];
 
 /// Reads an environment variable; a parameter, so that tests can replace it.

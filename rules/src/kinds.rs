@@ -11,6 +11,7 @@ use outrigger_policy::tier::{Multiplier, Tier};
 
 use crate::sections::edge::EdgeName;
 use crate::sections::health::Check;
+use crate::sections::traces::CollectorUrl;
 use crate::units::{
     AppAddress, CallWindow, FieldName, JwksUrl, MetricsUrl, OptionalRate, OptionalShare, OptionalSize, OptionalSpan,
     Share, Size, Span,
@@ -69,6 +70,11 @@ pub const KINDS: &[Kind] = &[
         "jwks-url",
         "an http or https URL without user, password and fragment",
         r#"write "https://login.example.com/.well-known/jwks.json", for example"#,
+    ),
+    Kind::of::<CollectorUrl>(
+        "collector-url",
+        "an http or https URL without user, password, query and fragment",
+        r#"write "http://localhost:4317", for example"#,
     ),
     Kind::of::<Share>("share", "a share above zero", r#"write "50%" or "2.5%""#),
     Kind::of::<OptionalShare>(

@@ -26,3 +26,4 @@ pub mod routes;
 pub mod run;
 pub mod server;
 pub mod tiers;
+pub mod traces;

@@ -28,6 +28,7 @@ use crate::sections::routes::Route;
 use crate::sections::run::Run;
 use crate::sections::server::Server;
 use crate::sections::tiers::Tiers;
+use crate::sections::traces::Traces;
 
 /// The configuration of an Outrigger proxy.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -73,6 +74,8 @@ pub struct Raw {
     pub audit: Audit,
     /// Receipts of requests, for `outrigger why`.
     pub receipts: Receipts,
+    /// OpenTelemetry traces. Changes of `sample` and `follow_parent` are live; the others need a restart.
+    pub traces: Traces,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.

@@ -1,5 +1,5 @@
-//! Headers that tell the app about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239). `traceparent` and `tracestate` pass
-//! unchanged. Pure: a request in, headers out.
+//! Headers that tell the app about the client: `X-Forwarded-…`, `Forwarded` (RFC 7239). `tracestate` passes unchanged, and
+//! `traceparent` unless the request is recorded. Pure: a request in, headers out.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use http::{HeaderName, Version, header};
 
 use crate::client_address::{AddressSource, Edge, Sender};
-use crate::names::{X_FORWARDED_FOR, X_OUTRIGGER_MACHINE, X_REQUEST_ID, X_REQUEST_TIMEOUT_MS};
+use crate::names::{TRACEPARENT, X_FORWARDED_FOR, X_OUTRIGGER_MACHINE, X_REQUEST_ID, X_REQUEST_TIMEOUT_MS};
 use crate::request::Request;
 use crate::request_id::RequestId;
+use crate::trace_context::TraceParent;
 use crate::via::{self, Pseudonym};
 
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -56,6 +57,8 @@ pub struct Forwarding<'a> {
     pub request_id: Option<&'a RequestId>,
     /// The home Machine of the session, if the app gets it.
     pub keeper: Option<&'a str>,
+    /// The span that the app's belong to, if the request is recorded.
+    pub trace: Option<TraceParent>,
     /// The time until the deadline; `None` for a stream, which has none.
     pub time_left: Option<Duration>,
 }
@@ -124,6 +127,9 @@ impl Added {
         if let Some(name) = forwarding.keeper {
             self.add(&X_OUTRIGGER_MACHINE, |text| text.extend_from_slice(name.as_bytes()));
         }
+        if let Some(trace) = forwarding.trace {
+            self.add(&TRACEPARENT, |text| text.extend_from_slice(trace.header().as_bytes()));
+        }
         if let Some(left) = forwarding.time_left {
             // The last header: it is rewritten for requests that waited. Writing into a vector cannot fail.
             let left = whole_milliseconds(left);
@@ -151,6 +157,11 @@ impl Added {
 /// Rounded up, so that 0 means that no time is left.
 pub fn whole_milliseconds(left: Duration) -> u128 {
     left.as_nanos().div_ceil(1_000_000)
+}
+
+/// The client's scheme as a trusted sender names it.
+pub fn scheme(request: &Request<'_>, sender: Sender, edge: &Edge) -> &'static str {
+    if proto(request, sender, edge) == b"https" { "https" } else { "http" }
 }
 
 /// The client's scheme as a trusted sender names it: only `http` or `https`.

@@ -9,7 +9,7 @@
 //! path        the ways in which an app may read a path                 cookies     the session cookie in header values
 //! client_address   the header that names the client, and its senders   via         `Via` and `CDN-Loop`
 //! headers     which headers pass, in both directions: the table        sieve       which senders may set a request header
-//! forwarding  which headers are added for the app
+//! forwarding  which headers are added for the app                      trace_context  W3C Trace Context
 //! http2       frames and compressed header sections
 //! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
@@ -34,4 +34,5 @@ pub mod rewrite;
 pub mod scan;
 pub mod sieve;
 mod structured;
+pub mod trace_context;
 pub mod via;

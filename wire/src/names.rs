@@ -20,3 +20,5 @@ pub static FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 pub static FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 /// In a response: asks Fly's edge to send the request to another Machine.
 pub static FLY_REPLAY: HeaderName = HeaderName::from_static("fly-replay");
+/// The caller's span (W3C Trace Context).
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

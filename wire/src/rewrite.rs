@@ -9,10 +9,11 @@ use bytes::{BufMut, BytesMut};
 
 use crate::forwarding::{self, Added};
 use crate::headers::{self, Named, RequestHeaders, ResponseHeaders, Verdict};
-use crate::names::{X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_TIMEOUT_MS};
+use crate::names::{TRACEPARENT, X_OUTRIGGER_HOP, X_OUTRIGGER_REFUSED, X_REQUEST_TIMEOUT_MS};
 use crate::request::Fields;
 use crate::scan::Framing;
 use crate::sieve::{Removed, Sieve};
+use crate::trace_context::SpanId;
 use crate::{cookies, ratelimit, retry_after};
 
 /// Maximum size in bytes of the header section of a response, with its status line.
@@ -103,6 +104,19 @@ pub fn set_timeout(head: &mut BytesMut, left: Duration) {
     if is_last {
         head.truncate(start + name.len() + 2);
         head.put_slice(format!("{}\r\n\r\n", forwarding::whole_milliseconds(left)).as_bytes());
+    }
+}
+
+/// Names another span of the same trace in a head of [`write_request`] that has a `traceparent` of ours.
+pub fn set_span(head: &mut BytesMut, span: SpanId) {
+    /// Where the id of the span begins in the header's value.
+    const AT: usize = 36;
+    let field = [b"\r\n", TRACEPARENT.as_str().as_bytes(), b": 00-"].concat();
+    let Some(start) = memchr::memmem::rfind(head, &field) else { return };
+    let at = start + field.len() - 3 + AT;
+    let id = span.to_string();
+    if let Some(place) = head.get_mut(at..at + id.len()) {
+        place.copy_from_slice(id.as_bytes());
     }
 }
 

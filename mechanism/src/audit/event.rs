@@ -182,35 +182,3 @@ impl Captured {
         Self { resource, headers }
     }
 }
-
-/// Returns the trace id of a `traceparent` header (W3C Trace Context, version 00); `None` if it is invalid.
-pub fn trace_id(field: &[u8]) -> Option<[u8; 16]> {
-    let digits = field.get(3..35)?;
-    if field.len() < 55 || field[2] != b'-' || field[35] != b'-' {
-        return None;
-    }
-    let mut id = [0; 16];
-    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Some(c - b'0'),
-            b'a'..=b'f' => Some(c - b'a' + 10),
-            _ => None,
-        };
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    (id != [0; 16]).then_some(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_traceparent_names_a_trace() {
-        let good = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(trace_id(good).map(u128::from_be_bytes), Some(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c));
-        for bad in [&b""[..], b"00-xyz", &good[..54], b"00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
-            assert_eq!(trace_id(bad), None);
-        }
-    }
-}

@@ -49,8 +49,11 @@ struct Family<'p> {
     samples: Vec<Sample<'p>>,
 }
 
+/// Exemplars, by the samples to which they belong, as the page has them: `name{label="value"}`.
+pub type Exemplars = HashMap<String, String>;
+
 /// Translates a valid page of the text format 0.0.4.
-pub fn translate(page: &str) -> String {
+pub fn translate(page: &str, exemplars: &Exemplars) -> String {
     let families = families(page);
     let mut claims: HashMap<String, u32> = HashMap::new();
     for name in families.iter().flat_map(Family::claims) {
@@ -60,7 +63,7 @@ pub fn translate(page: &str) -> String {
     for family in &families {
         let is_alone = family.claims().all(|name| claims.get(&name) == Some(&1));
         match family.series().filter(|_| is_alone) {
-            Some(series) => family.write(&mut out, &series),
+            Some(series) => family.write(&mut out, &series, exemplars),
             None => family.write_unknown(&mut out),
         }
     }
@@ -175,10 +178,15 @@ impl<'p> Family<'p> {
         is_whole && ascends && is_positive && all.is_some() && count == all && of("_sum").count() == 1
     }
 
-    fn write(&self, out: &mut String, series: &[Vec<&Sample<'_>>]) {
+    fn write(&self, out: &mut String, series: &[Vec<&Sample<'_>>], exemplars: &Exemplars) {
         write_head(out, self.shown_name(), self.kind, self.help);
         for sample in series.iter().flatten() {
             write_sample(out, sample, self.kind);
+            if self.kind == FamilyType::Histogram && !exemplars.is_empty() {
+                let exemplar = exemplars.get(&as_written(sample));
+                exemplar.iter().for_each(|exemplar| out.extend([" # ", exemplar]));
+            }
+            out.push('\n');
         }
     }
 
@@ -190,7 +198,10 @@ impl<'p> Family<'p> {
         }
         for (name, samples) in names {
             write_head(out, name, FamilyType::Untyped, self.help);
-            samples.iter().for_each(|sample| write_sample(out, sample, FamilyType::Untyped));
+            for sample in samples {
+                write_sample(out, sample, FamilyType::Untyped);
+                out.push('\n');
+            }
         }
     }
 }
@@ -234,7 +245,12 @@ fn write_sample(out: &mut String, sample: &Sample<'_>, kind: FamilyType) {
         let milliseconds = milliseconds.unsigned_abs();
         let _ = write!(out, " {sign}{}.{:03}", milliseconds / 1000, milliseconds % 1000);
     }
-    out.push('\n');
+}
+
+/// A sample's name and labels as in the page.
+fn as_written(sample: &Sample<'_>) -> String {
+    let labels: Vec<String> = sample.labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+    format!("{}{{{}}}", sample.name, labels.join(","))
 }
 
 /// A bound of a bucket or a quantile in the one form that OpenMetrics allows: `1.0`, `+Inf`, `1e-05`, `1e+06`.

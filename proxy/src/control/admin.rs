@@ -131,8 +131,17 @@ impl Pages {
                 off_thread(move || merge(&state, of_app)).await
             }
         });
-        Self { own: Formats::of(own), merged: Formats::of(merged) }
+        Self { own: Formats::of(own, state), merged: Formats::of(merged, state) }
     }
+}
+
+/// Recorded requests, as examples of durations.
+fn exemplars(state: &State) -> openmetrics::Exemplars {
+    let mut exemplars = openmetrics::Exemplars::new();
+    for route in &state.rules.load().route_metrics {
+        route.each_exemplar(|sample, exemplar| drop(exemplars.insert(sample, exemplar)));
+    }
+    exemplars
 }
 
 /// A page in both formats.
@@ -143,13 +152,14 @@ struct Formats {
 }
 
 impl Formats {
-    fn of(text: Arc<Page>) -> Self {
-        let source = Arc::clone(&text);
+    fn of(text: Arc<Page>, state: &Arc<State>) -> Self {
+        let (source, state) = (Arc::clone(&text), Arc::clone(state));
         let openmetrics = Page::start(move || {
-            let source = Arc::clone(&source);
+            let (source, state) = (Arc::clone(&source), Arc::clone(&state));
             async move {
                 let page = source.get().await.ok_or(NoPage::Source)?;
-                off_thread(move || Ok(openmetrics::translate(&String::from_utf8_lossy(&page)))).await
+                off_thread(move || Ok(openmetrics::translate(&String::from_utf8_lossy(&page), &exemplars(&state))))
+                    .await
             }
         });
         Self { text, openmetrics }

@@ -28,6 +28,7 @@ use crate::mechanism::gate::{Permit, Waiting};
 use crate::mechanism::limits::Shown;
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::{self, Hop};
+use crate::mechanism::traces::{Recording, Traced};
 
 /// A request, its response, and the decisions about them.
 #[derive(Debug)]
@@ -115,6 +116,8 @@ pub struct Exchange {
     pub permit: Option<Permit>,
     /// Its place in the queue for a permit.
     pub waiting: Option<Waiting>,
+    /// Its trace.
+    pub traced: Traced,
     /// Its unusual steps, for its receipt.
     pub steps: Steps,
     /// The rule that rejected it or by which it failed, and its numbers then.
@@ -169,6 +172,7 @@ impl Exchange {
             with_via: config.headers.via,
             request_id: config.headers.request_id.then_some(&self.request_id),
             keeper: if self.sticky.is_enforced() { self.sticky.keeper(&config.this) } else { None },
+            trace: self.traced.peek().map(Recording::context),
             time_left: (self.kind == Kind::Plain).then(|| self.deadline.saturating_duration_since(now)),
         }
     }
@@ -219,6 +223,7 @@ impl Exchange {
             is_beyond_monitored: false,
             permit: None,
             waiting: None,
+            traced: Traced::No,
             steps: Steps::default(),
             evidence: None,
         }

@@ -4,6 +4,7 @@
 //! configuration is loaded, so that counting is one addition.
 
 pub mod config;
+pub mod exemplars;
 pub mod identity;
 pub mod process;
 pub mod rejections;
@@ -31,6 +32,7 @@ use crate::mechanism::gate::metrics::GateMetrics;
 use crate::mechanism::limits::metrics::LimitsMetrics;
 use crate::mechanism::log::LogMetrics;
 use crate::mechanism::peers::metrics::PeerMetrics;
+use crate::mechanism::traces::metrics::TraceMetrics;
 use crate::transport::body_memory::BodyMemoryMetrics;
 use crate::transport::upstream::metrics::UpstreamMetrics;
 
@@ -120,6 +122,8 @@ pub struct Metrics {
     pub claims: ClaimsMetrics,
     /// The audit log.
     pub audit: AuditMetrics,
+    /// Traces.
+    pub traces: TraceMetrics,
     /// Logs.
     pub log: LogMetrics,
     /// The app's metrics.
@@ -165,6 +169,7 @@ impl Metrics {
             identity: IdentityMetrics::new(&declare)?,
             claims: ClaimsMetrics::new(&declare)?,
             audit: AuditMetrics::new(&declare)?,
+            traces: TraceMetrics::new(&declare)?,
             log: LogMetrics::new(&declare)?,
             exposition: ExpositionMetrics::new(&declare)?,
             config: ConfigMetrics::new(&declare)?,

@@ -361,6 +361,15 @@ pub fn record_unparsed(
     state.receipts.add(receipt, true, max);
 }
 
+/// Removes receipts whose time is over, for the life of the process.
+pub async fn keep_expiring(state: Arc<State>) {
+    const EVERY: Duration = Duration::from_secs(30);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        state.receipts.expire(state.rules.load().config.receipts.keep);
+    }
+}
+
 /// The client, by its address if it was not identified.
 fn identified(client: &Client) -> Client {
     let id = if client.id == 0 { Client::hash_of(client.address) } else { client.id };

@@ -17,6 +17,7 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
 use crate::engine::state::State;
+use crate::engine::traces;
 use crate::mechanism::access_log::Line;
 use crate::mechanism::outcome::Outcome;
 
@@ -148,9 +149,8 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     audit::ended(state, exchange, audit::End { outcome, client_left: ending.client_left, at: ended });
     let status = if outcome == Outcome::ClientClosed { CLIENT_CLOSED_REQUEST } else { exchange.status };
     receipts::record(state, exchange, &receipts::Ended { outcome, duration, status, method, path });
+    let reason = exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
     if exchange.rules.config.log.access {
-        let reason =
-            exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
         state.access_log.write(Line {
             time: SystemTime::now(),
             request_id: exchange.request_id,
@@ -169,8 +169,12 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             attempts: exchange.attempts.made(),
             request_bytes: ending.request_bytes,
             body_bytes: ending.body_bytes,
+            trace_id: exchange.traced.trace_id(),
+            span_id: exchange.traced.peek().map(|recording| recording.span_id),
         });
     }
+    let bytes = (ending.request_bytes, ending.body_bytes);
+    traces::ended(state, exchange, &traces::Ended { at: ended, outcome, method, path, reason, bytes });
 }
 
 /// Counts a rejection of what never became a request; returns the whole response.
@@ -217,6 +221,8 @@ pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: Reques
             attempts: 0,
             request_bytes: 0,
             body_bytes: 0,
+            trace_id: None,
+            span_id: None,
         });
     }
 }

@@ -18,12 +18,14 @@ use outrigger_wire::request::Request;
 use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
+use crate::engine::traces;
 
 /// One check of a request: passes it on, or returns a rejection.
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
-pub const STAGES: [Stage; 14] = [
+pub const STAGES: [Stage; 15] = [
+    traces::choose,
     identify::client,
     via::check,
     route::choose,

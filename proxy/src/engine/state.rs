@@ -33,6 +33,7 @@ use crate::mechanism::limits::table::Table;
 use crate::mechanism::log::AccessLog;
 use crate::mechanism::machines::Machines;
 use crate::mechanism::peers::Peers;
+use crate::mechanism::traces::Traces;
 use crate::transport::body_memory::BodyMemory;
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::exhaustion::Exhaustion;
@@ -121,6 +122,8 @@ pub struct State {
     pub peers: Option<Arc<Peers>>,
     /// The audit log, if there is one.
     pub trail: Option<Arc<Trail>>,
+    /// Traces on their way to the collector, if there is one.
+    pub traces: Option<Traces>,
     /// The latest events, for operators.
     pub history: History,
     retries: Mutex<Budget>,
@@ -162,6 +165,7 @@ impl State {
             pseudonym: Pseudonym::fresh(),
             peers,
             trail,
+            traces: None,
             history: History::default(),
             retries: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),

@@ -16,6 +16,7 @@ use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{failover, faults, hold};
 use crate::engine::state::State;
+use crate::engine::traces;
 
 /// Takes an event, and returns the driver's next action.
 #[inline]
@@ -34,6 +35,7 @@ pub fn happened(state: &State, exchange: &mut Exchange, event: Event) -> Next {
             }
         }
     };
+    traces::happened(exchange, event, next);
     if is_unusual(event, next) {
         exchange.steps.add(exchange.started, Noted::Attempt(event, next));
     }

@@ -19,6 +19,7 @@ use crate::engine::retries;
 use crate::engine::stages::admit::NoTurn;
 use crate::engine::stages::{admit, hold};
 use crate::engine::steps::{self, Fault};
+use crate::engine::traces;
 use crate::http1::buffers::{recycle, scratch};
 use crate::http1::upload::Upload;
 use crate::http1::{Answered, Broken, Lane};
@@ -84,7 +85,10 @@ impl Lane<'_> {
             }
             let went = match next {
                 Next::Ask { .. } => self.ask_app(exchange, &mut attempt).await,
-                Next::Replace => self.ask_on_new_connection(exchange, &mut attempt).await,
+                Next::Replace => {
+                    traces::attempt_begins(exchange, attempt.head, None);
+                    self.ask_on_new_connection(exchange, &mut attempt).await
+                }
                 Next::Probe { .. } => self.probe(exchange, &mut attempt).await,
                 Next::Wait => Went::Next(self.wait_for_app(exchange, &mut attempt).await?),
                 Next::AskPeer => return Err(Broken::Moved),
@@ -111,7 +115,11 @@ impl Lane<'_> {
 
     /// One attempt, on an open or kept connection if there is one.
     async fn ask_app(&mut self, exchange: &mut Exchange, attempt: &mut Attempt<'_>) -> Went {
-        match steps::enter(self.state, exchange, attempt.now) {
+        let entered = steps::enter(self.state, exchange, attempt.now);
+        if entered.is_ok() {
+            traces::attempt_begins(exchange, attempt.head, None);
+        }
+        match entered {
             Ok(None) => {}
             Ok(Some(fault)) => {
                 if let Some(next) = self.inject(exchange, attempt, fault).await {
@@ -326,6 +334,7 @@ impl Lane<'_> {
         let began = Instant::now();
         let turn = self.wait_in_queue(waiting, exchange).await;
         exchange.queued += began.elapsed();
+        traces::waited(exchange, began);
         turn
     }
 

@@ -21,6 +21,7 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::reply;
 use crate::engine::stages;
 use crate::engine::steps;
+use crate::engine::traces;
 use crate::http1::attempts::not_connected;
 use crate::http1::buffers::{recycle, scratch};
 use crate::http1::request::{Prepared, path_of};
@@ -100,6 +101,7 @@ impl Lane<'_> {
         if exchange.deadline <= exchange.asked_at {
             return self.after_peer(exchange, Event::Expired, "".into());
         }
+        traces::attempt_begins(exchange, head, Some(&peer.name));
         let Some(hop) = self.hop(exchange, head, peer, kind) else {
             return self.after_peer(exchange, Event::PeerDeclined, "".into());
         };

@@ -19,9 +19,11 @@ use crate::engine::rejection::{Problem, Rejection};
 use crate::engine::stages;
 use crate::engine::stages::{breakers, failover};
 use crate::engine::state::State;
+use crate::engine::traces;
 use crate::http1::Origin;
 use crate::http1::buffers::scratch;
 use crate::http1::upload::Upload;
+use crate::mechanism::traces::Traced;
 
 /// A request after the stages.
 pub(super) struct Prepared {
@@ -47,12 +49,14 @@ pub(super) struct Received<'a> {
 }
 
 /// Kept of a request that its session's home declined.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Earlier {
     pub(super) started: Instant,
     pub(super) request_id: RequestId,
     /// The time in which the client sent the body, which is not the app's.
     pub(super) clients_time: Duration,
+    /// Its trace.
+    pub(super) traced: Traced,
 }
 
 /// Runs the stages and writes the head for the app; nothing here waits. All of it is on the stack of one call, so that an idle
@@ -61,7 +65,7 @@ pub(super) fn prepare(
     state: &State,
     bytes: &[u8],
     Received { head, version, origin, body, local }: Received<'_>,
-    earlier: Option<Earlier>,
+    mut earlier: Option<Earlier>,
 ) -> Option<Prepared> {
     thread_local! {
         static ADDED: RefCell<Added> = RefCell::default();
@@ -91,16 +95,18 @@ pub(super) fn prepare(
     let mut exchange = Exchange::new(state.rules.load_full());
     exchange.connected = origin.client;
     exchange.listener = origin.listener;
-    if let Some(earlier) = earlier {
+    if let Some(earlier) = &mut earlier {
         exchange.has_lost_home = true;
         exchange.started = earlier.started;
+        exchange.traced = std::mem::take(&mut earlier.traced);
     }
     exchange.in_flight = Some(state.enter());
     let verdict = match body {
         None => stages::decide(state, &request, &mut exchange),
         Some(body) => decide_with_body(state, &request, &mut exchange, body),
     };
-    if let Some(earlier) = earlier {
+    traces::received(&mut exchange, &request, version);
+    if let Some(earlier) = &earlier {
         exchange.request_id = earlier.request_id;
         exchange.deadline += earlier.clients_time;
     }

@@ -61,7 +61,7 @@ fn a_key_that_is_gone_is_accepted_with_a_warning() {
     3 | traceparent = true
       | ^^^^^^^^^^^
       |
-      = hint: remove it: a traceparent that a client sends is always forwarded unchanged, and none is ever added
+      = hint: remove it: a client's traceparent is always forwarded, unless [traces] records the request
     ");
     assert!(load("", &[]).unwrap().warnings.is_empty());
 }

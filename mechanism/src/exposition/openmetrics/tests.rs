@@ -42,7 +42,7 @@ fn families_are_said_in_openmetrics() {
                 # TYPE h_seconds histogram\nh_seconds_bucket{le=\"0.0005\"} 1\nh_seconds_bucket{le=\"1\"} 2\n\
                 h_seconds_bucket{le=\"1000000\"} 2\nh_seconds_bucket{le=\"+Inf\"} 3\nh_seconds_sum 9\nh_seconds_count 3\n\
                 # TYPE s summary\ns{quantile=\"1\"} 5\ns_count 2\ns{x=\"1\",quantile=\"0.5\"} 6\ns_sum 7\n";
-    insta::assert_snapshot!(translate(page), @r#"
+    insta::assert_snapshot!(translate(page, &Exemplars::new()), @r#"
     # TYPE a_seconds counter
     # UNIT a_seconds seconds
     # HELP a_seconds Time \"spent\".
@@ -69,7 +69,7 @@ fn families_are_said_in_openmetrics() {
     s{x="1",quantile="0.5"} 6
     # EOF
     "#);
-    assert_eq!(translate(""), "# EOF\n");
+    assert_eq!(translate("", &Exemplars::new()), "# EOF\n");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn what_openmetrics_does_not_allow_loses_its_type_and_no_sample() {
         "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 2\n",
         "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_count 1\n",
     ] {
-        let shown = translate(page);
+        let shown = translate(page, &Exemplars::new());
         let samples = |page: &str| page.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(samples(page), samples(&shown), "{shown}");
         assert!(
@@ -105,4 +105,15 @@ fn what_openmetrics_does_not_allow_loses_its_type_and_no_sample() {
             assert!(!shown.contains(&format!(" {kind}\n")), "{shown}");
         }
     }
+}
+
+#[test]
+fn a_bucket_may_have_an_exemplar() {
+    let page = "# TYPE a_seconds histogram\na_seconds_bucket{route=\"x\",le=\"1\"} 1\na_seconds_bucket{route=\"x\",le=\"+Inf\"} 1\n\
+                a_seconds_sum{route=\"x\"} 0.5\na_seconds_count{route=\"x\"} 1\n";
+    let exemplar = "{trace_id=\"1\"} 0.5 1.000";
+    let exemplars = [("a_seconds_bucket{route=\"x\",le=\"1\"}".to_owned(), exemplar.to_owned())].into();
+    let shown = translate(page, &exemplars);
+    assert!(shown.contains("a_seconds_bucket{route=\"x\",le=\"1.0\"} 1 # {trace_id=\"1\"} 0.5 1.000\n"), "{shown}");
+    assert_eq!(shown.matches(" # ").count(), 1);
 }

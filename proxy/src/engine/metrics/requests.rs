@@ -6,11 +6,16 @@ use std::time::Duration;
 use http::Method;
 use outrigger_metrics::{Declare, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result, cumulative};
 use outrigger_policy::priority::Priority;
+use outrigger_wire::trace_context::{SpanId, TraceId};
 
+use crate::engine::metrics::exemplars::Exemplars;
 use crate::mechanism::outcome::Outcome;
 
 /// Upper bounds in seconds for connections that stay open: event streams and upgraded connections, from a second to a day.
 const STREAM_BUCKETS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0];
+
+/// The histogram that has exemplars.
+const DURATIONS: &str = "outrigger_request_duration_seconds";
 
 /// A response that stays open for as long as both sides like: its duration says nothing about how quickly the app responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +177,7 @@ pub struct RouteMetrics {
     timed: [OnceLock<Histogram>; Outcome::ALL.len()],
     streamed: [OnceLock<Histogram>; StreamKind::ALL.len()],
     responses: [[OnceLock<IntCounter>; StatusClass::ALL.len()]; MethodLabel::ALL.len()],
+    exemplars: [OnceLock<Exemplars>; Outcome::ALL.len()],
     first_byte: OnceLock<Histogram>,
     received: OnceLock<IntCounter>,
     sent: OnceLock<IntCounter>,
@@ -198,6 +204,22 @@ impl RouteMetrics {
             if bytes > 0 {
                 counter.inc_by(bytes);
             }
+        }
+    }
+
+    /// Names a recorded request as an example of its duration.
+    pub fn exemplify(&self, outcome: Outcome, duration: Duration, span: (TraceId, SpanId)) {
+        self.exemplars[outcome as usize].get_or_init(Exemplars::default).add(duration, span);
+    }
+
+    /// Calls `each` with every exemplar, and the sample to which it belongs, as written in the text format.
+    pub fn each_exemplar(&self, mut each: impl FnMut(String, String)) {
+        for outcome in Outcome::ALL {
+            let Some(exemplars) = self.exemplars[outcome as usize].get() else { continue };
+            exemplars.each(|bound, exemplar| {
+                let (name, outcome) = (&self.name, outcome.name());
+                each(format!("{DURATIONS}_bucket{{outcome=\"{outcome}\",route=\"{name}\",le=\"{bound}\"}}"), exemplar);
+            });
         }
     }
 
@@ -258,7 +280,7 @@ impl RequestMetrics {
                 .named("route", "a route's name")
                 .of("outcome", Outcome::ALL.map(Outcome::name))
                 .histograms(
-                    "outrigger_request_duration_seconds",
+                    DURATIONS,
                     "From the end of a request's header section to the end of its response, by route and outcome; \
                      without event streams and upgraded connections.",
                 )?,
@@ -327,6 +349,7 @@ impl RequestMetrics {
             counted: std::array::from_fn(|_| OnceLock::new()),
             timed: std::array::from_fn(|_| OnceLock::new()),
             streamed: std::array::from_fn(|_| OnceLock::new()),
+            exemplars: std::array::from_fn(|_| OnceLock::new()),
             responses: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             first_byte: OnceLock::new(),
             received: OnceLock::new(),

@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use http::HeaderName;
 use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome as Ended};
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_wire::path;
@@ -14,14 +13,12 @@ use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::identify::with_subject;
 use crate::engine::state::State;
-use crate::mechanism::audit::{Captured, Done, Event, Item, Trail, Who, trace_id};
+use crate::mechanism::audit::{Captured, Done, Event, Item, Trail, Who};
 use crate::mechanism::evidence::Evidence;
 use crate::mechanism::outcome::Outcome;
 
 /// The path prefix of the app's endpoints for the audit log. Requests from outside are rejected.
 const INTERNAL: &str = "/internal/audit/";
-
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Stage: copies from the head of the request what the event will need.
 ///
@@ -46,7 +43,7 @@ pub fn choose(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> 
     let wants = route.audit != Declared::Off;
     let captured = (wants && !(route.resource.is_empty() && rules.headers.is_empty()))
         .then(|| Box::new(Captured::of(request, route, rules)));
-    let trace = request.fields.get(&TRACEPARENT).and_then(trace_id);
+    let trace = exchange.traced.trace_id().map(|id| id.0.to_be_bytes());
     let noted = &mut exchange.audit;
     (noted.mode, noted.method, noted.trace, noted.captured) = (mode, request.method.clone(), trace, captured);
     Ok(())

@@ -1,5 +1,7 @@
 //! The conditions of a route: path, methods, hosts and headers.
 
+use std::sync::Arc;
+
 use http::{HeaderName, Method};
 use outrigger_wire::request::{Fields, Request};
 
@@ -10,6 +12,8 @@ use crate::sections::routes;
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
     pub(super) path: PathPattern,
+    /// The path as written; `None` for all paths.
+    template: Option<Arc<str>>,
     methods: Vec<Method>,
     hosts: Vec<HostPattern>,
     headers: Vec<(HeaderName, Option<String>)>,
@@ -64,7 +68,13 @@ impl Conditions {
             })?;
             headers.push((name, (value != "*").then(|| value.clone())));
         }
-        Ok(Self { path, methods, hosts, headers })
+        let template = (path != PathPattern::default()).then(|| route.path.as_str().into());
+        Ok(Self { path, template, methods, hosts, headers })
+    }
+
+    /// The pattern of the path, as written; `None` for all paths.
+    pub const fn template(&self) -> Option<&Arc<str>> {
+        self.template.as_ref()
     }
 
     /// Whether every request that fits `other` also fits `self`. May return `false` where a simple comparison cannot tell.
