@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::acting::Acting;
-use crate::complaints::{Builder, is_name};
+use crate::complaints::{Builder, is_name, name_hint};
 use crate::error::did_you_mean;
 use crate::sections::routes::Route;
 use crate::tree::Step;
@@ -182,7 +182,7 @@ impl Builder<'_> {
             let at = |key| [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key(key)];
             if !is_name(&group.name) {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", group.name);
-                self.complain(&at("name"), message, "it becomes a label in metrics");
+                self.complain(&at("name"), message, &name_hint(&group.name, "it becomes a label in metrics"));
             } else if groups.insert(&group.name, group).is_some() {
                 let message = format!("a breaker above is called {:?} already", group.name);
                 self.complain(&at("name"), message, "give each its own name");
