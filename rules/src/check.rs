@@ -4,7 +4,7 @@
 use serde_json::Value as Json;
 
 use crate::advice::{self, kind_of};
-use crate::error::{Place, Problem, did_you_mean, has_password};
+use crate::error::{Place, Problem, did_you_mean, has_password, names_secret};
 use crate::finding::Rule;
 use crate::foreign;
 use crate::tree::{Node, Value};
@@ -185,7 +185,7 @@ impl Checker<'_> {
             (None, None, None) => format!("known here: {}", known().collect::<Vec<_>>().join(", ")),
         };
         // A key or secret in the wrong place must not be logged as well.
-        let place = if is_secret { place.clone().hidden() } else { place.clone() };
+        let place = if is_secret || names_secret(name) { place.clone().hidden() } else { place.clone() };
         let what = if is_table { "section" } else { "key" };
         let problem = Problem::new(place, format!("unknown {what} `{name}`{within}"), hint);
         self.found.problems.push(problem.of(Rule::UnknownKey));
@@ -195,7 +195,15 @@ impl Checker<'_> {
         match meant {
             Some(meant) => {
                 self.found.misspelled.push((self.path.clone(), meant.to_owned()));
+                let before = self.found.problems.len();
                 self.check_property(meant, value, &properties[meant]);
+                // A value that is wrong for the other key, too, is the same mistake.
+                if let [.., unknown, wrong] = &mut self.found.problems[before - 1..]
+                    && wrong.place == value.place
+                {
+                    unknown.hint = format!("{} {}", unknown.hint, wrong.hint);
+                    self.found.problems.pop();
+                }
             }
             None => self.found.unusable.push(self.path.clone()),
         }
@@ -218,6 +226,13 @@ impl Checker<'_> {
             let own = own.unwrap_or("…");
             return Some(format!("write [[rate_limits.rules]] with routes = [{own:?}], `name` and `rate`"));
         }
+        let in_rule = self.header() == "rate_limits.rules";
+        if in_rule && ["limit", "limits", "quota", "average", "requests", "max"].contains(&name) {
+            return Some("did you mean `rate`? write rate = \"100/1m\"".to_owned());
+        }
+        if self.header() == "identity.jwt" && names_secret(name) {
+            return Some("name a file with it in `secret_file`, or set OUTRIGGER_JWT_SECRET".to_owned());
+        }
         let top = self.schema["properties"].as_object()?;
         if top.contains_key(name) && !self.path.is_empty() {
             let is_list = self.resolve(&top[name])["type"] == "array";
@@ -225,7 +240,10 @@ impl Checker<'_> {
             return Some(format!("`{name}` is a table of its own: write {header}"));
         }
         let here = foreign::foreign(name);
-        let owners = foreign::owners(name, self.schema);
+        if let Some((owner, key)) = foreign::joined(name, self.schema) {
+            return Some(format!("write `{key}` in {}", foreign::bracketed(&owner)));
+        }
+        let owners = foreign::owners(&name.to_lowercase(), self.schema);
         let mut tables: Vec<String> = owners.iter().take(3).map(|owner| foreign::bracketed(owner)).collect();
         let last = tables.pop();
         let owned = last.map(|last| if tables.is_empty() { last } else { format!("{} or {last}", tables.join(", ")) });

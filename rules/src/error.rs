@@ -47,6 +47,27 @@ pub fn has_password(text: &str) -> bool {
     text.match_indices("://").any(|(at, _)| rest(at).contains('@'))
 }
 
+/// Words in the names of keys whose values are not shown.
+const SECRETS: [&str; 11] = [
+    "sha256",
+    "secret",
+    "passw",
+    "token",
+    "api_key",
+    "apikey",
+    "api-key",
+    "credential",
+    "private_key",
+    "url",
+    "database",
+];
+
+/// Whether a key's name says that its value may be a secret.
+pub fn names_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    SECRETS.iter().any(|secret| key.contains(secret)) || key == "key" || key == "keys"
+}
+
 /// The line around `offset`, without its end.
 fn line_at(source: &str, offset: usize) -> &str {
     let offset = source.floor_char_boundary(offset);

@@ -138,7 +138,9 @@ impl Repaired {
             let is_limit = (table.starts_with("rate_limits") || table == "tiers") && key.ends_with(".cost");
             let whole = if table.is_empty() { format!("`{name}.") } else { format!("`{table}.{name}`") };
             let mentioned = text.contains(&format!("`{name}`")) && text.contains(&format!("[{table}]"));
-            is_limit || mentioned || text.contains(&whole) || (is_own && has_word(&text, name))
+            // A secret that is misplaced is not where it belongs.
+            let is_secret = table.starts_with("identity.") && key.starts_with(table.as_str());
+            is_limit || is_secret || mentioned || text.contains(&whole) || (is_own && has_word(&text, name))
         })
     }
 }

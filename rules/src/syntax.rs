@@ -104,6 +104,9 @@ fn cause(
     message: &str,
     (names, is_secret): (&Names, bool),
 ) -> (usize, Mistake) {
+    if let Some(mistake) = element(lines, line, message).filter(|_| !is_secret) {
+        return (line, mistake);
+    }
     if let Some(mistake) = diagnose(&lines[line], names, is_secret) {
         return (line, mistake);
     }
@@ -130,6 +133,33 @@ fn cause(
         fixed: None,
     };
     (line, mistake)
+}
+
+/// A mistake in an element of a list over several lines.
+fn element(lines: &[String], line: usize, message: &str) -> Option<Mistake> {
+    let text = lines[line].trim();
+    let body = text.trim_end_matches(',').trim_end();
+    let open = (0..line).rev().find(|at| line::unclosed(&lines[*at]).is_some())?;
+    let is_inside =
+        lines.get(open + 1..line)?.iter().all(|text| continues(text)) && lines[open].trim_end().ends_with(['[', ',']);
+    if !is_inside || body.is_empty() || text.starts_with(['[', '{', '#', ']', '}']) || body.contains('=') {
+        return None;
+    }
+    let start = lines[line].find(text)?;
+    let columns = start..start + body.len();
+    if value::is_value(body) {
+        let fixed = Some(format!(",{}", lines[line]));
+        let (what, hint) = ("there is no comma before this element", "write a comma after the element above");
+        return message.contains("comma").then(|| Mistake {
+            columns,
+            message: what.to_owned(),
+            hint: hint.to_owned(),
+            fixed,
+        });
+    }
+    let meant = value::meant(body, false)?;
+    let fixed = Some(format!("{},", meant.value));
+    Some(Mistake { columns, message: meant.why, hint: format!("write {}", meant.value), fixed })
 }
 
 /// Whether a line may be inside a list or a table that began above: it has no key and no header.

@@ -209,8 +209,11 @@ impl Builder<'_> {
             numbers.insert(route.name.clone(), number_of(name));
         }
         numbers.insert("default".to_owned(), number_of("default"));
+        let mut meant = Vec::new();
         for (index, name) in unknown {
-            let hint = did_you_mean(name, groups.keys().copied().chain(own())).map_or_else(
+            let near = did_you_mean(name, groups.keys().copied().chain(own()));
+            meant.extend(near);
+            let hint = near.map_or_else(
                 || "name a [[breaker.groups]] of this file, or a route".to_owned(),
                 |meant| format!("did you mean {meant:?}?"),
             );
@@ -218,7 +221,7 @@ impl Builder<'_> {
             self.complain(&path, format!("there is no breaker {name:?}"), &hint);
         }
         for (index, group) in written.groups.iter().enumerate() {
-            if !names.contains(&group.name.as_str()) {
+            if !names.contains(&group.name.as_str()) && !meant.contains(&group.name.as_str()) {
                 let path = [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key("name")];
                 let message = format!("no route uses the breaker {:?}", group.name);
                 self.complain(&path, message, "say `breaker = …` in a route, or give it the name of one");

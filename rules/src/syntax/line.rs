@@ -6,14 +6,14 @@ use toml::de::DeTable;
 
 use super::Names;
 use super::value::{is_value, meant};
-use crate::error::has_password;
+use crate::error::{self, has_password};
 
 /// The mistake in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mistake {
     /// Where, in bytes.
     pub columns: Range<usize>,
-    /// What.
+    /// The mistake.
     pub message: String,
     /// The remedy.
     pub hint: String,
@@ -21,26 +21,9 @@ pub(super) struct Mistake {
     pub fixed: Option<String>,
 }
 
-/// Keys and variables whose values are not shown.
-const SECRETS: [&str; 12] = [
-    "sha256",
-    "secret",
-    "password",
-    "passwd",
-    "token",
-    "api_key",
-    "apikey",
-    "api-key",
-    "credential",
-    "private_key",
-    "url",
-    "database",
-];
-
 /// Whether the key of a line says that its value may be a secret.
 pub(super) fn names_secret(line: &str) -> bool {
-    let key = line.split(['=', ':']).next().unwrap_or_default().to_ascii_lowercase();
-    SECRETS.iter().any(|secret| key.contains(secret))
+    error::names_secret(line.split(['=', ':']).next().unwrap_or_default().trim())
 }
 
 /// The name in a table's header.
@@ -121,7 +104,7 @@ pub(super) fn diagnose(line: &str, names: &Names, is_secret: bool) -> Option<Mis
 
 /// A comment of another language.
 fn comment(line: Line<'_>) -> Option<Mistake> {
-    let mark = ["//", "/*", "*/", "--", ";", "<!--", "<"].into_iter().find(|mark| line.text.starts_with(mark))?;
+    let mark = ["//", "/*", "*/", "--", ";", "<!--"].into_iter().find(|mark| line.text.starts_with(mark))?;
     if line.text == "---" {
         return Some(line.mistake(line.text, "`---` begins a file of YAML; this one is TOML", ""));
     }
@@ -150,8 +133,10 @@ fn table_header(line: Line<'_>) -> Option<Mistake> {
     if line.text.len() > end {
         return Some(line.mistake(&line.text[end..], "there is text after the name of the table", &meant));
     }
-    let what = if line.text.contains(']') {
-        "this is not the name of a table"
+    let what = if line.text.contains(']') && line.text.contains(' ') {
+        "the name of a table has no blanks"
+    } else if line.text.contains(']') {
+        "the brackets around the name of the table differ"
     } else {
         "the name of the table has no closing bracket"
     };
@@ -167,6 +152,12 @@ fn block(line: Line<'_>) -> Option<Mistake> {
     const MESSAGE: &str = "TOML has no blocks in braces";
     if line.text.trim_end_matches([';', ',']).chars().all(|c| matches!(c, '}' | '{' | ']')) {
         return Some(line.mistake(line.text, MESSAGE, ""));
+    }
+    if line.text.starts_with('{') {
+        let mut mistake = line.mistake(line.text, "this is JSON, and the file is TOML", "");
+        mistake.hint = "write [server], for example, and `key = value` below it".to_owned();
+        mistake.fixed = None;
+        return Some(mistake);
     }
     let name = line.text.strip_suffix('{')?.trim_end().trim_end_matches([':', '=']).trim_end().trim_matches('"');
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.')) {
@@ -191,6 +182,10 @@ fn dash(line: Line<'_>, names: &Names) -> Option<Mistake> {
 /// `key = value`.
 fn assignment(line: Line<'_>, names: &Names) -> Option<Mistake> {
     let (key, rest) = split_key(line.text)?;
+    if key.starts_with(['"', '\'']) && matches!(rest, "" | ",") {
+        // The element of a list.
+        return None;
+    }
     let sign = ["==", "=>", ":=", "->", "+=", "=", ":"].into_iter().find(|sign| rest.starts_with(sign));
     let Some(sign) = sign else { return without_sign(line, key, rest, names) };
     let place = &rest[..sign.len()];
@@ -199,7 +194,9 @@ fn assignment(line: Line<'_>, names: &Names) -> Option<Mistake> {
     let is_switch = names.switches.iter().any(|switch| switch == last);
     if value.is_empty() {
         if sign == ":" {
-            return Some(line.mistake(place, "a table begins with its name in brackets", &format!("[{key}]")));
+            let is_list = names.lists.iter().any(|list| list == key);
+            let header = if is_list { format!("[[{key}]]") } else { format!("[{key}]") };
+            return Some(line.mistake(place, "a table begins with its name in brackets", &header));
         }
         let mut mistake = line.mistake(key, format!("`{key}` has no value"), "");
         mistake.hint = format!("write {key} = …, or remove the line: then the default applies");

@@ -68,6 +68,11 @@ fn each_mistake_is_reported_once_with_its_likely_meaning() {
             "[routes]\nname = \"a\"\n[routes]\nname = \"b\"\n",
             "3:2 [routes] is not the only one of its kind, so its brackets are double [write [[routes]], for each of them]",
         ),
+        (
+            "a = [\n\"x\"\n\"y\"\n]\n",
+            "3:1 there is no comma before this element [write a comma after the element above]",
+        ),
+        ("a = [\n  x,\n]\n", "2:3 text must be in quotes [write \"x\"]"),
         ("a = \"\"\"x\nb = 1\n", "1:9 the text over several lines is not closed [write \"\"\" at its end]"),
     ] {
         let said = told(source);

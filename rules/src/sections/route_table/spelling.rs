@@ -8,6 +8,7 @@ const SQUARES: &str = "has a parameter in square brackets, which would be litera
 const BRACES: &str = "has more than a name in the braces of a parameter";
 const STAR: &str = "has a single *, which is no wildcard here";
 const STARS: &str = "has \"**\" before its end";
+const QUERY: &str = "has a query, which no route looks at";
 const PART: &str = "has a wildcard that is not a whole segment";
 const REGEX: &str = "is a regular expression, which a route cannot have";
 
@@ -22,11 +23,25 @@ pub(super) fn foreign(text: &str) -> Option<(String, String)> {
         let path = convert(path.trim_start()).0;
         return Some(("begins with a method".to_owned(), format!("write {path:?} and methods = [{method:?}]")));
     }
-    if let Some((_, rest)) = trimmed.split_once("://") {
+    let is_host =
+        |text: &str| text.contains('.') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:".contains(&b));
+    let without_scheme = trimmed.split_once("://").map(|(_, rest)| rest);
+    let bare = trimmed.split_once('/').filter(|(host, _)| is_host(host)).map(|_| trimmed);
+    if let Some(rest) = without_scheme.or(bare) {
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let path = convert(if path.is_empty() { "/**" } else { path }).0;
+        let path = path.strip_suffix("/*").map_or_else(|| path.to_owned(), |path| format!("{path}/**"));
+        let path = convert(if path.is_empty() { "/**" } else { &path }).0;
         let host = host.split(':').next().unwrap_or_default();
         return Some(("has a host".to_owned(), format!("write {path:?} and hosts = [{host:?}]")));
+    }
+    if matches!(trimmed, "*" | "**" | ".*" | "^.*$" | "^/") {
+        let why = if trimmed.starts_with('*') { STAR } else { REGEX };
+        return Some((why.to_owned(), "leave `path` out, or write \"/**\": every path".to_owned()));
+    }
+    if let Some((path, _)) =
+        trimmed.split_once('?').filter(|(path, query)| path.starts_with('/') && query.contains('='))
+    {
+        return Some((QUERY.to_owned(), format!("write {:?}", convert(path).0)));
     }
     let (path, mut why) = without_operator(trimmed);
     let (written, found) = convert(&path);
@@ -127,7 +142,11 @@ fn convert_segment(segment: &str, is_last: bool) -> (Option<String>, Option<&'st
         return (parameter(&name_of(rest), rest.ends_with(['*', '+'])), Some(COLON));
     }
     if let Some(inner) = within('<', '>').filter(|inner| !inner.contains('<')) {
-        let (kind, name) = inner.rsplit_once(':').unwrap_or(("", inner));
+        const KINDS: [&str; 9] = ["int", "str", "string", "uuid", "slug", "float", "path", "any", "regex"];
+        let (kind, name) = match inner.split_once(':').unwrap_or(("", inner)) {
+            (name, kind) if KINDS.contains(&kind) => (kind, name),
+            other => other,
+        };
         let kind = if kind.is_empty() && inner.ends_with("..") { "path" } else { kind };
         return (parameter(&name_of(name), kind == "path"), Some(ANGLES));
     }
@@ -165,7 +184,11 @@ fn convert_segment(segment: &str, is_last: bool) -> (Option<String>, Option<&'st
             (Some("**".to_owned()), Some(STAR))
         }
         _ if segment.ends_with("**") => (Some(segment.to_owned()), None),
-        _ if segment.contains(['*', '{', '}']) => (parameter(&name_of(segment), false), Some(PART)),
+        _ if segment.ends_with('*') && is_last && is_name(&segment[..segment.len() - 1]) => {
+            (Some(format!("{}/**", &segment[..segment.len() - 1])), Some(PART))
+        }
+        _ if segment.contains(['{', '}']) => (parameter(&name_of(segment), false), Some(PART)),
+        _ if segment.contains('*') => (parameter("file", false), Some(PART)),
         _ => (Some(segment.to_owned()), None),
     }
 }
@@ -197,7 +220,13 @@ mod tests {
             ("/users/{$}", BRACES, "/users"),
             ("/files/*rest", STAR, "/files/**"),
             ("/a/*/b", STAR, "/a/{name}/b"),
-            ("/files/*.js", PART, "/files/{js}"),
+            ("/files/*.js", PART, "/files/{file}"),
+            ("/api*", PART, "/api/**"),
+            ("/users/<id:int>", ANGLES, "/users/{id}"),
+            ("/search?q=*", QUERY, "/search"),
+            ("example.com/api/*", "host", "/api/**"),
+            ("*", STAR, "/**"),
+            (".*", REGEX, "/**"),
             ("/a/**/b", STARS, "/a/**"),
             ("/items/{id}.json", PART, "/items/{id}"),
             ("/users/(\\d+)$", REGEX, "/users/{name}"),
