@@ -97,7 +97,9 @@ pub fn of_type(type_name: &str, schema: &Json, found: &Value, key: &str) -> (&'s
         _ => schema["minimum"].as_i64().unwrap_or(1).to_string(),
     };
     match (type_name, found) {
-        ("object", Value::List(_)) => ("a table", format!("write [{key}], in single brackets: there is only one")),
+        ("object", Value::List(items)) if items.iter().any(|item| matches!(item.value, Value::Table(_))) => {
+            ("a table", format!("write [{key}], in single brackets: there is only one"))
+        }
         ("object", _) => ("a table", "write [table] and its keys below, or { key = value }".to_owned()),
         ("array", Value::Table(_)) => ("a list", format!("write [[{key}]], in double brackets, for each of them")),
         ("array", _) => ("a list", "write [\"…\", \"…\"]".to_owned()),

@@ -259,7 +259,14 @@ impl Builder<'_> {
                 && let Some(reached) = own.reached_by(target)
             {
                 let message = format!("`app.{key}` is {address}, which is {reached}: this proxy itself");
-                self.complain(&[Step::Key("app"), Step::Key(key)], message, own::HINT);
+                let mut path = [Step::Key("app"), Step::Key(key)];
+                if self.root.nearest(&path).0 < path.len()
+                    && let Some((table, listener)) = reached.key.split_once('.')
+                {
+                    // The address is the default: the file sets the listener.
+                    path = [Step::Key(table), Step::Key(listener)];
+                }
+                self.complain(&path, message, own::HINT);
             }
         }
         // A list may contain this Machine too, at the listener for peers.
@@ -332,7 +339,11 @@ impl Builder<'_> {
             if let Some((earlier, _)) = covered_by {
                 let message =
                     format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
-                self.complain(&at("path"), message, "move it up, or narrow the other one");
+                let hint = match earlier {
+                    "health" => "remove it: Outrigger has a route for the health check, whose path is in [health]",
+                    _ => "move it up, or narrow the other one",
+                };
+                self.complain(&at("path"), message, hint);
             }
             routes.push(Route {
                 name: written.name.as_str().into(),

@@ -226,6 +226,14 @@ impl Checker<'_> {
             let own = own.unwrap_or("…");
             return Some(format!("write [[rate_limits.rules]] with routes = [{own:?}], `name` and `rate`"));
         }
+        let is_address = ["host", "hostname", "port", "ip", "addr", "bind", "socket", "url", "uri"].contains(&name);
+        match self.header().as_str() {
+            "app" if is_address => {
+                return Some("write address = \"127.0.0.1:3000\", or \"unix:/run/app.sock\"".to_owned());
+            }
+            "server" | "admin" if is_address => return Some("write listen = \"0.0.0.0:8080\", for example".to_owned()),
+            _ => {}
+        }
         let in_rule = self.header() == "rate_limits.rules";
         if in_rule && ["limit", "limits", "quota", "average", "requests", "max"].contains(&name) {
             return Some("did you mean `rate`? write rate = \"100/1m\"".to_owned());

@@ -2,7 +2,7 @@
 
 use crate::complaints::Builder;
 use crate::sections::limits::Sharing;
-use crate::sections::route_table::unusual_method;
+use crate::sections::route_table::{unusual_method, unusual_path};
 use crate::tree::Step;
 use crate::units::{Span, Text};
 use crate::written::Raw;
@@ -11,6 +11,10 @@ impl Builder<'_> {
     /// Warns of such settings.
     pub fn warn_of_settings(&mut self, raw: &Raw) {
         for (index, route) in raw.routes.iter().enumerate() {
+            if let Some(hint) = unusual_path(&route.path) {
+                let path = [Step::Key("routes"), Step::Index(index), Step::Key("path")];
+                self.warn(&path, format!("`path` {:?} matches only this literal text", route.path), &hint);
+            }
             for (number, method) in route.methods.iter().enumerate() {
                 if let Some(hint) = unusual_method(method) {
                     let path = [Step::Key("routes"), Step::Index(index), Step::Key("methods"), Step::Index(number)];
@@ -61,6 +65,7 @@ mod tests {
                 "3:19",
                 "\"POSTT\" is no method that is in use",
             ),
+            ("[[routes]]\nname = \"a\"\npath = \"/a/$id\"\n", "3:8", "matches only this literal text"),
             ("[abuse]\nallow = [\"::/0\"]\n", "2:10", "no client is ever banned"),
             ("[rate_limits.redis]\nurl = \"redis://localhost\"\n", "1:1", "limits are not shared"),
             ("[app]\nconnect_timeout = \"2m\"\n", "2:19", "is longer than `app.timeout`"),

@@ -24,6 +24,7 @@ use outrigger_wire::request::Request;
 pub use self::conditions::{BadCondition, Conditions, has, unusual_method};
 pub use self::pattern::parameters;
 use self::pattern::{PathPattern, Segment};
+pub use self::spelling::unusual as unusual_path;
 use crate::complaints::Builder;
 use crate::error::did_you_mean;
 use crate::sections::fallback::FallbackAnswer;

@@ -96,7 +96,7 @@ pub(super) fn diagnose(line: &str, names: &Names, is_secret: bool) -> Option<Mis
         return None;
     }
     comment(own)
-        .or_else(|| table_header(own))
+        .or_else(|| table_header(own, names))
         .or_else(|| block(own))
         .or_else(|| dash(own, names))
         .or_else(|| assignment(own, names))
@@ -119,7 +119,7 @@ fn mark_of<'a>(line: Line<'a>, mark: &str) -> &'a str {
 }
 
 /// `[table` and the like.
-fn table_header(line: Line<'_>) -> Option<Mistake> {
+fn table_header(line: Line<'_>, names: &Names) -> Option<Mistake> {
     let inner = line.text.strip_prefix('[')?;
     let name = inner.trim_start_matches('[').split([']', '=', ':', ';', '{']).next()?.trim();
     let name = name.trim_matches('"').replace([' ', '/'], "_");
@@ -127,7 +127,7 @@ fn table_header(line: Line<'_>) -> Option<Mistake> {
     if name.is_empty() || !name.chars().all(is_plain) {
         return None;
     }
-    let is_list = inner.starts_with('[') || line.text.contains("]]");
+    let is_list = names.lists.contains(&name) || inner.starts_with('[') && line.text.contains("]]");
     let meant = if is_list { format!("[[{name}]]") } else { format!("[{name}]") };
     let end = line.text.rfind(']').map_or(line.text.len(), |at| at + 1);
     if line.text.len() > end {

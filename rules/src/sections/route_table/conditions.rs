@@ -237,7 +237,7 @@ fn host_hint(host: &str) -> String {
     if matches!(host, "*" | "_" | "" | "*.*") {
         return "leave `hosts` out: then the route is for all hosts".to_owned();
     }
-    if host.starts_with(['~', '^']) || host.contains(['(', '[', '\\', '{', '|']) {
+    if host.starts_with(['~', '^']) || host.contains(['(', '\\', '{', '|']) {
         return "a host is no regular expression: write \"api.example.com\" or \"*.example.com\"".to_owned();
     }
     let plain = host.split_once("://").map_or(host, |(_, rest)| rest).split(['/', ':', ' ']).next().unwrap_or(host);

@@ -45,7 +45,11 @@ pub(super) fn foreign(text: &str) -> Option<(String, String)> {
     }
     let (path, mut why) = without_operator(trimmed);
     let (written, found) = convert(&path);
+    let written = if written.starts_with('/') { written } else { format!("/{written}") };
     why = why.or(found);
+    if why == Some(REGEX) && trimmed.contains('|') && !trimmed.contains('(') {
+        return Some((REGEX.to_owned(), "write a route for each of them: \"/exact\" or \"/files/**\"".to_owned()));
+    }
     let examples = "one segment is \"{name}\", everything below is \"/**\" at the end";
     let hint = match PathPattern::parse_plain(&written) {
         Ok(_) if written.ends_with("/{name}") && why == Some(STAR) => {
@@ -58,6 +62,23 @@ pub(super) fn foreign(text: &str) -> Option<(String, String)> {
     Some((why?.to_owned(), hint))
 }
 
+/// How to write a path whose literal segments look like the parameters of another program: `$id` and `(id)`.
+pub fn unusual(text: &str) -> Option<String> {
+    // Of OData, which has no others.
+    const ODATA: [&str; 10] =
+        ["$all", "$batch", "$count", "$crossjoin", "$entity", "$links", "$metadata", "$ref", "$root", "$value"];
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let name = |segment: &str| {
+        let name = segment.strip_prefix('$').filter(|_| !ODATA.contains(&segment));
+        let name = name.or_else(|| segment.strip_prefix('(')?.strip_suffix(')'))?;
+        is_name(name).then(|| format!("{{{name}}}"))
+    };
+    let written: Vec<String> =
+        text.split('/').map(|segment| name(segment).unwrap_or_else(|| segment.to_owned())).collect();
+    let written = written.join("/");
+    (written != text).then(|| format!("if it is a parameter, write {written:?}"))
+}
+
 /// The path without what NGINX, HAProxy and Traefik write around it.
 fn without_operator(text: &str) -> (String, Option<&'static str>) {
     const OPERATOR: &str = "begins with an operator of another proxy";
@@ -66,7 +87,15 @@ fn without_operator(text: &str) -> (String, Option<&'static str>) {
         let below = text.to_lowercase().starts_with("pathprefix");
         return (if below { format!("{}/**", path.trim_end_matches('/')) } else { path.to_owned() }, Some(OPERATOR));
     }
-    for (operator, why) in [("~*", REGEX), ("^~", OPERATOR), ("~", REGEX), ("=", OPERATOR)] {
+    for (operator, why) in [
+        ("regexp:", REGEX),
+        ("regex:", REGEX),
+        ("re:", REGEX),
+        ("~*", REGEX),
+        ("^~", OPERATOR),
+        ("~", REGEX),
+        ("=", OPERATOR),
+    ] {
         let rest = text.strip_prefix(operator).map(str::trim_start);
         if let Some(rest) = rest.filter(|rest| rest.starts_with(['/', '^', '('])) {
             return (
@@ -222,6 +251,8 @@ mod tests {
             ("/a/*/b", STAR, "/a/{name}/b"),
             ("/files/*.js", PART, "/files/{file}"),
             ("/api*", PART, "/api/**"),
+            ("users/:id", COLON, "/users/{id}"),
+            ("re:/users/.*", REGEX, "/users/**"),
             ("/users/<id:int>", ANGLES, "/users/{id}"),
             ("/search?q=*", QUERY, "/search"),
             ("example.com/api/*", "host", "/api/**"),
