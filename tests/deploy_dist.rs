@@ -115,6 +115,7 @@ fn the_archive_has_everything_in_one_directory_and_is_reproducible() {
         "README.md",
         "CHANGELOG.md",
         "config/proxy.toml",
+        "config/proxy.schema.json",
         "completions/outrigger.bash",
         "completions/_outrigger",
         "completions/outrigger.fish",

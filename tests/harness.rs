@@ -342,7 +342,7 @@ impl Drop for Proxy {
 }
 
 /// The built program.
-fn outrigger() -> PathBuf {
+pub fn outrigger() -> PathBuf {
     programs::find("outrigger")
         .expect("outrigger is built: run `cargo xtask test`, or `cargo build --package outrigger`")
 }

@@ -3,6 +3,7 @@
 
 mod admin;
 mod audit;
+mod check;
 mod explain;
 mod launch;
 mod restart;
@@ -23,8 +24,6 @@ use outrigger_rules::environment::{Given, process_environment};
 use outrigger_rules::error::ConfigError;
 use outrigger_rules::explain::field;
 use outrigger_rules::own::OwnListeners;
-use outrigger_rules::sections::route_table::BUILT_IN;
-use outrigger_rules::written::schema;
 
 use self::explain::explain;
 use self::launch::LaunchError;
@@ -58,11 +57,8 @@ enum Command {
     Top(status::Options),
     /// Tell why a request was refused, retried or sent elsewhere.
     Why(Box<why::Options>),
-    /// Check a configuration and report all problems; exit with 78 if there are any.
-    Check {
-        /// The configuration file, instead of --config.
-        file: Option<PathBuf>,
-    },
+    /// Check a configuration and report all problems; exit with 78 if there are errors.
+    Check(check::Options),
     /// Explain how the configuration handles a request.
     Explain {
         /// The method, such as GET.
@@ -104,7 +100,7 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(named.as_deref(), &options),
         Command::Top(options) => status::top(named.as_deref(), &options),
         Command::Why(options) => why::run(named.as_deref(), *options),
-        Command::Check { file } => check(file.or(named).as_deref()),
+        Command::Check(options) => check::run(options.file.clone().or(named).as_deref(), &options),
         Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();
             for (name, value) in headers {
@@ -116,10 +112,7 @@ pub fn main() -> ExitCode {
             }
         }),
         Command::Audit(what) => audit::main(named.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), *what),
-        Command::Schema => match serde_json::to_string_pretty(&schema()) {
-            Ok(text) => say(&format!("{text}\n")),
-            Err(e) => fail(&e),
-        },
+        Command::Schema => say(&outrigger_rules::published::text()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
@@ -184,31 +177,6 @@ fn run(named: Option<&Path>, options: &launch::Options) -> ExitCode {
         }
         Err(e) => refuse(&e),
     }
-}
-
-fn check(named: Option<&Path>) -> ExitCode {
-    let (file, is_there) = configuration(named);
-    let Checked { config, upstreams } = match load(named, &Given::default(), CHECK_PATIENCE) {
-        Ok(checked) => checked,
-        Err(e) => return refuse(&e),
-    };
-    for warning in &config.warnings {
-        // If standard error is closed, the message is lost.
-        let _ = writeln!(io::stderr(), "{warning}");
-    }
-    // The health endpoints and the default route always exist.
-    let routes = config.routes.all().len() - BUILT_IN.len() - 1;
-    let shown = file.display();
-    let limits = if config.limits_unset { "; rate limits are in monitor: there is no [rate_limits]" } else { "" };
-    let mut text = if is_there {
-        format!("{shown}: valid, {routes} routes{limits}\n")
-    } else {
-        format!("{shown} does not exist: all settings have their defaults{limits}\n")
-    };
-    for name in upstreams.unknown_names() {
-        text.push_str(&format!("note: {name} has no address now; the lookup is repeated until it has one\n"));
-    }
-    say(&text)
 }
 
 fn with_config(named: Option<&Path>, then: impl FnOnce(&Config) -> ExitCode) -> ExitCode {

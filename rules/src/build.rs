@@ -9,13 +9,13 @@ use outrigger_policy::flags::{Feature, Flag};
 use outrigger_policy::priority::Priority;
 use outrigger_wire::authority::is_host;
 
-use crate::complaints::{Builder, is_name};
+use crate::complaints::{Builder, is_name, name_hint};
 use crate::config::{AdminRules, App, ClientLimits, Config, Server};
 use crate::environment::FLY_APP_NAME;
 use crate::error::{Place, Problem};
 use crate::own::{self, OwnListeners};
 use crate::sections::peers::FoundBy;
-use crate::sections::route_table::{self, Conditions, Route, RouteTable};
+use crate::sections::route_table::{self, BadCondition, Conditions, Route, RouteTable};
 use crate::sections::{identity, server};
 use crate::target::Target;
 use crate::tree::Step;
@@ -129,7 +129,9 @@ impl Builder<'_> {
                 "most clients stay below 8KiB; cookies may need 32KiB",
             );
         }
-        if client.max_unfinished_head_bytes < (8 * client.max_head_bytes).max(1 << 20) {
+        // An error of `max_head` is not repeated.
+        let head = client.max_head_bytes.min(1 << 20);
+        if client.max_unfinished_head_bytes < (8 * head).max(1 << 20) {
             let shown = raw.client.max_unfinished_heads.0;
             self.complain(
                 &[Step::Key("client"), Step::Key("max_unfinished_heads")],
@@ -250,11 +252,21 @@ impl Builder<'_> {
         let own = OwnListeners::of(config);
         let App { address, metrics_address, .. } = &config.app;
         for (key, address) in [("address", Some(address)), ("metrics", metrics_address.as_ref())] {
-            if let Some(Target::Tcp(address)) = address.and_then(AppAddress::target)
-                && let Some(reached) = own.reached_by(address)
+            // Other names are looked up later: see `Checked` in `transport`.
+            let local = |address: &AppAddress| address.target().or_else(|| address.localhost().map(Target::Tcp));
+            if let Some(address) = address
+                && let Some(Target::Tcp(target)) = local(address)
+                && let Some(reached) = own.reached_by(target)
             {
                 let message = format!("`app.{key}` is {address}, which is {reached}: this proxy itself");
-                self.complain(&[Step::Key("app"), Step::Key(key)], message, own::HINT);
+                let mut path = [Step::Key("app"), Step::Key(key)];
+                if self.root.nearest(&path).0 < path.len()
+                    && let Some((table, listener)) = reached.key.split_once('.')
+                {
+                    // The address is the default: the file sets the listener.
+                    path = [Step::Key(table), Step::Key(listener)];
+                }
+                self.complain(&path, message, own::HINT);
             }
         }
         // A list may contain this Machine too, at the listener for peers.
@@ -281,7 +293,8 @@ impl Builder<'_> {
             };
             let flag = written.to_flag();
             flag.clone().overridden_by(feature, self.environment).unwrap_or_else(|e| {
-                self.problems.push(Problem::new(Place::Variable(e.variable), e.problem));
+                let hint = "correct the variable, or remove it: then [flags] of the file applies";
+                self.problems.push(Problem::new(Place::Variable(e.variable), e.problem, hint));
                 flag
             })
         })
@@ -300,49 +313,54 @@ impl Builder<'_> {
             let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
             if !is_name(&written.name) {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", written.name);
-                self.complain(&at("name"), message, "it becomes a label in metrics");
+                self.complain(&at("name"), message, &name_hint(&written.name, "it becomes a label in metrics"));
             } else if route_table::RESERVED_NAMES.contains(&written.name.as_str()) {
                 let message = format!("the name {:?} is reserved for the proxy", written.name);
-                self.complain(&at("name"), message, "choose another one");
+                let hint = format!("write \"my-{}\", for example", written.name);
+                self.complain(&at("name"), message, &hint);
             } else if !names.insert(written.name.as_str()) {
                 let message = format!("a route above is called {:?} already", written.name);
                 self.complain(&at("name"), message, "give each its own name: it is the label in metrics");
             }
             let (attempts, retry_statuses) = self.route_retry(&raw.retry, written, index);
             let fallback = written.fallback.as_ref().map(|fallback| self.fallback(fallback, index));
-            match Conditions::compile(written) {
-                Ok(conditions) => {
-                    let covered_by = route_table::BUILT_IN
-                        .iter()
-                        .map(|route| (route.name.as_ref(), &route.conditions))
-                        .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
-                        .find(|(_, earlier)| earlier.covers(&conditions));
-                    if let Some((earlier, _)) = covered_by {
-                        let message = format!(
-                            "route {:?} can never match: {earlier:?} comes first and takes all of it",
-                            written.name
-                        );
-                        self.complain(&at("path"), message, "move it up, or narrow the other one");
-                    }
-                    routes.push(Route {
-                        name: written.name.as_str().into(),
-                        conditions,
-                        priority: written.priority.into(),
-                        timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
-                        max_body_bytes: most_bytes(written.max_body.as_ref().unwrap_or(&raw.client.max_body)),
-                        cost: written.cost,
-                        heeds_client_timeout: written.client_timeout,
-                        breaker: breakers.get(&written.name).copied(),
-                        attempts,
-                        retry_statuses,
-                        fallback,
-                        audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
-                        resource: route_table::parameters(&written.path, &raw.audit.parameters),
-                        is_health: false,
-                    });
+            let conditions = Conditions::compile(written).unwrap_or_else(|mistakes| {
+                for BadCondition { key, index: element, message, hint } in mistakes {
+                    let place = at(key).into_iter().chain(element.map(Step::Index)).collect::<Vec<_>>();
+                    self.complain(&place, message, &hint);
                 }
-                Err(e) => self.complain(&at(e.key), e.message, &e.hint),
+                Conditions::unmatched(index)
+            });
+            let covered_by = route_table::BUILT_IN
+                .iter()
+                .map(|route| (route.name.as_ref(), &route.conditions))
+                .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
+                .find(|(_, earlier)| earlier.covers(&conditions));
+            if let Some((earlier, _)) = covered_by {
+                let message =
+                    format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
+                let hint = match earlier {
+                    "health" => "remove it: Outrigger has a route for the health check, whose path is in [health]",
+                    _ => "move it up, or narrow the other one",
+                };
+                self.complain(&at("path"), message, hint);
             }
+            routes.push(Route {
+                name: written.name.as_str().into(),
+                conditions,
+                priority: written.priority.into(),
+                timeout: written.timeout.as_ref().map_or(raw.app.timeout.0.0, |timeout| timeout.0.0),
+                max_body_bytes: most_bytes(written.max_body.as_ref().unwrap_or(&raw.client.max_body)),
+                cost: written.cost,
+                heeds_client_timeout: written.client_timeout,
+                breaker: breakers.get(&written.name).copied(),
+                attempts,
+                retry_statuses,
+                fallback,
+                audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
+                resource: route_table::parameters(&written.path, &raw.audit.parameters),
+                is_health: false,
+            });
         }
         routes
     }

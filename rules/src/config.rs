@@ -10,6 +10,7 @@ use outrigger_identity::this::This;
 use outrigger_policy::flags::{Feature, Flag, Mode};
 use outrigger_wire::client_address::Edge;
 
+use crate::finding::Finding;
 use crate::sections::abuse::BanRules;
 use crate::sections::admission::Gate;
 use crate::sections::affinity::AffinityRules;
@@ -88,7 +89,7 @@ pub struct Config {
     /// Sticky sessions are off on Fly only because there are no keys.
     pub lacks_affinity_keys: bool,
     /// Warnings: valid values that are probably not intended, each with its place and a remedy.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Finding>,
 }
 
 /// Listeners and shutdown; fixed for the life of the process.

@@ -149,12 +149,12 @@ pub fn take_removed(root: &mut Node, environment: Environment<'_>) -> Vec<Proble
     let is_set = |name: &str| environment(name).is_some_and(|text| !text.trim().is_empty());
     let variables = REMOVED_VARIABLES.iter().filter(|(name, _)| is_set(name));
     let warning = |(name, hint): &(&str, &str)| {
-        Problem::new(Place::Variable((*name).to_owned()), "it has no effect any more").hint(*hint)
+        Problem::new(Place::Variable((*name).to_owned()), "it has no effect any more", *hint)
     };
     let mut warnings: Vec<_> = variables.map(warning).collect();
     for (section, key, hint) in REMOVED {
         if let Some(place) = root.take(section, key) {
-            warnings.push(Problem::new(place, format!("`{key}` has no effect any more")).hint(hint));
+            warnings.push(Problem::new(place, format!("`{key}` has no effect any more"), hint));
         }
     }
     warnings

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
+use crate::finding::{Finding, Rule};
+
 /// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -28,6 +30,49 @@ impl Place {
             other => other,
         }
     }
+
+    /// Whether its line must not be shown.
+    fn is_secret_in(&self, source: &str) -> bool {
+        match self {
+            Self::Secret(_) => true,
+            Self::File(span) => has_password(line_at(source, span.start)),
+            Self::Variable(_) | Self::Whole => false,
+        }
+    }
+}
+
+/// Whether `text` has a URL with a user or a password.
+pub fn has_password(text: &str) -> bool {
+    let rest = |at: usize| text[at + 3..].split(['"', '\'', ' ', '\t']).next().unwrap_or_default();
+    text.match_indices("://").any(|(at, _)| rest(at).contains('@'))
+}
+
+/// Words in the names of keys whose values are not shown.
+const SECRETS: [&str; 11] = [
+    "sha256",
+    "secret",
+    "passw",
+    "token",
+    "api_key",
+    "apikey",
+    "api-key",
+    "credential",
+    "private_key",
+    "url",
+    "database",
+];
+
+/// Whether a key's name says that its value may be a secret.
+pub fn names_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    SECRETS.iter().any(|secret| key.contains(secret)) || key == "key" || key == "keys"
+}
+
+/// The line around `offset`, without its end.
+fn line_at(source: &str, offset: usize) -> &str {
+    let offset = source.floor_char_boundary(offset);
+    let start = source[..offset].rfind('\n').map_or(0, |newline| newline + 1);
+    source[start..].split(['\r', '\n']).next().unwrap_or_default()
 }
 
 /// One error or warning.
@@ -35,23 +80,26 @@ impl Place {
 pub struct Problem {
     /// Its place.
     pub place: Place,
+    /// Its kind.
+    pub rule: Rule,
+    /// The key, such as `routes[2].path`, if the place is that of one.
+    pub key: Option<String>,
     /// The expected and the found value. Lower case, no full stop.
     pub message: String,
-    /// The remedy.
-    pub hint: Option<String>,
+    /// The remedy: every problem has one.
+    pub hint: String,
 }
 
 impl Problem {
-    /// A problem without a hint.
-    pub fn new(place: Place, message: impl Into<String>) -> Self {
-        Self { place, message: message.into(), hint: None }
+    /// An invalid setting.
+    pub fn new(place: Place, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { place, rule: Rule::InvalidSetting, key: None, message: message.into(), hint: hint.into() }
     }
 
-    /// The same with a hint.
+    /// The same as a problem of this kind.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
+    pub fn of(self, rule: Rule) -> Self {
+        Self { rule, ..self }
     }
 }
 
@@ -76,9 +124,46 @@ impl ConfigError {
         Self { file: file.into(), source: source.into(), problems }
     }
 
+    /// The number of errors; the other problems are warnings.
+    pub fn errors(&self) -> usize {
+        self.problems.iter().filter(|problem| !problem.rule.is_warning()).count()
+    }
+
     /// The problems as text, in colour. Print it through `anstream`, which removes the colours where they are not wanted.
     pub fn styled(&self) -> String {
-        self.render(&Renderer::styled(), &Level::ERROR)
+        self.render(&Renderer::styled())
+    }
+
+    /// All problems without the file's text, for programs.
+    pub fn findings(&self) -> Vec<Finding> {
+        let file = self.file.display().to_string();
+        let finding = |problem: &Problem| {
+            let (start, end) = match &problem.place {
+                Place::File(span) | Place::Secret(span) => {
+                    let span = first_line(&self.source, span);
+                    (Some(locate(&self.source, span.start)), Some(locate(&self.source, span.end)))
+                }
+                Place::Whole | Place::Variable(_) => (None, None),
+            };
+            let variable = match &problem.place {
+                Place::Variable(name) => Some(name.clone()),
+                _ => None,
+            };
+            Finding {
+                severity: if problem.rule.is_warning() { "warning" } else { "error" },
+                rule: problem.rule,
+                file: file.clone(),
+                line: start.map(|(line, _)| line),
+                column: start.map(|(_, column)| column),
+                end_column: end.map(|(_, column)| column),
+                variable,
+                key: problem.key.clone(),
+                message: problem.message.clone(),
+                hint: problem.hint.clone(),
+                text: self.render_one(problem, &Renderer::plain()),
+            }
+        };
+        self.problems.iter().map(finding).collect()
     }
 
     /// Each problem with its place as text: `proxy.toml:3:13`, the name of a variable, or the file.
@@ -96,15 +181,14 @@ impl ConfigError {
         })
     }
 
-    /// The same text as the error's, with warnings instead of errors.
-    #[must_use]
-    pub fn as_warnings(&self) -> String {
-        self.render(&Renderer::plain(), &Level::WARNING)
+    fn render(&self, renderer: &Renderer) -> String {
+        let shown = self.problems.iter().map(|problem| self.render_one(problem, renderer));
+        shown.collect::<Vec<_>>().join("\n")
     }
 
-    fn render(&self, renderer: &Renderer, level: &Level<'static>) -> String {
-        let shown = self.problems.iter().map(|problem| renderer.render(&[self.group(problem, level.clone())]) + "\n");
-        shown.collect::<Vec<_>>().join("\n")
+    fn render_one(&self, problem: &Problem, renderer: &Renderer) -> String {
+        let level = if problem.rule.is_warning() { Level::WARNING } else { Level::ERROR };
+        renderer.render(&[self.group(problem, level)]) + "\n"
     }
 
     fn group<'a>(&'a self, problem: &'a Problem, level: Level<'a>) -> Group<'a> {
@@ -113,23 +197,22 @@ impl ConfigError {
         let group = match &problem.place {
             Place::Whole => Group::with_title(level.primary_title(format!("{file}: {message}"))),
             Place::Variable(name) => Group::with_title(level.primary_title(format!("environment, {name}: {message}"))),
-            Place::Secret(span) => {
+            Place::File(span) | Place::Secret(span) if problem.place.is_secret_in(&self.source) => {
                 let (line, column) = locate(&self.source, span.start);
                 level.primary_title(message).element(Origin::path(file).line(line).char_column(column))
             }
-            Place::File(span) => {
+            Place::File(span) | Place::Secret(span) => {
                 let mark = AnnotationKind::Primary.span(first_line(&self.source, span));
                 level.primary_title(message).element(Snippet::source(&self.source).path(file).annotation(mark))
             }
         };
-        let hint = problem.hint.as_deref().map(|hint| Level::HELP.with_name("hint").message(hint));
-        group.elements(hint)
+        group.element(Level::HELP.with_name("hint").message(problem.hint.as_str()))
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.render(&Renderer::plain(), &Level::ERROR))
+        f.write_str(&self.render(&Renderer::plain()))
     }
 }
 
@@ -155,7 +238,10 @@ pub fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&found, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(found.len()) / 4)
+        .filter(|(distance, candidate)| {
+            let shorter = candidate.len().min(found.len());
+            *distance <= 1 + shorter / 4 && *distance < shorter
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -169,9 +255,12 @@ mod tests {
     fn points_at_the_place_in_characters_not_bytes() {
         let source = "name = \"é\"\ncool_down = \"30\"\n";
         let start = source.find("\"30\"").unwrap();
-        let problem =
-            Problem::new(Place::File(start..start + 4), "`cool_down` needs a duration with a unit, got \"30\"");
-        let error = ConfigError::new("proxy.toml", source, vec![problem.hint("write \"250ms\", \"30s\" or \"5m\"")]);
+        let problem = Problem::new(
+            Place::File(start..start + 4),
+            "`cool_down` needs a duration with a unit, got \"30\"",
+            "write \"250ms\", \"30s\" or \"5m\"",
+        );
+        let error = ConfigError::new("proxy.toml", source, vec![problem]);
         insta::assert_snapshot!(error, @r#"
         error: `cool_down` needs a duration with a unit, got "30"
          --> proxy.toml:2:13
@@ -187,7 +276,7 @@ mod tests {
     fn shows_no_other_line_and_no_secret() {
         let source = "keys = [\n  \"secret-1\",\n]\nurl = \"redis://:secret-2@h\" # é\nsecret-3 = 1\n";
         let shown = |place| {
-            let error = ConfigError::new("proxy.toml", source, vec![Problem::new(place, "wrong").hint("right")]);
+            let error = ConfigError::new("proxy.toml", source, vec![Problem::new(place, "wrong", "right")]);
             assert!(error.styled().contains('\u{1b}') && !error.to_string().contains('\u{1b}'));
             error.to_string()
         };
@@ -205,7 +294,7 @@ mod tests {
          = hint: right
         ");
         let control =
-            ConfigError::new("f", "a = \"\u{1b}[2J\"\n", vec![Problem::new(Place::File(4..10), "b\u{1b}[2J")]);
+            ConfigError::new("f", "a = \"\u{1b}[2J\"\n", vec![Problem::new(Place::File(4..10), "b\u{1b}[2J", "c")]);
         assert!(!control.to_string().contains('\u{1b}'), "a terminal obeys no text of the file");
     }
 
@@ -213,7 +302,7 @@ mod tests {
         #[test]
         fn any_place_can_be_shown(source in "[a-zé漢\\t\\r\\n\"]{0,40}", start in 0..60_usize, length in 0..60_usize) {
             let places = [Place::File(start..start + length), Place::Secret(start..start + length), Place::Whole];
-            let problems = places.map(|place| Problem::new(place, "wrong")).to_vec();
+            let problems = places.map(|place| Problem::new(place, "wrong", "right")).to_vec();
             let text = ConfigError::new("proxy.toml", source, problems).to_string();
             prop_assert_eq!(text.matches("wrong").count(), 3, "{}", text);
         }
@@ -225,5 +314,6 @@ mod tests {
         assert_eq!(did_you_mean("lisen", known), Some("listen"));
         assert_eq!(did_you_mean("max_conections", known), Some("max_connections"));
         assert_eq!(did_you_mean("colour", known), None);
+        assert_eq!(did_you_mean("b", ["a"]), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Reads the file, overlays the environment and checks everything. Returns a [`Config`], or *all* problems with their
 //! places.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,7 +11,10 @@ use crate::complaints::Builder;
 use crate::config::Config;
 use crate::environment::{Environment, monitor_unset_limits, overlay_environment, take_removed};
 use crate::error::{ConfigError, Place, Problem};
-use crate::tree::{self, Node, Step};
+use crate::finding::Rule;
+use crate::repair::{Repaired, repair};
+use crate::syntax::{self, Names};
+use crate::tree::{Node, Step};
 use crate::written::{Raw, schema};
 
 impl Config {
@@ -41,27 +45,48 @@ impl Config {
         source: &str,
         environment: Environment<'_>,
     ) -> Result<(Self, UpstreamPlaces), ConfigError> {
-        let (mut root, mut problems) = tree::parse(source);
+        let schema = schema();
+        let syntax::Parsed { mut root, mut problems, is_partial } = syntax::parse(source, &Names::of(&schema));
         overlay_environment(&mut root, environment);
-        let warnings = take_removed(&mut root, environment);
+        let mut warnings = take_removed(&mut root, environment);
         let limits_unset = monitor_unset_limits(&mut root, environment);
-        problems.extend(against_schema(&root, &schema()));
-        if problems.is_empty() {
-            match Raw::deserialize(root.to_json()) {
-                Ok(raw) => {
-                    let mut builder = Builder { root: &root, environment, problems: Vec::new(), warnings };
-                    let config = builder.build(&raw);
-                    if builder.problems.is_empty() {
-                        let shown = |warning| ConfigError::new(file, source, vec![warning]).as_warnings();
-                        let warnings = builder.warnings.into_iter().map(shown).collect();
-                        return Ok((Self { warnings, limits_unset, ..config }, UpstreamPlaces::of(&root)));
-                    }
-                    problems = builder.problems;
-                }
-                Err(e) => problems.push(Problem::new(Place::Whole, e.to_string())),
+        let mut found = against_schema(&root, &schema);
+        // A missing key may be in a line that was left out.
+        found.problems.retain(|problem| !is_partial || problem.rule != Rule::MissingKey);
+        problems.append(&mut found.problems);
+        let is_broken = !problems.is_empty();
+        let fitting = repair(root.clone(), &found, &schema);
+        let mut valid = None;
+        match Raw::deserialize(fitting.to_json()) {
+            Ok(raw) => {
+                let mut builder = Builder { root: &fitting, environment, problems: Vec::new(), warnings };
+                let config = builder.build(&raw);
+                builder.warn_of_settings(&raw);
+                (warnings, valid) = (builder.warnings, Some(config));
+                let repaired = Repaired::of(&found, is_partial);
+                let own = |mut problem: Problem| {
+                    problem.key = fitting.path_of(&problem.place);
+                    (!is_broken || !repaired.leads_to(&problem)).then_some(problem)
+                };
+                problems.extend(builder.problems.into_iter().filter_map(own));
+                warnings = warnings.into_iter().filter_map(own).collect();
             }
+            // The repair is for everything that the schema finds.
+            Err(_) if is_broken => {}
+            Err(e) => problems.push(Problem::new(Place::Whole, e.to_string(), "this is a bug in Outrigger: report it")),
         }
-        Err(ConfigError::new(file, source, problems))
+        let is_valid = problems.is_empty();
+        problems.extend(warnings.into_iter().map(|warning| warning.of(Rule::Suspicious)));
+        for problem in &mut problems {
+            problem.key = root.path_of(&problem.place);
+        }
+        let report = ConfigError::new(file, source, problems);
+        match valid.filter(|_| is_valid) {
+            Some(config) => {
+                Ok((Self { warnings: report.findings(), limits_unset, ..config }, UpstreamPlaces::of(&root)))
+            }
+            None => Err(report),
+        }
     }
 }
 
@@ -87,8 +112,16 @@ impl UpstreamPlaces {
 /// The file cannot be read; the error contains a remedy.
 pub fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|e| {
-        let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"))
-            .hint("name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start");
+        let hint = match e.kind() {
+            ErrorKind::InvalidData => "save it as UTF-8",
+            ErrorKind::IsADirectory => "name a file, not a directory",
+            ErrorKind::PermissionDenied => "let the user of this process read it",
+            _ => "name the file with --config or OUTRIGGER_CONFIG; config/proxy.toml of the repository is a start",
+        };
+        let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"), hint).of(Rule::UnreadableFile);
         ConfigError::new(file, "", vec![problem])
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{Place, Problem};
+use crate::error::Place;
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -57,17 +57,13 @@ impl Value {
     }
 }
 
-/// Parses TOML; after a syntax error, the tree contains what could be parsed.
-pub fn parse(source: &str) -> (Node, Vec<Problem>) {
+/// Parses TOML; after a syntax error, the tree contains what could be parsed. Also returns the place of each error, and what the parser
+/// says about it.
+pub fn parse(source: &str) -> (Node, Vec<(Range<usize>, String)>) {
     let (table, errors) = DeTable::parse_recoverable(source);
     let span = table.span();
-    let problems = errors.into_iter().map(|error| {
-        let span = error.span().unwrap_or(0..0);
-        Problem::new(Place::File(span), format!("not valid TOML: {}", error.message().replace('\n', ", ")))
-            .hint("see https://toml.io for how values, keys and tables are written")
-    });
-    let problems = problems.collect();
-    (table_node(span, table.into_inner()), problems)
+    let errors = errors.iter().map(|error| (error.span().unwrap_or(0..0), error.message().to_owned())).collect();
+    (table_node(span, table.into_inner()), errors)
 }
 
 fn table_node(span: Range<usize>, table: DeTable<'_>) -> Node {
@@ -138,6 +134,27 @@ impl Node {
             }
         }
         (path.len(), node)
+    }
+
+    /// The path of the node or key at `place`, such as `routes[2].path`.
+    pub fn path_of(&self, place: &Place) -> Option<String> {
+        let joined = |step: &str, rest: String| match rest.as_str() {
+            "" => step.to_owned(),
+            rest if rest.starts_with('[') => format!("{step}{rest}"),
+            rest => format!("{step}.{rest}"),
+        };
+        let is_here = |at: &Place| *place != Place::Whole && at.clone().hidden() == place.clone().hidden();
+        match &self.value {
+            Value::Table(entries) => entries.iter().find_map(|(key, at, node)| {
+                let own = (is_here(at) || is_here(&node.place)).then(String::new);
+                Some(joined(key, node.path_of(place).or(own)?))
+            }),
+            Value::List(items) => items.iter().enumerate().find_map(|(index, node)| {
+                let own = is_here(&node.place).then(String::new);
+                Some(joined(&format!("[{index}]"), node.path_of(place).or(own)?))
+            }),
+            _ => None,
+        }
     }
 
     /// The same tree without places.

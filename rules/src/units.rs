@@ -201,6 +201,14 @@ pub enum AppAddress {
 }
 
 impl AppAddress {
+    /// The address of `localhost`, if it has that name.
+    pub fn localhost(&self) -> Option<SocketAddr> {
+        let Self::Tcp(text) = self else { return None };
+        let (host, port) = text.rsplit_once(':')?;
+        let is_local = host.trim_end_matches('.').eq_ignore_ascii_case("localhost");
+        is_local.then(|| Some(SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?))))?
+    }
+
     /// The destination of a connection; `None` for a name, which must be looked up.
     pub fn target(&self) -> Option<Target> {
         match self {

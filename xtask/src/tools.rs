@@ -81,6 +81,10 @@ pub enum Tool {
     Chromedriver,
     /// A checker of pages' accessibility, as a script for browsers.
     Axe,
+    /// The directory of a validator of JSON Schema for JavaScript; its formats are next to it.
+    Ajv,
+    /// A checker of TOML files, which editors use, as a script for Node.js.
+    Taplo,
 }
 
 /// How to get a missing tool.
@@ -119,6 +123,9 @@ const GRAFANA: [&str; 2] =
     [include_str!("../../tests/grafana/package.json"), include_str!("../../tests/grafana/package-lock.json")];
 /// Manifest and lock file of the checker of accessibility.
 const AXE: [&str; 2] = [include_str!("axe/package.json"), include_str!("axe/package-lock.json")];
+/// The same for those of the configuration's JSON Schema.
+const AJV: [&str; 2] = [include_str!("ajv/package.json"), include_str!("ajv/package-lock.json")];
+const TAPLO: [&str; 2] = [include_str!("taplo/package.json"), include_str!("taplo/package-lock.json")];
 
 /// check-jsonschema and all its dependencies.
 const CHECK_JSONSCHEMA: [&str; 15] = [
@@ -162,7 +169,7 @@ impl Tool {
     /// Tools for building and running.
     pub const RUN: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Curl, Self::Postgres, Self::Chroma];
     /// Further tools for the tests.
-    pub const TEST: [Self; 31] = [
+    pub const TEST: [Self; 33] = [
         Self::Promtool,
         Self::VictoriaMetrics,
         Self::Supervisord,
@@ -194,6 +201,8 @@ impl Tool {
         Self::Chromium,
         Self::Chromedriver,
         Self::Axe,
+        Self::Ajv,
+        Self::Taplo,
     ];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
@@ -241,6 +250,8 @@ impl Tool {
             Self::Chromium => "chromium",
             Self::Chromedriver => "chromedriver",
             Self::Axe => "axe",
+            Self::Ajv => "ajv",
+            Self::Taplo => "taplo",
         }
     }
 
@@ -299,6 +310,8 @@ impl Tool {
             Self::Chromium => Source::Apt(&["chromium", "fonts-dejavu-core"]),
             Self::Chromedriver => Source::Apt(&["chromium-driver"]),
             Self::Axe => Source::Npm(AXE, "node_modules/axe-core/axe.min.js"),
+            Self::Ajv => Source::Npm(AJV, "node_modules/ajv"),
+            Self::Taplo => Source::Npm(TAPLO, "node_modules/@taplo/cli/dist/cli.js"),
         }
     }
 

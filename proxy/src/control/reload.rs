@@ -109,8 +109,7 @@ impl Reloader {
         // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
         // one that failed. Where there was no file, all defaults are in force already.
         if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
-            let problem =
-                Problem::new(Place::Whole, "is empty").hint("save it again; for all defaults, write a comment");
+            let problem = Problem::new(Place::Whole, "is empty", "save it again; for all defaults, write a comment");
             return self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
         }
         // The listeners that this process really has: the file may have others, for its next start.
@@ -131,7 +130,7 @@ impl Reloader {
         notices::reloaded(&self.state, version, Some(error));
         tracing::error!(
             config_version = version,
-            problems = error.problems.len(),
+            problems = error.errors(),
             "the changed configuration is rejected, the previous one stays in force:\n{error}"
         );
     }

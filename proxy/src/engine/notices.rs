@@ -123,7 +123,7 @@ pub fn breaker_forced(state: &State, name: &str, force: &str) {
 /// Logs that a configuration was applied or rejected.
 pub fn reloaded(state: &State, version: u64, refused: Option<&ConfigError>) {
     remember_reload(state, version, refused);
-    let problems = refused.map(|error| error.problems.len());
+    let problems = refused.map(ConfigError::errors);
     let outcome = if problems.is_some() { Outcome::Refused } else { Outcome::Success };
     let details = json!({ "config_version": version, "problems": problems.unwrap_or(0) }).to_string();
     let reason = problems.map(|_| "invalid".to_owned());
@@ -139,7 +139,11 @@ fn remember_reload(state: &State, version: u64, refused: Option<&ConfigError>) {
     };
     let problems: Vec<ReloadProblem> = error
         .placed()
-        .map(|(place, problem)| ReloadProblem { place, message: problem.message.clone(), hint: problem.hint.clone() })
+        .filter(|(_, problem)| !problem.rule.is_warning())
+        .map(|(place, problem)| {
+            let (message, hint) = (problem.message.clone(), Some(problem.hint.clone()));
+            ReloadProblem { place, message, hint }
+        })
         .collect();
     let first = problems.first().map_or_else(String::new, |first| format!(": {}: {}", first.place, first.message));
     state.history.add(EventKind::ReloadRefused, format!("the changed configuration is rejected{first}"));

@@ -54,7 +54,7 @@ fn rate_limits_are_in_monitor_until_configured() {
 fn a_key_that_is_gone_is_accepted_with_a_warning() {
     let config = load("[headers]\nrequest_id = false\ntraceparent = true\n", &[]).unwrap();
     assert!(!config.headers.request_id);
-    insta::assert_snapshot!(config.warnings.join("\n"), @"
+    insta::assert_snapshot!(config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @"
     warning: `traceparent` has no effect any more
      --> proxy.toml:3:1
       |

@@ -80,9 +80,8 @@ impl Builder<'_> {
         let keys = match (self.environment)(KEYS).map(|text| Keys::parse(&text)) {
             Some(Ok(keys)) => keys,
             Some(Err(e)) => {
-                let problem = Problem::new(Place::Variable(KEYS.to_owned()), e.to_string())
-                    .hint("make one with `openssl rand -base64 32`; the first signs, all verify");
-                self.problems.push(problem);
+                let hint = "make one with `openssl rand -base64 32`; the first signs, all verify";
+                self.problems.push(Problem::new(Place::Variable(KEYS.to_owned()), e.to_string(), hint));
                 None
             }
             None => None,

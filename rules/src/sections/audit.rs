@@ -33,6 +33,7 @@ pub struct Audit {
     /// The PostgreSQL that entries are shipped to, which keeps those of all Machines: `postgres://USER@HOST/DATABASE`. The
     /// tables are made if they are missing. Unset: entries stay in the directory. Environment, which wins and is the place for
     /// a password: OUTRIGGER_AUDIT_DATABASE_URL.
+    #[schemars(extend("x-secret" = "value"))]
     pub database: Option<String>,
     /// The class of requests whose route has none: `"off"`, or as `audit` of a route.
     pub default: String,
@@ -245,9 +246,8 @@ impl Builder<'_> {
         let keys = match (self.environment)(KEYS).map(|text| MasterKeys::parse(&text)) {
             Some(Ok(keys)) => keys,
             Some(Err(e)) => {
-                let problem = Problem::new(Place::Variable(KEYS.to_owned()), e.to_string())
-                    .hint("make a secret with `openssl rand -base64 32`; the first key encrypts, all decrypt");
-                self.problems.push(problem);
+                let hint = "make a secret with `openssl rand -base64 32`; the first key encrypts, all decrypt";
+                self.problems.push(Problem::new(Place::Variable(KEYS.to_owned()), e.to_string(), hint));
                 None
             }
             None => None,
@@ -317,7 +317,7 @@ impl Builder<'_> {
             Ok(address) => Some(address),
             Err(e) => {
                 let problem = format!("this address of PostgreSQL cannot be used: {e}");
-                self.problems.push(Problem::new(place, problem).hint(address::HINT));
+                self.problems.push(Problem::new(place, problem, address::HINT));
                 None
             }
         }

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::acting::Acting;
-use crate::complaints::{Builder, is_name};
+use crate::complaints::{Builder, is_name, name_hint};
 use crate::error::did_you_mean;
 use crate::sections::routes::Route;
 use crate::tree::Step;
@@ -182,7 +182,7 @@ impl Builder<'_> {
             let at = |key| [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key(key)];
             if !is_name(&group.name) {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", group.name);
-                self.complain(&at("name"), message, "it becomes a label in metrics");
+                self.complain(&at("name"), message, &name_hint(&group.name, "it becomes a label in metrics"));
             } else if groups.insert(&group.name, group).is_some() {
                 let message = format!("a breaker above is called {:?} already", group.name);
                 self.complain(&at("name"), message, "give each its own name");
@@ -209,8 +209,11 @@ impl Builder<'_> {
             numbers.insert(route.name.clone(), number_of(name));
         }
         numbers.insert("default".to_owned(), number_of("default"));
+        let mut meant = Vec::new();
         for (index, name) in unknown {
-            let hint = did_you_mean(name, groups.keys().copied().chain(own())).map_or_else(
+            let near = did_you_mean(name, groups.keys().copied().chain(own()));
+            meant.extend(near);
+            let hint = near.map_or_else(
                 || "name a [[breaker.groups]] of this file, or a route".to_owned(),
                 |meant| format!("did you mean {meant:?}?"),
             );
@@ -218,7 +221,7 @@ impl Builder<'_> {
             self.complain(&path, format!("there is no breaker {name:?}"), &hint);
         }
         for (index, group) in written.groups.iter().enumerate() {
-            if !names.contains(&group.name.as_str()) {
+            if !names.contains(&group.name.as_str()) && !meant.contains(&group.name.as_str()) {
                 let path = [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key("name")];
                 let message = format!("no route uses the breaker {:?}", group.name);
                 self.complain(&path, message, "say `breaker = …` in a route, or give it the name of one");

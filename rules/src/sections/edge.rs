@@ -120,7 +120,7 @@ impl Builder<'_> {
         if trusted.iter().any(is_everybody) && *written != EdgeName::None {
             let name = edge.source.header().unwrap_or(&X_FORWARDED_FOR);
             let message = format!("every sender is trusted: any client can claim another address in {name}");
-            self.warn(&TRUSTED, message, "name the networks of the proxy in front");
+            self.warn(&TRUSTED, message, "name only the networks of the proxy in front, such as \"10.0.0.0/8\"");
         }
     }
 }
@@ -186,7 +186,9 @@ mod tests {
 
     #[test]
     fn warns_if_all_clients_count_as_one() {
-        let warnings = |identity: &str, on_fly| load(identity, on_fly).unwrap().warnings.join("\n");
+        let warnings = |identity: &str, on_fly| {
+            load(identity, on_fly).unwrap().warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
         for (identity, on_fly, needle) in [
             ("edge = \"none\"", true, "all clients count as one"),
             ("edge = \"X-Forwarded-For\"\ntrusted = [\"172.16.0.0/12\"]", true, "all clients count as one"),

@@ -83,8 +83,9 @@ impl Builder<'_> {
         let mut rules = Vec::new();
         for (index, written) in faults.iter().enumerate() {
             let at = |key| [Step::Key("faults"), Step::Index(index), Step::Key(key)];
-            for name in &written.routes {
-                self.check_route_name(name, routes, &at("routes"));
+            for (number, name) in written.routes.iter().enumerate() {
+                let [table, fault, key] = at("routes");
+                self.check_route_name(name, routes, &[table, fault, key, Step::Index(number)]);
             }
             let mut headers = Vec::new();
             for (name, value) in &written.headers {

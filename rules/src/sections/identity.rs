@@ -36,6 +36,7 @@ pub struct Identity {
     /// the configuration is loaded: after a change, send SIGHUP or save this file.
     pub keys_file: Option<PathBuf>,
     /// Known keys.
+    #[schemars(extend("x-secret" = "value"))]
     pub keys: Vec<ApiKey>,
     /// Accepted tokens. Without a key to verify them with, tokens are ignored.
     pub jwt: Jwt,
@@ -75,11 +76,11 @@ pub struct ApiKey {
     pub name: String,
     /// SHA-256 of the key, in hex: for keys that are long and random. Use `printf %s KEY | sha256sum`.
     #[serde(default)]
-    #[schemars(extend("x-secret" = "value"))]
+    #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"), extend("x-secret" = "value"))]
     pub sha256: Option<String>,
     /// HMAC-SHA-256 of the key, in hex, keyed with the environment's OUTRIGGER_KEY_SECRET.
     #[serde(default)]
-    #[schemars(extend("x-secret" = "value"))]
+    #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"), extend("x-secret" = "value"))]
     pub hmac_sha256: Option<String>,
     /// The key's tier: `"anonymous"`, `"free"`, `"pro"`, `"enterprise"` or `"internal"`.
     #[serde(default = "free")]

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::acting::Acting;
-use crate::complaints::{Builder, is_name};
+use crate::complaints::{Builder, is_name, name_hint};
 use crate::sections::redis::{Redis, RedisSettings};
 use crate::sections::route_table::{BUILT_IN, RouteTable};
 use crate::sections::tiers::Tiers;
@@ -319,13 +319,18 @@ impl Builder<'_> {
             let at = |key| [Step::Key("rate_limits"), Step::Key("rules"), Step::Index(index), Step::Key(key)];
             if !is_name(&rule.name) {
                 let message = format!("`name` needs 1 to 64 of a-z, 0-9, - and _, got {:?}", rule.name);
-                self.complain(&at("name"), message, "it becomes a label in metrics, and clients see it");
+                self.complain(
+                    &at("name"),
+                    message,
+                    &name_hint(&rule.name, "it becomes a label in metrics, and clients see it"),
+                );
             } else if !names.insert(&rule.name) {
                 let message = format!("a limit is called {:?} already", rule.name);
                 self.complain(&at("name"), message, "give each its own name; those of the priorities are taken");
             }
-            for route in &rule.routes {
-                self.check_route_name(route, routes, &at("routes"));
+            for (number, route) in rule.routes.iter().enumerate() {
+                let [table, rules, rule, key] = at("routes");
+                self.check_route_name(route, routes, &[table, rules, rule, key, Step::Index(number)]);
             }
             let mode = match (mode, Mode::from(rule.mode)) {
                 (Mode::Off, _) | (_, Mode::Off) => Mode::Off,

@@ -103,7 +103,11 @@ impl Builder<'_> {
                 Span(LONGEST_TIMEOUT),
                 written.timeout.0
             );
-            self.complain(&at("timeout"), message, "it bounds how long a failure of Redis goes unnoticed");
+            self.complain(
+                &at("timeout"),
+                message,
+                "write \"250ms\", for example: it bounds how long a failure of Redis goes unnoticed",
+            );
         }
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
         if !(1..=64).contains(&written.prefix.len()) || !written.prefix.chars().all(is_plain) {
@@ -155,7 +159,7 @@ impl Builder<'_> {
             Err(problem) => {
                 let hint =
                     "write \"redis://HOST:6379\", \"rediss://USER:PASSWORD@HOST:6380/0\" or \"redis+unix:///PATH\"";
-                self.problems.push(Problem::new(place, problem).hint(hint));
+                self.problems.push(Problem::new(place, problem, hint));
                 None
             }
         }

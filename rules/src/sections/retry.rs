@@ -78,9 +78,12 @@ impl Builder<'_> {
     }
 
     fn check_statuses(&mut self, statuses: &[u16], path: &[Step<'_>]) {
-        if let Some(wrong) = statuses.iter().find(|status| !(**status == 429 || (500..600).contains(*status))) {
-            let message = format!("another attempt would not change status {wrong}");
-            self.complain(path, message, "use 429, or statuses from 500 to 599");
+        for (index, status) in statuses.iter().enumerate() {
+            if *status != 429 && !(500..600).contains(status) {
+                let path: Vec<Step<'_>> = path.iter().copied().chain([Step::Index(index)]).collect();
+                let message = format!("another attempt would not change status {status}");
+                self.complain(&path, message, "use 429, or statuses from 500 to 599");
+            }
         }
     }
 }

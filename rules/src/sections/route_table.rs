@@ -9,6 +9,7 @@
 
 mod conditions;
 mod pattern;
+mod spelling;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -20,9 +21,10 @@ use outrigger_policy::priority::Priority;
 use outrigger_wire::path::{self, Unreadable};
 use outrigger_wire::request::Request;
 
-pub use self::conditions::{BadCondition, Conditions, has};
+pub use self::conditions::{BadCondition, Conditions, has, unusual_method};
 pub use self::pattern::parameters;
 use self::pattern::{PathPattern, Segment};
+pub use self::spelling::unusual as unusual_path;
 use crate::complaints::Builder;
 use crate::error::did_you_mean;
 use crate::sections::fallback::FallbackAnswer;

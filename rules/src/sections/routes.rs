@@ -48,12 +48,15 @@ pub struct Route {
     /// `/exact`, `/items/{id}` (one segment), `/files/**` (everything below, and `/files` itself). Case and a trailing slash
     /// are ignored.
     #[serde(default = "everything")]
+    #[schemars(regex(pattern = r"^(/(\{[A-Za-z0-9_]+\}|[^/:*{}?# <>\[\]\\\^|][^/*{}?# <>\[\]\\\^|]*))*(/|/\*\*)?$"))]
     pub path: String,
     /// Methods, in capitals. Empty: all.
     #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^[!#$%&'+.^_`|~0-9A-Z-]+$")))]
     pub methods: Vec<String>,
     /// Hosts without port, such as `"api.example.com"` or `"*.example.com"`. Empty: all.
     #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")))]
     pub hosts: Vec<String>,
     /// Headers that a request must have, with their value; `"*"` is any value.
     #[serde(default)]

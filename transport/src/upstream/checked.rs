@@ -80,7 +80,7 @@ impl Upstreams {
                 }
             };
             let message = format!("`{key}` is {shown}, which is {}: this proxy itself", reached?);
-            Some(Problem::new(place.clone(), message).hint(HINT))
+            Some(Problem::new(place.clone(), message, HINT))
         };
         upstreams.into_iter().filter_map(leads_here).collect()
     }

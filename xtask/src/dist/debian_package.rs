@@ -32,6 +32,7 @@ fn files(release: &Release) -> Result<Vec<Entry>> {
         Entry::file("usr/share/zsh/vendor-completions/_outrigger", zsh.clone()),
         Entry::file("usr/share/fish/vendor_completions.d/outrigger.fish", fish.clone()),
         Entry::file(format!("{documents}/examples/proxy.toml"), file_of_repository("config/proxy.toml")?),
+        Entry::file(format!("{documents}/examples/proxy.schema.json"), file_of_repository("config/proxy.schema.json")?),
         Entry::file(format!("{documents}/changelog.gz"), gzip(&file_of_repository("CHANGELOG.md")?)?),
         Entry::file(format!("{documents}/copyright"), copyright()?),
         Entry::file(format!("{documents}/third-party-licenses.gz"), gzip(&release.bill.notices()?)?),

@@ -16,6 +16,7 @@ pub fn tarball(release: &Release) -> Result<Vec<u8>> {
         Entry::file("README.md", file_of_repository("README.md")?),
         Entry::file("CHANGELOG.md", file_of_repository("CHANGELOG.md")?),
         Entry::file("config/proxy.toml", file_of_repository("config/proxy.toml")?),
+        Entry::file("config/proxy.schema.json", file_of_repository("config/proxy.schema.json")?),
         Entry::file("completions/outrigger.bash", bash.clone()),
         Entry::file("completions/_outrigger", zsh.clone()),
         Entry::file("completions/outrigger.fish", fish.clone()),

@@ -377,7 +377,13 @@ fn configuration(state: &State, rules: &Snapshot) -> Configuration {
         version: rules.version,
         since: Timestamp::from_second(state.metrics.config.loaded_at()).unwrap_or_default(),
         routes: rules.config.routes.all().len(),
-        warnings: rules.config.warnings.iter().take(MOST_WARNINGS).map(|warning| without_source(warning)).collect(),
+        warnings: rules
+            .config
+            .warnings
+            .iter()
+            .take(MOST_WARNINGS)
+            .map(|warning| without_source(&warning.text))
+            .collect(),
         flags: flags(&rules.config).into(),
         refused: state.history.refused_reload().map(|refused| Refused {
             at: refused.at,
@@ -400,7 +406,7 @@ mod tests {
         let file = "[server]\nlisten = \"0.0.0.0:8080\" # secret\n[admin]\nlisten = \"0.0.0.0:9091\" # secret\n";
         let config = Config::parse(Path::new("proxy.toml"), file, &|_| None).unwrap();
         for warning in &config.warnings {
-            assert!(!without_source(warning).contains("secret"), "{warning}");
+            assert!(!without_source(&warning.text).contains("secret"), "{warning}");
         }
         let rendered =
             "warning: `a` is old\n --> proxy.toml:3:1\n  |\n3 | a = \"secret\"\n  | ^\n  |\n  = hint: write `b`\n";

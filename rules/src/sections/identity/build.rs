@@ -46,7 +46,7 @@ const JWT: [Step<'static>; 2] = [Step::Key("identity"), Step::Key("jwt")];
 
 impl Builder<'_> {
     fn complain(&mut self, place: Place, message: impl Into<String>, hint: &str) {
-        self.problems.push(Problem::new(place, message).hint(hint));
+        self.problems.push(Problem::new(place, message, hint));
     }
 
     fn place(&self, path: &[Step<'_>]) -> Place {

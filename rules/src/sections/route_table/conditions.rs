@@ -6,6 +6,7 @@ use http::{HeaderName, Method};
 use outrigger_wire::request::{Fields, Request};
 
 use super::pattern::PathPattern;
+use crate::error::did_you_mean;
 use crate::sections::routes;
 
 /// The conditions of a route.
@@ -24,6 +25,8 @@ pub struct Conditions {
 pub struct BadCondition {
     /// The route's key.
     pub key: &'static str,
+    /// The element of the key's list.
+    pub index: Option<usize>,
     /// The error.
     pub message: String,
     /// The remedy.
@@ -36,40 +39,53 @@ impl Conditions {
         Self { path, ..Self::default() }
     }
 
+    /// For a route whose conditions are invalid: it hides no other route.
+    pub fn unmatched(route: usize) -> Self {
+        Self::of(PathPattern::literal(&format!("/~invalid-{route}")))
+    }
+
     /// Compiles the conditions of the file.
     ///
     /// # Errors
-    /// Names the invalid key.
-    pub fn compile(route: &routes::Route) -> Result<Self, BadCondition> {
-        let bad = |key, message: String, hint: &str| BadCondition { key, message, hint: hint.to_owned() };
-        let path = PathPattern::parse(&route.path).map_err(|(message, hint)| bad("path", message, hint))?;
+    /// Every invalid condition.
+    pub fn compile(route: &routes::Route) -> Result<Self, Vec<BadCondition>> {
+        let mut bad = Vec::new();
+        let path = PathPattern::parse(&route.path).unwrap_or_else(|(message, hint)| {
+            bad.push(BadCondition { key: "path", index: None, message, hint });
+            PathPattern::default()
+        });
         let mut methods = Vec::new();
-        for name in &route.methods {
-            let known =
-                Method::from_bytes(name.as_bytes()).ok().filter(|_| name.bytes().all(|b| !b.is_ascii_lowercase()));
-            methods.push(known.ok_or_else(|| {
-                bad("methods", format!("{name:?} is not a method"), "write them in capitals: [\"GET\", \"POST\"]")
-            })?);
+        for (index, name) in route.methods.iter().enumerate() {
+            match method(name) {
+                Ok(method) => methods.push(method),
+                Err(hint) => {
+                    let message = format!("{name:?} is not a method");
+                    bad.push(BadCondition { key: "methods", index: Some(index), message, hint });
+                }
+            }
         }
         let mut hosts = Vec::new();
-        for host in &route.hosts {
-            hosts.push(HostPattern::parse(host).ok_or_else(|| {
-                bad(
-                    "hosts",
-                    format!("{host:?} is not a host"),
-                    "write \"api.example.com\" or \"*.example.com\", without port",
-                )
-            })?);
+        for (index, host) in route.hosts.iter().enumerate() {
+            match HostPattern::parse(host) {
+                Some(pattern) => hosts.push(pattern),
+                None => {
+                    let message = format!("{host:?} is not a host");
+                    bad.push(BadCondition { key: "hosts", index: Some(index), message, hint: host_hint(host) });
+                }
+            }
         }
         let mut headers = Vec::new();
         for (name, value) in &route.headers {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
-                bad("headers", format!("{name:?} is not a header name"), "write { \"X-Beta\" = \"1\" }")
-            })?;
-            headers.push((name, (value != "*").then(|| value.clone())));
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(name) => headers.push((name, (value != "*").then(|| value.clone()))),
+                Err(_) => {
+                    let (message, hint) = (format!("{name:?} is not a header name"), "write { \"X-Beta\" = \"1\" }");
+                    bad.push(BadCondition { key: "headers", index: None, message, hint: hint.to_owned() });
+                }
+            }
         }
         let template = (path != PathPattern::default()).then(|| route.path.as_str().into());
-        Ok(Self { path, template, methods, hosts, headers })
+        if bad.is_empty() { Ok(Self { path, template, methods, hosts, headers }) } else { Err(bad) }
     }
 
     /// The pattern of the path, as written; `None` for all paths.
@@ -126,8 +142,10 @@ impl HostPattern {
             Some(rest) => (rest.strip_prefix('.')?, true),
             None => (text, false),
         };
-        let plain =
-            !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        let is_empty = |label: &str| label.is_empty();
+        let plain = domain != "_"
+            && !domain.split('.').any(is_empty)
+            && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
         let lower = domain.to_ascii_lowercase();
         plain.then(|| if below { Self::Below(format!(".{lower}").into()) } else { Self::Exact(lower.into()) })
     }
@@ -152,6 +170,92 @@ impl HostPattern {
             (own @ Self::Below(_), Self::Exact(theirs)) => own.fits(theirs),
             (Self::Below(own), Self::Below(theirs)) => theirs.ends_with(&**own),
         }
+    }
+}
+
+/// Methods in use: those of RFC 9110 and 5789, of WebDAV and its extensions, and of caches.
+const METHODS: [&str; 30] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "QUERY",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "ACL",
+    "SEARCH",
+    "REPORT",
+    "MKCALENDAR",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "CHECKIN",
+    "MERGE",
+    "BIND",
+    "UNBIND",
+    "LINK",
+    "UNLINK",
+    "PURGE",
+];
+
+/// A method as written, or how to write it.
+fn method(name: &str) -> Result<Method, String> {
+    let all = || "leave `methods` out: then the route is for all of them".to_owned();
+    if matches!(name, "*" | "any" | "all" | "Any" | "All") {
+        return Err(all());
+    }
+    let upper = name.trim().to_ascii_uppercase();
+    let method = Method::from_bytes(name.as_bytes()).ok();
+    if let Some(method) = method.filter(|_| name.bytes().all(|b| !b.is_ascii_lowercase())) {
+        return Ok(method);
+    }
+    let parts: Vec<&str> = upper.split([',', '|', ' ']).filter(|part| !part.is_empty()).collect();
+    Err(match parts.as_slice() {
+        [] => all(),
+        [one] if one.bytes().all(|b| b.is_ascii_alphabetic()) => {
+            format!("write them in capitals: {one:?}")
+        }
+        [_] => "write them in capitals: [\"GET\", \"POST\"]".to_owned(),
+        several => format!("write each by itself: {several:?}"),
+    })
+}
+
+/// For a method that probably no client sends: what was probably meant.
+pub fn unusual_method(name: &str) -> Option<String> {
+    if METHODS.contains(&name) || method(name).is_err() {
+        return None;
+    }
+    Some(match did_you_mean(name, METHODS) {
+        _ if matches!(name, "ANY" | "ALL") => "leave `methods` out: then the route is for all of them".to_owned(),
+        Some(meant) => format!("did you mean {meant:?}?"),
+        None => "the route matches only requests with exactly this method; \"GET\" and \"POST\" are usual".to_owned(),
+    })
+}
+
+/// How to write a host.
+fn host_hint(host: &str) -> String {
+    let host = host.trim();
+    if matches!(host, "*" | "_" | "" | "*.*") {
+        return "leave `hosts` out: then the route is for all hosts".to_owned();
+    }
+    if host.starts_with(['~', '^']) || host.contains(['(', '\\', '{', '|']) {
+        return "a host is no regular expression: write \"api.example.com\" or \"*.example.com\"".to_owned();
+    }
+    let plain = host.split_once("://").map_or(host, |(_, rest)| rest).split(['/', ':', ' ']).next().unwrap_or(host);
+    let plain = plain.trim_end_matches('.');
+    let plain = if plain.starts_with('.') { format!("*{plain}") } else { plain.to_owned() };
+    match HostPattern::parse(&plain) {
+        Some(_) => format!("write {plain:?}, without scheme, port and path"),
+        None => "write \"api.example.com\" or \"*.example.com\", without port".to_owned(),
     }
 }
 

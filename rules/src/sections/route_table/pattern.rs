@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 
 use outrigger_wire::path;
 
+use super::spelling;
+
 /// One segment of a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Segment {
@@ -35,7 +37,17 @@ impl PathPattern {
         Self { segments: segments.map(literal_segment).collect(), and_below: false }
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, (String, &'static str)> {
+    /// # Errors
+    /// The mistake, and how to write the pattern.
+    pub(super) fn parse(text: &str) -> Result<Self, (String, String)> {
+        if let Some((why, hint)) = spelling::foreign(text) {
+            return Err((format!("`path` {text:?} {why}"), hint));
+        }
+        Self::parse_plain(text).map_err(|(message, hint)| (message, hint.to_owned()))
+    }
+
+    /// Like [`Self::parse`], without a look at the patterns of other programs.
+    pub(super) fn parse_plain(text: &str) -> Result<Self, (String, &'static str)> {
         const EXAMPLES: &str = "write \"/exact\", \"/items/{id}\" or \"/files/**\"";
         let fail = |why: &str| Err((format!("`path` {text:?} {why}"), EXAMPLES));
         if !text.starts_with('/') {
