@@ -55,6 +55,7 @@ mod one_against_another;
 mod overload;
 mod page;
 mod paths;
+mod pause;
 mod peers;
 mod protocol;
 mod receipts;

@@ -97,6 +97,7 @@ impl Builder<'_> {
             breakers,
             retry,
             receipts,
+            maintenance: self.maintenance(&raw.maintenance),
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
             this,

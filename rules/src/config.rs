@@ -20,6 +20,7 @@ use crate::sections::headers::Headers;
 use crate::sections::health::HealthRules;
 use crate::sections::limits::Limits;
 use crate::sections::log::Log;
+use crate::sections::maintenance::MaintenanceRules;
 use crate::sections::peers::PeerRules;
 use crate::sections::receipts::ReceiptRules;
 use crate::sections::retry::RetryRules;
@@ -72,6 +73,8 @@ pub struct Config {
     pub retry: RetryRules,
     /// Receipts.
     pub receipts: ReceiptRules,
+    /// Maintenance mode.
+    pub maintenance: MaintenanceRules,
     /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.

@@ -17,6 +17,7 @@ pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod log;
+pub mod maintenance;
 pub mod peers;
 pub mod receipts;
 pub mod redis;

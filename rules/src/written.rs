@@ -21,6 +21,7 @@ use crate::sections::health::Health;
 use crate::sections::identity::Identity;
 use crate::sections::limits::RateLimits;
 use crate::sections::log::Log;
+use crate::sections::maintenance::Maintenance;
 use crate::sections::peers::Peers;
 use crate::sections::receipts::Receipts;
 use crate::sections::retry::Retry;
@@ -73,6 +74,8 @@ pub struct Raw {
     pub audit: Audit,
     /// Receipts of requests, for `outrigger why`.
     pub receipts: Receipts,
+    /// Maintenance mode: requests are refused.
+    pub maintenance: Maintenance,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.

@@ -74,6 +74,10 @@ pub struct Status {
     pub bans: Bans,
     /// The app, requests that wait for it, and retries.
     pub app: App,
+    /// The pause that an operator has ordered.
+    pub pause: Option<Pause>,
+    /// Maintenance, if requests are refused for it.
+    pub maintenance: Option<Maintenance>,
     /// The audit log, if there is one.
     pub audit: Option<Audit>,
     /// The configuration.
@@ -358,6 +362,26 @@ pub struct Process {
     pub last_exit_code: Option<u8>,
     /// Why it was restarted last.
     pub last_restart: Option<String>,
+}
+
+/// A pause: requests wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends by itself.
+    pub ends: Timestamp,
+    /// Requests that wait.
+    pub waiting: u32,
+}
+
+/// Maintenance: requests are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Since when an operator has ordered it; `None`: only the file does.
+    pub since: Option<Timestamp>,
+    /// The file orders it, too.
+    pub is_in_file: bool,
 }
 
 /// The audit log.

@@ -103,8 +103,10 @@ pub struct Exchange {
     pub attempt: Option<Attempt>,
     /// The app's response has `Retry-After`.
     pub says_when: bool,
-    /// When it began to wait for an app that is down, for at most `app.hold`.
+    /// When it began to wait for an app that is down, for at most `app.hold`, or for the end of a pause.
     pub held_since: Option<Instant>,
+    /// When the pause for which it waited ended, or ends by itself.
+    pub paused_until: Option<Instant>,
     /// The indexes of the injected faults that apply to it.
     pub faults: Vec<usize>,
     /// The rate limits that the response shows.
@@ -214,6 +216,7 @@ impl Exchange {
             attempt: None,
             says_when: false,
             held_since: None,
+            paused_until: None,
             faults: Vec::new(),
             shown_limits: Shown::default(),
             is_beyond_monitored: false,

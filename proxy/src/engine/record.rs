@@ -132,6 +132,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
             Rejection::Overloaded
             | Rejection::AppRestarting
+            | Rejection::Paused { .. }
             | Rejection::BreakerOpen { .. }
             | Rejection::Expired
             | Rejection::OutOfResources => {

@@ -56,6 +56,16 @@ pub enum Rejection {
     Overloaded,
     /// The app is down, and the maximum number of requests waits for it.
     AppRestarting,
+    /// An operator pauses requests: the maximum number of them waits, or its time is over.
+    Paused {
+        /// Time until the pause ends by itself.
+        retry_after: Duration,
+    },
+    /// An operator has requests refused.
+    Maintenance {
+        /// As the operator configures it.
+        retry_after: Duration,
+    },
     /// The circuit breaker is open.
     BreakerOpen {
         /// Time until a probe may pass.
@@ -123,6 +133,10 @@ impl Rejection {
     pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
     /// An example of this variant.
     pub const BREAKER_OPEN: Self = Self::BreakerOpen { retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const PAUSED: Self = Self::Paused { retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const MAINTENANCE: Self = Self::Maintenance { retry_after: Duration::ZERO };
 
     /// One of each kind, for tests and the list of metrics.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -145,6 +159,8 @@ impl Rejection {
             Self::QUOTA_EXCEEDED,
             Self::Overloaded,
             Self::AppRestarting,
+            Self::PAUSED,
+            Self::MAINTENANCE,
             Self::BREAKER_OPEN,
             Self::Expired,
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
@@ -286,6 +302,20 @@ impl Rejection {
                 "The app is restarting, and too many requests wait for it",
                 "retry after Retry-After; the request is valid",
                 SOON,
+            ),
+            Self::Paused { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "paused",
+                "Requests are paused for a moment",
+                "retry after Retry-After; the request is valid",
+                Some(retry_after),
+            ),
+            Self::Maintenance { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "maintenance",
+                "The service is down for maintenance",
+                "retry after Retry-After; the request is valid",
+                Some(retry_after),
             ),
             Self::BreakerOpen { retry_after } => (
                 StatusCode::SERVICE_UNAVAILABLE,

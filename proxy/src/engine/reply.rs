@@ -60,7 +60,7 @@ pub fn healthy(state: &State) -> Reply {
     Reply {
         status: StatusCode::OK,
         content_type: "application/json".into(),
-        body: health::healthy(state.started.elapsed()),
+        body: health::healthy(state.started.elapsed(), &health::Orders::of(state)),
         retry_after: None,
     }
 }
@@ -81,8 +81,9 @@ pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) 
     reply
 }
 
-/// Whether the app was not asked because its circuit breaker is open or because it is down.
+/// Whether the app was not asked because its circuit breaker is open, because it is down, or in a pause.
 fn is_for_want_of_the_app(exchange: &Exchange) -> bool {
-    matches!(exchange.rejection, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting))
+    let reason = exchange.rejection;
+    matches!(reason, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting | Rejection::Paused { .. }))
         || (exchange.resilience == Mode::Enforce && exchange.failure == Some(Failure::Unreachable))
 }

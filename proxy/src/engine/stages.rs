@@ -10,6 +10,7 @@ pub mod faults;
 pub mod hold;
 pub mod identify;
 pub mod limits;
+pub mod maintenance;
 pub mod route;
 pub mod via;
 
@@ -23,11 +24,12 @@ use crate::engine::state::State;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
-pub const STAGES: [Stage; 14] = [
+pub const STAGES: [Stage; 15] = [
     identify::client,
     via::check,
     route::choose,
     audit::choose,
+    maintenance::check,
     admit::deadline,
     affinity::choose,
     admit::while_leaving,

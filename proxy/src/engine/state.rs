@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::engine::exchange::Listener;
 use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
+use crate::engine::pause::Pause;
 use crate::engine::receipts::Receipts;
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
@@ -107,8 +108,10 @@ pub struct State {
     pub body_memory: Arc<BodyMemory>,
     /// The circuit breakers of all routes.
     pub breakers: breakers::Registry,
-    /// Whether the app accepts connections.
+    /// Whether requests may be sent to the app.
     pub reach: Reach,
+    /// Pause and maintenance, as operators order.
+    pub pause: Pause,
     /// The app's health, if the file names a check.
     pub health: AppHealth,
     /// Notified when `app.address` or the addresses of its name have changed.
@@ -156,6 +159,7 @@ impl State {
             body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
+            pause: Pause::default(),
             health: AppHealth::default(),
             app_moved: Arc::default(),
             exhaustion: Exhaustion::default(),

@@ -13,10 +13,11 @@ use crate::control::status::headline::headline;
 use crate::control::status::sampler::{Sampler, Sums, Total};
 use crate::control::status::windows::{Buckets, Counts};
 use crate::control::status::{
-    App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, OtherRoutes, Peer, Point,
-    PriorityTraffic, Process, Reason, Refused, RouteTraffic, Status, Traffic, Windows,
+    App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, Maintenance, OtherRoutes,
+    Pause, Peer, Point, PriorityTraffic, Process, Reason, Refused, RouteTraffic, Status, Traffic, Windows,
 };
 use crate::engine::condition::condition;
+use crate::engine::pause;
 use crate::engine::state::{Phase, Snapshot, State};
 use crate::mechanism::audit::upkeep::flags;
 use crate::mechanism::gate::Standing;
@@ -129,6 +130,15 @@ impl Board {
                 count: state.bans.held(state.nanoseconds(Instant::now())),
             },
             app: app(state, &rules, &gate, &long),
+            pause: state.pause.shown().map(|pause| Pause {
+                since: pause.since,
+                ends: pause.ends,
+                waiting: gate.waiting.iter().sum(),
+            }),
+            maintenance: pause::is_maintenance(state).then(|| Maintenance {
+                since: state.pause.maintenance_since(),
+                is_in_file: rules.config.maintenance.is_on,
+            }),
             audit: audit(state, &rules),
             config: configuration(state, &rules),
             events: state.history.events(),

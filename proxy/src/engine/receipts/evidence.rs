@@ -89,6 +89,16 @@ impl<'c> Case<'c> {
             Rejection::QuotaExceeded { limit, retry_after } => self.limit(limit).time("retry_after_ms", retry_after),
             Rejection::Overloaded => self.concurrency(),
             Rejection::AppRestarting => self.held().count("max_held", self.state.gate.standing().room as usize),
+            Rejection::Paused { retry_after } => self
+                .held()
+                .key("pause")
+                .count("max_held", self.state.gate.standing().room as usize)
+                .time("retry_after_ms", retry_after),
+            Rejection::Maintenance { retry_after } => {
+                let is_in_file = self.rules.config.maintenance.is_on;
+                let key = if is_in_file { "enabled" } else { "operator" };
+                section("maintenance").key(key).time("retry_after_ms", retry_after)
+            }
             Rejection::BreakerOpen { retry_after } => self.breaker().time("retry_after_ms", retry_after),
             Rejection::Expired => self.deadline(),
             Rejection::FaultInjected { status } => section("faults").with("status", status.as_u16().into()),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::control::page::html::{Html, facts, note, table};
 use crate::control::status::headline::{number, time};
-use crate::control::status::{App, Bans, Breaker, Breakers, Limits};
+use crate::control::status::{Bans, Breaker, Breakers, Limits, Status};
 use crate::engine::state::State;
 
 /// Bans that are shown; `GET /bans` has all.
@@ -134,7 +134,8 @@ pub fn bans(state: &State, bans: &Bans, is_operator: bool) -> Html {
 }
 
 /// The app, requests that wait for it, and retries.
-pub fn app(app: &App, is_operator: bool) -> Html {
+pub fn app(status: &Status, is_operator: bool) -> Html {
+    let app = &status.app;
     let mut reach = Html::new();
     match app.away_since {
         _ if app.is_reachable => reach.raw("<span class=\"ok\">reachable</span>"),
@@ -167,10 +168,28 @@ pub fn app(app: &App, is_operator: bool) -> Html {
         }
     }
     let mut html = facts(&pairs);
-    if is_operator && app.process.is_some() {
-        html.raw(
-            "<p><button form=\"act\" name=\"act\" id=\"b-restart\" value=\"restart\">Restart the app</button></p>",
-        );
+    if is_operator {
+        html.raw("<p>");
+        if app.process.is_some() {
+            order(&mut html, "b-restart", "restart", "Restart the app");
+        }
+        if status.pause.is_some() {
+            order(&mut html, "b-resume", "resume", "Resume requests");
+        } else {
+            order(&mut html, "b-pause", "pause", "Pause requests for 30 s");
+        }
+        if status.maintenance.is_some() {
+            order(&mut html, "b-service", "maintenance off", "End maintenance");
+        } else {
+            order(&mut html, "b-maintenance", "maintenance on", "Begin maintenance");
+        }
+        html.raw("</p>");
     }
     html
+}
+
+/// A button for what concerns all requests.
+fn order(html: &mut Html, id: &'static str, action: &'static str, label: &'static str) {
+    html.raw("<button form=\"act\" name=\"act\" id=\"").raw(id).raw("\" value=\"").raw(action);
+    html.raw("\">").raw(label).raw("</button> ");
 }
