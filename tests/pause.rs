@@ -228,10 +228,12 @@ fn maintenance_refuses_all_but_those_that_the_file_names() {
     assert_eq!(act(&proxy, "/maintenance", "{\"on\":false}").json()["changed"], false);
     assert_eq!(proxy.get("/").status, 200);
     // What is wrong in the file is said.
-    fs::write(&proxy.file, format!("{}[maintenance]\npaths = [\"a/*\"]\nallow = [\"x\"]\n", proxy.text(""))).unwrap();
-    let output = proxy.run(&["check", "--config", &proxy.file.display().to_string()]);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(78) && error.contains("is no path"), "{error}");
+    for (wrong, says) in [("paths = [\"a/*\"]", "is no path"), ("allow = [\"x\"]", "an address or a network")] {
+        fs::write(&proxy.file, proxy.text(&format!("[maintenance]\n{wrong}\n"))).unwrap();
+        let output = proxy.run(&["check", "--config", &proxy.file.display().to_string()]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(78) && error.contains(says), "{error}");
+    }
 }
 
 /// A paused client that has gone leaves no place behind.

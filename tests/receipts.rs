@@ -17,8 +17,9 @@ use crate::harness::{Answer, Client, Proxy, Setup, from_address, get, post, sha2
 use crate::limits::{EDGE, NO_DEFAULTS, route, rule};
 use crate::pause;
 
-/// Reasons that other tests provoke, which call [`Proxy::has_receipt`]: they need peers, HTTP/2 or a host without resources.
-const ELSEWHERE: [&str; 11] = [
+/// Reasons that other tests provoke, which call [`Proxy::has_receipt`]: they need peers, HTTP/2, addresses or a host without resources.
+const ELSEWHERE: [&str; 12] = [
+    "address_not_allowed",
     "app_connect_timeout",
     "loop_detected",
     "malformed_frame",

@@ -19,6 +19,7 @@ pub mod concurrency;
 pub mod flags;
 pub mod lease;
 pub mod limiter;
+pub mod networks;
 pub mod priority;
 pub mod retry;
 pub mod supervisor;

@@ -16,7 +16,8 @@ type Ranges = Box<[(u128, u128)]>;
 
 impl FromIterator<Network> for Networks {
     fn from_iter<I: IntoIterator<Item = Network>>(networks: I) -> Self {
-        let (v4, v6): (Vec<_>, Vec<_>) = networks.into_iter().map(|network| network.range()).partition(|range| range.0.is_ipv4());
+        let (v4, v6): (Vec<_>, Vec<_>) =
+            networks.into_iter().map(|network| network.range()).partition(|range| range.0.is_ipv4());
         Self { v4: merged(v4), v6: merged(v6) }
     }
 }
@@ -75,9 +76,17 @@ impl AddressList {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
+    /// The list that refuses this address: `deny`, which has it, or `allow`, which lacks it.
+    pub fn refused_by(&self, address: IpAddr) -> Option<&'static str> {
+        if self.deny.contains(address) {
+            return Some("deny");
+        }
+        (!self.allow.is_empty() && !self.allow.contains(address)).then_some("allow")
+    }
+
     /// Whether this address is allowed.
     pub fn allows(&self, address: IpAddr) -> bool {
-        (self.allow.is_empty() || self.allow.contains(address)) && !self.deny.contains(address)
+        self.refused_by(address).is_none()
     }
 }
 

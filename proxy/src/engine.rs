@@ -11,6 +11,7 @@ pub mod health;
 pub mod history;
 pub mod metrics;
 pub mod notices;
+pub mod pages;
 pub mod pause;
 pub mod receipts;
 pub mod record;

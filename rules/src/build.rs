@@ -38,6 +38,7 @@ impl Builder<'_> {
             },
             max_connections: raw.server.max_connections.get() as usize,
             max_address_connections: address_connections(&raw.server),
+            addresses: self.address_list(&[Step::Key("server")], &raw.server.allow, &raw.server.deny),
             lame_duck: raw.server.lame_duck.0.0,
             drain_timeout: raw.server.drain_timeout.0.0,
         };
@@ -97,6 +98,7 @@ impl Builder<'_> {
             breakers,
             retry,
             receipts,
+            pages: self.pages(&raw.pages),
             maintenance: self.maintenance(&raw.maintenance),
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
@@ -338,6 +340,7 @@ impl Builder<'_> {
                         retry_statuses,
                         fallback,
                         audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
+                        addresses: self.route_addresses(written, index),
                         resource: route_table::parameters(&written.path, &raw.audit.parameters),
                         is_health: false,
                     });
@@ -376,6 +379,7 @@ fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) ->
         retry_statuses: raw.retry.statuses.clone().into(),
         fallback: None,
         audit,
+        addresses: None,
         resource: Box::default(),
         is_health: false,
     }

@@ -22,6 +22,7 @@ use crate::sections::identity::Identity;
 use crate::sections::limits::RateLimits;
 use crate::sections::log::Log;
 use crate::sections::maintenance::Maintenance;
+use crate::sections::pages::Pages;
 use crate::sections::peers::Peers;
 use crate::sections::receipts::Receipts;
 use crate::sections::retry::Retry;
@@ -74,6 +75,8 @@ pub struct Raw {
     pub audit: Audit,
     /// Receipts of requests, for `outrigger why`.
     pub receipts: Receipts,
+    /// Outrigger's own responses for browsers.
+    pub pages: Pages,
     /// Maintenance mode: requests are refused.
     pub maintenance: Maintenance,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.

@@ -46,6 +46,8 @@ pub struct Exchange {
     pub listener: Listener,
     /// The peer that sent it, and the reason.
     pub hop: Option<Box<Hop>>,
+    /// Its client prefers HTML to JSON, if the response is Outrigger's own.
+    pub prefers_html: bool,
     /// Its data for the audit log.
     pub audit: Noted,
     /// Its sticky session.
@@ -187,6 +189,7 @@ impl Exchange {
             client: Client::UNKNOWN,
             listener: Listener::Public,
             hop: None,
+            prefers_html: false,
             audit: Noted::default(),
             sticky: Sticky::default(),
             destination: Destination::App,

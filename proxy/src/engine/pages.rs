@@ -46,18 +46,24 @@ fn words(problem: &Problem) -> (&'static str, &'static str) {
         "temporary_reduced_capacity" | "deadline_exceeded" | "too_many_connections" | "out_of_resources" => {
             ("Too many visitors", "This site is very busy at the moment.")
         }
-        "quota_exceeded" | "too_many_uploads" => ("Too many requests", "You have sent more requests than this site allows."),
+        "quota_exceeded" | "too_many_uploads" => {
+            ("Too many requests", "You have sent more requests than this site allows.")
+        }
         "abnormal_usage_detected" => ("Access is blocked for a while", "This site has seen unusual requests from you."),
         "address_not_allowed" => ("Access is not allowed", "This site is not open to your network."),
         "head_too_large" => ("The request is too large", "Deleting the cookies of this site usually helps."),
-        "body_too_large" => ("What you sent is too large", "This site accepts less at once. Please send a smaller file."),
+        "body_too_large" => {
+            ("What you sent is too large", "This site accepts less at once. Please send a smaller file.")
+        }
         _ => match problem.status.as_u16() {
             404 => ("Nothing is here", "Please check the address."),
             403 => ("Access is not allowed", "You may not see this page."),
             408 => ("The connection is too slow", "Please try again."),
             400..500 => ("This request is not understood", "Please go back, and try again from there."),
             500 => ("Something went wrong", "The operator of this site finds the reason under the number below."),
-            _ => ("This site does not respond", "Please try again. If it persists, tell its operator the number below."),
+            _ => {
+                ("This site does not respond", "Please try again. If it persists, tell its operator the number below.")
+            }
         },
     }
 }

@@ -12,6 +12,7 @@ use outrigger_wire::request_id::RequestId;
 use crate::engine::answer;
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::metrics::{MethodLabel, StatusClass};
+use crate::engine::pages;
 use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
@@ -183,7 +184,10 @@ pub fn rejected_early(
 ) -> Vec<u8> {
     let id = RequestId::generate();
     rejected_unparsed(state, rejection, id, client, unread);
-    answer::early(&rejection.problem(), id, listener, &date(Instant::now()))
+    let problem = rejection.problem();
+    let is_page = listener == Listener::Public && pages::is_wanted(unread);
+    let page = is_page.then(|| pages::page(&state.rules.load().config, &problem, id.as_str())).flatten();
+    answer::early(&problem, page, id, listener, &date(Instant::now()))
 }
 
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.

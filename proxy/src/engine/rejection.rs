@@ -82,6 +82,8 @@ pub enum Rejection {
     AuditUnavailable,
     /// Its path is reserved for Outrigger.
     Reserved,
+    /// The client's address is not one of those that the operator allows.
+    AddressNotAllowed,
     /// It arrived on the listener for peers without a peer's signature.
     NotAPeer,
     /// This process has forwarded it already, or the app's name resolves to this proxy.
@@ -166,6 +168,7 @@ impl Rejection {
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
             Self::AuditUnavailable,
             Self::Reserved,
+            Self::AddressNotAllowed,
             Self::NotAPeer,
             Self::Loop,
             Self::OutOfResources,
@@ -350,6 +353,13 @@ impl Rejection {
                 "reserved_path",
                 "There is nothing here",
                 "this path is reserved for the proxy",
+                None,
+            ),
+            Self::AddressNotAllowed => (
+                StatusCode::FORBIDDEN,
+                "address_not_allowed",
+                "The client's address is not allowed",
+                "the operator's lists, allow and deny of the listener or of the route, decide",
                 None,
             ),
             Self::NotAPeer => (

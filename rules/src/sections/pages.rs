@@ -206,7 +206,8 @@ impl Builder<'_> {
         let template = match own.unwrap_or_else(|| Template::parse(BUILT_IN).map_err(|e| e.to_string())) {
             Ok(template) => Some(template),
             Err(message) => {
-                let hint = "use {{status}}, {{title}}, {{detail}}, {{request_id}} and {{retry_after}}, outside of <style>";
+                let hint =
+                    "use {{status}}, {{title}}, {{detail}}, {{request_id}} and {{retry_after}}, outside of <style>";
                 self.complain(&[Step::Key("pages"), Step::Key("template")], format!("`template`: {message}"), hint);
                 None
             }
