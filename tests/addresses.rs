@@ -1,4 +1,4 @@
-//! `server.allow`, `server.deny`, and those of routes: who may connect, and who may use a route.
+//! `allow` and `deny`, of the listener and of routes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -24,7 +24,7 @@ fn connections_of_others_are_closed_before_a_byte_is_read() {
     assert!(served(&proxy, 1) && served(&proxy, 7));
     let before = app.connections();
     assert!(!served(&proxy, 3) && !served(&proxy, 9));
-    // Nothing is read, and nothing answered: not even to a client that sends nothing.
+    // Also before the client sends a byte.
     for address in [proxy.address, proxy.h2c] {
         let client = Client::connect_from(Ipv4Addr::new(127, 0, 0, 9), address);
         assert!(client.is_err() || client.unwrap().rest().is_ok_and(|rest| rest.is_empty()));

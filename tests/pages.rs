@@ -76,7 +76,7 @@ fn a_browser_gets_a_page_and_a_program_the_same_json_as_before() {
         body.len()
     );
     assert_eq!((answer.head.trim_end(), answer.text()), (head.trim_end(), body));
-    // What has a format of its own keeps it.
+    // Fallbacks and health checks keep their format.
     let spare = proxy.ask(&with_fields(&get("/spare"), &[BROWSER]));
     assert_eq!((spare.status, spare.text().as_str()), (200, "{}"));
     let health = proxy.ask(&with_fields(&get("/health"), &[BROWSER]));
@@ -84,7 +84,7 @@ fn a_browser_gets_a_page_and_a_program_the_same_json_as_before() {
 }
 
 #[test]
-fn what_was_never_a_request_gets_a_page_if_it_says_so() {
+fn early_rejections_are_pages_if_the_accept_header_has_arrived() {
     let app = Backend::start();
     let proxy = Proxy::with(&app, "client.max_head = \"1KiB\"\n");
     let folded = |accept: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{accept}\r\nA: b\r\n c\r\n\r\n");
@@ -120,7 +120,7 @@ fn an_operator_may_write_the_page() {
     assert_eq!(ask(&proxy).text().len(), expected.len());
     proxy.changes_to(&rules("# changed\n"));
     assert_eq!(ask(&proxy).text(), "second 404");
-    // What is wrong is found beforehand, and a running proxy keeps what it has.
+    // Mistakes are found beforehand, and a running proxy keeps what it has.
     let check = |proxy: &Proxy| {
         let output = proxy.run(&["check", "--config", &proxy.file.display().to_string()]);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

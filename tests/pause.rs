@@ -119,7 +119,7 @@ fn a_pause_ends_by_itself_and_has_bounds() {
     proxy.says("\"by\":\"limit\"");
 }
 
-/// A deploy: the app restarts during the pause, and what it works on ends with it or is served.
+/// A deploy: the app restarts during the pause.
 #[test]
 fn the_app_may_restart_during_a_pause() {
     let mut app = Backend::start();
@@ -131,7 +131,7 @@ fn the_app_may_restart_during_a_pause() {
     assert_eq!(act(&proxy, "/pause", "{\"for\":\"60s\"}").status, 200);
     let mut waiting = held(&proxy, &post("/a", "hello"));
     gate.add_permits(1);
-    assert_eq!(slow.answer().status, 200, "what the app works on goes on");
+    assert_eq!(slow.answer().status, 200, "a request that the app has goes on");
     app.stop();
     app.resume();
     assert_eq!(proxy.get("/health").status, 200);
@@ -227,7 +227,6 @@ fn maintenance_refuses_all_but_those_that_the_file_names() {
     assert_eq!(act(&proxy, "/maintenance", "{\"on\":false}").json()["changed"], true);
     assert_eq!(act(&proxy, "/maintenance", "{\"on\":false}").json()["changed"], false);
     assert_eq!(proxy.get("/").status, 200);
-    // What is wrong in the file is said.
     for (wrong, says) in [("paths = [\"a/*\"]", "is no path"), ("allow = [\"x\"]", "an address or a network")] {
         fs::write(&proxy.file, proxy.text(&format!("[maintenance]\n{wrong}\n"))).unwrap();
         let output = proxy.run(&["check", "--config", &proxy.file.display().to_string()]);

@@ -17,6 +17,7 @@ pub mod audit;
 pub mod breaker;
 pub mod concurrency;
 pub mod flags;
+pub mod hitters;
 pub mod lease;
 pub mod limiter;
 pub mod networks;

@@ -43,7 +43,7 @@ fn merged(networks: Vec<(IpAddr, IpAddr)>) -> Ranges {
 }
 
 impl Networks {
-    /// Whether there is none.
+    /// Whether it has no address.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
@@ -66,7 +66,7 @@ pub struct AddressList {
 }
 
 impl AddressList {
-    /// Only addresses in `allow`, unless it is empty, and none in `deny`.
+    /// Only addresses in `allow`, unless it is empty, without those in `deny`.
     pub fn new(allow: Networks, deny: Networks) -> Self {
         Self { allow, deny }
     }

@@ -245,6 +245,20 @@ pub struct Limit {
     pub refused_total: u64,
     /// Requests that `enforce` would have rejected.
     pub monitored_total: u64,
+    /// The clients that it rejected most often in the last one to two minutes, at most 5.
+    #[serde(default)]
+    pub top_clients: Vec<TopClient>,
+}
+
+/// A client that a limit rejects often.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopClient {
+    /// Its pseudonym, as in receipts.
+    pub client: String,
+    /// At most how often.
+    pub refused: u64,
+    /// By how much that may be too high.
+    pub error: u64,
 }
 
 /// Circuit breakers.

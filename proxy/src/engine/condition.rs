@@ -19,7 +19,7 @@ pub fn condition(state: &State, local: &Local) -> Condition {
     }
 }
 
-/// Whether requests are paused or refused here: peers send none.
+/// Whether requests are paused or refused here: peers keep theirs.
 fn is_closed(state: &State) -> bool {
     state.reach.is_paused() || pause::is_maintenance(state)
 }

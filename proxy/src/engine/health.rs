@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::engine::pause;
 use crate::engine::state::State;
 
-/// What an operator orders for all requests, as health checks show it.
+/// Pause and maintenance, as health checks show them.
 #[derive(Clone, Debug, Default)]
 pub struct Orders {
     /// When the pause ends by itself, and the number of requests that wait for it.

@@ -21,7 +21,7 @@ pub struct Page {
     pub policy: Arc<str>,
 }
 
-/// The page for this problem; `None` if the operator wants none.
+/// The page for this problem, unless pages are off.
 pub fn page(config: &Config, problem: &Problem, request_id: &str) -> Option<Page> {
     let template = config.pages.template.as_ref()?;
     let (title, advice) = words(problem);
@@ -52,9 +52,7 @@ fn words(problem: &Problem) -> (&'static str, &'static str) {
         "abnormal_usage_detected" => ("Access is blocked for a while", "This site has seen unusual requests from you."),
         "address_not_allowed" => ("Access is not allowed", "This site is not open to your network."),
         "head_too_large" => ("The request is too large", "Deleting the cookies of this site usually helps."),
-        "body_too_large" => {
-            ("What you sent is too large", "This site accepts less at once. Please send a smaller file.")
-        }
+        "body_too_large" => ("The upload is too large", "This site accepts less at once. Please send a smaller file."),
         _ => match problem.status.as_u16() {
             404 => ("Nothing is here", "Please check the address."),
             403 => ("Access is not allowed", "You may not see this page."),
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_accept_header_of_what_is_no_request_is_found() {
+    fn the_accept_header_of_an_unparsed_request_is_found() {
         assert!(is_wanted(b"GET / HTTP/1.1\r\naccept:  text/html \r\nA B: c\r\n\r\n"));
         assert!(is_wanted(b"GET / HTTP/1.1\nA: b\nAccept: text/html\n"));
         for other in [

@@ -1,4 +1,4 @@
-//! What an operator orders for all requests: a pause, in which they wait, and maintenance, in which they are refused.
+//! Orders of operators for all requests: a pause, in which they wait, and maintenance, in which they are rejected.
 //!
 //! A pause suspends the queue as an app that is down does (`stages/hold.rs`): the same bounds, priorities and deadlines apply. It
 //! ends by itself. Both outlive a reload and end with the process.
@@ -122,7 +122,7 @@ pub fn pause(state: &Arc<State>, length: Duration) -> Paused {
     pause
 }
 
-/// Ends the pause in force. `None`: there is none.
+/// Ends the pause in force. `None`: there is no pause.
 pub fn resume(state: &State, why: End) -> Option<Resumed> {
     end(state, why, None)
 }

@@ -130,7 +130,10 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         state.metrics.rejections.rejected(rejection);
         state.metrics.rejections.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
         match rejection {
-            Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
+            Rejection::QuotaExceeded { limit, .. } => {
+                limits::rejected(state, exchange, limit, ended);
+                abuse::offend(state, exchange, Offence::Refusals);
+            }
             Rejection::Overloaded
             | Rejection::AppRestarting
             | Rejection::Paused { .. }

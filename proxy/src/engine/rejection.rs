@@ -2,10 +2,16 @@
 //!
 //! The response says what the client can do, in `application/problem+json` (RFC 9457); metrics and the log have the label.
 
+mod failure;
+mod malformed;
+
 use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_wire::malformed::Malformed;
+
+pub use self::failure::Failure;
+use self::malformed::malformed_problem;
 
 /// Why Outrigger rejected a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,23 +96,6 @@ pub enum Rejection {
     Loop,
     /// This host is out of descriptors, ports or memory.
     OutOfResources,
-}
-
-/// Why the app failed a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// The connection was refused, or the address cannot be reached.
-    Unreachable,
-    /// Connecting took too long.
-    ConnectTimeout,
-    /// The response did not begin in time, or paused for too long.
-    Timeout,
-    /// The connection ended before the response did.
-    Closed,
-    /// The response is not valid HTTP.
-    Invalid,
-    /// An error of Outrigger itself.
-    Internal,
 }
 
 /// The content of an error response.
@@ -385,50 +374,6 @@ impl Rejection {
             ),
         };
         Problem { status, label, title, detail, retry_after }
-    }
-}
-
-const fn malformed_problem(malformed: Malformed) -> Problem {
-    let (status, label) = match malformed {
-        Malformed::RequestLine => (StatusCode::BAD_REQUEST, "malformed_request_line"),
-        Malformed::Target => (StatusCode::BAD_REQUEST, "malformed_target"),
-        Malformed::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "malformed_version"),
-        Malformed::Connect => (StatusCode::METHOD_NOT_ALLOWED, "malformed_connect"),
-        Malformed::Field => (StatusCode::BAD_REQUEST, "malformed_field"),
-        Malformed::BareLineFeed => (StatusCode::BAD_REQUEST, "malformed_line_end"),
-        Malformed::FoldedField => (StatusCode::BAD_REQUEST, "malformed_folded_field"),
-        Malformed::Host => (StatusCode::BAD_REQUEST, "malformed_host"),
-        Malformed::HostMismatch => (StatusCode::BAD_REQUEST, "malformed_host_mismatch"),
-        Malformed::Length => (StatusCode::BAD_REQUEST, "malformed_length"),
-        Malformed::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
-        Malformed::LengthAndEncoding => (StatusCode::BAD_REQUEST, "malformed_length_and_encoding"),
-        Malformed::Chunk => (StatusCode::BAD_REQUEST, "malformed_chunk"),
-        // Without a response: see docs/operations.md, "HTTP/2".
-        Malformed::Stream => (StatusCode::BAD_REQUEST, "malformed_stream"),
-        Malformed::Frame => (StatusCode::BAD_REQUEST, "malformed_frame"),
-    };
-    Problem { status, label, title: "The request is malformed", detail: malformed.advice(), retry_after: None }
-}
-
-impl Failure {
-    /// All failures.
-    pub const ALL: [Self; 6] =
-        [Self::Unreachable, Self::ConnectTimeout, Self::Timeout, Self::Closed, Self::Invalid, Self::Internal];
-
-    /// The table of failures.
-    pub const fn problem(self) -> Problem {
-        const RETRY: &str = "retry; if it persists, give the operator the request_id";
-        let (status, label, title, retry_after) = match self {
-            Self::Unreachable => (StatusCode::BAD_GATEWAY, "app_unreachable", "The app cannot be reached", SOON),
-            Self::ConnectTimeout => {
-                (StatusCode::GATEWAY_TIMEOUT, "app_connect_timeout", "The app does not take connections", SOON)
-            }
-            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "app_timeout", "The app did not answer in time", None),
-            Self::Closed => (StatusCode::BAD_GATEWAY, "app_closed", "The app ended the connection early", None),
-            Self::Invalid => (StatusCode::BAD_GATEWAY, "app_invalid", "The app's answer is no HTTP", None),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The proxy failed", None),
-        };
-        Problem { status, label, title, detail: RETRY, retry_after }
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn drain(
     if haste == Haste::AppIsGone {
         (server.lame_duck, server.drain_timeout) = (Duration::ZERO, server.drain_timeout.min(LAST_ANSWERS));
     }
-    // What waits for an operator must not wait for the end of this process.
+    // Otherwise paused requests would wait for the end of this process.
     pause::resume(state, End::Shutdown);
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);

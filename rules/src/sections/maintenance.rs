@@ -25,7 +25,7 @@ pub struct Maintenance {
     pub allow: Vec<Text<Network>>,
     /// Paths that are served all the same, with everything below: "/status" is also "/status/db". At most 100.
     pub paths: Vec<String>,
-    /// What refused clients are told in `Retry-After`.
+    /// The `Retry-After` of these responses.
     pub retry_after: Text<Span>,
 }
 
@@ -41,7 +41,7 @@ impl Default for Maintenance {
 pub struct MaintenanceRules {
     /// The file switches it on.
     pub is_on: bool,
-    /// What refused clients are told in `Retry-After`.
+    /// The `Retry-After` of these responses.
     pub retry_after: Duration,
     allow: Box<[Network]>,
     paths: Box<[Box<str>]>,

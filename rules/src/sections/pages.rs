@@ -17,7 +17,7 @@ use crate::tree::Step;
 const MOST_BYTES: usize = 64 << 10;
 /// The page without a template of the operator's own.
 const BUILT_IN: &str = include_str!("pages/page.html");
-/// What a template may contain, between double braces.
+/// The placeholders, without their braces.
 const NAMES: [(&str, Value); 5] = [
     ("status", Value::Status),
     ("title", Value::Title),
@@ -33,7 +33,7 @@ pub struct Pages {
     /// Whether clients that prefer HTML get HTML.
     pub html: bool,
     /// A file with the page, at most 64 KiB of UTF-8, with any of `{{status}}`, `{{title}}`, `{{detail}}`, `{{request_id}}` and
-    /// `{{retry_after}}` (seconds, or nothing). Read at the start and with each reload. It gets a strict Content-Security-Policy: no
+    /// `{{retry_after}}` (seconds, or empty). Read at the start and with each reload. It gets a strict Content-Security-Policy: no
     /// scripts, no requests, and only the styles of its `<style>` elements. Unset: a page of Outrigger's own.
     pub template: Option<PathBuf>,
 }
@@ -130,11 +130,10 @@ impl Template {
                 Part::Value(Value::Title) => escape(&mut page, values.title),
                 Part::Value(Value::Detail) => escape(&mut page, values.detail),
                 Part::Value(Value::RequestId) => escape(&mut page, values.request_id),
-                // Writing to a string does not fail.
-                Part::Value(Value::Status) => drop(write!(page, "{}", values.status)),
+                Part::Value(Value::Status) => page.push_str(&values.status.to_string()),
                 Part::Value(Value::RetryAfter) => {
                     if let Some(seconds) = values.retry_after {
-                        drop(write!(page, "{seconds}"));
+                        page.push_str(&seconds.to_string());
                     }
                 }
             }
@@ -148,13 +147,13 @@ impl Template {
     }
 }
 
-/// Nothing is loaded and no script runs; the styles of its own elements apply, which their hashes name.
+/// It loads no other file and runs no script; the styles of its own elements apply, which their hashes name.
 fn policy(text: &str) -> Result<String, TemplateError> {
     let mut sources = String::new();
     for style in elements(text, "<style", "</style")? {
         let hash = STANDARD.encode(digest(&SHA256, style.as_bytes()));
         // Writing to a string does not fail.
-        drop(write!(sources, " 'sha256-{hash}'"));
+        let _ = write!(sources, " 'sha256-{hash}'");
     }
     elements(text, "<script", "</script")?;
     let styles = if sources.is_empty() { " 'none'" } else { &sources };
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
+    fn a_text_that_is_no_template_is_refused() {
         let error = |text| Template::parse(text).unwrap_err().to_string();
         assert_eq!(error("{{stauts}}"), "`{{stauts}}` is no placeholder");
         assert_eq!(error("a {{status"), "a `{{` has no `}}`");
@@ -256,7 +255,7 @@ mod tests {
         let policy = Template::parse("<style>a{}</style>\u{130}<style media=\"print\">a{}</STYLE>").unwrap().policy;
         assert_eq!(policy.matches("'sha256-").count(), 2, "{policy}");
         assert!(Template::parse("a").unwrap().policy().contains("style-src 'none'"));
-        // A page of ours asks nobody for anything.
+        // The page loads no other file.
         assert!(!BUILT_IN.contains("http") && !BUILT_IN.contains("url("));
     }
 }

@@ -167,7 +167,7 @@ async fn act(
     response
 }
 
-/// What concerns all requests.
+/// Pause and maintenance.
 fn order(state: &Arc<State>, verb: &str, name: &str) -> Response {
     match (verb, name) {
         ("pause", _) => {

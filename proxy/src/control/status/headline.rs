@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_orders_is_not_forgotten() {
+    fn pause_and_maintenance_are_problems() {
         let mut status = calm();
         status.pause = Some(Pause { since: at("03:01"), ends: at("03:02"), waiting: 12 });
         assert_eq!(text(&status), "Warn: Paused since 03:01 by an operator, until 03:02:00: 12 requests wait");

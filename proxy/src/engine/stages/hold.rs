@@ -33,7 +33,7 @@ const MAINTENANCE: u8 = 4;
 /// Whether requests may be sent to the app, as far as is known.
 #[derive(Debug, Default)]
 pub struct Reach {
-    /// In one word, so that a request learns with one load that there is nothing to heed.
+    /// In one word, so that a request learns with one load that it may go on.
     bits: AtomicU8,
     /// Held where the queue is suspended or resumed: the end of a pause must not resume it for an app that is down, or the
     /// reverse.
@@ -175,7 +175,7 @@ fn awaits_app(state: &State, exchange: &Exchange) -> bool {
     state.reach.is_away() && waits(exchange) && !state.reach.has_ended.load(Ordering::Relaxed)
 }
 
-/// What happens to a request without a look at the permits; `None`: it asks for one.
+/// The verdict on a request that asks for no permit; `None`: it asks for one.
 ///
 /// # Errors
 /// A peer's request does not wait here.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::control::page::html::{Html, facts, note, table};
 use crate::control::status::headline::{number, time};
-use crate::control::status::{Bans, Breaker, Breakers, Limits, Status};
+use crate::control::status::{Bans, Breaker, Breakers, Limit, Limits, Status, TopClient};
 use crate::engine::state::State;
 
 /// Bans that are shown; `GET /bans` has all.
@@ -91,6 +91,7 @@ pub fn limits(limits: &Limits) -> Html {
     } else {
         table("Those with the most rejections first", &heads, rows.collect())
     };
+    html.add(&top_clients(limits));
     if limits.other_limits > 0 {
         html.add(&note(format_args!("{} more: GET /limits", limits.other_limits)));
     }
@@ -103,6 +104,28 @@ pub fn limits(limits: &Limits) -> Html {
         ("shared through Redis", sharing),
     ]));
     html
+}
+
+/// Rows of the table of clients.
+const MOST_CLIENTS: usize = 20;
+
+/// The clients that limits reject most often. They have pseudonyms: `GET /requests` has their requests.
+fn top_clients(limits: &Limits) -> Html {
+    let each = |limit: &Limit| {
+        let row = |top: &TopClient| {
+            let mut count = Html::of(top.refused);
+            if top.error > 0 {
+                count.raw(" <small>at most</small>");
+            }
+            vec![Html::of(&limit.name), Html::of(&top.client), count]
+        };
+        limit.top_clients.iter().map(row).collect::<Vec<_>>()
+    };
+    let rows: Vec<Vec<Html>> = limits.limits.iter().flat_map(each).take(MOST_CLIENTS).collect();
+    if rows.is_empty() {
+        return Html::new();
+    }
+    table("Clients that were rejected most, in the last minutes", &["limit", "client", "refused"], rows)
 }
 
 /// Bans; names are for operators.
@@ -188,7 +211,7 @@ pub fn app(status: &Status, is_operator: bool) -> Html {
     html
 }
 
-/// A button for what concerns all requests.
+/// A button that concerns all requests.
 fn order(html: &mut Html, id: &'static str, action: &'static str, label: &'static str) {
     html.raw("<button form=\"act\" name=\"act\" id=\"").raw(id).raw("\" value=\"").raw(action);
     html.raw("\">").raw(label).raw("</button> ");
