@@ -16,6 +16,7 @@ mod openmetrics;
 mod promtool;
 
 mod abuse;
+mod addresses;
 mod admin;
 mod audit;
 mod audit_commands;
@@ -55,7 +56,9 @@ mod memory;
 mod one_against_another;
 mod overload;
 mod page;
+mod pages;
 mod paths;
+mod pause;
 mod peers;
 mod protocol;
 mod receipts;

@@ -2,6 +2,7 @@
 
 mod browser;
 mod driver;
+mod live;
 
 use std::{fs, net::Ipv4Addr};
 

@@ -15,9 +15,11 @@ use crate::audit_commands::{KEYS, TRAIL};
 use crate::backend::{Backend, Play};
 use crate::harness::{Answer, Client, Proxy, Setup, from_address, get, post, sha256, until, with_fields};
 use crate::limits::{EDGE, NO_DEFAULTS, route, rule};
+use crate::pause;
 
-/// Reasons that other tests provoke, which call [`Proxy::has_receipt`]: they need peers, HTTP/2 or a host without resources.
-const ELSEWHERE: [&str; 11] = [
+/// Reasons that other tests provoke, which call [`Proxy::has_receipt`]: they need peers, HTTP/2, addresses or a host without resources.
+const ELSEWHERE: [&str; 12] = [
+    "address_not_allowed",
     "app_connect_timeout",
     "loop_detected",
     "malformed_frame",
@@ -178,7 +180,7 @@ fn each_reason_has_a_receipt_with_its_rule_and_numbers() {
     assert_eq!(all.collect::<BTreeSet<&str>>(), reasons, "every reason has a receipt that is tested");
 }
 
-fn each_reason_that_needs_a_proxy_of_its_own() -> [String; 5] {
+fn each_reason_that_needs_a_proxy_of_its_own() -> [String; 7] {
     let app = Backend::start();
     // One permit, one place in the queue, and an app that hangs.
     let gate = app.gate("/slow");
@@ -210,6 +212,16 @@ fn each_reason_that_needs_a_proxy_of_its_own() -> [String; 5] {
     let held = receipts.iter().find(|receipt| receipt["status"] == 200).expect("a receipt");
     assert!(held["steps"].to_string().contains("it waits until the app is back"), "{held}");
 
+    let proxy = Proxy::with(&app, "app.max_held = 1\n");
+    pause::act(&proxy, "/pause", "");
+    let mut held = pause::held(&proxy, &get("/"));
+    let paused = why(&proxy, &proxy.get("/"), "paused", "app.pause", &json!({ "held": 1, "max_held": 1 }));
+    pause::act(&proxy, "/resume", "");
+    assert_eq!(held.answer().status, 200);
+    pause::act(&proxy, "/maintenance", "{\"on\":true}");
+    let numbers = json!({ "retry_after_ms": 60_000 });
+    let maintenance = why(&proxy, &proxy.get("/"), "maintenance", "maintenance.operator", &numbers);
+
     let mut proxy = Proxy::with(&app, "server.lame_duck = \"60s\"\n[health]\npath = \"/up\"\n");
     app.says("/up", "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
     until("the app is unhealthy", || proxy.get("/health").json()["data"]["reason"] == "app_unhealthy");
@@ -225,7 +237,7 @@ fn each_reason_that_needs_a_proxy_of_its_own() -> [String; 5] {
     let refused = proxy.get("/a");
     let unavailable = why(&proxy, &refused, "audit_unavailable", "audit.durability.data", &json!({}));
 
-    [overloaded, restarting, unavailable, "app_unhealthy".into(), "draining".into()]
+    [overloaded, restarting, paused, maintenance, unavailable, "app_unhealthy".into(), "draining".into()]
 }
 
 #[test]

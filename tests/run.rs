@@ -75,6 +75,11 @@ impl Run {
         Self { dir, address, admin, process }
     }
 
+    /// With the fixture, which serves.
+    pub fn of_fixture() -> Self {
+        Self::serving(QUICK, &app(&[]))
+    }
+
     fn serving(rules: &str, command: &[String]) -> Self {
         let run = Self::start(rules, command);
         run.serves();

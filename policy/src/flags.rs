@@ -34,7 +34,7 @@
 //! ```
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// A feature that a flag controls.
@@ -200,6 +200,20 @@ impl Network {
             }
             (IpAddr::V6(net), IpAddr::V6(ip)) => same_prefix(net.to_bits(), ip.to_bits(), self.prefix_bits, 128),
             _ => false,
+        }
+    }
+
+    /// The first and the last address, of the same family.
+    pub fn range(&self) -> (IpAddr, IpAddr) {
+        match self.address {
+            IpAddr::V4(net) => {
+                let host = u32::MAX.checked_shr(self.prefix_bits.into()).unwrap_or(0);
+                (Ipv4Addr::from_bits(net.to_bits() & !host).into(), Ipv4Addr::from_bits(net.to_bits() | host).into())
+            }
+            IpAddr::V6(net) => {
+                let host = u128::MAX.checked_shr(self.prefix_bits.into()).unwrap_or(0);
+                (Ipv6Addr::from_bits(net.to_bits() & !host).into(), Ipv6Addr::from_bits(net.to_bits() | host).into())
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use outrigger_wire::chunks::Chunks;
+use outrigger_wire::client_address::Sender;
 use outrigger_wire::http2::PREFACE;
 use outrigger_wire::malformed::Malformed;
 use outrigger_wire::scan;
@@ -142,6 +143,10 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let state = &worker.state;
     state.metrics.connections.accepted.inc();
     let address = client.ip().to_canonical();
+    if worker.listener == Listener::Public && !may_connect(state, address) {
+        state.metrics.connections.denied.inc();
+        return;
+    }
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.
     if state.exhaustion.is_nearly_out_of_files(&socket) && !state.note_exhaustion(Resource::OpenFiles) {
         return reject_connection(&socket, address, worker);
@@ -165,6 +170,14 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
             tokio::spawn(serve_h2(stream, client.ip().to_canonical(), worker, open));
         }
     }
+}
+
+/// Whether `server.allow` and `server.deny` let this address connect. A trusted proxy connects for its clients, whose requests are
+/// checked one by one (`stages/addresses.rs`).
+fn may_connect(state: &State, address: IpAddr) -> bool {
+    let rules = state.rules.load();
+    let list = rules.config.server.addresses.as_ref();
+    list.is_none_or(|list| list.allows(address) || rules.config.edge.sender(address) != Sender::Stranger)
 }
 
 /// Responds with 503 and keeps no state for the connection, as the limit leaves no room for any.

@@ -6,6 +6,7 @@ mod audit;
 mod check;
 mod explain;
 mod launch;
+mod pause;
 mod restart;
 mod status;
 mod why;
@@ -51,6 +52,12 @@ enum Command {
     Run(launch::Options),
     /// Restart the app that `outrigger run -- COMMAND` has started; requests wait meanwhile.
     Restart(restart::Options),
+    /// Let new requests wait, for a deploy; those that the app has may finish.
+    Pause(pause::PauseOptions),
+    /// End a pause.
+    Resume(pause::ResumeOptions),
+    /// Refuse all requests with 503, or end that.
+    Maintenance(pause::MaintenanceOptions),
     /// Show how things are: one summary of a running proxy, or of all Machines.
     Status(status::Options),
     /// Watch it in the terminal.
@@ -97,6 +104,9 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or_else(|| Command::Run(launch::Options::default())) {
         Command::Run(options) => run(named.as_deref(), &options),
         Command::Restart(options) => restart::run(named.as_deref(), &options),
+        Command::Pause(options) => pause::pause(named.as_deref(), &options),
+        Command::Resume(options) => pause::resume(named.as_deref(), &options),
+        Command::Maintenance(options) => pause::maintenance(named.as_deref(), &options),
         Command::Status(options) => status::run(named.as_deref(), &options),
         Command::Top(options) => status::top(named.as_deref(), &options),
         Command::Why(options) => why::run(named.as_deref(), *options),

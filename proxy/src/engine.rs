@@ -11,6 +11,8 @@ pub mod health;
 pub mod history;
 pub mod metrics;
 pub mod notices;
+pub mod pages;
+pub mod pause;
 pub mod receipts;
 pub mod record;
 pub mod rejection;

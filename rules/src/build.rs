@@ -29,18 +29,7 @@ impl Builder<'_> {
     /// Builds the configuration that the file describes.
     pub fn build(&mut self, raw: &Raw) -> Config {
         self.check_spans(raw);
-        let server = Server {
-            listen: raw.server.listen.0,
-            h2c_listen: raw.server.h2c_listen.as_ref().map(|listen| listen.0),
-            threads: match raw.server.threads {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
-                threads => threads.into(),
-            },
-            max_connections: raw.server.max_connections.get() as usize,
-            max_address_connections: address_connections(&raw.server),
-            lame_duck: raw.server.lame_duck.0.0,
-            drain_timeout: raw.server.drain_timeout.0.0,
-        };
+        let server = self.server(&raw.server);
         self.check_listeners(&server, raw.admin.listen.0);
         let client = self.client(raw);
         let (app, health) = (Self::app(raw), self.health(&raw.health));
@@ -97,6 +86,8 @@ impl Builder<'_> {
             retry,
             receipts: self.receipts(&raw.receipts),
             traces: self.traces(&raw.traces),
+            pages: self.pages(&raw.pages),
+            maintenance: self.maintenance(&raw.maintenance),
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
             this,
@@ -106,6 +97,23 @@ impl Builder<'_> {
         };
         self.check_not_own(&config);
         config
+    }
+
+    /// Listeners and shutdown.
+    fn server(&mut self, written: &server::Server) -> Server {
+        Server {
+            listen: written.listen.0,
+            h2c_listen: written.h2c_listen.as_ref().map(|listen| listen.0),
+            threads: match written.threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads.into(),
+            },
+            max_connections: written.max_connections.get() as usize,
+            max_address_connections: address_connections(written),
+            addresses: self.address_list(&[Step::Key("server")], &written.allow, &written.deny),
+            lame_duck: written.lame_duck.0.0,
+            drain_timeout: written.drain_timeout.0.0,
+        }
     }
 
     /// The limits of clients.
@@ -358,6 +366,7 @@ impl Builder<'_> {
                 retry_statuses,
                 fallback,
                 audit: written.audit.as_ref().map_or(audited, |text| self.declared(&at("audit"), text)),
+                addresses: self.route_addresses(written, index),
                 resource: route_table::parameters(&written.path, &raw.audit.parameters),
                 is_health: false,
             });
@@ -393,6 +402,7 @@ fn default_route(raw: &Raw, breakers: &HashMap<String, u16>, audit: Declared) ->
         retry_statuses: raw.retry.statuses.clone().into(),
         fallback: None,
         audit,
+        addresses: None,
         resource: Box::default(),
         is_health: false,
     }

@@ -8,6 +8,7 @@ use http::HeaderName;
 use outrigger_identity::credentials::Credentials;
 use outrigger_identity::this::This;
 use outrigger_policy::flags::{Feature, Flag, Mode};
+use outrigger_policy::networks::AddressList;
 use outrigger_wire::client_address::Edge;
 
 use crate::finding::Finding;
@@ -21,6 +22,8 @@ use crate::sections::headers::Headers;
 use crate::sections::health::HealthRules;
 use crate::sections::limits::Limits;
 use crate::sections::log::Log;
+use crate::sections::maintenance::MaintenanceRules;
+use crate::sections::pages::PageRules;
 use crate::sections::peers::PeerRules;
 use crate::sections::receipts::ReceiptRules;
 use crate::sections::retry::RetryRules;
@@ -76,6 +79,10 @@ pub struct Config {
     pub receipts: ReceiptRules,
     /// Traces; `None` without a collector.
     pub traces: Option<TraceRules>,
+    /// Outrigger's own responses for browsers.
+    pub pages: PageRules,
+    /// Maintenance mode.
+    pub maintenance: MaintenanceRules,
     /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.
@@ -105,6 +112,8 @@ pub struct Server {
     pub max_connections: usize,
     /// Maximum client connections of one address.
     pub max_address_connections: usize,
+    /// The addresses that may connect; `None`: all.
+    pub addresses: Option<AddressList>,
     /// After SIGTERM: how long health checks fail before listeners close.
     pub lame_duck: Duration,
     /// How long requests in flight may take after that.

@@ -50,6 +50,24 @@ pub enum Refused {
     Path(PathRefused),
 }
 
+/// Why the file refuses the request, by the client's address or for maintenance.
+fn closed(config: &Config, route: &Route, address: IpAddr, path: &str) -> Option<String> {
+    if route.is_health {
+        return None;
+    }
+    if let Some(key) = config.server.addresses.as_ref().and_then(|list| list.refused_by(address)) {
+        return Some(format!("with 403, by server.{key}"));
+    }
+    if let Some((list, mode)) = &route.addresses
+        && let Some(key) = list.refused_by(address)
+    {
+        let would = if *mode == Mode::Enforce { "" } else { "would be, " };
+        return Some(format!("{would}with 403, by {key} of the route"));
+    }
+    let is_refused = config.maintenance.is_on && !config.maintenance.lets_pass(address, path);
+    is_refused.then(|| "with 503, by [maintenance]".to_owned())
+}
+
 /// A rejection as the client sees it. The caller supplies it: the table of responses is not part of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
@@ -112,6 +130,9 @@ pub fn explain(
     line("client", &client(config, from, request.fields));
     line("route", &route.name);
     line("because", &because(&route.name, number, config));
+    if let Some(refusal) = closed(config, route, address, path) {
+        line("refused", &refusal);
+    }
     line("priority", route.priority.name());
     line("timeout", &Span(route.timeout).to_string());
     let max_body = (route.max_body_bytes < u64::MAX).then_some(Size(route.max_body_bytes));

@@ -1,6 +1,7 @@
 //! The sections of the file, one module each: keys and defaults as written, the checked form, and the check in between.
 
 pub mod abuse;
+pub mod addresses;
 pub mod admin;
 pub mod admission;
 pub mod affinity;
@@ -17,6 +18,8 @@ pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod log;
+pub mod maintenance;
+pub mod pages;
 pub mod peers;
 pub mod receipts;
 pub mod redis;

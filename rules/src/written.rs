@@ -21,6 +21,8 @@ use crate::sections::health::Health;
 use crate::sections::identity::Identity;
 use crate::sections::limits::RateLimits;
 use crate::sections::log::Log;
+use crate::sections::maintenance::Maintenance;
+use crate::sections::pages::Pages;
 use crate::sections::peers::Peers;
 use crate::sections::receipts::Receipts;
 use crate::sections::retry::Retry;
@@ -76,6 +78,10 @@ pub struct Raw {
     pub receipts: Receipts,
     /// OpenTelemetry traces. Changes of `sample` and `follow_parent` are live; the others need a restart.
     pub traces: Traces,
+    /// Outrigger's own responses for browsers.
+    pub pages: Pages,
+    /// Maintenance mode: requests are refused.
+    pub maintenance: Maintenance,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::harness::{Client, Proxy, get, until, with_fields};
 use crate::overload::{Load, Outcome, mixed, run, served};
+use crate::pause;
 
 fn rules() -> &'static str {
     "identity.unknown_keys = \"count\"\n[[routes]]\nname = \"all\"\npath = \"/\"\npriority = \"medium\"\n"
@@ -127,4 +128,26 @@ fn a_thousand_equal_clients_are_served_by_an_app_with_enough_capacity() {
     println!("{served} of {asked} served, p99 {p99:?}");
     assert_eq!(served, asked);
     proxy.comes_to_rest();
+}
+
+/// A pause holds at most `app.max_held`: a client that fills it makes room for others.
+#[test]
+fn a_client_that_fills_a_pause_takes_no_place_of_another() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "app.max_held = 20\n");
+    assert_eq!(pause::act(&proxy, "/pause", "{\"for\":\"60s\"}").status, 200);
+    let send = |last: u8| {
+        let mut client = proxy.connect_as(last);
+        client.send(get("/"));
+        client
+    };
+    let attacker: Vec<Client> = (0..60).map(|_| send(9)).collect();
+    until("all to have arrived", || proxy.metric("outrigger_rejections_total", &[("reason", "paused")]) >= 40.0);
+    let mut victims: Vec<Client> = (2..7).map(send).collect();
+    until("them to have arrived", || proxy.metric("outrigger_rejections_total", &[("reason", "paused")]) >= 45.0);
+    assert_eq!(pause::act(&proxy, "/resume", "").status, 200);
+    for victim in &mut victims {
+        assert_eq!(victim.answer().status, 200);
+    }
+    drop(attacker);
 }

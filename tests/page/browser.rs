@@ -15,7 +15,7 @@ const TAB: char = '\u{e004}';
 const ENTER: char = '\u{e007}';
 
 /// Presses Tab until the element with this id has the focus, then Enter.
-fn press_button(browser: &Browser, id: &str) {
+pub fn press_button(browser: &Browser, id: &str) {
     browser.run("document.activeElement.blur(); window.getSelection().removeAllRanges(); document.getElementById('main').focus()");
     let has_focus = format!("return document.activeElement.id === {}", json!(id));
     let found = (0..200).any(|_| {

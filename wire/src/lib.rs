@@ -14,6 +14,7 @@
 //! rewrite     header sections from one buffer into another             ratelimit   `RateLimit` of the app and of the proxy
 //! ```
 
+pub mod accept;
 pub mod authority;
 pub mod chunks;
 pub mod client_address;

@@ -35,6 +35,7 @@ pub const CRATES: [Crate; 11] = [
         below: &["policy"],
         floors: &[
             &[
+                "accept",
                 "authority",
                 "cookies",
                 "date",

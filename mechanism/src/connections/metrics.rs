@@ -11,6 +11,8 @@ pub struct ConnectionMetrics {
     pub accepted: IntCounter,
     /// Those closed to make room for others.
     pub closed_for_others: IntCounter,
+    /// Those closed at once, for their address.
+    pub denied: IntCounter,
     refused_streams: [IntCounter; 2],
 }
 
@@ -29,6 +31,10 @@ impl ConnectionMetrics {
                 "outrigger_connections_evicted_total",
                 "Idle client connections closed to make room for new ones, at max_connections or \
                  an address's share.",
+            )?,
+            denied: area.when("Clients cannot connect: do `server.allow` and `server.deny` say so?").counter(
+                "outrigger_connections_denied_total",
+                "Client connections closed at once, by `server.allow` and `server.deny`.",
             )?,
             refused_streams: area.when("HTTP/2 clients report REFUSED_STREAM.").counter_for_each(
                 "outrigger_refused_streams_total",

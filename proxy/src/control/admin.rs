@@ -5,6 +5,7 @@
 //! connections.rs   how many connections there may be, and for how long
 //! app.rs           the app's process
 //! control.rs       limits, circuit breakers, bans, Machines
+//! pausing.rs       pause and maintenance
 //! audit.rs         the audit log, for the commands
 //! receipts.rs      receipts of requests: why one was rejected
 //! status.rs        the summary of everything
@@ -18,6 +19,7 @@ pub mod audit;
 pub mod connections;
 pub mod control;
 mod pages;
+pub mod pausing;
 pub mod receipts;
 pub mod sessions;
 pub mod status;
@@ -38,6 +40,7 @@ use crate::control::admin::sessions::Sessions;
 use crate::control::page;
 use crate::control::page::live::Live;
 use crate::control::status::gather::Board;
+use crate::engine::pause;
 use crate::engine::state::{Phase, State};
 use crate::mechanism::exposition::{Dialect, Merged, openmetrics};
 use crate::mechanism::limits::shared::Mode as Sharing;
@@ -59,6 +62,8 @@ const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n
                      /healthz      200 while this process serves, 503 while it drains\n\
                      /status       a summary of everything below\n\
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
+                     /pause        POST {\"for\": \"30s\"} lets requests wait, POST /resume ends it;\n\
+                     \x20             POST /maintenance {\"on\": true} refuses them\n\
                      /admission    permits, queue and latency of the app\n\
                      /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
                      /limits       rate limits of each tier\n\
@@ -83,7 +88,8 @@ pub fn endpoints(state: &Arc<State>, sessions: Arc<Sessions>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    receipts::endpoints(audit::endpoints(app::endpoints(control::endpoints(status::endpoints(endpoints)))))
+    let endpoints = pausing::endpoints(control::endpoints(status::endpoints(endpoints)));
+    receipts::endpoints(audit::endpoints(app::endpoints(endpoints)))
 }
 
 fn router(state: &Arc<State>) -> Router {
@@ -223,6 +229,7 @@ fn render(state: &State) -> Result<String, outrigger_metrics::Error> {
             state.metrics.breakers.show(&cell.name, standing.position);
         }
     }
+    state.metrics.pause.show(state.reach.is_paused(), pause::is_maintenance(state));
     let budget = state.retry_budget().left(state.rules.load().config.retry.budget);
     state.metrics.attempts.retry_budget.set(budget);
     if let Some(trail) = &state.trail {

@@ -74,6 +74,10 @@ pub struct Status {
     pub bans: Bans,
     /// The app, requests that wait for it, and retries.
     pub app: App,
+    /// The pause that an operator has ordered.
+    pub pause: Option<Pause>,
+    /// Maintenance, if requests are refused for it.
+    pub maintenance: Option<Maintenance>,
     /// The audit log, if there is one.
     pub audit: Option<Audit>,
     /// The configuration.
@@ -241,6 +245,20 @@ pub struct Limit {
     pub refused_total: u64,
     /// Requests that `enforce` would have rejected.
     pub monitored_total: u64,
+    /// The clients that it rejected most often in the last one to two minutes, at most 5.
+    #[serde(default)]
+    pub top_clients: Vec<TopClient>,
+}
+
+/// A client that a limit rejects often.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopClient {
+    /// Its pseudonym, as in receipts.
+    pub client: String,
+    /// At most how often.
+    pub refused: u64,
+    /// By how much that may be too high.
+    pub error: u64,
 }
 
 /// Circuit breakers.
@@ -358,6 +376,26 @@ pub struct Process {
     pub last_exit_code: Option<u8>,
     /// Why it was restarted last.
     pub last_restart: Option<String>,
+}
+
+/// A pause: requests wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends by itself.
+    pub ends: Timestamp,
+    /// Requests that wait.
+    pub waiting: u32,
+}
+
+/// Maintenance: requests are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Since when an operator has ordered it; `None`: only the file does.
+    pub since: Option<Timestamp>,
+    /// The file orders it, too.
+    pub is_in_file: bool,
 }
 
 /// The audit log.

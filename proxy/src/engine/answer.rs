@@ -11,6 +11,7 @@ use outrigger_wire::request_id::RequestId;
 use outrigger_wire::retry_after::seconds;
 
 use crate::engine::exchange::{Exchange, Listener};
+use crate::engine::pages::{self, Page};
 use crate::engine::rejection::Problem;
 use crate::engine::reply::Reply;
 use crate::engine::stages::{failover, limits};
@@ -20,6 +21,8 @@ use crate::engine::stages::{failover, limits};
 pub struct OwnResponse<'a> {
     status: StatusCode,
     content_type: Option<&'a str>,
+    /// The `Content-Security-Policy` of a page.
+    policy: Option<&'a str>,
     body_bytes: usize,
     retry_after: Option<Duration>,
     request_id: Option<&'a [u8]>,
@@ -36,6 +39,7 @@ impl<'a> OwnResponse<'a> {
     pub fn reply(exchange: &'a Exchange, reply: &'a Reply) -> Self {
         Self {
             content_type: Some(&reply.content_type),
+            policy: reply.policy.as_deref(),
             retry_after: reply.retry_after,
             declines: failover::is_given_back(exchange),
             ..Self::to(exchange, reply.status, reply.body.len())
@@ -52,6 +56,7 @@ impl<'a> OwnResponse<'a> {
         Self {
             status,
             content_type: None,
+            policy: None,
             body_bytes,
             retry_after: None,
             request_id: exchange.rules.config.headers.request_id.then(|| exchange.request_id.as_bytes()),
@@ -73,6 +78,11 @@ impl<'a> OwnResponse<'a> {
         }
         put("Content-Length", Decimal::new(self.body_bytes as u64).as_bytes());
         put("Cache-Control", b"no-store");
+        if let Some(policy) = self.policy {
+            put("Content-Security-Policy", policy.as_bytes());
+            put("X-Content-Type-Options", b"nosniff");
+            put("Vary", b"Accept");
+        }
         if let Some(after) = self.retry_after {
             put("Retry-After", Decimal::new(seconds(after)).as_bytes());
         }
@@ -113,12 +123,17 @@ impl<'a> OwnResponse<'a> {
     }
 }
 
-/// A whole HTTP/1.1 response that ends the connection, for what was rejected before it became a request.
-pub fn early(problem: &Problem, id: RequestId, listener: Listener, date: &[u8]) -> Vec<u8> {
-    let body = problem.body(id.as_str(), None);
+/// A whole HTTP/1.1 response that ends the connection, for what was rejected before it became a request; with a page, that instead of
+/// JSON.
+pub fn early(problem: &Problem, page: Option<Page>, id: RequestId, listener: Listener, date: &[u8]) -> Vec<u8> {
+    let (content_type, body, policy) = match page {
+        Some(page) => (pages::CONTENT_TYPE, page.body, Some(page.policy)),
+        None => ("application/problem+json", problem.body(id.as_str(), None), None),
+    };
     let response = OwnResponse {
         status: problem.status,
-        content_type: Some("application/problem+json"),
+        content_type: Some(content_type),
+        policy: policy.as_deref(),
         body_bytes: body.len(),
         retry_after: problem.retry_after,
         // No configuration applies to it yet.
@@ -166,7 +181,7 @@ mod tests {
         let id = RequestId::generate();
         for (listener, declines) in [(Listener::Public, false), (Listener::Peers, true)] {
             let problem = Rejection::TooManyConnections.problem();
-            let text = String::from_utf8(early(&problem, id, listener, DATE)).unwrap();
+            let text = String::from_utf8(early(&problem, None, id, listener, DATE)).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             let refused = if declines { "\r\nX-Outrigger-Refused: 1" } else { "" };
             assert_eq!(

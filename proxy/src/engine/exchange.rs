@@ -47,6 +47,8 @@ pub struct Exchange {
     pub listener: Listener,
     /// The peer that sent it, and the reason.
     pub hop: Option<Box<Hop>>,
+    /// Its client prefers HTML to JSON, if the response is Outrigger's own.
+    pub prefers_html: bool,
     /// Its data for the audit log.
     pub audit: Noted,
     /// Its sticky session.
@@ -104,8 +106,10 @@ pub struct Exchange {
     pub attempt: Option<Attempt>,
     /// The app's response has `Retry-After`.
     pub says_when: bool,
-    /// When it began to wait for an app that is down, for at most `app.hold`.
+    /// When it began to wait for an app that is down, for at most `app.hold`, or for the end of a pause.
     pub held_since: Option<Instant>,
+    /// When the pause for which it waited ended, or ends by itself.
+    pub paused_until: Option<Instant>,
     /// The indexes of the injected faults that apply to it.
     pub faults: Vec<usize>,
     /// The rate limits that the response shows.
@@ -189,6 +193,7 @@ impl Exchange {
             client: Client::UNKNOWN,
             listener: Listener::Public,
             hop: None,
+            prefers_html: false,
             audit: Noted::default(),
             sticky: Sticky::default(),
             destination: Destination::App,
@@ -218,6 +223,7 @@ impl Exchange {
             attempt: None,
             says_when: false,
             held_since: None,
+            paused_until: None,
             faults: Vec::new(),
             shown_limits: Shown::default(),
             is_beyond_monitored: false,

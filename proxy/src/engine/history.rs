@@ -40,6 +40,8 @@ pub enum EventKind {
     App,
     /// The app's process was started, stopped, or has ended.
     AppProcess,
+    /// Requests were paused or resumed, or maintenance began or ended.
+    Pause,
 }
 
 /// Something that happened.

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod exemplars;
 pub mod identity;
+pub mod pause;
 pub mod process;
 pub mod rejections;
 pub mod requests;
@@ -17,6 +18,7 @@ use outrigger_metrics::{Catalogue, Declare, Gauge, IntCounter, IntGauge, Result}
 use crate::engine::exchange::Exchange;
 use crate::engine::metrics::config::ConfigMetrics;
 use crate::engine::metrics::identity::IdentityMetrics;
+use crate::engine::metrics::pause::PauseMetrics;
 use crate::engine::metrics::process::ProcessMetrics;
 use crate::engine::metrics::rejections::RejectionMetrics;
 use crate::engine::metrics::requests::RequestMetrics;
@@ -130,13 +132,15 @@ pub struct Metrics {
     pub exposition: ExpositionMetrics,
     /// The configuration.
     pub config: ConfigMetrics,
+    /// Pauses and maintenance.
+    pub pause: PauseMetrics,
     /// The app's process, if Outrigger starts it.
     pub process: ProcessMetrics,
     /// Responses from a route's fallback.
     pub fallbacks: IntCounter,
     /// 0 while the app refuses connections, else 1.
     pub app_reachable: IntGauge,
-    /// Requests that waited for an app that was down, and then reached it.
+    /// Requests that waited for an app that was down or for the end of a pause, and then reached it.
     pub held: IntCounter,
     /// Injected faults.
     pub faults: IntCounter,
@@ -173,6 +177,7 @@ impl Metrics {
             log: LogMetrics::new(&declare)?,
             exposition: ExpositionMetrics::new(&declare)?,
             config: ConfigMetrics::new(&declare)?,
+            pause: PauseMetrics::new(&declare)?,
             process: ProcessMetrics::new(&declare)?,
             fallbacks: area.when("Clients get a substitute: how often?").counter(
                 "outrigger_fallbacks_total",
@@ -183,7 +188,7 @@ impl Metrics {
                 .gauge_at_one("outrigger_app_reachable", "0 while the app refuses connections, else 1.")?,
             held: area.when("After a restart of the app: how many clients noticed nothing but a delay?").counter(
                 "outrigger_held_requests_total",
-                "Requests that were held while the app refused connections, and then reached it.",
+                "Requests that were held while the app refused connections or requests were paused, and then reached it.",
             )?,
             faults: declare
                 .area("Configuration")

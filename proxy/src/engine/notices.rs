@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use outrigger_policy::audit::{EventType, Outcome};
 use outrigger_policy::breaker::{Reason, State as Position};
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::engine::exchange::Exchange;
 use crate::engine::history::{EventKind, ReloadProblem};
+use crate::engine::pause::{End, Resumed};
 use crate::engine::state::State;
 use crate::mechanism::audit::upkeep::flags;
 use crate::mechanism::audit::{Act, Who};
@@ -182,6 +184,37 @@ pub fn app_restarted(state: &State) {
     state.history.add(EventKind::AppProcess, "an operator restarts the app");
     let details = json!({ "by": "operator" }).to_string();
     let act = Act::new(EventType::AdminAction, "app.restart", Outcome::Success);
+    enter(state, Act { is_operator: true, details: Some(details), ..act });
+}
+
+/// Logs that an operator pauses requests.
+pub fn paused(state: &State, length: Duration) {
+    let seconds = length.as_secs_f64();
+    tracing::warn!(event = "paused", for_s = seconds, "an operator pauses requests for at most {seconds} s");
+    state.history.add(EventKind::Pause, format!("an operator pauses requests for at most {seconds} s"));
+    let details = json!({ "for_s": seconds, "by": "operator" }).to_string();
+    let act = Act::new(EventType::AdminAction, "pause", Outcome::Success);
+    enter(state, Act { is_operator: true, details: Some(details), ..act });
+}
+
+/// Logs that requests are sent to the app again.
+pub fn resumed(state: &State, why: End, Resumed { paused, held }: Resumed) {
+    let (why, seconds) = (why.name(), (paused.as_secs_f64() * 10.0).round() / 10.0);
+    tracing::warn!(event = "resumed", by = why, paused_s = seconds, held, "the pause has ended after {seconds} s");
+    let text = format!("the pause has ended after {seconds} s ({why}); {held} requests waited");
+    state.history.add(EventKind::Pause, text);
+    let details = json!({ "by": why, "paused_s": seconds, "held": held }).to_string();
+    let act = Act::new(EventType::AdminAction, "resume", Outcome::Success);
+    enter(state, Act { is_operator: why == End::Operator.name(), details: Some(details), ..act });
+}
+
+/// Logs that an operator begins or ends maintenance.
+pub fn maintenance_changed(state: &State, is_on: bool) {
+    let (verb, action) = if is_on { ("begins", "maintenance.begin") } else { ("ends", "maintenance.end") };
+    tracing::warn!(event = "maintenance", on = is_on, "an operator {verb} maintenance");
+    state.history.add(EventKind::Pause, format!("an operator {verb} maintenance"));
+    let details = json!({ "by": "operator" }).to_string();
+    let act = Act::new(EventType::AdminAction, action, Outcome::Success);
     enter(state, Act { is_operator: true, details: Some(details), ..act });
 }
 

@@ -12,6 +12,7 @@ use outrigger_wire::request_id::RequestId;
 use crate::engine::answer;
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::metrics::{MethodLabel, StatusClass};
+use crate::engine::pages;
 use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
@@ -130,9 +131,13 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         state.metrics.rejections.rejected(rejection);
         state.metrics.rejections.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
         match rejection {
-            Rejection::QuotaExceeded { .. } => abuse::offend(state, exchange, Offence::Refusals),
+            Rejection::QuotaExceeded { limit, .. } => {
+                limits::rejected(state, exchange, limit, ended);
+                abuse::offend(state, exchange, Offence::Refusals);
+            }
             Rejection::Overloaded
             | Rejection::AppRestarting
+            | Rejection::Paused { .. }
             | Rejection::BreakerOpen { .. }
             | Rejection::Expired
             | Rejection::OutOfResources => {
@@ -186,7 +191,10 @@ pub fn rejected_early(
 ) -> Vec<u8> {
     let id = RequestId::generate();
     rejected_unparsed(state, rejection, id, client, unread);
-    answer::early(&rejection.problem(), id, listener, &date(Instant::now()))
+    let problem = rejection.problem();
+    let is_page = listener == Listener::Public && pages::is_wanted(unread);
+    let page = is_page.then(|| pages::page(&state.rules.load().config, &problem, id.as_str())).flatten();
+    answer::early(&problem, page, id, listener, &date(Instant::now()))
 }
 
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.

@@ -2,10 +2,16 @@
 //!
 //! The response says what the client can do, in `application/problem+json` (RFC 9457); metrics and the log have the label.
 
+mod failure;
+mod malformed;
+
 use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_wire::malformed::Malformed;
+
+pub use self::failure::Failure;
+use self::malformed::malformed_problem;
 
 /// Why Outrigger rejected a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +62,16 @@ pub enum Rejection {
     Overloaded,
     /// The app is down, and the maximum number of requests waits for it.
     AppRestarting,
+    /// An operator pauses requests: the maximum number of them waits, or its time is over.
+    Paused {
+        /// Time until the pause ends by itself.
+        retry_after: Duration,
+    },
+    /// An operator has requests refused.
+    Maintenance {
+        /// As the operator configures it.
+        retry_after: Duration,
+    },
     /// The circuit breaker is open.
     BreakerOpen {
         /// Time until a probe may pass.
@@ -72,29 +88,14 @@ pub enum Rejection {
     AuditUnavailable,
     /// Its path is reserved for Outrigger.
     Reserved,
+    /// The client's address is not one of those that the operator allows.
+    AddressNotAllowed,
     /// It arrived on the listener for peers without a peer's signature.
     NotAPeer,
     /// This process has forwarded it already, or the app's name resolves to this proxy.
     Loop,
     /// This host is out of descriptors, ports or memory.
     OutOfResources,
-}
-
-/// Why the app failed a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// The connection was refused, or the address cannot be reached.
-    Unreachable,
-    /// Connecting took too long.
-    ConnectTimeout,
-    /// The response did not begin in time, or paused for too long.
-    Timeout,
-    /// The connection ended before the response did.
-    Closed,
-    /// The response is not valid HTTP.
-    Invalid,
-    /// An error of Outrigger itself.
-    Internal,
 }
 
 /// The content of an error response.
@@ -123,6 +124,10 @@ impl Rejection {
     pub const QUOTA_EXCEEDED: Self = Self::QuotaExceeded { limit: 0, retry_after: Duration::ZERO };
     /// An example of this variant.
     pub const BREAKER_OPEN: Self = Self::BreakerOpen { retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const PAUSED: Self = Self::Paused { retry_after: Duration::ZERO };
+    /// An example of this variant.
+    pub const MAINTENANCE: Self = Self::Maintenance { retry_after: Duration::ZERO };
 
     /// One of each kind, for tests and the list of metrics.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -145,11 +150,14 @@ impl Rejection {
             Self::QUOTA_EXCEEDED,
             Self::Overloaded,
             Self::AppRestarting,
+            Self::PAUSED,
+            Self::MAINTENANCE,
             Self::BREAKER_OPEN,
             Self::Expired,
             Self::FaultInjected { status: StatusCode::SERVICE_UNAVAILABLE },
             Self::AuditUnavailable,
             Self::Reserved,
+            Self::AddressNotAllowed,
             Self::NotAPeer,
             Self::Loop,
             Self::OutOfResources,
@@ -287,6 +295,20 @@ impl Rejection {
                 "retry after Retry-After; the request is valid",
                 SOON,
             ),
+            Self::Paused { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "paused",
+                "Requests are paused for a moment",
+                "retry after Retry-After; the request is valid",
+                Some(retry_after),
+            ),
+            Self::Maintenance { retry_after } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "maintenance",
+                "The service is down for maintenance",
+                "retry after Retry-After; the request is valid",
+                Some(retry_after),
+            ),
             Self::BreakerOpen { retry_after } => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "breaker_open",
@@ -322,6 +344,13 @@ impl Rejection {
                 "this path is reserved for the proxy",
                 None,
             ),
+            Self::AddressNotAllowed => (
+                StatusCode::FORBIDDEN,
+                "address_not_allowed",
+                "The client's address is not allowed",
+                "the operator's lists, allow and deny of the listener or of the route, decide",
+                None,
+            ),
             Self::NotAPeer => (
                 StatusCode::FORBIDDEN,
                 "not_a_peer",
@@ -345,50 +374,6 @@ impl Rejection {
             ),
         };
         Problem { status, label, title, detail, retry_after }
-    }
-}
-
-const fn malformed_problem(malformed: Malformed) -> Problem {
-    let (status, label) = match malformed {
-        Malformed::RequestLine => (StatusCode::BAD_REQUEST, "malformed_request_line"),
-        Malformed::Target => (StatusCode::BAD_REQUEST, "malformed_target"),
-        Malformed::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "malformed_version"),
-        Malformed::Connect => (StatusCode::METHOD_NOT_ALLOWED, "malformed_connect"),
-        Malformed::Field => (StatusCode::BAD_REQUEST, "malformed_field"),
-        Malformed::BareLineFeed => (StatusCode::BAD_REQUEST, "malformed_line_end"),
-        Malformed::FoldedField => (StatusCode::BAD_REQUEST, "malformed_folded_field"),
-        Malformed::Host => (StatusCode::BAD_REQUEST, "malformed_host"),
-        Malformed::HostMismatch => (StatusCode::BAD_REQUEST, "malformed_host_mismatch"),
-        Malformed::Length => (StatusCode::BAD_REQUEST, "malformed_length"),
-        Malformed::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
-        Malformed::LengthAndEncoding => (StatusCode::BAD_REQUEST, "malformed_length_and_encoding"),
-        Malformed::Chunk => (StatusCode::BAD_REQUEST, "malformed_chunk"),
-        // Without a response: see docs/operations.md, "HTTP/2".
-        Malformed::Stream => (StatusCode::BAD_REQUEST, "malformed_stream"),
-        Malformed::Frame => (StatusCode::BAD_REQUEST, "malformed_frame"),
-    };
-    Problem { status, label, title: "The request is malformed", detail: malformed.advice(), retry_after: None }
-}
-
-impl Failure {
-    /// All failures.
-    pub const ALL: [Self; 6] =
-        [Self::Unreachable, Self::ConnectTimeout, Self::Timeout, Self::Closed, Self::Invalid, Self::Internal];
-
-    /// The table of failures.
-    pub const fn problem(self) -> Problem {
-        const RETRY: &str = "retry; if it persists, give the operator the request_id";
-        let (status, label, title, retry_after) = match self {
-            Self::Unreachable => (StatusCode::BAD_GATEWAY, "app_unreachable", "The app cannot be reached", SOON),
-            Self::ConnectTimeout => {
-                (StatusCode::GATEWAY_TIMEOUT, "app_connect_timeout", "The app does not take connections", SOON)
-            }
-            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "app_timeout", "The app did not answer in time", None),
-            Self::Closed => (StatusCode::BAD_GATEWAY, "app_closed", "The app ended the connection early", None),
-            Self::Invalid => (StatusCode::BAD_GATEWAY, "app_invalid", "The app's answer is no HTTP", None),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The proxy failed", None),
-        };
-        Problem { status, label, title, detail: RETRY, retry_after }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Outrigger's own responses: a problem, health in the app's format, or the route's fallback.
+//! Outrigger's own responses: a problem, as JSON or as a page, health in the app's format, or the route's fallback.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger_policy::flags::Mode;
 
-use crate::engine::exchange::Exchange;
+use crate::engine::exchange::{Exchange, Listener};
 use crate::engine::health;
+use crate::engine::pages;
 use crate::engine::receipts;
 use crate::engine::rejection::{Failure, Problem, Rejection};
 use crate::engine::stages::audit;
@@ -24,6 +25,8 @@ pub struct Reply {
     pub body: String,
     /// When the client may retry.
     pub retry_after: Option<Duration>,
+    /// The `Content-Security-Policy` of a page.
+    pub policy: Option<Arc<str>>,
 }
 
 /// The response to this exchange for this problem.
@@ -36,6 +39,7 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
             content_type: "application/json".into(),
             body: health::unhealthy(state.started.elapsed(), problem.label, held),
             retry_after: problem.retry_after,
+            policy: None,
         };
     }
     if let (Some(fallback), true) = (&route.fallback, is_for_want_of_the_app(exchange)) {
@@ -45,6 +49,21 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
             content_type: Arc::clone(&fallback.content_type),
             body: fallback.body.to_string(),
             retry_after: None,
+            policy: None,
+        };
+    }
+    // A peer reads the responses on its listener, unless it passes them on.
+    let is_for_a_client = exchange.listener == Listener::Public || exchange.hop.is_some();
+    if exchange.prefers_html
+        && is_for_a_client
+        && let Some(page) = pages::page(&exchange.rules.config, problem, exchange.request_id.as_str())
+    {
+        return Reply {
+            status: problem.status,
+            content_type: pages::CONTENT_TYPE.into(),
+            body: page.body,
+            retry_after: problem.retry_after,
+            policy: Some(page.policy),
         };
     }
     Reply {
@@ -52,6 +71,7 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
         content_type: "application/problem+json".into(),
         body: problem.body(exchange.request_id.as_str(), exchange.violated_policy()),
         retry_after: problem.retry_after,
+        policy: None,
     }
 }
 
@@ -60,8 +80,9 @@ pub fn healthy(state: &State) -> Reply {
     Reply {
         status: StatusCode::OK,
         content_type: "application/json".into(),
-        body: health::healthy(state.started.elapsed()),
+        body: health::healthy(state.started.elapsed(), &health::Orders::of(state)),
         retry_after: None,
+        policy: None,
     }
 }
 
@@ -81,8 +102,9 @@ pub async fn entered(state: &State, exchange: &mut Exchange, problem: &Problem) 
     reply
 }
 
-/// Whether the app was not asked because its circuit breaker is open or because it is down.
+/// Whether the app was not asked because its circuit breaker is open, because it is down, or in a pause.
 fn is_for_want_of_the_app(exchange: &Exchange) -> bool {
-    matches!(exchange.rejection, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting))
+    let reason = exchange.rejection;
+    matches!(reason, Some(Rejection::BreakerOpen { .. } | Rejection::AppRestarting | Rejection::Paused { .. }))
         || (exchange.resilience == Mode::Enforce && exchange.failure == Some(Failure::Unreachable))
 }

@@ -1,6 +1,7 @@
 //! The checks of a request, in order. To change the proxy's behaviour, change this file's lists.
 
 pub mod abuse;
+pub mod addresses;
 pub mod admit;
 pub mod affinity;
 pub mod audit;
@@ -10,6 +11,7 @@ pub mod faults;
 pub mod hold;
 pub mod identify;
 pub mod limits;
+pub mod maintenance;
 pub mod route;
 pub mod via;
 
@@ -24,12 +26,14 @@ use crate::engine::traces;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
-pub const STAGES: [Stage; 15] = [
+pub const STAGES: [Stage; 17] = [
     traces::choose,
     identify::client,
     via::check,
     route::choose,
     audit::choose,
+    addresses::check,
+    maintenance::check,
     admit::deadline,
     affinity::choose,
     admit::while_leaving,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use outrigger_identity::client::Client;
 use outrigger_identity::hash::client_hash;
+use outrigger_policy::hitters::RecentHitters;
 use outrigger_policy::retry::Budget;
 use outrigger_rules::config::Config;
 use outrigger_wire::client_address::Sender;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use crate::engine::exchange::Listener;
 use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
+use crate::engine::pause::Pause;
 use crate::engine::receipts::Receipts;
 use crate::engine::stages::hold::Reach;
 use crate::mechanism::abuse::Bans;
@@ -52,6 +54,8 @@ pub struct Snapshot {
     pub route_tags: Vec<u64>,
     /// The metrics of each limit, in the order of the limits.
     pub limit_metrics: Vec<LimitMetrics>,
+    /// The clients that each limit rejected most often lately, in the order of the limits. They begin anew with each reload.
+    pub limited: Vec<Mutex<RecentHitters>>,
     /// The circuit breakers, in the order of the configuration.
     pub breakers: Vec<Arc<Cell>>,
     /// The part of the configuration that the audit log uses, if there is an audit log.
@@ -69,9 +73,10 @@ impl Snapshot {
         let tag = |name: &str| client_hash(b'r', name.as_bytes());
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.limits.for_limit(&limit.name)).collect();
+        let limited = config.limits.all.iter().map(|_| Mutex::default()).collect();
         let breakers = breakers.prepare(&config.breakers);
         let audit = AuditBasis::of(&config).map(Arc::new);
-        Self { config, upstreams, route_metrics, route_tags, limit_metrics, breakers, audit, version }
+        Self { config, upstreams, route_metrics, route_tags, limit_metrics, limited, breakers, audit, version }
     }
 }
 
@@ -108,8 +113,10 @@ pub struct State {
     pub body_memory: Arc<BodyMemory>,
     /// The circuit breakers of all routes.
     pub breakers: breakers::Registry,
-    /// Whether the app accepts connections.
+    /// Whether requests may be sent to the app.
     pub reach: Reach,
+    /// Pause and maintenance, as operators order.
+    pub pause: Pause,
     /// The app's health, if the file names a check.
     pub health: AppHealth,
     /// Notified when `app.address` or the addresses of its name have changed.
@@ -159,6 +166,7 @@ impl State {
             body_memory: Arc::default(),
             breakers,
             reach: Reach::default(),
+            pause: Pause::default(),
             health: AppHealth::default(),
             app_moved: Arc::default(),
             exhaustion: Exhaustion::default(),

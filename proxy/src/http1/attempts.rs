@@ -356,7 +356,9 @@ impl Lane<'_> {
                 Some(Some(permit)) => {
                     exchange.permit = Some(permit);
                     let waited = now.saturating_duration_since(exchange.turn_began);
-                    if waited >= LONG_WAIT {
+                    if exchange.paused_until.is_some() {
+                        exchange.steps.add(exchange.started, Step::Paused(waited));
+                    } else if waited >= LONG_WAIT {
                         exchange.steps.add(exchange.started, Step::Waited(waited));
                     }
                     return Ok(Ok(()));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{Method, Version};
+use outrigger_wire::accept::prefers_html;
 use outrigger_wire::forwarding::Added;
 use outrigger_wire::request::{Fields, Kind, Request};
 use outrigger_wire::request_id::RequestId;
@@ -95,6 +96,9 @@ pub(super) fn prepare(
     let mut exchange = Exchange::new(state.rules.load_full());
     exchange.connected = origin.client;
     exchange.listener = origin.listener;
+    let accept =
+        parsed.headers.iter().filter(|field| field.name.len() == 6 && field.name.eq_ignore_ascii_case("accept"));
+    exchange.prefers_html = prefers_html(accept.map(|field| field.value));
     if let Some(earlier) = &mut earlier {
         exchange.has_lost_home = true;
         exchange.started = earlier.started;

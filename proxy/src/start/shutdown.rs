@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::engine::pause::{self, End};
 use crate::engine::state::{Phase, State};
 
 /// SIGTERM and SIGINT. Caught from the moment they are installed, so that none ends the process without a drain and none is lost between
@@ -55,6 +56,8 @@ pub(super) async fn drain(
     if haste == Haste::AppIsGone {
         (server.lame_duck, server.drain_timeout) = (Duration::ZERO, server.drain_timeout.min(LAST_ANSWERS));
     }
+    // Otherwise paused requests would wait for the end of this process.
+    pause::resume(state, End::Shutdown);
     advance(state, Phase::LameDuck);
     leaving.send_replace(true);
     if !server.lame_duck.is_zero() {

@@ -17,6 +17,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use outrigger_policy::audit::Declared;
+use outrigger_policy::flags::Mode;
+use outrigger_policy::networks::AddressList;
 use outrigger_policy::priority::Priority;
 use outrigger_wire::path::{self, Unreadable};
 use outrigger_wire::request::Request;
@@ -70,6 +72,8 @@ pub struct Route {
     pub audit: Declared,
     /// Path parameters that the audit log records: the number of the segment, and the name.
     pub resource: Box<[(usize, Box<str>)]>,
+    /// The addresses of clients that may use it, and whether others are rejected or only counted; `None`: all.
+    pub addresses: Option<(AddressList, Mode)>,
     /// The app's health endpoints: never limited; Outrigger responds if the app cannot.
     pub is_health: bool,
 }
@@ -98,6 +102,7 @@ pub fn health_route(path: &str) -> Route {
         retry_statuses: Box::default(),
         fallback: None,
         audit: Declared::Off,
+        addresses: None,
         resource: Box::default(),
         is_health: true,
     }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_policy::flags::Network;
 use outrigger_policy::priority::Priority;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::acting::Acting;
 use crate::sections::fallback::Fallback;
 use crate::units::{OptionalSize, Span, Text};
 
@@ -90,6 +92,15 @@ pub struct Route {
     /// Overrides `client.max_body`.
     #[serde(default)]
     pub max_body: Option<Text<OptionalSize>>,
+    /// Addresses or networks of the clients that may use it, at most 1000; others get 403. Empty: all.
+    #[serde(default)]
+    pub allow: Vec<Text<Network>>,
+    /// Addresses or networks of clients that may not use it, likewise. Wins over `allow`.
+    #[serde(default)]
+    pub deny: Vec<Text<Network>>,
+    /// Whether `allow` and `deny` reject requests, or only count those that they would.
+    #[serde(default)]
+    pub address_mode: Acting,
     /// Tokens that a request takes from its rate limits; more than 1 for expensive requests.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10_000))]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use outrigger_policy::flags::Network;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,11 @@ pub struct Server {
     pub max_connections: NonZeroU32,
     /// The share of them that one address may have (IPv6: one /64); networks in `identity.trusted` are exempt.
     pub max_address_share: Text<Share>,
+    /// Addresses or networks that may connect to the public listeners, at most 1000; others are closed before a byte is read. Empty:
+    /// all. Behind a proxy in `identity.trusted`, the client's address counts, for each request: 403.
+    pub allow: Vec<Text<Network>>,
+    /// Addresses or networks that may not connect, likewise. Wins over `allow`.
+    pub deny: Vec<Text<Network>>,
     /// After SIGTERM: how long health checks fail while traffic is still accepted.
     pub lame_duck: Text<Span>,
     /// After that: how long requests in flight may take before the process exits anyway.
@@ -46,6 +52,8 @@ impl Default for Server {
             threads: 0,
             max_connections: NonZeroU32::new(20_000).unwrap_or(NonZeroU32::MIN),
             max_address_share: Text(Share(0.25)),
+            allow: Vec::new(),
+            deny: Vec::new(),
             lame_duck: seconds(5),
             drain_timeout: seconds(30),
         }

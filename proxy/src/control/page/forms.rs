@@ -18,11 +18,13 @@ use crate::control::admin::access::{Endpoints, Needs, Viewer};
 use crate::control::admin::app::note_restart;
 use crate::control::admin::connections::Place;
 use crate::control::admin::control::{Force, force_breaker, lift_ban};
+use crate::control::admin::pausing::set_maintenance;
 use crate::control::admin::sessions::{self, Sessions};
 use crate::control::page::layout::message;
 use crate::control::page::{page, with_cookie};
 use crate::control::status::gather::Board;
 use crate::engine::notices;
+use crate::engine::pause::{self, End, USUAL};
 use crate::engine::state::State;
 use crate::run::Handle;
 
@@ -48,7 +50,8 @@ struct Logout {
 #[derive(Debug, Deserialize)]
 struct Action {
     form_token: String,
-    /// `open NAME`, `close NAME`, `automatic NAME`, `lift CLIENT` or `restart`.
+    /// `open NAME`, `close NAME`, `automatic NAME`, `lift CLIENT`, `restart`, `pause`, `resume`, `maintenance on` or
+    /// `maintenance off`.
     act: String,
 }
 
@@ -57,6 +60,10 @@ fn back(done: &'static str) -> Response {
         "breaker" => "/?done=breaker#h-breakers",
         "lift" => "/?done=lift#h-bans",
         "restart" => "/?done=restart#h-app",
+        "pause" => "/?done=pause#h-app",
+        "resume" => "/?done=resume#h-app",
+        "maintenance" => "/?done=maintenance#h-app",
+        "service" => "/?done=service#h-app",
         "login" => "/?done=login",
         _ => "/?done=logout",
     };
@@ -153,8 +160,28 @@ async fn act(
             }
             None => refused(StatusCode::CONFLICT, "Outrigger has not started the app, so it cannot restart it."),
         },
+        (None, "pause" | "resume" | "maintenance") => order(&state, verb, name),
         _ => stale(),
     };
     board.refresh();
     response
+}
+
+/// Pause and maintenance.
+fn order(state: &Arc<State>, verb: &str, name: &str) -> Response {
+    match (verb, name) {
+        ("pause", _) => {
+            pause::pause(state, USUAL);
+            back("pause")
+        }
+        ("resume", _) => match pause::resume(state, End::Operator) {
+            Some(_) => back("resume"),
+            None => refused(StatusCode::CONFLICT, "Requests are not paused: the pause has ended."),
+        },
+        (_, "on" | "off") => match set_maintenance(state, name == "on") {
+            Ok(_) => back(if name == "on" { "maintenance" } else { "service" }),
+            Err(e) => refused(StatusCode::CONFLICT, &e.to_string()),
+        },
+        _ => stale(),
+    }
 }

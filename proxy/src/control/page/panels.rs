@@ -27,7 +27,7 @@ pub fn all(state: &State, status: &Status, is_operator: bool) -> Vec<Panel> {
     let panels = [
         ("headline", "", headline(&status.headline)),
         ("traffic", "Traffic", traffic::routes(&status.traffic)),
-        ("app", "App", protection::app(&status.app, is_operator)),
+        ("app", "App", protection::app(status, is_operator)),
         ("concurrency", "Concurrency", traffic::concurrency(status)),
         ("breakers", "Circuit breakers", protection::breakers(&status.breakers, is_operator)),
         ("limits", "Rate limits", protection::limits(&status.limits)),

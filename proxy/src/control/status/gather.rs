@@ -13,10 +13,11 @@ use crate::control::status::headline::headline;
 use crate::control::status::sampler::{Sampler, Sums, Total};
 use crate::control::status::windows::{Buckets, Counts};
 use crate::control::status::{
-    App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, OtherRoutes, Peer, Point,
-    PriorityTraffic, Process, Reason, Refused, RouteTraffic, Status, Traffic, Windows,
+    App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, Maintenance, OtherRoutes,
+    Pause, Peer, Point, PriorityTraffic, Process, Reason, Refused, RouteTraffic, Status, TopClient, Traffic, Windows,
 };
 use crate::engine::condition::condition;
+use crate::engine::pause;
 use crate::engine::state::{Phase, Snapshot, State};
 use crate::mechanism::audit::upkeep::flags;
 use crate::mechanism::gate::Standing;
@@ -27,6 +28,8 @@ use crate::run::Handle;
 const FRESH: Duration = Duration::from_millis(250);
 /// Routes, limits and circuit breakers that are shown.
 const MOST_SHOWN: usize = 50;
+/// Clients that are shown for each limit.
+const MOST_CLIENTS: usize = 5;
 /// Peers that are shown.
 const MOST_PEERS: usize = 100;
 /// Warnings of the configuration that are shown.
@@ -129,6 +132,15 @@ impl Board {
                 count: state.bans.held(state.nanoseconds(Instant::now())),
             },
             app: app(state, &rules, &gate, &long),
+            pause: state.pause.shown().map(|pause| Pause {
+                since: pause.since,
+                ends: pause.ends,
+                waiting: gate.waiting.iter().sum(),
+            }),
+            maintenance: pause::is_maintenance(state).then(|| Maintenance {
+                since: state.pause.maintenance_since(),
+                is_in_file: rules.config.maintenance.is_on,
+            }),
             audit: audit(state, &rules),
             config: configuration(state, &rules),
             events: state.history.events(),
@@ -238,30 +250,48 @@ fn per_second(count: u64, seconds: f64) -> f64 {
 }
 
 fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
-    let mut shown: Vec<Limit> = snapshot
+    let mut shown: Vec<(usize, Limit)> = snapshot
         .config
         .limits
         .all
         .iter()
         .zip(&snapshot.limit_metrics)
         .enumerate()
-        .map(|(number, (limit, counted))| Limit {
-            name: limit.name.to_string(),
-            mode: limit.mode.name().to_owned(),
-            is_shared: limit.is_shared,
-            refused_per_s: per_second(long.limits.get(&number).copied().unwrap_or_default(), long.seconds),
-            refused_total: counted.enforced.get(),
-            monitored_total: counted.monitored.get(),
+        .map(|(number, (limit, counted))| {
+            (
+                number,
+                Limit {
+                    name: limit.name.to_string(),
+                    mode: limit.mode.name().to_owned(),
+                    is_shared: limit.is_shared,
+                    refused_per_s: per_second(long.limits.get(&number).copied().unwrap_or_default(), long.seconds),
+                    refused_total: counted.enforced.get(),
+                    monitored_total: counted.monitored.get(),
+                    top_clients: Vec::new(),
+                },
+            )
         })
         .collect();
     // Stable: the others are in the order of the configuration.
-    shown.sort_by(|a, b| b.refused_per_s.total_cmp(&a.refused_per_s).then(b.refused_total.cmp(&a.refused_total)));
+    shown.sort_by(|(_, a), (_, b)| {
+        b.refused_per_s.total_cmp(&a.refused_per_s).then(b.refused_total.cmp(&a.refused_total))
+    });
     let other_limits = shown.len().saturating_sub(MOST_SHOWN);
     shown.truncate(MOST_SHOWN);
+    let now = state.nanoseconds(Instant::now());
+    let with_clients = |(number, limit): (usize, Limit)| {
+        let hitters = snapshot.limited.get(number).map(|hitters| lock(hitters).top(now)).unwrap_or_default();
+        let top = hitters.into_iter().take(MOST_CLIENTS).map(|hitter| TopClient {
+            client: format!("{:016x}", hitter.key),
+            refused: hitter.count,
+            error: hitter.error,
+        });
+        Limit { top_clients: top.collect(), ..limit }
+    };
     let (keys_used, keys_room) = state.limits.size(state.nanoseconds(Instant::now()));
     let sharing = state.shared.standpoint();
     Limits {
-        limits: shown,
+        limits: shown.into_iter().map(with_clients).collect(),
         other_limits,
         keys_used,
         keys_room,

@@ -19,7 +19,8 @@ const LONG_DEGRADED_S: u64 = 10;
 /// The headline of `status`, which has none yet.
 pub fn headline(status: &Status) -> Headline {
     let mut problems: Vec<(Level, String)> = Vec::new();
-    let finders = [phase, app, breakers, errors, shedding, audit, machines, configuration, queue, limits];
+    let finders =
+        [phase, maintenance, pause, app, breakers, errors, shedding, audit, machines, configuration, queue, limits];
     finders.into_iter().for_each(|find| problems.extend(find(status)));
     // Stable: among equals, the order above.
     problems.sort_by_key(|(level, _)| std::cmp::Reverse(*level));
@@ -38,6 +39,25 @@ fn well(status: &Status) -> String {
 
 fn phase(status: &Status) -> Option<(Level, String)> {
     (status.phase != "serving").then(|| (Level::Warn, "Outrigger shuts down: health checks fail".to_owned()))
+}
+
+fn maintenance(status: &Status) -> Option<(Level, String)> {
+    let maintenance = status.maintenance.as_ref()?;
+    let since = match maintenance.since {
+        Some(since) => format!("since {} by an operator", time(since)),
+        None => "by the configuration".to_owned(),
+    };
+    Some((Level::Warn, format!("Maintenance {since}: requests are refused")))
+}
+
+fn pause(status: &Status) -> Option<(Level, String)> {
+    let pause = status.pause.as_ref()?;
+    let waiting = match pause.waiting {
+        1 => "1 request waits".to_owned(),
+        waiting => format!("{waiting} requests wait"),
+    };
+    let (since, ends) = (time(pause.since), pause.ends.strftime("%H:%M:%S"));
+    Some((Level::Warn, format!("Paused since {since} by an operator, until {ends}: {waiting}")))
 }
 
 fn app(status: &Status) -> Option<(Level, String)> {
@@ -197,7 +217,7 @@ pub fn number(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Audit, PriorityTraffic, Rates, Refused, ReloadProblem, Windows};
+    use crate::control::status::{Audit, Maintenance, Pause, PriorityTraffic, Rates, Refused, ReloadProblem, Windows};
 
     fn at(hour: &str) -> Timestamp {
         format!("2026-11-27T{hour}:00Z").parse().unwrap()
@@ -284,6 +304,18 @@ mod tests {
         assert_eq!(text(&status), "Warn: Breaker \"a\" is forced closed: it protects nothing");
         status.audit = Some(Audit { is_writable: false, ..Audit::default() });
         assert!(text(&status).starts_with("Bad: The audit log cannot be written"));
+    }
+
+    #[test]
+    fn pause_and_maintenance_are_problems() {
+        let mut status = calm();
+        status.pause = Some(Pause { since: at("03:01"), ends: at("03:02"), waiting: 12 });
+        assert_eq!(text(&status), "Warn: Paused since 03:01 by an operator, until 03:02:00: 12 requests wait");
+        status.pause = None;
+        status.maintenance = Some(Maintenance { since: Some(at("03:01")), is_in_file: false });
+        assert_eq!(text(&status), "Warn: Maintenance since 03:01 by an operator: requests are refused");
+        status.maintenance = Some(Maintenance { since: None, is_in_file: true });
+        assert_eq!(text(&status), "Warn: Maintenance by the configuration: requests are refused");
     }
 
     #[test]

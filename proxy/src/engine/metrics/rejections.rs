@@ -74,12 +74,13 @@ pub struct Refusals {
 }
 
 /// The reasons that are counted by priority and tier.
-const REASONS: [Rejection; 5] = [
+const REASONS: [Rejection; 6] = [
     Rejection::BANNED,
     Rejection::QUOTA_EXCEEDED,
     Rejection::Overloaded,
     Rejection::BREAKER_OPEN,
     Rejection::AppRestarting,
+    Rejection::AddressNotAllowed,
 ];
 
 impl Refusals {
@@ -95,7 +96,7 @@ impl Refusals {
                 .counters(
                     "outrigger_refusals_total",
                     "Requests rejected (enforce), or that would be (monitor), by limits, bans, \
-                     breakers or overload.",
+                     breakers, overload or the address.",
                 )?,
             made: std::array::from_fn(|_| OnceLock::new()),
         })

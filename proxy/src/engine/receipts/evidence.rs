@@ -89,11 +89,22 @@ impl<'c> Case<'c> {
             Rejection::QuotaExceeded { limit, retry_after } => self.limit(limit).time("retry_after_ms", retry_after),
             Rejection::Overloaded => self.concurrency(),
             Rejection::AppRestarting => self.held().count("max_held", self.state.gate.standing().room as usize),
+            Rejection::Paused { retry_after } => self
+                .held()
+                .key("pause")
+                .count("max_held", self.state.gate.standing().room as usize)
+                .time("retry_after_ms", retry_after),
+            Rejection::Maintenance { retry_after } => {
+                let is_in_file = self.rules.config.maintenance.is_on;
+                let key = if is_in_file { "enabled" } else { "operator" };
+                section("maintenance").key(key).time("retry_after_ms", retry_after)
+            }
             Rejection::BreakerOpen { retry_after } => self.breaker().time("retry_after_ms", retry_after),
             Rejection::Expired => self.deadline(),
             Rejection::FaultInjected { status } => section("faults").with("status", status.as_u16().into()),
             Rejection::AuditUnavailable => self.audit(),
             Rejection::Reserved => section("audit"),
+            Rejection::AddressNotAllowed => self.address(),
             Rejection::NotAPeer => section("peers").key("listen"),
             Rejection::Loop => section("app").key("address"),
             Rejection::OutOfResources => {
@@ -131,6 +142,16 @@ impl<'c> Case<'c> {
             .with("limit", quota.burst().into())
             .with("window_s", limit.window.as_secs_f64())
             .with("cost", exchange.route().cost.into())
+    }
+
+    fn address(&self) -> Evidence {
+        let Some(exchange) = self.exchange else { return self.section("server").key("allow") };
+        let (address, route) = (exchange.client.address, exchange.route());
+        let of_server = self.rules.config.server.addresses.as_ref();
+        match of_server.and_then(|list| list.refused_by(address)) {
+            Some(key) if !route.is_health => self.section("server").key(key),
+            _ => self.route(route.addresses.as_ref().and_then(|(list, _)| list.refused_by(address)).unwrap_or("allow")),
+        }
     }
 
     fn ban(&self) -> Evidence {

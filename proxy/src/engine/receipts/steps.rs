@@ -21,6 +21,8 @@ pub enum Step {
     Attempt(Event, Next),
     /// It waited in the queue for this long, and got a permit.
     Waited(Duration),
+    /// It waited for this long while an operator paused requests, and got a permit.
+    Paused(Duration),
     /// A rule in `monitor` would have rejected it.
     Monitored(Rejection),
     /// Its client was banned because of it.

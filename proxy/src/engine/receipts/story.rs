@@ -132,6 +132,7 @@ impl Step {
             Self::Attempt(_, Next::AskPeer) => "failover",
             Self::Attempt(..) => "attempt",
             Self::Waited(_) => "queue",
+            Self::Paused(_) => "pause",
             Self::Monitored(_) => "monitor",
             Self::Banned(..) => "ban",
             Self::Session(_) => "session",
@@ -146,6 +147,9 @@ impl Step {
         match self {
             Self::Attempt(event, next) => format!("{}; {}", happened(*event), follows(*next)),
             Self::Waited(time) => format!("waited {:.1} ms in the queue for a permit", milliseconds(*time)),
+            Self::Paused(time) => {
+                format!("waited {:.1} ms, since an operator had paused requests", milliseconds(*time))
+            }
             Self::Monitored(rejection) => {
                 format!("a rule in `monitor` would have rejected it here: {}", rejection.problem().label)
             }

@@ -23,12 +23,20 @@ pub fn while_leaving(state: &State, request: &Request<'_>, exchange: &mut Exchan
     if asks_for_traffic && state.drain.phase() != Phase::Serving { Err(Rejection::Draining) } else { Ok(()) }
 }
 
-/// Responds to health checks, if the file says how the app is checked. They have no limits, so none of them reaches the app.
+/// Responds to health checks, if the file says how the app is checked: they have no limits, so none of them reaches the app. During
+/// a pause and in maintenance all of them succeed: the platform must not remove the Machine for what its operator does.
 ///
 /// # Errors
 /// [`Rejection::AppRestarting`] or [`Rejection::Unhealthy`].
 pub fn health(state: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
-    if !exchange.route().is_health || exchange.rules.config.health.check.is_none() {
+    if !exchange.route().is_health {
+        return Ok(());
+    }
+    if state.reach.is_closed_by_operator() || exchange.rules.config.maintenance.is_on {
+        exchange.destination = Destination::Healthy;
+        return Ok(());
+    }
+    if exchange.rules.config.health.check.is_none() {
         return Ok(());
     }
     if state.reach.is_away() {
@@ -82,8 +90,8 @@ pub fn deadline(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Re
 /// Takes a permit for the exchange, or adds it to the queue. Health checks need no permit.
 ///
 /// # Errors
-/// [`Rejection::Overloaded`]; while the app is down, [`Rejection::AppRestarting`] for a peer's request or if the queue is
-/// full.
+/// [`Rejection::Overloaded`]; while the app is down or requests are paused, [`Rejection::AppRestarting`] or
+/// [`Rejection::Paused`] for a peer's request or if the queue is full.
 pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     permit(state, exchange)
 }
@@ -94,15 +102,11 @@ pub fn slot(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(
 /// As [`slot`].
 pub fn permit(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
     let route = &exchange.rules.config.routes.all()[exchange.route];
-    if state.reach.is_away() && failover::is_guest(exchange) {
-        return Err(Rejection::AppRestarting);
-    }
-    if state.reach.is_away() && !hold::must_wait(state, exchange) {
-        // This request does not wait for the app and fails at once while it is down.
-        return Ok(());
+    if let Some(verdict) = hold::without_permit(state, exchange) {
+        return verdict;
     }
     let mode = match (exchange.admission, exchange.rules.config.gate.mode) {
-        // Requests that wait while the app is down use the same queue, in every mode.
+        // Requests that wait while the app is down or paused use the same queue, in every mode.
         _ if hold::must_wait(state, exchange) => Mode::Enforce,
         (Mode::Off, _) | (_, Mode::Off) => return Ok(()),
         (Mode::Monitor, _) | (_, Mode::Monitor) => Mode::Monitor,
@@ -140,24 +144,22 @@ pub fn ask(state: &State, exchange: &mut Exchange, mode: Mode) -> Result<(), Rej
     Ok(())
 }
 
-/// When a request must leave the queue: later if the app is down.
+/// When a request must leave the queue: later if the app is down or requests are paused.
 pub fn wait_deadline(state: &State, exchange: &mut Exchange) -> Instant {
-    if hold::must_wait(state, exchange) {
-        exchange.held_since.get_or_insert_with(Instant::now);
-    }
-    let config = &exchange.rules.config;
-    let for_slot = exchange.turn_began + config.gate.settings.max_wait;
-    let longest = exchange.held_since.map_or(for_slot, |since| for_slot.max(since + config.app.hold));
+    hold::note_wait(state, exchange);
+    let max_wait = exchange.rules.config.gate.settings.max_wait;
+    let for_slot = exchange.turn_began.max(exchange.paused_until.unwrap_or(exchange.turn_began)) + max_wait;
+    let longest = hold::ends(exchange).map_or(for_slot, |end| for_slot.max(end));
     exchange.deadline.min(longest)
 }
 
 /// Why a request that waited got no permit.
 pub fn no_turn(state: &State, exchange: &Exchange, now: Instant) -> NoTurn {
-    if now >= exchange.deadline {
+    if hold::is_paused(state, exchange) {
+        NoTurn::Refused(state.pause.rejection(now))
+    } else if now >= exchange.deadline {
         NoTurn::Refused(Rejection::Expired)
-    } else if hold::must_wait(state, exchange)
-        && exchange.held_since.is_some_and(|since| now >= since + exchange.rules.config.app.hold)
-    {
+    } else if hold::must_wait(state, exchange) && hold::ends(exchange).is_some_and(|end| now >= end) {
         NoTurn::AppDown
     } else {
         NoTurn::Refused(no_place(state, exchange))
@@ -174,7 +176,13 @@ pub enum NoTurn {
 }
 
 fn no_place(state: &State, exchange: &Exchange) -> Rejection {
-    if hold::must_wait(state, exchange) { Rejection::AppRestarting } else { Rejection::Overloaded }
+    if hold::is_paused(state, exchange) {
+        state.pause.rejection(Instant::now())
+    } else if hold::must_wait(state, exchange) {
+        Rejection::AppRestarting
+    } else {
+        Rejection::Overloaded
+    }
 }
 
 /// Returns the permit at the head of a response whose length is known, or that is complete: the app has finished it, and

@@ -89,7 +89,13 @@ fn event_of(exchange: &Exchange) -> Option<EventType> {
         Some(Rejection::QuotaExceeded { .. }) => Some(EventType::RateLimited),
         Some(Rejection::Banned { .. }) => Some(EventType::Banned),
         Some(Rejection::BreakerOpen { .. }) => Some(EventType::Breaker),
-        Some(Rejection::Overloaded | Rejection::AppRestarting | Rejection::Expired) => Some(EventType::Shed),
+        Some(
+            Rejection::Overloaded
+            | Rejection::AppRestarting
+            | Rejection::Paused { .. }
+            | Rejection::Maintenance { .. }
+            | Rejection::Expired,
+        ) => Some(EventType::Shed),
         Some(Rejection::NotAPeer | Rejection::Reserved) => Some(EventType::Forged),
         _ => declared(),
     }

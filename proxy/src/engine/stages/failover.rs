@@ -76,6 +76,8 @@ pub fn is_given_back(exchange: &Exchange) -> bool {
         Some(
             Rejection::Overloaded
                 | Rejection::AppRestarting
+                | Rejection::Paused { .. }
+                | Rejection::Maintenance { .. }
                 | Rejection::BreakerOpen { .. }
                 | Rejection::Draining
                 | Rejection::TooManyUploads

@@ -1,12 +1,12 @@
-//! Request buffering: requests wait while the app refuses connections, for example during a restart; the app is probed until
-//! it is up.
+//! Request buffering: requests wait while the app refuses connections, for example during a restart, and while an operator
+//! pauses them ([`crate::engine::pause`]). The app is probed until it is up.
 //!
 //! While the app is down, the queue hands out no permits: requests wait by priority, up to `app.max_held` and for `app.hold`
 //! each. Once it is up, permits are handed out as usual, so that it is not flooded. Without `hold` no request waits, but the
 //! app is probed all the same, so that circuit breakers that opened because of it close as soon as it listens.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
@@ -17,15 +17,27 @@ use crate::engine::notices;
 use crate::engine::rejection::Rejection;
 use crate::engine::stages::{admit, failover};
 use crate::engine::state::State;
+use crate::mechanism::gate::Gate;
 use crate::transport::upstream::ConnectError;
 
 /// Interval of connection attempts while the app is down. On the same machine, each costs it about ten microseconds.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
-/// Whether the app accepts connections, as far as is known.
+/// The app has refused a connection, and all since.
+const AWAY: u8 = 1;
+/// An operator pauses requests.
+const PAUSED: u8 = 2;
+/// An operator has requests refused.
+const MAINTENANCE: u8 = 4;
+
+/// Whether requests may be sent to the app, as far as is known.
 #[derive(Debug, Default)]
 pub struct Reach {
-    is_away: AtomicBool,
+    /// In one word, so that a request learns with one load that it may go on.
+    bits: AtomicU8,
+    /// Held where the queue is suspended or resumed: the end of a pause must not resume it for an app that is down, or the
+    /// reverse.
+    turning: Mutex<()>,
     /// Outrigger itself starts and stops the app, and it is not to be connected to now.
     is_stopped: AtomicBool,
     /// The app will not come back.
@@ -33,10 +45,70 @@ pub struct Reach {
 }
 
 impl Reach {
+    fn has(&self, bits: u8) -> bool {
+        self.bits.load(Ordering::Relaxed) & bits != 0
+    }
+
     /// Whether the app is down: it has refused a connection, and all since.
     pub fn is_away(&self) -> bool {
-        self.is_away.load(Ordering::Relaxed)
+        self.has(AWAY)
     }
+
+    /// Whether an operator pauses requests.
+    pub fn is_paused(&self) -> bool {
+        self.has(PAUSED)
+    }
+
+    /// Whether an operator has requests refused.
+    pub fn is_in_maintenance(&self) -> bool {
+        self.has(MAINTENANCE)
+    }
+
+    /// Whether an operator pauses requests or has them refused.
+    pub fn is_closed_by_operator(&self) -> bool {
+        self.has(PAUSED | MAINTENANCE)
+    }
+
+    /// Refuses requests from now on, or no longer.
+    pub fn set_maintenance(&self, is_on: bool) {
+        if is_on {
+            self.bits.fetch_or(MAINTENANCE, Ordering::SeqCst);
+        } else {
+            self.bits.fetch_and(!MAINTENANCE, Ordering::SeqCst);
+        }
+    }
+
+    /// Holds requests from now on.
+    pub fn pause(&self, gate: &Gate) {
+        let _turning = self.turning();
+        gate.suspend();
+        self.bits.fetch_or(PAUSED, Ordering::SeqCst);
+    }
+
+    /// Sends requests to the app again, unless it is down.
+    pub fn unpause(&self, gate: &Gate) {
+        self.clear(PAUSED, gate);
+    }
+
+    /// In this order: a request that finds the app down again from here on suspends the queue again.
+    fn clear(&self, bit: u8, gate: &Gate) {
+        let _turning = self.turning();
+        let rest = self.bits.load(Ordering::SeqCst) & !bit;
+        if rest & (AWAY | PAUSED) == 0 || (rest & PAUSED == 0 && self.has_ended.load(Ordering::SeqCst)) {
+            gate.resume();
+        }
+        self.bits.fetch_and(!bit, Ordering::SeqCst);
+    }
+
+    fn turning(&self) -> MutexGuard<'_, ()> {
+        self.turning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a pause concerns the request: health checks are answered, guests go back to their Machine, and a request that the app
+/// is working on goes on.
+fn is_held_by_pause(exchange: &Exchange) -> bool {
+    !exchange.route().is_health && !failover::is_guest(exchange) && exchange.attempts.is_queued()
 }
 
 /// Whether the request may wait while the app is down.
@@ -63,12 +135,15 @@ pub fn app_starts(state: &State) {
 /// The app will not come back: requests fail at once.
 pub fn app_ended(state: &State) {
     state.reach.has_ended.store(true, Ordering::SeqCst);
-    state.gate.resume();
+    let _turning = state.reach.turning();
+    if !state.reach.is_paused() {
+        state.gate.resume();
+    }
 }
 
 /// Records that the app is down, suspends the queue and watches for the app to come back. Returns false if that was known.
 fn becomes_away(state: &Arc<State>) -> bool {
-    if state.reach.is_away.swap(true, Ordering::SeqCst) {
+    if state.reach.bits.fetch_or(AWAY, Ordering::SeqCst) & AWAY != 0 {
         return false;
     }
     state.metrics.app_reachable.set(0);
@@ -85,9 +160,57 @@ fn becomes_away(state: &Arc<State>) -> bool {
     true
 }
 
-/// Whether this request must wait for the app before it is sent.
+/// Whether this request must wait before it is sent: for an app that is down, or for the end of a pause.
 pub fn must_wait(state: &State, exchange: &Exchange) -> bool {
+    state.reach.has(AWAY | PAUSED) && (is_paused(state, exchange) || awaits_app(state, exchange))
+}
+
+/// Whether this request must wait for the end of a pause.
+pub fn is_paused(state: &State, exchange: &Exchange) -> bool {
+    state.reach.is_paused() && is_held_by_pause(exchange)
+}
+
+/// Whether this request must wait for the app.
+fn awaits_app(state: &State, exchange: &Exchange) -> bool {
     state.reach.is_away() && waits(exchange) && !state.reach.has_ended.load(Ordering::Relaxed)
+}
+
+/// The verdict on a request that asks for no permit; `None`: it asks for one.
+///
+/// # Errors
+/// A peer's request does not wait here.
+pub fn without_permit(state: &State, exchange: &Exchange) -> Option<Result<(), Rejection>> {
+    if !state.reach.has(AWAY | PAUSED) {
+        return None;
+    }
+    let (is_guest, is_paused) = (failover::is_guest(exchange), state.reach.is_paused());
+    if is_guest {
+        let rejection = if is_paused { state.pause.rejection(Instant::now()) } else { Rejection::AppRestarting };
+        return Some(Err(rejection));
+    }
+    // One that does not wait for the app fails at once. During a pause, an upload that the app reads goes on.
+    let goes_on = if state.reach.is_away() { !must_wait(state, exchange) } else { !exchange.attempts.is_queued() };
+    goes_on.then_some(Ok(()))
+}
+
+/// Notes that the request waits, and why, so that [`ends`] and the receipt know.
+pub fn note_wait(state: &State, exchange: &mut Exchange) {
+    if is_paused(state, exchange) {
+        exchange.paused_until = state.pause.until();
+    } else if let Some(until) = exchange.paused_until {
+        // It may have ended early.
+        exchange.paused_until = Some(until.min(Instant::now()));
+    }
+    if must_wait(state, exchange) {
+        exchange.held_since.get_or_insert_with(Instant::now);
+    }
+}
+
+/// When a request that waits for an app that is down gives up. The time in a pause does not count.
+pub fn ends(exchange: &Exchange) -> Option<Instant> {
+    let since = exchange.held_since?;
+    let since = exchange.paused_until.map_or(since, |until| until.max(since));
+    Some(since + exchange.rules.config.app.hold)
 }
 
 /// Records a refused connection. Returns true if the request waits for the app: then call [`rejoin`].
@@ -151,9 +274,7 @@ async fn watch(state: Arc<State>, since: Instant) {
     let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
     notices::app_reach_changed(&state, false, format!("the app is back after {away_ms} ms; {held} requests waited"));
-    // In this order: if a request finds the app down again from here on, it suspends the gate again.
-    state.gate.resume();
-    state.reach.is_away.store(false, Ordering::SeqCst);
+    state.reach.clear(AWAY, &state.gate);
     // It was stopped since the connection: `app_stops` found it away, and left this to the watch.
     if state.reach.is_stopped.load(Ordering::SeqCst) {
         becomes_away(&state);
@@ -163,7 +284,7 @@ async fn watch(state: Arc<State>, since: Instant) {
 /// Adds a request to the queue, by priority, after it found the app down.
 ///
 /// # Errors
-/// [`Rejection::AppRestarting`] if the queue is full.
+/// [`Rejection::AppRestarting`] or [`Rejection::Paused`] if the queue is full.
 pub fn rejoin(state: &State, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.permit = None;
     admit::ask(state, exchange, Mode::Enforce)

@@ -1,5 +1,6 @@
 //! The stage that applies the configured rate limits, and what undoes or adds charges later.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::flags::Mode;
@@ -90,6 +91,15 @@ pub fn failed(state: &State, exchange: &Exchange) {
 /// The rate limits that the response shows; `None` if there are none.
 pub fn told(exchange: &Exchange) -> Option<Told<'_>> {
     Told::of(&exchange.rules.config.limits, exchange.client.tier, &exchange.shown_limits)
+}
+
+/// Counts a client that a limit has rejected, for operators.
+pub fn rejected(state: &State, exchange: &Exchange, limit: u16, now: Instant) {
+    if let Some(hitters) = exchange.rules.limited.get(usize::from(limit)) {
+        // Each count is one number.
+        let mut hitters = hitters.lock().unwrap_or_else(PoisonError::into_inner);
+        hitters.add(exchange.client.id, state.nanoseconds(now));
+    }
 }
 
 #[cfg(test)]

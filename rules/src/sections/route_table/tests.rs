@@ -23,6 +23,7 @@ fn compiled(written: &routes::Route) -> Route {
         retry_statuses: Box::default(),
         fallback: None,
         audit: outrigger_policy::audit::Declared::Off,
+        addresses: None,
         resource: Box::default(),
         is_health: false,
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::control::page::html::{Html, facts, note, table};
 use crate::control::status::headline::{number, time};
-use crate::control::status::{App, Bans, Breaker, Breakers, Limits};
+use crate::control::status::{Bans, Breaker, Breakers, Limit, Limits, Status, TopClient};
 use crate::engine::state::State;
 
 /// Bans that are shown; `GET /bans` has all.
@@ -91,6 +91,7 @@ pub fn limits(limits: &Limits) -> Html {
     } else {
         table("Those with the most rejections first", &heads, rows.collect())
     };
+    html.add(&top_clients(limits));
     if limits.other_limits > 0 {
         html.add(&note(format_args!("{} more: GET /limits", limits.other_limits)));
     }
@@ -103,6 +104,28 @@ pub fn limits(limits: &Limits) -> Html {
         ("shared through Redis", sharing),
     ]));
     html
+}
+
+/// Rows of the table of clients.
+const MOST_CLIENTS: usize = 20;
+
+/// The clients that limits reject most often. They have pseudonyms: `GET /requests` has their requests.
+fn top_clients(limits: &Limits) -> Html {
+    let each = |limit: &Limit| {
+        let row = |top: &TopClient| {
+            let mut count = Html::of(top.refused);
+            if top.error > 0 {
+                count.raw(" <small>at most</small>");
+            }
+            vec![Html::of(&limit.name), Html::of(&top.client), count]
+        };
+        limit.top_clients.iter().map(row).collect::<Vec<_>>()
+    };
+    let rows: Vec<Vec<Html>> = limits.limits.iter().flat_map(each).take(MOST_CLIENTS).collect();
+    if rows.is_empty() {
+        return Html::new();
+    }
+    table("Clients that were rejected most, in the last minutes", &["limit", "client", "refused"], rows)
 }
 
 /// Bans; names are for operators.
@@ -134,7 +157,8 @@ pub fn bans(state: &State, bans: &Bans, is_operator: bool) -> Html {
 }
 
 /// The app, requests that wait for it, and retries.
-pub fn app(app: &App, is_operator: bool) -> Html {
+pub fn app(status: &Status, is_operator: bool) -> Html {
+    let app = &status.app;
     let mut reach = Html::new();
     match app.away_since {
         _ if app.is_reachable => reach.raw("<span class=\"ok\">reachable</span>"),
@@ -167,10 +191,28 @@ pub fn app(app: &App, is_operator: bool) -> Html {
         }
     }
     let mut html = facts(&pairs);
-    if is_operator && app.process.is_some() {
-        html.raw(
-            "<p><button form=\"act\" name=\"act\" id=\"b-restart\" value=\"restart\">Restart the app</button></p>",
-        );
+    if is_operator {
+        html.raw("<p>");
+        if app.process.is_some() {
+            order(&mut html, "b-restart", "restart", "Restart the app");
+        }
+        if status.pause.is_some() {
+            order(&mut html, "b-resume", "resume", "Resume requests");
+        } else {
+            order(&mut html, "b-pause", "pause", "Pause requests for 30 s");
+        }
+        if status.maintenance.is_some() {
+            order(&mut html, "b-service", "maintenance off", "End maintenance");
+        } else {
+            order(&mut html, "b-maintenance", "maintenance on", "Begin maintenance");
+        }
+        html.raw("</p>");
     }
     html
+}
+
+/// A button that concerns all requests.
+fn order(html: &mut Html, id: &'static str, action: &'static str, label: &'static str) {
+    html.raw("<button form=\"act\" name=\"act\" id=\"").raw(id).raw("\" value=\"").raw(action);
+    html.raw("\">").raw(label).raw("</button> ");
 }
