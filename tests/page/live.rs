@@ -130,9 +130,9 @@ fn ten_thousand_routes_and_a_hundred_thousand_clients_are_a_small_page() {
     /// This build is not optimized, and the machine does other work.
     const SOON: Duration = Duration::from_secs(1);
     let app = Backend::start();
-    let routes: String =
-        (0..ROUTES).map(|n| format!("[[routes]]\nname = \"r{n}\"\npath = \"/r{n}\"\ncost = 100\n")).collect();
-    let few = rule("few", "1/1h", "by = \"address\"");
+    let routes: String = (0..ROUTES).map(|n| format!("[[routes]]\nname = \"r{n}\"\npath = \"/r{n}\"\n")).collect();
+    // After the first request, all are rejected; each client has a key all the same.
+    let few = rule("few", "1/1h", "by = \"machine\"") + &rule("each", "100000/1h", "by = \"address\"");
     let rules =
         format!("identity.edge = \"fly\"\n{NO_DEFAULTS}log.access = false\nlog.level = \"warn\"\n{few}{routes}");
     let setup = Setup::new(&app, &rules);
