@@ -317,6 +317,11 @@ impl Builder<'_> {
     ) -> Vec<Route> {
         let mut names = HashSet::new();
         let mut routes: Vec<Route> = health.into_iter().collect();
+        // The routes by the first segment of their path: only these are compared, since there may be thousands.
+        let mut by_segment: HashMap<Option<Vec<u8>>, Vec<usize>> = HashMap::new();
+        for (number, route) in routes.iter().enumerate() {
+            by_segment.entry(route.conditions.first_segment().map(<[u8]>::to_vec)).or_default().push(number);
+        }
         for (index, written) in raw.routes.iter().enumerate() {
             let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
             if !is_name(&written.name) {
@@ -339,12 +344,9 @@ impl Builder<'_> {
                 }
                 Conditions::unmatched(index)
             });
-            let covered_by = route_table::BUILT_IN
-                .iter()
-                .map(|route| (route.name.as_ref(), &route.conditions))
-                .chain(routes.iter().map(|route| (route.name.as_ref(), &route.conditions)))
-                .find(|(_, earlier)| earlier.covers(&conditions));
-            if let Some((earlier, _)) = covered_by {
+            let segment = conditions.first_segment().map(<[u8]>::to_vec);
+            let covered_by = covering(&conditions, &routes, &by_segment, segment.as_ref());
+            if let Some(earlier) = covered_by {
                 let message =
                     format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
                 let hint = match earlier {
@@ -353,6 +355,7 @@ impl Builder<'_> {
                 };
                 self.complain(&at("path"), message, hint);
             }
+            by_segment.entry(segment).or_default().push(routes.len());
             routes.push(Route {
                 name: written.name.as_str().into(),
                 conditions,
@@ -373,6 +376,26 @@ impl Builder<'_> {
         }
         routes
     }
+}
+
+/// The name of the first route that takes all requests of `conditions`.
+fn covering<'r>(
+    conditions: &Conditions,
+    routes: &'r [Route],
+    by_segment: &HashMap<Option<Vec<u8>>, Vec<usize>>,
+    segment: Option<&Vec<u8>>,
+) -> Option<&'r str> {
+    let covers = |route: &&Route| route.conditions.covers(conditions);
+    if let Some(built_in) = route_table::BUILT_IN.iter().find(covers) {
+        return Some(&built_in.name);
+    }
+    let first_of = |segment: Option<&Vec<u8>>| {
+        let numbers = by_segment.get(&segment.cloned()).map(Vec::as_slice).unwrap_or_default();
+        numbers.iter().find(|number| covers(&&routes[**number]))
+    };
+    let other = segment.and_then(|_| first_of(segment));
+    let first = first_of(None).into_iter().chain(other).min()?;
+    Some(&routes[*first].name)
 }
 
 /// Maximum bytes of a body; `u64::MAX` without a limit.

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::browser::press_button;
 use super::driver::Browser;
@@ -130,15 +130,16 @@ fn ten_thousand_routes_and_a_hundred_thousand_clients_are_a_small_page() {
     /// This build is not optimized, and the machine does other work.
     const SOON: Duration = Duration::from_secs(1);
     let app = Backend::start();
-    let routes: String =
-        (0..ROUTES).map(|n| format!("[[routes]]\nname = \"r{n}\"\npath = \"/r{n}\"\ncost = 100\n")).collect();
-    let few = rule("few", "1/1h", "by = \"address\"");
+    let routes: String = (0..ROUTES).map(|n| format!("[[routes]]\nname = \"r{n}\"\npath = \"/r{n}\"\n")).collect();
+    // After the first request, all are rejected; each client has a key all the same.
+    let few = rule("few", "1/1h", "by = \"machine\"") + &rule("each", "100000/1h", "by = \"address\"");
     let rules =
         format!("identity.edge = \"fly\"\n{NO_DEFAULTS}log.access = false\nlog.level = \"warn\"\n{few}{routes}");
     let setup = Setup::new(&app, &rules);
     let text = fs::read_to_string(&setup.file).unwrap().replacen("log.level = \"debug\"\n", "", 1);
     fs::write(&setup.file, text).unwrap();
     let proxy = setup.start();
+    assert_eq!(proxy.get("/").status, 200);
     // One client is rejected much more often than the others.
     let (sender, receiver) = mpsc::channel();
     let senders: Vec<_> = (0..2)
@@ -184,10 +185,7 @@ fn ten_thousand_routes_and_a_hundred_thousand_clients_are_a_small_page() {
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["traffic"]["routes"].as_array().unwrap().len(), 50);
     let top = status["limits"]["limits"][0]["top_clients"].clone();
-    let receipt = proxy.shows("/requests?limit=1")["receipts"][0].clone();
-    assert!(receipt["client"].is_string(), "{receipt}");
     let (first, second) = (top[0]["refused"].as_u64().unwrap(), top[1]["refused"].as_u64().unwrap());
     assert!(top.as_array().unwrap().len() <= 5 && first >= u64::from(CLIENTS / 4) && second < first / 2, "{top}");
-    assert!(page.contains(top[0]["client"].as_str().unwrap()) && !page.contains("203.0.113.9"), "{page}");
-    assert_eq!(json!(proxy.get("/").status), json!(200));
+    assert!(page.contains(top[0]["client"].as_str().unwrap()), "{page}");
 }

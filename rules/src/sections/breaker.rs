@@ -1,6 +1,6 @@
 //! `[breaker]`: circuit breakers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,11 +189,12 @@ impl Builder<'_> {
             }
         }
         let own = || routes.iter().map(|route| route.name.as_str()).chain(["default"]);
-        let is_known = |name: &str| groups.contains_key(name) || own().any(|route| route == name);
+        // A search in a list for each route would be quadratic: there may be thousands.
+        let known: HashSet<&str> = own().chain(groups.keys().copied()).collect();
         let mut numbers: HashMap<String, u16> = HashMap::new();
-        let mut names: Vec<&str> = Vec::new();
+        let (mut names, mut places): (Vec<&str>, HashMap<&str, usize>) = Default::default();
         let mut number_of = |name| {
-            let found = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+            let found = *places.entry(name).or_insert_with(|| {
                 names.push(name);
                 names.len() - 1
             });
@@ -203,7 +204,7 @@ impl Builder<'_> {
         let mut unknown = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let name = route.breaker.as_deref().unwrap_or(&route.name);
-            if !is_known(name) {
+            if !known.contains(name) {
                 unknown.push((index, name));
             }
             numbers.insert(route.name.clone(), number_of(name));
@@ -221,7 +222,7 @@ impl Builder<'_> {
             self.complain(&path, format!("there is no breaker {name:?}"), &hint);
         }
         for (index, group) in written.groups.iter().enumerate() {
-            if !names.contains(&group.name.as_str()) && !meant.contains(&group.name.as_str()) {
+            if !places.contains_key(group.name.as_str()) && !meant.contains(&group.name.as_str()) {
                 let path = [Step::Key("breaker"), Step::Key("groups"), Step::Index(index), Step::Key("name")];
                 let message = format!("no route uses the breaker {:?}", group.name);
                 self.complain(&path, message, "say `breaker = …` in a route, or give it the name of one");

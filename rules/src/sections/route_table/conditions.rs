@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderName, Method};
 use outrigger_wire::request::{Fields, Request};
 
-use super::pattern::PathPattern;
+use super::pattern::{PathPattern, Segment};
 use crate::error::did_you_mean;
 use crate::sections::routes;
 
@@ -104,6 +104,15 @@ impl Conditions {
             .iter()
             .all(|(name, value)| other.headers.iter().any(|(n, v)| n == name && (value.is_none() || value == v)));
         methods && hosts && headers && self.path.covers(&other.path)
+    }
+
+    /// The first segment of each path that fits; `None`: there may be several, or none. A route covers only routes with the same
+    /// one, or any if it has none.
+    pub fn first_segment(&self) -> Option<&[u8]> {
+        match self.path.segments.first()? {
+            Segment::Literal { decoded, .. } => Some(decoded),
+            Segment::Any => None,
+        }
     }
 
     /// The headers that it checks.
