@@ -202,12 +202,24 @@ impl ConfigError {
                 level.primary_title(message).element(Origin::path(file).line(line).char_column(column))
             }
             Place::File(span) | Place::Secret(span) => {
-                let mark = AnnotationKind::Primary.span(first_line(&self.source, span));
-                level.primary_title(message).element(Snippet::source(&self.source).path(file).annotation(mark))
+                let mark = first_line(&self.source, span);
+                // The library reads all that it gets: with the whole file, thousands of problems would take minutes.
+                let (line, before) = lines_of(&self.source, &mark);
+                let number = self.source[..before].bytes().filter(|byte| *byte == b'\n').count() + 1;
+                let mark = AnnotationKind::Primary.span(mark.start - before..mark.end - before);
+                let snippet = Snippet::source(line).line_start(number).path(file).annotation(mark);
+                level.primary_title(message).element(snippet)
             }
         };
         group.element(Level::HELP.with_name("hint").message(problem.hint.as_str()))
     }
+}
+
+/// The lines of a mark, and where they begin; the whole text for a mark at its end.
+fn lines_of<'s>(source: &'s str, mark: &Range<usize>) -> (&'s str, usize) {
+    let start = source[..mark.start].rfind('\n').map_or(0, |at| at + 1);
+    let end = source[mark.end..].find('\n').map_or(source.len(), |at| mark.end + at + 1);
+    if start == end { (source, 0) } else { (&source[start..end], start) }
 }
 
 impl fmt::Display for ConfigError {
