@@ -1,7 +1,6 @@
 //! Warnings about settings that are valid, but probably not intended.
 
 use crate::complaints::Builder;
-use crate::sections::limits::Sharing;
 use crate::sections::route_table::{unusual_method, unusual_path};
 use crate::tree::Step;
 use crate::units::{Span, Text};
@@ -27,10 +26,6 @@ impl Builder<'_> {
                 let path = [Step::Key("abuse"), Step::Key("allow"), Step::Index(index)];
                 self.warn(&path, "no client is ever banned", "name the networks of your own clients");
             }
-        }
-        if raw.rate_limits.redis.url.is_some() && raw.rate_limits.shared == Sharing::Off {
-            let path = [Step::Key("rate_limits"), Step::Key("redis")];
-            self.warn(&path, "Redis is not used: limits are not shared", "write shared = \"redis\" in [rate_limits]");
         }
         let app = &raw.app;
         self.warn_if_longer(["app", "connect_timeout"], &app.connect_timeout, ("app.timeout", &app.timeout));
@@ -67,7 +62,6 @@ mod tests {
             ),
             ("[[routes]]\nname = \"a\"\npath = \"/a/$id\"\n", "3:8", "matches only this literal text"),
             ("[abuse]\nallow = [\"::/0\"]\n", "2:10", "no client is ever banned"),
-            ("[rate_limits.redis]\nurl = \"redis://localhost\"\n", "1:1", "limits are not shared"),
             ("[app]\nconnect_timeout = \"2m\"\n", "2:19", "is longer than `app.timeout`"),
             ("[admission]\nmax_wait = \"2m\"\n", "2:12", "is longer than `app.timeout`"),
             ("[retry]\nbackoff = \"1s\"\n", "2:11", "is longer than `retry.max_backoff`"),
