@@ -257,7 +257,9 @@ impl Checker<'_> {
         let owned = last.map(|last| if tables.is_empty() { last } else { format!("{} or {last}", tables.join(", ")) });
         match (owned, here) {
             // Other programs have it in every table; here only one has.
-            (Some(tables), _) if owners.len() <= 8 && name != "enabled" => Some(format!("`{name}` belongs to {tables}")),
+            (Some(tables), _) if owners.len() <= 8 && name != "enabled" => {
+                Some(format!("`{name}` belongs to {tables}"))
+            }
             (_, Some(here)) => Some(match here.strip_prefix("no key: ") {
                 Some(why) => format!("there is no such key here: {why}"),
                 None => format!("here `{name}` is {here}"),

@@ -60,10 +60,10 @@ impl Collector {
         let log = dir.join("collector.log");
         let python = Tool::Rotel.get().expect("the collector is installed: run `cargo xtask test`");
         let mut process = Program::new(python)
-            .args(&["-c", PROGRAM, "start", "--exporter", "blackhole"])
-            .args(&["--debug-log", "traces", "--debug-log-verbosity", "detailed"])
-            .args(&["--otlp-grpc-endpoint", &grpc.to_string(), "--otlp-http-endpoint", &http.to_string()])
-            .args(&["--pid-file", &dir.join("pid").to_string_lossy()])
+            .args(["-c", PROGRAM, "start", "--exporter", "blackhole"])
+            .args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"])
+            .args(["--otlp-grpc-endpoint", &grpc.to_string(), "--otlp-http-endpoint", &http.to_string()])
+            .args(["--pid-file", &dir.join("pid").to_string_lossy()])
             .start("the collector", &log)
             .expect("the collector can be started");
         let accepts = || [grpc, http].iter().all(|address| std::net::TcpStream::connect(address).is_ok());
