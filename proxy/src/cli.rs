@@ -21,7 +21,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use outrigger_rules::config::Config;
-use outrigger_rules::environment::{Given, process_environment};
+use outrigger_rules::environment::Given;
 use outrigger_rules::error::ConfigError;
 use outrigger_rules::explain::field;
 use outrigger_rules::own::OwnListeners;
@@ -159,14 +159,23 @@ fn load(named: Option<&Path>, given: &Given, patience: Duration) -> Result<Check
 
 /// Like [`load`], for commands that open no connections: names are not resolved.
 fn load_alone(named: Option<&Path>) -> Result<Config, ConfigError> {
+    load_given(named, &Given::default())
+}
+
+fn load_given(named: Option<&Path>, given: &Given) -> Result<Config, ConfigError> {
+    let environment = |name: &str| given.and_environment(name);
     match configuration(named) {
-        (file, true) => Config::load(file, &process_environment),
-        (file, false) => Config::parse(file, "", &process_environment),
+        (file, true) => Config::load(file, &environment),
+        (file, false) => Config::parse(file, "", &environment),
     }
 }
 
 fn run(named: Option<&Path>, options: &launch::Options) -> ExitCode {
-    let given = match options.given() {
+    // A configuration that does not load is refused below.
+    let listeners = |given: &Given| {
+        load_given(named, given).map_or_else(|_| Vec::new(), |config| OwnListeners::of(&config).ports())
+    };
+    let given = match options.given(listeners) {
         Ok(given) => given,
         Err(e @ LaunchError::Port(_)) => {
             fail(&e);

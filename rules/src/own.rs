@@ -43,6 +43,11 @@ impl OwnListeners {
         Self(all.into_iter().flatten().collect())
     }
 
+    /// Their ports.
+    pub fn ports(&self) -> Vec<u16> {
+        self.0.iter().map(|own| own.address.port()).collect()
+    }
+
     /// Adds the listeners of `others`.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend(&others.0);

@@ -16,6 +16,8 @@ use crate::run::process::Command;
 const PORT: &str = "PORT";
 /// The public port without it.
 const DEFAULT_PORT: u16 = 8080;
+/// A port that is never chosen for the app, for as long as it has none.
+const UNUSED: u16 = 1;
 /// How long requests wait for an app that Outrigger starts itself: many need longer than the usual 5 s.
 const HOLD: &str = "30s";
 
@@ -48,10 +50,11 @@ impl Options {
     }
 
     /// The defaults that a command changes: the address of the app is a port that is free, and the public port is what the platform says.
+    /// `listeners` are the ports of Outrigger's own listeners with these defaults; they are bound later.
     ///
     /// # Errors
     /// See [`LaunchError`].
-    pub fn given(&self) -> Result<Given, LaunchError> {
+    pub fn given(&self, listeners: impl FnOnce(&Given) -> Vec<u16>) -> Result<Given, LaunchError> {
         if !self.has_command() {
             return Ok(Given::default());
         }
@@ -62,13 +65,17 @@ impl Options {
             },
             None => DEFAULT_PORT,
         };
-        let app = port::free(Some(public))?;
-        Ok(Given(vec![
-            (GIVEN_LISTEN, format!("0.0.0.0:{public}")),
-            // Both loopback addresses are tried.
-            (GIVEN_ADDRESS, format!("localhost:{app}")),
-            (GIVEN_HOLD, HOLD.to_owned()),
-        ]))
+        // Both loopback addresses are tried.
+        let given = |app: u16| {
+            let address = format!("localhost:{app}");
+            Given(vec![
+                (GIVEN_LISTEN, format!("0.0.0.0:{public}")),
+                (GIVEN_ADDRESS, address),
+                (GIVEN_HOLD, HOLD.to_owned()),
+            ])
+        };
+        let own = listeners(&given(UNUSED));
+        Ok(given(port::free(&own)?))
     }
 
     /// The command, for an app at this address.
@@ -86,5 +93,22 @@ impl Options {
         let keys = process_environment(KEYS).and_then(|text| MasterKeys::parse(&text).ok().flatten());
         environment.extend(keys.map(|keys| (PSEUDONYM_KEY.into(), Some(keys.pseudonym_key().expose().into()))));
         Some(Command::new(program.clone(), arguments.to_vec(), environment))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_apps_port_is_none_of_the_own_listeners() {
+        let options = Options { command: vec!["app".into()], ..Options::default() };
+        let even = |_: &Given| (0..=u16::MAX).filter(|port| port % 2 == 0).collect();
+        for _ in 0..50 {
+            let Given(given) = options.given(even).unwrap();
+            let (_, address) = given.iter().find(|(name, _)| *name == GIVEN_ADDRESS).unwrap();
+            let port: u16 = address.rsplit_once(':').unwrap().1.parse().unwrap();
+            assert_eq!(port % 2, 1, "{address}");
+        }
     }
 }

@@ -13,19 +13,19 @@ const LOWEST: u16 = 10_000;
 /// Fewer ports than these are not enough to choose from.
 const FEW: u16 = 1000;
 
-/// A port on which nothing listens at any address, other than `avoided`.
+/// A port on which nothing listens at any address, and none of `avoided`.
 ///
 /// It is not one of those that the kernel gives to outgoing connections: while the app is down, such a connection could take its port.
 /// Even one to the app itself could, since a connection from a port to the same port needs no listener.
 ///
 /// # Errors
 /// No port is free.
-pub fn free(avoided: Option<u16>) -> io::Result<u16> {
+pub fn free(avoided: &[u16]) -> io::Result<u16> {
     let range = outside(fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default().trim());
     for _ in 0..200 {
         let span = u64::from(range.end() - range.start()) + 1;
         let port = range.start() + u16::try_from(random() % span).unwrap_or_default();
-        if Some(port) != avoided && is_free(port)? {
+        if !avoided.contains(&port) && is_free(port)? {
             return Ok(port);
         }
     }
@@ -78,8 +78,14 @@ mod tests {
     }
 
     #[test]
+    fn avoided_ports_are_not_chosen() {
+        let avoided: Vec<u16> = (0..=u16::MAX).filter(|port| port % 2 == 0).collect();
+        assert!((0..100).all(|_| free(&avoided).unwrap() % 2 == 1));
+    }
+
+    #[test]
     fn a_port_is_free_if_nothing_listens_at_any_address() {
-        let port = free(None).unwrap();
+        let port = free(&[]).unwrap();
         assert!(is_free(port).unwrap());
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
             // There may be no IPv6.
