@@ -181,6 +181,19 @@ fn the_last_traces_are_sent_before_the_process_ends() {
 }
 
 #[test]
+fn a_burst_is_sent_as_it_comes() {
+    let collector = Collector::start();
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, &rules(&collector.grpc.to_string(), "traces.sample = \"100%\"\ntraces.queue = 512"));
+    let mut client = proxy.connect();
+    for _ in 0..2000 {
+        assert_eq!(client.send(get("/burst")).answer().status, 200);
+    }
+    proxy.counts("outrigger_trace_spans_sent_total", &[], 4000);
+    assert_eq!(proxy.metric("outrigger_trace_spans_dropped_total", &[]), 0.0);
+}
+
+#[test]
 fn a_collector_that_is_away_or_hangs_costs_nothing() {
     // Never accepts: connections wait in its backlog.
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();

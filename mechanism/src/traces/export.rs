@@ -9,15 +9,18 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use outrigger_identity::http_client::{self, ClientError};
 use outrigger_rules::sections::traces::{Export, Protocol};
+use tokio::time::Instant;
 
-use crate::traces::Queue;
 use crate::traces::metrics::{Loss, TraceMetrics};
 use crate::traces::spans::spans;
+use crate::traces::{Queue, Queued};
 
 /// The most requests in one message.
 const MOST_IN_BATCH: usize = 256;
 /// How long requests are gathered.
 const GATHER: Duration = Duration::from_secs(1);
+/// How often the queue is looked into meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The pause after a failure; doubles with each failure up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -72,24 +75,8 @@ impl Exporter {
         let mut is_failing = false;
         let mut gathered = Vec::new();
         loop {
-            let Queue { requests, closing } = &mut self.queue;
-            tokio::select! {
-                taken = requests.recv_many(&mut gathered, MOST_IN_BATCH) => if taken == 0 { return },
-                () = closing.notified() => {
-                    requests.close();
-                    continue;
-                }
-            }
-            if gathered.len() < MOST_IN_BATCH && !requests.is_closed() {
-                tokio::select! {
-                    () = tokio::time::sleep(GATHER) => {}
-                    () = closing.notified() => requests.close(),
-                }
-                while gathered.len() < MOST_IN_BATCH
-                    && let Ok(queued) = requests.try_recv()
-                {
-                    gathered.push(queued);
-                }
+            if !self.queue.gather(&mut gathered).await {
+                return;
             }
             let batch: Vec<SpanData> =
                 gathered.drain(..).flat_map(|queued| spans(&queued.finished, &self.scope)).collect();
@@ -123,6 +110,34 @@ impl Exporter {
                 }
             }
         }
+    }
+}
+
+impl Queue {
+    /// Waits for a request, then for others until there are enough or their time is over. False: it is closed and empty.
+    async fn gather(&mut self, gathered: &mut Vec<Queued>) -> bool {
+        let Self { requests, closing } = self;
+        let taken = tokio::select! {
+            taken = requests.recv_many(gathered, MOST_IN_BATCH) => taken,
+            () = closing.notified() => {
+                requests.close();
+                requests.recv_many(gathered, MOST_IN_BATCH).await
+            }
+        };
+        let until = Instant::now() + GATHER;
+        while gathered.len() < MOST_IN_BATCH && Instant::now() < until && !requests.is_closed() {
+            // Nobody waits at the queue meanwhile, so a request that is put into it wakes no thread.
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = closing.notified() => requests.close(),
+            }
+            while gathered.len() < MOST_IN_BATCH
+                && let Ok(queued) = requests.try_recv()
+            {
+                gathered.push(queued);
+            }
+        }
+        taken > 0
     }
 }
 
