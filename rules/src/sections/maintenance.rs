@@ -48,7 +48,8 @@ pub struct MaintenanceRules {
 }
 
 impl MaintenanceRules {
-    /// Whether a request of this client for this path, without a query, is served all the same.
+    /// Whether a request of this client for this path, without a query, is served all the same. Paths with dot segments were rejected
+    /// before.
     pub fn lets_pass(&self, client: IpAddr, path: &str) -> bool {
         let is_below =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
