@@ -10,11 +10,12 @@ use std::{
 
 use rustix::process::Signal;
 
-use self::collector::Collector;
+use self::collector::{Collector, Span};
 use crate::{
     backend::{Backend, Play},
     h2c::{ask as ask_h2, with_h2},
     harness::{Proxy, get, post, until, with_fields},
+    machines::pair,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -76,6 +77,29 @@ fn one_trace_leads_from_the_edge_through_two_attempts_to_the_app() {
         );
         proxy.says(&format!("\"trace_id\":\"{TRACE}\",\"span_id\":\"{}\"", request.id()));
     }
+}
+
+#[test]
+fn one_trace_leads_through_two_machines() {
+    let collector = Collector::start();
+    let (mut a, b) = pair(&rules(&collector.grpc.to_string(), "traces.sample = \"off\""));
+    a.app.stop();
+    let answer = a.proxy.ask(&with_fields(&get("/moved"), &[&caller("01")]));
+    assert_eq!((answer.status, b.app.requests_to("/moved")), (200, 1), "{answer:?}");
+    let requests = || {
+        let spans = collector.spans();
+        spans.iter().filter(|span| span.text("url.path") == Some("/moved")).cloned().collect::<Vec<_>>()
+    };
+    until("the spans of both Machines", || requests().len() == 2);
+    let spans = collector.spans();
+    let parts = |of: &Span| spans.iter().filter(|span| span.parent() == of.id()).cloned().collect::<Vec<_>>();
+    let here = requests().into_iter().find(|span| span.parent() == EDGE).expect("that of the edge's Machine");
+    let to_peer =
+        parts(&here).into_iter().find(|part| part.text("outrigger.peer").is_some()).expect("an attempt at a peer");
+    let there =
+        requests().into_iter().find(|span| span.parent() == to_peer.id()).expect("the peer's belongs to that attempt");
+    let [attempt] = &parts(&there)[..] else { panic!("one attempt there: {:?}", parts(&there)) };
+    assert_eq!(answer.seen("traceparent"), Some(format!("00-{TRACE}-{}-01", attempt.id())));
 }
 
 #[test]
