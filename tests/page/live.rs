@@ -165,12 +165,12 @@ fn ten_thousand_routes_and_a_hundred_thousand_clients_are_a_small_page() {
         })
         .collect();
     // Also while they come.
-    let mut slowest = Duration::ZERO;
+    let mut slowest = (Duration::ZERO, String::new());
     let mut ask = |path: &str, accept: &str| {
         let began = Instant::now();
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
         let answer = Client::connect(proxy.admin).unwrap().send(request).answer();
-        slowest = slowest.max(began.elapsed());
+        slowest = slowest.clone().max((began.elapsed(), path.to_owned()));
         assert!(answer.status == 200 && answer.body.len() < MOST_BYTES, "{path}: {} bytes", answer.body.len());
         answer.text()
     };
@@ -179,13 +179,18 @@ fn ten_thousand_routes_and_a_hundred_thousand_clients_are_a_small_page() {
         ask("/status", "*/*");
     }
     senders.into_iter().for_each(|sender| sender.join().unwrap());
-    let (page, status) = (ask("/", "text/html"), ask("/status", "*/*"));
-    assert!(slowest < SOON, "{slowest:?}");
+    // A summary may be a quarter of a second old, without the last requests.
+    let mut status = Value::Null;
+    until("a summary with the last requests", || {
+        status = serde_json::from_str(&ask("/status", "*/*")).unwrap();
+        status["limits"]["limits"][0]["top_clients"][0]["refused"].as_u64() >= Some(u64::from(CLIENTS / 4))
+    });
+    let page = ask("/", "text/html");
+    assert!(slowest.0 < SOON, "{slowest:?}");
     assert!(page.contains(" other routes"), "{page}");
-    let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["traffic"]["routes"].as_array().unwrap().len(), 50);
     let top = status["limits"]["limits"][0]["top_clients"].clone();
     let (first, second) = (top[0]["refused"].as_u64().unwrap(), top[1]["refused"].as_u64().unwrap());
-    assert!(top.as_array().unwrap().len() <= 5 && first >= u64::from(CLIENTS / 4) && second < first / 2, "{top}");
+    assert!(top.as_array().unwrap().len() <= 5 && second < first / 2, "{top}");
     assert!(page.contains(top[0]["client"].as_str().unwrap()), "{page}");
 }
