@@ -67,6 +67,7 @@ mod run;
 mod schema;
 mod sessions;
 mod shared_limits;
+mod slow_attempts;
 mod status;
 mod streams;
 mod traces;

@@ -22,7 +22,7 @@ pub mod summary;
 pub mod used;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -273,6 +273,16 @@ impl Peers {
             round,
             balancer,
         }
+    }
+
+    /// Returns whether a peer was found at this address.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let is_there = |peer: &Arc<Peer>| {
+            peer.standing() != Standing::Silent
+                && matches!(&peer.target, Target::Tcp(at) if at.ip().to_canonical() == address)
+        };
+        self.seen.load().peers.iter().any(is_there)
     }
 
     /// Returns the receiver that a hop to this Machine is signed for.

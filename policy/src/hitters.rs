@@ -71,6 +71,15 @@ impl RecentHitters {
         self.now.add(key);
     }
 
+    /// How often a key occurred in the last one to two spans, at most, and how often all of them did.
+    pub fn share(&mut self, key: u64, now: u64) -> (u64, u64) {
+        self.turn(now);
+        let known = || self.now.known().iter().chain(self.before.known());
+        // Each occurrence is in one counter.
+        let all = known().map(|hitter| hitter.count).sum();
+        (known().filter(|hitter| hitter.key == key).map(|hitter| hitter.count).sum(), all)
+    }
+
     /// The keys that occurred in the last one to two spans, the most frequent first.
     pub fn top(&mut self, now: u64) -> Vec<Hitter> {
         self.turn(now);
@@ -106,6 +115,9 @@ mod tests {
             let top = hitters.top(0);
             prop_assert!(top.len() <= COUNTERS && top.is_sorted_by(|a, b| a.count >= b.count));
             let bound = keys.len() as u64 / COUNTERS as u64;
+            for hitter in &top {
+                prop_assert_eq!(hitters.share(hitter.key, 0), (hitter.count, keys.len() as u64));
+            }
             for hitter in &top {
                 let really = exact.get(&hitter.key).copied().unwrap_or_default();
                 prop_assert!(hitter.count - hitter.error <= really && really <= hitter.count && hitter.error <= bound);

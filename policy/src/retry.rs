@@ -4,6 +4,9 @@
 //! withdraws one token, so retries are at most that fraction of requests. Under low traffic, a few retries per second are
 //! free. The bucket is small, so that tokens saved in normal operation cannot become a burst of retries in an outage.
 //!
+//! All clients share a budget, so one whose requests fail on purpose could use it up. A client with more than a fourth of the
+//! recent retries ([`HEAVY`]) gets no more than half of the saved tokens and of the free retries: the rest is for others.
+//!
 //! The pause is *full jitter* (Brooker, "Exponential Backoff And Jitter", AWS 2015): a random time between zero and a bound
 //! that doubles with each attempt.
 //!
@@ -18,8 +21,9 @@
 //! let settings = Settings { share: 0.25, free_per_second: 0 };
 //! let mut budget = Budget::default();
 //! (0..4).for_each(|_| budget.pay_in(settings));
-//! assert!(budget.pay(0, settings));
-//! assert!(!budget.pay(0, settings));
+//! let client = 1;
+//! assert!(budget.pay(0, settings, client));
+//! assert!(!budget.pay(0, settings, client));
 //!
 //! // The third retry waits for up to 400 ms; a random number of 0.5 gives half of that.
 //! let wait = pause(3, Duration::from_millis(100), Duration::from_secs(1), 0.5);
@@ -28,8 +32,13 @@
 
 use std::time::Duration;
 
+use crate::hitters::RecentHitters;
+
 /// The size of the bucket, in seconds of free retries; at least one token.
 const SAVED: f64 = 2.0;
+
+/// A client with more than one in this many recent retries is heavy, if it has at least as many.
+pub const HEAVY: u64 = 4;
 
 /// Settings of the retry budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +56,8 @@ pub struct Budget {
     /// The current second, and the retries in it.
     second: u64,
     retries: u32,
+    /// Whose requests were retried lately.
+    clients: RecentHitters,
 }
 
 impl Budget {
@@ -55,18 +66,28 @@ impl Budget {
         self.tokens = (self.tokens + settings.share).min(Self::most(settings));
     }
 
-    /// Withdraws one retry at `now` and returns true, or returns false if the budget does not allow it.
-    pub fn pay(&mut self, now: u64, settings: Settings) -> bool {
+    /// Withdraws one retry for a client at `now` and returns true, or returns false if the budget does not allow it.
+    pub fn pay(&mut self, now: u64, settings: Settings, client: u64) -> bool {
         let second = now / 1_000_000_000;
         if second != self.second {
             (self.second, self.retries) = (second, 0);
         }
-        let is_free = self.retries < settings.free_per_second;
-        if self.tokens < 1.0 && !is_free {
+        let (own, all) = self.clients.share(client, now);
+        let is_heavy = own >= HEAVY && own * HEAVY > all;
+        // At least one of each, so that the only client of an app is not without.
+        let (kept, free) = match is_heavy {
+            true => (Self::most(settings) / 2.0, settings.free_per_second.div_ceil(2)),
+            false => (0.0, settings.free_per_second),
+        };
+        let has_token = self.tokens >= (1.0 + kept).min(Self::most(settings));
+        if !has_token && self.retries >= free {
             return false;
         }
-        // Free retries make the balance negative, so the total is at most the larger of the two allowances.
-        self.tokens = (self.tokens - 1.0).max(-f64::from(settings.free_per_second));
+        self.clients.add(client, now);
+        // Free retries make the balance negative, so the total is at most the larger of the two allowances. Those of a heavy client
+        // take no tokens from others, so they add to it.
+        let least = if is_heavy { self.tokens.min(kept) } else { -f64::from(settings.free_per_second) };
+        self.tokens = (self.tokens - 1.0).max(least);
         self.retries = self.retries.saturating_add(1);
         true
     }
@@ -105,7 +126,8 @@ mod tests {
             let now = n * 1000 * MS / per_second;
             budget.pay_in(SETTINGS);
             attempts += 1;
-            attempts += (0..2).filter(|_| budget.pay(now, SETTINGS)).count() as u64;
+            // Many clients.
+            attempts += (0..2).filter(|_| budget.pay(now, SETTINGS, n)).count() as u64;
         }
         attempts as f64 / requests as f64
     }
@@ -124,8 +146,44 @@ mod tests {
     fn the_budget_saves_unused_retries_for_a_short_time_only() {
         let mut budget = Budget::default();
         (0..100_000).for_each(|_| budget.pay_in(SETTINGS));
-        let burst = (0..1000).filter(|_| budget.pay(0, SETTINGS)).count();
+        let burst = (0..1000).filter(|client| budget.pay(0, SETTINGS, *client)).count();
         assert_eq!(burst, 6);
+    }
+
+    #[test]
+    fn a_client_whose_requests_always_fail_leaves_retries_for_others() {
+        let (mut budget, mut helped, mut attacks) = (Budget::default(), 0, 0);
+        for n in 0..1000_u64 {
+            // A hundred requests of the attacker a second, each of which wants two retries; five requests of another client a second, of
+            // which every second one wants one.
+            let now = n * 10 * MS;
+            budget.pay_in(SETTINGS);
+            attacks += (0..2).filter(|_| budget.pay(now, SETTINGS, 1)).count();
+            if n % 20 == 0 {
+                budget.pay_in(SETTINGS);
+                helped += usize::from(n % 40 != 0 || budget.pay(now, SETTINGS, 2));
+            }
+        }
+        assert_eq!(helped, 50);
+        assert!((150..=220).contains(&attacks), "{attacks}");
+    }
+
+    #[test]
+    fn the_only_client_gets_the_share_of_all() {
+        let (mut budget, mut retries) = (Budget::default(), 0);
+        for n in 0..1000_u64 {
+            budget.pay_in(SETTINGS);
+            retries += usize::from(budget.pay(n * 10 * MS, SETTINGS, 1));
+        }
+        // Half of the free ones add to it.
+        assert!((190..=220).contains(&retries), "{retries}");
+        let rare = Settings { share: 0.2, free_per_second: 0 };
+        let mut budget = Budget::default();
+        let paid = (0..100).filter(|n| {
+            budget.pay_in(rare);
+            budget.pay(n * 10 * MS, rare, 1)
+        });
+        assert!((19..=20).contains(&paid.count()));
     }
 
     proptest! {
@@ -139,14 +197,14 @@ mod tests {
 
         #[test]
         fn retries_are_never_more_than_the_share_and_the_free_ones(
-            gaps in prop::collection::vec((0..50u64, 0..4u8), 1..400),
+            gaps in prop::collection::vec((0..50u64, 0..4u8, 0..6u64), 1..400),
         ) {
             let (mut budget, mut now, mut requests, mut retries) = (Budget::default(), 0, 0_u32, 0_u32);
-            for (gap, wanted) in gaps {
+            for (gap, wanted, client) in gaps {
                 now += gap * MS;
                 requests += 1;
                 budget.pay_in(SETTINGS);
-                retries += (0..wanted).filter(|_| budget.pay(now, SETTINGS)).count() as u32;
+                retries += (0..wanted).filter(|_| budget.pay(now, SETTINGS, client)).count() as u32;
             }
             let seconds = (now / (1000 * MS) + 1) as f64;
             prop_assert!(f64::from(retries) <= 0.2 * f64::from(requests) + 3.0 * seconds + 1e-6);

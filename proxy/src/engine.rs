@@ -1,6 +1,7 @@
 //! A request, the checks that it passes, and what is shared by all requests.
 
 pub mod answer;
+pub mod attempt_times;
 pub mod attempts;
 pub mod bounds;
 pub mod claims;

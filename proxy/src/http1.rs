@@ -5,13 +5,14 @@
 //!
 //! In this order: [`request`] runs the stages, [`upload`] and [`pump`] read and stream the request's body, [`attempts`] asks the
 //! app, [`relay`] passes on the response, [`client`] sends it; [`tunnel`] follows a 101. [`side`] is the client's connection or
-//! HTTP/2 stream. [`elsewhere`] has replays, peers and probes.
+//! HTTP/2 stream. [`elsewhere`] has replays, peers and probes, [`hedge`] the alarms of an attempt that takes long.
 
 mod attempts;
 mod body;
 mod buffers;
 mod client;
 mod elsewhere;
+mod hedge;
 mod pump;
 mod relay;
 mod request;
@@ -38,12 +39,14 @@ use outrigger_wire::scan::{Framing, Head};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
 
+use crate::engine::attempts::Next as Following;
 use crate::engine::bounds::MOST_INTERIM;
 use crate::engine::exchange::{Destination, Exchange, Listener};
 use crate::engine::record;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::state::{Phase, State};
 use crate::http1::buffers::{FIRST_READ_BYTES, recycle};
+use crate::http1::hedge::Alarms;
 use crate::http1::request::{Earlier, Prepared, Received, path_of, prepare};
 pub use crate::http1::side::ClientSide;
 use crate::http1::upload::Upload;
@@ -72,8 +75,24 @@ enum Broken {
     Refused(Rejection),
     /// A peer takes the request: its destination has changed.
     Moved,
+    /// The attempt took too long, and this follows.
+    Overdue(Following),
     /// The client has disconnected.
     ClientLeft,
+}
+
+/// What came while a response was waited for.
+enum Heard {
+    /// Bytes of it.
+    Bytes,
+    /// The end of the connection.
+    End(io::Result<()>),
+    /// The time of an alarm.
+    Alarm,
+    /// The result of the request to a peer.
+    Peer(Option<(AppStream, BytesMut)>),
+    /// The end of the wait.
+    Broken(Broken),
 }
 
 /// An attempt that got a response: the connection and the head.
@@ -128,6 +147,7 @@ pub async fn serve(
         stream,
         timer,
         is_head: prepared.method == Method::HEAD,
+        is_safe: prepared.method.is_safe() && prepared.exchange.kind != Kind::Upgrade,
         is_idempotent: prepared.method.is_idempotent() && prepared.exchange.kind != Kind::Upgrade,
         must_close: head.closes || head.is_http10,
         closes: false,
@@ -137,6 +157,7 @@ pub async fn serve(
         has_heard: false,
         end: Ok(()),
         shares_connections: false,
+        alarms: Alarms::default(),
         sent: 0,
         received: 0,
         upload,
@@ -161,6 +182,8 @@ struct Lane<'a> {
     is_head: bool,
     /// The request's method is idempotent (RFC 9110 section 9.2.2), and it does not ask to switch protocols.
     is_idempotent: bool,
+    /// Its method is even safe (RFC 9110 section 9.2.1).
+    is_safe: bool,
     /// The client's connection must close after this response.
     must_close: bool,
     /// The client's connection closes after this response, which says so.
@@ -177,6 +200,8 @@ struct Lane<'a> {
     end: Result<(), io::ErrorKind>,
     /// The request may use kept connections, and leaves its connection behind.
     shares_connections: bool,
+    /// The alarms of the current attempt.
+    alarms: Alarms,
     /// Bytes of the response body sent.
     sent: u64,
     /// Bytes that the client has sent after its head, without those that `upload` counts.
@@ -260,19 +285,31 @@ impl Lane<'_> {
             if input.capacity() - input.len() < FIRST_READ_BYTES / 4 {
                 input.reserve(FIRST_READ_BYTES);
             }
-            let read = poll_fn(|cx| {
+            let heard = poll_fn(|cx| {
                 let mut read = pin!(app.read_buf(input));
                 match read.as_mut().poll(cx) {
-                    Poll::Ready(Ok(0)) => Poll::Ready(Err(Ok(()))),
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(Err(error))),
-                    Poll::Ready(Ok(_)) => Poll::Ready(Ok(Ok(()))),
-                    Poll::Pending if self.poll_gone(cx).is_ready() => Poll::Ready(Ok(Err(Broken::ClientLeft))),
-                    Poll::Pending => self.poll_deadline(cx, deadline).map(Ok),
+                    Poll::Ready(Ok(0)) => Poll::Ready(Heard::End(Ok(()))),
+                    Poll::Ready(Err(error)) => Poll::Ready(Heard::End(Err(error))),
+                    Poll::Ready(Ok(_)) => Poll::Ready(Heard::Bytes),
+                    Poll::Pending if self.poll_gone(cx).is_ready() => Poll::Ready(Heard::Broken(Broken::ClientLeft)),
+                    Poll::Pending => self.poll_other(cx, deadline),
                 }
             });
-            match read.await {
-                Ok(read) => read?,
-                Err(end) => return Err(self.broke_off(end)),
+            match heard.await {
+                Heard::Bytes => self.alarms.clear(),
+                Heard::End(end) => return Err(self.broke_off(end)),
+                Heard::Broken(broken) => return Err(broken),
+                Heard::Alarm => {
+                    self.alarm(exchange, head)?;
+                    continue;
+                }
+                Heard::Peer(heard) => match self.hedge_heard(heard, app, input, exchange)? {
+                    Some(answer) => {
+                        input.advance(answer.len);
+                        return Ok(answer);
+                    }
+                    None => continue,
+                },
             }
             self.has_heard = true;
             while let Some(answer) = self.rewrite(input, exchange)? {
@@ -318,9 +355,31 @@ impl Lane<'_> {
         }
     }
 
-    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Result<T, Broken>> {
-        self.timer.poll(cx, deadline).map(|()| Err(Broken::App(Failure::Timeout, "the deadline passed".into())))
+    /// Waits for all but the app: the request at a peer, an alarm, the deadline.
+    fn poll_other(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Heard> {
+        if let Poll::Ready(heard) = self.poll_hedge(cx) {
+            return Poll::Ready(Heard::Peer(heard));
+        }
+        self.poll_time(cx, deadline)
     }
+
+    /// Waits for an alarm or the deadline.
+    fn poll_time(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Heard> {
+        let until = self.alarms.before(deadline);
+        ready!(self.timer.poll(cx, until));
+        if until < deadline {
+            return Poll::Ready(Heard::Alarm);
+        }
+        Poll::Ready(Heard::Broken(late()))
+    }
+
+    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<Result<T, Broken>> {
+        self.timer.poll(cx, deadline).map(|()| Err(late()))
+    }
+}
+
+fn late() -> Broken {
+    Broken::App(Failure::Timeout, "the deadline passed".into())
 }
 
 fn closed(seen: &'static str) -> Broken {

@@ -25,6 +25,7 @@ use self::shutdown::{Haste, Signals, drain};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
 use crate::control::reload::{self, Stamp};
+use crate::engine::attempt_times;
 use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::history::EventKind;
@@ -222,6 +223,7 @@ fn start_background_tasks(state: &Arc<State>) {
         tokio::spawn(upstream::names::keep_looked_up(which, moved, failures, rules));
     }
     tokio::spawn(receipts::keep_expiring(shared()));
+    tokio::spawn(attempt_times::keep_measured(shared()));
     if let Some(peers) = &state.peers {
         tokio::spawn(peers::probe::keep_resolving(Arc::clone(peers)));
         let (table, seeing, lacking) = (Arc::clone(peers), shared(), shared());

@@ -13,7 +13,7 @@ use outrigger_wire::request::{Fields, Request};
 
 use crate::config::Config;
 use crate::sections::route_table::{BUILT_IN, PathRefused, Route};
-use crate::units::{CallWindow, OrOff, Share, Size, Span};
+use crate::units::{AutoSpan, CallWindow, OrOff, Share, Size, Span};
 
 /// The input is not a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -269,10 +269,16 @@ fn retry(config: &Config, route: &Route) -> String {
     }
     let statuses: Vec<String> = route.retry_statuses.iter().map(u16::to_string).collect();
     let statuses = if statuses.is_empty() { String::new() } else { format!(" and statuses {}", statuses.join(", ")) };
+    let rules = &config.retry;
+    let attempts = match rules.attempt_timeout {
+        AutoSpan::Off => String::new(),
+        AutoSpan::Auto => ", and after an attempt timeout by the route's own latency".to_owned(),
+        AutoSpan::Fixed(span) => format!(", and after an attempt timeout of {span}"),
+    };
     format!(
-        "up to {} attempts after broken connections{statuses}, within {} of all requests",
+        "up to {} attempts after broken connections{statuses}{attempts}, within {} of all requests",
         route.attempts,
-        Share(config.retry.budget.share)
+        Share(rules.budget.share)
     )
 }
 

@@ -13,8 +13,8 @@ use crate::sections::edge::EdgeName;
 use crate::sections::health::Check;
 use crate::sections::traces::CollectorUrl;
 use crate::units::{
-    AppAddress, CallWindow, FieldName, JwksUrl, MetricsUrl, OptionalRate, OptionalShare, OptionalSize, OptionalSpan,
-    Share, Size, Span,
+    AppAddress, AutoSpan, CallWindow, FieldName, JwksUrl, MetricsUrl, OptionalRate, OptionalShare, OptionalSize,
+    OptionalSpan, Share, Size, Span,
 };
 
 /// The expectation of a kind of text, for the error, and an example, for the hint.
@@ -145,6 +145,12 @@ pub const KINDS: &[Kind] = &[
         r#"write "250ms", "1.5s" or "5m", or "off" to disable it"#,
     )
     .like(concat!("^(off|(", span!(), ")+)$"), &["250ms", "1.5s", "5m", "off"]),
+    Kind::of::<AutoSpan>(
+        "duration-auto-or-off",
+        "a duration with a unit above zero, \"auto\" or \"off\"",
+        r#"write "auto", "250ms" or "1.5s", or "off" to disable it"#,
+    )
+    .like(concat!("^(auto|off|(", span!(), ")+)$"), &["auto", "250ms", "1.5s", "off"]),
     Kind::of::<CallWindow>(
         "call-window",
         "a duration, or a number of calls up to 10000",

@@ -163,6 +163,42 @@ impl<T: fmt::Display> fmt::Display for OrOff<T> {
     }
 }
 
+/// A length of time, `"auto"` or `"off"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoSpan {
+    /// From what was measured.
+    Auto,
+    /// This long.
+    Fixed(Span),
+    /// None.
+    Off,
+}
+
+impl FromStr for AutoSpan {
+    type Err = WrongText;
+
+    fn from_str(text: &str) -> Result<Self, WrongText> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            text => match text.parse()? {
+                Span(Duration::ZERO) => Err(WrongText),
+                span => Ok(Self::Fixed(span)),
+            },
+        }
+    }
+}
+
+impl fmt::Display for AutoSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(span) => span.fmt(f),
+            Self::Off => f.write_str("off"),
+        }
+    }
+}
+
 /// The calls over which rates are calculated: `"10s"` or `"100 calls"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallWindow(pub breaker::Span);
@@ -374,6 +410,7 @@ text_schema! {
     Share => "share",
     OptionalShare => "share-or-off",
     OptionalSpan => "duration-or-off",
+    AutoSpan => "duration-auto-or-off",
     OptionalSize => "size-or-off",
     CallWindow => "call-window",
 }

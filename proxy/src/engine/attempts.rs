@@ -70,6 +70,15 @@ pub enum Event {
         /// It was a kept connection.
         is_kept: bool,
     },
+    /// The response's head was not complete within the time for an attempt. With `peer`, its destination has become a peer.
+    Overdue {
+        /// As of [`Event::Closed`].
+        may_repeat: bool,
+        /// A peer takes it.
+        peer: bool,
+    },
+    /// A peer that was asked as well has responded first: its destination has become that peer.
+    HedgeWon,
     /// The response's head was not complete at the deadline.
     TimedOut,
     /// The app's response is not valid HTTP.
@@ -154,6 +163,8 @@ pub enum Next {
         /// The pause before.
         pause: Duration,
     },
+    /// Go on waiting for the response of this attempt.
+    GoOn,
     /// Continue the attempt on a new connection: the kept one was dead.
     Replace,
     /// Give the permit back and wait in the queue until the app is back.
@@ -197,6 +208,7 @@ enum Stage {
 enum Purchase {
     ConnectTimeout,
     Close,
+    Overdue,
     Probe,
     Response(u16),
     Fault(StatusCode),
@@ -212,6 +224,8 @@ pub struct Attempts {
     is_idempotent: bool,
     /// This attempt has replaced a dead connection.
     has_replaced: bool,
+    /// An attempt has ended because it took too long, which happens once.
+    was_overdue: bool,
 }
 
 impl Attempts {
@@ -229,6 +243,16 @@ impl Attempts {
     /// Whether the next connection shows why the last attempt broke off.
     pub fn is_probing(&self) -> bool {
         self.stage == Stage::Probing
+    }
+
+    /// Whether an upstream may be asked while the app has the request: its method is idempotent, and there is an attempt left.
+    pub fn may_leave(&self) -> bool {
+        self.is_idempotent && self.made < self.most
+    }
+
+    /// Whether no attempt has been found to take too long.
+    pub fn was_in_time(&self) -> bool {
+        !self.was_overdue
     }
 
     /// Whether the request has its outcome.
@@ -309,25 +333,45 @@ impl Attempts {
                 let price = Price::PauseAndBudget(retry_after);
                 self.buy_repeat(wants_retry, price, Purchase::Response(status))
             }
+            (Stage::Asking, Event::Overdue { may_repeat, peer }) if !peer || self.may_leave() => {
+                self.overdue(may_repeat, peer)
+            }
+            (Stage::Asking, Event::HedgeWon) if self.may_leave() => self.end(Next::Relay),
             (Stage::Asking, Event::TimedOut) => self.end(Next::Fail(Failure::Timeout)),
             (Stage::Asking, Event::Invalid) => self.end(Next::Fail(Failure::Invalid)),
 
-            // At a peer.
             (Stage::Queued | Stage::AtPeer, Event::SentToPeer { is_idempotent }) => {
                 self.is_idempotent = is_idempotent;
                 self.ask_peer()
             }
-            (Stage::AtPeer, Event::PeerDeclined) => self.come_back(),
-            (Stage::AtPeer, Event::PeerBroke { failure, may_repeat: true }) if self.is_idempotent => {
-                self.buy(Price::Budget, Purchase::Peer(failure))
-            }
-            (Stage::AtPeer, Event::PeerBroke { failure, .. }) => self.end(Next::Fail(failure)),
-            (Stage::AtPeer, Event::PeerTimedOut) => self.end(Next::Fail(Failure::Timeout)),
-            (Stage::AtPeer, Event::PeerAnswered) => self.end(Next::Relay),
+            (Stage::AtPeer, _) => self.at_peer(event),
 
             // A driver that reports an event out of order has lost track of the request.
             _ => self.end(Next::Fail(Failure::Internal)),
         }
+    }
+
+    fn at_peer(&mut self, event: Event) -> Step {
+        match event {
+            Event::PeerDeclined => self.come_back(),
+            Event::PeerBroke { failure, may_repeat: true } if self.is_idempotent => {
+                self.buy(Price::Budget, Purchase::Peer(failure))
+            }
+            Event::PeerBroke { failure, .. } => self.end(Next::Fail(failure)),
+            Event::PeerTimedOut => self.end(Next::Fail(Failure::Timeout)),
+            Event::PeerAnswered => self.end(Next::Relay),
+            _ => self.end(Next::Fail(Failure::Internal)),
+        }
+    }
+
+    /// A request that is slow everywhere is not begun again and again.
+    fn overdue(&mut self, may_repeat: bool, peer: bool) -> Step {
+        if peer {
+            self.was_overdue = true;
+            return self.ask_peer();
+        }
+        let may = may_repeat && !self.was_overdue;
+        self.buy_repeat(may, Price::PauseAndBudget(None), Purchase::Overdue)
     }
 
     /// The app has closed a kept connection: the attempt goes on on a new one, once.
@@ -344,6 +388,14 @@ impl Attempts {
                 self.made += 1;
                 self.stage = Stage::Probing;
                 Step::Go(None, Next::Probe { pause })
+            }
+            (Purchase::Overdue, Some(pause)) => {
+                self.was_overdue = true;
+                self.ask(Some(Report::Unknown), pause)
+            }
+            (Purchase::Overdue, None) => {
+                self.stage = Stage::Asking;
+                Step::Go(None, Next::GoOn)
             }
             (Purchase::Close, None) => self.end(Next::Fail(Failure::Closed)),
             // Counted when it began to connect.

@@ -56,6 +56,14 @@ pub struct AttemptMetrics {
     pub reconnects: IntCounter,
     /// Retries that the retry budget did not allow.
     pub retries_denied: IntCounter,
+    /// Attempts that took longer than the time for one.
+    pub overdue: IntCounter,
+    /// Hedged requests: a peer was asked as well.
+    pub hedges: IntCounter,
+    /// Hedged requests whose peer responded first.
+    pub hedges_won: IntCounter,
+    /// Hedged requests that their budget did not allow.
+    pub hedges_denied: IntCounter,
     /// Retries that the retry budget allows now.
     pub retry_budget: Gauge,
 }
@@ -83,6 +91,20 @@ impl AttemptMetrics {
             retries_denied: area
                 .when("It rises: the app fails on too many requests for retries to help.")
                 .counter("outrigger_app_retries_denied_total", "Retries that the retry budget did not allow.")?,
+            overdue: area.when("It rises while the app is ready: some of its workers hang.").counter(
+                "outrigger_app_attempts_overdue_total",
+                "Attempts without a response within `retry.attempt_timeout`.",
+            )?,
+            hedges: area
+                .when("How many requests does hedging add? At most the share `retry.hedge_budget`.")
+                .counter("outrigger_hedges_total", "Requests for which a peer was asked as well: see `retry.hedge`.")?,
+            hedges_won: area.when("How often does hedging help?").counter(
+                "outrigger_hedges_won_total",
+                "Requests for which a peer was asked as well and responded before the app here.",
+            )?,
+            hedges_denied: area
+                .when("It rises: the app is slow for more requests than hedging is meant for.")
+                .counter("outrigger_hedges_denied_total", "Hedged requests that their budget did not allow.")?,
             retry_budget: area
                 .when("At 0, failed requests are not sent again.")
                 .real("outrigger_app_retry_budget", "Retries that the retry budget allows now.")?,

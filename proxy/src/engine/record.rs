@@ -45,6 +45,9 @@ pub struct Ending {
 pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     let now = Instant::now();
     exchange.head_at = Some(now);
+    if let (Some(peers), Destination::App) = (&state.peers, &exchange.destination) {
+        peers.local.answered();
+    }
     if let Some(permit) = &mut exchange.permit {
         permit.answered(now);
         if is_stream {

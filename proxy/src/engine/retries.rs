@@ -9,6 +9,7 @@
 //! | no connection within `connect_timeout` | all: the app has not seen it | an attempt, budget |
 //! | a new connection was closed before the response | repeatable, or not read | an attempt, budget |
 //! | a response with a status that the route retries | repeatable | an attempt, budget |
+//! | no response within the time for an attempt | repeatable, once | an attempt, budget; without them it waits on |
 //! | the deadline passed, or the response was not HTTP | none | |
 //!
 //! A request is repeatable if it is idempotent (RFC 9110 section 9.2.2), no byte of a response has been passed on, and its
@@ -23,10 +24,15 @@ use outrigger_wire::random::dice;
 use crate::engine::exchange::Exchange;
 use crate::engine::state::State;
 
-/// Adds a request's share to the retry budget.
+/// Adds a request's share to the budgets for retries and for hedged requests.
 pub fn pay_in(state: &State, exchange: &Exchange) {
     if exchange.resilience == Mode::Enforce && exchange.route().attempts > 1 {
-        state.retry_budget().pay_in(exchange.rules.config.retry.budget);
+        let rules = &exchange.rules.config.retry;
+        let mut budgets = state.budgets();
+        budgets.retries.pay_in(rules.budget);
+        if state.peers.is_some() {
+            budgets.hedges.pay_in(rules.hedge_budget);
+        }
     }
 }
 
@@ -46,11 +52,25 @@ pub fn is_wanted(exchange: &Exchange, status: u16) -> bool {
 
 /// Takes one token of the retry budget; returns false if it is used up.
 pub fn pay(state: &State, exchange: &Exchange, now: Instant) -> bool {
-    let is_paid = state.retry_budget().pay(state.nanoseconds(now), exchange.rules.config.retry.budget);
+    let is_paid =
+        state.budgets().retries.pay(state.nanoseconds(now), exchange.rules.config.retry.budget, exchange.client.id);
     if is_paid {
         state.metrics.attempts.retries.inc();
     } else {
         state.metrics.attempts.retries_denied.inc();
+    }
+    is_paid
+}
+
+/// Takes one token of the budget for hedged requests; returns false if it is used up.
+pub fn pay_hedge(state: &State, exchange: &Exchange, now: Instant) -> bool {
+    let is_paid = state.budgets().hedges.pay(
+        state.nanoseconds(now),
+        exchange.rules.config.retry.hedge_budget,
+        exchange.client.id,
+    );
+    if !is_paid {
+        state.metrics.attempts.hedges_denied.inc();
     }
     is_paid
 }

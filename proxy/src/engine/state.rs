@@ -11,10 +11,12 @@ use outrigger_identity::hash::client_hash;
 use outrigger_policy::hitters::RecentHitters;
 use outrigger_policy::retry::Budget;
 use outrigger_rules::config::Config;
+use outrigger_rules::sections::route_table::Route;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::via::Pseudonym;
 use tokio::sync::Notify;
 
+use crate::engine::attempt_times::AttemptTimes;
 use crate::engine::exchange::Listener;
 use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
@@ -56,6 +58,8 @@ pub struct Snapshot {
     pub limit_metrics: Vec<LimitMetrics>,
     /// The clients that each limit rejected most often lately, in the order of the limits. They begin anew with each reload.
     pub limited: Vec<Mutex<RecentHitters>>,
+    /// How long attempts may take, in the order of the routes.
+    pub attempt_times: Vec<AttemptTimes>,
     /// The circuit breakers, in the order of the configuration.
     pub breakers: Vec<Arc<Cell>>,
     /// The part of the configuration that the audit log uses, if there is an audit log.
@@ -74,10 +78,32 @@ impl Snapshot {
         let route_tags = config.routes.all().iter().map(|route| tag(&route.name)).collect();
         let limit_metrics = config.limits.all.iter().map(|limit| metrics.limits.for_limit(&limit.name)).collect();
         let limited = config.limits.all.iter().map(|_| Mutex::default()).collect();
+        let times = |route: &Arc<Route>| AttemptTimes::new(&config.retry, route);
+        let attempt_times = config.routes.all().iter().map(times).collect();
         let breakers = breakers.prepare(&config.breakers);
         let audit = AuditBasis::of(&config).map(Arc::new);
-        Self { config, upstreams, route_metrics, route_tags, limit_metrics, limited, breakers, audit, version }
+        Self {
+            config,
+            upstreams,
+            route_metrics,
+            route_tags,
+            limit_metrics,
+            limited,
+            attempt_times,
+            breakers,
+            audit,
+            version,
+        }
     }
+}
+
+/// The budgets for requests that are sent a second time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Budgets {
+    /// After an attempt that failed.
+    pub retries: Budget,
+    /// While the first attempt goes on.
+    pub hedges: Budget,
 }
 
 /// State that all workers share.
@@ -133,7 +159,7 @@ pub struct State {
     pub traces: Option<Traces>,
     /// The latest events, for operators.
     pub history: History,
-    retries: Mutex<Budget>,
+    budgets: Mutex<Budgets>,
     connections: Connections,
     peer_connections: Connections,
     in_flight: Arc<AtomicUsize>,
@@ -175,7 +201,7 @@ impl State {
             trail,
             traces: None,
             history: History::default(),
-            retries: Mutex::default(),
+            budgets: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,
             receipts: Receipts::default(),
@@ -199,10 +225,10 @@ impl State {
         self.clock().nanoseconds(at)
     }
 
-    /// The retry budget.
-    pub fn retry_budget(&self) -> MutexGuard<'_, Budget> {
+    /// The budgets for second requests.
+    pub fn budgets(&self) -> MutexGuard<'_, Budgets> {
         // If a thread panicked while it held the lock, the count is off by one at most.
-        self.retries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Each listener has its own connection limit, so that a flood on the public one does not keep peers out, or the
@@ -219,7 +245,11 @@ impl State {
     pub fn open_connection(self: &Arc<Self>, listener: Listener, client: IpAddr) -> Option<OpenConnection> {
         let rules = self.rules.load();
         let server = &rules.config.server;
-        let is_trusted = listener == Listener::Peers || rules.config.edge.sender(client) != Sender::Stranger;
+        let is_trusted = match listener {
+            Listener::Public => rules.config.edge.sender(client) != Sender::Stranger,
+            // Others may connect to it, although none of their requests is served.
+            Listener::Peers => self.peers.as_ref().is_some_and(|peers| peers.is_at(client)),
+        };
         // Edges and peers carry the requests of many clients from few addresses.
         let address = (!is_trusted).then(|| Client::hash_of(client));
         let bounds = Bounds { all: server.max_connections, address: server.max_address_connections };

@@ -17,6 +17,9 @@ use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{failover, faults, hold};
 use crate::engine::state::State;
 use crate::engine::traces;
+use crate::mechanism::peers::Peer;
+use crate::mechanism::peers::hop::Kind;
+use crate::mechanism::peers::metrics::SentOn;
 
 /// Takes an event, and returns the driver's next action.
 #[inline]
@@ -92,6 +95,40 @@ pub fn refused(state: &Arc<State>, exchange: &mut Exchange) -> Next {
         exchange.held_since.get_or_insert_with(Instant::now);
     }
     happened(state, exchange, Event::Refused { waits, peer })
+}
+
+/// The app has not responded within the time for an attempt. Returns [`Next::GoOn`] if the attempt goes on all the same. `is_news`: it
+/// is the first time that this attempt is found so.
+#[cold]
+pub fn overdue(state: &State, exchange: &mut Exchange, may_repeat: bool, is_news: bool) -> Next {
+    if is_news {
+        state.metrics.attempts.overdue.inc();
+    }
+    let is_silent = state.peers.as_ref().is_some_and(|peers| peers.local.overdue(is_news));
+    if may_repeat && exchange.attempts.may_leave() && failover::may_take(state, exchange) {
+        // An app that answers nothing is as good as down: to leave it costs no budget.
+        let is_paid = || is_news && exchange.attempts.was_in_time() && retries::pay(state, exchange, Instant::now());
+        if (is_silent || is_paid()) && failover::takes(state, exchange) {
+            return happened(state, exchange, Event::Overdue { may_repeat, peer: true });
+        }
+        return Next::GoOn;
+    }
+    if !is_news {
+        return Next::GoOn;
+    }
+    happened(state, exchange, Event::Overdue { may_repeat, peer: false })
+}
+
+/// The peer that was asked as well has responded first.
+#[cold]
+pub fn hedge_won(state: &State, exchange: &mut Exchange, peer: Arc<Peer>) -> Next {
+    state.metrics.attempts.hedges_won.inc();
+    state.metrics.peers.sent(Kind::Failover, SentOn::Answered);
+    if let Some(peers) = &state.peers {
+        peers.local.overdue(true);
+    }
+    failover::hedge_won(peer, state, exchange);
+    happened(state, exchange, Event::HedgeWon)
 }
 
 /// Asks the circuit breaker whether the attempt may be made; returns the fault to inject, if there is one.

@@ -11,7 +11,7 @@ use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
 use crate::engine::connect;
-use crate::engine::exchange::Exchange;
+use crate::engine::exchange::{Destination, Exchange};
 use crate::engine::receipts::LONG_WAIT;
 use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::{Failure, Rejection};
@@ -58,6 +58,8 @@ enum End {
 enum Went {
     /// The response's head has arrived.
     Answered(Answered),
+    /// The head of a peer's response has arrived first.
+    Hedged(Answered),
     /// The next step.
     Next(Next),
 }
@@ -94,10 +96,16 @@ impl Lane<'_> {
                 Next::AskPeer => return Err(Broken::Moved),
                 Next::Reject(rejection) => return Err(Broken::Refused(rejection)),
                 Next::Fail(failure) => return Err(Broken::App(failure, attempt.detail)),
-                Next::ComeBack | Next::Relay | Next::Leave | Next::Nothing => return Err(Broken::ClientLeft),
+                Next::GoOn | Next::ComeBack | Next::Relay | Next::Leave | Next::Nothing => {
+                    return Err(Broken::ClientLeft);
+                }
             };
             next = match went {
                 Went::Next(next) => next,
+                Went::Hedged((peer, answer)) => {
+                    recycle(std::mem::take(attempt.head));
+                    return self.relay(peer, attempt.input, answer, exchange).await;
+                }
                 Went::Answered((app, answer)) => {
                     match steps::answered(self.state, exchange, answer.status, answer.retry_after, || self.may_repeat())
                     {
@@ -128,6 +136,7 @@ impl Lane<'_> {
             }
             Err(next) => return Went::Next(next),
         }
+        self.set_alarms(exchange, attempt.now);
         if let Some(app) = attempt.open.take() {
             return self.ask_on(exchange, attempt, app, false).await;
         }
@@ -161,7 +170,9 @@ impl Lane<'_> {
             return Went::Next(steps::happened(self.state, exchange, event));
         }
         match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
-            Ok(answer) => Went::Answered((app, answer)),
+            Ok(answer) if matches!(exchange.destination, Destination::App) => Went::Answered((app, answer)),
+            Ok(answer) => Went::Hedged((app, answer)),
+            Err(Broken::Overdue(next)) => Went::Next(next),
             Err(broken) => {
                 let end = if matches!(broken, Broken::App(Failure::Closed, _)) && !self.has_heard {
                     Box::pin(self.look_into_end(&app, exchange, is_kept)).await
@@ -209,7 +220,7 @@ impl Lane<'_> {
                 }
             }
             Broken::Refused(rejection) => Event::NoConnection(rejection),
-            Broken::Moved | Broken::ClientLeft => Event::ClientLeft,
+            Broken::Moved | Broken::Overdue(_) | Broken::ClientLeft => Event::ClientLeft,
         };
         steps::happened(self.state, exchange, event)
     }

@@ -102,7 +102,7 @@ impl Lane<'_> {
                 next = if self.closes { Next::Close } else { Next::Request };
             }
             // `serve_prepared` handles `Moved`, so it does not arrive here.
-            Err(Broken::ClientLeft | Broken::Moved) => {
+            Err(Broken::ClientLeft | Broken::Moved | Broken::Overdue(_)) => {
                 ending.client_left = true;
                 self.break_off(exchange);
             }

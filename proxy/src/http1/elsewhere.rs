@@ -98,6 +98,7 @@ impl Lane<'_> {
         let Prepared { exchange, head, .. } = prepared;
         steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: self.is_idempotent });
         exchange.asked_at = Instant::now();
+        self.alarms.clear();
         if exchange.deadline <= exchange.asked_at {
             return self.after_peer(exchange, Event::Expired, "".into());
         }
@@ -187,7 +188,7 @@ impl Lane<'_> {
     }
 
     /// Signs the request with this head, as the peer will read it.
-    fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
+    pub(super) fn hop(&self, exchange: &Exchange, head: &[u8], peer: &Peer, kind: Kind) -> Option<Vec<u8>> {
         let peers = self.state.peers.as_ref()?;
         let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
         let mut parsed = httparse::Request::new(&mut []);

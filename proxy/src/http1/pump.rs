@@ -23,7 +23,7 @@ use crate::http1::body::BodyEnd;
 use crate::http1::buffers::{FIRST_READ_BYTES, READ_BYTES};
 use crate::http1::streaming::{BUSY, BUSY_BYTES, Streaming};
 use crate::http1::upload::KEPT_BYTES;
-use crate::http1::{Broken, Lane, closed};
+use crate::http1::{Broken, Heard, Lane, closed};
 use crate::transport::app_pool::AppStream;
 
 /// The time between two requests for a permit at the end of a body.
@@ -44,6 +44,7 @@ enum Pumped {
 /// The reason why a poll is over.
 enum Did {
     NeedsPermit { is_end: bool },
+    Alarm,
     Read,
 }
 
@@ -85,7 +86,14 @@ impl Lane<'_> {
                     self.ask_for_permit(exchange, is_end).await?;
                     continue;
                 }
-                Did::Read => self.has_heard = true,
+                Did::Alarm => {
+                    self.alarm(exchange, head)?;
+                    continue;
+                }
+                Did::Read => {
+                    self.alarms.clear();
+                    self.has_heard = true;
+                }
             }
             while let Some(answer) = self.rewrite(input, exchange)? {
                 input.advance(answer.len);
@@ -146,7 +154,10 @@ impl Lane<'_> {
         if self.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientLeft));
         }
-        self.poll_deadline(cx, Instant::from_std(exchange.deadline))
+        match ready!(self.poll_time(cx, Instant::from_std(exchange.deadline))) {
+            Heard::Broken(broken) => Poll::Ready(Err(broken)),
+            _ => Poll::Ready(Ok(Did::Alarm)),
+        }
     }
 
     /// The final response's head has come.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::complaints::Builder;
 use crate::sections::routes::Route;
 use crate::tree::Step;
-use crate::units::{Share, Span, Text};
+use crate::units::{AutoSpan, Share, Span, Text};
 
 /// Retries of requests.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -29,6 +29,14 @@ pub struct Retry {
     /// Retries per second that are always allowed.
     #[schemars(range(max = 1000))]
     pub budget_min: u32,
+    /// How long an attempt may take until the head of the response arrives, for a request that may be sent again; "auto": four times
+    /// the 99th percentile of its route, at least 250 ms, and none if that is more than half of the route's timeout; or "off".
+    pub attempt_timeout: Text<AutoSpan>,
+    /// After this time without a response to a GET, HEAD or OPTIONS, a peer is asked as well, and the first response is used; "auto":
+    /// the 99th percentile of its route, at least 25 ms; or "off". Needs `[peers]`.
+    pub hedge: Text<AutoSpan>,
+    /// Budget of such second requests: a share of requests, over all routes. `budget_min` of them per second are always allowed.
+    pub hedge_budget: Text<Share>,
 }
 
 impl Default for Retry {
@@ -40,6 +48,9 @@ impl Default for Retry {
             max_backoff: Text(Span(Duration::from_millis(250))),
             budget: Text(Share(0.2)),
             budget_min: 3,
+            attempt_timeout: Text(AutoSpan::Auto),
+            hedge: Text(AutoSpan::Auto),
+            hedge_budget: Text(Share(0.05)),
         }
     }
 }
@@ -53,6 +64,12 @@ pub struct RetryRules {
     pub max_backoff: Duration,
     /// The retry budget.
     pub budget: retry::Settings,
+    /// How long an attempt may take.
+    pub attempt_timeout: AutoSpan,
+    /// After how long a peer is asked as well.
+    pub hedge: AutoSpan,
+    /// The budget for that.
+    pub hedge_budget: retry::Settings,
 }
 
 impl Builder<'_> {
@@ -63,6 +80,9 @@ impl Builder<'_> {
             backoff: written.backoff.0.0,
             max_backoff: written.max_backoff.0.0,
             budget: retry::Settings { share: written.budget.0.0, free_per_second: written.budget_min },
+            attempt_timeout: written.attempt_timeout.0,
+            hedge: written.hedge.0,
+            hedge_budget: retry::Settings { share: written.hedge_budget.0.0, free_per_second: written.budget_min },
         }
     }
 

@@ -370,7 +370,7 @@ fn app(state: &State, rules: &Snapshot, gate: &Standing, long: &Sums) -> App {
         held_total: state.metrics.held.get(),
         retries_per_s: per_second(long.retries, long.seconds),
         retries_denied_per_s: per_second(long.retries_denied, long.seconds),
-        retry_budget: state.retry_budget().left(rules.config.retry.budget),
+        retry_budget: state.budgets().retries.left(rules.config.retry.budget),
         process: None,
     }
 }

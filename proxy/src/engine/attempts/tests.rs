@@ -90,7 +90,7 @@ const STAGES: [Way; 7] = [
     ("ended", &[ADMITTED, FINE]),
 ];
 
-const EVENTS: [(&str, Event); 30] = [
+const EVENTS: [(&str, Event); 34] = [
     ("admitted", ADMITTED),
     ("not admitted", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: false }),
     ("not admitted, a peer takes it", Event::NotAdmitted { rejection: Rejection::Overloaded, peer: true }),
@@ -111,6 +111,10 @@ const EVENTS: [(&str, Event); 30] = [
     ("closed, not repeatable", Event::Closed { is_stale: true, may_repeat: false }),
     ("closed, unread", UNREAD),
     ("closed, unread, new connection", Event::Unread { is_kept: false }),
+    ("overdue", Event::Overdue { may_repeat: true, peer: false }),
+    ("overdue, not repeatable", Event::Overdue { may_repeat: false, peer: false }),
+    ("overdue, a peer takes it", Event::Overdue { may_repeat: true, peer: true }),
+    ("hedge won", Event::HedgeWon),
     ("timed out", Event::TimedOut),
     ("invalid", Event::Invalid),
     ("answered", FINE),
@@ -137,6 +141,7 @@ fn named(next: Next) -> String {
     match next {
         Next::Ask { .. } => "ask".into(),
         Next::Probe { .. } => "probe".into(),
+        Next::GoOn => "wait on".into(),
         Next::Replace => "replace the connection".into(),
         Next::Wait => "wait for the app".into(),
         Next::AskPeer => "ask the peer".into(),
@@ -242,7 +247,10 @@ impl Driver {
             Event::Admitted { .. } if !ended => self.permit = true,
             Event::BreakerOpen { peer: true, .. }
             | Event::Refused { peer: true, .. }
+            | Event::HedgeWon
+            | Event::Overdue { peer: true, .. }
             | Event::NotAdmitted { peer: true, .. } => {
+                self.sent += u32::from(matches!(event, Event::HedgeWon | Event::Overdue { .. }) && !ended);
                 // As `failover::leave_for` does.
                 (self.permit, self.probe) = (false, false);
             }
@@ -267,6 +275,7 @@ impl Driver {
                 assert!(!self.probe, "a second attempt before the first one was reported: {event:?}");
                 self.enters = true;
             }
+            Next::GoOn => assert!(self.probe && self.permit, "the attempt goes on: {event:?}"),
             Next::Replace | Next::Probe { .. } => assert!(self.probe, "the attempt is still to be reported: {event:?}"),
             Next::Wait => {
                 self.permit = false;
@@ -303,7 +312,9 @@ fn events(is_idempotent: bool) -> impl Strategy<Value = Event> {
         2 => Just(Event::SentToPeer { is_idempotent }),
         2 => Just(Event::PeerDeclined),
         2 => b.prop_map(|may_repeat| Event::PeerBroke { failure: Failure::Closed, may_repeat }),
+        2 => (b, c).prop_map(|(may_repeat, peer)| Event::Overdue { may_repeat, peer }),
         1 => prop::sample::select(vec![
+            Event::HedgeWon,
             Event::HoldOver,
             Event::Expired,
             Event::NoConnection(Rejection::Loop),
@@ -320,8 +331,12 @@ fn sequences(is_idempotent: bool) -> impl Strategy<Value = Vec<(Event, bool)>> {
     prop::collection::vec((events(is_idempotent), any::<bool>()), 0..40)
 }
 
-/// A driver that reports only what can happen at the machine's stage.
-fn can_happen(stage: Stage, event: Event) -> bool {
+/// A driver that reports only what can happen to the machine.
+fn can_happen(attempts: &Attempts, event: Event) -> bool {
+    let stage = attempts.stage;
+    if matches!(event, Event::Overdue { peer: true, .. } | Event::HedgeWon) && !attempts.may_leave() {
+        return false;
+    }
     let at_any_time = matches!(event, Event::ClientLeft);
     let here = match stage {
         Stage::Queued => matches!(
@@ -343,6 +358,8 @@ fn can_happen(stage: Stage, event: Event) -> bool {
                 | Event::ConnectTimedOut
                 | Event::NoConnection(_)
                 | Event::Closed { .. }
+                | Event::Overdue { .. }
+                | Event::HedgeWon
                 | Event::TimedOut
                 | Event::Invalid
                 | Event::Answered { .. }
@@ -366,7 +383,7 @@ proptest! {
     fn any_sequence_ends_in_one_outcome_and_releases_all(sequence in sequences(true)) {
         let mut driver = Driver::default();
         for (event, affordable) in sequence {
-            if can_happen(driver.attempts.stage, event) {
+            if can_happen(&driver.attempts, event) {
                 driver.happens(event, affordable);
             }
         }
@@ -397,7 +414,7 @@ proptest! {
     fn a_request_that_is_not_idempotent_is_sent_once(sequence in sequences(false)) {
         let mut driver = Driver::default();
         for (event, affordable) in sequence {
-            if can_happen(driver.attempts.stage, event) {
+            if can_happen(&driver.attempts, event) {
                 let stale = matches!(event, Event::Closed { is_stale: true, .. });
                 // An app may have read what it was sent on a connection that looks dead.
                 driver.sent += u32::from(stale && !driver.attempts.has_ended());
@@ -417,8 +434,11 @@ proptest! {
                 Event::Admitted { is_idempotent, .. } => Event::Admitted { most, is_idempotent },
                 other => other,
             };
-            let at_peer = matches!(event, Event::PeerBroke { .. } | Event::PeerTimedOut | Event::PeerAnswered);
-            if !at_peer && can_happen(driver.attempts.stage, event) {
+            let at_peer = matches!(
+                event,
+                Event::PeerBroke { .. } | Event::PeerTimedOut | Event::PeerAnswered | Event::HedgeWon
+            );
+            if !at_peer && can_happen(&driver.attempts, event) {
                 driver.happens(event, affordable);
                 prop_assert!(driver.attempts.made() <= most);
             }

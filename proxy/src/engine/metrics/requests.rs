@@ -4,7 +4,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use http::Method;
-use outrigger_metrics::{Declare, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result, cumulative};
+use outrigger_metrics::{
+    Declare, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Result, cumulative,
+};
 use outrigger_policy::priority::Priority;
 use outrigger_wire::trace_context::{SpanId, TraceId};
 
@@ -162,6 +164,7 @@ struct RouteFamilies {
     durations: HistogramVec,
     first_bytes: HistogramVec,
     streams: HistogramVec,
+    attempt_timeouts: GaugeVec,
     received: IntCounterVec,
     sent: IntCounterVec,
 }
@@ -188,6 +191,16 @@ impl RouteMetrics {
     pub fn first_byte(&self, took: Duration) {
         let histogram = self.first_byte.get_or_init(|| self.families.first_bytes.with_label_values(&[&self.name]));
         histogram.observe(took.as_secs_f64());
+    }
+
+    /// Shows how long an attempt may take; zero: as long as the request.
+    pub fn show_attempt_timeout(&self, time: Duration) {
+        self.families.attempt_timeouts.with_label_values(&[&self.name]).set(time.as_secs_f64());
+    }
+
+    /// How many responses came within each of the bounds, and how many there were in all, once there was one.
+    pub fn first_bytes<const N: usize>(&self) -> Option<([u64; N], u64)> {
+        self.first_byte.get().map(cumulative)
     }
 
     /// Counts the response of a request that ended, and the bytes of both bodies.
@@ -291,8 +304,7 @@ impl RequestMetrics {
                 .histograms_in(
                     &STREAM_BUCKETS,
                     "outrigger_stream_duration_seconds",
-                    "How long event streams and upgraded connections (WebSocket) lasted, by route and \
-                     kind.",
+                    "How long event streams and upgraded connections (WebSocket) lasted, by route and kind.",
                 )?,
             responses: area
                 .when("Which requests fail: reads or writes?")
@@ -314,6 +326,14 @@ impl RequestMetrics {
                     "outrigger_time_to_first_byte_seconds",
                     "From the end of a request's header section until the head of the app's response \
                      is passed on, by route.",
+                )?,
+            attempt_timeouts: area
+                .when("Attempts are given up: after what time?")
+                .named("route", "a route's name")
+                .reals(
+                    "outrigger_attempt_timeout_seconds",
+                    "How long an attempt may take before another one is made, by route: see \
+                     `retry.attempt_timeout`. 0: as long as the request.",
                 )?,
             received: area
                 .when("What changed? Uploads are larger, or there are more of them.")
@@ -377,6 +397,7 @@ impl RequestMetrics {
             }
         }
         let _ = families.first_bytes.remove_label_values(&[name]);
+        let _ = families.attempt_timeouts.remove_label_values(&[name]);
         let _ = families.received.remove_label_values(&[name]);
         let _ = families.sent.remove_label_values(&[name]);
         for kind in StreamKind::ALL {

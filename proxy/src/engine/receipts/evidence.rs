@@ -220,7 +220,7 @@ impl<'c> Case<'c> {
         route
             .with("attempts", exchange.attempts.made().into())
             .with("max_attempts", exchange.route().attempts.into())
-            .with("retry_budget_left", self.state.retry_budget().left(self.rules.config.retry.budget))
+            .with("retry_budget_left", self.state.budgets().retries.left(self.rules.config.retry.budget))
     }
 
     fn audit(&self) -> Evidence {

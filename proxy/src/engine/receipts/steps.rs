@@ -87,6 +87,8 @@ pub const fn is_unusual(event: Event, next: Next) -> bool {
         // The log and the outcome say it.
         Event::ClientLeft => false,
         Event::Answered { .. } => !matches!(next, Next::Relay),
+        // Looked at again and again.
+        Event::Overdue { .. } => !matches!(next, Next::GoOn),
         // A kept connection that the app had closed: replaced at no cost.
         Event::Closed { is_stale: true, .. } | Event::Unread { is_kept: true } => !matches!(next, Next::Replace),
         _ => true,

@@ -204,6 +204,8 @@ fn happened(event: Event) -> String {
         Event::Closed { is_stale: true, .. } => "a kept connection had been closed by the app",
         Event::Closed { .. } => "the app closed the connection before its response",
         Event::Unread { .. } => "the app closed the connection and had read nothing",
+        Event::Overdue { .. } => "the response did not begin within the time for an attempt",
+        Event::HedgeWon => "a peer that was asked as well responded first",
         Event::TimedOut => "the response did not begin in time",
         Event::Invalid => "the response was not valid HTTP",
         Event::Answered { status, .. } => return format!("the app answered {status}, which the route retries"),
@@ -224,6 +226,7 @@ fn follows(next: Next) -> String {
         Next::Ask { pause } | Next::Probe { pause } => {
             return format!("asked again after {:.1} ms", milliseconds(pause));
         }
+        Next::GoOn => "it waits on",
         Next::Replace => "asked again on a new connection",
         Next::Wait => "it waits until the app is back",
         Next::AskPeer => "a peer is asked",

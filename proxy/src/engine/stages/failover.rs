@@ -40,6 +40,21 @@ pub fn may_serve_elsewhere(state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_been_refused
 }
 
+/// Whether [`takes`] would find a peer.
+pub fn may_take(state: &State, exchange: &Exchange) -> bool {
+    peer_for(state, exchange, true).is_some()
+}
+
+/// A peer that may be asked as well, while the app here has the request. Only one with an empty queue qualifies.
+pub fn hedge(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
+    peer_for(state, exchange, false)
+}
+
+/// The peer that was asked as well has responded first.
+pub fn hedge_won(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) {
+    leave_for(peer, state, exchange);
+}
+
 fn leave_for(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_failed_over = true;
     // The app here does not get the request, so the attempt does not count.
