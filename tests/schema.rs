@@ -172,14 +172,47 @@ name = "c"
 path = "/"
 "#;
 
+/// References instead of values of every type.
+const REFERENCES: &str = r#"
+include = ["rules.d/*.toml"]
+[server]
+listen = "0.0.0.0:${PORT}"
+threads = "${THREADS:-2}"
+[app]
+address = "${APP:-127.0.0.1:3000}"
+timeout = "${TIMEOUT:-30s}"
+[headers]
+request_id = "${REQUEST_ID:-true}"
+[log]
+level = "${LEVEL:-info}"
+[flags]
+audit_trail = "${AUDIT:-10%}"
+[retry]
+statuses = ["${STATUS:-503}", 502]
+[[identity.keys]]
+name = "a"
+sha256 = "${file:digest}"
+tier = "${TIER:-pro}"
+[[routes]]
+name = "${ROUTE:-a}"
+path = "/${PREFIX:-v1}/**"
+methods = ["${METHOD:-GET}"]
+priority = "${PRIORITY:-high}"
+cost = "${COST:-2}"
+fallback = { status = "${STATUS:-503}", body = "$${no reference}" }
+"#;
+
 #[test]
 fn validators_accept_what_outrigger_accepts() {
     let dir = fresh_dir();
     let mut files: Vec<PathBuf> =
         ["config/proxy.toml", "deploy/debian/proxy.toml", "tests/experiment/proxy.toml"].map(repository).into();
-    for (name, text) in
-        [("all.toml", spelled_out()), ("unusual.toml", UNUSUAL.to_owned()), ("empty.toml", String::new())]
-    {
+    for (name, text) in [
+        ("all.toml", spelled_out()),
+        ("unusual.toml", UNUSUAL.to_owned()),
+        ("references.toml", REFERENCES.to_owned()),
+        ("empty.toml", String::new()),
+    ] {
         let file = dir.join(name);
         fs::write(&file, text).unwrap();
         files.push(file);
@@ -187,8 +220,13 @@ fn validators_accept_what_outrigger_accepts() {
     for (file, by) in rejected(&files) {
         assert!(by.is_empty(), "{}: {by:?}", file.display());
     }
-    let output = Command::new(crate::harness::outrigger()).arg("check").arg(dir.join("unusual.toml")).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::write(dir.join("digest"), "0".repeat(64)).unwrap();
+    fs::create_dir(dir.join("rules.d")).unwrap();
+    for name in ["unusual.toml", "references.toml"] {
+        let mut check = Command::new(crate::harness::outrigger());
+        let output = check.arg("check").arg(dir.join(name)).env("PORT", "18080").output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! The command line. Exit codes: 0 success, 1 failure, 78 invalid configuration (`EX_CONFIG` of sysexits.h). `audit` has
+//! The command line. Exit codes: 0 success, 1 failure, 78 invalid configuration (`EX_CONFIG` of sysexits.h). `audit` and `diff` have
 //! more.
 
 mod admin;
 mod audit;
 mod check;
+mod config;
+mod diff;
 mod explain;
 mod launch;
 mod pause;
@@ -28,7 +30,6 @@ use outrigger_rules::own::OwnListeners;
 
 use self::explain::explain;
 use self::launch::LaunchError;
-use crate::control::reload::Stamp;
 use crate::start::Launch;
 use crate::transport::upstream::checked::Checked;
 
@@ -66,6 +67,10 @@ enum Command {
     Why(Box<why::Options>),
     /// Check a configuration and report all problems; exit with 78 if there are errors.
     Check(check::Options),
+    /// Print the configuration in force, with the origin of each value; secrets are hidden.
+    Config(config::Options),
+    /// Tell what changes in meaning between two configurations; exit with 1 if something does.
+    Diff(diff::Options),
     /// Explain how the configuration handles a request.
     Explain {
         /// The method, such as GET.
@@ -111,6 +116,8 @@ pub fn main() -> ExitCode {
         Command::Top(options) => status::top(named.as_deref(), &options),
         Command::Why(options) => why::run(named.as_deref(), *options),
         Command::Check(options) => check::run(options.file.clone().or(named).as_deref(), &options),
+        Command::Config(options) => with_config(named.as_deref(), |config| config::run(config, &options)),
+        Command::Diff(options) => diff::run(named.as_deref(), &options),
         Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();
             for (name, value) in headers {
@@ -153,7 +160,7 @@ fn load(named: Option<&Path>, given: &Given, patience: Duration) -> Result<Check
     let environment = |name: &str| given.and_environment(name);
     match configuration(named) {
         (file, true) => Checked::load(file, &environment, patience, &OwnListeners::default()),
-        (_, false) => Checked::without_file(&environment, patience),
+        (file, false) => Checked::without_file(file, &environment, patience),
     }
 }
 
@@ -183,13 +190,11 @@ fn run(named: Option<&Path>, options: &launch::Options) -> ExitCode {
         }
         Err(e) => return fail(&e),
     };
-    let (file, is_there) = configuration(named);
-    // Before it is read: what is saved from here on is a change.
-    let version = if is_there { Stamp::of(file) } else { None };
+    let (file, _) = configuration(named);
     match load(named, &given, START_PATIENCE) {
         Ok(checked) => {
             let command = options.command(&checked.config.app.address);
-            match crate::start::run(checked, file, version, Launch { command, given }) {
+            match crate::start::run(checked, file, Launch { command, given }) {
                 Ok(code) => ExitCode::from(code.0),
                 Err(e) => fail(&e),
             }

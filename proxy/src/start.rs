@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use self::shutdown::{Haste, Signals, drain};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
-use crate::control::reload::{self, Stamp};
 use crate::engine::attempt_times;
+use crate::control::reload;
 use crate::engine::connect::connect;
 use crate::engine::exchange::Listener;
 use crate::engine::history::EventKind;
@@ -80,17 +80,18 @@ pub struct Launch {
     pub given: Given,
 }
 
-/// Serves until SIGTERM or SIGINT, or until the app's process is given up. Returns the exit code. `read` is the version of the file that
-/// was read. Without one, all settings have their defaults until the file exists.
+/// Serves until SIGTERM or SIGINT, or until the app's process is given up. Returns the exit code. Without a file, all settings have their
+/// defaults until it exists.
 ///
 /// # Errors
 /// Why it cannot start.
-pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -> Result<ExitCode, RunError> {
+pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, RunError> {
     let config = &checked.config;
     let metrics = Metrics::new()?;
     let (queue, _writer) = LogQueue::start(config.log.format, metrics.log.dropped.clone())?;
     let level = log::install(&queue, config.log.format, config.log.level);
-    warn_of_settings(config, file, read.is_some() || launch.command.is_some());
+    let inputs = config.inputs.clone();
+    warn_of_settings(config, file, inputs.has_main(inputs.versions()) || launch.command.is_some());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // Before anything is accepted: a request that was must be drained.
     let mut signals = {
@@ -128,7 +129,7 @@ pub fn run(checked: Checked, file: &Path, read: Option<Stamp>, launch: Launch) -
     serve_admin(admin, Arc::clone(&state), app.clone())?;
     let result = runtime.block_on(async {
         let watched = reload::Watched { file: file.to_owned(), given: launch.given };
-        tokio::spawn(reload::watch(watched, read, Arc::clone(&state), level));
+        tokio::spawn(reload::watch(watched, inputs, Arc::clone(&state), level));
         start_background_tasks(&state);
         let exporting = exporter.map(|exporter| tokio::spawn(exporter.run()));
         tracing::info!(
@@ -275,7 +276,7 @@ fn start_background_tasks(state: &Arc<State>) {
 
 /// Logs settings that the operator may not have meant.
 fn warn_of_settings(config: &Config, file: &Path, has_file: bool) {
-    for (name, meant) in unknown_variables() {
+    for (name, meant) in unknown_variables(&config.variables()) {
         let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
         tracing::warn!("unknown environment variable {name}{hint}");
     }

@@ -106,6 +106,10 @@ pub fn of_type(type_name: &str, schema: &Json, found: &Value, key: &str) -> (&'s
         ("integer", Value::Text(text)) if text.trim().parse::<i64>().is_ok() => {
             ("a whole number", "write it without quotes".to_owned())
         }
+        ("integer", Value::Other("a reference")) => {
+            ("a whole number", format!("set it to digits, such as {}", default()))
+        }
+        ("boolean", Value::Other("a reference")) => ("true or false", "set it to true or false".to_owned()),
         ("integer", _) => ("a whole number", format!("write digits without quotes, such as {}", default())),
         ("boolean", Value::Text(text)) => ("true or false", switch(text)),
         ("boolean", Value::Integer(0)) => ("true or false", "write false".to_owned()),

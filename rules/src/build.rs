@@ -13,6 +13,7 @@ use crate::complaints::{Builder, is_name, name_hint};
 use crate::config::{AdminRules, App, ClientLimits, Config, Server};
 use crate::environment::FLY_APP_NAME;
 use crate::error::{Place, Problem};
+use crate::inputs::Inputs;
 use crate::own::{self, OwnListeners};
 use crate::sections::peers::FoundBy;
 use crate::sections::route_table::{self, BadCondition, Conditions, Route, RouteTable};
@@ -79,6 +80,8 @@ impl Builder<'_> {
             limits,
             limits_unset: false,
             warnings: Vec::new(),
+            inputs: Inputs::default(),
+            effective: None,
             max_limit_keys: raw.rate_limits.max_keys.get() as usize,
             gate,
             abuse,

@@ -7,6 +7,8 @@ use crate::advice::{self, kind_of};
 use crate::error::{Place, Problem, did_you_mean, has_password, names_secret};
 use crate::finding::Rule;
 use crate::foreign;
+use crate::references::References;
+use crate::schema::{resolve, type_name};
 use crate::tree::{Node, Value};
 
 /// A step to a value, from the root of the file.
@@ -29,15 +31,17 @@ pub struct Checked {
     pub misspelled: Vec<(Vec<At>, String)>,
 }
 
-/// Finds every problem of `root` under `schema`.
-pub fn against_schema(root: &Node, schema: &Json) -> Checked {
-    let mut checker = Checker { schema, found: Checked::default(), path: Vec::new(), hides_value: false };
+/// Finds every problem of `root` under `schema`. Values of `references` are not shown.
+pub fn against_schema(root: &Node, schema: &Json, references: &References) -> Checked {
+    let (found, path) = (Checked::default(), Vec::new());
+    let mut checker = Checker { schema, references, found, path, hides_value: false };
     checker.check("the file", root, schema);
     checker.found
 }
 
 struct Checker<'s> {
     schema: &'s Json,
+    references: &'s References,
     found: Checked,
     /// The current value's.
     path: Vec<At>,
@@ -49,7 +53,11 @@ impl Checker<'_> {
     fn needs(&mut self, key: &str, node: &Node, what: &str, hint: String) {
         self.found.unusable.push(self.path.clone());
         let is_secret = self.hides_value || matches!(&node.value, Value::Text(text) if has_password(text));
-        let problem = if is_secret {
+        let problem = if let Some(expanded) = self.references.at(&node.place) {
+            let message = format!("`{key}` needs {what}; its value comes from {}", expanded.names());
+            let place = if is_secret { node.place.clone().hidden() } else { node.place.clone() };
+            Problem::new(place, message, hint)
+        } else if is_secret {
             Problem::new(node.place.clone().hidden(), format!("`{key}` needs {what}"), hint)
         } else {
             Problem::new(node.place.clone(), format!("`{key}` needs {what}, got {}", node.value.shown()), hint)
@@ -58,9 +66,12 @@ impl Checker<'_> {
     }
 
     fn resolve<'a>(&'a self, schema: &'a Json) -> &'a Json {
-        // In draft 7, a documented key of a named type is `{ "allOf": [{ "$ref": … }], "description": … }`.
-        let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
-        reference.and_then(|path| self.schema.pointer(path.trim_start_matches('#'))).unwrap_or(schema)
+        resolve(schema, self.schema)
+    }
+
+    /// The value from which a remedy is guessed; one that may be a secret is not given.
+    fn evidence<'n>(&self, node: &'n Node) -> &'n Value {
+        if self.references.at(&node.place).is_some() { &Value::Other("a reference") } else { &node.value }
     }
 
     fn within(&mut self, step: At, check: impl FnOnce(&mut Self)) {
@@ -70,6 +81,10 @@ impl Checker<'_> {
     }
 
     fn check(&mut self, key: &str, node: &Node, schema: &Json) {
+        if self.references.at(&node.place).is_some_and(|expanded| expanded.is_failed) {
+            self.found.unusable.push(self.path.clone());
+            return;
+        }
         let schema = self.resolve(schema).clone();
         let schema = &schema;
         if let Some(choices) = schema["anyOf"].as_array() {
@@ -91,7 +106,7 @@ impl Checker<'_> {
             (Value::Boolean(_), "boolean") => {}
             (_, "object") if key == "the file" => {}
             (_, kind) => {
-                let (what, hint) = advice::of_type(kind, schema, &node.value, &self.header());
+                let (what, hint) = advice::of_type(kind, schema, self.evidence(node), &self.header());
                 // Text where a table of credentials belongs may be one.
                 let outside = self.hides_value;
                 self.hides_value |= schema["x-secret"] == "table";
@@ -125,8 +140,8 @@ impl Checker<'_> {
     fn check_enum(&mut self, key: &str, node: &Node, names: &[String]) {
         match &node.value {
             Value::Text(text) if names.contains(text) => {}
-            other => {
-                let hint = advice::choices(other, names);
+            _ => {
+                let hint = advice::choices(self.evidence(node), names);
                 self.needs(key, node, &format!("one of {}", names.join(", ")), hint);
             }
         }
@@ -242,6 +257,9 @@ impl Checker<'_> {
             return Some("name a file with it in `secret_file`, or set OUTRIGGER_JWT_SECRET".to_owned());
         }
         let top = self.schema["properties"].as_object()?;
+        if name == "include" {
+            return Some("write it at the beginning of the file, before the first [table]".to_owned());
+        }
         if top.contains_key(name) && !self.path.is_empty() {
             let is_list = self.resolve(&top[name])["type"] == "array";
             let header = if is_list { format!("[[{name}]]") } else { format!("[{name}]") };
@@ -272,7 +290,10 @@ impl Checker<'_> {
         if let Some(kind) = kind_of(schema)
             && !(kind.check)(text)
         {
-            let (what, hint) = advice::of_kind(kind, text);
+            let (what, hint) = match self.references.at(&node.place) {
+                Some(_) => (kind.needs.what.to_owned(), kind.needs.hint.to_owned()),
+                None => advice::of_kind(kind, text),
+            };
             self.needs(key, node, &what, hint);
         }
     }
@@ -301,14 +322,6 @@ const DIGEST: &str =
 /// Whether the last problem suggests `name`.
 fn hint_names(problems: &[Problem], name: &str) -> bool {
     problems.last().is_some_and(|problem| problem.hint == format!("did you mean `{name}`?"))
-}
-
-/// The type, ignoring the `null` that an optional key adds.
-fn type_name(schema: &Json) -> &str {
-    match &schema["type"] {
-        Json::Array(types) => types.iter().filter_map(Json::as_str).find(|t| *t != "null").unwrap_or("null"),
-        other => other.as_str().unwrap_or_default(),
-    }
 }
 
 /// The largest number of a schema's width.

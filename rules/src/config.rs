@@ -11,7 +11,9 @@ use outrigger_policy::flags::{Feature, Flag, Mode};
 use outrigger_policy::networks::AddressList;
 use outrigger_wire::client_address::Edge;
 
+use crate::effective::Effective;
 use crate::finding::Finding;
+use crate::inputs::Inputs;
 use crate::sections::abuse::BanRules;
 use crate::sections::admission::Gate;
 use crate::sections::affinity::AffinityRules;
@@ -97,6 +99,10 @@ pub struct Config {
     pub lacks_affinity_keys: bool,
     /// Warnings: valid values that are probably not intended, each with its place and a remedy.
     pub warnings: Vec<Finding>,
+    /// The files that it was read from.
+    pub inputs: Inputs,
+    /// The values as written, and where they are from.
+    pub effective: Option<Arc<Effective>>,
 }
 
 /// Listeners and shutdown; fixed for the life of the process.
@@ -188,6 +194,11 @@ impl Config {
     /// The name of this Machine.
     pub fn machine(&self) -> Option<&str> {
         self.this.as_ref().map(|this| &*this.name)
+    }
+
+    /// The variables to which the files refer.
+    pub fn variables(&self) -> Vec<&str> {
+        self.effective.as_ref().map_or_else(Vec::new, |effective| effective.variables())
     }
 
     fn peers_at_start(&self) -> Option<PeerRules> {

@@ -68,6 +68,8 @@ const DEFAULTS: [(&str, &str, &str); 5] = [
     (GIVEN_HOLD, "app", "hold"),
 ];
 
+/// How the names of [`Given`] begin.
+pub const GIVEN_PREFIX: &str = "outrigger run: ";
 /// `server.listen`, unless it is configured. No variable of the environment has such a name.
 pub const GIVEN_LISTEN: &str = "outrigger run: listen";
 /// The same for `app.address`.
@@ -176,15 +178,17 @@ pub fn monitor_unset_limits(root: &mut Node, environment: Environment<'_>) -> bo
     !is_asked_for
 }
 
-/// Unknown variables with our prefix, each with the known name that was probably meant.
-pub fn unknown_variables() -> Vec<(String, Option<&'static str>)> {
+/// Unknown variables with our prefix, each with the known name that was probably meant; without those to which the file refers.
+pub fn unknown_variables(referred: &[&str]) -> Vec<(String, Option<&'static str>)> {
     let removed = REMOVED_VARIABLES.iter().map(|(name, _)| *name);
     let known = || VARIABLES.iter().map(|(name, ..)| *name).chain(OTHER_VARIABLES).chain(removed.clone());
     let ours = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    ours.filter(|name| name.starts_with("OUTRIGGER_") && !known().any(|k| k == name))
-        .map(|name| {
-            let meant = did_you_mean(&name, known());
-            (name, meant)
-        })
-        .collect()
+    ours.filter(|name| {
+        name.starts_with("OUTRIGGER_") && !known().any(|k| k == name) && !referred.contains(&name.as_str())
+    })
+    .map(|name| {
+        let meant = did_you_mean(&name, known());
+        (name, meant)
+    })
+    .collect()
 }

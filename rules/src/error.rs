@@ -4,16 +4,18 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
 use crate::finding::{Finding, Rule};
+use crate::inputs::Inputs;
+use crate::sources::{Located, Sources, locate};
 
 /// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Bytes of the file.
+    /// Bytes of [`Sources`].
     File(Range<usize>),
-    /// Bytes of the file that may be a secret: errors show the place without the text.
+    /// Bytes that may be a secret: errors show the place without the text.
     Secret(Range<usize>),
     /// A variable of the environment.
     Variable(String),
@@ -31,12 +33,18 @@ impl Place {
         }
     }
 
-    /// Whether its line must not be shown.
-    fn is_secret_in(&self, source: &str) -> bool {
+    /// Moves a place in a file by `base`.
+    pub fn shift(&mut self, base: usize) {
+        if let Self::File(span) | Self::Secret(span) = self {
+            *span = span.start + base..span.end + base;
+        }
+    }
+
+    /// The bytes of the configuration's text.
+    pub fn span(&self) -> Option<&Range<usize>> {
         match self {
-            Self::Secret(_) => true,
-            Self::File(span) => has_password(line_at(source, span.start)),
-            Self::Variable(_) | Self::Whole => false,
+            Self::File(span) | Self::Secret(span) => Some(span),
+            Self::Variable(_) | Self::Whole => None,
         }
     }
 }
@@ -106,22 +114,36 @@ impl Problem {
 /// All problems of one configuration, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct ConfigError {
-    file: PathBuf,
-    source: String,
+    sources: Sources,
     /// At least one.
     pub problems: Vec<Problem>,
+    /// The files that were read: a change of one may solve the problems.
+    pub inputs: Inputs,
+    /// The variables to which the files refer.
+    pub variables: Vec<String>,
 }
 
 impl ConfigError {
     /// All problems of `file`, whose text is `source`.
-    pub fn new(file: impl Into<PathBuf>, source: impl Into<String>, mut problems: Vec<Problem>) -> Self {
+    pub fn new(file: impl Into<PathBuf>, source: impl Into<String>, problems: Vec<Problem>) -> Self {
+        Self::of(Sources::of(file, source), problems)
+    }
+
+    /// All problems of these files.
+    pub fn of(sources: Sources, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| match &problem.place {
             Place::Whole => (0, 0),
             Place::File(span) | Place::Secret(span) => (1, span.start),
             Place::Variable(_) => (2, 0),
         });
         problems.dedup();
-        Self { file: file.into(), source: source.into(), problems }
+        Self { sources, problems, inputs: Inputs::default(), variables: Vec::new() }
+    }
+
+    /// The same with the files that were read, and the variables to which they refer.
+    #[must_use]
+    pub fn after(self, inputs: Inputs, variables: Vec<String>) -> Self {
+        Self { inputs, variables, ..self }
     }
 
     /// The number of errors; the other problems are warnings.
@@ -136,15 +158,12 @@ impl ConfigError {
 
     /// All problems without the file's text, for programs.
     pub fn findings(&self) -> Vec<Finding> {
-        let file = self.file.display().to_string();
         let finding = |problem: &Problem| {
-            let (start, end) = match &problem.place {
-                Place::File(span) | Place::Secret(span) => {
-                    let span = first_line(&self.source, span);
-                    (Some(locate(&self.source, span.start)), Some(locate(&self.source, span.end)))
-                }
-                Place::Whole | Place::Variable(_) => (None, None),
-            };
+            let located = problem.place.span().map(|span| self.sources.at(span));
+            let ends = located.as_ref().map(|located| {
+                let span = located.first_line();
+                (locate(located.text, span.start), locate(located.text, span.end))
+            });
             let variable = match &problem.place {
                 Place::Variable(name) => Some(name.clone()),
                 _ => None,
@@ -152,10 +171,10 @@ impl ConfigError {
             Finding {
                 severity: if problem.rule.is_warning() { "warning" } else { "error" },
                 rule: problem.rule,
-                file: file.clone(),
-                line: start.map(|(line, _)| line),
-                column: start.map(|(_, column)| column),
-                end_column: end.map(|(_, column)| column),
+                file: located.map_or(self.sources.main(), |located| located.file).display().to_string(),
+                line: ends.map(|((line, _), _)| line),
+                column: ends.map(|((_, column), _)| column),
+                end_column: ends.map(|(_, (_, column))| column),
                 variable,
                 key: problem.key.clone(),
                 message: problem.message.clone(),
@@ -170,11 +189,12 @@ impl ConfigError {
     pub fn placed(&self) -> impl Iterator<Item = (String, &Problem)> {
         self.problems.iter().map(|problem| {
             let place = match &problem.place {
-                Place::Whole => self.file.display().to_string(),
+                Place::Whole => self.sources.main().display().to_string(),
                 Place::Variable(name) => format!("environment, {name}"),
                 Place::File(span) | Place::Secret(span) => {
-                    let (line, column) = locate(&self.source, span.start);
-                    format!("{}:{line}:{column}", self.file.display())
+                    let located = self.sources.at(span);
+                    let (line, column) = located.start();
+                    format!("{}:{line}:{column}", located.file.display())
                 }
             };
             (place, problem)
@@ -192,27 +212,36 @@ impl ConfigError {
     }
 
     fn group<'a>(&'a self, problem: &'a Problem, level: Level<'a>) -> Group<'a> {
-        let file = self.file.to_string_lossy();
         let message = problem.message.as_str();
         let group = match &problem.place {
-            Place::Whole => Group::with_title(level.primary_title(format!("{file}: {message}"))),
-            Place::Variable(name) => Group::with_title(level.primary_title(format!("environment, {name}: {message}"))),
-            Place::File(span) | Place::Secret(span) if problem.place.is_secret_in(&self.source) => {
-                let (line, column) = locate(&self.source, span.start);
-                level.primary_title(message).element(Origin::path(file).line(line).char_column(column))
+            Place::Whole => {
+                Group::with_title(level.primary_title(format!("{}: {message}", self.sources.main().display())))
             }
+            Place::Variable(name) => Group::with_title(level.primary_title(format!("environment, {name}: {message}"))),
             Place::File(span) | Place::Secret(span) => {
-                let mark = first_line(&self.source, span);
-                // The library reads all that it gets: with the whole file, thousands of problems would take minutes.
-                let (line, before) = lines_of(&self.source, &mark);
-                let number = self.source[..before].bytes().filter(|byte| *byte == b'\n').count() + 1;
-                let mark = AnnotationKind::Primary.span(mark.start - before..mark.end - before);
-                let snippet = Snippet::source(line).line_start(number).path(file).annotation(mark);
-                level.primary_title(message).element(snippet)
+                let located = self.sources.at(span);
+                let is_secret = matches!(problem.place, Place::Secret(_));
+                if is_secret || has_password(line_at(located.text, located.span.start)) {
+                    let (line, column) = located.start();
+                    let origin = Origin::path(located.file.to_string_lossy()).line(line).char_column(column);
+                    level.primary_title(message).element(origin)
+                } else {
+                    level.primary_title(message).element(snippet(&located))
+                }
             }
         };
         group.element(Level::HELP.with_name("hint").message(problem.hint.as_str()))
     }
+}
+
+/// The line of a place, with a mark below.
+fn snippet<'a>(located: &Located<'a>) -> Snippet<'a, Annotation<'a>> {
+    let mark = located.first_line();
+    // The library reads all that it gets: with the whole file, thousands of problems would take minutes.
+    let (line, before) = lines_of(located.text, &mark);
+    let number = located.text[..before].bytes().filter(|byte| *byte == b'\n').count() + 1;
+    let mark = AnnotationKind::Primary.span(mark.start - before..mark.end - before);
+    Snippet::source(line).line_start(number).path(located.file.to_string_lossy()).annotation(mark)
 }
 
 /// The lines of a mark, and where they begin; the whole text for a mark at its end.
@@ -229,20 +258,6 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-/// The part of `span` in its first line. Later lines of a value may contain secrets, so they are not shown.
-fn first_line(source: &str, span: &Range<usize>) -> Range<usize> {
-    let start = source.floor_char_boundary(span.start);
-    let line_end = source[start..].find(['\r', '\n']).map_or(source.len(), |length| start + length);
-    start..source.floor_char_boundary(span.end).clamp(start, line_end)
-}
-
-/// Line and column, both from 1, the column in characters.
-fn locate(source: &str, offset: usize) -> (usize, usize) {
-    let before = &source[..source.floor_char_boundary(offset)];
-    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
-}
 
 /// The item of `known` that is nearest to `found`, if it is near enough to be a misspelling.
 pub fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

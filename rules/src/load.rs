@@ -1,56 +1,114 @@
-//! Reads the file, overlays the environment and checks everything. Returns a [`Config`], or *all* problems with their
+//! Reads the files, overlays the environment and checks everything. Returns a [`Config`], or *all* problems with their
 //! places.
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::Value as Json;
 
 use crate::check::against_schema;
 use crate::complaints::Builder;
 use crate::config::Config;
+use crate::effective::Effective;
 use crate::environment::{Environment, monitor_unset_limits, overlay_environment, take_removed};
 use crate::error::{ConfigError, Place, Problem};
 use crate::finding::Rule;
+use crate::include::{Reading, include};
+use crate::inputs::Inputs;
+use crate::references::{References, convert, expand};
 use crate::repair::{Repaired, repair};
+use crate::scrub::Scrubber;
+use crate::sources::Sources;
 use crate::syntax::{self, Names};
 use crate::tree::{Node, Step};
 use crate::written::{Raw, schema};
 
 impl Config {
-    /// Reads and checks `file`.
+    /// Reads and checks `file`, and the files that it includes.
     ///
     /// # Errors
-    /// Every problem of the file and of the environment, with its place.
+    /// Every problem of the files and of the environment, with its place.
     pub fn load(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let source = read(file)?;
-        Self::parse(file, &source, environment)
+        Loaded::read(file, environment).map(|loaded| loaded.config)
     }
 
-    /// Checks `source`; `file` is its name in messages.
+    /// Checks `source`; `file` is its name in messages, and files that it includes are relative to it.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(file: &Path, source: &str, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        Self::parse_with_places(file, source, environment).map(|(config, _)| config)
+        let inputs = Inputs::default();
+        Loaded::of(Sources::of(file, source), inputs, environment).map(|loaded| loaded.config)
     }
+}
 
-    /// Like [`Config::parse`], with the places of upstream addresses: names are looked up later, and errors about them need
-    /// the place.
+/// A configuration, and what is needed to report more problems of it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Names are looked up later, and errors about them need the place.
+    pub places: UpstreamPlaces,
+    sources: Sources,
+    scrubber: Scrubber,
+}
+
+impl Loaded {
+    /// As [`Config::load`].
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn parse_with_places(
-        file: &Path,
-        source: &str,
+    pub fn read(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let inputs = Inputs::of(file);
+        match read(file) {
+            Ok(source) => Self::of(Sources::of(file, source), inputs, environment),
+            Err(e) => Err(e.after(inputs, Vec::new())),
+        }
+    }
+
+    /// All defaults, as changed by the environment: for a process without a file. `file`: where it would be.
+    ///
+    /// # Errors
+    /// Every problem of the environment.
+    pub fn without_file(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        Self::of(Sources::of("no file", ""), Inputs::without(file), environment)
+    }
+
+    /// These values, without the variables that replace keys: they are effective values already.
+    ///
+    /// # Errors
+    /// Every problem of the values, without places.
+    pub fn of_values(values: &Json, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let files = Files {
+            root: Node::of_json(values),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            references: References::default(),
+            is_partial: false,
+        };
+        let secrets = |name: &str| environment(name).filter(|_| !name.starts_with("FF_ENABLE_"));
+        Self::check(files, (Sources::of("the running configuration", ""), Inputs::default()), &secrets, false)
+    }
+
+    fn of(mut sources: Sources, mut inputs: Inputs, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let mut files = Files::read(&mut sources, &mut inputs, environment, &schema());
+        overlay_environment(&mut files.root, environment);
+        files.warnings.append(&mut take_removed(&mut files.root, environment));
+        let limits_unset = monitor_unset_limits(&mut files.root, environment);
+        Self::check(files, (sources, inputs), environment, limits_unset)
+    }
+
+    fn check(
+        files: Files,
+        (sources, inputs): (Sources, Inputs),
         environment: Environment<'_>,
-    ) -> Result<(Self, UpstreamPlaces), ConfigError> {
+        limits_unset: bool,
+    ) -> Result<Self, ConfigError> {
         let schema = schema();
-        let syntax::Parsed { mut root, mut problems, is_partial } = syntax::parse(source, &Names::of(&schema));
-        overlay_environment(&mut root, environment);
-        let mut warnings = take_removed(&mut root, environment);
-        let limits_unset = monitor_unset_limits(&mut root, environment);
-        let mut found = against_schema(&root, &schema);
+        let Files { root, mut problems, mut warnings, references, is_partial } = files;
+        let mut found = against_schema(&root, &schema, &references);
         // A missing key may be in a line that was left out.
         found.problems.retain(|problem| !is_partial || problem.rule != Rule::MissingKey);
         problems.append(&mut found.problems);
@@ -62,7 +120,7 @@ impl Config {
                 let mut builder = Builder { root: &fitting, environment, problems: Vec::new(), warnings };
                 let config = builder.build(&raw);
                 builder.warn_of_settings(&raw);
-                (warnings, valid) = (builder.warnings, Some(config));
+                (warnings, valid) = (builder.warnings, Some((config, raw)));
                 let repaired = Repaired::of(&found, is_partial);
                 let own = |mut problem: Problem| {
                     problem.key = fitting.path_of(&problem.place);
@@ -77,16 +135,53 @@ impl Config {
         }
         let is_valid = problems.is_empty();
         problems.extend(warnings.into_iter().map(|warning| warning.of(Rule::Suspicious)));
+        let scrubber = Scrubber::new(references, || sources.texts().chain([schema.to_string()]).collect());
         for problem in &mut problems {
             problem.key = root.path_of(&problem.place);
+            scrubber.scrub(problem);
         }
-        let report = ConfigError::new(file, source, problems);
-        match valid.filter(|_| is_valid) {
-            Some(config) => {
-                Ok((Self { warnings: report.findings(), limits_unset, ..config }, UpstreamPlaces::of(&root)))
-            }
-            None => Err(report),
+        let Some((config, raw)) = valid.filter(|_| is_valid) else {
+            let variables = scrubber.references().variables().map(str::to_owned).collect();
+            return Err(ConfigError::of(sources, problems).after(inputs, variables));
+        };
+        let references = scrubber.references().clone();
+        let effective = Effective::new(raw, root.clone(), sources.clone(), references, (&config.flags, environment));
+        let warnings = ConfigError::of(sources.clone(), problems).findings();
+        let config = Config { warnings, limits_unset, inputs, effective: Some(Arc::new(effective)), ..config };
+        Ok(Self { config, places: UpstreamPlaces::of(&root), sources, scrubber })
+    }
+
+    /// The errors of a configuration that has more problems.
+    pub fn refused(self, mut problems: Vec<Problem>) -> ConfigError {
+        problems.iter_mut().for_each(|problem| self.scrubber.scrub(problem));
+        let variables = self.scrubber.references().variables().map(str::to_owned).collect();
+        ConfigError::of(self.sources, problems).after(self.config.inputs, variables)
+    }
+}
+
+/// The files as one tree.
+struct Files {
+    root: Node,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    references: References,
+    /// Lines were left out.
+    is_partial: bool,
+}
+
+impl Files {
+    fn read(sources: &mut Sources, inputs: &mut Inputs, environment: Environment<'_>, schema: &Json) -> Self {
+        let names = Names::of(schema);
+        let syntax::Parsed { mut root, mut problems, mut is_partial } = syntax::parse(sources.at(&(0..0)).text, &names);
+        let mut warnings = Vec::new();
+        let mut reading = Reading { sources, inputs, problems: &mut problems, warnings: &mut warnings };
+        is_partial |= include(&mut root, &names, &mut reading);
+        let (references, mut unfollowed) = expand(&mut root, environment, sources, inputs);
+        problems.append(&mut unfollowed);
+        if !references.is_empty() {
+            convert(&mut root, schema, schema, &references);
         }
+        Self { root, problems, warnings, references, is_partial }
     }
 }
 
@@ -110,7 +205,7 @@ impl UpstreamPlaces {
 ///
 /// # Errors
 /// The file cannot be read; the error contains a remedy.
-pub fn read(file: &Path) -> Result<String, ConfigError> {
+fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|e| {
         let hint = match e.kind() {
             ErrorKind::InvalidData => "save it as UTF-8",

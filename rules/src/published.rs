@@ -1,9 +1,10 @@
 //! The JSON Schema for editors and other validators: that of [`crate::written`] with only what JSON Schema defines.
 //!
 //! Validators do not know our formats, or know others of the same name (`duration` is that of ISO 8601 in JSON Schema), so each becomes
-//! a pattern with examples. A pattern accepts each value that Outrigger accepts; it cannot compare two keys.
+//! a pattern with examples. A pattern accepts each value that Outrigger accepts; it cannot compare two keys. Numbers, `true` and `false`,
+//! choices and texts of a kind may also be references such as `${PORT}`, whose value no editor knows.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::advice::kind_of;
 use crate::check::width_limit;
@@ -16,9 +17,17 @@ pub const FILE: &str = "config/proxy.schema.json";
 pub fn schema() -> Json {
     let mut schema = written::schema();
     portable(&mut schema);
+    schema["definitions"]["Reference"] = json!({
+        "description": "A variable of the environment, `${NAME}` or `${NAME:-default}`, or a file, `${file:/run/secrets/name}`.",
+        "type": "string",
+        "pattern": format!("^{REFERENCE}$"),
+    });
     schema["title"] = json!("The configuration of Outrigger");
     schema
 }
+
+/// A reference, as a pattern.
+const REFERENCE: &str = r"\$\{([A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?|file:[^}]+)\}";
 
 /// The schema as the text of [`FILE`].
 pub fn text() -> String {
@@ -44,9 +53,35 @@ fn portable(schema: &mut Json) {
             let schemas =
                 keywords.iter_mut().filter(|(keyword, _)| !matches!(keyword.as_str(), "default" | "examples"));
             schemas.for_each(|(_, schema)| portable(schema));
+            allow_references(keywords);
         }
         Json::Array(items) => items.iter_mut().for_each(portable),
         _ => {}
+    }
+}
+
+/// Lets a value be a reference, too.
+fn allow_references(keywords: &mut Map<String, Json>) {
+    if let Some(Json::String(pattern)) = keywords.get_mut("pattern") {
+        *pattern = format!("{pattern}|{REFERENCE}");
+        return;
+    }
+    let reference = json!({ "$ref": "#/definitions/Reference" });
+    if let Some(Json::Array(choices)) = keywords.get_mut("oneOf") {
+        choices.push(reference);
+        return;
+    }
+    let has_type = |name: &str| match keywords.get("type") {
+        Some(Json::Array(types)) => types.iter().any(|one| one == name),
+        Some(one) => one == name,
+        None => false,
+    };
+    if has_type("integer") || has_type("boolean") || keywords.contains_key("enum") {
+        let is_about_all = |keyword: &str| matches!(keyword, "description" | "default" | "title");
+        let own = keywords.iter().filter(|(keyword, _)| !is_about_all(keyword));
+        let own: Map<String, Json> = own.map(|(keyword, value)| (keyword.clone(), value.clone())).collect();
+        keywords.retain(|keyword, _| is_about_all(keyword));
+        keywords.insert("anyOf".to_owned(), json!([own, reference]));
     }
 }
 

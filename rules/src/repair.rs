@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use crate::advice::kind_of;
 use crate::check::{At, Checked};
 use crate::error::Problem;
+use crate::schema::resolve;
 use crate::tree::{Node, Value};
 
 /// Keys of a route without which it would match more requests.
@@ -62,8 +63,7 @@ fn set(root: &mut Node, path: &[At], key: &str, value: Value) {
 }
 
 fn add_required(node: &mut Node, schema: &Json, root: &Json, number: &mut usize) {
-    let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
-    let schema = reference.and_then(|path| root.pointer(path.trim_start_matches('#'))).unwrap_or(schema);
+    let schema = resolve(schema, root);
     if let Some(choices) = schema["anyOf"].as_array() {
         for choice in choices {
             add_required(node, choice, root, number);

@@ -110,6 +110,19 @@ impl Node {
         }
     }
 
+    /// Moves all places by `base`: the text of the file begins there in the text of all files.
+    pub fn shift(&mut self, base: usize) {
+        self.place.shift(base);
+        match &mut self.value {
+            Value::List(items) => items.iter_mut().for_each(|item| item.shift(base)),
+            Value::Table(entries) => entries.iter_mut().for_each(|(_, place, node)| {
+                place.shift(base);
+                node.shift(base);
+            }),
+            _ => {}
+        }
+    }
+
     /// Removes `section.key`; returns its place.
     pub fn take(&mut self, section: &str, key: &str) -> Option<Place> {
         let Value::Table(sections) = &mut self.value else { return None };
@@ -155,6 +168,22 @@ impl Node {
             }),
             _ => None,
         }
+    }
+
+    /// A tree without places.
+    pub fn of_json(json: &Json) -> Self {
+        let value = match json {
+            Json::String(text) => Value::Text(text.clone()),
+            Json::Bool(yes) => Value::Boolean(*yes),
+            Json::Number(number) => number.as_i64().map_or(Value::Other("a number"), Value::Integer),
+            Json::Array(items) => Value::List(items.iter().map(Self::of_json).collect()),
+            Json::Object(entries) => {
+                let entries = entries.iter().filter(|(_, value)| !value.is_null());
+                Value::Table(entries.map(|(key, value)| (key.clone(), Place::Whole, Self::of_json(value))).collect())
+            }
+            Json::Null => Value::Other("nothing"),
+        };
+        Self { place: Place::Whole, value }
     }
 
     /// The same tree without places.

@@ -36,6 +36,9 @@ use crate::sections::traces::Traces;
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
+    /// More files, relative to this one: `"rules.d/*.toml"`. Their tables are merged, and their `[[routes]]` and other lists of tables follow
+    /// those of this file, in the order of the names.
+    pub include: Vec<String>,
     /// Listeners and shutdown. Changes need a restart.
     pub server: Server,
     /// Bounds on what clients send.

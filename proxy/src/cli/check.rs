@@ -45,7 +45,11 @@ pub fn run(named: Option<&Path>, options: &Options) -> ExitCode {
     let (file, is_there) = configuration(named);
     let format = if options.json { Format::Json } else { options.format };
     let checked = load(named, &Given::default(), CHECK_PATIENCE);
-    let unknown = unknown_in_environment(file);
+    let referred = match &checked {
+        Ok(checked) => checked.config.variables(),
+        Err(e) => e.variables.iter().map(String::as_str).collect(),
+    };
+    let unknown = unknown_in_environment(file, &referred);
     let warnings = unknown.problems.len() + checked.as_ref().map_or(0, |checked| checked.config.warnings.len());
     let is_refused = checked.is_err() || (options.deny_warnings && warnings > 0);
     let code = if is_refused { ExitCode::from(EX_CONFIG) } else { ExitCode::SUCCESS };
@@ -103,7 +107,7 @@ fn tell(warnings: &[Finding]) {
 }
 
 /// Warnings about variables with our prefix that do not exist.
-fn unknown_in_environment(file: &Path) -> ConfigError {
+fn unknown_in_environment(file: &Path, referred: &[&str]) -> ConfigError {
     let problem = |(name, meant): (String, Option<&'static str>)| {
         let hint = match meant {
             Some(meant) => format!("did you mean {meant}?"),
@@ -111,5 +115,5 @@ fn unknown_in_environment(file: &Path) -> ConfigError {
         };
         Problem::new(Place::Variable(name), "there is no such variable", hint).of(Rule::Suspicious)
     };
-    ConfigError::new(file, "", unknown_variables().into_iter().map(problem).collect())
+    ConfigError::new(file, "", unknown_variables(referred).into_iter().map(problem).collect())
 }

@@ -7,6 +7,7 @@
 //! control.rs       limits, circuit breakers, bans, Machines
 //! pausing.rs       pause and maintenance
 //! audit.rs         the audit log, for the commands
+//! config.rs        the configuration in force
 //! receipts.rs      receipts of requests: why one was rejected
 //! status.rs        the summary of everything
 //! sessions.rs      operators who have logged in to the page, which is in `control/page.rs`
@@ -16,6 +17,7 @@
 pub mod access;
 pub mod app;
 pub mod audit;
+pub mod config;
 pub mod connections;
 pub mod control;
 mod pages;
@@ -61,6 +63,7 @@ const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n
                      /metrics      of this proxy\n/metrics/all  of this proxy and its app, merged\n\
                      /healthz      200 while this process serves, 503 while it drains\n\
                      /status       a summary of everything below\n\
+                     /config       the configuration in force, without secrets\n\
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
                      /pause        POST {\"for\": \"30s\"} lets requests wait, POST /resume ends it;\n\
                      \x20             POST /maintenance {\"on\": true} refuses them\n\
@@ -88,7 +91,7 @@ pub fn endpoints(state: &Arc<State>, sessions: Arc<Sessions>) -> Endpoints {
         .get(Needs::Nothing, "/healthz", healthz)
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
-    let endpoints = pausing::endpoints(control::endpoints(status::endpoints(endpoints)));
+    let endpoints = pausing::endpoints(control::endpoints(status::endpoints(config::endpoints(endpoints))));
     receipts::endpoints(audit::endpoints(app::endpoints(endpoints)))
 }
 

@@ -1,17 +1,17 @@
 //! Brings a saved file into force, or refuses it and keeps what is.
 //!
-//! The file is looked at ten times a second: by its time, size and inode, then by its text. That works where change
-//! notifications do not (bind mounts, config maps, network file systems, editors that rename), costs one `stat`, and a
-//! file caught half-written is read again once it stops changing.
+//! The file, those that it includes and those of `${file:…}` are looked at ten times a second: by their time, size and inode, then by
+//! their text. That works where change notifications do not (bind mounts, config maps, network file systems, editors that rename), costs
+//! one `stat` for each, and a file caught half-written is read again once it stops changing.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_identity::clock::unix_now;
 use outrigger_rules::environment::Given;
 use outrigger_rules::error::{ConfigError, Place, Problem};
+use outrigger_rules::inputs::Inputs;
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,22 +31,6 @@ const NAMES_PATIENCE: Duration = Duration::from_millis(500);
 /// The file counts as completely written after this many looks in a row that find the same version.
 const SETTLED_AFTER: u32 = 2;
 
-/// Identifies one version of a file without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    modified: (i64, i64),
-    bytes: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    /// The version of this file now; `None` if there is no such file.
-    pub fn of(file: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(file).ok()?;
-        Some(Self { modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.size(), inode: meta.ino() })
-    }
-}
-
 /// The file to watch.
 #[derive(Clone, Debug)]
 pub struct Watched {
@@ -56,9 +40,9 @@ pub struct Watched {
     pub given: Given,
 }
 
-/// Watches the file for the life of the process. `in_force` is the version that the process was started with, taken before it was read,
-/// so that a change during the start is not missed; `None` if it was started without a file.
-pub async fn watch(watched: Watched, mut in_force: Option<Stamp>, state: Arc<State>, level: LevelSwitch) {
+/// Watches the files for the life of the process. `inputs` are those that the process was started with, and their versions, taken before
+/// they were read, so that a change during the start is not missed.
+pub async fn watch(watched: Watched, mut inputs: Inputs, state: Arc<State>, level: LevelSwitch) {
     let Watched { file, given } = watched;
     let reloader = Reloader { file, given, state, level };
     let mut hangup = match signal(SignalKind::hangup()) {
@@ -68,24 +52,31 @@ pub async fn watch(watched: Watched, mut in_force: Option<Stamp>, state: Arc<Sta
             None
         }
     };
-    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force, 0, in_force.is_none());
+    let mut in_force = inputs.versions().clone();
+    let (mut last_seen, mut looks_alike, mut is_gone) = (in_force.clone(), 0, !inputs.has_main(&in_force));
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => false,
             () = asked_by(&mut hangup) => true,
         };
-        let seen = Stamp::of(&reloader.file);
+        let seen = inputs.now();
+        let is_there = inputs.has_main(&seen);
         looks_alike = if seen == last_seen { looks_alike + 1 } else { 0 };
-        last_seen = seen;
+        last_seen.clone_from(&seen);
         let has_settled = looks_alike >= SETTLED_AFTER;
-        if seen.is_none() && (asked || (has_settled && !is_gone)) {
+        if !is_there && (asked || (has_settled && !is_gone)) {
             is_gone = true;
             tracing::warn!(file = %reloader.file.display(), "there is no configuration file, the current configuration stays in force");
         }
-        if seen.is_some() && (asked || (has_settled && seen != in_force)) {
-            let has_file = in_force.is_some();
+        if is_there && (asked || (has_settled && seen != in_force)) {
+            let has_file = inputs.has_main(&in_force);
             (in_force, is_gone) = (seen, false);
-            reloader.reload(has_file).await;
+            // A file that was refused may include others than the one before.
+            if let Some(read) = reloader.reload(has_file).await {
+                inputs = read;
+                in_force.clone_from(inputs.versions());
+                last_seen.clone_from(&in_force);
+            }
         }
     }
 }
@@ -105,21 +96,33 @@ struct Reloader {
 }
 
 impl Reloader {
-    async fn reload(&self, has_file: bool) {
+    /// Returns the files that were read.
+    async fn reload(&self, has_file: bool) -> Option<Inputs> {
         // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
         // one that failed. Where there was no file, all defaults are in force already.
         if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
             let problem = Problem::new(Place::Whole, "is empty", "save it again; for all defaults, write a comment");
-            return self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
+            self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
+            return None;
         }
         // The listeners that this process really has: the file may have others, for its next start.
         let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
         let given = self.given.clone();
         let load = move || Checked::load(&file, &|name| given.and_environment(name), NAMES_PATIENCE, &own);
         match tokio::task::spawn_blocking(load).await {
-            Ok(Ok(checked)) => self.apply(checked),
-            Ok(Err(e)) => self.refuse(&e),
-            Err(e) => tracing::error!("the changed configuration could not be read: {e}"),
+            Ok(Ok(checked)) => {
+                let read = checked.config.inputs.clone();
+                self.apply(checked);
+                Some(read)
+            }
+            Ok(Err(e)) => {
+                self.refuse(&e);
+                Some(e.inputs)
+            }
+            Err(e) => {
+                tracing::error!("the changed configuration could not be read: {e}");
+                None
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outrigger_rules::config::Config;
 use outrigger_rules::environment::Environment;
 use outrigger_rules::error::{ConfigError, Place, Problem};
-use outrigger_rules::load::{UpstreamPlaces, read};
+use outrigger_rules::load::{Loaded, UpstreamPlaces};
 use outrigger_rules::own::{HINT, OwnListeners};
 use outrigger_rules::target::Target;
 
@@ -34,30 +34,23 @@ impl Checked {
         patience: Duration,
         own: &OwnListeners,
     ) -> Result<Self, ConfigError> {
-        Self::of(file, read(file)?, environment, patience, own)
+        Self::of(Loaded::read(file, environment)?, patience, own)
     }
 
-    /// All defaults, as changed by the environment: for a process without a file.
+    /// All defaults, as changed by the environment: for a process without a file. `file`: where it would be.
     ///
     /// # Errors
     /// Every problem of the environment.
-    pub fn without_file(environment: Environment<'_>, patience: Duration) -> Result<Self, ConfigError> {
-        Self::of(Path::new("no file"), String::new(), environment, patience, &OwnListeners::default())
+    pub fn without_file(file: &Path, environment: Environment<'_>, patience: Duration) -> Result<Self, ConfigError> {
+        Self::of(Loaded::without_file(file, environment)?, patience, &OwnListeners::default())
     }
 
-    fn of(
-        file: &Path,
-        source: String,
-        environment: Environment<'_>,
-        patience: Duration,
-        own: &OwnListeners,
-    ) -> Result<Self, ConfigError> {
-        let (config, places) = Config::parse_with_places(file, &source, environment)?;
-        let mut own_listeners = OwnListeners::of(&config);
+    fn of(loaded: Loaded, patience: Duration, own: &OwnListeners) -> Result<Self, ConfigError> {
+        let mut own_listeners = OwnListeners::of(&loaded.config);
         own_listeners.extend(own);
-        let upstreams = Upstreams::new(&config.app);
-        let problems = upstreams.lead_here(&places, patience, &own_listeners);
-        if problems.is_empty() { Ok(Self { config, upstreams }) } else { Err(ConfigError::new(file, source, problems)) }
+        let upstreams = Upstreams::new(&loaded.config.app);
+        let problems = upstreams.lead_here(&loaded.places, patience, &own_listeners);
+        if problems.is_empty() { Ok(Self { config: loaded.config, upstreams }) } else { Err(loaded.refused(problems)) }
     }
 }
 
