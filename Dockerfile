@@ -53,7 +53,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/outrigger --shell /usr/sbin/nologin outrigger \
-    && install -d -o 10001 -m 0700 /var/lib/outrigger
+    && install -d -o 10001 -m 0700 /var/lib/outrigger /var/lib/outrigger/state
 COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
 COPY config/proxy.toml /etc/outrigger/proxy.toml
 ENV APP_SOCKET=/var/lib/outrigger/app.sock \
@@ -62,7 +62,8 @@ ENV APP_SOCKET=/var/lib/outrigger/app.sock \
     OUTRIGGER_LISTEN=0.0.0.0:8080 \
     OUTRIGGER_ADMIN_LISTEN=0.0.0.0:9091 \
     OUTRIGGER_APP_ADDRESS=unix:/var/lib/outrigger/app.sock \
-    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics
+    OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics \
+    OUTRIGGER_STATE_DIRECTORY=/var/lib/outrigger/state
 USER 10001
 WORKDIR /var/lib/outrigger
 EXPOSE 8080 9091
@@ -81,7 +82,8 @@ RUN apt-get update \
     && useradd --system --uid 10002 --gid 10002 --home-dir /nonexistent --shell /usr/sbin/nologin outrigger-app \
     && install -d -m 0755 /var/lib/outrigger \
     && install -d -o 10002 -g 10001 -m 2750 /var/lib/outrigger/run \
-    && install -d -o 10001 -g 10001 -m 0700 /var/lib/outrigger/audit
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/outrigger/audit \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/outrigger/state
 # The app makes its socket in `run`, which only it writes to; the group, which the socket inherits, is the proxy's, which connects to it.
 
 COPY --from=build /src/target/release/outrigger /src/target/release/outrigger-app /usr/local/bin/
@@ -101,7 +103,8 @@ ENV BIN_DIR=/usr/local/bin \
     OUTRIGGER_ADMIN_LISTEN=0.0.0.0:9091 \
     OUTRIGGER_APP_ADDRESS=unix:/var/lib/outrigger/run/app.sock \
     OUTRIGGER_APP_METRICS=http://127.0.0.1:8081/metrics \
-    OUTRIGGER_AUDIT_DIRECTORY=/var/lib/outrigger/audit
+    OUTRIGGER_AUDIT_DIRECTORY=/var/lib/outrigger/audit \
+    OUTRIGGER_STATE_DIRECTORY=/var/lib/outrigger/state
 
 # No USER: supervisord starts as root, to start each program as its own.
 WORKDIR /var/lib/outrigger

@@ -70,6 +70,7 @@ mod schema;
 mod sessions;
 mod shared_limits;
 mod slow_attempts;
+mod state;
 mod status;
 mod streams;
 mod traces;

@@ -17,5 +17,6 @@ mod queue;
 mod receipts;
 mod retries;
 mod stalled_uploads;
+mod state;
 mod streams;
 mod uploads;

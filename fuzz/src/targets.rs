@@ -4,6 +4,7 @@
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
+use outrigger_policy::saved::Saved;
 use outrigger_transport::http2::{self as session, Http2Stream, MOST_STREAMS, New, OUTPUT_HIGH, Received, Session};
 use outrigger_wire::chunks::Chunks;
 use outrigger_wire::client_address::{Edge, Sender};
@@ -22,7 +23,7 @@ const LIMITS: Limits = Limits { max_bytes: 4096, max_fields: 64 };
 /// A target, and its name: that of its directory in `corpus/`.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const ALL: [Target; 7] = [
+pub const ALL: [Target; 8] = [
     ("request_head", request_head),
     ("chunks", chunks),
     ("request_rewrite", request_rewrite),
@@ -30,6 +31,7 @@ pub const ALL: [Target; 7] = [
     ("header_block", header_block),
     ("frames", frames),
     ("connection", connection),
+    ("snapshot", snapshot),
 ];
 
 /// The first byte, and the rest.
@@ -318,4 +320,20 @@ fn answer(mut stream: Http2Stream) {
     if let Poll::Ready(Ok(())) = stream.poll_send(cx) {
         stream.complete();
     }
+}
+
+/// A snapshot of the state is refused, or read as it would be written: no bytes make it panic, also those with a right checksum.
+pub fn snapshot(data: &[u8]) {
+    let _ = Saved::decode(data);
+    let Ok(saved) = Saved::decode(&Saved::seal(1, 2, data)) else { return };
+    assert!(
+        saved.limits.len() * 16 + saved.bans.len() * 23 + saved.breakers.len() * 33 <= data.len(),
+        "more than there was"
+    );
+    let written = saved.encode();
+    let again = Saved::decode(&written).expect("it was read before");
+    assert_eq!(again.encode(), written);
+    let mut small = saved;
+    let _ = small.fit(1 << 16);
+    assert!(small.encode().len() <= 1 << 16 || data.len() < 1 << 16);
 }

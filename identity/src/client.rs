@@ -7,7 +7,7 @@ use outrigger_policy::tier::Tier;
 use outrigger_wire::client_address::Sender;
 
 use crate::hash::client_hash;
-use crate::verified::Verified;
+use crate::verified::{Verified, VerifiedKind};
 
 /// The client of a request, as far as it is known.
 #[derive(Clone, Debug)]
@@ -67,11 +67,50 @@ impl Client {
         }
     }
 
+    /// The client of a name for operators: its name as it is shown, and its hash.
+    pub fn named(text: &str) -> Option<(String, u64)> {
+        let (kind, name) = text.split_once(':')?;
+        if name.is_empty() {
+            return None;
+        }
+        match kind {
+            "address" => {
+                let address = name.strip_suffix("/64").unwrap_or(name).parse().ok()?;
+                Some((Self::shown_address(address), Self::hash_of(address)))
+            }
+            // Only its hash is known.
+            "unknown-key" => u64::from_str_radix(name, 16).ok().map(|hash| (text.to_owned(), hash)),
+            "user" | "key" => {
+                let kind = if kind == "user" { VerifiedKind::User } else { VerifiedKind::Key };
+                let verified = Verified::new(kind, name, Tier::default());
+                Some((verified.shown(), verified.hash))
+            }
+            _ => None,
+        }
+    }
+
     /// The hash of an address in rate limits. A subscriber with IPv6 can use a whole /64, so that counts as one.
     pub fn hash_of(address: IpAddr) -> u64 {
         match address.to_canonical() {
             IpAddr::V4(v4) => client_hash(b'4', &v4.octets()),
             IpAddr::V6(v6) => client_hash(b'6', &v6.octets()[..8]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_parsed_as_it_is_shown() {
+        let shown = |text| Client::named(text).map(|(who, _)| who);
+        assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
+        assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));
+        assert_eq!(Client::named("address:2001:db8:1:2::/64"), Client::named("address:2001:db8:1:2:3::9"));
+        assert_eq!(shown("user:ann").as_deref(), Some("user:ann"));
+        for wrong in ["", "192.0.2.1", "address:", "address:x", "tier:pro", "user:"] {
+            assert_eq!(shown(wrong), None, "{wrong}");
         }
     }
 }

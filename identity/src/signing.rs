@@ -30,6 +30,10 @@ pub enum Purpose {
     Probe = 6,
     /// A peer's summary of itself.
     Summary = 7,
+    /// A peer's snapshot of its state.
+    State = 8,
+    /// Not a signature: the seed of the hashes that stand for clients.
+    Seed = 9,
 }
 
 /// The keys.

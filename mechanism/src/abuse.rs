@@ -12,7 +12,9 @@ use dashmap::DashMap;
 use outrigger_identity::client::Client;
 use outrigger_identity::hash::mix;
 use outrigger_policy::abuse::{Ban, Offence};
+use outrigger_policy::saved::{LONGEST_NAME, SavedBan, Shift};
 use outrigger_rules::sections::abuse::BanRules;
+use outrigger_rules::sections::limits::marked;
 
 use crate::limits::table::Table;
 
@@ -28,9 +30,9 @@ pub struct Banned {
 /// At the maximum, one in this many bans ends early.
 const MAKE_ROOM: usize = 16;
 
-/// Returns the tag for the offences of one kind by a client.
+/// Returns the tag for the offences of one kind by a client. Its mark is the kind.
 fn tag(client: u64, offence: Offence) -> u64 {
-    mix(client ^ mix(u64::MAX - offence as u64))
+    marked(mix(client ^ mix(u64::MAX - offence as u64)), offence as u64)
 }
 
 /// All clients that are banned, or were recently, by the hash of the client.
@@ -138,6 +140,37 @@ impl Bans {
         self.by_client.iter().filter(|entry| entry.ban.holds(now)).count()
     }
 
+    /// Returns all bans that are not forgotten, for a snapshot.
+    pub fn saved(&self, now: u64, rules: &BanRules) -> Vec<SavedBan> {
+        let counts = |banned: &Banned| !banned.ban.is_forgotten(now, rules.bans) && banned.who.len() <= LONGEST_NAME;
+        let all = self.by_client.iter().filter(|entry| counts(entry));
+        all.map(|entry| SavedBan { who: entry.who.clone(), ban: entry.ban }).collect()
+    }
+
+    /// Restores bans of an earlier process or of a peer; of two bans of one client, the one that ends later holds. `is_same_seed`: hashes
+    /// are the same as there. Returns how many hold.
+    pub fn restore(&self, saved: &[SavedBan], shift: Shift, rules: &BanRules, is_same_seed: bool) -> usize {
+        let mut held = 0;
+        for SavedBan { who, ban } in saved {
+            let ban = ban.restored(shift, rules.bans);
+            let Some((who, client)) = Client::named(who) else { continue };
+            // Such a name is a hash.
+            let is_known = is_same_seed || !who.starts_with("unknown-key:");
+            if !is_known || ban.is_forgotten(shift.now, rules.bans) {
+                continue;
+            }
+            self.make_room(client, shift.now, rules);
+            let mut entry = self.by_client.entry(client).or_insert_with(|| Banned { who, ban });
+            if ban.until > entry.ban.until {
+                entry.ban = ban;
+            }
+            drop(entry);
+            held += usize::from(ban.holds(shift.now));
+        }
+        self.remembered.store(self.by_client.len(), Ordering::Relaxed);
+        held
+    }
+
     fn make_room(&self, client: u64, now: u64, rules: &BanRules) {
         if self.by_client.len() < rules.max_bans || self.by_client.contains_key(&client) {
             return;
@@ -178,6 +211,28 @@ mod tests {
         assert!(!bans.lift(2, 5, &table));
         assert!(bans.lift(1, 5, &table));
         assert_eq!((bans.held(5), bans.remembered.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn bans_are_restored_by_name_and_the_later_end_holds() {
+        let (rules, minute) = (rules(10), Duration::from_secs(60));
+        let (before, second) = (Bans::default(), 1_000_000_000);
+        let (address, hash) = Client::named("address:192.0.2.7").unwrap();
+        before.set(hash, &address, minute, 0, &rules);
+        before.set(9, "unknown-key:0000000000000009", minute, 0, &rules);
+        before.set(5, "key:old", Duration::from_secs(1), 0, &rules);
+        let saved = before.saved(10 * second, &rules);
+        assert_eq!(saved.len(), 3, "a ban that is over counts for the next one");
+        let shift = Shift { was: 10 * second, now: 500 * second, age: 20 * second };
+        let after = Bans::default();
+        assert_eq!(after.restore(&saved, shift, &rules, false), 1, "a foreign hash names nobody here");
+        assert_eq!(after.holding(hash, 500 * second).unwrap().left(500 * second), Duration::from_secs(30));
+        assert_eq!(after.restore(&saved, shift, &rules, true), 2);
+        // A peer's ban of the same client ends earlier.
+        let earlier = Shift { age: 40 * second, ..shift };
+        after.restore(&saved, earlier, &rules, true);
+        assert_eq!(after.holding(hash, 500 * second).unwrap().left(500 * second), Duration::from_secs(30));
+        assert!(after.any() && after.list(500 * second).iter().any(|banned| banned.who == address));
     }
 
     #[test]

@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_policy::breaker::{Breaker, Caller, Control, Outcome, Permit, Reason, Refused, State as Position};
+use outrigger_policy::breaker::{
+    Breaker, Caller, Control, Outcome, Permit, Reason, Refused, SavedBreaker, State as Position,
+};
+use outrigger_policy::saved::Shift;
 use outrigger_rules::sections::breaker::BreakerRules;
 use outrigger_wire::random::dice;
 
@@ -209,6 +212,21 @@ impl Registry {
             }
             stays
         });
+    }
+
+    /// Returns the state of those that have one, for a snapshot.
+    pub fn saved(&self) -> Vec<(String, SavedBreaker)> {
+        let saved = self.all().into_iter().map(|cell| (cell.name.to_string(), cell.lock().saved()));
+        saved.filter(|(_, breaker)| !breaker.is_fresh()).collect()
+    }
+
+    /// Takes over the state of an earlier process. Returns the circuit breakers that have changed.
+    pub fn restore(&self, saved: &[(String, SavedBreaker)], shift: Shift) -> Vec<(Arc<Cell>, Change)> {
+        self.change_each(|cell| {
+            let (_, saved) = saved.iter().find(|(name, _)| **name == *cell.name)?;
+            cell.is_used.store(true, Ordering::Relaxed);
+            cell.change(shift.now, |breaker| breaker.restore(saved, shift)).1
+        })
     }
 
     /// Returns all circuit breakers, by name.

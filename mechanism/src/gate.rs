@@ -81,6 +81,16 @@ impl Gate {
         wake_all(queue);
     }
 
+    /// Returns the concurrency limit, for a snapshot.
+    pub fn saved_limit(&self) -> f64 {
+        self.lock().saved_limit()
+    }
+
+    /// Starts with a concurrency limit that was learned `age` ago. Returns false if that is too long ago.
+    pub fn restore_limit(&self, limit: f64, age: Duration) -> bool {
+        self.lock().restore_limit(limit, age)
+    }
+
     /// Stops granting permits: the app is unreachable.
     pub fn suspend(&self) {
         self.lock().suspend();

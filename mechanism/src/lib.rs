@@ -17,4 +17,5 @@ pub mod log;
 pub mod machines;
 pub mod outcome;
 pub mod peers;
+pub mod saved;
 pub mod traces;

@@ -22,6 +22,8 @@
 
 use std::time::Duration;
 
+use crate::saved::Shift;
+
 /// A kind of offence that leads to a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Offence {
@@ -96,6 +98,14 @@ impl Ban {
         Self { offence, times, since: now, until: now.saturating_add(nanoseconds(length)) }
     }
 
+    /// Returns the ban of an earlier process on this one's clock; no longer than [`Settings::longest`], unless an operator set it.
+    #[must_use]
+    pub fn restored(self, shift: Shift, settings: Settings) -> Self {
+        let most = if self.offence == Offence::Operator { u64::MAX } else { nanoseconds(settings.longest) };
+        let until = shift.moved(self.until).min(shift.now.saturating_add(most));
+        Self { times: self.times.max(1), since: shift.moved(self.since).min(until), until, ..self }
+    }
+
     /// Returns whether the client is banned at `now`.
     pub const fn holds(&self, now: u64) -> bool {
         now < self.until
@@ -148,6 +158,21 @@ mod tests {
         let ban = Ban::after(None, Offence::NotFound, 0, SETTINGS);
         assert_eq!(Ban::after(Some(ban), Offence::NotFound, 11 * MINUTE - 1, SETTINGS).times, 2);
         assert_eq!(Ban::after(Some(ban), Offence::NotFound, 11 * MINUTE, SETTINGS).times, 1);
+    }
+
+    #[test]
+    fn a_restored_ban_ends_when_it_would_have() {
+        let ban = Ban::after(None, Offence::NotFound, 5 * MINUTE, SETTINGS);
+        // Saved a quarter of a minute later; restored after another quarter, by a process with another clock.
+        let shift = Shift { was: 5 * MINUTE + MINUTE / 4, now: 900 * MINUTE, age: MINUTE / 4 };
+        let restored = ban.restored(shift, SETTINGS);
+        assert_eq!(restored.left(900 * MINUTE), Duration::from_secs(30));
+        assert_eq!(Ban::after(Some(restored), Offence::NotFound, 902 * MINUTE, SETTINGS).times, 2);
+        // `max_ban` was lowered; an operator's ban is as long as the operator said.
+        let lower = Settings { longest: Duration::from_secs(10), first: Duration::from_secs(10) };
+        assert_eq!(ban.restored(shift, lower).left(900 * MINUTE), Duration::from_secs(10));
+        let by_operator = Ban::of(Duration::from_secs(3600), 5 * MINUTE).restored(shift, lower);
+        assert_eq!(by_operator.left(900 * MINUTE), Duration::from_secs(3570));
     }
 
     #[test]

@@ -160,6 +160,16 @@ impl<T: Default> Admission<T> {
         }
     }
 
+    /// Returns the concurrency limit for a snapshot. See [`Concurrency::saved`].
+    pub const fn saved_limit(&self) -> f64 {
+        self.concurrency.saved()
+    }
+
+    /// Starts with a concurrency limit that was learned before a restart. See [`Concurrency::restore`].
+    pub fn restore_limit(&mut self, limit: f64, age: Duration) -> bool {
+        self.concurrency.restore(limit, age)
+    }
+
     /// Returns the concurrency limit: the number of permits.
     pub fn limit(&self) -> u32 {
         self.concurrency.limit()

@@ -66,6 +66,7 @@ mod clients;
 mod evidence;
 mod places;
 mod record;
+mod saved;
 mod settings;
 mod switch;
 mod window;
@@ -76,6 +77,7 @@ pub use self::call::{Caller, Failure, Outcome};
 use self::clients::ClientBreakers;
 use self::evidence::{Run, Served};
 use self::places::PlaceBreakers;
+pub use self::saved::{MOST_SAVED_CLIENTS, MOST_SAVED_PLACES, SavedBreaker, SavedClient, SavedPosition, SavedSwitch};
 pub use self::settings::{MOST_CALLS, Settings, Span};
 use self::switch::Switch;
 use self::window::Window;
@@ -143,6 +145,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons.
+    pub const ALL: [Self; 4] = [Self::Consecutive, Self::FailureRate, Self::SlowRate, Self::Probe];
+
     /// Returns the name used in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {

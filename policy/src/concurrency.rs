@@ -95,6 +95,9 @@ const MEMORY: f64 = 1024.0;
 /// The number of samples over which noise is averaged.
 const NOISE_MEMORY: f64 = 512.0;
 
+/// A limit that was learned this long ago is not restored: the app may have changed.
+pub const LIMIT_HOLDS: Duration = Duration::from_secs(600);
+
 /// Bounds and initial value of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -213,6 +216,21 @@ impl Concurrency {
         self.settings.min = min.max(1);
         self.settings.max = max.max(self.settings.min);
         self.limit = self.within(self.limit);
+    }
+
+    /// Returns the limit for a snapshot, with its fraction.
+    pub const fn saved(&self) -> f64 {
+        self.limit
+    }
+
+    /// Starts with a limit that was learned before a restart, clamped to the bounds. Returns false if it says nothing about the app
+    /// of today: it is older than [`LIMIT_HOLDS`], or not a number. Latencies are learned anew.
+    pub fn restore(&mut self, limit: f64, age: Duration) -> bool {
+        let holds = age <= LIMIT_HOLDS && limit.is_finite();
+        if holds {
+            self.limit = self.within(limit);
+        }
+        holds
     }
 
     fn within(&self, limit: f64) -> f64 {

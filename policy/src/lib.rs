@@ -7,8 +7,8 @@
 //! Reading order: [`priority`] (importance of a request), [`tier`] (multiplier of a client's rate limits), [`flags`]
 //! (feature flags), [`limiter`] (rate limits), [`lease`] (rate limits shared by several Machines), [`concurrency`]
 //! (adaptive concurrency limit), [`admission`] (permits and the fair queue), [`abuse`] (bans), [`breaker`] (circuit
-//! breakers), [`retry`] (retry budget and backoff),
-//! [`latency`] (attempt timeouts and hedged requests), [`affinity`] (sticky sessions), [`audit`] (audit log events), [`supervisor`] (when an app is
+//! breakers), [`retry`] (retry budget and backoff), [`latency`] (attempt timeouts and hedged requests), [`saved`] (state that
+//! survives a restart), [`affinity`] (sticky sessions), [`audit`] (audit log events), [`supervisor`] (when an app is
 //! restarted).
 
 pub mod abuse;
@@ -25,5 +25,6 @@ pub mod limiter;
 pub mod networks;
 pub mod priority;
 pub mod retry;
+pub mod saved;
 pub mod supervisor;
 pub mod tier;

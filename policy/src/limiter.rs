@@ -222,6 +222,7 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::saved::Shift;
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -281,6 +282,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_restored_key_stands_as_one_that_waited(quota in quotas(), taken in 0..200_u32, age in 0..1000 * SECOND) {
+            let (then, now) = (1 << 50, (1 << 50) + 7);
+            let mut tat = 0;
+            for _ in 0..taken {
+                tat = quota.take(tat, then, 1).unwrap_or(tat);
+            }
+            let restored = Shift { was: then, now, age }.moved(tat);
+            prop_assert_eq!(quota.standing(restored, now), quota.standing(tat, then + age));
+        }
+
         #[test]
         fn a_client_that_obeys_retry_after_is_admitted(
             quota in quotas(),

@@ -33,6 +33,9 @@
 use std::time::Duration;
 
 use crate::hitters::RecentHitters;
+use crate::saved::Shift;
+
+const SECOND: u64 = 1_000_000_000;
 
 /// The size of the bucket, in seconds of free retries; at least one token.
 const SAVED: f64 = 2.0;
@@ -60,6 +63,17 @@ pub struct Budget {
     clients: RecentHitters,
 }
 
+/// The state of a retry budget in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SavedBudget {
+    /// Saved tokens; negative after free retries.
+    pub tokens: f64,
+    /// The second of the last retry, on the clock of the process.
+    pub second: u64,
+    /// The retries in it.
+    pub retries: u32,
+}
+
 impl Budget {
     /// Deposits the share of one request. Call it once for each request, not for its retries.
     pub fn pay_in(&mut self, settings: Settings) {
@@ -68,7 +82,7 @@ impl Budget {
 
     /// Withdraws one retry for a client at `now` and returns true, or returns false if the budget does not allow it.
     pub fn pay(&mut self, now: u64, settings: Settings, client: u64) -> bool {
-        let second = now / 1_000_000_000;
+        let second = now / SECOND;
         if second != self.second {
             (self.second, self.retries) = (second, 0);
         }
@@ -95,6 +109,23 @@ impl Budget {
     /// Returns the saved tokens, 0 or more. Free retries are not included.
     pub fn left(&self, settings: Settings) -> f64 {
         self.tokens.clamp(0.0, Self::most(settings))
+    }
+
+    /// Returns the state for a snapshot.
+    pub const fn saved(&self) -> SavedBudget {
+        SavedBudget { tokens: self.tokens, second: self.second, retries: self.retries }
+    }
+
+    /// Restores the state of an earlier process, within the bounds of `settings`. Time changes no tokens; the free retries of the last
+    /// second count for one that is not over yet.
+    #[must_use]
+    pub fn restored(saved: SavedBudget, shift: Shift, settings: Settings) -> Self {
+        let least = -f64::from(settings.free_per_second);
+        let tokens = if saved.tokens.is_finite() { saved.tokens.clamp(least, Self::most(settings)) } else { least };
+        let began = shift.moved(saved.second.saturating_mul(SECOND));
+        let is_over = began.saturating_add(SECOND) <= shift.now;
+        let retries = if is_over { 0 } else { saved.retries };
+        Self { tokens, second: shift.now / SECOND, retries, clients: RecentHitters::default() }
     }
 
     fn most(settings: Settings) -> f64 {
@@ -187,6 +218,30 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_restored_budget_allows_as_many_retries_as_one_that_waited(
+            deposits in 0..40u32,
+            paid in 0..10u32,
+            age in 0..5_000 * MS,
+        ) {
+            let (then, mut budget) = (100_000 * MS, Budget::default());
+            (0..deposits).for_each(|_| budget.pay_in(SETTINGS));
+            (0..paid).for_each(|n| drop(budget.pay(then, SETTINGS, n.into())));
+            // The same clock goes on, so that its seconds begin at the same times.
+            let now = then + age;
+            let mut restored = Budget::restored(budget.saved(), Shift { was: then, now, age }, SETTINGS);
+            let allowed = |budget: &mut Budget| (100..200).filter(|n| budget.pay(now, SETTINGS, *n)).count();
+            prop_assert_eq!(allowed(&mut restored), allowed(&mut budget));
+        }
+
+        #[test]
+        fn no_saved_budget_exceeds_the_bounds(tokens: f64, second: u64, retries: u32, was: u64, now: u64, age: u64) {
+            let saved = SavedBudget { tokens, second, retries };
+            let mut budget = Budget::restored(saved, Shift { was, now, age }, SETTINGS);
+            let allowed = (0..100).filter(|n| budget.pay(now, SETTINGS, *n)).count();
+            prop_assert!(allowed <= 6, "{}", allowed);
+        }
+
         #[test]
         fn a_pause_is_within_its_bound(attempt in any::<u32>(), first in 0..10_000u64, most in 0..10_000u64, dice in 0.0..=1.0f64) {
             let (first, most) = (Duration::from_millis(first), Duration::from_millis(most));

@@ -30,6 +30,7 @@ use outrigger_rules::own::OwnListeners;
 
 use self::explain::explain;
 use self::launch::LaunchError;
+use crate::mechanism::saved::choose_seed;
 use crate::start::Launch;
 use crate::transport::upstream::checked::Checked;
 
@@ -190,6 +191,10 @@ fn run(named: Option<&Path>, options: &launch::Options) -> ExitCode {
         }
         Err(e) => return fail(&e),
     };
+    // Hashes in the configuration depend on the seed, and the configuration names the file with the seed.
+    if let Ok(Config { state: Some(rules), this, .. }) = load_given(named, &given) {
+        choose_seed(&rules, this.as_ref());
+    }
     let (file, _) = configuration(named);
     match load(named, &given, START_PATIENCE) {
         Ok(checked) => {

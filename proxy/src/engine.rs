@@ -19,6 +19,7 @@ pub mod record;
 pub mod rejection;
 pub mod reply;
 pub mod retries;
+pub mod saved;
 pub mod stages;
 pub mod state;
 pub mod steps;

@@ -1,5 +1,7 @@
 //! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
+mod files;
+mod saved;
 mod shutdown;
 mod traces;
 
@@ -21,6 +23,7 @@ use outrigger_rules::target::Target;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::files::raise_open_files;
 use self::shutdown::{Haste, Signals, drain};
 use crate::accept::{self, Protocol, Worker, resting};
 use crate::control::admin;
@@ -100,6 +103,7 @@ pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, Ru
     };
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
     metrics.config.show(config, 1, unix_now());
+    let found = saved::find(config, &runtime);
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;
     let peers = config.peers.as_ref().map(|peers| bind(peers.listen, "peers.listen")).transpose()?;
@@ -117,6 +121,7 @@ pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, Ru
     state.history.add(EventKind::Start, "Outrigger has started");
     state.exhaustion.set_files_allowed(files_allowed);
     start_audit_log(&state, commands)?;
+    let saver = saved::begin(&state, found)?;
 
     let (leaving, _) = watch::channel(false);
     let (closing, _) = watch::channel(false);
@@ -146,6 +151,7 @@ pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, Ru
         traces::end(&state, exporting).await;
         result
     });
+    saver.into_iter().for_each(saved::Saver::finish);
     if let Some(trail) = &state.trail {
         notices::process(&state, "stop");
         trail.close(Duration::from_secs(5));
@@ -321,29 +327,6 @@ fn spawn_workers(
         })?;
     }
     Ok(())
-}
-
-/// Raises the limit of open files to the hard limit: every client needs a descriptor, and so may its connection to the app.
-/// The usual soft limit of 1,024 only protects programs that cannot handle more. Returns how many files may be open.
-fn raise_open_files(for_connections: usize) -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum
-        && let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
-    {
-        tracing::warn!("the limit of open files stays at {current:?}: {e}");
-    }
-    // `None` means unlimited.
-    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let wanted = for_connections as u64 + 100;
-    if allowed < wanted {
-        tracing::warn!(
-            allowed,
-            wanted,
-            "the limit of open files is too low for max_connections: raise the hard limit, or lower max_connections"
-        );
-    }
-    allowed
 }
 
 /// A listener's socket, its protocol, and whether it is public or for peers.

@@ -96,6 +96,7 @@ impl Builder<'_> {
             this,
             affinity,
             peers,
+            state: self.state(&raw.state, machine),
             audit,
         };
         self.check_not_own(&config);

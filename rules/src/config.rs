@@ -31,6 +31,7 @@ use crate::sections::receipts::ReceiptRules;
 use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
 use crate::sections::run::RunRules;
+use crate::sections::state::StateRules;
 use crate::sections::traces::{Export, TraceRules};
 use crate::units::AppAddress;
 
@@ -93,6 +94,8 @@ pub struct Config {
     pub affinity: Option<AffinityRules>,
     /// Other Machines; `None` without peers.
     pub peers: Option<PeerRules>,
+    /// Snapshots of the state; `None` without them.
+    pub state: Option<StateRules>,
     /// The audit log; `None` when it is off.
     pub audit: Option<AuditRules>,
     /// Sticky sessions are off on Fly only because there are no keys.
@@ -226,6 +229,7 @@ impl Config {
             (self.max_limit_keys != next.max_limit_keys, "rate_limits.max_keys"),
             (self.machine() != next.machine(), "server.machine"),
             (self.peers_at_start() != next.peers_at_start(), "peers"),
+            (self.state != next.state, "state"),
             (self.audit_at_start() != next.audit_at_start(), "audit"),
             (self.trace_export() != next.trace_export(), "traces"),
         ];

@@ -37,6 +37,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("OUTRIGGER_APP_ADDRESS", "app", "address"),
     ("OUTRIGGER_APP_METRICS", "app", "metrics"),
     ("OUTRIGGER_AUDIT_DIRECTORY", "audit", "directory"),
+    ("OUTRIGGER_STATE_DIRECTORY", "state", "directory"),
     ("OUTRIGGER_ADMIN_LISTEN", "admin", "listen"),
     ("OUTRIGGER_EDGE", "identity", "edge"),
     ("OUTRIGGER_TRUSTED", "identity", "trusted"),

@@ -28,5 +28,6 @@ pub mod route_table;
 pub mod routes;
 pub mod run;
 pub mod server;
+pub mod state;
 pub mod tiers;
 pub mod traces;

@@ -29,6 +29,7 @@ use crate::sections::retry::Retry;
 use crate::sections::routes::Route;
 use crate::sections::run::Run;
 use crate::sections::server::Server;
+use crate::sections::state::SavedState;
 use crate::sections::tiers::Tiers;
 use crate::sections::traces::Traces;
 
@@ -75,6 +76,8 @@ pub struct Raw {
     pub affinity: Affinity,
     /// The other Machines of the same app.
     pub peers: Peers,
+    /// Snapshots of what Outrigger has learned. Changes need a restart.
+    pub state: SavedState,
     /// The audit log.
     pub audit: Audit,
     /// Receipts of requests, for `outrigger why`.

@@ -12,6 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use outrigger_policy::limiter::{Exceeded, Quota};
+use outrigger_policy::saved::SavedKey;
 
 const CELLS: usize = 4;
 
@@ -158,6 +159,31 @@ impl Table {
         }
     }
 
+    /// Returns the keys whose quota is not full at `now`, with their arrival times. Keys that share a cell are not included.
+    pub fn keys(&self, now: u64) -> impl Iterator<Item = SavedKey> {
+        let cells = self.lines.iter().flat_map(|line| &line.cells);
+        // A cell that changes hands at this moment may show its old key.
+        let key =
+            |cell: &Cell| SavedKey { tag: cell.tag.load(Ordering::Acquire), tat: cell.tat.load(Ordering::Relaxed) };
+        cells.map(key).filter(move |key| key.tag != 0 && key.tat > now)
+    }
+
+    /// Restores a key of an earlier process; one that is there already keeps the later arrival time. Returns false if no cell is free.
+    pub fn restore(&self, SavedKey { tag, tat }: SavedKey, now: u64) -> bool {
+        if let Some(cell) = self.find(tag.max(1)) {
+            cell.fetch_max(tat, Ordering::Relaxed);
+            return true;
+        }
+        for cell in self.lines(tag.max(1)).into_iter().flat_map(|line| &line.cells) {
+            let seen = cell.tat.load(Ordering::Relaxed);
+            if seen <= now && cell.tat.compare_exchange(seen, tat, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                cell.tag.store(tag.max(1), Ordering::Release);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Assigns a cell to `tag` with its first charge; `None` if all are in use.
     fn claim(&self, tag: u64, quota: Quota, now: u64, cost: u32) -> Result<Option<Charge<'_>>, Exceeded> {
         let first = quota.take(0, now, cost)?;
@@ -204,6 +230,28 @@ mod tests {
         let before = table.look(7);
         table.take(7, quota, SECOND, 1, || 0).unwrap().take_back();
         assert_eq!(table.look(7), before);
+    }
+
+    #[test]
+    fn keys_are_restored_and_idle_ones_are_not_saved() {
+        let (table, quota) = (Table::new(1000), quota("60/1m", 3));
+        for key in 1..500 {
+            table.take(mix(key), quota, SECOND, 2, || 0).unwrap();
+        }
+        assert_eq!(table.keys(4 * SECOND).count(), 0);
+        let saved: Vec<SavedKey> = table.keys(2 * SECOND).collect();
+        assert_eq!(saved.len(), 499);
+        let restored = Table::new(1000);
+        assert!(saved.iter().all(|key| restored.restore(*key, 2 * SECOND)));
+        for key in 1..500 {
+            assert_eq!(restored.look(mix(key)), 3 * SECOND);
+            let later = SavedKey { tag: mix(key), tat: 2 * SECOND };
+            assert!(restored.restore(later, 2 * SECOND), "what a peer knows less of changes nothing");
+            assert_eq!(restored.look(mix(key)), 3 * SECOND);
+        }
+        let small = Table::new(100);
+        let fitted = saved.iter().filter(|key| small.restore(**key, 2 * SECOND)).count();
+        assert!(fitted >= 100 && small.size(2 * SECOND) == (fitted, fitted.max(128)), "{fitted}");
     }
 
     #[test]

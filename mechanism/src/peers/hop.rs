@@ -20,6 +20,8 @@ use ring::digest::{self, SHA256};
 pub const PROBE_PATH: &str = "/.outrigger/probe";
 /// The path at which a peer gives its summary, signed.
 pub const SUMMARY_PATH: &str = "/.outrigger/summary";
+/// The path at which a peer gives its snapshot, signed.
+pub const STATE_PATH: &str = "/.outrigger/state";
 
 /// The maximum difference between the clocks of two Machines, in seconds.
 pub const SKEW_SECONDS: u32 = 60;

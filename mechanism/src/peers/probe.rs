@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
 use outrigger_identity::clock::seconds;
+use outrigger_identity::signing::Purpose;
 use outrigger_identity::this::This;
 use outrigger_rules::target::Target;
 use outrigger_wire::names::X_OUTRIGGER_HOP;
@@ -82,17 +83,17 @@ async fn answer_of(stream: AppStream, request: http::Request<Bytes>) -> Result<(
 #[derive(Debug)]
 pub struct Proven {
     standing: Standing,
-    name: Box<str>,
-    run: u64,
+    pub(super) name: Box<str>,
+    pub(super) run: u64,
 }
 
 impl Check {
     /// Probes an address. Returns the condition of the peer there, if it proves its identity.
-    async fn probe(&self, address: SocketAddr) -> Result<Proven, Unanswered> {
+    pub(super) async fn probe(&self, address: SocketAddr) -> Result<Proven, Unanswered> {
         let stream = AppStream::connect(&Target::Tcp(address)).await?;
         let from = if self.is_translated { None } else { stream.local_address() };
         let nonce = self.nonces.next();
-        let asks = signed(&self.this, nonce, PROBE_PATH);
+        let asks = signed(&self.this, nonce, PROBE_PATH, Receiver::ANY);
         let (status, body) = answer_of(stream, asks).await?;
         let asked = Asked { nonce, asker: &self.this.name, address, from };
         let answer = ProbeAnswer::verify(&self.this.keys, &body, asked).map_err(|e| Unanswered::Unproven(status, e))?;
@@ -100,8 +101,8 @@ impl Check {
     }
 }
 
-/// A request of this Machine itself to a peer, signed.
-fn signed(this: &This, nonce: Nonce, path: &str) -> http::Request<Bytes> {
+/// A request of this Machine itself to a peer, signed for `receiver`.
+pub(super) fn signed(this: &This, nonce: Nonce, path: &str, receiver: Receiver<'_>) -> http::Request<Bytes> {
     let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let hop = Hop { kind: Kind::Probe, client: nobody, nonce, from: this.name.as_ref().into() };
     let mut asks = request(path);
@@ -114,7 +115,7 @@ fn signed(this: &This, nonce: Nonce, path: &str) -> http::Request<Bytes> {
         target: path,
         has_endless_body: false,
     };
-    let token = hop.sign(&this.keys, &signed, Receiver::ANY, seconds());
+    let token = hop.sign(&this.keys, &signed, receiver, seconds());
     if let Ok(token) = http::HeaderValue::from_maybe_shared(token) {
         asks.headers_mut().insert(&X_OUTRIGGER_HOP, token);
     }
@@ -129,10 +130,12 @@ pub async fn summary_of(peers: &Peers, peer: &Peer, patience: Duration) -> Resul
     let nonce = peers.nonces.next();
     let asked = async {
         let stream = AppStream::connect(&peer.target).await?;
-        let answer = outrigger_transport::ask::ask(stream, signed(&peers.this, nonce, SUMMARY_PATH)).await?;
+        let answer =
+            outrigger_transport::ask::ask(stream, signed(&peers.this, nonce, SUMMARY_PATH, Receiver::ANY)).await?;
         let status = answer.head.status;
         let body = answer.body(SUMMARY_BYTES).await.map_err(|_| Unanswered::Body)?;
-        summary::verify(&peers.this.keys, nonce, &body).ok_or(Unanswered::Unproven(status, AnswerRefused::Unsigned))
+        summary::verify(&peers.this.keys, Purpose::Summary, nonce, &body)
+            .ok_or(Unanswered::Unproven(status, AnswerRefused::Unsigned))
     };
     tokio::time::timeout(patience, asked).await?
 }

@@ -1,12 +1,15 @@
 //! Breakers of single clients: each refuses one client, for failures that only this client saw.
 
+use std::time::Duration;
+
+use super::saved::SavedClient;
 use super::switch::Switch;
 use super::{Refused, Settings, State};
-use std::time::Duration;
+use crate::saved::Shift;
 
 /// The maximum number of callers with a breaker. Another caller replaces the least recent one whose breaker is closed. If
 /// there is none, its failures count towards the shared breaker only.
-const MOST: usize = 16;
+pub(super) const MOST: usize = 16;
 
 #[derive(Clone, Debug)]
 struct ClientBreaker {
@@ -123,6 +126,27 @@ impl ClientBreakers {
     /// The shared breaker has closed.
     pub(super) fn all_closed(&mut self) {
         self.all.retain(|client| !client.is_for_probe);
+    }
+
+    /// Returns those that know of failures.
+    pub(super) fn saved(&self) -> Vec<SavedClient> {
+        let saved = |client: &ClientBreaker| SavedClient {
+            key: client.key,
+            failures: client.failures,
+            is_for_probe: client.is_for_probe,
+            switch: client.switch.saved(),
+        };
+        self.all.iter().map(saved).collect()
+    }
+
+    /// Adds the breakers of an earlier process.
+    pub(super) fn restore(&mut self, saved: &[SavedClient], shift: Shift, settings: &Settings) {
+        for saved in saved {
+            let Some(client) = self.entry(saved.key, shift.now) else { return };
+            client.failures = saved.failures;
+            client.is_for_probe = saved.is_for_probe;
+            client.switch.restore(saved.switch, shift, settings);
+        }
     }
 
     pub(super) fn try_now(&mut self) {

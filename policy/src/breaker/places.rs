@@ -4,7 +4,7 @@ use super::{Breaker, Settings, State};
 
 /// The maximum number of places with a breaker. Another place replaces one whose breaker is closed: one that refuses no
 /// client first, then the least recent. If there is none, its failures count towards the shared breaker only.
-const MOST: usize = 32;
+pub(super) const MOST: usize = 32;
 
 #[derive(Clone, Debug)]
 struct PlaceBreaker {
@@ -19,6 +19,11 @@ pub(super) struct PlaceBreakers(Vec<PlaceBreaker>);
 impl PlaceBreakers {
     pub(super) fn all(&self) -> impl Iterator<Item = &Breaker> {
         self.0.iter().map(|place| &*place.breaker)
+    }
+
+    /// Returns the breakers and the names of their places.
+    pub(super) fn named(&self) -> impl Iterator<Item = (u64, &Breaker)> {
+        self.0.iter().map(|place| (place.name, &*place.breaker))
     }
 
     pub(super) fn each(&mut self, act: impl FnMut(&mut Breaker)) {

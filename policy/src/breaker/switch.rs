@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::saved::{SavedPosition, SavedSwitch};
 use super::{FIRST_SHARE, Refused, SOON, Settings, State, nanoseconds};
+use crate::saved::Shift;
 
 /// A probe that takes longer no longer counts as out, so others may probe: its client may be causing the delay.
 pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(5);
@@ -173,6 +175,34 @@ impl Switch {
             }
             _ => None,
         }
+    }
+
+    /// Returns the state for a snapshot.
+    pub(super) const fn saved(&self) -> SavedSwitch {
+        let position = match self.inner {
+            Inner::Closed => SavedPosition::Closed,
+            Inner::Open { until, length, is_brief } => SavedPosition::Open { until, length, is_brief },
+            // Its probes end with the process, so it probes anew. It was not opened lately: `forgive` must not close it.
+            Inner::HalfOpen { .. } => SavedPosition::Open { until: 0, length: u64::MAX, is_brief: false },
+            Inner::Ramp { since, .. } => SavedPosition::Ramp { since },
+        };
+        SavedSwitch { position, trips: self.trips, closed_at: self.closed_at }
+    }
+
+    /// Takes over the state of an earlier process. Stays open for at most as long as the settings open it.
+    pub(super) fn restore(&mut self, saved: SavedSwitch, shift: Shift, settings: &Settings) {
+        let first = nanoseconds(settings.open_for);
+        let most = first.max(nanoseconds(settings.max_open_for));
+        let most = most.saturating_add((most as f64 * settings.jitter) as u64);
+        self.trips = saved.trips;
+        self.closed_at = shift.moved(saved.closed_at).min(shift.now);
+        self.enter(match saved.position {
+            SavedPosition::Closed => Inner::Closed,
+            SavedPosition::Open { until, length, is_brief } => {
+                Inner::Open { until: shift.moved(until).min(shift.now.saturating_add(most)), length, is_brief }
+            }
+            SavedPosition::Ramp { since } => Inner::Ramp { since: shift.moved(since).min(shift.now), credit: 1.0 },
+        });
     }
 
     fn enter(&mut self, inner: Inner) {

@@ -235,6 +235,7 @@ fn render(state: &State) -> Result<String, outrigger_metrics::Error> {
     state.metrics.pause.show(state.reach.is_paused(), pause::is_maintenance(state));
     let budget = state.budgets().retries.left(state.rules.load().config.retry.budget);
     state.metrics.attempts.retry_budget.set(budget);
+    state.metrics.saved.show(&state.snapshots.standing());
     if let Some(trail) = &state.trail {
         trail.show();
     }

@@ -157,6 +157,7 @@ impl Reloader {
         config.log.format = before.config.log.format;
         config.max_limit_keys = before.config.max_limit_keys;
         config.this = before.config.this.clone();
+        config.state = before.config.state.clone();
         config.audit = match (&before.config.audit, config.audit) {
             (Some(before), Some(after)) => Some(after.keeping(before)),
             (before, _) => before.clone(),

@@ -4,21 +4,24 @@
 //! sampler.rs    samples counters and histograms once a second, in bounded rings
 //! windows.rs    rates and quantiles of the last seconds
 //! gather.rs     the summary
+//! saved.rs      snapshots of the state
 //! headline.rs   one sentence: the worst problem, or that there is none
 //! ```
 //!
 //! It names no client: clients have pseudonyms.
 
+mod configuration;
 pub mod gather;
 pub mod headline;
 pub mod sampler;
+pub mod saved;
 mod windows;
-
-use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::configuration::{Configuration, Refused};
+use self::saved::SavedState;
 pub use crate::engine::history::{BreakerChange, Event, EventKind, ReloadProblem};
 
 /// How bad it is.
@@ -78,6 +81,8 @@ pub struct Status {
     pub pause: Option<Pause>,
     /// Maintenance, if requests are refused for it.
     pub maintenance: Option<Maintenance>,
+    /// Snapshots of the state, if there are any.
+    pub saved: Option<SavedState>,
     /// The audit log, if there is one.
     pub audit: Option<Audit>,
     /// The configuration.
@@ -417,32 +422,4 @@ pub struct Audit {
     pub lost: u64,
     /// Signs that it was changed or rolled back.
     pub alarms: u64,
-}
-
-/// The configuration.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Configuration {
-    /// Its version: increases with each change.
-    pub version: u64,
-    /// When it came into force.
-    pub since: Timestamp,
-    /// The number of routes.
-    pub routes: usize,
-    /// Its warnings, at most 10.
-    pub warnings: Vec<String>,
-    /// The feature flags and their modes, or shares of clients.
-    pub flags: BTreeMap<String, String>,
-    /// The file's last version, if it was rejected.
-    pub refused: Option<Refused>,
-}
-
-/// A rejected configuration.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Refused {
-    /// When.
-    pub at: Timestamp,
-    /// The number of problems.
-    pub count: usize,
-    /// The first 10 of them.
-    pub problems: Vec<ReloadProblem>,
 }

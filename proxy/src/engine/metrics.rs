@@ -34,6 +34,7 @@ use crate::mechanism::gate::metrics::GateMetrics;
 use crate::mechanism::limits::metrics::LimitsMetrics;
 use crate::mechanism::log::LogMetrics;
 use crate::mechanism::peers::metrics::PeerMetrics;
+use crate::mechanism::saved::metrics::SavedMetrics;
 use crate::mechanism::traces::metrics::TraceMetrics;
 use crate::transport::body_memory::BodyMemoryMetrics;
 use crate::transport::upstream::metrics::UpstreamMetrics;
@@ -144,6 +145,8 @@ pub struct Metrics {
     pub identity: IdentityMetrics,
     /// Headers of untrusted senders.
     pub claims: ClaimsMetrics,
+    /// Snapshots of the state.
+    pub saved: SavedMetrics,
     /// The audit log.
     pub audit: AuditMetrics,
     /// Traces.
@@ -194,6 +197,7 @@ impl Metrics {
             peers: PeerMetrics::new(&declare)?,
             identity: IdentityMetrics::new(&declare)?,
             claims: ClaimsMetrics::new(&declare)?,
+            saved: SavedMetrics::new(&declare)?,
             audit: AuditMetrics::new(&declare)?,
             traces: TraceMetrics::new(&declare)?,
             log: LogMetrics::new(&declare)?,

@@ -34,6 +34,7 @@ pub fn enter(state: &State, act: Act) {
 
 /// Logs the ban of a client for an offence.
 pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mode: Mode) {
+    state.snapshots.hurry();
     let client = &exchange.client;
     let would = if mode == Mode::Monitor { "would be" } else { "is" };
     let text = format!("client {:016x} {would} banned for {seconds} s: {reason}", client.id);
@@ -55,6 +56,7 @@ pub fn banned(state: &State, exchange: &Exchange, reason: &str, seconds: u64, mo
 
 /// Logs that an operator bans a client, or lifts a ban. `hash` is the client's pseudonym.
 pub fn ban_changed(state: &State, action: &'static str, (client, hash): (&str, u64), seconds: Option<u64>) {
+    state.snapshots.hurry();
     let text = match seconds {
         Some(seconds) => format!("an operator bans client {hash:016x} for {seconds} s"),
         None => format!("an operator lifts the ban of client {hash:016x}"),
@@ -80,6 +82,7 @@ pub fn ban_changed(state: &State, action: &'static str, (client, hash): (&str, u
 
 /// Reports a change of a circuit breaker to metrics, log and audit log.
 pub fn breaker_changed(state: &State, cell: &Cell, Change { clients_refused, turned }: Change) {
+    state.snapshots.hurry();
     let breaker = &*cell.name;
     if let Some(clients_refused) = clients_refused {
         state.metrics.breakers.refuses_one(breaker);

@@ -37,6 +37,7 @@ use crate::mechanism::limits::table::Table;
 use crate::mechanism::log::AccessLog;
 use crate::mechanism::machines::Machines;
 use crate::mechanism::peers::Peers;
+use crate::mechanism::saved::Snapshots;
 use crate::mechanism::traces::Traces;
 use crate::transport::body_memory::BodyMemory;
 use crate::transport::upstream::checked::Checked;
@@ -157,6 +158,8 @@ pub struct State {
     pub trail: Option<Arc<Trail>>,
     /// Traces on their way to the collector, if there is one.
     pub traces: Option<Traces>,
+    /// Snapshots of the state.
+    pub snapshots: Snapshots,
     /// The latest events, for operators.
     pub history: History,
     budgets: Mutex<Budgets>,
@@ -200,6 +203,7 @@ impl State {
             peers,
             trail,
             traces: None,
+            snapshots: Snapshots::default(),
             history: History::default(),
             budgets: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),

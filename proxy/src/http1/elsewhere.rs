@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use http::{Method, StatusCode};
 use outrigger_identity::clock::seconds;
+use outrigger_identity::signing::Purpose;
 use outrigger_wire::request::{Fields, Request};
 use outrigger_wire::rewrite;
 use outrigger_wire::scan::MOST_FIELDS;
@@ -28,8 +29,7 @@ use crate::http1::request::{Prepared, path_of};
 use crate::http1::{Answered, Broken, Lane};
 use crate::mechanism::affinity::replay;
 use crate::mechanism::peers::answer::ProbeAnswer;
-use crate::mechanism::peers::hop::SUMMARY_PATH;
-use crate::mechanism::peers::hop::{Hop, Kind};
+use crate::mechanism::peers::hop::{Hop, Kind, STATE_PATH, SUMMARY_PATH};
 use crate::mechanism::peers::metrics::SentOn;
 use crate::mechanism::peers::summary;
 use crate::mechanism::peers::{Peer, Standing};
@@ -55,7 +55,10 @@ impl Lane<'_> {
                 },
                 Destination::Replay(home) => return self.answer_replay(&mut prepared.exchange, &home).await,
                 Destination::Probe if prepared.target == SUMMARY_PATH => {
-                    return self.answer_summary(&mut prepared.exchange).await;
+                    return self.answer_signed(&mut prepared.exchange, Purpose::Summary).await;
+                }
+                Destination::Probe if prepared.target == STATE_PATH => {
+                    return self.answer_signed(&mut prepared.exchange, Purpose::State).await;
                 }
                 Destination::Probe => return self.answer_probe(&mut prepared.exchange).await,
                 Destination::Healthy => return self.answer_healthy(&mut prepared.exchange).await,
@@ -223,10 +226,14 @@ impl Lane<'_> {
         self.send_gathered(exchange).await
     }
 
-    /// Answers a peer that asks for the summary of this Machine.
-    async fn answer_summary(&mut self, exchange: &mut Exchange) -> Result<(), Broken> {
+    /// Answers a peer that asks for the summary or the snapshot of this Machine.
+    async fn answer_signed(&mut self, exchange: &mut Exchange, purpose: Purpose) -> Result<(), Broken> {
         let (Some(peers), Some(hop)) = (&self.state.peers, &exchange.hop) else { return Ok(()) };
-        let body = summary::sign(&peers.this.keys, hop.nonce, &self.state.summary.load());
+        let content = match purpose {
+            Purpose::State => self.state.snapshots.latest(),
+            _ => self.state.summary.load_full(),
+        };
+        let body = summary::sign(&peers.this.keys, purpose, hop.nonce, &content);
         self.stop_reading();
         self.put_own(&OwnResponse::to(exchange, StatusCode::OK, body.len()), exchange.started, &body);
         exchange.status = 200;

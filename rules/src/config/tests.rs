@@ -91,13 +91,14 @@ fn the_shipped_file_has_the_defaults_of_the_code() {
         ("OUTRIGGER_MACHINE", "a"),
         ("FLY_APP_NAME", "myapp"),
         ("OUTRIGGER_AUDIT_DIRECTORY", "/trail"),
+        ("OUTRIGGER_STATE_DIRECTORY", "/state"),
     ];
     let spelled_out = load(&uncommented, &machine).unwrap_or_else(|e| panic!("{e}"));
     let silent = load(shipped, &machine).unwrap_or_else(|e| panic!("{e}"));
     let without_routes = |config: &Config| {
-        let Config { server, client, app, admin, log, breakers, retry, affinity, audit, .. } = config;
+        let Config { server, client, app, admin, log, breakers, retry, affinity, audit, state, .. } = config;
         format!(
-            "{server:?}{client:?}{app:?}{admin:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}",
+            "{server:?}{client:?}{app:?}{admin:?}{log:?}{:?}{retry:?}{affinity:?}{audit:?}{state:?}",
             breakers.last().map(|b| (b.mode, b.settings, b.counts_429))
         )
     };

@@ -173,7 +173,8 @@ pub struct Limit {
     pub quotas: [Option<Quota>; Tier::ALL.len()],
     /// `RateLimit-Policy` for each tier.
     pub policies: [Box<str>; Tier::ALL.len()],
-    /// Separates its keys from those of other limits. A hash of its name, so its state survives a reload.
+    /// Separates its keys from those of other limits. A hash of its name and of what it counts, so its state survives a reload and a
+    /// restart.
     salt: u64,
 }
 
@@ -192,7 +193,7 @@ impl Limit {
             is_shared: false,
             quotas,
             policies: quotas.map(|quota| policy(quota).into()),
-            salt: client_hash(SALT, name.as_bytes()),
+            salt: client_hash(SALT, format!("{name} {by:?} {count:?}").as_bytes()),
         }
     }
 
@@ -221,7 +222,17 @@ impl Limit {
             By::Route => mix(route_tag),
             By::Machine => 0,
         };
-        mix(self.salt ^ key)
+        marked(mix(self.salt ^ key), self.mark())
+    }
+
+    /// The part of its keys' tags that is the same for all of them, and differs from that of most other limits.
+    pub const fn mark(&self) -> u64 {
+        FIRST_MARK + self.salt % (MARKS - FIRST_MARK)
+    }
+
+    /// How far ahead of now the arrival time of its keys may be, in any tier.
+    pub fn most_ahead_ns(&self) -> u64 {
+        self.quotas.iter().flatten().map(|quota| quota.burst_ns()).max().unwrap_or(0)
     }
 
     /// The shared cell of the client's key if the table is full.
@@ -264,6 +275,16 @@ impl fmt::Display for Limit {
             None => write!(f, "{}: none for the anonymous", self.name),
         }
     }
+}
+
+/// The number of marks: the lowest 12 bits of a tag.
+pub const MARKS: u64 = 1 << 12;
+/// Lower marks are those of offences, see `mechanism`.
+pub const FIRST_MARK: u64 = 16;
+
+/// A tag with this mark.
+pub const fn marked(tag: u64, mark: u64) -> u64 {
+    (tag & !(MARKS - 1)) | (mark & (MARKS - 1))
 }
 
 /// Separates the hashes of [`client_hash`] from those with other purposes.

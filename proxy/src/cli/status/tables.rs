@@ -112,7 +112,7 @@ pub fn events(status: &Status, most: usize) -> Table {
     }
 }
 
-/// One line each about the concurrency limit, the app, bans, audit log and configuration.
+/// One line each about the concurrency limit, the app, bans, audit log, snapshots and configuration.
 pub fn facts(status: &Status) -> Vec<String> {
     let gate = &status.concurrency;
     let app = &status.app;
@@ -144,6 +144,15 @@ pub fn facts(status: &Status) -> Vec<String> {
         };
         let lost = if audit.lost > 0 { format!(", {} LOST", audit.lost) } else { String::new() };
         facts.push(format!("audit log ({}): {disk}{lag}{lost}", audit.mode));
+    }
+    if let Some(saved) = &status.saved {
+        let written = saved.age_s.map_or_else(|| "not written yet".to_owned(), |age| format!("written {age:.0} s ago"));
+        let failed = saved.error.as_ref().map_or_else(String::new, |error| format!(", NOT WRITABLE: {error}"));
+        facts.push(format!(
+            "saved state: {written}, {:.0} kB{failed}; restored {}",
+            saved.bytes as f64 / 1e3,
+            saved.restored
+        ));
     }
     let config = &status.config;
     facts.push(format!(

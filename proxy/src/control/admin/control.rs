@@ -9,7 +9,6 @@ use axum::extract::{Path, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use outrigger_identity::client::Client;
-use outrigger_identity::verified::{Verified, VerifiedKind};
 use outrigger_policy::breaker::{Control, Reason};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
@@ -297,42 +296,5 @@ pub fn lift_ban(state: &State, client: &str) -> Result<(), Refused> {
 
 /// The client that an operator names: its name as it is shown, and its hash.
 fn client_named(text: &str) -> Option<(String, u64)> {
-    if text.len() > NAME_BYTES {
-        return None;
-    }
-    let (kind, name) = text.split_once(':')?;
-    if name.is_empty() {
-        return None;
-    }
-    match kind {
-        "address" => {
-            let address = name.strip_suffix("/64").unwrap_or(name).parse().ok()?;
-            Some((Client::shown_address(address), Client::hash_of(address)))
-        }
-        // As it is listed: only its hash is known.
-        "unknown-key" => u64::from_str_radix(name, 16).ok().map(|hash| (text.to_owned(), hash)),
-        "user" | "key" => {
-            let kind = if kind == "user" { VerifiedKind::User } else { VerifiedKind::Key };
-            let verified = Verified::new(kind, name, Tier::default());
-            Some((verified.shown(), verified.hash))
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_is_parsed_as_it_is_shown() {
-        let shown = |text| client_named(text).map(|(who, _)| who);
-        assert_eq!(shown("address:192.0.2.1").as_deref(), Some("address:192.0.2.1"));
-        assert_eq!(shown("address:2001:db8:1:2:3::9").as_deref(), Some("address:2001:db8:1:2::/64"));
-        assert_eq!(client_named("address:2001:db8:1:2::/64"), client_named("address:2001:db8:1:2:3::9"));
-        assert_eq!(shown("user:ann").as_deref(), Some("user:ann"));
-        for wrong in ["", "192.0.2.1", "address:", "address:x", "tier:pro", "user:"] {
-            assert_eq!(shown(wrong), None, "{wrong}");
-        }
-    }
+    (text.len() <= NAME_BYTES).then(|| Client::named(text)).flatten()
 }

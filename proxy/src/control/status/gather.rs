@@ -11,6 +11,7 @@ use outrigger_rules::target::Target;
 
 use crate::control::status::headline::headline;
 use crate::control::status::sampler::{Sampler, Sums, Total};
+use crate::control::status::saved::SavedState;
 use crate::control::status::windows::{Buckets, Counts};
 use crate::control::status::{
     App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, Maintenance, OtherRoutes,
@@ -141,6 +142,7 @@ impl Board {
                 since: state.pause.maintenance_since(),
                 is_in_file: rules.config.maintenance.is_on,
             }),
+            saved: rules.config.state.as_ref().map(|_| SavedState::of(&state.snapshots)),
             audit: audit(state, &rules),
             config: configuration(state, &rules),
             events: state.history.events(),

@@ -19,8 +19,21 @@ const LONG_DEGRADED_S: u64 = 10;
 /// The headline of `status`, which has none yet.
 pub fn headline(status: &Status) -> Headline {
     let mut problems: Vec<(Level, String)> = Vec::new();
-    let finders =
-        [phase, maintenance, pause, app, breakers, errors, shedding, audit, machines, configuration, queue, limits];
+    let finders = [
+        phase,
+        maintenance,
+        pause,
+        app,
+        breakers,
+        errors,
+        shedding,
+        audit,
+        saved,
+        machines,
+        configuration,
+        queue,
+        limits,
+    ];
     finders.into_iter().for_each(|find| problems.extend(find(status)));
     // Stable: among equals, the order above.
     problems.sort_by_key(|(level, _)| std::cmp::Reverse(*level));
@@ -146,6 +159,11 @@ fn audit(status: &Status) -> Option<(Level, String)> {
         return Some((Level::Warn, text));
     }
     (audit.lost > 0).then(|| (Level::Warn, format!("The audit log lacks {} entries that were lost", audit.lost)))
+}
+
+fn saved(status: &Status) -> Option<(Level, String)> {
+    let error = status.saved.as_ref()?.error.as_ref()?;
+    Some((Level::Warn, format!("A restart would lose bans and limits: their snapshot cannot be written: {error}")))
 }
 
 fn machines(status: &Status) -> Option<(Level, String)> {

@@ -62,6 +62,15 @@ pub fn configuration(state: &State, status: &Status, is_operator: bool) -> Html 
         ("in force since", Html::of(config.since.strftime("%Y-%m-%d %H:%M:%S"))),
         ("routes", Html::of(config.routes)),
     ]);
+    if let Some(saved) = &status.saved {
+        html.raw("<p>State that survives a restart: ");
+        match (&saved.error, saved.age_s) {
+            (Some(error), _) => html.raw("<span class=\"bad\">it cannot be written</span> (").text(error).raw(")"),
+            (None, Some(age)) => html.text(format_args!("written {age:.0} s ago")),
+            (None, None) => html.text("not written yet"),
+        };
+        html.text("; restored ").text(&saved.restored).raw("</p>");
+    }
     if let Some(refused) = &config.refused {
         html.raw("<p class=\"bad\">The change at ")
             .text(refused.at.strftime("%H:%M:%S"))
