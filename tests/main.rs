@@ -25,6 +25,7 @@ mod audit_follow;
 mod audit_shipping;
 mod audit_store;
 mod audit_tampering;
+mod backtest;
 mod bad_input;
 mod breaker;
 mod check;

@@ -19,4 +19,5 @@ mod retries;
 mod stalled_uploads;
 mod state;
 mod streams;
+mod traffic_record;
 mod uploads;

@@ -5,6 +5,10 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use outrigger_policy::saved::Saved;
+use outrigger_traffic::decode::{Dictionary, Reader};
+use outrigger_traffic::encode::{self, BLOCK_HEADER_BYTES};
+use outrigger_traffic::request::RecordedRequest;
+use outrigger_traffic::{MOST_SHAPES, MOST_TEXTS, checksum};
 use outrigger_transport::http2::{self as session, Http2Stream, MOST_STREAMS, New, OUTPUT_HIGH, Received, Session};
 use outrigger_wire::chunks::Chunks;
 use outrigger_wire::client_address::{Edge, Sender};
@@ -23,7 +27,7 @@ const LIMITS: Limits = Limits { max_bytes: 4096, max_fields: 64 };
 /// A target, and its name: that of its directory in `corpus/`.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const ALL: [Target; 8] = [
+pub const ALL: [Target; 9] = [
     ("request_head", request_head),
     ("chunks", chunks),
     ("request_rewrite", request_rewrite),
@@ -32,6 +36,7 @@ pub const ALL: [Target; 8] = [
     ("frames", frames),
     ("connection", connection),
     ("snapshot", snapshot),
+    ("traffic_record", traffic_record),
 ];
 
 /// The first byte, and the rest.
@@ -336,4 +341,27 @@ pub fn snapshot(data: &[u8]) {
     let mut small = saved;
     let _ = small.fit(1 << 16);
     assert!(small.encode().len() <= 1 << 16 || data.len() < 1 << 16);
+}
+
+/// Any bytes are a traffic record, or the beginning of one. They are read as a file, and as the entries of a block.
+pub fn traffic_record(data: &[u8]) {
+    read_record(data);
+    let mut file = encode::header(1_700_000_000_000_000_000).to_vec();
+    file.extend((data.len() as u32).to_le_bytes());
+    file.extend(checksum(data).to_le_bytes());
+    file.extend_from_slice(data);
+    read_record(&file);
+}
+
+/// Each request refers to a shape and to texts that were there before it, and takes at least some bytes.
+fn read_record(file: &[u8]) {
+    let Ok(Some(mut reader)) = Reader::open(file) else { return };
+    let mut requests = 0;
+    let mut each = |request: &RecordedRequest, dictionary: &Dictionary| {
+        requests += 1;
+        assert!((request.shape as usize) < dictionary.shapes().len().min(MOST_SHAPES));
+        assert!(request.reason.is_none_or(|text| (text as usize) < MOST_TEXTS));
+    };
+    while reader.block(&mut each).is_ok_and(|is_there| is_there) {}
+    assert!(requests <= file.len() / BLOCK_HEADER_BYTES);
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::breaker::{
-    Breaker, Caller, Control, Outcome, Permit, Reason, Refused, SavedBreaker, State as Position,
+    Breaker, Caller, Control, Failure, Outcome, Permit, Reason, Refused, SavedBreaker, State as Position,
 };
 use outrigger_policy::saved::Shift;
 use outrigger_rules::sections::breaker::BreakerRules;
@@ -259,6 +259,37 @@ impl Registry {
 
     fn change_each(&self, change: impl Fn(&Cell) -> Option<Change>) -> Vec<(Arc<Cell>, Change)> {
         self.all().into_iter().filter_map(|cell| change(&cell).map(|change| (cell, change))).collect()
+    }
+}
+
+/// A response of the app, as circuit breakers see it.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenResponse {
+    /// The status.
+    pub status: u16,
+    /// It has `Retry-After`.
+    pub says_when: bool,
+    /// The request had less time than its route allows.
+    pub had_less_time: bool,
+    /// 429 is a failure.
+    pub counts_429: bool,
+}
+
+/// Judges the app by its response, with the table of docs/failure.md. `None`: not counted.
+pub const fn judge(response: SeenResponse) -> Option<Result<(), Failure>> {
+    let SeenResponse { status, says_when, had_less_time, counts_429 } = response;
+    match status {
+        // The app sheds load (RFC 9110 section 15.6.4), or is behind a circuit breaker of its own.
+        503 if says_when => None,
+        // The request had less time than its route allows.
+        503 | 504 if had_less_time => None,
+        // The app lacks the method or the version: caused by the request. 508: the request causes a loop, or is in one.
+        501 | 505 | 508 => None,
+        504 => Some(Err(Failure::Reported)),
+        502 | 503 => Some(Err(Failure::Silent)),
+        500.. => Some(Err(Failure::Answered)),
+        429 if counts_429 => Some(Err(Failure::Answered)),
+        _ => Some(Ok(())),
     }
 }
 

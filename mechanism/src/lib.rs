@@ -19,3 +19,4 @@ pub mod outcome;
 pub mod peers;
 pub mod saved;
 pub mod traces;
+pub mod traffic;

@@ -3,6 +3,7 @@
 
 mod admin;
 mod audit;
+mod backtest;
 mod check;
 mod config;
 mod diff;
@@ -72,6 +73,8 @@ enum Command {
     Config(config::Options),
     /// Tell what changes in meaning between two configurations; exit with 1 if something does.
     Diff(diff::Options),
+    /// Replay recorded traffic against another configuration, beside the one in force: which requests would be rejected.
+    Backtest(Box<backtest::Options>),
     /// Explain how the configuration handles a request.
     Explain {
         /// The method, such as GET.
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::run(options.file.clone().or(named).as_deref(), &options),
         Command::Config(options) => with_config(named.as_deref(), |config| config::run(config, &options)),
         Command::Diff(options) => diff::run(named.as_deref(), &options),
+        Command::Backtest(options) => backtest::run(named.as_deref(), &options),
         Command::Explain { method, path, headers, from } => with_config(named.as_deref(), |config| {
             let mut fields = HeaderMap::new();
             for (name, value) in headers {

@@ -24,3 +24,4 @@ pub mod stages;
 pub mod state;
 pub mod steps;
 pub mod traces;
+pub mod traffic;

@@ -159,6 +159,7 @@ pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, Ru
             runtime.block_on(trail.is_shipped(Duration::from_secs(2)));
         }
     }
+    state.traffic.close(Duration::from_secs(2));
     queue.flush(Duration::from_secs(1));
     // Remaining tasks have had their time; waiting for them would only delay the exit.
     runtime.shutdown_background();

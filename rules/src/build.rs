@@ -89,6 +89,7 @@ impl Builder<'_> {
             retry,
             receipts: self.receipts(&raw.receipts),
             traces: self.traces(&raw.traces),
+            traffic: self.traffic(&raw.traffic),
             pages: self.pages(&raw.pages),
             maintenance: self.maintenance(&raw.maintenance),
             faults,

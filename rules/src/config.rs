@@ -33,6 +33,7 @@ use crate::sections::route_table::RouteTable;
 use crate::sections::run::RunRules;
 use crate::sections::state::StateRules;
 use crate::sections::traces::{Export, TraceRules};
+use crate::sections::traffic::TrafficRules;
 use crate::units::AppAddress;
 
 /// The checked configuration of the proxy.
@@ -82,6 +83,8 @@ pub struct Config {
     pub receipts: ReceiptRules,
     /// Traces; `None` without a collector.
     pub traces: Option<TraceRules>,
+    /// The traffic record.
+    pub traffic: TrafficRules,
     /// Outrigger's own responses for browsers.
     pub pages: PageRules,
     /// Maintenance mode.

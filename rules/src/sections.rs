@@ -31,3 +31,4 @@ pub mod server;
 pub mod state;
 pub mod tiers;
 pub mod traces;
+pub mod traffic;

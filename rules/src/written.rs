@@ -32,6 +32,7 @@ use crate::sections::server::Server;
 use crate::sections::state::SavedState;
 use crate::sections::tiers::Tiers;
 use crate::sections::traces::Traces;
+use crate::sections::traffic::Traffic;
 
 /// The configuration of an Outrigger proxy.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -84,6 +85,8 @@ pub struct Raw {
     pub receipts: Receipts,
     /// OpenTelemetry traces. Changes of `sample` and `follow_parent` are live; the others need a restart.
     pub traces: Traces,
+    /// The traffic record, for `outrigger backtest`.
+    pub traffic: Traffic,
     /// Outrigger's own responses for browsers.
     pub pages: Pages,
     /// Maintenance mode: requests are refused.

@@ -25,11 +25,17 @@ pub struct Crate {
 }
 
 /// The crates whose floors are held.
-pub const CRATES: [Crate; 11] = [
+pub const CRATES: [Crate; 13] = [
     Crate { directory: "policy", below: &[], floors: &[], known: &[] },
     Crate { directory: "metrics", below: &[], floors: &[], known: &[] },
     Crate { directory: "tokens", below: &[], floors: &[], known: &[] },
     Crate { directory: "trail", below: &["policy"], floors: &[], known: &[] },
+    Crate {
+        directory: "traffic",
+        below: &[],
+        floors: &[&["files", "request", "template", "varint"], &["encode"], &["decode", "shapes"]],
+        known: &[],
+    },
     Crate {
         directory: "wire",
         below: &["policy"],
@@ -69,7 +75,7 @@ pub const CRATES: [Crate; 11] = [
     },
     Crate {
         directory: "rules",
-        below: &["policy", "tokens", "trail", "wire", "identity"],
+        below: &["policy", "tokens", "trail", "traffic", "wire", "identity"],
         floors: &[
             &["acting", "finding", "inputs", "schema", "sources", "target"],
             &["error"],
@@ -95,6 +101,7 @@ pub const CRATES: [Crate; 11] = [
                 "sections::server",
                 "sections::state",
                 "sections::tiers",
+                "sections::traffic",
             ],
             &["sections::identity", "sections::routes"],
             &["sections::breaker", "sections::retry", "sections::route_table"],
@@ -125,7 +132,7 @@ pub const CRATES: [Crate; 11] = [
     // The mechanisms do not know the exchange and the state: they take arguments and return values.
     Crate {
         directory: "mechanism",
-        below: &["policy", "metrics", "trail", "wire", "identity", "rules", "transport"],
+        below: &["policy", "metrics", "trail", "traffic", "wire", "identity", "rules", "transport"],
         floors: &[
             &["evidence"],
             &[
@@ -142,14 +149,32 @@ pub const CRATES: [Crate; 11] = [
                 "outcome",
                 "peers",
             ],
-            &["access_log", "limits", "traces"],
+            &["access_log", "limits", "traces", "traffic"],
             &["abuse", "log", "saved"],
         ],
         known: &[],
     },
     Crate {
+        directory: "backtest",
+        below: &["policy", "metrics", "traffic", "wire", "identity", "rules", "mechanism"],
+        floors: &[&["past", "tally"], &["order", "report", "side", "source"], &["survey"], &["picture", "replay"]],
+        known: &[],
+    },
+    Crate {
         directory: "proxy",
-        below: &["policy", "metrics", "tokens", "trail", "wire", "identity", "rules", "transport", "mechanism"],
+        below: &[
+            "policy",
+            "metrics",
+            "tokens",
+            "trail",
+            "traffic",
+            "wire",
+            "identity",
+            "rules",
+            "transport",
+            "mechanism",
+            "backtest",
+        ],
         floors: &[&["engine"], &["http1"], &["http2"], &["accept"], &["run"], &["control"], &["start"], &["cli"]],
         known: &[],
     },

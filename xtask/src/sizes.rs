@@ -14,8 +14,20 @@ const FILE_LINES: usize = 450;
 /// Maximum number of lines of a function.
 const FUNCTION_LINES: usize = 80;
 /// The crates that are held.
-const CRATES: [&str; 10] =
-    ["proxy", "mechanism", "transport", "rules", "wire", "identity", "policy", "metrics", "tokens", "trail"];
+const CRATES: [&str; 12] = [
+    "proxy",
+    "backtest",
+    "mechanism",
+    "transport",
+    "rules",
+    "wire",
+    "identity",
+    "policy",
+    "metrics",
+    "tokens",
+    "trail",
+    "traffic",
+];
 /// Functions that may be longer: tables.
 const TABLES: [(&str, &str); 1] = [("proxy/src/engine/rejection.rs", "problem")];
 

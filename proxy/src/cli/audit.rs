@@ -17,6 +17,7 @@ mod hold;
 mod keys;
 mod ocsf;
 mod report;
+pub(super) mod requests;
 pub(super) mod text;
 mod verify;
 
@@ -39,7 +40,8 @@ use outrigger_trail::spool::SpoolError;
 use outrigger_trail::store::StoreError;
 use outrigger_trail::verify::VerifyError;
 
-use self::database::{Database, Url};
+use self::database::Database;
+pub use self::database::Url;
 pub use self::find::moment;
 use super::EX_CONFIG;
 

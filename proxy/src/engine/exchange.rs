@@ -29,6 +29,7 @@ use crate::mechanism::limits::Shown;
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::{self, Hop};
 use crate::mechanism::traces::{Recording, Traced};
+use crate::mechanism::traffic::Hints;
 
 /// A request, its response, and the decisions about them.
 #[derive(Debug)]
@@ -120,6 +121,8 @@ pub struct Exchange {
     pub permit: Option<Permit>,
     /// Its place in the queue for a permit.
     pub waiting: Option<Waiting>,
+    /// Facts, other than path and method, that its route depended on, for the traffic record.
+    pub hints: Hints,
     /// Its trace.
     pub traced: Traced,
     /// Its unusual steps, for its receipt.
@@ -229,6 +232,7 @@ impl Exchange {
             is_beyond_monitored: false,
             permit: None,
             waiting: None,
+            hints: Hints::default(),
             traced: Traced::No,
             steps: Steps::default(),
             evidence: None,

@@ -36,6 +36,7 @@ use crate::mechanism::log::LogMetrics;
 use crate::mechanism::peers::metrics::PeerMetrics;
 use crate::mechanism::saved::metrics::SavedMetrics;
 use crate::mechanism::traces::metrics::TraceMetrics;
+use crate::mechanism::traffic::metrics::TrafficMetrics;
 use crate::transport::body_memory::BodyMemoryMetrics;
 use crate::transport::upstream::metrics::UpstreamMetrics;
 
@@ -151,6 +152,8 @@ pub struct Metrics {
     pub audit: AuditMetrics,
     /// Traces.
     pub traces: TraceMetrics,
+    /// The traffic record.
+    pub traffic: TrafficMetrics,
     /// Logs.
     pub log: LogMetrics,
     /// The app's metrics.
@@ -200,6 +203,7 @@ impl Metrics {
             saved: SavedMetrics::new(&declare)?,
             audit: AuditMetrics::new(&declare)?,
             traces: TraceMetrics::new(&declare)?,
+            traffic: TrafficMetrics::new(&declare)?,
             log: LogMetrics::new(&declare)?,
             exposition: ExpositionMetrics::new(&declare)?,
             config: ConfigMetrics::new(&declare)?,

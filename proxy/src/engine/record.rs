@@ -19,6 +19,7 @@ use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
 use crate::engine::state::State;
 use crate::engine::traces;
+use crate::engine::traffic;
 use crate::mechanism::access_log::Line;
 use crate::mechanism::outcome::Outcome;
 
@@ -181,6 +182,13 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
             span_id: exchange.traced.peek().map(|recording| recording.span_id),
         });
     }
+    let service = if exchange.rules.traffic.is_some() { time_of_app(exchange, ended) } else { None };
+    let (client_left, request_bytes) = (ending.client_left, ending.request_bytes);
+    traffic::ended(
+        state,
+        exchange,
+        &traffic::Ended { duration, service, reason, client_left, request_bytes, method, path },
+    );
     let bytes = (ending.request_bytes, ending.body_bytes);
     traces::ended(state, exchange, &traces::Ended { at: ended, outcome, method, path, reason, bytes });
 }

@@ -39,6 +39,7 @@ use crate::mechanism::machines::Machines;
 use crate::mechanism::peers::Peers;
 use crate::mechanism::saved::Snapshots;
 use crate::mechanism::traces::Traces;
+use crate::mechanism::traffic::{Recorder, TrafficBasis};
 use crate::transport::body_memory::BodyMemory;
 use crate::transport::upstream::checked::Checked;
 use crate::transport::upstream::exhaustion::Exhaustion;
@@ -65,6 +66,8 @@ pub struct Snapshot {
     pub breakers: Vec<Arc<Cell>>,
     /// The part of the configuration that the audit log uses, if there is an audit log.
     pub audit: Option<Arc<AuditBasis>>,
+    /// The part of the configuration that the traffic record uses, if traffic is recorded.
+    pub traffic: Option<Arc<TrafficBasis>>,
     /// Increases by one with every change.
     pub version: u64,
 }
@@ -83,6 +86,7 @@ impl Snapshot {
         let attempt_times = config.routes.all().iter().map(times).collect();
         let breakers = breakers.prepare(&config.breakers);
         let audit = AuditBasis::of(&config).map(Arc::new);
+        let traffic = TrafficBasis::of(&config).map(Arc::new);
         Self {
             config,
             upstreams,
@@ -93,6 +97,7 @@ impl Snapshot {
             attempt_times,
             breakers,
             audit,
+            traffic,
             version,
         }
     }
@@ -160,6 +165,8 @@ pub struct State {
     pub traces: Option<Traces>,
     /// Snapshots of the state.
     pub snapshots: Snapshots,
+    /// The traffic record.
+    pub traffic: Arc<Recorder>,
     /// The latest events, for operators.
     pub history: History,
     budgets: Mutex<Budgets>,
@@ -184,6 +191,7 @@ impl State {
         let breakers = breakers::Registry::default();
         let peers =
             config.peers.clone().zip(config.this.clone()).map(|(rules, this)| Arc::new(Peers::new(rules, this)));
+        let traffic = Arc::new(Recorder::new(config.server.threads, metrics.traffic.clone()));
         let rules = Snapshot::new(checked, 1, &metrics, &breakers);
         Self {
             limits,
@@ -204,6 +212,7 @@ impl State {
             trail,
             traces: None,
             snapshots: Snapshots::default(),
+            traffic,
             history: History::default(),
             budgets: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),

@@ -14,7 +14,7 @@ use crate::engine::notices;
 use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
-use crate::mechanism::breakers::Cell;
+use crate::mechanism::breakers::{self as mechanism, Cell, SeenResponse};
 
 /// Returns the exchange's circuit breaker, its configuration, and its mode for this client.
 fn of(exchange: &Exchange) -> Option<(&Arc<Cell>, &BreakerRules, Mode)> {
@@ -109,22 +109,15 @@ pub enum End {
     Unknown,
 }
 
-/// Judges the app by its response, with the table of docs/failure.md. `None`: not counted.
+/// Judges the app by its response. `None`: not counted.
 fn judge(exchange: &Exchange, status: u16) -> Option<Result<(), Failure>> {
     let rules = exchange.route().breaker.and_then(|n| exchange.rules.config.breakers.get(usize::from(n)));
-    match status {
-        // The app sheds load (RFC 9110 section 15.6.4), or is behind a circuit breaker of its own.
-        503 if exchange.says_when => None,
-        // The request had less time than its route allows.
-        503 | 504 if had_less_time(exchange) => None,
-        // The app lacks the method or the version: caused by the request. 508: the request causes a loop, or is in one.
-        501 | 505 | 508 => None,
-        504 => Some(Err(Failure::Reported)),
-        502 | 503 => Some(Err(Failure::Silent)),
-        500.. => Some(Err(Failure::Answered)),
-        429 if rules.is_some_and(|rules| rules.counts_429) => Some(Err(Failure::Answered)),
-        _ => Some(Ok(())),
-    }
+    mechanism::judge(SeenResponse {
+        status,
+        says_when: exchange.says_when,
+        had_less_time: had_less_time(exchange),
+        counts_429: rules.is_some_and(|rules| rules.counts_429),
+    })
 }
 
 /// Returns whether the request had less time than its route allows: by its client's choice, or after it was held.

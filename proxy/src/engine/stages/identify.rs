@@ -78,14 +78,15 @@ fn peer(state: &State, request: &Request<'_>) -> Result<Hop, Rejection> {
     Ok(hop)
 }
 
-/// Identifies the client for limits and flags, and sets `exchange.admission`. Skipped if neither rate limits nor the audit
-/// log need it.
+/// Identifies the client for limits and flags, and sets `exchange.admission`. Skipped if rate limits, the audit log and the traffic
+/// record do not need it.
 fn identified(state: &State, request: &Request<'_>, exchange: &mut Exchange, address: IpAddr) -> Client {
     let mut client = Client { address, ..Client::UNKNOWN };
     let config = &exchange.rules.config;
     let flag = config.flag(Feature::PrioritizedRateLimit);
     let for_everybody = flag.mode_for_everybody();
-    if for_everybody == Some(Mode::Off) && !is_audited(config) {
+    let is_recorded = exchange.rules.traffic.is_some() || is_audited(config);
+    if for_everybody == Some(Mode::Off) && !is_recorded {
         return client;
     }
     client.address_id = Client::hash_of(address);

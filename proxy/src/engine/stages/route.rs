@@ -7,6 +7,7 @@ use outrigger_wire::request::Request;
 use crate::engine::exchange::Exchange;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::State;
+use crate::engine::traffic;
 
 /// Sets the exchange's route.
 ///
@@ -14,6 +15,7 @@ use crate::engine::state::State;
 /// The app may read the path differently, or the path is not public. The default route takes all other requests.
 pub fn choose(_: &State, request: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     exchange.route = exchange.rules.config.routes.find(request)?;
+    traffic::routed(request, exchange);
     Ok(())
 }
 

@@ -120,6 +120,24 @@ impl Conditions {
         self.headers.iter().map(|(name, _)| name)
     }
 
+    /// The headers that it checks, with the values that they must have; `None`: any.
+    pub fn header_conditions(&self) -> impl Iterator<Item = (&HeaderName, Option<&str>)> {
+        self.headers.iter().map(|(name, value)| (name, value.as_deref()))
+    }
+
+    /// The hosts that it checks, as written: `api.example.com`, `*.example.com`.
+    pub fn hosts(&self) -> impl Iterator<Item = String> {
+        self.hosts.iter().map(|host| match host {
+            HostPattern::Exact(own) => own.to_string(),
+            HostPattern::Below(dotted) => format!("*{dotted}"),
+        })
+    }
+
+    /// The number of the first of [`Self::hosts`] that fits the host of a request.
+    pub fn host_of(&self, host: &str) -> Option<usize> {
+        self.hosts.iter().position(|own| own.fits(host))
+    }
+
     pub(super) fn hold(&self, request: &Request<'_>) -> bool {
         let method = request.method.as_str();
         // Some frameworks convert methods to upper case first.
