@@ -72,15 +72,16 @@ impl Setup {
     }
 
     /// The config file's text: addresses, then `rules`. All tests are one client and make the app fail, so rate limits and
-    /// circuit breakers are off unless the rules mention them.
+    /// circuit breakers are off unless the rules mention them, and so is guarded reload: it would take back what a test needs.
     pub fn text(&self, rules: &str) -> String {
         let Self { address, h2c, admin, app, .. } = self;
         let limits = if rules.contains("rate_limits.") { "" } else { "rate_limits.mode = \"off\"\n" };
         let breaker = if rules.contains("breaker.") { "" } else { "breaker.mode = \"off\"\n" };
+        let reload = if rules.contains("reload.") { "" } else { "reload.mode = \"off\"\n" };
         let access = if rules.contains("log.access") { "" } else { "log.access = true\n" };
         format!(
             "server.listen = \"{address}\"\nserver.h2c_listen = \"{h2c}\"\nserver.threads = 2\n\
-             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\n{access}{limits}{breaker}{rules}\n"
+             admin.listen = \"{admin}\"\napp.address = \"{app}\"\nlog.level = \"debug\"\n{access}{limits}{breaker}{reload}{rules}\n"
         )
     }
 

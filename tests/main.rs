@@ -45,6 +45,7 @@ mod differential;
 mod drain;
 mod examples;
 mod failures;
+mod guarded_reload;
 mod h2_conformance;
 mod h2c;
 mod health_and_metrics;

@@ -16,6 +16,7 @@ mod pools;
 mod queue;
 mod receipts;
 mod retries;
+mod reload;
 mod stalled_uploads;
 mod state;
 mod streams;

@@ -18,5 +18,6 @@ pub mod machines;
 pub mod outcome;
 pub mod peers;
 pub mod saved;
+pub mod tally;
 pub mod traces;
 pub mod traffic;

@@ -9,7 +9,7 @@
 //! (adaptive concurrency limit), [`admission`] (permits and the fair queue), [`abuse`] (bans), [`breaker`] (circuit
 //! breakers), [`retry`] (retry budget and backoff), [`latency`] (attempt timeouts and hedged requests), [`saved`] (state that
 //! survives a restart), [`affinity`] (sticky sessions), [`audit`] (audit log events), [`supervisor`] (when an app is
-//! restarted).
+//! restarted), [`probation`] (whether changed rules made it worse).
 
 pub mod abuse;
 pub mod admission;
@@ -24,6 +24,7 @@ pub mod lease;
 pub mod limiter;
 pub mod networks;
 pub mod priority;
+pub mod probation;
 pub mod retry;
 pub mod saved;
 pub mod supervisor;

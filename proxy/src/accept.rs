@@ -28,6 +28,7 @@ use crate::engine::exchange::Listener;
 use crate::engine::record;
 use crate::engine::rejection::Rejection;
 use crate::engine::state::{OpenConnection, Phase, State};
+use crate::engine::tally;
 use crate::http1;
 use crate::http1::{ClientSide, Origin};
 use crate::http2;
@@ -145,6 +146,7 @@ fn take(socket: TcpStream, client: SocketAddr, protocol: Protocol, worker: &Work
     let address = client.ip().to_canonical();
     if worker.listener == Listener::Public && !may_connect(state, address) {
         state.metrics.connections.denied.inc();
+        tally::rejected_unparsed(state, state.rules.load().version, address);
         return;
     }
     // The last descriptors are reserved for the requests of these clients: connections to the app, the audit log, the log.

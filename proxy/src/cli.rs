@@ -2,6 +2,7 @@
 //! more.
 
 mod admin;
+mod apply;
 mod audit;
 mod backtest;
 mod check;
@@ -61,6 +62,12 @@ enum Command {
     Resume(pause::ResumeOptions),
     /// Refuse all requests with 503, or end that.
     Maintenance(pause::MaintenanceOptions),
+    /// Read the configuration file again, as after a change.
+    Reload(apply::ReloadOptions),
+    /// Bring a configuration into force without writing the file, for a time if it is not confirmed.
+    Apply(apply::ApplyOptions),
+    /// Confirm what `outrigger apply --confirm` has brought into force.
+    Confirm(apply::ConfirmOptions),
     /// Show how things are: one summary of a running proxy, or of all Machines.
     Status(status::Options),
     /// Watch it in the terminal.
@@ -116,6 +123,9 @@ pub fn main() -> ExitCode {
         Command::Pause(options) => pause::pause(named.as_deref(), &options),
         Command::Resume(options) => pause::resume(named.as_deref(), &options),
         Command::Maintenance(options) => pause::maintenance(named.as_deref(), &options),
+        Command::Reload(options) => apply::reload(named.as_deref(), &options),
+        Command::Apply(options) => apply::apply(named.as_deref(), &options),
+        Command::Confirm(options) => apply::confirm(named.as_deref(), &options),
         Command::Status(options) => status::run(named.as_deref(), &options),
         Command::Top(options) => status::top(named.as_deref(), &options),
         Command::Why(options) => why::run(named.as_deref(), *options),

@@ -2,5 +2,7 @@
 
 pub mod admin;
 pub mod page;
+pub mod probation;
 pub mod reload;
 pub mod status;
+pub mod turns;

@@ -92,6 +92,7 @@ impl Builder<'_> {
             traffic: self.traffic(&raw.traffic),
             pages: self.pages(&raw.pages),
             maintenance: self.maintenance(&raw.maintenance),
+            reload: self.reload(&raw.reload),
             faults,
             lacks_affinity_keys: self.lacks_keys(&raw.affinity, this.as_ref()),
             this,

@@ -28,6 +28,7 @@ use crate::sections::maintenance::MaintenanceRules;
 use crate::sections::pages::PageRules;
 use crate::sections::peers::PeerRules;
 use crate::sections::receipts::ReceiptRules;
+use crate::sections::reload::ReloadRules;
 use crate::sections::retry::RetryRules;
 use crate::sections::route_table::RouteTable;
 use crate::sections::run::RunRules;
@@ -89,6 +90,8 @@ pub struct Config {
     pub pages: PageRules,
     /// Maintenance mode.
     pub maintenance: MaintenanceRules,
+    /// Guarded reload.
+    pub reload: ReloadRules,
     /// Fault injection.
     pub faults: Vec<FaultRule>,
     /// This Machine, if it has a name and keys.

@@ -68,6 +68,26 @@ impl Loaded {
         }
     }
 
+    /// As [`Config::parse`].
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn of_text(file: &Path, text: String, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        Self::of(Sources::of(file, text), Inputs::of(file), environment)
+    }
+
+    /// All that was read: the texts of the files, and the values that they refer to, which may be secrets. The same bytes are the same
+    /// configuration.
+    pub fn content(&self) -> Vec<u8> {
+        let values = self.scrubber.references().values().map(str::to_owned);
+        let mut content = Vec::new();
+        for text in self.sources.texts().chain(values) {
+            content.extend(text.len().to_le_bytes());
+            content.extend(text.into_bytes());
+        }
+        content
+    }
+
     /// All defaults, as changed by the environment: for a process without a file. `file`: where it would be.
     ///
     /// # Errors
@@ -205,7 +225,7 @@ impl UpstreamPlaces {
 ///
 /// # Errors
 /// The file cannot be read; the error contains a remedy.
-fn read(file: &Path) -> Result<String, ConfigError> {
+pub fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|e| {
         let hint = match e.kind() {
             ErrorKind::InvalidData => "save it as UTF-8",

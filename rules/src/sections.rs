@@ -23,6 +23,7 @@ pub mod pages;
 pub mod peers;
 pub mod receipts;
 pub mod redis;
+pub mod reload;
 pub mod retry;
 pub mod route_table;
 pub mod routes;

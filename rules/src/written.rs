@@ -25,6 +25,7 @@ use crate::sections::maintenance::Maintenance;
 use crate::sections::pages::Pages;
 use crate::sections::peers::Peers;
 use crate::sections::receipts::Receipts;
+use crate::sections::reload::Reload;
 use crate::sections::retry::Retry;
 use crate::sections::routes::Route;
 use crate::sections::run::Run;
@@ -91,6 +92,8 @@ pub struct Raw {
     pub pages: Pages,
     /// Maintenance mode: requests are refused.
     pub maintenance: Maintenance,
+    /// Guarded reload: a harmful change is taken back.
+    pub reload: Reload,
     /// Fault injection, for game days; rejected without OUTRIGGER_ALLOW_FAULTS=1 in the environment.
     pub faults: Vec<Fault>,
     /// Routes, tried from top to bottom; the first that matches wins.

@@ -148,6 +148,7 @@ pub const CRATES: [Crate; 13] = [
                 "machines",
                 "outcome",
                 "peers",
+                "tally",
             ],
             &["access_log", "limits", "traces", "traffic"],
             &["abuse", "log", "saved"],

@@ -6,6 +6,7 @@
 //! app.rs           the app's process
 //! control.rs       limits, circuit breakers, bans, Machines
 //! pausing.rs       pause and maintenance
+//! changes.rs       changes of the configuration: reload, apply, confirm
 //! audit.rs         the audit log, for the commands
 //! config.rs        the configuration in force
 //! receipts.rs      receipts of requests: why one was rejected
@@ -17,6 +18,7 @@
 pub mod access;
 pub mod app;
 pub mod audit;
+pub mod changes;
 pub mod config;
 pub mod connections;
 pub mod control;
@@ -67,6 +69,8 @@ const INDEX: &str = "outrigger\n\n/             this list; a page for browsers\n
                      /app          the app's process; POST /app/restart restarts it while requests wait\n\
                      /pause        POST {\"for\": \"30s\"} lets requests wait, POST /resume ends it;\n\
                      \x20             POST /maintenance {\"on\": true} refuses them\n\
+                     /config/reload  POST reads the file again; POST /config/apply {\"text\": \"…\", \"confirm\": \"120s\"} brings a\n\
+                     \x20             text into force, POST /config/confirm keeps it\n\
                      /admission    permits, queue and latency of the app\n\
                      /breakers     state of each circuit breaker; POST /breakers/NAME {\"force\": \"open\"} (or \"closed\", \"automatic\")\n\
                      /limits       rate limits of each tier\n\
@@ -92,7 +96,7 @@ pub fn endpoints(state: &Arc<State>, sessions: Arc<Sessions>) -> Endpoints {
         .get(Needs::Nothing, "/metrics", own_metrics)
         .get(Needs::Nothing, "/metrics/all", all_metrics);
     let endpoints = pausing::endpoints(control::endpoints(status::endpoints(config::endpoints(endpoints))));
-    receipts::endpoints(audit::endpoints(app::endpoints(endpoints)))
+    receipts::endpoints(audit::endpoints(app::endpoints(changes::endpoints(endpoints))))
 }
 
 fn router(state: &Arc<State>) -> Router {

@@ -2,20 +2,27 @@
 //!
 //! The file, those that it includes and those of `${file:…}` are looked at ten times a second: by their time, size and inode, then by
 //! their text. That works where change notifications do not (bind mounts, config maps, network file systems, editors that rename), costs
-//! one `stat` for each, and a file caught half-written is read again once it stops changing.
+//! one `stat` for each, and a file caught half-written is read again once it stops changing. Whether a change stays in force is decided
+//! in `probation.rs`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_identity::clock::unix_now;
+use outrigger_policy::flags::Mode;
 use outrigger_rules::environment::Given;
 use outrigger_rules::error::{ConfigError, Place, Problem};
 use outrigger_rules::inputs::Inputs;
+use outrigger_rules::load::Loaded;
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
+use ring::digest::{SHA256, digest};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::control::probation::{self, Terms, Trials};
+use crate::control::turns::{self, Waiting};
 use crate::engine::notices;
 use crate::engine::state::{Snapshot, State};
 use crate::mechanism::audit::upkeep;
@@ -43,8 +50,9 @@ pub struct Watched {
 /// Watches the files for the life of the process. `inputs` are those that the process was started with, and their versions, taken before
 /// they were read, so that a change during the start is not missed.
 pub async fn watch(watched: Watched, mut inputs: Inputs, state: Arc<State>, level: LevelSwitch) {
-    let Watched { file, given } = watched;
-    let reloader = Reloader { file, given, state, level };
+    let reloader = Arc::new(Reloader::new(watched, state, level));
+    tokio::spawn(probation::keep(Arc::clone(&reloader)));
+    tokio::spawn(turns::keep(Arc::clone(&reloader)));
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
         Err(e) => {
@@ -88,45 +96,114 @@ async fn asked_by(hangup: &mut Option<tokio::signal::unix::Signal>) {
     }
 }
 
-struct Reloader {
+/// Why a configuration comes into force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It is new.
+    Change,
+    /// The one after it is taken back.
+    Rollback,
+}
+
+/// The bytes of a configuration, by their hash: those of all that was read for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content([u8; 32]);
+
+impl Content {
+    /// The content of a text.
+    pub fn of(text: &[u8]) -> Self {
+        let mut content = [0; 32];
+        content.copy_from_slice(digest(&SHA256, text).as_ref());
+        Self(content)
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Brings configurations into force.
+#[derive(Debug)]
+pub struct Reloader {
     file: PathBuf,
     given: Given,
-    state: Arc<State>,
+    /// All that requests share.
+    pub state: Arc<State>,
     level: LevelSwitch,
+    /// Held while a change is made, so that there is one at a time.
+    pub trials: tokio::sync::Mutex<Trials>,
 }
 
 impl Reloader {
-    /// Returns the files that were read.
+    fn new(watched: Watched, state: Arc<State>, level: LevelSwitch) -> Self {
+        let Watched { file, given } = watched;
+        Self { file, given, state, level, trials: tokio::sync::Mutex::default() }
+    }
+
+    /// Brings the file into force. One that was taken back stays so until it changes. Returns the files that were read.
     async fn reload(&self, has_file: bool) -> Option<Inputs> {
+        let mut trials = self.trials.lock().await;
+        trials.waiting = None;
+        self.state.guard.show_waiting(None);
+        let (checked, content) = match self.read(has_file).await {
+            Ok(read) => read,
+            Err(e) => {
+                self.refuse(&e);
+                // Nothing was read of an empty file.
+                return (!e.inputs.versions().is_empty()).then_some(e.inputs);
+            }
+        };
+        let inputs = checked.config.inputs.clone();
+        if trials.is_undone(content) {
+            tracing::warn!(
+                event = "config_still_undone",
+                "the configuration file has the content that was taken back, and is not tried again: change it, or use \
+                 `outrigger reload --force`"
+            );
+        } else if turns::has_peers(&self.state, &checked.config) {
+            trials.waiting = Some(Waiting::new(content, &checked.config));
+        } else {
+            drop(trials.change(self, checked, content, Terms::default()));
+        }
+        Some(inputs)
+    }
+
+    /// Reads the file; returns it with its content.
+    pub async fn read(&self, has_file: bool) -> Result<(Checked, Content), ConfigError> {
         // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
         // one that failed. Where there was no file, all defaults are in force already.
         if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
             let problem = Problem::new(Place::Whole, "is empty", "save it again; for all defaults, write a comment");
-            self.refuse(&ConfigError::new(&self.file, "", vec![problem]));
-            return None;
+            return Err(ConfigError::new(&self.file, "", vec![problem]));
         }
-        // The listeners that this process really has: the file may have others, for its next start.
-        let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
-        let given = self.given.clone();
-        let load = move || Checked::load(&file, &|name| given.and_environment(name), NAMES_PATIENCE, &own);
-        match tokio::task::spawn_blocking(load).await {
-            Ok(Ok(checked)) => {
-                let read = checked.config.inputs.clone();
-                self.apply(checked);
-                Some(read)
-            }
-            Ok(Err(e)) => {
-                self.refuse(&e);
-                Some(e.inputs)
-            }
-            Err(e) => {
-                tracing::error!("the changed configuration could not be read: {e}");
-                None
-            }
-        }
+        self.check(None).await
     }
 
-    fn refuse(&self, error: &ConfigError) {
+    /// Checks a text, or the file, against the listeners that this process really has: the file may have others, for its next start.
+    pub async fn check(&self, text: Option<String>) -> Result<(Checked, Content), ConfigError> {
+        let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
+        let given = self.given.clone();
+        let load = move || {
+            let environment = |name: &str| given.and_environment(name);
+            let (checked, content) = Checked::read(&file, text, &environment, NAMES_PATIENCE, &own)?;
+            Ok((checked, Content::of(&content)))
+        };
+        tokio::task::spawn_blocking(load).await.unwrap_or_else(|e| {
+            let problem = Problem::new(Place::Whole, format!("could not be read: {e}"), "try again");
+            Err(ConfigError::new(&self.file, "", vec![problem]))
+        })
+    }
+
+    /// Whether the file has this content. Reads it, and those that it includes: only for rare occasions.
+    pub fn is_in_file(&self, content: Content) -> bool {
+        let environment = |name: &str| self.given.and_environment(name);
+        Loaded::read(&self.file, &environment).is_ok_and(|loaded| Content::of(&loaded.content()) == content)
+    }
+
+    /// Reports a configuration that is not valid.
+    pub fn refuse(&self, error: &ConfigError) {
         self.state.metrics.config.reloaded(false);
         let version = self.state.rules.load().version;
         // The texts of the problems may contain a secret, so only their number is recorded.
@@ -138,7 +215,8 @@ impl Reloader {
         );
     }
 
-    fn apply(&self, checked: Checked) {
+    /// Brings a configuration into force, as far as a running process can. Returns the one before and the one in force.
+    pub fn put_in_force(&self, checked: Checked, cause: Cause) -> (Arc<Snapshot>, Arc<Snapshot>) {
         let Checked { mut config, mut upstreams } = checked;
         let before = self.state.rules.load_full();
         let fixed = before.config.needs_restart(&config);
@@ -157,7 +235,6 @@ impl Reloader {
         config.log.format = before.config.log.format;
         config.max_limit_keys = before.config.max_limit_keys;
         config.this = before.config.this.clone();
-        config.state = before.config.state.clone();
         config.audit = match (&before.config.audit, config.audit) {
             (Some(before), Some(after)) => Some(after.keeping(before)),
             (before, _) => before.clone(),
@@ -177,7 +254,9 @@ impl Reloader {
         let next =
             Snapshot::new(Checked { config, upstreams }, before.version + 1, &self.state.metrics, &self.state.breakers);
         self.level.set(next.config.log.level);
-        self.state.metrics.config.reloaded(true);
+        if cause == Cause::Change {
+            self.state.metrics.config.reloaded(true);
+        }
         self.state.metrics.config.show(&next.config, next.version, unix_now());
         tracing::info!(
             config_version = next.version,
@@ -187,6 +266,7 @@ impl Reloader {
         self.state.gate.set(next.config.gate.settings);
         let next = Arc::new(next);
         self.state.rules.store(Arc::clone(&next));
+        self.state.tally.follow(next.version, next.config.reload.mode == Mode::Off);
         if let (Some(trail), Some(basis)) = (&self.state.trail, &next.audit) {
             trail.set_basis(Arc::clone(basis));
         }
@@ -195,7 +275,9 @@ impl Reloader {
         }
         // The tasks that resolve names, too: another name may be in force now.
         self.state.app_moved.notify_waiters();
-        notices::reloaded(&self.state, next.version, None);
+        if cause == Cause::Change {
+            notices::reloaded(&self.state, next.version, None);
+        }
         notices::flags_changed(&self.state, upkeep::flags(&before.config), &next.config);
         upkeep::keep_flags(&next.config);
         for gone in before.config.routes.all() {
@@ -210,5 +292,6 @@ impl Reloader {
                 self.state.metrics.limits.forget(&gone.name);
             }
         }
+        (before, next)
     }
 }

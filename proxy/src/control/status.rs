@@ -3,14 +3,14 @@
 //! ```text
 //! sampler.rs    samples counters and histograms once a second, in bounded rings
 //! windows.rs    rates and quantiles of the last seconds
-//! gather.rs     the summary
+//! gather.rs     the summary; configuration.rs: its part about the configuration
 //! saved.rs      snapshots of the state
 //! headline.rs   one sentence: the worst problem, or that there is none
 //! ```
 //!
 //! It names no client: clients have pseudonyms.
 
-mod configuration;
+pub mod configuration;
 pub mod gather;
 pub mod headline;
 pub mod sampler;
@@ -20,7 +20,7 @@ mod windows;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::configuration::{Configuration, Refused};
+pub use self::configuration::{Configuration, Probation, Refused, Undone};
 use self::saved::SavedState;
 pub use crate::engine::history::{BreakerChange, Event, EventKind, ReloadProblem};
 

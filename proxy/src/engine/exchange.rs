@@ -28,6 +28,7 @@ use crate::mechanism::gate::{Permit, Waiting};
 use crate::mechanism::limits::Shown;
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::{self, Hop};
+use crate::mechanism::tally::Unanswered;
 use crate::mechanism::traces::{Recording, Traced};
 use crate::mechanism::traffic::Hints;
 
@@ -98,6 +99,8 @@ pub struct Exchange {
     pub queued: Duration,
     /// Counts it as in flight until dropped.
     pub in_flight: Option<InFlight>,
+    /// Counts it as unanswered until dropped: at the head of its response.
+    pub unanswered: Option<Unanswered>,
     /// The mode of rate limits, bans and the concurrency limit for this client.
     pub admission: Mode,
     /// The mode of circuit breakers, retries and `app.hold` for this client.
@@ -221,6 +224,7 @@ impl Exchange {
             asked_at: started,
             queued: Duration::ZERO,
             in_flight: None,
+            unanswered: None,
             admission: Mode::Off,
             resilience: Mode::Off,
             attempt: None,

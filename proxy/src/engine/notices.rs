@@ -13,6 +13,7 @@ use outrigger_rules::error::ConfigError;
 use serde_json::json;
 
 use crate::engine::exchange::Exchange;
+use crate::engine::guard::Undone;
 use crate::engine::history::{EventKind, ReloadProblem};
 use crate::engine::pause::{End, Resumed};
 use crate::engine::state::State;
@@ -134,6 +135,78 @@ pub fn reloaded(state: &State, version: u64, refused: Option<&ConfigError>) {
     let reason = problems.map(|_| "invalid".to_owned());
     let act = Act::new(EventType::ConfigChange, "reload", outcome);
     enter(state, Act { is_operator: true, reason, details: Some(details), ..act });
+}
+
+/// Reports a change that was taken back, or would have been in `monitor`. `returned` is the version that is in force instead.
+pub fn change_undone(state: &State, undone: Undone, returned: Option<u64>) {
+    let Undone { version, measure, text, is_in_file, .. } = &undone;
+    let mode = if undone.is_kept { Mode::Monitor } else { Mode::Enforce };
+    state.metrics.config.rolled_back(measure, mode);
+    let what = if undone.is_kept { "would be taken back" } else { "is taken back" };
+    let hint = match (undone.is_kept, is_in_file) {
+        (true, _) => "reload.mode is monitor",
+        (false, true) => "the file still has it, and a restart would bring it into force: change the file",
+        (false, false) => "the file does not have it",
+    };
+    tracing::error!(
+        event = "config_rollback",
+        measure,
+        mode = mode.name(),
+        config_version = returned.unwrap_or(*version),
+        undone_version = version,
+        "configuration {version} {what}: {text}; {hint}"
+    );
+    state.history.add(EventKind::Reload, format!("configuration {version} {what}: {text}"));
+    let details = json!({
+        "config_version": returned,
+        "undone_version": version,
+        "mode": mode.name(),
+        "seen": text,
+    });
+    let act = Act::new(EventType::ConfigChange, "rollback", Outcome::Success);
+    enter(state, Act { reason: Some((*measure).to_owned()), details: Some(details.to_string()), ..act });
+    state.guard.show_undone(Some(undone));
+}
+
+/// Logs that an operator keeps a change that would have been taken back.
+pub fn change_confirmed(state: &State, version: u64) {
+    tracing::info!(
+        event = "config_confirmed",
+        config_version = version,
+        "an operator confirms configuration {version}"
+    );
+    operator_changes(state, version, "config.confirm", format!("an operator confirms configuration {version}"));
+}
+
+/// Logs that an operator brings a text into force in place of the file.
+pub fn change_applied(state: &State, version: u64, confirm: Option<Duration>) {
+    let confirm_s = confirm.map(|time| time.as_secs_f64());
+    tracing::warn!(
+        event = "config_applied",
+        config_version = version,
+        confirm_s,
+        "an operator applies configuration {version} in place of the file"
+    );
+    let text = format!("an operator applies configuration {version} in place of the file");
+    operator_changes(state, version, "config.apply", text);
+}
+
+/// Logs that an operator brings a change into force without probation.
+pub fn reload_forced(state: &State, version: u64) {
+    tracing::warn!(
+        event = "config_forced",
+        config_version = version,
+        "an operator brings configuration {version} into force without probation"
+    );
+    let text = format!("an operator brings configuration {version} into force without probation");
+    operator_changes(state, version, "config.force", text);
+}
+
+fn operator_changes(state: &State, version: u64, action: &'static str, text: String) {
+    state.history.add(EventKind::Reload, text);
+    let details = json!({ "config_version": version, "by": "operator" }).to_string();
+    let act = Act::new(EventType::AdminAction, action, Outcome::Success);
+    enter(state, Act { is_operator: true, details: Some(details), ..act });
 }
 
 fn remember_reload(state: &State, version: u64, refused: Option<&ConfigError>) {

@@ -18,6 +18,7 @@ use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::stages::{abuse, audit, hold, limits};
 use crate::engine::state::State;
+use crate::engine::tally;
 use crate::engine::traces;
 use crate::engine::traffic;
 use crate::mechanism::access_log::Line;
@@ -49,6 +50,7 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
     if let (Some(peers), Destination::App) = (&state.peers, &exchange.destination) {
         peers.local.answered();
     }
+    exchange.unanswered = None;
     if let Some(permit) = &mut exchange.permit {
         permit.answered(now);
         if is_stream {
@@ -131,6 +133,8 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     let route = &exchange.rules.route_metrics[exchange.route];
     route.record(outcome, duration, exchange.stream);
     route.responded(MethodLabel::of(method), StatusClass::of(exchange.status), ending.request_bytes, ending.body_bytes);
+    exchange.unanswered = None;
+    tally::ended(state, exchange, (outcome, duration));
     if let Some(rejection) = exchange.rejection {
         state.metrics.rejections.rejected(rejection);
         state.metrics.rejections.refusals.enforced(rejection, exchange.route().priority, exchange.client.tier);
@@ -212,6 +216,7 @@ pub fn rejected_early(
 pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: RequestId, client: IpAddr, unread: &[u8]) {
     let rules = state.rules.load();
     state.metrics.rejections.rejected(rejection);
+    tally::rejected_unparsed(state, rules.version, client);
     // No route was chosen: count it for the last one, which takes all requests that no other route matches.
     let (Some(metrics), Some(route)) = (rules.route_metrics.last(), rules.config.routes.all().last()) else { return };
     metrics.record(Outcome::Rejected, Duration::ZERO, None);

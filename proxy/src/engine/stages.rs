@@ -13,6 +13,7 @@ pub mod identify;
 pub mod limits;
 pub mod maintenance;
 pub mod route;
+pub mod tally;
 pub mod via;
 
 use outrigger_wire::request::Request;
@@ -26,11 +27,12 @@ use crate::engine::traces;
 pub type Stage = fn(&State, &Request<'_>, &mut Exchange) -> Result<(), Rejection>;
 
 /// All checks of a request, in order. The first rejection, or the first stage that sends the request elsewhere, ends them.
-pub const STAGES: [Stage; 17] = [
+pub const STAGES: [Stage; 18] = [
     traces::choose,
     identify::client,
     via::check,
     route::choose,
+    tally::begin,
     audit::choose,
     addresses::check,
     maintenance::check,

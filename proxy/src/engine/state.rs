@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::engine::attempt_times::AttemptTimes;
 use crate::engine::exchange::Listener;
+use crate::engine::guard::Guard;
 use crate::engine::history::History;
 use crate::engine::metrics::{Metrics, RouteMetrics};
 use crate::engine::pause::Pause;
@@ -38,6 +39,7 @@ use crate::mechanism::log::AccessLog;
 use crate::mechanism::machines::Machines;
 use crate::mechanism::peers::Peers;
 use crate::mechanism::saved::Snapshots;
+use crate::mechanism::tally::Tally;
 use crate::mechanism::traces::Traces;
 use crate::mechanism::traffic::{Recorder, TrafficBasis};
 use crate::transport::body_memory::BodyMemory;
@@ -169,6 +171,10 @@ pub struct State {
     pub traffic: Arc<Recorder>,
     /// The latest events, for operators.
     pub history: History,
+    /// How requests end for each client.
+    pub tally: Arc<Tally>,
+    /// The change that is on probation, and orders about changes.
+    pub guard: Guard,
     budgets: Mutex<Budgets>,
     connections: Connections,
     peer_connections: Connections,
@@ -214,6 +220,8 @@ impl State {
             snapshots: Snapshots::default(),
             traffic,
             history: History::default(),
+            tally: Arc::default(),
+            guard: Guard::default(),
             budgets: Mutex::default(),
             rules: ArcSwap::from_pointee(rules),
             metrics,

@@ -45,6 +45,25 @@ impl Checked {
         Self::of(Loaded::without_file(file, environment)?, patience, &OwnListeners::default())
     }
 
+    /// As [`Self::load`], for a text instead of the file, if there is one. Also returns what was read.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read(
+        file: &Path,
+        text: Option<String>,
+        environment: Environment<'_>,
+        patience: Duration,
+        own: &OwnListeners,
+    ) -> Result<(Self, Vec<u8>), ConfigError> {
+        let loaded = match text {
+            Some(text) => Loaded::of_text(file, text, environment)?,
+            None => Loaded::read(file, environment)?,
+        };
+        let content = loaded.content();
+        Ok((Self::of(loaded, patience, own)?, content))
+    }
+
     fn of(loaded: Loaded, patience: Duration, own: &OwnListeners) -> Result<Self, ConfigError> {
         let mut own_listeners = OwnListeners::of(&loaded.config);
         own_listeners.extend(own);

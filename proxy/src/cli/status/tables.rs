@@ -161,6 +161,19 @@ pub fn facts(status: &Status) -> Vec<String> {
         of_clock(config.since),
         config.routes
     ));
+    if let Some(until) = config.probation.as_ref().and_then(|probation| probation.until) {
+        facts.push(format!("  on probation until {}", of_clock(until)));
+    }
+    if let Some(until) = config.probation.as_ref().and_then(|probation| probation.confirm_until) {
+        facts.push(format!("  taken back at {} unless it is confirmed", of_clock(until)));
+    }
+    if let Some(machine) = &config.waiting_for {
+        facts.push(format!("  the file has a change that Machine {machine} tries first"));
+    }
+    if let Some(undone) = &config.undone {
+        let what = if undone.is_kept { "WOULD BE TAKEN BACK" } else { "TAKEN BACK" };
+        facts.push(format!("version {} {what} at {}: {}", undone.version, of_clock(undone.at), undone.text));
+    }
     if let Some(refused) = &config.refused {
         facts.push(format!("REFUSED at {}: {} problems", of_clock(refused.at), refused.count));
         facts.extend(refused.problems.iter().take(3).map(|problem| {

@@ -9,18 +9,18 @@ use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
 use outrigger_rules::target::Target;
 
+use crate::control::status::configuration::configuration;
 use crate::control::status::headline::headline;
 use crate::control::status::sampler::{Sampler, Sums, Total};
 use crate::control::status::saved::SavedState;
 use crate::control::status::windows::{Buckets, Counts};
 use crate::control::status::{
-    App, Audit, Bans, Breaker, Breakers, Concurrency, Configuration, Limit, Limits, Machines, Maintenance, OtherRoutes,
-    Pause, Peer, Point, PriorityTraffic, Process, Reason, Refused, RouteTraffic, Status, TopClient, Traffic, Windows,
+    App, Audit, Bans, Breaker, Breakers, Concurrency, Limit, Limits, Machines, Maintenance, OtherRoutes, Pause, Peer,
+    Point, PriorityTraffic, Process, Reason, RouteTraffic, Status, TopClient, Traffic, Windows,
 };
 use crate::engine::condition::condition;
 use crate::engine::pause;
 use crate::engine::state::{Phase, Snapshot, State};
-use crate::mechanism::audit::upkeep::flags;
 use crate::mechanism::gate::Standing;
 use crate::mechanism::peers::Standing as PeerStanding;
 use crate::run::Handle;
@@ -33,8 +33,6 @@ const MOST_SHOWN: usize = 50;
 const MOST_CLIENTS: usize = 5;
 /// Peers that are shown.
 const MOST_PEERS: usize = 100;
-/// Warnings of the configuration that are shown.
-const MOST_WARNINGS: usize = 10;
 /// Samples in a point of the traffic's history.
 const POINT: usize = 5;
 
@@ -392,56 +390,4 @@ fn audit(state: &State, rules: &Snapshot) -> Option<Audit> {
         lost,
         alarms,
     })
-}
-
-/// Message, place and hint of a warning, without the lines of the file, which may have secrets.
-fn without_source(warning: &str) -> String {
-    let is_shown = |line: &&str| {
-        let line = line.trim_start();
-        // A line of the file comes after its number or a bar.
-        line.starts_with("warning") || line.starts_with("-->") || line.starts_with("= ")
-    };
-    warning.lines().filter(is_shown).map(str::trim).collect::<Vec<_>>().join(" ")
-}
-
-fn configuration(state: &State, rules: &Snapshot) -> Configuration {
-    Configuration {
-        version: rules.version,
-        since: Timestamp::from_second(state.metrics.config.loaded_at()).unwrap_or_default(),
-        routes: rules.config.routes.all().len(),
-        warnings: rules
-            .config
-            .warnings
-            .iter()
-            .take(MOST_WARNINGS)
-            .map(|warning| without_source(&warning.text))
-            .collect(),
-        flags: flags(&rules.config).into(),
-        refused: state.history.refused_reload().map(|refused| Refused {
-            at: refused.at,
-            count: refused.count,
-            problems: refused.problems,
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use outrigger_rules::config::Config;
-
-    use super::*;
-
-    #[test]
-    fn a_warning_shows_no_line_of_the_file() {
-        let file = "[server]\nlisten = \"0.0.0.0:8080\" # secret\n[admin]\nlisten = \"0.0.0.0:9091\" # secret\n";
-        let config = Config::parse(Path::new("proxy.toml"), file, &|_| None).unwrap();
-        for warning in &config.warnings {
-            assert!(!without_source(&warning.text).contains("secret"), "{warning}");
-        }
-        let rendered =
-            "warning: `a` is old\n --> proxy.toml:3:1\n  |\n3 | a = \"secret\"\n  | ^\n  |\n  = hint: write `b`\n";
-        assert_eq!(without_source(rendered), "warning: `a` is old --> proxy.toml:3:1 = hint: write `b`");
-    }
 }

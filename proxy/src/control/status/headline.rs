@@ -30,6 +30,8 @@ pub fn headline(status: &Status) -> Headline {
         audit,
         saved,
         machines,
+        undone,
+        confirmation,
         configuration,
         queue,
         limits,
@@ -176,6 +178,29 @@ fn machines(status: &Status) -> Option<(Level, String)> {
     }
 }
 
+fn undone(status: &Status) -> Option<(Level, String)> {
+    let undone = status.config.undone.as_ref()?;
+    let (version, at, text) = (undone.version, time(undone.at), &undone.text);
+    let said = match (undone.is_kept, undone.is_in_file) {
+        (true, _) => format!("Configuration {version} would have been taken back at {at}: {text}"),
+        (false, true) => {
+            format!(
+                "Configuration {version} was taken back at {at}: {text}. The file still has it: change it before a restart"
+            )
+        }
+        (false, false) => format!("Configuration {version} was taken back at {at}: {text}"),
+    };
+    Some((Level::Warn, said))
+}
+
+fn confirmation(status: &Status) -> Option<(Level, String)> {
+    let until = status.config.probation.as_ref()?.confirm_until?.strftime("%H:%M:%S");
+    Some((
+        Level::Warn,
+        format!("The configuration is taken back at {until} unless it is confirmed: `outrigger confirm`"),
+    ))
+}
+
 fn configuration(status: &Status) -> Option<(Level, String)> {
     let refused = status.config.refused.as_ref()?;
     let first = refused.problems.first();
@@ -235,7 +260,9 @@ pub fn number(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Audit, Maintenance, Pause, PriorityTraffic, Rates, Refused, ReloadProblem, Windows};
+    use crate::control::status::{
+        Audit, Maintenance, Pause, PriorityTraffic, Rates, Refused, ReloadProblem, Undone, Windows,
+    };
 
     fn at(hour: &str) -> Timestamp {
         format!("2026-11-27T{hour}:00Z").parse().unwrap()
@@ -334,6 +361,18 @@ mod tests {
         assert_eq!(text(&status), "Warn: Maintenance since 03:01 by an operator: requests are refused");
         status.maintenance = Some(Maintenance { since: None, is_in_file: true });
         assert_eq!(text(&status), "Warn: Maintenance by the configuration: requests are refused");
+    }
+
+    #[test]
+    fn a_change_that_was_taken_back_is_a_problem_until_the_file_changes() {
+        let mut status = calm();
+        let text_of_it = "429 by rate limits: 0.2 % before, 71 % in 6 s".to_owned();
+        let undone = Undone { at: at("03:01"), version: 7, text: text_of_it, is_in_file: true, ..Undone::default() };
+        status.config.undone = Some(undone);
+        let taken_back = "Warn: Configuration 7 was taken back at 03:01: 429 by rate limits: 0.2 % before, 71 % in 6 s";
+        assert_eq!(text(&status), format!("{taken_back}. The file still has it: change it before a restart"));
+        status.config.undone.as_mut().unwrap().is_in_file = false;
+        assert_eq!(text(&status), taken_back);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Metrics of the configuration.
 
-use outrigger_metrics::{Declare, GaugeVec, IntCounter, IntGauge, Result};
+use outrigger_metrics::{Declare, GaugeVec, IntCounter, IntCounterVec, IntGauge, Result};
 use outrigger_policy::flags::{Feature, Mode, Switch};
+use outrigger_policy::probation::measures::Measure;
 use outrigger_rules::config::Config;
+
+use crate::engine::guard::UNCONFIRMED;
 
 /// Metrics of the configuration.
 #[derive(Debug)]
@@ -14,23 +17,44 @@ pub struct ConfigMetrics {
     /// When it came into force, in seconds since 1970.
     loaded: IntGauge,
     flags: GaugeVec,
+    rollbacks: IntCounterVec,
+    on_probation: IntGauge,
 }
 
 impl ConfigMetrics {
     /// Declares them.
     pub fn new(declare: &Declare) -> Result<Self> {
         let area = declare.area("Configuration");
+        let rollbacks = area
+            .when("A change has no effect: requests fared worse under it. docs/reload.md explains each measure.")
+            .of("measure", Measure::ALL.map(Measure::name).into_iter().chain([UNCONFIRMED]))
+            .of("mode", [Mode::Enforce, Mode::Monitor].map(Mode::name))
+            .counters(
+                "outrigger_config_rollbacks_total",
+                "Changes of the configuration that were taken back (enforce), or would be (monitor), by what became worse.",
+            )?;
+        for measure in Measure::ALL.map(Measure::name).into_iter().chain([UNCONFIRMED]) {
+            // All series exist at the start, so that the first one is seen as an increase.
+            let _ = rollbacks.with_label_values(&[measure, Mode::Enforce.name()]);
+        }
         Ok(Self {
+            rollbacks,
+            on_probation: area.when("What changed? While it is 1, the last change may still be taken back.").gauge(
+                "outrigger_config_on_probation",
+                "1 while the configuration in force is on probation or waits to be confirmed, else 0.",
+            )?,
             reloads: area.when("What changed? Each increase is a change of the file.").counter_for_each(
                 "outrigger_config_reloads_total",
                 "Reloads of the configuration, by result.",
                 "result",
                 ["applied", "refused"],
             )?,
-            is_good: area.when("A change of the file has no effect: at 0 it was rejected.").gauge_at_one(
-                "outrigger_config_last_reload_successful",
-                "1 if the last change of the configuration file was applied, 0 if it was rejected.",
-            )?,
+            is_good: area
+                .when("A change of the file has no effect: at 0 it was rejected, or taken back.")
+                .gauge_at_one(
+                    "outrigger_config_last_reload_successful",
+                    "1 if the last change of the configuration file was applied, 0 if it was rejected or taken back.",
+                )?,
             version: area
                 .when("Do all Machines have the latest change?")
                 .gauge("outrigger_config_version", "Version of the configuration; increases with each change.")?,
@@ -50,6 +74,19 @@ impl ConfigMetrics {
         self.is_good.set(is_taken.into());
         let [applied, refused] = &self.reloads;
         if is_taken { applied } else { refused }.inc();
+    }
+
+    /// Counts a change that was taken back, or would have been.
+    pub fn rolled_back(&self, measure: &str, mode: Mode) {
+        self.rollbacks.with_label_values(&[measure, mode.name()]).inc();
+        if mode == Mode::Enforce {
+            self.is_good.set(0);
+        }
+    }
+
+    /// Shows whether a change is on probation.
+    pub fn show_probation(&self, is_on: bool) {
+        self.on_probation.set(is_on.into());
     }
 
     /// When the configuration in force was loaded, in seconds since 1970.

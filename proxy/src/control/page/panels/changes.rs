@@ -1,5 +1,7 @@
 //! Machines, the audit log, the configuration, and the latest events.
 
+use jiff::Timestamp;
+
 use crate::control::page::html::{Html, facts, note, table};
 use crate::control::status::{Audit, Event, Machines, Status};
 use crate::engine::state::State;
@@ -70,6 +72,24 @@ pub fn configuration(state: &State, status: &Status, is_operator: bool) -> Html 
             (None, None) => html.text("not written yet"),
         };
         html.text("; restored ").text(&saved.restored).raw("</p>");
+    if let Some(probation) = &config.probation {
+        let at = |at: Timestamp| at.strftime("%H:%M:%S").to_string();
+        if let Some(until) = probation.until {
+            html.raw("<p>On probation until ").text(at(until)).raw(": taken back if requests fare worse.</p>");
+        }
+        if let Some(until) = probation.confirm_until {
+            html.raw("<p class=\"bad\">Taken back at ").text(at(until)).raw(" unless it is confirmed.</p>");
+        }
+    }
+    if let Some(undone) = &config.undone {
+        html.raw("<p class=\"bad\">Version ").text(undone.version);
+        html.raw(if undone.is_kept { " would have been taken back at " } else { " was taken back at " });
+        html.text(undone.at.strftime("%H:%M:%S")).raw(": ").text(&undone.text).raw(".");
+        html.raw(if undone.is_in_file {
+            " The file still has it: a restart would bring it into force.</p>"
+        } else {
+            "</p>"
+        });
     }
     if let Some(refused) = &config.refused {
         html.raw("<p class=\"bad\">The change at ")
