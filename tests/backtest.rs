@@ -422,3 +422,54 @@ fn limits_that_are_off_can_be_tried() {
     let report = backtest(&proxy, &recording(&directory, &format!("{NO_DEFAULTS}{}", rule("each", "10/1d", ""))));
     assert_eq!(report["rejected"]["proposed"], 4, "{report:#}");
 }
+
+/// A file that may not grow ends in the middle of a write, as on a full disk.
+#[test]
+fn a_full_disk_costs_no_request_and_no_recorded_one() {
+    let directory = fresh_dir().join("record");
+    let app = Backend::start();
+    // 32 KiB; without the signal, the write fails.
+    let limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"];
+    let rules = recording(&directory, "log.access = false\n");
+    let proxy = Setup::new(&app, &rules).through(&limited).start();
+    let mut client = proxy.connect();
+    let mut sent = 0;
+    until("the disk to be full", || {
+        for _ in 0..250 {
+            assert_eq!(client.send(get("/")).answer().status, 200);
+            sent += 1;
+        }
+        proxy.metric("outrigger_traffic_lost_total", &[("reason", "not_written")]) > 0.0
+    });
+    let (recorded, lost) = ("outrigger_traffic_recorded_total", "outrigger_traffic_lost_total");
+    until("all requests to be counted", || proxy.metric(recorded, &[]) + proxy.metric(lost, &[]) >= f64::from(sent));
+    let report = backtest(&proxy, &rules);
+    assert_eq!(report["requests"].as_f64(), Some(proxy.metric(recorded, &[])), "{report:#}");
+    assert!(proxy.metric(recorded, &[]) > 100.0, "{sent} sent");
+}
+
+/// The replay has the times at which the limits decided, however fast the requests came.
+#[test]
+fn limits_that_refill_are_replayed_exactly() {
+    let directory = fresh_dir().join("record");
+    let app = Backend::start();
+    let limits = [rule("each", "50/1s", "burst = 5"), rule("all", "80/1s", "burst = 20\nby = \"machine\"")];
+    let proxy = Proxy::with(&app, &recording(&directory, &format!("{NO_DEFAULTS}{}", limits.concat())));
+    let mut clients: Vec<Client> = [41, 42].map(|address| proxy.connect_as(address)).into();
+    let (mut rejected, mut sent) = (0_u64, 0);
+    // Until both outcomes were seen often enough.
+    until("rejections and responses", || {
+        for client in &mut clients {
+            for _ in 0..50 {
+                rejected += u64::from(client.send(get("/")).answer().status == 429);
+                sent += 1;
+            }
+        }
+        rejected >= 100 && sent - rejected >= 100
+    });
+    has_recorded(&proxy, sent as usize);
+    let report = backtest(&proxy, &recording(&directory, NO_DEFAULTS));
+    assert_eq!(report["rejected"]["recorded"], rejected);
+    assert_eq!(report["rejected"]["in_force"], rejected, "{report:#}");
+    assert_eq!(report["fidelity"]["apart"], 0.0);
+}

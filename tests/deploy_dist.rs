@@ -235,6 +235,8 @@ fn the_package_installs_serves_and_purges() {
     root.add("etc/outrigger/proxy.toml", changed.as_bytes()).unwrap();
     dpkg(&["--install", text(&package)]);
     assert_eq!(fs::read_to_string(root.path("etc/outrigger/proxy.toml")).unwrap(), changed);
+    // Started without systemd, it has made the directory of its state itself; systemd makes a link instead.
+    fs::remove_dir_all(root.path("var/lib/outrigger")).unwrap();
     root.add("var/lib/private/outrigger/audit/HEAD", b"x").unwrap();
     std::os::unix::fs::symlink("private/outrigger", root.path("var/lib/outrigger")).unwrap();
     dpkg(&["--remove", "outrigger"]);

@@ -1,4 +1,4 @@
-//! Guarded reload: a change under which requests fare worse is taken back by itself, and one that harms nothing stays.
+//! Guarded reload: a change under which requests fare worse is taken back by itself, and a harmless one stays.
 
 mod apply;
 mod fleet;
@@ -40,7 +40,7 @@ impl Shape {
             Self::Steady => 100,
             // Twenty at once, then a pause.
             Self::Bursty => {
-                if sent % 20 == 0 {
+                if sent.is_multiple_of(20) {
                     1500
                 } else {
                     20
@@ -122,7 +122,7 @@ fn send(address: SocketAddr, last: u8, shape: Shape, stop: &AtomicBool, served: 
     }
 }
 
-/// An app that takes 20 ms for a response, and has nothing at `/missing`.
+/// An app that takes 20 ms for a response, and 404 for `/missing`.
 pub fn app() -> Backend {
     let app = Backend::start();
     prepare(&app);

@@ -59,7 +59,7 @@ fn record() -> PathBuf {
             total_us: service_us + 100,
             service_us: Some(service_us),
             shape,
-            status: if random % 1000 == 0 { 500 } else { 200 },
+            status: if random.is_multiple_of(1000) { 500 } else { 200 },
             tier: (random % 3) as u8,
             kind: ClientKind::Key,
             client,

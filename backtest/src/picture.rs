@@ -7,7 +7,7 @@ use crate::report::Report;
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 360.0;
 /// Left, right, top and bottom of the plot.
-const PLOT: (f64, f64, f64, f64) = (64.0, 936.0, 64.0, 312.0);
+const PLOT: (f64, f64, f64, f64) = (64.0, 924.0, 64.0, 312.0);
 
 /// The picture.
 pub fn svg(report: &Report) -> String {

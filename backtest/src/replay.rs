@@ -51,7 +51,7 @@ pub fn run(source: &dyn Source, question: Question<'_>) -> Result<Report, Source
         return Err(SourceError::Empty(source.name()));
     };
     let from = first.max(since);
-    let span_s = ((last - from) / SECOND_NS / MOST_SPANS + 1).max(1);
+    let span_s = (last - from) / SECOND_NS / MOST_SPANS + 1;
     let spans = usize::try_from((last - from) / SECOND_NS / span_s + 1).unwrap_or(1);
 
     // The second reading adds to a copy what was recorded meanwhile, which the sides do not know.

@@ -297,3 +297,6 @@ impl WatchedBreaker {
         Self { breaker: Breaker::new(rules.settings), state: State::Closed }
     }
 }
+
+#[cfg(test)]
+mod tests;

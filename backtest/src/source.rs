@@ -15,7 +15,9 @@ use crate::past::{Catalogue, Past, bounded_us, mode};
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The directory of the record.
-    #[error("the traffic record in {directory} cannot be read: {source}; is `record = true` in [traffic]?")]
+    #[error(
+        "the traffic record in {directory} cannot be read: {source}; is `record = true` in [traffic]? Or read the audit log with --audit"
+    )]
     Directory {
         /// The directory.
         directory: PathBuf,

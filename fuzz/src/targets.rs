@@ -362,6 +362,6 @@ fn read_record(file: &[u8]) {
         assert!((request.shape as usize) < dictionary.shapes().len().min(MOST_SHAPES));
         assert!(request.reason.is_none_or(|text| (text as usize) < MOST_TEXTS));
     };
-    while reader.block(&mut each).is_ok_and(|is_there| is_there) {}
+    while matches!(reader.block(&mut each), Ok(true)) {}
     assert!(requests <= file.len() / BLOCK_HEADER_BYTES);
 }

@@ -1,6 +1,6 @@
 //! Hashes that identify clients.
 //!
-//! They depend on a secret seed, so nobody outside can choose clients whose hashes collide. The seed is random in each process, unless
+//! They depend on a secret seed, so clients whose hashes collide cannot be made up. The seed is random in each process, unless
 //! the state of an earlier process is restored: then [`use_seed`] makes the hashes the same.
 
 use std::fmt;

@@ -7,7 +7,7 @@
 //! probe.rs       health checks: probes each peer every `peers.interval`; it must prove its identity
 //! answer.rs      the proof: the signed response to a probe
 //! local.rs       health checks of the local app, for the peers
-//! state.rs       the state of the peers, for a Machine that has none of its own
+//! state.rs       the state of the peers, for a Machine without a snapshot
 //! ```
 //!
 //! A peer is identified by the name that it signs, not by its address: addresses change, and a list has no names.

@@ -60,7 +60,7 @@ pub fn unix_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Reads the snapshot; `None` if there is none.
+/// Reads the snapshot; `None` if it does not exist.
 ///
 /// # Errors
 /// [`Ignored`]: there is a file, but it must not be used.
@@ -146,7 +146,7 @@ pub struct SnapshotStanding {
     pub took: Duration,
     /// Why the last attempt failed.
     pub error: Option<String>,
-    /// What was restored at the start.
+    /// The state that was restored at the start.
     pub restored: String,
 }
 

@@ -73,7 +73,7 @@ const fn cell_of(client: u64) -> u16 {
 }
 
 impl Tally {
-    /// Counts requests that begin under this version, from now on. `is_off`: counts nothing.
+    /// Counts requests that begin under this version, from now on. `is_off`: it stops counting.
     pub fn follow(&self, version: u64, is_off: bool) {
         self.version.store(version, Ordering::Relaxed);
         self.is_off.store(is_off, Ordering::Relaxed);
@@ -110,12 +110,12 @@ impl Tally {
     }
 }
 
-/// What a reader knows of a cell.
+/// A reader's knowledge of a cell.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     /// The answered requests at the last look.
     answered: u32,
-    /// For how many bins requests have waited since, and none was answered.
+    /// For how many bins requests have waited since without an answer.
     waits: u8,
     /// Requests without an answer that began before [`Reader::restart`]: at most as many.
     old: u32,

@@ -223,7 +223,7 @@ impl Concurrency {
         self.limit
     }
 
-    /// Starts with a limit that was learned before a restart, clamped to the bounds. Returns false if it says nothing about the app
+    /// Starts with a limit that was learned before a restart, clamped to the bounds. Returns false if it may not fit the app
     /// of today: it is older than [`LIMIT_HOLDS`], or not a number. Latencies are learned anew.
     pub fn restore(&mut self, limit: f64, age: Duration) -> bool {
         let holds = age <= LIMIT_HOLDS && limit.is_finite();

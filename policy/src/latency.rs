@@ -37,7 +37,7 @@ pub const MULTIPLE: u32 = 4;
 /// Recent observations of a histogram with `N` bounded buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct Recent<const N: usize> {
-    /// What was added last.
+    /// The counts at the last call.
     last: ([u64; N], u64),
     /// Observations at most as large as each bound, and all of them, with their weights.
     weighted: ([f64; N], f64),

@@ -1,7 +1,7 @@
 //! Guarded reload: whether requests fare worse under changed rules than under the ones before.
 //!
 //! ```text
-//! measures.rs   what is measured: how requests end, how long they take, whether clients wait for an answer
+//! measures.rs   the measures: how requests end, how long they take, whether clients wait for an answer
 //! baseline.rs   the last minutes under the good rules, and what "worse" means after them
 //! detector.rs   the sequential test of one measure
 //! ```
@@ -152,7 +152,7 @@ impl Probation {
     }
 }
 
-/// The `most` cells with the largest blame, none without any.
+/// The `most` cells with the largest blame; cells without any do not count.
 fn worst_cells(blame: &[f32], most: usize) -> Vec<usize> {
     let mut blamed: Vec<usize> = (0..blame.len()).filter(|cell| blame[*cell] > 0.0).collect();
     if most < blamed.len() {

@@ -5,7 +5,7 @@
 //! free. The bucket is small, so that tokens saved in normal operation cannot become a burst of retries in an outage.
 //!
 //! All clients share a budget, so one whose requests fail on purpose could use it up. A client with more than a fourth of the
-//! recent retries ([`HEAVY`]) gets no more than half of the saved tokens and of the free retries: the rest is for others.
+//! recent retries ([`HEAVY`]) leaves a saved token and a free retry to others, and what they take is saved again before it gets more.
 //!
 //! The pause is *full jitter* (Brooker, "Exponential Backoff And Jitter", AWS 2015): a random time between zero and a bound
 //! that doubles with each attempt.
@@ -42,6 +42,9 @@ const SAVED: f64 = 2.0;
 
 /// A client with more than one in this many recent retries is heavy, if it has at least as many.
 pub const HEAVY: u64 = 4;
+
+/// The saved tokens, and the free retries of a second, that heavy clients leave to others.
+const KEPT: u32 = 1;
 
 /// Settings of the retry budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,20 +91,19 @@ impl Budget {
         }
         let (own, all) = self.clients.share(client, now);
         let is_heavy = own >= HEAVY && own * HEAVY > all;
+        let kept = if is_heavy { KEPT } else { 0 };
         // At least one of each, so that the only client of an app is not without.
-        let (kept, free) = match is_heavy {
-            true => (Self::most(settings) / 2.0, settings.free_per_second.div_ceil(2)),
-            false => (0.0, settings.free_per_second),
-        };
-        let has_token = self.tokens >= (1.0 + kept).min(Self::most(settings));
-        if !has_token && self.retries >= free {
+        let has_token = self.tokens >= f64::from(1 + kept).min(Self::most(settings));
+        let free = settings.free_per_second;
+        if !has_token && self.retries >= free.saturating_sub(kept).max(free.min(1)) {
             return false;
         }
         self.clients.add(client, now);
         // Free retries make the balance negative, so the total is at most the larger of the two allowances. Those of a heavy client
         // take no tokens from others, so they add to it.
-        let least = if is_heavy { self.tokens.min(kept) } else { -f64::from(settings.free_per_second) };
-        self.tokens = (self.tokens - 1.0).max(least);
+        if has_token || !is_heavy {
+            self.tokens = (self.tokens - 1.0).max(-f64::from(settings.free_per_second));
+        }
         self.retries = self.retries.saturating_add(1);
         true
     }
@@ -206,7 +208,7 @@ mod tests {
             budget.pay_in(SETTINGS);
             retries += usize::from(budget.pay(n * 10 * MS, SETTINGS, 1));
         }
-        // Half of the free ones add to it.
+        // The free ones add to it.
         assert!((190..=220).contains(&retries), "{retries}");
         let rare = Settings { share: 0.2, free_per_second: 0 };
         let mut budget = Budget::default();
@@ -226,7 +228,7 @@ mod tests {
         ) {
             let (then, mut budget) = (100_000 * MS, Budget::default());
             (0..deposits).for_each(|_| budget.pay_in(SETTINGS));
-            (0..paid).for_each(|n| drop(budget.pay(then, SETTINGS, n.into())));
+            let _ = (0..paid).filter(|n| budget.pay(then, SETTINGS, (*n).into())).count();
             // The same clock goes on, so that its seconds begin at the same times.
             let now = then + age;
             let mut restored = Budget::restored(budget.saved(), Shift { was: then, now, age }, SETTINGS);

@@ -176,7 +176,7 @@ impl Saved {
         format::seal(unix_ns, clock_ns, payload)
     }
 
-    /// Returns the part of the output of [`Self::encode`] that stays the same as long as nothing changes.
+    /// Returns the part of the output of [`Self::encode`] that stays the same until something changes.
     pub fn payload(bytes: &[u8]) -> &[u8] {
         bytes.get(format::HEAD_BYTES..).unwrap_or_default()
     }

@@ -81,7 +81,7 @@ enum Broken {
     ClientLeft,
 }
 
-/// What came while a response was waited for.
+/// The event that ended a wait for a response.
 enum Heard {
     /// Bytes of it.
     Bytes,

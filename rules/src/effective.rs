@@ -104,7 +104,7 @@ pub struct Setting {
 }
 
 impl Effective {
-    /// What was read, and what the environment adds to it.
+    /// The files, and the values that the environment adds.
     pub fn new(
         raw: Raw,
         root: Node,

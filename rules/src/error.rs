@@ -114,11 +114,11 @@ impl Problem {
 /// All problems of one configuration, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct ConfigError {
-    sources: Sources,
+    sources: Box<Sources>,
     /// At least one.
     pub problems: Vec<Problem>,
     /// The files that were read: a change of one may solve the problems.
-    pub inputs: Inputs,
+    pub inputs: Box<Inputs>,
     /// The variables to which the files refer.
     pub variables: Vec<String>,
 }
@@ -137,13 +137,13 @@ impl ConfigError {
             Place::Variable(_) => (2, 0),
         });
         problems.dedup();
-        Self { sources, problems, inputs: Inputs::default(), variables: Vec::new() }
+        Self { sources: Box::new(sources), problems, inputs: Box::default(), variables: Vec::new() }
     }
 
     /// The same with the files that were read, and the variables to which they refer.
     #[must_use]
     pub fn after(self, inputs: Inputs, variables: Vec<String>) -> Self {
-        Self { inputs, variables, ..self }
+        Self { inputs: Box::new(inputs), variables, ..self }
     }
 
     /// The number of errors; the other problems are warnings.

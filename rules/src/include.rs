@@ -23,7 +23,7 @@ pub const MOST_BYTES: usize = 16 << 20;
 /// The key.
 const INCLUDE: &str = "include";
 
-/// What is read, and what was found so far.
+/// The files, and the mistakes found so far.
 #[derive(Debug)]
 pub struct Reading<'a> {
     /// The text of the files.

@@ -79,11 +79,10 @@ impl Loaded {
     /// All that was read: the texts of the files, and the values that they refer to, which may be secrets. The same bytes are the same
     /// configuration.
     pub fn content(&self) -> Vec<u8> {
-        let values = self.scrubber.references().values().map(str::to_owned);
         let mut content = Vec::new();
-        for text in self.sources.texts().chain(values) {
+        for text in self.sources.contents().chain(self.scrubber.references().values()) {
             content.extend(text.len().to_le_bytes());
-            content.extend(text.into_bytes());
+            content.extend(text.as_bytes());
         }
         content
     }

@@ -62,6 +62,11 @@ impl Sources {
         all.flat_map(|source| [source.file.display().to_string(), source.text.clone()])
     }
 
+    /// The texts of all files.
+    pub fn contents(&self) -> impl Iterator<Item = &str> {
+        [&self.main].into_iter().chain(&self.included).map(|source| source.text.as_str())
+    }
+
     /// The file of a place.
     pub fn at(&self, span: &Range<usize>) -> Located<'_> {
         let number = self.included.partition_point(|source| source.base <= span.start);

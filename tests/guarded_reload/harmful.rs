@@ -123,7 +123,7 @@ fn are_undone(changes: &[Change], shape: Shape) {
         let (after, shown) = (saved.elapsed(), proxy.shows("/status")["config"]["undone"].clone());
         println!("{name}, {shape:?}: taken back after {after:.1?}: {}", shown["text"]);
         assert_eq!(std::fs::read_to_string(&proxy.file).unwrap(), text, "the file is not touched");
-        // A client of its own, which nothing was done to.
+        // A client that has not sent a request yet.
         until("requests to be served again", || proxy.ask_as(99, &get("/api/x")).status == 200);
         let served = traffic.served();
         if !name.starts_with("a ban") && !name.ends_with("nobody answers") {

@@ -1,4 +1,4 @@
-//! What operators see of a change that was taken back, and what they can order.
+//! A change that was taken back, as operators see it, and their orders.
 
 use std::fs;
 

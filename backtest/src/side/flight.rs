@@ -76,6 +76,12 @@ impl Flights {
         Some(flight)
     }
 
+    /// The most that there were at a time.
+    #[cfg(test)]
+    pub(super) fn most(&self) -> usize {
+        self.all.len()
+    }
+
     fn generation(&self, number: u32) -> u32 {
         self.all.get(number as usize).map_or(0, |(generation, _)| *generation)
     }

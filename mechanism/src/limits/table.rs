@@ -174,7 +174,7 @@ impl Table {
             cell.fetch_max(tat, Ordering::Relaxed);
             return true;
         }
-        for cell in self.lines(tag.max(1)).into_iter().flat_map(|line| &line.cells) {
+        for cell in self.by_room(tag.max(1), now).into_iter().flat_map(|line| &line.cells) {
             let seen = cell.tat.load(Ordering::Relaxed);
             if seen <= now && cell.tat.compare_exchange(seen, tat, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 cell.tag.store(tag.max(1), Ordering::Release);
@@ -184,13 +184,17 @@ impl Table {
         false
     }
 
+    /// Returns the key's two lines; the one with more free cells comes first.
+    fn by_room(&self, tag: u64, now: u64) -> [&Line; 2] {
+        let idle = |line: &&Line| line.cells.iter().filter(|cell| cell.tat.load(Ordering::Relaxed) <= now).count();
+        let [one, other] = self.lines(tag);
+        if idle(&other) > idle(&one) { [other, one] } else { [one, other] }
+    }
+
     /// Assigns a cell to `tag` with its first charge; `None` if all are in use.
     fn claim(&self, tag: u64, quota: Quota, now: u64, cost: u32) -> Result<Option<Charge<'_>>, Exceeded> {
         let first = quota.take(0, now, cost)?;
-        let idle = |line: &&Line| line.cells.iter().filter(|cell| cell.tat.load(Ordering::Relaxed) <= now).count();
-        let [one, other] = self.lines(tag);
-        let by_room = if idle(&other) > idle(&one) { [other, one] } else { [one, other] };
-        for cell in by_room.into_iter().flat_map(|line| &line.cells) {
+        for cell in self.by_room(tag, now).into_iter().flat_map(|line| &line.cells) {
             let seen = cell.tat.load(Ordering::Relaxed);
             if seen > now {
                 continue;

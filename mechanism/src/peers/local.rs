@@ -87,7 +87,7 @@ where
 {
     let mut unanswered = 0;
     loop {
-        // A silent app is checked whoever else checks it.
+        // A silent app is checked even if another health check does it, too.
         if !is_asked() && !peers.local.is_silent() {
             peers.local.until_check(peers.rules.interval).await;
             continue;

@@ -1,4 +1,4 @@
-//! The state of peers, for a Machine that has none of its own.
+//! The state of peers, for a Machine without a snapshot.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

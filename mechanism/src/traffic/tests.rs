@@ -81,12 +81,11 @@ fn read(directory: &Path) -> Vec<(RecordedRequest, [String; 5])> {
     let mut all = Vec::new();
     for file in files::all(directory).unwrap() {
         let Some(mut reader) = Reader::open(std::fs::File::open(file.path).unwrap()).unwrap() else { continue };
-        let each = |request: &RecordedRequest, dictionary: &outrigger_traffic::decode::Dictionary| {
+        let mut each = |request: &RecordedRequest, dictionary: &outrigger_traffic::decode::Dictionary| {
             let shape = dictionary.shapes()[request.shape as usize];
             let texts = [shape.method, shape.host, shape.path, shape.route, shape.headers];
             all.push((*request, texts.map(|text| dictionary.text(text).to_owned())));
         };
-        let mut each = each;
         while reader.block(&mut each).unwrap() {}
     }
     all

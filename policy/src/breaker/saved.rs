@@ -159,7 +159,7 @@ mod tests {
     fn opened(trips: u32) -> Breaker {
         let mut breaker = Breaker::new(settings());
         let mut now = if trips == 1 { THEN } else { THEN - 10_000 * SECOND };
-        (0..3).for_each(|client| drop(call(&mut breaker, now, client, AWAY)));
+        (0..3).for_each(|client| assert!(call(&mut breaker, now, client, AWAY)));
         for trip in 1..trips {
             let (left, _) = breaker.open_for(now).unwrap();
             now = if trip + 1 == trips { THEN } else { now + u64::try_from(left.as_nanos()).unwrap() };
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(breaker.state(), State::HalfOpen);
         let now = THEN;
         let mut restored = restored(&breaker, Shift { was: THEN + 67 * SECOND, now, age: SECOND });
-        // It was not opened lately, so nothing that happens at the start closes it without a probe.
+        // It was not opened lately, so no event at the start closes it without a probe.
         restored.forgive(now, Duration::from_secs(1));
         assert!(restored.refuses(now, Caller::ANYBODY).is_none());
         assert!(call(&mut restored, now, 1, AWAY));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_forces_ends_with_the_process() {
+    fn an_operators_control_ends_with_the_process() {
         for control in [Control::ForcedOpen, Control::ForcedClosed] {
             let mut breaker = opened(1);
             breaker.control_by(control, THEN);
@@ -255,11 +255,11 @@ mod tests {
 
         #[test]
         fn no_saved_state_refuses_for_longer_than_the_settings(
-            (until, length, since, closed_at): (u64, u64, u64, u64),
+            (until, length, since, closed_at) in any::<(u64, u64, u64, u64)>(),
             is_brief: bool,
             ramps: bool,
             trips: u32,
-            (was, age): (u64, u64),
+            (was, age) in any::<(u64, u64)>(),
         ) {
             let position = if ramps { SavedPosition::Ramp { since } } else { SavedPosition::Open { until, length, is_brief } };
             let saved = SavedBreaker { switch: SavedSwitch { position, trips, closed_at }, ..SavedBreaker::default() };

@@ -7,7 +7,7 @@ use super::{Bin, CELLS};
 
 /// Bins that are remembered: five minutes.
 const KEPT: usize = 600;
-/// With fewer bins that had requests, there is nothing to compare with.
+/// With fewer bins that had requests, a change cannot be compared.
 const FEWEST: usize = 20;
 /// Bins in a row, of those with requests, whose mean is the usual variation.
 const WINDOW: usize = 20;
@@ -38,12 +38,12 @@ impl Default for Baseline {
     }
 }
 
-/// What is expected of a measure after a change.
+/// The expectation of a measure after a change.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
     /// The column of [`super::measures::Row::columns`].
     pub column: usize,
-    /// The mean before; `None`: there was too little traffic.
+    /// The mean before, if there was enough traffic.
     pub mean: Option<f64>,
     /// A mean above this is worse.
     pub bound: f64,
@@ -82,7 +82,7 @@ impl Baseline {
         self.last_seen.iter().map(|last| *last > oldest).collect()
     }
 
-    /// What is expected of a measure. `None`: it cannot be compared.
+    /// The expectation of a measure; `None` if it cannot be compared.
     pub fn expected(&self, measure: Measure) -> Option<Expected> {
         let rung = if measure == Measure::Slow { self.slow()? } else { 0 };
         let column = measure.column(rung);
@@ -101,7 +101,7 @@ impl Baseline {
         Some((usual + 1).max(SLOW_LEAST)).filter(|rung| *rung < RUNGS_MS.len())
     }
 
-    /// The mean of all bins, and the largest of a window of bins. `None`: too few bins had requests.
+    /// The mean of all bins, and the largest of a window of bins. Absent if too few bins had requests.
     fn mean_and_peak(&self, column: usize) -> Option<(f64, f64)> {
         let mut window = VecDeque::with_capacity(WINDOW);
         let (mut sum, mut of_window, mut count, mut peak) = (0.0, 0.0, 0_usize, 0.0_f64);

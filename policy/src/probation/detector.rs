@@ -2,7 +2,7 @@
 //!
 //! A bin's share `x` is a number from 0 to 1. While the measure is within its bound `m`, that is, while the mean of `x` given all bins before
 //! is at most `m`, a bet of the share `λ ≤ 1/m` of one's money on "more than `m`" multiplies it by `1 + λ(x − m)`, which is at most 1 on
-//! average: whoever has become rich has evidence that the mean is larger. No distribution of `x` is assumed, nor that bins are independent
+//! average: a large sum of money is evidence that the mean is larger. No distribution of `x` is assumed, nor that bins are independent
 //! (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", Journal of the Royal Statistical Society B, 2024).
 //!
 //! A change may show its effect late, when early bets have lost. So a new bet begins with each bin, with an equal part of the money for each
@@ -12,7 +12,7 @@
 /// The bets: shares of the largest possible one, `1/m`. The money is divided among them, since the best one depends on how bad it is.
 const BETS: [f64; 5] = [0.1, 0.2, 0.4, 0.6, 0.9];
 
-/// Evidence below this is no evidence: what is left of the bets while all is well is about 3.
+/// Evidence below this is no evidence: the rest that is left of the bets while all is well is about 3.
 const NONE: f64 = 4.0;
 
 /// The test of one measure.
@@ -40,7 +40,7 @@ impl Detector {
     /// Adds a bin's share; returns the evidence.
     pub fn observe(&mut self, share: f64, bin: u32) -> f64 {
         for (money, bet) in self.money.iter_mut().zip(BETS) {
-            // Capped far above any limit, so that a long wait overflows nothing.
+            // Capped far above any limit, so that a long wait does not overflow.
             *money = ((*money + 1.0) * (1.0 + bet * (share / self.bound - 1.0))).min(1e100);
         }
         let evidence = self.money.iter().sum::<f64>() / BETS.len() as f64;
@@ -81,7 +81,7 @@ mod tests {
     fn at_the_bound_an_alarm_is_as_rare_as_promised() {
         for bound in [0.1, 0.3, 0.7] {
             for probability in [0.3, 0.05] {
-                // All or nothing in a bin is the largest variance.
+                // A share of 0 or 1 in each bin is the largest variance.
                 let found = alarms(bound, probability, |dice| f64::from(u8::from(dice.share() < bound)));
                 assert!(found <= probability, "{bound} {probability}: {found}");
                 let found = alarms(bound, probability, |dice| 2.0 * bound.min(0.5) * dice.share());

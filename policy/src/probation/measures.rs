@@ -1,4 +1,4 @@
-//! What is measured for each client in each bin.
+//! The measures of each client in each bin.
 
 use crate::priority::Priority;
 
@@ -66,7 +66,7 @@ pub fn rung(milliseconds: u64) -> Option<usize> {
     RUNGS_MS.iter().rposition(|bound| milliseconds >= u64::from(*bound))
 }
 
-/// What happened to the clients of a cell in a bin.
+/// The requests of a cell in a bin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Row {
     /// Requests that ended, by [`Ending`].
@@ -75,7 +75,7 @@ pub struct Row {
     pub rungs: [u32; RUNGS_MS.len()],
     /// By priority: requests, and those that failed or were refused.
     pub priorities: [[u32; 2]; Priority::ALL.len()],
-    /// Requests wait, and for some time none has got the head of its response.
+    /// Requests wait, and no response has begun for some time.
     pub is_unanswered: bool,
 }
 
@@ -125,7 +125,7 @@ pub enum Measure {
     Slow,
     /// Clients whose requests wait without an answer.
     Unanswered,
-    /// Requests of a priority that failed or were refused, for whatever reason.
+    /// Requests of a priority that failed or were refused.
     Bad(Priority),
 }
 
@@ -182,7 +182,7 @@ impl Measure {
         }
     }
 
-    /// What it counts, for operators.
+    /// The requests that it counts, for operators.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Ended(Ending::Fine) => "successful requests",
@@ -221,7 +221,7 @@ impl Measure {
     /// Its column; `rung` is the bound that slow requests reach.
     pub const fn column(self, rung: usize) -> usize {
         match self {
-            // `Fine` has none, and is no measure.
+            // `Fine` is no measure.
             Self::Ended(ending) => (ending as usize).saturating_sub(1),
             Self::Slow => FIRST_RUNG + rung,
             Self::Unanswered => UNANSWERED,

@@ -44,7 +44,7 @@ enum Shape {
 
 const SHAPES: [Shape; 3] = [Shape::Steady, Shape::Bursty, Shape::Daily];
 
-/// What a change does to a request: its ending and its duration in ms, or that it waits.
+/// The effect of a change on a request: its ending and its duration in ms, or that it waits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Effect {
     None,
@@ -143,7 +143,7 @@ impl World {
         let mut bin = Bin::default();
         for client in 0..self.clients {
             // A few clients send much more than the others.
-            let requests = self.dice.poisson(rate * if client % 10 == 0 { 3.0 } else { 0.4 });
+            let requests = self.dice.poisson(rate * if client.is_multiple_of(10) { 3.0 } else { 0.4 });
             let mut row = Row::default();
             (0..requests).for_each(|_| self.request(&mut row, client, effect, since));
             let waits = match effect {
@@ -167,7 +167,7 @@ impl World {
             _ if self.unwell > 0 && luck < 0.2 => Ending::ServerError,
             fate if fate < 0.003 => Ending::ServerError,
             fate if fate < if is_crawler { 0.3 } else { 0.02 } => Ending::ClientError,
-            fate if fate < if client % 10 == 0 { 0.15 } else { 0.02 } => Ending::RateLimited,
+            fate if fate < if client.is_multiple_of(10) { 0.15 } else { 0.02 } => Ending::RateLimited,
             _ => Ending::Fine,
         };
         let mut took = 10 + (30.0 * luck * luck) as u64 + if dice.share() < 0.02 { 600 } else { 0 };
@@ -177,7 +177,7 @@ impl World {
             Effect::Limit(most) if self.sent[client] > most => ending = Ending::RateLimited,
             Effect::LimitOf(only) if priority == only => ending = Ending::RateLimited,
             Effect::Bans(share) if since > 4 && (client as f64) < share * self.clients as f64 => {
-                ending = Ending::Banned
+                ending = Ending::Banned;
             }
             Effect::Held if since > 10 => ending = Ending::Unreachable,
             Effect::Held | Effect::Hangs => return,
@@ -321,11 +321,12 @@ fn two_clients_cannot_have_a_change_taken_back() {
                 let mut world = World::new(Shape::Bursty, others, 20);
                 let mut baseline = Baseline::default();
                 for bin in 0..600 {
-                    let mut bin_ = world.next(Effect::None, bin);
+                    let mut usual = world.next(Effect::None, bin);
                     // They were there before, and behaved.
-                    bin_.rows
+                    usual
+                        .rows
                         .extend(attackers.map(|cell| (cell, Row { endings: one(Ending::Fine), ..Row::default() })));
-                    baseline.add(&bin_);
+                    baseline.add(&usual);
                 }
                 let mut probation = Probation::new(&baseline, MINUTE, EVERYWHERE);
                 for since in 1..=120 {

@@ -4,7 +4,7 @@
 //! 8   magic "OUTRSNAP"
 //! 2   format
 //! 8   nanoseconds since 1970   ┐ not in the payload: it is the same
-//! 8   the process's clock      ┘ as long as nothing changes
+//! 8   the process's clock      ┘ until something changes
 //! 8   length of the payload
 //! 4   CRC-32 of the times and the payload
 //! …   payload: parts, each with its kind (1), its length (4) and its content
@@ -275,7 +275,7 @@ fn read_part(saved: &mut Saved, kind: u8, bytes: &[u8]) -> Result<(), Unusable> 
 
 struct Reader<'b> {
     bytes: &'b [u8],
-    /// What it reads, for errors.
+    /// The part that it reads, for errors.
     part: &'static str,
 }
 

@@ -102,7 +102,7 @@ pub fn apply(named: Option<&Path>, options: &ApplyOptions) -> ExitCode {
     })
 }
 
-/// Waits for Enter, until the change is no longer in force. The end of the input confirms nothing.
+/// Waits for Enter, until the change is no longer in force. The end of the input does not confirm it.
 fn ask(address: SocketAddr, until: Instant, version: Option<u64>) -> ExitCode {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -128,7 +128,7 @@ fn ask(address: SocketAddr, until: Instant, version: Option<u64>) -> ExitCode {
             return super::fail(&format_args!("it was taken back: {text}"));
         }
     }
-    super::fail(&"it is taken back: nobody has confirmed it in time")
+    super::fail(&"it is taken back: it was not confirmed in time")
 }
 
 fn confirm_at(address: SocketAddr) -> ExitCode {

@@ -3,7 +3,7 @@
 //! ```text
 //!            a change ──► on probation ──► time is over ──► good
 //!                          │    │
-//!            another change│    │requests fare worse, or nobody confirms it in time
+//!            another change│    │requests fare worse, or it is not confirmed in time
 //!   the same good one stays▼    ▼
 //!             on probation     taken back: the good one is in force again, the same content is not tried again
 //! ```
@@ -45,7 +45,7 @@ pub struct Terms {
 /// A change that may be taken back.
 #[derive(Debug)]
 struct Trial {
-    /// `None`: it has passed, or is not tested, and waits to be confirmed.
+    /// Absent if it has passed or is not tested, and waits to be confirmed.
     test: Option<Probation>,
     scope: Scope,
     /// The configuration that returns.
@@ -113,7 +113,7 @@ async fn obey(reloader: &Reloader, order: Order) -> Result<Obeyed, NotObeyed> {
 }
 
 impl Trials {
-    /// Whether this content was taken back, and nothing else has come into force since.
+    /// Whether this content was taken back, and no other has come into force since.
     pub fn is_undone(&self, content: Content) -> bool {
         self.undone == Some(content)
     }
@@ -141,7 +141,7 @@ impl Trials {
         if terms.is_forced {
             notices::reload_forced(state, next.version);
         }
-        // What was counted so far began under the rules before.
+        // Requests that were counted so far began under the rules before.
         self.reader.restart(&state.tally);
         let now = Instant::now();
         if is_tested || terms.confirm.is_some() {
@@ -200,7 +200,7 @@ impl Trials {
         }
         let Some(trial) = &self.trial else { return };
         if trial.confirm_by.is_some_and(|by| now >= by) {
-            return self.take_back(reloader, UNCONFIRMED, "nobody has confirmed it in time".to_owned());
+            return self.take_back(reloader, UNCONFIRMED, "it was not confirmed in time".to_owned());
         }
         if trial.test.is_none() && trial.confirm_by.is_none() {
             self.trial = None;
@@ -269,7 +269,7 @@ fn leads_elsewhere(good: &Snapshot, next: &Snapshot) -> bool {
     !good.upstreams.app.is_same(&next.upstreams.app) || a.connect_timeout != b.connect_timeout
 }
 
-/// Whether what happens to requests now is nobody's judgement on the rules: an operator has stopped them, this process is leaving, or the app
+/// Whether requests now say little about the rules: an operator has stopped them, this process is leaving, or the app
 /// is down although the change does not lead elsewhere.
 fn is_disturbed(state: &State, scope: Scope) -> bool {
     state.reach.is_paused()

@@ -152,7 +152,7 @@ impl Reloader {
             Err(e) => {
                 self.refuse(&e);
                 // Nothing was read of an empty file.
-                return (!e.inputs.versions().is_empty()).then_some(e.inputs);
+                return (!e.inputs.versions().is_empty()).then_some(*e.inputs);
             }
         };
         let inputs = checked.config.inputs.clone();
@@ -165,7 +165,7 @@ impl Reloader {
         } else if turns::has_peers(&self.state, &checked.config) {
             trials.waiting = Some(Waiting::new(content, &checked.config));
         } else {
-            drop(trials.change(self, checked, content, Terms::default()));
+            let _ = trials.change(self, checked, content, Terms::default());
         }
         Some(inputs)
     }

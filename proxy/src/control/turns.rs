@@ -35,7 +35,7 @@ const MOST_PEERS: usize = 100;
 pub struct Waiting {
     content: Content,
     since: Instant,
-    /// Then it is tried, whatever the others do.
+    /// Then it is tried, regardless of the others.
     ends: Instant,
 }
 
@@ -53,7 +53,7 @@ pub fn has_peers(state: &State, config: &Config) -> bool {
     config.reload.one_first && config.reload.mode != Mode::Off && state.peers.as_ref().is_some_and(is_there)
 }
 
-/// What a Machine does with a change.
+/// The decision of a Machine about a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Turn {
     /// It tries it.
@@ -109,7 +109,7 @@ fn turn(this: &str, others: &[(String, Status)], waiting: Waiting, now: Instant)
     if let Some((name, _)) = others.iter().find(|(_, status)| has_it(status)) {
         return Turn::Wait(name.clone());
     }
-    // Nobody has begun. Those before this one have some time each, one after the other.
+    // No Machine has begun. Those before this one have some time each, one after the other.
     let before = others.iter().filter(|(name, _)| name.as_str() < this);
     let patience = |number: u32| now < waiting.since + BEGINS_WITHIN * number;
     let mut ahead = (1..).zip(before);
@@ -176,7 +176,7 @@ mod tests {
         let others = |status: Status| [("a".to_owned(), status), ("c".to_owned(), with(None, false))];
         let at = |seconds| now + Duration::from_secs(seconds);
         let wait = Turn::Wait("a".to_owned());
-        // Nobody has it yet.
+        // No Machine has it yet.
         let none = others(with(Some(Content::of(b"old")), false));
         assert_eq!(turn("0", &none, waiting, now), Turn::Go);
         assert_eq!(turn("b", &none, waiting, now), wait);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_has_taken_back_the_others_do_not_try() {
+    fn a_change_that_one_has_taken_back_is_not_tried_by_the_others() {
         let (new, now) = (Content::of(b"new"), Instant::now());
         let waiting = Waiting { content: new, since: now, ends: now };
         let mut status = with(Some(new), false);

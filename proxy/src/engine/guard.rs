@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Orders that wait. More are refused: each takes well below a second.
 const ORDERS: usize = 16;
-/// The reason in metrics of a change that nobody has confirmed.
+/// The reason in metrics of a change that was not confirmed.
 pub const UNCONFIRMED: &str = "unconfirmed";
 
 /// A change that is in force and on probation, or waits to be confirmed.
@@ -21,7 +21,7 @@ pub struct OnProbation {
     pub version: u64,
     /// When it came into force.
     pub since: Timestamp,
-    /// When it has passed; `None`: it has, and only waits to be confirmed.
+    /// When it has passed; absent if it has, and only waits to be confirmed.
     pub until: Option<Timestamp>,
     /// When it is taken back unless an operator confirms it.
     pub confirm_until: Option<Timestamp>,
@@ -34,9 +34,9 @@ pub struct Undone {
     pub at: Timestamp,
     /// Its version.
     pub version: u64,
-    /// What has become worse, as in metrics.
+    /// The measure that has become worse, as in metrics.
     pub measure: &'static str,
-    /// What was seen, in one sentence.
+    /// The observation, in one sentence.
     pub text: String,
     /// It stays in force: the mode is `monitor`.
     pub is_kept: bool,
@@ -53,7 +53,7 @@ pub struct Shown {
     pub probation: Option<OnProbation>,
     /// The last change that was taken back, until another one comes into force.
     pub undone: Option<Undone>,
-    /// What the file has that is not in force yet, and the Machine that tries it first.
+    /// The Machine that tries the file's change first, if this one waits for it.
     pub waiting: Option<String>,
     /// The content of the last change, if it is in force, by its hash in hexadecimal.
     pub content: Option<String>,
@@ -133,12 +133,12 @@ impl Guard {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is shown.
+    /// Everything that is shown.
     pub fn shown(&self) -> Shown {
         self.lock().clone()
     }
 
-    /// Shows the change on probation, or that there is none; and the content of the last change, if it is in force. Both at once: peers
+    /// Shows the change on probation, if there is one, and the content of the last change, if it is in force. Both at once: peers
     /// conclude from them that it has passed.
     pub fn show_probation(&self, probation: Option<OnProbation>, content: Option<String>) {
         let mut shown = self.lock();
@@ -150,7 +150,7 @@ impl Guard {
         self.lock().undone = undone;
     }
 
-    /// Shows the Machine that tries a change first, or that none has to.
+    /// Shows the Machine that tries a change first, if this one waits for it.
     pub fn show_waiting(&self, machine: Option<String>) {
         self.lock().waiting = machine;
     }
@@ -176,7 +176,7 @@ impl Guard {
     }
 }
 
-/// What was seen, such as `429 by rate limits: 0.2 % before, 71 % in 6 s`.
+/// The observation as a sentence, such as `429 by rate limits: 0.2 % before, 71 % in 6 s`.
 pub fn told(worse: &Worse) -> String {
     let before = worse.before.map_or_else(|| "unknown".to_owned(), percent);
     let seconds = worse.length.as_secs_f64();

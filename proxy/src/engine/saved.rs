@@ -1,4 +1,4 @@
-//! What survives a restart: makes snapshots of the state, and restores them.
+//! Makes snapshots of the state, and restores them after a restart.
 //!
 //! Circuit breakers, bans, this Machine's own rate limits, the concurrency limit and the retry budget. Shared rate limits are in Redis,
 //! whose state is newer than any snapshot of this Machine.
@@ -17,7 +17,7 @@ use crate::engine::notices;
 use crate::engine::state::State;
 use crate::mechanism::saved::unix_ns;
 
-/// What was restored.
+/// The state that was restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// Bans in force.

@@ -18,7 +18,7 @@ pub fn ended(state: &State, exchange: &Exchange, (outcome, duration): (Outcome, 
         return;
     }
     let Some(ending) = ending(exchange, outcome) else { return };
-    // One that waited for an app that was down, or for the end of a pause, says nothing about the latency.
+    // One that waited for an app that was down, or for the end of a pause, does not count for the latency.
     let is_timed = exchange.rejection.is_none() && exchange.held_since.is_none() && exchange.stream.is_none();
     let to_head = exchange.head_at.map_or(duration, |at| at.saturating_duration_since(exchange.started));
     let (version, priority) = (exchange.rules.version, Some(exchange.route().priority));
@@ -32,7 +32,7 @@ pub fn rejected_unparsed(state: &State, version: u64, address: IpAddr) {
     state.tally.end(client, Ended { ending: Ending::Refused, version, priority: None, took: None });
 }
 
-/// `None`: it was refused on purpose, by an operator or for a shutdown.
+/// Absent if it was refused on purpose, by an operator or for a shutdown.
 fn ending(exchange: &Exchange, outcome: Outcome) -> Option<Ending> {
     if let Some(rejection) = exchange.rejection {
         return match rejection {

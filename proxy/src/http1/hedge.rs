@@ -32,7 +32,7 @@ use crate::transport::app_pool::{self, AppStream};
 /// How often an overdue attempt that goes on is looked at again: the app may be silent by then.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// What a peer sent, up to the end of the response's head at least, and its connection. `None`: it could not be asked, or broke off.
+/// Bytes of a peer, up to the end of the response's head at least, and its connection. `None`: it could not be asked, or broke off.
 type Heard = Option<(AppStream, BytesMut)>;
 
 /// A request at a peer, beside the one at the app.

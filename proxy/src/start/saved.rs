@@ -36,7 +36,7 @@ pub(super) struct Found {
     result: &'static str,
 }
 
-/// Reads the snapshot, or asks the peers if there is none to use. Call it before the listeners are bound. `None`: there are no snapshots.
+/// Reads the snapshot, or asks the peers without a usable one. Call it before the listeners are bound. `None`: there are no snapshots.
 pub(super) fn find(config: &Config, runtime: &Runtime) -> Option<Found> {
     let rules = config.state.as_ref()?;
     let mut found = Found { own: None, peers: Vec::new(), result: metrics::NONE };

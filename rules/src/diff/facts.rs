@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use outrigger_policy::audit::Declared;
 use outrigger_policy::breaker::Span as Window;
 use outrigger_policy::tier::Tier;
 use serde_json::Value as Json;
@@ -144,7 +145,12 @@ fn route_facts(side: &Side<'_>, number: usize, route: &Route, written: Option<(u
     facts.push(Fact::new("cost", route.cost.to_string()));
     facts.push(Fact::new("attempts", route.attempts.to_string()));
     facts.push(Fact::new("retry_statuses", statuses.join(", ")));
-    facts.push(Fact::new("audit", format!("{:?}", route.audit).to_lowercase()));
+    let audit = match route.audit {
+        Declared::Off => "off",
+        Declared::Class(class) => class.name(),
+        Declared::Type(event) => event.name(),
+    };
+    facts.push(Fact::new("audit", audit));
     let parameters: Vec<&str> = route.resource.iter().map(|(_, name)| &**name).collect();
     facts.push(Fact::new("audit parameters", parameters.join(", ")));
     if let Some(rules) = route.breaker.and_then(|number| config.breakers.get(usize::from(number))) {

@@ -2,7 +2,7 @@
 //!
 //! | state | its key | so it is lost when |
 //! |---|---|---|
-//! | usage of a limit | the limit's name, the client, the route for `by` "route" and "client-and-route" | one of them changes, or where it is counted |
+//! | usage of a limit | the limit's name, `by` and `count`, the client, the route for `by` "route" and "client-and-route" | one of them changes, or where it is counted |
 //! | circuit breaker | its name | no route uses it any more |
 //! | calls that a breaker counted | its name | `window` changes |
 //! | session | the cookie | it is older than `idle` or `max_life`, or sessions end |
@@ -43,7 +43,8 @@ pub fn losses(old: &Side<'_>, new: &Side<'_>, (before, after): (&Facts, &Facts),
     }
     if !diff.needs_restart.is_empty() {
         let keys = diff.needs_restart.join(", ");
-        let what = format!("a restart for {keys} ends what only this process remembers");
+        let kept = if new.config.state.is_some() { ", but for what [state] keeps" } else { "" };
+        let what = format!("a restart for {keys} ends what only this process remembers{kept}");
         losses.push(Loss { of: "process", name: "all".to_owned(), what });
     }
     losses
@@ -106,6 +107,9 @@ fn limit_losses(old: &Config, new: &Config, renamed: &[(String, String)], routes
 fn other_keys(before: &Limit, limit: &Limit, old: &Config, new: &Config) -> Option<&'static str> {
     if before.by != limit.by {
         return Some("`by` is part of its keys");
+    }
+    if before.count != limit.count {
+        return Some("`count` is part of its keys");
     }
     match (before.is_shared, limit.is_shared) {
         (false, true) => Some("it is counted in Redis from now on"),

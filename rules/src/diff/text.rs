@@ -86,7 +86,7 @@ fn turned(value: &ValueChange) -> String {
     }
 }
 
-/// What is added, removed or moved.
+/// Things that are added, removed or moved.
 fn write_whole(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
     let sign = sign(item.change);
     match item.change {

@@ -177,7 +177,9 @@ fn in_debian(package: &Path, app: SocketAddr, dir: &Path) -> Result<()> {
     served(&mut process, address, TEXT)?;
     stop(process)?;
     let is_left = |path: &str| fs::symlink_metadata(root.path(path)).is_ok();
-    run("mkdir -p /var/lib/private/outrigger && ln -s private/outrigger /var/lib/outrigger && dpkg -r outrigger")?;
+    run(
+        "rm -rf /var/lib/outrigger && mkdir -p /var/lib/private/outrigger && ln -s private/outrigger /var/lib/outrigger && dpkg -r outrigger",
+    )?;
     let removed =
         !is_left("usr/bin/outrigger") && is_left("etc/outrigger/proxy.toml") && is_left("var/lib/private/outrigger");
     run("dpkg -P outrigger")?;

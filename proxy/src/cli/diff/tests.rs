@@ -29,7 +29,7 @@ fn usage_of_a_limit_starts_anew_exactly_where_its_keys_change() {
         (limit(""), limit("burst = 3\n"), false),
         (limit(""), limit("mode = \"monitor\"\n"), false),
         (limit(""), limit("tiers = false\n"), false),
-        (limit(""), limit("count = \"failures\"\n"), false),
+        (limit(""), limit("count = \"failures\"\n"), true),
         (limit(""), limit("").replace("5/1m", "9/1h"), false),
         (limit(""), format!("[tiers]\nfree = \"3x\"\n{}", limit("")), false),
         (limit(""), limit("by = \"address\"\n"), true),

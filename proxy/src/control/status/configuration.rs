@@ -47,7 +47,7 @@ pub struct Configuration {
 /// A change on probation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probation {
-    /// When it has passed; `None`: it only waits to be confirmed.
+    /// When it has passed; absent if it only waits to be confirmed.
     pub until: Option<Timestamp>,
     /// When it is taken back unless an operator confirms it.
     pub confirm_until: Option<Timestamp>,
@@ -60,9 +60,9 @@ pub struct Undone {
     pub at: Timestamp,
     /// Its version.
     pub version: u64,
-    /// What has become worse, as in metrics.
+    /// The measure that has become worse, as in metrics.
     pub measure: String,
-    /// What was seen, in one sentence.
+    /// The observation, in one sentence.
     pub text: String,
     /// It stays in force: the mode is `monitor`.
     pub is_kept: bool,

@@ -15,7 +15,7 @@ pub struct SavedState {
     pub took_ms: f64,
     /// Why the last attempt failed.
     pub error: Option<String>,
-    /// What was restored at the start.
+    /// The state that was restored at the start.
     pub restored: String,
 }
 

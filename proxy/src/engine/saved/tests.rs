@@ -58,7 +58,7 @@ fn only_keys_of_limits_that_are_still_this_machines_own_are_restored() {
     assert_eq!(restored("[rate_limits]\nmode = \"off\"\n", &saved), (0, 10 * limits));
     let foreign = Saved { fingerprint: saved.fingerprint ^ 1, ..saved.clone() };
     assert_eq!(restored(LIMITS, &foreign), (0, 10 * limits), "other hashes");
-    // Those whose quota is full again are nothing to restore, and not dropped either.
+    // Those whose quota is full again take no cell.
     let later = state(LIMITS);
     restore(&later, &saved, Duration::from_secs(3601));
     assert_eq!(later.limits.size(later.nanoseconds(Instant::now())).0, 0);

@@ -9,7 +9,7 @@ use crate::engine::state::State;
 /// Counts the request, unless it is a health check.
 ///
 /// # Errors
-/// None.
+/// It rejects no request.
 pub fn begin(state: &State, _: &Request<'_>, exchange: &mut Exchange) -> Result<(), Rejection> {
     if !exchange.route().is_health {
         exchange.unanswered = state.tally.begin(exchange.client.origin());

@@ -72,6 +72,7 @@ pub fn configuration(state: &State, status: &Status, is_operator: bool) -> Html 
             (None, None) => html.text("not written yet"),
         };
         html.text("; restored ").text(&saved.restored).raw("</p>");
+    }
     if let Some(probation) = &config.probation {
         let at = |at: Timestamp| at.strftime("%H:%M:%S").to_string();
         if let Some(until) = probation.until {
