@@ -29,7 +29,8 @@ use crate::mechanism::peers::hop::Kind;
 use crate::mechanism::peers::metrics::SentOn;
 use crate::transport::app_pool::{self, AppStream};
 
-/// How often an overdue attempt that goes on is looked at again: the app may be silent by then.
+/// When an overdue attempt that goes on is looked at again: the app may be silent by then. Then twice as late each time, so that
+/// thousands of slow requests cost little.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Bytes of a peer, up to the end of the response's head at least, and its connection. `None`: it could not be asked, or broke off.
@@ -48,8 +49,8 @@ pub(super) struct Alarms {
     next: Option<Instant>,
     /// When the attempt is overdue.
     overdue: Option<Instant>,
-    /// It has been found overdue.
-    was_overdue: bool,
+    /// After how long an attempt that has been found overdue is looked at again; zero: it has not.
+    look_again: Duration,
     hedge: Option<Box<Hedge>>,
 }
 
@@ -86,13 +87,15 @@ impl Lane<'_> {
     #[cold]
     pub(super) fn alarm(&mut self, exchange: &mut Exchange, head: &[u8]) -> Result<(), Broken> {
         let now = Instant::now();
-        if self.alarms.next != self.alarms.overdue && !self.alarms.was_overdue {
+        if self.alarms.next != self.alarms.overdue && self.alarms.look_again.is_zero() {
             self.alarms.next = self.alarms.overdue;
             self.alarms.hedge = self.hedge(exchange, head);
             return Ok(());
         }
-        self.alarms.next = Some(now + LOOK_AGAIN);
-        let is_news = !std::mem::replace(&mut self.alarms.was_overdue, true);
+        let is_news = self.alarms.look_again.is_zero();
+        self.alarms.look_again = (self.alarms.look_again * 2).max(LOOK_AGAIN);
+        // Without peers, nothing can change.
+        self.alarms.next = self.state.peers.is_some().then(|| now + self.alarms.look_again);
         // The peer that has the request may respond as well.
         let may_repeat = self.alarms.hedge.is_none() && self.may_repeat();
         match steps::overdue(self.state, exchange, may_repeat, is_news) {
