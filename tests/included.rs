@@ -122,7 +122,7 @@ fn the_configuration_in_force_is_printed_with_the_origin_of_each_value() {
     let printed = setup.run(&["--config", "proxy.toml", "config"]);
     let text = output(&printed);
     for line in [
-        "hold = \"7s\"  # ${HOLD} at rules.d/a.toml:2",
+        "# hold = \"***\"  # ${HOLD} at rules.d/a.toml:2",
         "name = \"first\"  # rules.d/a.toml:4",
         "format = \"text\"  # environment, OUTRIGGER_LOG_FORMAT",
         "timeout = \"60s\"  # default",

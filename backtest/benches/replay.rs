@@ -49,7 +49,7 @@ fn record() -> PathBuf {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let (route, client) = (random % ROUTES, random >> 20 & 0x3fff);
+        let (route, client) = (random % ROUTES, (random >> 20) % 20_000);
         let (name, path) = (format!("route-{route}"), format!("/api/part{route}/~"));
         let described = Described { method: "GET", host: "", path: &path, route: &name, headers: "" };
         let Some(shape) = shapes.shape(described, None, &mut block) else { continue };

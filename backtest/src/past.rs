@@ -6,6 +6,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::tier::Tier;
+use outrigger_rules::config::Config;
+use outrigger_rules::sections::route_table::header_mark;
 use outrigger_traffic::request::{Applied, ClientKind, Facts};
 
 /// The app was not asked.
@@ -125,17 +127,30 @@ pub struct Catalogue {
     by_text: Map<Box<str>, u32>,
     names: Vec<Arc<str>>,
     by_name: Map<Arc<str>, u16>,
+    /// The conditions on values of headers that the configurations have, by their text in the record.
+    conditions: Map<Box<str>, HeaderValue>,
 }
 
 impl Default for Catalogue {
     fn default() -> Self {
         let none = Arc::<str>::from("");
         let by_name = [(Arc::clone(&none), 0)].into_iter().collect();
-        Self { shapes: Vec::new(), by_text: Map::default(), names: vec![none], by_name }
+        Self { shapes: Vec::new(), by_text: Map::default(), names: vec![none], by_name, conditions: Map::default() }
     }
 }
 
 impl Catalogue {
+    /// An empty one for these configurations.
+    pub fn of(configs: &[&Config]) -> Self {
+        let routes = configs.iter().flat_map(|config| config.routes.all());
+        let conditions = routes.flat_map(|route| route.conditions.header_conditions());
+        let marked = conditions.filter_map(|(name, value)| {
+            let value = value?;
+            Some((format!("{name} #{}", header_mark(value)).into(), value.parse().ok()?))
+        });
+        Self { conditions: marked.collect(), ..Self::default() }
+    }
+
     /// All shapes.
     pub fn shapes(&self) -> &[PastShape] {
         &self.shapes
@@ -174,17 +189,20 @@ impl Catalogue {
             host: host.into(),
             path: path.into(),
             route: self.name_number(route),
-            headers: headers.lines().filter_map(header).collect(),
+            headers: headers.lines().filter_map(|condition| self.header(condition)).collect(),
         };
         let number = self.shapes.len() as u32;
         self.shapes.push(shape);
         self.by_text.insert(key.into(), number);
         Some(number)
     }
-}
 
-/// A header for which a condition holds; any value fits a condition without one.
-fn header(condition: &str) -> Option<(HeaderName, HeaderValue)> {
-    let (name, value) = condition.split_once(": ").unwrap_or((condition, "any"));
-    Some((name.parse().ok()?, value.parse().ok()?))
+    /// A header for which a condition holds. Any value fits a condition without one; a value that no configuration asks for is left out.
+    fn header(&self, condition: &str) -> Option<(HeaderName, HeaderValue)> {
+        let (name, value) = match condition.split_once(" #") {
+            Some((name, _)) => (name, self.conditions.get(condition)?.clone()),
+            None => (condition, HeaderValue::from_static("any")),
+        };
+        Some((name.parse().ok()?, value))
+    }
 }

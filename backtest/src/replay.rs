@@ -17,7 +17,7 @@ use crate::survey::{Random, Survey};
 use crate::tally::{Names, Place, Tally};
 
 /// Requests from this long before `since` are replayed as well, uncounted: limits are not full at `since`.
-const WARM_UP_NS: u64 = 3_600_000_000_000;
+pub const WARM_UP_NS: u64 = 3_600_000_000_000;
 /// Spans of time that are counted separately.
 const MOST_SPANS: u64 = 240;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -45,7 +45,7 @@ pub fn run(source: &dyn Source, question: Question<'_>) -> Result<Report, Source
     let began = Instant::now();
     let (since, until) = question.between;
     let between = (since.saturating_sub(WARM_UP_NS), until);
-    let (mut catalogue, mut notes) = (Catalogue::default(), Vec::new());
+    let (mut catalogue, mut notes) = (Catalogue::of(&[question.in_force, question.proposed]), Vec::new());
     let survey = Survey::of(source, between, &mut catalogue, &mut notes)?;
     let Some((first, last)) = survey.span.filter(|(_, last)| *last >= since) else {
         return Err(SourceError::Empty(source.name()));
@@ -207,7 +207,9 @@ impl<'c> Recorded<'c> {
     }
 
     fn count(&mut self, past: &Past, place: Place) {
-        let place = Place { route: self.routes.get(past.shape as usize).copied().unwrap_or_default(), ..place };
+        // One that was recorded between the two readings may have a shape that is not known.
+        let Some(route) = self.routes.get(past.shape as usize).copied() else { return };
+        let place = Place { route, ..place };
         self.tally.asked(place);
         if !place.is_before {
             self.tally.waits.add(u64::from(past.queued_us) * 1000);

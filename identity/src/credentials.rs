@@ -175,6 +175,13 @@ impl Credentials {
         }
     }
 
+    /// Fetches keys as often as this configuration says, if its source was in use by another one meanwhile.
+    pub fn refresh_as_configured(&self) {
+        if let Some(users) = &self.users {
+            users.refresh_as_configured();
+        }
+    }
+
     /// Number of cached tokens, good and bad.
     pub fn cached_tokens(&self) -> usize {
         self.users.as_ref().map_or(0, Users::cached)

@@ -42,6 +42,11 @@ impl Seed {
         (u128::from(self.0[0]) | (u128::from(self.0[1]) << 64)).to_le_bytes()
     }
 
+    /// Returns a hash of `bytes` with this seed as the key.
+    pub fn hash(self, bytes: &[u8]) -> u64 {
+        siphash(self, 0, bytes)
+    }
+
     /// Returns a number that identifies the seed and does not reveal it.
     pub fn fingerprint(self) -> u64 {
         siphash(self, kind::SEED, b"")

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use outrigger_policy::tier::Tier;
 use outrigger_tokens::{Claims, Key, Lifetime, Refused, Rules, unverified_key_id};
@@ -50,6 +51,8 @@ pub struct Users {
     signers: Signers,
     names: ClaimNames,
     shards: Box<[Mutex<Remembered>]>,
+    /// How often keys are fetched by this configuration.
+    refresh: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -80,7 +83,11 @@ impl Users {
         let shards = if remembered < SHARDED_FROM { 1 } else { SHARDS };
         let most_each = remembered / (2 * shards);
         let shard = || Mutex::new(Remembered { good: Generations::new(most_each), bad: Generations::new(most_each) });
-        Self { rules, signers, names, shards: std::iter::repeat_with(shard).take(shards).collect() }
+        let refresh = match &signers {
+            Signers::Fixed(_) => None,
+            Signers::Fetched(source) => Some(source.refresh_every()),
+        };
+        Self { rules, signers, names, shards: std::iter::repeat_with(shard).take(shards).collect(), refresh }
     }
 
     /// Identifies the user of a token at `now`, in seconds since 1970.
@@ -192,6 +199,13 @@ impl Users {
         match &self.signers {
             Signers::Fixed(_) => None,
             Signers::Fetched(source) => Some(source),
+        }
+    }
+
+    /// As [`crate::credentials::Credentials::refresh_as_configured`].
+    pub fn refresh_as_configured(&self) {
+        if let (Some(source), Some(refresh)) = (self.jwks(), self.refresh) {
+            source.set_refresh(refresh);
         }
     }
 

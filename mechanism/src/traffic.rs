@@ -157,8 +157,10 @@ impl Recorder {
             batch.bases.push((first, Arc::clone(basis)));
         }
         batch.seen.push((seen, path.len() as u16));
+        let half = self.path_room / 2;
+        let is_half_full = batch.paths.len() < half && batch.paths.len() + path.len() >= half;
         batch.paths.push_str(path);
-        batch.seen.len() == self.room / 2 || self.thread.get().is_none()
+        is_half_full || batch.seen.len() == self.room / 2 || self.thread.get().is_none()
     }
 
     #[cold]

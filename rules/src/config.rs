@@ -244,4 +244,17 @@ impl Config {
 }
 
 #[cfg(test)]
+pub mod testing {
+    use std::path::Path;
+
+    use super::Config;
+
+    /// Loads a configuration as the file `proxy.toml` with these variables.
+    pub fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
 mod tests;

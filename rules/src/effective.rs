@@ -264,10 +264,9 @@ impl Gatherer<'_> {
                 if found.is_empty() {
                     return (Origin::File { file, line }, false);
                 }
-                let is_secret = found.iter().any(|reference| match reference {
-                    Reference::Variable(name) => names_secret(name),
-                    Reference::File(_) => true,
-                });
+                // Any variable may have a secret, whatever its name is. Numbers and switches have none.
+                let is_text = matches!(node.value, Value::Text(_) | Value::List(_) | Value::Table(_));
+                let is_secret = is_text || found.iter().any(|one| matches!(one, Reference::File(_)));
                 let references = found.iter().map(ToString::to_string).collect();
                 (Origin::Reference { references, file, line }, is_secret)
             }
@@ -310,8 +309,11 @@ fn is_hidden(path: &[Json], value: &Json) -> bool {
         _ => false,
     };
     let key = path.iter().rev().find_map(Json::as_str).unwrap_or_default().to_ascii_lowercase();
-    // An address without a password is none, nor is the name of a file.
-    let is_other = ["url", "database", "_file"].iter().any(|end| key.ends_with(end));
+    // A URL without a password is none, nor is the name of a file. PostgreSQL's `host=… password=…` is no URL.
+    let is_plain =
+        |text: &str| text.contains("://") && !text.contains('@') && !text.to_ascii_lowercase().contains("passw");
+    let is_url = ["url", "database"].iter().any(|end| key.ends_with(end)) && value.as_str().is_some_and(is_plain);
+    let is_other = is_url || key.ends_with("_file");
     let is_named = names_secret(&key) && !is_other || key.contains("authorization") || key.contains("cookie");
     has_text && (is_named || is_text(value) || value.as_array().is_some_and(|items| items.iter().any(is_text)))
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::error::{Place, Problem};
 use crate::finding::Rule;
-use crate::inputs::{Inputs, files_of};
+use crate::inputs::{Inputs, STRANGE, STRANGE_HINT, Trust, files_of};
 use crate::sources::Sources;
 use crate::syntax::{self, Names};
 use crate::tree::{Node, Step, Value};
@@ -34,6 +34,8 @@ pub struct Reading<'a> {
     pub problems: &'a mut Vec<Problem>,
     /// Warnings.
     pub warnings: &'a mut Vec<Problem>,
+    /// Whether other files are read.
+    pub trust: Trust,
 }
 
 /// Adds the files that `root` includes to it. Returns whether lines of them were left out.
@@ -90,6 +92,7 @@ fn patterns(root: &Node, reading: &mut Reading<'_>) -> Vec<(String, Place)> {
         } else {
             None
         };
+        let mistake = mistake.or((reading.trust == Trust::Stranger).then_some((STRANGE, STRANGE_HINT)));
         match mistake {
             Some((message, hint)) => reading.problems.push(Problem::new(item.place.clone(), message, hint)),
             None => patterns.push((pattern.clone(), item.place.clone())),

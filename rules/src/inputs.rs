@@ -21,6 +21,20 @@ impl Stamp {
     }
 }
 
+/// Whether a configuration may have other files and variables in it, which it could show to its author.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It is from the operator's own file.
+    Operator,
+    /// It came over the admin listener without a token: any process of the machine may have sent it.
+    Stranger,
+}
+
+/// Why a configuration of a stranger is rejected.
+pub const STRANGE: &str = "files and variables are not read for a configuration that was sent without a token";
+/// The remedy.
+pub const STRANGE_HINT: &str = "set OUTRIGGER_ADMIN_TOKEN, or save the file and use `outrigger reload`";
+
 /// The version of each file; `None`: there is no such file.
 pub type Versions = BTreeMap<PathBuf, Option<Stamp>>;
 
@@ -57,7 +71,9 @@ impl Inputs {
     /// Adds a file before it is read.
     pub fn add(&mut self, file: PathBuf) {
         self.versions.entry(file.clone()).or_insert_with(|| Stamp::of(&file));
-        self.others.push(file);
+        if !self.others.contains(&file) {
+            self.others.push(file);
+        }
     }
 
     /// Whether the file that was named is among these.

@@ -1,7 +1,8 @@
 //! Reads the files, overlays the environment and checks everything. Returns a [`Config`], or *all* problems with their
 //! places.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ use crate::effective::Effective;
 use crate::environment::{Environment, monitor_unset_limits, overlay_environment, take_removed};
 use crate::error::{ConfigError, Place, Problem};
 use crate::finding::Rule;
-use crate::include::{Reading, include};
-use crate::inputs::Inputs;
+use crate::include::{MOST_BYTES, Reading, include};
+use crate::inputs::{Inputs, Trust};
 use crate::references::{References, convert, expand};
 use crate::repair::{Repaired, repair};
 use crate::scrub::Scrubber;
@@ -40,7 +41,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(file: &Path, source: &str, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let inputs = Inputs::default();
-        Loaded::of(Sources::of(file, source), inputs, environment).map(|loaded| loaded.config)
+        Loaded::of(Sources::of(file, source), inputs, environment, Trust::Operator).map(|loaded| loaded.config)
     }
 }
 
@@ -63,7 +64,7 @@ impl Loaded {
     pub fn read(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let inputs = Inputs::of(file);
         match read(file) {
-            Ok(source) => Self::of(Sources::of(file, source), inputs, environment),
+            Ok(source) => Self::of(Sources::of(file, source), inputs, environment, Trust::Operator),
             Err(e) => Err(e.after(inputs, Vec::new())),
         }
     }
@@ -72,8 +73,8 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn of_text(file: &Path, text: String, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        Self::of(Sources::of(file, text), Inputs::of(file), environment)
+    pub fn of_text(file: &Path, text: String, environment: Environment<'_>, trust: Trust) -> Result<Self, ConfigError> {
+        Self::of(Sources::of(file, text), Inputs::of(file), environment, trust)
     }
 
     /// All that was read: the texts of the files, and the values that they refer to, which may be secrets. The same bytes are the same
@@ -92,7 +93,7 @@ impl Loaded {
     /// # Errors
     /// Every problem of the environment.
     pub fn without_file(file: &Path, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        Self::of(Sources::of("no file", ""), Inputs::without(file), environment)
+        Self::of(Sources::of("no file", ""), Inputs::without(file), environment, Trust::Operator)
     }
 
     /// These values, without the variables that replace keys: they are effective values already.
@@ -111,8 +112,13 @@ impl Loaded {
         Self::check(files, (Sources::of("the running configuration", ""), Inputs::default()), &secrets, false)
     }
 
-    fn of(mut sources: Sources, mut inputs: Inputs, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let mut files = Files::read(&mut sources, &mut inputs, environment, &schema());
+    fn of(
+        mut sources: Sources,
+        mut inputs: Inputs,
+        environment: Environment<'_>,
+        trust: Trust,
+    ) -> Result<Self, ConfigError> {
+        let mut files = Files::read((&mut sources, &mut inputs), environment, &schema(), trust);
         overlay_environment(&mut files.root, environment);
         files.warnings.append(&mut take_removed(&mut files.root, environment));
         let limits_unset = monitor_unset_limits(&mut files.root, environment);
@@ -189,13 +195,18 @@ struct Files {
 }
 
 impl Files {
-    fn read(sources: &mut Sources, inputs: &mut Inputs, environment: Environment<'_>, schema: &Json) -> Self {
+    fn read(
+        (sources, inputs): (&mut Sources, &mut Inputs),
+        environment: Environment<'_>,
+        schema: &Json,
+        trust: Trust,
+    ) -> Self {
         let names = Names::of(schema);
         let syntax::Parsed { mut root, mut problems, mut is_partial } = syntax::parse(sources.at(&(0..0)).text, &names);
         let mut warnings = Vec::new();
-        let mut reading = Reading { sources, inputs, problems: &mut problems, warnings: &mut warnings };
+        let mut reading = Reading { sources, inputs, problems: &mut problems, warnings: &mut warnings, trust };
         is_partial |= include(&mut root, &names, &mut reading);
-        let (references, mut unfollowed) = expand(&mut root, environment, sources, inputs);
+        let (references, mut unfollowed) = expand(&mut root, environment, sources, inputs, trust);
         problems.append(&mut unfollowed);
         if !references.is_empty() {
             convert(&mut root, schema, schema, &references);
@@ -225,7 +236,7 @@ impl UpstreamPlaces {
 /// # Errors
 /// The file cannot be read; the error contains a remedy.
 pub fn read(file: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(file).map_err(|e| {
+    read_bounded(file).map_err(|e| {
         let hint = match e.kind() {
             ErrorKind::InvalidData => "save it as UTF-8",
             ErrorKind::IsADirectory => "name a file, not a directory",
@@ -235,6 +246,17 @@ pub fn read(file: &Path) -> Result<String, ConfigError> {
         let problem = Problem::new(Place::Whole, format!("cannot be read: {e}"), hint).of(Rule::UnreadableFile);
         ConfigError::new(file, "", vec![problem])
     })
+}
+
+/// Reads at most as much as all files together may have.
+fn read_bounded(file: &Path) -> std::io::Result<String> {
+    let most = u64::try_from(MOST_BYTES).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    File::open(file)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() > MOST_BYTES {
+        return Err(std::io::Error::other(format!("a configuration has at most {}MiB", MOST_BYTES >> 20)));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -14,13 +14,16 @@ use serde_json::Value as Json;
 
 use crate::environment::Environment;
 use crate::error::{Place, Problem, names_secret};
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, STRANGE, STRANGE_HINT, Trust};
 use crate::schema::{resolve, type_name};
 use crate::sources::Sources;
 use crate::tree::{Node, Value};
 
 /// Maximum bytes of a file that a value refers to.
 const MOST_BYTES: usize = 64 << 10;
+
+/// Maximum bytes of all values that references stand for.
+const MOST_VALUES: usize = 1 << 20;
 
 const FORMS: &str = "write ${NAME}, ${NAME:-default} or ${file:/run/secrets/name}; $${ is the text ${ itself";
 
@@ -109,18 +112,23 @@ pub fn expand(
     environment: Environment<'_>,
     sources: &Sources,
     inputs: &mut Inputs,
+    trust: Trust,
 ) -> (References, Vec<Problem>) {
-    let mut expander = Expander { environment, sources, inputs, found: References::default(), problems: Vec::new() };
+    let mut expander =
+        Expander { environment, trust, sources, inputs, found: References::default(), problems: Vec::new(), bytes: 0 };
     expander.node("", root);
     (expander.found, expander.problems)
 }
 
 struct Expander<'a> {
     environment: Environment<'a>,
+    trust: Trust,
     sources: &'a Sources,
     inputs: &'a mut Inputs,
     found: References,
     problems: Vec<Problem>,
+    /// The length of all values so far.
+    bytes: usize,
 }
 
 impl Expander<'_> {
@@ -182,6 +190,9 @@ impl Expander<'_> {
 
     /// The value of one reference, or the message and the hint.
     fn follow(&mut self, body: &str, place: &Place, expanded: &mut Expanded) -> Result<String, (String, String)> {
+        if self.trust == Trust::Stranger {
+            return Err((STRANGE.to_owned(), STRANGE_HINT.to_owned()));
+        }
         let found = if let Some(path) = body.strip_prefix("file:").filter(|path| !path.is_empty()) {
             expanded.name(Reference::File(path.to_owned()));
             self.file(path, place)?
@@ -209,6 +220,11 @@ impl Expander<'_> {
                 }
             }
         };
+        self.bytes = self.bytes.saturating_add(found.len());
+        if self.bytes > MOST_VALUES {
+            let message = format!("all references together stand for more than {}MiB", MOST_VALUES >> 20);
+            return Err((message, "refer to shorter values, or to fewer".to_owned()));
+        }
         expanded.values.push(found.clone());
         Ok(found)
     }

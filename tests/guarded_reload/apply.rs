@@ -34,6 +34,17 @@ fn an_applied_change_is_taken_back_unless_it_is_confirmed() {
     let (is_done, text) = run(&proxy, &["confirm"]);
     assert!(!is_done && text.contains("no change waits to be confirmed"), "{text}");
 
+    // Without a token, any process of the machine may have sent it: nothing is read for it.
+    let secret =
+        format!("{GOOD}[[routes]]\nname = \"a\"\npath = \"/a\"\nfallback = {{ body = \"${{HOME}}\", status = 503 }}\n");
+    let (is_done, text) =
+        run(&proxy, &["apply", &beside(&proxy, "secret.toml", &secret), "--no-wait", "--confirm", "2s"]);
+    assert!(!is_done && text.contains("without a token"), "{text}");
+    let empty = proxy.dir.join("empty.toml");
+    fs::write(&empty, "\n").unwrap();
+    let (is_done, text) = run(&proxy, &["apply", empty.to_str().unwrap(), "--force"]);
+    assert!(!is_done && text.contains("is empty"), "{text}");
+
     // The same content is not tried again without --force.
     let (is_done, text) = run(&proxy, &["apply", &few, "--confirm", "60s", "--no-wait"]);
     assert!(!is_done && text.contains("it was not confirmed in time"), "{text}");

@@ -1,8 +1,9 @@
 //! The kinds of requests of a file, in a bounded table.
 //!
-//! Shapes whose path comes from the configuration are as many as that has. Shapes with words of the request's path are not: there are at
-//! most [`MOST_WORDS`] of them in a file, and one address adds at most [`MOST_OF_ADDRESS`]. A request beyond that is recorded with its route
-//! and without a path. So a client that sends ever new paths keeps no other client's paths from being recorded.
+//! Shapes of a method and a route are as many as the configuration has. Shapes with words of the request's path, or with the conditions on
+//! hosts and headers that it meets, are not: there are at most [`MOST_WORDS`] of them in a file, and one address adds at most
+//! [`MOST_OF_ADDRESS`]. A request beyond that is recorded with its route only. So a client that sends ever new paths keeps no other
+//! client's paths from being recorded.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -74,8 +75,8 @@ impl Shapes {
         Some(number)
     }
 
-    /// The number of a shape, which is added if it is new. `by`: the address of the client, if words of its path are in it; such a shape
-    /// may be recorded without its path. `None`: the table is full.
+    /// The number of a shape, which is added if it is new. `by`: the address of the client, if there is more in it than a method, a path of
+    /// the configuration and a route; such a shape may be recorded with its method and route only. `None`: the table is full.
     pub fn shape(&mut self, described: Described<'_>, by: Option<u64>, out: &mut Encoder) -> Option<u32> {
         let Described { method, host, path, route, headers } = described;
         self.key.clear();
@@ -87,7 +88,7 @@ impl Shapes {
         if let Some(address) = by {
             let used = self.by_address.get(&address).copied().unwrap_or_default();
             if self.words >= MOST_WORDS || used >= MOST_OF_ADDRESS || path.len() > MOST_TEXT_BYTES {
-                return self.shape(Described { path: "", ..described }, None, out);
+                return self.shape(Described { host: "", path: "", headers: "", ..described }, None, out);
             }
         }
         if self.shapes.len() >= MOST_SHAPES {
@@ -126,6 +127,11 @@ mod tests {
         let of_attacker: std::collections::HashSet<u32> =
             (0..100_000).map(|n| ask(&format!("/attack/{n}"), 1)).collect();
         assert_eq!(of_attacker.len(), usize::from(MOST_OF_ADDRESS) + 1, "one is without a path");
+        let headers: Vec<String> = (0..100_000).map(|n| format!("x-{n}")).collect();
+        let mut meet = |headers, address| shapes.shape(Described { headers, ..GET }, Some(address), &mut out).unwrap();
+        let of_other: std::collections::HashSet<u32> = headers.iter().map(|headers| meet(headers, 3)).collect();
+        assert_eq!(of_other.len(), usize::from(MOST_OF_ADDRESS) + 1, "one is without conditions");
+        let mut ask = |path: &str, address| shapes.shape(Described { path, ..GET }, Some(address), &mut out).unwrap();
         assert_eq!(ask("/victim/early", 2), early, "it keeps its shape");
         let late = ask("/victim/late", 2);
         assert!(!of_attacker.contains(&late), "and gets new ones");

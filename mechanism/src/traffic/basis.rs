@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use outrigger_rules::config::Config;
-use outrigger_rules::sections::route_table::{Route, has};
+use outrigger_rules::sections::route_table::{Route, has, header_mark};
 use outrigger_rules::sections::traffic::TrafficRules;
 use outrigger_traffic::template::{self, Literals};
 use outrigger_wire::request::Request;
@@ -38,7 +38,7 @@ pub struct TrafficBasis {
     headers: Vec<HeaderCondition>,
 }
 
-/// A condition on a header: its name, the value that it must have, and both as text.
+/// A condition on a header: its name, the value that it must have, and the text in the record, which has a mark instead of the value.
 type HeaderCondition = (HeaderName, Option<Box<str>>, Box<str>);
 
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl TrafficBasis {
         });
         let by_host = by_host.filter(|(_, numbers)| !numbers.is_empty()).collect();
         let headers = conditions.into_iter().take(MOST_CONDITIONS).filter_map(|(name, value)| {
-            let text = value.map_or_else(|| name.to_owned(), |value| format!("{name}: {value}"));
+            let text = value.map_or_else(|| name.to_owned(), |value| format!("{name} #{}", header_mark(value)));
             Some((name.parse().ok()?, value.map(Box::from), text.into()))
         });
         Some(Self {
@@ -108,8 +108,8 @@ impl TrafficBasis {
         Hints { host, headers: self.headers.iter().enumerate().map(bit).sum() }
     }
 
-    /// Whether the template of a request's path depends on the path. Paths that the app does not have are not recorded: they are whatever
-    /// a scanner tries.
+    /// Whether the template of a request's path depends on the path. Paths that the app does not have are not recorded: they are
+    /// mostly those of scanners.
     pub(super) fn needs_path(&self, seen: &Seen) -> bool {
         seen.is_routed && seen.status != 404 && self.routes.get(seen.route).is_some_and(|route| route.path.is_none())
     }

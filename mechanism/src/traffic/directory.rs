@@ -3,6 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use outrigger_rules::sections::traffic::TrafficRules;
@@ -22,9 +23,11 @@ pub(super) fn file_bytes(rules: &TrafficRules) -> u64 {
 ///
 /// # Errors
 /// The system's error.
-pub(super) fn create(rules: &TrafficRules, base_ns: u64) -> io::Result<File> {
+pub(super) fn create(rules: &TrafficRules, base_ns: u64) -> io::Result<(File, PathBuf)> {
     DirBuilder::new().recursive(true).mode(0o700).create(&rules.directory)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(rules.directory.join(files::name(base_ns)))
+    let path = rules.directory.join(files::name(base_ns));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    Ok((file, path))
 }
 
 /// Deletes files that are older than `keep`, and the oldest ones until a further file has room. `open_ns`: the file that is being written,

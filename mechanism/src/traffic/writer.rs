@@ -3,19 +3,19 @@
 //! A pseudonym is a hash of the client's hash with a key that exists in the memory of this process only, and for one day (UTC): requests of
 //! a client in a file belong together, but lead to no client, to no other day and to no other Machine.
 
-use std::collections::hash_map::RandomState;
 use std::fs::File;
-use std::hash::BuildHasher;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use outrigger_identity::hash::Seed;
 use outrigger_traffic::encode::{Encoder, HEADER_BYTES, header};
 use outrigger_traffic::request::RecordedRequest;
 use outrigger_traffic::shapes::{Described, Shapes};
 use outrigger_traffic::template;
+use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::traffic::directory::{TIDY_EVERY, create, file_bytes, tidy};
 use crate::traffic::metrics::Loss;
@@ -37,7 +37,7 @@ struct Current {
     bytes: u64,
     began: Instant,
     began_ns: u64,
-    pseudonyms: RandomState,
+    pseudonyms: Seed,
 }
 
 /// The writer's state.
@@ -48,7 +48,7 @@ pub(super) struct Writer {
     shapes: Shapes,
     block: Encoder,
     /// Key of this day's pseudonyms.
-    pseudonyms: (u64, RandomState),
+    pseudonyms: (u64, Seed),
     retry_at: Option<Instant>,
     has_complained: bool,
     tidied: Instant,
@@ -62,6 +62,13 @@ fn unix_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// A key that no other one can be computed from.
+fn fresh_key() -> io::Result<Seed> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system has no random numbers"))?;
+    Ok(Seed::from_bytes(bytes))
+}
+
 impl Writer {
     /// Starts the thread.
     ///
@@ -73,7 +80,7 @@ impl Writer {
             current: None,
             shapes: Shapes::default(),
             block: Encoder::new(0),
-            pseudonyms: (unix_ns() / DAY_NS, RandomState::new()),
+            pseudonyms: (unix_ns() / DAY_NS, fresh_key()?),
             retry_at: None,
             has_complained: false,
             tidied: Instant::now(),
@@ -125,7 +132,7 @@ impl Writer {
             return self.recorder.metrics.lost(Loss::NotWritten, 1);
         }
         let Some(current) = &self.current else { return };
-        let pseudonym = |hash: u64| current.pseudonyms.hash_one(hash);
+        let pseudonym = |hash: u64| current.pseudonyms.hash(&hash.to_le_bytes());
         let client = pseudonym(seen.client);
         let address = if seen.address == seen.client { client } else { pseudonym(seen.address) };
         let since = seen.started.saturating_duration_since(current.began).as_nanos();
@@ -145,6 +152,8 @@ impl Writer {
                 (self.path.as_str(), Some(address))
             }
         };
+        // Those of the configuration alone are few; clients can combine hosts and headers at will.
+        let by = by.or_else(|| (!self.host.is_empty() || !self.headers.is_empty()).then_some(address));
         let method = METHODS.get(usize::from(seen.method)).unwrap_or(&"OTHER");
         let described = Described { method, host: &self.host, path, route, headers: &self.headers };
         let Some(shape) = self.shapes.shape(described, by, &mut self.block) else {
@@ -205,16 +214,25 @@ impl Writer {
     fn open(&mut self, basis: &Arc<TrafficBasis>) -> io::Result<()> {
         let (began, began_ns) = (Instant::now(), unix_ns());
         if self.pseudonyms.0 != began_ns / DAY_NS {
-            self.pseudonyms = (began_ns / DAY_NS, RandomState::new());
+            self.pseudonyms = (began_ns / DAY_NS, fresh_key()?);
         }
-        let mut file = create(&basis.rules, began_ns)?;
-        file.write_all(&header(began_ns))?;
-        let total = tidy(&basis.rules, began_ns, began_ns)?;
-        self.recorder.metrics.bytes.set(i64::try_from(total).unwrap_or(i64::MAX));
+        // Room first. Files that cannot be deleted do not keep requests from being recorded, within the size of one file.
+        let total = match tidy(&basis.rules, began_ns, began_ns) {
+            Ok(total) => total,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        let (mut file, path) = create(&basis.rules, began_ns)?;
+        if let Err(error) = file.write_all(&header(began_ns)) {
+            // An empty file for each attempt would take all of the disk's inodes.
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
+        let bytes = HEADER_BYTES as u64;
+        self.recorder.metrics.bytes.set(i64::try_from(total + bytes).unwrap_or(i64::MAX));
         self.shapes.clear();
         self.block = Encoder::new(began_ns);
-        let bytes = HEADER_BYTES as u64;
-        let (basis, pseudonyms) = (Arc::clone(basis), self.pseudonyms.1.clone());
+        let (basis, pseudonyms) = (Arc::clone(basis), self.pseudonyms.1);
         self.current = Some(Current { file, basis, bytes, began, began_ns, pseudonyms });
         (self.retry_at, self.tidied) = (None, began);
         Ok(())

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use outrigger_backtest::picture;
 use outrigger_backtest::replay::{self, Question};
 use outrigger_backtest::report::Report;
@@ -85,6 +85,9 @@ pub fn run(named: Option<&Path>, options: &Options) -> ExitCode {
     }
 }
 
+/// The time before `--since` that is replayed, too.
+const WARM_UP: SignedDuration = SignedDuration::from_nanos(replay::WARM_UP_NS as i64);
+
 fn report(options: &Options, in_force: &Config, proposed: &Config) -> Result<Report, String> {
     let until = options.until.unwrap_or_else(Timestamp::now);
     if until <= options.since {
@@ -97,7 +100,7 @@ fn report(options: &Options, in_force: &Config, proposed: &Config) -> Result<Rep
         Box::new(AuditSource::read(&Wanted {
             directory: in_force.audit.as_ref().map(|audit| audit.directory.clone()),
             database: options.database.clone(),
-            since: options.since,
+            since: options.since - WARM_UP,
             until,
             machine: options.machine.clone(),
         })?)

@@ -18,7 +18,9 @@ use jiff::Timestamp;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::probation::baseline::Baseline;
 use outrigger_policy::probation::{BIN, Probation, Scope, Worse};
+use outrigger_rules::environment::ADMIN_TOKEN;
 use outrigger_rules::error::ConfigError;
+use outrigger_rules::inputs::Trust;
 use tokio::time::MissedTickBehavior;
 
 use crate::control::reload::{Cause, Content, Reloader};
@@ -66,6 +68,8 @@ pub struct Trials {
     aftermath: u32,
     trial: Option<Trial>,
     undone: Option<Content>,
+    /// The content of the file that an operator's order has read: the watch finds the same.
+    ordered: Option<Content>,
     /// The last change, if it is in force.
     in_force: Option<Content>,
     /// The file has a change that another Machine tries first.
@@ -91,10 +95,15 @@ pub async fn keep(reloader: Arc<Reloader>) {
 async fn obey(reloader: &Reloader, order: Order) -> Result<Obeyed, NotObeyed> {
     let mut trials = reloader.trials.lock().await;
     let is_applied = matches!(order, Order::Apply { .. });
+    trials.ordered = None;
     let (read, terms) = match order {
         Order::Confirm => return trials.confirm(&reloader.state),
         Order::Reload { is_forced } => (reloader.read(true).await, Terms { is_forced, confirm: None }),
-        Order::Apply { text, confirm, is_forced } => (reloader.check(Some(text)).await, Terms { is_forced, confirm }),
+        Order::Apply { text, confirm, is_forced } => {
+            let has_token = std::env::var(ADMIN_TOKEN).is_ok_and(|token| !token.is_empty());
+            let trust = if has_token { Trust::Operator } else { Trust::Stranger };
+            (reloader.check(Some((text, trust))).await, Terms { is_forced, confirm })
+        }
     };
     let invalid = |e: ConfigError| {
         reloader.refuse(&e);
@@ -106,6 +115,7 @@ async fn obey(reloader: &Reloader, order: Order) -> Result<Obeyed, NotObeyed> {
         return Err(NotObeyed::Undone(why));
     }
     let obeyed = trials.change(reloader, checked, content, terms);
+    trials.ordered = (!is_applied).then_some(content);
     if is_applied {
         notices::change_applied(&reloader.state, obeyed.version, obeyed.confirm);
     }
@@ -113,6 +123,11 @@ async fn obey(reloader: &Reloader, order: Order) -> Result<Obeyed, NotObeyed> {
 }
 
 impl Trials {
+    /// Whether an order has read this content of the file; then that is known no longer.
+    pub fn was_ordered(&mut self, content: Content) -> bool {
+        self.ordered.take() == Some(content)
+    }
+
     /// Whether this content was taken back, and no other has come into force since.
     pub fn is_undone(&self, content: Content) -> bool {
         self.undone == Some(content)

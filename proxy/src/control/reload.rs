@@ -14,7 +14,7 @@ use outrigger_identity::clock::unix_now;
 use outrigger_policy::flags::Mode;
 use outrigger_rules::environment::Given;
 use outrigger_rules::error::{ConfigError, Place, Problem};
-use outrigger_rules::inputs::Inputs;
+use outrigger_rules::inputs::{Inputs, Trust};
 use outrigger_rules::load::Loaded;
 use outrigger_rules::own::OwnListeners;
 use outrigger_rules::sections::peers::PeerRules;
@@ -67,7 +67,9 @@ pub async fn watch(watched: Watched, mut inputs: Inputs, state: Arc<State>, leve
             () = tokio::time::sleep(LOOK_EVERY) => false,
             () = asked_by(&mut hangup) => true,
         };
-        let seen = inputs.now();
+        // A file system may hang, and other tasks run on this thread.
+        let looking = inputs.clone();
+        let Ok(seen) = tokio::task::spawn_blocking(move || looking.now()).await else { continue };
         let is_there = inputs.has_main(&seen);
         looks_alike = if seen == last_seen { looks_alike + 1 } else { 0 };
         last_seen.clone_from(&seen);
@@ -80,7 +82,7 @@ pub async fn watch(watched: Watched, mut inputs: Inputs, state: Arc<State>, leve
             let has_file = inputs.has_main(&in_force);
             (in_force, is_gone) = (seen, false);
             // A file that was refused may include others than the one before.
-            if let Some(read) = reloader.reload(has_file).await {
+            if let Some(read) = reloader.reload(has_file, asked).await {
                 inputs = read;
                 in_force.clone_from(inputs.versions());
                 last_seen.clone_from(&in_force);
@@ -143,7 +145,7 @@ impl Reloader {
     }
 
     /// Brings the file into force. One that was taken back stays so until it changes. Returns the files that were read.
-    async fn reload(&self, has_file: bool) -> Option<Inputs> {
+    async fn reload(&self, has_file: bool, asked: bool) -> Option<Inputs> {
         let mut trials = self.trials.lock().await;
         trials.waiting = None;
         self.state.guard.show_waiting(None);
@@ -156,7 +158,10 @@ impl Reloader {
             }
         };
         let inputs = checked.config.inputs.clone();
-        if trials.is_undone(content) {
+        let is_known = trials.was_ordered(content) && !asked;
+        if is_known {
+            tracing::debug!("the change of the file is in force already, by `outrigger reload`");
+        } else if trials.is_undone(content) {
             tracing::warn!(
                 event = "config_still_undone",
                 "the configuration file has the content that was taken back, and is not tried again: change it, or use \
@@ -175,14 +180,21 @@ impl Reloader {
         // An empty file would be all defaults. Nobody means that of a running proxy: it is a save that is under way, or
         // one that failed. Where there was no file, all defaults are in force already.
         if has_file && std::fs::metadata(&self.file).is_ok_and(|meta| meta.len() == 0) {
-            let problem = Problem::new(Place::Whole, "is empty", "save it again; for all defaults, write a comment");
-            return Err(ConfigError::new(&self.file, "", vec![problem]));
+            return Err(self.is_empty());
         }
         self.check(None).await
     }
 
+    fn is_empty(&self) -> ConfigError {
+        let problem = Problem::new(Place::Whole, "is empty", "save it again; for all defaults, write a comment");
+        ConfigError::new(&self.file, "", vec![problem])
+    }
+
     /// Checks a text, or the file, against the listeners that this process really has: the file may have others, for its next start.
-    pub async fn check(&self, text: Option<String>) -> Result<(Checked, Content), ConfigError> {
+    pub async fn check(&self, text: Option<(String, Trust)>) -> Result<(Checked, Content), ConfigError> {
+        if text.as_ref().is_some_and(|(text, _)| text.trim().is_empty()) {
+            return Err(self.is_empty());
+        }
         let (file, own) = (self.file.clone(), OwnListeners::of(&self.state.rules.load().config));
         let given = self.given.clone();
         let load = move || {
@@ -243,8 +255,10 @@ impl Reloader {
             (Some(before), Some(after)) => Some(PeerRules { failover: after.failover, ..before.clone() }),
             (before, _) => before.clone(),
         };
-        if let Some(credentials) = Arc::get_mut(&mut config.credentials) {
-            credentials.adopt(&before.config.credentials);
+        match Arc::get_mut(&mut config.credentials) {
+            Some(credentials) => credentials.adopt(&before.config.credentials),
+            // They were in force before, with a source that the change in between may have set to another interval.
+            None => config.credentials.refresh_as_configured(),
         }
         for warning in &config.warnings {
             tracing::warn!("{warning}");

@@ -145,12 +145,13 @@ async fn take(reloader: &Reloader, waiting: Waiting, turn: Turn) {
         }
         Turn::Go => {
             trials.waiting = None;
+            state.guard.show_waiting(None);
             match reloader.read(true).await {
                 Ok((checked, content)) if content == waiting.content => {
                     trials.change(reloader, checked, content, Terms::default());
                 }
                 // It is being changed: the watch finds it.
-                Ok(_) => state.guard.show_waiting(None),
+                Ok(_) => {}
                 Err(e) => reloader.refuse(&e),
             }
         }

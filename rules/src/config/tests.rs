@@ -1,18 +1,12 @@
-use std::path::Path;
-
 use outrigger_identity::signing::KEYS;
 use serde::Deserialize;
 
 use super::*;
+use crate::config::testing::load;
 use crate::sections::identity;
 use crate::sections::route_table::BUILT_IN;
 use crate::tree;
 use crate::written::schema;
-
-fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-    let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-    Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
-}
 
 #[test]
 fn an_empty_file_is_all_defaults() {

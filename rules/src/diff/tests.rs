@@ -1,10 +1,8 @@
-use std::path::Path;
-
 use super::*;
+use crate::config::testing;
 
 fn load(source: &str, environment: &[(&str, &str)]) -> Config {
-    let lookup = |name: &str| lookup(environment, name);
-    Config::parse(Path::new("proxy.toml"), source, &lookup).unwrap_or_else(|e| panic!("{e}"))
+    testing::load(source, environment).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn lookup(environment: &[(&str, &str)], name: &str) -> Option<String> {

@@ -1,11 +1,9 @@
-use std::path::Path;
-
 use super::*;
 use crate::config::Config;
+use crate::config::testing;
 
 fn load(source: &str, environment: &[(&str, &str)]) -> Config {
-    let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-    Config::parse(Path::new("proxy.toml"), source, &lookup).unwrap_or_else(|e| panic!("{e}"))
+    testing::load(source, environment).unwrap_or_else(|e| panic!("{e}"))
 }
 
 const SOURCE: &str = r#"
@@ -58,7 +56,8 @@ fn each_value_has_its_origin() {
 fn the_printed_configuration_means_the_same() {
     let source =
         SOURCE.replace("shared = \"redis\"", "").replace("[[identity.keys]]\nname = \"ann\"\nsha256 = \"", "#");
-    let source = source.replace("${API_TOKEN}", "open");
+    // Hidden values are comments in the text.
+    let source = source.replace("${API_TOKEN}", "open").replace("${PORT}", "4000").replace("${KIND}", "a");
     let shipped = include_str!("../../../config/proxy.toml");
     for (source, environment) in [(source.as_str(), ENVIRONMENT), ("", &[]), (shipped, &[]), ("[rate_limits]\n", &[])] {
         let config = load(source, environment);
@@ -87,7 +86,8 @@ fn json_has_the_same() {
         json["settings"].as_array().unwrap().iter().find(|setting| setting["path"] == path).cloned().unwrap_or_default()
     };
     let listen = find(json!(["server", "listen"]));
-    assert_eq!((&listen["value"], &listen["from"]), (&json!("127.0.0.1:4000"), &json!("reference")));
+    assert_eq!((&listen["value"], &listen["from"]), (&json!(HIDDEN), &json!("reference")));
+    assert_eq!(find(json!(["server", "threads"]))["value"], 2, "a number is no secret");
     assert_eq!(listen["references"], json!(["${PORT}"]));
     assert_eq!(find(json!(["log", "level"]))["variable"], "OUTRIGGER_LOG_LEVEL");
     assert_eq!(find(json!(["routes", 0, "path"]))["line"], 21);
@@ -101,4 +101,30 @@ fn a_secret_of_the_environment_is_named_and_not_shown() {
     let text = load(source, &environment).effective.unwrap().to_toml(true);
     assert!(text.contains("# url = \"***\"  # environment, OUTRIGGER_REDIS_URL"), "{text}");
     assert!(!text.contains("horse"), "{text}");
+}
+
+#[test]
+fn a_password_in_any_form_of_an_address_is_hidden() {
+    let redis = |url: &str| {
+        let config = load(&format!("[rate_limits.redis]\nurl = \"{url}\"\n"), &[]);
+        config.effective.unwrap().to_toml(true)
+    };
+    assert!(redis("redis://localhost:6379").contains("\nurl = \"redis://localhost:6379\""));
+    assert!(redis("redis://:correct-horse@localhost:6379").contains("# url = \"***\""));
+    for database in [
+        "host=localhost user=ann password=correct-horse dbname=app",
+        "postgres://localhost/app?user=ann&password=correct-horse",
+        "postgres://ann:correct-horse@localhost/app",
+    ] {
+        let config =
+            load(&format!("[audit]\ndatabase = \"{database}\"\ndirectory = \"/trail\"\n"), &[("FLY_MACHINE_ID", "a")]);
+        let text = config.effective.unwrap().to_toml(true);
+        assert!(!text.contains("horse"), "{text}");
+        assert!(text.contains("# database = \"***\""), "{text}");
+    }
+    for name in ["ORIGIN_KEY", "DB_PASS", "SIGNING_KEYS", "ANYTHING"] {
+        let source = format!("[[routes]]\nname = \"a\"\npath = \"/a\"\nheaders = {{ x-origin = \"${{{name}}}\" }}\n");
+        let text = load(&source, &[(name, "correct-horse")]).effective.unwrap().to_toml(true);
+        assert!(!text.contains("horse"), "{text}");
+    }
 }

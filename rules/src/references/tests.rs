@@ -13,7 +13,8 @@ fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<Findin
 fn expanded(text: &str, environment: &[(&str, &str)]) -> Result<String, Vec<String>> {
     let mut node = Node { place: Place::File(0..1), value: Value::Text(text.to_owned()) };
     let sources = Sources::of("proxy.toml", "");
-    let (_, problems) = expand(&mut node, &|name| lookup(environment, name), &sources, &mut Inputs::default());
+    let (_, problems) =
+        expand(&mut node, &|name| lookup(environment, name), &sources, &mut Inputs::default(), Trust::Operator);
     let Value::Text(text) = node.value else { panic!("a text stays one") };
     if problems.is_empty() { Ok(text) } else { Err(problems.into_iter().map(|problem| problem.message).collect()) }
 }
@@ -126,4 +127,35 @@ fn a_file_is_relative_to_the_file_that_names_it_and_loses_one_newline() {
     assert_eq!(load("binary").unwrap_err(), "the file binary is not UTF-8");
     assert_eq!(load(".").unwrap_err(), "the file . cannot be read: it is not a file");
     fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_stranger_gets_no_value() {
+    let secret = |name: &str| (name == "SECRET").then(|| "correct-horse".to_owned());
+    for text in [
+        "log.level = \"${SECRET}\"\n",
+        "[[routes]]\nname = \"a\"\npath = \"/${file:/etc/hostname}\"\n",
+        "include = [\"/etc/hostname\"]\n",
+        "include = [\"../*.toml\"]\n",
+    ] {
+        let file = std::path::Path::new("proxy.toml");
+        let refused = crate::load::Loaded::of_text(file, text.to_owned(), &secret, Trust::Stranger).unwrap_err();
+        let shown = refused.to_string();
+        assert!(shown.contains("without a token") && !shown.contains("horse"), "{shown}");
+        assert_eq!(refused.errors(), 1, "{shown}");
+    }
+    let file = std::path::Path::new("proxy.toml");
+    let own = "[[routes]]\nname = \"a\"\npath = \"/a\"\nfallback = { body = \"$${SECRET}\", status = 503 }\n";
+    assert!(crate::load::Loaded::of_text(file, own.to_owned(), &secret, Trust::Stranger).is_ok());
+}
+
+#[test]
+fn the_values_of_all_references_are_bounded() {
+    let long = |name: &str| (name == "LONG").then(|| "x".repeat(60_000));
+    let route = |n: usize| {
+        format!("[[routes]]\nname = \"r{n}\"\npath = \"/r{n}\"\nfallback = {{ body = \"${{LONG}}\", status = 503 }}\n")
+    };
+    let text: String = (0..40).map(route).collect();
+    let refused = Config::parse(std::path::Path::new("proxy.toml"), &text, &long).unwrap_err().to_string();
+    assert!(refused.contains("all references together stand for more than 1MiB"), "{}", &refused[..500]);
 }

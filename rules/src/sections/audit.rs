@@ -373,14 +373,7 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use std::path::Path;
-
-    fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
-    }
-
+    use crate::config::testing::load;
     #[test]
     fn the_audit_log_is_on_if_it_has_a_directory() {
         assert!(load("", &[]).unwrap().audit.is_none());

@@ -169,17 +169,10 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::testing::load;
     use crate::environment::FLY_MACHINE_ID;
     use outrigger_policy::affinity::Via;
-    use std::path::Path;
-
     const KEY: &str = "0123456789abcdef0123456789abcdef";
-
-    fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
-    }
 
     #[test]
     fn sessions_are_sticky_if_there_are_keys_and_a_name() {

@@ -78,6 +78,12 @@ pub struct Route {
     pub is_health: bool,
 }
 
+/// A number for the value that a condition on a header asks for, in hexadecimal: the start of its SHA-256. The value may be a secret.
+pub fn header_mark(value: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, value.as_bytes());
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Names that the file may not use.
 pub const RESERVED_NAMES: [&str; 3] = ["health", "default", "none"];
 

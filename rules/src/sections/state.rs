@@ -86,14 +86,7 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use std::path::Path;
-
-    fn load(source: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-        let lookup = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-        Config::parse(Path::new("proxy.toml"), source, &lookup).map_err(|e| e.to_string())
-    }
-
+    use crate::config::testing::load;
     #[test]
     fn there_are_snapshots_if_there_is_a_directory() {
         assert!(load("[state]\nevery = \"2s\"\n", &[]).unwrap().state.is_none());

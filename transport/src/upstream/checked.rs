@@ -7,6 +7,7 @@ use std::time::Duration;
 use outrigger_rules::config::Config;
 use outrigger_rules::environment::Environment;
 use outrigger_rules::error::{ConfigError, Place, Problem};
+use outrigger_rules::inputs::Trust;
 use outrigger_rules::load::{Loaded, UpstreamPlaces};
 use outrigger_rules::own::{HINT, OwnListeners};
 use outrigger_rules::target::Target;
@@ -51,13 +52,13 @@ impl Checked {
     /// As [`Config::load`].
     pub fn read(
         file: &Path,
-        text: Option<String>,
+        text: Option<(String, Trust)>,
         environment: Environment<'_>,
         patience: Duration,
         own: &OwnListeners,
     ) -> Result<(Self, Vec<u8>), ConfigError> {
         let loaded = match text {
-            Some(text) => Loaded::of_text(file, text, environment)?,
+            Some((text, trust)) => Loaded::of_text(file, text, environment, trust)?,
             None => Loaded::read(file, environment)?,
         };
         let content = loaded.content();
