@@ -5,7 +5,7 @@ use std::thread;
 use crate::{
     backend::Backend,
     harness::{Proxy, from_address, get, post, until, with_fields},
-    machines::pair,
+    machines::{pair, with_cookie},
 };
 
 const OVERDUE: &str = "outrigger_app_attempts_overdue_total";
@@ -108,6 +108,59 @@ fn a_peer_is_asked_as_well_and_the_first_response_counts() {
 }
 
 #[test]
+fn a_failure_of_a_peer_is_no_response_and_sessions_stay_here() {
+    let (a, b) =
+        pair("retry.hedge = \"100ms\"\nretry.attempt_timeout = \"off\"\nretry.statuses = [429]\nretry.budget_min = 20");
+    for (path, status) in [("/500", "500 Oops"), ("/429", "429 Too Many"), ("/503", "503 Down")] {
+        b.app.says(path, &format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+        let held = a.app.gate(path);
+        let mut client = a.proxy.connect();
+        client.send(get(path));
+        b.app.gets(1, path);
+        held.add_permits(1);
+        assert_eq!(client.answer().status, 200, "{path}");
+    }
+    a.proxy.counts(WON, &[], 0);
+    // The app here remembers the session; another client's request is hedged meanwhile.
+    let (session, held) = (a.session(), a.app.gate("/cart"));
+    let mut client = a.proxy.connect();
+    client.send(with_cookie(&get("/cart"), &session));
+    a.app.gets(1, "/cart");
+    let other = a.app.gate("/other");
+    assert_eq!(a.proxy.get("/other").status, 200);
+    assert_eq!((b.app.requests_to("/other"), b.app.requests_to("/cart")), (1, 0));
+    held.add_permits(1);
+    assert_eq!(client.answer().status, 200);
+    other.add_permits(1);
+}
+
+#[test]
+fn a_measured_time_repeats_no_put() {
+    let app = Backend::start();
+    let proxy = Proxy::with(&app, "");
+    for _ in 0..150 {
+        assert_eq!(proxy.get("/item").status, 200);
+    }
+    until("its latency to be known", || {
+        proxy.metric("outrigger_attempt_timeout_seconds", &[("route", "default")]) > 0.0
+    });
+    let gate = app.gate("/item");
+    let mut clients = [put("/item"), get("/item")].map(|request| {
+        let mut client = proxy.connect();
+        client.send(request);
+        client
+    });
+    // The GET is sent twice, and both attempts take too long.
+    proxy.counts(OVERDUE, &[], 2);
+    assert_eq!(app.requests_to("/item"), 150 + 3);
+    gate.add_permits(3);
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 200);
+    }
+    assert_eq!(app.requests_to("/item"), 150 + 3);
+}
+
+#[test]
 fn only_safe_requests_are_hedged() {
     let (a, b) = pair("retry.hedge = \"100ms\"\nretry.attempt_timeout = \"off\"");
     let paths = ["/put", "/order", "/delete"];
@@ -185,4 +238,26 @@ fn an_app_that_answers_nothing_is_left_before_health_checks_notice() {
         assert_eq!(a.proxy.get("/back").status, 200);
         a.app.requests_to("/back") > before
     });
+}
+
+/// Where the file names a health check of its own, the one for peers asks only a silent app, and what it found is not kept.
+#[test]
+fn a_silent_app_with_another_health_check_is_not_left_for_good() {
+    let rules = "retry.attempt_timeout = \"200ms\"\nretry.hedge = \"off\"\nhealth.path = \"/up\"";
+    let (a, b) = pair(rules);
+    a.app.says("/health/ready", "HTTP/1.1 503 Warming\r\nContent-Length: 0\r\n\r\n");
+    let hung = a.app.gate("/work");
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_eq!(a.proxy.get("/work").status, 200));
+        }
+    });
+    assert_eq!(b.app.requests_to("/work"), 3);
+    a.proxy.says("\"event\":\"app_silent\"");
+    until("requests to be served here again", || {
+        let before = a.app.requests_to("/back");
+        assert_eq!(a.proxy.get("/back").status, 200);
+        a.app.requests_to("/back") > before
+    });
+    hung.add_permits(10);
 }

@@ -19,6 +19,8 @@ pub struct Sticky {
     pub at: Keeper,
     /// How the response changes the cookie.
     pub cookie: Cookie,
+    /// The session begins with this request.
+    pub is_new: bool,
 }
 
 /// The home of a session.

@@ -89,6 +89,9 @@ where
     loop {
         // A silent app is checked even if another health check does it, too.
         if !is_asked() && !peers.local.is_silent() {
+            // The other health check decides from here on.
+            unanswered = 0;
+            peers.local.is_unready.store(false, Ordering::Relaxed);
             peers.local.until_check(peers.rules.interval).await;
             continue;
         }

@@ -105,13 +105,21 @@ pub fn overdue(state: &State, exchange: &mut Exchange, may_repeat: bool, is_news
         state.metrics.attempts.overdue.inc();
     }
     let is_silent = state.peers.as_ref().is_some_and(|peers| peers.local.overdue(is_news));
-    if may_repeat && exchange.attempts.may_leave() && failover::may_take(state, exchange) {
-        // An app that answers nothing is as good as down: to leave it costs no budget.
-        let is_paid = || is_news && exchange.attempts.was_in_time() && retries::pay(state, exchange, Instant::now());
-        if (is_silent || is_paid()) && failover::takes(state, exchange) {
-            return happened(state, exchange, Event::Overdue { may_repeat, peer: true });
+    // An app that answers nothing is as good as down: to leave it costs no budget.
+    let may_leave = may_repeat && exchange.attempts.may_leave();
+    if may_leave && is_silent && failover::takes(state, exchange) {
+        return happened(state, exchange, Event::Overdue { may_repeat, peer: true });
+    }
+    if may_leave
+        && is_news
+        && exchange.attempts.was_in_time()
+        && let Some(peer) = failover::second(state, exchange)
+    {
+        if !retries::pay(state, exchange, Instant::now()) {
+            return Next::GoOn;
         }
-        return Next::GoOn;
+        failover::leaves(peer, state, exchange);
+        return happened(state, exchange, Event::Overdue { may_repeat, peer: true });
     }
     if !is_news {
         return Next::GoOn;
@@ -127,7 +135,7 @@ pub fn hedge_won(state: &State, exchange: &mut Exchange, peer: Arc<Peer>) -> Nex
     if let Some(peers) = &state.peers {
         peers.local.overdue(true);
     }
-    failover::hedge_won(peer, state, exchange);
+    failover::leaves(peer, state, exchange);
     happened(state, exchange, Event::HedgeWon)
 }
 

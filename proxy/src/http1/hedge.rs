@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use outrigger_policy::flags::Mode;
+use outrigger_rules::units::AutoSpan;
 use outrigger_wire::rewrite::{self, AnswerHead};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -75,7 +76,11 @@ impl Lane<'_> {
         if !self.is_idempotent || !is_whole || exchange.resilience != Mode::Enforce || exchange.hop.is_some() {
             return;
         }
-        let (hedge, overdue) = exchange.rules.attempt_times[exchange.route].get();
+        let (hedge, mut overdue) = exchange.rules.attempt_times[exchange.route].get();
+        // A worker that hangs could apply the first PUT after a later one: operators decide that, not a measured time.
+        if !self.is_safe && exchange.rules.config.retry.attempt_timeout == AutoSpan::Auto {
+            overdue = Duration::ZERO;
+        }
         let at = |time: Duration| (!time.is_zero()).then(|| Instant::from_std(now + time));
         let may_hedge = self.is_safe && self.upload.is_none() && self.state.peers.is_some();
         self.alarms.overdue = at(overdue);
@@ -109,7 +114,7 @@ impl Lane<'_> {
         if !exchange.attempts.may_leave() {
             return None;
         }
-        let peer = failover::hedge(self.state, exchange)?;
+        let peer = failover::second(self.state, exchange)?;
         if !retries::pay_hedge(self.state, exchange, std::time::Instant::now()) {
             return None;
         }
@@ -149,13 +154,13 @@ impl Lane<'_> {
             return Ok(None);
         };
         match self.rewrite(&bytes, exchange) {
-            Ok(Some(answer)) if answer.is_final() && !answer.is_given_back => {
+            Ok(Some(answer)) if answer.is_final() && !answer.is_given_back && !is_failure(exchange, answer.status) => {
                 steps::hedge_won(self.state, exchange, hedge.peer);
                 (*app, *input) = (stream, bytes);
                 self.has_heard = true;
                 Ok(Some(answer))
             }
-            // Declined, or not usable: the app's response is waited for.
+            // Declined, failed, or not usable: the app's response is waited for.
             _ => {
                 self.state.metrics.peers.sent(Kind::Failover, SentOn::Refused);
                 self.stream.output().clear();
@@ -163,6 +168,11 @@ impl Lane<'_> {
             }
         }
     }
+}
+
+/// Whether the app here may still do better than this response of a peer.
+fn is_failure(exchange: &Exchange, status: u16) -> bool {
+    status >= 500 || retries::is_wanted(exchange, status)
 }
 
 /// Sends a request without a body to a peer, and reads until the head of the response is complete.

@@ -29,8 +29,9 @@ pub struct Retry {
     /// Retries per second that are always allowed.
     #[schemars(range(max = 1000))]
     pub budget_min: u32,
-    /// How long an attempt may take until the head of the response arrives, for a request that may be sent again; "auto": four times
-    /// the 99th percentile of its route, at least 250 ms, and none if that is more than half of the route's timeout; or "off".
+    /// How long an attempt may take until the head of the response arrives, for a request that may be sent again; "auto": for GET,
+    /// HEAD and OPTIONS, four times the 99th percentile of the route, at least 250 ms, and none if that is more than half of its timeout;
+    /// or "off".
     pub attempt_timeout: Text<AutoSpan>,
     /// After this time without a response to a GET, HEAD or OPTIONS, a peer is asked as well, and the first response is used; "auto":
     /// the 99th percentile of its route, at least 25 ms; or "off". Needs `[peers]`.

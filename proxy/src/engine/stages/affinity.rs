@@ -84,6 +84,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
                 (true, _) => Cookie::Clear,
             };
             exchange.sticky.at = if is_leaving { Keeper::Nobody } else { Keeper::This };
+            exchange.sticky.is_new = true;
             if matches!(found, Found::Forged) {
                 exchange.audit.forged = Some("session_cookie");
             }
@@ -136,7 +137,7 @@ fn decide(state: &State, request: &Request<'_>, exchange: &mut Exchange, rules: 
             None => (Keeper::This, write, Destination::App, Counted::Rehomed),
         },
     };
-    exchange.sticky = Sticky { mode: exchange.sticky.mode, at, cookie };
+    exchange.sticky = Sticky { mode: exchange.sticky.mode, at, cookie, is_new: false };
     exchange.destination = destination;
     counted
 }

@@ -13,6 +13,7 @@ use crate::engine::receipts::steps::Step;
 use crate::engine::rejection::{Failure, Rejection};
 use crate::engine::stages::breakers::{self, End};
 use crate::engine::state::State;
+use crate::mechanism::affinity::Keeper;
 use crate::mechanism::peers::Peer;
 use crate::mechanism::peers::hop::Kind;
 
@@ -40,18 +41,16 @@ pub fn may_serve_elsewhere(state: &State, exchange: &mut Exchange) -> bool {
     exchange.has_been_refused
 }
 
-/// Whether [`takes`] would find a peer.
-pub fn may_take(state: &State, exchange: &Exchange) -> bool {
-    peer_for(state, exchange, true).is_some()
+/// A peer that may be asked instead of the app here, or as well, although that is not down: only one with an empty queue. Not for a request
+/// of a session that lives here: other Machines may lack what the app remembers of it.
+pub fn second(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
+    let sticky = &exchange.sticky;
+    let lives_here = sticky.is_enforced() && sticky.at == Keeper::This && !sticky.is_new;
+    if lives_here { None } else { peer_for(state, exchange, false) }
 }
 
-/// A peer that may be asked as well, while the app here has the request. Only one with an empty queue qualifies.
-pub fn hedge(state: &State, exchange: &Exchange) -> Option<Arc<Peer>> {
-    peer_for(state, exchange, false)
-}
-
-/// The peer that was asked as well has responded first.
-pub fn hedge_won(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) {
+/// Sends the request to this peer instead.
+pub fn leaves(peer: Arc<Peer>, state: &State, exchange: &mut Exchange) {
     leave_for(peer, state, exchange);
 }
 
