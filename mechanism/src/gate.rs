@@ -165,6 +165,7 @@ impl Gate {
             Verdict::Go => Entry::Go(Permit {
                 gate: Arc::clone(self),
                 client,
+                priority: wish.priority,
                 class: wish.class,
                 is_watched: is_monitored,
                 in_flight,
@@ -172,7 +173,8 @@ impl Gate {
                 head: None,
             }),
             Verdict::Wait(ticket) => {
-                Entry::Wait(Waiting { gate: Arc::clone(self), ticket: Some(ticket), client, class: wish.class })
+                let (gate, priority, class) = (Arc::clone(self), wish.priority, wish.class);
+                Entry::Wait(Waiting { gate, ticket: Some(ticket), client, priority, class })
             }
             Verdict::Refuse => Entry::Refused,
         }
@@ -204,6 +206,7 @@ fn wake_all(mut queue: MutexGuard<'_, Queue>) {
 pub struct Permit {
     gate: Arc<Gate>,
     client: u64,
+    priority: Priority,
     class: u16,
     /// It is only counted (`monitor`).
     is_watched: bool,
@@ -243,7 +246,7 @@ impl Drop for Permit {
         if self.is_watched {
             queue.finish_watched(self.client);
         } else {
-            queue.finish(self.client, now, used);
+            queue.finish(self.client, self.priority, now, used);
         }
         wake_all(queue);
     }
@@ -255,6 +258,7 @@ pub struct Waiting {
     gate: Arc<Gate>,
     ticket: Option<Ticket>,
     client: u64,
+    priority: Priority,
     class: u16,
 }
 
@@ -277,8 +281,18 @@ impl Waiting {
                 let in_flight = queue.in_flight();
                 drop(queue);
                 let sent = self.gate.nanoseconds(Instant::now());
-                let (gate, client, class) = (Arc::clone(&self.gate), self.client, self.class);
-                Poll::Ready(Some(Permit { gate, client, class, is_watched: false, in_flight, sent, head: None }))
+                let (gate, client) = (Arc::clone(&self.gate), self.client);
+                let (priority, class) = (self.priority, self.class);
+                Poll::Ready(Some(Permit {
+                    gate,
+                    client,
+                    priority,
+                    class,
+                    is_watched: false,
+                    in_flight,
+                    sent,
+                    head: None,
+                }))
             }
             Ok(Turn::Waiting | Turn::Displaced) => Poll::Ready(None),
         }

@@ -35,7 +35,7 @@
 //! assert_eq!(admission.grant(), None);
 //!
 //! // Client 1 gets its response after 20 ms; its permit goes to client 2.
-//! admission.finish(1, 20_000_000, 20_000_000);
+//! admission.finish(1, Priority::Medium, 20_000_000, 20_000_000);
 //! assert_eq!(admission.grant(), Some("client 2"));
 //! assert_eq!(admission.collect(ticket), Ok(Turn::Granted));
 //! ```
@@ -44,6 +44,7 @@ mod clients;
 mod pressure;
 mod queue;
 mod room;
+mod seen;
 mod slab;
 
 use std::time::Duration;
@@ -242,8 +243,9 @@ impl<T: Default> Admission<T> {
                 Some(victim) => Some(victim),
                 None if self.queue.len() >= self.room_for(ask.priority) => {
                     self.pressure.sign(self.clock, self.interval());
-                    let Some(starved) = self.starved(ask.priority, known, own) else { return Verdict::Refuse };
-                    Some(starved)
+                    let victim = self.starved(ask.priority, known, own).or_else(|| self.heavier(ask));
+                    let Some(victim) = victim else { return Verdict::Refuse };
+                    Some(victim)
                 }
                 None => None,
             };
@@ -310,7 +312,7 @@ impl<T: Default> Admission<T> {
             Turn::Waiting => drop(self.displace(ticket.0)),
             Turn::Granted => {
                 self.in_flight = self.in_flight.saturating_sub(1);
-                self.clients.release(client, self.clock, None);
+                self.clients.release(client, Priority::Strict, self.clock, 0, false);
             }
             Turn::Displaced => {}
         }
@@ -327,7 +329,7 @@ impl<T: Default> Admission<T> {
     /// it by one.
     pub fn finish_watched(&mut self, client: u64) {
         self.passed = self.passed.saturating_sub(1);
-        self.finish(client, self.clock, 0);
+        self.finish(client, Priority::Strict, self.clock, 0);
     }
 
     /// Returns the number of requests at the app, with or without a permit.
@@ -335,14 +337,14 @@ impl<T: Default> Admission<T> {
         self.passed.max(self.in_flight)
     }
 
-    /// Returns a permit at `now`, after the app has worked for `used` nanoseconds.
-    pub fn finish(&mut self, client: u64, now: u64, used: u64) {
+    /// Returns a permit at `now`, after the app has worked for `used` nanoseconds on a request of this priority.
+    pub fn finish(&mut self, client: u64, priority: Priority, now: u64, used: u64) {
         self.clock = self.clock.max(now);
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(client) = self.clients.find(client) {
             // Usage counts only while requests have to wait.
             let matters = self.queue.len() > 0 || self.pressure.is_felt(self.clock, FORGOTTEN_AFTER_NS);
-            self.clients.release(client, self.clock, (matters && used > 0).then_some(used));
+            self.clients.release(client, priority, self.clock, used, matters);
         }
     }
 

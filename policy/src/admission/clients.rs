@@ -1,12 +1,14 @@
 //! Exact state for each client that holds a permit, waits, or recently used the app while other requests had to wait.
 //!
-//! A client's *usage* is the time for which its requests held permits, halved every [`HALF_LIFE_NS`]. A client is *heavy*
-//! if its usage exceeds [`HEAVY`] times the average of the other clients, [`HEAVY`] average requests, and [`SHARE`] of all
-//! usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
+//! A client's *usage* is the time for which its requests held permits, by priority, halved every [`HALF_LIFE_NS`]. A client
+//! is *heavy* if its usage exceeds [`HEAVY`] times the average of the other clients, [`HEAVY`] average requests, and
+//! [`SHARE`] of all usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
+//! A client that had no response for some minutes is a *stranger* (`seen.rs`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::seen::Seen;
 use super::slab::{Links, List, NONE, Slab};
 use crate::priority::Priority;
 
@@ -23,6 +25,8 @@ const HEAVY: f64 = 8.0;
 const SHARE: f64 = 1.0 / 32.0;
 /// The average cost of a request is the mean over about this many requests.
 const COST_MEMORY: f64 = 64.0;
+/// A stranger counts as a client that has used as much as this many average requests: others first.
+const STRANGER: f64 = 2.0;
 
 /// The identity hasher: client identifiers are already hashes under a secret key.
 #[derive(Debug, Default)]
@@ -49,8 +53,8 @@ pub struct Client {
     pub held: u32,
     /// Requests in the queue.
     pub waiting: u32,
-    /// Usage in nanoseconds at the time `as_of`.
-    usage: f64,
+    /// Usage in nanoseconds at the time `as_of`, by priority.
+    usage: [f64; Priority::ALL.len()],
     as_of: u64,
     is_idle: bool,
     idle: Links,
@@ -70,6 +74,20 @@ pub struct Clients {
     as_of: u64,
     /// The average cost of a request, in nanoseconds.
     cost: f64,
+    seen: Seen,
+}
+
+impl Client {
+    fn used(&self) -> f64 {
+        self.usage.iter().sum()
+    }
+
+    /// Halves the usage for the time since it was valid.
+    fn decay(&mut self, now: u64) {
+        let factor = decayed(1.0, self.as_of, now);
+        self.usage.iter_mut().for_each(|usage| *usage *= factor);
+        self.as_of = self.as_of.max(now);
+    }
 }
 
 impl Clients {
@@ -96,7 +114,8 @@ impl Clients {
         }
         let flows = [NONE; Priority::ALL.len()];
         let (is_idle, idle) = (false, Links::default());
-        let client = Client { id, held: 0, waiting: 0, usage: 0.0, as_of: 0, is_idle, idle, flows };
+        let usage = [0.0; Priority::ALL.len()];
+        let client = Client { id, held: 0, waiting: 0, usage, as_of: 0, is_idle, idle, flows };
         let number = self.clients.insert(client);
         self.numbers.insert(id, number);
         number
@@ -108,20 +127,23 @@ impl Clients {
         }
     }
 
-    /// Returns a permit after `used` nanoseconds; `None` counts no usage.
-    pub fn release(&mut self, number: u32, now: u64, used: Option<u64>) {
+    /// Returns a permit after `used` nanoseconds, which are added to its client's usage if they `count`.
+    pub fn release(&mut self, number: u32, priority: Priority, now: u64, used: u64, counts: bool) {
         let Some(client) = self.clients.get_mut(number) else { return };
         if client.held == 0 {
             return;
         }
         client.held -= 1;
-        if let Some(used) = used {
+        if used > 0 {
             let used = used as f64;
-            client.usage = decayed(client.usage, client.as_of, now) + used;
-            client.as_of = client.as_of.max(now);
-            self.usage = decayed(self.usage, self.as_of, now) + used;
-            self.as_of = self.as_of.max(now);
             self.cost = if self.cost == 0.0 { used } else { self.cost + (used - self.cost) / COST_MEMORY };
+            self.seen.add(client.id, now);
+            if counts {
+                client.decay(now);
+                client.usage[priority as usize] += used;
+                self.usage = decayed(self.usage, self.as_of, now) + used;
+                self.as_of = self.as_of.max(now);
+            }
         }
         self.rest(number, now);
     }
@@ -133,9 +155,9 @@ impl Clients {
         if client.held > 0 || client.waiting > 0 || client.is_idle {
             return;
         }
-        if client.usage > 0.0 {
+        if client.used() > 0.0 {
             client.is_idle = true;
-            (client.usage, client.as_of) = (decayed(client.usage, client.as_of, now), client.as_of.max(now));
+            client.decay(now);
             self.idle.push(&mut self.clients, number, |client| &mut client.idle);
         } else {
             self.remove(number);
@@ -156,14 +178,14 @@ impl Clients {
         let Some(client) = self.clients.remove(number) else { return };
         self.numbers.remove(&client.id);
         // The sum restarts at 0 with the last client, so rounding errors do not accumulate.
-        let rest = self.usage - decayed(client.usage, client.as_of, self.as_of);
+        let rest = self.usage - decayed(client.used(), client.as_of, self.as_of);
         self.usage = if self.numbers.is_empty() { 0.0 } else { rest.max(0.0) };
     }
 
     /// Returns whether a client is heavy. Each permit that it holds counts as one average request.
     pub fn is_heavy(&self, number: u32, now: u64) -> bool {
         let Some(client) = self.clients.get(number) else { return false };
-        let used = decayed(client.usage, client.as_of, now);
+        let used = decayed(client.used(), client.as_of, now);
         let others = self.numbers.len().saturating_sub(1) as f64;
         if others == 0.0 {
             return false;
@@ -171,6 +193,20 @@ impl Clients {
         let all = decayed(self.usage, self.as_of, now);
         let average = (all - used).max(0.0) / others;
         used + f64::from(client.held) * self.cost > (HEAVY * average.max(self.cost)).max(SHARE * all)
+    }
+
+    /// Returns what a client has used in a priority, and will use with the permits that it holds.
+    pub fn spent(&self, number: u32, priority: Priority, now: u64) -> f64 {
+        let Some(client) = self.clients.get(number) else { return 0.0 };
+        let spent = decayed(client.usage[priority as usize], client.as_of, now) + f64::from(client.held) * self.cost;
+        if self.seen.has(client.id) { spent } else { spent.max(STRANGER * self.cost) }
+    }
+
+    /// Returns whether a client in the queue has used more than the client of a new request would have after it: that
+    /// client's request should give way. A stranger takes no place from anybody.
+    pub fn has_used_more(&self, waiting: u32, newcomer: u64, priority: Priority, now: u64) -> bool {
+        let own = self.find(newcomer).map_or(0.0, |number| self.spent(number, priority, now));
+        self.seen.has(newcomer) && self.spent(waiting, priority, now) > own + self.cost
     }
 
     #[cfg(test)]
@@ -198,7 +234,7 @@ mod tests {
     fn uses(clients: &mut Clients, id: u64, now: u64, used: u64) {
         let number = clients.enter(id);
         clients.hold(number);
-        clients.release(number, now, Some(used));
+        clients.release(number, Priority::Medium, now, used, true);
     }
 
     #[test]

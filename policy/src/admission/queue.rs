@@ -6,8 +6,10 @@
 //! ([`Clients::is_heavy`]). Therefore the first request of a flow waits for at most as many grants of its priority as there
 //! were other flows when its own joined, plus that number for a heavy client, regardless of later arrivals.
 
+use std::collections::BTreeSet;
+
 use super::Turn;
-use super::clients::Clients;
+use super::clients::{Clients, HALF_LIFE_NS};
 use super::slab::{Links, List, NONE, Slab};
 use crate::priority::Priority;
 
@@ -34,6 +36,8 @@ struct Flow {
     is_heavy: bool,
     /// Flows are served in ascending order.
     rank: u64,
+    /// What its client had used when it joined, for comparison with others.
+    usage: u64,
     places: List,
     ring: Links,
     /// The list of flows with the same number of requests.
@@ -53,6 +57,8 @@ struct Ring {
     /// Flows by their number of requests, and the largest such number.
     by_len: Vec<List>,
     longest: usize,
+    /// Flows by what their clients had used when they joined.
+    by_usage: BTreeSet<(u64, u32)>,
     waiting: u32,
     /// When a request was last granted a permit, or the first one joined.
     served_at: u64,
@@ -73,6 +79,12 @@ pub struct FairQueue<T> {
     flows: Slab<Flow>,
     rings: [Ring; Priority::ALL.len()],
     len: u32,
+}
+
+/// A number for usage at `now` that is in the order of what is left of it at any later time.
+fn comparable(usage: f64, now: u64) -> u64 {
+    // The bits of positive numbers are in their order.
+    (usage.max(1.0).log2() + now as f64 / HALF_LIFE_NS as f64).to_bits()
 }
 
 impl<T: Default> FairQueue<T> {
@@ -145,7 +157,8 @@ impl<T: Default> FairQueue<T> {
         }
         if flow == NONE {
             let (places, ring, peers) = (List::default(), Links::default(), Links::default());
-            flow = self.flows.insert(Flow { client, priority, is_heavy: false, rank: 0, places, ring, peers });
+            flow =
+                self.flows.insert(Flow { client, priority, is_heavy: false, rank: 0, usage: 0, places, ring, peers });
             if let Some(client) = clients.get_mut(client) {
                 client.flows[priority as usize] = flow;
             }
@@ -179,9 +192,21 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// Returns the next request, of the most important priority.
+    /// Returns the next request: of the most important priority. If only heavy clients wait in a priority other than
+    /// critical, they take turns with the other clients in the next priority that has requests.
     pub fn next(&self) -> Option<u32> {
-        Priority::ALL.into_iter().find_map(|priority| self.next_of(priority))
+        let mut waiting = Priority::ALL.into_iter().filter(|priority| self.waiting(*priority) > 0);
+        let (first, second) = (waiting.next()?, waiting.next());
+        let ring = &self.rings[first as usize];
+        if first != Priority::Critical
+            && ring.regular.len == 0
+            && let Some(second) = second.map(|second| &self.rings[second as usize])
+            && second.served_at < ring.served_at
+            && let Some(flow) = self.flows.get(second.regular.first)
+        {
+            return Some(flow.places.first);
+        }
+        self.next_of(first)
     }
 
     /// Grants a permit to a request and returns its waker. The rest of its flow moves to the end of the ring.
@@ -244,11 +269,21 @@ impl<T: Default> FairQueue<T> {
         Priority::ALL.into_iter().rev().find(|priority| self.waiting(*priority) > 0)
     }
 
-    /// Returns the newest request of the longest flow of a priority.
+    /// Returns the newest request of the longest flow of a priority; if no client has more than one, that of the client
+    /// that had used most.
     pub fn last_of(&self, priority: Priority) -> Option<u32> {
         let ring = &self.rings[priority as usize];
+        if ring.longest == 1 {
+            return self.heaviest_of(priority);
+        }
         let flow = self.flows.get(ring.by_len.get(ring.longest)?.last)?;
         Some(flow.places.last)
+    }
+
+    /// Returns the newest request of the flow whose client had used most when it joined.
+    pub fn heaviest_of(&self, priority: Priority) -> Option<u32> {
+        let (_, flow) = self.rings[priority as usize].by_usage.last()?;
+        Some(self.flows.get(*flow)?.places.last)
     }
 
     fn join(&mut self, clients: &Clients, at: u32, terms: Terms) {
@@ -256,6 +291,8 @@ impl<T: Default> FairQueue<T> {
         let ring = &mut self.rings[flow.priority as usize];
         ring.joined += 1;
         flow.is_heavy = clients.is_heavy(flow.client, terms.now);
+        flow.usage = comparable(clients.spent(flow.client, flow.priority, terms.now), terms.now);
+        ring.by_usage.insert((flow.usage, at));
         if flow.is_heavy {
             // Keeps heavy flows in order when `overtakers` decreases.
             flow.rank = ring.last_heavy.max(ring.joined + u64::from(terms.overtakers));
@@ -270,6 +307,7 @@ impl<T: Default> FairQueue<T> {
     fn leave(&mut self, at: u32) {
         let Some(flow) = self.flows.get(at) else { return };
         let ring = &mut self.rings[flow.priority as usize];
+        ring.by_usage.remove(&(flow.usage, at));
         let list = if flow.is_heavy { &mut ring.heavy } else { &mut ring.regular };
         list.remove(&mut self.flows, at, |flow| &mut flow.ring);
     }

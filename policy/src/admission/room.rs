@@ -2,7 +2,7 @@
 
 use super::pressure::Pressure;
 use super::queue::Terms;
-use super::{Admission, MOST_DISPLACED, PLACES_PER_OVERTAKER};
+use super::{Admission, Ask, MOST_DISPLACED, PLACES_PER_OVERTAKER};
 use crate::priority::Priority;
 
 impl<T: Default> Admission<T> {
@@ -62,6 +62,13 @@ impl<T: Default> Admission<T> {
             let Some(last) = self.queue.last_of(least) else { return };
             displaced(self.displace(last), least);
         }
+    }
+
+    /// Returns a request whose client has used clearly more in this priority than the client of a new request.
+    pub(super) fn heavier(&self, ask: Ask) -> Option<u32> {
+        let heaviest = self.queue.heaviest_of(ask.priority)?;
+        let client = self.queue.place(heaviest)?.client;
+        self.clients.has_used_more(client, ask.client, ask.priority, self.clock).then_some(heaviest)
     }
 
     /// Returns the next request of a priority that was granted no permit for half of `max_wait`, if the request has waited

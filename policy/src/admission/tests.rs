@@ -20,7 +20,7 @@ fn wait(admission: &mut Admission<&'static str>, priority: Priority, client: u64
 
 /// Returns a permit, after a request that took no time.
 fn done<T: Default>(admission: &mut Admission<T>, client: u64) {
-    admission.finish(client, 0, 0);
+    admission.finish(client, Priority::Medium, 0, 0);
 }
 
 fn full(limit: u32, max_queue: u32) -> Admission<&'static str> {
@@ -256,6 +256,92 @@ fn a_disowned_request_expires_after_max_wait() {
     assert_eq!(a.queue.sizes(), (0, 0), "its place is free again");
 }
 
+/// Asks at a time of a priority; whether it waits, and who gave way.
+fn ask_as(a: &mut Admission<&'static str>, priority: Priority, client: u64, now: u64) -> (bool, Vec<&'static str>) {
+    let mut displaced = Vec::new();
+    let verdict = a.ask(Ask { priority, client, now }, |name, _| displaced.push(name));
+    (matches!(verdict, Verdict::Wait(_)), displaced)
+}
+
+#[test]
+fn who_has_used_more_gives_way_to_known_clients_and_never_to_strangers() {
+    let mut a = full(1, 3);
+    // Client 7 and the others had responses; client 7 had ten more while others waited.
+    let _waits =
+        [wait(&mut a, Priority::Low, 7, "7"), wait(&mut a, Priority::Low, 8, "8"), wait(&mut a, Priority::Low, 9, "9")];
+    for client in [1000, 7, 8] {
+        a.finish(client, Priority::Low, MS, 20 * MS);
+        a.grant();
+    }
+    a.finish(9, Priority::Low, MS, 20 * MS);
+    assert_eq!(a.ask(Ask { priority: Priority::Low, client: 7, now: MS }, |_, _| {}), Verdict::Go);
+    for _ in 0..10 {
+        let _waits = wait(&mut a, Priority::Low, 7, "7 again");
+        a.finish(7, Priority::Low, MS, 20 * MS);
+        assert_eq!(a.grant(), Some("7 again"));
+    }
+    let _waits =
+        [wait(&mut a, Priority::Low, 9, "9"), wait(&mut a, Priority::Low, 7, "7"), wait(&mut a, Priority::Low, 1, "1")];
+    assert_eq!(ask_as(&mut a, Priority::Low, 2, 2 * MS), (false, vec![]), "a stranger");
+    assert_eq!(ask_as(&mut a, Priority::Low, 8, 2 * MS), (true, vec!["7"]));
+    // Client 1 is a stranger: somebody who was served goes first, if that is no heavier.
+    assert_eq!(ask_as(&mut a, Priority::Low, 1000, 3 * MS), (true, vec!["1"]));
+    assert_eq!(ask_as(&mut a, Priority::Low, 1000, 3 * MS), (false, vec![]));
+    assert_eq!(ask_as(&mut a, Priority::Low, 7, 3 * MS), (false, vec![]));
+}
+
+#[test]
+fn strangers_without_end_take_no_place_from_a_client_that_is_known() {
+    let mut a = full(1, 3);
+    for n in 0..200 {
+        let ticket = wait(&mut a, Priority::Medium, 1, "known");
+        a.finish(if n == 0 { 1000 } else { 1 }, Priority::Medium, MS, 20 * MS);
+        assert_eq!(a.grant(), Some("known"));
+        assert_eq!(a.collect(ticket), Ok(Turn::Granted));
+    }
+    let mut tickets = vec![wait(&mut a, Priority::Medium, 1, "known")];
+    for stranger in 10_000..20_000 {
+        match a.ask(Ask { priority: Priority::Medium, client: stranger, now: MS }, |name, _| panic!("{name} gave way"))
+        {
+            Verdict::Wait(ticket) => tickets.push(ticket),
+            verdict => assert_eq!(verdict, Verdict::Refuse),
+        }
+    }
+    assert_eq!(tickets.len(), 3);
+}
+
+#[test]
+fn heavy_clients_take_turns_with_others_of_the_next_priority_except_for_critical_requests() {
+    for (priority, takes_turns) in [(Priority::Medium, true), (Priority::Critical, false)] {
+        let mut a: Admission<&'static str> = Admission::new(settings(1, 100));
+        assert!(a.ask_now(100));
+        a.finish(100, priority, MS, 20 * MS);
+        assert!(a.ask_now(7));
+        for client in 100..120 {
+            let _waits = wait(&mut a, priority, client, "light");
+        }
+        a.finish(7, priority, MS, 2_000 * MS);
+        let mut running = 100;
+        for client in 101..120 {
+            assert_eq!(a.grant(), Some("light"));
+            a.finish(running, priority, MS, 20 * MS);
+            running = client;
+        }
+        assert_eq!(a.grant(), Some("light"));
+        for _ in 0..10 {
+            let _waits = wait(&mut a, priority, 7, "heavy");
+            let _waits = wait(&mut a, Priority::Low, 200, "low");
+        }
+        let mut served = Vec::new();
+        for now in 2..12 {
+            a.finish(if now == 2 { 119 } else { 7 }, priority, now * MS, 20 * MS);
+            a.in_flight = 0;
+            served.extend(a.grant());
+        }
+        assert_eq!(served.iter().filter(|name| **name == "low").count(), if takes_turns { 5 } else { 0 }, "{served:?}");
+    }
+}
+
 #[test]
 fn new_clients_delay_no_request_that_waited_before_them() {
     let mut a: Admission<u64> = Admission::new(settings(1, 10_000));
@@ -286,11 +372,11 @@ fn a_heavy_client_is_overtaken_by_a_bounded_number_of_later_requests() {
     assert!(a.ask_now(7));
     let modest: Vec<u64> = (100..120).collect();
     modest.iter().for_each(|client| queue(&mut a, *client));
-    a.finish(7, MS, MS);
+    a.finish(7, Priority::Medium, MS, MS);
     queue(&mut a, 7);
     let next = |a: &mut Admission<u64>, used: u64| {
         let client = a.grant().expect("somebody waits");
-        a.finish(client, MS, used);
+        a.finish(client, Priority::Medium, MS, used);
         client
     };
     modest.iter().for_each(|client| assert_eq!(next(&mut a, MS), *client));
@@ -354,7 +440,7 @@ proptest! {
         steps in steps(), limit in 1..5_u32, queue in 1..40_u32,
     ) {
         let mut a: Admission<u64> = Admission::new(settings(limit, queue));
-        let mut running: std::collections::VecDeque<u64> = [].into();
+        let mut running: std::collections::VecDeque<(Priority, u64)> = [].into();
         let mut waiting: Vec<(usize, u64, Ticket)> = Vec::new();
         let mut now = 0;
         // The expected length of each flow, tracked from all calls and results; and its allowance.
@@ -373,10 +459,15 @@ proptest! {
                 Step::Pause(ms) => now += ms * MS,
                 Step::Ask(priority, client) => {
                     let own = lens.get(&(priority, client)).copied().unwrap_or(0);
+                    let used_more: Vec<u64> = lens.keys().filter(|flow| flow.0 == priority).map(|flow| flow.1).filter(|other| {
+                        let number = a.clients.find(*other).unwrap();
+                        a.clients.has_used_more(number, client, Priority::ALL[priority], now)
+                    }).collect();
                     let mut displaced = Vec::new();
                     let verdict = a.ask(Ask { priority: Priority::ALL[priority], client, now }, |victim, of| displaced.push((of as usize, victim)));
                     for victim in displaced {
-                        let is_fair = victim.0 > priority || victim.1 == client || lens[&victim] > own;
+                        let is_fair = victim.0 > priority || victim.1 == client || lens[&victim] > own
+                            || (victim.0 == priority && used_more.contains(&victim.1));
                         // Shedding displaces the newest request of the longest flow in the least important priority.
                         let least = lens.keys().map(|flow| flow.0).max();
                         let longest = lens.iter().filter(|(flow, _)| Some(flow.0) == least).map(|(_, len)| *len).max();
@@ -385,7 +476,7 @@ proptest! {
                         less(&mut lens, &mut allowances, victim);
                     }
                     match verdict {
-                        Verdict::Go => running.push_back(client),
+                        Verdict::Go => running.push_back((Priority::ALL[priority], client)),
                         Verdict::Wait(ticket) => {
                             *a.waker(&ticket).unwrap() = client;
                             waiting.push((priority, client, ticket));
@@ -398,11 +489,11 @@ proptest! {
                         Verdict::Refuse => {}
                     }
                 }
-                Step::Finish(ms) => if let Some(client) = running.pop_front() { a.finish(client, now, ms * MS) },
+                Step::Finish(ms) => if let Some((priority, client)) = running.pop_front() { a.finish(client, priority, now, ms * MS) },
                 Step::Look(index) if index < waiting.len() => {
                     let (priority, client, ticket) = waiting.swap_remove(index);
                     match a.collect(ticket) {
-                        Ok(Turn::Granted) => running.push_back(client),
+                        Ok(Turn::Granted) => running.push_back((Priority::ALL[priority], client)),
                         Ok(_) => {}
                         Err(ticket) => waiting.push((priority, client, ticket)),
                     }
@@ -415,9 +506,17 @@ proptest! {
                 }
                 Step::Look(_) | Step::Leave(_) => {}
             }
-            while let Some(client) = a.grant() {
-                // The most important priority with waiting requests.
-                let priority = lens.keys().map(|flow| flow.0).min().unwrap();
+            while let Some(next) = a.queue.next().map(|number| a.queue.priority_of(number)) {
+                let most_important = lens.keys().map(|flow| flow.0).min().unwrap();
+                let heavy = |flow: &(usize, u64)| {
+                    a.queue.is_heavy(&a.clients, a.clients.find(flow.1).unwrap(), Priority::ALL[flow.0])
+                };
+                let have_only_heavy = lens.keys().filter(|flow| flow.0 == most_important).all(heavy);
+                let Some(client) = a.grant() else { break };
+                let priority = next as usize;
+                let second = lens.keys().map(|flow| flow.0).filter(|p| *p > most_important).min();
+                let takes_turns = have_only_heavy && most_important > 0 && Some(priority) == second;
+                prop_assert!(priority == most_important || takes_turns, "{priority} before {most_important}");
                 let flow = (priority, client);
                 prop_assert!(lens.contains_key(&flow));
                 less(&mut lens, &mut allowances, flow);
@@ -434,14 +533,14 @@ proptest! {
             prop_assert_eq!(a.queue.len(), lens.values().sum::<u32>());
             prop_assert!(a.queue.len() == 0 || a.in_flight == limit, "a permit is free while a request waits");
         }
-        for (_, client, ticket) in waiting {
+        for (priority, client, ticket) in waiting {
             match a.collect(ticket) {
-                Ok(Turn::Granted) => running.push_back(client),
+                Ok(Turn::Granted) => running.push_back((Priority::ALL[priority], client)),
                 Ok(_) => {}
                 Err(ticket) => assert!(a.abandon(&ticket)),
             }
         }
-        for client in running { a.finish(client, now, 0); }
+        for (priority, client) in running { a.finish(client, priority, now, 0); }
         let (clients, idle, held, waits) = a.clients.totals();
         prop_assert_eq!((a.in_flight, a.queue.len(), a.queue.sizes(), held, waits), (0, 0, (0, 0), 0, 0));
         prop_assert_eq!(clients, idle as usize, "only those with usage are remembered");

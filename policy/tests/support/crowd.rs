@@ -198,7 +198,8 @@ impl Run<'_> {
                     now,
                     Sample { class: self.asked[request].group as u16, started, in_flight, ended: Ended::Answered },
                 );
-                self.admission.finish(self.id(request), now, now - started);
+                let priority = self.crowd.groups[self.asked[request].group].priority;
+                self.admission.finish(self.id(request), priority, now, now - started);
             }
         }
         while let Some(request) = self.admission.grant() {
@@ -215,7 +216,12 @@ impl Run<'_> {
     }
 
     fn id(&self, request: usize) -> u64 {
-        if self.crowd.is_blind { 1 } else { self.asked[request].client }
+        // Identities are hashes.
+        if self.crowd.is_blind {
+            1
+        } else {
+            self.asked[request].client.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
+        }
     }
 
     fn goes(&mut self, now: u64, request: usize) {
