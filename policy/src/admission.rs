@@ -6,7 +6,7 @@
 //!     └─► otherwise ─────────────────────────────────────────────────────────► Refuse, at once
 //! ```
 //!
-//! The order is by priority, then fair between clients (`queue.rs`, with the bound on a request's wait). During a burst
+//! The order is by priority (each gets a permit now and then, unless critical requests wait), then fair between clients (`queue.rs`, with the bound on a request's wait). During a burst
 //! the queue may be long. Under lasting overload (`pressure.rs`) it is bounded by the number of responses that the app
 //! gives in half of `max_wait`, so nearly every request that is queued is also served, unless more important requests take
 //! all permits.
@@ -116,6 +116,9 @@ pub enum Turn {
 pub const MOST_DISPLACED: usize = 4;
 /// Newer flows may overtake a flow of a heavy client: one for each this many queue positions.
 const PLACES_PER_OVERTAKER: u32 = 4;
+
+/// A priority that was granted no permit for `max_wait` divided by this gets one, unless critical requests wait.
+const PATIENCE: u64 = 4;
 
 /// Permits and queue. `T` wakes a queued request; the caller stores it with [`Admission::waker`].
 #[derive(Debug)]
@@ -243,9 +246,17 @@ impl<T: Default> Admission<T> {
                 Some(victim) => Some(victim),
                 None if self.queue.len() >= self.room_for(ask.priority) => {
                     self.pressure.sign(self.clock, self.interval());
-                    let victim = self.starved(ask.priority, known, own).or_else(|| self.heavier(ask));
-                    let Some(victim) = victim else { return Verdict::Refuse };
-                    Some(victim)
+                    match self.starved(ask.priority, known, own) {
+                        Some(starved) => Some(starved),
+                        None => {
+                            let Some(heavier) = self.heavier(ask) else { return Verdict::Refuse };
+                            if let Some((waker, ticket)) = self.take_over(ask, heavier) {
+                                displaced(waker, ask.priority);
+                                return Verdict::Wait(ticket);
+                            }
+                            Some(heavier)
+                        }
+                    }
                 }
                 None => None,
             };
@@ -264,7 +275,7 @@ impl<T: Default> Admission<T> {
         if self.is_suspended || self.in_flight >= self.concurrency.limit() {
             return None;
         }
-        let next = self.queue.next()?;
+        let next = self.queue.next(self.clock.saturating_sub(self.max_wait() / PATIENCE))?;
         let client = self.queue.place(next)?.client;
         self.backlog = self.backlog.saturating_sub(1);
         self.in_flight += 1;

@@ -18,7 +18,8 @@
 //! let p99 = recent.quantile(0.99, &bounds).unwrap();
 //! assert_eq!(p99, Duration::from_millis(10));
 //! assert_eq!(hedge_delay(p99, Duration::from_secs(60)), Some(Duration::from_millis(25)));
-//! assert_eq!(attempt_timeout(p99, Duration::from_secs(60)), Some(Duration::from_millis(250)));
+//! let least = Duration::from_millis(250);
+//! assert_eq!(attempt_timeout(p99, Duration::from_secs(60), least), Some(least));
 //! ```
 
 use std::time::Duration;
@@ -29,8 +30,6 @@ pub const HALF_LIFE: Duration = Duration::from_secs(30);
 pub const FEWEST: f64 = 100.0;
 /// The minimum of [`hedge_delay`].
 pub const SHORTEST_DELAY: Duration = Duration::from_millis(25);
-/// The minimum of [`attempt_timeout`].
-pub const SHORTEST_TIMEOUT: Duration = Duration::from_millis(250);
 /// An attempt timeout, as a multiple of the 99th percentile.
 pub const MULTIPLE: u32 = 4;
 
@@ -83,10 +82,10 @@ pub fn hedge_delay(p99: Duration, timeout: Duration) -> Option<Duration> {
     Some(p99.max(SHORTEST_DELAY)).filter(|delay| *delay <= timeout / 2)
 }
 
-/// How long an attempt may take, on a route with this 99th percentile and timeout. `None`: as long as the request may, since there
-/// would be no time for another attempt.
-pub fn attempt_timeout(p99: Duration, timeout: Duration) -> Option<Duration> {
-    Some((p99 * MULTIPLE).max(SHORTEST_TIMEOUT)).filter(|time| *time <= timeout / 2)
+/// How long an attempt may take, on a route with this 99th percentile and timeout, and at least. `None`: as long as the request may,
+/// since there would be no time for another attempt.
+pub fn attempt_timeout(p99: Duration, timeout: Duration, least: Duration) -> Option<Duration> {
+    Some((p99 * MULTIPLE).max(least)).filter(|time| *time <= timeout / 2)
 }
 
 #[cfg(test)]
@@ -130,8 +129,10 @@ mod tests {
     #[test]
     fn a_long_poll_has_no_attempt_timeout() {
         let timeout = Duration::from_secs(60);
-        assert_eq!(attempt_timeout(Duration::from_secs(30), timeout), None);
-        assert_eq!(attempt_timeout(Duration::from_secs(1), timeout), Some(Duration::from_secs(4)));
+        let least = Duration::from_millis(250);
+        assert_eq!(attempt_timeout(Duration::from_secs(30), timeout, least), None);
+        assert_eq!(attempt_timeout(Duration::from_secs(1), timeout, least), Some(Duration::from_secs(4)));
+        assert_eq!(attempt_timeout(Duration::from_millis(1), timeout, least), Some(least));
         assert_eq!(hedge_delay(Duration::from_secs(31), timeout), None);
         assert_eq!(hedge_delay(Duration::from_secs(1), Duration::from_millis(40)), None);
     }

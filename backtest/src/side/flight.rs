@@ -12,6 +12,7 @@ use outrigger_policy::admission::{Ask, MOST_DISPLACED, Ticket, Turn, Verdict};
 use outrigger_policy::breaker::{Failure, Outcome, Permit};
 use outrigger_policy::concurrency::{Ended, Sample};
 use outrigger_policy::flags::Mode;
+use outrigger_policy::priority::Priority;
 use outrigger_traffic::request::Facts;
 
 use crate::past::Past;
@@ -284,7 +285,7 @@ impl Side<'_> {
                 Some(Ok(own)) => permit = Some((breaker, own)),
                 Some(Err(_)) if mode == Mode::Enforce => {
                     if self.flights.get(number).is_some_and(|flight| flight.has_permit) {
-                        self.admission.finish(past.client, now, 0);
+                        self.admission.finish(past.client, rules.priority, now, 0);
                     }
                     let reason = self.reasons.breaker.clone();
                     return self.refuse(number, &reason);
@@ -334,7 +335,8 @@ impl Side<'_> {
                 let class = self.route_tags.get(flight.route).map_or(0, |tag| (tag & 0xffff) as u16);
                 self.admission.record(now, Sample { class, started: flight.sent, in_flight: flight.in_flight, ended });
             }
-            self.admission.finish(past.client, now, now.saturating_sub(flight.sent));
+            let priority = self.config.routes.all().get(flight.route).map_or(Priority::Medium, |rules| rules.priority);
+            self.admission.finish(past.client, priority, now, now.saturating_sub(flight.sent));
         }
         let offence = match past.status {
             401 | 403 => Some(Offence::LoginFailures),

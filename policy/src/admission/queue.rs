@@ -192,21 +192,48 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// Returns the next request: of the most important priority. If only heavy clients wait in a priority other than
-    /// critical, they take turns with the other clients in the next priority that has requests.
-    pub fn next(&self) -> Option<u32> {
+    /// Returns the next request: of the most important priority, unless that is not critical and another one was not
+    /// served since `starved_since`.
+    pub fn next(&self, starved_since: u64) -> Option<u32> {
         let mut waiting = Priority::ALL.into_iter().filter(|priority| self.waiting(*priority) > 0);
-        let (first, second) = (waiting.next()?, waiting.next());
-        let ring = &self.rings[first as usize];
-        if first != Priority::Critical
-            && ring.regular.len == 0
-            && let Some(second) = second.map(|second| &self.rings[second as usize])
-            && second.served_at < ring.served_at
-            && let Some(flow) = self.flows.get(second.regular.first)
-        {
-            return Some(flow.places.first);
+        let first = waiting.next()?;
+        let mut starved = waiting.filter(|priority| self.served_at(*priority).is_some_and(|at| at < starved_since));
+        let starved = if first == Priority::Critical { None } else { starved.next() };
+        self.next_of(starved.unwrap_or(first))
+    }
+
+    /// Replaces the only request of a flow by one of another client that has none of this priority, which takes the place of
+    /// that flow in the ring. Returns the waker of the one and the number of the other; `None` if the flow has more.
+    pub fn take_over(&mut self, clients: &mut Clients, victim: u32, client: u32, terms: Terms) -> Option<(T, u32)> {
+        let at = self.places.get(victim)?.flow;
+        let flow = self.flows.get_mut(at).filter(|flow| flow.places.len == 1 && flow.client != client)?;
+        let priority = flow.priority as usize;
+        if clients.get(client).is_none_or(|client| client.flows[priority] != NONE) {
+            return None;
         }
-        self.next_of(first)
+        let before = std::mem::replace(&mut flow.client, client);
+        flow.places.remove(&mut self.places, victim, |place| &mut place.links);
+        let (waker, turn) = (T::default(), Turn::Waiting);
+        let place = Place { waker, turn, is_owned: true, client, since: terms.now, flow: at, links: Links::default() };
+        let number = self.places.insert(place);
+        flow.places.push(&mut self.places, number, |place| &mut place.links);
+        let ring = &mut self.rings[priority];
+        ring.by_usage.remove(&(flow.usage, at));
+        flow.usage = comparable(clients.spent(client, flow.priority, terms.now), terms.now);
+        ring.by_usage.insert((flow.usage, at));
+        for (client, flow, change) in [(before, NONE, -1), (client, at, 1)] {
+            if let Some(client) = clients.get_mut(client) {
+                client.flows[priority] = flow;
+                client.waiting = client.waiting.saturating_add_signed(change);
+            }
+        }
+        let place = self.places.get_mut(victim)?;
+        (place.flow, place.turn) = (NONE, Turn::Displaced);
+        let (waker, is_owned) = (std::mem::take(&mut place.waker), place.is_owned);
+        if !is_owned {
+            self.places.remove(victim);
+        }
+        Some((waker, number))
     }
 
     /// Grants a permit to a request and returns its waker. The rest of its flow moves to the end of the ring.

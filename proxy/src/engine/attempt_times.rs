@@ -35,7 +35,7 @@ impl AttemptTimes {
 
     /// Sets them for a route whose 99th percentile is known or not.
     fn set(&self, rules: &RetryRules, route: &Route, p99: Option<Duration>) {
-        let time = |rule: AutoSpan, auto: fn(Duration, Duration) -> Option<Duration>| {
+        let time = |rule: AutoSpan, auto: &dyn Fn(Duration, Duration) -> Option<Duration>| {
             let time = match rule {
                 _ if route.is_health => None,
                 AutoSpan::Off => None,
@@ -45,8 +45,9 @@ impl AttemptTimes {
             // Longer ones count as never: more than an hour.
             time.and_then(|time| u32::try_from(time.as_micros()).ok()).unwrap_or(0)
         };
-        let hedge = time(rules.hedge, latency::hedge_delay);
-        let overdue = time(rules.attempt_timeout, latency::attempt_timeout);
+        let hedge = time(rules.hedge, &latency::hedge_delay);
+        let least = rules.attempt_timeout_min;
+        let overdue = time(rules.attempt_timeout, &|p99, timeout| latency::attempt_timeout(p99, timeout, least));
         self.0.store(u64::from(hedge) << 32 | u64::from(overdue), Ordering::Relaxed);
     }
 

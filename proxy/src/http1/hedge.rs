@@ -34,6 +34,9 @@ use crate::transport::app_pool::{self, AppStream};
 /// thousands of slow requests cost little.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// A request of a route without an attempt timeout is looked at first after this fraction of its time.
+const WATCHED_FROM: u32 = 4;
+
 /// Bytes of a peer, up to the end of the response's head at least, and its connection. `None`: it could not be asked, or broke off.
 type Heard = Option<(AppStream, BytesMut)>;
 
@@ -48,8 +51,10 @@ struct Hedge {
 pub(super) struct Alarms {
     /// The next one.
     next: Option<Instant>,
-    /// When the attempt is overdue.
+    /// When the attempt is overdue, or is looked at because the app may be silent.
     overdue: Option<Instant>,
+    /// Its route has no such time: it is only looked at.
+    is_watch: bool,
     /// After how long an attempt that has been found overdue is looked at again; zero: it has not.
     look_again: Duration,
     hedge: Option<Box<Hedge>>,
@@ -81,6 +86,15 @@ impl Lane<'_> {
         if !self.is_safe && exchange.rules.config.retry.attempt_timeout == AutoSpan::Auto {
             overdue = Duration::ZERO;
         }
+        // Other requests may find the app silent meanwhile.
+        let left = || exchange.deadline.saturating_duration_since(now);
+        self.alarms.is_watch = overdue.is_zero()
+            && self.is_safe
+            && self.state.peers.is_some()
+            && exchange.rules.config.retry.attempt_timeout != AutoSpan::Off;
+        if self.alarms.is_watch {
+            overdue = left() / WATCHED_FROM;
+        }
         let at = |time: Duration| (!time.is_zero()).then(|| Instant::from_std(now + time));
         let may_hedge = self.is_safe && self.upload.is_none() && self.state.peers.is_some();
         self.alarms.overdue = at(overdue);
@@ -97,7 +111,7 @@ impl Lane<'_> {
             self.alarms.hedge = self.hedge(exchange, head);
             return Ok(());
         }
-        let is_news = self.alarms.look_again.is_zero();
+        let is_news = self.alarms.look_again.is_zero() && !self.alarms.is_watch;
         self.alarms.look_again = (self.alarms.look_again * 2).max(LOOK_AGAIN);
         // Without peers, nothing can change.
         self.alarms.next = self.state.peers.is_some().then(|| now + self.alarms.look_again);

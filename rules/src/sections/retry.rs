@@ -30,9 +30,11 @@ pub struct Retry {
     #[schemars(range(max = 1000))]
     pub budget_min: u32,
     /// How long an attempt may take until the head of the response arrives, for a request that may be sent again; "auto": for GET,
-    /// HEAD and OPTIONS, four times the 99th percentile of the route, at least 250 ms, and none if that is more than half of its timeout;
+    /// HEAD and OPTIONS, four times the 99th percentile of the route, at least `attempt_timeout_min`, and none if that is more than half of its timeout;
     /// or "off".
     pub attempt_timeout: Text<AutoSpan>,
+    /// The shortest time that "auto" gives an attempt. More than the pauses of the app, such as those of a garbage collection.
+    pub attempt_timeout_min: Text<Span>,
     /// After this time without a response to a GET, HEAD or OPTIONS, a peer is asked as well, and the first response is used; "auto":
     /// the 99th percentile of its route, at least 25 ms; or "off". Needs `[peers]`.
     pub hedge: Text<AutoSpan>,
@@ -50,6 +52,7 @@ impl Default for Retry {
             budget: Text(Share(0.2)),
             budget_min: 3,
             attempt_timeout: Text(AutoSpan::Auto),
+            attempt_timeout_min: Text(Span(Duration::from_millis(250))),
             hedge: Text(AutoSpan::Auto),
             hedge_budget: Text(Share(0.05)),
         }
@@ -67,6 +70,8 @@ pub struct RetryRules {
     pub budget: retry::Settings,
     /// How long an attempt may take.
     pub attempt_timeout: AutoSpan,
+    /// The minimum of a measured time.
+    pub attempt_timeout_min: Duration,
     /// After how long a peer is asked as well.
     pub hedge: AutoSpan,
     /// The budget for that.
@@ -82,6 +87,7 @@ impl Builder<'_> {
             max_backoff: written.max_backoff.0.0,
             budget: retry::Settings { share: written.budget.0.0, free_per_second: written.budget_min },
             attempt_timeout: written.attempt_timeout.0,
+            attempt_timeout_min: written.attempt_timeout_min.0.0,
             hedge: written.hedge.0,
             hedge_budget: retry::Settings { share: written.hedge_budget.0.0, free_per_second: written.budget_min },
         }
