@@ -6,10 +6,10 @@
 //!     └─► otherwise ─────────────────────────────────────────────────────────► Refuse, at once
 //! ```
 //!
-//! The order is by priority (each gets a permit now and then, unless critical requests wait), then fair between clients (`queue.rs`, with the bound on a request's wait). During a burst
-//! the queue may be long. Under lasting overload (`pressure.rs`) it is bounded by the number of responses that the app
-//! gives in half of `max_wait`, so nearly every request that is queued is also served, unless more important requests take
-//! all permits.
+//! The order is by priority (each gets a permit now and then, unless critical requests wait), then fair between clients
+//! (`queue.rs`, with the bound on a request's wait). During a burst the queue may be long. Under lasting overload
+//! (`pressure.rs`) it is bounded by the number of responses that the app gives in half of `max_wait`, so nearly every
+//! request that is queued is also served, unless more important requests take all permits.
 //!
 //! # Examples
 //!
