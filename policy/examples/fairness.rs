@@ -4,11 +4,14 @@
 
 #[path = "../tests/support/crowd.rs"]
 mod crowd;
+#[path = "../tests/support/shedders.rs"]
+mod shedders;
 #[allow(dead_code)] // Used by the tests and the other example only.
 #[path = "../tests/support/simulator.rs"]
 mod simulator;
 
-use crowd::{Asked, Crowd, Fate, Group, Population, run};
+use crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
 use simulator::{MS, SECOND};
 
 const END: u64 = 30 * SECOND;
@@ -78,6 +81,54 @@ fn main() {
         let asked = run(&Crowd::new(vec![reports, parts]), 1);
         let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
         println!("| {} s | {} | {:.0} |", report / SECOND, fate.asked - fate.served, fate.waited_ms[2]);
+    }
+    compare_shedders();
+}
+
+/// Compares three ways to decide whose requests are rejected: the experiment's well-behaved clients, and others that send
+/// searches.
+fn compare_shedders() {
+    println!(
+        "\nThe experiment's 200 well-behaved addresses, and others who send searches: the second minute, seed 1.\n"
+    );
+    println!(
+        "| scenario | shedding by | well-behaved served | critical | their searches | wait p99 (ms) | the others served | utilisation |\n|---|---|---|---|---|---|---|---|"
+    );
+    let end = 120 * SECOND;
+    for servers in [8, 24] {
+        let one_app = 8.0 / f64::from(servers);
+        let scenarios = [
+            ("a crowd of 200 addresses, 4× one app", searches(Population::Equal(200), 4.0 * one_app, end)),
+            ("a crowd of 2,000 addresses, 4× one app", searches(Population::Equal(2_000), 4.0 * one_app, end)),
+            ("one heavy client, 4× one app", searches(Population::Equal(1), 4.0 * one_app, end)),
+            ("10 heavy clients, 4× one app", searches(Population::Equal(10), 4.0 * one_app, end)),
+            ("a new client for each request, 4× one app", searches(Population::Sybil, 4.0 * one_app, end)),
+        ];
+        for (name, others) in scenarios {
+            let mut groups = well_behaved(servers, end);
+            groups.push(others);
+            let crowd = Crowd { servers, ..Crowd::new(groups) };
+            for (by, gate) in SHEDDERS {
+                let asked = run_with(&crowd, &mut *gate(&crowd), 1);
+                // DAGOR takes half a minute to reach its level.
+                let from = 60 * SECOND;
+                let of = |is_part: &dyn Fn(&Asked) -> bool| {
+                    Fate::of(asked.iter().filter(|asked| asked.at >= from && is_part(asked)))
+                };
+                let behaved = of(&|asked| asked.group < KINDS);
+                let others = of(&|asked| asked.group >= KINDS);
+                let of_group = |group: usize| of(&move |asked| asked.group == group).share();
+                println!(
+                    "| {servers} servers, {name} | {by} | {:.2} % | {:.2} % | {:.1} % | {:.0} | {:.1} % | {:.0} % |",
+                    100.0 * behaved.share(),
+                    100.0 * of_group(CRITICAL),
+                    100.0 * of_group(SEARCH),
+                    behaved.waited_ms[1],
+                    100.0 * others.share(),
+                    100.0 * utilisation(&asked, servers, from, end),
+                );
+            }
+        }
     }
 }
 

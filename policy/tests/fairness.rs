@@ -4,11 +4,14 @@
 #[allow(dead_code)] // Used by the examples only.
 #[path = "support/crowd.rs"]
 mod crowd;
+#[path = "support/shedders.rs"]
+mod shedders;
 #[allow(dead_code)] // Used by the other tests and the examples only.
 #[path = "support/simulator.rs"]
 mod simulator;
 
-use crowd::{Asked, Crowd, Fate, Group, Population, run};
+use crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
 use simulator::{MS, SECOND};
 
 const SEEDS: std::ops::Range<u64> = 1..4;
@@ -81,5 +84,37 @@ fn a_page_with_many_parts_after_slow_reports_is_served_completely() {
         let asked = run(&Crowd::new(vec![reports, parts]), 1);
         let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
         assert_eq!(fate.served, fate.asked, "after reports of {} s", report / SECOND);
+    }
+}
+
+/// The experiment's crowd before three apps: its addresses send searches 30 times as often as each well-behaved address does.
+#[test]
+fn requests_of_a_crowd_are_rejected_and_not_those_of_clients_that_ask_rarely() {
+    let (servers, from, end) = (24, 20 * SECOND, 50 * SECOND);
+    let mut groups = well_behaved(servers, end);
+    groups.push(searches(Population::Equal(200), 4.0 / 3.0, end));
+    let crowd = Crowd { servers, ..Crowd::new(groups) };
+    for seed in SEEDS {
+        // The last one is Outrigger.
+        let shares = SHEDDERS.map(|(by, gate)| {
+            let asked = run_with(&crowd, &mut *gate(&crowd), seed);
+            let share = |is_part: &dyn Fn(&Asked) -> bool| {
+                Fate::of(asked.iter().filter(|asked| asked.at >= from && is_part(asked))).share()
+            };
+            let shares = [
+                share(&|asked| asked.group < KINDS),
+                share(&|asked| asked.group == CRITICAL),
+                share(&|asked| asked.group == SEARCH),
+                share(&|asked| asked.group >= KINDS),
+            ];
+            let used = utilisation(&asked, servers, from, end);
+            assert!(used > 0.85, "seed {seed}, {by}: {used} of the app's time is used");
+            shares
+        });
+        let [rivals @ .., [behaved, critical, searches, others]] = shares;
+        let all = format!("seed {seed}: {shares:?}");
+        assert!(behaved > 0.995 && searches > 0.97 && critical == 1.0, "{all}");
+        assert!(others < 0.7, "{all}");
+        assert!(rivals.iter().all(|[rival, ..]| *rival < behaved), "{all}");
     }
 }

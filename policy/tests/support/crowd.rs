@@ -1,8 +1,9 @@
-//! Simulates many clients, an app of `k` servers, and the real admission control between them. Discrete events and its own
-//! random numbers: the same scenario and seed give the same run everywhere.
+//! Simulates many clients, an app of `k` servers, and between them the real admission control or a rival (`shedders.rs`).
+//! Discrete events and its own random numbers: the same scenario and seed give the same run everywhere, and the same
+//! arrivals for each kind of admission control.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use outrigger_policy::admission::{Admission, Ask, Settings, Ticket, Turn, Verdict};
@@ -32,15 +33,31 @@ pub struct Group {
     /// Start and end of the arrivals.
     pub from: u64,
     pub to: u64,
-    /// The service time of a request.
+    /// The mean service time of a request, and how far it may deviate, as a fraction (uniform).
     pub service: u64,
+    pub deviation: f64,
     /// This many requests arrive at once at `from`; `load` is ignored.
     pub burst: Option<u32>,
+    /// The group whose clients send these requests; its own if `None`.
+    pub clients_of: Option<usize>,
+    /// The number of the route; that of the group if `None`.
+    pub route: Option<u16>,
 }
 
 impl Group {
     pub fn new(population: Population, load: f64, end: u64) -> Self {
-        Self { population, priority: Priority::Medium, load, from: 0, to: end, service: 20 * MS, burst: None }
+        Self {
+            population,
+            priority: Priority::Medium,
+            load,
+            from: 0,
+            to: end,
+            service: 20 * MS,
+            deviation: 0.0,
+            burst: None,
+            clients_of: None,
+            route: None,
+        }
     }
 }
 
@@ -62,6 +79,84 @@ impl Crowd {
     }
 }
 
+/// The decision about a request that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Go,
+    Wait,
+    Refuse,
+}
+
+/// Decides which requests are sent to the app, and in which order. `request` is the number of a request.
+pub trait Gate {
+    /// A request arrives. Requests that are rejected to make room for it are added to `displaced`.
+    fn ask(&mut self, request: usize, ask: Ask, displaced: &mut Vec<usize>) -> Decision;
+    /// Returns the next waiting request that is sent to the app.
+    fn grant(&mut self, now: u64) -> Option<usize>;
+    /// The client of a waiting request has disconnected.
+    fn give_up(&mut self, request: usize);
+    /// The app has responded.
+    fn finish(&mut self, client: u64, priority: Priority, now: u64, sample: Sample);
+    /// Returns the number of requests at the app.
+    fn in_flight(&self) -> u32;
+}
+
+/// Outrigger's admission control.
+pub struct Outrigger {
+    admission: Admission<usize>,
+    tickets: HashMap<usize, Ticket>,
+}
+
+impl Outrigger {
+    pub fn new(settings: Settings) -> Self {
+        Self { admission: Admission::new(settings), tickets: HashMap::new() }
+    }
+}
+
+impl Gate for Outrigger {
+    fn ask(&mut self, request: usize, ask: Ask, displaced: &mut Vec<usize>) -> Decision {
+        let before = displaced.len();
+        let decision = match self.admission.ask(ask, |other, _| displaced.push(other)) {
+            Verdict::Go => Decision::Go,
+            Verdict::Wait(ticket) => {
+                if let Some(name) = self.admission.waker(&ticket) {
+                    *name = request;
+                }
+                self.tickets.insert(request, ticket);
+                Decision::Wait
+            }
+            Verdict::Refuse => Decision::Refuse,
+        };
+        for other in &displaced[before..] {
+            let ticket = self.tickets.remove(other).expect("only those that wait are displaced");
+            assert_eq!(self.admission.collect(ticket), Ok(Turn::Displaced));
+        }
+        decision
+    }
+
+    fn grant(&mut self, _: u64) -> Option<usize> {
+        let request = self.admission.grant()?;
+        let ticket = self.tickets.remove(&request).expect("only those that wait are granted a permit");
+        assert_eq!(self.admission.collect(ticket), Ok(Turn::Granted));
+        Some(request)
+    }
+
+    fn give_up(&mut self, request: usize) {
+        if let Some(ticket) = self.tickets.remove(&request) {
+            self.admission.abandon(&ticket);
+        }
+    }
+
+    fn finish(&mut self, client: u64, priority: Priority, now: u64, sample: Sample) {
+        self.admission.record(now, sample);
+        self.admission.finish(client, priority, now, now - sample.started);
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.admission.in_flight()
+    }
+}
+
 /// One request and its result. Times are nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
@@ -70,6 +165,8 @@ pub struct Asked {
     pub at: u64,
     /// How long it waited for its permit or its rejection.
     pub waited: u64,
+    /// Its service time.
+    pub service: u64,
     pub is_served: bool,
 }
 
@@ -118,28 +215,33 @@ enum Event {
 
 struct Run<'a> {
     crowd: &'a Crowd,
+    gate: &'a mut dyn Gate,
     random: Random,
-    admission: Admission<usize>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     order: u64,
     asked: Vec<Asked>,
-    tickets: HashMap<usize, Ticket>,
+    waiting: HashSet<usize>,
     /// Cumulative weights of the first n clients (Zipf's law).
     zipf: Vec<f64>,
     in_the_app: VecDeque<(usize, u64, u32)>,
     busy: u32,
 }
 
-/// Runs the simulation and returns every request.
+/// Runs the simulation with Outrigger's admission control and returns every request.
 pub fn run(crowd: &Crowd, seed: u64) -> Vec<Asked> {
+    run_with(crowd, &mut Outrigger::new(crowd.settings), seed)
+}
+
+/// Runs the simulation and returns every request.
+pub fn run_with(crowd: &Crowd, gate: &mut dyn Gate, seed: u64) -> Vec<Asked> {
     let mut run = Run {
         crowd,
+        gate,
         random: Random::new(seed),
-        admission: Admission::new(crowd.settings),
         events: BinaryHeap::new(),
         order: 0,
         asked: Vec::new(),
-        tickets: HashMap::new(),
+        waiting: HashSet::new(),
         zipf: Vec::new(),
         in_the_app: VecDeque::new(),
         busy: 0,
@@ -161,7 +263,7 @@ pub fn run(crowd: &Crowd, seed: u64) -> Vec<Asked> {
     while let Some(Reverse((now, _, event))) = run.events.pop() {
         run.on(now, event);
     }
-    assert_eq!((run.admission.in_flight(), run.tickets.len()), (0, 0), "all is given back");
+    assert_eq!((run.gate.in_flight(), run.waiting.len()), (0, 0), "all is given back");
     run.asked
 }
 
@@ -172,7 +274,8 @@ impl Run<'_> {
     }
 
     fn client(&mut self, group: usize) -> u64 {
-        let number = match self.crowd.groups[group].population {
+        let of = &self.crowd.groups[group];
+        let number = match of.population {
             Population::Equal(clients) => self.random.next() % clients,
             Population::Zipf(_) => {
                 let drawn = self.random.unit() * self.zipf.last().copied().unwrap_or(1.0);
@@ -180,38 +283,35 @@ impl Run<'_> {
             }
             Population::Sybil => self.asked.len() as u64,
         };
-        (group as u64 + 1) << 40 | number
+        (of.clients_of.unwrap_or(group) as u64 + 1) << 40 | number
     }
 
     fn on(&mut self, now: u64, event: Event) {
         match event {
             Event::Arrival(group) => self.arrive(now, group),
             Event::GivesUp(request) => {
-                if let Some(ticket) = self.tickets.remove(&request) {
-                    self.admission.abandon(&ticket);
+                if self.waiting.remove(&request) {
+                    self.gate.give_up(request);
                     self.asked[request].waited = now - self.asked[request].at;
                 }
             }
             Event::Done { request, started, in_flight } => {
                 self.busy -= 1;
-                self.admission.record(
-                    now,
-                    Sample { class: self.asked[request].group as u16, started, in_flight, ended: Ended::Answered },
-                );
-                let priority = self.crowd.groups[self.asked[request].group].priority;
-                self.admission.finish(self.id(request), priority, now, now - started);
+                let group = self.asked[request].group;
+                let class = self.crowd.groups[group].route.unwrap_or(group as u16);
+                let sample = Sample { class, started, in_flight, ended: Ended::Answered };
+                let priority = self.crowd.groups[group].priority;
+                self.gate.finish(self.id(request), priority, now, sample);
             }
         }
-        while let Some(request) = self.admission.grant() {
-            let ticket = self.tickets.remove(&request).expect("only those that wait are granted a permit");
-            assert_eq!(self.admission.collect(ticket), Ok(Turn::Granted));
+        while let Some(request) = self.gate.grant(now) {
+            assert!(self.waiting.remove(&request), "only those that wait are sent");
             self.goes(now, request);
         }
         while self.busy < self.crowd.servers {
             let Some((request, started, in_flight)) = self.in_the_app.pop_front() else { break };
             self.busy += 1;
-            let service = self.crowd.groups[self.asked[request].group].service;
-            self.push(now + service, Event::Done { request, started, in_flight });
+            self.push(now + self.asked[request].service, Event::Done { request, started, in_flight });
         }
     }
 
@@ -227,31 +327,31 @@ impl Run<'_> {
     fn goes(&mut self, now: u64, request: usize) {
         let asked = &mut self.asked[request];
         (asked.waited, asked.is_served) = (now - asked.at, true);
-        self.in_the_app.push_back((request, now, self.admission.in_flight()));
+        self.in_the_app.push_back((request, now, self.gate.in_flight()));
     }
 
     fn arrive(&mut self, now: u64, group: usize) {
         let client = self.client(group);
         let request = self.asked.len();
-        self.asked.push(Asked { group, client, at: now, waited: 0, is_served: false });
         let of = &self.crowd.groups[group];
+        let mut service = of.service;
+        if of.deviation > 0.0 {
+            service = (service as f64 * (1.0 + of.deviation * (2.0 * self.random.unit() - 1.0))) as u64;
+        }
+        self.asked.push(Asked { group, client, at: now, waited: 0, service, is_served: false });
         let mut displaced = Vec::new();
         let ask = Ask { priority: of.priority, client: self.id(request), now };
-        match self.admission.ask(ask, |other, _| displaced.push(other)) {
-            Verdict::Go => self.goes(now, request),
-            Verdict::Wait(ticket) => {
-                if let Some(name) = self.admission.waker(&ticket) {
-                    *name = request;
-                }
-                self.tickets.insert(request, ticket);
+        match self.gate.ask(request, ask, &mut displaced) {
+            Decision::Go => self.goes(now, request),
+            Decision::Wait => {
+                self.waiting.insert(request);
                 let max_wait = self.crowd.settings.max_wait.as_nanos() as u64;
                 self.push(now + max_wait, Event::GivesUp(request));
             }
-            Verdict::Refuse => {}
+            Decision::Refuse => {}
         }
         for other in displaced {
-            let ticket = self.tickets.remove(&other).expect("only those that wait are displaced");
-            assert_eq!(self.admission.collect(ticket), Ok(Turn::Displaced));
+            assert!(self.waiting.remove(&other), "only those that wait are displaced");
             self.asked[other].waited = now - self.asked[other].at;
         }
         if of.burst.is_none() {
