@@ -16,7 +16,7 @@ use crate::error::{Place, Problem};
 use crate::inputs::Inputs;
 use crate::own::{self, OwnListeners};
 use crate::sections::peers::FoundBy;
-use crate::sections::route_table::{self, BadCondition, Conditions, Route, RouteTable};
+use crate::sections::route_table::{self, BadCondition, Conditions, Covering, Route, RouteTable};
 use crate::sections::{identity, server};
 use crate::target::Target;
 use crate::tree::Step;
@@ -323,10 +323,9 @@ impl Builder<'_> {
     ) -> Vec<Route> {
         let mut names = HashSet::new();
         let mut routes: Vec<Route> = health.into_iter().collect();
-        // The routes by the first segment of their path: only these are compared, since there may be thousands.
-        let mut by_segment: HashMap<Option<Vec<u8>>, Vec<usize>> = HashMap::new();
+        let mut covering = Covering::default();
         for (number, route) in routes.iter().enumerate() {
-            by_segment.entry(route.conditions.first_segment().map(<[u8]>::to_vec)).or_default().push(number);
+            covering.add(&route.conditions, number);
         }
         for (index, written) in raw.routes.iter().enumerate() {
             let at = |key| [Step::Key("routes"), Step::Index(index), Step::Key(key)];
@@ -350,9 +349,7 @@ impl Builder<'_> {
                 }
                 Conditions::unmatched(index)
             });
-            let segment = conditions.first_segment().map(<[u8]>::to_vec);
-            let covered_by = covering(&conditions, &routes, &by_segment, segment.as_ref());
-            if let Some(earlier) = covered_by {
+            if let Some(earlier) = covering_route(&conditions, &routes, &covering) {
                 let message =
                     format!("route {:?} can never match: {earlier:?} comes first and takes all of it", written.name);
                 let hint = match earlier {
@@ -361,7 +358,7 @@ impl Builder<'_> {
                 };
                 self.complain(&at("path"), message, hint);
             }
-            by_segment.entry(segment).or_default().push(routes.len());
+            covering.add(&conditions, routes.len());
             routes.push(Route {
                 name: written.name.as_str().into(),
                 conditions,
@@ -385,23 +382,12 @@ impl Builder<'_> {
 }
 
 /// The name of the first route that takes all requests of `conditions`.
-fn covering<'r>(
-    conditions: &Conditions,
-    routes: &'r [Route],
-    by_segment: &HashMap<Option<Vec<u8>>, Vec<usize>>,
-    segment: Option<&Vec<u8>>,
-) -> Option<&'r str> {
+fn covering_route<'r>(conditions: &Conditions, routes: &'r [Route], covering: &Covering) -> Option<&'r str> {
     let covers = |route: &&Route| route.conditions.covers(conditions);
     if let Some(built_in) = route_table::BUILT_IN.iter().find(covers) {
         return Some(&built_in.name);
     }
-    let first_of = |segment: Option<&Vec<u8>>| {
-        let numbers = by_segment.get(&segment.cloned()).map(Vec::as_slice).unwrap_or_default();
-        numbers.iter().find(|number| covers(&&routes[**number]))
-    };
-    let other = segment.and_then(|_| first_of(segment));
-    let first = first_of(None).into_iter().chain(other).min()?;
-    Some(&routes[*first].name)
+    covering.first(conditions, |number| covers(&&routes[number])).map(|first| &*routes[first].name)
 }
 
 /// Maximum bytes of a body; `u64::MAX` without a limit.

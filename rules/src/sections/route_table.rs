@@ -8,6 +8,7 @@
 //! case and a trailing slash, as some frameworks do.
 
 mod conditions;
+mod covering;
 mod pattern;
 mod spelling;
 
@@ -24,6 +25,7 @@ use outrigger_wire::path::{self, Unreadable};
 use outrigger_wire::request::Request;
 
 pub use self::conditions::{BadCondition, Conditions, has, unusual_method};
+pub use self::covering::Covering;
 pub use self::pattern::parameters;
 use self::pattern::{PathPattern, Segment};
 pub use self::spelling::unusual as unusual_path;
@@ -133,12 +135,19 @@ pub struct RouteTable {
 struct Node {
     literal: HashMap<Box<[u8]>, Node, foldhash::fast::RandomState>,
     any: Option<Box<Node>>,
-    /// Routes whose path ends here, in order.
-    here: Vec<usize>,
-    /// Routes that match this node and everything below, in order.
-    below: Vec<usize>,
+    /// Routes whose path ends here.
+    here: Candidates,
+    /// Routes that match this node and everything below.
+    below: Candidates,
     /// This exact path is closed.
     is_closed: bool,
+}
+
+/// Routes with the same path, in order. Those for exactly one host are found by it: there may be one for each of thousands.
+#[derive(Clone, Debug, Default)]
+struct Candidates {
+    by_host: HashMap<Box<str>, Vec<usize>, foldhash::fast::RandomState>,
+    others: Vec<usize>,
 }
 
 impl Node {
@@ -172,7 +181,11 @@ impl RouteTable {
             for (index, route) in routes.iter().enumerate().skip(BUILT_IN.len()) {
                 let pattern = &route.conditions.path;
                 let node = tree.at(pattern, spelling);
-                let list = if pattern.and_below { &mut node.below } else { &mut node.here };
+                let candidates = if pattern.and_below { &mut node.below } else { &mut node.here };
+                let list = match route.conditions.only_host() {
+                    Some(host) => candidates.by_host.entry(host.into()).or_default(),
+                    None => &mut candidates.others,
+                };
                 if list.last() != Some(&index) {
                     list.push(index);
                 }
@@ -256,8 +269,17 @@ impl RouteTable {
         }
     }
 
-    fn offer(&self, candidates: &[usize], request: &Request<'_>, found: &mut Found) {
-        for &index in candidates {
+    fn offer(&self, candidates: &Candidates, request: &Request<'_>, found: &mut Found) {
+        self.offer_in_order(&candidates.others, request, found);
+        if !candidates.by_host.is_empty()
+            && let Some(of_host) = candidates.by_host.get(&*conditions::plain_host(request.host))
+        {
+            self.offer_in_order(of_host, request, found);
+        }
+    }
+
+    fn offer_in_order(&self, routes: &[usize], request: &Request<'_>, found: &mut Found) {
+        for &index in routes {
             if index >= found.route {
                 return;
             }
@@ -271,9 +293,11 @@ impl RouteTable {
 
 /// Sorts each node's routes.
 fn sort(node: &mut Node) {
-    for list in [&mut node.here, &mut node.below] {
-        list.sort_unstable();
-        list.dedup();
+    for candidates in [&mut node.here, &mut node.below] {
+        for list in candidates.by_host.values_mut().chain([&mut candidates.others]) {
+            list.sort_unstable();
+            list.dedup();
+        }
     }
     node.literal.values_mut().chain(node.any.as_deref_mut()).for_each(sort);
 }

@@ -1,5 +1,6 @@
 //! The conditions of a route: path, methods, hosts and headers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
@@ -106,13 +107,20 @@ impl Conditions {
         methods && hosts && headers && self.path.covers(&other.path)
     }
 
-    /// The first segment of each path that fits; `None`: there may be several, or none. A route covers only routes with the same
-    /// one, or any if it has none.
-    pub fn first_segment(&self) -> Option<&[u8]> {
-        match self.path.segments.first()? {
-            Segment::Literal { decoded, .. } => Some(decoded),
-            Segment::Any => None,
+    /// The host, if it has exactly one, without a wildcard: it covers only routes with the same host.
+    pub(super) fn only_host(&self) -> Option<&str> {
+        match &self.hosts[..] {
+            [HostPattern::Exact(host)] => Some(host),
+            _ => None,
         }
+    }
+
+    /// One of its hosts without a wildcard.
+    pub(super) fn any_host(&self) -> Option<&str> {
+        self.hosts.iter().find_map(|host| match host {
+            HostPattern::Exact(host) => Some(&**host),
+            HostPattern::Below(_) => None,
+        })
     }
 
     /// The headers that it checks.
@@ -178,9 +186,7 @@ impl HostPattern {
     }
 
     fn fits(&self, host: &str) -> bool {
-        let host = without_port(host);
-        // A trailing dot, the DNS root, is optional.
-        let host = host.strip_suffix('.').unwrap_or(host);
+        let host = name_of(host);
         match self {
             Self::Exact(own) => own.eq_ignore_ascii_case(host),
             Self::Below(dotted) => {
@@ -286,9 +292,17 @@ fn host_hint(host: &str) -> String {
     }
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
+/// A host as routes compare it: without port, without a trailing dot, in lower case.
+pub(super) fn plain_host(host: &str) -> Cow<'_, str> {
+    let name = name_of(host);
+    if name.bytes().any(|b| b.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
+}
+
+fn name_of(host: &str) -> &str {
+    let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
-    }
+    };
+    // A trailing dot, the DNS root, is optional.
+    name.strip_suffix('.').unwrap_or(name)
 }

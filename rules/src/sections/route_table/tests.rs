@@ -258,3 +258,31 @@ fn some_readings(path: &str) -> Vec<String> {
     }
     readings
 }
+
+#[test]
+fn routes_for_one_host_each_keep_their_order_among_the_others() {
+    let with_hosts = |name: &str, path: &str, hosts: &[&str]| {
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        routes::Route { hosts, ..route(name, path) }
+    };
+    let mut all = vec![
+        with_hosts("early", "/**", &["t1.example.com"]),
+        with_hosts("wild", "/**", &["*.example.org"]),
+        with_hosts("hidden", "/**", &["t2.example.org"]),
+        with_hosts("two", "/**", &["t3.example.com", "t4.example.com"]),
+    ];
+    all.extend((0..1_000).map(|n| with_hosts(&format!("t{n}"), "/**", &[&format!("t{n}.example.com")])));
+    all.push(route("late", "/**"));
+    let table = table(&all);
+    for (host, wanted) in [
+        ("t1.example.com", "early"),
+        ("t2.example.org", "wild"),
+        ("t4.example.com", "two"),
+        ("t999.example.com", "t999"),
+        ("T999.Example.COM.:8080", "t999"),
+        ("t1000.example.com", "late"),
+        ("", "late"),
+    ] {
+        assert_eq!(found(&table, "GET", host, "/x/y", &HeaderMap::new()), wanted, "{host}");
+    }
+}
