@@ -1,6 +1,6 @@
 //! The configuration's part of the record: which paths, hosts and headers it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -75,7 +75,10 @@ impl TrafficBasis {
             hosts.extend(route.conditions.hosts().map(rank));
         }
         let hosts: Vec<String> = hosts.into_iter().map(|(_, _, host)| host).collect();
-        let number = |host: &String| hosts.iter().position(|own| own == host).map_or(0, |at| at as u16 + 1);
+        let numbered = hosts.iter().enumerate();
+        let numbers: HashMap<&String, u16> =
+            numbered.map(|(at, host)| (host, u16::try_from(at + 1).unwrap_or(0))).collect();
+        let number = |host: &String| numbers.get(host).copied().unwrap_or(0);
         let by_host = routes.iter().map(|route| {
             let numbers: Vec<u16> = route.conditions.hosts().map(|host| number(&host)).collect();
             (Arc::clone(route), numbers)

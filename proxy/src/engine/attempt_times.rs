@@ -2,7 +2,7 @@
 //!
 //! A task looks at the histograms of the time to the first byte once per second, so measuring costs a request nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -73,7 +73,8 @@ pub async fn keep_measured(state: Arc<State>) {
             continue;
         }
         let routes = rules.config.routes.all();
-        recent.retain(|name, _| routes.iter().any(|route| route.name == *name));
+        let names: HashSet<&Arc<str>> = routes.iter().map(|route| &route.name).collect();
+        recent.retain(|name, _| names.contains(name));
         for ((route, metrics), times) in routes.iter().zip(&rules.route_metrics).zip(&rules.attempt_times) {
             // Routes without requests cost nothing.
             let Some((counts, all)) = metrics.first_bytes() else { continue };
