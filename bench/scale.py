@@ -405,7 +405,7 @@ def connections(args, app):
     def lines():
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        for n in args.sizes or [1000, 3000, 9000]:
+        for n in args.sizes or [1000, 3000, 9000, 18000]:
             with Proxy(args, base(app.port)) as p:
                 send(p.port, 0.5, lambda _: request())
                 memory, descriptors = p.memory(), p.descriptors()
