@@ -30,7 +30,9 @@ impl<'a> Authority<'a> {
         };
         let host = host.strip_suffix('.').unwrap_or(host);
         let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
-        (!host.is_empty() && host.bytes().all(is_host)).then_some(Self { host, port })
+        // No name has an empty label: `a..` is not the fully qualified form of `a.`.
+        let has_labels = host.split('.').all(|label| !label.is_empty());
+        (has_labels && host.bytes().all(is_host)).then_some(Self { host, port })
     }
 
     /// The address, unless it is a name.
@@ -91,6 +93,16 @@ pub fn is_same_host(scheme: &[u8], one: &[u8], other: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_no_empty_label() {
+        let host = |text: &'static str| Authority::parse(text).map(|authority| (authority.host, authority.port));
+        assert_eq!(host("a.b.:80"), Some(("a.b", Some(80))));
+        assert_eq!(host("[::1]"), Some(("::1", None)));
+        for text in ["", ".", "..", "..:0", "a..", "a..b", ".a", ":80"] {
+            assert_eq!(host(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn the_default_port_may_be_omitted() {
