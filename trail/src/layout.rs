@@ -24,6 +24,8 @@ pub const HEAD_SLOT: usize = 4096;
 /// before it writes an entry that would be further ahead. An entry that is further ahead therefore proves that `HEAD`
 /// was replaced by an older one.
 pub const HEAD_LAG_US: i64 = 250_000;
+/// The largest number of an entry, as in PostgreSQL. A larger one, in a line or in the name of a file, was not written by this program.
+pub const LARGEST_NUMBER: u64 = i64::MAX as u64;
 /// Name of the file that records which entries PostgreSQL has.
 pub const SHIPPED: &str = "SHIPPED";
 /// Name of the file with the generated master key, used if no key is configured.
@@ -55,7 +57,7 @@ impl Segment {
 
     fn named(directory: &Path, name: &str) -> Option<Self> {
         let (class, first) = name.strip_suffix(".jsonl")?.rsplit_once('-')?;
-        let (class, first) = (Class::named(class)?, first.parse().ok()?);
+        let (class, first) = (Class::named(class)?, number(first.as_bytes())?);
         let segment = Self::new(directory, class, first);
         (segment.path.file_name()?.to_str()? == name).then_some(segment)
     }
@@ -95,11 +97,17 @@ pub fn last_checkpoint(path: &Path) -> io::Result<Option<(Vec<u8>, Checkpoint)>>
     Ok(serde_json::from_slice(line).ok().map(|checkpoint| (line.to_vec(), checkpoint)))
 }
 
+/// The number of an entry, from its digits.
+pub fn number(digits: &[u8]) -> Option<u64> {
+    let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    (1..=LARGEST_NUMBER).contains(&number).then_some(number)
+}
+
 /// The number and time of an entry, without parsing the rest of its line; `None` if the line is not an entry.
 pub fn number_and_time(line: &[u8]) -> Option<(u64, Time)> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    let seq = number(&rest[..digits])?;
     let from = memchr::memmem::find(rest, b"\"time\":\"")? + b"\"time\":\"".len();
     let time = std::str::from_utf8(rest.get(from..from + 27)?).ok()?;
     Some((seq, Time(time.parse::<jiff::Timestamp>().ok()?.as_microsecond())))

@@ -290,7 +290,7 @@ fn scan(content: &[u8], first: u64) -> Scan {
 fn link(line: &[u8]) -> Option<(u64, [u8; 32])> {
     let rest = line.strip_prefix(b"{\"seq\":")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    let seq = layout::number(&rest[..digits])?;
     let end = line.strip_suffix(b"\"}")?;
     let (before, hash) = end.split_at_checked(end.len().checked_sub(64)?)?;
     before.ends_with(b",\"prev\":\"").then_some(())?;

@@ -806,6 +806,27 @@ fn every_manipulation_is_found_without_false_alarms() {
 }
 
 #[test]
+fn a_number_that_no_database_has_is_a_problem_like_any_other() {
+    let (directory, writer) = trail("number", 100, 100_000);
+    writer.finish();
+    let segment = layout::segments(&directory.0).unwrap().into_iter().find(|s| s.class == Class::Data).unwrap();
+    let whole = fs::read_to_string(&segment.path).unwrap();
+    for number in [0, layout::LARGEST_NUMBER + 1, u64::MAX] {
+        for entry in [1, 3] {
+            let changed = whole.replacen(&format!("{{\"seq\":{entry},"), &format!("{{\"seq\":{number},"), 1);
+            assert_ne!(changed, whole);
+            fs::write(&segment.path, changed).unwrap();
+            assert!(!look(&directory.0).is_whole(), "{number} instead of {entry}");
+        }
+    }
+    fs::write(&segment.path, whole).unwrap();
+    // The name of a file has a number, too.
+    fs::write(Segment::new(&directory.0, Class::Data, u64::MAX).path, "").unwrap();
+    assert!(look(&directory.0).is_whole());
+    assert!(layout::segments(&directory.0).unwrap().iter().all(|segment| segment.first <= layout::LARGEST_NUMBER));
+}
+
+#[test]
 fn a_problem_has_its_position_and_meaning() {
     let (directory, writer) = trail("said", 200, 10_000);
     writer.finish();

@@ -7,6 +7,7 @@ use ring::digest::{SHA256, digest};
 
 use super::Wrong;
 use crate::entry::Entry;
+use crate::layout;
 
 /// A signed statement about an entry: its number and hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,8 +91,7 @@ impl Walk {
         let rest = line.strip_prefix(BEFORE).ok_or("it does not begin with a number")?;
         let digits = rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
         let (digits, rest) = rest.split_at(digits);
-        let seq = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-        let seq = seq.filter(|seq| *seq > 0 && digits[0] != b'0').ok_or("its number is none")?;
+        let seq = layout::number(digits).filter(|_| digits[0] != b'0').ok_or("its number is none")?;
         if !rest.starts_with(self.class.as_bytes()) {
             return Err("its class is another one than the chain's");
         }
