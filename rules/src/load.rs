@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -25,6 +25,9 @@ use crate::sources::Sources;
 use crate::syntax::{self, Names};
 use crate::tree::{Node, Step};
 use crate::written::{Raw, schema};
+
+/// Generated once.
+static SCHEMA: LazyLock<Json> = LazyLock::new(schema);
 
 impl Config {
     /// Reads and checks `file`, and the files that it includes.
@@ -118,7 +121,7 @@ impl Loaded {
         environment: Environment<'_>,
         trust: Trust,
     ) -> Result<Self, ConfigError> {
-        let mut files = Files::read((&mut sources, &mut inputs), environment, &schema(), trust);
+        let mut files = Files::read((&mut sources, &mut inputs), environment, &SCHEMA, trust);
         overlay_environment(&mut files.root, environment);
         files.warnings.append(&mut take_removed(&mut files.root, environment));
         let limits_unset = monitor_unset_limits(&mut files.root, environment);
@@ -131,14 +134,13 @@ impl Loaded {
         environment: Environment<'_>,
         limits_unset: bool,
     ) -> Result<Self, ConfigError> {
-        let schema = schema();
         let Files { root, mut problems, mut warnings, references, is_partial } = files;
-        let mut found = against_schema(&root, &schema, &references);
+        let mut found = against_schema(&root, &SCHEMA, &references);
         // A missing key may be in a line that was left out.
         found.problems.retain(|problem| !is_partial || problem.rule != Rule::MissingKey);
         problems.append(&mut found.problems);
         let is_broken = !problems.is_empty();
-        let fitting = repair(root.clone(), &found, &schema);
+        let fitting = repair(root.clone(), &found, &SCHEMA);
         let mut valid = None;
         match Raw::deserialize(fitting.to_json()) {
             Ok(raw) => {
@@ -160,7 +162,7 @@ impl Loaded {
         }
         let is_valid = problems.is_empty();
         problems.extend(warnings.into_iter().map(|warning| warning.of(Rule::Suspicious)));
-        let scrubber = Scrubber::new(references, || sources.texts().chain([schema.to_string()]).collect());
+        let scrubber = Scrubber::new(references, || sources.texts().chain([SCHEMA.to_string()]).collect());
         for problem in &mut problems {
             problem.key = root.path_of(&problem.place);
             scrubber.scrub(problem);
