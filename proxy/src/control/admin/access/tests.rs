@@ -1,5 +1,6 @@
 use super::*;
 use outrigger_wire::authority::is_host;
+use proptest::prelude::*;
 
 fn rules(hosts: &[&str], is_on_fly: bool) -> AdminRules {
     AdminRules {
@@ -209,4 +210,42 @@ fn a_forwarded_request_is_no_operators_without_the_token() {
         assert_eq!(act(line, Some("a-token")), 200, "{line:?}");
     }
     assert_eq!(act(("accept", "*/*"), None), 200);
+}
+
+/// Whether `authority` names the listener of [`rules`], read without the parser under test.
+fn is_ours(authority: &str) -> bool {
+    let digits = authority.rsplit(':').next().filter(|port| port.bytes().all(|digit| digit.is_ascii_digit()));
+    let is_bare = authority.ends_with(']') || !authority.contains(':');
+    let host = match digits.filter(|_| !is_bare) {
+        Some(port) => &authority[..authority.len() - port.len() - 1],
+        None => authority,
+    };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let name = host.strip_suffix('.').unwrap_or(host);
+    match bracketed {
+        Some(address) => address.parse() == Ok(std::net::Ipv6Addr::LOCALHOST),
+        None => name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1",
+    }
+}
+
+proptest! {
+    /// Neither a name that resolves to this machine nor a page of another site is ours, in any spelling.
+    #[test]
+    fn a_foreign_host_or_origin_is_never_accepted(
+        host in "(localhost|LOCALHOST|127[.]0[.]0[.]1|\\[::1\\]|attacker[.]example|[.:@/,%?#]|:9091|:80){1,4}",
+        scheme in "(http://|https://|file://|)",
+        origin in "(localhost|127[.]0[.]0[.]1|\\[::1\\]|attacker[.]example|[.:@/,%?#]|:9091|:80){1,4}",
+    ) {
+        let here = rules(&[], false);
+        if with_host(&host, &here) == 200 {
+            prop_assert!(is_ours(&host), "{}", host);
+        }
+        for host in ["localhost", "localhost:9091", "127.0.0.1:80", "[::1]:9091"] {
+            let sent = format!("{scheme}{origin}");
+            let lines = [("host", host), ("origin", sent.as_str())];
+            if verdict(Needs::Operator, &here, "/bans", &lines, None) == 200 {
+                prop_assert!(scheme.starts_with("http") && is_ours(&origin), "{}", sent);
+            }
+        }
+    }
 }
