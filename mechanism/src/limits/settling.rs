@@ -16,11 +16,13 @@ mod link;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_policy::lease::UsageReport;
+use outrigger_policy::limiter::Quota;
 use outrigger_rules::sections::redis::RedisSettings;
 
 use crate::clock::Clock;
 use crate::limits::metrics::SharedLimits;
-use crate::limits::settling::ledger::{Ledger, SWEEP_EVERY};
+use crate::limits::settling::ledger::{Due, Ledger, SWEEP_EVERY};
 use crate::limits::settling::link::{Link, LinkError};
 use crate::limits::shared::{Asks, Cells, Mode, Shared};
 use crate::machines::Machines;
@@ -53,6 +55,14 @@ pub struct SharedState {
     pub metrics: SharedLimits,
     /// The clock of rate limits.
     pub clock: Clock,
+}
+
+/// How far ahead a reply of the script puts the arrival time, in nanoseconds; `None` for a reply that the script cannot give. For the
+/// fuzz targets.
+#[doc(hidden)]
+pub fn reply_ns(reply: &redis::Value, quota: Quota, debt: i32, machines: u32) -> Option<u64> {
+    let bill = UsageReport { debt, ..UsageReport::default() };
+    link::ahead(reply, &Due { quota, bill, debt, ..Due::PROBE }, machines).ok()
 }
 
 /// Syncs for the life of the process. `settings` returns those in force; `None` while no limit is shared. `note_exhaustion` is

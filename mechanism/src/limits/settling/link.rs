@@ -210,7 +210,7 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 /// Parses one reply of the script. Rejects values that the script cannot return.
-fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
+pub(super) fn ahead(answer: &Value, due: &Due, machines: u32) -> Result<u64, LinkError> {
     match answer {
         Value::Int(micros) => {
             let most = lease::furthest(due.quota, machines)
