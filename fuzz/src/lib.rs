@@ -1,3 +1,3 @@
-//! The fuzz targets, shared by their programs.
+//! The fuzz targets, shared by their programs and by a test of the mechanism crate, which includes this file.
 
 pub mod targets;

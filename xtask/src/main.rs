@@ -20,7 +20,9 @@ Usage: cargo xtask COMMAND
   up --app COMMAND the proxy and your own app, which listens on the port in PORT: docs/run.md
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
   soak [ARGS]      tests that take too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
-  fuzz [SECONDS]   fuzz the parsers of HTTP/1.1 and HTTP/2 for SECONDS in total, default 60
+  fuzz [SECONDS]   fuzz all parsers of bytes from outside for SECONDS in total, default 60: docs/fuzzing.md
+  fuzz --minutes N [TARGET…]
+                   fuzz each target, or those named, for N minutes; every run goes on where the last one ended
   docs             check the links in doc comments, and that the proxy builds without its optional features
   deny [ARGS]      check advisories, licences, sources and duplicates of all dependencies; ARGS go to `cargo deny check`
   bench [SECONDS]  compare the CPU cost of a request with HAProxy and NGINX; SECONDS for each run, default 4
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         Some("up") => up::run(rest),
         Some("test") => suite::run(rest),
         Some("soak") => suite::soak(rest),
-        Some("fuzz") => only(rest, 1).and_then(|()| fuzz::run(seconds(rest.first())?)),
+        Some("fuzz") => fuzz::Plan::of(rest).and_then(|plan| fuzz::run(&plan)),
         Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
         Some("deny") => suite::deny(rest),
         Some("bench") if rest.first().is_some_and(|what| what == "websocket") => {
@@ -91,13 +93,6 @@ fn only(args: &[String], most: usize) -> Result<()> {
         Some(extra) => Err(Error::new(format_args!("`{extra}` is one argument too many")).hint(HELP)),
         None => Ok(()),
     }
-}
-
-/// For how long to fuzz.
-fn seconds(given: Option<&String>) -> Result<u64> {
-    given.map_or(Ok(60), |given| {
-        given.parse().map_err(|_| Error::new(format_args!("`{given}` is no number of seconds")))
-    })
 }
 
 fn install_all() -> Result<()> {

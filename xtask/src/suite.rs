@@ -50,7 +50,7 @@ pub fn soak(args: &[String]) -> Result<()> {
     let mut soak = with_tools(cargo(&["test", "--package", "outrigger-tests", "--test", "e2e", "--"]))?;
     soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(args);
     step("soak", || checked(&mut soak))?;
-    if args.is_empty() { step("fuzz", || fuzz::run(FUZZ_SECONDS)) } else { Ok(()) }
+    if args.is_empty() { step("fuzz", || fuzz::run(&fuzz::Plan::all(FUZZ_SECONDS))) } else { Ok(()) }
 }
 
 /// What the tests need besides the compilers.
