@@ -1,5 +1,6 @@
 //! Configuration errors: the place, the problem and the remedy.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -212,7 +213,7 @@ impl ConfigError {
     }
 
     fn group<'a>(&'a self, problem: &'a Problem, level: Level<'a>) -> Group<'a> {
-        let message = problem.message.as_str();
+        let message = visible(&problem.message);
         let group = match &problem.place {
             Place::Whole => {
                 Group::with_title(level.primary_title(format!("{}: {message}", self.sources.main().display())))
@@ -220,28 +221,37 @@ impl ConfigError {
             Place::Variable(name) => Group::with_title(level.primary_title(format!("environment, {name}: {message}"))),
             Place::File(span) | Place::Secret(span) => {
                 let located = self.sources.at(span);
+                let file = visible(&located.file.to_string_lossy()).into_owned();
                 let is_secret = matches!(problem.place, Place::Secret(_));
                 if is_secret || has_password(line_at(located.text, located.span.start)) {
                     let (line, column) = located.start();
-                    let origin = Origin::path(located.file.to_string_lossy()).line(line).char_column(column);
+                    let origin = Origin::path(file).line(line).char_column(column);
                     level.primary_title(message).element(origin)
                 } else {
-                    level.primary_title(message).element(snippet(&located))
+                    level.primary_title(message).element(snippet(&located, file))
                 }
             }
         };
-        group.element(Level::HELP.with_name("hint").message(problem.hint.as_str()))
+        // The library replaces these in titles and lines, but not here.
+        let hint = visible(&problem.hint).replace(|c: char| c.is_ascii_control() && c != '\n', "\u{fffd}");
+        group.element(Level::HELP.with_name("hint").message(hint))
     }
 }
 
+/// The text with a dot, of as many bytes, instead of each control character that the library leaves: a terminal would obey it.
+fn visible(text: &str) -> Cow<'_, str> {
+    let is_left = |c: char| ('\u{80}'..='\u{9f}').contains(&c);
+    if text.contains(is_left) { Cow::Owned(text.replace(is_left, "\u{b7}")) } else { Cow::Borrowed(text) }
+}
+
 /// The line of a place, with a mark below.
-fn snippet<'a>(located: &Located<'a>) -> Snippet<'a, Annotation<'a>> {
+fn snippet<'a>(located: &Located<'a>, file: String) -> Snippet<'a, Annotation<'a>> {
     let mark = located.first_line();
     // The library reads all that it gets: with the whole file, thousands of problems would take minutes.
     let (line, before) = lines_of(located.text, &mark);
     let number = located.text[..before].bytes().filter(|byte| *byte == b'\n').count() + 1;
     let mark = AnnotationKind::Primary.span(mark.start - before..mark.end - before);
-    Snippet::source(line).line_start(number).path(located.file.to_string_lossy()).annotation(mark)
+    Snippet::source(visible(line)).line_start(number).path(file).annotation(mark)
 }
 
 /// The lines of a mark, and where they begin; the whole text for a mark at its end.
@@ -320,9 +330,13 @@ mod tests {
          |
          = hint: right
         ");
-        let control =
-            ConfigError::new("f", "a = \"\u{1b}[2J\"\n", vec![Problem::new(Place::File(4..10), "b\u{1b}[2J", "c")]);
-        assert!(!control.to_string().contains('\u{1b}'), "a terminal obeys no text of the file");
+        for control in ['\u{1b}', '\u{16}', '\r', '\u{9b}', '\u{85}'] {
+            let (source, text) = (format!("a = \"{control}[2J\"\n"), format!("b{control}[2J"));
+            for place in [Place::File(4..4 + 5 + control.len_utf8()), Place::Whole, Place::Variable("A".to_owned())] {
+                let error = ConfigError::new("f", source.clone(), vec![Problem::new(place, text.clone(), text.clone())]);
+                assert!(!error.to_string().contains(control), "a terminal obeys no text of the file: {error}");
+            }
+        }
     }
 
     proptest! {

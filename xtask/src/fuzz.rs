@@ -21,7 +21,7 @@ const FLAGS: &str = "--cfg=fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cll
 /// The largest input, in bytes.
 const MOST_BYTES: usize = 4096;
 
-/// What to fuzz, and for how long.
+/// The targets to fuzz, and the time for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     time: Time,
@@ -117,7 +117,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     if failures.is_empty() { Ok(()) } else { Err(Error::new(failures.join("\n"))) }
 }
 
-/// What a run of a target did, from its log.
+/// The result of a target's run, from its log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Run {
     seconds: u64,

@@ -53,7 +53,7 @@ pub fn soak(args: &[String]) -> Result<()> {
     if args.is_empty() { step("fuzz", || fuzz::run(&fuzz::Plan::all(FUZZ_SECONDS))) } else { Ok(()) }
 }
 
-/// What the tests need besides the compilers.
+/// The tools that tests need besides the compilers.
 fn all_tools() -> Vec<Tool> {
     [Tool::RUN.as_slice(), &Tool::TEST].concat()
 }

@@ -1,4 +1,4 @@
-//! What the application and Redis send: a page of metrics, and replies.
+//! The application's page of metrics, and Redis's replies.
 
 use std::collections::{HashMap, HashSet};
 

@@ -193,7 +193,7 @@ impl Directory {
             .collect()
     }
 
-    /// What is wrong, or only unusual: the audit log was closed.
+    /// Returns all problems and notes: a closed audit log has neither.
     fn is_whole(&self) -> Result<(), String> {
         let findings = verify::spool(&self.0, &public(), &[], &mut |_| ()).map_err(|e| e.to_string())?;
         let problems = findings.problems.iter().map(ToString::to_string).chain(findings.notes);

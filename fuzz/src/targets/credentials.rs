@@ -100,7 +100,7 @@ fn user_of(found: &Identified) -> Option<&str> {
     }
 }
 
-/// What a token of this user must say.
+/// Checks a token of this user.
 fn may_be(name: &str, header: &[u8], claims: &[u8], now: u64) {
     let header: Value = serde_json::from_slice(header).expect("a header");
     assert!(header["alg"] == "HS256" && header["crit"].is_null(), "{header}");

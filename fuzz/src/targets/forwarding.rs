@@ -1,4 +1,4 @@
-//! What a request says about its client, and the head that the application gets, for every kind of sender.
+//! The headers about a client, and the head that the application gets, for every kind of sender.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -34,7 +34,7 @@ static EDGES: LazyLock<[Edge; 4]> = LazyLock::new(|| {
     })
 });
 
-/// Whatever a client sends, its address is that which a trusted sender appends. The head that the application gets is one request
+/// The client's address is the one that a trusted sender appends, with any headers of the client before it. The head that the application gets is one request
 /// with the same body; it names each address once, and nothing that its sender may not say.
 pub fn forwarding(data: &[u8]) {
     let (who, data) = with_choice(data);

@@ -68,7 +68,7 @@ pub fn frames(mut data: &[u8]) {
     serve(&mut input);
 }
 
-/// Serves what these bytes ask for; whatever they are, memory is bounded.
+/// Serves the requests in these bytes, with bounded memory.
 fn serve(pieces: &mut [BytesMut]) {
     let session = Session::new(SESSION);
     let (mut input, mut output, mut new, mut streams) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());

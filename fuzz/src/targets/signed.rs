@@ -1,4 +1,4 @@
-//! What is behind a signature, which random bytes never have: cookies, replays, requests and probes of peers, and their summaries.
+//! Values behind a signature, which random bytes never have: cookies, replays, requests and probes of peers, and their summaries.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

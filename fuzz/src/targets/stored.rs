@@ -1,4 +1,4 @@
-//! What is stored between two runs: the snapshot of the state, and the traffic record.
+//! Files that the proxy reads at its next start: the snapshot of the state, and the traffic record.
 
 use outrigger_policy::saved::Saved;
 use outrigger_traffic::decode::{Dictionary, Reader};

@@ -154,7 +154,7 @@ fn bodies_that_nobody_reads_fill_the_windows_of_their_streams_and_no_other() {
         streams.extend(client.deliver());
     }
     assert_eq!((streams.len(), granted(&client.frames(), 0)), (MOST_STREAMS, 0));
-    // What is beyond its window resets a stream.
+    // Bytes beyond its window reset a stream.
     client.put(kind::DATA, 0, 1, b"x");
     client.deliver();
     let reset = client.frames().into_iter().find(|(head, _)| head.kind == kind::RST_STREAM).unwrap();
