@@ -380,7 +380,7 @@ fn responses_sent_are_in_the_audit_log_after_a_kill() {
 }
 
 #[test]
-#[ignore = "minutes: cargo xtask soak"]
+#[ignore = "minutes: cargo xtask soak --tests"]
 fn responses_sent_are_in_the_audit_log_after_200_kills() {
     killed(200, Duration::from_millis(800));
 }

@@ -161,7 +161,7 @@ fn each_entry_is_stored_once_despite_kills() {
 }
 
 #[test]
-#[ignore = "minutes: cargo xtask soak"]
+#[ignore = "minutes: cargo xtask soak --tests"]
 fn each_entry_is_stored_once_despite_200_kills() {
     killed(200, Duration::from_millis(600));
 }
@@ -217,7 +217,7 @@ fn entries_wait_while_postgresql_is_down_and_the_proxy_is_killed() {
 }
 
 #[test]
-#[ignore = "minutes: cargo xtask soak"]
+#[ignore = "minutes: cargo xtask soak --tests"]
 fn entries_wait_while_postgresql_is_down_for_ten_minutes() {
     away(20, Duration::from_secs(30));
 }

@@ -1097,7 +1097,7 @@ fn without_an_audit_entry_a_change_is_rejected() {
 }
 
 #[test]
-#[ignore = "cargo xtask soak: ten million rows, minutes and gigabytes"]
+#[ignore = "cargo xtask soak --tests: ten million rows, minutes and gigabytes"]
 fn a_subject_is_found_among_ten_million_entries_within_100_milliseconds() {
     let store = Store::start();
     // Throughput of storing batches from one sender, sequentially, as a proxy ships them.

@@ -241,7 +241,7 @@ fn posts_over_unix_sockets_survive_an_app_that_closes_kept_connections() {
 }
 
 #[test]
-#[ignore = "minutes: cargo xtask soak"]
+#[ignore = "minutes: cargo xtask soak --tests"]
 fn a_hundred_thousand_posts_survive_an_app_that_closes_kept_connections() {
     race(Place::tcp(), 100_000, 20_000);
     race(Place::unix(), 100_000, 2000);

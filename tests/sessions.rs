@@ -96,7 +96,7 @@ fn a_rolling_deploy_loses_and_delays_no_request() {
 }
 
 #[test]
-#[ignore = "cargo xtask soak: most of a minute"]
+#[ignore = "cargo xtask soak --tests: most of a minute"]
 fn twenty_rolling_deploys_lose_no_request() {
     let fleet = Fleet::start(3, "", |_| {});
     let crowd = Crowd::of((0..100).map(|_| fleet.visitor()).collect(), 500.0, mixed);

@@ -193,7 +193,7 @@ fn a_redis_that_freezes_and_resumes_changes_no_quota() {
 }
 
 #[test]
-#[ignore = "cargo xtask soak: five minutes"]
+#[ignore = "cargo xtask soak --tests: five minutes"]
 fn for_five_minutes_the_quota_is_kept_and_redis_is_killed_half_way() {
     let (app, mut redis) = (Backend::start(), Redis::start(&fresh_dir()).unwrap());
     let fleet = fleet(&app, &redis, 5, &rule("all", "600/1m", "by = \"client\""));

@@ -148,7 +148,7 @@ fn twenty_three_harmful_changes_are_taken_back_within_30_s() {
 }
 
 #[test]
-#[ignore = "minutes: cargo xtask soak"]
+#[ignore = "minutes: cargo xtask soak --tests"]
 fn all_of_them_are_taken_back_under_bursty_and_wavy_traffic() {
     for shape in [Shape::Bursty, Shape::Wave] {
         all_are_undone(shape);

@@ -5,6 +5,7 @@
 mod bench;
 mod experiment;
 mod fuzz;
+mod soak;
 mod suite;
 mod up;
 
@@ -19,7 +20,14 @@ Usage: cargo xtask COMMAND
   up --machines N  the same with N Machines behind a stand-in for Fly's edge
   up --app COMMAND the proxy and your own app, which listens on the port in PORT: docs/run.md
   test [ARGS]      install what is missing, then run every check and test, as CI does; ARGS go to `cargo test`
-  soak [ARGS]      tests that take too long for `test`: twenty deploys, minutes of shared limits; ARGS go to the test program
+  soak [--minutes N | --hours N] [--seed N]
+                   mixed traffic and faults against three proxies: nothing may grow, nothing may fail unexpectedly; writes
+                   docs/soak.md; default 30 minutes; --quick only checks for a minute that it works
+  soak --hangs [N] one app of three hangs, N times under load (default 1000); writes docs/soak.md
+  soak --simulation SEEDS
+                   the deterministic simulation, with thousands of seeds
+  soak --tests [ARGS]
+                   end-to-end tests that take too long for `test`, then two hours of fuzzing; ARGS name single tests
   fuzz [SECONDS]   fuzz all parsers of bytes from outside for SECONDS in total, default 60: docs/fuzzing.md
   fuzz --minutes N [TARGET…]
                    fuzz each target, or those named, for N minutes; every run goes on where the last one ended
@@ -44,7 +52,7 @@ fn main() -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("up") => up::run(rest),
         Some("test") => suite::run(rest),
-        Some("soak") => suite::soak(rest),
+        Some("soak") => soak::run(rest),
         Some("fuzz") => fuzz::Plan::of(rest).and_then(|plan| fuzz::run(&plan)),
         Some("docs") => only(rest, 0).and_then(|()| suite::docs()),
         Some("deny") => suite::deny(rest),

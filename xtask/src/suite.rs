@@ -4,8 +4,6 @@ use std::{env, process::Command, thread, time::Instant};
 
 use xtask::{Error, Result, Tool, error::While, paths, programs, say, tools};
 
-use crate::fuzz;
-
 const BUILD: [&str; 6] = ["build", "--workspace", "--bins", "--tests", "--examples", "--benches"];
 
 /// Installs missing tools, then runs every step, even after a failure, so that one run reports all failures.
@@ -40,17 +38,13 @@ pub fn run(args: &[String]) -> Result<()> {
     Err(Error::new(format_args!("failed: {}", failed.join(", "))))
 }
 
-/// For how long `soak` fuzzes, in seconds.
-const FUZZ_SECONDS: u64 = 2 * 60 * 60;
-
-/// Runs the tests that take minutes, one after the other; then fuzzes, unless tests were named.
-pub fn soak(args: &[String]) -> Result<()> {
+/// Runs the ignored end-to-end tests, or those with these names, one after the other.
+pub fn ignored(names: &[String]) -> Result<()> {
     tools::install(&all_tools())?;
     step("build", || programs::build(false))?;
     let mut soak = with_tools(cargo(&["test", "--package", "outrigger-tests", "--test", "e2e", "--"]))?;
-    soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(args);
-    step("soak", || checked(&mut soak))?;
-    if args.is_empty() { step("fuzz", || fuzz::run(&fuzz::Plan::all(FUZZ_SECONDS))) } else { Ok(()) }
+    soak.args(["--ignored", "--test-threads", "1", "--nocapture"]).args(names);
+    step("soak", || checked(&mut soak))
 }
 
 /// The tools that tests need besides the compilers.
