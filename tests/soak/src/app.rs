@@ -99,7 +99,10 @@ async fn serve(app: Arc<App>, stream: TcpStream) {
             response
         }
     });
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    // As with threads, a request is executed even if its client has left, and counts.
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).half_close(true);
+    let connection = server.serve_connection(TokioIo::new(stream), service);
     // A client that disconnects is no error.
     let _ = connection.with_upgrades().await;
     if is_reset.load(Ordering::Relaxed) {

@@ -260,10 +260,11 @@ pub fn hangs(hangs: &Hangs) -> String {
         hangs.length.as_secs_f64() / 60.0,
         hangs.requests(true),
         hangs.results.total() as f64 / hangs.length.as_secs_f64(),
-        hangs.failed().len(),
+        hangs.failed(true),
         hangs.requests(false),
-        hangs.failed_orders(),
+        hangs.failed(false),
         hangs.twice,
+        hangs.attempts(),
         hangs.attempts_per_request(),
         mechanisms(&hangs.counters),
     )

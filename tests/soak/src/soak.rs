@@ -88,7 +88,7 @@ impl Soak {
 
     /// Measurements that grow.
     pub fn growing(&self) -> impl Iterator<Item = &Series> {
-        self.series.iter().filter(|series| self.is_judged() && series.grows())
+        self.series.iter().filter(move |series| self.is_judged() && series.grows())
     }
 
     pub fn passes(&self) -> bool {

@@ -151,7 +151,7 @@ impl Agent {
         let Some(mut connection) = self.connected(Kind::Get, Connection::http1(ports.http1)).await else { return };
         for _ in 0..self.random.u32(1..40) {
             let order = self.any_order(Kind::Get, Some(Kind::Put), Kind::Post);
-            if !self.carry_out(order, &mut connection).await || self.shared.is_over() {
+            if !self.carry_out(&order, &mut connection).await || self.shared.is_over() {
                 return;
             }
             self.pause().await;
@@ -162,7 +162,7 @@ impl Agent {
         let ports = self.shared.pick();
         let Some(mut connection) = self.connected(Kind::GetNew, Connection::http1(ports.http1)).await else { return };
         let order = self.any_order(Kind::GetNew, None, Kind::Post);
-        self.carry_out(order, &mut connection).await;
+        self.carry_out(&order, &mut connection).await;
     }
 
     /// The connection; a failure counts as one of a request of this kind.
@@ -183,23 +183,23 @@ impl Agent {
     }
 
     /// Sends a request over HTTP/1.1. Returns whether the connection can be used again.
-    async fn carry_out(&mut self, order: Order, connection: &mut Connection) -> bool {
+    async fn carry_out(&mut self, order: &Order, connection: &mut Connection) -> bool {
         let from = Instant::now();
         let deadline = from + self.shared.timeout;
-        let mut outcome = self.attempt(&order, connection, deadline).await;
+        let mut outcome = self.attempt(order, connection, deadline).await;
         let mut stays = true;
         if matches!(outcome, Err(Trouble::Unprocessed)) {
             // As each client does: once more, on a new connection.
             self.results.resent += 1;
             stays = false;
             outcome = match timeout_at(deadline, Connection::http1(self.shared.pick().http1)).await {
-                Ok(Ok(mut other)) => self.attempt(&order, &mut other, deadline).await,
+                Ok(Ok(mut other)) => self.attempt(order, &mut other, deadline).await,
                 Ok(Err(failure)) => Err(failure.into()),
                 Err(_) => Err(Failure::Late.into()),
             };
         }
         let is_good = outcome.is_ok();
-        let closes = self.note(&order, from, outcome);
+        let closes = self.note(order, from, outcome);
         is_good && stays && !closes
     }
 
