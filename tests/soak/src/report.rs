@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use crate::faults::Fault;
 use crate::hangs::{BETWEEN, Hangs, LASTS, MOST_ATTEMPTS};
@@ -166,7 +165,7 @@ fn faults(text: &mut String, soak: &Soak) {
 }
 
 fn slopes(text: &mut String, soak: &Soak) {
-    let measured = Duration::from_secs_f64(soak.length.as_secs_f64() * (1.0 - WARM_UP)).as_secs_f64() / 60.0;
+    let measured = soak.length.as_secs_f64() * (1.0 - WARM_UP) / 60.0;
     let _ = writeln!(
         text,
         "| growth in {measured:.1} min | mean | growth | its confidence interval | accepted in any case | |\n\
