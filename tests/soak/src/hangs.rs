@@ -22,7 +22,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const LASTS: (f64, f64) = (0.3, 2.0);
 pub const BETWEEN: (f64, f64) = (0.2, 2.0);
 
-/// What was found.
+/// Results of a run.
 #[derive(Debug)]
 pub struct Hangs {
     pub number: u32,

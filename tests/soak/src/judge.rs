@@ -56,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// What its latency is measured from and to.
+    /// The period that its latency measures.
     pub fn latency(self) -> &'static str {
         match self {
             Self::WebSocket => "a message until its echo",

@@ -1,4 +1,4 @@
-//! The pictures: what the proxies use, and the latencies, over the time of the run.
+//! The pictures: resources of the proxies and latencies, over the time of the run.
 
 use std::error::Error as StdError;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What the proxies' processes use, once a second, and how busy the computer is.
+//! Samples of the resources that the proxies use, once a second, and of how busy the computer is.
 
 use std::fs;
 use std::time::Duration;

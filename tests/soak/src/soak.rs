@@ -49,7 +49,7 @@ impl Series {
     }
 }
 
-/// What was found.
+/// Results of a run.
 #[derive(Debug)]
 pub struct Soak {
     pub seed: u64,

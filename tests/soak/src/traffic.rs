@@ -41,7 +41,7 @@ pub struct Ports {
     pub http2: SocketAddr,
 }
 
-/// What the clients share.
+/// State that all clients share.
 #[derive(Debug)]
 pub struct Shared {
     pub begin: Instant,
@@ -98,7 +98,7 @@ pub struct Failed {
     pub request: String,
 }
 
-/// What the clients have seen.
+/// Results of the clients.
 #[derive(Debug, Default)]
 pub struct Results {
     /// Requests, sessions of WebSockets, and streams.
