@@ -46,8 +46,12 @@ pub fn install(packages: &[&str]) -> Result<()> {
 /// Unpacks a package below `target/tools`. Returns a script there that runs one of its programs with the libraries
 /// that the system lacks.
 pub fn unpack(package: &str, program: &str) -> Result<PathBuf> {
-    say(format_args!("unpacking Debian's {package} below target/tools"));
     let root = paths::tools().join("debian").join(package);
+    // Another program of the package needed it.
+    if root.join(program).exists() && !lacks_libraries(&root, &root.join(program))? {
+        return wrapper(&root, &root.join(program));
+    }
+    say(format_args!("unpacking Debian's {package} below target/tools"));
     let _ = fs::remove_dir_all(&root);
     fs::create_dir_all(&root).while_(format_args!("creating {}", root.display()))?;
     if !has_candidate(package) {

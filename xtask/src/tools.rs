@@ -21,6 +21,7 @@ pub enum Tool {
     Chroma,
     /// Prometheus's checker for metrics, rules and alerts.
     Promtool,
+    Prometheus,
     /// The database in which Fly stores metrics.
     VictoriaMetrics,
     Supervisord,
@@ -204,6 +205,8 @@ impl Tool {
         Self::Ajv,
         Self::Taplo,
     ];
+    /// Tools for the availability experiment.
+    pub const EXPERIMENT: [Self; 1] = [Self::Prometheus];
     /// Tools for the comparison.
     pub const BENCH: [Self; 5] = [Self::Compiler, Self::Cmake, Self::Wrk, Self::Haproxy, Self::Nginx];
 
@@ -216,6 +219,7 @@ impl Tool {
             Self::Postgres => "postgres",
             Self::Chroma => "chroma",
             Self::Promtool => "promtool",
+            Self::Prometheus => "prometheus",
             Self::VictoriaMetrics => "victoria-metrics",
             Self::Supervisord => "supervisord",
             Self::OpenTelemetry => "opentelemetry",
@@ -263,6 +267,7 @@ impl Tool {
             Self::Postgres => Source::Apt(&["postgresql"]),
             Self::Chroma => Source::Python(&["chromadb==1.5.9"], "bin/python"),
             Self::Promtool => Source::Unpacked("prometheus", "usr/bin/promtool"),
+            Self::Prometheus => Source::Unpacked("prometheus", "usr/bin/prometheus"),
             Self::VictoriaMetrics => Source::Unpacked("victoria-metrics", "usr/bin/victoria-metrics"),
             Self::Supervisord => Source::Python(&["supervisor==4.2.5", "setuptools==75.8.0"], "bin/supervisord"),
             Self::OpenTelemetry => Source::Python(&OPENTELEMETRY, "bin/python"),

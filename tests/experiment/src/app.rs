@@ -52,6 +52,8 @@ struct App {
     /// Workers and queue together.
     places: Arc<Semaphore>,
     database_percent: AtomicU64,
+    /// The time that workers have been busy, in microseconds.
+    busy: AtomicU64,
 }
 
 /// Serves until SIGTERM.
@@ -69,6 +71,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
         workers: Semaphore::new(arguments.workers as usize),
         places: Arc::new(Semaphore::new((arguments.workers + arguments.queue) as usize)),
         database_percent: AtomicU64::new(arguments.database),
+        busy: AtomicU64::new(0),
     });
     let graceful = GracefulShutdown::new();
     loop {
@@ -94,6 +97,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
 async fn answer(app: Arc<App>, request: Request<Incoming>) -> std::result::Result<Response<Full<Bytes>>, hyper::Error> {
     let kind = match (request.method(), request.uri().path()) {
         (_, "/health" | "/health/ready") => return Ok(say(StatusCode::OK, "fine")),
+        (&Method::GET, "/busy") => return Ok(say(StatusCode::OK, app.busy.load(Ordering::Relaxed).to_string())),
         (&Method::PUT, "/database") => {
             let percent = request.uri().query().and_then(|query| query.parse().ok()).unwrap_or(100);
             app.database_percent.store(percent, Ordering::Relaxed);
@@ -111,7 +115,9 @@ async fn answer(app: Arc<App>, request: Request<Incoming>) -> std::result::Resul
     };
     let work = tokio::spawn(async move {
         let worker = app.workers.acquire().await;
-        sleep(time(kind, app.database_percent.load(Ordering::Relaxed), fastrand::f64())).await;
+        let time = time(kind, app.database_percent.load(Ordering::Relaxed), fastrand::f64());
+        sleep(time).await;
+        app.busy.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
         drop((worker, place));
     });
     match work.await {
@@ -126,8 +132,8 @@ fn time(kind: Kind, database_percent: u64, chance: f64) -> Duration {
     (all - database + database.mul_f64(database_percent as f64 / 100.0)).mul_f64(0.5 + chance)
 }
 
-fn say(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(words));
+fn say(status: StatusCode, words: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(words.into()));
     *response.status_mut() = status;
     response
 }

@@ -57,6 +57,37 @@ fn shorter(text: &str) -> Option<String> {
     Some(milliseconds((duration / FACTOR).max(SHORTEST.min(duration))))
 }
 
+/// A PromQL query with each window divided: `[5m:15s]` becomes `[20000ms:1000ms]`. Text in quotes stays.
+pub fn query(query: &str) -> String {
+    let mut parts = query.split('"');
+    let mut divided = parts.next().map(windows).unwrap_or_default();
+    for (number, part) in parts.enumerate() {
+        divided.push('"');
+        divided.push_str(&if number % 2 == 0 { part.to_owned() } else { windows(part) });
+    }
+    divided
+}
+
+fn windows(query: &str) -> String {
+    let mut divided = String::with_capacity(query.len());
+    let mut rest = query;
+    while let Some((before, window, after)) = rest
+        .split_once('[')
+        .and_then(|(before, rest)| rest.split_once(']').map(|(window, after)| (before, window, after)))
+    {
+        let parts: Vec<String> =
+            window.split(':').map(|part| shorter(part).unwrap_or_else(|| part.to_owned())).collect();
+        divided.push_str(&format!("{before}[{}]", parts.join(":")));
+        rest = after;
+    }
+    divided + rest
+}
+
+/// A duration such as `"15s"`, divided. `None` for other text.
+pub fn divided(text: &str) -> Option<Duration> {
+    Some(duration(text)? / FACTOR)
+}
+
 fn duration(text: &str) -> Option<Duration> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     units.iter().find_map(|(unit, ms)| Some(Duration::from_millis(text.strip_suffix(unit)?.parse::<u64>().ok()? * ms)))
@@ -81,6 +112,14 @@ mod tests {
         assert_eq!(a("often"), "75/1s");
         assert_eq!(now["a"]["max"].as_integer(), Some(7));
         assert_eq!(now["b"][0]["idle"].as_str(), Some("240000ms"));
+    }
+
+    #[test]
+    fn every_window_of_a_query_is_divided_and_nothing_else_is() {
+        let original = "min_over_time((rate(cpu{app=\"a[1m]\",mode!~\"x|y\"}[2m]) > bool 1)[5m:15s]) or vector(10)";
+        let expected =
+            "min_over_time((rate(cpu{app=\"a[1m]\",mode!~\"x|y\"}[8000ms]) > bool 1)[20000ms:1000ms]) or vector(10)";
+        assert_eq!(query(original), expected);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{env, fs};
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use xtask::{Error, Process, Program, Result, Signal, http, paths, ports, wait};
 
 use crate::PATIENCE;
 use crate::clock::{self, seconds};
+use crate::platform::Meter;
 use crate::script::{QUEUE, WORKERS, times};
 
 /// State that all Machines of a side share. Cheap to clone.
@@ -32,11 +34,27 @@ struct Inner {
     /// The last byte of the next address; each Machine has its own, from 127.0.0.2.
     made: AtomicU8,
     database_percent: AtomicU64,
+    is_deploying: AtomicBool,
+}
+
+/// A Machine's state in Fly's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Stopped,
+    /// It boots.
+    Starting,
+    /// Its processes run, whether or not they are healthy.
+    Started,
+    Stopping,
+    /// Its host has failed: only another host can start it.
+    Lost,
 }
 
 /// One Machine, running or not.
 struct Running {
     machine: Machine,
+    phase: Phase,
+    meter: Meter,
     app_address: SocketAddr,
     admin: SocketAddr,
     app: Option<Process>,
@@ -66,6 +84,7 @@ impl Machines {
             running: Mutex::default(),
             made: AtomicU8::new(2),
             database_percent: AtomicU64::new(100),
+            is_deploying: AtomicBool::new(false),
         })))
     }
 
@@ -73,10 +92,71 @@ impl Machines {
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name of the n-th Machine, starting over from the first where there are fewer.
+    fn in_phase(&self, phase: Phase) -> Vec<String> {
+        self.lock().iter().filter(|(_, running)| running.phase == phase).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The ids of the started Machines, in order.
+    pub fn started(&self) -> Vec<String> {
+        self.in_phase(Phase::Started)
+    }
+
+    /// The ids of the stopped Machines, in order.
+    pub fn stopped(&self) -> Vec<String> {
+        self.in_phase(Phase::Stopped)
+    }
+
+    /// The n-th started Machine, starting over from the first where there are fewer.
     pub fn nth(&self, n: usize) -> Option<String> {
+        let all = self.started();
+        all.get(n % all.len().max(1)).cloned()
+    }
+
+    pub fn machine(&self, id: &str) -> Result<Machine> {
+        self.of(id, |running| running.machine.clone())
+    }
+
+    /// Whether a deploy replaces Machines at present.
+    pub fn is_deploying(&self) -> bool {
+        self.0.is_deploying.load(Ordering::Relaxed)
+    }
+
+    pub fn set_deploying(&self, is_deploying: bool) {
+        self.0.is_deploying.store(is_deploying, Ordering::Relaxed);
+    }
+
+    /// How busy each started Machine has been.
+    pub fn meters(&self) -> Vec<(String, Meter)> {
         let all = self.lock();
-        all.keys().nth(n % all.len().max(1)).cloned()
+        let started = all.iter().filter(|(_, running)| running.phase == Phase::Started);
+        started.map(|(id, running)| (id.clone(), running.meter)).collect()
+    }
+
+    /// Asks all apps how busy they were. One that does not respond keeps its last value.
+    pub async fn read_meters(&self) {
+        let machines = self.clone();
+        let read = move || {
+            let apps: Vec<(String, SocketAddr)> = {
+                let all = machines.lock();
+                let running = all.iter().filter(|(_, running)| running.app.is_some());
+                running.map(|(id, running)| (id.clone(), running.app_address)).collect()
+            };
+            for (id, app) in apps {
+                let answer = http::get(app, "/busy", METER_PATIENCE).ok();
+                if let Some(micros) = answer.and_then(|answer| answer.body.parse::<u64>().ok()) {
+                    let _ = machines.of(&id, |running| running.meter.read(micros as f64 / 1e6));
+                }
+            }
+            Ok(())
+        };
+        let _ = aside(read).await;
+    }
+
+    /// The admin listener of each started Machine's proxy.
+    pub fn admins(&self) -> Vec<(String, SocketAddr)> {
+        let all = self.lock();
+        let started = all.iter().filter(|(_, running)| running.phase == Phase::Started && running.proxy.is_some());
+        started.map(|(id, running)| (id.clone(), running.admin)).collect()
     }
 
     /// Creates a Machine that is not running yet.
@@ -87,14 +167,24 @@ impl Machines {
             Machine { id: format!("m{number:02}"), region: "ams".to_owned(), version, public: local()?, private };
         // Without a proxy, the edge connects to the app.
         let app_address = if self.0.has_proxy { local()? } else { machine.public };
-        let running = Running { machine: machine.clone(), app_address, admin: local()?, app: None, proxy: None };
+        let running = Running {
+            machine: machine.clone(),
+            phase: Phase::Stopped,
+            meter: Meter::new(),
+            app_address,
+            admin: local()?,
+            app: None,
+            proxy: None,
+        };
         self.lock().insert(machine.id.clone(), running);
         Ok(machine)
     }
 
     /// Boots the Machine, and waits until it reports that it is healthy.
     pub async fn run(&self, id: &str) -> Result<()> {
+        self.of(id, |running| running.phase = Phase::Starting)?;
         sleep(seconds(times::MACHINE_BOOT)).await;
+        self.of(id, |running| (running.phase, running.meter) = (Phase::Started, Meter::new()))?;
         self.start_app(id).await?;
         let (machines, id) = (self.clone(), id.to_owned());
         aside(move || {
@@ -113,7 +203,12 @@ impl Machines {
         self.lock().get_mut(id).map(look).ok_or_else(|| Error::new(format_args!("there is no Machine {id}")))
     }
 
-    /// Starts the app of a Machine, as its supervisor does.
+    /// Starts the app again, as its supervisor does, unless the Machine was stopped meanwhile.
+    pub async fn restart_app(&self, id: &str) -> Result<()> {
+        if self.of(id, |running| running.phase)? == Phase::Started { self.start_app(id).await } else { Ok(()) }
+    }
+
+    /// Starts the app of a Machine.
     pub async fn start_app(&self, id: &str) -> Result<()> {
         let (machines, id) = (self.clone(), id.to_owned());
         aside(move || {
@@ -174,7 +269,10 @@ impl Machines {
 
     /// Simulates a failed host: all its processes are gone without notice.
     pub async fn kill(&self, id: &str) -> Result<()> {
-        let gone = self.of(id, |running| (running.proxy.take(), running.app.take()))?;
+        let gone = self.of(id, |running| {
+            running.phase = Phase::Lost;
+            (running.proxy.take(), running.app.take())
+        })?;
         aside(move || {
             drop(gone);
             Ok(())
@@ -221,19 +319,26 @@ impl Machines {
         if !self.0.has_proxy {
             return Ok(());
         }
-        let admins: Vec<SocketAddr> = self.lock().values().map(|running| running.admin).collect();
+        let machines = self.clone();
         aside(move || {
-            let known = |admin: &SocketAddr| {
+            let known = |admin: &SocketAddr, others: usize| {
                 let metrics = http::get(*admin, "/metrics", PATIENCE).map(|answer| answer.body).unwrap_or_default();
                 let ready =
                     metrics.lines().find(|line| line.starts_with("outrigger_peers{") && line.contains("\"ready\""));
-                ready.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()) == Some(admins.len() - 1)
+                ready.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()) == Some(others)
             };
-            wait::until("all proxies to know each other", PATIENCE, || admins.iter().all(known))
+            wait::until("all proxies to know each other", PATIENCE, || {
+                // Their number may change meanwhile.
+                let all = machines.admins();
+                !all.is_empty() && all.iter().all(|(_, admin)| known(admin, all.len() - 1))
+            })
         })
         .await
     }
 }
+
+/// How long an app may take to say how busy it was.
+const METER_PATIENCE: Duration = Duration::from_millis(50);
 
 const KEYS_NAME: &str = "OUTRIGGER_AFFINITY_KEYS";
 const KEYS: &str = "a-key-of-the-experiment-that-nobody-guesses";
@@ -260,14 +365,18 @@ impl Fleet for Machines {
     }
 
     async fn stop(&self, machine: &Machine, how: settings::Stop) -> Result<(), FleetError> {
-        let (proxy, app) =
-            self.of(&machine.id, |running| (running.proxy.take(), running.app.take())).map_err(failed)?;
+        let taken = self.of(&machine.id, |running| {
+            running.phase = Phase::Stopping;
+            (running.proxy.take(), running.app.take())
+        });
+        let (proxy, app) = taken.map_err(failed)?;
+        let (machines, id) = (self.clone(), machine.id.clone());
         aside(move || {
             // As supervisord does: the proxy stops first, while the app still serves. Processes that do not end are killed.
             for mut process in [proxy, app].into_iter().flatten() {
                 let _ = process.stop(Signal::TERM, how.timeout);
             }
-            Ok(())
+            machines.of(&id, |running| running.phase = Phase::Stopped)
         })
         .await
         .map_err(failed)

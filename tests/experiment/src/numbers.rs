@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::load::{End, Outcome};
+use crate::failures::why;
+use crate::load::Outcome;
 use crate::script::{Kind, Script, WORKERS};
 
 /// Totals of some requests.
@@ -11,8 +12,6 @@ use crate::script::{Kind, Script, WORKERS};
 pub struct Tally {
     pub requests: usize,
     pub good: usize,
-    /// Requests without a good response, by how they ended.
-    pub failed: BTreeMap<End, usize>,
     /// Latencies of good responses, sorted.
     latencies: Vec<Duration>,
 }
@@ -25,8 +24,6 @@ impl Tally {
             if outcome.is_good() {
                 tally.good += 1;
                 tally.latencies.push(outcome.latency);
-            } else {
-                *tally.failed.entry(outcome.end.clone()).or_default() += 1;
             }
         }
         tally.latencies.sort_unstable();
@@ -77,21 +74,34 @@ pub fn by_fault(outcomes: &[Outcome], script: &Script) -> BTreeMap<&'static str,
     all
 }
 
-/// Good responses per second under overload, after the warm-up.
+/// The same by how they ended.
+pub fn by_end(outcomes: &[Outcome]) -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    for outcome in well_behaved(outcomes).filter(|outcome| !outcome.is_good()) {
+        *all.entry(why(outcome)).or_default() += 1;
+    }
+    all
+}
+
+/// Good responses per second under overload, after the warm-up. The rest of a longer overload does not count.
 pub fn goodput(overload: &[Outcome], script: &Script) -> f64 {
-    good_after_warm_up(overload, script).count() as f64 / (script.overload - script.warm_up).as_secs_f64()
+    goodput_between(overload, script.warm_up, script.overload)
 }
 
-/// The same as a share of the apps' capacity, by the work in those responses.
+/// The same between two times since the beginning of the overload.
+pub fn goodput_between(overload: &[Outcome], from: Duration, to: Duration) -> f64 {
+    good_between(overload, from, to).count() as f64 / (to - from).as_secs_f64()
+}
+
+/// The goodput as a share of the apps' capacity, by the work in those responses.
 pub fn work_done(overload: &[Outcome], script: &Script, apps: usize) -> f64 {
-    let done: f64 =
-        good_after_warm_up(overload, script).map(|outcome| outcome.arrival.kind.work().0.as_secs_f64()).sum();
-    done / (script.overload - script.warm_up).as_secs_f64() / (f64::from(WORKERS) * apps as f64)
+    let (from, to) = (script.warm_up, script.overload);
+    let done: f64 = good_between(overload, from, to).map(|outcome| outcome.arrival.kind.work().0.as_secs_f64()).sum();
+    done / (to - from).as_secs_f64() / (f64::from(WORKERS) * apps as f64)
 }
 
-fn good_after_warm_up<'a>(overload: &'a [Outcome], script: &Script) -> impl Iterator<Item = &'a Outcome> {
-    let from = script.warm_up;
-    overload.iter().filter(move |outcome| outcome.arrival.at >= from && outcome.is_good())
+fn good_between(overload: &[Outcome], from: Duration, to: Duration) -> impl Iterator<Item = &Outcome> {
+    overload.iter().filter(move |outcome| (from..to).contains(&outcome.arrival.at) && outcome.is_good())
 }
 
 /// The requests sent in each slice of time, in order.
@@ -112,6 +122,46 @@ pub fn slices<'a>(
     all.into_iter().enumerate().map(|(number, slice)| (start(number), Tally::of(slice))).collect()
 }
 
+/// Minimum availability.
+pub const AVAILABILITY: f64 = 0.9999;
+/// Maximum of the 99th percentile of good responses, with any seed.
+pub const P99: Duration = Duration::from_millis(165);
+/// Minimum of good responses per second under overload, with any seed.
+pub const GOODPUT: f64 = 968.0;
+
+/// What the bounds are about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figures {
+    pub availability: f64,
+    pub failed: usize,
+    pub p99: Option<Duration>,
+    pub goodput: f64,
+}
+
+impl Figures {
+    pub fn of(outcomes: &[Outcome], overload: &[Outcome], script: &Script) -> Self {
+        let tally = Tally::of(well_behaved(outcomes));
+        Self {
+            availability: tally.availability(),
+            failed: tally.bad(),
+            p99: tally.percentile(99.0),
+            goodput: goodput(overload, script),
+        }
+    }
+
+    pub fn is_available(&self) -> bool {
+        self.availability >= AVAILABILITY
+    }
+
+    pub fn is_fast(&self) -> bool {
+        self.p99.is_some_and(|p99| p99 <= P99)
+    }
+
+    pub fn does_enough(&self) -> bool {
+        self.goodput >= GOODPUT
+    }
+}
+
 /// The three claims of the experiment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Claims {
@@ -130,7 +180,7 @@ impl Claims {
     }
 
     pub fn is_available(&self) -> bool {
-        self.availability >= 0.9999
+        self.availability >= AVAILABILITY
     }
 
     pub fn is_faster(&self) -> bool {
@@ -145,6 +195,7 @@ impl Claims {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::load::End;
     use crate::script::Arrival;
 
     /// A request of a well-behaved client that was sent at this second and took this many milliseconds.
@@ -190,6 +241,21 @@ pub mod tests {
         assert_eq!(goodput(&all, &script), 0.5);
         // One read of 20 ms in two seconds of eight workers.
         assert!((work_done(&all, &script, 1) - 0.02 / 16.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bounds_hold_at_their_values_and_not_beyond() {
+        let script = Script { overload: Duration::from_secs(2), warm_up: Duration::from_secs(1), ..Script::short() };
+        let outcomes = |ms: u64, failed: usize| -> Vec<Outcome> {
+            (0..10_000).map(|n| outcome(0.0, ms, if n < failed { End::Late } else { End::Good })).collect()
+        };
+        let overload = |good: usize| vec![outcome(1.5, 1, End::Good); good];
+        let figures = Figures::of(&outcomes(165, 1), &overload(968), &script);
+        assert!(figures.is_available() && figures.is_fast() && figures.does_enough(), "{figures:?}");
+        let figures = Figures::of(&outcomes(166, 2), &overload(967), &script);
+        assert!(!figures.is_available() && !figures.is_fast() && !figures.does_enough(), "{figures:?}");
+        // A longer overload counts to the end of the usual one.
+        assert_eq!(goodput(&[outcome(1.5, 1, End::Good), outcome(2.0, 1, End::Good)], &script), 1.0);
     }
 
     #[test]

@@ -14,9 +14,12 @@ use xtask::error::While;
 use crate::clock::{FACTOR, seconds};
 use crate::numbers::{self, Tally, slices, well_behaved};
 use crate::script::{DEADLINE, Fault, Script};
-use crate::side::Side;
+use crate::side::{POOL, Scaling, Side};
 
-const SIZE: (u32, u32) = (1100, 780);
+const WIDE: u32 = 1100;
+/// Of each side's part, and of title and legend.
+const PANEL: u32 = 180;
+const FRAME: u32 = 60;
 /// Each point of a line covers this many seconds of the hour.
 const WIDTH: f64 = 15.0;
 
@@ -61,7 +64,7 @@ pub fn all(dir: &Path, sides: &[Side], script: &Script) -> Result<()> {
         (
             "latency",
             Subject {
-                title: "p99 of good answers to well-behaved clients",
+                title: "p99 of good responses to well-behaved clients",
                 unit: "ms of the run",
                 top: seconds(DEADLINE).as_secs_f64() * 1000.0,
                 values: &p99,
@@ -69,12 +72,21 @@ pub fn all(dir: &Path, sides: &[Side], script: &Script) -> Result<()> {
         ),
         (
             "goodput",
-            Subject { title: "Good answers, floods included", unit: "a second", top: most(&goodput), values: &goodput },
+            Subject {
+                title: "Good responses, floods included",
+                unit: "a second",
+                top: most(&goodput),
+                values: &goodput,
+            },
         ),
     ];
     for (name, subject) in subjects {
         let file = dir.join(format!("{name}.png"));
         draw(&file, &subject, sides, script).while_(format_args!("drawing {}", file.display()))?;
+    }
+    for scaling in sides.iter().filter_map(|side| side.scaling.as_ref()) {
+        let file = dir.join("machines.png");
+        machines(&file, scaling, script).while_(format_args!("drawing {}", file.display()))?;
     }
     let file = dir.join("overload.png");
     overload(&file, sides, script).while_(format_args!("drawing {}", file.display()))
@@ -86,7 +98,7 @@ fn minute(at: Duration) -> f64 {
 }
 
 fn draw(file: &Path, subject: &Subject<'_>, sides: &[Side], script: &Script) -> Drawn {
-    let root = BitMapBackend::new(file, SIZE).into_drawing_area();
+    let root = BitMapBackend::new(file, (WIDE, FRAME + PANEL * sides.len().max(1) as u32)).into_drawing_area();
     root.fill(&WHITE)?;
     let root =
         root.titled(&format!("{}, {}, over the minutes of the hour", subject.title, subject.unit), ("sans-serif", 24))?;
@@ -111,13 +123,50 @@ fn panel(area: &Area<'_>, subject: &Subject<'_>, side: &Side, script: &Script, n
     mesh.x_label_formatter(&|minute| format!("{minute:.0}")).y_label_formatter(&|value| format!("{value:.0}"));
     mesh.label_style(("sans-serif", 14)).draw()?;
     drop(mesh);
-    for line in &script.lines {
-        let (from, to) = (line.at, line.at + line.minutes);
-        let shade = colour(line.fault).mix(0.25).filled();
-        chart.draw_series([Rectangle::new([(from, 0.0), (to, subject.top)], shade)])?;
-    }
+    chart.draw_series(shades(script, subject.top))?;
     let colour = Palette99::pick(number).to_rgba();
     chart.draw_series(LineSeries::new((subject.values)(side), colour.stroke_width(2)))?;
+    Ok(())
+}
+
+/// The times of the faults.
+fn shades(script: &Script, top: f64) -> impl Iterator<Item = Rectangle<Point>> {
+    script.lines.iter().map(move |line| {
+        let (from, to) = (line.at, line.at + line.minutes);
+        Rectangle::new([(from, 0.0), (to, top)], colour(line.fault).mix(0.25).filled())
+    })
+}
+
+/// The number of Machines over the hour and the overload after it.
+fn machines(file: &Path, scaling: &Scaling, script: &Script) -> Drawn {
+    let root = BitMapBackend::new(file, (WIDE, 320)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let root = root.titled("Started Machines, over the minutes; at the end the overload", ("sans-serif", 24))?;
+    let (root, foot) = root.split_vertically(root.dim_in_pixel().1.saturating_sub(26));
+    let top = POOL.1 as f64 + 0.5;
+    let overload = (minute(scaling.overload), minute(scaling.overload + script.long_overload));
+    let mut chart = ChartBuilder::on(&root)
+        .margin_right(16)
+        .x_label_area_size(24)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..overload.1, 0.0..top)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().light_line_style(TRANSPARENT).x_labels(18).y_labels(6);
+    mesh.x_label_formatter(&|minute| format!("{minute:.0}")).y_label_formatter(&|value| format!("{value:.0}"));
+    mesh.label_style(("sans-serif", 14)).draw()?;
+    drop(mesh);
+    chart.draw_series(shades(script, top))?;
+    chart.draw_series([Rectangle::new([(overload.0, 0.0), (overload.1, top)], BLACK.mix(0.12).filled())])?;
+    // Steps: each number until the next one.
+    let mut steps: Vec<Point> = Vec::new();
+    for (at, number) in &scaling.machines {
+        steps.extend(steps.last().map(|(_, last)| (minute(*at), *last)));
+        steps.push((minute(*at), *number as f64));
+    }
+    let steps = steps.into_iter().filter(|(minute, _)| *minute <= overload.1);
+    chart.draw_series(LineSeries::new(steps, Palette99::pick(4).to_rgba().stroke_width(2)))?;
+    legend(&foot)?;
+    root.present()?;
     Ok(())
 }
 
@@ -153,7 +202,7 @@ fn legend(area: &Area<'_>) -> Drawn {
 
 /// Good responses per second of each side during the overload.
 fn overload(file: &Path, sides: &[Side], script: &Script) -> Drawn {
-    let root = BitMapBackend::new(file, (1100, 420)).into_drawing_area();
+    let root = BitMapBackend::new(file, (WIDE, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let width = Duration::from_millis(500);
     let lines: Vec<Vec<Point>> = sides
@@ -166,7 +215,7 @@ fn overload(file: &Path, sides: &[Side], script: &Script) -> Drawn {
     let top = lines.iter().flatten().map(|(_, value)| *value).fold(1.0, f64::max) * 1.1;
     let offered = crate::script::OVERLOAD * crate::script::capacity();
     let mut chart = ChartBuilder::on(&root)
-        .caption(format!("Good answers a second while {offered:.0} are asked for"), ("sans-serif", 24))
+        .caption(format!("Good responses a second for {offered:.0} requests"), ("sans-serif", 24))
         .margin_right(16)
         .x_label_area_size(36)
         .y_label_area_size(48)

@@ -166,6 +166,8 @@ pub struct Script {
     pub lines: Vec<Line>,
     /// Duration of the overload after the hour.
     pub overload: Duration,
+    /// The same where the number of Machines follows the load: it goes on until they are enough.
+    pub long_overload: Duration,
     pub warm_up: Duration,
 }
 
@@ -183,6 +185,8 @@ pub mod times {
     pub const WATCHDOG: f64 = 20.0;
     /// How long the app may take to complete requests.
     pub const APP_GRACE: f64 = 5.0;
+    /// How long a Machine's processes may take to end.
+    pub const KILL_TIMEOUT: f64 = 80.0;
 }
 
 impl Script {
@@ -208,6 +212,7 @@ impl Script {
                 line(55.0, 3.0, SlowDatabase(2.0)),
             ],
             overload: Duration::from_secs(20),
+            long_overload: Duration::from_secs(105),
             warm_up: WARM_UP,
         }
     }
@@ -225,6 +230,7 @@ impl Script {
                 line(1.8, 1.1, MachineKilled(1)),
             ],
             overload: Duration::from_secs(3),
+            long_overload: Duration::from_secs(4),
             warm_up: Duration::from_secs(1),
         }
     }
@@ -240,6 +246,20 @@ impl Script {
         let settles = seconds(30.0);
         let under_way = |line: &&Line| line.begins() <= to && from <= line.ends() + settles;
         self.lines.iter().rev().find(under_way).map_or("calm", |line| line.fault.name())
+    }
+
+    /// How often an app ends or hangs in the script, without a warning.
+    pub fn deaths(&self) -> usize {
+        use Fault::{AppCrash, AppHang, MachineKilled};
+        self.lines.iter().filter(|line| matches!(line.fault, AppCrash(_) | AppHang(_) | MachineKilled(_))).count()
+    }
+
+    /// The expected number of POSTs of well-behaved clients that these apps work on at those times, with this number of Machines.
+    pub fn posts_lost(&self, machines: usize) -> f64 {
+        let posts = [Kind::Write, Kind::Checkout];
+        let in_flight: f64 =
+            posts.iter().map(|kind| RATE * f64::from(kind.percent()) / 100.0 * kind.work().0.as_secs_f64()).sum();
+        self.deaths() as f64 * in_flight / machines as f64
     }
 
     /// Every request of the hour, ordered by time.
@@ -262,11 +282,12 @@ impl Script {
         all
     }
 
-    /// Every request of the overload: the well-behaved mix, from so many clients that rate limits do not matter.
-    pub fn overload(&self, seed: u64) -> Vec<Arrival> {
+    /// Every request of an overload of this length: the well-behaved mix, from so many clients that rate limits do not matter. A
+    /// longer one begins with the same requests.
+    pub fn overload(length: Duration, seed: u64) -> Vec<Arrival> {
         let mut random = Rng::with_seed(seed ^ 0x0ff1_0ad5);
         let mut all = Vec::new();
-        poisson(&mut random, Duration::ZERO, self.overload, OVERLOAD * capacity(), |at, random| {
+        poisson(&mut random, Duration::ZERO, length, OVERLOAD * capacity(), |at, random| {
             let client = 5000 + random.u32(0..2 * CLIENTS);
             all.push(Arrival { at, client, kind: Kind::any(random), is_flood: false });
         });
@@ -314,6 +335,12 @@ mod tests {
     }
 
     #[test]
+    fn a_longer_overload_begins_with_the_same_requests() {
+        let (short, long) = (Script::overload(Duration::from_secs(1), 1), Script::overload(Duration::from_secs(2), 1));
+        assert_eq!(short, long[..short.len()]);
+    }
+
+    #[test]
     fn the_load_is_what_the_document_says() {
         let all = Script::hour().arrivals(1);
         assert!(all.is_sorted_by_key(|arrival| arrival.at));
@@ -338,6 +365,14 @@ mod tests {
             assert!(bursts.iter().any(|line| (line.begins()..line.ends()).contains(&arrival.at)));
             assert!(arrival.client >= CLIENTS);
         }
+    }
+
+    #[test]
+    fn a_few_posts_are_lost() {
+        let script = Script::hour();
+        assert_eq!(script.deaths(), 6);
+        // 26 writes of 30 ms and 13 checkouts of 25 ms a second.
+        assert!((script.posts_lost(1) - 6.0 * 1.105).abs() < 1e-9, "{}", script.posts_lost(1));
     }
 
     #[test]

@@ -15,10 +15,16 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use xtask::error::While;
 use xtask::{Error, Result, ports, process, say};
 
+use crate::autoscaler::{Autoscaler, Change, Rules};
 use crate::clock::{FACTOR, seconds};
 use crate::load::{self, Outcome};
 use crate::machines::Machines;
+use crate::platform;
+use crate::prometheus::Prometheus;
 use crate::script::{DEADLINE, Fault, Line, Script, times};
+
+/// Machines of the side whose number changes: those that are started at its beginning, and all that there are.
+pub const POOL: (usize, usize) = (2, 10);
 
 /// The setup behind the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,10 +37,12 @@ pub enum Form {
     Outrigger,
     /// The same, behind an edge that never resends a request that a Machine had begun.
     OutriggerNoRetry,
+    /// With Outrigger, and a number of Machines that fly-autoscaler chooses.
+    Autoscaled,
 }
 
 impl Form {
-    pub const ALL: [Self; 4] = [Self::One, Self::Three, Self::Outrigger, Self::OutriggerNoRetry];
+    pub const ALL: [Self; 5] = [Self::One, Self::Three, Self::Outrigger, Self::OutriggerNoRetry, Self::Autoscaled];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -42,6 +50,7 @@ impl Form {
             Self::Three => "three",
             Self::Outrigger => "outrigger",
             Self::OutriggerNoRetry => "outrigger-no-retry",
+            Self::Autoscaled => "autoscaled",
         }
     }
 
@@ -51,15 +60,22 @@ impl Form {
             Self::Three => "three bare apps",
             Self::Outrigger => "three with Outrigger",
             Self::OutriggerNoRetry => "three with Outrigger, edge without retries",
+            Self::Autoscaled => "two to ten with Outrigger, autoscaled",
         }
     }
 
-    pub fn machines(self) -> usize {
-        if self == Self::One { 1 } else { 3 }
+    /// Machines that are started at the beginning.
+    fn machines(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Three | Self::Outrigger | Self::OutriggerNoRetry => 3,
+            Self::Autoscaled => POOL.0,
+        }
     }
 
-    fn has_proxy(self) -> bool {
-        matches!(self, Self::Outrigger | Self::OutriggerNoRetry)
+    /// Whether Outrigger is in front of each app.
+    pub fn has_proxy(self) -> bool {
+        !matches!(self, Self::One | Self::Three)
     }
 }
 
@@ -67,10 +83,26 @@ impl Form {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Side {
     pub form: Form,
+    pub seed: u64,
     pub outcomes: Vec<Outcome>,
     pub overload: Vec<Outcome>,
+    /// Machines that were started when the overload began.
+    pub machines_at_overload: usize,
     pub busy: Vec<Busy>,
     pub busy_overload: Vec<Busy>,
+    /// Where the number of Machines changes.
+    pub scaling: Option<Scaling>,
+}
+
+/// How the number of Machines changed. Times are those of the run, from the beginning of the hour.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scaling {
+    /// Each change by fly-autoscaler.
+    pub changes: Vec<Change>,
+    /// Started Machines, several times a second.
+    pub machines: Vec<(Duration, usize)>,
+    /// When the overload began.
+    pub overload: Duration,
 }
 
 /// CPU load of one second; 1 is the whole computer.
@@ -81,13 +113,12 @@ pub struct Busy {
     pub ours: f64,
 }
 
-/// Runs one side.
-pub fn run(form: Form, script: &Script, seed: u64, state: &Path) -> Result<Side> {
-    let dir = state.join(form.name());
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).while_(format_args!("creating {}", dir.display()))?;
+/// Runs one side; its logs are in this directory.
+pub fn run(form: Form, script: &Script, seed: u64, dir: &Path) -> Result<Side> {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir).while_(format_args!("creating {}", dir.display()))?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().while_("starting a runtime")?;
-    let side = runtime.block_on(go(form, script, seed, &dir))?;
+    let side = runtime.block_on(go(form, script, seed, dir))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(side)
 }
@@ -97,16 +128,38 @@ async fn go(form: Form, script: &Script, seed: u64, dir: &Path) -> Result<Side> 
     let machines = Machines::new(form.has_proxy(), dns, dir)?;
     let edge = Edge::start(settings(form, dns), Some(Arc::new(machines.clone()))).await.while_("starting the edge")?;
     let edge = Arc::new(edge);
-    for _ in 0..form.machines() {
+    let pool = if form == Form::Autoscaled { POOL.1 } else { form.machines() };
+    for number in 0..pool {
         let machine = machines.make(1)?;
-        machines.run(&machine.id).await?;
-        edge.add(machine, State::Started);
+        let is_started = number < form.machines();
+        if is_started {
+            machines.run(&machine.id).await?;
+        }
+        edge.add(machine, if is_started { State::Started } else { State::Stopped });
     }
     is_whole(&edge, form).await?;
     machines.know_each_other().await?;
+    let prometheus = match form {
+        Form::Autoscaled => Some(Prometheus::start(dir, platform::start(machines.clone()).await?).await?),
+        _ => None,
+    };
 
     say(format_args!("{}: {} s for {} minutes", form.words(), script.length().as_secs(), script.minutes));
     let begin = Instant::now() + Duration::from_millis(200);
+    let scaler = match prometheus {
+        None => None,
+        Some(prometheus) => Some(Scaler {
+            autoscaler: Autoscaler::start(
+                Rules::read()?,
+                prometheus,
+                machines.clone(),
+                Arc::clone(&edge),
+                &dir.join("autoscaler.log"),
+                begin,
+            )?,
+            count: Count::start(machines.clone(), begin),
+        }),
+    };
     let mut faults = JoinSet::new();
     for line in script.lines.clone() {
         let (machines, edge) = (machines.clone(), Arc::clone(&edge));
@@ -126,11 +179,24 @@ async fn go(form: Form, script: &Script, seed: u64, dir: &Path) -> Result<Side> 
     is_whole(&edge, form).await?;
     machines.know_each_other().await?;
     say("  overload");
+    let machines_at_overload = machines.started().len();
     let watch = Watch::start();
-    let begin = Instant::now() + Duration::from_millis(200);
-    let overload = load::run(edge.address(), begin, script.overload(seed), seconds(DEADLINE)).await;
+    let start = Instant::now() + Duration::from_millis(200);
+    let length = if scaler.is_some() { script.long_overload } else { script.overload };
+    let overload = load::run(edge.address(), start, Script::overload(length, seed), seconds(DEADLINE)).await;
     let busy_overload = watch.stop();
-    Ok(Side { form, outcomes, overload, busy, busy_overload })
+    let scaling = scaler.map(|scaler| Scaling {
+        changes: scaler.autoscaler.changes(),
+        machines: scaler.count.seen(),
+        overload: start - begin,
+    });
+    Ok(Side { form, seed, outcomes, overload, machines_at_overload, busy, busy_overload, scaling })
+}
+
+/// What changes the number of Machines, and what counts them.
+struct Scaler {
+    autoscaler: Autoscaler,
+    count: Count,
 }
 
 /// The edge as `fly.toml` configures it, otherwise with Fly's defaults.
@@ -152,13 +218,20 @@ fn settings(form: Form, dns: SocketAddr) -> Settings {
         if form == Form::OutriggerNoRetry { RetryBegun::None } else { RetryBegun::Idempotent };
     settings.deploy.max_unavailable = 1.0;
     settings.deploy.stop.signal = Signal::Terminate;
-    settings.deploy.stop.timeout = Duration::from_secs(80);
+    settings.deploy.stop.timeout = Duration::from_secs_f64(times::KILL_TIMEOUT);
+    // As in fly.toml. Elsewhere no Machine is stopped but by a fault.
+    settings.autostop.starts = form == Form::Autoscaled;
     settings
 }
 
+/// Waits until the edge routes to all Machines that should be started.
 async fn is_whole(edge: &Edge, form: Form) -> Result<()> {
     let all = |snapshot: &outrigger_edge::Snapshot| {
-        snapshot.machines.iter().filter(|machine| machine.is_routed).count() == form.machines()
+        let count = |is_so: fn(&outrigger_edge::MachineSnapshot) -> bool| {
+            snapshot.machines.iter().filter(|machine| is_so(machine)).count()
+        };
+        let (started, routed) = (count(|machine| machine.state == State::Started), count(|machine| machine.is_routed));
+        routed == started && (routed == form.machines() || form == Form::Autoscaled && routed >= form.machines())
     };
     if edge.until(crate::PATIENCE, all).await {
         return Ok(());
@@ -172,7 +245,8 @@ async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
         Fault::MachineKilled(n) => {
             let id = of(n)?;
             machines.kill(&id).await?;
-            edge.set_state(&id, State::Stopped);
+            // Not `Stopped`: no request can start it, since its host has failed.
+            edge.set_state(&id, State::Created);
             sleep(seconds(times::REPLACEMENT)).await;
             machines.run(&id).await?;
             edge.set_state(&id, State::Started);
@@ -182,7 +256,7 @@ async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
             let id = of(n)?;
             machines.kill_app(&id).await?;
             sleep(seconds(times::SUPERVISOR)).await;
-            machines.start_app(&id).await
+            machines.restart_app(&id).await
         }
         Fault::AppHang(n) => {
             let id = of(n)?;
@@ -190,16 +264,53 @@ async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
             sleep(seconds(times::WATCHDOG)).await;
             machines.kill_app(&id).await?;
             sleep(seconds(times::SUPERVISOR)).await;
-            machines.start_app(&id).await
+            machines.restart_app(&id).await
         }
         Fault::SlowDatabase(factor) => {
             machines.database(factor).await?;
             sleep(line.ends() - line.begins()).await;
             machines.database(1.0).await
         }
-        Fault::Deploy(strategy) => edge.deploy(strategy).await.while_("deploying"),
+        Fault::Deploy(strategy) => {
+            machines.set_deploying(true);
+            let outcome = edge.deploy(strategy).await.while_("deploying");
+            machines.set_deploying(false);
+            outcome
+        }
         // Part of the load.
         Fault::Burst(_) => Ok(()),
+    }
+}
+
+/// Counts the started Machines, until it is stopped.
+struct Count {
+    seen: Arc<Mutex<Vec<(Duration, usize)>>>,
+    task: JoinHandle<()>,
+}
+
+impl Count {
+    fn start(machines: Machines, begin: Instant) -> Self {
+        let seen: Arc<Mutex<Vec<(Duration, usize)>>> = Arc::default();
+        let into = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_millis(250));
+            loop {
+                ticks.tick().await;
+                let now = (Instant::now().saturating_duration_since(begin), machines.started().len());
+                into.lock().unwrap_or_else(PoisonError::into_inner).push(now);
+            }
+        });
+        Self { seen, task }
+    }
+
+    fn seen(&self) -> Vec<(Duration, usize)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
