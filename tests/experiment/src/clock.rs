@@ -57,7 +57,7 @@ fn shorter(text: &str) -> Option<String> {
     Some(milliseconds((duration / FACTOR).max(SHORTEST.min(duration))))
 }
 
-/// A PromQL query with each window divided: `[5m:15s]` becomes `[20000ms:1000ms]`. Text in quotes stays.
+/// A PromQL query with each window divided: `[5m:15s]` becomes `[20s:1s]`. Text in quotes stays.
 pub fn query(query: &str) -> String {
     let mut parts = query.split('"');
     let mut divided = parts.next().map(windows).unwrap_or_default();
@@ -69,18 +69,18 @@ pub fn query(query: &str) -> String {
 }
 
 fn windows(query: &str) -> String {
-    let mut divided = String::with_capacity(query.len());
+    let mut text = String::with_capacity(query.len());
     let mut rest = query;
     while let Some((before, window, after)) = rest
         .split_once('[')
         .and_then(|(before, rest)| rest.split_once(']').map(|(window, after)| (before, window, after)))
     {
-        let parts: Vec<String> =
-            window.split(':').map(|part| shorter(part).unwrap_or_else(|| part.to_owned())).collect();
-        divided.push_str(&format!("{before}[{}]", parts.join(":")));
+        let part = |part: &str| divided(part).map_or_else(|| part.to_owned(), whole_seconds);
+        let parts: Vec<String> = window.split(':').map(part).collect();
+        text.push_str(&format!("{before}[{}]", parts.join(":")));
         rest = after;
     }
-    divided + rest
+    text + rest
 }
 
 /// A duration such as `"15s"`, divided. `None` for other text.
@@ -91,6 +91,11 @@ pub fn divided(text: &str) -> Option<Duration> {
 fn duration(text: &str) -> Option<Duration> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     units.iter().find_map(|(unit, ms)| Some(Duration::from_millis(text.strip_suffix(unit)?.parse::<u64>().ok()? * ms)))
+}
+
+/// `"20s"`, or milliseconds if they are not whole seconds.
+fn whole_seconds(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 { format!("{}s", duration.as_secs()) } else { milliseconds(duration) }
 }
 
 fn milliseconds(duration: Duration) -> String {
@@ -117,8 +122,7 @@ mod tests {
     #[test]
     fn every_window_of_a_query_is_divided_and_nothing_else_is() {
         let original = "min_over_time((rate(cpu{app=\"a[1m]\",mode!~\"x|y\"}[2m]) > bool 1)[5m:15s]) or vector(10)";
-        let expected =
-            "min_over_time((rate(cpu{app=\"a[1m]\",mode!~\"x|y\"}[8000ms]) > bool 1)[20000ms:1000ms]) or vector(10)";
+        let expected = "min_over_time((rate(cpu{app=\"a[1m]\",mode!~\"x|y\"}[8s]) > bool 1)[20s:1s]) or vector(10)";
         assert_eq!(query(original), expected);
     }
 

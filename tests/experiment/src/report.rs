@@ -59,9 +59,7 @@ pub fn document(sides: &[Side], others: &[Side], script: &Script) -> String {
             autoscaling(&mut text, side, scaling, script);
         }
     }
-    if let Some(side) = sides.first() {
-        setup::what_was_run(&mut text, script, side.seed);
-    }
+    setup::what_was_run(&mut text, script, sides);
     setup::remarks(&mut text, sides, script);
     wrapped(&text)
 }

@@ -8,7 +8,8 @@ use crate::script::{DEADLINE, Fault, Flood, Kind, OVERLOAD, QUEUE, Script, WORKE
 use crate::side::{POOL, Side};
 
 /// The setup.
-pub fn what_was_run(text: &mut String, script: &Script, seed: u64) {
+pub fn what_was_run(text: &mut String, script: &Script, sides: &[Side]) {
+    let seed = sides.first().map_or(1, |side| side.seed);
     let all = script.arrivals(seed);
     let floods = all.iter().filter(|arrival| arrival.is_flood).count();
     let rate = (all.len() - floods) as f64 / script.length().as_secs_f64();
@@ -73,7 +74,10 @@ pub fn what_was_run(text: &mut String, script: &Script, seed: u64) {
         };
         let _ = writeln!(text, "| {} | {} | {words} |", clock(line.begins()), clock(line.ends()));
     }
-    autoscaling(text);
+    text.push('\n');
+    if sides.iter().any(|side| side.scaling.is_some()) {
+        autoscaling(text);
+    }
     let _ = write!(
         text,
         "**Overload.** After the hour, without faults: the mix of well-behaved clients at {OVERLOAD} times the \
@@ -88,20 +92,20 @@ pub fn what_was_run(text: &mut String, script: &Script, seed: u64) {
 fn autoscaling(text: &mut String) {
     let _ = write!(
         text,
-        "\n**Autoscaling.** The last column starts with {} Machines of a pool of {}. The rules are those of \
+        "**Autoscaling.** The last column starts with {} Machines of a pool of {}. The rules are those of \
          `config/autoscaler/fly-autoscaler.yml`: the windows and steps of their queries and the interval are divided by \
          {FACTOR} (`[5m:15s]` becomes `{}`). Limits of latencies are not, since the app's work is not compressed: a p99 \
-         above 1 s cannot occur, because clients wait for {} ms of the run, so only CPU and the minimum act. A real \
+         above 1 s cannot occur, because clients wait for {:.0} ms of the run, so only CPU and the minimum act. A real \
          Prometheus answers the queries. It scrapes the proxies, and a stand-in for Fly's own metrics: a Machine's CPU is \
          the share of its app's workers that are busy, its memory does not change. The experiment then does what \
          fly-autoscaler's source does with the results: it starts stopped Machines up to the minimum, stops started ones \
          down to the maximum, lowest ids first, and does nothing during a deploy. A Machine takes {} s until its processes \
          start (an assumption), and then as long as its app. A stop is a signal, on which Outrigger drains, without a \
-         cordon. As in `fly.toml`, the edge itself starts a stopped Machine when all others are above their soft limit.\n\n",
+         cordon. The edge starts no Machine itself, although `fly.toml` allows that, since the stand-in has no locks for Machines.\n\n",
         POOL.0,
         POOL.1,
         crate::clock::query("[5m:15s]"),
-        seconds(DEADLINE).as_millis(),
+        1000.0 * seconds(DEADLINE).as_secs_f64(),
         times::MACHINE_BOOT,
     );
 }
@@ -125,7 +129,7 @@ pub fn remarks(text: &mut String, sides: &[Side], script: &Script) {
          - **p99 covers good responses only.** An app that rejects requests at once has no slow responses: read p99 \
          together with availability.\n\
          - **A rejection counts as a failure**, even a 503 with `Retry-After` to a well-behaved client.\n\
-         - **A `POST` that an app or a Machine had begun when it died fails**: it is not sent again, because its effect is \
+         - **A `POST` that an app or a Machine had begun when it died or hung fails**: it is not sent again, because its effect is \
          unknown. With three Machines, {:.1} of them are expected to be in that state in the {} kills, crashes and hangs \
          of this hour; how many there are differs with the seed. No proxy can avoid these failures.\n\
          - **A hang is noticed from requests**, before health checks fail: a `GET` without a response is sent to a peer \

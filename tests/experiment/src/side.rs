@@ -219,8 +219,6 @@ fn settings(form: Form, dns: SocketAddr) -> Settings {
     settings.deploy.max_unavailable = 1.0;
     settings.deploy.stop.signal = Signal::Terminate;
     settings.deploy.stop.timeout = Duration::from_secs_f64(times::KILL_TIMEOUT);
-    // As in fly.toml. Elsewhere no Machine is stopped but by a fault.
-    settings.autostop.starts = form == Form::Autoscaled;
     settings
 }
 
@@ -245,8 +243,7 @@ async fn befall(machines: &Machines, edge: &Edge, line: &Line) -> Result<()> {
         Fault::MachineKilled(n) => {
             let id = of(n)?;
             machines.kill(&id).await?;
-            // Not `Stopped`: no request can start it, since its host has failed.
-            edge.set_state(&id, State::Created);
+            edge.set_state(&id, State::Stopped);
             sleep(seconds(times::REPLACEMENT)).await;
             machines.run(&id).await?;
             edge.set_state(&id, State::Started);
