@@ -133,17 +133,18 @@ pub fn remarks(text: &mut String, sides: &[Side], script: &Script) {
          unknown. With three Machines, {:.1} of them are expected to be in that state in the {} kills, crashes and hangs \
          of this hour; how many there are differs with the seed. No proxy can avoid these failures.\n\
          - **A hang is noticed from requests**, before health checks fail: a `GET` without a response is sent to a peer \
-         as well (a hedged request), and after three attempts in a row without a response all requests go to peers \
-         ([failure.md](failure.md#slow-attempts-and-hedged-requests)).\n\
+         as well (a hedged request), or, after `retry.attempt_timeout`, instead; after three such attempts in a row all \
+         requests go to peers ([failure.md](failure.md#slow-attempts-and-hedged-requests)).\n\
          - **In a flood Outrigger rejects the least important requests first**, here searches, and among equally important \
          ones those of clients that take more than others ([overload.md](overload.md#queue-fairness-rejections)). The \
          crowd is hard to tell apart: each of its clients sends few requests, and each Machine sees a part of them.\n\
          - **Good responses are counted, not their work.** Under overload Outrigger rejects searches, which cost \
          four times as much as reads, so there are more responses than the apps' capacity for the whole mix; the \
          next row shows the share of the apps' time that went into good responses.\n\
-         - **Some of Outrigger's times are fixed**, and are not divided: for example, with `retry.attempt_timeout = \"auto\"` \
-         an attempt may take at least 250 ms. That is more than half of the divided timeouts, so no attempt is given \
-         up for being slow here; hedged requests are not affected. Every time that has a key is divided.\n\
+         - **Some of Outrigger's times are fixed**, and are not divided: for example, it measures latencies over half \
+         a minute, which is seven minutes of the hour, so that hedged requests can come late after a slow database or a flood. \
+         `retry.attempt_timeout` is set, because \"auto\" is at least 250 ms, more than half of the divided timeouts. Every time \
+         that has a key is divided.\n\
          - **Autoscaling is slow by design**: its rules wait for minutes, so that short floods and restarts do not change \
          the number of Machines. Until then Outrigger sheds load.\n\
          - **An hour of faults is not a year.** It is far worse than a usual hour: compare the sides, and do not \
