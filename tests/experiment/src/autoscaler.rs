@@ -250,7 +250,7 @@ mod tests {
         let names: Vec<&str> = rules.collectors.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["cpu", "memory", "latency", "keep"]);
         assert!(rules.collectors[0].1.contains("[8s]") && rules.collectors[0].1.contains("[20s:1s]"));
-        let metrics = |keep: f64| {
+        let metrics = |keep: f64| -> BTreeMap<String, f64> {
             let values = [("cpu", 3.0), ("memory", 0.0), ("latency", 0.0), ("keep", keep)];
             values.map(|(name, value)| (name.to_owned(), value)).into()
         };
