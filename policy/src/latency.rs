@@ -82,10 +82,11 @@ pub fn hedge_delay(p99: Duration, timeout: Duration) -> Option<Duration> {
     Some(p99.max(SHORTEST_DELAY)).filter(|delay| *delay <= timeout / 2)
 }
 
-/// How long an attempt may take, on a route with this 99th percentile and timeout, and at least. `None`: as long as the request may,
-/// since there would be no time for another attempt.
+/// How long an attempt may take, on a route with this 99th percentile and timeout, and at least: a multiple of the percentile, and at
+/// most half of the timeout. `None`: as long as the request may, since that is less than one and a half times the percentile.
 pub fn attempt_timeout(p99: Duration, timeout: Duration, least: Duration) -> Option<Duration> {
-    Some((p99 * MULTIPLE).max(least)).filter(|time| *time <= timeout / 2)
+    let most = timeout / 2;
+    Some((p99 * MULTIPLE).clamp(least.min(most), most)).filter(|time| *time >= least && *time >= p99 + p99 / 2)
 }
 
 #[cfg(test)]
@@ -133,6 +134,9 @@ mod tests {
         assert_eq!(attempt_timeout(Duration::from_secs(30), timeout, least), None);
         assert_eq!(attempt_timeout(Duration::from_secs(1), timeout, least), Some(Duration::from_secs(4)));
         assert_eq!(attempt_timeout(Duration::from_millis(1), timeout, least), Some(least));
+        assert_eq!(attempt_timeout(Duration::from_secs(10), timeout, least), Some(Duration::from_secs(30)));
+        assert_eq!(attempt_timeout(Duration::from_secs(21), timeout, least), None);
+        assert_eq!(attempt_timeout(Duration::from_millis(1), Duration::from_millis(400), least), None);
         assert_eq!(hedge_delay(Duration::from_secs(31), timeout), None);
         assert_eq!(hedge_delay(Duration::from_secs(1), Duration::from_millis(40)), None);
     }

@@ -333,7 +333,8 @@ mod tests {
         for control in ['\u{1b}', '\u{16}', '\r', '\u{9b}', '\u{85}'] {
             let (source, text) = (format!("a = \"{control}[2J\"\n"), format!("b{control}[2J"));
             for place in [Place::File(4..4 + 5 + control.len_utf8()), Place::Whole, Place::Variable("A".to_owned())] {
-                let error = ConfigError::new("f", source.clone(), vec![Problem::new(place, text.clone(), text.clone())]);
+                let error =
+                    ConfigError::new("f", source.clone(), vec![Problem::new(place, text.clone(), text.clone())]);
                 assert!(!error.to_string().contains(control), "a terminal obeys no text of the file: {error}");
             }
         }

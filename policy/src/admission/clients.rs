@@ -195,6 +195,11 @@ impl Clients {
         used + f64::from(client.held) * self.cost > (HEAVY * average.max(self.cost)).max(SHARE * all)
     }
 
+    /// Returns whether a client had no response for some minutes, while others had.
+    pub fn is_stranger(&self, number: u32) -> bool {
+        self.cost > 0.0 && self.clients.get(number).is_none_or(|client| !self.seen.has(client.id))
+    }
+
     /// Returns what a client has used in a priority, and will use with the permits that it holds.
     pub fn spent(&self, number: u32, priority: Priority, now: u64) -> f64 {
         let Some(client) = self.clients.get(number) else { return 0.0 };

@@ -2,9 +2,10 @@
 //!
 //! Each waiting client has a *flow*: its own requests, oldest first. A flow joins the ring at the end, and again after each
 //! of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
-//! (Shreedhar, Varghese 1995). At most [`Terms::overtakers`] flows that join later may overtake a flow of a heavy client
-//! ([`Clients::is_heavy`]). Therefore the first request of a flow waits for at most as many grants of its priority as there
-//! were other flows when its own joined, plus that number for a heavy client, regardless of later arrivals.
+//! (Shreedhar, Varghese 1995). A bounded number of flows that join later may overtake a flow of a heavy client
+//! ([`Clients::is_heavy`]) or of a stranger. Therefore the first request of a flow waits for at most as many grants of its
+//! priority as there were other flows when its own joined, plus [`Terms::overtakers_of_strangers`] for a heavy client or a
+//! stranger, regardless of later arrivals.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,8 @@ pub struct Place<T> {
 struct Flow {
     client: u32,
     priority: Priority,
-    is_heavy: bool,
+    /// Others may overtake it.
+    is_late: bool,
     /// Flows are served in ascending order.
     rank: u64,
     /// What its client had used when it joined, for comparison with others.
@@ -49,11 +51,11 @@ struct Flow {
 struct Ring {
     /// Both in order of rank.
     regular: List,
-    heavy: List,
+    late: List,
     /// How many times a flow has joined.
     joined: u64,
-    /// The rank of the heavy flow that joined last.
-    last_heavy: u64,
+    /// The rank of the late flow that joined last.
+    last_late: u64,
     /// Flows by their number of requests, and the largest such number.
     by_len: Vec<List>,
     longest: usize,
@@ -68,8 +70,10 @@ struct Ring {
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub now: u64,
-    /// How many flows that join later may overtake a flow of a heavy client.
+    /// How many flows that join later may overtake a flow of a heavy client, if no stranger waits.
     pub overtakers: u32,
+    /// How many may overtake that of a stranger: more.
+    pub overtakers_of_strangers: u32,
 }
 
 /// The queue; see the module documentation.
@@ -157,8 +161,7 @@ impl<T: Default> FairQueue<T> {
         }
         if flow == NONE {
             let (places, ring, peers) = (List::default(), Links::default(), Links::default());
-            flow =
-                self.flows.insert(Flow { client, priority, is_heavy: false, rank: 0, usage: 0, places, ring, peers });
+            flow = self.flows.insert(Flow { client, priority, is_late: false, rank: 0, usage: 0, places, ring, peers });
             if let Some(client) = clients.get_mut(client) {
                 client.flows[priority as usize] = flow;
             }
@@ -184,8 +187,8 @@ impl<T: Default> FairQueue<T> {
     /// Returns the next request of a priority.
     pub fn next_of(&self, priority: Priority) -> Option<u32> {
         let ring = &self.rings[priority as usize];
-        let flow = match (self.flows.get(ring.regular.first), self.flows.get(ring.heavy.first)) {
-            (Some(regular), Some(heavy)) if heavy.rank < regular.rank => heavy,
+        let flow = match (self.flows.get(ring.regular.first), self.flows.get(ring.late.first)) {
+            (Some(regular), Some(late)) if late.rank < regular.rank => late,
             (Some(flow), _) | (None, Some(flow)) => flow,
             (None, None) => return None,
         };
@@ -317,14 +320,21 @@ impl<T: Default> FairQueue<T> {
         let Some(flow) = self.flows.get_mut(at) else { return };
         let ring = &mut self.rings[flow.priority as usize];
         ring.joined += 1;
-        flow.is_heavy = clients.is_heavy(flow.client, terms.now);
+        let overtakers = if clients.is_stranger(flow.client) {
+            terms.overtakers_of_strangers
+        } else if clients.is_heavy(flow.client, terms.now) {
+            terms.overtakers
+        } else {
+            0
+        };
+        flow.is_late = overtakers > 0;
         flow.usage = comparable(clients.spent(flow.client, flow.priority, terms.now), terms.now);
         ring.by_usage.insert((flow.usage, at));
-        if flow.is_heavy {
-            // Keeps heavy flows in order when `overtakers` decreases.
-            flow.rank = ring.last_heavy.max(ring.joined + u64::from(terms.overtakers));
-            ring.last_heavy = flow.rank;
-            ring.heavy.push(&mut self.flows, at, |flow| &mut flow.ring);
+        if flow.is_late {
+            // Keeps late flows in order.
+            flow.rank = ring.last_late.max(ring.joined + u64::from(overtakers));
+            ring.last_late = flow.rank;
+            ring.late.push(&mut self.flows, at, |flow| &mut flow.ring);
         } else {
             flow.rank = ring.joined;
             ring.regular.push(&mut self.flows, at, |flow| &mut flow.ring);
@@ -335,7 +345,7 @@ impl<T: Default> FairQueue<T> {
         let Some(flow) = self.flows.get(at) else { return };
         let ring = &mut self.rings[flow.priority as usize];
         ring.by_usage.remove(&(flow.usage, at));
-        let list = if flow.is_heavy { &mut ring.heavy } else { &mut ring.regular };
+        let list = if flow.is_late { &mut ring.late } else { &mut ring.regular };
         list.remove(&mut self.flows, at, |flow| &mut flow.ring);
     }
 
@@ -366,10 +376,10 @@ impl<T: Default> FairQueue<T> {
         (self.flows.len(), self.places.len())
     }
 
-    /// Returns whether a client's flow joined as heavy.
+    /// Returns whether others may overtake a client's flow.
     #[cfg(test)]
-    pub fn is_heavy(&self, clients: &Clients, client: u32, priority: Priority) -> bool {
+    pub fn is_late(&self, clients: &Clients, client: u32, priority: Priority) -> bool {
         let flow = clients.get(client).and_then(|client| self.flows.get(client.flows[priority as usize]));
-        flow.is_some_and(|flow| flow.is_heavy)
+        flow.is_some_and(|flow| flow.is_late)
     }
 }

@@ -381,7 +381,8 @@ fn a_heavy_client_is_overtaken_by_a_bounded_number_of_later_requests() {
         *a.waker(&ticket).unwrap() = client;
     };
     assert!(a.ask_now(7));
-    let modest: Vec<u64> = (100..120).collect();
+    // None of those that come later is a stranger.
+    let modest: Vec<u64> = (100..120).chain([200, 201, 5_000]).chain(1_001..1_025).collect();
     modest.iter().for_each(|client| queue(&mut a, *client));
     a.finish(7, Priority::Medium, MS, MS);
     queue(&mut a, 7);
@@ -439,8 +440,9 @@ type Allowances = std::collections::HashMap<(usize, u64), u32>;
 fn allowance(a: &Admission<u64>, allowances: &Allowances, priority: usize, client: u64) -> u32 {
     let others = allowances.keys().filter(|(p, c)| *p == priority && *c != client).count() as u32;
     let number = a.clients.find(client).unwrap();
-    let is_heavy = a.queue.is_heavy(&a.clients, number, Priority::ALL[priority]);
-    others + if is_heavy { a.terms().overtakers } else { 0 }
+    let is_late = a.queue.is_late(&a.clients, number, Priority::ALL[priority]);
+    // A heavy client stays behind the strangers that are there.
+    others + if is_late { a.terms().overtakers_of_strangers } else { 0 }
 }
 
 proptest! {

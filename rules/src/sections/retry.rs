@@ -30,7 +30,8 @@ pub struct Retry {
     #[schemars(range(max = 1000))]
     pub budget_min: u32,
     /// How long an attempt may take until the head of the response arrives, for a request that may be sent again; "auto": for GET,
-    /// HEAD and OPTIONS, four times the 99th percentile of the route, at least `attempt_timeout_min`, and none if that is more than half of its timeout;
+    /// HEAD and OPTIONS, four times the 99th percentile of the route, at least `attempt_timeout_min` and at most half of its timeout, and none
+    /// if that is less than one and a half times the percentile;
     /// or "off".
     pub attempt_timeout: Text<AutoSpan>,
     /// The shortest time that "auto" gives an attempt. More than the pauses of the app, such as those of a garbage collection.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{HeaderName, Method};
 use outrigger_wire::request::{Fields, Request};
 
-use super::pattern::{PathPattern, Segment};
+use super::pattern::PathPattern;
 use crate::error::did_you_mean;
 use crate::sections::routes;
 

@@ -94,8 +94,7 @@ mod tests {
     #[test]
     fn finds_the_first_of_all_that_cover() {
         let mut all = Vec::new();
-        for path in ["/**", "/a/{id}/**", "/a/b", "/A/B", "/a/{id}", "/{x}/{y}", "/a/b/c", "/a/**", "/ab/{id}", "/"]
-        {
+        for path in ["/**", "/a/{id}/**", "/a/b", "/A/B", "/a/{id}", "/{x}/{y}", "/a/b/c", "/a/**", "/ab/{id}", "/"] {
             for hosts in [&[][..], &["a.example"], &["*.example"], &["a.example", "b.example"], &["b.example"]] {
                 for methods in [&[][..], &["GET"], &["GET", "POST"]] {
                     all.push(conditions(path, hosts, methods));
