@@ -143,8 +143,7 @@ pub fn remarks(text: &mut String, sides: &[Side], script: &Script) {
          next row shows the share of the apps' time that went into good responses.\n\
          - **Some of Outrigger's times are fixed**, and are not divided: for example, it measures latencies over half \
          a minute, which is seven minutes of the hour, so that hedged requests can come late after a slow database or a flood. \
-         `retry.attempt_timeout` is set, because \"auto\" is at least 250 ms, more than half of the divided timeouts. Every time \
-         that has a key is divided.\n\
+         Every time that has a key is divided.\n\
          - **Autoscaling is slow by design**: its rules wait for minutes, so that short floods and restarts do not change \
          the number of Machines. Until then Outrigger sheds load.\n\
          - **An hour of faults is not a year.** It is far worse than a usual hour: compare the sides, and do not \
