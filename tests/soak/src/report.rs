@@ -248,9 +248,10 @@ pub fn hangs(hangs: &Hangs) -> String {
          | GET and PUT | {} ({:.0} requests per second in all) |\n\
          | of these failed within the client's timeout | {} (must be 0) |\n\
          | POST | {} |\n\
-         | of these failed | {} |\n\
+         | of these failed | {} (must be 0) |\n\
          | orders executed twice | {} (must be 0) |\n\
-         | attempts at all apps for each request | {:.4} (at most {MOST_ATTEMPTS}) |\n\
+         | attempts at all apps | {} |\n\
+         | for each request | {:.4} (at most {MOST_ATTEMPTS}) |\n\
          | latency of GET and PUT: p50, p99, maximum | {repeatable} |\n\
          | latency of POST | {others} |\n\n\
          The proxies, together: {}.\n",
