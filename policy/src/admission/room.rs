@@ -36,7 +36,7 @@ impl<T: Default> Admission<T> {
 
     pub(super) fn terms(&self) -> Terms {
         let room = self.lasting_room(Priority::Medium, 0.0);
-        Terms { now: self.clock, overtakers: room / PLACES_PER_OVERTAKER, overtakers_of_strangers: room }
+        Terms { now: self.clock, overtakers: room / PLACES_PER_OVERTAKER, overtakers_of_strangers: room / 2 }
     }
 
     /// Records a sign of pressure if the next request of a priority has waited for at least the target.
