@@ -185,7 +185,7 @@ pub fn response_rewrite(data: &[u8]) {
         assert!(all(hop).is_empty(), "{hop}");
     }
     if head.status >= 200 {
-        limits_are_once(own, &all);
+        limits_are_once(own, all);
         let is_shared = |value: &&[u8]| {
             let mut directives = value.split(|byte| *byte == b',').map(|one| one.trim_ascii().to_ascii_lowercase());
             directives.any(|one| one == b"public" || one.starts_with(b"s-maxage="))

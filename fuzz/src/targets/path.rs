@@ -69,7 +69,7 @@ pub fn path(data: &[u8]) {
         let Ok(reading) = String::from_utf8(reading) else { continue };
         match find(&reading) {
             Ok(other) => {
-                assert!(other == route || is_health(other), "{text:?} read as {reading:?}: {route} and {other}")
+                assert!(other == route || is_health(other), "{text:?} read as {reading:?}: {route} and {other}");
             }
             Err(PathRefused::NotPublic) if path::scan(reading.as_bytes()).is_plain => {
                 panic!("{text:?} is public, and {reading:?} is not");

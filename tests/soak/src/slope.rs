@@ -66,7 +66,7 @@ impl Trend {
 
 /// The width of the blocks between these times: 30 s, or less in a short run.
 pub fn width(from: f64, to: f64) -> f64 {
-    ((to - from) / LEAST_BLOCKS).min(BLOCK_SECONDS).max(1.0)
+    ((to - from) / LEAST_BLOCKS).clamp(1.0, BLOCK_SECONDS)
 }
 
 /// The values between these times, by block, each with the block's middle. A last block that is not whole is left out.

@@ -205,14 +205,14 @@ fn scrape(machines: &Machines) -> Scraper {
                 _ = ticks.tick() => {}
                 _ = is_over.changed() => return wrong,
             }
-            for n in 0..NUMBER {
+            for (n, name) in NAMES.iter().enumerate() {
                 let all = machines.clone();
                 let done = aside(move || all.scrape(n)).await;
                 // The one that is restarted may be away.
                 if let Err(e) = done
                     && n != RESTARTED
                 {
-                    wrong.push(format!("a scrape of {}: {e}", NAMES[n]));
+                    wrong.push(format!("a scrape of {name}: {e}"));
                 }
             }
         }
