@@ -30,7 +30,7 @@ use crate::mechanism::peers::hop::Kind;
 use crate::mechanism::peers::metrics::SentOn;
 use crate::transport::app_pool::{self, AppStream};
 
-/// When an overdue attempt that goes on is looked at again: the app may be silent by then. Then twice as late each time, so that
+/// When an overdue attempt that goes on, or the one after it, is looked at: the app may be silent by then. Then twice as late each time, so that
 /// thousands of slow requests cost little.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -49,13 +49,15 @@ struct Hedge {
 /// The alarms of an attempt.
 #[derive(Default)]
 pub(super) struct Alarms {
-    /// The next one.
+    /// The earliest of those below.
     next: Option<Instant>,
-    /// When the attempt is overdue, or is looked at because the app may be silent.
-    overdue: Option<Instant>,
-    /// Its route has no such time: it is only looked at.
-    is_watch: bool,
-    /// After how long an attempt that has been found overdue is looked at again; zero: it has not.
+    /// When a peer is asked as well.
+    hedge_at: Option<Instant>,
+    /// When the attempt is overdue.
+    overdue_at: Option<Instant>,
+    /// When the attempt is looked at: other requests may have found the app silent.
+    look_at: Option<Instant>,
+    /// After how long it was looked at last.
     look_again: Duration,
     hedge: Option<Box<Hedge>>,
 }
@@ -64,6 +66,10 @@ impl Alarms {
     /// The earlier of `deadline` and the next alarm.
     pub(super) fn before(&self, deadline: Instant) -> Instant {
         self.next.map_or(deadline, |next| next.min(deadline))
+    }
+
+    fn set_next(&mut self) {
+        self.next = [self.hedge_at, self.overdue_at, self.look_at].into_iter().flatten().min();
     }
 
     /// Ends them: the app responds, or has failed.
@@ -86,35 +92,38 @@ impl Lane<'_> {
         if !self.is_safe && exchange.rules.config.retry.attempt_timeout == AutoSpan::Auto {
             overdue = Duration::ZERO;
         }
-        // Other requests may find the app silent meanwhile.
-        let left = || exchange.deadline.saturating_duration_since(now);
-        self.alarms.is_watch = overdue.is_zero()
-            && self.is_safe
-            && self.state.peers.is_some()
-            && exchange.rules.config.retry.attempt_timeout != AutoSpan::Off;
-        if self.alarms.is_watch {
-            overdue = left() / WATCHED_FROM;
-        }
         let at = |time: Duration| (!time.is_zero()).then(|| Instant::from_std(now + time));
-        let may_hedge = self.is_safe && self.upload.is_none() && self.state.peers.is_some();
-        self.alarms.overdue = at(overdue);
-        let hedge = at(hedge).filter(|hedge| may_hedge && self.alarms.overdue.is_none_or(|overdue| *hedge < overdue));
-        self.alarms.next = hedge.or(self.alarms.overdue);
+        self.alarms.overdue_at = at(overdue);
+        if self.is_safe && self.state.peers.is_some() {
+            let is_early = |hedge: &Instant| self.alarms.overdue_at.is_none_or(|overdue| *hedge < overdue);
+            self.alarms.hedge_at = at(hedge).filter(|hedge| self.upload.is_none() && is_early(hedge));
+            // Without a time of its own, or after an attempt that was overdue, others may find the app silent before this one is overdue.
+            let first_look = match exchange.rules.config.retry.attempt_timeout {
+                AutoSpan::Off => Duration::ZERO,
+                _ if overdue.is_zero() => exchange.deadline.saturating_duration_since(now) / WATCHED_FROM,
+                _ if exchange.attempts.was_in_time() => Duration::ZERO,
+                _ => LOOK_AGAIN,
+            };
+            self.alarms.look_at = at(first_look);
+        }
+        self.alarms.set_next();
     }
 
     /// The time of the next alarm has come. `Err`: this attempt ends.
     #[cold]
     pub(super) fn alarm(&mut self, exchange: &mut Exchange, head: &[u8]) -> Result<(), Broken> {
         let now = Instant::now();
-        if self.alarms.next != self.alarms.overdue && self.alarms.look_again.is_zero() {
-            self.alarms.next = self.alarms.overdue;
+        let has_come = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        if has_come(&mut self.alarms.hedge_at) {
+            self.alarms.set_next();
             self.alarms.hedge = self.hedge(exchange, head);
             return Ok(());
         }
-        let is_news = self.alarms.look_again.is_zero() && !self.alarms.is_watch;
+        let is_news = has_come(&mut self.alarms.overdue_at);
         self.alarms.look_again = (self.alarms.look_again * 2).max(LOOK_AGAIN);
         // Without peers, nothing can change.
-        self.alarms.next = self.state.peers.is_some().then(|| now + self.alarms.look_again);
+        self.alarms.look_at = self.state.peers.is_some().then(|| now + self.alarms.look_again);
+        self.alarms.set_next();
         // The peer that has the request may respond as well.
         let may_repeat = self.alarms.hedge.is_none() && self.may_repeat();
         match steps::overdue(self.state, exchange, may_repeat, is_news) {

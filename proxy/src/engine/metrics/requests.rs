@@ -189,7 +189,11 @@ pub struct RouteMetrics {
 impl RouteMetrics {
     /// Records the time from a request's head to the head of the app's response.
     pub fn first_byte(&self, took: Duration) {
-        let histogram = self.first_byte.get_or_init(|| self.families.first_bytes.with_label_values(&[&self.name]));
+        let histogram = self.first_byte.get_or_init(|| {
+            // Both begin with the first response, so that no series appears later.
+            let _ = self.families.attempt_timeouts.with_label_values(&[&self.name]);
+            self.families.first_bytes.with_label_values(&[&self.name])
+        });
         histogram.observe(took.as_secs_f64());
     }
 
