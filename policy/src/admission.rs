@@ -6,7 +6,7 @@
 //!     └─► otherwise ─────────────────────────────────────────────────────────► Refuse, at once
 //! ```
 //!
-//! The order is by priority (each gets a permit now and then, unless critical requests wait), then fair between clients
+//! The order is by priority (for exceptions see `FairQueue::next`), then fair between clients
 //! (`queue.rs`, with the bound on a request's wait). During a burst the queue may be long. Under lasting overload
 //! (`pressure.rs`) it is bounded by the number of responses that the app gives in half of `max_wait`, so nearly every
 //! request that is queued is also served, unless more important requests take all permits.
@@ -117,7 +117,8 @@ pub const MOST_DISPLACED: usize = 4;
 /// Newer flows may overtake a flow of a heavy client: one for each this many queue positions.
 const PLACES_PER_OVERTAKER: u32 = 4;
 
-/// A priority that was granted no permit for `max_wait` divided by this gets one, unless critical requests wait.
+/// A priority that was granted no permit for `max_wait` divided by this gets one if its next client has used less than that
+/// of the more important priority, unless critical requests wait.
 const PATIENCE: u64 = 4;
 
 /// Permits and queue. `T` wakes a queued request; the caller stores it with [`Admission::waker`].
@@ -275,7 +276,8 @@ impl<T: Default> Admission<T> {
         if self.is_suspended || self.in_flight >= self.concurrency.limit() {
             return None;
         }
-        let next = self.queue.next(self.clock.saturating_sub(self.max_wait() / PATIENCE))?;
+        let starved_since = self.clock.saturating_sub(self.max_wait() / PATIENCE);
+        let next = self.queue.next(&self.clients, starved_since, self.clock)?;
         let client = self.queue.place(next)?.client;
         self.backlog = self.backlog.saturating_sub(1);
         self.in_flight += 1;

@@ -195,6 +195,11 @@ impl Clients {
         used + f64::from(client.held) * self.cost > (HEAVY * average.max(self.cost)).max(SHARE * all)
     }
 
+    /// Returns the average cost of a request, in nanoseconds.
+    pub const fn cost(&self) -> f64 {
+        self.cost
+    }
+
     /// Returns whether a client had no response for some minutes, while others had.
     pub fn is_stranger(&self, number: u32) -> bool {
         self.cost > 0.0 && self.clients.get(number).is_none_or(|client| !self.seen.has(client.id))

@@ -195,14 +195,25 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// Returns the next request: of the most important priority, unless that is not critical and another one was not
-    /// served since `starved_since`.
-    pub fn next(&self, starved_since: u64) -> Option<u32> {
+    /// Returns the next request: of the most important priority, unless that is not critical, and another one was not
+    /// served since `starved_since` and is next for a client that has used less.
+    pub fn next(&self, clients: &Clients, starved_since: u64, now: u64) -> Option<u32> {
         let mut waiting = Priority::ALL.into_iter().filter(|priority| self.waiting(*priority) > 0);
         let first = waiting.next()?;
+        let next = self.next_of(first)?;
+        if first == Priority::Critical {
+            return Some(next);
+        }
+        let spent = |number: u32, priority: Priority| {
+            self.places.get(number).map_or(0.0, |place| clients.spent(place.client, priority, now))
+        };
+        let most = spent(next, first) - clients.cost();
         let mut starved = waiting.filter(|priority| self.served_at(*priority).is_some_and(|at| at < starved_since));
-        let starved = if first == Priority::Critical { None } else { starved.next() };
-        self.next_of(starved.unwrap_or(first))
+        let starved = starved.find_map(|priority| {
+            let starved = self.next_of(priority)?;
+            (spent(starved, priority) < most).then_some(starved)
+        });
+        starved.or(Some(next))
     }
 
     /// Replaces the only request of a flow by one of another client that has none of this priority, which takes the place of
