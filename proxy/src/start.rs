@@ -102,7 +102,8 @@ pub fn run(checked: Checked, file: &Path, launch: Launch) -> Result<ExitCode, Ru
         Signals::install()?
     };
     let files_allowed = raise_open_files(2 * config.server.max_connections + config.admin.max_connections);
-    metrics.config.show(config, 1, unix_now());
+    metrics.config.show(config, unix_now());
+    metrics.config.show_version(1);
     let found = saved::find(config, &runtime);
     let public = bind(config.server.listen, "server.listen")?;
     let h2c = config.server.h2c_listen.map(|address| bind(address, "server.h2c_listen")).transpose()?;

@@ -168,6 +168,7 @@ impl Trials {
             self.trial = Some(Trial { test, scope, good, content, version, mode, ends, confirm_by });
         }
         self.show(state);
+        state.metrics.config.show_version(next.version);
         let probation = is_tested.then_some(rules.probation);
         Obeyed { version: next.version, probation, confirm: terms.confirm }
     }
@@ -258,6 +259,7 @@ impl Trials {
         let undone = Undone { at, version, measure, text, is_kept: false, is_in_file, content };
         notices::change_undone(state, undone, Some(next.version));
         self.show(state);
+        state.metrics.config.show_version(next.version);
     }
 
     /// Shows operators what is on probation.

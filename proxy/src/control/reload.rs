@@ -227,7 +227,8 @@ impl Reloader {
         );
     }
 
-    /// Brings a configuration into force, as far as a running process can. Returns the one before and the one in force.
+    /// Brings a configuration into force, as far as a running process can. Returns the one before and the one in force. The caller
+    /// shows its version when the rest of the change is done.
     pub fn put_in_force(&self, checked: Checked, cause: Cause) -> (Arc<Snapshot>, Arc<Snapshot>) {
         let Checked { mut config, mut upstreams } = checked;
         let before = self.state.rules.load_full();
@@ -271,7 +272,7 @@ impl Reloader {
         if cause == Cause::Change {
             self.state.metrics.config.reloaded(true);
         }
-        self.state.metrics.config.show(&next.config, next.version, unix_now());
+        self.state.metrics.config.show(&next.config, unix_now());
         tracing::info!(
             config_version = next.version,
             routes = next.config.routes.all().len(),

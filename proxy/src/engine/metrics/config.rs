@@ -94,9 +94,13 @@ impl ConfigMetrics {
         self.loaded.get()
     }
 
-    /// Shows a configuration that came into force at `now`, in seconds since 1970.
-    pub fn show(&self, config: &Config, version: u64, now: u64) {
+    /// Shows the version in force. The last step of a change: whoever sees the version finds all of the change in force.
+    pub fn show_version(&self, version: u64) {
         self.version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// Shows a configuration that came into force at `now`, in seconds since 1970, but for its version.
+    pub fn show(&self, config: &Config, now: u64) {
         self.loaded.set(i64::try_from(now).unwrap_or(i64::MAX));
         for feature in Feature::ALL {
             let (enforce, monitor) = match config.flag(feature).switch {
