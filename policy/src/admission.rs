@@ -247,17 +247,9 @@ impl<T: Default> Admission<T> {
                 Some(victim) => Some(victim),
                 None if self.queue.len() >= self.room_for(ask.priority) => {
                     self.pressure.sign(self.clock, self.interval());
-                    match self.starved(ask.priority, known, own) {
-                        Some(starved) => Some(starved),
-                        None => {
-                            let Some(heavier) = self.heavier(ask) else { return Verdict::Refuse };
-                            if let Some((waker, ticket)) = self.take_over(ask, heavier) {
-                                displaced(waker, ask.priority);
-                                return Verdict::Wait(ticket);
-                            }
-                            Some(heavier)
-                        }
-                    }
+                    let victim = self.starved(ask.priority, known, own).or_else(|| self.heavier(ask));
+                    let Some(victim) = victim else { return Verdict::Refuse };
+                    Some(victim)
                 }
                 None => None,
             };

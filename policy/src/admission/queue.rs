@@ -3,9 +3,12 @@
 //! Each waiting client has a *flow*: its own requests, oldest first. A flow joins the ring at the end, and again after each
 //! of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
 //! (Shreedhar, Varghese 1995). A bounded number of flows that join later may overtake a flow of a heavy client
-//! ([`Clients::is_heavy`]) or of a stranger. Therefore the first request of a flow waits for at most as many grants of its
-//! priority as there were other flows when its own joined, plus [`Terms::overtakers_of_strangers`] for a heavy client or a
-//! stranger, regardless of later arrivals.
+//! ([`Clients::is_heavy`]) or of a stranger. Once, a flow whose client has used less takes the position of one whose client
+//! has used more, which moves to the end.
+//!
+//! Therefore the first request of a flow waits for at most as many grants of its priority as there were other flows when its
+//! own joined or was moved to the end, plus [`Terms::overtakers_of_strangers`] for a heavy client or a stranger, regardless
+//! of later arrivals.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +16,9 @@ use super::Turn;
 use super::clients::{Clients, HALF_LIFE_NS};
 use super::slab::{Links, List, NONE, Slab};
 use crate::priority::Priority;
+
+/// A flow that joins looks at so many others for one whose position it takes.
+const MOST_LOOKED_AT: usize = 16;
 
 /// A queued request, or one whose owner has not collected its result yet.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ struct Flow {
     priority: Priority,
     /// Others may overtake it.
     is_late: bool,
+    /// It was moved to the end since it joined: that happens once.
+    is_moved: bool,
     /// Flows are served in ascending order.
     rank: u64,
     /// What its client had used when it joined, for comparison with others.
@@ -161,7 +169,8 @@ impl<T: Default> FairQueue<T> {
         }
         if flow == NONE {
             let (places, ring, peers) = (List::default(), Links::default(), Links::default());
-            flow = self.flows.insert(Flow { client, priority, is_late: false, rank: 0, usage: 0, places, ring, peers });
+            let (is_late, is_moved) = (false, false);
+            flow = self.flows.insert(Flow { client, priority, is_late, is_moved, rank: 0, usage: 0, places, ring, peers });
             if let Some(client) = clients.get_mut(client) {
                 client.flows[priority as usize] = flow;
             }
@@ -214,40 +223,6 @@ impl<T: Default> FairQueue<T> {
             (spent(starved, priority) < most).then_some(starved)
         });
         starved.or(Some(next))
-    }
-
-    /// Replaces the only request of a flow by one of another client that has none of this priority, which takes the place of
-    /// that flow in the ring. Returns the waker of the one and the number of the other; `None` if the flow has more.
-    pub fn take_over(&mut self, clients: &mut Clients, victim: u32, client: u32, terms: Terms) -> Option<(T, u32)> {
-        let at = self.places.get(victim)?.flow;
-        let flow = self.flows.get_mut(at).filter(|flow| flow.places.len == 1 && flow.client != client)?;
-        let priority = flow.priority as usize;
-        if clients.get(client).is_none_or(|client| client.flows[priority] != NONE) {
-            return None;
-        }
-        let before = std::mem::replace(&mut flow.client, client);
-        flow.places.remove(&mut self.places, victim, |place| &mut place.links);
-        let (waker, turn) = (T::default(), Turn::Waiting);
-        let place = Place { waker, turn, is_owned: true, client, since: terms.now, flow: at, links: Links::default() };
-        let number = self.places.insert(place);
-        flow.places.push(&mut self.places, number, |place| &mut place.links);
-        let ring = &mut self.rings[priority];
-        ring.by_usage.remove(&(flow.usage, at));
-        flow.usage = comparable(clients.spent(client, flow.priority, terms.now), terms.now);
-        ring.by_usage.insert((flow.usage, at));
-        for (client, flow, change) in [(before, NONE, -1), (client, at, 1)] {
-            if let Some(client) = clients.get_mut(client) {
-                client.flows[priority] = flow;
-                client.waiting = client.waiting.saturating_add_signed(change);
-            }
-        }
-        let place = self.places.get_mut(victim)?;
-        (place.flow, place.turn) = (NONE, Turn::Displaced);
-        let (waker, is_owned) = (std::mem::take(&mut place.waker), place.is_owned);
-        if !is_owned {
-            self.places.remove(victim);
-        }
-        Some((waker, number))
     }
 
     /// Grants a permit to a request and returns its waker. The rest of its flow moves to the end of the ring.
@@ -327,29 +302,58 @@ impl<T: Default> FairQueue<T> {
         Some(self.flows.get(*flow)?.places.last)
     }
 
+    /// Gives a flow its position in the ring.
     fn join(&mut self, clients: &Clients, at: u32, terms: Terms) {
-        let Some(flow) = self.flows.get_mut(at) else { return };
-        let ring = &mut self.rings[flow.priority as usize];
-        ring.joined += 1;
-        let overtakers = if clients.is_stranger(flow.client) {
+        let Some(flow) = self.flows.get(at) else { return };
+        let (client, priority) = (flow.client, flow.priority);
+        let overtakers = if clients.is_stranger(client) {
             terms.overtakers_of_strangers
-        } else if clients.is_heavy(flow.client, terms.now) {
+        } else if clients.is_heavy(client, terms.now) {
             terms.overtakers
         } else {
             0
         };
-        flow.is_late = overtakers > 0;
-        flow.usage = comparable(clients.spent(flow.client, flow.priority, terms.now), terms.now);
-        ring.by_usage.insert((flow.usage, at));
-        if flow.is_late {
+        let spent = clients.spent(client, priority, terms.now);
+        let usage = comparable(spent, terms.now);
+        let moved = if overtakers == 0 { self.first_heavier(clients, priority, spent, terms.now) } else { None };
+        let ring = &mut self.rings[priority as usize];
+        ring.by_usage.insert((usage, at));
+        ring.joined += 1;
+        let (last, joined) = (ring.last_late, ring.joined);
+        let rank = match moved.and_then(|moved| self.flows.get_mut(moved)) {
+            Some(moved) => {
+                moved.is_moved = true;
+                std::mem::replace(&mut moved.rank, joined)
+            }
             // Keeps late flows in order.
-            flow.rank = ring.last_late.max(ring.joined + u64::from(overtakers));
-            ring.last_late = flow.rank;
+            None if overtakers > 0 => last.max(joined + u64::from(overtakers)),
+            None => joined,
+        };
+        let Some(flow) = self.flows.get_mut(at) else { return };
+        (flow.usage, flow.rank, flow.is_late, flow.is_moved) = (usage, rank, overtakers > 0, false);
+        if overtakers > 0 {
+            ring.last_late = rank;
             ring.late.push(&mut self.flows, at, |flow| &mut flow.ring);
+        } else if let Some(moved) = moved {
+            ring.regular.replace(&mut self.flows, moved, at, |flow| &mut flow.ring);
+            ring.regular.push(&mut self.flows, moved, |flow| &mut flow.ring);
         } else {
-            flow.rank = ring.joined;
             ring.regular.push(&mut self.flows, at, |flow| &mut flow.ring);
         }
+    }
+
+    /// Returns the first of the next regular flows that was not moved yet, and whose client has used more than one that has
+    /// `spent` so much would have after its request.
+    fn first_heavier(&self, clients: &Clients, priority: Priority, spent: f64, now: u64) -> Option<u32> {
+        let mut at = self.rings[priority as usize].regular.first;
+        for _ in 0..MOST_LOOKED_AT {
+            let flow = self.flows.get(at)?;
+            if !flow.is_moved && clients.spent(flow.client, priority, now) > spent + clients.cost() {
+                return Some(at);
+            }
+            at = flow.ring.after();
+        }
+        None
     }
 
     fn leave(&mut self, at: u32) {
@@ -387,10 +391,10 @@ impl<T: Default> FairQueue<T> {
         (self.flows.len(), self.places.len())
     }
 
-    /// Returns whether others may overtake a client's flow.
+    /// Returns whether others may overtake a client's flow, and whether it was moved to the end.
     #[cfg(test)]
-    pub fn is_late(&self, clients: &Clients, client: u32, priority: Priority) -> bool {
+    pub fn standing_of(&self, clients: &Clients, client: u32, priority: Priority) -> (bool, bool) {
         let flow = clients.get(client).and_then(|client| self.flows.get(client.flows[priority as usize]));
-        flow.is_some_and(|flow| flow.is_late)
+        flow.map_or((false, false), |flow| (flow.is_late, flow.is_moved))
     }
 }

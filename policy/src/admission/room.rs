@@ -2,7 +2,7 @@
 
 use super::pressure::Pressure;
 use super::queue::Terms;
-use super::{Admission, Ask, MOST_DISPLACED, PLACES_PER_OVERTAKER, Ticket};
+use super::{Admission, Ask, MOST_DISPLACED, PLACES_PER_OVERTAKER};
 use crate::priority::Priority;
 
 impl<T: Default> Admission<T> {
@@ -69,18 +69,6 @@ impl<T: Default> Admission<T> {
         let heaviest = self.queue.heaviest_of(ask.priority)?;
         let client = self.queue.place(heaviest)?.client;
         self.clients.has_used_more(client, ask.client, ask.priority, self.clock).then_some(heaviest)
-    }
-
-    /// Gives the place of a client's only request to a new request of another client.
-    pub(super) fn take_over(&mut self, ask: Ask, victim: u32) -> Option<(T, Ticket)> {
-        let before = self.queue.place(victim)?.client;
-        let (client, terms) = (self.clients.enter(ask.client), self.terms());
-        let taken = self.queue.take_over(&mut self.clients, victim, client, terms);
-        match &taken {
-            Some(_) => self.clients.rest(before, self.clock),
-            None => self.clients.rest(client, self.clock),
-        }
-        taken.map(|(waker, number)| (waker, Ticket(number)))
     }
 
     /// Returns the next request of a priority that was granted no permit for half of `max_wait`, if the request has waited

@@ -62,6 +62,13 @@ pub struct Links {
     after: u32,
 }
 
+impl Links {
+    /// The number of the next node.
+    pub const fn after(self) -> u32 {
+        self.after
+    }
+}
+
 impl Default for Links {
     fn default() -> Self {
         Self { before: NONE, after: NONE }
@@ -94,6 +101,23 @@ impl List {
         }
         self.last = number;
         self.len += 1;
+    }
+
+    /// Puts a node that is not yet in a list into the position of one that is, which is removed.
+    pub fn replace<N>(&mut self, slab: &mut Slab<N>, old: u32, new: u32, links: impl Fn(&mut N) -> &mut Links) {
+        let Some(node) = slab.get_mut(old) else { return };
+        let taken = std::mem::take(links(node));
+        if let Some(node) = slab.get_mut(new) {
+            *links(node) = taken;
+        }
+        match slab.get_mut(taken.before) {
+            Some(before) => links(before).after = new,
+            None => self.first = new,
+        }
+        match slab.get_mut(taken.after) {
+            Some(after) => links(after).before = new,
+            None => self.last = new,
+        }
     }
 
     /// Removes a node that is in this list.

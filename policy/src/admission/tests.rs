@@ -333,6 +333,29 @@ fn a_request_that_takes_anothers_place_is_served_when_that_would_have_been() {
 }
 
 #[test]
+fn a_known_client_with_less_usage_goes_first_and_no_request_is_moved_twice() {
+    let mut a = full(2, 100);
+    // Usage counts while requests wait. All are known; 21 and 22 have used more.
+    let _waits = wait(&mut a, Priority::Strict, 99, "waits");
+    for client in 1..=22 {
+        let _waits = wait(&mut a, Priority::Low, client, "before");
+        a.in_flight = 1;
+        assert_eq!(a.grant(), Some("before"));
+        a.finish(client, Priority::Low, MS, if client > 20 { 50 * MS } else { 10 * MS });
+        a.in_flight = 2;
+    }
+    let _crowd = [(21, "first of the crowd"), (22, "second of the crowd")]
+        .map(|(client, name)| wait(&mut a, Priority::Low, client, name));
+    let _light = [(1, "one"), (2, "two"), (3, "three")].map(|(client, name)| wait(&mut a, Priority::Low, client, name));
+    let mut served = Vec::new();
+    for _ in 0..5 {
+        a.in_flight = 1;
+        served.extend(a.grant());
+    }
+    assert_eq!(served, ["one", "two", "first of the crowd", "second of the crowd", "three"]);
+}
+
+#[test]
 fn a_priority_with_less_usage_gets_something_except_while_critical_requests_wait() {
     // The others are strangers, which count as clients that have used something.
     for (priority, are_known, least) in
@@ -443,13 +466,28 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// The number of grants that a flow may still have to wait for.
 type Allowances = std::collections::HashMap<(usize, u64), u32>;
 
-/// The documented bound when a flow joins: the other flows, plus the overtakers of a heavy client.
+/// The documented bound when a flow joins or is moved: the other flows, plus the overtakers of a heavy client.
 fn allowance(a: &Admission<u64>, allowances: &Allowances, priority: usize, client: u64) -> u32 {
     let others = allowances.keys().filter(|(p, c)| *p == priority && *c != client).count() as u32;
     let number = a.clients.find(client).unwrap();
-    let is_late = a.queue.is_late(&a.clients, number, Priority::ALL[priority]);
+    let (is_late, _) = a.queue.standing_of(&a.clients, number, Priority::ALL[priority]);
     // A heavy client stays behind the strangers that are there.
     others + if is_late { a.terms().overtakers_of_strangers } else { 0 }
+}
+
+/// Renews the bound of a flow that was moved to the end: at most one since the last call.
+fn renew_moved(a: &Admission<u64>, allowances: &mut Allowances, moved: &mut std::collections::HashSet<(usize, u64)>) {
+    let is_moved = |(priority, client): (usize, u64)| {
+        let number = a.clients.find(client).unwrap();
+        a.queue.standing_of(&a.clients, number, Priority::ALL[priority]).1
+    };
+    moved.retain(|flow| allowances.contains_key(flow) && is_moved(*flow));
+    let new: Vec<_> = allowances.keys().copied().filter(|flow| is_moved(*flow) && !moved.contains(flow)).collect();
+    assert!(new.len() <= 1, "{new:?}");
+    for flow in new {
+        moved.insert(flow);
+        allowances.insert(flow, allowance(a, allowances, flow.0, flow.1));
+    }
 }
 
 proptest! {
@@ -466,6 +504,7 @@ proptest! {
         // The expected length of each flow, tracked from all calls and results; and its allowance.
         let mut lens: Allowances = Allowances::new();
         let mut allowances: Allowances = Allowances::new();
+        let mut moved = std::collections::HashSet::new();
         let less = |lens: &mut Allowances, allowances: &mut Allowances, flow: (usize, u64)| {
             let len = lens.get_mut(&flow).unwrap();
             *len -= 1;
@@ -505,6 +544,7 @@ proptest! {
                                 let allowed = allowance(&a, &allowances, priority, client);
                                 allowances.insert((priority, client), allowed);
                             }
+                            renew_moved(&a, &mut allowances, &mut moved);
                         }
                         Verdict::Refuse => {}
                     }
@@ -544,6 +584,7 @@ proptest! {
                     let allowed = allowance(&a, &allowances, priority, client);
                     allowances.insert(flow, allowed);
                 }
+                renew_moved(&a, &mut allowances, &mut moved);
             }
             prop_assert!(a.in_flight <= limit && a.queue.len() <= queue.max(1));
             prop_assert_eq!(a.queue.len(), lens.values().sum::<u32>());
