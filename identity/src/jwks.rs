@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use outrigger_tokens::{Algorithm, Key};
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cache::Generations;
+use crate::clock;
 use crate::hash::{client_hash, kind};
 use crate::http_client::{self, ClientError, describe};
 
@@ -245,7 +246,7 @@ impl Source {
             fetched.version = before.version + 1;
             self.keys.store(Arc::new(fetched));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = clock::unix_now();
         self.fetched_at.store(now, Ordering::Relaxed);
         Ok(Fetched { keys, has_changed })
     }

@@ -156,6 +156,11 @@ impl Cell {
         (asked.map(|permit| Attempt { cell: Arc::clone(self), permit: Some(permit), began }), change)
     }
 
+    /// Returns the number of probes in progress.
+    pub fn probes(&self) -> usize {
+        self.lock().probes()
+    }
+
     /// Returns the state; `None` if it was neither used nor forced.
     pub fn standing(&self, now: u64) -> Option<Standing> {
         let breaker = self.lock();

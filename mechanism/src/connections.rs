@@ -22,6 +22,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
+
 use futures_util::task::AtomicWaker;
 
 /// When the process closes idle connections, or is short of descriptors: how long one must have been idle. A client that is
@@ -120,7 +122,7 @@ pub struct ConnectionState {
 
 /// Returns the milliseconds since the first connection.
 fn milliseconds() -> u64 {
-    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static FIRST: LazyLock<Instant> = LazyLock::new(clock::now);
     u64::try_from(FIRST.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 

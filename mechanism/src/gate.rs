@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::admission::{Admission, Ask, MOST_DISPLACED, Settings, Ticket, Turn, Verdict};
 use outrigger_policy::concurrency::{Ended, Sample};
 use outrigger_policy::flags::Mode;
@@ -71,7 +72,7 @@ pub struct Standing {
 impl Gate {
     /// Creates a concurrency limit without requests.
     pub fn new(settings: Settings) -> Self {
-        Self { queue: Mutex::new(Admission::new(settings)), epoch: Instant::now() }
+        Self { queue: Mutex::new(Admission::new(settings)), epoch: clock::now() }
     }
 
     /// Changes the settings.
@@ -235,7 +236,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         // A request that ended without a response has used the app until now.
-        let now = self.head.map_or_else(|| self.gate.nanoseconds(Instant::now()), |(now, _)| now);
+        let now = self.head.map_or_else(|| self.gate.nanoseconds(clock::now()), |(now, _)| now);
         let used = now.saturating_sub(self.sent);
         let mut queue = self.gate.lock();
         // In `monitor` mode more requests than the limit may be in flight; such samples say too little about it.
@@ -280,7 +281,7 @@ impl Waiting {
             Ok(Turn::Granted) => {
                 let in_flight = queue.in_flight();
                 drop(queue);
-                let sent = self.gate.nanoseconds(Instant::now());
+                let sent = self.gate.nanoseconds(clock::now());
                 let (gate, client) = (Arc::clone(&self.gate), self.client);
                 let (priority, class) = (self.priority, self.class);
                 Poll::Ready(Some(Permit {

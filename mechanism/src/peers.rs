@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use outrigger_identity::clock;
 use outrigger_identity::this::This;
 use outrigger_policy::affinity::Home;
 use outrigger_rules::sections::peers::{FoundBy, PeerRules};
@@ -134,7 +135,7 @@ impl Peer {
             unready: AtomicU32::default(),
             run: AtomicU64::new(run),
             proven: AtomicU64::new(0),
-            first_seen: Instant::now(),
+            first_seen: clock::now(),
         }
     }
 
@@ -144,7 +145,7 @@ impl Peer {
     }
 
     fn age_ms(&self) -> u64 {
-        u64::try_from(self.first_seen.elapsed().as_millis()).unwrap_or(NEVER - 1)
+        u64::try_from(clock::since(self.first_seen).as_millis()).unwrap_or(NEVER - 1)
     }
 
     /// Returns whether it proved its identity at its address within this time.

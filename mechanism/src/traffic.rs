@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_traffic::request::{Applied, ClientKind, Facts};
 
 pub use self::basis::{Hints, TrafficBasis};
@@ -182,8 +183,8 @@ impl Recorder {
         let Some(Some(thread)) = self.thread.get() else { return };
         self.is_closed.store(true, Ordering::Release);
         thread.unpark();
-        let deadline = Instant::now() + patience;
-        while !self.has_ended.load(Ordering::Acquire) && Instant::now() < deadline {
+        let deadline = clock::now() + patience;
+        while !self.has_ended.load(Ordering::Acquire) && clock::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -1,6 +1,8 @@
 //! Starts all parts of Outrigger, top to bottom, and shuts them down in order.
 
 mod files;
+#[doc(hidden)]
+pub mod here;
 mod saved;
 mod shutdown;
 mod traces;
@@ -22,6 +24,7 @@ use outrigger_rules::own::OwnListeners;
 use outrigger_rules::target::Target;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use self::files::raise_open_files;
 use self::shutdown::{Haste, Signals, drain};
@@ -374,15 +377,7 @@ fn work(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut accepting = Vec::new();
-        for (socket, protocol, listener) in listeners {
-            let worker = Worker { state: Arc::clone(state), listener, leaving: leaving.clone() };
-            let socket = TcpListener::from_std(socket)?;
-            accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
-        }
-        tokio::spawn(sweep_kept_connections(Arc::clone(state)));
-        tokio::spawn(sweep_when_asked(Arc::clone(state)));
-        for task in accepting {
+        for task in accept_all(listeners, state, leaving, &closing)? {
             if let Err(e) = task.await {
                 tracing::error!("an accept loop ended: {e}");
             }
@@ -396,6 +391,24 @@ fn work(
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
+}
+
+/// Accepts connections in this runtime, until `closing`, and keeps its connections to the app tidy. Returns the tasks that accept.
+fn accept_all(
+    listeners: impl IntoIterator<Item = Listening>,
+    state: &Arc<State>,
+    leaving: &watch::Receiver<bool>,
+    closing: &watch::Receiver<bool>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let mut accepting = Vec::new();
+    for (socket, protocol, listener) in listeners {
+        let worker = Worker { state: Arc::clone(state), listener, leaving: leaving.clone() };
+        let socket = TcpListener::from_std(socket)?;
+        accepting.push(tokio::spawn(accept::listen(socket, protocol, worker, closing.clone())));
+    }
+    tokio::spawn(sweep_kept_connections(Arc::clone(state)));
+    tokio::spawn(sweep_when_asked(Arc::clone(state)));
+    Ok(accepting)
 }
 
 /// Closes idle connections to the app when this process or host lacks a resource that others need.

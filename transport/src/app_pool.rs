@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_rules::target::Target;
 use pingora_core::protocols::l4::ext::get_tcp_info;
 use rustix::io::Errno;
@@ -175,17 +176,17 @@ impl AppStream {
         }
         /// Most apps accept within this many turns.
         const AT_ONCE: u32 = 16;
-        let began = Instant::now();
+        let began = clock::now();
         let is_late = LATE_UNTIL.get().is_some_and(|until| began < until);
         let mut turns = 0;
         loop {
             match self.find() {
-                Some(found) if found.is_queued && !is_late && began.elapsed() < PATIENCE => {}
+                Some(found) if found.is_queued && !is_late && clock::since(began) < PATIENCE => {}
                 Some(found) => {
                     if !is_late {
                         IN_VAIN.set(if found.is_queued { IN_VAIN.get() + 1 } else { 0 });
                         if IN_VAIN.get() >= MOST_IN_VAIN {
-                            LATE_UNTIL.set(Some(Instant::now() + LATE));
+                            LATE_UNTIL.set(Some(clock::now() + LATE));
                         }
                     }
                     self.watch(found.cookie);
@@ -205,7 +206,7 @@ impl AppStream {
                 tokio::task::yield_now().await;
             } else {
                 // The later the app accepts, the less a look more or less delays it.
-                tokio::time::sleep((began.elapsed() / 32).max(LOOK)).await;
+                tokio::time::sleep((clock::since(began) / 32).max(LOOK)).await;
             }
         }
     }
@@ -256,14 +257,14 @@ impl AppStream {
     /// The app has closed its sending side. Waits until it closes the connection; returns whether the request was unread then.
     async fn is_closed_unread(&self, stream: &TcpStream) -> bool {
         let (Target::Tcp(app), Peer::Watched(socket)) = (&self.target, &self.peer) else { return false };
-        let until = Instant::now() + HALF_CLOSED;
+        let until = clock::now() + HALF_CLOSED;
         let received = || get_tcp_info(stream.as_raw_fd()).map_or(0, |info| info.tcpi_bytes_acked.saturating_sub(1));
         let find = || witness::find(*app, stream.local_addr().ok()?).filter(|found| socket.is_of(found.cookie));
         loop {
             let received = received();
             let Some(found) = find() else { break };
             let has_read = received.saturating_sub(found.unread.into()) > self.before;
-            if has_read || found.is_closed || Instant::now() > until {
+            if has_read || found.is_closed || clock::now() > until {
                 return false;
             }
             tokio::time::sleep(LOOK).await;
@@ -302,7 +303,7 @@ impl AppStream {
 
 /// The app has closed its sending side. Waits until it closes the connection; returns whether that resets it.
 async fn ends_with_reset(stream: &UnixStream) -> bool {
-    let until = Instant::now() + HALF_CLOSED;
+    let until = clock::now() + HALF_CLOSED;
     loop {
         // Writing nothing fails once the other end is closed. The read waits for that close to be complete.
         let nothing = rustix::net::send(stream, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -310,7 +311,7 @@ async fn ends_with_reset(stream: &UnixStream) -> bool {
         if read == Err(Errno::CONNRESET) {
             return true;
         }
-        if nothing.is_err() || Instant::now() > until {
+        if nothing.is_err() || clock::now() > until {
             return false;
         }
         tokio::time::sleep(LOOK).await;
@@ -441,7 +442,7 @@ pub fn keep(stream: AppStream, most: usize, now: Instant) {
 /// Closes connections idle for longer than `idle_timeout`, and those to targets that are no longer wanted.
 pub fn sweep(idle_timeout: Duration, is_wanted: impl Fn(&Target) -> bool) {
     KEPT.with_borrow_mut(|kept| {
-        kept.retain(|kept| kept.since.elapsed() < idle_timeout && is_wanted(&kept.stream.target));
+        kept.retain(|kept| clock::since(kept.since) < idle_timeout && is_wanted(&kept.stream.target));
     });
 }
 

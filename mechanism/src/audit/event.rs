@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use outrigger_identity::clock;
 use outrigger_identity::verified::Verified;
 use outrigger_policy::audit::{EventType, LONGEST_TEXT, MOST_PAIRS, Outcome};
 use outrigger_policy::tier::Tier;
@@ -137,7 +138,7 @@ impl Act {
     /// Creates an action of Outrigger itself.
     pub fn new(event: EventType, action: &'static str, outcome: Outcome) -> Self {
         Self {
-            at: Instant::now(),
+            at: clock::now(),
             event,
             action,
             outcome,

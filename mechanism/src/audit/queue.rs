@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use outrigger_identity::clock;
 use outrigger_policy::audit::Class;
 use outrigger_trail::keys::MasterKeys;
 use tokio::sync::{Notify, oneshot};
@@ -254,9 +255,9 @@ impl Trail {
     pub fn close(&self, patience: Duration) {
         let (done, closed) = oneshot::channel();
         self.command(Command::Close(done));
-        let deadline = Instant::now() + patience;
+        let deadline = clock::now() + patience;
         let mut closed = closed;
-        while matches!(closed.try_recv(), Err(oneshot::error::TryRecvError::Empty)) && Instant::now() < deadline {
+        while matches!(closed.try_recv(), Err(oneshot::error::TryRecvError::Empty)) && clock::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.has_ended.store(true, Ordering::Release);

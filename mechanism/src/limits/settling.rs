@@ -16,6 +16,7 @@ mod link;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::lease::UsageReport;
 use outrigger_policy::limiter::Quota;
 use outrigger_rules::sections::redis::RedisSettings;
@@ -76,9 +77,9 @@ pub async fn keep_synced(
         ledger: Ledger::default(),
         link: None,
         retry: FIRST_RETRY,
-        retry_at: Instant::now(),
-        swept_at: Instant::now(),
-        awake_until: Instant::now(),
+        retry_at: clock::now(),
+        swept_at: clock::now(),
+        awake_until: clock::now(),
         is_told: false,
         shared,
         note_exhaustion,
@@ -117,7 +118,7 @@ struct Settler<F> {
 
 impl<F: Fn(Resource)> Settler<F> {
     fn now(&self) -> u64 {
-        self.shared.clock.nanoseconds(Instant::now())
+        self.shared.clock.nanoseconds(clock::now())
     }
 
     /// Starts sharing, or switches to another Redis.
@@ -127,7 +128,7 @@ impl<F: Fn(Resource)> Settler<F> {
             self.stand_alone();
         }
         self.link = None;
-        (self.retry, self.retry_at, self.is_told) = (FIRST_RETRY, Instant::now(), false);
+        (self.retry, self.retry_at, self.is_told) = (FIRST_RETRY, clock::now(), false);
         self.set(Mode::Degraded, Some("not connected yet".to_owned()));
     }
 
@@ -156,16 +157,16 @@ impl<F: Fn(Resource)> Settler<F> {
         self.shared.metrics.machines.set(machines.into());
         let is_asked = self.ledger.collect(cells, self.now());
         if is_asked {
-            self.awake_until = Instant::now() + AWAKE;
+            self.awake_until = clock::now() + AWAKE;
         }
-        if self.swept_at.elapsed() >= SWEEP_EVERY {
-            self.swept_at = Instant::now();
+        if clock::since(self.swept_at) >= SWEEP_EVERY {
+            self.swept_at = clock::now();
             self.ledger.sweep(cells, machines, self.now());
             self.shared.metrics.keys.set(i64::try_from(self.ledger.notes.len()).unwrap_or(i64::MAX));
         }
         let outcome = match self.link.take() {
             Some(link) => self.settle(link, settings, cells, machines).await,
-            None if Instant::now() >= self.retry_at => self.come_back(settings, cells, machines).await,
+            None if clock::now() >= self.retry_at => self.come_back(settings, cells, machines).await,
             None => return REST,
         };
         match outcome {
@@ -179,7 +180,7 @@ impl<F: Fn(Resource)> Settler<F> {
                 self.fail(&e, settings);
             }
         }
-        match Instant::now() < self.awake_until {
+        match clock::now() < self.awake_until {
             _ if is_asked => LOOK_EVERY,
             true => LISTEN,
             false => REST,
@@ -194,7 +195,7 @@ impl<F: Fn(Resource)> Settler<F> {
         machines: u32,
     ) -> Result<Link, LinkError> {
         let is_settled = self.sync_batch(&mut link, settings, cells, machines, false).await?;
-        if !is_settled && link.clock.1.elapsed() >= SIGN_OF_LIFE {
+        if !is_settled && clock::since(link.clock.1) >= SIGN_OF_LIFE {
             link.give_sign().await?;
         }
         Ok(link)
@@ -239,10 +240,10 @@ impl<F: Fn(Resource)> Settler<F> {
         if bills.is_empty() {
             return Ok(false);
         }
-        let began = Instant::now();
+        let began = clock::now();
         let answers = link.settle(settings, &bills, machines).await?;
         let metrics = &self.shared.metrics;
-        metrics.exchanges.observe(began.elapsed().as_secs_f64());
+        metrics.exchanges.observe(clock::since(began).as_secs_f64());
         metrics.settled.inc_by(bills.len() as u64);
         let now = self.now();
         for (due, ahead_ns) in bills.iter().zip(answers) {
@@ -288,7 +289,7 @@ impl<F: Fn(Resource)> Settler<F> {
         if before.mode != Mode::Degraded || before.reason.as_ref() != Some(&reason) {
             self.set(Mode::Degraded, Some(reason));
         }
-        self.retry_at = Instant::now() + self.retry;
+        self.retry_at = clock::now() + self.retry;
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 }

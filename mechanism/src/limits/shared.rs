@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use outrigger_identity::clock;
 use outrigger_policy::lease::Account;
 use outrigger_policy::limiter::{Exceeded, Quota, Standing};
 
@@ -86,7 +87,7 @@ pub struct Shared {
 impl Shared {
     /// Creates the state for this many keys, allocated once a limit is shared: 90 bytes each.
     pub fn new(keys: usize) -> Self {
-        let standpoint = Standpoint { mode: Mode::Off, reason: None, since: Instant::now() };
+        let standpoint = Standpoint { mode: Mode::Off, reason: None, since: clock::now() };
         Self {
             keys,
             cells: OnceLock::new(),
@@ -133,7 +134,7 @@ impl Shared {
     /// Sets the mode.
     pub fn set(&self, mode: Mode, reason: Option<String>) {
         let mut standpoint = self.lock();
-        let since = if standpoint.mode == mode { standpoint.since } else { Instant::now() };
+        let since = if standpoint.mode == mode { standpoint.since } else { clock::now() };
         *standpoint = Standpoint { mode, reason, since };
         self.mode.store(mode as u8, Ordering::Release);
     }

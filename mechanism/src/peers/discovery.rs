@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use outrigger_identity::clock;
 use outrigger_rules::sections::peers::FoundBy;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_load_balancing::Backend;
@@ -37,11 +38,11 @@ impl Last {
 
     /// Returns the age of the result; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(at, _)| at.elapsed())
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(at, _)| clock::since(*at))
     }
 
     fn set(&self, found: BTreeSet<Backend>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((clock::now(), found));
     }
 }
 
@@ -85,7 +86,7 @@ impl Finder {
 impl ServiceDiscovery for Finder {
     async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let found = match (&self.by, self.last.get()) {
-            (FoundBy::Dns { .. }, Some((at, found))) if at.elapsed() < self.refresh => {
+            (FoundBy::Dns { .. }, Some((at, found))) if clock::since(at) < self.refresh => {
                 return Ok((found, HashMap::new()));
             }
             (FoundBy::Dns { name, port, resolver }, _) => Self::look_up(name, *port, *resolver).await?,

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use outrigger_identity::clock;
 use outrigger_identity::signing::{MAC_BYTES, Purpose};
 use outrigger_identity::this::This;
 use outrigger_rules::sections::peers::PeerRules;
@@ -23,7 +24,7 @@ const MOST_ASKED: usize = 8;
 /// Asks the peers for their snapshots, all at the same time, and returns those that came within `patience`. `most` is the maximum size of
 /// one. Call it before this Machine accepts connections: a list may contain this Machine itself.
 pub async fn states_of(rules: &PeerRules, this: &This, most: usize, patience: Duration) -> Vec<Vec<u8>> {
-    let until = Instant::now() + patience;
+    let until = clock::now() + patience;
     let finder = Finder::new(rules.found_by.clone(), rules.refresh);
     let found = tokio::time::timeout_at(until.into(), finder.discover()).await;
     let Ok(Ok((found, _))) = found else { return Vec::new() };

@@ -1,5 +1,6 @@
 //! Metrics of snapshots.
 
+use outrigger_identity::clock;
 use outrigger_metrics::{Declare, Gauge, IntCounter, IntCounterVec, IntGauge, Result};
 use outrigger_policy::saved::{LeftOut, Unusable};
 
@@ -86,7 +87,7 @@ impl SavedMetrics {
 
     /// Shows the last snapshot.
     pub fn show(&self, standing: &SnapshotStanding) {
-        self.age.set(standing.written.map_or(0.0, |at| at.elapsed().as_secs_f64()));
+        self.age.set(standing.written.map_or(0.0, |at| clock::since(at).as_secs_f64()));
         self.bytes.set(i64::try_from(standing.bytes).unwrap_or(i64::MAX));
         self.duration.set(standing.took.as_secs_f64());
     }

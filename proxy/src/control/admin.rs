@@ -29,13 +29,14 @@ pub mod sessions;
 pub mod status;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use bytes::Bytes;
+use outrigger_identity::clock;
 use tokio::net::TcpListener;
 
 use crate::control::admin::access::{Endpoints, Needs};
@@ -224,7 +225,7 @@ fn render(state: &State) -> Result<String, outrigger_metrics::Error> {
     state.metrics.requests.in_flight.set(i64::try_from(state.in_flight()).unwrap_or(i64::MAX));
     state.metrics.connections.open.set(i64::try_from(state.connections()).unwrap_or(i64::MAX));
     state.metrics.body_memory.bytes.set(i64::try_from(state.body_memory.held()).unwrap_or(i64::MAX));
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     state.metrics.claims.unbelieved.set(state.claims.most(now).into());
     let tokens = state.rules.load().config.credentials.cached_tokens();
     state.metrics.identity.tokens.set(i64::try_from(tokens).unwrap_or(i64::MAX));

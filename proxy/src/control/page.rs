@@ -19,12 +19,12 @@ mod panels;
 mod requests;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Query, State as Shared};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, body::Body};
+use outrigger_identity::clock;
 use serde::Deserialize;
 
 use crate::control::admin::access::{Endpoints, Needs, Viewer};
@@ -103,7 +103,7 @@ async fn root(
     // Without a login, the cookie binds forms to this browser.
     let fresh =
         (viewer.is_operator && !viewer.has_login && viewer.cookie.is_none()).then(|| sessions.fresh_id()).flatten();
-    let has_session = viewer.cookie.as_ref().is_some_and(|id| !viewer.has_login || sessions.knows(id, Instant::now()));
+    let has_session = viewer.cookie.as_ref().is_some_and(|id| !viewer.has_login || sessions.knows(id, clock::now()));
     let cookie = viewer.cookie.as_deref().filter(|_| has_session).or(fresh.as_deref());
     let form_token = cookie.filter(|_| viewer.is_operator).and_then(|id| sessions.form_token(id));
     let found = asked.request.as_deref().map(|id| requests::story(&state, id));

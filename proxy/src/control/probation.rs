@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::probation::baseline::Baseline;
 use outrigger_policy::probation::{BIN, Probation, Scope, Worse};
@@ -158,7 +159,7 @@ impl Trials {
         }
         // Requests that were counted so far began under the rules before.
         self.reader.restart(&state.tally);
-        let now = Instant::now();
+        let now = clock::now();
         if is_tested || terms.confirm.is_some() {
             let reaches_elsewhere = !was_away && leads_elsewhere(&good, &next);
             let scope = Scope { reaches_elsewhere };
@@ -178,7 +179,7 @@ impl Trials {
         let trial = self.trial.as_mut().filter(|trial| trial.confirm_by.is_some());
         let trial = trial.ok_or(NotObeyed::NothingToConfirm)?;
         trial.confirm_by = None;
-        let (version, left) = (trial.version, trial.ends.saturating_duration_since(Instant::now()));
+        let (version, left) = (trial.version, trial.ends.saturating_duration_since(clock::now()));
         let probation = trial.test.as_ref().map(|_| left);
         if trial.test.is_none() {
             self.trial = None;
@@ -190,7 +191,7 @@ impl Trials {
 
     /// Looks at what has happened since the last call.
     fn tick(&mut self, reloader: &Reloader) {
-        let (state, now) = (&reloader.state, Instant::now());
+        let (state, now) = (&reloader.state, clock::now());
         let bin = self.reader.take(&state.tally);
         let scope = self.trial.as_ref().map_or(Scope::default(), |trial| trial.scope);
         let is_disturbed = is_disturbed(state, scope);
@@ -264,7 +265,7 @@ impl Trials {
 
     /// Shows operators what is on probation.
     fn show(&self, state: &State) {
-        let now = Instant::now();
+        let now = clock::now();
         let at = |instant: Instant| {
             let left = instant.saturating_duration_since(now);
             Timestamp::now().saturating_add(left).unwrap_or(Timestamp::MAX)

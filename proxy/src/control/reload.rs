@@ -139,7 +139,8 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    fn new(watched: Watched, state: Arc<State>, level: LevelSwitch) -> Self {
+    /// For these files and this state.
+    pub fn new(watched: Watched, state: Arc<State>, level: LevelSwitch) -> Self {
         let Watched { file, given } = watched;
         Self { file, given, state, level, trials: tokio::sync::Mutex::default() }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_rules::config::Config;
 
@@ -42,7 +43,7 @@ pub struct Waiting {
 impl Waiting {
     /// A change that this Machine has just found.
     pub fn new(content: Content, config: &Config) -> Self {
-        let since = Instant::now();
+        let since = clock::now();
         Self { content, since, ends: since + config.reload.probation + SPARE }
     }
 }
@@ -79,7 +80,7 @@ pub async fn keep(reloader: Arc<Reloader>) {
             Some((peer.name.to_string(), serde_json::from_slice::<Status>(&summary).ok()?))
         });
         let others: Vec<(String, Status)> = join_all(asked).await.into_iter().flatten().collect();
-        let turn = turn(&peers.this.name, &others, waiting, Instant::now());
+        let turn = turn(&peers.this.name, &others, waiting, clock::now());
         take(&reloader, waiting, turn).await;
     }
 }

@@ -5,8 +5,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use outrigger_identity::clock;
 use outrigger_policy::latency::{self, Recent};
 use outrigger_rules::sections::retry::RetryRules;
 use outrigger_rules::sections::route_table::Route;
@@ -61,10 +62,10 @@ impl AttemptTimes {
 /// Measures latencies for the life of the process.
 pub async fn keep_measured(state: Arc<State>) {
     let mut recent: HashMap<Arc<str>, Recent<{ BUCKETS.len() }>> = HashMap::new();
-    let mut last = Instant::now();
+    let mut last = clock::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = Instant::now();
+        let now = clock::now();
         let passed = now - std::mem::replace(&mut last, now);
         let rules = state.rules.load_full();
         let retry = &rules.config.retry;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Version;
 use outrigger_identity::client::Client;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_rules::sections::route_table::Route;
 use outrigger_wire::client_address::Sender;
@@ -189,7 +190,7 @@ impl Exchange {
 
     /// The exchange of a request that has just been read.
     pub fn new(rules: Arc<Snapshot>) -> Self {
-        let started = Instant::now();
+        let started = clock::now();
         let last = rules.config.routes.all().len() - 1;
         Self {
             rules,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use outrigger_identity::clock;
 use tokio::task::AbortHandle;
 
 use crate::engine::notices;
@@ -102,7 +103,7 @@ impl Pause {
 
 /// Holds new requests for at most `length`. A pause in force gets this length, from now on.
 pub fn pause(state: &Arc<State>, length: Duration) -> Paused {
-    let (length, now, at) = (length.min(LONGEST), Instant::now(), Timestamp::now());
+    let (length, now, at) = (length.min(LONGEST), clock::now(), Timestamp::now());
     let until = now + length;
     let mut orders = state.pause.lock();
     let since = orders.pause.map_or(at, |pause| pause.since);

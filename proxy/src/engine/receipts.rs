@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use http::Method;
 use outrigger_identity::client::Client;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_policy::priority::Priority;
 use outrigger_wire::random::dice;
@@ -146,7 +147,7 @@ impl Receipts {
 
     /// Removes receipts that are older than `keep`.
     pub fn expire(&self, keep: Duration) {
-        let before = SystemTime::now().checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
+        let before = clock::wall().checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
         self.unusual.expire(before);
         self.ordinary.expire(before);
     }
@@ -212,7 +213,7 @@ impl Store {
     }
 
     fn find(&self, keep: Duration, wanted: impl Fn(&Receipt) -> bool) -> Vec<Arc<Receipt>> {
-        let since = SystemTime::now().checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
+        let since = clock::wall().checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
         let is_wanted = |receipt: &&Arc<Receipt>| receipt.ended >= since && wanted(receipt);
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -289,7 +290,7 @@ fn keep(state: &State, exchange: &mut Exchange, ended: &Ended<'_>, is_unusual: b
         exchange.steps.add(exchange.started, Step::CameFromPeer(hop.from.clone().into(), hop.kind));
     }
     let receipt = Receipt {
-        ended: SystemTime::now(),
+        ended: clock::wall(),
         request_id: exchange.request_id,
         config_version: exchange.rules.version,
         method: kept_method(ended.method),
@@ -338,10 +339,10 @@ pub fn record_unparsed(
     if max == 0 {
         return;
     }
-    let case = Case { state, rules, exchange: None, now: std::time::Instant::now() };
+    let case = Case { state, rules, exchange: None, now: clock::now() };
     let id = Client::hash_of(client);
     let receipt = Receipt {
-        ended: SystemTime::now(),
+        ended: clock::wall(),
         request_id,
         config_version: rules.version,
         method: kept_method(method),

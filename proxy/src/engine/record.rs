@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use http::Method;
+use outrigger_identity::clock;
 use outrigger_policy::abuse::Offence;
 use outrigger_wire::date::date;
 use outrigger_wire::request_id::RequestId;
@@ -45,7 +46,7 @@ pub struct Ending {
 /// Reports the head of the app's response to the concurrency limit and to limits that count failures, before the client sees
 /// it.
 pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
-    let now = Instant::now();
+    let now = clock::now();
     exchange.head_at = Some(now);
     if let (Some(peers), Destination::App) = (&state.peers, &exchange.destination) {
         peers.local.answered();
@@ -72,7 +73,7 @@ pub fn head(state: &State, exchange: &mut Exchange, is_stream: bool) {
 /// Reports that the head of the app's response is sent now: all that had to be waited for is done.
 pub fn first_byte(exchange: &mut Exchange) {
     // Only an audit event that must be on disk first takes time in between.
-    let at = if exchange.audit.is_entered { Some(Instant::now()) } else { exchange.head_at };
+    let at = if exchange.audit.is_entered { Some(clock::now()) } else { exchange.head_at };
     exchange.first_byte_at = at;
     if let Some(at) = at {
         let route = &exchange.rules.route_metrics[exchange.route];
@@ -104,7 +105,7 @@ pub async fn failed(
     let is_late = matches!(failure, Failure::Timeout | Failure::ConnectTimeout);
     let is_impatient = is_late && breakers::had_less_time(exchange);
     if let (Some(permit), Failure::Timeout, false) = (&mut exchange.permit, failure, is_impatient) {
-        permit.timed_out(Instant::now());
+        permit.timed_out(clock::now());
     }
     // Otherwise any client could open the circuit breaker by asking for responses within a millisecond.
     breakers::ended(state, exchange, if is_impatient { End::Unknown } else { end_of(failure) });
@@ -127,7 +128,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
         return;
     }
     breakers::ended(state, exchange, end(exchange, ending));
-    let ended = Instant::now();
+    let ended = clock::now();
     let duration = ended.saturating_duration_since(exchange.started);
     let outcome = outcome(exchange, ending);
     let route = &exchange.rules.route_metrics[exchange.route];
@@ -165,7 +166,7 @@ pub fn exchange(state: &State, exchange: &mut Exchange, ending: &Ending, method:
     let reason = exchange.rejection.map(|r| r.problem().label).or_else(|| exchange.failure.map(|f| f.problem().label));
     if exchange.rules.config.log.access {
         state.access_log.write(Line {
-            time: SystemTime::now(),
+            time: clock::wall(),
             request_id: exchange.request_id,
             client: exchange.client.address,
             method: method.clone(),
@@ -209,7 +210,7 @@ pub fn rejected_early(
     let problem = rejection.problem();
     let is_page = listener == Listener::Public && pages::is_wanted(unread);
     let page = is_page.then(|| pages::page(&state.rules.load().config, &problem, id.as_str())).flatten();
-    answer::early(&problem, page, id, listener, &date(Instant::now()))
+    answer::early(&problem, page, id, listener, &date(clock::now()))
 }
 
 /// Counts and logs a request that was rejected before it was parsed, or a connection without a request.
@@ -228,7 +229,7 @@ pub fn rejected_unparsed(state: &State, rejection: Rejection, request_id: Reques
         tracing::debug!(%request_id, reason = problem.label, "a request was rejected before it was parsed");
     } else {
         state.access_log.write(Line {
-            time: SystemTime::now(),
+            time: clock::wall(),
             request_id,
             client,
             method,
@@ -337,7 +338,7 @@ fn log_failure(state: &State, exchange: &Exchange, failure: Failure, error: &dyn
         app = %state.rules.load().config.app.address,
         reason = failure.problem().label,
         attempts = exchange.attempts.made(),
-        duration_ms = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration_ms = u64::try_from(clock::since(exchange.started).as_millis()).unwrap_or(u64::MAX),
         "the app failed a request: {error}"
     );
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 
 use crate::engine::exchange::{Exchange, Listener};
@@ -37,7 +38,7 @@ pub fn to(state: &State, exchange: &Exchange, problem: &Problem) -> Reply {
         return Reply {
             status: StatusCode::SERVICE_UNAVAILABLE,
             content_type: "application/json".into(),
-            body: health::unhealthy(state.started.elapsed(), problem.label, held),
+            body: health::unhealthy(clock::since(state.started), problem.label, held),
             retry_after: problem.retry_after,
             policy: None,
         };
@@ -80,7 +81,7 @@ pub fn healthy(state: &State) -> Reply {
     Reply {
         status: StatusCode::OK,
         content_type: "application/json".into(),
-        body: health::healthy(state.started.elapsed(), &health::Orders::of(state)),
+        body: health::healthy(clock::since(state.started), &health::Orders::of(state)),
         retry_after: None,
         policy: None,
     }

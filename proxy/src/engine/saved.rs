@@ -3,8 +3,9 @@
 //! Circuit breakers, bans, this Machine's own rate limits, the concurrency limit and the retry budget. Shared rate limits are in Redis,
 //! whose state is newer than any snapshot of this Machine.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use outrigger_identity::clock;
 use outrigger_identity::hash::seed;
 use outrigger_policy::abuse::Offence;
 use outrigger_policy::retry::Budget;
@@ -59,7 +60,7 @@ impl Marks {
 pub fn snapshot(state: &State, rules: &StateRules) -> Saved {
     let loaded = state.rules.load();
     let config = &loaded.config;
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let marks = Marks::of(config);
     let seed = seed();
     Saved {
@@ -81,7 +82,7 @@ pub fn snapshot(state: &State, rules: &StateRules) -> Saved {
 /// Restores this Machine's own snapshot.
 pub fn restore(state: &State, saved: &Saved, age: Duration) -> Restored {
     let loaded = state.rules.load();
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let shift = shift(saved, now, age);
     if let Some(budget) = saved.retries {
         state.budgets().retries = Budget::restored(budget, shift, loaded.config.retry.budget);
@@ -105,7 +106,7 @@ pub fn restore(state: &State, saved: &Saved, age: Duration) -> Restored {
 /// Restores what peers know of clients, and starts with their concurrency limit: each Machine has an app of its own, so its circuit
 /// breakers and retry budget begin anew.
 pub fn restore_from_peers(state: &State, peers: &[(Saved, Duration)]) -> Restored {
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let mut all = Restored::default();
     for (saved, age) in peers {
         let restored = restore_clients(state, saved, shift(saved, now, *age));

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_identity::client::Client;
+use outrigger_identity::clock;
 use outrigger_identity::hash::client_hash;
 use outrigger_policy::hitters::RecentHitters;
 use outrigger_policy::retry::Budget;
@@ -229,7 +230,7 @@ impl State {
             summary: ArcSwap::default(),
             access_log,
             drain: Drain::default(),
-            started: Instant::now(),
+            started: clock::now(),
             connections: Connections::default(),
             peer_connections: Connections::default(),
             in_flight: Arc::default(),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_rules::sections::faults::Effect;
 
@@ -47,7 +48,7 @@ pub fn happened(state: &State, exchange: &mut Exchange, event: Event) -> Next {
 
 fn end(report: Report) -> End {
     match report {
-        Report::Answered(status) => End::Answered(status, Instant::now()),
+        Report::Answered(status) => End::Answered(status, clock::now()),
         Report::Failed => End::Failed,
         Report::NotConnected => End::NotConnected,
         Report::Unknown => End::Unknown,
@@ -55,7 +56,7 @@ fn end(report: Report) -> End {
 }
 
 fn buy(state: &State, exchange: &Exchange, price: Price) -> Option<Duration> {
-    let now = Instant::now();
+    let now = clock::now();
     match price {
         Price::Pause => retries::pause(exchange, now, None),
         Price::Budget => retries::pay(state, exchange, now).then_some(Duration::ZERO),
@@ -92,7 +93,7 @@ pub fn refused(state: &Arc<State>, exchange: &mut Exchange) -> Next {
     let waits = hold::refused(state, exchange);
     let peer = failover::takes(state, exchange);
     if waits && !peer {
-        exchange.held_since.get_or_insert_with(Instant::now);
+        exchange.held_since.get_or_insert_with(clock::now);
     }
     happened(state, exchange, Event::Refused { waits, peer })
 }
@@ -115,7 +116,7 @@ pub fn overdue(state: &State, exchange: &mut Exchange, may_repeat: bool, is_news
         && exchange.attempts.was_in_time()
         && let Some(peer) = failover::second(state, exchange)
     {
-        if !retries::pay(state, exchange, Instant::now()) {
+        if !retries::pay(state, exchange, clock::now()) {
             return Next::GoOn;
         }
         failover::leaves(peer, state, exchange);
@@ -176,7 +177,7 @@ fn fault(state: &State, exchange: &mut Exchange) -> Option<Fault> {
     let (delay, effect) = faults::next(exchange)?;
     exchange.steps.add(exchange.started, Noted::Fault(delay));
     state.metrics.faults.inc();
-    let left = exchange.deadline.saturating_duration_since(Instant::now());
+    let left = exchange.deadline.saturating_duration_since(clock::now());
     let after = if delay >= left { After::DeadlineOver } else { After::Effect(effect) };
     Some(Fault { delay: delay.min(left), after })
 }

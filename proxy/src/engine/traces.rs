@@ -1,10 +1,11 @@
 //! Which requests are recorded as traces, and their spans. A request that is not recorded costs a branch at each place.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use http::{Method, Version};
+use outrigger_identity::clock;
 use outrigger_wire::client_address::Sender;
 use outrigger_wire::forwarding;
 use outrigger_wire::names::TRACEPARENT;
@@ -69,7 +70,7 @@ pub fn received(exchange: &mut Exchange, request: &Request<'_>, version: Version
 #[inline]
 pub fn attempt_begins(exchange: &mut Exchange, head: &mut BytesMut, peer: Option<&Arc<str>>) {
     if let Some(recording) = exchange.traced.recording() {
-        let span = recording.attempt(peer.cloned(), Instant::now());
+        let span = recording.attempt(peer.cloned(), clock::now());
         rewrite::set_span(head, span);
     }
 }
@@ -79,7 +80,7 @@ pub fn attempt_begins(exchange: &mut Exchange, head: &mut BytesMut, peer: Option
 pub fn waited(exchange: &mut Exchange, began: Instant) {
     let kind = if exchange.held_since.is_some() { PartKind::Hold } else { PartKind::Queue };
     if let Some(recording) = exchange.traced.recording() {
-        recording.waited(kind, began, Instant::now());
+        recording.waited(kind, began, clock::now());
     }
 }
 
@@ -95,8 +96,8 @@ pub fn happened(exchange: &mut Exchange, event: Event, next: Next) {
 fn note(recording: &mut Recording, event: Event, next: Next) {
     let error = match event {
         Event::Answered { status, .. } if matches!(next, Next::Relay) => return recording.answered(status),
-        Event::Answered { status, .. } => return recording.ended(Instant::now(), Some(status), None),
-        Event::FaultStatus { status, .. } => return recording.ended(Instant::now(), Some(status.as_u16()), None),
+        Event::Answered { status, .. } => return recording.ended(clock::now(), Some(status), None),
+        Event::FaultStatus { status, .. } => return recording.ended(clock::now(), Some(status.as_u16()), None),
         Event::Refused { .. } => Failure::Unreachable.problem().label,
         Event::ConnectTimedOut => Failure::ConnectTimeout.problem().label,
         Event::NoConnection(rejection) => rejection.problem().label,
@@ -111,7 +112,7 @@ fn note(recording: &mut Recording, event: Event, next: Next) {
         Event::ClientLeft => Outcome::ClientClosed.name(),
         _ => return,
     };
-    recording.ended(Instant::now(), None, Some(error));
+    recording.ended(clock::now(), None, Some(error));
 }
 
 /// The end of a request, as far as the exchange does not know it.
@@ -157,7 +158,7 @@ fn send(state: &State, exchange: &mut Exchange, ended: &Ended<'_>) {
     let finished = Finished {
         began: exchange.started,
         ended: ended.at,
-        ended_at: SystemTime::now(),
+        ended_at: clock::wall(),
         request_id: exchange.request_id,
         method: ended.method.clone(),
         path: ended.path[..ended.path.floor_char_boundary(PATH_BYTES)].to_owned(),

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use outrigger_identity::clock;
 use outrigger_wire::rewrite;
 
 use crate::engine::attempts::{Event, Next};
@@ -228,7 +229,7 @@ impl Lane<'_> {
     /// A new connection to the app.
     async fn connect(&mut self, exchange: &Exchange) -> Result<AppStream, Broken> {
         self.state.metrics.attempts.new.inc();
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let left = exchange.deadline.saturating_duration_since(clock::now());
         let patience = exchange.rules.config.app.connect_timeout.min(left);
         match tokio::time::timeout(patience, connect::connect(self.state)).await {
             Ok(connected) => connected.map_err(|error| not_connected(&error)),
@@ -248,7 +249,7 @@ impl Lane<'_> {
         }
         attempt.input.clear();
         self.stream.output().clear();
-        attempt.now = Instant::now();
+        attempt.now = clock::now();
         exchange.asked_at = attempt.now;
         if let Some(permit) = &mut exchange.permit {
             permit.sent(attempt.now);
@@ -272,7 +273,7 @@ impl Lane<'_> {
         if self.is_idempotent || kept.will_prove() {
             return Some(kept);
         }
-        app_pool::keep(kept, rules.config.app.max_idle, Instant::now());
+        app_pool::keep(kept, rules.config.app.max_idle, clock::now());
         None
     }
 
@@ -342,9 +343,9 @@ impl Lane<'_> {
     /// Waits in the queue until the request has a permit, if it is in the queue.
     pub(super) async fn wait_for_permit(&mut self, exchange: &mut Exchange) -> Result<Result<(), NoTurn>, Broken> {
         let Some(waiting) = exchange.waiting.take() else { return Ok(Ok(())) };
-        let began = Instant::now();
+        let began = clock::now();
         let turn = self.wait_in_queue(waiting, exchange).await;
-        exchange.queued += began.elapsed();
+        exchange.queued += clock::since(began);
         traces::waited(exchange, began);
         turn
     }
@@ -362,7 +363,7 @@ impl Lane<'_> {
                 Poll::Pending => self.timer.poll(cx, deadline).map(|()| Ok(None)),
             });
             let turn = turn.await.inspect_err(|_| self.left(exchange))?;
-            let now = Instant::now();
+            let now = clock::now();
             match turn {
                 Some(Some(permit)) => {
                     exchange.permit = Some(permit);
@@ -389,7 +390,7 @@ impl Lane<'_> {
             }
             return Ok(steps::not_admitted(self.state, exchange, no_turn));
         }
-        attempt.now = Instant::now();
+        attempt.now = clock::now();
         exchange.asked_at = attempt.now;
         self.state.metrics.waited(exchange, attempt.now);
         rewrite::set_timeout(attempt.head, exchange.deadline.saturating_duration_since(attempt.now));

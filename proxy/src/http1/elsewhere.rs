@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::BytesMut;
 use http::{Method, StatusCode};
-use outrigger_identity::clock::seconds;
+use outrigger_identity::clock::{self, seconds};
 use outrigger_identity::signing::Purpose;
 use outrigger_wire::request::{Fields, Request};
 use outrigger_wire::rewrite;
@@ -67,7 +66,7 @@ impl Lane<'_> {
                         return result;
                     }
                     let Prepared { exchange, method, target, host, head, .. } = &mut *prepared;
-                    let now = Instant::now();
+                    let now = clock::now();
                     (exchange.destination, exchange.turn_began) = (Destination::App, now);
                     stages::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
                     rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(now));
@@ -86,7 +85,7 @@ impl Lane<'_> {
         self.receive(exchange).await?;
         if !had_arrived && matches!(exchange.destination, Destination::App) {
             stages::take_turn(self.state, &asked(method, target, host), exchange).map_err(Broken::Refused)?;
-            rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(Instant::now()));
+            rewrite::set_timeout(head, exchange.deadline.saturating_duration_since(clock::now()));
         }
         Ok(())
     }
@@ -100,7 +99,7 @@ impl Lane<'_> {
     ) -> Option<Result<(), Broken>> {
         let Prepared { exchange, head, .. } = prepared;
         steps::happened(self.state, exchange, Event::SentToPeer { is_idempotent: self.is_idempotent });
-        exchange.asked_at = Instant::now();
+        exchange.asked_at = clock::now();
         self.alarms.clear();
         if exchange.deadline <= exchange.asked_at {
             return self.after_peer(exchange, Event::Expired, "".into());
@@ -178,7 +177,7 @@ impl Lane<'_> {
             }
         }
         let patience = self.state.peers.as_ref().map_or_else(Default::default, |peers| peers.rules.timeout);
-        let left = exchange.deadline.saturating_duration_since(Instant::now());
+        let left = exchange.deadline.saturating_duration_since(clock::now());
         let connecting = connect::with_room(self.state, || AppStream::connect_to_peer(&peer.target));
         let connected = tokio::time::timeout(patience.min(left), connecting).await;
         let mut fresh = match connected {

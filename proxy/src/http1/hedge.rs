@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_rules::units::AutoSpan;
 use outrigger_wire::rewrite::{self, AnswerHead};
@@ -138,11 +139,11 @@ impl Lane<'_> {
             return None;
         }
         let peer = failover::second(self.state, exchange)?;
-        if !retries::pay_hedge(self.state, exchange, std::time::Instant::now()) {
+        if !retries::pay_hedge(self.state, exchange, clock::now()) {
             return None;
         }
         let mut head = BytesMut::from(head);
-        let left = exchange.deadline.saturating_duration_since(std::time::Instant::now());
+        let left = exchange.deadline.saturating_duration_since(clock::now());
         rewrite::set_timeout(&mut head, left);
         // It signs the head as it is sent.
         let hop = self.hop(exchange, &head, &peer, Kind::Failover)?;

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Instant;
 
 use bytes::{Buf, BufMut, BytesMut};
+use outrigger_identity::clock;
 use outrigger_wire::date::date;
 use outrigger_wire::request::Kind;
 use outrigger_wire::rewrite::{self, AnswerHead, Frame};
@@ -151,7 +151,7 @@ impl Lane<'_> {
             self.send_gathered(exchange).await?;
         } else if answer.keeps_connection && input.is_empty() && self.may_keep() {
             let most = exchange.rules.config.app.max_idle;
-            app_pool::keep(app, most, exchange.head_at.unwrap_or_else(Instant::now));
+            app_pool::keep(app, most, exchange.head_at.unwrap_or_else(clock::now));
         }
         recycle(input);
         Ok(())

@@ -1,8 +1,9 @@
 //! Shutdown: the signal, the lame duck, and the requests in flight.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use outrigger_identity::clock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -72,7 +73,7 @@ pub(super) async fn drain(
     }
     advance(state, Phase::Closing);
     closing.send_replace(true);
-    let began = Instant::now();
+    let began = clock::now();
     let drained = async {
         // Until every worker has accepted what had connected, zero connections does not mean that all are done.
         closing.closed().await;
@@ -82,7 +83,7 @@ pub(super) async fn drain(
         }
     };
     tokio::select! {
-        () = drained => tracing::info!(drain_ms = began.elapsed().as_millis() as u64, "the last connection is closed"),
+        () = drained => tracing::info!(drain_ms = clock::since(began).as_millis() as u64, "the last connection is closed"),
         () = tokio::time::sleep(server.drain_timeout) => tracing::warn!(
             connections = state.connections(),
             requests = state.in_flight(),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_wire::http2::Reason;
 
 /// Faults that a client has in reserve. A browser that leaves a page resets its requests at once.
@@ -28,7 +29,7 @@ impl Default for Calm {
 impl Calm {
     /// A stream was reset, by either side.
     pub(super) fn take(&mut self) -> Result<(), Reason> {
-        let now = Instant::now();
+        let now = clock::now();
         let since = self.since.get_or_insert(now);
         let earned = u32::try_from((now - *since).as_millis() / REFILL.as_millis()).unwrap_or(MOST);
         if earned > 0 {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use outrigger_identity::clock;
 use outrigger_rules::target::Target;
 use rustix::io::Errno;
 use tokio::sync::Notify;
@@ -132,7 +133,7 @@ pub struct Exhaustion {
 impl Default for Exhaustion {
     fn default() -> Self {
         Self {
-            began: Instant::now(),
+            began: clock::now(),
             logged: Default::default(),
             unsaid: Default::default(),
             sweep: Notify::new(),
@@ -160,7 +161,7 @@ impl Exhaustion {
         }
         let (logged, unsaid) = (&self.logged[resource as usize], &self.unsaid[resource as usize]);
         let times = unsaid.fetch_add(1, Ordering::Relaxed) + 1;
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let now = u64::try_from(clock::since(self.began).as_millis()).unwrap_or(u64::MAX).max(1);
         let last = logged.load(Ordering::Relaxed);
         let is_due = last == 0 || now.saturating_sub(last) >= LOG_EVERY_MS;
         if is_due && logged.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {

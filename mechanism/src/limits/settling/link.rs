@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::lease;
 use outrigger_rules::sections::redis::RedisSettings;
 use redis::aio::MultiplexedConnection;
@@ -95,7 +96,7 @@ impl Link {
         // The library's own timeout does not include name resolution.
         let connection = tokio::time::timeout(timeout * 2, opening).await.map_err(|_| LinkError::Timeout(timeout))?;
         let connection = connection.map_err(|e| LinkError::of(e, timeout, true))?;
-        let mut link = Self { connection, script: String::new(), timeout, clock: (0, Instant::now()) };
+        let mut link = Self { connection, script: String::new(), timeout, clock: (0, clock::now()) };
         link.load().await?;
         link.give_sign().await?;
         link.settle(settings, &[Due::PROBE], 1).await?;
@@ -141,7 +142,7 @@ impl Link {
             _ => None,
         };
         let micros = micros.ok_or_else(|| LinkError::Nonsense("no time, or one before 2025".to_owned()))?;
-        self.clock = (micros, Instant::now());
+        self.clock = (micros, clock::now());
         Ok(())
     }
 
@@ -149,7 +150,7 @@ impl Link {
     /// report is valid for twice the timeout.
     fn good_until(&self) -> u64 {
         let (clock, read_at) = self.clock;
-        let ahead = read_at.elapsed().saturating_add(self.timeout * 2).as_micros();
+        let ahead = clock::since(read_at).saturating_add(self.timeout * 2).as_micros();
         clock.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX))
     }
 

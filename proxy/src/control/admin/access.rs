@@ -7,7 +7,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Request, State as Shared};
 use axum::handler::Handler;
@@ -16,6 +15,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use axum::{Json, Router};
+use outrigger_identity::clock;
 use outrigger_rules::config::AdminRules;
 use outrigger_rules::environment::ADMIN_TOKEN;
 use outrigger_wire::authority::Authority;
@@ -205,7 +205,7 @@ async fn only_if_allowed(
             let rules = state.rules.load();
             let asked = Asked { uri: request.uri(), headers: request.headers(), arrival: *arrival };
             let cookie = sessions::cookie(request.headers());
-            let has_session = cookie.as_ref().is_some_and(|cookie| sessions.knows(cookie, Instant::now()));
+            let has_session = cookie.as_ref().is_some_and(|cookie| sessions.knows(cookie, clock::now()));
             viewer = Some(Viewer {
                 is_operator: asked.is_operator(token.as_deref()).is_ok() || (token.is_some() && has_session),
                 has_login: token.is_some(),

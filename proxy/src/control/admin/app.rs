@@ -1,12 +1,12 @@
 //! The app's process for operators, if `outrigger run -- COMMAND` started it: its state, and a restart.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use outrigger_identity::clock;
 use serde_json::{Value, json};
 
 use crate::control::admin::access::{Endpoints, Needs};
@@ -65,12 +65,12 @@ async fn restart(
 ) -> Result<Json<Value>, NotRestarted> {
     let app = app.ok_or(NotRestarted::NoCommand)?;
     note_restart(&state);
-    let (before, began, held) = (app.shown(), Instant::now(), state.metrics.held.get());
+    let (before, began, held) = (app.shown(), clock::now(), state.metrics.held.get());
     app.restart().await?;
     let after = app.shown();
     Ok(Json(json!({
         "restarted": true,
-        "took_ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "took_ms": u64::try_from(clock::since(began).as_millis()).unwrap_or(u64::MAX),
         "pid_before": before.pid,
         "pid": after.pid,
         "held_requests": state.metrics.held.get().saturating_sub(held),

@@ -25,6 +25,7 @@ use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use outrigger_identity::clock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -96,7 +97,7 @@ impl Table {
     fn set_busy(&self, number: u64, is_busy: bool) {
         if let Some(connection) = self.lock().by_number.get_mut(&number) {
             connection.is_busy = is_busy;
-            connection.since = Instant::now();
+            connection.since = clock::now();
         }
     }
 
@@ -177,7 +178,7 @@ pub async fn serve(listener: TcpListener, router: Router, state: Arc<State>) {
         };
         has_failed = false;
         let most = state.rules.load().config.admin.max_connections;
-        let (number, evicted) = table.take(from.ip(), most, Instant::now());
+        let (number, evicted) = table.take(from.ip(), most, clock::now());
         let place = Arc::new(Place { number, table: Arc::clone(&table), client: network_of(from.ip()) });
         tokio::spawn(converse(stream, from, router.clone(), place, evicted));
         // Lets it read its request before the next connection can evict it.
@@ -198,7 +199,7 @@ async fn converse(stream: TcpStream, from: SocketAddr, router: Router, place: Ar
         // After the end of a request, the client has this long to read the response; if idle, hyper's timeout comes first.
         while let Some(since) = place.table.since(place.number) {
             let end = since + HEAD_TIMEOUT.max(REQUEST_TIMEOUT) + RESPONSE_TIMEOUT;
-            if end <= Instant::now() {
+            if end <= clock::now() {
                 return;
             }
             tokio::time::sleep_until(end.into()).await;

@@ -1,7 +1,7 @@
 //! Limits, circuit breakers, bans and Machines for operators, as JSON; accepts bans and forced breaker states.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -9,6 +9,7 @@ use axum::extract::{Path, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use outrigger_identity::client::Client;
+use outrigger_identity::clock;
 use outrigger_policy::breaker::{Control, Reason};
 use outrigger_policy::flags::Mode;
 use outrigger_policy::limiter::Quota;
@@ -92,7 +93,7 @@ async fn admission(Shared(state): Shared<Arc<State>>) -> Json<Value> {
 }
 
 async fn breakers(Shared(state): Shared<Arc<State>>) -> Json<Value> {
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let all = state.breakers.all();
     let shown: Vec<Value> =
         all.iter().filter_map(|cell| cell.standing(now).map(|standing| shown_breaker(&cell.name, &standing))).collect();
@@ -162,7 +163,7 @@ async fn force(
 ) -> Result<Json<Value>, Refused> {
     let Json(Forced { force }) = body.map_err(Refused::Force)?;
     let cell = force_breaker(&state, &name, force)?;
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     Ok(Json(cell.standing(now).map_or(Value::Null, |standing| shown_breaker(&cell.name, &standing))))
 }
 
@@ -178,7 +179,7 @@ pub fn force_breaker(state: &State, name: &str, force: Force) -> Result<Arc<Cell
         Force::Closed => (Control::ForcedClosed, "closed"),
         Force::Automatic => (Control::Automatic, "automatic"),
     };
-    if let Some(change) = cell.control_by(control, state.nanoseconds(Instant::now())) {
+    if let Some(change) = cell.control_by(control, state.nanoseconds(clock::now())) {
         notices::breaker_changed(state, cell, change);
     }
     tracing::warn!(
@@ -215,7 +216,7 @@ async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
             })
         })
         .collect();
-    let (used, room) = state.limits.size(state.nanoseconds(Instant::now()));
+    let (used, room) = state.limits.size(state.nanoseconds(clock::now()));
     let sharing = state.shared.standpoint();
     Json(json!({
         "limits": shown,
@@ -223,7 +224,7 @@ async fn limits(Shared(state): Shared<Arc<State>>) -> Json<Value> {
         "sharing": {
             "state": sharing.mode.name(),
             "reason": sharing.reason,
-            "since_s": sharing.since.elapsed().as_secs(),
+            "since_s": clock::since(sharing.since).as_secs(),
             "machines": state.shared.machines(),
         },
     }))
@@ -234,7 +235,7 @@ fn shown_quota(quota: Quota) -> Value {
 }
 
 async fn bans(Shared(state): Shared<Arc<State>>) -> Json<Value> {
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let shown: Vec<Value> = state.bans.list(now).iter().map(|banned| shown_ban(banned, now)).collect();
     Json(json!({ "bans": shown }))
 }
@@ -269,7 +270,7 @@ async fn ban(
     let Json(NewBan { client, length }) = body?;
     let (who, hash) = client_named(&client).ok_or_else(|| Refused::Client(client.clone()))?;
     let length: Duration = length.parse::<Span>().map_err(|_| Refused::Duration(length))?.0;
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let ban = state.bans.set(hash, &who, length, now, &state.rules.load().config.abuse);
     tracing::warn!(client = who, ban_s = length.as_secs(), "an operator bans a client");
     notices::ban_changed(&state, "ban", (&who, hash), Some(length.as_secs()));
@@ -286,7 +287,7 @@ async fn lift(Shared(state): Shared<Arc<State>>, Path(client): Path<String>) -> 
 /// The client is not banned, or this is no name of a client.
 pub fn lift_ban(state: &State, client: &str) -> Result<(), Refused> {
     let (who, hash) = client_named(client).ok_or_else(|| Refused::Client(client.to_owned()))?;
-    if !state.bans.lift(hash, state.nanoseconds(Instant::now()), &state.limits) {
+    if !state.bans.lift(hash, state.nanoseconds(clock::now()), &state.limits) {
         return Err(Refused::NotBanned(client.to_owned()));
     }
     tracing::warn!(client = who, "an operator lifts a ban");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use outrigger_identity::clock;
 use tokio::sync::{Notify, watch};
 
 /// Why a page could not be made.
@@ -39,7 +40,7 @@ impl Page {
         tokio::spawn(async move {
             loop {
                 this.wanted.notified().await;
-                let begun = Instant::now();
+                let begun = clock::now();
                 let made = make().await.inspect_err(|e| tracing::error!("the metrics cannot be rendered: {e}"));
                 this.latest.send_replace(Some((begun, made.ok())));
             }
@@ -49,7 +50,7 @@ impl Page {
 
     /// The page, made after this call. `None` if that failed; the log says why.
     pub async fn get(&self) -> Option<Bytes> {
-        let arrived = Instant::now();
+        let arrived = clock::now();
         let mut latest = self.latest.subscribe();
         self.wanted.notify_one();
         let is_new = |latest: &Option<Latest>| latest.as_ref().is_some_and(|(begun, _)| *begun >= arrived);

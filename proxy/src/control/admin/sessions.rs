@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
+use outrigger_identity::clock;
 use outrigger_policy::audit::hex;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use ring::hmac;
@@ -123,7 +124,7 @@ impl Sessions {
         let digest = digest_of(id);
         lock(&self.open)
             .iter()
-            .any(|session| session.digest.ct_eq(&digest).into() && session.last_used.elapsed() < IDLE)
+            .any(|session| session.digest.ct_eq(&digest).into() && clock::since(session.last_used) < IDLE)
     }
 
     /// The token of the forms of a cookie.

@@ -1,13 +1,14 @@
 //! The summary of everything, as JSON: of this Machine, and of all.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::future::join_all;
+use outrigger_identity::clock;
 use serde_json::{Value, json};
 
 use crate::control::admin::access::{Endpoints, Needs};
@@ -39,10 +40,10 @@ async fn status(Extension(board): Extension<Arc<Board>>) -> Response {
 async fn all(Shared(state): Shared<Arc<State>>, Extension(board): Extension<Arc<Board>>) -> Json<Value> {
     let mut latest = board.of_all.lock().await;
     match latest.as_ref() {
-        Some((made, shown)) if made.elapsed() < FRESH => Json(shown.clone()),
+        Some((made, shown)) if clock::since(*made) < FRESH => Json(shown.clone()),
         _ => {
             let shown = gathered(&state, &board).await;
-            *latest = Some((Instant::now(), shown.clone()));
+            *latest = Some((clock::now(), shown.clone()));
             Json(shown)
         }
     }

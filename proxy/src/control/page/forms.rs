@@ -1,7 +1,6 @@
 //! Log in, log out, and act. Each form has the token of its cookie; actions are those of the JSON API, audited as there.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::Form;
@@ -9,6 +8,7 @@ use axum::extract::State as Shared;
 use axum::extract::rejection::FormRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use outrigger_identity::clock;
 use outrigger_rules::environment::ADMIN_TOKEN;
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
@@ -89,7 +89,7 @@ async fn log_in(
     let Some(token) = std::env::var(ADMIN_TOKEN).ok().filter(|token| !token.is_empty()) else {
         return refused(StatusCode::CONFLICT, "No token is configured, so there is no login.");
     };
-    let now = Instant::now();
+    let now = clock::now();
     if let Err(left) = sessions.may_log_in(place.client, now) {
         let seconds = left.as_secs() + 1;
         let text = format!("Too many failed logins from your address: wait {seconds} s.");

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame};
+use outrigger_identity::clock;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -142,7 +143,7 @@ impl Live {
             session,
             has_begun: false,
             has: HashMap::new(),
-            last: Instant::now(),
+            last: clock::now(),
             next: Box::pin(next(renderings)),
         })
     }
@@ -207,12 +208,12 @@ impl Body for Feed {
             }
             let mut bytes = feed.changed(&rendering);
             if bytes.is_empty() {
-                if feed.last.elapsed() < SILENCE {
+                if clock::since(feed.last) < SILENCE {
                     continue;
                 }
                 bytes = Bytes::from_static(b"event: alive\ndata: 1\n\n");
             }
-            feed.last = Instant::now();
+            feed.last = clock::now();
             // Asked for more: the client has read what was sent before.
             feed.place.is_read();
             return Poll::Ready(Some(Ok(Frame::data(bytes))));

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
+use outrigger_identity::clock;
 use outrigger_policy::breaker::{Control, Reason as Cause, State as Position};
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_policy::priority::Priority;
@@ -69,7 +70,7 @@ impl Board {
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            lock(&self.sampler).sample(&self.state, Instant::now());
+            lock(&self.sampler).sample(&self.state, clock::now());
             if self.state.peers.is_some() {
                 // Its fields are numbers, text and lists: serializing them cannot fail.
                 let json = serde_json::to_vec(&*self.status()).unwrap_or_default();
@@ -82,12 +83,12 @@ impl Board {
     pub fn status(&self) -> Arc<Status> {
         let mut latest = lock(&self.latest);
         if let Some((made, status)) = latest.as_ref()
-            && made.elapsed() < FRESH
+            && clock::since(*made) < FRESH
         {
             return Arc::clone(status);
         }
         let status = Arc::new(self.gather());
-        *latest = Some((Instant::now(), Arc::clone(&status)));
+        *latest = Some((clock::now(), Arc::clone(&status)));
         status
     }
 
@@ -106,7 +107,7 @@ impl Board {
             at: Timestamp::now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             machine: rules.config.this.as_ref().map(|this| this.name.to_string()),
-            uptime_s: state.started.elapsed().as_secs(),
+            uptime_s: clock::since(state.started).as_secs(),
             phase: match state.drain.phase() {
                 Phase::Serving => "serving",
                 Phase::LameDuck => "lame_duck",
@@ -128,7 +129,7 @@ impl Board {
             machines: machines(state, &rules),
             bans: Bans {
                 mode: rules.config.abuse.mode.name().to_owned(),
-                count: state.bans.held(state.nanoseconds(Instant::now())),
+                count: state.bans.held(state.nanoseconds(clock::now())),
             },
             app: app(state, &rules, &gate, &long),
             pause: state.pause.shown().map(|pause| Pause {
@@ -278,7 +279,7 @@ fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
     });
     let other_limits = shown.len().saturating_sub(MOST_SHOWN);
     shown.truncate(MOST_SHOWN);
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let with_clients = |(number, limit): (usize, Limit)| {
         let hitters = snapshot.limited.get(number).map(|hitters| lock(hitters).top(now)).unwrap_or_default();
         let top = hitters.into_iter().take(MOST_CLIENTS).map(|hitter| TopClient {
@@ -288,7 +289,7 @@ fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
         });
         Limit { top_clients: top.collect(), ..limit }
     };
-    let (keys_used, keys_room) = state.limits.size(state.nanoseconds(Instant::now()));
+    let (keys_used, keys_room) = state.limits.size(state.nanoseconds(clock::now()));
     let sharing = state.shared.standpoint();
     Limits {
         limits: shown.into_iter().map(with_clients).collect(),
@@ -297,13 +298,13 @@ fn limits(state: &State, snapshot: &Snapshot, long: &Sums) -> Limits {
         keys_room,
         sharing: sharing.mode.name().to_owned(),
         sharing_reason: sharing.reason,
-        sharing_since_s: sharing.since.elapsed().as_secs(),
+        sharing_since_s: clock::since(sharing.since).as_secs(),
         sharing_machines: state.shared.machines(),
     }
 }
 
 fn breakers(state: &State) -> Breakers {
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let shown = state.breakers.all().into_iter().filter_map(|cell| {
         let standing = cell.standing(now)?;
         let (calls, failed, slow) = standing.seen;

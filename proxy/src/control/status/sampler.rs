@@ -2,14 +2,14 @@
 //!
 //! Its work each second is bounded, whatever the configuration: it reads the counters of at most [`ROUTES_READ`] routes and
 //! [`LIMITS_READ`] limits, in turn if there are more, and the histograms of the [`ROUTES_TIMED`] routes that had the most
-//! requests. Its memory is bounded, too: for each of the last 60 seconds the [`ROUTES_TIMED`] busiest routes and the sum of the
-//! others, for 5 minutes the sum of all.
+//! requests. It keeps the [`ROUTES_TIMED`] busiest routes and the sum of the others for 60 seconds, the sum of all for 5 minutes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use outrigger_identity::clock;
 use outrigger_policy::priority::Priority;
 use outrigger_rules::sections::route_table::Route;
 
@@ -131,7 +131,7 @@ impl Sampler {
     pub fn new(state: &State) -> Self {
         let mut sampler = Self {
             snapshot: state.rules.load_full(),
-            last: Instant::now(),
+            last: clock::now(),
             seconds_sampled: 0,
             next_route: 0,
             next_limit: 0,

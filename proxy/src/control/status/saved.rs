@@ -1,5 +1,6 @@
 //! Snapshots of the state, in the summary.
 
+use outrigger_identity::clock;
 use serde::{Deserialize, Serialize};
 
 use crate::mechanism::saved::Snapshots;
@@ -24,7 +25,7 @@ impl SavedState {
     pub fn of(snapshots: &Snapshots) -> Self {
         let standing = snapshots.standing();
         Self {
-            age_s: standing.written.map(|at| at.elapsed().as_secs_f64()),
+            age_s: standing.written.map(|at| clock::since(at).as_secs_f64()),
             bytes: standing.bytes,
             took_ms: standing.took.as_secs_f64() * 1000.0,
             error: standing.error,

@@ -94,7 +94,7 @@ impl ConfigMetrics {
         self.loaded.get()
     }
 
-    /// Shows the version in force. The last step of a change: whoever sees the version finds all of the change in force.
+    /// Shows the version in force. The last step of a change: when the version shows, all of the change is in force.
     pub fn show_version(&self, version: u64) {
         self.version.set(i64::try_from(version).unwrap_or(i64::MAX));
     }

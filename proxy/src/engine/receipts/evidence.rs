@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use outrigger_identity::clock;
 use outrigger_policy::audit::Class;
 use outrigger_policy::breaker::Control;
 use outrigger_policy::priority::Priority;
@@ -27,7 +28,7 @@ pub struct Case<'c> {
 impl<'c> Case<'c> {
     /// Of a request.
     pub fn of(state: &'c State, exchange: &'c Exchange) -> Self {
-        Self { state, rules: &exchange.rules, exchange: Some(exchange), now: Instant::now() }
+        Self { state, rules: &exchange.rules, exchange: Some(exchange), now: clock::now() }
     }
 
     fn section(&self, section: &'static str) -> Evidence {

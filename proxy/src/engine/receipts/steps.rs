@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::abuse::Offence;
 use outrigger_policy::flags::Mode;
 
@@ -56,7 +57,7 @@ impl Steps {
     pub fn add(&mut self, started: Instant, step: Step) {
         let kept = self.0.get_or_insert_with(Box::default);
         if kept.steps.len() < MOST_STEPS {
-            kept.steps.push((started.elapsed(), step));
+            kept.steps.push((clock::since(started), step));
         } else {
             kept.more = kept.more.saturating_add(1);
         }

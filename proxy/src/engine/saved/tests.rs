@@ -30,7 +30,7 @@ fn rules() -> StateRules {
 /// Charges one request of each of `clients` to each limit.
 fn charge(state: &State, clients: u8) {
     let loaded = state.rules.load();
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     for limit in &loaded.config.limits.all {
         let quota: Quota = limit.quotas[0].unwrap();
         for n in 0..clients {
@@ -61,7 +61,7 @@ fn only_keys_of_limits_that_are_still_this_machines_own_are_restored() {
     // Those whose quota is full again take no cell.
     let later = state(LIMITS);
     restore(&later, &saved, Duration::from_secs(3601));
-    assert_eq!(later.limits.size(later.nanoseconds(Instant::now())).0, 0);
+    assert_eq!(later.limits.size(later.nanoseconds(clock::now())).0, 0);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn of_peers_the_bans_add_up_and_the_limit_is_the_lower_median() {
     let peer = |who: &str, limit: f64| {
         let peer = state("");
         let (who, client) = Client::named(who).unwrap();
-        let (now, loaded) = (peer.nanoseconds(Instant::now()), peer.rules.load());
+        let (now, loaded) = (peer.nanoseconds(clock::now()), peer.rules.load());
         peer.bans.set(client, &who, Duration::from_secs(60), now, &loaded.config.abuse);
         peer.gate.restore_limit(limit, Duration::ZERO);
         (snapshot(&peer, &rules()), Duration::from_secs(1))

@@ -1,7 +1,6 @@
 //! The stage that rejects banned clients, and the offences that lead to bans.
 
-use std::time::Instant;
-
+use outrigger_identity::clock;
 use outrigger_policy::abuse::Offence;
 use outrigger_policy::flags::Mode;
 use outrigger_wire::request::Request;
@@ -48,7 +47,7 @@ pub fn offend(state: &State, exchange: &mut Exchange, offence: Offence) {
     if exchange.admission == Mode::Off || rules.mode == Mode::Off || is_other_place {
         return;
     }
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let Some((ban, who)) = state.bans.offend(&exchange.client, offence, now, rules, &state.limits) else { return };
     let mode = if exchange.admission == Mode::Monitor { Mode::Monitor } else { rules.mode };
     state.metrics.bans.count(offence, mode);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 use outrigger_wire::names::X_REQUEST_TIMEOUT_MS;
 use outrigger_wire::request::Request;
@@ -177,7 +178,7 @@ pub enum NoTurn {
 
 fn no_place(state: &State, exchange: &Exchange) -> Rejection {
     if hold::is_paused(state, exchange) {
-        state.pause.rejection(Instant::now())
+        state.pause.rejection(clock::now())
     } else if hold::must_wait(state, exchange) {
         Rejection::AppRestarting
     } else {

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::audit::{Class, Declared, Durability, EventType, Outcome as Ended};
 use outrigger_policy::flags::{Feature, Mode};
 use outrigger_wire::path;
@@ -126,7 +127,7 @@ pub async fn before_response(state: &State, exchange: &mut Exchange) -> Result<(
     exchange.audit.is_entered = true;
     let patience = exchange.rules.config.audit.as_ref().map_or(Duration::ZERO, |rules| rules.commit_timeout);
     let (done, receipt) = oneshot::channel();
-    let ended = Instant::now();
+    let ended = clock::now();
     let outcome = match (exchange.rejection, exchange.failure) {
         (Some(_), _) => Ended::Refused,
         (None, Some(_)) => Ended::Error,

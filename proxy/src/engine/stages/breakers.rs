@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use outrigger_identity::clock;
 use outrigger_identity::hash::client_hash;
 use outrigger_policy::breaker::{Caller, Failure, Outcome, Refused};
 use outrigger_policy::flags::Mode;
@@ -145,7 +146,7 @@ pub fn ended(state: &State, exchange: &mut Exchange, end: End) {
     };
     let now = match end {
         End::Answered(_, at) => at,
-        End::Failed | End::NotConnected | End::Unreached | End::Unknown => Instant::now(),
+        End::Failed | End::NotConnected | End::Unreached | End::Unknown => clock::now(),
     };
     if let Some(change) = attempt.end(outcome, end == End::Unreached, state.nanoseconds(now)) {
         notices::breaker_changed(state, attempt.cell(), change);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use outrigger_identity::clock;
 use outrigger_policy::flags::Mode;
 
 use crate::engine::connect::connect;
@@ -153,10 +154,10 @@ fn becomes_away(state: &Arc<State>) -> bool {
     }
     if !state.rules.load().config.app.hold.is_zero() {
         state.gate.suspend();
-        let changes = state.breakers.app_is_down(state.nanoseconds(Instant::now()));
+        let changes = state.breakers.app_is_down(state.nanoseconds(clock::now()));
         changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(state, &cell, change));
     }
-    tokio::spawn(watch(Arc::clone(state), Instant::now()));
+    tokio::spawn(watch(Arc::clone(state), clock::now()));
     true
 }
 
@@ -185,7 +186,7 @@ pub fn without_permit(state: &State, exchange: &Exchange) -> Option<Result<(), R
     }
     let (is_guest, is_paused) = (failover::is_guest(exchange), state.reach.is_paused());
     if is_guest {
-        let rejection = if is_paused { state.pause.rejection(Instant::now()) } else { Rejection::AppRestarting };
+        let rejection = if is_paused { state.pause.rejection(clock::now()) } else { Rejection::AppRestarting };
         return Some(Err(rejection));
     }
     // One that does not wait for the app fails at once. During a pause, an upload that the app reads goes on.
@@ -199,10 +200,10 @@ pub fn note_wait(state: &State, exchange: &mut Exchange) {
         exchange.paused_until = state.pause.until();
     } else if let Some(until) = exchange.paused_until {
         // It may have ended early.
-        exchange.paused_until = Some(until.min(Instant::now()));
+        exchange.paused_until = Some(until.min(clock::now()));
     }
     if must_wait(state, exchange) {
-        exchange.held_since.get_or_insert_with(Instant::now);
+        exchange.held_since.get_or_insert_with(clock::now);
     }
 }
 
@@ -267,11 +268,11 @@ async fn watch(state: Arc<State>, since: Instant) {
             break;
         }
     }
-    let changes = state.breakers.app_is_up(state.nanoseconds(Instant::now()));
+    let changes = state.breakers.app_is_up(state.nanoseconds(clock::now()));
     changes.into_iter().for_each(|(cell, change)| notices::breaker_changed(&state, &cell, change));
     state.metrics.app_reachable.set(1);
     let held: u32 = state.gate.standing().waiting.iter().sum();
-    let away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let away_ms = u64::try_from(clock::since(since).as_millis()).unwrap_or(u64::MAX);
     tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
     notices::app_reach_changed(&state, false, format!("the app is back after {away_ms} ms; {held} requests waited"));
     state.reach.clear(AWAY, &state.gate);

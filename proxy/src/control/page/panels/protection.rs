@@ -1,11 +1,10 @@
 //! Circuit breakers, limits, bans, and the app.
 
-use std::time::Instant;
-
 use crate::control::page::html::{Html, facts, note, table};
 use crate::control::status::headline::{number, time};
 use crate::control::status::{Bans, Breaker, Breakers, Limit, Limits, Status, TopClient};
 use crate::engine::state::State;
+use outrigger_identity::clock;
 
 /// Bans that are shown; `GET /bans` has all.
 const MOST_BANS: usize = 100;
@@ -137,7 +136,7 @@ pub fn bans(state: &State, bans: &Bans, is_operator: bool) -> Html {
         }
         return html;
     }
-    let now = state.nanoseconds(Instant::now());
+    let now = state.nanoseconds(clock::now());
     let rows = state.bans.list(now).into_iter().take(MOST_BANS).map(|banned| {
         let mut lift = Html::new();
         button(&mut lift, "b-lift-", "lift ", &banned.who, "Lift");
