@@ -207,10 +207,12 @@ fn each_reason_that_needs_a_proxy_of_its_own() -> [String; 7] {
     let restarting = why(&proxy, &refused, "app_restarting", "app.hold", &numbers);
     stopped.resume();
     assert_eq!(held.answer().status, 200);
-    // It was held, and the receipt says so.
-    let receipts = proxy.shows("/requests")["receipts"].as_array().unwrap().clone();
-    let held = receipts.iter().find(|receipt| receipt["status"] == 200).expect("a receipt");
-    assert!(held["steps"].to_string().contains("it waits until the app is back"), "{held}");
+    // It was held, and the receipt says so. It is made when the response has been sent.
+    until("its receipt", || {
+        let shown = proxy.shows("/requests");
+        let served = shown["receipts"].as_array().unwrap().iter().find(|receipt| receipt["status"] == 200);
+        served.is_some_and(|held| held["steps"].to_string().contains("it waits until the app is back"))
+    });
 
     let proxy = Proxy::with(&app, "app.max_held = 1\n");
     pause::act(&proxy, "/pause", "");

@@ -117,8 +117,8 @@ pub const MOST_DISPLACED: usize = 4;
 /// Newer flows may overtake a flow of a heavy client: one for each this many queue positions.
 const PLACES_PER_OVERTAKER: u32 = 4;
 
-/// A priority that was granted no permit for `max_wait` divided by this gets one if its next client has used less than that
-/// of the more important priority, unless critical requests wait.
+/// A priority that was granted no permit for `max_wait` divided by this gets one if the next client of the more important
+/// priority is heavy and its own is not, unless critical requests wait.
 const PATIENCE: u64 = 4;
 
 /// Permits and queue. `T` wakes a queued request; the caller stores it with [`Admission::waker`].

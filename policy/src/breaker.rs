@@ -250,6 +250,11 @@ impl Breaker {
         self.clients.open() + self.places.all().map(Self::clients_refused).sum::<usize>()
     }
 
+    /// Returns the number of probes in progress.
+    pub fn probes(&self) -> usize {
+        self.switch.probes() + self.clients.probes() + self.places.all().map(Self::probes).sum::<usize>()
+    }
+
     /// Returns whether all calls of all clients pass.
     pub fn is_calm(&self) -> bool {
         self.control == Control::Automatic

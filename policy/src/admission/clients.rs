@@ -26,7 +26,7 @@ const SHARE: f64 = 1.0 / 32.0;
 /// The average cost of a request is the mean over about this many requests.
 const COST_MEMORY: f64 = 64.0;
 /// A stranger counts as a client that has used as much as this many average requests: others first.
-const STRANGER: f64 = 2.0;
+const STRANGER: f64 = 4.0;
 
 /// The identity hasher: client identifiers are already hashes under a secret key.
 #[derive(Debug, Default)]

@@ -46,7 +46,7 @@ struct Flow {
     is_moved: bool,
     /// Flows are served in ascending order.
     rank: u64,
-    /// What its client had used when it joined, for comparison with others.
+    /// Usage of its client when it joined, for comparison with others.
     usage: u64,
     places: List,
     ring: Links,
@@ -170,7 +170,8 @@ impl<T: Default> FairQueue<T> {
         if flow == NONE {
             let (places, ring, peers) = (List::default(), Links::default(), Links::default());
             let (is_late, is_moved) = (false, false);
-            flow = self.flows.insert(Flow { client, priority, is_late, is_moved, rank: 0, usage: 0, places, ring, peers });
+            flow =
+                self.flows.insert(Flow { client, priority, is_late, is_moved, rank: 0, usage: 0, places, ring, peers });
             if let Some(client) = clients.get_mut(client) {
                 client.flows[priority as usize] = flow;
             }
@@ -204,24 +205,20 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// Returns the next request: of the most important priority, unless that is not critical, and another one was not
-    /// served since `starved_since` and is next for a client that has used less.
+    /// Returns the next request: of the most important priority, unless that is not critical and the request is of a heavy
+    /// client, and another priority was not served since `starved_since` and is next for a client that is not heavy.
     pub fn next(&self, clients: &Clients, starved_since: u64, now: u64) -> Option<u32> {
         let mut waiting = Priority::ALL.into_iter().filter(|priority| self.waiting(*priority) > 0);
         let first = waiting.next()?;
         let next = self.next_of(first)?;
-        if first == Priority::Critical {
-            return Some(next);
-        }
-        let spent = |number: u32, priority: Priority| {
-            self.places.get(number).map_or(0.0, |place| clients.spent(place.client, priority, now))
-        };
-        let most = spent(next, first) - clients.cost();
         let mut starved = waiting.filter(|priority| self.served_at(*priority).is_some_and(|at| at < starved_since));
-        let starved = starved.find_map(|priority| {
-            let starved = self.next_of(priority)?;
-            (spent(starved, priority) < most).then_some(starved)
-        });
+        let is_heavy = |number: u32| self.places.get(number).is_some_and(|place| clients.is_heavy(place.client, now));
+        // The order is usual: most requests need no more than this.
+        let Some(priority) = starved.next().filter(|_| first != Priority::Critical && is_heavy(next)) else {
+            return Some(next);
+        };
+        let all = std::iter::once(priority).chain(starved);
+        let starved = all.filter_map(|priority| self.next_of(priority)).find(|number| !is_heavy(*number));
         starved.or(Some(next))
     }
 

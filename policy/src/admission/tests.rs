@@ -356,26 +356,25 @@ fn a_known_client_with_less_usage_goes_first_and_no_request_is_moved_twice() {
 }
 
 #[test]
-fn a_priority_with_less_usage_gets_something_except_while_critical_requests_wait() {
-    // The others are strangers, which count as clients that have used something.
-    for (priority, are_known, least) in
-        [(Priority::Medium, true, 4), (Priority::Medium, false, 0), (Priority::Critical, true, 0)]
-    {
+fn less_important_requests_get_something_if_a_heavy_client_is_in_front_except_while_critical_ones_wait() {
+    for (priority, client, least) in [(Priority::Medium, 7, 4), (Priority::Medium, 0, 0), (Priority::Critical, 7, 0)] {
         let mut a: Admission<&'static str> = Admission::new(settings(1, 10_000));
-        for client in (200..220).filter(|_| are_known) {
-            assert!(a.ask_now(client));
-            a.finish(client, Priority::Low, 0, MS);
-        }
-        assert!(a.ask_now(7));
-        for client in 300..2_200 {
-            let _waits = wait(&mut a, priority, client, "more important");
+        assert!(a.ask_now(1));
+        // The requests of client 7 all come from it; those of client 0 are of a new one each.
+        for n in 0..2_000 {
+            let _waits = wait(&mut a, priority, if client == 0 { 1_000 + n } else { client }, "more important");
         }
         for client in 200..220 {
             let _waits = wait(&mut a, Priority::Low, client, "less");
         }
         let mut served = Vec::new();
-        for ms in 0..1_100 {
-            a.finish(7, priority, ms * MS, MS);
+        for n in 0..1_100 {
+            let before = match (n, client) {
+                (0, _) => 1,
+                (_, 0) => 999 + n,
+                _ => client,
+            };
+            a.finish(before, priority, n * MS, MS);
             a.in_flight = 0;
             served.extend(a.grant());
         }
@@ -410,9 +409,13 @@ fn a_heavy_client_is_overtaken_by_a_bounded_number_of_later_requests() {
         let Verdict::Wait(ticket) = a.ask(ask(Priority::Medium, client), |_, _| {}) else { panic!("it waits") };
         *a.waker(&ticket).unwrap() = client;
     };
-    assert!(a.ask_now(7));
     // None of those that come later is a stranger.
     let modest: Vec<u64> = (100..120).chain([200, 201, 5_000]).chain(1_001..1_025).collect();
+    for client in &modest {
+        assert!(a.ask_now(*client));
+        a.finish(*client, Priority::Medium, 0, MS);
+    }
+    assert!(a.ask_now(7));
     modest.iter().for_each(|client| queue(&mut a, *client));
     a.finish(7, Priority::Medium, MS, MS);
     queue(&mut a, 7);

@@ -39,6 +39,11 @@ impl ClientBreakers {
         self.all.iter().filter(|client| client.switch.state() != State::Closed).count()
     }
 
+    /// Returns the number of their probes in progress.
+    pub(super) fn probes(&self) -> usize {
+        self.all.iter().map(|client| client.switch.probes()).sum()
+    }
+
     fn find(&mut self, key: u64) -> Option<&mut ClientBreaker> {
         self.all.iter_mut().find(|client| client.key == key)
     }

@@ -89,6 +89,11 @@ impl Switch {
         Ok(())
     }
 
+    /// The number of probes in progress.
+    pub(super) fn probes(&self) -> usize {
+        if let Inner::HalfOpen { out, .. } = &self.inner { out.len() } else { 0 }
+    }
+
     /// Removes a probe that took at least [`PROBE_PATIENCE`] and returns its caller's key.
     pub(super) fn take_late(&mut self, now: u64) -> Option<u64> {
         let Inner::HalfOpen { out, .. } = &mut self.inner else { return None };
