@@ -34,12 +34,13 @@ COPY proxy/Cargo.toml proxy/
 COPY app/Cargo.toml app/
 COPY tests/Cargo.toml tests/
 COPY simulation/Cargo.toml simulation/
+COPY tests/algorithms/Cargo.toml tests/algorithms/
 COPY tests/edge/Cargo.toml tests/edge/
 COPY tests/experiment/Cargo.toml tests/experiment/
 COPY tests/soak/Cargo.toml tests/soak/
 COPY xtask/Cargo.toml xtask/
-RUN mkdir policy/src metrics/src tokens/src trail/src traffic/src wire/src identity/src rules/src transport/src mechanism/src backtest/src proxy/src app/src simulation/src tests/edge/src tests/experiment/src tests/soak/src xtask/src \
-    && touch policy/src/lib.rs metrics/src/lib.rs tokens/src/lib.rs trail/src/lib.rs traffic/src/lib.rs wire/src/lib.rs identity/src/lib.rs rules/src/lib.rs transport/src/lib.rs mechanism/src/lib.rs backtest/src/lib.rs proxy/src/lib.rs app/src/lib.rs simulation/src/lib.rs xtask/src/lib.rs tests/lib.rs tests/edge/src/lib.rs \
+RUN mkdir policy/src metrics/src tokens/src trail/src traffic/src wire/src identity/src rules/src transport/src mechanism/src backtest/src proxy/src app/src simulation/src tests/algorithms/src tests/edge/src tests/experiment/src tests/soak/src xtask/src \
+    && touch policy/src/lib.rs metrics/src/lib.rs tokens/src/lib.rs trail/src/lib.rs traffic/src/lib.rs wire/src/lib.rs identity/src/lib.rs rules/src/lib.rs transport/src/lib.rs mechanism/src/lib.rs backtest/src/lib.rs proxy/src/lib.rs app/src/lib.rs simulation/src/lib.rs xtask/src/lib.rs tests/lib.rs tests/algorithms/src/lib.rs tests/edge/src/lib.rs \
     && for program in proxy/src app/src simulation/src xtask/src tests tests/edge/src tests/experiment/src tests/soak/src; do echo 'fn main() {}' > "$program/main.rs"; done \
     && cargo build --release --locked --package outrigger --package outrigger-app
 

@@ -118,11 +118,6 @@ impl Machine {
         self.serving.reload(&self.place.rules(settings), &environment)
     }
 
-    /// Fails its readiness.
-    pub fn leave(&self) {
-        self.serving.leave();
-    }
-
     /// Resources in use although nothing needs them.
     pub fn leaks(&self) -> Vec<String> {
         let (state, gate) = (&self.state, self.state.gate.standing());

@@ -4,10 +4,13 @@
 //! dependencies. [`CRATES`] lists the floors. An import that is there already and points up is listed with its file, so that no other one
 //! comes in; once it is gone, the list must shrink.
 
+mod crates;
+
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
+pub use self::crates::CRATES;
 use crate::{Result, error::While};
 
 /// A crate of the workspace, and its floors.
@@ -23,164 +26,6 @@ pub struct Crate {
     /// Imports that point up and are known: the file below `src`, and the module that it imports.
     pub known: &'static [(&'static str, &'static str)],
 }
-
-/// The crates whose floors are held.
-pub const CRATES: [Crate; 13] = [
-    Crate { directory: "policy", below: &[], floors: &[], known: &[] },
-    Crate { directory: "metrics", below: &[], floors: &[], known: &[] },
-    Crate { directory: "tokens", below: &[], floors: &[], known: &[] },
-    Crate { directory: "trail", below: &["policy"], floors: &[], known: &[] },
-    Crate {
-        directory: "traffic",
-        below: &[],
-        floors: &[&["files", "request", "template", "varint"], &["encode"], &["decode", "shapes"]],
-        known: &[],
-    },
-    Crate {
-        directory: "wire",
-        below: &["policy"],
-        floors: &[
-            &[
-                "accept",
-                "authority",
-                "cookies",
-                "date",
-                "malformed",
-                "names",
-                "path",
-                "random",
-                "request",
-                "retry_after",
-                "structured",
-                "trace_context",
-            ],
-            &["chunks", "client_address", "http2", "ratelimit", "request_id", "via"],
-            &["forwarding", "sieve"],
-            &["headers"],
-            &["scan"],
-            &["rewrite"],
-        ],
-        known: &[],
-    },
-    Crate {
-        directory: "identity",
-        below: &["policy", "tokens", "wire"],
-        floors: &[
-            &["cache", "clock", "hash", "http_client", "signing"],
-            &["jwks", "this", "verified"],
-            &["client", "jwt", "keys"],
-            &["credentials"],
-        ],
-        known: &[],
-    },
-    Crate {
-        directory: "rules",
-        below: &["policy", "tokens", "trail", "traffic", "wire", "identity"],
-        floors: &[
-            &["acting", "finding", "inputs", "schema", "sources", "target"],
-            &["error"],
-            &["tree", "units"],
-            &["environment"],
-            &["complaints"],
-            &[
-                "sections::abuse",
-                "sections::admin",
-                "sections::admission",
-                "sections::affinity",
-                "sections::app",
-                "sections::audit",
-                "sections::client",
-                "sections::edge",
-                "sections::fallback",
-                "sections::flags",
-                "sections::headers",
-                "sections::log",
-                "sections::peers",
-                "sections::redis",
-                "sections::run",
-                "sections::server",
-                "sections::state",
-                "sections::tiers",
-                "sections::traffic",
-            ],
-            &["sections::identity", "sections::routes"],
-            &["sections::breaker", "sections::retry", "sections::route_table"],
-            &["sections::faults", "sections::limits"],
-            &["sections"],
-            &["foreign", "kinds", "references", "syntax", "written"],
-            &["effective", "include", "scrub"],
-            &["config"],
-            &["advice", "explain", "own", "suspicious"],
-            &["check"],
-            &["build", "published", "repair"],
-            &["load"],
-            &["diff"],
-        ],
-        known: &[],
-    },
-    Crate {
-        directory: "transport",
-        below: &["policy", "metrics", "trail", "wire", "identity", "rules"],
-        floors: &[
-            &["ask", "body_memory", "client_stream", "timer", "upstream::exhaustion", "witness"],
-            &["http2", "upstream::connect_error", "upstream::metrics"],
-            &["app_pool"],
-            &["upstream"],
-        ],
-        known: &[],
-    },
-    // The mechanisms do not know the exchange and the state: they take arguments and return values.
-    Crate {
-        directory: "mechanism",
-        below: &["policy", "metrics", "trail", "traffic", "wire", "identity", "rules", "transport"],
-        floors: &[
-            &["evidence"],
-            &[
-                "affinity",
-                "audit",
-                "breakers",
-                "claims",
-                "clock",
-                "connections",
-                "exposition",
-                "gate",
-                "health",
-                "machines",
-                "outcome",
-                "peers",
-                "tally",
-            ],
-            &["access_log", "limits", "traces", "traffic"],
-            &["abuse", "log", "saved"],
-        ],
-        known: &[],
-    },
-    Crate {
-        directory: "backtest",
-        below: &["policy", "metrics", "traffic", "wire", "identity", "rules", "mechanism"],
-        floors: &[&["past", "tally"], &["order", "report", "side", "source"], &["survey"], &["picture", "replay"]],
-        known: &[],
-    },
-    Crate {
-        directory: "proxy",
-        below: &[
-            "policy",
-            "metrics",
-            "tokens",
-            "trail",
-            "traffic",
-            "wire",
-            "identity",
-            "rules",
-            "transport",
-            "mechanism",
-            "backtest",
-        ],
-        floors: &[&["engine"], &["http1"], &["http2"], &["accept"], &["run"], &["control"], &["start"], &["cli"]],
-        known: &[],
-    },
-    Crate { directory: "app", below: &["policy", "metrics", "tokens", "trail"], floors: &[], known: &[] },
-];
 
 /// An import that points up, or a floor that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,7 +99,7 @@ fn of_imports(held: &Crate, files: &[(String, String)]) -> Vec<Breach> {
         }
         let path = format!("{}/src/{file}", held.directory);
         let Some(from) = floor_of(held, &own) else {
-            breaches.push(Breach(format!("{path} is on no floor: list its module in xtask/src/floors.rs")));
+            breaches.push(Breach(format!("{path} is on no floor: list its module in xtask/src/floors/crates.rs")));
             continue;
         };
         let code = code(text);
@@ -283,7 +128,7 @@ fn of_imports(held: &Crate, files: &[(String, String)]) -> Vec<Breach> {
     let gone = held.known.iter().enumerate().filter(|(index, _)| !met.contains(index));
     breaches.extend(gone.map(|(_, (file, module))| {
         Breach(format!(
-            "{}/src/{file} no longer imports `{module}`: take it out of xtask/src/floors.rs",
+            "{}/src/{file} no longer imports `{module}`: take it out of xtask/src/floors/crates.rs",
             held.directory
         ))
     }));
@@ -435,7 +280,10 @@ mod tests {
     fn a_known_one_may_stay_and_must_not_outlive_its_import() {
         let files = [("hall/stairs.rs".to_owned(), String::new())];
         let gone: Vec<_> = of_imports(&HELD, &files).into_iter().map(|breach| breach.to_string()).collect();
-        assert_eq!(gone, ["house/src/hall/stairs.rs no longer imports `roof`: take it out of xtask/src/floors.rs"]);
+        assert_eq!(
+            gone,
+            ["house/src/hall/stairs.rs no longer imports `roof`: take it out of xtask/src/floors/crates.rs"]
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::accept::Protocol;
 use crate::control::reload::{Cause, Reloader, Watched};
 use crate::engine::exchange::Listener;
-use crate::engine::state::{Phase, State};
+use crate::engine::state::State;
 use crate::mechanism::log::LevelSwitch;
 use crate::start::{accept_all, start_background_tasks};
 use crate::transport::upstream::checked::Checked;
@@ -23,8 +23,8 @@ use crate::transport::upstream::checked::Checked;
 #[derive(Debug)]
 pub struct Serving {
     reloader: Reloader,
-    leaving: watch::Sender<bool>,
-    closing: watch::Sender<bool>,
+    /// They keep the accept loops going: nothing is sent.
+    _signals: [watch::Sender<bool>; 2],
 }
 
 /// Serves these listeners, and starts what runs in the background. Needs a runtime with one thread.
@@ -40,7 +40,7 @@ pub fn serve(state: &Arc<State>, public: TcpListener, peers: Option<TcpListener>
     start_background_tasks(state);
     let watched = Watched { file: PathBuf::from("proxy.toml"), given: Given::default() };
     let reloader = Reloader::new(watched, Arc::clone(state), LevelSwitch::none());
-    Ok(Serving { reloader, leaving, closing })
+    Ok(Serving { reloader, _signals: [leaving, closing] })
 }
 
 impl Serving {
@@ -53,19 +53,8 @@ impl Serving {
         let text = Some((text.to_owned(), Trust::Operator));
         let (checked, _) =
             Checked::read(path, text, environment, Duration::ZERO, &own).map_err(|error| error.to_string())?;
-        self.reloader.put_in_force(checked, Cause::Change);
+        let (_, next) = self.reloader.put_in_force(checked, Cause::Change);
+        self.reloader.state.metrics.config.show_version(next.version);
         Ok(())
-    }
-
-    /// Begins to drain: readiness fails, and clients are told to reconnect.
-    pub fn leave(&self) {
-        self.reloader.state.drain.advance(Phase::LameDuck);
-        self.leaving.send_replace(true);
-    }
-
-    /// Accepts no more connections, and closes idle ones.
-    pub fn close(&self) {
-        self.reloader.state.drain.advance(Phase::Closing);
-        self.closing.send_replace(true);
     }
 }

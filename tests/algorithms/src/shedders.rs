@@ -26,6 +26,7 @@ impl Queue {
 /// second in its documentation). A request
 /// has one of 100 levels of its priority, by the rank of its client's usage (execution time in the last minute) among all
 /// clients. The limit is Outrigger's, so that only the choice of whom to reject differs.
+#[derive(Debug)]
 pub struct RankedUsage {
     concurrency: Concurrency,
     in_flight: u32,
@@ -149,6 +150,7 @@ impl Gate for RankedUsage {
 /// that changes every hour. Each second or 2,000 requests it changes: if they queued for more than 20 ms on average, so
 /// that 5 % fewer requests would have been admitted, otherwise 1 % of all requests more. It knows the number of servers:
 /// it runs inside the app.
+#[derive(Debug)]
 pub struct Dagor {
     servers: u32,
     in_flight: u32,

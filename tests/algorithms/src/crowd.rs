@@ -102,6 +102,7 @@ pub trait Gate {
 }
 
 /// Outrigger's admission control.
+#[derive(Debug)]
 pub struct Outrigger {
     admission: Admission<usize>,
     tickets: HashMap<usize, Ticket>,
@@ -276,7 +277,7 @@ impl Run<'_> {
     fn client(&mut self, group: usize) -> u64 {
         let of = &self.crowd.groups[group];
         let number = match of.population {
-            Population::Equal(clients) => self.random.next() % clients,
+            Population::Equal(clients) => self.random.draw() % clients,
             Population::Zipf(_) => {
                 let drawn = self.random.unit() * self.zipf.last().copied().unwrap_or(1.0);
                 self.zipf.partition_point(|sum| *sum < drawn) as u64

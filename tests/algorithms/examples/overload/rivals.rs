@@ -2,7 +2,7 @@
 
 use outrigger_policy::concurrency::Sample;
 
-use crate::simulator::{Law, SECOND};
+use outrigger_algorithms::simulator::{Law, SECOND};
 
 const MAX: f64 = 2000.0; // The same as for Outrigger.
 

@@ -1,18 +1,9 @@
 //! The fair queue in the simulator: many clients under overload, with several seeds each. The example `fairness` prints the
 //! figures of docs/overload.md for the same scenarios.
 
-#[allow(dead_code)] // Used by the examples only.
-#[path = "support/crowd.rs"]
-mod crowd;
-#[path = "support/shedders.rs"]
-mod shedders;
-#[allow(dead_code)] // Used by the other tests and the examples only.
-#[path = "support/simulator.rs"]
-mod simulator;
-
-use crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
-use shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
-use simulator::{MS, SECOND};
+use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use outrigger_algorithms::shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
+use outrigger_algorithms::simulator::{MS, SECOND};
 
 const SEEDS: std::ops::Range<u64> = 1..4;
 const END: u64 = 12 * SECOND;

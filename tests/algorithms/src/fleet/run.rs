@@ -1,16 +1,11 @@
-//! Simulates Machines that share rate limits through Redis, with the real decisions of `outrigger_policy::lease`. Discrete
-//! events and its own random numbers: the same fleet and seed give the same run everywhere.
-//!
-//! The task that syncs is a copy of `mechanism/src/limits/settling.rs` and its ledger, without sockets: one batch in flight,
-//! usage is reported within 200 ms, at once when half of a lease is used up; while Redis is unavailable, each Machine
-//! enforces its share.
+//! A run of a fleet: its events in order of time.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 
 use outrigger_policy::lease::{self, Account, UsageReport};
-use outrigger_policy::limiter::Quota;
 
+use super::{Fleet, Report, Spread};
 use crate::simulator::{MS, Random, SECOND};
 
 /// The constants of the task in `mechanism/src/limits/settling.rs` and `ledger.rs`.
@@ -27,110 +22,6 @@ const LAST_RETRY: u64 = SECOND;
 const TIMEOUT: u64 = 250 * MS;
 /// How long it takes until all Machines know that one has joined or left: a look at the name server and a probe.
 const NOTICED_WITHIN: u64 = 6 * SECOND;
-
-/// The Machine at which a request arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spread {
-    /// At any.
-    Even,
-    /// All requests of a key at its home.
-    Sessions,
-    /// The n-th Machine gets 1/n of what the first one gets.
-    Skewed,
-    /// At the first until this time, afterwards at the last.
-    MovesAt(u64),
-}
-
-/// A fleet and its requests. Times are nanoseconds.
-#[derive(Clone, Debug)]
-pub struct Fleet {
-    pub machines: u32,
-    /// `rate_limits.redis.machines`.
-    pub configured: u32,
-    pub quota: Quota,
-    /// Keys with this quota each, asked equally often.
-    pub keys: u32,
-    /// Requests a second of all keys.
-    pub rate: f64,
-    /// Additional requests of the first key that arrive together at the start.
-    pub page: u32,
-    pub spread: Spread,
-    /// The mean time for a batch to Redis and back.
-    pub round_trip: u64,
-    /// Redis is unavailable from the first time until the second.
-    pub outage: Option<(u64, u64)>,
-    /// From each time on so many Machines run: the last ones have joined or crashed.
-    pub changes: Vec<(u64, u32)>,
-    pub end: u64,
-}
-
-impl Fleet {
-    /// A fleet that asks for ten times a quota of 100 a second, a burst of 600, for a minute; 1 ms to Redis and back.
-    pub fn new(machines: u32) -> Self {
-        Self {
-            machines,
-            configured: 1,
-            quota: Quota::from_parts(10 * MS, 600),
-            keys: 1,
-            rate: 1_000.0,
-            page: 0,
-            spread: Spread::Even,
-            round_trip: MS,
-            outage: None,
-            changes: Vec::new(),
-            end: 60 * SECOND,
-        }
-    }
-
-    /// The documented bound on what a key can get in any time `t` in addition to rate × `t`: the burst, and a lease for each
-    /// Machine that decides on an old value.
-    pub fn bound(&self, machines: u32) -> u64 {
-        let lease = (self.quota.burst() / machines.max(1)).max(1);
-        u64::from(self.quota.burst()) + u64::from(lease) * u64::from(machines)
-    }
-}
-
-/// The result of a run.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// The times of the admitted requests, by key.
-    pub admitted: Vec<Vec<u64>>,
-    pub asked: u64,
-    /// Usage reports, batches of them, and heartbeats.
-    pub commands: u64,
-    pub batches: u64,
-    pub heartbeats: u64,
-    pub machine_seconds: f64,
-}
-
-impl Report {
-    /// The largest number that a key got in any time in addition to rate × time: at most the burst if it were exact.
-    pub fn most(&self, quota: Quota) -> f64 {
-        let interval = quota.charge_ns(1) as f64;
-        let of_key = |times: &Vec<u64>| {
-            let (mut most, mut since) = (0.0_f64, f64::MAX);
-            for (count, at) in times.iter().enumerate() {
-                let now = count as f64 - *at as f64 / interval;
-                since = since.min(now);
-                most = most.max(now - since + 1.0);
-            }
-            most
-        };
-        self.admitted.iter().map(of_key).fold(0.0, f64::max)
-    }
-
-    /// The requests admitted from the first time until the second, as a fraction of the rate of all keys.
-    pub fn share(&self, quota: Quota, from: u64, to: u64) -> f64 {
-        let admitted = self.admitted.iter().flatten().filter(|at| (from..to).contains(*at)).count();
-        let due = self.admitted.len() as f64 * (to - from) as f64 / quota.charge_ns(1) as f64;
-        admitted as f64 / due
-    }
-
-    /// Commands and heartbeats a second of one Machine.
-    pub fn commands_each(&self) -> f64 {
-        (self.commands + self.heartbeats) as f64 / self.machine_seconds
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -289,11 +180,11 @@ impl Run<'_> {
                 retry: FIRST_RETRY,
                 heard_at: now,
             });
-            let first = now + self.random.next() % REST;
+            let first = now + self.random.draw() % REST;
             self.push(first, Event::Turn(number, self.processes));
         }
         for number in 0..machines {
-            let learns = now + self.random.next() % NOTICED_WITHIN;
+            let learns = now + self.random.draw() % NOTICED_WITHIN;
             self.push(learns, Event::Learns(number, machines));
         }
         let mut sum = 0.0;
@@ -323,7 +214,7 @@ impl Run<'_> {
             Event::Returns(number, process) => self.returns(number, process, now),
             Event::Lost(number, process) => self.lost(number, process, now),
             Event::Request => {
-                let key = (self.random.next() % u64::from(self.fleet.keys)) as u32;
+                let key = (self.random.draw() % u64::from(self.fleet.keys)) as u32;
                 self.request(now, key);
                 let next = now + (self.random.exponential() * SECOND as f64 / self.fleet.rate) as u64 + 1;
                 self.push(next, Event::Request);
@@ -334,7 +225,7 @@ impl Run<'_> {
     fn machine(&mut self, key: u32, now: u64) -> usize {
         let machines = self.machines.len();
         match self.fleet.spread {
-            Spread::Even => (self.random.next() % machines as u64) as usize,
+            Spread::Even => (self.random.draw() % machines as u64) as usize,
             Spread::Sessions => (u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % machines,
             Spread::Skewed => {
                 let drawn = self.random.unit() * self.weights.last().copied().unwrap_or(1.0);

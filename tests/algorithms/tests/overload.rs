@@ -1,12 +1,8 @@
 //! Tests the concurrency limit in the simulator, with several seeds each.
 
-#[allow(dead_code)] // Used by the example only.
-#[path = "support/simulator.rs"]
-mod simulator;
-
+use outrigger_algorithms::simulator::{Figures, Kind, MS, Run, SECOND, Scenario, Shape, run};
 use outrigger_policy::concurrency::{Concurrency, Ended, Sample, Settings};
 use proptest::prelude::*;
-use simulator::{Figures, Kind, MS, Run, SECOND, Scenario, Shape, run};
 
 const SEEDS: std::ops::Range<u64> = 11..15;
 

@@ -1,16 +1,9 @@
 //! Rate limits that up to 100 Machines share, in the simulator, with several seeds. The example `machines` prints the figures
 //! of docs/scale.md for the same fleets.
 
-#[allow(dead_code)] // Used by the example only.
-#[path = "support/fleet.rs"]
-mod fleet;
-#[allow(dead_code)] // Used by the other tests and the examples only.
-#[path = "support/simulator.rs"]
-mod simulator;
-
-use fleet::{Fleet, Spread, run};
+use outrigger_algorithms::fleet::{Fleet, Spread, run};
+use outrigger_algorithms::simulator::{MS, SECOND};
 use outrigger_policy::limiter::Quota;
-use simulator::{MS, SECOND};
 
 const SEEDS: std::ops::Range<u64> = 1..4;
 

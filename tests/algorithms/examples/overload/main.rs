@@ -1,15 +1,12 @@
 //! Compares algorithms for adaptive concurrency limits under the same load and prints Markdown tables:
-//! `cargo run -p outrigger-policy --release --example overload`.
+//! `cargo run -p outrigger-algorithms --release --example overload`.
 #![allow(clippy::print_stdout)]
 
 mod rivals;
-#[allow(dead_code)] // Used by the tests only.
-#[path = "../../tests/support/simulator.rs"]
-mod simulator;
 
+use outrigger_algorithms::simulator::{Kind, Law, MS, SECOND, Scenario, Shape, run};
 use outrigger_policy::concurrency::{Concurrency, Settings};
 use rivals::{Aimd, Envoy, Fixed, Gradient2, Pid, Vegas};
-use simulator::{Kind, Law, MS, SECOND, Scenario, Shape, run};
 
 /// A scenario, the measured time span, and the number of servers in it.
 struct Case {

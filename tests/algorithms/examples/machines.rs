@@ -1,16 +1,10 @@
 //! Simulates Machines that share rate limits through Redis and prints Markdown tables:
-//! `cargo run -p outrigger-policy --release --example machines`.
+//! `cargo run -p outrigger-algorithms --release --example machines`.
 #![allow(clippy::print_stdout)]
 
-#[path = "../tests/support/fleet.rs"]
-mod fleet;
-#[allow(dead_code)] // Used by the tests and the other examples only.
-#[path = "../tests/support/simulator.rs"]
-mod simulator;
-
-use fleet::{Fleet, Report, Spread, run};
+use outrigger_algorithms::fleet::{Fleet, Report, Spread, run};
+use outrigger_algorithms::simulator::{MS, SECOND};
 use outrigger_policy::limiter::Quota;
-use simulator::{MS, SECOND};
 
 const MACHINES: [u32; 4] = [3, 10, 30, 100];
 const SEED: u64 = 1;

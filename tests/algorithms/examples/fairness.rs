@@ -1,18 +1,10 @@
 //! Simulates many clients under overload and prints Markdown tables:
-//! `cargo run -p outrigger-policy --release --example fairness`.
+//! `cargo run -p outrigger-algorithms --release --example fairness`.
 #![allow(clippy::print_stdout)]
 
-#[path = "../tests/support/crowd.rs"]
-mod crowd;
-#[path = "../tests/support/shedders.rs"]
-mod shedders;
-#[allow(dead_code)] // Used by the tests and the other example only.
-#[path = "../tests/support/simulator.rs"]
-mod simulator;
-
-use crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
-use shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
-use simulator::{MS, SECOND};
+use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use outrigger_algorithms::shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
+use outrigger_algorithms::simulator::{MS, SECOND};
 
 const END: u64 = 30 * SECOND;
 
