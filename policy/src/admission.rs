@@ -242,7 +242,7 @@ impl<T: Default> Admission<T> {
         self.shed(&mut displaced);
         let known = self.clients.find(ask.client);
         let own = known.map_or(0, |client| self.queue.waiting_of(&self.clients, client, ask.priority));
-        if self.queue.len() >= self.room() {
+        if self.queue.len() >= self.room().min(self.room_for(ask.priority)) {
             let victim = match self.queue.makes_room_for(ask.priority, own) {
                 Some(victim) => Some(victim),
                 None if self.queue.len() >= self.room_for(ask.priority) => {
@@ -274,7 +274,7 @@ impl<T: Default> Admission<T> {
         self.backlog = self.backlog.saturating_sub(1);
         self.in_flight += 1;
         self.clients.hold(client);
-        self.pressure.granted(self.clock, self.interval());
+        self.pressure.granted(self.queue.priority_of(next), self.clock, self.interval());
         let terms = self.terms();
         Some(self.queue.grant(&mut self.clients, next, terms))
     }

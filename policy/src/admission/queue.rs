@@ -3,8 +3,8 @@
 //! Each waiting client has a *flow*: its own requests, oldest first. A flow joins the ring at the end, and again after each
 //! of its requests that is granted a permit, as in round-robin fair queueing (Nagle 1987) and deficit round robin
 //! (Shreedhar, Varghese 1995). A bounded number of flows that join later may overtake a flow of a heavy client
-//! ([`Clients::is_heavy`]) or of a stranger. Once, a flow whose client has used less takes the position of one whose client
-//! has used more, which moves to the end.
+//! ([`Clients::is_heavy`]) or of a stranger. Once, a flow whose client has used much less takes the position of one, which
+//! moves to the end.
 //!
 //! Therefore the first request of a flow waits for at most as many grants of its priority as there were other flows when its
 //! own joined or was moved to the end, plus [`Terms::overtakers_of_strangers`] for a heavy client or a stranger, regardless
@@ -19,6 +19,8 @@ use crate::priority::Priority;
 
 /// A flow that joins looks at so many others for one whose position it takes.
 const MOST_LOOKED_AT: usize = 16;
+/// That one's client has used so many times as much. The usage of equal clients differs by less, mostly.
+const MUCH_MORE: f64 = 3.0;
 
 /// A queued request, or one whose owner has not collected its result yet.
 #[derive(Debug)]
@@ -339,13 +341,14 @@ impl<T: Default> FairQueue<T> {
         }
     }
 
-    /// Returns the first of the next regular flows that was not moved yet, and whose client has used more than one that has
-    /// `spent` so much would have after its request.
+    /// Returns the first of the next regular flows that was not moved yet, and whose client has used [`MUCH_MORE`] times as much as
+    /// one with `spent` would have after its request.
     fn first_heavier(&self, clients: &Clients, priority: Priority, spent: f64, now: u64) -> Option<u32> {
+        let most = MUCH_MORE * (spent + clients.cost());
         let mut at = self.rings[priority as usize].regular.first;
         for _ in 0..MOST_LOOKED_AT {
             let flow = self.flows.get(at)?;
-            if !flow.is_moved && clients.spent(flow.client, priority, now) > spent + clients.cost() {
+            if !flow.is_moved && clients.spent(flow.client, priority, now) > most {
                 return Some(at);
             }
             at = flow.ring.after();

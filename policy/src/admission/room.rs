@@ -13,29 +13,31 @@ impl<T: Default> Admission<T> {
             return self.settings.max_held;
         }
         let room = if self.pressure.stands(self.clock, self.interval()) {
-            let drained = f64::from(self.pressure.drained(self.clock, self.interval()));
-            let drained = drained * self.max_wait() as f64 / self.interval() as f64;
-            self.lasting_room(priority, drained)
+            let (drained, left) = self.pressure.drained_for(priority, self.clock, self.interval());
+            let drained = f64::from(drained) * self.max_wait() as f64 / self.interval() as f64;
+            // More important requests go before those of this priority.
+            let others = self.queue.len() - self.queue.waiting(priority);
+            self.lasting_room(priority, drained, 1.0).min(others + self.lasting_room(priority, drained, left))
         } else {
             self.settings.max_queue
         };
         room.max(self.backlog.min(self.settings.max_held))
     }
 
-    /// The maximum length of a standing queue: the number of responses in half of `max_wait` (four fifths for critical
+    /// The maximum length of a standing queue: `left` of the responses in half of `max_wait` (four fifths for critical
     /// requests), by the concurrency limit or by the recent rate `drained` (per `max_wait`), whichever is more; at least
     /// the limit. `max_queue` while the latency is unknown.
-    fn lasting_room(&self, priority: Priority, drained: f64) -> u32 {
+    fn lasting_room(&self, priority: Priority, drained: f64, left: f64) -> u32 {
         let Some(answered) = self.concurrency.answers_in(self.settings.max_wait) else {
             return self.settings.max_queue;
         };
-        let share = if priority == Priority::Critical { 0.8 } else { 0.5 };
+        let share = left * if priority == Priority::Critical { 0.8 } else { 0.5 };
         // The cast saturates.
         ((answered.max(drained) * share) as u32).max(self.concurrency.limit()).min(self.settings.max_queue)
     }
 
     pub(super) fn terms(&self) -> Terms {
-        let room = self.lasting_room(Priority::Medium, 0.0);
+        let room = self.lasting_room(Priority::Medium, 0.0, 1.0);
         Terms { now: self.clock, overtakers: room / PLACES_PER_OVERTAKER, overtakers_of_strangers: room / 2 }
     }
 

@@ -333,15 +333,15 @@ fn a_request_that_takes_anothers_place_is_served_when_that_would_have_been() {
 }
 
 #[test]
-fn a_known_client_with_less_usage_goes_first_and_no_request_is_moved_twice() {
+fn a_known_client_with_much_less_usage_goes_first_and_no_request_is_moved_twice() {
     let mut a = full(2, 100);
-    // Usage counts while requests wait. All are known; 21 and 22 have used more.
+    // Usage counts while requests wait. All are known; 21 and 22 have used much more.
     let _waits = wait(&mut a, Priority::Strict, 99, "waits");
     for client in 1..=22 {
         let _waits = wait(&mut a, Priority::Low, client, "before");
         a.in_flight = 1;
         assert_eq!(a.grant(), Some("before"));
-        a.finish(client, Priority::Low, MS, if client > 20 { 50 * MS } else { 10 * MS });
+        a.finish(client, Priority::Low, MS, if client > 20 { 90 * MS } else { 10 * MS });
         a.in_flight = 2;
     }
     let _crowd = [(21, "first of the crowd"), (22, "second of the crowd")]
@@ -380,6 +380,38 @@ fn less_important_requests_get_something_if_a_heavy_client_is_in_front_except_wh
         }
         assert_eq!(served.iter().filter(|name| **name == "less").count(), least, "of 1,100");
     }
+}
+
+#[test]
+fn requests_to_which_others_leave_few_permits_are_rejected_at_once_instead_of_after_a_long_wait() {
+    // 500 responses a second: 400 are for critical requests, and a thousand others arrive in that time.
+    let mut a: Admission<(Priority, u64)> = Admission::new(settings(10, 1_000));
+    answers(&mut a, 20 * MS);
+    let (mut running, mut client) = (std::collections::VecDeque::new(), 0);
+    let mut longest = 0;
+    for step in 0..2_000 {
+        let now = 10_000 * MS + step * 2 * MS;
+        let priorities = [Priority::Low, Priority::Low, Priority::Critical];
+        for priority in &priorities[..if step % 5 == 0 { 2 } else { 3 }] {
+            client += 1;
+            match a.ask(Ask { priority: *priority, client, now }, |_, _| {}) {
+                Verdict::Go => running.push_back((*priority, client)),
+                Verdict::Wait(ticket) => *a.waker(&ticket).unwrap() = (*priority, client),
+                Verdict::Refuse => {}
+            }
+        }
+        if step > 10 {
+            let (priority, client) = running.pop_front().unwrap();
+            a.finish(client, priority, now, 20 * MS);
+            running.extend(a.grant());
+        }
+        if step > 1_000 {
+            longest = longest.max(a.waiting(Priority::Low));
+        }
+    }
+    assert_eq!(a.waiting(Priority::Critical), 0);
+    // A hundred a second are left, for half a second.
+    assert!((45..=60).contains(&longest), "{longest}");
 }
 
 #[test]
