@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, UnixListener},
     runtime::Runtime,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
 };
 use xtask::ports;
 
@@ -158,6 +158,7 @@ pub struct Backend {
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
     listener: Option<tokio::task::JoinHandle<()>>,
+    accepts: watch::Sender<bool>,
 }
 
 impl Backend {
@@ -193,7 +194,7 @@ impl Backend {
             open: AtomicUsize::new(0),
             abandoned: AtomicUsize::new(0),
         });
-        let mut app = Self { address, shared, runtime: None, listener: None };
+        let mut app = Self { address, shared, runtime: None, listener: None, accepts: watch::Sender::new(true) };
         app.resume();
         app
     }
@@ -230,10 +231,17 @@ impl Backend {
         let listening = match self.address.clone() {
             Address::Tcp(address) => {
                 let listener = runtime.block_on(TcpListener::bind(address)).expect("the app's port");
+                let mut accepts = self.accepts.subscribe();
                 runtime.spawn(async move {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        let _ = stream.set_nodelay(true);
-                        tokio::spawn(serve(stream, Arc::clone(&shared)));
+                    while accepts.wait_for(|accepts| *accepts).await.is_ok() {
+                        tokio::select! {
+                            biased;
+                            _ = accepts.changed() => {}
+                            Ok((stream, _)) = listener.accept() => {
+                                let _ = stream.set_nodelay(true);
+                                tokio::spawn(serve(stream, Arc::clone(&shared)));
+                            }
+                        }
                     }
                 })
             }
@@ -280,6 +288,11 @@ impl Backend {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.at(path, Play::Events(Arc::new(tokio::sync::Mutex::new(receiver))));
         sender
+    }
+
+    /// Whether it accepts connections from now on. Until it does again, the kernel keeps them (TCP).
+    pub fn accepts(&self, accepts: bool) {
+        self.accepts.send_replace(accepts);
     }
 
     pub fn habit(&self, habit: Habit) {

@@ -465,43 +465,35 @@ fn a_greedy_client_delays_none_of_many_modest_ones() {
 }
 
 #[test]
-fn monitor_changes_no_response_and_predicts_enforce() {
+fn monitor_changes_no_response_and_counts_what_enforce_would_reject() {
     let (app, other) = (Backend::start(), Backend::start());
     let workers = [&app, &other].map(four_workers);
     let enforcing = Proxy::with(&app, &routes());
     let monitoring = Proxy::with(&other, &format!("admission.mode = \"monitor\"\n{}", routes()));
-    let refusals = |proxy: &Proxy, mode, priority| {
-        let reason = ("reason", "temporary_reduced_capacity");
-        proxy.metric("outrigger_refusals_total", &[reason, ("mode", mode), ("priority", priority)])
+    let refusals = |proxy: &Proxy, mode| {
+        let labels = [("reason", "temporary_reduced_capacity"), ("mode", mode), ("priority", "low")];
+        proxy.metric("outrigger_refusals_total", &labels)
     };
-    let counted = || {
-        let of = |priority| (refusals(&enforcing, "enforce", priority), refusals(&monitoring, "monitor", priority));
-        [of("low"), of("high")]
-    };
-    // Nearly three times the app's capacity, some of it important. Compares the steady state, without the start.
-    let (before, after) = run(async {
+    // Nearly three times the app's capacity, some of it important. That the prediction is right within a few percent is tested in
+    // simulated time (mechanism/tests/gate_prediction.rs).
+    run(async {
         let loads = [&enforcing, &monitoring].map(|proxy| {
             let load = Load::on(proxy);
             load.flow(mixed("/low"), 160.0, PATIENCE);
             load.flow(mixed("/high"), 60.0, PATIENCE);
             load
         });
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let before = counted();
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let after = counted();
+        let both = async {
+            while refusals(&enforcing, "enforce") < 300.0 || refusals(&monitoring, "monitor") < 300.0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, both).await.expect("many requests are rejected, and predicted to be");
         let answers = loads[1].outcomes.borrow();
         assert_eq!((served(&answers), answers.len()), (answers.len(), answers.len()), "monitor refuses nobody");
-        assert!(answers.len() <= workers[1].stays().len() && answers.len() > 300, "{}", answers.len());
-        (before, after)
+        assert!(answers.len() <= workers[1].stays().len() && !answers.is_empty(), "{}", answers.len());
     });
-    let [low, high] = [0, 1].map(|n| (after[n].0 - before[n].0, after[n].1 - before[n].1));
-    println!("low: {} refused, {} predicted; high: {}, {}", low.0, low.1, high.0, high.1);
-    let (refused, predicted) = (low.0 + high.0, low.1 + high.1);
-    assert!(refused > 600.0, "{refused} of about 700");
-    assert!((predicted - refused).abs() <= 0.05 * refused, "{predicted} were predicted, {refused} were refused");
-    assert_eq!(high, (0.0, 0.0));
-    assert_eq!(refusals(&monitoring, "enforce", "low") + monitoring.metric("outrigger_rejections_total", &[]), 0.0);
+    assert_eq!(refusals(&monitoring, "enforce") + monitoring.metric("outrigger_rejections_total", &[]), 0.0);
     everything_has_returned(&enforcing);
     everything_has_returned(&monitoring);
 }

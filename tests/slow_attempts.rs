@@ -261,3 +261,29 @@ fn a_silent_app_with_another_health_check_is_not_left_for_good() {
     });
     hung.add_permits(10);
 }
+
+/// A request that may not be sent twice, to an app that has stopped: nothing of it was sent while the connection is not accepted.
+#[test]
+fn a_request_that_a_silent_app_did_not_accept_goes_to_a_peer_and_not_to_both() {
+    let rules = "retry.attempt_timeout = \"200ms\"\nretry.hedge = \"off\"\npeers.timeout = \"10s\"";
+    let (a, b) = pair(rules);
+    a.app.accepts(false);
+    let order = || with_fields(&post("/order", "one"), &["Connection: close"]);
+    thread::scope(|scope| {
+        let ordered = scope.spawn(|| a.proxy.ask(&order()));
+        for _ in 0..3 {
+            scope.spawn(|| assert_eq!(a.proxy.get("/work").status, 200));
+        }
+        assert_eq!(ordered.join().unwrap().status, 200);
+    });
+    a.proxy.says("\"event\":\"app_silent\"");
+    assert_eq!(b.app.requests_to("/order"), 1);
+    // It goes on: it gets what the kernel kept for it.
+    a.app.accepts(true);
+    until("requests to be served here again", || {
+        let before = a.app.requests_to("/back");
+        assert_eq!(a.proxy.get("/back").status, 200);
+        a.app.requests_to("/back") > before
+    });
+    assert_eq!((a.app.requests_to("/order"), b.app.requests_to("/order")), (0, 1));
+}

@@ -195,11 +195,6 @@ impl<T: Default> Admission<T> {
         self.concurrency.latency()
     }
 
-    /// Returns the current maximum length of the queue, for requests that are not critical.
-    pub fn room(&self) -> u32 {
-        self.room_for(Priority::Medium)
-    }
-
     /// Stops granting permits until [`Admission::resume`]: the app is unreachable. Queued requests keep waiting.
     pub fn suspend(&mut self) {
         self.is_suspended = true;
@@ -242,21 +237,23 @@ impl<T: Default> Admission<T> {
         self.shed(&mut displaced);
         let known = self.clients.find(ask.client);
         let own = known.map_or(0, |client| self.queue.waiting_of(&self.clients, client, ask.priority));
-        if self.queue.len() >= self.room().min(self.room_for(ask.priority)) {
+        if self.queue.len() >= self.room() {
             let victim = match self.queue.makes_room_for(ask.priority, own) {
-                Some(victim) => Some(victim),
-                None if self.queue.len() >= self.room_for(ask.priority) => {
+                Some(victim) => victim,
+                None => {
                     self.pressure.sign(self.clock, self.interval());
                     let victim = self.starved(ask.priority, known, own).or_else(|| self.heavier(ask));
-                    let Some(victim) = victim else { return Verdict::Refuse };
-                    Some(victim)
+                    let Some(victim) = victim else {
+                        if let Some(client) = known {
+                            self.clients.charge(client, ask.priority, self.clock);
+                        }
+                        return Verdict::Refuse;
+                    };
+                    victim
                 }
-                None => None,
             };
-            if let Some(victim) = victim {
-                let priority = self.queue.priority_of(victim);
-                displaced(self.displace(victim), priority);
-            }
+            let priority = self.queue.priority_of(victim);
+            displaced(self.displace(victim), priority);
         }
         let (client, terms) = (self.clients.enter(ask.client), self.terms());
         Verdict::Wait(Ticket(self.queue.push(&mut self.clients, client, ask.priority, terms)))
@@ -274,7 +271,7 @@ impl<T: Default> Admission<T> {
         self.backlog = self.backlog.saturating_sub(1);
         self.in_flight += 1;
         self.clients.hold(client);
-        self.pressure.granted(self.queue.priority_of(next), self.clock, self.interval());
+        self.pressure.granted(self.clock, self.interval());
         let terms = self.terms();
         Some(self.queue.grant(&mut self.clients, next, terms))
     }
@@ -387,8 +384,10 @@ impl<T: Default> Admission<T> {
     /// Removes a request from the queue without a permit and returns its waker.
     fn displace(&mut self, number: u32) -> T {
         let client = self.queue.place(number).map(|place| place.client);
+        let priority = self.queue.priority_of(number);
         let waker = self.queue.remove(&mut self.clients, number, Turn::Displaced);
         if let Some(client) = client {
+            self.clients.charge(client, priority, self.clock);
             self.clients.rest(client, self.clock);
         }
         waker

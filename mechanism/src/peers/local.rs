@@ -38,7 +38,8 @@ impl Local {
         self.is_unready.load(Ordering::Relaxed) || self.is_silent()
     }
 
-    fn is_silent(&self) -> bool {
+    /// Returns whether the app answers no requests.
+    pub fn is_silent(&self) -> bool {
         self.overdue.load(Ordering::Relaxed) >= MOST_OVERDUE
     }
 

@@ -1,6 +1,7 @@
 //! Exact state for each client that holds a permit, waits, or recently used the app while other requests had to wait.
 //!
-//! A client's *usage* is the time for which its requests held permits, by priority, halved every [`HALF_LIFE_NS`]. A client
+//! A client's *usage* is the time for which its requests held permits, and [`REJECTED`] for each that got none, by priority,
+//! halved every [`HALF_LIFE_NS`]. A client
 //! is *heavy* if its usage exceeds [`HEAVY`] times the average of the other clients, [`HEAVY`] average requests, and
 //! [`SHARE`] of all usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
 //! A client that had no response for some minutes is a *stranger* (`seen.rs`).
@@ -23,10 +24,13 @@ pub const MOST_IDLE: u32 = 16_384;
 const HEAVY: f64 = 8.0;
 /// The minimum fraction of all usage that makes a client heavy.
 const SHARE: f64 = 1.0 / 32.0;
+/// A request that got no permit counts as this fraction of an average one: who asks often is told from who asks rarely even if
+/// hardly any of them is served, and who was served still has used more.
+const REJECTED: f64 = 0.75;
 /// The average cost of a request is the mean over about this many requests.
 const COST_MEMORY: f64 = 64.0;
 /// A stranger counts as a client that has used as much as this many average requests: others first.
-const STRANGER: f64 = 4.0;
+const STRANGER: f64 = 16.0;
 
 /// The identity hasher: client identifiers are already hashes under a secret key.
 #[derive(Debug, Default)]
@@ -146,6 +150,21 @@ impl Clients {
             }
         }
         self.rest(number, now);
+    }
+
+    /// Counts a request that got no permit. A stranger's does not count, so that new clients push nobody out of the memory.
+    pub fn charge(&mut self, number: u32, priority: Priority, now: u64) {
+        let Some(client) = self.clients.get_mut(number).filter(|client| self.seen.has(client.id)) else { return };
+        client.decay(now);
+        let usage = &mut client.usage[priority as usize];
+        let used = (REJECTED * self.cost).min(STRANGER * self.cost - *usage).max(0.0);
+        *usage += used;
+        self.usage = decayed(self.usage, self.as_of, now) + used;
+        self.as_of = self.as_of.max(now);
+        if client.is_idle {
+            self.idle.remove(&mut self.clients, number, |client| &mut client.idle);
+            self.idle.push(&mut self.clients, number, |client| &mut client.idle);
+        }
     }
 
     /// Must be called after a client gave up a permit or left the queue: if that was its last, it becomes idle, or is

@@ -1,8 +1,6 @@
 //! Distinguishes a burst (the queue drains) from an overload (the queue stands). The criterion is not the length of the
 //! queue but whether requests have had long waits continuously (CoDel: Nichols, Jacobson 2012).
 
-use crate::priority::Priority;
-
 /// A wait of the interval divided by this is a sign of pressure.
 const TARGET: u64 = 10;
 /// The longest interval, in nanoseconds.
@@ -14,13 +12,10 @@ pub struct Pressure {
     /// The first and the last sign of the current pressure: consecutive signs are at most one interval apart.
     signs: Option<(u64, u64)>,
     /// Permits granted from the queue in the current and the previous interval, and the start of the current one.
-    granted: Grants,
-    granted_before: Grants,
+    granted: u32,
+    granted_before: u32,
     began: u64,
 }
-
-/// Permits by priority.
-type Grants = [u32; Priority::ALL.len()];
 
 impl Pressure {
     /// Returns how long pressure must last before the queue counts as standing: half of `max_wait`, at most 1 s.
@@ -52,29 +47,21 @@ impl Pressure {
     }
 
     /// Counts a permit granted to a queued request.
-    pub fn granted(&mut self, priority: Priority, now: u64, interval: u64) {
+    pub fn granted(&mut self, now: u64, interval: u64) {
         if now.saturating_sub(self.began) >= interval {
-            (self.granted_before, self.granted) = (self.drained(now, interval), Grants::default());
+            (self.granted_before, self.granted) = (self.drained(now, interval), 0);
             self.began = now;
         }
-        self.granted[priority as usize] += 1;
+        self.granted += 1;
     }
 
     /// Returns the permits granted to queued requests in the current interval or the previous one, whichever is more.
-    fn drained(&self, now: u64, interval: u64) -> Grants {
-        let sum = |grants: Grants| grants.into_iter().sum::<u32>();
+    pub fn drained(&self, now: u64, interval: u64) -> u32 {
         match now.saturating_sub(self.began) {
-            age if age < interval && sum(self.granted) < sum(self.granted_before) => self.granted_before,
+            age if age < interval => self.granted.max(self.granted_before),
             age if age < interval.saturating_mul(2) => self.granted,
-            _ => Grants::default(),
+            _ => 0,
         }
-    }
-
-    /// Returns how many of them there were, and the fraction of those that were not taken by more important priorities.
-    pub fn drained_for(&self, priority: Priority, now: u64, interval: u64) -> (u32, f64) {
-        let drained = self.drained(now, interval);
-        let (all, left) = (drained.iter().sum::<u32>(), drained[priority as usize..].iter().sum::<u32>());
-        (all, if all == 0 { 1.0 } else { f64::from(left) / f64::from(all) })
     }
 }
 
@@ -98,12 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn grants_are_counted_by_interval_and_priority() {
+    fn grants_are_counted_by_interval() {
         let mut pressure = Pressure::default();
-        (0..10).for_each(|n| pressure.granted(if n < 4 { Priority::Critical } else { Priority::Low }, 1_000 + n, 100));
-        assert_eq!(pressure.drained_for(Priority::Critical, 1_050, 100), (10, 1.0));
-        assert_eq!(pressure.drained_for(Priority::Medium, 1_050, 100), (10, 0.6));
-        assert_eq!(pressure.drained_for(Priority::Strict, 1_150, 100), (10, 0.0), "the interval before");
-        assert_eq!(pressure.drained_for(Priority::Strict, 1_400, 100), (0, 1.0));
+        (0..10).for_each(|n| pressure.granted(1_000 + n, 100));
+        assert_eq!(pressure.drained(1_050, 100), 10);
+        assert_eq!(pressure.drained(1_150, 100), 10, "the interval before");
+        assert_eq!(pressure.drained(1_400, 100), 0);
     }
 }

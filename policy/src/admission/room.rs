@@ -5,39 +5,38 @@ use super::queue::Terms;
 use super::{Admission, Ask, MOST_DISPLACED, PLACES_PER_OVERTAKER};
 use crate::priority::Priority;
 
+/// A standing queue is as long as what the app does in this fraction of `max_wait`. In a longer one, requests would wait in
+/// vain; in a shorter one, too few are left when more important ones become fewer.
+const STANDING: f64 = 0.8;
+
 impl<T: Default> Admission<T> {
-    /// Returns the queue length at which a request of this priority is rejected. Higher for critical requests, which are
-    /// served first.
-    pub(super) fn room_for(&self, priority: Priority) -> u32 {
+    /// Returns the current maximum length of the queue.
+    pub fn room(&self) -> u32 {
         if self.is_suspended {
             return self.settings.max_held;
         }
         let room = if self.pressure.stands(self.clock, self.interval()) {
-            let (drained, left) = self.pressure.drained_for(priority, self.clock, self.interval());
-            let drained = f64::from(drained) * self.max_wait() as f64 / self.interval() as f64;
-            // More important requests go before those of this priority.
-            let others = self.queue.len() - self.queue.waiting(priority);
-            self.lasting_room(priority, drained, 1.0).min(others + self.lasting_room(priority, drained, left))
+            let drained = f64::from(self.pressure.drained(self.clock, self.interval()));
+            let drained = drained * self.max_wait() as f64 / self.interval() as f64;
+            self.lasting_room(STANDING, drained)
         } else {
             self.settings.max_queue
         };
         room.max(self.backlog.min(self.settings.max_held))
     }
 
-    /// The maximum length of a standing queue: `left` of the responses in half of `max_wait` (four fifths for critical
-    /// requests), by the concurrency limit or by the recent rate `drained` (per `max_wait`), whichever is more; at least
-    /// the limit. `max_queue` while the latency is unknown.
-    fn lasting_room(&self, priority: Priority, drained: f64, left: f64) -> u32 {
+    /// The number of responses in a fraction of `max_wait`, by the concurrency limit or by the recent rate `drained` (per
+    /// `max_wait`), whichever is more; at least the limit. `max_queue` while the latency is unknown.
+    fn lasting_room(&self, fraction: f64, drained: f64) -> u32 {
         let Some(answered) = self.concurrency.answers_in(self.settings.max_wait) else {
             return self.settings.max_queue;
         };
-        let share = left * if priority == Priority::Critical { 0.8 } else { 0.5 };
         // The cast saturates.
-        ((answered.max(drained) * share) as u32).max(self.concurrency.limit()).min(self.settings.max_queue)
+        ((answered.max(drained) * fraction) as u32).max(self.concurrency.limit()).min(self.settings.max_queue)
     }
 
     pub(super) fn terms(&self) -> Terms {
-        let room = self.lasting_room(Priority::Medium, 0.0, 1.0);
+        let room = self.lasting_room(0.5, 0.0);
         Terms { now: self.clock, overtakers: room / PLACES_PER_OVERTAKER, overtakers_of_strangers: room / 2 }
     }
 
@@ -58,7 +57,7 @@ impl<T: Default> Admission<T> {
     pub(super) fn shed(&mut self, displaced: &mut impl FnMut(T, Priority)) {
         for _ in 1..MOST_DISPLACED {
             let Some(least) = self.queue.least_important() else { return };
-            if self.queue.len() <= self.room_for(least) {
+            if self.queue.len() <= self.room() {
                 return;
             }
             let Some(last) = self.queue.last_of(least) else { return };

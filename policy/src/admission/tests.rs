@@ -193,16 +193,16 @@ fn flood(a: &mut Admission<()>, from: u64, to: u64, every: u64) -> (u32, u32) {
 const MS: u64 = 1_000_000;
 
 #[test]
-fn a_burst_may_queue_and_an_overloaded_queue_holds_half_of_max_wait() {
+fn a_burst_may_queue_and_an_overloaded_queue_holds_four_fifths_of_max_wait() {
     let mut a: Admission<()> = Admission::new(settings(8, 1000));
     answers(&mut a, 20 * MS);
     let start = 10_000 * MS;
     // 400 requests in 400 ms are all queued.
     assert_eq!(flood(&mut a, start, start + 400 * MS, MS), (0, 0));
-    // After 500 ms it is an overload: room for 400 per second × half a second.
+    // After 500 ms it is an overload: room for 400 per second × 0.8 s.
     let (refused, displaced) = flood(&mut a, start + 400 * MS, start + 900 * MS, MS);
-    assert!((190..=210).contains(&a.room()), "{}", a.room());
-    assert!(refused + displaced > 600, "{refused} refused, {displaced} displaced");
+    assert!((310..=330).contains(&a.room()), "{}", a.room());
+    assert!(refused + displaced > 500, "{refused} refused, {displaced} displaced");
     assert!(a.queue.len() <= a.room());
     // Rejections continue while there is no room, and end some time later.
     let (refused, displaced) = flood(&mut a, start + 900 * MS, start + 990 * MS, MS);
@@ -266,7 +266,7 @@ fn ask_as(a: &mut Admission<&'static str>, priority: Priority, client: u64, now:
 #[test]
 fn who_has_used_more_gives_way_to_known_clients_and_never_to_strangers() {
     let mut a = full(1, 3);
-    // Client 7 and the others had responses; client 7 had ten more while others waited.
+    // Client 7 and the others had responses; client 7 had thirty more while others waited.
     let _waits =
         [wait(&mut a, Priority::Low, 7, "7"), wait(&mut a, Priority::Low, 8, "8"), wait(&mut a, Priority::Low, 9, "9")];
     for client in [1000, 7, 8] {
@@ -275,7 +275,7 @@ fn who_has_used_more_gives_way_to_known_clients_and_never_to_strangers() {
     }
     a.finish(9, Priority::Low, MS, 20 * MS);
     assert_eq!(a.ask(Ask { priority: Priority::Low, client: 7, now: MS }, |_, _| {}), Verdict::Go);
-    for _ in 0..10 {
+    for _ in 0..30 {
         let _waits = wait(&mut a, Priority::Low, 7, "7 again");
         a.finish(7, Priority::Low, MS, 20 * MS);
         assert_eq!(a.grant(), Some("7 again"));
@@ -380,38 +380,6 @@ fn less_important_requests_get_something_if_a_heavy_client_is_in_front_except_wh
         }
         assert_eq!(served.iter().filter(|name| **name == "less").count(), least, "of 1,100");
     }
-}
-
-#[test]
-fn requests_to_which_others_leave_few_permits_are_rejected_at_once_instead_of_after_a_long_wait() {
-    // 500 responses a second: 400 are for critical requests, and a thousand others arrive in that time.
-    let mut a: Admission<(Priority, u64)> = Admission::new(settings(10, 1_000));
-    answers(&mut a, 20 * MS);
-    let (mut running, mut client) = (std::collections::VecDeque::new(), 0);
-    let mut longest = 0;
-    for step in 0..2_000 {
-        let now = 10_000 * MS + step * 2 * MS;
-        let priorities = [Priority::Low, Priority::Low, Priority::Critical];
-        for priority in &priorities[..if step % 5 == 0 { 2 } else { 3 }] {
-            client += 1;
-            match a.ask(Ask { priority: *priority, client, now }, |_, _| {}) {
-                Verdict::Go => running.push_back((*priority, client)),
-                Verdict::Wait(ticket) => *a.waker(&ticket).unwrap() = (*priority, client),
-                Verdict::Refuse => {}
-            }
-        }
-        if step > 10 {
-            let (priority, client) = running.pop_front().unwrap();
-            a.finish(client, priority, now, 20 * MS);
-            running.extend(a.grant());
-        }
-        if step > 1_000 {
-            longest = longest.max(a.waiting(Priority::Low));
-        }
-    }
-    assert_eq!(a.waiting(Priority::Critical), 0);
-    // A hundred a second are left, for half a second.
-    assert!((45..=60).contains(&longest), "{longest}");
 }
 
 #[test]

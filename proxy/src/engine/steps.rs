@@ -98,6 +98,15 @@ pub fn refused(state: &Arc<State>, exchange: &mut Exchange) -> Next {
     happened(state, exchange, Event::Refused { waits, peer })
 }
 
+/// The app has not accepted the connection so far, and nothing of the request was sent. Returns the next action if the app answers no
+/// other requests either and a peer takes this one.
+#[cold]
+pub fn not_accepted(state: &State, exchange: &mut Exchange) -> Option<Next> {
+    let is_silent = state.peers.as_ref().is_some_and(|peers| peers.local.is_silent());
+    (is_silent && failover::takes(state, exchange))
+        .then(|| happened(state, exchange, Event::Refused { waits: false, peer: true }))
+}
+
 /// The app has not responded within the time for an attempt. Returns [`Next::GoOn`] if the attempt goes on all the same. `is_news`: it
 /// is the first time that this attempt is found so.
 #[cold]

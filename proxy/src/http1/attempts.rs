@@ -28,6 +28,9 @@ use crate::mechanism::gate::Waiting;
 use crate::transport::app_pool::{self, AppStream};
 use crate::transport::upstream::ConnectError;
 
+/// While the app does not accept a connection: how often to ask whether it answers other requests.
+const LOOK_FOR_SILENCE: Duration = Duration::from_millis(50);
+
 /// State that the attempts of a request share.
 struct Attempt<'h> {
     /// The request's head, for the app.
@@ -165,10 +168,10 @@ impl Lane<'_> {
         if !is_kept
             && !self.is_idempotent
             && self.may_share(&app, attempt.head.len())
-            && let Err(event) = Box::pin(self.wait_until_accepted(&mut app, exchange)).await
+            && let Err(next) = Box::pin(self.wait_until_accepted(&mut app, exchange)).await
         {
             attempt.detail = "it does not accept the connection".into();
-            return Went::Next(steps::happened(self.state, exchange, event));
+            return Went::Next(next);
         }
         match self.ask(&mut app, attempt.head, &mut attempt.input, exchange).await {
             Ok(answer) if matches!(exchange.destination, Destination::App) => Went::Answered((app, answer)),
@@ -278,18 +281,30 @@ impl Lane<'_> {
     }
 
     /// A request that may not be repeated is sent once the app has accepted its connection: while that is in the queue, the app
-    /// may stop.
-    async fn wait_until_accepted(&mut self, app: &mut AppStream, exchange: &Exchange) -> Result<(), Event> {
-        let mut is_gone = false;
-        let accepted = async {
-            is_gone = !app.accepted().await;
-            true
-        };
-        match self.unless_late(accepted, exchange).await {
-            Some(true) if is_gone => Err(Event::Unread { is_kept: false }),
-            Some(true) => Ok(()),
-            Some(false) => Err(Event::TimedOut),
-            None => Err(Event::ClientLeft),
+    /// may stop, or be found silent.
+    async fn wait_until_accepted(&mut self, app: &mut AppStream, exchange: &mut Exchange) -> Result<(), Next> {
+        let mut accepted = pin!(app.accepted());
+        loop {
+            let mut is_accepted = None;
+            let wait = async {
+                tokio::select! {
+                    biased;
+                    is = &mut accepted => is_accepted = Some(is),
+                    () = tokio::time::sleep(LOOK_FOR_SILENCE), if self.state.peers.is_some() => {}
+                }
+                true
+            };
+            let event = match (self.unless_late(wait, exchange).await, is_accepted) {
+                (Some(true), Some(true)) => return Ok(()),
+                (Some(true), Some(false)) => Event::Unread { is_kept: false },
+                (Some(true), None) => match steps::not_accepted(self.state, exchange) {
+                    Some(next) => return Err(next),
+                    None => continue,
+                },
+                (Some(false), _) => Event::TimedOut,
+                (None, _) => Event::ClientLeft,
+            };
+            return Err(steps::happened(self.state, exchange, event));
         }
     }
 

@@ -1,6 +1,7 @@
 //! `[admission]`: the concurrency limit of the app, and its queue.
 
 use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
 use outrigger_policy::flags::Mode;
 use outrigger_policy::{admission, concurrency};
@@ -10,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::acting::Acting;
 use crate::complaints::Builder;
 use crate::tree::Step;
-use crate::units::{Span, Text, span};
+use crate::units::{Span, Text};
+
+/// A request that got its permit at the last moment still gets its response within a second from a usual app.
+const MAX_WAIT: Duration = Duration::from_millis(850);
 
 /// How many requests the app handles concurrently. You configure no capacity: the limit adapts to the app's latency.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -26,15 +30,22 @@ pub struct Admission {
     pub initial: NonZeroU16,
     /// How long a request may wait for a permit. Later: 503.
     pub max_wait: Text<Span>,
-    /// Maximum length of the queue in a burst. A standing queue is shorter: as many requests as the app completes in half of
-    /// `max_wait`.
+    /// Maximum length of the queue in a burst. A standing queue is shorter: as many requests as the app completes in four
+    /// fifths of `max_wait`.
     pub max_queue: NonZeroU16,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         let n = |n| NonZeroU16::new(n).unwrap_or(NonZeroU16::MIN);
-        Self { mode: Acting::Enforce, min: n(1), max: n(1000), initial: n(20), max_wait: span(1), max_queue: n(1000) }
+        Self {
+            mode: Acting::Enforce,
+            min: n(1),
+            max: n(1000),
+            initial: n(20),
+            max_wait: Text(Span(MAX_WAIT)),
+            max_queue: n(2000),
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Group {
     pub clients_of: Option<usize>,
     /// The number of the route; that of the group if `None`.
     pub route: Option<u16>,
+    /// The requests arrive in equal intervals instead of at random.
+    pub is_even: bool,
 }
 
 impl Group {
@@ -57,6 +59,7 @@ impl Group {
             burst: None,
             clients_of: None,
             route: None,
+            is_even: false,
         }
     }
 }
@@ -65,6 +68,8 @@ impl Group {
 pub struct Crowd {
     pub groups: Vec<Group>,
     pub servers: u32,
+    /// From this time on, the app has so many servers.
+    pub servers_later: Option<(u64, u32)>,
     pub settings: Settings,
     /// Treats all requests as those of one client: a queue without fairness, in order of arrival.
     pub is_blind: bool,
@@ -74,8 +79,9 @@ impl Crowd {
     /// Eight servers with the default settings.
     pub fn new(groups: Vec<Group>) -> Self {
         let concurrency = concurrency::Settings { min: 1, max: 1000, initial: 20 };
-        let settings = Settings { concurrency, max_wait: Duration::from_secs(1), max_queue: 1000, max_held: 1000 };
-        Self { groups, servers: 8, settings, is_blind: false }
+        let settings =
+            Settings { concurrency, max_wait: Duration::from_millis(850), max_queue: 2000, max_held: 10_000 };
+        Self { groups, servers: 8, servers_later: None, settings, is_blind: false }
     }
 }
 
@@ -169,6 +175,8 @@ pub struct Asked {
     /// Its service time.
     pub service: u64,
     pub is_served: bool,
+    /// When the response came.
+    pub answered: Option<u64>,
 }
 
 /// The results of the requests of some clients.
@@ -298,6 +306,7 @@ impl Run<'_> {
             }
             Event::Done { request, started, in_flight } => {
                 self.busy -= 1;
+                self.asked[request].answered = Some(now);
                 let group = self.asked[request].group;
                 let class = self.crowd.groups[group].route.unwrap_or(group as u16);
                 let sample = Sample { class, started, in_flight, ended: Ended::Answered };
@@ -309,7 +318,8 @@ impl Run<'_> {
             assert!(self.waiting.remove(&request), "only those that wait are sent");
             self.goes(now, request);
         }
-        while self.busy < self.crowd.servers {
+        let later = self.crowd.servers_later.filter(|(from, _)| *from <= now);
+        while self.busy < later.map_or(self.crowd.servers, |(_, servers)| servers) {
             let Some((request, started, in_flight)) = self.in_the_app.pop_front() else { break };
             self.busy += 1;
             self.push(now + self.asked[request].service, Event::Done { request, started, in_flight });
@@ -339,7 +349,7 @@ impl Run<'_> {
         if of.deviation > 0.0 {
             service = (service as f64 * (1.0 + of.deviation * (2.0 * self.random.unit() - 1.0))) as u64;
         }
-        self.asked.push(Asked { group, client, at: now, waited: 0, service, is_served: false });
+        self.asked.push(Asked { group, client, at: now, waited: 0, service, is_served: false, answered: None });
         let mut displaced = Vec::new();
         let ask = Ask { priority: of.priority, client: self.id(request), now };
         match self.gate.ask(request, ask, &mut displaced) {
@@ -357,7 +367,8 @@ impl Run<'_> {
         }
         if of.burst.is_none() {
             let per_second = of.load * f64::from(self.crowd.servers) * SECOND as f64 / of.service as f64;
-            let next = now + (self.random.exponential() * SECOND as f64 / per_second) as u64 + 1;
+            let gap = if of.is_even { 1.0 } else { self.random.exponential() };
+            let next = now + (gap * SECOND as f64 / per_second) as u64 + 1;
             if next < of.to {
                 self.push(next, Event::Arrival(group));
             }

@@ -5,3 +5,4 @@ pub mod crowd;
 pub mod fleet;
 pub mod shedders;
 pub mod simulator;
+pub mod told;

@@ -41,7 +41,7 @@ pub enum Event {
         /// The route retries this status, and the request is repeatable.
         wants_retry: bool,
     },
-    /// The app refused the connection, so it has not seen the request.
+    /// The app refused the connection, or does not accept it and answers nothing: it has not seen the request.
     Refused {
         /// The request may wait until the app is back.
         waits: bool,

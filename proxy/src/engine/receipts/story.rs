@@ -197,7 +197,7 @@ fn happened(event: Event) -> String {
             return format!("its circuit breaker was open, for another {:.1} s", retry_after.as_secs_f64());
         }
         Event::FaultStatus { status, .. } => return format!("an injected fault answered {}", status.as_u16()),
-        Event::Refused { .. } => "the app refused the connection",
+        Event::Refused { .. } => "the app took no connection",
         Event::ConnectTimedOut => "the app took no connection within `app.connect_timeout`",
         Event::NoConnection(rejection) => return format!("no connection could be made: {}", rejection.problem().label),
         Event::Connected => "the app took a connection",
