@@ -261,7 +261,7 @@ fn a_request_that_waited_too_long_is_not_blamed_on_the_length_of_the_queue() {
     first.send(get("/slow"));
     app.gets(1, "/slow");
     let refused = proxy.get("/");
-    let numbers = json!({ "limit": 1, "in_flight": 1, "queue_limit": 1000, "max_wait_ms": 200 });
+    let numbers = json!({ "limit": 1, "in_flight": 1, "queue_limit": 2000, "max_wait_ms": 200 });
     why(&proxy, &refused, "temporary_reduced_capacity", "admission.max_wait", &numbers);
     gate.add_permits(1);
     assert_eq!(first.answer().status, 200);

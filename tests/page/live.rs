@@ -35,8 +35,8 @@ fn headline(text: &'static str) -> impl Fn(&Value) -> bool {
 #[test]
 fn events_are_on_the_open_page_within_two_seconds() {
     let app = Backend::start();
-    let rules =
-        "breaker.failures = 3\n[[routes]]\nname = \"search\"\npath = \"/search\"\n[abuse]\nmode = \"enforce\"\n";
+    let rules = "breaker.failures = 3\nadmission.max_wait = \"20s\"\n\
+                 [[routes]]\nname = \"search\"\npath = \"/search\"\n[abuse]\nmode = \"enforce\"\n";
     let proxy = Proxy::with(&app, rules);
     proxy.get("/");
     let browser = Browser::start(1280, 1700);

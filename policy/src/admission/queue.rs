@@ -207,8 +207,8 @@ impl<T: Default> FairQueue<T> {
         Some(flow.places.first)
     }
 
-    /// Returns the next request: of the most important priority, unless that is not critical and the request is of a heavy
-    /// client, and another priority was not served since `starved_since` and is next for a client that is not heavy.
+    /// Returns the next request: of the most important priority, unless that is not critical and a heavy client waits in it, and
+    /// another priority was not served since `starved_since` and is next for a client that is not heavy.
     pub fn next(&self, clients: &Clients, starved_since: u64, now: u64) -> Option<u32> {
         let mut waiting = Priority::ALL.into_iter().filter(|priority| self.waiting(*priority) > 0);
         let first = waiting.next()?;
@@ -216,7 +216,9 @@ impl<T: Default> FairQueue<T> {
         let mut starved = waiting.filter(|priority| self.served_at(*priority).is_some_and(|at| at < starved_since));
         let is_heavy = |number: u32| self.places.get(number).is_some_and(|place| clients.is_heavy(place.client, now));
         // The order is usual: most requests need no more than this.
-        let Some(priority) = starved.next().filter(|_| first != Priority::Critical && is_heavy(next)) else {
+        let Some(priority) =
+            starved.next().filter(|_| first != Priority::Critical && self.heaviest_of(first).is_some_and(is_heavy))
+        else {
             return Some(next);
         };
         let all = std::iter::once(priority).chain(starved);

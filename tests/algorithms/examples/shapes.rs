@@ -1,4 +1,6 @@
-//! Prints the table of overloads of different shapes in docs/overload.md.
+//! Prints the table of overloads of different shapes in docs/overload.md:
+//! `cargo run -p outrigger-algorithms --release --example shapes`.
+#![allow(clippy::print_stdout)]
 
 use outrigger_algorithms::told::OVERLOADS;
 

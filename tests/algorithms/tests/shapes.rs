@@ -16,7 +16,6 @@ fn an_unknown_capacity_is_used_as_well_as_one_that_an_operator_told() {
             let least = (told.critical - 0.015).min(0.999);
             assert!(ours.critical >= least, "{}, seed {seed}: {ours:?}, told: {told:?}", overload.name);
         }
-        println!("{}: {:.3}", overload.name, good / as_told);
         assert!(good >= 0.97 * as_told, "{}: {good} instead of {as_told}", overload.name);
     }
 }
