@@ -5,7 +5,7 @@
 //! each. Once it is up, permits are handed out as usual, so that it is not flooded. Without `hold` no request waits, but the
 //! app is probed all the same, so that circuit breakers that opened because of it close as soon as it listens.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub struct Reach {
     is_stopped: AtomicBool,
     /// The app will not come back.
     has_ended: AtomicBool,
+    /// When the app last came back, in nanoseconds ([`State::nanoseconds`]).
+    back_at: AtomicU64,
 }
 
 impl Reach {
@@ -204,6 +206,12 @@ pub fn note_wait(state: &State, exchange: &mut Exchange) {
     }
     if must_wait(state, exchange) {
         exchange.held_since.get_or_insert_with(clock::now);
+    } else if exchange.held_since.is_none()
+        && state.reach.back_at.load(Ordering::SeqCst) > state.nanoseconds(exchange.turn_began)
+        && waits(exchange)
+    {
+        // The app was down meanwhile, and for less than `max_wait`.
+        exchange.held_since = Some(exchange.turn_began);
     }
 }
 
@@ -275,6 +283,7 @@ async fn watch(state: Arc<State>, since: Instant) {
     let away_ms = u64::try_from(clock::since(since).as_millis()).unwrap_or(u64::MAX);
     tracing::info!(event = "app_back", away_ms, held, "the app accepts connections again");
     notices::app_reach_changed(&state, false, format!("the app is back after {away_ms} ms; {held} requests waited"));
+    state.reach.back_at.store(state.nanoseconds(clock::now()), Ordering::SeqCst);
     state.reach.clear(AWAY, &state.gate);
     // It was stopped since the connection: `app_stops` found it away, and left this to the watch.
     if state.reach.is_stopped.load(Ordering::SeqCst) {
