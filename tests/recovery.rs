@@ -76,19 +76,21 @@ fn a_short_outage_rejects_no_request_that_waited_before() {
     let mut app = Backend::start();
     let gate = app.gate("/get");
     let proxy = Proxy::with(&app, "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"1s\"\n");
-    let mut clients: Vec<Client> = (0..2).map(|_| proxy.connect()).collect();
+    let mut clients: Vec<Client> = (0..3).map(|_| proxy.connect()).collect();
     clients[0].send(get("/get"));
     app.gets(1, "/get");
-    clients[1].send(get("/get"));
-    until("the second to wait", || proxy.shows("/admission")["queue"]["medium"] == 1);
+    for client in &mut clients[1..] {
+        client.send(get("/get"));
+    }
+    until("the others to wait", || proxy.shows("/admission")["queue"]["medium"] == 2);
     let waits_since = Instant::now();
     app.stop();
     until("the app to be known as down", || !is_reachable(&proxy));
     app.resume();
     app.gets(2, "/get");
-    // One has the permit; the other one waits for longer than `max_wait`, in which the app was down.
+    // One of them has the permit. The other one waits for longer than `max_wait`, in which the app was down.
     thread::sleep(Duration::from_millis(1300).saturating_sub(waits_since.elapsed()));
-    gate.add_permits(2);
+    gate.add_permits(3);
     for mut client in clients {
         assert_eq!(client.answer().status, 200);
     }
