@@ -1,6 +1,7 @@
 //! `outrigger pause`: requests wait by order of an operator. `outrigger maintenance`: they are refused.
 
-use std::fs;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use serde_json::{Value, json};
 use xtask::Signal;
@@ -42,6 +43,27 @@ pub fn held(proxy: &Proxy, request: &str) -> Client {
     client.send(request);
     until("the request to wait", || waiting(proxy) == before + 1);
     client
+}
+
+/// The time of a pause does not count as time in the queue, even if it ends before that is over.
+#[test]
+fn a_short_pause_rejects_no_request_that_waited_before() {
+    let app = Backend::start();
+    let gate = app.gate("/a");
+    let proxy = Proxy::with(&app, "admission.min = 1\nadmission.max = 1\nadmission.max_wait = \"1s\"\n");
+    let mut first = proxy.connect();
+    first.send(get("/a"));
+    app.gets(1, "/a");
+    let mut second = held(&proxy, &get("/a"));
+    let waits_since = Instant::now();
+    assert!(run(&proxy, &["pause"]).0);
+    assert!(run(&proxy, &["resume"]).0);
+    // It waits for longer than `max_wait`, in which there was a pause.
+    thread::sleep(Duration::from_millis(1200).saturating_sub(waits_since.elapsed()));
+    gate.add_permits(2);
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.answer().status, 200);
+    }
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! Exact state for each client that holds a permit, waits, or recently used the app while other requests had to wait.
 //!
-//! A client's *usage* is the time for which its requests held permits, and [`REJECTED`] for each that got none, by priority,
-//! halved every [`HALF_LIFE_NS`]. A client
-//! is *heavy* if its usage exceeds [`HEAVY`] times the average of the other clients, [`HEAVY`] average requests, and
-//! [`SHARE`] of all usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
+//! A client's *usage* is the time for which its requests held permits, and [`REJECTED`] of an average request for each that
+//! got none, by priority, halved every [`HALF_LIFE_NS`]. A client is *heavy* if its usage exceeds [`HEAVY`] times the average
+//! of the other clients, [`HEAVY`] average requests, and [`SHARE`] of all usage. Clients with a new key for each request lower the average, but make no ordinary client heavy.
 //! A client that had no response for some minutes is a *stranger* (`seen.rs`).
 
 use std::collections::HashMap;
@@ -152,7 +151,8 @@ impl Clients {
         self.rest(number, now);
     }
 
-    /// Counts a request that got no permit. A stranger's does not count, so that new clients push nobody out of the memory.
+    /// Counts a request that got no permit. A stranger's does not count, so that new clients push nobody out of the memory; and
+    /// rejections alone make no client look worse than a stranger.
     pub fn charge(&mut self, number: u32, priority: Priority, now: u64) {
         let Some(client) = self.clients.get_mut(number).filter(|client| self.seen.has(client.id)) else { return };
         client.decay(now);

@@ -12,7 +12,12 @@ fn ask(priority: Priority, client: u64) -> Ask {
 }
 
 /// Queues a request; its name is its waker.
-fn wait(admission: &mut Admission<&'static str>, priority: Priority, client: u64, name: &'static str) -> Ticket {
+fn wait<T: Default + std::fmt::Display>(
+    admission: &mut Admission<T>,
+    priority: Priority,
+    client: u64,
+    name: T,
+) -> Ticket {
     let Verdict::Wait(ticket) = admission.ask(ask(priority, client), |_, _| {}) else { panic!("{name} waits") };
     *admission.waker(&ticket).unwrap() = name;
     ticket
@@ -291,6 +296,30 @@ fn who_has_used_more_gives_way_to_known_clients_and_never_to_strangers() {
 }
 
 #[test]
+fn whose_requests_are_rejected_often_gives_way_to_who_asks_rarely() {
+    let mut a = full(1, 3);
+    // All had one response.
+    let mut before = 1000;
+    for client in [7, 8, 9, 10, 11, 12] {
+        let _waits = wait(&mut a, Priority::Low, client, "before");
+        a.finish(before, Priority::Low, MS, 20 * MS);
+        assert_eq!(a.grant(), Some("before"));
+        before = client;
+    }
+    let _waits = [9, 10, 11].map(|client| wait(&mut a, Priority::Low, client, "waits"));
+    for _ in 0..1000 {
+        assert_eq!(ask_as(&mut a, Priority::Low, 7, MS), (false, vec![]));
+    }
+    a.finish(12, Priority::Low, MS, 20 * MS);
+    assert_eq!(a.grant(), Some("waits"));
+    let _waits = wait(&mut a, Priority::Low, 7, "asks often");
+    assert_eq!(ask_as(&mut a, Priority::Low, 8, MS), (true, vec!["asks often"]));
+    // It still looks no worse than a stranger.
+    let number = a.clients.find(7).unwrap();
+    assert!(a.clients.spent(number, Priority::Low, MS) <= 16.0 * a.clients.cost());
+}
+
+#[test]
 fn strangers_without_end_take_no_place_from_a_client_that_is_known() {
     let mut a = full(1, 3);
     for n in 0..200 {
@@ -380,6 +409,31 @@ fn less_important_requests_get_something_if_a_heavy_client_is_in_front_except_wh
         }
         assert_eq!(served.iter().filter(|name| **name == "less").count(), least, "of 1,100");
     }
+}
+
+#[test]
+fn less_important_requests_get_something_if_a_heavy_client_waits_behind_a_light_one() {
+    let served = [true, false].map(|heavy_waits| {
+        let mut a: Admission<u64> = Admission::new(settings(1, 10_000));
+        assert!(a.ask_now(1));
+        let mut holder = 1;
+        let mut next = |a: &mut Admission<u64>, client: u64, now: u64| {
+            let _waits = wait(a, Priority::Medium, client, client);
+            let priority = if holder < 200 { Priority::Medium } else { Priority::Low };
+            a.finish(holder, priority, now, MS);
+            holder = a.grant().unwrap();
+            holder
+        };
+        let _less = [200, 201, 202, 203].map(|client| wait(&mut a, Priority::Low, client, client));
+        for client in std::iter::repeat_n(7, 2_000).chain([100, 101, 100]) {
+            assert_eq!(next(&mut a, client, MS), client);
+        }
+        let _heavy = heavy_waits.then(|| wait(&mut a, Priority::Medium, 7, 7));
+        let served: Vec<u64> = (1..1_100).map(|n| next(&mut a, 100 + n % 2, (n + 1) * MS)).collect();
+        assert!(!served.contains(&7), "the light ones are in front of it");
+        served.into_iter().filter(|client| *client >= 200).count()
+    });
+    assert_eq!(served, [4, 0]);
 }
 
 #[test]

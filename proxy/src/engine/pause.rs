@@ -136,7 +136,7 @@ fn end(state: &State, why: End, until: Option<Instant>) -> Option<Resumed> {
     let ender = orders.ender.take();
     // Read before the queue empties.
     let held = state.gate.standing().waiting.iter().sum();
-    state.reach.unpause(&state.gate);
+    state.reach.unpause(&state.gate, state.nanoseconds(clock::now()));
     drop(orders);
     let paused = Timestamp::now().duration_since(pause.since).unsigned_abs();
     let resumed = Resumed { paused, held };

@@ -289,7 +289,7 @@ impl Lane<'_> {
             let wait = async {
                 tokio::select! {
                     biased;
-                    is = &mut accepted => is_accepted = Some(is),
+                    accepted = &mut accepted => is_accepted = Some(accepted),
                     () = tokio::time::sleep(LOOK_FOR_SILENCE), if self.state.peers.is_some() => {}
                 }
                 true

@@ -2,9 +2,9 @@
 //! `cargo run -p outrigger-algorithms --release --example fairness`.
 #![allow(clippy::print_stdout)]
 
-use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, page_after_reports, run, run_with};
 use outrigger_algorithms::shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
-use outrigger_algorithms::simulator::{MS, SECOND};
+use outrigger_algorithms::simulator::SECOND;
 
 const END: u64 = 30 * SECOND;
 
@@ -66,12 +66,7 @@ fn main() {
     println!("\nA page with 100 parts, 10 ms each, after twelve reports:\n");
     println!("| reports of | refused of 100 | longest wait (ms) |\n|---|---|---|");
     for report in [SECOND, 3 * SECOND, 10 * SECOND] {
-        let mut reports = Group::new(Population::Equal(1), 0.0, END);
-        (reports.burst, reports.service) = (Some(12), report);
-        let mut parts = Group::new(Population::Equal(1), 0.0, END);
-        (parts.burst, parts.service, parts.from) = (Some(100), 10 * MS, 60 * SECOND);
-        let asked = run(&Crowd::new(vec![reports, parts]), 1);
-        let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
+        let fate = page_after_reports(report);
         println!("| {} s | {} | {:.0} |", report / SECOND, fate.asked - fate.served, fate.waited_ms[2]);
     }
     compare_shedders();

@@ -215,6 +215,18 @@ impl Fate {
     }
 }
 
+/// A page with 100 parts of 10 ms each, a minute after a burst of twelve reports that take `report` each: what becomes of its parts.
+pub fn page_after_reports(report: u64) -> Fate {
+    let burst = |requests, service, from| Group {
+        burst: Some(requests),
+        service,
+        from,
+        ..Group::new(Population::Equal(1), 0.0, 30 * SECOND)
+    };
+    let groups = vec![burst(12, report, 0), burst(100, 10 * MS, 60 * SECOND)];
+    Fate::of(run(&Crowd::new(groups), 1).iter().filter(|asked| asked.group == 1))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrival(usize),

@@ -1,9 +1,9 @@
 //! The fair queue in the simulator: many clients under overload, with several seeds each. The example `fairness` prints the
 //! figures of docs/overload.md for the same scenarios.
 
-use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, run, run_with};
+use outrigger_algorithms::crowd::{Asked, Crowd, Fate, Group, Population, page_after_reports, run, run_with};
 use outrigger_algorithms::shedders::{CRITICAL, KINDS, SEARCH, SHEDDERS, searches, utilisation, well_behaved};
-use outrigger_algorithms::simulator::{MS, SECOND};
+use outrigger_algorithms::simulator::SECOND;
 
 const SEEDS: std::ops::Range<u64> = 1..4;
 const END: u64 = 12 * SECOND;
@@ -68,12 +68,7 @@ fn clients_with_a_new_key_on_each_request_take_little_more_than_in_order_of_arri
 #[test]
 fn a_page_with_many_parts_after_slow_reports_is_served_completely() {
     for report in [SECOND, 3 * SECOND, 10 * SECOND, 30 * SECOND] {
-        let mut reports = Group::new(Population::Equal(1), 0.0, END);
-        (reports.burst, reports.service) = (Some(12), report);
-        let mut parts = Group::new(Population::Equal(1), 0.0, END);
-        (parts.burst, parts.service, parts.from) = (Some(100), 10 * MS, 60 * SECOND);
-        let asked = run(&Crowd::new(vec![reports, parts]), 1);
-        let fate = Fate::of(asked.iter().filter(|asked| asked.group == 1));
+        let fate = page_after_reports(report);
         assert_eq!(fate.served, fate.asked, "after reports of {} s", report / SECOND);
     }
 }

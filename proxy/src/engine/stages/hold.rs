@@ -43,8 +43,9 @@ pub struct Reach {
     is_stopped: AtomicBool,
     /// The app will not come back.
     has_ended: AtomicBool,
-    /// When the app last came back, in nanoseconds ([`State::nanoseconds`]).
+    /// When the app last came back, and when the last pause ended, in nanoseconds ([`State::nanoseconds`]).
     back_at: AtomicU64,
+    unpaused_at: AtomicU64,
 }
 
 impl Reach {
@@ -88,8 +89,9 @@ impl Reach {
         self.bits.fetch_or(PAUSED, Ordering::SeqCst);
     }
 
-    /// Sends requests to the app again, unless it is down.
-    pub fn unpause(&self, gate: &Gate) {
+    /// Sends requests to the app again, unless it is down. `now` is in nanoseconds.
+    pub fn unpause(&self, gate: &Gate, now: u64) {
+        self.unpaused_at.store(now, Ordering::SeqCst);
         self.clear(PAUSED, gate);
     }
 
@@ -203,16 +205,20 @@ pub fn note_wait(state: &State, exchange: &mut Exchange) {
     } else if let Some(until) = exchange.paused_until {
         // It may have ended early.
         exchange.paused_until = Some(until.min(clock::now()));
+    } else if has_ended_since(&state.reach.unpaused_at, state, exchange) && is_held_by_pause(exchange) {
+        exchange.paused_until = Some(clock::now());
     }
     if must_wait(state, exchange) {
         exchange.held_since.get_or_insert_with(clock::now);
-    } else if exchange.held_since.is_none()
-        && state.reach.back_at.load(Ordering::SeqCst) > state.nanoseconds(exchange.turn_began)
-        && waits(exchange)
+    } else if exchange.held_since.is_none() && has_ended_since(&state.reach.back_at, state, exchange) && waits(exchange)
     {
-        // The app was down meanwhile, and for less than `max_wait`.
         exchange.held_since = Some(exchange.turn_began);
     }
+}
+
+/// Whether a pause or an outage has ended while the request waited. It may have begun after the request's last look, too.
+fn has_ended_since(at: &AtomicU64, state: &State, exchange: &Exchange) -> bool {
+    at.load(Ordering::SeqCst) > state.nanoseconds(exchange.turn_began)
 }
 
 /// When a request that waits for an app that is down gives up. The time in a pause does not count.
